@@ -1,0 +1,213 @@
+"""`paralab compare`: print which of two ways is better, from their CSV files.
+
+Exit status: 0 fine, 2 worse by more than `--fail-over` percent (or failing where the other did not), 3 not comparable:
+other work, no file, no such flag. So 2 always means a regression.
+"""
+
+import argparse
+import csv
+import io
+import json
+import re
+import sys
+import warnings
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, fields
+from pathlib import Path
+from typing import NoReturn
+
+from benchmarks.verdict import (
+    LEVEL,
+    METRICS,
+    NOT_COMPARABLE,
+    Comparison,
+    Metric,
+    Outcome,
+    compare_column,
+    compare_files,
+)
+from benchmarks.work import amount
+from parallel.errors import ParalabError, UsageError, did_you_mean
+from parallel.measure.record import harmless, one_line, read
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command and return its exit status."""
+    try:
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            options = _parser().parse_args(argv)
+            outcome, metric = _look(options)
+    except ParalabError as error:
+        print(f"paralab compare: {one_line(str(error))}", file=sys.stderr)
+        return NOT_COMPARABLE
+    for warning in caught:
+        print(f"paralab compare: {one_line(str(warning.message))}", file=sys.stderr)
+    print(FORMATS[options.format](outcome, metric), end="")
+    return outcome.exit_status(options.fail_over)
+
+
+def _look(options: argparse.Namespace) -> tuple[Outcome, Metric]:
+    if options.metric not in METRICS:
+        hint = did_you_mean(options.metric, METRICS)
+        raise UsageError(f"--metric {options.metric} is unknown{hint}: use one of {', '.join(METRICS)}")
+    metric = METRICS[options.metric]
+    records = [read(path) for path in options.files]
+    for path, rows in zip(options.files, records, strict=True):
+        if not rows:
+            raise UsageError(f"{path} holds no runs: give a file with at least one")
+    if options.by is not None:
+        rows = [row for part in records for row in part]
+        return compare_column(rows, options.by, metric, baseline=options.baseline, force=options.force), metric
+    if len(records) != 2:
+        count = "one file" if len(records) == 1 else f"{len(records)} files"
+        raise UsageError(f"{count} given: give two, or name the column that differs, such as --by strategy")
+    base, other = records
+    return compare_files(base, other, metric, names=_names(options.files), force=options.force), metric
+
+
+def _names(paths: Sequence[Path]) -> tuple[str, str]:
+    first, second = (path.stem for path in paths)
+    return (first, second) if first != second else (str(paths[0]), str(paths[1]))
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        raise UsageError(f"{message}: see paralab compare --help")
+
+
+def _parser() -> argparse.ArgumentParser:
+    summary = (__doc__ or "").split("\n", 1)[0].split("`: ")[1]
+    parser = _Parser(prog="paralab compare", description=summary.capitalize(), allow_abbrev=False)
+    parser.add_argument("files", nargs="+", type=Path, metavar="FILE.csv", help="the base first")
+    parser.add_argument("--by", metavar="COLUMN", help="compare the values of one column, such as strategy or engine")
+    parser.add_argument("--baseline", metavar="VALUE", help="with --by: what the others are compared with")
+    parser.add_argument("--metric", default="step_time_p50_s", help=f"one of {', '.join(METRICS)}")
+    parser.add_argument("--force", action="store_true", help="compare other work too, and mark it")
+    parser.add_argument("--fail-over", type=float, metavar="PERCENT", help="exit with 2 when worse by more than this")
+    parser.add_argument("--format", choices=FORMATS, default="text")
+    return parser
+
+
+def ratio_text(comparison: Comparison) -> str:
+    """Return the ratio with its interval."""
+    if comparison.ratio is None:
+        return "–"
+    interval = "" if comparison.low is None else f" [{comparison.low:.3f}, {comparison.high:.3f}]"
+    return f"{comparison.ratio:.3f}{interval}"
+
+
+def verdict_text(comparison: Comparison) -> str:
+    """Return the verdict, with how much where there is one, and marked where it was forced."""
+    change = comparison.change_percent
+    how_much = f" {abs(change):.1f}%" if change is not None and comparison.verdict in ("better", "worse") else ""
+    return f"{comparison.verdict}{how_much}{' (FORCED: not the same work)' if comparison.forced else ''}"
+
+
+def _row(comparison: Comparison) -> tuple[str, ...]:
+    arms = (
+        f"{name}: {amount(middle, comparison.metric)} (n={runs})"
+        for name, middle, runs in (
+            (comparison.base, comparison.base_median, comparison.base_runs),
+            (comparison.other, comparison.other_median, comparison.other_runs),
+        )
+    )
+    p = "–" if comparison.p is None else f"{comparison.p:.3g}"
+    return (*arms, ratio_text(comparison), p, verdict_text(comparison))
+
+
+_HEADS = ("base", "other", "other/base", "p", "verdict")
+
+
+def _text(outcome: Outcome, metric: Metric) -> str:
+    lines = [f"{metric.column}, {metric.better} is better; medians of runs, 95% intervals", ""]
+    rows = [_HEADS, *(tuple(map(one_line, _row(c))) for c in outcome.comparisons)]
+    widths = [max(len(row[i]) for row in rows) for i in range(len(_HEADS))]
+    aligned = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
+    if outcome.comparisons:
+        lines.append(aligned[0])
+    place = None
+    for comparison, line in zip(outcome.comparisons, aligned[1:], strict=True):
+        if comparison.work != place:
+            lines += ["", one_line(comparison.work)]
+            place = comparison.work
+        lines += [line, *(f"    {one_line(note)}" for note in comparison.notes)]
+    lines += [f"not comparable: {one_line(str(refusal))}" for refusal in outcome.refusals]
+    lines += [f"without a partner: {one_line(name)}" for name in outcome.alone]
+    return "\n".join([*lines, *_closing(outcome), ""])
+
+
+def _markdown(outcome: Outcome, metric: Metric) -> str:
+    lines = [f"`{metric.column}`, {metric.better} is better; medians of runs, 95% intervals", ""]
+    if outcome.comparisons:
+        lines += [_pipes(("work", *_HEADS)), _pipes(["---"] * (1 + len(_HEADS)))]
+        lines += [_pipes(map(_plain, (c.work, *_row(c)))) for c in outcome.comparisons]
+    notes = [f"{c.base} / {c.other}: {note}" for c in outcome.comparisons for note in c.notes]
+    notes += [f"not comparable: {refusal}" for refusal in outcome.refusals]
+    notes += [f"without a partner: {name}" for name in outcome.alone]
+    return "\n".join([*lines, "", *(f"- {_plain(note)}" for note in (*notes, *_closing(outcome))), ""])
+
+
+def _closing(outcome: Outcome) -> list[str]:
+    judged = sum(comparison.p is not None for comparison in outcome.comparisons)
+    chance = f"{judged} verdicts at the {LEVEL:.0%} level: up to {judged * LEVEL:.1f} would be chance alone"
+    return [chance] if judged > 10 else []
+
+
+def _pipes(cells: "Sequence[str] | map[str]") -> str:
+    return f"| {' | '.join(cells)} |"
+
+
+def _plain(text: str) -> str:
+    """Return text that Markdown shows as it is."""
+    return re.sub(r"([\\`*_\[\]<>|#!&~$])", r"\\\1", re.sub(r"[\x00-\x1f\x7f-\x9f]+", " ", text))
+
+
+def _csv(outcome: Outcome, metric: Metric) -> str:
+    buffer = io.StringIO()
+    writer = csv.writer(buffer, lineterminator="\n")
+    names = [field.name for field in fields(Comparison)]
+    writer.writerow(names)
+    for comparison in outcome.comparisons:
+        cells = {**vars(comparison), "notes": "; ".join(comparison.notes)}
+        writer.writerow([_csv_cell(cells[name]) for name in names])
+    for refusal in outcome.refusals:
+        cells = {"base": refusal.base, "other": refusal.other, "metric": metric.column, "verdict": "not comparable"}
+        writer.writerow([_csv_cell({**cells, "notes": str(refusal)}.get(name)) for name in names])
+    return buffer.getvalue()
+
+
+def _csv_cell(cell: object) -> str:
+    if isinstance(cell, str):
+        return harmless(cell) if cell else ""
+    return "" if cell is None else str(cell).lower() if isinstance(cell, bool) else repr(cell)
+
+
+def _json(outcome: Outcome, metric: Metric) -> str:
+    refusals = [
+        {
+            "base": refusal.base,
+            "other": refusal.other,
+            "differences": {d.column.name: [d.base, d.other] for d in refusal.differences},
+            "message": str(refusal),
+        }
+        for refusal in outcome.refusals
+    ]
+    found = {
+        "metric": asdict(metric),
+        "comparisons": [asdict(c) for c in outcome.comparisons],
+        "refusals": refusals,
+        "alone": outcome.alone,
+    }
+    return json.dumps(found, indent=2, allow_nan=False) + "\n"
+
+
+FORMATS: dict[str, Callable[[Outcome, Metric], str]] = {
+    "text": _text,
+    "markdown": _markdown,
+    "csv": _csv,
+    "json": _json,
+}
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,120 @@
+"""`paralab report`: one HTML file that tells what some runs found. It opens offline and asks the network for nothing.
+
+The page has no script. Its content security policy allows one style sheet, by hash, and nothing else.
+"""
+
+import argparse
+import os
+import re
+import sys
+import warnings
+from base64 import b64encode
+from collections.abc import Sequence
+from dataclasses import dataclass
+from hashlib import sha256
+from pathlib import Path
+from typing import NoReturn
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from markupsafe import Markup
+
+from benchmarks import sections, work
+from benchmarks.compare import ratio_text, verdict_text
+from benchmarks.sections import Source
+from benchmarks.work import amount
+from parallel.errors import ParalabError, UsageError
+from parallel.measure.record import one_line, read
+
+HERE = Path(__file__).parent
+
+
+@dataclass(frozen=True)
+class Download:
+    """A file that is carried inside the page."""
+
+    name: str
+    size: str
+    uri: str
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command and return its exit status."""
+    try:
+        options = _parser().parse_args(argv)
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            page = render(options.files, title=options.title, caught=caught)
+        _write(options.out, page)
+    except ParalabError as error:
+        print(f"paralab report: {one_line(str(error))}", file=sys.stderr)
+        return error.exit_status
+    print(f"wrote {options.out} ({len(page.encode()) / 1e3:.0f} kB)")
+    return 0
+
+
+def render(
+    paths: Sequence[Path], *, title: str = "What the runs found", caught: Sequence[warnings.WarningMessage] = ()
+) -> str:
+    """Return the page for some CSV files. Logs of the ranks are read from the folders beside them.
+
+    `caught` collects warnings while the files are read; they become caveats of the page.
+    Raises: UsageError or DataError when a file cannot be read, or holds no run.
+    """
+    sources = [Source(path, tuple(read(path))) for path in paths]
+    if not any(source.records for source in sources):
+        raise UsageError(f"{', '.join(map(str, paths))}: no runs to report, give a CSV file with at least one")
+    pieces = sections.pieces(sources)
+    style = (HERE / "report.css").read_text(encoding="utf-8")
+    environment = Environment(
+        loader=FileSystemLoader(HERE), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
+    environment.filters.update(amount=amount, ratio=ratio_text, verdict=verdict_text, show=work.show)
+    page = environment.get_template("report.html").render(
+        title=title,
+        style=Markup(style),
+        style_hash=b64encode(sha256(style.encode()).digest()).decode(),
+        pieces=pieces,
+        caveats=[*sections.caveats(sources, pieces), *dict.fromkeys(str(warning.message) for warning in caught)],
+        scaling=sections.scaling(sources),
+        failures=sections.failures(pieces),
+        environment=sections.environment(sources),
+        commands=sections.commands(pieces),
+        downloads=[_download(source.path) for source in sources],
+        runs=sum(len(source.records) for source in sources),
+        dates=sections.dates(sources),
+    )
+    return re.sub(r"[\x00-\x08\x0b-\x1f\x7f]", "\ufffd", page)  # HTML has no place for control characters
+
+
+def _download(path: Path) -> Download:
+    content = path.read_bytes()
+    uri = f"data:text/csv;charset=utf-8;base64,{b64encode(content).decode()}"
+    return Download(path.name, amount(len(content), "size_bytes"), uri)
+
+
+def _write(path: Path, page: str) -> None:
+    """Write the page beside its place and move it there, so that no half of it is ever seen."""
+    partial = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        partial.write_text(page, encoding="utf-8", errors="backslashreplace")
+        partial.replace(path)
+    except OSError as error:
+        partial.unlink(missing_ok=True)
+        raise UsageError(f"{path} cannot be written ({error.strerror}): choose another place with --out") from None
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        raise UsageError(f"{message}: see paralab report --help")
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = _Parser(prog="paralab report", description="Write what runs found as one HTML file.", allow_abbrev=False)
+    parser.add_argument("files", nargs="+", type=Path, metavar="FILE.csv")
+    parser.add_argument("--out", type=Path, default=Path("report.html"), metavar="FILE.html")
+    parser.add_argument("--title", default="What the runs found")
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,117 @@
+#!/usr/bin/env bash
+# One door to paralab: sets up on a fresh machine, then runs the main job, the tests or any paralab command.
+set -euo pipefail
+
+root=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd -P)
+venv=$root/.venv
+stamp=$venv/.paralab-installed # written last, so that an interrupted installation is done again
+
+usage() {
+    cat <<'EOF'
+usage: ./launch.sh                  set up if needed, then compare every strategy that fits this machine
+       ./launch.sh test [ARG...]    the test suite (arguments go to pytest)
+       ./launch.sh check [--fix]    lint, format and types
+       ./launch.sh COMMAND [ARG...] any paralab command, such as ./launch.sh verify --model gpt2
+
+An active environment in which this checkout is installed is used as it is. Otherwise .venv is created here,
+with the exact versions of constraints.txt, and reused from then on. pip reads its usual settings; on a machine
+without an NVIDIA GPU this saves a download of several gigabytes:
+
+       PIP_EXTRA_INDEX_URL=https://download.pytorch.org/whl/cpu ./launch.sh
+
+PYTHON=/path/to/python3 chooses the interpreter that .venv is made with.
+./launch.sh commands lists the commands of paralab.
+EOF
+}
+
+die() {
+    printf 'launch.sh: %s\n' "$@" >&2
+    exit 2
+}
+
+# Print the python of the active environment if this checkout is installed there.
+active_python() {
+    local python
+    python=$(command -v python) || return 1
+    # -I: what is installed counts, not what happens to lie in the current folder
+    [[ $("$python" -I -c 'import os, parallel; print(os.path.realpath(parallel.__path__[0]))' 2>/dev/null) == "$root/parallel" ]] || return 1
+    printf '%s\n' "$python"
+}
+
+# Print an interpreter that is new enough to make .venv with.
+base_python() {
+    local candidate
+    for candidate in ${PYTHON:+"$PYTHON"} python3 python3.13 python3.12 python3.11 python3.10; do
+        if "$candidate" -c 'import sys; sys.exit(sys.version_info < (3, 10))' 2>/dev/null; then
+            "$candidate" -c 'import venv, ensurepip' 2>/dev/null ||
+                die "$candidate has no venv module: install it (Debian, Ubuntu: apt install python3-venv) and try again"
+            printf '%s\n' "$candidate"
+            return
+        fi
+        [[ $candidate != "${PYTHON:-}" ]] || die "PYTHON=$PYTHON is not a Python 3.10 or newer that runs"
+    done
+    die "Python 3.10 or newer is needed, $(python3 --version 2>&1 || true) found:" \
+        "install one, or name it: PYTHON=/path/to/python3 ./launch.sh"
+}
+
+# What the installation depends on: when it changes, pip runs again.
+fingerprint() {
+    cat "$root/setup.cfg" "$root/pyproject.toml" "$root/constraints.txt" | cksum
+    printf '%s\n' "$root" # a moved checkout leaves an environment that points to the old place
+}
+
+install() {
+    echo "launch.sh: installing into $venv (once; some minutes)" >&2
+    rm -f "$stamp"
+    if ! "$venv/bin/python" -m pip --version >/dev/null 2>&1; then # absent, or left half made
+        local base
+        base=$(base_python)
+        "$base" -m venv "$venv" || die "$base cannot make $venv: see the message above; if the folder exists, remove it"
+    fi
+    local pip=("$venv/bin/python" -m pip --disable-pip-version-check install -c "$root/constraints.txt")
+    # torch first: deepspeed would otherwise be free to choose another build of it
+    "${pip[@]}" torch && "${pip[@]}" -e "$root[dev]" ||
+        die "the installation failed, see pip's message above: when its cause is gone, run the same command again" \
+            "(behind a proxy or a mirror: PIP_INDEX_URL=...; to start afresh: rm -rf $venv)"
+    fingerprint >"$stamp"
+}
+
+set_up() {
+    if python=$(active_python); then
+        return
+    fi
+    [[ -f $stamp && $(<"$stamp") == "$(fingerprint)" ]] || install
+    python=$venv/bin/python
+    export VIRTUAL_ENV=$venv PATH=$venv/bin:$PATH # torchrun, deepspeed and accelerate are found by what we start
+}
+
+case ${1:-} in
+    -h | --help)
+        usage
+        ;;
+    test)
+        shift
+        set_up
+        "$python" -c 'import hypothesis, pytest, pytest_timeout' 2>/dev/null ||
+            die "the active environment lacks the test tools: pip install -c constraints.txt -e '.[dev]'"
+        cd "$root"
+        exec "$python" -m pytest "$@"
+        ;;
+    check)
+        shift
+        set_up
+        exec "$root/check" "$@"
+        ;;
+    commands)
+        set_up
+        exec "$python" -m parallel.cli --help
+        ;;
+    "")
+        set_up
+        exec "$python" -m parallel.cli tour
+        ;;
+    *)
+        set_up
+        exec "$python" -m parallel.cli "$@"
+        ;;
+esac

@@ -1,0 +1,196 @@
+"""GPT-2 (Radford et al. 2019) and the GPT-3 family (Brown et al. 2020, table 2.1): config, module, SPEC.
+
+Two choices make one module fit every strategy. Query, key and value come from one linear layer whose rows are
+ordered by head (head 0: q, k, v; head 1: q, k, v; ...), so any contiguous split of the rows is a set of whole
+heads. The vocabulary is padded to a multiple of 64, so its rows divide over ranks; the padding never enters
+the loss.
+"""
+
+import math
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from models.cross_entropy import LinearCrossEntropy
+from models.spec import Flops, ModelSpec
+
+VOCAB_MULTIPLE = 64
+
+
+@dataclass(frozen=True)
+class GPT2Config:
+    """Sizes of one model. `tokenizer` names the encoding its vocabulary belongs to ("gpt2" or "bytes")."""
+
+    n_layers: int
+    hidden: int
+    n_heads: int
+    seq_len: int = 1024
+    vocab_size: int = 50_257
+    tokenizer: Literal["gpt2", "bytes"] = "gpt2"
+    task: str = "text"
+
+    def __post_init__(self) -> None:
+        if self.hidden % self.n_heads:
+            raise ValueError(f"hidden={self.hidden} is not a multiple of n_heads={self.n_heads}")
+
+    @property
+    def padded_vocab(self) -> int:
+        return -(-self.vocab_size // VOCAB_MULTIPLE) * VOCAB_MULTIPLE
+
+
+class Embed(nn.Module):
+    """Token and position embeddings."""
+
+    def __init__(self, config: GPT2Config) -> None:
+        super().__init__()
+        self.tokens = nn.Embedding(config.padded_vocab, config.hidden)
+        self.positions = nn.Embedding(config.seq_len, config.hidden)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        # (batch, seq) int64 -> (batch, seq, hidden)
+        return self.tokens(tokens) + self.positions.weight[: tokens.shape[1]]
+
+
+class Attention(nn.Module):
+    """Causal self-attention. The number of heads is read from the projection, so a split one has fewer."""
+
+    def __init__(self, config: GPT2Config) -> None:
+        super().__init__()
+        self.head_dim = config.hidden // config.n_heads
+        self.qkv = nn.Linear(config.hidden, 3 * config.hidden)
+        self.proj = nn.Linear(config.hidden, config.hidden)
+
+    def forward(self, x: Tensor) -> Tensor:
+        qkv = self.qkv(x)  # (batch, seq', 3 heads head_dim); seq' > seq under sequence parallelism
+        q, k, v = qkv.unflatten(-1, (-1, 3, self.head_dim)).transpose(1, 2).unbind(-2)  # (batch, heads, seq', head_dim)
+        y = F.scaled_dot_product_attention(q, k, v, is_causal=True)
+        return self.proj(y.transpose(1, 2).flatten(2))
+
+
+class MLP(nn.Module):
+    def __init__(self, config: GPT2Config) -> None:
+        super().__init__()
+        self.up = nn.Linear(config.hidden, 4 * config.hidden)
+        self.down = nn.Linear(4 * config.hidden, config.hidden)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.down(F.gelu(self.up(x), approximate="tanh"))
+
+
+class Block(nn.Module):
+    def __init__(self, config: GPT2Config) -> None:
+        super().__init__()
+        self.norm1 = nn.LayerNorm(config.hidden)
+        self.attn = Attention(config)
+        self.norm2 = nn.LayerNorm(config.hidden)
+        self.mlp = MLP(config)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x + self.attn(self.norm1(x))
+        return x + self.mlp(self.norm2(x))
+
+
+class GPT2(nn.Module):
+    """The whole model, or the part of it that a pipeline stage keeps (see models.spec, rule 2)."""
+
+    def __init__(self, config: GPT2Config) -> None:
+        super().__init__()
+        self.embed = Embed(config)
+        self.blocks = nn.ModuleDict({str(i): Block(config) for i in range(config.n_layers)})
+        self.norm = nn.LayerNorm(config.hidden)
+        self.head = LinearCrossEntropy(
+            hidden=config.hidden, vocab_size=config.vocab_size, padded_vocab=config.padded_vocab
+        )
+        self.head.weight = self.embed.tokens.weight
+
+    def forward(self, x: Tensor, *, targets: Tensor | None = None) -> Tensor:
+        """Take tokens (batch, seq) int64, or the hidden state (batch, seq, hidden) of the stage before."""
+        if self.embed is not None:
+            x = self.embed(x)
+        for block in self.blocks.values():
+            x = block(x)
+        return x if self.head is None else self.head(self.norm(x), targets)
+
+
+def init(config: GPT2Config, name: str, tensor: Tensor, generator: torch.Generator) -> None:
+    """Fill a full parameter: N(0, 0.02), projections into the residual stream / sqrt(2 layers) (GPT-2, section 2.3)."""
+    kind = name.rsplit(".", 2)[-2:]
+    if kind[0].startswith("norm") and kind[1] == "weight":
+        tensor.fill_(1.0)
+    elif kind[1] == "bias":
+        tensor.zero_()
+    else:
+        std = 0.02 / math.sqrt(2 * config.n_layers) if kind[0] in ("proj", "down") else 0.02
+        tensor.normal_(0.0, std, generator=generator)
+        if name in ("embed.tokens.weight", "head.weight"):
+            tensor[config.vocab_size :].zero_()
+
+
+def flops(config: GPT2Config) -> Flops:
+    """Count 6 N + 12 L H S a token, attention in full (PaLM, Chowdhery et al. 2022, appendix B).
+
+    N counts the weights of matrix products: blocks and output layer, no position table, biases or norms.
+    """
+    weights = 12 * config.n_layers * config.hidden**2 + config.vocab_size * config.hidden
+    attention = 12 * config.n_layers * config.hidden * config.seq_len
+    return Flops(per_sample=config.seq_len * (6 * weights + attention), formula="6N+12LHS")
+
+
+def example(config: GPT2Config, batch_size: int) -> tuple[tuple[Tensor, ...], Tensor]:
+    tokens = torch.zeros(batch_size, config.seq_len, dtype=torch.int64)
+    return (tokens,), tokens
+
+
+_PLAN = {
+    "embed.tokens": "vocab_embedding",
+    "embed": "scatter_sequence",
+    "blocks.*.norm?": "sequence",
+    "blocks.*.attn.qkv": "column",
+    "blocks.*.attn.proj": "row",
+    "blocks.*.mlp.up": "column",
+    "blocks.*.mlp.down": "row",
+    "norm": "sequence",
+    "head": "vocab_loss",
+}
+
+SIZES = {
+    "tiny": GPT2Config(n_layers=8, hidden=32, n_heads=4, seq_len=16, vocab_size=257, tokenizer="bytes"),
+    "nano": GPT2Config(n_layers=4, hidden=128, n_heads=4, seq_len=128),
+    "124m": GPT2Config(n_layers=12, hidden=768, n_heads=12),
+    "355m": GPT2Config(n_layers=24, hidden=1024, n_heads=16),
+    "774m": GPT2Config(n_layers=36, hidden=1280, n_heads=20),
+    "1.5b": GPT2Config(n_layers=48, hidden=1600, n_heads=25),
+    # GPT-3, Brown et al. 2020, table 2.1 (its 13B has hidden 5140 there; 5120 = 40 x 128 is what divides).
+    "gpt3-125m": GPT2Config(n_layers=12, hidden=768, n_heads=12, seq_len=2048),
+    "gpt3-350m": GPT2Config(n_layers=24, hidden=1024, n_heads=16, seq_len=2048),
+    "gpt3-760m": GPT2Config(n_layers=24, hidden=1536, n_heads=16, seq_len=2048),
+    "gpt3-1.3b": GPT2Config(n_layers=24, hidden=2048, n_heads=16, seq_len=2048),  # printed with 24 heads of 128
+    "gpt3-2.7b": GPT2Config(n_layers=32, hidden=2560, n_heads=32, seq_len=2048),
+    "gpt3-6.7b": GPT2Config(n_layers=32, hidden=4096, n_heads=32, seq_len=2048),
+    "gpt3-13b": GPT2Config(n_layers=40, hidden=5120, n_heads=40, seq_len=2048),
+    "gpt3-175b": GPT2Config(n_layers=96, hidden=12288, n_heads=96, seq_len=2048),
+}
+
+SPEC = ModelSpec(
+    name="gpt2",
+    sizes=SIZES,
+    default_size="nano",
+    tiny_size="tiny",
+    build=GPT2,
+    init=init,
+    example=example,
+    n_blocks=lambda config: config.n_layers,
+    first=("embed",),
+    last=("norm", "head"),
+    flops=flops,
+    data=lambda config: "alice",
+    unit=lambda config: "tokens",
+    units_per_sample=lambda config: config.seq_len,
+    tensor_plan=lambda config: _PLAN,
+    tensor_divides=lambda config: {"n_heads": config.n_heads},
+    sequence_parallel=True,
+    tied={"head.weight": "embed.tokens.weight"},
+)

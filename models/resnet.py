@@ -1,0 +1,297 @@
+"""ResNet (He et al. 2016): the CIFAR form (section 4.2) and the ImageNet form (table 1), config, module, SPEC.
+
+Shortcuts that change shape are 1x1 convolutions (option B), and the bottleneck strides in its 3x3 convolution,
+as torchvision does. No batch norm starts at zero: a branch scaled by zero would hide from parity checks.
+"""
+
+import math
+from dataclasses import dataclass
+from typing import Any, Literal, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from models.norms import BatchNorm2d, SyncBatchNorm2d
+from models.spec import Flops, ModelSpec, Style, at_least_fp32
+
+
+@dataclass(frozen=True)
+class ResNetConfig:
+    """Sizes of one model: `depths` blocks at each of `widths`, halving the image between them.
+
+    norm: "batch" (statistics of one rank's micro-batch), "syncbatch" (of all data ranks') or "group".
+    imagenet_stem: 7x7 convolution with stride 2 and max pooling, instead of a 3x3 convolution.
+    channels_last: run convolutions in that memory format; results are the same up to rounding.
+    """
+
+    depths: tuple[int, ...]
+    widths: tuple[int, ...]
+    bottleneck: bool = False
+    imagenet_stem: bool = False
+    image_size: int = 28
+    channels: int = 1
+    n_classes: int = 10
+    norm: Literal["batch", "syncbatch", "group"] = "syncbatch"
+    groups: int = 8  # of norm "group"
+    channels_last: bool = False
+    task: str = "classify"
+
+    def __post_init__(self) -> None:
+        if len(self.depths) != len(self.widths):
+            raise ValueError(f"depths={self.depths} and widths={self.widths} differ in length")
+        if self.norm not in ("batch", "syncbatch", "group"):
+            raise ValueError(f"norm={self.norm!r} is unknown: use batch, syncbatch or group")
+        if self.norm == "group" and any(width % self.groups for width in self.widths):
+            raise ValueError(f"groups={self.groups} does not divide widths={self.widths}")
+
+
+class BlockShape(NamedTuple):
+    """Channels and stride of one block; `expansion` is 4 in a bottleneck and 1 elsewhere."""
+
+    channels_in: int
+    width: int
+    expansion: int
+    stride: int
+
+    @property
+    def channels_out(self) -> int:
+        return self.width * self.expansion
+
+    @property
+    def projects(self) -> bool:
+        """Tell whether the shortcut needs a convolution to reach the shape of the output."""
+        return self.stride != 1 or self.channels_in != self.channels_out
+
+
+def block_shapes(config: ResNetConfig) -> list[BlockShape]:
+    expansion = 4 if config.bottleneck else 1
+    channels = config.widths[0]
+    shapes = []
+    for i, (depth, width) in enumerate(zip(config.depths, config.widths, strict=True)):
+        for j in range(depth):
+            shapes.append(BlockShape(channels, width, expansion, stride=2 if i > 0 and j == 0 else 1))
+            channels = shapes[-1].channels_out
+    return shapes
+
+
+def conv(channels_in: int, channels_out: int, kernel: int, stride: int = 1) -> nn.Conv2d:
+    return nn.Conv2d(channels_in, channels_out, kernel, stride, padding=kernel // 2, bias=False)
+
+
+def norm(config: ResNetConfig, channels: int) -> nn.Module:
+    if config.norm == "group":
+        return nn.GroupNorm(config.groups, channels)
+    return {"batch": BatchNorm2d, "syncbatch": SyncBatchNorm2d}[config.norm](channels)
+
+
+class Stem(nn.Module):
+    def __init__(self, config: ResNetConfig) -> None:
+        super().__init__()
+        kernel, stride = (7, 2) if config.imagenet_stem else (3, 1)
+        self.conv = conv(config.channels, config.widths[0], kernel, stride)
+        self.norm = norm(config, config.widths[0])
+        self.pools = config.imagenet_stem
+        self.channels_last = config.channels_last
+
+    def forward(self, images: Tensor) -> Tensor:
+        # (batch, channels, size, size) -> (batch, widths[0], size, size), size / 4 after an ImageNet stem
+        x = self.conv(images)
+        if self.channels_last:  # the convolution did not see it: with one channel both formats are the same
+            x = x.contiguous(memory_format=torch.channels_last)
+        x = F.relu(self.norm(x))
+        return F.max_pool2d(x, 3, stride=2, padding=1) if self.pools else x
+
+
+class Shortcut(nn.Module):
+    def __init__(self, config: ResNetConfig, shape: BlockShape) -> None:
+        super().__init__()
+        self.conv = conv(shape.channels_in, shape.channels_out, 1, shape.stride)
+        self.norm = norm(config, shape.channels_out)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.norm(self.conv(x))
+
+
+class BasicBlock(nn.Module):
+    def __init__(self, config: ResNetConfig, shape: BlockShape) -> None:
+        super().__init__()
+        self.conv1 = conv(shape.channels_in, shape.width, 3, shape.stride)
+        self.norm1 = norm(config, shape.width)
+        self.conv2 = conv(shape.width, shape.width, 3)
+        self.norm2 = norm(config, shape.width)
+        self.shortcut = Shortcut(config, shape) if shape.projects else nn.Identity()
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = F.relu(self.norm1(self.conv1(x)))
+        return F.relu(self.norm2(self.conv2(y)) + self.shortcut(x))
+
+
+class Bottleneck(nn.Module):
+    def __init__(self, config: ResNetConfig, shape: BlockShape) -> None:
+        super().__init__()
+        self.conv1 = conv(shape.channels_in, shape.width, 1)
+        self.norm1 = norm(config, shape.width)
+        self.conv2 = conv(shape.width, shape.width, 3, shape.stride)
+        self.norm2 = norm(config, shape.width)
+        self.conv3 = conv(shape.width, shape.channels_out, 1)
+        self.norm3 = norm(config, shape.channels_out)
+        self.shortcut = Shortcut(config, shape) if shape.projects else nn.Identity()
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = F.relu(self.norm1(self.conv1(x)))
+        y = F.relu(self.norm2(self.conv2(y)))
+        return F.relu(self.norm3(self.conv3(y)) + self.shortcut(x))
+
+
+class Head(nn.Module):
+    """Average over the image, linear layer, cross entropy."""
+
+    def __init__(self, config: ResNetConfig) -> None:
+        super().__init__()
+        self.linear = nn.Linear(block_shapes(config)[-1].channels_out, config.n_classes)
+
+    def forward(self, x: Tensor, targets: Tensor | None) -> Tensor:
+        logits = self.linear(x.mean((2, 3)))  # (batch, n_classes)
+        return logits if targets is None else F.cross_entropy(at_least_fp32(logits), targets)
+
+
+class ResNet(nn.Module):
+    """The whole model, or the part of it that a pipeline stage keeps (see models.spec, rule 2)."""
+
+    def __init__(self, config: ResNetConfig) -> None:
+        super().__init__()
+        block = Bottleneck if config.bottleneck else BasicBlock
+        self.channels_last = config.channels_last
+        self.stem = Stem(config)
+        self.blocks = nn.ModuleDict({str(i): block(config, shape) for i, shape in enumerate(block_shapes(config))})
+        self.head = Head(config)
+
+    def forward(self, x: Tensor, *, targets: Tensor | None = None) -> Tensor:
+        """Take images (batch, channels, size, size), or the feature map of the stage before."""
+        if self.channels_last:
+            x = _ChannelsLast.apply(x)
+        if self.stem is not None:
+            x = self.stem(x)
+        for block in self.blocks.values():
+            x = block(x)
+        # A stage receives into buffers of the default format, so that is what is sent.
+        return x.contiguous() if self.head is None else self.head(x, targets)
+
+
+class _ChannelsLast(torch.autograd.Function):
+    """Change to channels last, and the gradient back: it too is sent to a buffer of the default format."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        return x.contiguous(memory_format=torch.channels_last)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Tensor:
+        return grad.contiguous()
+
+
+def init(config: ResNetConfig, name: str, tensor: Tensor, generator: torch.Generator) -> None:
+    """Fill a full tensor: He et al. 2015 (fan out) for convolutions, N(0, 0.01) for the linear layer."""
+    kind = name.rpartition(".")[2]
+    if tensor.dim() == 4:
+        nn.init.kaiming_normal_(tensor, mode="fan_out", nonlinearity="relu", generator=generator)
+    elif tensor.dim() == 2:
+        tensor.normal_(0.0, 0.01, generator=generator)
+    elif kind in ("weight", "running_var"):
+        tensor.fill_(1)
+    else:  # bias, running_mean, num_batches_tracked
+        tensor.zero_()
+
+
+def flops(config: ResNetConfig) -> Flops:
+    """Count convolutions and the linear layer, 2 a multiply-add, backward twice the forward pass.
+
+    Norms, activations and pooling are left out, and the images' own gradient is counted, as is usual.
+    """
+    size = config.image_size
+    kernel = 3
+    if config.imagenet_stem:
+        size, kernel = _halve(size), 7
+    macs = size**2 * kernel**2 * config.channels * config.widths[0]
+    if config.imagenet_stem:
+        size = _halve(size)
+    for shape in block_shapes(config):
+        out = _halve(size) if shape.stride == 2 else size
+        if config.bottleneck:
+            macs += size**2 * shape.channels_in * shape.width
+            macs += out**2 * shape.width * (9 * shape.width + shape.channels_out)
+        else:
+            macs += out**2 * 9 * (shape.channels_in + shape.width) * shape.width
+        if shape.projects:
+            macs += out**2 * shape.channels_in * shape.channels_out
+        size = out
+    macs += block_shapes(config)[-1].channels_out * config.n_classes
+    return Flops(per_sample=3 * 2 * macs, formula="3x2xMAC conv+linear")
+
+
+def _halve(size: int) -> int:
+    return -(-size // 2)
+
+
+def example(config: ResNetConfig, batch_size: int) -> tuple[tuple[Tensor, ...], Tensor]:
+    images = torch.zeros(batch_size, config.channels, config.image_size, config.image_size)
+    return (images,), torch.zeros(batch_size, dtype=torch.int64)
+
+
+def tensor_plan(config: ResNetConfig) -> dict[str, Style]:
+    """Split the channels inside a block: the convolution before them, their norm, the convolution after them."""
+    i = 2 if config.bottleneck else 1
+    return {f"blocks.*.conv{i}": "column", f"blocks.*.norm{i}": "channels", f"blocks.*.conv{i + 1}": "row"}
+
+
+def tensor_divides(config: ResNetConfig) -> dict[str, int]:
+    divides = {"width": math.gcd(*config.widths)}
+    return divides | {"groups": config.groups} if config.norm == "group" else divides
+
+
+def batch_statistics(config: ResNetConfig) -> Literal["none", "rank", "global"]:
+    kinds: dict[str, Literal["none", "rank", "global"]] = {"batch": "rank", "syncbatch": "global", "group": "none"}
+    return kinds[config.norm]
+
+
+def _imagenet(depths: tuple[int, ...], *, bottleneck: bool = False) -> ResNetConfig:
+    return ResNetConfig(
+        depths=depths,
+        widths=(64, 128, 256, 512),
+        bottleneck=bottleneck,
+        imagenet_stem=True,
+        image_size=224,
+        channels=3,
+        n_classes=1000,
+        groups=32,
+    )
+
+
+SIZES = {
+    "tiny": ResNetConfig(depths=(4, 4), widths=(8, 16), groups=4),
+    "20": ResNetConfig(depths=(3, 3, 3), widths=(16, 32, 64)),
+    "56": ResNetConfig(depths=(9, 9, 9), widths=(16, 32, 64)),
+    "18": _imagenet((2, 2, 2, 2)),
+    "34": _imagenet((3, 4, 6, 3)),
+    "50": _imagenet((3, 4, 6, 3), bottleneck=True),
+}
+
+SPEC = ModelSpec(
+    name="resnet",
+    sizes=SIZES,
+    default_size="20",
+    tiny_size="tiny",
+    build=ResNet,
+    init=init,
+    example=example,
+    n_blocks=lambda config: sum(config.depths),
+    first=("stem",),
+    last=("head",),
+    flops=flops,
+    data=lambda config: "mnist",
+    unit=lambda config: "images",
+    tensor_plan=tensor_plan,
+    tensor_divides=tensor_divides,
+    batch_statistics=batch_statistics,
+)

@@ -1,0 +1,85 @@
+"""What a model file tells the rest of the project, and the registry of models.
+
+A model is one file with a frozen config, a plain `nn.Module` and a `ModelSpec`. It never imports
+torch.distributed. The module follows four rules, and every strategy works from these alone:
+
+1. `forward(*inputs, targets=None)` returns the mean loss over the samples it was given (fp32, shape ()) when
+   `targets` is there, and the prediction when it is not.
+2. The repeated part is `self.blocks`, a ModuleDict with keys "0", "1", ...; what runs before it is named in
+   `spec.first`, what runs after it (loss included) in `spec.last`. A pipeline stage is a copy in which the
+   other blocks are deleted and the other named modules are None: `forward` skips what is None, takes what
+   the previous stage returned (a tensor or a tuple of floating-point tensors) and returns what the next takes.
+3. Modules are created without values (under `torch.device("meta")`): `spec.init` gives every parameter and
+   persistent buffer its value from a generator seeded by its full name.
+4. A module whose result depends on ranks it cannot see holds `all_reduce` (see `Reducing`).
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+Style = Literal["column", "row", "vocab_embedding", "vocab_loss", "channels", "sequence", "scatter_sequence"]
+
+
+def keep(tensor: Tensor, op: str = "sum") -> Tensor:
+    """Return the tensor as it is: the reduction over a single rank."""
+    return tensor
+
+
+def at_least_fp32(tensor: Tensor) -> Tensor:
+    """Return the tensor in fp32, or as it is when it is wider: what losses and statistics are computed in."""
+    return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
+
+
+class Reducing:
+    """Mixin of modules that combine values over the ranks of one axis, inside forward and backward.
+
+    `all_reduce(tensor, op)` with op "sum" or "max" returns the reduction over `axis`, not differentiable:
+    the module calls it inside its own autograd function. A strategy replaces it; alone it is the identity.
+    `ranks` is the number of ranks it reduces over.
+    """
+
+    axis: Literal["dp", "tp"]
+    ranks: int = 1
+    all_reduce: Callable[[Tensor, str], Tensor] = staticmethod(keep)
+
+
+@dataclass(frozen=True)
+class Flops:
+    """Floating-point operations of forward and backward for one sample, and the name of the formula."""
+
+    per_sample: float
+    formula: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelSpec:
+    """Declare a model to strategies, benchmarks and tests. Callables take the config of one size."""
+
+    name: str
+    sizes: Mapping[str, Any]  # preset name -> frozen config dataclass
+    default_size: str  # trains on a laptop
+    tiny_size: str  # a second or less a step: what tests use
+    build: Callable[[Any], nn.Module]
+    init: Callable[[Any, str, Tensor, torch.Generator], None]  # config, full name, full CPU tensor to fill
+    example: Callable[[Any, int], tuple[tuple[Tensor, ...], Tensor]]  # batch size -> inputs, targets: shapes, dtypes
+    n_blocks: Callable[[Any], int]
+    first: tuple[str, ...]
+    last: tuple[str, ...]
+    flops: Callable[[Any], Flops]
+    data: Callable[[Any], str]  # data set used without --data
+    unit: Callable[[Any], Literal["tokens", "images", "points"]]  # what throughput counts
+    units_per_sample: Callable[[Any], int] = lambda config: 1
+    tensor_plan: Callable[[Any], Mapping[str, Style]] = lambda config: {}  # fnmatch pattern of module -> style
+    tensor_divides: Callable[[Any], Mapping[str, int]] = lambda config: {}  # what tp must divide, by name
+    sequence_parallel: bool = False
+    batch_statistics: Callable[[Any], Literal["none", "rank", "global"]] = lambda config: "none"
+    tied: Mapping[str, str] = field(default_factory=dict)  # parameter -> the parameter whose storage it shares
+    refuses: Mapping[str, str] = field(default_factory=dict)  # strategy -> why this model cannot do it
+
+    def config(self, size: str | None = None) -> Any:
+        """Return the config of a preset. Raises: KeyError when the name is unknown."""
+        return self.sizes[size or self.default_size]

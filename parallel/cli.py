@@ -1,0 +1,77 @@
+"""The `paralab` command: finds the subcommand, runs it, and turns errors into one line and an exit status.
+
+Nothing heavy is imported before a subcommand is chosen, so that `paralab --help` answers at once.
+"""
+
+import sys
+from collections.abc import Sequence
+from importlib import import_module
+
+from parallel import __version__
+from parallel.errors import ParalabError, UsageError, did_you_mean
+
+# name -> what it does, and the function that does it: it takes the arguments and returns the exit status
+COMMANDS = {
+    "tour": ("train one model under every strategy that fits this machine, side by side", "parallel.tour:main"),
+    "run": ("run one case and append its result to a CSV file", "benchmarks.run:main"),
+    "verify": ("prove that strategies compute what one process computes", "parallel.verify:main"),
+    "bench": ("sweep strategies, models and sizes, repeats interleaved", "benchmarks.sweep:main"),
+    "compare": ("compare two result files, with a verdict", "benchmarks.compare:main"),
+    "report": ("make one HTML file of result files", "benchmarks.report:main"),
+    "peers": ("compare our speed with hand-written loops and transformers", "benchmarks.peers:main"),
+    "train": ("train a model for real, with checkpoints", "parallel.train:main"),
+}
+
+INTERRUPTED = 130  # 128 + SIGINT, as shells report it
+
+
+def usage() -> str:
+    width = max(map(len, COMMANDS))
+    lines = [f"  {name:<{width}}  {help}" for name, (help, _) in COMMANDS.items()]
+    return "\n".join(
+        [
+            "usage: paralab COMMAND [OPTION...]",
+            "",
+            "Train GPT-2, ResNet and diffusion models under every parallelism strategy, prove that the strategies",
+            "agree, and measure what each costs.",
+            "",
+            "commands:",
+            *lines,
+            "",
+            "paralab COMMAND --help lists the options of a command; paralab --version prints the version.",
+        ]
+    )
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command line (without the program's name; that of the process by default).
+
+    Returns: the exit status: that of the command, that of the ParalabError it raised, or 130 when interrupted.
+    """
+    words = list(sys.argv[1:] if argv is None else argv)
+    try:
+        return _dispatch(words)
+    except ParalabError as error:
+        print(f"paralab: error: {' '.join(str(error).split())}", file=sys.stderr)
+        return error.exit_status
+    except KeyboardInterrupt:
+        print("paralab: interrupted", file=sys.stderr)
+        return INTERRUPTED
+
+
+def _dispatch(words: list[str]) -> int:
+    if not words or words[0] in ("-h", "--help"):
+        print(usage())
+        return 0 if words else UsageError.exit_status
+    if words[0] == "--version":
+        print(f"paralab {__version__}")
+        return 0
+    name, *rest = words
+    if name not in COMMANDS:
+        raise UsageError(f"command {name!r} is unknown{did_you_mean(name, COMMANDS)}: see paralab --help")
+    module, function = COMMANDS[name][1].split(":")
+    return getattr(import_module(module), function)(rest)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,191 @@
+"""The processes of one run: who am I, how do we meet, which ranks form which axis.
+
+This is the only place that reads rank variables, starts process groups and starts local processes. Nothing
+after it looks at the environment.
+"""
+
+import ctypes
+import os
+import sys
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from torch.distributed.device_mesh import DeviceMesh
+
+from parallel.errors import WorldError
+from parallel.layout import Layout
+
+MESH_AXES = ("pp", "dp", "tp")  # outermost first: neighbours in tp are neighbours on a node
+
+
+@dataclass(frozen=True)
+class Rank:
+    """One process among those that were started, and what started it."""
+
+    rank: int
+    world_size: int
+    local_rank: int
+    local_world_size: int
+    launcher: str
+
+    @classmethod
+    def from_env(cls, env: Mapping[str, str] = os.environ) -> "Rank":
+        """Read the variables of torchrun, deepspeed, accelerate, Slurm or MPI; a plain process is rank 0 of 1."""
+        for launcher, marker, names in _LAUNCHERS:
+            if marker in env and names[0] in env and names[1] in env:
+                rank, world, local, local_world = (int(env[name]) if name in env else None for name in names)
+                return cls(rank, world, local or 0, local_world or world, launcher)
+        return cls(0, 1, 0, 1, "python")
+
+    @property
+    def is_main(self) -> bool:
+        return self.rank == 0
+
+    @property
+    def device(self) -> torch.device:
+        """The accelerator that belongs to this process, or the CPU."""
+        return torch.device("cuda", self.local_rank) if torch.cuda.is_available() else torch.device("cpu")
+
+
+_TORCH = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")
+# (launcher, a variable that only it sets, its names of: rank, world size, local rank, local world size)
+_LAUNCHERS = (
+    ("accelerate", "ACCELERATE_MIXED_PRECISION", _TORCH),
+    ("torchrun", "TORCHELASTIC_RUN_ID", _TORCH),
+    ("deepspeed", "CROSS_SIZE", _TORCH),
+    ("torchrun", "RANK", _TORCH),
+    (
+        "mpi",
+        "OMPI_COMM_WORLD_RANK",
+        ("OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_SIZE", "OMPI_COMM_WORLD_LOCAL_RANK", "OMPI_COMM_WORLD_LOCAL_SIZE"),
+    ),
+    ("slurm", "SLURM_PROCID", ("SLURM_PROCID", "SLURM_NTASKS", "SLURM_LOCALID", "SLURM_NTASKS_PER_NODE")),
+)
+
+
+@dataclass(frozen=True)
+class Mesh:
+    """The ranks of a layout as a (pp, dp, tp) grid; without a process group, a single rank."""
+
+    layout: Layout
+    device: torch.device
+    device_mesh: DeviceMesh | None = None
+    world: dist.ProcessGroup | None = None
+
+    def __getitem__(self, axis: str) -> DeviceMesh:
+        assert self.device_mesh is not None, f"no {axis} axis in a single process"
+        return self.device_mesh[axis]
+
+    def size(self, axis: str) -> int:
+        return getattr(self.layout, axis)
+
+    def rank(self, axis: str) -> int:
+        return self.device_mesh.get_local_rank(axis) if self.device_mesh is not None else 0
+
+    def group(self, axis: str) -> dist.ProcessGroup:
+        return self[axis].get_group()
+
+    def groups(self) -> dict[str, dist.ProcessGroup]:
+        """Return the process group of each axis with more than one rank, and of all ranks as `world`."""
+        groups = {axis: self.group(axis) for axis in self.layout.axes}
+        return groups | {"world": self.world} if self.world is not None else groups
+
+    def all_reduce(self, axis: str) -> Callable[..., Tensor]:
+        """Return `all_reduce(tensor, op)` over an axis, the form that `models.spec.Reducing` calls."""
+        group = self.group(axis)
+
+        def all_reduce(tensor: Tensor, op: str = "sum") -> Tensor:
+            dist.all_reduce(tensor, op=dist.ReduceOp.MAX if op == "max" else dist.ReduceOp.SUM, group=group)
+            return tensor
+
+        return all_reduce
+
+
+_MESHES: dict[tuple, tuple[DeviceMesh, dist.ProcessGroup]] = {}
+
+
+def make_mesh(layout: Layout, device: torch.device) -> Mesh:
+    """Arrange the first `layout.world_size` ranks as a grid. Every rank of the world calls it, in the same order.
+
+    Process groups are made once for each shape and kept. Raises: WorldError when there are too few processes.
+    """
+    started = dist.get_world_size() if dist.is_initialized() else 1
+    if layout.world_size > started:
+        raise WorldError(
+            f"layout {layout} needs {layout.world_size} processes, {started} started: use --nproc {layout.world_size}"
+        )
+    if not dist.is_initialized() or layout.world_size == 1:
+        return Mesh(layout, device)
+    shape = tuple(getattr(layout, axis) for axis in MESH_AXES)
+    key = (shape, device.type, id(dist.group.WORLD))
+    if key not in _MESHES:
+        ranks = list(range(layout.world_size))
+        world = dist.group.WORLD if layout.world_size == started else dist.new_group(ranks)
+        grid = DeviceMesh(device.type, torch.tensor(ranks).view(shape), mesh_dim_names=MESH_AXES)
+        _MESHES[key] = (grid, world)
+    return Mesh(layout, device, *_MESHES[key])
+
+
+def keep_pages() -> None:
+    """Let glibc keep the pages that tensors free, instead of returning them to the system after each use.
+
+    A training step frees and asks again for the same gigabytes; with the default settings each one is zeroed by
+    the kernel anew. Takes effect for allocations after the call. Does nothing where there is no glibc.
+    """
+    if sys.platform != "linux":
+        return
+    libc = ctypes.CDLL(None)
+    if not hasattr(libc, "mallopt"):
+        return
+    m_trim_threshold, m_top_pad, m_mmap_max = -1, -2, -4  # malloc.h
+    libc.mallopt(m_mmap_max, 0)
+    libc.mallopt(m_trim_threshold, 2**31 - 1)
+    libc.mallopt(m_top_pad, 64 << 20)
+
+
+def default_threads(local_world_size: int) -> int:
+    """Return the CPU threads of each process: the cores this process may use, shared evenly."""
+    return max(1, len(os.sched_getaffinity(0)) // local_world_size)
+
+
+def join(rank: Rank, *, threads: int | None = None, backend: str | None = None, init_method: str = "env://") -> None:
+    """Prepare this process and meet the others. `leave` undoes it."""
+    keep_pages()
+    torch.set_num_threads(threads or default_threads(rank.local_world_size))
+    if rank.device.type == "cuda":
+        torch.cuda.set_device(rank.device)
+    if rank.world_size > 1:
+        backend = backend or ("nccl" if rank.device.type == "cuda" else "gloo")
+        dist.init_process_group(backend, init_method=init_method, rank=rank.rank, world_size=rank.world_size)
+
+
+def leave() -> None:
+    """Close the process groups; gloo aborts at exit without it."""
+    _MESHES.clear()
+    if dist.is_initialized():
+        dist.destroy_process_group()
+
+
+def start_local(function: Callable[..., Any], *args: Any, nproc: int) -> Any:
+    """Run `function(*args)` in `nproc` local processes with torch's elastic launcher; return what rank 0 returned.
+
+    Raises: ChildFailedError, which names the rank that failed first.
+    """
+    from torch.distributed.launcher.api import LaunchConfig, elastic_launch
+
+    os.environ.setdefault("OMP_NUM_THREADS", str(default_threads(nproc)))
+    config = LaunchConfig(
+        min_nodes=1,
+        max_nodes=1,
+        nproc_per_node=nproc,
+        rdzv_backend="c10d",
+        rdzv_endpoint="localhost:0",
+        max_restarts=0,
+        monitor_interval=0.1,
+        start_method="spawn",
+    )
+    return elastic_launch(config, function)(*args)[0]

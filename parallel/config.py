@@ -1,0 +1,449 @@
+"""What one run is asked to do: defaults < configuration file < flags. Imports no torch.
+
+Each option is declared once, as a dataclass field made by `option`: the flag, its line in --help, the key of the
+configuration file and the checks all come from there. None means "choose what suits the model and the machine".
+
+A command with more options than these subclasses `RunConfig` with further fields; `resolve` works for it as well.
+"""
+
+import argparse
+import json
+import math
+import re
+import sys
+import types
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import Field, dataclass, field, fields
+from pathlib import Path
+from typing import Any, NoReturn, TypeVar, Union, get_args, get_origin
+
+from parallel.errors import ConfigError, did_you_mean
+from parallel.layout import Layout
+
+MODELS = ("gpt2", "resnet", "diffusion")
+STRATEGIES = ("single", "ddp", "model", "pipeline", "zero1", "zero2", "zero3", "tensor", "2d", "3d")
+STRATEGY_ALIASES = {"fsdp": "zero3"}
+ENGINES = ("auto", "torch", "deepspeed", "accelerate")
+
+ConfigT = TypeVar("ConfigT", bound="RunConfig")
+
+
+def option(
+    default: Any,
+    help: str,
+    *,
+    group: str,
+    choices: Sequence[str] = (),
+    aliases: Mapping[str, str] | None = None,
+    at_least: float = -math.inf,
+    above: float = -math.inf,
+    at_most: float = math.inf,
+    below: float = math.inf,
+    pattern: str = "",
+    metavar: str = "",
+) -> Any:
+    """Declare an option: a dataclass field with all that its flag, its help and its checks need.
+
+    Bounds apply to numbers (`above` and `below` exclude the bound itself) and to each part of a tuple. `aliases`
+    are further names that are read as one of the choices. `pattern` is a regular expression for strings.
+    """
+    return field(
+        default=default,
+        metadata={
+            "help": help,
+            "group": group,
+            "choices": tuple(choices),
+            "aliases": aliases or {},
+            "bounds": (at_least, above, at_most, below),
+            "pattern": pattern,
+            "metavar": metavar,
+        },
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunConfig:
+    """One run, as asked for. Values are checked when it is made, against each other as well.
+
+    Raises: ConfigError for a value that is not allowed, LayoutError for a layout that does not fit.
+    """
+
+    model: str = option("gpt2", "what to train", group="work", choices=MODELS)
+    size: str | None = option(None, "preset of the model, such as nano or 124M", group="work")
+    data: str | None = option(None, "built-in data set, file, folder or Hugging Face name", group="work")
+    seq_len: int | None = option(None, "tokens per sample (text models)", group="work", at_least=1)
+    norm: str | None = option(
+        None, "normalisation (image models)", group="work", choices=("batch", "syncbatch", "group")
+    )
+    seed: int = option(0, "seeds weights, shuffling and noise", group="work", at_least=0)
+
+    strategy: str | None = option(
+        None, "how to split the work", group="division", choices=STRATEGIES, aliases=STRATEGY_ALIASES
+    )
+    layout: Layout | None = option(None, "exact division, such as dp2.tp2.pp2/zero1/1f1b/mb4/sp", group="division")
+    nproc: int | None = option(None, "processes, one per device", group="division", at_least=1)
+    global_batch_size: int | None = option(
+        None, "samples per optimizer step, over all processes", group="division", at_least=1
+    )
+    accumulation: int = option(1, "backward passes per optimizer step", group="division", at_least=1)
+    engine: str = option("auto", "what runs the step; auto follows the launcher", group="division", choices=ENGINES)
+
+    steps: int = option(20, "optimizer steps, warm-up not counted", group="steps", at_least=1)
+    warmup: int = option(3, "steps run first and left out of the timing", group="steps", at_least=0)
+    out: str | None = option(None, "append the result to this CSV file", group="steps", metavar="FILE")
+
+    optimizer: str = option("adamw", "fused AdamW, or SGD with momentum", group="optimizer", choices=("adamw", "sgd"))
+    # learning rate, betas, weight decay, clipping and the floor of the schedule: Brown et al. 2020, appendix B
+    learning_rate: float = option(6e-4, "peak learning rate (sgd wants about 0.1)", group="optimizer", at_least=0)
+    weight_decay: float = option(0.1, "decoupled, on matrices only", group="optimizer", at_least=0)
+    betas: tuple[float, float] = option((0.9, 0.95), "of adamw", group="optimizer", at_least=0, below=1)
+    eps: float = option(1e-8, "of adamw, added to the root of the second moment", group="optimizer", above=0)
+    momentum: float = option(0.9, "of sgd", group="optimizer", at_least=0, below=1)
+    clip_norm: float | None = option(
+        1.0, "largest norm of the gradient over all ranks; none: no clipping", group="optimizer", above=0
+    )
+    lr_schedule: str = option(
+        "cosine", "of the learning rate after its warm-up", group="optimizer", choices=("cosine", "constant")
+    )
+    lr_warmup_steps: int = option(0, "steps of linear growth to the peak", group="optimizer", at_least=0)
+    min_lr_ratio: float = option(
+        0.1, "where cosine ends, as a part of the peak", group="optimizer", at_least=0, at_most=1
+    )
+
+    precision: str = option(
+        "fp32",
+        "of the arithmetic; weights stay fp32 (fp64 all through, for parity)",
+        group="memory and speed",
+        choices=("fp32", "bf16", "fp16", "fp64"),
+    )
+    checkpointing: str = option(
+        "none",
+        "recompute activations: of no block, of all, or of every N-th",
+        group="memory and speed",
+        pattern="none|full|[1-9][0-9]*",
+        metavar="none|full|N",
+    )
+    compile: bool = option(False, "compile with torch.compile", group="memory and speed")
+    channels_last: bool = option(False, "memory format of image tensors", group="memory and speed")
+    threads: int | None = option(None, "CPU threads per process", group="memory and speed", at_least=1)
+    backend: str | None = option(None, "of the collectives", group="memory and speed", choices=("gloo", "nccl"))
+    loader_workers: int = option(0, "processes that prepare batches, per rank", group="memory and speed", at_least=0)
+    pin_memory: bool | None = option(None, "batches in page-locked memory", group="memory and speed")
+    non_blocking: bool | None = option(None, "copy batches while computing", group="memory and speed")
+
+    def __post_init__(self) -> None:
+        for declared in fields(self):
+            # from_dict has converted already; whoever builds a config in code gets the same checks
+            value = _convert(declared, getattr(self, declared.name), where=declared.name)
+            object.__setattr__(self, declared.name, value)
+        self._check_layout()
+
+    def _check_layout(self) -> None:
+        """Refuse, before any process is started, a layout that cannot run as asked."""
+        if self.layout is None:
+            return
+        if self.nproc is not None:
+            self.layout.check_world(self.nproc)
+        self.layout.check_schedule(self.accumulation)
+        if self.global_batch_size is not None:
+            self.layout.divide(self.global_batch_size, self.accumulation)
+
+    @property
+    def checkpoint_every(self) -> int | None:
+        """N when every N-th block is recomputed: 1 for all of them, None for no block."""
+        if self.checkpointing == "none":
+            return None
+        return 1 if self.checkpointing == "full" else int(self.checkpointing)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain values (str, int, float, bool, list, None) by name; `from_dict` is its inverse."""
+        return {declared.name: _plain(getattr(self, declared.name)) for declared in fields(self)}
+
+    @classmethod
+    def from_dict(cls: type[ConfigT], values: Mapping[str, Any], *, source: str = "") -> ConfigT:
+        """Make a config from plain values, as a file holds them; what is absent has its default.
+
+        source: the file's name, for messages.
+        Raises: ConfigError for an unknown key at any depth, and whatever the class itself raises.
+        """
+        return cls(**_read_table(cls, values, source=source))
+
+    def save(self, path: str | Path) -> None:
+        """Write every value to a TOML or JSON file (by its suffix) that `--config` reads back."""
+        path = Path(path)
+        if path.suffix == ".json":
+            text = json.dumps(self.to_dict(), indent=2) + "\n"
+        elif path.suffix == ".toml":
+            text = _to_toml(self)
+        else:
+            raise ConfigError(f"cannot write a configuration to {path.name}: use a name ending in .toml or .json")
+        path.write_text(text, encoding="utf-8")
+
+
+def resolve(
+    argv: Sequence[str],
+    *,
+    file: str | Path | None = None,
+    config: type[ConfigT] = RunConfig,  # type: ignore[assignment]
+    prog: str = "paralab run",
+    description: str | None = None,
+) -> ConfigT:
+    """Read flags over a configuration file over defaults.
+
+    `--config FILE` among the flags takes the place of `file`. `--local_rank` and `--local-rank`, which some
+    launchers add, are ignored: ranks come from the environment. `--help` prints and raises SystemExit(0).
+
+    Raises: ConfigError for an unknown, misspelt or abbreviated flag or key, and whatever `config` itself raises.
+    """
+    parser = make_parser(config, prog=prog, description=description)
+    flags, unknown = parser.parse_known_args(list(argv))
+    if unknown:
+        _refuse(parser, unknown[0])
+    given = {key: value for key, value in vars(flags).items() if value is not None}
+    given.pop("local_rank", None)
+    file = given.pop("config", file)
+    values = _read_table(config, load(file), source=str(file)) if file else {}
+    for declared in fields(config):
+        if declared.name in given:
+            values[declared.name] = _convert(declared, given[declared.name], where=_flag(declared))
+    return config(**values)
+
+
+def make_parser(
+    config: type[RunConfig] = RunConfig, *, prog: str = "paralab run", description: str | None = None
+) -> argparse.ArgumentParser:
+    """Return a parser with one flag per option, in groups. Flags that are not given are None.
+
+    Values stay text: `resolve` converts them, so that flags and files have the same checks and messages.
+    """
+    parser = _Parser(prog=prog, usage="%(prog)s [OPTION...]", description=description, allow_abbrev=False)
+    parser.add_argument("--config", metavar="FILE", help="TOML, YAML or JSON file with any of these options")
+    parser.add_argument("--local_rank", "--local-rank", help=argparse.SUPPRESS)
+    groups: dict[str, Any] = {}
+    for declared in fields(config):
+        name = declared.metadata["group"]
+        group = groups.get(name) or groups.setdefault(name, parser.add_argument_group(name))
+        _add_flag(group, declared)
+    return parser
+
+
+def load(path: str | Path) -> dict[str, Any]:
+    """Read a TOML, YAML or JSON file (by its suffix) into a dict. Raises: ConfigError."""
+    path = Path(path)
+    readers: dict[str, Callable[[str], Any]] = {
+        ".toml": _parse_toml,
+        ".yaml": _parse_yaml,
+        ".yml": _parse_yaml,
+        ".json": json.loads,
+    }
+    if path.suffix not in readers:
+        raise ConfigError(f"configuration file {path} has an unknown ending: use .toml, .yaml or .json")
+    try:
+        values = readers[path.suffix](path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigError(f"cannot read configuration file {path}: {error.strerror}") from error
+    except ValueError as error:  # TOMLDecodeError, JSONDecodeError and UnicodeDecodeError are ValueErrors
+        raise ConfigError(f"configuration file {path} is not valid: {error}") from error
+    if values is None:  # an empty YAML file
+        return {}
+    if not isinstance(values, dict):
+        raise ConfigError(f"configuration file {path} holds a {type(values).__name__}: write lines of key = value")
+    return values
+
+
+class _Parser(argparse.ArgumentParser):
+    """An ArgumentParser whose complaints are ConfigErrors, so that all errors look the same."""
+
+    def error(self, message: str) -> NoReturn:
+        raise ConfigError(f"{message}: see {self.prog} --help")
+
+
+def _refuse(parser: argparse.ArgumentParser, word: str) -> NoReturn:
+    flag = word.split("=")[0]
+    if not flag.startswith("-"):
+        raise ConfigError(f"{word!r} does not belong to any option: see {parser.prog} --help")
+    known = [name for action in parser._actions for name in action.option_strings if name.startswith("--")]
+    raise ConfigError(f"{flag} is unknown{_hint(flag, known)}: see {parser.prog} --help")
+
+
+def _hint(got: str, known: Sequence[str]) -> str:
+    """Return a suggestion, also for the beginning of a name, which is too short to be close."""
+    begun = [name for name in known if len(got) > 3 and name.startswith(got)]
+    return f" (did you mean {begun[0]}?)" if len(begun) == 1 else did_you_mean(got, known)
+
+
+def _add_flag(group: Any, declared: Field) -> None:
+    meta = declared.metadata
+    text = meta["help"] if declared.default is None else f"{meta['help']} (default: {_text(declared.default)})"
+    text = text.replace("%", "%%")
+    if bool in _kinds(declared):
+        group.add_argument(_flag(declared), action=argparse.BooleanOptionalAction, default=None, help=text)
+        return
+    metavar = meta["metavar"] or "|".join((*meta["choices"], *meta["aliases"])) or _kinds(declared)[0].__name__.upper()
+    group.add_argument(_flag(declared), metavar=_METAVARS.get(metavar, metavar), help=text)
+
+
+_METAVARS = {"STR": "NAME", "INT": "N", "FLOAT": "X", "TUPLE": "X,X"}
+
+
+def _flag(declared: Field) -> str:
+    return "--" + declared.name.replace("_", "-")
+
+
+def _kinds(declared: Field) -> tuple[type, ...]:
+    """Return the types an option may have: `int | None` gives (int, NoneType), `tuple[float, float]` (tuple,)."""
+    annotation = declared.type
+    parts = get_args(annotation) if get_origin(annotation) in (Union, types.UnionType) else (annotation,)
+    return tuple(get_origin(part) or part for part in parts)
+
+
+def _read_table(config: type[RunConfig], values: Mapping[str, Any], *, source: str) -> dict[str, Any]:
+    """Convert the values of a file. Raises: ConfigError for an unknown key at any depth."""
+    declared_by_name = {declared.name: declared for declared in fields(config)}
+    where = f" in {source}" if source else ""
+    converted = {}
+    for key, value in values.items():
+        if key not in declared_by_name or (isinstance(value, Mapping) and value):
+            path, name = _innermost(str(key), value)
+            hint = did_you_mean(name.replace("-", "_"), declared_by_name)
+            nested = ", and keys are not nested" if path != name else ""
+            raise ConfigError(f"key {path!r}{where} is unknown{hint}{nested}: see paralab run --help for the options")
+        converted[key] = _convert(declared_by_name[key], value, where=f"{key}{where}")
+    return converted
+
+
+def _innermost(key: str, value: Any) -> tuple[str, str]:
+    """Return the dotted path of the first value inside nested tables, and its last part."""
+    path = [key]
+    while isinstance(value, Mapping) and value:
+        key, value = next((str(name), inner) for name, inner in value.items())
+        path.append(key)
+    return ".".join(path), key
+
+
+def _convert(declared: Field, value: Any, *, where: str) -> Any:
+    """Return a value of the option's type, made from text or from what a file holds.
+
+    where: what to call the option in messages, a flag or a key with its file.
+    """
+    kinds = _kinds(declared)
+    if type(None) in kinds and (value is None or value == "none"):
+        return None
+    value = _CONVERTERS[kinds[0]](value, where)
+    meta = declared.metadata
+    value = meta["aliases"].get(value, value) if isinstance(value, str) else value
+    if meta["choices"] and value not in meta["choices"]:
+        known = (*meta["choices"], *meta["aliases"])
+        raise ConfigError(f"{where} {value} is unknown{did_you_mean(value, known)}: use one of {', '.join(known)}")
+    if meta["pattern"] and not re.fullmatch(meta["pattern"], value):
+        raise ConfigError(f"{where} {value!r} is not allowed: use {meta['metavar']}")
+    for number in value if isinstance(value, tuple) else (value,):
+        if isinstance(number, (int, float)) and not isinstance(number, bool):
+            _check_bounds(number, *meta["bounds"], where=where)
+    return value
+
+
+def _check_bounds(number: float, at_least: float, above: float, at_most: float, below: float, *, where: str) -> None:
+    if at_least <= number <= at_most and above < number < below and math.isfinite(number):
+        return
+    limits = [
+        f"{sign} {bound:g}"
+        for sign, bound in (("at least", at_least), ("above", above), ("at most", at_most), ("below", below))
+        if math.isfinite(bound)
+    ]
+    raise ConfigError(f"{where} {number:g} is not allowed: use a number {' and '.join(limits) or 'that is finite'}")
+
+
+def _to_str(value: Any, where: str) -> str:
+    if isinstance(value, str) and value:
+        return value
+    if isinstance(value, int) and not isinstance(value, bool):  # YAML reads checkpointing: 2 as a number
+        return str(value)
+    raise ConfigError(f"{where} is {value!r}: a name is needed")
+
+
+def _to_int(value: Any, where: str) -> int:
+    if isinstance(value, int) and not isinstance(value, bool):
+        return value
+    if isinstance(value, str) and re.fullmatch(r"[+-]?\d+", value):
+        return int(value)
+    raise ConfigError(f"{where} is {value!r}: a whole number is needed")
+
+
+def _to_float(value: Any, where: str) -> float:
+    if isinstance(value, (int, float)) and not isinstance(value, bool):
+        return float(value)
+    try:
+        if isinstance(value, str):  # YAML reads 1e-4 as text
+            return float(value)
+    except ValueError:
+        pass
+    raise ConfigError(f"{where} is {value!r}: a number is needed")
+
+
+def _to_pair(value: Any, where: str) -> tuple[float, float]:
+    parts = value.split(",") if isinstance(value, str) else value
+    if isinstance(parts, (list, tuple)) and len(parts) == 2:
+        return (_to_float(parts[0], where), _to_float(parts[1], where))
+    raise ConfigError(f"{where} is {value!r}: two numbers are needed, such as 0.9,0.95")
+
+
+def _to_bool(value: Any, where: str) -> bool:
+    if isinstance(value, bool):
+        return value
+    raise ConfigError(f"{where} is {value!r}: true or false is needed")
+
+
+def _to_layout(value: Any, where: str) -> Layout:
+    return value if isinstance(value, Layout) else Layout.parse(_to_str(value, where))
+
+
+_CONVERTERS = {str: _to_str, int: _to_int, float: _to_float, tuple: _to_pair, bool: _to_bool, Layout: _to_layout}
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Layout):
+        return str(value)
+    return list(value) if isinstance(value, tuple) else value
+
+
+def _text(value: Any) -> str:
+    if isinstance(value, tuple):
+        return ",".join(str(part) for part in value)
+    return {True: "on", False: "off"}[value] if isinstance(value, bool) else str(value)
+
+
+def _to_toml(config: RunConfig) -> str:
+    """Write `key = value` lines under a comment per group. None, which TOML lacks, is left out or "none"."""
+    lines, group = [], None
+    for declared in fields(config):
+        value = _plain(getattr(config, declared.name))
+        if value is None and declared.default is None:
+            continue
+        if declared.metadata["group"] != group:
+            group = declared.metadata["group"]
+            lines += ["", f"# {group}"]
+        lines.append(f"{declared.name} = {_toml_value('none' if value is None else value)}")
+    return "\n".join(lines[1:]) + "\n"
+
+
+def _toml_value(value: Any) -> str:
+    # JSON's strings, numbers, booleans and lists are TOML as they are, but for one character
+    return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
+
+
+def _parse_toml(text: str) -> dict[str, Any]:
+    if sys.version_info >= (3, 11):
+        import tomllib
+    else:
+        import tomli as tomllib
+    return tomllib.loads(text)
+
+
+def _parse_yaml(text: str) -> Any:
+    import yaml
+
+    try:
+        return yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise ValueError(" ".join(str(error).split())) from error

@@ -1,0 +1,69 @@
+"""What training eats: `Batch`, and the contract `Dataset` of everything that makes batches."""
+
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Inputs and targets of one call `model(*inputs, targets=targets)`; dim 0 of every tensor is the sample."""
+
+    inputs: tuple[Tensor, ...]
+    targets: Tensor
+
+    def __len__(self) -> int:
+        return self.targets.shape[0]
+
+    def to(self, device: torch.device | str, *, non_blocking: bool = False) -> "Batch":
+        inputs = tuple(x.to(device, non_blocking=non_blocking) for x in self.inputs)
+        return Batch(inputs, self.targets.to(device, non_blocking=non_blocking))
+
+    def pin_memory(self) -> "Batch":
+        """Copy to page-locked memory (called by torch's DataLoader)."""
+        return Batch(tuple(x.pin_memory() for x in self.inputs), self.targets.pin_memory())
+
+    def split(self, chunks: int) -> list["Batch"]:
+        """Cut into equal parts along dim 0. The parts are views.
+
+        Raises: ValueError when the number of samples is not a multiple of `chunks`.
+        """
+        if chunks < 1 or len(self) % chunks:
+            raise ValueError(f"{len(self)} samples do not divide into {chunks} equal parts")
+        size = len(self) // chunks
+        columns = zip(*(x.split(size) for x in self.inputs), strict=True)
+        return [Batch(inputs, targets) for inputs, targets in zip(columns, self.targets.split(size), strict=True)]
+
+
+class Dataset(Protocol):
+    """A fixed number of samples, each reached by its index.
+
+    sha256: of the source bytes (of the text or the points where there is no single source file).
+    """
+
+    name: str
+    sha256: str
+    n_samples: int
+
+    def collate(self, indices: np.ndarray, *, positions: np.ndarray, seed: int) -> Batch:
+        """Make a batch of the samples at `indices` (rows,).
+
+        positions (rows,): running number of each sample in the whole training. Whatever is drawn for a sample
+        depends on (seed, position) alone, so every layout and every resumed run sees the same draws.
+        """
+        ...
+
+
+class Samples(Protocol):
+    """Clean samples, before a task makes inputs and targets of them."""
+
+    name: str
+    sha256: str
+    n_samples: int
+
+    def load(self, indices: np.ndarray) -> tuple[Tensor, ...]:
+        """Return the samples at `indices` (rows,) as float32 (rows, ...), then int64 labels (rows,) if there are."""
+        ...

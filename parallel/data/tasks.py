@@ -1,0 +1,46 @@
+"""From clean samples to the inputs and targets of a task: classification, denoising."""
+
+import math
+
+import numpy as np
+import torch
+
+from parallel.data.dataset import Batch, Samples
+from parallel.data.noise import to_normals, uniforms
+
+
+class Classify:
+    """Inputs are images (rows, channels, height, width), targets their labels (rows,) int64."""
+
+    def __init__(self, samples: Samples) -> None:
+        self.samples = samples
+        self.name, self.sha256, self.n_samples = samples.name, samples.sha256, samples.n_samples
+
+    def collate(self, indices: np.ndarray, *, positions: np.ndarray, seed: int) -> Batch:
+        images, labels = self.samples.load(indices)
+        return Batch((images,), labels)
+
+
+class Denoise:
+    """Predict the noise of a variance-exploding diffusion (Song et al. 2021, section 3.4).
+
+    The noise level sigma of a sample is log-uniform in [sigma_min, sigma_max]; the model is shown
+    x + sigma * noise. Inputs are the noisy samples (rows, ...), sigma (rows,), and labels (rows,) if the samples
+    have them; targets are the noise (rows, ...). All float32, labels int64.
+    """
+
+    def __init__(self, samples: Samples, *, sigma_min: float, sigma_max: float) -> None:
+        self.samples, self.sigma_min, self.sigma_max = samples, sigma_min, sigma_max
+        self.name, self.sha256, self.n_samples = samples.name, samples.sha256, samples.n_samples
+
+    def collate(self, indices: np.ndarray, *, positions: np.ndarray, seed: int) -> Batch:
+        clean, *labels = self.samples.load(indices)
+        size = math.prod(clean.shape[1:])
+        # two uniforms for the level (the second stays unused), then pairs for the noise
+        draws = uniforms(positions, seed=seed, count=2 + size + size % 2)
+        level = self.sigma_min * (self.sigma_max / self.sigma_min) ** draws[:, 0]
+        sigma = torch.from_numpy(level.astype(np.float32))
+        normals = to_normals(draws[:, 2:])[:, :size]
+        noise = torch.from_numpy(normals.astype(np.float32)).reshape(clean.shape)
+        noisy = clean + sigma.reshape(-1, *[1] * (clean.dim() - 1)) * noise
+        return Batch((noisy, sigma, *labels), noise)

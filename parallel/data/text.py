@@ -1,0 +1,98 @@
+"""Text as windows of tokens."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+
+from parallel.data import sources
+from parallel.data.dataset import Batch
+from parallel.data.files import path_of
+from parallel.data.token_cache import TokenFile, cached_tokens
+from parallel.data.tokenizer import Tokenizer, get_tokenizer
+from parallel.errors import DataError
+
+
+@dataclass(frozen=True)
+class TextOptions:
+    """How a text set is read.
+
+    column: which one holds the text, in Parquet files and Hugging Face sets.
+    streaming: read a Hugging Face set without storing it (its tokens are stored).
+    max_tokens: stop reading a set after so many tokens in each split; None reads all.
+    """
+
+    column: str = "text"
+    streaming: bool = False
+    max_tokens: int | None = None
+
+
+AS_IT_IS = TextOptions()
+
+
+class TokenWindows:
+    """Windows of seq_len tokens with their successors as targets, both (rows, seq_len) int64.
+
+    Windows do not overlap; every token but the first is a target once, up to a tail shorter than a window.
+    bytes_per_token: UTF-8 bytes of the split over its tokens. Divide a loss in bits a token by it to get bits a
+    byte, which compares between tokenizers.
+    """
+
+    def __init__(self, name: str, *, sha256: str | None, file: TokenFile, tokenizer: Tokenizer, seq_len: int) -> None:
+        self.name, self.file, self.tokenizer, self.seq_len = name, file, tokenizer.name, seq_len
+        self.sha256 = sha256 or file.counts.sha256
+        self.n_tokens, self.n_bytes = file.counts.n_tokens, file.counts.n_bytes
+        self.n_samples = (self.n_tokens - 1) // seq_len
+
+    @property
+    def bytes_per_token(self) -> float:
+        return self.n_bytes / self.n_tokens
+
+    def collate(self, indices: np.ndarray, *, positions: np.ndarray, seed: int) -> Batch:
+        offsets = indices[:, None] * self.seq_len + np.arange(self.seq_len)
+        tokens = self.file.tokens()
+        inputs, targets = (torch.from_numpy(tokens[x].astype(np.int64)) for x in (offsets, offsets + 1))
+        return Batch((inputs,), targets)
+
+
+def open_text(
+    name: str, *, config: Any, split: str, seq_len: int | None = None, options: TextOptions = AS_IT_IS
+) -> TokenWindows:
+    """Open a text: `alice`, `file:PATH` (.txt, .parquet), a local folder, or a Hugging Face set `NAME[:CONFIG]`.
+
+    config: a model config with `tokenizer`, `vocab_size` and `seq_len` (the longest window it can take).
+    Raises: DataError when the text cannot be read, is too short, or does not fit the vocabulary.
+    """
+    tokenizer = get_tokenizer(config.tokenizer)
+    seq_len = config.seq_len if seq_len is None else seq_len
+    if config.vocab_size < tokenizer.vocab_size:
+        raise DataError(
+            f"vocab_size={config.vocab_size} does not hold the {tokenizer.vocab_size} tokens of tokenizer "
+            f"{tokenizer.name}: use a larger vocab_size, or tokenizer bytes (257)"
+        )
+    if not 1 <= seq_len <= config.seq_len:
+        raise DataError(f"seq_len={seq_len} does not fit the model: use --seq-len from 1 to {config.seq_len}")
+    source = _source(name, split=split, options=options)
+    file = cached_tokens(source, tokenizer=tokenizer, max_tokens=options.max_tokens)
+    if file.counts.n_tokens <= seq_len:
+        raise DataError(
+            f"the {split} split of {name} has {file.counts.n_tokens} tokens, one window needs {seq_len + 1}: "
+            f"use a longer text or a smaller --seq-len"
+        )
+    return TokenWindows(source.name, sha256=source.sha256, file=file, tokenizer=tokenizer, seq_len=seq_len)
+
+
+def _source(name: str, *, split: str, options: TextOptions) -> sources.Source:
+    path = None if name == "alice" else path_of(name)
+    if (path is None or path.is_dir()) and name != "alice":
+        return sources.hugging_face(str(path or name), split=split, column=options.column, streaming=options.streaming)
+    if options.streaming:
+        raise DataError(f"streaming {name}: only Hugging Face sets are streamed, leave it out")
+    if path is None:
+        return sources.alice(split)
+    if path.suffix == ".parquet":
+        return sources.parquet_file(path, split=split, column=options.column)
+    if path.suffix == ".txt":
+        return sources.text_file(path, split=split)
+    raise DataError(f"{path} is not a text file that can be read: use .txt or .parquet")

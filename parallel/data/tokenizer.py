@@ -1,0 +1,89 @@
+"""Text to token ids and back. The GPT-2 encoding is built from the ranks in the package: no network."""
+
+import base64
+from collections.abc import Iterable, Sequence
+from functools import cache
+from typing import Protocol
+
+import numpy as np
+import tiktoken
+from tiktoken_ext.openai_public import r50k_pat_str  # type: ignore[import-untyped]
+
+from parallel.data.assets import read_asset
+from parallel.errors import DataError, did_you_mean
+
+TOKEN_DTYPE = np.uint16  # holds the ids of both tokenizers
+
+
+@cache
+def encoding() -> tiktoken.Encoding:
+    """Return GPT-2's byte-pair encoding, `<|endoftext|>` included as special token 50256.
+
+    Raises: DataError when the built-in ranks are missing or damaged.
+    """
+    lines = (line.split() for line in read_asset("gpt2.tiktoken").splitlines())
+    ranks = {base64.b64decode(token): int(rank) for token, rank in lines}
+    return tiktoken.Encoding(
+        name="gpt2",
+        pat_str=r50k_pat_str,
+        mergeable_ranks=ranks,
+        special_tokens={"<|endoftext|>": len(ranks)},
+        explicit_n_vocab=len(ranks) + 1,
+    )
+
+
+class Tokenizer(Protocol):
+    """`vocab_size` ids; the last of them, `end_of_text`, closes a document and stands for no bytes."""
+
+    name: str
+    vocab_size: int
+    end_of_text: int
+
+    def encode(self, texts: Sequence[str]) -> list[np.ndarray]:
+        """Return the ids (n_tokens,) uint16 of each text; text that looks like a special token stays text."""
+        ...
+
+    def decode(self, ids: Iterable[int]) -> str:
+        """Return the text of the ids up to the first end of text; broken UTF-8 becomes U+FFFD."""
+        ...
+
+
+class GPT2Tokenizer:
+    """Byte pairs of GPT-2 (Radford et al. 2019, section 2.2)."""
+
+    name, vocab_size, end_of_text = "gpt2", 50_257, 50_256
+
+    def encode(self, texts: Sequence[str]) -> list[np.ndarray]:
+        ids = encoding().encode_ordinary_batch(list(texts), num_threads=1)  # the other cores run the other ranks
+        return [np.array(x, dtype=TOKEN_DTYPE) for x in ids]
+
+    def decode(self, ids: Iterable[int]) -> str:
+        return encoding().decode(_until(self.end_of_text, ids))
+
+
+class ByteTokenizer:
+    """Each byte of the UTF-8 form is a token: for models too small for a big vocabulary."""
+
+    name, vocab_size, end_of_text = "bytes", 257, 256
+
+    def encode(self, texts: Sequence[str]) -> list[np.ndarray]:
+        return [np.frombuffer(x.encode(), dtype=np.uint8).astype(TOKEN_DTYPE) for x in texts]
+
+    def decode(self, ids: Iterable[int]) -> str:
+        return bytes(_until(self.end_of_text, ids)).decode(errors="replace")
+
+
+def _until(end: int, ids: Iterable[int]) -> list[int]:
+    ids = list(ids)
+    return ids[: ids.index(end)] if end in ids else ids
+
+
+_TOKENIZERS: dict[str, Tokenizer] = {t.name: t for t in (GPT2Tokenizer(), ByteTokenizer())}
+
+
+def get_tokenizer(name: str) -> Tokenizer:
+    """Return the tokenizer of that name. Raises: DataError when there is none."""
+    if name not in _TOKENIZERS:
+        hint = did_you_mean(name, _TOKENIZERS)
+        raise DataError(f"tokenizer {name!r} is unknown{hint}: use one of {', '.join(_TOKENIZERS)}")
+    return _TOKENIZERS[name]

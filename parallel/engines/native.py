@@ -1,0 +1,146 @@
+"""The engine on plain torch: forward and backward, finish the gradients, clip, update.
+
+A strategy hands it the parts, the optimizer and the callables; it never asks which strategy it is.
+"""
+
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
+
+from parallel.cluster import Mesh
+from parallel.data.dataset import Batch
+from parallel.initialise import local
+from parallel.optimizer import learning_rate
+from parallel.precision import in_dtype, weight_dtype
+from parallel.spec import BuildContext, StepResult
+
+
+class LossScale:
+    """Dynamic loss scaling for fp16 (Micikevicius et al. 2018): double after 2,000 good steps, halve on overflow."""
+
+    GROWTH_STEPS = 2000
+
+    def __init__(self, *, enabled: bool) -> None:
+        self.value = 2.0**16 if enabled else 1.0
+        self.enabled = enabled
+        self.good_steps = 0
+
+    def update(self, *, finite: bool) -> None:
+        """Take note of one step whose gradients were finite, or not."""
+        if not self.enabled:
+            return
+        self.good_steps = self.good_steps + 1 if finite else 0
+        if not finite:
+            self.value = max(self.value / 2, 1.0)
+        elif self.good_steps % self.GROWTH_STEPS == 0:
+            self.value *= 2
+
+
+@dataclass
+class NativeEngine:
+    """One optimizer step over the parts of a model that this rank holds.
+
+    pieces: each parameter with what the optimizer updates, see `local_pieces`.
+    forward_backward(batch, loss_scale): accumulate the gradient of the mean loss of this rank's rows; return that
+    mean on ranks that hold the loss, zero on others. finish: what completes the gradients, in order.
+    duplicates: ids of parameters that another stage counts in the gradient norm.
+    """
+
+    context: BuildContext
+    parts: list[nn.Module]
+    pieces: list[tuple[Tensor, Tensor]]
+    optimizer: torch.optim.Optimizer
+    forward_backward: Callable[[Batch, float], Tensor]
+    finish: list[Callable[[], None]] = field(default_factory=list)
+    duplicates: set[int] = field(default_factory=set)
+    steps_done: int = 0
+
+    def __post_init__(self) -> None:
+        self.dtype = weight_dtype(self.context.run.precision)
+        self.loss_scale = LossScale(enabled=self.context.run.precision == "fp16")
+
+    def step(self, batch: Batch) -> StepResult:
+        if self.dtype != torch.float32:
+            inputs = tuple(in_dtype(x, self.dtype) for x in batch.inputs)
+            batch = Batch(inputs, in_dtype(batch.targets, self.dtype))
+        loss = self.forward_backward(batch, self.loss_scale.value)
+        for finish in self.finish:
+            finish()
+        grads = [local(p.grad) for p, _ in self.pieces if p.grad is not None]
+        loss, grad_norm = self._over_ranks(loss)
+        if self._clip(grads, grad_norm):
+            self._update()
+        self._zero_grad()
+        self.steps_done += 1
+        return StepResult(loss, grad_norm)
+
+    def parameters(self) -> Iterator[tuple[str, Tensor]]:
+        for part in self.parts:
+            yield from part.named_parameters()
+
+    def optimizer_tensors(self) -> Iterable[Tensor]:
+        optimizer = getattr(self.optimizer, "optim", self.optimizer)  # ZeroRedundancyOptimizer wraps its own
+        return [v for state in optimizer.state.values() for v in state.values() if isinstance(v, Tensor)]
+
+    def _over_ranks(self, loss: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the loss of the global batch and the gradient norm over all parameters, in one small all-reduce.
+
+        Ranks that hold the same value each give an equal share of it, so a plain sum over all ranks is right.
+        """
+        mesh = self.context.mesh
+        totals = torch.stack([loss.to(self.dtype) / (mesh.size("dp") * mesh.size("tp")), self._squared_norm_share()])
+        if mesh.world is not None:
+            dist.all_reduce(totals, group=mesh.world)
+        return totals[0], totals[1].sqrt() / self.loss_scale.value
+
+    def _squared_norm_share(self) -> Tensor:
+        mesh = self.context.mesh
+        by_copies: dict[int, list[Tensor]] = {}
+        for p, _ in self.pieces:
+            if p.grad is not None and id(p) not in self.duplicates:
+                by_copies.setdefault(copies(p, mesh), []).append(local(p.grad))
+        total = torch.zeros((), dtype=self.dtype, device=mesh.device)
+        for n_copies, grads in by_copies.items():
+            norms = torch.stack(torch._foreach_norm(grads, dtype=self.dtype))
+            total += norms.square().sum() / n_copies
+        return total
+
+    def _clip(self, grads: list[Tensor], grad_norm: Tensor) -> bool:
+        """Scale the gradients to the clipping norm. Return False when the step must be skipped (fp16 overflow)."""
+        limit, scale = self.context.run.clip_norm, self.loss_scale
+        if scale.enabled:
+            finite = bool(grad_norm.isfinite())
+            scale_was = scale.value
+            scale.update(finite=finite)
+            if not finite:
+                return False
+            torch._foreach_mul_(grads, 1.0 / scale_was)
+        if limit is None or (grad_norm.device.type == "cpu" and grad_norm <= limit):
+            return True  # on an accelerator the comparison would wait for the device
+        torch._foreach_mul_(grads, torch.clamp(limit / (grad_norm + 1e-6), max=1.0))
+        return True
+
+    def _update(self) -> None:
+        for p, piece in self.pieces:
+            if piece is not p and p.grad is not None:
+                piece.grad = local(p.grad)
+        for group in self.optimizer.param_groups:
+            group["lr"] = learning_rate(self.context.run, self.steps_done)
+        self.optimizer.step()
+
+    def _zero_grad(self) -> None:
+        for p, piece in self.pieces:
+            p.grad = piece.grad = None
+
+
+def copies(parameter: Tensor, mesh: Mesh) -> int:
+    """Return on how many ranks of a stage the same piece of a parameter lies."""
+    n = mesh.size("dp") * mesh.size("tp")
+    if isinstance(parameter, DTensor):
+        for size, placement in zip(parameter.device_mesh.shape, parameter.placements, strict=True):
+            n = n if placement.is_replicate() else n // size
+    return n

@@ -1,0 +1,53 @@
+"""Values for parameters that do not depend on the layout.
+
+Each parameter is drawn in full from a generator seeded by (seed, its full name), and a rank keeps its piece.
+So every layout starts from the same weights, and a rank makes only the parameters it holds.
+"""
+
+import hashlib
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
+from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
+
+from models.spec import ModelSpec
+
+
+def generator_for(seed: int, name: str) -> torch.Generator:
+    """Return the CPU generator that draws one parameter."""
+    digest = hashlib.sha256(f"{seed}:{name}".encode()).digest()
+    return torch.Generator().manual_seed(int.from_bytes(digest[:7], "big"))
+
+
+def local_slice(full: Tensor, like: Tensor) -> Tensor:
+    """Return the piece of a full tensor that this rank holds of `like` (all of it for a plain tensor)."""
+    if not isinstance(like, DTensor):
+        return full
+    shape, offset = compute_local_shape_and_global_offset(like.shape, like.device_mesh, like.placements)
+    return full[tuple(slice(start, start + length) for start, length in zip(offset, shape, strict=True))]
+
+
+def local(tensor: Tensor) -> Tensor:
+    """Return this rank's piece of a tensor, sharing its storage."""
+    return tensor._local_tensor if isinstance(tensor, DTensor) else tensor
+
+
+@torch.no_grad()
+def initialise(part: nn.Module, *, spec: ModelSpec, config: object, seed: int) -> None:
+    """Fill every parameter and persistent buffer of a part of the model."""
+    for name, tensor in part.state_dict(keep_vars=True).items():
+        origin = spec.tied.get(name, name)
+        full = torch.empty(tensor.shape, dtype=tensor.dtype)
+        spec.init(config, origin, full, generator_for(seed, origin))
+        local(tensor).copy_(local_slice(full, tensor))
+
+
+def tie(part: nn.Module, tied: Mapping[str, str]) -> None:
+    """Give tied parameters one storage again, where a part holds both names."""
+    names = dict(part.named_parameters(remove_duplicate=False))
+    for name, origin in tied.items():
+        if name in names and origin in names:
+            module, _, attribute = name.rpartition(".")
+            setattr(part.get_submodule(module), attribute, names[origin])

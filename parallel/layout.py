@@ -1,0 +1,218 @@
+"""How one training step is divided over processes: degrees, ZeRO stage, pipeline schedule, micro-batches.
+
+A layout is written `dp2.tp2.pp2/zero1/1f1b/mb4/sp`: degrees first, joined by dots, then options. Degrees of
+one are left out when printing (`dp1` stands for a single process), and every layout parses back to itself.
+This module imports no torch, so that a bad layout is refused before anything heavy is loaded.
+"""
+
+import math
+import re
+from dataclasses import dataclass, replace
+
+from parallel.errors import LayoutError, did_you_mean
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """A pipeline schedule: its name, how many stages each rank holds, and what it asks of micro-batches."""
+
+    name: str
+    stages_per_rank: int
+    v_shaped: bool = False  # the second stage of a rank counts from the end, so first and last share rank 0
+
+    def stages_of(self, pp_rank: int, pp: int) -> tuple[int, ...]:
+        """Return the stage indices that one pipeline rank holds, first to last."""
+        if self.v_shaped:
+            return (pp_rank, 2 * pp - 1 - pp_rank)
+        return tuple(pp_rank + i * pp for i in range(self.stages_per_rank))
+
+    def rank_of(self, stage: int, pp: int) -> int:
+        """Return the pipeline rank that holds a stage."""
+        return next(rank for rank in range(pp) if stage in self.stages_of(rank, pp))
+
+
+# `naive` is the layer split without overlap: GPipe with a single micro-batch.
+SCHEDULES = {
+    s.name: s
+    for s in (
+        Schedule("naive", 1),
+        Schedule("gpipe", 1),
+        Schedule("1f1b", 1),
+        Schedule("interleaved", 2),
+        Schedule("zero-bubble", 2),
+        Schedule("zbv", 2, v_shaped=True),
+        Schedule("dualpipev", 2, v_shaped=True),
+    )
+}
+DEGREES = ("dp", "tp", "pp")
+_FORM = "dp2.tp2.pp2/zero1/1f1b/mb4/sp"
+
+
+@dataclass(frozen=True)
+class Division:
+    """How a global batch is cut: contiguous (accumulation, micro_batches, dp, micro_batch_size) blocks.
+
+    The order puts `dp` inside the micro-batch, so that the samples which all data ranks see together are a
+    contiguous slice of the global batch: batch statistics over them are those of one process.
+    """
+
+    accumulation: int
+    micro_batches: int
+    dp: int
+    micro_batch_size: int
+
+    @property
+    def global_batch_size(self) -> int:
+        return self.accumulation * self.micro_batches * self.dp * self.micro_batch_size
+
+    @property
+    def chunks(self) -> int:
+        """Forward passes of one rank in one optimizer step."""
+        return self.accumulation * self.micro_batches
+
+    def rows_of(self, dp_rank: int) -> list[int]:
+        """Return the rows of the global batch that one data rank eats, in the order it eats them."""
+        size = self.micro_batch_size
+        starts = ((chunk * self.dp + dp_rank) * size for chunk in range(self.chunks))
+        return [start + i for start in starts for i in range(size)]
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Degrees of data (dp), tensor (tp) and pipeline (pp) parallelism, and the options that go with them.
+
+    zero: 0 keeps full replicas, 1 shards optimizer states, 2 also gradients, 3 also parameters (over dp).
+    schedule, micro_batches: pipeline only; None and 1 without one.
+    sequence_parallel: tensor only; activations between the tensor-parallel parts are split along the sequence.
+    """
+
+    dp: int = 1
+    tp: int = 1
+    pp: int = 1
+    zero: int = 0
+    schedule: str | None = None
+    micro_batches: int = 1
+    sequence_parallel: bool = False
+
+    def __post_init__(self) -> None:
+        for axis in DEGREES:
+            if getattr(self, axis) < 1:
+                raise LayoutError(f"{axis}={getattr(self, axis)} in a layout: a degree is at least 1")
+        if self.zero not in (0, 1, 2, 3):
+            raise LayoutError(f"zero{self.zero} in a layout: the ZeRO stage is 0, 1, 2 or 3")
+        if self.micro_batches < 1:
+            raise LayoutError(f"mb{self.micro_batches} in a layout: at least mb1 is needed")
+        if self.schedule is not None and self.schedule not in SCHEDULES:
+            hint = did_you_mean(self.schedule, SCHEDULES)
+            raise LayoutError(f"schedule {self.schedule!r} is unknown{hint}: use one of {', '.join(SCHEDULES)}")
+        if self.pp == 1 and (self.schedule is not None or self.micro_batches != 1):
+            got = self.schedule or f"mb{self.micro_batches}"
+            raise LayoutError(f"{got} without a pipeline: add a degree such as pp2, or leave {got} out")
+        if self.pp > 1 and self.schedule is None:
+            object.__setattr__(self, "schedule", "1f1b")
+        if self.schedule == "naive" and self.micro_batches != 1:
+            raise LayoutError(f"mb{self.micro_batches} with the naive schedule: it runs one micro-batch, use gpipe")
+        if self.sequence_parallel and self.tp == 1:
+            raise LayoutError("sp without tensor parallelism: add a degree such as tp2, or leave sp out")
+        if self.zero and self.dp == 1:
+            raise LayoutError(f"zero{self.zero} with dp1: there is nothing to shard over, add a degree such as dp2")
+
+    @property
+    def world_size(self) -> int:
+        return self.dp * self.tp * self.pp
+
+    @property
+    def stages(self) -> int:
+        """Pipeline stages in all: pp times the stages per rank of the schedule."""
+        return self.pp * SCHEDULES[self.schedule].stages_per_rank if self.schedule else 1
+
+    @property
+    def axes(self) -> tuple[str, ...]:
+        """The axes with more than one rank, in mesh order (pp outermost, tp innermost)."""
+        return tuple(axis for axis in ("pp", "dp", "tp") if getattr(self, axis) > 1)
+
+    def __str__(self) -> str:
+        degrees = [f"{axis}{getattr(self, axis)}" for axis in DEGREES if getattr(self, axis) > 1] or ["dp1"]
+        options = [
+            f"zero{self.zero}" if self.zero else "",
+            self.schedule or "",
+            f"mb{self.micro_batches}" if self.micro_batches > 1 else "",
+            "sp" if self.sequence_parallel else "",
+        ]
+        return "/".join([".".join(degrees), *filter(None, options)])
+
+    @classmethod
+    def parse(cls, text: str) -> "Layout":
+        """Read a layout such as `dp2.tp2.pp2/zero1/1f1b/mb4/sp`.
+
+        Raises: LayoutError naming the part that is not understood.
+        """
+        degrees, *options = text.strip().lower().split("/")
+        fields: dict = {}
+        for part in degrees.split("."):
+            match = re.fullmatch(r"([a-z]+)(\d+)", part)
+            if not match or match[1] not in DEGREES:
+                raise LayoutError(f"{part!r} in layout {text!r} is not a degree: write it like {_FORM}")
+            _put(fields, match[1], int(match[2]), text)
+        for option in options:
+            if match := re.fullmatch(r"zero(\d+)", option):
+                _put(fields, "zero", int(match[1]), text)
+            elif match := re.fullmatch(r"mb(\d+)", option):
+                _put(fields, "micro_batches", int(match[1]), text)
+            elif option == "sp":
+                _put(fields, "sequence_parallel", True, text)
+            elif option in SCHEDULES:
+                _put(fields, "schedule", option, text)
+            else:
+                hint = did_you_mean(option, [*SCHEDULES, "zero1", "zero2", "zero3", "mb4", "sp"])
+                raise LayoutError(f"{option!r} in layout {text!r} is unknown{hint}: write it like {_FORM}")
+        return cls(**fields)
+
+    def check_world(self, world_size: int) -> None:
+        """Raise LayoutError unless the degrees multiply to the number of processes."""
+        if self.world_size != world_size:
+            product = " x ".join(f"{axis}{getattr(self, axis)}" for axis in DEGREES)
+            raise LayoutError(
+                f"layout {self} needs {product} = {self.world_size} processes, {world_size} asked for: "
+                f"use --nproc {self.world_size}, or degrees that multiply to {world_size}"
+            )
+
+    def check_schedule(self, accumulation: int = 1) -> None:
+        """Raise LayoutError when the schedule cannot run with this number of micro-batches.
+
+        The limits are those of torch.distributed.pipelining: 1f1b needs pp micro-batches, dualpipev one for each
+        stage, interleaved and zero-bubble a multiple of pp; naive, gpipe and zbv take any number.
+        """
+        total = self.micro_batches * accumulation
+        least = {"1f1b": self.pp, "dualpipev": self.stages}.get(self.schedule or "", 1)
+        multiple = self.pp if self.schedule in ("interleaved", "zero-bubble") else 1
+        if total >= least and total % multiple == 0:
+            return
+        step = multiple // math.gcd(multiple, accumulation)  # of micro-batches: accumulation brings the rest
+        enough = step * max(-(-least // (accumulation * step)), -(-self.micro_batches // step))
+        needed = f"a multiple of {multiple} is" if multiple > 1 else f"at least {least} are"
+        raise LayoutError(
+            f"{total} micro-batches for {self.stages} stages under {self.schedule}: {needed} needed, "
+            f"write the layout as {replace(self, micro_batches=enough)}, or use gpipe"
+        )
+
+    def divide(self, global_batch_size: int, accumulation: int = 1) -> Division:
+        """Cut a global batch into equal micro-batches.
+
+        Raises: LayoutError when it does not divide.
+        """
+        parts = self.dp * self.micro_batches * accumulation
+        if accumulation < 1 or global_batch_size < 1 or global_batch_size % parts:
+            below = global_batch_size - global_batch_size % parts
+            sizes = " or ".join(str(size) for size in (below, below + parts) if size > 0)
+            raise LayoutError(
+                f"global batch {global_batch_size} does not divide by dp {self.dp} x micro-batches "
+                f"{self.micro_batches} x accumulation {accumulation} = {parts}: use --global-batch-size {sizes}"
+            )
+        return Division(accumulation, self.micro_batches, self.dp, global_batch_size // parts)
+
+
+def _put(fields: dict, key: str, value: object, text: str) -> None:
+    if key in fields:
+        raise LayoutError(f"layout {text!r} gives {key} twice: write it like {_FORM}")
+    fields[key] = value

@@ -1,0 +1,1 @@
+"""Measuring a run: communication, memory, step times, utilisation, the device's peak and the environment."""

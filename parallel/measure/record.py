@@ -1,0 +1,527 @@
+"""What one run leaves behind: a row in a CSV file, and beside it one log of typed lines for each rank.
+
+`RunRecord` is the only schema of results. The header of a CSV file is its fields in order, and the types of the
+cells are its annotations; a file with another header is refused. Units are in the names, and an empty cell means
+unknown. Over ranks, times and memory are the maximum, utilisation is the mean, and throughput is that of the
+global batch over the slowest rank. A share is a number from 0 to 1.
+
+Text cells are made harmless and stay exact. Control characters are written as `\\u000a`, a backslash as two, so
+one run is always one line; text that a spreadsheet would run as a formula (it begins with = + - @) gets a leading
+apostrophe, and so does text that is empty or begins with an apostrophe itself. Reading undoes both.
+"""
+
+import csv
+import fcntl
+import io
+import json
+import math
+import operator
+import os
+import re
+import types
+import warnings
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass, fields
+from functools import cache
+from hashlib import sha256
+from pathlib import Path
+from typing import IO, Any, Literal, Protocol, Union, get_args, get_origin, get_type_hints
+
+from parallel.errors import DataError, UsageError
+
+SCHEMA = 1
+
+Status = Literal["ok", "oom", "hang", "crash", "diverged", "aborted"]
+Device = Literal["cpu", "cuda"]
+
+MEMORY_CATEGORIES = ("parameters", "gradients", "optimizer", "activations", "other")
+COMM_AXES = ("dp", "tp", "pp", "world")
+COLLECTIVES = ("all_reduce", "all_gather", "reduce_scatter", "all_to_all", "broadcast", "send")
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunRecord:
+    """One run, failed ones included. None is unknown."""
+
+    # identity
+    schema: int = SCHEMA
+    run_id: str
+    group: str | None = None  # the sweep or experiment that the run belongs to
+    repeat: int | None = None
+    started_at: str  # ISO 8601, UTC
+    status: Status
+    failed_rank: int | None = None  # the first to fail
+    failed_step: int | None = None
+    reason: str | None = None
+    command: str | None = None  # runs the same case again
+    restarts: int | None = None
+    wall_s: float | None = None
+    goodput_share: float | None = None  # time in steps that were kept / wall time
+    recovery_s: float | None = None  # from failures to the next step, in all
+    steps_lost: int | None = None
+
+    # requested and realised
+    strategy_requested: str
+    strategy: str | None = None
+    layout_requested: str | None = None
+    layout: str | None = None
+    engine_requested: str | None = None
+    engine: str | None = None
+    launcher: str | None = None
+    device: Device | None = None
+    backend: str | None = None
+    world_size_requested: int | None = None
+    world_size: int | None = None
+    nodes: int | None = None
+    dp: int | None = None
+    tp: int | None = None
+    pp: int | None = None
+    zero_requested: int | None = None
+    zero: int | None = None
+    schedule: str | None = None
+    micro_batches: int | None = None
+    sequence_parallel: bool | None = None
+    precision_requested: str | None = None
+    precision: str | None = None
+    checkpointing: str | None = None  # "none", "full" or every n-th block
+    compile: str | None = None  # "none" or the mode
+    offload: str | None = None  # "none" or what lives on the host
+
+    # work
+    model: str
+    size: str | None = None
+    parameters: int | None = None
+    unit: Literal["tokens", "images", "points"] | None = None
+    sequence_length: int | None = None
+    image_size_px: int | None = None
+    micro_batch_size: int | None = None
+    accumulation: int | None = None
+    global_batch_size: int | None = None  # samples in one optimizer step
+    optimizer: str | None = None
+    seed: int | None = None
+    data: str | None = None
+    data_sha256: str | None = None
+
+    # timing
+    startup_s: float | None = None  # from the command to the first step
+    compile_s: float | None = None
+    warmup_steps: int | None = None
+    warmup_rule: str | None = None  # how the cut was chosen
+    measured_steps: int | None = None
+    steady: bool | None = None
+    step_time_p50_s: float | None = None
+    step_time_p50_low_s: float | None = None  # 95% interval of the median
+    step_time_p50_high_s: float | None = None
+    step_time_p95_s: float | None = None
+    step_time_p99_s: float | None = None
+    step_time_mad_s: float | None = None
+    samples_per_s: float | None = None
+    samples_per_s_per_device: float | None = None
+    tokens_per_s: float | None = None
+    tokens_per_s_per_device: float | None = None
+    data_wait_share: float | None = None
+    exposed_comm_share: float | None = None
+    straggler_ratio: float | None = None  # slowest rank / median rank
+
+    # efficiency
+    model_tflops_per_device: float | None = None  # TFLOP/s
+    flop_formula: str | None = None
+    peak_tflops_per_device: float | None = None
+    peak_source: str | None = None  # "datasheet: ..." or "measured: ..."
+    mfu: float | None = None
+    hfu: float | None = None
+    energy_j: float | None = None  # all devices, over the measured steps
+    energy_source: str | None = None
+    gpu_utilisation_mean_share: float | None = None
+    gpu_utilisation_max_share: float | None = None
+    gpu_power_mean_w: float | None = None
+    gpu_power_max_w: float | None = None
+    gpu_clock_mean_mhz: float | None = None
+    gpu_clock_max_mhz: float | None = None
+    gpu_temperature_mean_c: float | None = None
+    gpu_temperature_max_c: float | None = None
+    gpu_power_limit_w: float | None = None
+    gpu_throttle_reasons: str | None = None  # joined by "; "
+    cpu_utilisation_mean_share: float | None = None  # of the cores allowed
+    cpu_utilisation_max_share: float | None = None
+    throttled: bool | None = None
+
+    # memory
+    gpu_allocated_peak_bytes: int | None = None
+    gpu_reserved_peak_bytes: int | None = None
+    gpu_used_mean_bytes: int | None = None  # of the whole device, as the driver counts
+    gpu_used_max_bytes: int | None = None
+    memory_parameters_bytes: int | None = None
+    memory_gradients_bytes: int | None = None
+    memory_optimizer_bytes: int | None = None
+    memory_activations_bytes: int | None = None
+    memory_other_bytes: int | None = None
+    memory_tensors_peak_bytes: int | None = None  # all categories at the moment when their sum is largest
+    process_peak_bytes: int | None = None
+    predicted_state_bytes: int | None = None  # parameters, gradients and optimizer
+
+    # communication of one rank in one optimizer step. Payload is the size of the tensor of the call (the gathered
+    # one, the one before scattering); wire is what a ring algorithm sends for it.
+    comm_dp_calls: int | None = None
+    comm_dp_payload_bytes: int | None = None
+    comm_dp_wire_bytes: float | None = None
+    comm_dp_predicted_wire_bytes: float | None = None
+    comm_tp_calls: int | None = None
+    comm_tp_payload_bytes: int | None = None
+    comm_tp_wire_bytes: float | None = None
+    comm_tp_predicted_wire_bytes: float | None = None
+    comm_pp_calls: int | None = None
+    comm_pp_payload_bytes: int | None = None
+    comm_pp_wire_bytes: float | None = None
+    comm_pp_predicted_wire_bytes: float | None = None
+    comm_world_calls: int | None = None
+    comm_world_payload_bytes: int | None = None
+    comm_world_wire_bytes: float | None = None
+    comm_world_predicted_wire_bytes: float | None = None
+    comm_all_reduce_calls: int | None = None
+    comm_all_reduce_payload_bytes: int | None = None
+    comm_all_gather_calls: int | None = None
+    comm_all_gather_payload_bytes: int | None = None
+    comm_reduce_scatter_calls: int | None = None
+    comm_reduce_scatter_payload_bytes: int | None = None
+    comm_all_to_all_calls: int | None = None
+    comm_all_to_all_payload_bytes: int | None = None
+    comm_broadcast_calls: int | None = None
+    comm_broadcast_payload_bytes: int | None = None
+    comm_send_calls: int | None = None
+    comm_send_payload_bytes: int | None = None
+    comm_detail_json: str | None = None  # {axis: {collective: {"calls", "payload_bytes"}}}: the two above, crossed
+
+    # pipeline
+    bubble_share: float | None = None
+    bubble_theory_share: float | None = None
+
+    # correctness
+    loss_first: float | None = None
+    loss_last: float | None = None
+    loss_difference_max: float | None = None  # to the run of one process with the same work
+    grad_norm_last: float | None = None
+    grad_norm_difference_max: float | None = None
+
+    # environment
+    git_commit: str | None = None
+    git_dirty: bool | None = None
+    paralab_version: str | None = None
+    python_version: str | None = None
+    torch_version: str | None = None
+    deepspeed_version: str | None = None
+    accelerate_version: str | None = None
+    cuda_version: str | None = None
+    nccl_version: str | None = None
+    driver_version: str | None = None
+    gpu_name: str | None = None
+    gpu_count: int | None = None
+    cpu_model: str | None = None
+    cores_allowed: float | None = None  # by the cgroup and the affinity mask
+    threads: int | None = None  # of one rank
+    host_hash: str | None = None  # tells machines apart without naming them
+
+
+@dataclass(frozen=True, kw_only=True)
+class StepRecord:
+    """One optimizer step of one rank."""
+
+    step: int
+    loss: float | None = None  # mean over the global batch
+    grad_norm: float | None = None  # before clipping
+    learning_rate: float | None = None
+    step_time_s: float | None = None
+    data_wait_s: float | None = None
+    samples: int | None = None  # in the global batch
+    measured: bool | None = None  # False while warming up
+
+
+@dataclass(frozen=True, kw_only=True)
+class SpanRecord:
+    """One forward (F), backward (B) or weight (W) pass of one micro-batch in a pipeline stage.
+
+    Times are seconds since a moment that is the same on all ranks.
+    """
+
+    step: int
+    rank: int
+    stage: int
+    kind: Literal["F", "B", "W"]
+    micro_batch: int
+    start_s: float
+    end_s: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class MemoryRecord:
+    """Memory of one rank at its peak."""
+
+    rank: int
+    parameters_bytes: int | None = None
+    gradients_bytes: int | None = None
+    optimizer_bytes: int | None = None
+    activations_bytes: int | None = None
+    other_bytes: int | None = None
+    process_peak_bytes: int | None = None
+
+
+LogRecord = StepRecord | SpanRecord | MemoryRecord
+_LOG_RECORDS = {"step": StepRecord, "span": SpanRecord, "memory": MemoryRecord}
+_LOG_NAMES = {kind: name for name, kind in _LOG_RECORDS.items()}
+
+
+def header() -> list[str]:
+    """Return the columns of a CSV file, in order."""
+    return [field.name for field in fields(RunRecord)]
+
+
+def append(path: str | Path, record: RunRecord) -> None:
+    """Add one row to a CSV file, creating it with its header; safe with other writers at the same time.
+
+    What a writer that died left unfinished at the end of the file is cut off first. Returns when the row is on disk.
+
+    Raises: UsageError when the file has another header.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    row = _line(_encode(value, name, RunRecord) for name, value in vars(record).items())
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+    with os.fdopen(descriptor, "r+b", buffering=0) as file:
+        fcntl.flock(file, fcntl.LOCK_EX)  # released when the file is closed
+        content = file.read()
+        whole = content[: content.rfind(b"\n") + 1]
+        if not whole and _line(header()).startswith(content):
+            row = _line(header()) + row
+        else:
+            _check_header(whole or content, path, advice="write to another file with --out NEW.csv")
+        file.truncate(len(whole))
+        file.seek(len(whole))
+        _write_all(file, row)
+        os.fsync(file.fileno())
+
+
+def read(path: str | Path) -> list[RunRecord]:
+    """Return the rows of a CSV file. A last line that was not finished is skipped with a warning.
+
+    Raises: UsageError when the file has another header; DataError when it is missing or a cell has the wrong form.
+    """
+    path = Path(path)
+    try:
+        with open(path, "rb") as file:
+            fcntl.flock(file, fcntl.LOCK_SH)
+            content = file.read()
+    except OSError as error:
+        problem = error.strerror
+        raise DataError(f"{path} cannot be read ({problem}): give a CSV file that `paralab bench` wrote") from None
+    whole = content[: content.rfind(b"\n") + 1]
+    if len(whole) < len(content):
+        warnings.warn(f"{path}: the last line is not finished and was skipped", stacklevel=2)
+    if not whole and _line(header()).startswith(content):
+        return []
+    _check_header(whole or content, path, advice="read it with the version of paralab that wrote it")
+    return [_row(cells, path, number) for number, cells in enumerate(_cells(whole, path), start=1) if number > 1]
+
+
+def log_path(csv_path: str | Path, run_id: str, rank: int) -> Path:
+    """Return where one rank of a run keeps its log: a folder beside the CSV file that is named like it."""
+    return Path(csv_path).with_suffix("") / f"{safe_name(run_id)}.rank{rank}.jsonl"
+
+
+def log_paths(csv_path: str | Path, run_id: str) -> list[Path]:
+    """Return the logs of a run that exist, in order of rank."""
+    name = safe_name(run_id)
+    found = Path(csv_path).with_suffix("").glob("*.jsonl")
+    ranks = {path: re.fullmatch(rf"{re.escape(name)}\.rank(\d+)\.jsonl", path.name) for path in found}
+    return [path for _, path in sorted((int(match[1]), path) for path, match in ranks.items() if match)]
+
+
+def safe_name(text: str) -> str:
+    """Return a file name for any text: itself where that is harmless, otherwise cleaned and told apart by a hash."""
+    if re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,99}", text):
+        return text
+    cleaned = re.sub(r"[^A-Za-z0-9._-]+", "_", text).strip("._-")[:60]
+    return f"{cleaned or 'run'}-{sha256(text.encode(errors='surrogatepass')).hexdigest()[:10]}"
+
+
+def one_line(text: str) -> str:
+    """Return text with its control characters and backslashes escaped: it can move no cursor and start no line."""
+    return _SPECIAL.sub(lambda found: "\\\\" if found[0] == "\\" else f"\\u{ord(found[0]):04x}", text)
+
+
+def harmless(text: str) -> str:
+    """Return text as a CSV cell that no spreadsheet runs as a formula (see the top of this file)."""
+    text = one_line(text)
+    return f"'{text}" if not text or text.startswith(_FORMULA) else text
+
+
+class LogWriter(Protocol):
+    """Where a rank puts its steps, pipeline spans and memory."""
+
+    def write(self, record: LogRecord) -> None: ...
+
+    def close(self) -> None: ...
+
+
+class StepLog:
+    """Append records to a file, one JSON object a line. A line reaches the file when it is written.
+
+    What an earlier process that died left unfinished at the end of the file is cut off.
+    """
+
+    def __init__(self, path: str | Path):
+        path = Path(path)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if path.exists() and not (content := path.read_bytes()).endswith(b"\n"):
+            os.truncate(path, content.rfind(b"\n") + 1)
+        self._file = open(path, "a", encoding="utf-8", buffering=1)
+
+    def write(self, record: LogRecord) -> None:
+        cells = {name: _json_value(value) for name, value in asdict(record).items() if value is not None}
+        self._file.write(json.dumps({"record": _LOG_NAMES[type(record)], **cells}, allow_nan=False) + "\n")
+
+    def close(self) -> None:
+        self._file.close()
+
+
+class NullStepLog:
+    """Keep nothing."""
+
+    def write(self, record: LogRecord) -> None:
+        pass
+
+    def close(self) -> None:
+        pass
+
+
+def read_log(path: str | Path) -> list[LogRecord]:
+    """Return the records of one rank's log. A last line that was not finished is skipped with a warning.
+
+    Raises: DataError when the file is missing or a line has the wrong form.
+    """
+    try:
+        *lines, rest = Path(path).read_text(encoding="utf-8", errors="replace").split("\n")
+    except OSError as error:
+        raise DataError(f"{path} cannot be read ({error.strerror}): give a log that a run wrote") from None
+    if rest:
+        warnings.warn(f"{path}: the last line is not finished and was skipped", stacklevel=2)
+    return [_log_record(line, f"{path} line {number}") for number, line in enumerate(lines, start=1) if line]
+
+
+def _log_record(line: str, place: str) -> LogRecord:
+    try:
+        cells = json.loads(line)
+        kind = _LOG_RECORDS[cells.pop("record")]
+        known = _types(kind)
+        return kind(**{name: _checked(value, known[name]) for name, value in cells.items()})
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise DataError(f"{place} is not a record of this version ({error!r}): run the case again") from None
+
+
+def _checked(value: object, expected: type) -> object:
+    if expected is float and isinstance(value, (int, str)) and not isinstance(value, bool):
+        return float(value)
+    _, choices = _kind(expected)
+    if (value not in choices) if choices else (type(value) is not expected):
+        raise ValueError(f"{value!r} where {expected} is needed")
+    return value
+
+
+def _json_value(value: object) -> object:
+    """Return a value that strict JSON can hold: a number that is not finite becomes its name."""
+    return str(value) if isinstance(value, float) and not math.isfinite(value) else value
+
+
+@cache
+def _types(kind: type) -> dict[str, Any]:
+    """Return the type of each field of a record, without the `| None`."""
+    hints = get_type_hints(kind)
+    return {field.name: _without_none(hints[field.name]) for field in fields(kind)}
+
+
+def _without_none(hint: Any) -> Any:
+    if get_origin(hint) in (Union, types.UnionType):
+        return next(part for part in get_args(hint) if part is not type(None))
+    return hint
+
+
+def _kind(hint: Any) -> tuple[type, Sequence[str]]:
+    """Return the type behind an annotation and, where it is a Literal, the values that are allowed."""
+    return (str, get_args(hint)) if get_origin(hint) is Literal else (hint, ())
+
+
+_SPECIAL = re.compile(r"[\\\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
+_ESCAPE = re.compile(r"\\(\\|u[0-9a-f]{4})")
+_FORMULA = ("=", "+", "-", "@", "＝", "＋", "－", "＠", "'")  # the wide forms count in some locales
+
+
+def _encode(value: Any, name: str, kind: type) -> str:
+    if value is None:
+        return ""
+    expected, choices = _kind(_types(kind)[name])
+    if choices and value not in choices:
+        raise ValueError(f"{name}={value!r}: one of {', '.join(choices)} is needed")
+    if expected is str:
+        return harmless(value)
+    if expected is bool:
+        return "true" if value else "false"
+    return repr(operator.index(value)) if expected is int else repr(float(value))
+
+
+def _decode(cell: str, name: str, kind: type) -> Any:
+    if cell == "":
+        return None
+    expected, choices = _kind(_types(kind)[name])
+    if expected is str:
+        escaped = cell.removeprefix("'")
+        text = _ESCAPE.sub(lambda found: "\\" if found[1] == "\\" else chr(int(found[1][1:], 16)), escaped)
+        if choices and text not in choices:
+            raise ValueError(f"one of {', '.join(choices)} is needed")
+        return text
+    if expected is bool:
+        return {"true": True, "false": False}[cell]
+    return expected(cell)
+
+
+def _line(cells: Iterable[str]) -> bytes:
+    buffer = io.StringIO()
+    csv.writer(buffer, lineterminator="\n").writerow(cells)
+    return buffer.getvalue().encode()
+
+
+def _cells(content: bytes, path: Path) -> Iterable[list[str]]:
+    csv.field_size_limit(max(csv.field_size_limit(), len(content)))  # the default refuses cells above 131,072
+    try:
+        yield from csv.reader(io.StringIO(content.decode(), newline=""), strict=True)
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise DataError(f"{path} is damaged ({error}): remove the line, or run the cases again") from None
+
+
+def _row(cells: list[str], path: Path, number: int) -> RunRecord:
+    columns = header()
+    if len(cells) != len(columns):
+        raise DataError(f"{path} line {number} has {len(cells)} cells, {len(columns)} are needed: remove the line")
+    values = {}
+    for name, cell in zip(columns, cells, strict=True):
+        try:
+            values[name] = _decode(cell, name, RunRecord)
+        except (ValueError, KeyError) as error:
+            raise DataError(f"{path} line {number}: {name} is {cell[:60]!r} ({error}): correct the cell") from None
+    return RunRecord(**values)
+
+
+def _check_header(content: bytes, path: Path, *, advice: str) -> None:
+    found = content.split(b"\n", 1)[0].rstrip(b"\r").decode(errors="replace").split(",")
+    if found == header():
+        return
+    unknown, missing = [c for c in found if c not in header()], [c for c in header() if c not in found]
+    difference = "; ".join(
+        f"{what} {', '.join(names[:3])}{' ...' if len(names) > 3 else ''}"
+        for what, names in (("it lacks", missing), ("it has the unknown", unknown))
+        if names
+    )
+    raise UsageError(f"{path} has other columns than schema {SCHEMA} ({difference or 'another order'}): {advice}")
+
+
+def _write_all(file: IO[bytes], data: bytes) -> None:
+    while data:
+        data = data[file.write(data) :]

@@ -1,0 +1,188 @@
+"""Parity: a layout computes what one process computes, in losses, gradient norms and every parameter.
+
+All three are compared because known faults show in only one of them: a pipeline that scales gradients wrongly
+under accumulation (gradient norm), a dropped micro-batch (loss), clipping that forgets an axis or tied
+embeddings that drift apart (parameters).
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
+from itertools import islice
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from parallel import strategies
+from parallel.cluster import Mesh
+from parallel.data import batches
+from parallel.data.dataset import Batch
+from parallel.initialise import local, local_slice
+from parallel.layout import Layout
+from parallel.resolve import Work
+from parallel.spec import Engine
+
+
+@dataclass(frozen=True)
+class Tolerance:
+    """Largest differences accepted. loss, grad_norm: relative; parameters: in learning rates."""
+
+    loss: float
+    grad_norm: float
+    parameters: float
+
+
+# fp64, fp32: rounding alone. bf16 and fp16 are compared with the fp32 reference: 8 and 11 bits of mantissa.
+TOLERANCES = {
+    "fp64": Tolerance(loss=1e-10, grad_norm=1e-10, parameters=1e-6),
+    "fp32": Tolerance(loss=1e-5, grad_norm=1e-5, parameters=1e-2),
+    "bf16": Tolerance(loss=1e-2, grad_norm=1e-1, parameters=8.0),
+    "fp16": Tolerance(loss=2e-3, grad_norm=5e-2, parameters=8.0),
+}
+
+
+@dataclass(frozen=True)
+class Trace:
+    """What a run computed: loss and gradient norm of each step, and the parameters after the last one."""
+
+    losses: list[float]
+    grad_norms: list[float]
+    parameters: dict[str, Tensor] = field(default_factory=dict)  # canonical name -> full tensor, CPU
+
+
+@dataclass(frozen=True)
+class Certificate:
+    """The largest differences between a layout and one process, and the tolerance they were held to."""
+
+    steps: int
+    loss_difference: float  # relative
+    grad_norm_difference: float  # relative
+    parameter_difference: float  # absolute, in learning rates
+    worst_parameter: str
+    tolerance: Tolerance
+
+    @property
+    def passed(self) -> bool:
+        return (
+            self.loss_difference <= self.tolerance.loss
+            and self.grad_norm_difference <= self.tolerance.grad_norm
+            and self.parameter_difference <= self.tolerance.parameters
+        )
+
+    def __str__(self) -> str:
+        return "passed" if self.passed else "FAILED: " + ", ".join(self.failures())
+
+    def failures(self) -> Iterator[str]:
+        """Yield what is beyond its tolerance, as got and allowed."""
+        if not self.loss_difference <= self.tolerance.loss:
+            yield f"loss differs by {self.loss_difference:.1e} (allowed {self.tolerance.loss:.0e})"
+        if not self.grad_norm_difference <= self.tolerance.grad_norm:
+            yield f"gradient norm differs by {self.grad_norm_difference:.1e} (allowed {self.tolerance.grad_norm:.0e})"
+        if not self.parameter_difference <= self.tolerance.parameters:
+            yield (
+                f"{self.worst_parameter} differs by {self.parameter_difference:.1e} learning rates "
+                f"(allowed {self.tolerance.parameters:.0e})"
+            )
+
+
+def reference_work(work: Work) -> Work:
+    """Return the same work for one process in fp32 (fp64 for fp64).
+
+    The whole batch is one micro-batch, unless the model takes statistics over the samples it sees together: then
+    the reference sees the same samples together.
+    """
+    division, statistics = work.division, work.spec.batch_statistics(work.model_config)
+    accumulation = {"none": 1, "global": division.chunks, "rank": division.chunks * division.dp}[statistics]
+    layout = Layout()
+    run = replace(
+        work.run,
+        layout=layout,
+        strategy="single",
+        nproc=1,
+        accumulation=accumulation,
+        precision="fp64" if work.run.precision == "fp64" else "fp32",
+        checkpointing="none",
+        compile=False,
+    )
+    return replace(work, run=run, layout=layout, division=layout.divide(division.global_batch_size, accumulation))
+
+
+def reference_key(work: Work) -> tuple:
+    """Return what two works must share to have the same reference."""
+    run = reference_work(work).run
+    return (
+        work.spec.name,
+        work.model_config,
+        run.accumulation,
+        run.global_batch_size,
+        run.seed,
+        run.data,
+        run.steps,
+        run.precision,
+    )
+
+
+def trace(work: Work, mesh: Mesh, *, steps: int) -> tuple[Engine, Trace]:
+    """Train for some steps on this rank; return the engine and its losses and gradient norms."""
+    engine = strategies.build(work.context(mesh))
+    results = [engine.step(batch) for batch in islice(training_batches(work, mesh), steps)]
+    return engine, Trace([r.loss.item() for r in results], [r.grad_norm.item() for r in results])
+
+
+def training_batches(work: Work, mesh: Mesh, *, start_step: int = 0) -> Iterator[Batch]:
+    """Yield this rank's batches, step by step."""
+    run = work.run
+    return batches(
+        work.dataset(),
+        seed=run.seed,
+        division=work.division,
+        dp_rank=mesh.rank("dp"),
+        start_step=start_step,
+        workers=run.loader_workers,
+        pin_memory=bool(run.pin_memory),
+        device=mesh.device,
+        non_blocking=bool(run.non_blocking),
+    )
+
+
+def reference(work: Work, mesh: Mesh, *, steps: int) -> Trace:
+    """Train the same work in one process, on this rank alone; parameters included."""
+    alone = Mesh(Layout(), mesh.device)
+    engine, traced = trace(reference_work(work), alone, steps=steps)
+    parameters = {name: p.detach().cpu().clone() for name, p in engine.parameters()}
+    return replace(traced, parameters=parameters)
+
+
+def certify(engine: Engine, got: Trace, want: Trace, work: Work, mesh: Mesh) -> Certificate:
+    """Compare a traced engine with its reference. Collective over the ranks of the mesh."""
+    difference, worst = _parameter_difference(engine, want, work)
+    if mesh.world is not None:
+        worsts: list = [None] * work.layout.world_size
+        dist.all_gather_object(worsts, (difference, worst), group=mesh.world)
+        difference, worst = max(worsts)
+    steps = len(got.losses)
+    return Certificate(
+        steps=steps,
+        loss_difference=_largest_relative(got.losses, want.losses[:steps]),
+        grad_norm_difference=_largest_relative(got.grad_norms, want.grad_norms[:steps]),
+        parameter_difference=difference / work.run.learning_rate,
+        worst_parameter=worst,
+        tolerance=TOLERANCES[work.run.precision],
+    )
+
+
+def _parameter_difference(engine: Engine, want: Trace, work: Work) -> tuple[float, str]:
+    """Return the largest absolute difference over this rank's pieces, and the parameter it is in."""
+    worst = (0.0, "")
+    for name, parameter in engine.parameters():
+        full = want.parameters[work.spec.tied.get(name, name)]
+        piece = local(parameter.detach()).cpu()
+        if piece.numel():
+            difference = (piece - local_slice(full, parameter)).abs().max().item()
+            worst = max(worst, (difference if difference == difference else float("inf"), name))
+    return worst
+
+
+def _largest_relative(got: list[float], want: list[float]) -> float:
+    differences = [abs(a - b) / max(abs(b), 1e-12) for a, b in zip(got, want, strict=True)]
+    return max((d if d == d else float("inf") for d in differences), default=0.0)

@@ -1,0 +1,28 @@
+"""Precisions: fp32; bf16 and fp16, in which matrices are multiplied while weights stay fp32; fp64, for parity."""
+
+import torch
+from torch import Tensor, nn
+
+DTYPES = {"fp64": torch.float64, "fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+def weight_dtype(precision: str) -> torch.dtype:
+    """Return the dtype of parameters, optimizer states and losses."""
+    return torch.float64 if precision == "fp64" else torch.float32
+
+
+def in_dtype(tensor: Tensor, dtype: torch.dtype) -> Tensor:
+    """Return a floating-point tensor in a dtype, and any other as it is."""
+    return tensor.to(dtype) if tensor.is_floating_point() else tensor
+
+
+def autocast_forward(part: nn.Module, *, device_type: str, precision: str) -> None:
+    """Run a part's forward in a lower precision; what it returns (loss, or what the next stage gets) is fp32."""
+    forward = part.forward
+
+    def forward_in_precision(*args: Tensor, **kwargs: Tensor) -> Tensor | tuple[Tensor, ...]:
+        with torch.autocast(device_type, dtype=DTYPES[precision]):
+            out = forward(*args, **kwargs)
+        return tuple(x.float() for x in out) if isinstance(out, tuple) else out.float()
+
+    part.forward = forward_in_precision

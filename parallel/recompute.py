@@ -1,0 +1,43 @@
+"""Activation checkpointing: keep a block's input, compute its inside again in backward (Chen et al. 2016)."""
+
+import contextlib
+import functools
+
+from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.utils.checkpoint import checkpoint
+
+
+def checkpoint_blocks(part: nn.Module, every: int | None) -> None:
+    """Recompute every n-th block in backward (1: all of them; None: no block). Parameter names stay."""
+    for key, block in part.blocks.items():
+        if every and int(key) % every == 0:
+            # Replacing forward, not wrapping the module, keeps names and lets FSDP's hooks run outside.
+            block.forward = functools.partial(
+                checkpoint,
+                block.forward,
+                use_reentrant=False,
+                preserve_rng_state=False,  # no module draws random numbers
+                context_fn=functools.partial(_contexts, block),
+            )
+
+
+def _contexts(block: nn.Module) -> tuple[contextlib.AbstractContextManager, contextlib.AbstractContextManager]:
+    return contextlib.nullcontext(), _StatisticsFrozen(block)
+
+
+class _StatisticsFrozen:
+    """Keep running statistics from counting a micro-batch twice. Zero-bubble schedules enter it twice."""
+
+    def __init__(self, block: nn.Module) -> None:
+        self.norms = [m for m in block.modules() if isinstance(m, _BatchNorm)]
+
+    def __enter__(self) -> None:
+        self._set(False)
+
+    def __exit__(self, *exception: object) -> None:
+        self._set(True)
+
+    def _set(self, track: bool) -> None:
+        for norm in self.norms:
+            norm.track_running_stats = track

@@ -1,0 +1,115 @@
+"""From what was asked to what will run: the model, its layout and how the batch divides, all checked.
+
+Everything that can be refused without starting a process is refused here.
+"""
+
+from dataclasses import dataclass, fields, replace
+from typing import Any
+
+import torch
+
+from models import SPECS
+from models.spec import ModelSpec
+from parallel import strategies
+from parallel.cluster import Mesh
+from parallel.config import RunConfig
+from parallel.data import open_dataset
+from parallel.data.dataset import Dataset
+from parallel.errors import ConfigError, LayoutError, did_you_mean
+from parallel.layout import Division, Layout
+from parallel.spec import BuildContext
+
+# Samples in a step when none is asked for: a second or so of work on a laptop at the default size.
+_GLOBAL_BATCH = {"tokens": 16, "images": 64, "points": 512}
+_CPU_PROCESSES = 4
+
+
+@dataclass(frozen=True)
+class Work:
+    """One run with nothing left open: what to train and how it is divided."""
+
+    run: RunConfig
+    spec: ModelSpec
+    model_config: Any
+    size: str
+    layout: Layout
+    division: Division
+
+    @property
+    def strategy(self) -> str:
+        return strategies.name_of(self.layout)
+
+    def context(self, mesh: Mesh) -> BuildContext:
+        return BuildContext(self.spec, self.model_config, self.run, self.layout, self.division, mesh)
+
+    def dataset(self, split: str = "train") -> Dataset:
+        """Open the data set of the run. Raises: DataError."""
+        return open_dataset(self.run.data or self.spec.data(self.model_config), config=self.model_config, split=split)
+
+
+def resolve(run: RunConfig) -> Work:
+    """Choose what was left open and check what was asked. Raises: UsageError."""
+    spec = SPECS[run.model]
+    size = run.size or spec.default_size
+    config = _model_config(run, spec, size)
+    layout = _layout(run)
+    strategies.check(layout, spec=spec, config=config)
+    layout.check_schedule(run.accumulation)
+    parts = layout.dp * layout.micro_batches * run.accumulation
+    default_batch = -(-_GLOBAL_BATCH[spec.unit(config)] // parts) * parts
+    division = layout.divide(run.global_batch_size or default_batch, run.accumulation)
+    run = replace(
+        run,
+        size=size,
+        strategy=strategies.name_of(layout),
+        layout=layout,
+        nproc=layout.world_size,
+        global_batch_size=division.global_batch_size,
+    )
+    return Work(run, spec, config, size, layout, division)
+
+
+def machine_processes() -> int:
+    """Return how many processes suit this machine: one per GPU, or four on a CPU."""
+    return torch.cuda.device_count() or _CPU_PROCESSES
+
+
+def _layout(run: RunConfig) -> Layout:
+    if run.layout is not None:
+        actual = strategies.name_of(run.layout)
+        if run.strategy not in (None, actual):
+            raise LayoutError(
+                f"--strategy {run.strategy} with --layout {run.layout}, which is {actual}: "
+                f"use --strategy {actual}, or leave one of them out"
+            )
+        if run.nproc is not None:
+            run.layout.check_world(run.nproc)
+        return run.layout
+    if run.strategy == "single" and run.nproc not in (None, 1):
+        raise LayoutError(f"--strategy single with --nproc {run.nproc}: use --nproc 1, or another --strategy")
+    if run.strategy == "single" or (run.strategy is None and run.nproc == 1):
+        return Layout()
+    nproc = run.nproc or _processes_for(run.strategy)
+    strategy = strategies.find(run.strategy or "ddp")
+    if nproc == 1:
+        raise LayoutError(f"--strategy {strategy.name} with --nproc 1: use --nproc 2 or more, or --strategy single")
+    return strategy.layout(nproc)
+
+
+def _processes_for(strategy: str | None) -> int:
+    return max(machine_processes(), 8 if strategy == "3d" else 2)
+
+
+def _model_config(run: RunConfig, spec: ModelSpec, size: str) -> Any:
+    """Return the config of a preset with the overrides of the run."""
+    size = size.lower()
+    if size not in spec.sizes:
+        hint = did_you_mean(size, spec.sizes)
+        raise ConfigError(f"--size {size} is unknown for {spec.name}{hint}: use one of {', '.join(spec.sizes)}")
+    config = spec.sizes[size]
+    known = {field.name for field in fields(config)}
+    wanted = {"seq_len": run.seq_len, "norm": run.norm, "channels_last": run.channels_last or None}
+    for name, value in wanted.items():
+        if value is not None and name not in known:
+            raise ConfigError(f"--{name.replace('_', '-')} does not apply to {spec.name} {size}: leave it out")
+    return replace(config, **{name: value for name, value in wanted.items() if value is not None})

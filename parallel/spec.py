@@ -1,0 +1,82 @@
+"""The contracts between the parts: what a strategy is, what it is given, what an engine does."""
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from models.spec import ModelSpec
+from parallel.cluster import Mesh
+from parallel.config import RunConfig
+from parallel.data.dataset import Batch
+from parallel.layout import Division, Layout
+from parallel.precision import weight_dtype
+
+
+@dataclass(frozen=True)
+class StepResult:
+    """What one optimizer step gives. Both are fp32 tensors of shape (), equal on every rank, not yet read.
+
+    loss: mean over the global batch. grad_norm: over all parameters, before clipping.
+    """
+
+    loss: Tensor
+    grad_norm: Tensor
+
+
+class Engine(Protocol):
+    """Runs optimizer steps. `parts` are the pieces of the model this rank holds, under their canonical names."""
+
+    parts: list[nn.Module]
+
+    def step(self, batch: Batch) -> StepResult:
+        """Take this rank's rows of the global batch and update the parameters once."""
+        ...
+
+    def parameters(self) -> Iterable[tuple[str, Tensor]]:
+        """Yield (canonical name, parameter), sharded ones as DTensors; a name may come once per stage."""
+        ...
+
+    def optimizer_tensors(self) -> Iterable[Tensor]:
+        """Yield the tensors of the optimizer's state that this rank holds."""
+        ...
+
+
+@dataclass(frozen=True)
+class BuildContext:
+    """All that a strategy needs to know to build an engine."""
+
+    spec: ModelSpec
+    model_config: Any
+    run: RunConfig
+    layout: Layout
+    division: Division
+    mesh: Mesh
+
+    @property
+    def device(self) -> torch.device:
+        return self.mesh.device
+
+    def new_model(self) -> nn.Module:
+        """Return the whole model without values, in the precision of its weights."""
+        with torch.device("meta"):
+            return self.spec.build(self.model_config).to(weight_dtype(self.run.precision))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Strategy:
+    """A named way to split training.
+
+    axes: the mesh axes it uses. layout(nproc): the layout it stands for on that many processes.
+    when, costs: one line each, printed for users. build makes the engine of a context; None is the
+    composition of axes in `parallel.strategies.hybrid`, which serves every strategy that is a layout.
+    """
+
+    name: str
+    axes: tuple[str, ...]
+    when: str
+    costs: str
+    layout: Callable[[int], Layout]
+    build: Callable[[BuildContext], Engine] | None = None

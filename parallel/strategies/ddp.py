@@ -1,0 +1,72 @@
+"""Data parallelism: every rank holds the whole model and eats its share of the batch; gradients are averaged.
+
+On its own it is torch's DistributedDataParallel, which overlaps the all-reduce with backward (Li et al. 2020,
+arXiv:2006.15704). Beside a tensor or pipeline axis the gradients are averaged once, after the last backward:
+DistributedDataParallel knows neither DTensors nor schedules that split backward in two.
+"""
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from models.spec import Reducing
+from parallel.cluster import Mesh
+from parallel.initialise import local
+from parallel.layout import Layout
+from parallel.spec import Strategy
+
+BUCKET_BYTES = 25 << 20  # as DistributedDataParallel
+
+
+def replicate(part: nn.Module, *, mesh: Mesh) -> DistributedDataParallel:
+    """Wrap a part so that backward averages its gradients. All ranks hold equal values already: nothing is sent."""
+    return DistributedDataParallel(
+        part,
+        process_group=mesh.group("dp"),
+        gradient_as_bucket_view=True,
+        forward_sync_buffers=False,
+        init_sync=False,
+    )
+
+
+def average_gradients(parts: list[nn.Module], *, mesh: Mesh) -> None:
+    """Average the gradients of parts that are not wrapped over the data ranks, in buckets."""
+    grads = [local(p.grad) for part in parts for p in part.parameters() if p.grad is not None]
+    for bucket in _buckets(grads):
+        flat = torch.cat([grad.flatten() for grad in bucket])
+        dist.all_reduce(flat, group=mesh.group("dp"))
+        flat.div_(mesh.size("dp"))
+        for grad, piece in zip(bucket, flat.split([grad.numel() for grad in bucket]), strict=True):
+            grad.copy_(piece.view_as(grad))
+
+
+def connect(part: nn.Module, *, mesh: Mesh) -> None:
+    """Give modules that reduce over the data ranks (batch statistics) their reduction."""
+    for module in part.modules():
+        if isinstance(module, Reducing) and module.axis == "dp":
+            module.all_reduce = mesh.all_reduce("dp")
+            module.ranks = mesh.size("dp")
+
+
+def _buckets(tensors: list[Tensor]) -> list[list[Tensor]]:
+    buckets: list[list[Tensor]] = [[]]
+    filled = 0
+    for tensor in tensors:
+        if filled and (filled + tensor.nbytes > BUCKET_BYTES or tensor.dtype != buckets[-1][0].dtype):
+            buckets.append([])
+            filled = 0
+        buckets[-1].append(tensor)
+        filled += tensor.nbytes
+    return [bucket for bucket in buckets if bucket]
+
+
+STRATEGIES = (
+    Strategy(
+        name="ddp",
+        axes=("dp",),
+        when="the model fits on one device: the simplest, and usually the fastest",
+        costs="a full copy of everything on each rank; one all-reduce of the gradients a step",
+        layout=lambda nproc: Layout(dp=nproc),
+    ),
+)

@@ -1,0 +1,141 @@
+"""Several axes at once: pipeline split, then tensor plan, then data or ZeRO over each part.
+
+`build` is the one way an engine of native torch is made: every strategy is a layout, and axes of size one drop
+out. The order matters (see the module of each axis): stages are cut while the model has no values, layers are
+split before FSDP shards what is left of them, and values come last, so a rank only ever makes its own.
+"""
+
+import contextlib
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+
+from parallel.data.dataset import Batch
+from parallel.engines.native import NativeEngine
+from parallel.initialise import initialise, tie
+from parallel.errors import LayoutError
+from parallel.layout import Layout
+from parallel.optimizer import local_pieces, make_optimizer
+from parallel.precision import autocast_forward
+from parallel.recompute import checkpoint_blocks
+from parallel.spec import BuildContext, Strategy
+from parallel.strategies import ddp, pipeline, tensor, zero
+
+
+def build(context: BuildContext) -> NativeEngine:
+    """Build the engine of a layout on this rank."""
+    layout, mesh = context.layout, context.mesh
+    parts = pipeline.make_stages(context) if layout.pp > 1 else {0: context.new_model()}
+    for part in parts.values():
+        _prepare(part, context)
+    finish: list[Callable[[], None]] = []
+    modules = list(parts.values())
+    wrapped = layout.dp > 1 and layout.zero < 2 and layout.axes == ("dp",)
+    if wrapped:
+        forward = ddp.replicate(modules[0], mesh=mesh)
+    else:
+        forward = modules[0]
+    if layout.tp > 1 and layout.zero < 2:
+        finish.append(lambda: tensor.align_gradients(modules, mesh=mesh))
+    duplicates: set[int] = set()
+    if layout.pp > 1 and context.spec.tied:
+        tied = pipeline.TiedGradients(parts, context)
+        finish.append(tied)
+        duplicates = tied.duplicates
+    if layout.dp > 1 and layout.zero < 2 and not wrapped:
+        finish.append(lambda: ddp.average_gradients(modules, mesh=mesh))
+    run_chunks = pipeline.PipelineSchedule(parts, context) if layout.pp > 1 else Accumulate(forward, context)
+    pieces = local_pieces(p for module in modules for p in module.parameters())
+    return NativeEngine(
+        context,
+        modules,
+        pieces,
+        make_optimizer(pieces, context.run, shard_over=mesh.group("dp") if layout.zero == 1 else None),
+        run_chunks,
+        finish,
+        duplicates,
+    )
+
+
+def _prepare(part: nn.Module, context: BuildContext) -> None:
+    """Split, wrap and fill one part, in place."""
+    layout, mesh, run, tied = context.layout, context.mesh, context.run, context.spec.tied
+    if layout.tp > 1:
+        tensor.split_layers(part, context.spec.tensor_plan(context.model_config), mesh=mesh)
+        tie(part, tied)
+    if layout.dp > 1:
+        ddp.connect(part, mesh=mesh)
+    checkpoint_blocks(part, run.checkpoint_every)
+    if run.compile:
+        for block in part.blocks.values():
+            block.compile()
+    if layout.zero >= 2:
+        zero.shard(part, mesh=mesh, precision=run.precision)
+    elif run.precision in ("bf16", "fp16"):
+        autocast_forward(part, device_type=context.device.type, precision=run.precision)
+    part.to_empty(device=context.device)
+    tie(part, tied)
+    initialise(part, spec=context.spec, config=context.model_config, seed=run.seed)
+    if layout.zero >= 2:
+        zero.settle(part)
+    part.train()
+
+
+class Accumulate:
+    """Forward and backward of each micro-batch in turn; gradients are averaged over ranks after the last one.
+
+    FSDP reduces after every micro-batch instead: keeping whole gradients would undo what it is for.
+    """
+
+    def __init__(self, model: nn.Module, context: BuildContext) -> None:
+        self.model = model
+        self.chunks = context.division.chunks
+
+    def __call__(self, batch: Batch, loss_scale: float) -> Tensor:
+        """Return the mean loss of this rank's rows."""
+        total: Tensor | float = 0.0
+        for i, chunk in enumerate(batch.split(self.chunks)):
+            with self._unsynchronised(last=i == self.chunks - 1):
+                loss = self.model(*chunk.inputs, targets=chunk.targets)
+                total = total + loss.detach()
+                weight = loss_scale / self.chunks
+                (loss if weight == 1.0 else loss * weight).backward()
+        return total / self.chunks
+
+    def _unsynchronised(self, *, last: bool) -> contextlib.AbstractContextManager:
+        no_sync = getattr(self.model, "no_sync", None)
+        return contextlib.nullcontext() if last or no_sync is None else no_sync()
+
+
+def _two_axes(nproc: int) -> Layout:
+    _need(nproc % 2 == 0 and nproc >= 4, "2d", "tensor 2 x pipeline: 4, 6, 8 ... processes", nproc)
+    return pipeline.default_layout(nproc // 2, tp=2)
+
+
+def _three_axes(nproc: int) -> Layout:
+    _need(nproc % 4 == 0 and nproc >= 8, "3d", "data x tensor 2 x pipeline 2: 8, 12, 16 ... processes", nproc)
+    return pipeline.default_layout(2, tp=2, dp=nproc // 4)
+
+
+def _need(met: bool, name: str, needs: str, nproc: int) -> None:
+    if not met:
+        raise LayoutError(f"strategy {name} is {needs}; {nproc} asked for: give another --nproc, or --layout")
+
+
+STRATEGIES = (
+    Strategy(
+        name="2d",
+        axes=("tp", "pp"),
+        when="a model too large for one node's tensor parallelism",
+        costs="all-reduces inside a node, activations between stages, a bubble",
+        layout=_two_axes,
+    ),
+    Strategy(
+        name="3d",
+        axes=("dp", "tp", "pp"),
+        when="large models on many nodes",
+        costs="all of the above, and gradients over data ranks",
+        layout=_three_axes,
+    ),
+)

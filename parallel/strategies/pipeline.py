@@ -1,0 +1,175 @@
+"""Pipeline parallelism: consecutive blocks on consecutive ranks, micro-batches in flight between them.
+
+The schedules are those of torch.distributed.pipelining: GPipe (Huang et al. 2019), 1F1B (Narayanan et al. 2019),
+interleaved 1F1B (Narayanan et al. 2021), interleaved zero bubble and ZBV (Qi et al. 2023), DualPipeV (DeepSeek-AI
+2024). `naive` is GPipe with one micro-batch: the plain layer split, in which one rank works at a time.
+
+In a pipeline, gradient accumulation is more micro-batches: they all pass in one flush, which shrinks the bubble.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.distributed.pipelining import PipelineStage, schedules
+
+from parallel.cluster import Mesh
+from parallel.data.dataset import Batch
+from parallel.initialise import local
+from parallel.layout import SCHEDULES, Layout
+from parallel.precision import in_dtype, weight_dtype
+from parallel.spec import BuildContext, Strategy
+from parallel.strategies.tensor import boundary
+
+_CLASSES: Mapping[str, Any] = {
+    "naive": schedules.ScheduleGPipe,
+    "gpipe": schedules.ScheduleGPipe,
+    "1f1b": schedules.Schedule1F1B,
+    "interleaved": schedules.ScheduleInterleaved1F1B,
+    "zero-bubble": schedules.ScheduleInterleavedZeroBubble,
+    "zbv": schedules.ScheduleZBVZeroBubble,
+    "dualpipev": schedules.ScheduleDualPipeV,
+}
+
+
+def stage_blocks(n_blocks: int, stages: int, stage: int) -> range:
+    """Return the blocks of one stage: equal counts, the first stages take one more where it does not divide."""
+    base, extra = divmod(n_blocks, stages)
+    start = stage * base + min(stage, extra)
+    return range(start, start + base + (stage < extra))
+
+
+def cut_stage(model: nn.Module, *, context: BuildContext, stage: int) -> nn.Module:
+    """Delete from a whole model (without values) what one stage does not hold. Names stay as they are."""
+    stages, spec = context.layout.stages, context.spec
+    keep = stage_blocks(spec.n_blocks(context.model_config), stages, stage)
+    for key in list(model.blocks):
+        if int(key) not in keep:
+            del model.blocks[key]
+    for name in (spec.first if stage > 0 else ()) + (spec.last if stage < stages - 1 else ()):
+        setattr(model, name, None)
+    return model
+
+
+def make_stages(context: BuildContext) -> dict[int, nn.Module]:
+    """Build the stages that this rank holds, without values, by stage index."""
+    pp, layout = context.mesh.rank("pp"), context.layout
+    mine = SCHEDULES[layout.schedule].stages_of(pp, layout.pp)
+    return {stage: cut_stage(context.new_model(), context=context, stage=stage) for stage in mine}
+
+
+class PipelineSchedule:
+    """Runs forward and backward of all micro-batches of a step through this rank's stages."""
+
+    def __init__(self, parts: Mapping[int, nn.Module], context: BuildContext) -> None:
+        layout = context.layout
+        self.chunks = context.division.chunks
+        self.first, self.last = 0 in parts, layout.stages - 1 in parts
+        shapes = boundary_shapes(context)
+        group = context.mesh.group("pp")
+        stages = [
+            PipelineStage(
+                part,
+                index,
+                layout.stages,
+                context.device,
+                input_args=shapes[index],
+                output_args=shapes[index + 1],
+                group=group,
+            )
+            for index, part in parts.items()
+        ]
+        kind = _CLASSES[layout.schedule]
+        single = SCHEDULES[layout.schedule].stages_per_rank == 1
+        self.weight = 1.0  # of a micro-batch's loss, so that gradients need no scaling afterwards
+        self.schedule = kind(
+            stages[0] if single else stages, self.chunks, loss_fn=lambda loss, _: loss * self.weight, scale_grads=False
+        )
+
+    def __call__(self, batch: Batch, loss_scale: float) -> Tensor:
+        """Return the mean loss of this rank's rows on ranks that hold the last stage, zero on others."""
+        self.weight = loss_scale / self.chunks
+        inputs = batch.inputs if self.first else ()
+        targets = {"target": batch.targets, "targets": batch.targets} if self.last else {}
+        losses: list[Tensor] | None = [] if self.last else None
+        self.schedule.step(*inputs, losses=losses, return_outputs=False, **targets)
+        return (
+            torch.stack(losses).sum().detach() / loss_scale if losses else torch.zeros((), device=batch.targets.device)
+        )
+
+
+def boundary_shapes(context: BuildContext) -> list[tuple[Tensor, ...]]:
+    """Return what enters each stage, and what leaves the last, for one micro-batch, as tensors without values."""
+    inputs, _ = context.spec.example(context.model_config, context.division.micro_batch_size)
+    dtype = weight_dtype(context.run.precision)
+    hidden = tuple(in_dtype(x, dtype).to("meta") for x in inputs)
+    shapes = [hidden]
+    for stage in range(context.layout.stages - 1):
+        with torch.device("meta"):
+            out = cut_stage(context.new_model(), context=context, stage=stage)(*hidden)
+        hidden = out if isinstance(out, tuple) else (out,)
+        shapes.append(tuple(boundary(x, context.layout).detach().requires_grad_() for x in hidden))
+    return [*shapes, (torch.empty((), dtype=dtype, device="meta"),)]  # the last stage returns the loss
+
+
+class TiedGradients:
+    """Sum the gradients of parameters that the first and the last stage both hold, and keep the copies equal."""
+
+    def __init__(self, parts: Mapping[int, nn.Module], context: BuildContext) -> None:
+        layout, tied = context.layout, context.spec.tied
+        named = {stage: dict(part.named_parameters()) for stage, part in parts.items()}
+        ends = {0: tied.values(), layout.stages - 1: tied.keys()}
+        self.copies = [[named[stage][name] for name in ends[stage]] for stage in ends if stage in named]
+        self.group = _ends_group(context.mesh) if tied else None
+        last = named.get(layout.stages - 1, {})
+        self.duplicates = {id(last[name]) for name in tied if name in last}  # counted at the first stage
+
+    def __call__(self) -> None:
+        if not self.copies:
+            return
+        for row in zip(*self.copies, strict=True):
+            total = local(row[0].grad).clone() if len(row) == 1 else local(row[0].grad) + local(row[1].grad)
+            if self.group is not None:
+                dist.all_reduce(total, group=self.group)
+            for parameter in row:
+                local(parameter.grad).copy_(total)
+
+
+def _ends_group(mesh: Mesh) -> dist.ProcessGroup | None:
+    """Return the group of the two ranks that hold the ends of this rank's pipeline; None where one holds both."""
+    layout = mesh.layout
+    last = SCHEDULES[layout.schedule].rank_of(layout.stages - 1, layout.pp)
+    if last == 0:
+        return None
+    columns = mesh.device_mesh.mesh.flatten(1).T.tolist()  # ranks of each pipeline, first stage to last
+    mine = None
+    for ranks in columns:
+        group = dist.new_group([ranks[0], ranks[last]])  # every rank must take part in making each group
+        if dist.get_rank() in (ranks[0], ranks[last]):
+            mine = group
+    return mine
+
+
+def default_layout(pp: int, *, dp: int = 1, tp: int = 1) -> Layout:
+    """Return a 1F1B layout with two micro-batches a stage: a bubble of (pp - 1) / (3 pp - 1)."""
+    return Layout(dp=dp, tp=tp, pp=pp, schedule="1f1b", micro_batches=2 * pp) if pp > 1 else Layout(dp=dp, tp=tp)
+
+
+STRATEGIES = (
+    Strategy(
+        name="model",
+        axes=("pp",),
+        when="a model too large for one device, and nothing simpler fits",
+        costs="one rank works at a time",
+        layout=lambda nproc: Layout(pp=nproc, schedule="naive") if nproc > 1 else Layout(),
+    ),
+    Strategy(
+        name="pipeline",
+        axes=("pp",),
+        when="many layers, slow links between ranks",
+        costs="a bubble at both ends of each step; activations between stages",
+        layout=default_layout,
+    ),
+)

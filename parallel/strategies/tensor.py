@@ -1,0 +1,217 @@
+"""Tensor parallelism: each layer is split over ranks (Megatron-LM, Shoeybi et al. 2019, section 3).
+
+The model's plan names a style for each module. Linear layers, embeddings and norms use torch's DTensor styles;
+convolutions and norms over split channels run on their local pieces with the two reductions below, because
+DTensor does not split convolutions by channels.
+"""
+
+from collections.abc import Mapping
+from fnmatch import fnmatchcase
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.distributed.device_mesh import DeviceMesh
+from torch.distributed.tensor import DTensor, Replicate, Shard, distribute_tensor
+from torch.distributed.tensor.parallel import (
+    ColwiseParallel,
+    ParallelStyle,
+    PrepareModuleInput,
+    PrepareModuleOutput,
+    RowwiseParallel,
+    SequenceParallel,
+    parallelize_module,
+)
+
+from models.spec import Style
+from parallel.cluster import Mesh
+from parallel.initialise import local
+from parallel.layout import Layout
+from parallel.spec import Strategy
+
+_SEQUENCE = Shard(1)  # activations are (batch, sequence, hidden)
+
+
+def split_layers(part: nn.Module, plan: Mapping[str, Style], *, mesh: Mesh) -> None:
+    """Split the modules of a part in place, following the model's plan. Patterns that match nothing are skipped:
+    a pipeline stage holds only some of the modules."""
+    sequence = mesh.layout.sequence_parallel
+    for name, module in list(part.named_modules()):
+        for pattern, style in plan.items():
+            if fnmatchcase(name, pattern):
+                parallelize_module(module, mesh["tp"], _style(style, module, mesh=mesh, sequence=sequence))
+
+
+def boundary(hidden: Tensor, layout: Layout) -> Tensor:
+    """Return the shape that travels between pipeline stages: a piece of the sequence under sequence parallelism."""
+    return hidden.tensor_split(layout.tp, dim=1)[0].contiguous() if layout.sequence_parallel else hidden
+
+
+def align_gradients(parts: list[nn.Module], *, mesh: Mesh) -> None:
+    """Bring every gradient to the placement of its parameter.
+
+    Autograd leaves some as terms of a sum: a norm's under sequence parallelism, where each rank saw a piece of
+    the sequence. Those of whole parameters are summed together, in one all-reduce.
+    """
+    terms: list[nn.Parameter] = []
+    for p in (p for part in parts for p in part.parameters()):
+        if isinstance(p.grad, DTensor) and p.grad.placements != p.placements:
+            if all(placement.is_replicate() for placement in p.placements) and p.grad.placements[-1].is_partial():
+                terms.append(p)
+            else:
+                p.grad = p.grad.redistribute(placements=p.placements)
+    if not terms:
+        return
+    pieces = [local(p.grad) for p in terms]
+    flat = torch.cat([piece.flatten() for piece in pieces])
+    dist.all_reduce(flat, group=mesh.group("tp"))
+    for p, piece in zip(terms, flat.split([piece.numel() for piece in pieces]), strict=True):
+        p.grad = DTensor.from_local(piece.view(p.shape), p.device_mesh, p.placements)
+
+
+def _style(style: Style, module: nn.Module, *, mesh: Mesh, sequence: bool) -> ParallelStyle:
+    whole = _SEQUENCE if sequence else Replicate()  # what travels between the split layers
+    if style == "vocab_loss":
+        return _SplitVocabulary(mesh, sequence=sequence)
+    if style == "vocab_embedding":
+        return RowwiseParallel(input_layouts=Replicate(), output_layouts=Replicate())
+    if style == "sequence":
+        return SequenceParallel() if sequence else _Untouched()
+    if style == "scatter_sequence":
+        scatter = PrepareModuleOutput(output_layouts=Replicate(), desired_output_layouts=_SEQUENCE)
+        return scatter if sequence else _Untouched()
+    if style == "channels":
+        return _SplitChannels()
+    if isinstance(module, nn.Conv2d):
+        return _SplitConvolution(shard_dim=0 if style == "column" else 1)
+    return ColwiseParallel(input_layouts=whole) if style == "column" else RowwiseParallel(output_layouts=whole)
+
+
+class _Untouched(ParallelStyle):
+    def _apply(self, module: nn.Module, device_mesh: DeviceMesh) -> nn.Module:
+        return module
+
+
+class _SplitVocabulary(ParallelStyle):
+    """Rows of the output layer over ranks. The module reduces the softmax itself (models.cross_entropy)."""
+
+    def __init__(self, mesh: Mesh, *, sequence: bool) -> None:
+        super().__init__()
+        self.mesh, self.sequence = mesh, sequence
+
+    def _apply(self, module: nn.Module, device_mesh: DeviceMesh) -> nn.Module:
+        _distribute(module, {"weight": 0}, device_mesh)
+        module.row_offset = self.mesh.rank("tp") * (module.weight.shape[0] // self.mesh.size("tp"))
+        module.all_reduce = self.mesh.all_reduce("tp")
+        module.ranks = self.mesh.size("tp")
+        if self.sequence:
+            gather = PrepareModuleInput(
+                input_layouts=(_SEQUENCE, None), desired_input_layouts=(Replicate(), None), use_local_output=True
+            )
+            gather._apply(module, device_mesh)
+        return module
+
+
+class _SplitConvolution(ParallelStyle):
+    """A convolution split by output channels (shard_dim 0) or by input channels (shard_dim 1)."""
+
+    def __init__(self, *, shard_dim: int) -> None:
+        super().__init__()
+        self.shard_dim = shard_dim
+
+    def _apply(self, module: nn.Module, device_mesh: DeviceMesh) -> nn.Module:
+        assert module.bias is None or self.shard_dim == 0, "a bias would be added once by every rank"
+        _distribute(module, {"weight": self.shard_dim, "bias": 0}, device_mesh)
+        group = device_mesh.get_group()
+        if self.shard_dim == 0:
+            module.register_forward_pre_hook(lambda _, inputs: (_CopyToRanks.apply(inputs[0], group),))
+        _run_locally(module)
+        if self.shard_dim == 1:
+            module.register_forward_hook(lambda _, inputs, output: _SumOverRanks.apply(output, group))
+        return module
+
+
+class _SplitChannels(ParallelStyle):
+    """A norm over split channels: statistics of a channel need no other channel, so it runs locally and exactly."""
+
+    def _apply(self, module: nn.Module, device_mesh: DeviceMesh) -> nn.Module:
+        tensors = {**dict(module.named_parameters()), **dict(module.named_buffers())}
+        _distribute(module, {name: 0 for name, tensor in tensors.items() if tensor.ndim}, device_mesh)
+        for attribute in ("num_features", "num_channels", "num_groups"):
+            if hasattr(module, attribute):
+                setattr(module, attribute, getattr(module, attribute) // device_mesh.size())
+        _run_locally(module)
+        return module
+
+
+def _distribute(module: nn.Module, shard_dims: Mapping[str, int], device_mesh: DeviceMesh) -> None:
+    """Replace parameters and buffers by DTensors split along a dim. They hold no values yet, so nothing is sent."""
+    for name, dim in shard_dims.items():
+        tensor = getattr(module, name, None)
+        if tensor is None:
+            continue
+        split = distribute_tensor(tensor, device_mesh, [Shard(dim)], src_data_rank=None)
+        if isinstance(tensor, nn.Parameter):
+            module.register_parameter(name, nn.Parameter(split, requires_grad=tensor.requires_grad))
+        else:
+            module.register_buffer(name, split)
+
+
+def _run_locally(module: nn.Module) -> None:
+    """Let forward see the local pieces of the module's DTensors; autograd carries gradients back to them."""
+    kept: dict[str, Tensor] = {}
+
+    def swap_in(_: nn.Module, inputs: Any) -> None:
+        for store in (module._parameters, module._buffers):
+            for name, tensor in store.items():
+                if isinstance(tensor, DTensor):
+                    kept[name], store[name] = tensor, tensor.to_local()
+
+    def swap_out(_: nn.Module, inputs: Any, output: Any) -> None:
+        for store in (module._parameters, module._buffers):
+            for name in store.keys() & kept.keys():
+                store[name] = kept.pop(name)
+
+    module.register_forward_pre_hook(swap_in)
+    module.register_forward_hook(swap_out, always_call=True)
+
+
+class _CopyToRanks(torch.autograd.Function):
+    """Identity forward, all-reduce backward: every rank used the same input for its own channels."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, group: dist.ProcessGroup) -> Tensor:
+        ctx.group = group
+        return x.view_as(x)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
+        grad = grad.clone(memory_format=torch.contiguous_format)
+        dist.all_reduce(grad, group=ctx.group)
+        return grad, None
+
+
+class _SumOverRanks(torch.autograd.Function):
+    """All-reduce forward, identity backward: every rank holds a term of the sum."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, group: dist.ProcessGroup) -> Tensor:
+        x = x.clone(memory_format=torch.contiguous_format)
+        dist.all_reduce(x, group=group)
+        return x
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
+        return grad, None
+
+
+STRATEGIES = (
+    Strategy(
+        name="tensor",
+        axes=("tp",),
+        when="layers too large for one device, ranks on a fast link",
+        costs="four all-reduces of the activations a block",
+        layout=lambda nproc: Layout(tp=nproc),
+    ),
+)

@@ -1,0 +1,90 @@
+"""A pool of gloo processes that stay alive between cases: starting one costs ten seconds, a case well under one."""
+
+import importlib
+import os
+import tempfile
+import traceback
+from typing import Any
+
+import torch.multiprocessing as mp
+
+
+class Failed(AssertionError):
+    """A case raised on some ranks; the message holds their stack traces."""
+
+
+class WorkerPool:
+    """Processes of one gloo world. `run("module:function", *args)` calls function(rank, *args) in each of them.
+
+    After a failure the pool is started again, since ranks may be left inside a collective.
+    """
+
+    def __init__(self, world_size: int) -> None:
+        self.world_size = world_size
+        self._start()
+
+    def _start(self) -> None:
+        context = mp.get_context("spawn")
+        self.folder = tempfile.TemporaryDirectory()
+        self.inboxes = [context.SimpleQueue() for _ in range(self.world_size)]
+        self.outbox = context.Queue()
+        store = os.path.join(self.folder.name, "store")
+        self.processes = [
+            context.Process(target=_work, args=(rank, self.world_size, store, self.inboxes[rank], self.outbox), daemon=True)
+            for rank in range(self.world_size)
+        ]
+        for process in self.processes:
+            process.start()
+
+    def run(self, target: str, *args: Any, timeout_s: float = 120.0) -> list[Any]:
+        """Return what each rank returned. Raises: Failed; TimeoutError when a rank does not answer."""
+        for inbox in self.inboxes:
+            inbox.put((target, args))
+        answers: dict[int, Any] = {}
+        errors: dict[int, str] = {}
+        try:
+            while len(answers) + len(errors) < self.world_size:
+                # Once one rank has failed the others may be waiting for it: give them a moment, not the full time.
+                rank, ok, value = self.outbox.get(timeout=5.0 if errors else timeout_s)
+                (answers if ok else errors)[rank] = value
+        except Exception as error:
+            missing = sorted(set(range(self.world_size)) - answers.keys() - errors.keys())
+            if not errors:
+                self._restart()
+                raise TimeoutError(f"{target}: ranks {missing} did not answer within {timeout_s} s") from error
+        if errors:
+            self._restart()
+            raise Failed("\n".join(f"rank {rank}:\n{text}" for rank, text in sorted(errors.items())))
+        return [answers[rank] for rank in range(self.world_size)]
+
+    def _restart(self) -> None:
+        self.close(kill=True)
+        self._start()
+
+    def close(self, *, kill: bool = False) -> None:
+        for process, inbox in zip(self.processes, self.inboxes, strict=True):
+            if kill:
+                process.kill()
+            else:
+                inbox.put(None)
+        for process in self.processes:
+            process.join(timeout=20)
+            if process.is_alive():
+                process.kill()
+        self.folder.cleanup()
+
+
+def _work(rank: int, world_size: int, store: str, inbox: Any, outbox: Any) -> None:
+    from parallel import cluster
+
+    me = cluster.Rank(rank, world_size, rank, world_size, "pool")
+    cluster.join(me, threads=1, init_method=f"file://{store}")
+    while (task := inbox.get()) is not None:
+        target, args = task
+        module, _, name = target.partition(":")
+        try:
+            value = getattr(importlib.import_module(module), name)(me, *args)
+            outbox.put((rank, True, value))
+        except BaseException:
+            outbox.put((rank, False, traceback.format_exc()))
+    cluster.leave()

@@ -1,0 +1,92 @@
+"""The command frame: quick help, one line per error, exit statuses, and a table that points at real functions."""
+
+import ast
+import subprocess
+import sys
+import time
+from importlib.util import find_spec
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+from parallel import cli
+from parallel.errors import DivergedError, LayoutError
+
+
+def run_command(monkeypatch: pytest.MonkeyPatch, function, *argv: str) -> int:
+    """Run `paralab probe ARGV...`, with a command of that name which calls `function`."""
+    monkeypatch.setitem(cli.COMMANDS, "probe", ("for this test", "probe_module:start"))
+    monkeypatch.setitem(sys.modules, "probe_module", SimpleNamespace(start=function))
+    return cli.main(["probe", *argv])
+
+
+def test_help_is_quick_and_imports_nothing_heavy() -> None:
+    code = (
+        "import sys; from parallel.cli import main; status = main(['--help']); "
+        "heavy = {'torch', 'numpy', 'deepspeed', 'yaml', 'models'} & set(sys.modules); "
+        "sys.exit(str(heavy) if heavy else status)"
+    )
+    started = time.perf_counter()
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=30)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert all(name in done.stdout for name in cli.COMMANDS)
+    assert time.perf_counter() - started < 2  # 0.05 s on an idle machine; importing torch alone takes longer
+
+
+def test_a_configuration_is_read_without_torch() -> None:
+    code = "import sys, parallel.config as c; c.resolve(['--layout', 'dp2']); sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], timeout=30).returncode == 0
+
+
+@pytest.mark.parametrize("name", sorted(cli.COMMANDS))
+def test_every_command_points_at_a_function(name: str) -> None:
+    module, function = cli.COMMANDS[name][1].split(":")
+    spec = find_spec(module)
+    assert spec is not None and spec.origin is not None, f"{module} does not exist"
+    body = ast.parse(Path(spec.origin).read_text(encoding="utf-8")).body  # not imported: that may load torch
+    defined = {node.name for node in body if isinstance(node, ast.FunctionDef)}
+    assert function in defined
+
+
+def test_a_command_gets_its_arguments_and_gives_its_status(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[list[str]] = []
+    assert run_command(monkeypatch, lambda argv: seen.append(argv) or 3, "--model", "gpt2") == 3
+    assert seen == [["--model", "gpt2"]]
+
+
+@pytest.mark.parametrize(("error", "status"), [(LayoutError, 2), (DivergedError, 1)])
+def test_an_error_is_one_line_and_its_status(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], error: type[Exception], status: int
+) -> None:
+    def fail(argv: list[str]) -> int:
+        raise error("got tp=4,\n  need tp=2")
+
+    assert run_command(monkeypatch, fail) == status
+    assert capsys.readouterr().err == "paralab: error: got tp=4, need tp=2\n"
+
+
+def test_a_bug_keeps_its_trace(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(argv: list[str]) -> int:
+        raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        run_command(monkeypatch, fail)
+
+
+def test_an_interrupt_is_130(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    def interrupt(argv: list[str]) -> int:
+        raise KeyboardInterrupt
+
+    assert run_command(monkeypatch, interrupt) == 130
+    assert "Traceback" not in capsys.readouterr().err
+
+
+def test_an_unknown_command_is_refused_with_the_closest(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["verfy"]) == 2
+    assert "'verfy' is unknown (did you mean verify?)" in capsys.readouterr().err
+
+
+def test_no_command_prints_the_usage_and_fails(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main([]) == 2
+    assert "usage: paralab" in capsys.readouterr().out

@@ -1,0 +1,224 @@
+import csv
+import io
+import json
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from benchmarks import stats
+from benchmarks.compare import main
+from benchmarks.verdict import METRICS, compare_column, compare_files
+from parallel.measure.record import append
+from tests.unit.synthetic_runs import interleaved, run, runs
+
+STEP = METRICS["step_time_p50_s"]
+A = [0.100, 0.101, 0.099, 0.102, 0.098]
+SLOWER = [0.110, 0.111, 0.109, 0.112, 0.108]
+
+
+def simulated(slowdown, repeats, drift=1.0, times=200):
+    found = []
+    for seed in range(times):
+        a, b = interleaved(np.random.default_rng(seed), repeats=repeats, slowdown=slowdown, drift=drift)
+        base, other = runs(a, every=2), runs(b, first=1, every=2)
+        (comparison,) = compare_files(base, other, STEP).comparisons
+        found.append(comparison.verdict)
+    return found
+
+
+@pytest.mark.parametrize("drift", [0.0, 0.2, 1.0])
+@pytest.mark.parametrize("repeats", [5, 8])
+def test_a_against_a_on_a_drifting_machine_seldom_gives_a_verdict(repeats, drift, monkeypatch):
+    monkeypatch.setattr(stats, "RESAMPLES", 1000)
+    verdicts = simulated(1.0, repeats, drift)
+    assert set(verdicts) <= {"~", "better", "worse"}
+    assert sum(verdict != "~" for verdict in verdicts) <= 10, "at most 5% of 200"
+
+
+def test_a_true_slowdown_of_a_tenth_is_found(monkeypatch):
+    monkeypatch.setattr(stats, "RESAMPLES", 1000)
+    verdicts = simulated(1.1, 8)
+    assert verdicts.count("worse") >= 160 and "better" not in verdicts
+
+
+def test_the_ratio_is_that_of_the_medians():
+    (found,) = compare_files(runs(A), runs(SLOWER), STEP).comparisons
+    assert found.ratio == pytest.approx(1.1) and found.low <= found.ratio <= found.high
+    assert found.p == pytest.approx(2 / 252) and found.verdict == "worse"
+    (found,) = compare_files(runs(SLOWER), runs(A), STEP).comparisons
+    assert found.verdict == "better"
+
+
+def test_higher_is_better_for_throughput():
+    (found,) = compare_files(runs(A), runs(SLOWER), METRICS["tokens_per_s"]).comparisons
+    assert found.verdict == "worse" and found.ratio == pytest.approx(1 / 1.1)
+
+
+def test_under_four_repeats_is_insufficient():
+    (found,) = compare_files(runs(A[:3]), runs(SLOWER), STEP).comparisons
+    assert found.verdict == "insufficient" and found.p is None and found.ratio is not None
+
+
+def test_many_arms_need_more_repeats_and_say_how_many():
+    arms = [r for i in range(4) for r in runs([t * (1 + i / 10) for t in A[:4]], strategy=f"s{i}")]
+    outcome = compare_column(arms, "strategy", STEP)
+    assert {c.verdict for c in outcome.comparisons} == {"insufficient"}
+    assert any("at least 5 good runs" in note for note in outcome.comparisons[0].notes)
+
+
+def test_arms_beside_one_base_are_corrected():
+    arms = [r for i in range(4) for r in runs([t * (1 + i / 5) for t in A], strategy=f"s{i}")]
+    outcome = compare_column(arms, "strategy", STEP)
+    assert [c.p for c in outcome.comparisons] == pytest.approx([3 * 2 / 252] * 3)
+    assert [(c.base, c.other) for c in outcome.comparisons] == [("s0", "s1"), ("s0", "s2"), ("s0", "s3")]
+    outcome = compare_column(arms, "strategy", STEP, baseline="s2")
+    assert [c.verdict for c in outcome.comparisons] == ["better", "better", "worse"]
+
+
+@pytest.mark.parametrize(
+    ("column", "cell", "said"),
+    [("global_batch_size", 16, "--global-batch-size"), ("sequence_length", 256, "sequence"),
+     ("precision", "bf16", "--precision"), ("data_sha256", "cd" * 32, "--data"), ("cpu_model", "CPU 2", "machine"),
+     ("world_size", 4, "--nproc"), ("cores_allowed", 4.0, "CPU limit"), ("data_sha256", None, "unknown")],
+)  # fmt: skip
+def test_other_work_is_refused_and_named(column, cell, said):
+    outcome = compare_files(runs(A), runs(A, **{column: cell}), STEP)
+    assert not outcome.comparisons and outcome.exit_status() == 3
+    (refusal,) = outcome.refusals
+    assert [d.column.name for d in refusal.differences] == [column] and said in str(refusal)
+    forced = compare_files(runs(A), runs(A, **{column: cell}), STEP, force=True)
+    assert [c.forced for c in forced.comparisons] == [True] and forced.exit_status() == 0
+    assert any("not the same work" in note for note in forced.comparisons[0].notes)
+
+
+def test_cpu_and_gpu_are_not_compared_even_by_force():
+    gpu = runs(A, device="cuda", backend="nccl", gpu_name="GPU")
+    for outcome in (
+        compare_files(runs(A), gpu, STEP, force=True),
+        compare_column([*runs(A), *gpu], "device", STEP, force=True),
+        compare_column([*runs(A, strategy="zero1"), *gpu], "strategy", STEP, force=True),
+    ):
+        assert not outcome.comparisons and outcome.exit_status() == 3
+        assert "never stand in one ranking" in str(outcome.refusals[0])
+
+
+def test_cases_join_on_strategy_and_size():
+    base = [*runs(A), *runs(A, strategy="zero1"), *runs(A, size="small")]
+    outcome = compare_files(base, [*runs(SLOWER, strategy="zero1"), *runs(A, size="small"), *runs(A)], STEP)
+    assert [c.verdict for c in outcome.comparisons] == ["~", "worse", "~"] and not outcome.refusals + outcome.alone
+
+
+def test_the_only_case_of_each_file_may_be_done_in_another_way():
+    outcome = compare_files(runs(A), runs(SLOWER, engine="deepspeed"), STEP, names=("ours", "theirs"))
+    (found,) = outcome.comparisons
+    assert (found.base, found.other, found.verdict) == ("ours ddp native", "theirs ddp deepspeed", "worse")
+
+
+def test_one_case_that_does_not_match_refuses_the_whole():
+    outcome = compare_files(
+        [*runs(A), *runs(A, strategy="zero1")], [*runs(A), *runs(A, strategy="zero1", precision="bf16")], STEP
+    )
+    assert len(outcome.comparisons) == len(outcome.refusals) == 1 and outcome.exit_status() == 3
+
+
+def test_what_only_one_file_has_is_listed():
+    outcome = compare_files([*runs(A), *runs(A, strategy="zero1")], runs(A), STEP)
+    assert outcome.exit_status() == 0 and len(outcome.alone) == 1 and "zero1" in outcome.alone[0]
+
+
+def test_failures_stand_beside_the_verdict_and_count_as_a_regression():
+    failed = [run(i, status="oom", failed_rank=1, failed_step=3, reason="no memory", step_time_p50_s=None,
+                  cpu_model=None, layout=None, strategy=None, data_sha256=None) for i in range(2)]  # fmt: skip
+    (found,) = compare_files(runs(A, every=2), [*runs(A, every=2, first=1), *failed], STEP).comparisons
+    assert found.verdict == "~" and found.other_runs == 5
+    assert found.notes == ("B ddp: 2 of 7 runs failed: oom at rank 1, step 3 (no memory)",)
+    outcome = compare_files(runs(A), failed, STEP)
+    assert [c.verdict for c in outcome.comparisons] == ["failed"]
+    assert outcome.exit_status(5.0) == 2 and outcome.exit_status() == 0
+
+
+def test_environment_and_the_order_of_runs_are_told():
+    (found,) = compare_files(runs(A), runs(A, first=50, torch_version="2.14.0", steady=False), STEP).comparisons
+    notes = "\n".join(found.notes)
+    assert "torch: 2.13.0 / 2.14.0" in notes and "drift" in notes and "5 of 5 runs never settled" in notes
+    (found,) = compare_files(runs(A, every=2), runs(A, first=1, every=2), STEP).comparisons
+    assert found.notes == ()
+
+
+def test_the_same_row_given_twice_counts_once():
+    twice = [*runs(A), *runs(A), *runs(SLOWER, strategy="zero1")]
+    (found,) = compare_column(twice, "strategy", STEP).comparisons
+    assert found.base_runs == 5
+
+
+def write(path, records):
+    for record in records:
+        append(path, record)
+    return str(path)
+
+
+@pytest.fixture
+def files(tmp_path):
+    return write(tmp_path / "before.csv", runs(A)), write(tmp_path / "after.csv", runs(SLOWER))
+
+
+@pytest.mark.parametrize(("fail_over", "status"), [([], 0), (["--fail-over", "5"], 2), (["--fail-over", "20"], 0)])
+def test_exit_status_of_a_regression(files, capsys, fail_over, status):
+    assert main([*files, *fail_over]) == status
+    text = capsys.readouterr().out
+    assert "worse 10.0%" in text and "100 ms (n=5)" in text and "CPU (gloo)" in text
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [(["none.csv", "none.csv"], "cannot be read"), (["--nonsense"], "--help"), (["--metric", "step"], "unknown"),
+     (["--by", "stratgy"], "did you mean strategy"), (["--by", "strategy", "--baseline", "dpd"], "did you mean ddp")],
+)  # fmt: skip
+def test_bad_requests_end_with_one_line_and_status_3(files, capsys, arguments, said):
+    given = arguments if arguments[0].endswith(".csv") else [*files, *arguments]
+    assert main(given) == 3
+    error = capsys.readouterr().err
+    assert said in error and error.count("\n") == 1
+
+
+def test_one_file_needs_a_column(files, capsys):
+    assert main([files[0]]) == 3 and "--by strategy" in capsys.readouterr().err
+
+
+def test_json_and_csv_hold_the_same_numbers(files, capsys):
+    main([*files, "--format", "json"])
+    (found,) = json.loads(capsys.readouterr().out)["comparisons"]
+    main([*files, "--format", "csv"])
+    (row,) = csv.DictReader(io.StringIO(capsys.readouterr().out))
+    assert float(row["ratio"]) == found["ratio"] == pytest.approx(1.1)
+    assert row["verdict"] == found["verdict"] == "worse" and row["forced"] == "false"
+
+
+def test_forced_lines_are_marked_in_every_format(tmp_path, capsys):
+    a, b = write(tmp_path / "a.csv", runs(A)), write(tmp_path / "b.csv", runs(A, precision="bf16"))
+    for form, mark in (("text", "FORCED"), ("markdown", "FORCED"), ("csv", "true"), ("json", '"forced": true')):
+        assert main([a, b, "--force", "--format", form]) == 0
+        assert mark in capsys.readouterr().out
+        assert main([a, b, "--format", form]) == 3
+        assert "--precision" in capsys.readouterr().out
+
+
+def test_hostile_text_is_harmless_in_every_format(tmp_path, capsys):
+    evil = "=cmd()|<script>\x1b[2J\n| a"
+    a = write(tmp_path / "a.csv", [replace(r, strategy=evil) for r in runs(A)])
+    for form in ("text", "markdown", "csv", "json"):
+        assert main([a, a, "--format", form]) == 0
+        out = capsys.readouterr().out
+        assert "\x1b" not in out and "\n| a" not in out
+        if form == "markdown":
+            assert "<script>" not in out.replace("\\<", "")
+        if form == "csv":
+            (row,) = csv.DictReader(io.StringIO(out))
+            assert not any(cell.startswith("=") for cell in row.values())
+
+
+def test_markdown_is_a_table(files, capsys):
+    main([*files, "--format", "markdown"])
+    table = [line for line in capsys.readouterr().out.splitlines() if line.startswith("|")]
+    assert len(table) == 3 and len({line.count("|") for line in table}) == 1

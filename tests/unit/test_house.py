@@ -1,0 +1,111 @@
+"""The packaging agrees with the code: what is imported is declared, what is declared is pinned, the scripts run."""
+
+import ast
+import subprocess
+import sys
+from configparser import ConfigParser
+from importlib import metadata
+from pathlib import Path
+
+import pytest
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+
+ROOT = Path(__file__).resolve().parents[2]
+OWN = {"parallel", "models", "benchmarks", "tests"} | {path.stem for path in (ROOT / "tests").rglob("*.py")}
+# what a dependency of ours always brings along
+BROUGHT_ALONG = {"packaging", "setuptools"}
+
+
+def requirements(*extras: str) -> dict[str, Requirement]:
+    """Return what setup.cfg requires, by canonical name, with the extras named."""
+    setup = ConfigParser()
+    setup.read(ROOT / "setup.cfg", encoding="utf-8")
+    blocks = [setup["options"]["install_requires"], *(setup["options.extras_require"][extra] for extra in extras)]
+    parsed = [Requirement(line) for block in blocks for line in block.strip().splitlines()]
+    return {canonicalize_name(item.name): item for item in parsed if item.name != "paralab"}
+
+
+def pins() -> dict[str, str]:
+    """Return the versions of constraints.txt that hold for this interpreter, by canonical name."""
+    lines = (line.split("#")[0].strip() for line in (ROOT / "constraints.txt").read_text().splitlines())
+    parsed = [Requirement(line) for line in lines if line]
+    return {
+        canonicalize_name(item.name): str(item.specifier).removeprefix("==")
+        for item in parsed
+        if item.marker is None or item.marker.evaluate()
+    }
+
+
+def imported(folder: str) -> dict[str, str]:
+    """Return the outside modules that the Python files of a folder import, with one file that does."""
+    found: dict[str, str] = {}
+    for path in (ROOT / folder).rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Import):
+                names = [alias.name for alias in node.names]
+            elif isinstance(node, ast.ImportFrom) and node.level == 0:
+                names = [node.module or ""]
+            else:
+                continue
+            found.update({name.split(".")[0]: str(path.relative_to(ROOT)) for name in names})
+    return {name: path for name, path in found.items() if name not in sys.stdlib_module_names and name not in OWN}
+
+
+@pytest.mark.parametrize(
+    ("folder", "extras"),
+    [
+        ("models", ()),
+        ("parallel", ("plot", "tensorboard")),
+        ("benchmarks", ("plot", "tensorboard")),
+        ("tests", ("test", "plot", "tensorboard")),
+    ],
+)
+def test_every_import_is_declared(folder: str, extras: tuple[str, ...]) -> None:
+    declared = set(requirements(*extras)) | BROUGHT_ALONG
+    distributions = metadata.packages_distributions()
+    missing = {
+        name: path
+        for name, path in imported(folder).items()
+        if not declared & {canonicalize_name(found) for found in distributions.get(name, [name])}
+    }
+    assert missing == {}, "declare these in setup.cfg and renew constraints.txt"
+
+
+def test_every_requirement_is_pinned_within_its_range() -> None:
+    pinned = pins()
+    for name, item in requirements("test", "plot", "tensorboard", "dev").items():
+        if item.marker is None or item.marker.evaluate():
+            assert item.specifier.contains(pinned[name]), name
+
+
+def test_what_is_installed_is_what_is_pinned() -> None:
+    pinned = pins()
+    for name in requirements("test"):
+        if name in pinned:
+            assert metadata.version(name).split("+")[0] == pinned[name], f"{name}: run ./launch.sh check"
+
+
+@pytest.mark.parametrize("script", ["launch.sh", "check", ".ci/run"])
+def test_scripts_are_executable_and_parse(script: str) -> None:
+    path = ROOT / script
+    assert path.stat().st_mode & 0o111
+    subprocess.run(["bash", "-n", str(path)], check=True, timeout=10)
+
+
+def test_launch_help_names_every_door(tmp_path: Path) -> None:
+    done = subprocess.run([str(ROOT / "launch.sh"), "--help"], cwd=tmp_path, capture_output=True, text=True, timeout=10)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert all(door in done.stdout for door in ("./launch.sh test", "./launch.sh check", "./launch.sh COMMAND"))
+
+
+def test_launch_refuses_an_interpreter_that_does_not_run(tmp_path: Path) -> None:
+    for name in ("launch.sh", "setup.cfg", "pyproject.toml", "constraints.txt"):
+        (tmp_path / name).write_bytes((ROOT / name).read_bytes())
+    environment = {"PATH": "/usr/bin:/bin", "PYTHON": str(tmp_path / "no-such-python")}
+    done = subprocess.run(
+        ["bash", str(tmp_path / "launch.sh"), "test"], env=environment, capture_output=True, text=True, timeout=20
+    )
+    assert done.returncode == 2
+    assert "no-such-python is not a Python 3.10 or newer" in done.stderr
+    assert not (tmp_path / ".venv").exists()

@@ -1,0 +1,160 @@
+"""Properties of parallel/layout.py: what is printed parses back, and the batch is cut without loss."""
+
+from dataclasses import replace
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from parallel.errors import LayoutError
+from parallel.layout import SCHEDULES, Division, Layout
+
+
+@st.composite
+def layouts(draw: st.DrawFn) -> Layout:
+    """Any legal layout."""
+    dp, tp, pp = (draw(st.integers(1, 16)) for _ in range(3))
+    schedule = draw(st.sampled_from(sorted(SCHEDULES))) if pp > 1 else None
+    return Layout(
+        dp=dp,
+        tp=tp,
+        pp=pp,
+        zero=draw(st.integers(0, 3)) if dp > 1 else 0,
+        schedule=schedule,
+        micro_batches=draw(st.integers(1, 32)) if pp > 1 and schedule != "naive" else 1,
+        sequence_parallel=draw(st.booleans()) if tp > 1 else False,
+    )
+
+
+divisions = st.builds(Division, *(st.integers(1, 6) for _ in range(4)))
+
+
+@given(layouts())
+def test_a_layout_prints_and_parses_back_to_itself(layout: Layout) -> None:
+    assert Layout.parse(str(layout)) == layout
+    assert Layout.parse(f"  {str(layout).upper()} ") == layout
+
+
+@given(layouts(), st.randoms(use_true_random=False))
+def test_the_order_of_degrees_and_options_does_not_matter(layout: Layout, random) -> None:
+    degrees, *options = str(layout).split("/")
+    parts = degrees.split(".")
+    random.shuffle(parts)
+    random.shuffle(options)
+    assert Layout.parse("/".join([".".join(parts), *options])) == layout
+
+
+@given(layouts())
+def test_axes_and_world_size_agree_with_the_degrees(layout: Layout) -> None:
+    product = 1
+    for axis in layout.axes:
+        product *= getattr(layout, axis)
+    assert product == layout.world_size
+    layout.check_world(layout.world_size)
+    with pytest.raises(LayoutError, match=f"--nproc {layout.world_size},"):
+        layout.check_world(layout.world_size + 1)
+
+
+@given(st.sampled_from(sorted(SCHEDULES)), st.integers(2, 8))
+def test_every_stage_is_held_by_exactly_one_rank(name: str, pp: int) -> None:
+    layout = Layout(pp=pp, schedule=name)
+    schedule = SCHEDULES[name]
+    held = sorted(stage for rank in range(pp) for stage in schedule.stages_of(rank, pp))
+    assert held == list(range(layout.stages))
+    for rank in range(pp):
+        assert all(schedule.rank_of(stage, pp) == rank for stage in schedule.stages_of(rank, pp))
+
+
+@given(divisions)
+def test_data_ranks_cover_the_global_batch_once(division: Division) -> None:
+    rows = [division.rows_of(rank) for rank in range(division.dp)]
+    assert sorted(row for part in rows for row in part) == list(range(division.global_batch_size))
+    assert all(part == sorted(part) for part in rows)
+
+
+@given(divisions)
+def test_what_all_data_ranks_see_together_is_a_slice_of_the_global_batch(division: Division) -> None:
+    size = division.micro_batch_size
+    rows = [division.rows_of(rank) for rank in range(division.dp)]
+    in_order = [
+        row for chunk in range(division.chunks) for part in rows for row in part[chunk * size : (chunk + 1) * size]
+    ]
+    assert in_order == list(range(division.global_batch_size))
+
+
+@given(layouts(), st.integers(1, 5), st.integers(1, 4))
+def test_divide_gives_back_the_global_batch(layout: Layout, micro_batch_size: int, accumulation: int) -> None:
+    total = layout.dp * layout.micro_batches * accumulation * micro_batch_size
+    division = layout.divide(total, accumulation)
+    assert division.global_batch_size == total
+    assert (division.dp, division.micro_batch_size) == (layout.dp, micro_batch_size)
+
+
+@pytest.mark.parametrize("batch", [1, 7, 9, 1001])
+def test_a_batch_that_does_not_divide_is_refused_with_sizes_that_do(batch: int) -> None:
+    layout = Layout.parse("dp2.pp2/1f1b/mb2")
+    with pytest.raises(LayoutError, match="--global-batch-size") as caught:
+        layout.divide(batch, 2)
+    for size in str(caught.value).split("--global-batch-size ")[1].split(" or "):
+        assert abs(int(size) - batch) < 8
+        layout.divide(int(size), 2)
+
+
+@given(layouts(), st.integers(1, 4))
+def test_what_check_schedule_says_to_type_is_accepted(layout: Layout, accumulation: int) -> None:
+    try:
+        layout.check_schedule(accumulation)
+    except LayoutError as error:
+        advice = str(error).split("write the layout as ")[1].split(",")[0]
+        Layout.parse(advice).check_schedule(accumulation)
+
+
+@pytest.mark.parametrize(
+    ("text", "accumulation", "advice"),
+    [
+        ("pp3/interleaved", 2, "pp3/interleaved/mb3"),
+        ("pp4/zero-bubble/mb5", 1, "pp4/zero-bubble/mb8"),
+        ("pp4/zero-bubble/mb3", 2, "pp4/zero-bubble/mb4"),
+        ("pp2/dualpipev", 1, "pp2/dualpipev/mb4"),
+        ("pp4/1f1b", 2, "pp4/1f1b/mb2"),
+    ],
+)
+def test_too_few_micro_batches_are_refused_with_the_smallest_that_fit(
+    text: str, accumulation: int, advice: str
+) -> None:
+    with pytest.raises(LayoutError, match=f"write the layout as {advice},"):
+        Layout.parse(text).check_schedule(accumulation)
+
+
+def test_1f1b_needs_a_micro_batch_for_each_stage() -> None:
+    enough = Layout.parse("pp4/1f1b/mb4")
+    enough.check_schedule()
+    with pytest.raises(LayoutError, match="pp4/1f1b/mb4"):
+        replace(enough, micro_batches=3).check_schedule()
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("", "is not a degree"),
+        ("dp", "is not a degree"),
+        ("xp2", "is not a degree"),
+        ("dp-2", "is not a degree"),
+        ("dp0", "at least 1"),
+        ("dp2.dp2", "twice"),
+        ("dp2/zero1/zero2", "twice"),
+        ("dp2/zero4", "0, 1, 2 or 3"),
+        ("dp2/zreo1", r"did you mean zero1\?"),
+        ("pp2/1fb1", r"did you mean 1f1b\?"),
+        ("tp2/1f1b", "without a pipeline"),
+        ("tp2/mb4", "without a pipeline"),
+        ("pp2/mb0", "at least mb1"),
+        ("pp2/naive/mb2", "use gpipe"),
+        ("dp2/sp", "without tensor"),
+        ("tp2/zero1", "nothing to shard"),
+    ],
+)
+def test_a_bad_layout_is_refused_in_one_line(text: str, says: str) -> None:
+    with pytest.raises(LayoutError, match=says) as caught:
+        Layout.parse(text)
+    assert "\n" not in str(caught.value)

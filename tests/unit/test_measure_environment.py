@@ -1,0 +1,124 @@
+import os
+import subprocess
+import time
+from dataclasses import fields
+from pathlib import Path
+
+import pytest
+import torch
+
+from parallel.measure import environment, roofline
+from parallel.measure.cores import cores_allowed
+
+AFFINITY = float(len(os.sched_getaffinity(0))) if hasattr(os, "sched_getaffinity") else float(os.cpu_count() or 1)
+
+
+def _write(path: Path, text: str) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(text)
+
+
+@pytest.mark.parametrize(
+    ("memberships", "files", "quota"),
+    [
+        ("0::/a/b\n", {"a/cpu.max": "50000 100000", "a/b/cpu.max": "max 100000"}, 0.5),
+        ("0::/gone/from/here\n", {"cpu.max": "25000 100000"}, 0.25),
+        ("0::/\n", {"cpu.max": "max 100000"}, None),
+        (
+            "4:memory:/m\n1:cpu,cpuacct:/job\n",
+            {"cpu,cpuacct/job/cpu.cfs_quota_us": "10000", "cpu,cpuacct/job/cpu.cfs_period_us": "100000"},
+            0.1,
+        ),
+        ("1:cpu:/\n", {"cpu/cpu.cfs_quota_us": "-1", "cpu/cpu.cfs_period_us": "100000"}, None),
+        ("", {}, None),
+    ],
+    ids=["v2 parent", "v2 container", "v2 free", "v1", "v1 free", "none"],
+)
+def test_cores_allowed(tmp_path: Path, memberships: str, files: dict[str, str], quota: float | None) -> None:
+    _write(tmp_path / "membership", memberships)
+    for name, text in files.items():
+        _write(tmp_path / "cgroup" / name, text + "\n")
+    got = cores_allowed(cgroup=tmp_path / "cgroup", memberships=tmp_path / "membership")
+    assert got == (AFFINITY if quota is None else quota)
+
+
+def _git(folder: Path, *words: str) -> str:
+    command = ["git", "-C", str(folder), "-c", "user.name=t", "-c", "user.email=t@localhost", *words]
+    return subprocess.run(command, check=True, capture_output=True, text=True, timeout=30).stdout.strip()
+
+
+def test_commit_and_dirt(tmp_path: Path) -> None:
+    assert environment._git(tmp_path) == (None, None)
+    _git(tmp_path, "init")
+    assert environment._git(tmp_path) == (None, None)  # no commit yet
+    (tmp_path / "file").write_text("1")
+    _git(tmp_path, "add", "file")
+    _git(tmp_path, "commit", "-m", "one")
+    commit = _git(tmp_path, "rev-parse", "HEAD")
+    (tmp_path / "result.csv").write_text("untracked files are not the program")
+    assert environment._git(tmp_path) == (commit, False)
+    (tmp_path / "file").write_text("2")
+    assert environment._git(tmp_path) == (commit, True)
+
+
+def test_facts_of_this_process() -> None:
+    got = environment.Environment.read()
+    assert got.torch_version == torch.__version__
+    assert got.threads == torch.get_num_threads()
+    assert len(got.host_hash) == 12
+    assert (got.gpu_name is None) == (not torch.cuda.is_available())
+
+
+def test_names_are_columns_of_the_record() -> None:
+    from parallel.measure.record import RunRecord
+    from parallel.measure.steady import StepTimes
+
+    columns = {f.name for f in fields(RunRecord)}
+    assert {f.name for f in fields(environment.Environment)} - columns == {"transformers_version"}
+    assert {f.name for f in fields(StepTimes)} <= columns
+
+
+@pytest.mark.parametrize(
+    ("name", "tflops"),
+    [
+        ("NVIDIA H100 80GB HBM3", 989.4),
+        ("NVIDIA H100 PCIe", 756),
+        ("NVIDIA A100-SXM4-80GB", 312),
+        ("NVIDIA L4", 121),
+        ("NVIDIA L40S", 362),
+        ("NVIDIA GeForce RTX 4090", 165.2),
+    ],
+)
+def test_datasheets(name: str, tflops: float) -> None:
+    peak = roofline.datasheet_peak(name, torch.bfloat16)
+    assert peak is not None
+    assert peak.flops == pytest.approx(tflops * 1e12)
+    assert peak.source.startswith("datasheet: ")
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["NVIDIA GeForce RTX 4090 Laptop GPU", "NVIDIA GeForce RTX 3090 Ti", "NVIDIA A100-SXM4-40GB MIG 1g.5gb", "X"],
+)
+def test_almost_the_same_name_is_another_device(name: str) -> None:
+    assert roofline.datasheet_peak(name, torch.bfloat16) is None
+
+
+def test_a_dtype_the_device_lacks_has_no_datasheet() -> None:
+    assert roofline.datasheet_peak("Tesla V100-SXM2-16GB", torch.bfloat16) is None
+
+
+def test_measured_peak_is_at_least_a_plain_product_and_cached() -> None:
+    began = time.perf_counter()
+    peak = roofline.device_peak(torch.device("cpu"), torch.float32)
+    assert time.perf_counter() - began < 4  # a second, on a machine that may be busy
+    assert roofline.device_peak(torch.device("cpu"), torch.float32) is peak
+    a = torch.randn(512, 512)
+    seconds = []
+    for _ in range(20):
+        began = time.perf_counter()
+        a @ a
+        seconds.append(time.perf_counter() - began)
+    assert peak.flops > 0.3 * 2 * 512**3 / min(seconds)
+    assert peak.source.startswith("measured: float32 product of ")
+    assert roofline.mfu(peak.flops / 4, peak) == 0.25

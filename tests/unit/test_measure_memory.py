@@ -1,0 +1,144 @@
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from parallel.measure import memory
+from parallel.measure.memory import MemoryCensus
+
+WIDTH = 500
+WEIGHT = 4 * WIDTH * WIDTH
+
+
+def _linear() -> nn.Linear:
+    return nn.Linear(WIDTH, WIDTH, bias=False)
+
+
+def test_a_step_of_adam() -> None:
+    model = _linear()
+    optimizer = torch.optim.AdamW(model.parameters(), foreach=False)
+
+    def step() -> None:
+        model(torch.ones(1, WIDTH)).sum().backward()
+        optimizer.step()
+        optimizer.zero_grad()
+
+    with MemoryCensus([model], [optimizer]) as first:
+        step()
+    with MemoryCensus([model], [optimizer]) as second:
+        step()
+    for census in (first, second):  # states made inside the step are known as such too
+        report = census.report()
+        assert report.rest == {
+            "parameters": WEIGHT,
+            "gradients": 0,
+            "optimizer": 2 * WEIGHT + 4,  # and the step counter
+            "activations": 0,
+            "other": 0,
+        }
+        assert report.peak["gradients"] == WEIGHT
+        assert report.peak_bytes > report.rest_bytes
+
+
+def test_activations_are_kept_until_backward_and_checkpointing_frees_them() -> None:
+    blocks, x = nn.ModuleList([nn.Sigmoid() for _ in range(10)]), torch.ones(WIDTH, WIDTH, requires_grad=True)
+
+    def run(checkpoint: bool) -> int:
+        def forward(part: nn.Module, x: Tensor) -> Tensor:
+            return torch.utils.checkpoint.checkpoint(part, x, use_reentrant=False) if checkpoint else part(x)
+
+        def pair(a: nn.Module, b: nn.Module) -> nn.Module:
+            return nn.Sequential(a, b)
+
+        with MemoryCensus([blocks]) as census:
+            y = x
+            for i in range(0, 10, 2):
+                y = forward(pair(blocks[i], blocks[i + 1]), y)
+            del y
+        return census.report().peak["activations"]
+
+    # Input and ten outputs; with checkpoints the input, five outputs and the inside of one pair.
+    assert run(checkpoint=False) == 11 * WEIGHT
+    assert run(checkpoint=True) == 7 * WEIGHT
+
+
+def test_views_count_once_and_shared_parameters_too() -> None:
+    model = nn.ModuleList([_linear(), _linear()])
+    model[1].weight = model[0].weight
+    with MemoryCensus([model]) as census:
+        y = torch.ones(WIDTH, WIDTH)
+        views = [y.view(-1), y[1:], y.t()]
+    assert census.report().peak == dict.fromkeys(memory.MEMORY_CATEGORIES, 0) | {
+        "parameters": WEIGHT,
+        "activations": WEIGHT,
+    }
+    del views
+
+
+def test_storages_that_are_resized() -> None:
+    gathered = torch.empty(WIDTH, WIDTH)
+    gathered.untyped_storage().resize_(0)
+    with MemoryCensus([]) as census:
+        gathered.untyped_storage().resize_(WEIGHT)
+        gathered.fill_(1)
+        gathered.untyped_storage().resize_(0)
+    assert census.report().peak["other"] == WEIGHT
+    assert census.report().rest_bytes == 0
+    assert torch.UntypedStorage.resize_.__name__ == "resize_"
+
+
+def test_what_outlives_the_step_was_there_before_it_was_used() -> None:
+    early = torch.ones(WIDTH, WIDTH)
+    with MemoryCensus([]) as census:
+        late = torch.ones(2 * WIDTH, WIDTH)
+        del late
+        early.add_(1)
+    assert census.report().peak["activations"] == 3 * WEIGHT
+
+
+def test_what_does_not_counts_from_its_first_use() -> None:
+    early = torch.ones(WIDTH, WIDTH)
+    with MemoryCensus([]) as census:
+        late = torch.ones(2 * WIDTH, WIDTH)
+        del late
+        early.add_(1)
+        del early
+    assert census.report().peak["activations"] == 2 * WEIGHT
+
+
+def test_states_of_an_optimizer_that_does_not_step() -> None:
+    model = _linear()
+    optimizer = torch.optim.AdamW(model.parameters())
+    model(torch.ones(1, WIDTH)).sum().backward()
+    optimizer.step()
+    with MemoryCensus([model], [optimizer]) as census:
+        torch.ones(1)
+    assert census.report().rest == dict.fromkeys(memory.MEMORY_CATEGORIES, 0) | {
+        "parameters": WEIGHT,
+        "gradients": WEIGHT,
+        "optimizer": 2 * WEIGHT + 4,
+    }
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_process_peak_sees_memory_that_came_and_went() -> None:
+    size = 64 * 2**20
+    assert memory.reset_process_peak()
+    before = memory.process_peak_bytes()
+    block = bytearray(size)
+    block[::4096] = b"x" * len(block[::4096])
+    del block
+    assert memory.process_peak_bytes() - before == pytest.approx(size, rel=0.1)
+    assert memory.reset_process_peak()
+    assert memory.process_peak_bytes() - before < size / 2
+
+
+def test_process_peak_elsewhere(tmp_path: Path) -> None:
+    assert memory.process_peak_bytes(tmp_path) is None
+    assert not memory.reset_process_peak(tmp_path / "none")
+
+
+def test_a_cpu_has_no_device_peak() -> None:
+    assert memory.device_peak_bytes(torch.device("cpu")) == (None, None)

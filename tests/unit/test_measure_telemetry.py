@@ -1,0 +1,141 @@
+"""Telemetry against a real process, a made-up /sys, and a stand-in for the NVML library at its C boundary."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from parallel.measure.telemetry import Sampler, rapl_joules, read_rapl
+
+# Two devices. The second: power 100, 110, 120 ... W by call, 5 J a reading, a power cap; it knows no clock.
+FAKE_NVML = r"""
+#include <string.h>
+typedef struct { unsigned gpu, memory; } Rates;
+typedef struct { unsigned long long total, free, used; } Memory;
+static char devices[2];
+static unsigned power_mw = 90000;
+static unsigned long long energy_mj = 0;
+int nvmlInitWithFlags(unsigned flags) { return 0; }
+int nvmlShutdown(void) { return 0; }
+const char *nvmlErrorString(int code) { return "stand-in"; }
+int nvmlDeviceGetHandleByUUID(const char *uuid, void **device) {
+  if (!strcmp(uuid, "GPU-a")) *device = &devices[0];
+  else if (!strcmp(uuid, "GPU-b")) *device = &devices[1];
+  else return 6; /* NVML_ERROR_NOT_FOUND */
+  return 0;
+}
+int nvmlDeviceGetUtilizationRates(void *d, Rates *r) { r->gpu = d == &devices[1] ? 75 : 1; return 0; }
+int nvmlDeviceGetMemoryInfo(void *d, Memory *m) { m->used = d == &devices[1] ? 7ULL << 30 : 1; return 0; }
+int nvmlDeviceGetPowerUsage(void *d, unsigned *mw) { *mw = power_mw += 10000; return 0; }
+int nvmlDeviceGetTotalEnergyConsumption(void *d, unsigned long long *mj) { *mj = energy_mj += 5000; return 0; }
+int nvmlDeviceGetClockInfo(void *d, unsigned type, unsigned *mhz) { return 3; /* NVML_ERROR_NOT_SUPPORTED */ }
+int nvmlDeviceGetTemperature(void *d, unsigned sensor, unsigned *c) { *c = 61; return 0; }
+int nvmlDeviceGetCurrentClocksThrottleReasons(void *d, unsigned long long *r) { *r = 0x1 | 0x4 | 0x40; return 0; }
+int nvmlDeviceGetEnforcedPowerLimit(void *d, unsigned *mw) { *mw = 350000; return 0; }
+int nvmlSystemGetDriverVersion(char *text, unsigned length) { strncpy(text, "999.1", length); return 0; }
+"""
+
+PROBE = """
+import json, sys, time
+from dataclasses import asdict
+from parallel.measure.nvml import NvmlDevice
+from parallel.measure.telemetry import Sampler
+sampler = Sampler(gpu_uuid="GPU-b", interval_s=0.02)
+sampler.start_window()
+time.sleep(0.2)
+window = asdict(sampler.stop_window())
+device = NvmlDevice.open("GPU-b")
+known = {"limit": device.power_limit_w(), "driver": device.driver_version(), "other": NvmlDevice.open("GPU-c") is None}
+print(json.dumps(window | known | {"torch": "torch" in sys.modules}))
+"""
+
+
+@pytest.fixture(scope="module")
+def seen(tmp_path_factory: pytest.TempPathFactory) -> dict:
+    """What a process sees whose NVML is the stand-in."""
+    compiler = shutil.which("gcc") or shutil.which("cc")
+    if not compiler or sys.platform != "linux":
+        pytest.skip("needs a C compiler and Linux to make a stand-in for libnvidia-ml.so.1")
+    folder = tmp_path_factory.mktemp("nvml")
+    (folder / "nvml.c").write_text(FAKE_NVML)
+    library = folder / "libnvidia-ml.so.1"
+    subprocess.run([compiler, "-shared", "-fPIC", "-o", library, folder / "nvml.c"], check=True, timeout=60)
+    environment = os.environ | {"LD_LIBRARY_PATH": str(folder), "PYTHONPATH": str(Path(__file__).parents[2])}
+    done = subprocess.run(
+        [sys.executable, "-c", PROBE], env=environment, capture_output=True, text=True, timeout=60, check=True
+    )
+    return json.loads(done.stdout)
+
+
+def test_gpu_is_found_by_uuid(seen: dict) -> None:
+    assert seen["gpu_utilisation_mean_share"] == seen["gpu_utilisation_max_share"] == 0.75
+    assert seen["gpu_used_max_bytes"] == 7 << 30
+    assert seen["other"]  # no device has that UUID
+
+
+def test_gpu_mean_and_maximum_over_the_window(seen: dict) -> None:
+    n = seen["samples"]
+    assert n > 4
+    assert seen["gpu_power_max_w"] == pytest.approx(90 + 10 * n)
+    assert seen["gpu_power_mean_w"] == pytest.approx(95 + 5 * n)
+    assert seen["gpu_temperature_mean_c"] == 61
+    assert seen["gpu_energy_j"] == pytest.approx(5)
+    assert seen["gpu_throttle_reasons"] == "hardware thermal; power cap"  # idling is none
+
+
+def test_gpu_facts_and_what_it_does_not_know(seen: dict) -> None:
+    assert seen["gpu_clock_mean_mhz"] is None
+    assert (seen["limit"], seen["driver"]) == (350, "999.1")
+    assert not seen["torch"]
+
+
+def test_cpu_run_leaves_gpu_fields_empty_and_agrees_with_the_clock(tmp_path: Path) -> None:
+    sampler = Sampler(interval_s=0.05, powercap=tmp_path)
+    cores = sampler._cores
+    sampler.start_window()
+    wall, cpu = time.perf_counter(), time.process_time()
+    while time.perf_counter() - wall < 0.4:
+        pass
+    cpu = time.process_time() - cpu
+    got = sampler.stop_window()
+    assert {v for k, v in vars(got).items() if k.startswith("gpu")} == {None}
+    assert got.cpu_energy_j is None
+    # The kernel counts in ticks of 10 ms, at both ends.
+    assert got.cpu_utilisation_mean_share * cores * got.window_s == pytest.approx(cpu, abs=0.06)
+    assert got.cpu_utilisation_max_share >= got.cpu_utilisation_mean_share * 0.9
+    assert got.process_rss_max_bytes >= got.process_rss_mean_bytes > 2**20
+    # One tenth as many samples at the default interval.
+    assert got.sampler_share / 10 < 0.01
+
+
+def test_windows_do_not_nest(tmp_path: Path) -> None:
+    sampler = Sampler(powercap=tmp_path)
+    with pytest.raises(RuntimeError, match="start_window first"):
+        sampler.stop_window()
+    sampler.start_window()
+    with pytest.raises(RuntimeError, match="stop_window first"):
+        sampler.start_window()
+    sampler.stop_window()
+
+
+def _socket(folder: Path, name: str, energy_uj: int) -> None:
+    (folder / name).mkdir(parents=True, exist_ok=True)
+    (folder / name / "energy_uj").write_text(f"{energy_uj}\n")
+    (folder / name / "max_energy_range_uj").write_text("1000000000\n")
+
+
+def test_rapl_adds_sockets_and_wraps(tmp_path: Path) -> None:
+    _socket(tmp_path, "intel-rapl:0", 5_000_000)
+    _socket(tmp_path, "intel-rapl:0:0", 1)  # a part of socket 0
+    _socket(tmp_path, "intel-rapl:1", 999_000_000)
+    before = read_rapl(tmp_path)
+    _socket(tmp_path, "intel-rapl:0", 8_000_000)
+    _socket(tmp_path, "intel-rapl:0:0", 7_000_000)
+    _socket(tmp_path, "intel-rapl:1", 1_000_000)
+    assert rapl_joules(before, read_rapl(tmp_path)) == pytest.approx(3 + 2)
+    assert rapl_joules({}, {}) is None
