@@ -6,12 +6,11 @@ sharded tensor, without its dispatch, and one fused kernel serves every mix of l
 
 import math
 from collections.abc import Iterable
+from dataclasses import dataclass
 from typing import Any
 
 import torch
-import torch.distributed as dist
 from torch import Tensor, nn
-from torch.distributed.optim import ZeroRedundancyOptimizer
 from torch.distributed.tensor import DTensor
 
 from parallel.config import RunConfig
@@ -30,35 +29,42 @@ def learning_rate(run: RunConfig, step: int) -> float:
     return run.learning_rate * ratio
 
 
-def local_pieces(parameters: Iterable[Tensor]) -> list[tuple[Tensor, Tensor]]:
-    """Pair each parameter with what the optimizer updates: itself, or an alias of this rank's piece of it."""
-    return [(p, nn.Parameter(local(p).detach()) if isinstance(p, DTensor) else p) for p in parameters]
+@dataclass(frozen=True)
+class Piece:
+    """A parameter, and what the optimizer of this rank updates of it: `rows` of the local tensor, sharing storage."""
+
+    parameter: Tensor
+    updated: Tensor
+    rows: slice
+
+    def of(self, grad: Tensor) -> Tensor:
+        """Return the same piece of the parameter's gradient."""
+        return local(grad)[self.rows]
 
 
-def make_optimizer(
-    pieces: list[tuple[Tensor, Tensor]], run: RunConfig, *, shard_over: dist.ProcessGroup | None = None
-) -> torch.optim.Optimizer:
-    """Return AdamW (fused) or SGD over (parameter, piece) pairs, with weight decay on matrices only.
+def make_pieces(parameters: Iterable[Tensor], *, rank: int = 0, ranks: int = 1) -> list[Piece]:
+    """Return this rank's piece of each parameter: all of its local tensor, or its share of the rows (ZeRO-1)."""
+    pieces = []
+    for p in parameters:
+        rows = share_of_rows(local(p).shape[0], rank=rank, ranks=ranks) if ranks > 1 else slice(None)
+        whole = ranks == 1 and not isinstance(p, DTensor)
+        pieces.append(Piece(p, p if whole else nn.Parameter(local(p).detach()[rows]), rows))
+    return pieces
 
-    With `shard_over`, its state is split over that group (ZeRO-1).
-    """
+
+def share_of_rows(rows: int, *, rank: int, ranks: int) -> slice:
+    """Return the rows that one rank owns: equal blocks, of which the last ones may be short or empty."""
+    block = -(-rows // ranks)
+    return slice(min(rank * block, rows), min((rank + 1) * block, rows))
+
+
+def make_optimizer(pieces: list[Piece], run: RunConfig) -> torch.optim.Optimizer:
+    """Return AdamW or SGD, fused, over the pieces, with weight decay on matrices only."""
     groups: list[dict[str, Any]] = [
-        {"params": [piece for p, piece in pieces if p.ndim >= 2], "weight_decay": run.weight_decay},
-        {"params": [piece for p, piece in pieces if p.ndim < 2], "weight_decay": 0.0},
+        {"params": [x.updated for x in pieces if x.parameter.ndim >= 2], "weight_decay": run.weight_decay},
+        {"params": [x.updated for x in pieces if x.parameter.ndim < 2], "weight_decay": 0.0},
     ]
     groups = [group for group in groups if group["params"]]
     if run.optimizer == "sgd":
-        kind: type[torch.optim.Optimizer] = torch.optim.SGD
-        options: dict[str, Any] = {"momentum": run.momentum}
-    else:
-        kind, options = torch.optim.AdamW, {"betas": run.betas, "eps": run.eps}
-    options |= {"lr": run.learning_rate, "fused": True}
-    if shard_over is None:
-        return kind(groups, **options)
-    optimizer = ZeroRedundancyOptimizer(
-        groups, optimizer_class=kind, process_group=shard_over, parameters_as_bucket_view=True, **options
-    )
-    for p, piece in pieces:
-        if piece is not p:
-            local(p).data = piece.data  # the optimizer moved the piece into a bucket
-    return optimizer
+        return torch.optim.SGD(groups, lr=run.learning_rate, momentum=run.momentum, fused=True)
+    return torch.optim.AdamW(groups, lr=run.learning_rate, betas=run.betas, eps=run.eps, fused=True)

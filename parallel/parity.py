@@ -9,7 +9,6 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from itertools import islice
 
-import torch
 import torch.distributed as dist
 from torch import Tensor
 
@@ -109,17 +108,7 @@ def reference_work(work: Work) -> Work:
 
 def reference_key(work: Work) -> tuple:
     """Return what two works must share to have the same reference."""
-    run = reference_work(work).run
-    return (
-        work.spec.name,
-        work.model_config,
-        run.accumulation,
-        run.global_batch_size,
-        run.seed,
-        run.data,
-        run.steps,
-        run.precision,
-    )
+    return work.model_config, reference_work(work).run
 
 
 def trace(work: Work, mesh: Mesh, *, steps: int) -> tuple[Engine, Trace]:

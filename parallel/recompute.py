@@ -27,17 +27,19 @@ def _contexts(block: nn.Module) -> tuple[contextlib.AbstractContextManager, cont
 
 
 class _StatisticsFrozen:
-    """Keep running statistics from counting a micro-batch twice. Zero-bubble schedules enter it twice."""
+    """Keep running statistics from counting a micro-batch twice. Zero-bubble schedules enter it twice.
+
+    A momentum of zero leaves them as they are, and the recomputed graph saves the tensors that the first one did.
+    """
 
     def __init__(self, block: nn.Module) -> None:
-        self.norms = [m for m in block.modules() if isinstance(m, _BatchNorm)]
+        norms = [m for m in block.modules() if isinstance(m, _BatchNorm)]
+        self.kept = [(norm, norm.momentum, norm.num_batches_tracked) for norm in norms]
 
     def __enter__(self) -> None:
-        self._set(False)
+        for norm, _, count in self.kept:
+            norm.momentum, norm.num_batches_tracked = 0.0, count.clone()
 
     def __exit__(self, *exception: object) -> None:
-        self._set(True)
-
-    def _set(self, track: bool) -> None:
-        for norm in self.norms:
-            norm.track_running_stats = track
+        for norm, momentum, count in self.kept:
+            norm.momentum, norm.num_batches_tracked = momentum, count

@@ -14,7 +14,7 @@ from torch.distributed.tensor import DTensor
 from parallel.cluster import Mesh
 from parallel.data.dataset import Batch
 from parallel.initialise import local
-from parallel.optimizer import learning_rate
+from parallel.optimizer import Piece, learning_rate
 from parallel.precision import in_dtype, weight_dtype
 from parallel.spec import BuildContext, StepResult
 
@@ -44,7 +44,7 @@ class LossScale:
 class NativeEngine:
     """One optimizer step over the parts of a model that this rank holds.
 
-    pieces: each parameter with what the optimizer updates, see `local_pieces`.
+    pieces: what the optimizer updates. share: what brings updated pieces to the other ranks, if anything.
     forward_backward(batch, loss_scale): accumulate the gradient of the mean loss of this rank's rows; return that
     mean on ranks that hold the loss, zero on others. finish: what completes the gradients, in order.
     duplicates: ids of parameters that another stage counts in the gradient norm.
@@ -52,10 +52,11 @@ class NativeEngine:
 
     context: BuildContext
     parts: list[nn.Module]
-    pieces: list[tuple[Tensor, Tensor]]
+    pieces: list[Piece]
     optimizer: torch.optim.Optimizer
     forward_backward: Callable[[Batch, float], Tensor]
     finish: list[Callable[[], None]] = field(default_factory=list)
+    share: Callable[[], None] | None = None
     duplicates: set[int] = field(default_factory=set)
     steps_done: int = 0
 
@@ -70,7 +71,7 @@ class NativeEngine:
         loss = self.forward_backward(batch, self.loss_scale.value)
         for finish in self.finish:
             finish()
-        grads = [local(p.grad) for p, _ in self.pieces if p.grad is not None]
+        grads = [piece.of(piece.parameter.grad) for piece in self.pieces if piece.parameter.grad is not None]
         loss, grad_norm = self._over_ranks(loss)
         if self._clip(grads, grad_norm):
             self._update()
@@ -83,8 +84,7 @@ class NativeEngine:
             yield from part.named_parameters()
 
     def optimizer_tensors(self) -> Iterable[Tensor]:
-        optimizer = getattr(self.optimizer, "optim", self.optimizer)  # ZeroRedundancyOptimizer wraps its own
-        return [v for state in optimizer.state.values() for v in state.values() if isinstance(v, Tensor)]
+        return [v for state in self.optimizer.state.values() for v in state.values() if isinstance(v, Tensor)]
 
     def _over_ranks(self, loss: Tensor) -> tuple[Tensor, Tensor]:
         """Return the loss of the global batch and the gradient norm over all parameters, in one small all-reduce.
@@ -100,7 +100,7 @@ class NativeEngine:
     def _squared_norm_share(self) -> Tensor:
         mesh = self.context.mesh
         by_copies: dict[int, list[Tensor]] = {}
-        for p, _ in self.pieces:
+        for p in (piece.parameter for piece in self.pieces):
             if p.grad is not None and id(p) not in self.duplicates:
                 by_copies.setdefault(copies(p, mesh), []).append(local(p.grad))
         total = torch.zeros((), dtype=self.dtype, device=mesh.device)
@@ -125,16 +125,18 @@ class NativeEngine:
         return True
 
     def _update(self) -> None:
-        for p, piece in self.pieces:
-            if piece is not p and p.grad is not None:
-                piece.grad = local(p.grad)
+        for piece in self.pieces:
+            if piece.parameter.grad is not None and piece.updated is not piece.parameter:
+                piece.updated.grad = piece.of(piece.parameter.grad)
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate(self.context.run, self.steps_done)
         self.optimizer.step()
+        if self.share is not None:
+            self.share()
 
     def _zero_grad(self) -> None:
-        for p, piece in self.pieces:
-            p.grad = piece.grad = None
+        for piece in self.pieces:
+            piece.parameter.grad = piece.updated.grad = None
 
 
 def copies(parameter: Tensor, mesh: Mesh) -> int:

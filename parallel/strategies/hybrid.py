@@ -8,15 +8,14 @@ split before FSDP shards what is left of them, and values come last, so a rank o
 import contextlib
 from collections.abc import Callable
 
-import torch
 from torch import Tensor, nn
 
 from parallel.data.dataset import Batch
 from parallel.engines.native import NativeEngine
-from parallel.initialise import initialise, tie
 from parallel.errors import LayoutError
+from parallel.initialise import initialise, tie
 from parallel.layout import Layout
-from parallel.optimizer import local_pieces, make_optimizer
+from parallel.optimizer import make_optimizer, make_pieces
 from parallel.precision import autocast_forward
 from parallel.recompute import checkpoint_blocks
 from parallel.spec import BuildContext, Strategy
@@ -46,14 +45,17 @@ def build(context: BuildContext) -> NativeEngine:
     if layout.dp > 1 and layout.zero < 2 and not wrapped:
         finish.append(lambda: ddp.average_gradients(modules, mesh=mesh))
     run_chunks = pipeline.PipelineSchedule(parts, context) if layout.pp > 1 else Accumulate(forward, context)
-    pieces = local_pieces(p for module in modules for p in module.parameters())
+    parameters = [p for module in modules for p in module.parameters()]
+    split = layout.zero == 1
+    pieces = make_pieces(parameters, rank=mesh.rank("dp"), ranks=layout.dp if split else 1)
     return NativeEngine(
         context,
         modules,
         pieces,
-        make_optimizer(pieces, context.run, shard_over=mesh.group("dp") if layout.zero == 1 else None),
+        make_optimizer(pieces, context.run),
         run_chunks,
         finish,
+        zero.ShareUpdates(pieces, mesh=mesh) if split else None,
         duplicates,
     )
 
