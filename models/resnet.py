@@ -291,6 +291,7 @@ SPEC = ModelSpec(
     flops=flops,
     data=lambda config: "mnist",
     unit=lambda config: "images",
+    smooth=False,
     tensor_plan=tensor_plan,
     tensor_divides=tensor_divides,
     batch_statistics=batch_statistics,

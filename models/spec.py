@@ -76,6 +76,7 @@ class ModelSpec:
     tensor_plan: Callable[[Any], Mapping[str, Style]] = lambda config: {}  # fnmatch pattern of module -> style
     tensor_divides: Callable[[Any], Mapping[str, int]] = lambda config: {}  # what tp must divide, by name
     sequence_parallel: bool = False
+    smooth: bool = True  # False: has kinks (ReLU, max), where the last bit of an input can flip a gradient
     batch_statistics: Callable[[Any], Literal["none", "rank", "global"]] = lambda config: "none"
     tied: Mapping[str, str] = field(default_factory=dict)  # parameter -> the parameter whose storage it shares
     refuses: Mapping[str, str] = field(default_factory=dict)  # strategy -> why this model cannot do it

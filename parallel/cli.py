@@ -19,6 +19,8 @@ COMMANDS = {
     "compare": ("compare two result files, with a verdict", "benchmarks.compare:main"),
     "report": ("make one HTML file of result files", "benchmarks.report:main"),
     "peers": ("compare our speed with hand-written loops and transformers", "benchmarks.peers:main"),
+    "node": ("start this machine's part of a run on several nodes", "parallel.nodes:main"),
+    "cluster": ("run a command on several nodes inside this machine", "parallel.box:main"),
     "train": ("train a model for real, with checkpoints", "parallel.train:main"),
 }
 
@@ -52,7 +54,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         return _dispatch(words)
     except ParalabError as error:
-        print(f"paralab: error: {' '.join(str(error).split())}", file=sys.stderr)
+        if str(error):  # empty: the rank that failed has said it
+            print(f"paralab: error: {' '.join(str(error).split())}", file=sys.stderr)
         return error.exit_status
     except KeyboardInterrupt:
         print("paralab: interrupted", file=sys.stderr)

@@ -9,7 +9,6 @@ import os
 import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -39,7 +38,8 @@ class Rank:
             if marker in env and names[0] in env and names[1] in env:
                 rank, world, local, local_world = (int(env[name]) if name in env else None for name in names)
                 return cls(rank, world, local or 0, local_world or world, launcher)
-        return cls(0, 1, 0, 1, "python")
+        # accelerate starts a single process without rank variables
+        return cls(0, 1, 0, 1, "accelerate" if _ACCELERATE in env else "python")
 
     @property
     def is_main(self) -> bool:
@@ -51,10 +51,11 @@ class Rank:
         return torch.device("cuda", self.local_rank) if torch.cuda.is_available() else torch.device("cpu")
 
 
+_ACCELERATE = "ACCELERATE_MIXED_PRECISION"
 _TORCH = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")
 # (launcher, a variable that only it sets, its names of: rank, world size, local rank, local world size)
 _LAUNCHERS = (
-    ("accelerate", "ACCELERATE_MIXED_PRECISION", _TORCH),
+    ("accelerate", _ACCELERATE, _TORCH),
     ("torchrun", "TORCHELASTIC_RUN_ID", _TORCH),
     ("deepspeed", "CROSS_SIZE", _TORCH),
     ("torchrun", "RANK", _TORCH),
@@ -65,6 +66,19 @@ _LAUNCHERS = (
     ),
     ("slurm", "SLURM_PROCID", ("SLURM_PROCID", "SLURM_NTASKS", "SLURM_LOCALID", "SLURM_NTASKS_PER_NODE")),
 )
+
+
+def start_line(launcher: str, nproc: int, *, gpus: bool) -> str:
+    """Return what to type to start that many processes on this machine."""
+    cpu = "" if gpus else "ACCELERATE_USE_CPU=true "
+    return {
+        "python": f"--nproc {nproc}",
+        "torchrun": f"torchrun --nproc-per-node {nproc} benchmarks/run.py ...",
+        "deepspeed": f"deepspeed --num_gpus {nproc} benchmarks/run.py ...",
+        "accelerate": f"{cpu}accelerate launch --multi_gpu --num_processes {nproc} benchmarks/run.py ...",
+        "slurm": f"srun --ntasks {nproc} python benchmarks/run.py ...",
+        "mpi": f"mpirun -n {nproc} python benchmarks/run.py ...",
+    }[launcher]
 
 
 @dataclass(frozen=True)
@@ -168,24 +182,3 @@ def leave() -> None:
     _MESHES.clear()
     if dist.is_initialized():
         dist.destroy_process_group()
-
-
-def start_local(function: Callable[..., Any], *args: Any, nproc: int) -> Any:
-    """Run `function(*args)` in `nproc` local processes with torch's elastic launcher; return what rank 0 returned.
-
-    Raises: ChildFailedError, which names the rank that failed first.
-    """
-    from torch.distributed.launcher.api import LaunchConfig, elastic_launch
-
-    os.environ.setdefault("OMP_NUM_THREADS", str(default_threads(nproc)))
-    config = LaunchConfig(
-        min_nodes=1,
-        max_nodes=1,
-        nproc_per_node=nproc,
-        rdzv_backend="c10d",
-        rdzv_endpoint="localhost:0",
-        max_restarts=0,
-        monitor_interval=0.1,
-        start_method="spawn",
-    )
-    return elastic_launch(config, function)(*args)[0]

@@ -7,6 +7,7 @@ from dataclasses import dataclass, fields, replace
 from typing import Any
 
 import torch
+from torch import nn
 
 from models import SPECS
 from models.spec import ModelSpec
@@ -17,6 +18,7 @@ from parallel.data import open_dataset
 from parallel.data.dataset import Dataset
 from parallel.errors import ConfigError, LayoutError, did_you_mean
 from parallel.layout import Division, Layout
+from parallel.precision import weight_dtype
 from parallel.spec import BuildContext
 
 # Samples in a step when none is asked for: a second or so of work on a laptop at the default size.
@@ -38,6 +40,16 @@ class Work:
     @property
     def strategy(self) -> str:
         return strategies.name_of(self.layout)
+
+    @property
+    def n_parameters(self) -> int:
+        """Parameters of the whole model; a shared one counts once, padding counts."""
+        return sum(p.numel() for p in self.new_model().parameters())
+
+    def new_model(self) -> nn.Module:
+        """Return the whole model without values, in the precision of its weights."""
+        with torch.device("meta"):
+            return self.spec.build(self.model_config).to(weight_dtype(self.run.precision))
 
     def context(self, mesh: Mesh) -> BuildContext:
         return BuildContext(self.spec, self.model_config, self.run, self.layout, self.division, mesh)

@@ -39,8 +39,9 @@ class Engine(Protocol):
         """Yield (canonical name, parameter), sharded ones as DTensors; a name may come once per stage."""
         ...
 
-    def optimizer_tensors(self) -> Iterable[Tensor]:
-        """Yield the tensors of the optimizer's state that this rank holds."""
+    @property
+    def optimizers(self) -> list[torch.optim.Optimizer]:
+        """What updates the parameters; their states are what memory is counted from."""
         ...
 
 

@@ -3,7 +3,7 @@
 A strategy hands it the parts, the optimizer and the callables; it never asks which strategy it is.
 """
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
 import torch
@@ -83,8 +83,9 @@ class NativeEngine:
         for part in self.parts:
             yield from part.named_parameters()
 
-    def optimizer_tensors(self) -> Iterable[Tensor]:
-        return [v for state in self.optimizer.state.values() for v in state.values() if isinstance(v, Tensor)]
+    @property
+    def optimizers(self) -> list[torch.optim.Optimizer]:
+        return [self.optimizer]
 
     def _over_ranks(self, loss: Tensor) -> tuple[Tensor, Tensor]:
         """Return the loss of the global batch and the gradient norm over all parameters, in one small all-reduce.

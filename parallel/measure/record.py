@@ -202,6 +202,8 @@ class RunRecord:
     loss_difference_max: float | None = None  # to the run of one process with the same work
     grad_norm_last: float | None = None
     grad_norm_difference_max: float | None = None
+    parameter_difference_max: float | None = None  # in learning rates
+    parity: bool | None = None  # whether all three are within their tolerance
 
     # environment
     git_commit: str | None = None
@@ -211,6 +213,7 @@ class RunRecord:
     torch_version: str | None = None
     deepspeed_version: str | None = None
     accelerate_version: str | None = None
+    transformers_version: str | None = None
     cuda_version: str | None = None
     nccl_version: str | None = None
     driver_version: str | None = None

@@ -27,7 +27,7 @@ def build(context: BuildContext) -> NativeEngine:
     layout, mesh = context.layout, context.mesh
     parts = pipeline.make_stages(context) if layout.pp > 1 else {0: context.new_model()}
     for part in parts.values():
-        _prepare(part, context)
+        fill_part(part, context)
     finish: list[Callable[[], None]] = []
     modules = list(parts.values())
     wrapped = layout.dp > 1 and layout.zero < 2 and layout.axes == ("dp",)
@@ -60,7 +60,7 @@ def build(context: BuildContext) -> NativeEngine:
     )
 
 
-def _prepare(part: nn.Module, context: BuildContext) -> None:
+def fill_part(part: nn.Module, context: BuildContext) -> None:
     """Split, wrap and fill one part, in place."""
     layout, mesh, run, tied = context.layout, context.mesh, context.run, context.spec.tied
     if layout.tp > 1:

@@ -15,7 +15,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.pipelining import PipelineStage, schedules
 
-from parallel.cluster import Mesh
+from models.spec import ModelSpec
 from parallel.data.dataset import Batch
 from parallel.initialise import local
 from parallel.layout import SCHEDULES, Layout
@@ -41,10 +41,10 @@ def stage_blocks(n_blocks: int, stages: int, stage: int) -> range:
     return range(start, start + base + (stage < extra))
 
 
-def cut_stage(model: nn.Module, *, context: BuildContext, stage: int) -> nn.Module:
+def cut_stage(model: nn.Module, *, spec: ModelSpec, config: Any, layout: Layout, stage: int) -> nn.Module:
     """Delete from a whole model (without values) what one stage does not hold. Names stay as they are."""
-    stages, spec = context.layout.stages, context.spec
-    keep = stage_blocks(spec.n_blocks(context.model_config), stages, stage)
+    stages = layout.stages
+    keep = stage_blocks(spec.n_blocks(config), stages, stage)
     for key in list(model.blocks):
         if int(key) not in keep:
             del model.blocks[key]
@@ -57,7 +57,13 @@ def make_stages(context: BuildContext) -> dict[int, nn.Module]:
     """Build the stages that this rank holds, without values, by stage index."""
     pp, layout = context.mesh.rank("pp"), context.layout
     mine = SCHEDULES[layout.schedule].stages_of(pp, layout.pp)
-    return {stage: cut_stage(context.new_model(), context=context, stage=stage) for stage in mine}
+    return {stage: _new_stage(context, stage) for stage in mine}
+
+
+def _new_stage(context: BuildContext, stage: int) -> nn.Module:
+    return cut_stage(
+        context.new_model(), spec=context.spec, config=context.model_config, layout=context.layout, stage=stage
+    )
 
 
 class PipelineSchedule:
@@ -108,7 +114,7 @@ def boundary_shapes(context: BuildContext) -> list[tuple[Tensor, ...]]:
     shapes = [hidden]
     for stage in range(context.layout.stages - 1):
         with torch.device("meta"):
-            out = cut_stage(context.new_model(), context=context, stage=stage)(*hidden)
+            out = _new_stage(context, stage)(*hidden)
         hidden = out if isinstance(out, tuple) else (out,)
         shapes.append(tuple(boundary(x, context.layout).detach().requires_grad_() for x in hidden))
     return [*shapes, (torch.empty((), dtype=dtype, device="meta"),)]  # the last stage returns the loss
@@ -122,34 +128,30 @@ class TiedGradients:
         named = {stage: dict(part.named_parameters()) for stage, part in parts.items()}
         ends = {0: tied.values(), layout.stages - 1: tied.keys()}
         self.copies = [[named[stage][name] for name in ends[stage]] for stage in ends if stage in named]
-        self.group = _ends_group(context.mesh) if tied else None
-        last = named.get(layout.stages - 1, {})
-        self.duplicates = {id(last[name]) for name in tied if name in last}  # counted at the first stage
+        last = SCHEDULES[layout.schedule].rank_of(layout.stages - 1, layout.pp)
+        self.peer = None if last == 0 else {0: last, last: 0}.get(context.mesh.rank("pp"))
+        self.group = context.mesh.group("pp")
+        last_named = named.get(layout.stages - 1, {})
+        self.duplicates = {id(last_named[name]) for name in tied if name in last_named}  # counted at the first stage
 
     def __call__(self) -> None:
-        if not self.copies:
-            return
         for row in zip(*self.copies, strict=True):
             total = local(row[0].grad).clone() if len(row) == 1 else local(row[0].grad) + local(row[1].grad)
-            if self.group is not None:
-                dist.all_reduce(total, group=self.group)
+            if self.peer is not None:
+                total += self._exchange(total)  # a + b and b + a are the same bits: the copies stay equal
             for parameter in row:
                 local(parameter.grad).copy_(total)
 
-
-def _ends_group(mesh: Mesh) -> dist.ProcessGroup | None:
-    """Return the group of the two ranks that hold the ends of this rank's pipeline; None where one holds both."""
-    layout = mesh.layout
-    last = SCHEDULES[layout.schedule].rank_of(layout.stages - 1, layout.pp)
-    if last == 0:
-        return None
-    columns = mesh.device_mesh.mesh.flatten(1).T.tolist()  # ranks of each pipeline, first stage to last
-    mine = None
-    for ranks in columns:
-        group = dist.new_group([ranks[0], ranks[last]])  # every rank must take part in making each group
-        if dist.get_rank() in (ranks[0], ranks[last]):
-            mine = group
-    return mine
+    def _exchange(self, mine: Tensor) -> Tensor:
+        """Send to the rank with the other end, return what it sent. As many bytes as an all-reduce of the two."""
+        theirs = torch.empty_like(mine)
+        operations = [
+            dist.P2POp(kind, tensor, group=self.group, group_peer=self.peer)
+            for kind, tensor in ((dist.isend, mine), (dist.irecv, theirs))
+        ]
+        for work in dist.batch_isend_irecv(operations):
+            work.wait()
+        return theirs
 
 
 def default_layout(pp: int, *, dp: int = 1, tp: int = 1) -> Layout:

@@ -55,9 +55,7 @@ class ShareUpdates:
 
     @torch.no_grad()
     def __call__(self) -> None:
-        works = [
-            dist.all_gather_single(full, mine, group=self.group, async_op=True) for full, mine in self.in_place
-        ]
+        works = [dist.all_gather_single(full, mine, group=self.group, async_op=True) for full, mine in self.in_place]
         self._gather_packed()
         for work in works:
             work.wait()

@@ -1,0 +1,39 @@
+"""Run one case under any launcher and append one row to a CSV file.
+
+python benchmarks/run.py --strategy zero3 --nproc 4
+torchrun --nproc-per-node 4 benchmarks/run.py --layout tp2.pp2/1f1b/mb4
+"""
+
+import shlex
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+if __name__ == "__main__":  # started as a file: the packages are beside this folder
+    sys.path[0] = str(Path(__file__).resolve().parent.parent)
+
+from parallel.config import RunConfig, option
+from parallel.config import resolve as read_config
+
+
+@dataclass(frozen=True, kw_only=True)
+class CaseConfig(RunConfig):
+    """One measured case."""
+
+    parity: bool = option(True, "compare the first steps with one process", group="steps")
+    group: str | None = option(None, "sweep or experiment the row belongs to", group="steps")
+    repeat: int | None = option(None, "which repeat of the case this is", group="steps", at_least=0)
+
+
+def main(argv: list[str]) -> int:
+    """Run a case; rank 0 prints its row in short. Returns the exit status."""
+    config = read_config(argv, config=CaseConfig, prog="paralab run", description=__doc__)
+    from benchmarks.worker import run
+
+    return run(config, command=f"paralab run {shlex.join(argv)}".strip())
+
+
+if __name__ == "__main__":
+    from parallel.cli import main as paralab
+
+    sys.exit(paralab(["run", *sys.argv[1:]]))

@@ -1,0 +1,76 @@
+"""The processes of a measured case: what `benchmarks/run.py` starts, on every rank."""
+
+from dataclasses import replace
+from typing import Any
+
+from parallel import cluster, parity
+from parallel.case import Asked, failed, run_case
+from parallel.cluster import Rank
+from parallel.failure import Failure, Progress, guard
+from parallel.launch import launch
+from parallel.measure.record import RunRecord, StepLog, append, log_path
+from parallel.resolve import resolve
+
+
+def run(config: Any, *, command: str) -> int:
+    """Check a case, start its processes, print the row. Returns the exit status."""
+    rank = Rank.from_env()
+    asked = Asked(
+        strategy=config.strategy,
+        layout=str(config.layout) if config.layout else None,
+        engine=config.engine,
+        nproc=config.nproc,
+        precision=config.precision,
+        command=command,
+        group=config.group,
+        repeat=config.repeat,
+        launcher=rank.launcher,
+    )
+    if rank.launcher != "python" and config.nproc is None and config.layout is None:
+        config = replace(config, nproc=rank.world_size)
+    work = resolve(config)
+    out = config.out or "runs/results.csv"
+    record = launch(
+        "benchmarks.worker:measure",
+        work.run,
+        asked,
+        out,
+        nproc=work.layout.world_size,
+        threads=config.threads,
+        backend=config.backend,
+    )
+    if rank.is_main:
+        print(summary(record, out))
+        return 0 if record.parity is not False else 1
+    return 0
+
+
+def measure(rank: Rank, progress: Progress, run: Any, asked: Asked, out: str) -> RunRecord:
+    """Run one case on this rank and append its row, or the row of its failure."""
+    work = resolve(run)
+
+    def on_first(failure: Failure) -> None:
+        append(out, failed(work, asked, rank, failure))
+
+    with guard(rank, progress, on_first):
+        mesh = cluster.make_mesh(work.layout, rank.device)
+        want = parity.shared_reference(work, mesh) if run.parity else None
+        log = StepLog(log_path(out, asked.run_id, rank.rank))
+        record = run_case(work, asked=asked, rank=rank, mesh=mesh, want=want, log=log, progress=progress)
+        if rank.is_main:
+            append(out, record)
+    return record
+
+
+def summary(record: RunRecord, out: str) -> str:
+    """Return the row in a few lines for a person."""
+    rate = record.tokens_per_s or record.samples_per_s
+    unit = record.unit if record.tokens_per_s else "samples"
+    share = f", {record.mfu:.0%} of {record.peak_source}" if record.mfu else ""
+    certificate = {True: "passed", False: "FAILED", None: "not asked for"}[record.parity]
+    return (
+        f"{record.model} {record.size}, {record.strategy} as {record.layout}, {record.precision} on {record.device}\n"
+        f"  loss {record.loss_first:.4f} -> {record.loss_last:.4f}   parity {certificate}\n"
+        f"  {rate:,.0f} {unit}/s   step {record.step_time_p50_s:.3f} s{share}\n"
+        f"  row {record.run_id} in {out}"
+    )

@@ -1,0 +1,404 @@
+"""One measured case: build, prove parity, warm up, time, look inside. Rank 0 returns the row.
+
+The order keeps measuring out of what is measured: timed steps carry nothing but the clock and the sampler; bytes
+and memory are counted in one more step, which is not timed.
+"""
+
+import math
+import statistics
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
+from datetime import datetime, timezone
+from typing import Any
+from uuid import uuid4
+
+import torch
+import torch.distributed as dist
+
+from parallel import parity, strategies
+from parallel.cluster import Mesh, Rank
+from parallel.data.dataset import Batch
+from parallel.errors import DivergedError
+from parallel.failure import Failure, Progress
+from parallel.measure import memory
+from parallel.measure.environment import Environment
+from parallel.measure.ledger import CommLedger, CommRow
+from parallel.measure.memory import MemoryCensus
+from parallel.measure.nvml import cuda_uuid
+from parallel.measure.record import COLLECTIVES, NullStepLog, RunRecord, StepLog, StepRecord
+from parallel.measure.roofline import device_peak
+from parallel.measure.steady import StepTimes, summarise
+from parallel.measure.telemetry import Sampler, Telemetry
+from parallel.optimizer import learning_rate
+from parallel.parity import Certificate, Trace, training_batches
+from parallel.planner.memory import state_bytes
+from parallel.precision import DTYPES
+from parallel.resolve import Work
+from parallel.spec import Engine
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What was asked for, before anything was chosen, and by whom; recorded beside what became of it."""
+
+    strategy: str | None = None
+    layout: str | None = None
+    engine: str = "auto"
+    nproc: int | None = None
+    precision: str = "fp32"
+    command: str | None = None
+    group: str | None = None
+    repeat: int | None = None
+    launcher: str = "python"
+    started: float = field(default_factory=time.time)
+    run_id: str = field(default_factory=lambda: uuid4().hex[:12])
+
+
+@dataclass
+class RankResult:
+    """What one rank measured."""
+
+    losses: list[float] = field(default_factory=list)
+    grad_norms: list[float] = field(default_factory=list)
+    step_times_s: list[float] = field(default_factory=list)
+    data_waits_s: list[float] = field(default_factory=list)
+    telemetry: Telemetry | None = None
+    comm: list[CommRow] = field(default_factory=list)
+    memory: dict[str, int] = field(default_factory=dict)
+    tensors_peak_bytes: int = 0
+    process_peak_bytes: int | None = None
+    gpu_peak_bytes: tuple[int | None, int | None] = (None, None)
+    peak_flops: float = 0.0
+    peak_source: str = ""
+
+
+def run_case(
+    work: Work,
+    *,
+    asked: Asked,
+    rank: Rank,
+    mesh: Mesh,
+    want: Trace | None = None,
+    log: StepLog | NullStepLog | None = None,
+    progress: Progress | None = None,
+) -> RunRecord:
+    """Measure a case on every rank of its mesh; each returns the same row.
+
+    want: the reference to be held against, or None to skip parity.
+    Raises: DivergedError when a loss or a gradient norm is not finite.
+    """
+    run, progress, log = work.run, progress or Progress(), log or NullStepLog()
+    certificate = parity.prove(work, mesh, want) if want is not None else None
+    memory.reset_process_peak()
+    memory.reset_device_peak(mesh.device)
+    engine = strategies.build(work.context(mesh))
+    batches = training_batches(work, mesh)
+    result = RankResult()
+    startup_s = time.time() - asked.started
+    for step in range(run.warmup):
+        progress.step = step
+        _take_step(engine, next(batches), result, step)
+    _timed_steps(engine, batches, work, mesh, result, progress)
+    _write_steps(log, work, result)
+    result.process_peak_bytes = memory.process_peak_bytes()
+    result.gpu_peak_bytes = memory.device_peak_bytes(mesh.device)
+    _look_inside(engine, batches, mesh, result)
+    peak = device_peak(mesh.device, DTYPES[run.precision])
+    result.peak_flops, result.peak_source = peak.flops, peak.source
+    results = _gather(result, mesh)
+    return _record(work, asked, rank, mesh, results, certificate, startup_s)
+
+
+def _take_step(engine: Engine, batch: Batch, result: RankResult, step: int) -> None:
+    got = engine.step(batch)
+    result.losses.append(got.loss.item())
+    result.grad_norms.append(got.grad_norm.item())
+    _check_finite(result, step)
+
+
+def _check_finite(result: RankResult, step: int) -> None:
+    if not math.isfinite(result.losses[-1]) or not math.isfinite(result.grad_norms[-1]):
+        raise DivergedError(
+            f"loss {result.losses[-1]}, gradient norm {result.grad_norms[-1]} at step {step}: "
+            "lower --learning-rate, or use --precision fp32"
+        )
+
+
+def _timed_steps(
+    engine: Engine, batches: Iterator[Batch], work: Work, mesh: Mesh, result: RankResult, progress: Progress
+) -> None:
+    """Run the measured steps. Losses stay on the device until the window ends."""
+    cuda = mesh.device.type == "cuda"
+    sampler = Sampler(gpu_uuid=cuda_uuid(mesh.device.index) if cuda else None)
+    got, marks = [], []
+    if mesh.world is not None:
+        dist.barrier(group=mesh.world)
+    sampler.start_window()
+    start = _now(cuda)
+    for step in range(len(result.losses), len(result.losses) + work.run.steps):
+        progress.step = step
+        waited = time.perf_counter()
+        batch = next(batches)
+        result.data_waits_s.append(time.perf_counter() - waited)
+        got.append(engine.step(batch))
+        marks.append(_now(cuda))
+    if cuda:
+        torch.cuda.synchronize()
+    result.telemetry = sampler.stop_window()
+    result.step_times_s = [_seconds(a, b) for a, b in zip([start, *marks[:-1]], marks, strict=True)]
+    for step_result in got:
+        result.losses.append(step_result.loss.item())
+        result.grad_norms.append(step_result.grad_norm.item())
+        _check_finite(result, len(result.losses) - 1)
+
+
+def _now(cuda: bool) -> Any:
+    if not cuda:
+        return time.perf_counter()
+    event = torch.cuda.Event(enable_timing=True)
+    event.record()
+    return event
+
+
+def _seconds(a: Any, b: Any) -> float:
+    return b - a if isinstance(a, float) else a.elapsed_time(b) / 1e3
+
+
+def _look_inside(engine: Engine, batches: Iterator[Batch], mesh: Mesh, result: RankResult) -> None:
+    """Count bytes sent, and memory by category, in two steps that are not timed."""
+    if mesh.device_mesh is not None:
+        with CommLedger(mesh.groups()) as ledger:
+            engine.step(next(batches))
+        result.comm = ledger.rows()
+    with MemoryCensus(engine.parts, engine.optimizers) as census:
+        engine.step(next(batches))
+    report = census.report()
+    result.memory, result.tensors_peak_bytes = dict(report.peak), report.peak_bytes
+
+
+def _gather(result: RankResult, mesh: Mesh) -> list[RankResult]:
+    if mesh.world is None:
+        return [result]
+    results: list[Any] = [None] * mesh.layout.world_size
+    dist.all_gather_object(results, result, group=mesh.world)
+    return results
+
+
+def _write_steps(log: StepLog | NullStepLog, work: Work, result: RankResult) -> None:
+    for step, (loss, norm) in enumerate(zip(result.losses, result.grad_norms, strict=True)):
+        timed = step - work.run.warmup
+        log.write(
+            StepRecord(
+                step=step,
+                loss=loss,
+                grad_norm=norm,
+                learning_rate=learning_rate(work.run, step),
+                step_time_s=result.step_times_s[timed] if timed >= 0 else None,
+                data_wait_s=result.data_waits_s[timed] if timed >= 0 else None,
+                samples=work.division.global_batch_size,
+                measured=timed >= 0,
+            )
+        )
+    log.close()
+
+
+def _record(
+    work: Work,
+    asked: Asked,
+    rank: Rank,
+    mesh: Mesh,
+    results: list[RankResult],
+    certificate: Certificate | None,
+    startup_s: float,
+) -> RunRecord:
+    """Put what all ranks measured into one row: slowest time, largest memory, mean utilisation."""
+    slowest = [max(times) for times in zip(*(r.step_times_s for r in results), strict=True)]
+    times = summarise(slowest)
+    fields: dict[str, Any] = {
+        **describe(work, asked, rank, mesh.device),
+        "status": "ok",
+        "startup_s": startup_s,
+        "wall_s": time.time() - asked.started,
+        "loss_first": results[0].losses[0],
+        "loss_last": results[0].losses[-1],
+        "grad_norm_last": results[0].grad_norms[-1],
+        **_timing_columns(work, results, times),
+        **_efficiency_columns(work, results, times, slowest),
+        **_memory_columns(work, results),
+        **_comm_columns(results),
+    }
+    if certificate is not None:
+        fields["loss_difference_max"] = certificate.loss_difference
+        fields["grad_norm_difference_max"] = certificate.grad_norm_difference
+        fields["parameter_difference_max"] = certificate.parameter_difference
+        fields["parity"] = certificate.passed
+    return RunRecord(**fields)
+
+
+def describe(work: Work, asked: Asked, rank: Rank, device: torch.device) -> dict[str, Any]:
+    """Return the columns known before the first step: identity, what was asked and realised, work, environment."""
+    run, layout, config = work.run, work.layout, work.model_config
+    dataset = work.dataset()
+    return {
+        "run_id": asked.run_id,
+        "group": asked.group,
+        "repeat": asked.repeat,
+        "started_at": datetime.fromtimestamp(asked.started, tz=timezone.utc).isoformat(timespec="milliseconds"),
+        "command": asked.command,
+        "strategy_requested": asked.strategy or work.strategy,
+        "strategy": work.strategy,
+        "layout_requested": asked.layout,
+        "layout": str(layout),
+        "engine_requested": asked.engine,
+        "engine": "torch",
+        "launcher": asked.launcher,
+        "device": device.type,
+        "backend": dist.get_backend() if dist.is_initialized() and layout.world_size > 1 else None,
+        "world_size_requested": asked.nproc,
+        "world_size": layout.world_size,
+        "nodes": max(1, -(-layout.world_size // rank.local_world_size)),
+        "dp": layout.dp,
+        "tp": layout.tp,
+        "pp": layout.pp,
+        "zero_requested": layout.zero,
+        "zero": layout.zero,
+        "schedule": layout.schedule,
+        "micro_batches": layout.micro_batches,
+        "sequence_parallel": layout.sequence_parallel,
+        "precision_requested": asked.precision,
+        "precision": run.precision,
+        "checkpointing": run.checkpointing,
+        "compile": "default" if run.compile else "none",
+        "offload": "none",
+        "model": work.spec.name,
+        "size": work.size,
+        "parameters": work.n_parameters,
+        "unit": work.spec.unit(config),
+        "sequence_length": getattr(config, "seq_len", None),
+        "image_size_px": getattr(config, "image_size", None),
+        "micro_batch_size": work.division.micro_batch_size,
+        "accumulation": run.accumulation,
+        "global_batch_size": work.division.global_batch_size,
+        "optimizer": run.optimizer,
+        "seed": run.seed,
+        "data": run.data or work.spec.data(config),
+        "data_sha256": dataset.sha256,
+        **vars(replace(Environment.read(device.index or 0), threads=torch.get_num_threads())),
+    }
+
+
+def _timing_columns(work: Work, results: list[RankResult], times: StepTimes) -> dict[str, Any]:
+    warmup = work.run.warmup
+    waits = [sum(r.data_waits_s) / sum(r.step_times_s) for r in results]
+    return {
+        "warmup_steps": warmup + times.warmup_steps,
+        "warmup_rule": f"first {warmup}, then {times.warmup_rule}" if warmup else times.warmup_rule,
+        "measured_steps": times.measured_steps,
+        "steady": times.steady,
+        "step_time_p50_s": times.step_time_p50_s,
+        "step_time_p50_low_s": times.step_time_p50_low_s,
+        "step_time_p50_high_s": times.step_time_p50_high_s,
+        "step_time_p95_s": times.step_time_p95_s,
+        "step_time_p99_s": times.step_time_p99_s,
+        "step_time_mad_s": times.step_time_mad_s,
+        "data_wait_share": max(waits),
+    }
+
+
+def _efficiency_columns(
+    work: Work, results: list[RankResult], times: StepTimes, slowest: list[float]
+) -> dict[str, Any]:
+    kept = slowest[times.warmup_steps :]
+    devices = work.layout.world_size
+    samples_per_s = work.division.global_batch_size * len(kept) / sum(kept)
+    tokens = samples_per_s * work.spec.units_per_sample(work.model_config)
+    flops = work.spec.flops(work.model_config)
+    per_device = flops.per_sample * samples_per_s / devices
+    peak = statistics.mean(r.peak_flops for r in results)
+    is_text = work.spec.unit(work.model_config) == "tokens"
+    seen = [r.telemetry for r in results if r.telemetry is not None]
+    return {
+        "samples_per_s": samples_per_s,
+        "samples_per_s_per_device": samples_per_s / devices,
+        "tokens_per_s": tokens if is_text else None,
+        "tokens_per_s_per_device": tokens / devices if is_text else None,
+        "model_tflops_per_device": per_device / 1e12,
+        "flop_formula": flops.formula,
+        "peak_tflops_per_device": peak / 1e12,
+        "peak_source": results[0].peak_source,
+        "mfu": per_device / peak if peak else None,
+        **_telemetry_columns(seen),
+    }
+
+
+def _telemetry_columns(seen: list[Telemetry]) -> dict[str, Any]:
+    """Means over ranks of means, maxima over ranks of maxima, energies summed over devices."""
+
+    def over(name: str, combine: Any) -> Any:
+        values = [value for t in seen if (value := getattr(t, name)) is not None]
+        return combine(values) if values else None
+
+    columns = {}
+    for kind in ("utilisation", "power", "clock", "temperature"):
+        unit = {"utilisation": "share", "power": "w", "clock": "mhz", "temperature": "c"}[kind]
+        columns[f"gpu_{kind}_mean_{unit}"] = over(f"gpu_{kind}_mean_{unit}", statistics.mean)
+        columns[f"gpu_{kind}_max_{unit}"] = over(f"gpu_{kind}_max_{unit}", max)
+    reasons = over(
+        "gpu_throttle_reasons", lambda texts: "; ".join(sorted({x for t in texts for x in t.split("; ") if x}))
+    )
+    gpu_energy, cpu_energy = over("gpu_energy_j", sum), over("cpu_energy_j", max)
+    return columns | {
+        "gpu_used_mean_bytes": over("gpu_used_mean_bytes", lambda values: int(statistics.mean(values))),
+        "gpu_used_max_bytes": over("gpu_used_max_bytes", max),
+        "gpu_throttle_reasons": reasons,
+        "throttled": bool(reasons) if reasons is not None else None,
+        "energy_j": gpu_energy if gpu_energy is not None else cpu_energy,
+        "energy_source": "nvml" if gpu_energy is not None else "rapl" if cpu_energy is not None else None,
+        "cpu_utilisation_mean_share": over("cpu_utilisation_mean_share", sum),
+        "cpu_utilisation_max_share": over("cpu_utilisation_max_share", max),
+    }
+
+
+def _memory_columns(work: Work, results: list[RankResult]) -> dict[str, Any]:
+    largest = max(results, key=lambda r: r.tensors_peak_bytes)
+    allocated, reserved = zip(*(r.gpu_peak_bytes for r in results), strict=True)
+    return {
+        **{f"memory_{category}_bytes": size for category, size in largest.memory.items()},
+        "memory_tensors_peak_bytes": largest.tensors_peak_bytes,
+        "process_peak_bytes": _largest(r.process_peak_bytes for r in results),
+        "gpu_allocated_peak_bytes": _largest(allocated),
+        "gpu_reserved_peak_bytes": _largest(reserved),
+        "predicted_state_bytes": state_bytes(work).total,
+    }
+
+
+def _largest(values: Any) -> int | None:
+    known = [value for value in values if value is not None]
+    return max(known) if known else None
+
+
+def _comm_columns(results: list[RankResult]) -> dict[str, Any]:
+    """Columns of the rank that sends most; a rank alone sends nothing."""
+    rows = max((r.comm for r in results), key=lambda comm: sum(row.wire_bytes for row in comm))
+    columns: dict[str, Any] = {}
+    for row in rows:
+        for key in (f"comm_{row.axis}", f"comm_{row.op}" if row.op in COLLECTIVES else None):
+            if key is None or (key == f"comm_{row.axis}" and row.axis == "other"):
+                continue
+            columns[f"{key}_calls"] = columns.get(f"{key}_calls", 0) + row.calls
+            columns[f"{key}_payload_bytes"] = columns.get(f"{key}_payload_bytes", 0) + row.payload_bytes
+            if key == f"comm_{row.axis}":
+                columns[f"{key}_wire_bytes"] = columns.get(f"{key}_wire_bytes", 0.0) + float(row.wire_bytes)
+    return columns
+
+
+def failed(work: Work, asked: Asked, rank: Rank, failure: Failure) -> RunRecord:
+    """Return the row of a run that failed."""
+    return RunRecord(
+        **describe(work, asked, rank, rank.device),
+        status=failure.status,
+        failed_rank=failure.rank,
+        failed_step=failure.step,
+        reason=failure.reason,
+    )

@@ -1,0 +1,263 @@
+"""Checkpoints that move between layouts: save under any, continue under any other, at any number of processes."""
+
+import json
+from collections.abc import Callable
+from dataclasses import asdict
+from datetime import timedelta
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from torch.distributed.checkpoint.api import CheckpointException
+
+from parallel.checkpoint import storage
+from parallel.checkpoint.chunks import (
+    Shapes,
+    model_chunks,
+    new_optimizer_chunks,
+    new_random_chunks,
+    optimizer_chunks,
+    random_chunks,
+    set_random,
+    whole,
+)
+from parallel.checkpoint.folder import LATEST, Facts, best, checkpoints, latest, pointer, read_facts, verify
+from parallel.engines.native import NativeEngine
+from parallel.errors import ConfigError, DataError
+from parallel.spec import BuildContext
+
+__all__ = [
+    "Facts",
+    "Saver",
+    "best",
+    "export_safetensors",
+    "import_safetensors",
+    "latest",
+    "load",
+    "read_facts",
+    "read_weights",
+    "resume",
+    "save",
+]
+
+PathLike = str | Path
+
+
+class Saver:
+    """Saves the checkpoints of one run in the background, one at a time. Leaving its `with` waits for the last one.
+
+    Collective: every rank of the layout makes one, saves and leaves at the same steps. Saving talks on a group of
+    its own, so it may overlap training. Older checkpoints are deleted, but for the `keep_last` newest ones and,
+    with `keep_best`, the one with the smallest metric.
+    """
+
+    def __init__(
+        self, folder: PathLike, *, keep_last: int = 3, keep_best: bool = True, timeout_s: float = 1800.0
+    ) -> None:
+        if keep_last < 1:
+            raise ConfigError(f"keep_last={keep_last}: at least 1 checkpoint must be kept")
+        self.folder = Path(folder)
+        self.keep_last, self.keep_best, self.timeout_s = keep_last, keep_best, timeout_s
+        self._group: dist.ProcessGroup | None = None
+        self._pending: tuple[storage.Writer, Any] | None = None
+
+    def save(self, engine: NativeEngine, *, metric: float | None = None) -> None:
+        """Save the state after `engine.steps_done` steps. Training may go on as soon as this returns.
+
+        metric: a validation loss, for `keep_best`. Raises: DataError when the save before this one failed.
+        """
+        self.join()
+        self._make_group(engine.context)
+        chunks = model_chunks(engine) | optimizer_chunks(engine) | random_chunks(engine)
+        writer = storage.Writer(
+            self.folder, facts=_facts(engine, metric), keep_last=self.keep_last, keep_best=self.keep_best
+        )
+        self._pending = writer, storage.save(chunks, writer=writer, group=self._group)
+
+    def join(self) -> None:
+        """Wait until the last checkpoint is on the disk. Raises: DataError when it could not be saved."""
+        if self._pending is None:
+            return
+        (writer, future), self._pending = self._pending, None
+        try:
+            future.result()
+        except CheckpointException as error:
+            raise writer.failed(error) from error
+
+    def __enter__(self) -> "Saver":
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: BaseException | TracebackType | None) -> None:
+        try:
+            self.join()
+        except Exception:
+            if kind is None:  # otherwise what ended the run says more
+                raise
+        finally:
+            if self._group is not None:
+                dist.destroy_process_group(self._group)
+                self._group = None
+
+    def _make_group(self, context: BuildContext) -> None:
+        if self._group is None and context.mesh.world is not None:
+            self._group = dist.new_group(
+                dist.get_process_group_ranks(context.mesh.world),
+                backend="gloo",
+                timeout=timedelta(seconds=self.timeout_s),
+                use_local_synchronization=True,  # ranks outside the layout do not take part
+            )
+
+
+def save(engine: NativeEngine, folder: PathLike, *, metric: float | None = None, **keep: Any) -> None:
+    """Save one checkpoint into the folder of a run and wait for it. `keep`: options of `Saver`. Collective."""
+    with Saver(folder, **keep) as saver:
+        saver.save(engine, metric=metric)
+
+
+def load(engine: NativeEngine, path: PathLike) -> int:
+    """Continue from a checkpoint: `step-N`, or the newest one when the folder of a run is given. Collective.
+
+    Returns: the steps done, where the data goes on.
+    Raises: DataError when it cannot be read; ConfigError when it belongs to other work.
+    """
+    world = engine.context.mesh.world
+    folder, facts, saved = _together(world, lambda rank, ranks: _open(Path(path), rank=rank, ranks=ranks))
+    _check_same_work(folder, facts, engine.context)
+    random = new_random_chunks(engine, saved)
+    storage.load(model_chunks(engine) | new_optimizer_chunks(engine, saved) | random, folder, group=world)
+    set_random(engine, random)
+    engine.steps_done = facts.step
+    engine.loss_scale.value, engine.loss_scale.good_steps = facts.loss_scale, facts.good_steps
+    return facts.step
+
+
+def resume(engine: NativeEngine, folder: PathLike, *, say: Callable[[str], None]) -> int:
+    """Continue from the newest checkpoint of a run that can be read. Collective.
+
+    say: is told of each damaged one that is passed over (on every rank).
+    Returns: the steps done; 0 where there is no checkpoint yet.
+    Raises: DataError when there are checkpoints and none can be read; ConfigError when they belong to other work.
+    """
+    run_folder = Path(folder)
+    world = engine.context.mesh.world
+    found, name = _together(world, lambda rank, ranks: (checkpoints(run_folder), pointer(run_folder)))
+    if found and found[0].name != name:
+        say(f"{run_folder / LATEST} {f'says {name!r}' if name else 'is missing'}: taking {found[0].name}")
+    for i, path in enumerate(found):
+        try:
+            return load(engine, path)
+        except DataError as error:
+            older = f"taking {found[i + 1].name}" if i + 1 < len(found) else "there is none before it"
+            say(f"{error}; {older}")
+    if found:
+        raise DataError(f"none of the {len(found)} checkpoints in {run_folder} can be read: use another folder")
+    return 0
+
+
+def read_weights(path: PathLike) -> dict[str, Tensor]:
+    """Read the parameters and buffers of a checkpoint, whole, on the CPU, in this process alone.
+
+    Raises: DataError.
+    """
+    folder, _, saved = _open(Path(path))
+    tensors = {
+        name: torch.empty(shape, dtype=dtype) for name, (shape, dtype) in saved.items() if name.startswith("model.")
+    }
+    storage.load({name: [whole(tensor)] for name, tensor in tensors.items()}, folder, group=None)
+    return {name.removeprefix("model."): tensor for name, tensor in tensors.items()}
+
+
+def export_safetensors(path: PathLike, target: PathLike) -> Path:
+    """Write the weights of a checkpoint to `target/model.safetensors`, under canonical names. Return that path.
+
+    A tied parameter is there once. Raises: DataError.
+    """
+    from safetensors.torch import save_file
+
+    weights = read_weights(path)
+    file = Path(target) / "model.safetensors"
+    file.parent.mkdir(parents=True, exist_ok=True)
+    save_file(weights, file, metadata={"format": "pt"})
+    return file
+
+
+def import_safetensors(engine: NativeEngine, folder: PathLike) -> None:
+    """Fill the model from safetensors files with canonical names; the optimizer stays as it is. Collective.
+
+    Raises: DataError when a tensor is missing or of another shape.
+    """
+    storage.load(model_chunks(engine, prefix=""), Path(folder), group=engine.context.mesh.world)
+
+
+def _open(path: Path, *, rank: int = 0, ranks: int = 1) -> tuple[Path, Facts, Shapes]:
+    """Find and verify a checkpoint, each rank its share of the files; return what is in it."""
+    if not path.is_dir():
+        raise DataError(f"{path} is not a folder: give a checkpoint such as RUN/step-200, or the folder of a run")
+    folder = path if path.name.startswith("step-") else latest(path)
+    if folder is None:
+        raise DataError(f"{path} has no checkpoint: give one such as RUN/step-200, or the folder of a run")
+    verify(folder, rank=rank, ranks=ranks)
+    return folder, read_facts(folder), storage.shapes(folder)
+
+
+def _together(world: dist.ProcessGroup | None, function: Callable[[int, int], Any]) -> Any:
+    """Call function(rank, ranks) on every rank; return what rank 0 got, or raise on all what one raised."""
+    if world is None:
+        return function(0, 1)
+    rank, ranks = dist.get_rank(world), dist.get_world_size(world)
+    answer, error = None, None
+    try:
+        answer = function(rank, ranks)
+    except DataError as raised:
+        error = raised
+    errors: list[DataError | None] = [None] * ranks
+    dist.all_gather_object(errors, error, group=world)
+    for error in filter(None, errors):
+        raise error
+    answers = [answer]
+    dist.broadcast_object_list(answers, group=world, group_src=0)
+    return answers[0]
+
+
+def _facts(engine: NativeEngine, metric: float | None) -> Facts:
+    return Facts(
+        step=engine.steps_done,
+        metric=metric,
+        work=_work(engine.context),
+        run=engine.context.run.to_dict(),
+        loss_scale=engine.loss_scale.value,
+        good_steps=engine.loss_scale.good_steps,
+        torch=torch.__version__,
+    )
+
+
+def _work(context: BuildContext) -> dict[str, Any]:
+    """Return what two runs must share for one to continue the other, as JSON gives it back."""
+    run = context.run
+    work = {
+        "model": context.spec.name,
+        "data": run.data or context.spec.data(context.model_config),
+        "seed": run.seed,
+        "global_batch_size": context.division.global_batch_size,
+        "optimizer": run.optimizer,
+    }
+    config = asdict(context.model_config)
+    config.pop("channels_last", None)  # how memory is laid out: the same numbers
+    return json.loads(json.dumps(work | config))
+
+
+def _check_same_work(folder: Path, facts: Facts, context: BuildContext) -> None:
+    ours = _work(context)
+    different = [
+        f"{key} {facts.work.get(key)!r} (this run: {ours.get(key)!r})"
+        for key in sorted(facts.work.keys() | ours.keys())
+        if facts.work.get(key) != ours.get(key)
+    ]
+    if different:
+        raise ConfigError(
+            f"checkpoint {folder} belongs to a run with {', '.join(different)}: "
+            f"ask for the same, or start from step 0 in another folder"
+        )

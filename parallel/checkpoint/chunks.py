@@ -1,0 +1,146 @@
+"""The state of an engine as named chunks: which part of which full tensor lies in which local tensor.
+
+The names and the full shapes are those of one process, so a checkpoint knows nothing of the layout that wrote it:
+
+    model.<parameter or buffer>          a tied parameter under the name of the one it is tied to
+    optimizer.<parameter>.<slot>         exp_avg, exp_avg_sq, momentum_buffer: (shape of the parameter); step: ()
+    random.<device>.<rank>               state of torch's default generators, uint8
+"""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from torch.distributed.checkpoint.metadata import ChunkStorageMetadata
+from torch.distributed.tensor import DTensor
+from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
+
+from parallel.engines.native import NativeEngine
+from parallel.initialise import local
+from parallel.optimizer import Piece
+
+
+@dataclass(frozen=True)
+class Chunk:
+    """A local tensor, and the box it fills of the full tensor: it starts at `offsets` of `shape`."""
+
+    data: Tensor
+    offsets: tuple[int, ...]
+    shape: tuple[int, ...]
+
+    @property
+    def box(self) -> ChunkStorageMetadata:
+        return ChunkStorageMetadata(torch.Size(self.offsets), self.data.shape)
+
+
+# A rank may hold a name more than once: tied parameters at both ends of a pipeline that starts where it ends.
+Chunks = dict[str, list[Chunk]]
+Shapes = Mapping[str, tuple[tuple[int, ...], torch.dtype]]  # of the full tensors in a checkpoint, by name
+
+
+def whole(tensor: Tensor) -> Chunk:
+    return Chunk(tensor, (0,) * tensor.ndim, tuple(tensor.shape))
+
+
+def chunk_of(tensor: Tensor) -> Chunk:
+    """Return this rank's chunk of a tensor, sharing its storage."""
+    if not isinstance(tensor, DTensor):
+        return whole(tensor)
+    _, offsets = compute_local_shape_and_global_offset(tensor.shape, tensor.device_mesh, tensor.placements)
+    return Chunk(local(tensor), tuple(offsets), tuple(tensor.shape))
+
+
+def model_chunks(engine: NativeEngine, *, prefix: str = "model.") -> Chunks:
+    """Return the parameters and persistent buffers of this rank, to be read or written in place."""
+    tied = engine.context.spec.tied
+    tensors = ((name, tensor) for part in engine.parts for name, tensor in part.state_dict().items())
+    return _gather((prefix + tied.get(name, name), chunk_of(tensor)) for name, tensor in tensors)
+
+
+def optimizer_chunks(engine: NativeEngine) -> Chunks:
+    """Return what the optimizer of this rank remembers."""
+    return _gather(
+        (f"optimizer.{name}.{slot}", _chunk_of_state(value, piece))
+        for name, piece in _named_pieces(engine)
+        for slot, value in engine.optimizer.state.get(piece.updated, {}).items()
+        if isinstance(value, Tensor)
+    )
+
+
+def new_optimizer_chunks(engine: NativeEngine, saved: Shapes) -> Chunks:
+    """Make the optimizer forget everything and give it empty tensors for what a checkpoint has."""
+    slots: dict[str, list[str]] = {}
+    for key in saved:
+        kind, _, rest = key.partition(".")
+        name, _, slot = rest.rpartition(".")
+        if kind == "optimizer":
+            slots.setdefault(name, []).append(slot)
+    engine.optimizer.state.clear()
+    for name, piece in _named_pieces(engine):
+        if name in slots:
+            engine.optimizer.state[piece.updated] = {
+                slot: _empty_state(piece, *saved[f"optimizer.{name}.{slot}"]) for slot in slots[name]
+            }
+    return optimizer_chunks(engine)
+
+
+def random_chunks(engine: NativeEngine) -> Chunks:
+    """Return the state of the generators that torch draws from on this rank."""
+    states = {"cpu": torch.get_rng_state()}
+    device = engine.context.device
+    if device.type != "cpu":
+        states[device.type] = torch.get_device_module(device).get_rng_state(device)
+    rank = dist.get_rank(engine.context.mesh.world) if engine.context.mesh.world is not None else 0
+    return {f"random.{kind}.{rank}": [whole(state)] for kind, state in states.items()}
+
+
+def new_random_chunks(engine: NativeEngine, saved: Shapes) -> Chunks:
+    """Return tensors for the generators' states. Where there are more ranks than were saved, some share a state."""
+    chunks = {}
+    for key, (chunk,) in random_chunks(engine).items():
+        kind, rank = key.rsplit(".", 1)
+        ranks = sum(name.startswith(f"{kind}.") for name in saved)
+        if ranks:
+            chunks[f"{kind}.{int(rank) % ranks}"] = [replace(chunk, data=torch.empty_like(chunk.data))]
+    return chunks
+
+
+def set_random(engine: NativeEngine, chunks: Chunks) -> None:
+    """Put the generators of this rank into the states that were read."""
+    for key, (chunk,) in chunks.items():
+        if key.startswith("random.cpu."):
+            torch.set_rng_state(chunk.data)
+        else:
+            torch.get_device_module(engine.context.device).set_rng_state(chunk.data, engine.context.device)
+
+
+def _named_pieces(engine: NativeEngine) -> Iterator[tuple[str, Piece]]:
+    """Yield what the optimizer of this rank updates, with the name of its parameter."""
+    tied = engine.context.spec.tied
+    names = {id(p): tied.get(name, name) for name, p in engine.parameters()}
+    for piece in engine.pieces:
+        yield names[id(piece.parameter)], piece
+
+
+def _chunk_of_state(value: Tensor, piece: Piece) -> Chunk:
+    if value.ndim == 0:  # a count of steps, the same for the whole parameter
+        return whole(value)
+    around = chunk_of(piece.parameter)
+    first_row = around.offsets[0] + (piece.rows.start or 0)
+    return Chunk(value, (first_row, *around.offsets[1:]), around.shape)
+
+
+def _empty_state(piece: Piece, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+    if shape == tuple(piece.parameter.shape):
+        return torch.zeros_like(piece.updated)
+    return torch.zeros(shape, dtype=dtype, device=piece.updated.device)
+
+
+def _gather(named: Iterator[tuple[str, Chunk]]) -> Chunks:
+    chunks: Chunks = {}
+    for name, chunk in named:
+        if chunk.data.numel():  # a rank may own no rows of a short tensor
+            chunks.setdefault(name, []).append(chunk)
+    return chunks

@@ -1,0 +1,201 @@
+"""Checkpoints on disk: one folder each, whole or not there, with a checksum of every file.
+
+    RUN/latest                   the name of the newest checkpoint
+    RUN/step-200/facts.json      step, run, layout, loss scale
+    RUN/step-200/*.safetensors   tensors, one file per rank that had something to write
+    RUN/step-200/manifest.json   size and sha256 of each of these files
+
+A folder that ends in `.tmp` is being written, or its writer was killed: it is never read. One that ends in `.old`
+is being replaced, and counts while its successor is not there.
+"""
+
+import contextlib
+import hashlib
+import json
+import math
+import os
+import re
+import shutil
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any
+
+from parallel.errors import DataError
+
+FORMAT = 1
+FACTS, MANIFEST, LATEST = "facts.json", "manifest.json", "latest"
+_NAME = re.compile(r"step-(\d{1,18})(\.old)?")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Facts:
+    """What a checkpoint holds besides tensors.
+
+    step: optimizer steps done, which is also where the data and the learning rate go on. metric: what `keep_best`
+    compares, smaller is better. work: what a run must share to continue this one. run: `RunConfig.to_dict()`.
+    """
+
+    step: int
+    metric: float | None
+    work: dict[str, Any]
+    run: dict[str, Any]
+    loss_scale: float
+    good_steps: int
+    torch: str
+    format: int = FORMAT
+
+    def save(self, folder: Path) -> None:
+        write_synced(folder / FACTS, json.dumps(asdict(self), indent=2) + "\n")
+
+
+@dataclass(frozen=True)
+class Digest:
+    """Size and sha256 of a file."""
+
+    bytes: int
+    sha256: str
+
+    @classmethod
+    def of(cls, path: Path) -> "Digest":
+        digest = hashlib.sha256()
+        with path.open("rb") as file:
+            while block := file.read(1 << 20):
+                digest.update(block)
+        return cls(path.stat().st_size, digest.hexdigest())
+
+
+def read_facts(folder: Path) -> Facts:
+    """Read what a checkpoint says of itself. Raises: DataError."""
+    values = _read_json(folder / FACTS)
+    if values.get("format") != FORMAT or values.keys() != {field.name for field in fields(Facts)}:
+        raise DataError(
+            f"{folder / FACTS} has format {values.get('format')!r}, this version reads {FORMAT}: "
+            f"use the version of paralab that wrote it"
+        )
+    return Facts(**values)
+
+
+def checkpoints(run_folder: Path) -> list[Path]:
+    """Return the checkpoints of a run, newest first: those up to the one `latest` names, or all without it."""
+    found = {}
+    for path in run_folder.iterdir() if run_folder.is_dir() else ():
+        match = _NAME.fullmatch(path.name)
+        if match and path.is_dir() and not (match[2] and path.with_suffix("").is_dir()):
+            found[path] = int(match[1])
+    newest = found.get(run_folder / (pointer(run_folder) or ""))
+    steps = {path: step for path, step in found.items() if newest is None or step <= newest}
+    return sorted(steps, key=lambda path: steps[path], reverse=True)
+
+
+def pointer(run_folder: Path) -> str | None:
+    """Return what `latest` says, or None when there is no such file."""
+    try:
+        return (run_folder / LATEST).read_text(encoding="utf-8").strip()
+    except (OSError, UnicodeDecodeError):
+        return None
+
+
+def latest(run_folder: Path | str) -> Path | None:
+    """Return the newest checkpoint of a run, not yet verified; None when there is none."""
+    return next(iter(checkpoints(Path(run_folder))), None)
+
+
+def best(run_folder: Path | str) -> Path | None:
+    """Return the checkpoint with the smallest metric; None when none has one."""
+    metrics = {}
+    for path in checkpoints(Path(run_folder)):
+        with contextlib.suppress(DataError):
+            metric = read_facts(path).metric
+            if metric is not None and math.isfinite(metric):
+                metrics[path] = metric
+    return min(metrics, key=lambda path: metrics[path], default=None)
+
+
+def verify(folder: Path, *, rank: int = 0, ranks: int = 1) -> None:
+    """Compare a checkpoint with its manifest. Each of several ranks reads its share of the files.
+
+    Raises: DataError naming the file that is missing, truncated, changed or not listed.
+    """
+    listed = _read_json(folder / MANIFEST)
+    for name in sorted(listed.keys() ^ ({path.name for path in folder.iterdir()} - {MANIFEST})):
+        raise DataError(f"{folder / name} {'is missing' if name in listed else 'is not in the manifest'}: {_ADVICE}")
+    if FACTS not in listed:
+        raise DataError(f"{folder / MANIFEST} does not list {FACTS}: {_ADVICE}")
+    for name in sorted(listed)[rank::ranks]:
+        try:
+            found = Digest.of(folder / name)
+        except OSError as error:
+            raise DataError(f"{folder / name} cannot be read ({error.strerror}): {_ADVICE}") from error
+        if asdict(found) != listed[name]:
+            raise DataError(f"{folder / name} is not what was saved, its sha256 differs: {_ADVICE}")
+
+
+_ADVICE = "the checkpoint is damaged, use another one"
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise DataError(f"{path} cannot be read ({error.strerror}): {_ADVICE}") from error
+    except ValueError as error:
+        raise DataError(f"{path} is not valid JSON: {_ADVICE}") from error
+    if not isinstance(values, dict):
+        raise DataError(f"{path} is not in the form it was saved in: {_ADVICE}")
+    return values
+
+
+def write_manifest(folder: Path, digests: Mapping[str, Digest]) -> None:
+    listed = {name: asdict(digest) for name, digest in sorted(digests.items())}
+    write_synced(folder / MANIFEST, json.dumps(listed, indent=2) + "\n")
+
+
+def publish(unfinished: Path) -> Path:
+    """Give a complete `step-N.tmp` its name, at once, replacing a checkpoint of that name. Return the new path."""
+    final = unfinished.with_suffix("")
+    old = final.with_suffix(".old")
+    _sync(unfinished)
+    if final.exists():
+        shutil.rmtree(old, ignore_errors=True)  # its successor is there
+        os.rename(final, old)
+    os.rename(unfinished, final)
+    _sync(final.parent)
+    pointed = final.parent / f"{LATEST}.tmp"
+    write_synced(pointed, final.name + "\n")
+    os.replace(pointed, final.parent / LATEST)
+    shutil.rmtree(old, ignore_errors=True)
+    return final
+
+
+def prune(run_folder: Path, *, keep_last: int, keep_best: bool) -> None:
+    """Delete all checkpoints but the newest ones, and the one with the smallest metric."""
+    kept = {best(run_folder)} if keep_best else set()
+    for path in checkpoints(run_folder)[keep_last:]:
+        if path not in kept:
+            doomed = path.with_suffix(".tmp")  # so that one deleted by half is not taken for a checkpoint
+            os.rename(path, doomed)
+            shutil.rmtree(doomed)
+
+
+def remove_unfinished(run_folder: Path) -> None:
+    """Delete what killed writers left."""
+    for path in run_folder.glob("step-*.tmp"):
+        shutil.rmtree(path)
+
+
+def write_synced(path: Path, text: str) -> None:
+    """Write a file and wait until the disk has it."""
+    with path.open("w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _sync(folder: Path) -> None:
+    """Wait until the disk has the names in a folder."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,227 @@
+"""The engine on DeepSpeed: data parallelism, ZeRO 1 to 3 with or without offload to the CPU, pipelines.
+
+Weights, batches, optimizer and learning rate are those of every other engine; DeepSpeed gets a torch optimizer and
+does the rest: gradients over ranks, clipping, partitioning, the pipeline's schedule.
+"""
+
+import contextlib
+import io
+import logging
+import os
+import warnings
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from parallel.data.dataset import Batch
+from parallel.engines import deepspeed_config
+from parallel.errors import ConfigError, WorldError
+from parallel.optimizer import learning_rate, make_optimizer, make_pieces
+from parallel.spec import BuildContext, Engine, StepResult
+from parallel.strategies import hybrid, pipeline
+
+
+def build_deepspeed(context: BuildContext, config_path: str | Path | None = None) -> Engine:
+    """Build the engine of a layout on this rank.
+
+    config_path: DeepSpeed's JSON file; without one DeepSpeed's own defaults hold.
+    Raises: ConfigError when the file and the run disagree, or DeepSpeed started something else.
+    """
+    prepare(context)
+    import deepspeed
+
+    config = read_config(context, config_path)
+    piped = context.layout.pp > 1
+    part = _stage(context) if piped else whole_model(context)
+    optimizer = make_optimizer(make_pieces(part.parameters()), context.run)
+    with contextlib.redirect_stdout(io.StringIO()):  # it prints while it starts; stdout belongs to results
+        module = _pipeline_module(part, context) if piped else part
+        engine, *_ = deepspeed.initialize(model=module, optimizer=optimizer, config=config)
+    check_started(engine, context, config)
+    return (PipelineEngine if piped else ZeroEngine)(context, part, optimizer, engine)
+
+
+def read_config(context: BuildContext, config_path: str | Path | None) -> dict[str, Any]:
+    """Return DeepSpeed's configuration for a run, from a file and what the run decides. Raises: ConfigError."""
+    values = deepspeed_config.read(config_path) if config_path else {}
+    # A pipeline runs under stage 1: at stage 0 DeepSpeed clips by the norm of the first stage alone. Where a stage
+    # has one rank only, both are the same.
+    stage = 1 if context.layout.pp > 1 else context.layout.zero
+    return deepspeed_config.fill(values, context, stage=stage, source=str(config_path))
+
+
+def prepare(context: BuildContext) -> None:
+    """Let DeepSpeed join the process group that exists, without compiling and without printing."""
+    # It reads these two in the environment and nowhere else.
+    os.environ.setdefault("LOCAL_RANK", str(context.device.index or 0))
+    if context.device.type == "cpu":
+        os.environ.setdefault("DS_ACCELERATOR", "cpu")
+    import deepspeed
+    from deepspeed.utils import groups
+
+    # It calls collectives by their former names, and torch says so at every step.
+    warnings.filterwarnings("ignore", message=r"`torch\.distributed\.\w+` is deprecated", category=FutureWarning)
+    logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
+    # A collective for CPUs in shared memory that nothing here calls: half a minute of compiling at the first start.
+    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+    groups.mpu = None  # of a pipeline that was built in this process before
+    deepspeed.init_distributed(dist.get_backend(), verbose=False)
+
+
+class ZeroEngine:
+    """Data parallelism and ZeRO: the whole model on each rank, which DeepSpeed wraps and partitions.
+
+    engine: what `deepspeed.initialize` made of the model and its optimizer.
+    """
+
+    def __init__(self, context: BuildContext, model: nn.Module, optimizer: torch.optim.Optimizer, engine: Any) -> None:
+        self.context, self.engine = context, engine
+        self.parts, self.optimizers = [model], [optimizer]
+        self.stage, self.chunks = context.layout.zero, context.division.chunks
+        self.steps_done = 0
+
+    def step(self, batch: Batch) -> StepResult:
+        set_learning_rate(self.optimizers, self.context, self.steps_done)
+        losses = [self._run(chunk, last=i == self.chunks - 1) for i, chunk in enumerate(batch.split(self.chunks))]
+        self.steps_done += 1
+        mean = torch.stack(losses).sum() / (self.chunks * self.context.layout.dp)
+        dist.all_reduce(mean, group=self.context.mesh.world)
+        return StepResult(mean, self._norm if self.stage == 0 else grad_norm(self.engine, mean.device))
+
+    def parameters(self) -> Iterator[tuple[str, Tensor]]:
+        """Yield whole parameters. Stage 3 gathers each on all ranks, and drops it when the next is asked for."""
+        import deepspeed
+
+        for name, parameter in self.parts[0].named_parameters():
+            with deepspeed.zero.GatheredParameters([parameter], enabled=self.stage == 3):
+                yield name, parameter
+
+    def _run(self, chunk: Batch, *, last: bool) -> Tensor:
+        """Run one micro-batch forward and backward, and update with the last one. Return its loss."""
+        loss = self.engine(*chunk.inputs, targets=chunk.targets)
+        self.engine.backward(loss)
+        if last and self.stage == 0:  # DeepSpeed clips by the norm there, and forgets it
+            self._norm = torch.nn.utils.get_total_norm(p.grad for p in self.parts[0].parameters() if p.grad is not None)
+        self.engine.step()
+        return loss.detach()
+
+
+class PipelineEngine:
+    """DeepSpeed's 1F1B pipeline. Each of its layers is one whole stage, cut as for the native engine."""
+
+    def __init__(self, context: BuildContext, part: nn.Module, optimizer: torch.optim.Optimizer, engine: Any) -> None:
+        self.context, self.engine = context, engine
+        self.parts, self.optimizers = [part], [optimizer]
+        self.steps_done = 0
+
+    def step(self, batch: Batch) -> StepResult:
+        set_learning_rate(self.optimizers, self.context, self.steps_done)
+        chunks = batch.split(self.context.division.chunks)
+        loss = self.engine.train_batch(iter([(chunk.inputs, chunk.targets) for chunk in chunks]))
+        self.steps_done += 1
+        return StepResult(loss.detach().clone(), grad_norm(self.engine, loss.device))
+
+    def parameters(self) -> Iterator[tuple[str, Tensor]]:
+        yield from self.parts[0].named_parameters()
+
+
+class Stage(nn.Module):
+    """A stage as a layer of DeepSpeed: one argument in, one result out. The last one leaves its work to the loss."""
+
+    def __init__(self, part: nn.Module, *, last: bool) -> None:
+        super().__init__()
+        self.part, self.last = part, last
+
+    def forward(self, x: Tensor | tuple[Tensor, ...]) -> Tensor | tuple[Tensor, ...]:
+        return x if self.last else self.part(*_as_tuple(x))
+
+    def loss(self, x: Tensor | tuple[Tensor, ...], targets: Tensor) -> Tensor:
+        return self.part(*_as_tuple(x), targets=targets)
+
+
+class Tied(nn.Module):
+    """A layer that only holds the tied parameters of a stage: DeepSpeed sums their gradients over both ends."""
+
+    def __init__(self, parameters: list[nn.Parameter]) -> None:
+        super().__init__()
+        for i, parameter in enumerate(parameters):
+            self.register_parameter(f"tied{i}", parameter)
+
+    def forward(self, x: Tensor | tuple[Tensor, ...]) -> Tensor | tuple[Tensor, ...]:
+        return x
+
+
+def _stage(context: BuildContext) -> nn.Module:
+    """Return this rank's stage with its values. It sets its own precision: the loss runs outside DeepSpeed's."""
+    (part,) = pipeline.make_stages(context).values()
+    hybrid.fill_part(part, replace(context, layout=replace(context.layout, zero=0)))
+    return part
+
+
+@torch.no_grad()  # it sends tied parameters from one end to the other
+def _pipeline_module(part: nn.Module, context: BuildContext) -> nn.Module:
+    from deepspeed.pipe import LayerSpec, PipelineModule, TiedLayerSpec
+
+    pp, mine, tied = context.layout.pp, context.mesh.rank("pp"), context.spec.tied
+    stage = Stage(part, last=mine == pp - 1)
+    layers: list[Any] = [stage if i == mine else LayerSpec(Stage, None, last=False) for i in range(pp)]
+    if tied:
+        named = dict(part.named_parameters())
+        names = tied.values() if mine == 0 else tied.keys()
+        parameters = [named[name] for name in names] if mine in (0, pp - 1) else []
+        weights = [f"tied{i}" for i in range(len(tied))]
+        ends = TiedLayerSpec("tied", Tied, parameters, tied_weight_attr=weights)
+        layers = [ends, *layers, ends]
+    return PipelineModule(layers, num_stages=pp, loss_fn=stage.loss, partition_method=f"type:{Stage.__name__}")
+
+
+def whole_model(context: BuildContext) -> nn.Module:
+    """Return the whole model on this rank, with its values, in fp32: DeepSpeed sets the precision of arithmetic."""
+    model = context.new_model()
+    plain = replace(context, layout=replace(context.layout, zero=0), run=replace(context.run, precision="fp32"))
+    hybrid.fill_part(model, plain)
+    return model
+
+
+def set_learning_rate(optimizers: list[torch.optim.Optimizer], context: BuildContext, step: int) -> None:
+    for group in (group for optimizer in optimizers for group in optimizer.param_groups):
+        group["lr"] = learning_rate(context.run, step)
+
+
+def grad_norm(engine: Any, device: torch.device) -> Tensor:
+    """Return the norm before clipping that DeepSpeed found in its last step, fp32 of shape ()."""
+    return torch.as_tensor(engine.get_global_grad_norm(), dtype=torch.float32, device=device).detach().clone()
+
+
+def check_started(engine: Any, context: BuildContext, config: dict[str, Any]) -> None:
+    """Raise ConfigError or WorldError unless DeepSpeed runs what it was asked to."""
+    wanted = {
+        "ZeRO stage": config["zero_optimization"]["stage"],
+        "batch": context.division.global_batch_size,
+        "accumulation": context.division.chunks,
+        "precision": context.run.precision,
+    }
+    rounds_weights = engine.bfloat16_enabled() or engine.fp16_enabled()
+    got = {
+        "ZeRO stage": int(engine.zero_optimization_stage()),
+        "batch": engine.train_batch_size(),
+        "accumulation": engine.gradient_accumulation_steps(),
+        "precision": "rounded weights" if rounds_weights else "bf16" if engine.torch_autocast_enabled() else "fp32",
+    }
+    for name, value in wanted.items():
+        if got[name] != value:
+            raise ConfigError(f"DeepSpeed started with {name} {got[name]}, {value} asked for: use --engine torch")
+    if engine.dp_world_size != context.layout.dp:
+        raise WorldError(
+            f"DeepSpeed started with {engine.dp_world_size} data ranks, layout {context.layout} needs "
+            f"{context.layout.dp}: start {context.layout.world_size} processes"
+        )
+
+
+def _as_tuple(x: Tensor | tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    return x if isinstance(x, tuple) else (x,)

@@ -1,0 +1,274 @@
+"""`paralab node`: start this machine's processes of a run on several nodes (`./launch.sh --nodes N ...` comes here).
+
+torch's elastic launcher starts the processes, over a c10d rendezvous that node 0 hosts. Added here is what it lacks:
+missing nodes are named, nothing listens on another address than the one given, a node that falls silent is noticed,
+and the first failure ends every node and is what every node reports.
+"""
+
+import argparse
+import ctypes
+import logging
+import os
+import re
+import runpy
+import signal
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from types import FrameType
+from typing import TYPE_CHECKING, NoReturn
+
+from parallel.cli import COMMANDS
+from parallel.cli import main as paralab
+from parallel.errors import UsageError, WorldError, did_you_mean
+
+if TYPE_CHECKING:
+    from torch.distributed.elastic.multiprocessing.errors import ProcessFailure
+    from torch.distributed.launcher.api import LaunchConfig
+
+    from parallel.roster import Roster
+
+VICTIM_EXIT_STATUS = 70  # of `parallel.failure`: a rank that ended because another one did
+
+
+@dataclass(frozen=True)
+class NodeRequest:
+    """What one node is asked to start."""
+
+    min_nodes: int
+    max_nodes: int
+    node_rank: int
+    host: str  # of the rendezvous, on node 0
+    port: int
+    procs_per_node: int
+    max_restarts: int
+    join_timeout_s: float
+    node_timeout_s: float
+    command: tuple[str, ...]
+
+    @property
+    def elastic(self) -> bool:
+        """Whether nodes may come and go."""
+        return self.min_nodes < self.max_nodes
+
+
+class Stopped(BaseException):
+    """A signal asked this node to end."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__(number)
+        self.number = number
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Take part in a run as one node; return when the run has ended on all of them."""
+    request = parse(argv)
+    entry = worker_command(request.command)
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, _stop)  # until torch's launcher, which raises as well, takes over
+
+    from parallel.roster import Roster
+
+    with Roster.meet(request) as roster:
+        try:
+            roster.wait_for_all()
+        except WorldError as error:
+            roster.report(str(error))
+            raise
+        roster.keep_watch()
+        return _launch(request, roster, entry)
+
+
+def _stop(number: int, frame: FrameType | None) -> NoReturn:
+    raise Stopped(number)
+
+
+def _launch(request: NodeRequest, roster: "Roster", entry: Sequence[str]) -> int:
+    from torch.distributed.elastic.multiprocessing.api import SignalException
+    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+    from torch.distributed.launcher.api import elastic_launch
+
+    try:
+        elastic_launch(_launch_config(request, roster), entry[0])(*entry[1:])
+        return 0
+    except ChildFailedError as error:
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)  # the alarm of the watch has nothing left to end
+        for rank, failure in error.failures.items():
+            _report(roster, f"rank {rank} on node {request.node_rank}", failure)
+        raise roster.first_failure() from None
+    except (SignalException, Stopped, KeyboardInterrupt) as stopped:
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        if roster.alarmed:
+            raise roster.first_failure() from None
+        number = int(getattr(stopped, "sigval", getattr(stopped, "number", signal.SIGINT)))
+        if not request.elastic:  # otherwise the others go on without this node
+            roster.report(f"node {request.node_rank} was ended by {signal.Signals(number).name}")
+        return 128 + number
+    except Exception as error:
+        roster.report(f"node {request.node_rank}: {type(error).__name__}: {error}")
+        raise
+
+
+def _report(roster: "Roster", who: str, failure: "ProcessFailure") -> None:
+    """Tell the other nodes how one process of this node ended."""
+    no_file = "<N/A>"  # torch's word for a process that wrote no error file
+    code = failure.exitcode
+    if code == -signal.SIGTERM:
+        return  # the launcher ended it, because of another one
+    if code < 0:
+        hint = ": if nobody sent it, look for the system out of memory" if code == -signal.SIGKILL else ""
+        roster.report(f"{who} was ended by {signal.Signals(-code).name}{hint}", at_s=failure.timestamp)
+    elif failure.error_file != no_file:
+        message = failure.error_file_data["message"]
+        text = message["message"] if isinstance(message, dict) else message
+        roster.report(f"{who} failed: {text}", at_s=failure.timestamp, exit_status=code)
+    else:
+        text = f"{who} ended with status {code}: its message stands above"
+        roster.report(text, at_s=failure.timestamp, exit_status=code, victim=code == VICTIM_EXIT_STATUS)
+
+
+def _launch_config(request: NodeRequest, roster: "Roster") -> "LaunchConfig":
+    from torch.distributed.launcher.api import LaunchConfig
+
+    from parallel.rendezvous import interface_of
+
+    if not request.max_restarts:  # one line says what failed; of restarts, torch tells
+        logging.disable(logging.ERROR)
+    interface = interface_of(roster.address)
+    os.environ.setdefault("GLOO_SOCKET_IFNAME", interface)
+    os.environ.setdefault("NCCL_SOCKET_IFNAME", f"={interface}")
+    if request.procs_per_node > 1:
+        os.environ.setdefault("OMP_NUM_THREADS", "1")
+    return LaunchConfig(
+        min_nodes=request.min_nodes,
+        max_nodes=request.max_nodes,
+        nproc_per_node=request.procs_per_node,
+        max_restarts=request.max_restarts,
+        rdzv_backend=roster.register_rendezvous(),
+        rdzv_endpoint=f"{request.host}:{request.port}",
+        # once the fewest nodes are there, wait this long for more of them
+        rdzv_configs={"join_timeout": int(request.join_timeout_s) + 1, "last_call_timeout": 3},
+        run_id="paralab",
+        local_addr=roster.address,
+        monitor_interval=0.1,
+    )
+
+
+def worker_command(words: Sequence[str]) -> list[str]:
+    """Return the command line of one process, for a Python file or a paralab command.
+
+    Raises: UsageError when it is neither.
+    """
+    first, *rest = words[1:] if words[0] == "paralab" and len(words) > 1 else words
+    if first.endswith(".py") or first in COMMANDS:
+        return [sys.executable, "-u", "-m", "parallel.nodes", first, *rest]
+    raise UsageError(
+        f"{first!r} is neither a Python file nor a paralab command{did_you_mean(first, COMMANDS)}:"
+        " write, for example, -- run --model gpt2 or -- my_script.py"
+    )
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        raise UsageError(f"{message}: see paralab node --help")
+
+
+def node_counts(text: str) -> tuple[int, int]:
+    """Read `3` or `1:3` as the fewest and the most nodes."""
+    match = re.fullmatch(r"([1-9][0-9]*)(?::([1-9][0-9]*))?", text)
+    if not match or int(match[1]) > int(match[2] or match[1]):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number of nodes: write 3, or 1:3 for one to three")
+    return int(match[1]), int(match[2] or match[1])
+
+
+def positive(text: str) -> int:
+    """Read a whole number of at least one."""
+    if not re.fullmatch("[1-9][0-9]*", text):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number above zero")
+    return int(text)
+
+
+def add_shared_options(parser: argparse.ArgumentParser) -> None:
+    """Add the options that `paralab node` and `paralab cluster` have in common."""
+    parser.add_argument(
+        "--nodes", type=node_counts, required=True, metavar="N|MIN:MAX", help="how many; MIN:MAX may come and go"
+    )
+    parser.add_argument("--procs-per-node", type=positive, metavar="P", help="default: its GPUs, or one")
+    parser.add_argument(
+        "--max-restarts", type=int, default=0, metavar="K", help="start again after a failure, this often (default: 0)"
+    )
+    parser.add_argument(
+        "--join-timeout", type=float, default=300.0, metavar="S", help="seconds to wait for all nodes (default: 300)"
+    )
+    parser.add_argument(
+        "--node-timeout", type=float, default=30.0, metavar="S", help="seconds a node may be silent (default: 30)"
+    )
+    parser.add_argument("command", nargs=argparse.REMAINDER, metavar="-- COMMAND", help="what to run")
+
+
+def command_of(options: argparse.Namespace) -> tuple[str, ...]:
+    """Return the words after `--`. Raises: UsageError when there are none."""
+    words = tuple(options.command[1:] if options.command[:1] == ["--"] else options.command)
+    if not words:
+        raise UsageError("no command given: write it after --, such as -- run --model gpt2")
+    return words
+
+
+def parse(argv: Sequence[str] | None) -> NodeRequest:
+    """Read the command line. Raises: UsageError."""
+    parser = _Parser(prog="paralab node", description="Start this machine's part of a run on several nodes.")
+    parser.add_argument("--node-rank", type=int, required=True, metavar="R", help="this node's number, from 0")
+    parser.add_argument(
+        "--rendezvous", required=True, metavar="HOST:PORT", help="an address of node 0; it listens there and only there"
+    )
+    add_shared_options(parser)
+    options = parser.parse_args(argv)
+    fewest, most = options.nodes
+    if not 0 <= options.node_rank < most:
+        raise UsageError(f"--node-rank {options.node_rank} of {most} nodes: use 0 to {most - 1}")
+    host, _, port = options.rendezvous.rpartition(":")
+    if not host or not port.isdigit() or not 0 < int(port) < 65536:
+        raise UsageError(f"--rendezvous {options.rendezvous}: write HOST:PORT, such as 10.0.0.5:29500")
+    return NodeRequest(
+        min_nodes=fewest,
+        max_nodes=most,
+        node_rank=options.node_rank,
+        host=host.strip("[]"),
+        port=int(port),
+        procs_per_node=options.procs_per_node or _devices(),
+        max_restarts=options.max_restarts,
+        join_timeout_s=options.join_timeout,
+        node_timeout_s=options.node_timeout,
+        command=command_of(options),
+    )
+
+
+def _devices() -> int:
+    import torch
+
+    return max(1, torch.cuda.device_count())
+
+
+def run_worker(words: Sequence[str]) -> int:
+    """Be one process of the run: end with the launcher that started it, and leave word of an error."""
+    from torch.distributed.elastic.multiprocessing.errors import record
+
+    end_with_parent()
+    first, *rest = words
+    if first in COMMANDS:
+        return paralab(words)
+    sys.argv = [first, *rest]
+    sys.path[0] = os.path.dirname(os.path.abspath(first))  # as Python itself does
+    record(runpy.run_path)(first, run_name="__main__")
+    return 0
+
+
+def end_with_parent() -> None:
+    """Have the kernel end this process when the one that started it ends, however that happens (Linux)."""
+    if sys.platform == "linux":
+        pr_set_pdeathsig = 1  # sys/prctl.h
+        ctypes.CDLL(None).prctl(pr_set_pdeathsig, signal.SIGKILL)
+
+
+if __name__ == "__main__":
+    sys.exit(run_worker(sys.argv[1:]))

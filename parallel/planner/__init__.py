@@ -1,0 +1,1 @@
+"""Predict what a layout needs before running it."""

@@ -1,0 +1,67 @@
+"""Predict the memory of parameters, gradients and optimizer states on the fullest rank of a layout.
+
+The arithmetic is that of Rajbhandari et al. 2020 (ZeRO, section 3.1) for the recipe used here: weights, gradients
+and two Adam moments in fp32, 16 bytes a parameter (12 with SGD and momentum). Stage 1 divides the moments by dp,
+stages 2 and 3 everything; what FSDP gathers while a block runs is an activation, not a state.
+"""
+
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+
+from torch import nn
+
+from parallel.layout import SCHEDULES
+from parallel.precision import weight_dtype
+from parallel.resolve import Work
+from parallel.strategies.pipeline import cut_stage
+
+_WHOLE = ("sequence", "scatter_sequence")  # styles that split no parameter
+
+
+@dataclass(frozen=True)
+class StateBytes:
+    """Bytes of the model's state on one rank."""
+
+    parameters: float
+    gradients: float
+    optimizer: float
+
+    @property
+    def total(self) -> int:
+        return round(self.parameters + self.gradients + self.optimizer)
+
+
+def state_bytes(work: Work) -> StateBytes:
+    """Return the predicted state of the rank that holds most."""
+    layout = work.layout
+    held = max(_held_parameters(work, pp_rank) for pp_rank in range(layout.pp))
+    weights = held * weight_dtype(work.run.precision).itemsize
+    moments = 2 if work.run.optimizer == "adamw" else 1 if work.run.momentum else 0
+    return StateBytes(
+        parameters=weights / (layout.dp if layout.zero >= 2 else 1),
+        gradients=weights / (layout.dp if layout.zero >= 2 else 1),
+        optimizer=moments * weights / (layout.dp if layout.zero >= 1 else 1),
+    )
+
+
+def _held_parameters(work: Work, pp_rank: int) -> float:
+    """Count the parameters of one pipeline rank, those of split layers by their share."""
+    layout = work.layout
+    stages = SCHEDULES[layout.schedule].stages_of(pp_rank, layout.pp) if layout.schedule else (0,)
+    plan = {} if layout.tp == 1 else work.spec.tensor_plan(work.model_config)
+    split = [pattern for pattern, style in plan.items() if style not in _WHOLE]
+    return sum(_count(_part(work, stage), split, layout.tp) for stage in stages)
+
+
+def _part(work: Work, stage: int) -> nn.Module:
+    return cut_stage(work.new_model(), spec=work.spec, config=work.model_config, layout=work.layout, stage=stage)
+
+
+def _count(part: nn.Module, split: list[str], tp: int) -> float:
+    total = 0.0
+    for name, parameter in part.named_parameters():
+        module = name.rpartition(".")[0]
+        is_split = any(fnmatchcase(module, pattern) for pattern in split)
+        # The bias of a layer split by inputs stays whole; it is a vector, and small.
+        total += parameter.numel() / (tp if is_split else 1)
+    return total

@@ -1,0 +1,227 @@
+"""What the nodes of one run know of each other: who joined, who is alive, what failed first.
+
+All of it stands in one store that node 0 hosts, the one that the rendezvous uses too.
+"""
+
+import json
+import os
+import re
+import signal
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import asdict, dataclass
+
+import psutil
+import torch.distributed as dist
+
+from parallel.errors import RankError, WorldError
+from parallel.nodes import NodeRequest
+from parallel.rendezvous import address_towards, host_store, join_store, register_rendezvous, wait_for_port
+
+POLL_S = 0.1
+BEAT_S = 0.5
+SETTLE_S = 1.0  # failures on several nodes that have one cause are all reported within this time
+SILENT_S = 3.0  # six beats missed
+LINGER_S = 5.0  # node 0 keeps the store open for the others, but not longer
+GRACE_S = 10.0  # from the alarm to the end, also where the launcher itself is stuck
+
+# what a rank says when another one went away
+_VICTIM = re.compile(
+    "closed by peer|reset by peer|broken pipe|connection refused|remote process exited|timed ?out", re.IGNORECASE
+)
+
+
+@dataclass(frozen=True, order=True)
+class Failure:
+    """One reported failure; the smallest is the one that caused the others."""
+
+    victim: bool  # whether it only says that another rank went away
+    at_s: float  # since the epoch, on the clock of the node that reports
+    text: str
+    exit_status: int = 1
+
+
+class Roster:
+    """One node's view of all. Made by `Roster.meet`."""
+
+    def __init__(self, request: NodeRequest, address: str, store: dist.TCPStore) -> None:
+        self.address = address  # of this node, as the others reach it
+        self.alarmed = False  # whether the watch has asked this node to end
+        self._request = request
+        self._rank = request.node_rank
+        self._store = store
+        self._done = threading.Event()
+        self._heard_s = time.monotonic()  # when node 0 last answered
+        self._beats: dict[int, tuple[int, float]] = {}  # node -> its count of beats, and when that last changed
+
+    @classmethod
+    @contextmanager
+    def meet(cls, request: NodeRequest) -> Iterator["Roster"]:
+        """Open the store on node 0, connect to it on the others; node 0 closes it last.
+
+        Raises: WorldError when the port is taken, or when node 0 does not answer within the join timeout.
+        """
+        if request.node_rank == 0:
+            address, store = request.host, host_store(request.host, request.port)
+        else:
+            wait_for_port(request.host, request.port, timeout_s=request.join_timeout_s)
+            address, store = address_towards(request.host, request.port), join_store(request.host, request.port)
+        roster = cls(request, address, store)
+        try:
+            yield roster
+        finally:
+            roster._leave()
+
+    def register_rendezvous(self) -> str:
+        """Return the name of a rendezvous backend that meets here."""
+        return register_rendezvous(self._store)
+
+    def wait_for_all(self) -> None:
+        """Return when enough nodes have joined; say who is missing while waiting.
+
+        Raises: WorldError after the join timeout, for two nodes of one number, and for nodes that were started
+        with different numbers of nodes or processes.
+        """
+        self._check_in()
+        deadline_s = time.monotonic() + self._request.join_timeout_s
+        said = ""
+        while len(joined := self._marked("joined")) < self._request.min_nodes:
+            if failures := self._failures():
+                raise WorldError(min(failures).text)
+            line = self._who_is_missing(joined)
+            if time.monotonic() > deadline_s:
+                raise WorldError(
+                    f"{line}, given up after {self._request.join_timeout_s:g} s: start them with the same --nodes and"
+                    f" --rendezvous {self._request.host}:{self._request.port}"
+                )
+            if line != said:
+                print(f"paralab: {line}", file=sys.stderr, flush=True)
+                said = line
+            time.sleep(POLL_S)
+
+    def _check_in(self) -> None:
+        fewest, most = self._request.min_nodes, self._request.max_nodes
+        nodes = f"{fewest}:{most}" if self._request.elastic else f"{most}"
+        plan = f"--nodes {nodes} --procs-per-node {self._request.procs_per_node}"
+        agreed = self._store.compare_set("plan", "", plan).decode()
+        if agreed != plan:
+            raise WorldError(f"node {self._rank} was started with {plan}, others with {agreed}: use the same on all")
+        if self._store.add(f"joined/{self._rank}", 1) > 1 and not self._request.elastic:
+            raise WorldError(f"two nodes were started with --node-rank {self._rank}: give each its own")
+
+    def _who_is_missing(self, joined: set[int]) -> str:
+        missing = [str(node) for node in range(self._request.max_nodes) if node not in joined]
+        return f"{len(joined)} of {self._request.min_nodes} nodes joined, waiting for node {', '.join(missing)}"
+
+    def _marked(self, mark: str, store: dist.TCPStore | None = None) -> set[int]:
+        store = store or self._store
+        return {node for node in range(self._request.max_nodes) if store.check([f"{mark}/{node}"])}
+
+    def keep_watch(self) -> None:
+        """From now on send this process SIGTERM, with `alarmed` set, when a node has failed or fallen silent."""
+        for work in (self._beat, self._guard):
+            threading.Thread(target=work, daemon=True).start()
+
+    def _beat(self) -> None:
+        # a connection of its own: an operation that waits blocks all others on the same one
+        client = join_store(self._request.host, self._request.port)
+        with suppress(RuntimeError):  # node 0 is gone, which the guard notices
+            while not self._done.wait(BEAT_S):
+                client.add(f"beat/{self._rank}", 1)
+                self._heard_s = time.monotonic()
+                if self._rank == 0 and not self._request.elastic:  # an elastic run goes on without a silent node
+                    self._report_silent(client)
+                if client.check(["failures"]):
+                    self._alarm()
+
+    def _report_silent(self, client: dist.TCPStore) -> None:
+        limit_s = self._request.node_timeout_s
+        if not self.alarmed and (silent := self._silent(client, limit_s)):
+            self._append(client, Failure(False, time.time(), f"node {silent[0]} has not answered for {limit_s:g} s"))
+
+    def _silent(self, client: dist.TCPStore, over_s: float) -> list[int]:
+        """Return the nodes that joined, did not leave, and have not been heard of for `over_s`."""
+        now_s = time.monotonic()
+        there = sorted(self._marked("joined", client) - self._marked("left", client))
+        for node in there:
+            count = client.add(f"beat/{node}", 0)
+            if node not in self._beats or self._beats[node][0] != count:
+                self._beats[node] = (count, now_s)
+        return [node for node in there if now_s - self._beats[node][1] > over_s]
+
+    def _guard(self) -> None:
+        """Watch the clock: requests to node 0 wait for many minutes when the network is cut."""
+        while not (self.alarmed or self._cut_off()):
+            if self._done.wait(BEAT_S):
+                return
+        self._alarm()
+        if not self._done.wait(GRACE_S):
+            # the main thread waits for node 0, and so cannot handle the signal
+            print(f"paralab: error: {self.first_failure()}", file=sys.stderr, flush=True)
+            for process in psutil.Process().children(recursive=True):
+                process.kill()
+            os._exit(1)
+
+    def _cut_off(self) -> bool:
+        return time.monotonic() - self._heard_s > self._request.node_timeout_s
+
+    def _alarm(self) -> None:
+        if not (self.alarmed or self._done.is_set()):
+            self.alarmed = True
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    def report(self, text: str, *, at_s: float | None = None, exit_status: int = 1, victim: bool | None = None) -> None:
+        """Tell all nodes that the run has failed; `at_s` is when, in seconds since the epoch (now by default).
+
+        Whether it is a victim is judged by the text where it is not said.
+        """
+        text = " ".join(text.split())
+        victim = bool(_VICTIM.search(text)) if victim is None else victim
+        with suppress(RuntimeError):
+            self._append(self._store, Failure(victim, time.time() if at_s is None else at_s, text, exit_status))
+
+    def _append(self, store: dist.TCPStore, failure: Failure) -> None:
+        store.append("failures", json.dumps(asdict(failure)) + "\n")
+
+    def _failures(self) -> list[Failure]:
+        if not self._store.check(["failures"]):
+            return []
+        return [Failure(**json.loads(line)) for line in self._store.get("failures").decode().splitlines()]
+
+    def first_failure(self) -> RankError:
+        """Return what every node should raise: the cause, not a rank that only lost its connection to it."""
+        if self._cut_off():
+            return RankError(f"node {self._rank} has not reached node 0 for {self._request.node_timeout_s:g} s")
+        try:
+            cause = self._judge()
+        except RuntimeError:
+            return RankError(f"node 0, which hosts the rendezvous, is gone (noticed by node {self._rank})")
+        error = RankError(cause.text)
+        error.exit_status = cause.exit_status
+        return error
+
+    def _judge(self) -> Failure:
+        time.sleep(SETTLE_S)
+        first = min(self._failures())
+        deadline_s = time.monotonic() + SILENT_S + 2 * BEAT_S
+        # nobody has reported a cause yet: a node that went away without a word is one
+        while first.victim and time.monotonic() < deadline_s:
+            if silent := self._silent(self._store, SILENT_S):
+                text = f"node {silent[0]} is gone (noticed by {first.text})"
+                self._append(self._store, Failure(False, first.at_s, text))
+            time.sleep(BEAT_S / 2)
+            first = min(self._failures())
+        return first
+
+    def _leave(self) -> None:
+        self._done.set()
+        if self._cut_off():
+            return
+        with suppress(RuntimeError):
+            self._store.add(f"left/{self._rank}", 1)
+            deadline_s = time.monotonic() + LINGER_S
+            while self._rank == 0 and time.monotonic() < deadline_s and self._marked("joined") - self._marked("left"):
+                time.sleep(POLL_S)
