@@ -2,10 +2,10 @@
 
 import json
 from collections.abc import Callable
+from concurrent.futures import Future, wait
 from dataclasses import asdict
 from datetime import timedelta
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 import torch
@@ -45,13 +45,15 @@ __all__ = [
 
 PathLike = str | Path
 
+_GRACE_S = 2.0  # for a checkpoint that is being written when a run fails
+
 
 class Saver:
     """Saves the checkpoints of one run in the background, one at a time. Leaving its `with` waits for the last one.
 
     Collective: every rank of the layout makes one, saves and leaves at the same steps. Saving talks on a group of
     its own, so it may overlap training. Older checkpoints are deleted, but for the `keep_last` newest ones and,
-    with `keep_best`, the one with the smallest metric.
+    with `keep_best`, the one with the smallest metric. timeout_s: how long a rank waits for one that does not answer.
     """
 
     def __init__(
@@ -61,8 +63,7 @@ class Saver:
             raise ConfigError(f"keep_last={keep_last}: at least 1 checkpoint must be kept")
         self.folder = Path(folder)
         self.keep_last, self.keep_best, self.timeout_s = keep_last, keep_best, timeout_s
-        self._group: dist.ProcessGroup | None = None
-        self._pending: tuple[storage.Writer, Any] | None = None
+        self._pending: tuple[storage.Writer, Future[Any]] | None = None
 
     def save(self, engine: NativeEngine, *, metric: float | None = None) -> None:
         """Save the state after `engine.steps_done` steps. Training may go on as soon as this returns.
@@ -70,12 +71,12 @@ class Saver:
         metric: a validation loss, for `keep_best`. Raises: DataError when the save before this one failed.
         """
         self.join()
-        self._make_group(engine.context)
         chunks = model_chunks(engine) | optimizer_chunks(engine) | random_chunks(engine)
         writer = storage.Writer(
             self.folder, facts=_facts(engine, metric), keep_last=self.keep_last, keep_best=self.keep_best
         )
-        self._pending = writer, storage.save(chunks, writer=writer, group=self._group)
+        group = _background_group(engine.context.mesh.world, self.timeout_s)
+        self._pending = writer, storage.save(chunks, writer=writer, group=group)
 
     def join(self) -> None:
         """Wait until the last checkpoint is on the disk. Raises: DataError when it could not be saved."""
@@ -90,25 +91,11 @@ class Saver:
     def __enter__(self) -> "Saver":
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, *_: BaseException | TracebackType | None) -> None:
-        try:
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        if kind is None:
             self.join()
-        except Exception:
-            if kind is None:  # otherwise what ended the run says more
-                raise
-        finally:
-            if self._group is not None:
-                dist.destroy_process_group(self._group)
-                self._group = None
-
-    def _make_group(self, context: BuildContext) -> None:
-        if self._group is None and context.mesh.world is not None:
-            self._group = dist.new_group(
-                dist.get_process_group_ranks(context.mesh.world),
-                backend="gloo",
-                timeout=timedelta(seconds=self.timeout_s),
-                use_local_synchronization=True,  # ranks outside the layout do not take part
-            )
+        elif self._pending is not None:  # other ranks may be gone: what ended the run must not wait for them
+            wait([self._pending[1]], timeout=_GRACE_S)
 
 
 def save(engine: NativeEngine, folder: PathLike, *, metric: float | None = None, **keep: Any) -> None:
@@ -201,6 +188,24 @@ def _open(path: Path, *, rank: int = 0, ranks: int = 1) -> tuple[Path, Facts, Sh
         raise DataError(f"{path} has no checkpoint: give one such as RUN/step-200, or the folder of a run")
     verify(folder, rank=rank, ranks=ranks)
     return folder, read_facts(folder), storage.shapes(folder)
+
+
+_GROUPS: dict[tuple, dist.ProcessGroup] = {}
+
+
+def _background_group(world: dist.ProcessGroup | None, timeout_s: float) -> dist.ProcessGroup | None:
+    """Return a second group of the same ranks, on the CPU. It is made once and kept."""
+    if world is None:
+        return None
+    key = (id(dist.group.WORLD), *dist.get_process_group_ranks(world), timeout_s)
+    if key not in _GROUPS:
+        _GROUPS[key] = dist.new_group(
+            dist.get_process_group_ranks(world),
+            backend="gloo",
+            timeout=timedelta(seconds=timeout_s),
+            use_local_synchronization=True,  # ranks outside the layout do not take part
+        )
+    return _GROUPS[key]
 
 
 def _together(world: dist.ProcessGroup | None, function: Callable[[int, int], Any]) -> Any:

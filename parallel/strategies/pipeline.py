@@ -4,7 +4,8 @@ The schedules are those of torch.distributed.pipelining: GPipe (Huang et al. 201
 interleaved 1F1B (Narayanan et al. 2021), interleaved zero bubble and ZBV (Qi et al. 2023), DualPipeV (DeepSeek-AI
 2024). `naive` is GPipe with one micro-batch: the plain layer split, in which one rank works at a time.
 
-In a pipeline, gradient accumulation is more micro-batches: they all pass in one flush, which shrinks the bubble.
+In a pipeline, gradient accumulation is more micro-batches: they all pass in one flush, which shrinks the bubble
+(except under `naive`, which never has two under way).
 """
 
 from collections.abc import Mapping
@@ -90,20 +91,28 @@ class PipelineSchedule:
         kind = _CLASSES[layout.schedule]
         single = SCHEDULES[layout.schedule].stages_per_rank == 1
         self.weight = 1.0  # of a micro-batch's loss, so that gradients need no scaling afterwards
+        # The plain layer split has one micro-batch under way at any time, also when it accumulates.
+        self.flushes = self.chunks if layout.schedule == "naive" else 1
         self.schedule = kind(
-            stages[0] if single else stages, self.chunks, loss_fn=lambda loss, _: loss * self.weight, scale_grads=False
+            stages[0] if single else stages,
+            self.chunks // self.flushes,
+            loss_fn=lambda loss, _: loss * self.weight,
+            scale_grads=False,
         )
 
     def __call__(self, batch: Batch, loss_scale: float) -> Tensor:
         """Return the mean loss of this rank's rows on ranks that hold the last stage, zero on others."""
         self.weight = loss_scale / self.chunks
-        inputs = batch.inputs if self.first else ()
-        targets = {"target": batch.targets, "targets": batch.targets} if self.last else {}
-        losses: list[Tensor] | None = [] if self.last else None
-        self.schedule.step(*inputs, losses=losses, return_outputs=False, **targets)
-        return (
-            torch.stack(losses).sum().detach() / loss_scale if losses else torch.zeros((), device=batch.targets.device)
-        )
+        losses: list[Tensor] = []
+        for part in batch.split(self.flushes):
+            inputs = part.inputs if self.first else ()
+            targets = {"target": part.targets, "targets": part.targets} if self.last else {}
+            flushed: list[Tensor] | None = [] if self.last else None
+            self.schedule.step(*inputs, losses=flushed, return_outputs=False, **targets)
+            losses += flushed or []
+        if not losses:
+            return torch.zeros((), device=batch.targets.device)
+        return torch.stack(losses).sum().detach() / loss_scale
 
 
 def boundary_shapes(context: BuildContext) -> list[tuple[Tensor, ...]]:
