@@ -105,8 +105,8 @@ class Mesh:
 
     def groups(self) -> dict[str, dist.ProcessGroup]:
         """Return the process group of each axis with more than one rank, and of all ranks as `world`."""
-        groups = {axis: self.group(axis) for axis in self.layout.axes}
-        return groups | {"world": self.world} if self.world is not None else groups
+        world = {"world": self.world} if self.world is not None else {}
+        return world | {axis: self.group(axis) for axis in self.layout.axes}  # an axis of all ranks is that axis
 
     def all_reduce(self, axis: str) -> Callable[..., Tensor]:
         """Return `all_reduce(tensor, op)` over an axis, the form that `models.spec.Reducing` calls."""

@@ -1,0 +1,48 @@
+"""A script for launchers: train a case with an engine, compare it with one process, print what came of it.
+
+python tests/e2e/certify.py STRATEGY ENGINE [--ds-config FILE] [--precision P] [--local_rank R]
+"""
+
+import argparse
+import json
+import sys
+from pathlib import Path
+
+sys.path[0] = str(Path(__file__).resolve().parents[2])
+
+from parallel import cluster, engines  # noqa: E402
+from parallel.config import RunConfig  # noqa: E402
+from parallel.resolve import resolve  # noqa: E402
+from tests.dist.engine_cases import certify  # noqa: E402
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("strategy")
+    parser.add_argument("engine")
+    parser.add_argument("--ds-config")
+    parser.add_argument("--precision", default="fp32")
+    parser.add_argument("--local_rank")
+    arguments = parser.parse_args()
+    rank = cluster.Rank.from_env()
+    run = RunConfig(
+        size="tiny", strategy=arguments.strategy, nproc=rank.world_size, precision=arguments.precision, eps=1e-5
+    )
+    work = resolve(run)
+    engine = engines.choose(
+        arguments.engine,
+        launcher=rank.launcher,
+        layout=work.layout,
+        precision=run.precision,
+        ds_config=arguments.ds_config,
+    )
+    cluster.join(rank, threads=1)
+    built, certificate = certify(work, cluster.make_mesh(work.layout, rank.device), engine, arguments.ds_config)
+    if rank.is_main:
+        report = {"launcher": rank.launcher, "world_size": rank.world_size, "engine": engine, "built": built}
+        print(json.dumps(report | {"certificate": str(certificate)}), flush=True)
+    cluster.leave()
+
+
+if __name__ == "__main__":
+    main()
