@@ -1,0 +1,248 @@
+"""Sweep strategies, models, sizes and process counts: `paralab bench`.
+
+    paralab bench --strategies ddp,zero1,zero3 --nprocs 2,4 --repeats 6
+    paralab bench --levers batch,precision,compile --strategy single
+
+Each case runs in its own processes, repeats interleaved (A B C A B C), so that a machine that drifts drifts for all.
+A case that fails, hangs or runs out of memory leaves a row and the sweep goes on. The same command again continues
+where it was interrupted.
+"""
+
+import hashlib
+import os
+import shlex
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, fields, replace
+from datetime import datetime, timezone
+from pathlib import Path
+from statistics import median
+from uuid import uuid4
+
+from benchmarks.run import CaseConfig
+from parallel.config import STRATEGIES, option
+from parallel.config import resolve as read_config
+from parallel.errors import ConfigError, LayoutError, UsageError, did_you_mean
+from parallel.measure.record import RunRecord, append, read
+
+_ROOT = Path(__file__).resolve().parent.parent
+DEFAULT_OUT = "runs/bench.csv"
+
+# What each lever tries, against the case without it. Values are flags.
+LEVERS: dict[str, tuple[dict[str, object], ...]] = {
+    "batch": tuple({"global_batch_size": 2**n} for n in range(3, 12)),
+    "workers": ({"loader_workers": 1}, {"loader_workers": 2}),
+    "pinned": ({"pin_memory": True, "non_blocking": True},),
+    "precision": ({"precision": "bf16"},),
+    "channels-last": ({"channels_last": True},),
+    "compile": ({"compile": True},),
+    "checkpointing": ({"checkpointing": "full"}, {"checkpointing": "2"}),
+    "accumulation": ({"accumulation": 2}, {"accumulation": 4}),
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class SweepConfig(CaseConfig):
+    """What to sweep; every other option is shared by all cases. Lists are joined by commas."""
+
+    strategies: str | None = option(None, "strategies to compare, or all", group="sweep", metavar="A,B,...")
+    models: str | None = option(None, "models, with sizes as gpt2:nano", group="sweep", metavar="A,B,...")
+    nprocs: str | None = option(None, "process counts", group="sweep", metavar="N,M,...")
+    levers: str | None = option(None, f"single-device levers: {', '.join(LEVERS)}", group="sweep", metavar="A,B,...")
+    repeats: int = option(6, "runs of each case; a verdict needs at least 4", group="sweep", at_least=1)
+    time_limit_s: int = option(600, "for one run, after which it counts as hung", group="sweep", at_least=1)
+
+
+@dataclass(frozen=True)
+class Case:
+    """One cell of the sweep: a name for people, and the flags that make it."""
+
+    name: str
+    flags: tuple[str, ...]
+
+
+def main(argv: list[str]) -> int:
+    """Run a sweep. Returns: 0, or 1 when a case failed."""
+    config = read_config(argv, config=SweepConfig, prog="paralab bench", description=__doc__)
+    cases = list(lever_cases(config) if config.levers else strategy_cases(config))
+    if not cases:
+        raise UsageError("no case of this sweep can run: see the lines above, and change --strategies or --nprocs")
+    out = config.out or DEFAULT_OUT
+    group = config.group or f"bench-{hashlib.sha256(repr(cases).encode()).hexdigest()[:8]}"
+    runs = [(repeat, case) for repeat in range(config.repeats) for case in cases]
+    done = {record.command for record in read(out)} if Path(out).exists() else set()
+    with _progress(len(runs)) as advance:
+        for repeat, case in runs:
+            command = _command(case, repeat, group, out)
+            text = f"paralab run {shlex.join(command)}"
+            if text not in done:
+                _run_case(command, text, case, out, config, group, repeat)
+            advance(f"repeat {repeat + 1} of {config.repeats}: {case.name}")
+    records = [record for record in read(out) if record.group == group]
+    print(_table(cases, records, group))
+    print(f"\nrows in {out}; compare: paralab compare {out} --by strategy; read: paralab report {out}")
+    return 0 if all(record.status == "ok" for record in records) else 1
+
+
+def strategy_cases(config: SweepConfig) -> Iterator[Case]:
+    """Yield strategies x models x process counts; what does not fit is said and left out."""
+    from parallel.resolve import machine_processes, resolve
+
+    names = _split(config.strategies, known=STRATEGIES, what="strategy") or list(STRATEGIES)
+    nprocs = [int(n) for n in (config.nprocs or str(config.nproc or machine_processes())).split(",")]
+    for model in (config.models or config.model).split(","):
+        name, _, size = model.partition(":")
+        for nproc in nprocs:
+            for strategy in names:
+                if (strategy == "single") != (nproc == 1):
+                    continue
+                try:
+                    case = replace(
+                        _shared(config), model=name, size=size or config.size, strategy=strategy, nproc=nproc
+                    )
+                    resolve(case)
+                except LayoutError as error:
+                    print(f"{strategy} on {nproc} left out: {error}")
+                    continue
+                yield Case(f"{model} {strategy} x{nproc}", tuple(flags_of(case)))
+
+
+def lever_cases(config: SweepConfig) -> Iterator[Case]:
+    """Yield the case itself, then the case with each lever."""
+    from parallel.resolve import resolve
+
+    base = replace(_shared(config), strategy=config.strategy or "single")
+    yield Case("as it is", tuple(flags_of(base)))
+    for lever in _split(config.levers, known=tuple(LEVERS), what="lever"):
+        for change in LEVERS[lever]:
+            name = ", ".join(f"{key} {value}" for key, value in change.items())
+            try:
+                case = replace(base, **change)
+                resolve(case)
+            except UsageError as error:
+                print(f"{name} left out: {error}")
+                continue
+            yield Case(name, tuple(flags_of(case)))
+
+
+def flags_of(config: CaseConfig) -> list[str]:
+    """Return the flags that make a config from the defaults."""
+    words: list[str] = []
+    for declared in fields(CaseConfig):
+        value = getattr(config, declared.name)
+        if value == declared.default:
+            continue
+        flag = "--" + declared.name.replace("_", "-")
+        if isinstance(value, bool):
+            words.append(flag if value else "--no-" + flag[2:])
+        else:
+            words += [flag, ",".join(map(str, value)) if isinstance(value, tuple) else str(value)]
+    return words
+
+
+def _shared(config: SweepConfig) -> CaseConfig:
+    """Return what all cases share, without what the sweep decides for each."""
+    values = {declared.name: getattr(config, declared.name) for declared in fields(CaseConfig)}
+    return CaseConfig(**values | {"out": None, "group": None, "repeat": None})
+
+
+def _split(text: str | None, *, known: tuple[str, ...], what: str) -> list[str]:
+    words = [word.strip() for word in text.split(",")] if text else []
+    for word in words:
+        if word not in known:
+            hint = did_you_mean(word, known)
+            raise ConfigError(f"{what} {word!r} is unknown{hint}: use {', '.join(known)}")
+    return words
+
+
+def _command(case: Case, repeat: int, group: str, out: str) -> list[str]:
+    return [*case.flags, "--group", group, "--repeat", str(repeat), "--out", out]
+
+
+def _run_case(
+    command: list[str], text: str, case: Case, out: str, config: SweepConfig, group: str, repeat: int
+) -> None:
+    """Run one case in its own session, so that it can be ended with all its processes."""
+    started = time.time()
+    words = [sys.executable, str(_ROOT / "benchmarks" / "run.py"), *command]
+    process = subprocess.Popen(
+        words, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, start_new_session=True
+    )
+    status, reason = "crash", ""
+    try:
+        _, stderr = process.communicate(timeout=config.time_limit_s)
+        reason = next((line for line in reversed(stderr.splitlines()) if line.startswith("paralab:")), stderr[-200:])
+    except subprocess.TimeoutExpired:
+        status, reason = "hang", f"no result within --time-limit-s {config.time_limit_s}"
+    finally:
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+    if Path(out).exists() and any(record.command == text for record in read(out)):
+        return  # the run left its row, of success or of failure
+    append(out, _failure_row(text, case, config, group, repeat, started, status, reason))
+
+
+def _failure_row(
+    text: str, case: Case, config: SweepConfig, group: str, repeat: int, started: float, status: str, reason: str
+) -> RunRecord:
+    flags = dict(zip(case.flags[::2], case.flags[1::2], strict=False))
+    return RunRecord(
+        run_id=uuid4().hex[:12],
+        group=group,
+        repeat=repeat,
+        started_at=datetime.fromtimestamp(started, tz=timezone.utc).isoformat(timespec="milliseconds"),
+        command=text,
+        status=status,  # type: ignore[arg-type]
+        reason=reason,
+        strategy_requested=flags.get("--strategy", config.strategy or "single"),
+        model=flags.get("--model", config.model),
+        wall_s=time.time() - started,
+    )
+
+
+def _table(cases: list[Case], records: list[RunRecord], group: str) -> str:
+    """Return the median of each case beside the first one, and the failures."""
+    lines = [f"{group}", f"{'case':<36}{'runs':>5}{'failed':>8}{'samples/s':>12}{'of first':>10}{'loss':>10}"]
+    first = None
+    for case in cases:
+        flags = shlex.join(case.flags)
+        mine = [r for r in records if (r.command or "").removeprefix("paralab run ").startswith(flags + " --group")]
+        good = [r.samples_per_s for r in mine if r.status == "ok" and r.samples_per_s]
+        rate = median(good) if good else None
+        first = first or rate
+        shown = f"{rate:>12,.1f}{rate / first:>10.2f}" if rate and first else f"{'':>22}"
+        loss = next((f"{r.loss_last:>10.4f}" for r in mine if r.loss_last is not None), "")
+        lines.append(f"{case.name:<36}{len(mine):>5}{len(mine) - len(good):>8}{shown}{loss}")
+    return "\n".join(lines)
+
+
+class _progress:
+    """A bar on a terminal, a line a run elsewhere."""
+
+    def __init__(self, total: int) -> None:
+        self.total, self.bar = total, None
+
+    def __enter__(self):
+        if sys.stderr.isatty():
+            from rich.progress import Progress
+
+            self.bar = Progress()
+            self.bar.start()
+            self.task = self.bar.add_task("bench", total=self.total)
+        self.count = 0
+        return self._advance
+
+    def _advance(self, text: str) -> None:
+        self.count += 1
+        if self.bar is not None:
+            self.bar.update(self.task, advance=1, description=text)
+        else:
+            print(f"[{self.count}/{self.total}] {text}", file=sys.stderr, flush=True)
+
+    def __exit__(self, *exception: object) -> None:
+        if self.bar is not None:
+            self.bar.stop()
