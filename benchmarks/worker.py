@@ -7,7 +7,7 @@ from parallel import cluster, parity
 from parallel.case import Asked, failed, run_case
 from parallel.cluster import Rank
 from parallel.failure import Failure, Progress, guard
-from parallel.launch import launch
+from parallel.launch import check_started, launch
 from parallel.measure.record import RunRecord, StepLog, append, log_path
 from parallel.resolve import resolve
 
@@ -27,6 +27,8 @@ def run(config: Any, *, command: str) -> int:
         launcher=rank.launcher,
     )
     if rank.launcher != "python" and config.nproc is None and config.layout is None:
+        if config.strategy not in (None, "single"):
+            check_started(rank, max(rank.world_size, 2))
         config = replace(config, nproc=rank.world_size)
     work = resolve(config)
     out = config.out or "runs/results.csv"

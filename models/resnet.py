@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from models.norms import BatchNorm2d, SyncBatchNorm2d
+from models.norms import BatchNorm2d, GroupNorm, SyncBatchNorm2d
 from models.spec import Flops, ModelSpec, Style, at_least_fp32
 
 
@@ -81,7 +81,7 @@ def conv(channels_in: int, channels_out: int, kernel: int, stride: int = 1) -> n
 
 def norm(config: ResNetConfig, channels: int) -> nn.Module:
     if config.norm == "group":
-        return nn.GroupNorm(config.groups, channels)
+        return GroupNorm(config.groups, channels)
     return {"batch": BatchNorm2d, "syncbatch": SyncBatchNorm2d}[config.norm](channels)
 
 

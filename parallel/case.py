@@ -16,7 +16,7 @@ from uuid import uuid4
 import torch
 import torch.distributed as dist
 
-from parallel import parity, strategies
+from parallel import engines, parity
 from parallel.cluster import Mesh, Rank
 from parallel.data.dataset import Batch
 from parallel.errors import DivergedError
@@ -92,7 +92,7 @@ def run_case(
     certificate = parity.prove(work, mesh, want) if want is not None else None
     memory.reset_process_peak()
     memory.reset_device_peak(mesh.device)
-    engine = strategies.build(work.context(mesh))
+    engine = engines.build(work.context(mesh), run.engine, ds_config=run.ds_config)
     batches = training_batches(work, mesh)
     result = RankResult()
     startup_s = time.time() - asked.started
@@ -251,7 +251,7 @@ def describe(work: Work, asked: Asked, rank: Rank, device: torch.device) -> dict
         "layout_requested": asked.layout,
         "layout": str(layout),
         "engine_requested": asked.engine,
-        "engine": "torch",
+        "engine": run.engine,
         "launcher": asked.launcher,
         "device": device.type,
         "backend": dist.get_backend() if dist.is_initialized() and layout.world_size > 1 else None,

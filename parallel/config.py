@@ -87,6 +87,9 @@ class RunConfig:
     )
     accumulation: int = option(1, "backward passes per optimizer step", group="division", at_least=1)
     engine: str = option("auto", "what runs the step; auto follows the launcher", group="division", choices=ENGINES)
+    ds_config: str | None = option(
+        None, "DeepSpeed configuration, such as ds_configs/zero3.json", group="division", metavar="FILE"
+    )
 
     steps: int = option(20, "optimizer steps, warm-up not counted", group="steps", at_least=1)
     warmup: int = option(3, "steps run first and left out of the timing", group="steps", at_least=0)

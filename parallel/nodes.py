@@ -62,6 +62,7 @@ class Stopped(BaseException):
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Take part in a run as one node; return when the run has ended on all of them."""
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # a node that went away is one line, not pages of C++
     request = parse(argv)
     entry = worker_command(request.command)
     for number in (signal.SIGTERM, signal.SIGHUP):
@@ -130,7 +131,7 @@ def _report(roster: "Roster", who: str, failure: "ProcessFailure") -> None:
 def _launch_config(request: NodeRequest, roster: "Roster") -> "LaunchConfig":
     from torch.distributed.launcher.api import LaunchConfig
 
-    from parallel.rendezvous import interface_of
+    from parallel.rendezvous import interface_of, register_rendezvous
 
     if not request.max_restarts:  # one line says what failed; of restarts, torch tells
         logging.disable(logging.ERROR)
@@ -144,7 +145,7 @@ def _launch_config(request: NodeRequest, roster: "Roster") -> "LaunchConfig":
         max_nodes=request.max_nodes,
         nproc_per_node=request.procs_per_node,
         max_restarts=request.max_restarts,
-        rdzv_backend=roster.register_rendezvous(),
+        rdzv_backend=register_rendezvous(),
         rdzv_endpoint=f"{request.host}:{request.port}",
         # once the fewest nodes are there, wait this long for more of them
         rdzv_configs={"join_timeout": int(request.join_timeout_s) + 1, "last_call_timeout": 3},

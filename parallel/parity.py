@@ -12,7 +12,7 @@ from itertools import islice
 import torch.distributed as dist
 from torch import Tensor
 
-from parallel import strategies
+from parallel import engines
 from parallel.cluster import Mesh
 from parallel.data import batches
 from parallel.data.dataset import Batch
@@ -101,6 +101,8 @@ def reference_work(work: Work) -> Work:
     run = replace(
         work.run,
         eps=EPS,
+        engine="torch",
+        ds_config=None,
         layout=layout,
         strategy="single",
         nproc=1,
@@ -126,7 +128,7 @@ def prove(work: Work, mesh: Mesh, want: Trace, *, steps: int = STEPS) -> Certifi
 def trace(work: Work, mesh: Mesh, *, steps: int) -> tuple[Engine, Trace]:
     """Train for some steps on this rank; return the engine and its losses and gradient norms."""
     work = replace(work, run=replace(work.run, eps=EPS))
-    engine = strategies.build(work.context(mesh))
+    engine = engines.build(work.context(mesh), work.run.engine, ds_config=work.run.ds_config)
     results = [engine.step(batch) for batch in islice(training_batches(work, mesh), steps)]
     return engine, Trace([r.loss.item() for r in results], [r.grad_norm.item() for r in results])
 

@@ -43,10 +43,12 @@ def join_store(host: str, port: int) -> dist.TCPStore:
     return dist.TCPStore(host, port, is_master=False, wait_for_workers=False, timeout=_STORE_TIMEOUT)
 
 
-def register_rendezvous(store: dist.TCPStore) -> str:
-    """Make torch's launcher meet through `store`; return the name of the rendezvous backend to give it."""
+def register_rendezvous() -> str:
+    """Make torch's launcher meet at the store of node 0; return the name of the rendezvous backend to give it."""
 
     def create(parameters: RendezvousParameters) -> "NodeRendezvous":
+        host, _, port = parameters.endpoint.rpartition(":")
+        store = join_store(host, int(port))
         return NodeRendezvous.from_backend(
             parameters.run_id,
             store,
@@ -55,9 +57,11 @@ def register_rendezvous(store: dist.TCPStore) -> str:
             parameters.max_nodes,
             parameters.local_addr,
             RendezvousTimeout(
-                join=timedelta(seconds=parameters.get_as_int("join_timeout")),
-                last_call=timedelta(seconds=parameters.get_as_int("last_call_timeout")),
+                join=timedelta(seconds=parameters.config["join_timeout"]),
+                last_call=timedelta(seconds=parameters.config["last_call_timeout"]),
             ),
+            keep_alive_interval=2,
+            keep_alive_max_attempt=4,
         )
 
     # the base class then opens no store of its own, which would listen on every interface
@@ -84,6 +88,7 @@ class NodeRendezvous(DynamicRendezvousHandler):
 
     def next_rendezvous(self) -> RendezvousInfo:
         found = super().next_rendezvous()
+        assert found.bootstrap_store_info is not None
         address = found.bootstrap_store_info.master_addr
         if found.rank == 0:
             self._workers_store = host_store(address, 0)

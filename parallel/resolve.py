@@ -11,8 +11,8 @@ from torch import nn
 
 from models import SPECS
 from models.spec import ModelSpec
-from parallel import strategies
-from parallel.cluster import Mesh
+from parallel import engines, strategies
+from parallel.cluster import Mesh, Rank
 from parallel.config import RunConfig
 from parallel.data import open_dataset
 from parallel.data.dataset import Dataset
@@ -70,8 +70,16 @@ def resolve(run: RunConfig) -> Work:
     parts = layout.dp * layout.micro_batches * run.accumulation
     default_batch = -(-_GLOBAL_BATCH[spec.unit(config)] // parts) * parts
     division = layout.divide(run.global_batch_size or default_batch, run.accumulation)
+    engine = engines.choose(
+        run.engine,
+        launcher=Rank.from_env().launcher,
+        layout=layout,
+        precision=run.precision,
+        ds_config=run.ds_config,
+    )
     run = replace(
         run,
+        engine=engine,
         size=size,
         strategy=strategies.name_of(layout),
         layout=layout,

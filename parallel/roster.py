@@ -15,18 +15,17 @@ from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 
 import psutil
-import torch.distributed as dist
 
 from parallel.errors import RankError, WorldError
 from parallel.nodes import NodeRequest
-from parallel.rendezvous import address_towards, host_store, join_store, register_rendezvous, wait_for_port
+from parallel.rendezvous import address_towards, host_store, join_store, wait_for_port
 
 POLL_S = 0.1
 BEAT_S = 0.5
 SETTLE_S = 1.0  # failures on several nodes that have one cause are all reported within this time
 SILENT_S = 3.0  # six beats missed
-LINGER_S = 5.0  # node 0 keeps the store open for the others, but not longer
-GRACE_S = 10.0  # from the alarm to the end, also where the launcher itself is stuck
+GRACE_S = 5.0  # from the alarm to the end, also where the launcher itself is stuck
+LINGER_S = 10.0  # node 0 keeps the store open for the others, but not longer
 
 # what a rank says when another one went away
 _VICTIM = re.compile(
@@ -47,12 +46,13 @@ class Failure:
 class Roster:
     """One node's view of all. Made by `Roster.meet`."""
 
-    def __init__(self, request: NodeRequest, address: str, store: dist.TCPStore) -> None:
+    def __init__(self, request: NodeRequest, address: str) -> None:
         self.address = address  # of this node, as the others reach it
         self.alarmed = False  # whether the watch has asked this node to end
         self._request = request
         self._rank = request.node_rank
-        self._store = store
+        # torch's rendezvous has a connection of its own: it waits on it, and whoever shares it would wait too
+        self._store = join_store(request.host, request.port)
         self._done = threading.Event()
         self._heard_s = time.monotonic()  # when node 0 last answered
         self._beats: dict[int, tuple[int, float]] = {}  # node -> its count of beats, and when that last changed
@@ -65,19 +65,16 @@ class Roster:
         Raises: WorldError when the port is taken, or when node 0 does not answer within the join timeout.
         """
         if request.node_rank == 0:
-            address, store = request.host, host_store(request.host, request.port)
+            address, hosted = request.host, host_store(request.host, request.port)
         else:
             wait_for_port(request.host, request.port, timeout_s=request.join_timeout_s)
-            address, store = address_towards(request.host, request.port), join_store(request.host, request.port)
-        roster = cls(request, address, store)
+            address, hosted = address_towards(request.host, request.port), None
+        roster = cls(request, address)
         try:
             yield roster
         finally:
             roster._leave()
-
-    def register_rendezvous(self) -> str:
-        """Return the name of a rendezvous backend that meets here."""
-        return register_rendezvous(self._store)
+            del hosted  # closes it
 
     def wait_for_all(self) -> None:
         """Return when enough nodes have joined; say who is missing while waiting.
@@ -85,7 +82,13 @@ class Roster:
         Raises: WorldError after the join timeout, for two nodes of one number, and for nodes that were started
         with different numbers of nodes or processes.
         """
-        self._check_in()
+        try:
+            self._check_in()
+            self._await_others()
+        except RuntimeError as error:
+            raise WorldError("node 0 has ended: its message says why") from error
+
+    def _await_others(self) -> None:
         deadline_s = time.monotonic() + self._request.join_timeout_s
         said = ""
         while len(joined := self._marked("joined")) < self._request.min_nodes:
@@ -116,9 +119,11 @@ class Roster:
         missing = [str(node) for node in range(self._request.max_nodes) if node not in joined]
         return f"{len(joined)} of {self._request.min_nodes} nodes joined, waiting for node {', '.join(missing)}"
 
-    def _marked(self, mark: str, store: dist.TCPStore | None = None) -> set[int]:
-        store = store or self._store
-        return {node for node in range(self._request.max_nodes) if store.check([f"{mark}/{node}"])}
+    def _marked(self, mark: str) -> set[int]:
+        return {node for node in range(self._request.max_nodes) if self._count(mark, node)}
+
+    def _count(self, mark: str, node: int) -> int:
+        return self._store.add(f"{mark}/{node}", 0)
 
     def keep_watch(self) -> None:
         """From now on send this process SIGTERM, with `alarmed` set, when a node has failed or fallen silent."""
@@ -126,28 +131,26 @@ class Roster:
             threading.Thread(target=work, daemon=True).start()
 
     def _beat(self) -> None:
-        # a connection of its own: an operation that waits blocks all others on the same one
-        client = join_store(self._request.host, self._request.port)
         with suppress(RuntimeError):  # node 0 is gone, which the guard notices
             while not self._done.wait(BEAT_S):
-                client.add(f"beat/{self._rank}", 1)
+                self._store.add(f"beat/{self._rank}", 1)
                 self._heard_s = time.monotonic()
                 if self._rank == 0 and not self._request.elastic:  # an elastic run goes on without a silent node
-                    self._report_silent(client)
-                if client.check(["failures"]):
+                    self._report_silent()
+                if self._store.check(["failures"]):
                     self._alarm()
 
-    def _report_silent(self, client: dist.TCPStore) -> None:
+    def _report_silent(self) -> None:
         limit_s = self._request.node_timeout_s
-        if not self.alarmed and (silent := self._silent(client, limit_s)):
-            self._append(client, Failure(False, time.time(), f"node {silent[0]} has not answered for {limit_s:g} s"))
+        if not self.alarmed and (silent := self._silent(limit_s)):
+            self._append(Failure(False, time.time(), f"node {silent[0]} has not answered for {limit_s:g} s"))
 
-    def _silent(self, client: dist.TCPStore, over_s: float) -> list[int]:
+    def _silent(self, over_s: float) -> list[int]:
         """Return the nodes that joined, did not leave, and have not been heard of for `over_s`."""
         now_s = time.monotonic()
-        there = sorted(self._marked("joined", client) - self._marked("left", client))
+        there = sorted(self._marked("joined") - self._marked("left"))
         for node in there:
-            count = client.add(f"beat/{node}", 0)
+            count = self._count("beat", node)
             if node not in self._beats or self._beats[node][0] != count:
                 self._beats[node] = (count, now_s)
         return [node for node in there if now_s - self._beats[node][1] > over_s]
@@ -160,10 +163,12 @@ class Roster:
         self._alarm()
         if not self._done.wait(GRACE_S):
             # the main thread waits for node 0, and so cannot handle the signal
-            print(f"paralab: error: {self.first_failure()}", file=sys.stderr, flush=True)
+            error = self.first_failure()
+            print(f"paralab: error: {error}", file=sys.stderr, flush=True)
             for process in psutil.Process().children(recursive=True):
                 process.kill()
-            os._exit(1)
+            self._leave()
+            os._exit(error.exit_status)
 
     def _cut_off(self) -> bool:
         return time.monotonic() - self._heard_s > self._request.node_timeout_s
@@ -181,10 +186,11 @@ class Roster:
         text = " ".join(text.split())
         victim = bool(_VICTIM.search(text)) if victim is None else victim
         with suppress(RuntimeError):
-            self._append(self._store, Failure(victim, time.time() if at_s is None else at_s, text, exit_status))
+            self._append(Failure(victim, time.time() if at_s is None else at_s, text, exit_status))
 
-    def _append(self, store: dist.TCPStore, failure: Failure) -> None:
-        store.append("failures", json.dumps(asdict(failure)) + "\n")
+    def _append(self, failure: Failure) -> None:
+        # missing in torch's own stubs
+        self._store.append("failures", json.dumps(asdict(failure)) + "\n")  # type: ignore[attr-defined]
 
     def _failures(self) -> list[Failure]:
         if not self._store.check(["failures"]):
@@ -209,9 +215,9 @@ class Roster:
         deadline_s = time.monotonic() + SILENT_S + 2 * BEAT_S
         # nobody has reported a cause yet: a node that went away without a word is one
         while first.victim and time.monotonic() < deadline_s:
-            if silent := self._silent(self._store, SILENT_S):
+            if silent := self._silent(SILENT_S):
                 text = f"node {silent[0]} is gone (noticed by {first.text})"
-                self._append(self._store, Failure(False, first.at_s, text))
+                self._append(Failure(False, first.at_s, text))
             time.sleep(BEAT_S / 2)
             first = min(self._failures())
         return first
@@ -223,5 +229,10 @@ class Roster:
         with suppress(RuntimeError):
             self._store.add(f"left/{self._rank}", 1)
             deadline_s = time.monotonic() + LINGER_S
-            while self._rank == 0 and time.monotonic() < deadline_s and self._marked("joined") - self._marked("left"):
+            while self._rank == 0 and time.monotonic() < deadline_s and self._others_to_wait_for():
                 time.sleep(POLL_S)
+
+    def _others_to_wait_for(self) -> set[int]:
+        # counts, since two nodes may have come with one number
+        there = {node for node in self._marked("joined") if self._count("left", node) < self._count("joined", node)}
+        return there - set(self._silent(SILENT_S))

@@ -25,6 +25,7 @@ from parallel.checkpoint.chunks import (
     whole,
 )
 from parallel.checkpoint.folder import LATEST, Facts, best, checkpoints, latest, pointer, read_facts, verify
+from parallel.cluster import Mesh
 from parallel.engines.native import NativeEngine
 from parallel.errors import ConfigError, DataError
 from parallel.spec import BuildContext
@@ -51,18 +52,20 @@ _GRACE_S = 2.0  # for a checkpoint that is being written when a run fails
 class Saver:
     """Saves the checkpoints of one run in the background, one at a time. Leaving its `with` waits for the last one.
 
-    Collective: every rank of the layout makes one, saves and leaves at the same steps. Saving talks on a group of
-    its own, so it may overlap training. Older checkpoints are deleted, but for the `keep_last` newest ones and,
-    with `keep_best`, the one with the smallest metric. timeout_s: how long a rank waits for one that does not answer.
+    Every rank of the world makes one, in the same order (as with `make_mesh`), since saving talks on a process group
+    of its own; every rank of the layout saves at the same steps. Older checkpoints are deleted, but for the
+    `keep_last` newest ones and, with `keep_best`, the one with the smallest metric. timeout_s: how long a rank waits
+    for one that does not answer.
     """
 
     def __init__(
-        self, folder: PathLike, *, keep_last: int = 3, keep_best: bool = True, timeout_s: float = 1800.0
+        self, folder: PathLike, *, mesh: Mesh, keep_last: int = 3, keep_best: bool = True, timeout_s: float = 1800.0
     ) -> None:
         if keep_last < 1:
             raise ConfigError(f"keep_last={keep_last}: at least 1 checkpoint must be kept")
         self.folder = Path(folder)
-        self.keep_last, self.keep_best, self.timeout_s = keep_last, keep_best, timeout_s
+        self.keep_last, self.keep_best = keep_last, keep_best
+        self._group = _background_group(mesh, timeout_s)
         self._pending: tuple[storage.Writer, Future[Any]] | None = None
 
     def save(self, engine: NativeEngine, *, metric: float | None = None) -> None:
@@ -75,8 +78,7 @@ class Saver:
         writer = storage.Writer(
             self.folder, facts=_facts(engine, metric), keep_last=self.keep_last, keep_best=self.keep_best
         )
-        group = _background_group(engine.context.mesh.world, self.timeout_s)
-        self._pending = writer, storage.save(chunks, writer=writer, group=group)
+        self._pending = writer, storage.save(chunks, writer=writer, group=self._group)
 
     def join(self) -> None:
         """Wait until the last checkpoint is on the disk. Raises: DataError when it could not be saved."""
@@ -100,7 +102,7 @@ class Saver:
 
 def save(engine: NativeEngine, folder: PathLike, *, metric: float | None = None, **keep: Any) -> None:
     """Save one checkpoint into the folder of a run and wait for it. `keep`: options of `Saver`. Collective."""
-    with Saver(folder, **keep) as saver:
+    with Saver(folder, mesh=engine.context.mesh, **keep) as saver:
         saver.save(engine, metric=metric)
 
 
@@ -193,18 +195,14 @@ def _open(path: Path, *, rank: int = 0, ranks: int = 1) -> tuple[Path, Facts, Sh
 _GROUPS: dict[tuple, dist.ProcessGroup] = {}
 
 
-def _background_group(world: dist.ProcessGroup | None, timeout_s: float) -> dist.ProcessGroup | None:
+def _background_group(mesh: Mesh, timeout_s: float) -> dist.ProcessGroup | None:
     """Return a second group of the same ranks, on the CPU. It is made once and kept."""
-    if world is None:
+    if mesh.world is None:
         return None
-    key = (id(dist.group.WORLD), *dist.get_process_group_ranks(world), timeout_s)
+    ranks = range(mesh.layout.world_size)
+    key = (id(dist.group.WORLD), ranks, timeout_s)
     if key not in _GROUPS:
-        _GROUPS[key] = dist.new_group(
-            dist.get_process_group_ranks(world),
-            backend="gloo",
-            timeout=timedelta(seconds=timeout_s),
-            use_local_synchronization=True,  # ranks outside the layout do not take part
-        )
+        _GROUPS[key] = dist.new_group(list(ranks), backend="gloo", timeout=timedelta(seconds=timeout_s))
     return _GROUPS[key]
 
 

@@ -181,7 +181,7 @@ def _pipeline_module(part: nn.Module, context: BuildContext) -> nn.Module:
 
 
 def whole_model(context: BuildContext) -> nn.Module:
-    """Return the whole model on this rank, with its values, in fp32: DeepSpeed sets the precision of arithmetic."""
+    """Return the whole model on this rank, with its values. The engine itself lowers the precision of arithmetic."""
     model = context.new_model()
     plain = replace(context, layout=replace(context.layout, zero=0), run=replace(context.run, precision="fp32"))
     hybrid.fill_part(model, plain)

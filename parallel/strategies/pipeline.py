@@ -72,6 +72,7 @@ class PipelineSchedule:
 
     def __init__(self, parts: Mapping[int, nn.Module], context: BuildContext) -> None:
         layout = context.layout
+        self.parts = list(parts.values())
         self.chunks = context.division.chunks
         self.first, self.last = 0 in parts, layout.stages - 1 in parts
         shapes = boundary_shapes(context)
@@ -110,9 +111,20 @@ class PipelineSchedule:
             flushed: list[Tensor] | None = [] if self.last else None
             self.schedule.step(*inputs, losses=flushed, return_outputs=False, **targets)
             losses += flushed or []
+        _match_strides(self.parts)
         if not losses:
             return torch.zeros((), device=batch.targets.device)
         return torch.stack(losses).sum().detach() / loss_scale
+
+
+def _match_strides(parts: list[nn.Module]) -> None:
+    """Lay gradients out in memory as their parameters, which is how fused optimizers read them.
+
+    Autograd does so itself, but a schedule that splits backward stores what the kernels made: channels last, say.
+    """
+    for p in (p for part in parts for p in part.parameters()):
+        if p.grad is not None and local(p.grad).stride() != local(p).stride():
+            p.grad = torch.empty_like(p).copy_(p.grad)
 
 
 def boundary_shapes(context: BuildContext) -> list[tuple[Tensor, ...]]:

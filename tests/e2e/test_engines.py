@@ -1,4 +1,4 @@
-"""Each launcher with each file of ds_configs/accelerate, on a machine without GPUs: started as docs/launchers.md says."""
+"""Each launcher with each file of ds_configs/accelerate, started as docs/launchers.md says for a CPU."""
 
 import json
 import os

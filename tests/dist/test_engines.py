@@ -1,0 +1,121 @@
+"""DeepSpeed and Accelerate compute what one process computes, with every file of ds_configs."""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from models import SPECS
+from parallel.config import RunConfig
+from parallel.layout import Layout
+from tests.dist.workers import Failed, WorkerPool
+
+CONFIGS = Path(__file__).resolve().parents[2] / "ds_configs"
+# strategy's layout of each file, on two processes
+SHIPPED = {
+    "zero1": "dp2/zero1",
+    "zero2": "dp2/zero2",
+    "zero3": "dp2/zero3",
+    "zero3_offload": "dp2/zero3",
+    "pipeline": "pp2/mb4",
+}
+
+
+@pytest.fixture(scope="module")
+def pair() -> Iterator[WorkerPool]:
+    """Two processes: DeepSpeed and Accelerate take all the processes there are."""
+    pool = WorkerPool(2)
+    yield pool
+    pool.close()
+
+
+@pytest.fixture(scope="module")
+def four() -> Iterator[WorkerPool]:
+    pool = WorkerPool(4)
+    yield pool
+    pool.close()
+
+
+def case(model: str, layout: str, **changes: Any) -> RunConfig:
+    # eps: see the parity tests; a step of Adam on rounding noise would be a full one
+    return RunConfig(
+        model=model,
+        size=SPECS[model].tiny_size,
+        layout=Layout.parse(layout),
+        global_batch_size=16,
+        eps=1e-5,
+        **changes,
+    )
+
+
+def check(pool: WorkerPool, run: RunConfig, engine: str, built: str, ds_config: str | Path | None = None) -> None:
+    """Fail unless every rank built what was asked for, and its certificate passed."""
+    for name, certificate in pool.run("tests.dist.engine_cases:certificate", run, engine, ds_config and str(ds_config)):
+        assert name == built
+        assert certificate.passed, certificate
+
+
+def test_every_file_is_run() -> None:
+    assert {path.stem for path in CONFIGS.glob("*.json")} == SHIPPED.keys()
+
+
+@pytest.mark.parametrize("name", SHIPPED)
+def test_deepspeed_with_each_file(pair: WorkerPool, name: str) -> None:
+    built = "PipelineEngine" if name == "pipeline" else "ZeroEngine"
+    check(pair, case("gpt2", SHIPPED[name]), "deepspeed", built, CONFIGS / f"{name}.json")
+
+
+@pytest.mark.parametrize("layout", ["dp2", "dp2/zero1", "dp2/zero2", "dp2/zero3"])
+def test_deepspeed_accumulates_in_bf16(pair: WorkerPool, layout: str) -> None:
+    check(pair, case("gpt2", layout, accumulation=2, precision="bf16"), "deepspeed", "ZeroEngine")
+
+
+@pytest.mark.parametrize("model", ["diffusion", "resnet"])
+@pytest.mark.parametrize("layout", ["dp2/zero2", "pp2/mb4"])
+def test_deepspeed_trains_every_model(pair: WorkerPool, model: str, layout: str) -> None:
+    check(pair, case(model, layout), "deepspeed", "PipelineEngine" if "pp" in layout else "ZeroEngine")
+
+
+def test_deepspeed_gathers_every_parameter_when_it_is_used(pair: WorkerPool, tmp_path: Path) -> None:
+    """By default it keeps parameters as small as these on every rank, and stage 3 would not show."""
+    path = tmp_path / "zero3.json"
+    path.write_text(json.dumps({"zero_optimization": {"stage3_param_persistence_threshold": 0}}))
+    run = case("gpt2", "dp2/zero3", accumulation=2, checkpointing="full", clip_norm=None)
+    check(pair, run, "deepspeed", "ZeroEngine", path)
+
+
+def test_deepspeed_with_sgd(pair: WorkerPool) -> None:
+    check(pair, case("gpt2", "dp2/zero1", optimizer="sgd", learning_rate=0.1), "deepspeed", "ZeroEngine")
+
+
+@pytest.mark.parametrize("layout", ["dp2.pp2/zero1/mb4", "pp4/mb8", "dp4/zero3"])
+def test_deepspeed_on_four(four: WorkerPool, layout: str) -> None:
+    check(four, case("gpt2", layout), "deepspeed", "PipelineEngine" if "pp" in layout else "ZeroEngine")
+
+
+@pytest.mark.parametrize(
+    ("model", "layout", "precision"),
+    [
+        ("gpt2", "dp2", "fp32"),
+        ("gpt2", "dp2", "bf16"),
+        ("gpt2", "dp2/zero2", "fp32"),
+        ("gpt2", "dp2/zero3", "bf16"),
+        ("resnet", "dp2", "fp64"),
+        ("diffusion", "dp2/zero3", "fp64"),
+    ],
+)
+def test_accelerate(pair: WorkerPool, model: str, layout: str, precision: str) -> None:
+    check(pair, case(model, layout, accumulation=2, precision=precision), "accelerate", "AccelerateEngine")
+
+
+@pytest.mark.parametrize("name", ["zero1", "zero2", "zero3", "zero3_offload"])
+def test_accelerate_drives_deepspeed(pair: WorkerPool, name: str) -> None:
+    run = case("gpt2", SHIPPED[name], accumulation=2)
+    check(pair, run, "accelerate", "PluginEngine", CONFIGS / f"{name}.json")
+
+
+def test_accelerate_refuses_what_its_configuration_is_not(pair: WorkerPool) -> None:
+    with pytest.raises(Failed, match=r"ConfigError: Accelerate runs ddp here, which is --strategy ddp"):
+        check(pair, case("gpt2", "dp2/zero1"), "accelerate", "")
