@@ -41,6 +41,7 @@ def check_started(rank: Rank, nproc: int) -> None:
 
 
 def _start_local(task: str, args: tuple, threads: int | None, backend: str | None, *, nproc: int) -> Any:
+    from torch.distributed.elastic.multiprocessing.api import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
@@ -61,6 +62,8 @@ def _start_local(task: str, args: tuple, threads: int | None, backend: str | Non
         return elastic_launch(config, _work)(task, args, threads, backend)[0]
     except ChildFailedError as error:
         raise _said(error.failures) from None
+    except SignalException as error:  # the launcher has ended the processes
+        raise SystemExit(128 + error.sigval) from None  # as a shell reports a signal
 
 
 def _said(failures: dict) -> RankError:
