@@ -3,12 +3,13 @@
 from dataclasses import replace
 from typing import Any
 
-from parallel import cluster, parity
+from parallel import cluster
 from parallel.case import Asked, failed, run_case
 from parallel.cluster import Rank
 from parallel.failure import Failure, Progress, guard
 from parallel.launch import check_started, launch
 from parallel.measure.record import RunRecord, StepLog, append, log_path
+from parallel.parity import References
 from parallel.resolve import resolve
 
 
@@ -56,7 +57,7 @@ def measure(rank: Rank, progress: Progress, run: Any, asked: Asked, out: str) ->
 
     with guard(rank, progress, on_first):
         mesh = cluster.make_mesh(work.layout, rank.device)
-        want = parity.shared_reference(work, mesh) if run.parity else None
+        want = References().get(work, mesh) if run.parity else None
         log = StepLog(log_path(out, asked.run_id, rank.rank))
         record = run_case(work, asked=asked, rank=rank, mesh=mesh, want=want, log=log, progress=progress)
         if rank.is_main:

@@ -157,14 +157,36 @@ def reference(work: Work, mesh: Mesh, *, steps: int = STEPS) -> Trace:
     return replace(traced, parameters=parameters)
 
 
-def shared_reference(work: Work, mesh: Mesh) -> Trace:
-    """Train the reference on rank 0 of the mesh and send it to the others."""
-    if mesh.world is None:
-        return reference(work, mesh)
-    traced: list[Trace | None] = [reference(work, mesh) if dist.get_rank() == 0 else None]
-    dist.broadcast_object_list(traced, src=0, group=mesh.world)
-    assert traced[0] is not None
-    return traced[0]
+class References:
+    """References by what they depend on: trained once, on rank 0, and sent to the other ranks of each mesh size.
+
+    Ranks outside a mesh have not seen its references, so whether to send is decided by the size and not by whether
+    rank 0 happens to know.
+    """
+
+    def __init__(self) -> None:
+        self._trained: dict[tuple, Trace] = {}
+        self._shared: dict[tuple, Trace] = {}
+
+    def get(self, work: Work, mesh: Mesh) -> Trace:
+        """Return the reference of a work. Collective over the ranks of the mesh."""
+        key = reference_key(work)
+        shared = (key, mesh.layout.world_size)
+        if shared not in self._shared:
+            self._shared[shared] = self._share(work, mesh, key)
+        return self._shared[shared]
+
+    def _share(self, work: Work, mesh: Mesh, key: tuple) -> Trace:
+        alone = mesh.world is None
+        traced: list[Trace | None] = [None]
+        if alone or dist.get_rank() == 0:
+            if key not in self._trained:
+                self._trained[key] = reference(work, mesh)
+            traced = [self._trained[key]]
+        if not alone:
+            dist.broadcast_object_list(traced, src=0, group=mesh.world)
+        assert traced[0] is not None
+        return traced[0]
 
 
 def certify(engine: Engine, got: Trace, want: Trace, work: Work, mesh: Mesh) -> Certificate:

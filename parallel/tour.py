@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 import torch
 import torch.distributed as dist
 
-from parallel import cluster, parity, strategies
+from parallel import cluster, strategies
 from parallel.case import Asked, failed, run_case
 from parallel.cluster import Rank
 from parallel.config import RunConfig, option
@@ -21,7 +21,7 @@ from parallel.errors import ConfigError, LayoutError, RankError
 from parallel.failure import Failure, Progress, guard
 from parallel.launch import launch
 from parallel.measure.record import RunRecord, StepLog, append, log_path, read
-from parallel.parity import Trace
+from parallel.parity import References
 from parallel.resolve import Work, machine_processes, resolve
 
 DEFAULT_OUT = "runs/tour.csv"
@@ -83,7 +83,7 @@ def choose(config: TourConfig, nproc: int) -> tuple[list[Work], dict[str, str]]:
 def visit(rank: Rank, progress: Progress, runs: list[TourConfig], group: str, out: str, flags: str) -> None:
     """Measure each run in turn on this rank; rank 0 prints and writes its row."""
     table = Table()
-    references: dict[tuple, Trace] = {}
+    references = References()
     for run in runs:
         work = resolve(run)
         asked = Asked(
@@ -106,13 +106,9 @@ def visit(rank: Rank, progress: Progress, runs: list[TourConfig], group: str, ou
                 threads = torch.get_num_threads()
                 if work.layout.world_size == 1 and not run.threads:
                     torch.set_num_threads(cluster.default_threads(1))  # the others are waiting
-                key = parity.reference_key(work)
-                if key not in references:
-                    references[key] = parity.shared_reference(work, mesh)
+                want = references.get(work, mesh)
                 log = StepLog(log_path(out, asked.run_id, rank.rank))
-                record = run_case(
-                    work, asked=asked, rank=rank, mesh=mesh, want=references[key], log=log, progress=progress
-                )
+                record = run_case(work, asked=asked, rank=rank, mesh=mesh, want=want, log=log, progress=progress)
                 torch.set_num_threads(threads)
                 if rank.is_main:
                     append(out, record)

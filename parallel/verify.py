@@ -18,7 +18,7 @@ from parallel.errors import LayoutError
 from parallel.failure import Progress
 from parallel.launch import launch
 from parallel.layout import SCHEDULES, Layout
-from parallel.parity import Certificate, Trace
+from parallel.parity import Certificate, References
 from parallel.resolve import machine_processes, resolve
 
 _COLUMNS = (("strategy", 9), ("layout", 30), ("accumulation", 12), ("loss", 9), ("grad norm", 9), ("parameters", 10))
@@ -95,16 +95,13 @@ def _layouts(layout: Layout) -> Iterator[Layout]:
 
 def certify_all(rank: Rank, progress: Progress, runs: list[VerifyConfig]) -> list[Certificate]:
     """Certify each case on this rank; rank 0 prints as it goes."""
-    references: dict[tuple, Trace] = {}
+    references = References()
     certificates = []
     for run in runs:
         work = resolve(run)
         mesh = cluster.make_mesh(work.layout, rank.device)
         if rank.rank < work.layout.world_size:
-            key = parity.reference_key(work)
-            if key not in references:
-                references[key] = parity.shared_reference(work, mesh)
-            certificate = parity.prove(work, mesh, references[key])
+            certificate = parity.prove(work, mesh, references.get(work, mesh))
             certificates.append(certificate)
             if rank.is_main:
                 print(_line(work.strategy, str(work.layout), run.accumulation, certificate), flush=True)
