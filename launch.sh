@@ -12,6 +12,8 @@ usage: ./launch.sh                  set up if needed, then compare every strateg
        ./launch.sh test [ARG...]    the test suite (arguments go to pytest)
        ./launch.sh check [--fix]    lint, format and types
        ./launch.sh COMMAND [ARG...] any paralab command, such as ./launch.sh verify --model gpt2
+       ./launch.sh --nodes N --node-rank R --rendezvous HOST:PORT [OPTION...] -- COMMAND [ARG...]
+                                   the same on each of N machines, R from 0; HOST is an address of machine 0
 
 An active environment in which this checkout is installed is used as it is. Otherwise .venv is created here,
 with the exact versions of constraints.txt, and reused from then on. pip reads its usual settings; on a machine
@@ -105,6 +107,10 @@ case ${1:-} in
     commands)
         set_up
         exec "$python" -m parallel.cli --help
+        ;;
+    --nodes | --nodes=*)
+        set_up
+        exec "$python" -m parallel.cli node "$@"
         ;;
     "")
         set_up

@@ -371,8 +371,6 @@ def _run(*words: str) -> None:
 
 def inside(words: Sequence[str]) -> int:
     """Be the first process of the namespaces: build, run, and end all that is left."""
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-        signal.signal(number, signal.SIG_IGN)  # they come through the pipe
     cluster = None
     try:
         cluster = Cluster(parse(words))

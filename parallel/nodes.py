@@ -68,6 +68,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     for number in (signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, _stop)  # until torch's launcher, which raises as well, takes over
 
+    try:
+        return _take_part(request, entry)
+    except Stopped as stopped:
+        return 128 + stopped.number
+
+
+def _take_part(request: NodeRequest, entry: Sequence[str]) -> int:
     from parallel.roster import Roster
 
     with Roster.meet(request) as roster:
@@ -114,9 +121,9 @@ def _report(roster: "Roster", who: str, failure: "ProcessFailure") -> None:
     """Tell the other nodes how one process of this node ended."""
     no_file = "<N/A>"  # torch's word for a process that wrote no error file
     code = failure.exitcode
-    if code == -signal.SIGTERM:
-        return  # the launcher ended it, because of another one
-    if code < 0:
+    if code == -signal.SIGTERM:  # by the launcher, as a rule, because of another one
+        roster.report(f"{who} was ended by SIGTERM", at_s=failure.timestamp, victim=True)
+    elif code < 0:
         hint = ": if nobody sent it, look for the system out of memory" if code == -signal.SIGKILL else ""
         roster.report(f"{who} was ended by {signal.Signals(-code).name}{hint}", at_s=failure.timestamp)
     elif failure.error_file != no_file:

@@ -1,0 +1,185 @@
+"""Several nodes: command lines, listening addresses, and who is to blame. No processes: nodes are threads here."""
+
+import socket
+import threading
+from collections.abc import Sequence
+
+import pytest
+
+from parallel import box, nodes, rendezvous
+from parallel import roster as roster_module
+from parallel.errors import UsageError, WorldError
+from parallel.nodes import NodeRequest
+from parallel.roster import Roster
+
+
+def request(rank: int, port: int, *, count: int = 2, least: int | None = None, procs: int = 1) -> NodeRequest:
+    return NodeRequest(
+        min_nodes=least or count,
+        max_nodes=count,
+        node_rank=rank,
+        host="127.0.0.2",
+        port=port,
+        procs_per_node=procs,
+        max_restarts=0,
+        join_timeout_s=1.0,
+        node_timeout_s=30.0,
+        command=("run",),
+    )
+
+
+@pytest.fixture
+def port() -> int:
+    with rendezvous.listen("127.0.0.2", 0) as free:
+        return free.getsockname()[1]
+
+
+def together(*requests: NodeRequest) -> list[str | None]:
+    """Join as several nodes at once; return what each was told, None where it joined."""
+    told: list[str | None] = [None] * len(requests)
+
+    def join(place: int) -> None:
+        try:
+            with Roster.meet(requests[place]) as roster:
+                try:
+                    roster.wait_for_all()
+                except WorldError as error:
+                    roster.report(str(error))
+                    raise
+        except WorldError as error:
+            told[place] = str(error)
+
+    threads = [threading.Thread(target=join, args=(place,)) for place in range(len(requests))]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    return told
+
+
+def test_nodes_join(port: int) -> None:
+    assert together(request(0, port), request(1, port)) == [None, None]
+
+
+def test_a_missing_node_is_named(port: int) -> None:
+    told = together(request(0, port, count=3), request(2, port, count=3))
+    assert all(text and text.startswith("2 of 3 nodes joined, waiting for node 1, given up") for text in told)
+
+
+def test_an_elastic_run_starts_without_all(port: int) -> None:
+    assert together(request(0, port, count=3, least=1)) == [None]
+
+
+def test_nodes_that_were_started_differently_are_refused(port: int) -> None:
+    told = together(request(0, port, procs=2), request(1, port, procs=4))
+    assert all(text and "--nodes 2 --procs-per-node" in text and "use the same on all" in text for text in told)
+
+
+def test_two_nodes_of_one_number_are_refused(port: int) -> None:
+    told = together(request(0, port, count=3), request(1, port, count=3), request(1, port, count=3))
+    assert all(text and "two nodes were started with --node-rank 1" in text for text in told)
+
+
+def test_a_node_zero_that_is_not_there_is_named(port: int) -> None:
+    [text] = together(request(1, port))
+    assert text is not None and text.startswith(f"node 0 has not opened 127.0.0.2:{port} within 1 s")
+
+
+@pytest.mark.parametrize(
+    ("reports", "cause"),
+    [
+        ([("rank 0 on node 0 failed: Connection closed by peer", 1.0), ("rank 3 failed: ValueError: x", 2.0)], 1),
+        ([("rank 3 failed: ValueError: x", 2.0), ("rank 2 failed: ValueError: y", 1.0)], 1),
+        ([("rank 3 failed: Connection reset by peer", 1.0), ("rank 2 was ended by SIGKILL", 1.0)], 1),
+        ([("rank 3 failed: ValueError: x", 1.0), ("rank 2 failed: ValueError: y", 2.0)], 0),
+    ],
+)
+def test_the_cause_is_reported_and_not_a_victim(
+    port: int, reports: Sequence[tuple[str, float]], cause: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(roster_module, "SETTLE_S", 0.0)
+    with Roster.meet(request(0, port, count=1)) as roster:
+        for text, at_s in reports:
+            roster.report(text, at_s=at_s)
+        assert str(roster.first_failure()) == reports[cause][0]
+
+
+def test_the_store_listens_on_the_address_given_and_on_no_other(port: int) -> None:
+    store = rendezvous.host_store("127.0.0.2", port)
+    socket.create_connection(("127.0.0.2", port), timeout=1).close()
+    for other in ("127.0.0.1", "127.0.0.3"):
+        with pytest.raises(ConnectionRefusedError):
+            socket.create_connection((other, port), timeout=1)
+    assert rendezvous.join_store("127.0.0.2", port).add("key", 1) == store.add("key", 0)
+
+
+def test_a_taken_port_is_refused_with_a_free_one() -> None:
+    with rendezvous.listen("127.0.0.2", 0) as taken:
+        number = taken.getsockname()[1]
+        with pytest.raises(WorldError, match=f"port {number} is taken: use --rendezvous 127.0.0.2:") as refused:
+            rendezvous.listen("127.0.0.2", number)
+    offered = int(str(refused.value).split("127.0.0.2:")[1].split()[0])
+    assert offered != number
+    rendezvous.listen("127.0.0.2", offered).close()
+
+
+def test_an_address_of_another_machine_is_refused() -> None:
+    with pytest.raises(WorldError, match=r"192\.0\.2\.1 is not an address of this machine"):  # RFC 5737: for documents
+        rendezvous.listen("192.0.2.1", 0)
+
+
+def test_the_interface_of_an_address() -> None:
+    assert rendezvous.interface_of("127.0.0.1") == "lo"
+    assert rendezvous.address_towards("127.0.0.9", 1) == "127.0.0.1"
+
+
+GOOD = ["--nodes", "2", "--node-rank", "0", "--rendezvous", "[::1]:29500", "--", "run", "--model", "gpt2"]
+
+
+def test_a_command_line_of_a_node() -> None:
+    asked = nodes.parse([*GOOD[:-4], "--procs-per-node", "3", *GOOD[-4:]])
+    assert (asked.host, asked.port, asked.procs_per_node, asked.elastic) == ("::1", 29500, 3, False)
+    assert asked.command == ("run", "--model", "gpt2")
+    assert nodes.parse(["--nodes", "1:3", *GOOD[2:]]).elastic
+
+
+@pytest.mark.parametrize(
+    ("place", "word", "message"),
+    [
+        (1, "0", "'0' is not a number of nodes: write 3, or 1:3"),
+        (1, "3:2", "'3:2' is not a number of nodes"),
+        (3, "2", "--node-rank 2 of 2 nodes: use 0 to 1"),
+        (5, "nowhere", "--rendezvous nowhere: write HOST:PORT"),
+        (5, "host:99999", "--rendezvous host:99999: write HOST:PORT"),
+        (7, "rum", "'rum' is neither a Python file nor a paralab command .did you mean run.."),
+    ],
+)
+def test_a_wrong_command_line_of_a_node(place: int, word: str, message: str) -> None:
+    words = [*GOOD[:place], word, *GOOD[place + 1 :]]
+    with pytest.raises(UsageError, match=message):
+        nodes.worker_command(nodes.parse(words).command)
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--nodes", "2", "--bandwidth", "1gbps", "--", "true"], "'1gbps' is not a bandwidth: write 100mbit"),
+        (["--nodes", "2", "--at", "3:cut", "--", "true"], "'3:cut' is not an event: write SECONDS:ACTION:NODE"),
+        (["--nodes", "2", "--at", "3:cut:2", "--", "true"], "--at 3:cut:2: nodes are 0 to 1"),
+        (["--nodes", "91", "--", "true"], "a cluster has at most 90"),
+        (["--nodes", "2"], "no command given: write it after --"),
+    ],
+)
+def test_a_wrong_command_line_of_a_cluster(words: list[str], message: str) -> None:
+    with pytest.raises(UsageError, match=message):
+        box.parse(words)
+
+
+def test_missing_tools_are_named(tmp_path) -> None:
+    with pytest.raises(UsageError, match="apt-get install iproute2 util-linux"):
+        box.permitted_unshare({"PATH": str(tmp_path)})
+
+
+@pytest.mark.parametrize(("bandwidth", "size"), [("10mbit", 65536), ("1gbit", 250_000), ("2.5gbit", 625_000)])
+def test_bursts(bandwidth: str, size: int) -> None:
+    assert box.burst_bytes(bandwidth) == size
