@@ -159,6 +159,7 @@ _PLAN = {
 SIZES = {
     "tiny": GPT2Config(n_layers=8, hidden=32, n_heads=4, seq_len=16, vocab_size=257, tokenizer="bytes"),
     "nano": GPT2Config(n_layers=4, hidden=128, n_heads=4, seq_len=128),
+    "small": GPT2Config(n_layers=6, hidden=384, n_heads=6, seq_len=256),
     "124m": GPT2Config(n_layers=12, hidden=768, n_heads=12),
     "355m": GPT2Config(n_layers=24, hidden=1024, n_heads=16),
     "774m": GPT2Config(n_layers=36, hidden=1280, n_heads=20),

@@ -1,0 +1,124 @@
+"""GPT-2 between this project and Hugging Face transformers: the same numbers under other names and in another order.
+
+Their linear layers hold (in, out) matrices, ours (out, in). Their joint projection holds all queries, then all keys,
+then all values; ours goes head by head. They have no padding rows in the vocabulary.
+"""
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from models.gpt2 import GPT2Config
+
+if TYPE_CHECKING:
+    from transformers import GPT2LMHeadModel
+
+_ENDS = {"embed.tokens": "wte", "embed.positions": "wpe", "norm": "ln_f"}
+_IN_BLOCK = {
+    "norm1": "ln_1",
+    "attn.qkv": "attn.c_attn",
+    "attn.proj": "attn.c_proj",
+    "norm2": "ln_2",
+    "mlp.up": "mlp.c_fc",
+    "mlp.down": "mlp.c_proj",
+}
+# What their configuration must say for their model to compute what ours does.
+_NEEDED = {
+    "activation_function": ("gelu_new", "gelu_pytorch_tanh"),
+    "layer_norm_epsilon": (1e-5,),
+    "scale_attn_weights": (True,),
+    "scale_attn_by_inverse_layer_idx": (False,),
+    "add_cross_attention": (False,),
+    "tie_word_embeddings": (True,),
+}
+
+
+def from_transformers(model: "GPT2LMHeadModel") -> tuple[GPT2Config, dict[str, Tensor]]:
+    """Return the config, and the state in fp32 as `GPT2.load_state_dict` takes it (the tied weight under both names).
+
+    A vocabulary of 257 is taken for bytes, any other for GPT-2's encoding.
+    Raises: ValueError for a variant of GPT-2 that computes something else.
+    """
+    theirs = model.config
+    for key, allowed in _NEEDED.items():
+        if getattr(theirs, key) not in allowed:
+            raise ValueError(f"{key}={getattr(theirs, key)!r}, this GPT-2 has {key}={allowed[0]!r}")
+    if theirs.n_inner not in (None, 4 * theirs.n_embd):
+        raise ValueError(f"n_inner={theirs.n_inner}, this GPT-2 has n_inner={4 * theirs.n_embd}, four times n_embd")
+    config = GPT2Config(
+        n_layers=theirs.n_layer,
+        hidden=theirs.n_embd,
+        n_heads=theirs.n_head,
+        seq_len=theirs.n_positions,
+        vocab_size=theirs.vocab_size,
+        tokenizer="bytes" if theirs.vocab_size == 257 else "gpt2",
+    )
+    values = model.transformer.state_dict()
+    state = {ours: _to_ours(values[name], ours, config) for ours, name in _names(config).items()}
+    state["head.weight"] = state["embed.tokens.weight"]
+    return config, state
+
+
+def to_transformers(config: GPT2Config, state: Mapping[str, Tensor]) -> "GPT2LMHeadModel":
+    """Return their model (fp32, no dropout) with the parameters of a state by canonical names.
+
+    Raises: KeyError when a parameter is missing.
+    """
+    from transformers import GPT2Config as TheirConfig
+    from transformers import GPT2LMHeadModel
+
+    end = config.vocab_size - 1 if config.tokenizer == "gpt2" else None  # <|endoftext|>
+    model = GPT2LMHeadModel(
+        TheirConfig(
+            vocab_size=config.vocab_size,
+            n_positions=config.seq_len,
+            n_embd=config.hidden,
+            n_layer=config.n_layers,
+            n_head=config.n_heads,
+            resid_pdrop=0.0,
+            embd_pdrop=0.0,
+            attn_pdrop=0.0,
+            bos_token_id=end,
+            eos_token_id=end,
+        )
+    )
+    values = {name: _to_theirs(state[ours], ours, config) for ours, name in _names(config).items()}
+    model.transformer.load_state_dict(values)  # the head shares the embedding's storage
+    return model.eval()
+
+
+def _names(config: GPT2Config) -> dict[str, str]:
+    """Return our name -> their name of every parameter."""
+    modules = dict(_ENDS)
+    for i in range(config.n_layers):
+        modules |= {f"blocks.{i}.{ours}": f"h.{i}.{theirs}" for ours, theirs in _IN_BLOCK.items()}
+    return {
+        f"{ours}.{kind}": f"{theirs}.{kind}"
+        for ours, theirs in modules.items()
+        for kind in (("weight",) if ours.startswith("embed") else ("weight", "bias"))
+    }
+
+
+def _to_ours(value: Tensor, name: str, config: GPT2Config) -> Tensor:
+    value = value.detach().float()
+    if name == "embed.tokens.weight":
+        return torch.cat([value, value.new_zeros(config.padded_vocab - config.vocab_size, config.hidden)])
+    value = value.T if _is_matrix(name) else value
+    if ".qkv." in name:
+        value = value.unflatten(0, (3, config.n_heads, -1)).transpose(0, 1).flatten(0, 2)
+    return value.contiguous()
+
+
+def _to_theirs(value: Tensor, name: str, config: GPT2Config) -> Tensor:
+    value = value.detach().float()
+    if name == "embed.tokens.weight":
+        return value[: config.vocab_size]
+    if ".qkv." in name:
+        value = value.unflatten(0, (config.n_heads, 3, -1)).transpose(0, 1).flatten(0, 2)
+    return value.T if _is_matrix(name) else value
+
+
+def _is_matrix(name: str) -> bool:
+    return name.startswith("blocks.") and name.endswith(".weight") and "norm" not in name
