@@ -67,6 +67,7 @@ class RankResult:
     comm: list[CommRow] = field(default_factory=list)
     memory: dict[str, int] = field(default_factory=dict)
     tensors_peak_bytes: int = 0
+    state_peak_bytes: int = 0
     process_peak_bytes: int | None = None
     gpu_peak_bytes: tuple[int | None, int | None] = (None, None)
     peak_flops: float = 0.0
@@ -175,6 +176,7 @@ def _look_inside(engine: Engine, batches: Iterator[Batch], mesh: Mesh, result: R
         engine.step(next(batches))
     report = census.report()
     result.memory, result.tensors_peak_bytes = dict(report.peak), report.peak_bytes
+    result.state_peak_bytes = report.state_peak_bytes
 
 
 def _gather(result: RankResult, mesh: Mesh) -> list[RankResult]:
@@ -369,6 +371,7 @@ def _memory_columns(work: Work, results: list[RankResult]) -> dict[str, Any]:
         "process_peak_bytes": _largest(r.process_peak_bytes for r in results),
         "gpu_allocated_peak_bytes": _largest(allocated),
         "gpu_reserved_peak_bytes": _largest(reserved),
+        "memory_state_peak_bytes": max(r.state_peak_bytes for r in results),
         "predicted_state_bytes": state_bytes(work).total,
     }
 

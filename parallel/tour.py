@@ -127,7 +127,8 @@ class Table:
         ("parity", 17, lambda r: "passed" if r.parity else "FAILED"),
         ("tokens/s", 9, lambda r: f"{r.tokens_per_s or r.samples_per_s:,.0f}"),
         ("MiB/rank", 9, lambda r: f"{r.memory_tensors_peak_bytes / 2**20:,.0f}"),
-        ("state MiB", 10, lambda r: f"{r.predicted_state_bytes / 2**20:,.0f}"),
+        ("state MiB", 9, lambda r: f"{r.memory_state_peak_bytes / 2**20:,.1f}"),
+        ("predicted", 9, lambda r: f"{r.predicted_state_bytes / 2**20:,.1f}"),
         ("sent MiB", 9, lambda r: f"{sent_bytes(r) / 2**20:,.1f}"),
     )
 

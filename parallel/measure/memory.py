@@ -20,7 +20,7 @@ from torch.optim import Optimizer
 from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
 from torch.utils._python_dispatch import TorchDispatchMode, is_traceable_wrapper_subclass
 
-from parallel.measure.record import MEMORY_CATEGORIES
+from parallel.measure.record import MEMORY_CATEGORIES, STATE_CATEGORIES
 
 # Operations of FSDP2 that read the gradients of gathered parameters on their way to the reduce-scatter.
 _GRADIENT_READERS = {"aten::_chunk_cat", "fsdp::chunk_cat"}
@@ -40,12 +40,14 @@ class _Storage:
 class MemoryReport:
     """Bytes by category: at the moment when their sum was largest, and at rest after the step.
 
+    state_peak_bytes: the most that parameters, gradients and optimizer states took together at any moment.
     Categories are those of `MEMORY_CATEGORIES`. Activations include inputs and temporary tensors; other is
     module buffers, and what communication holds: gathered parameters, gradient buckets, receive buffers.
     """
 
     peak: dict[str, int]
     rest: dict[str, int]
+    state_peak_bytes: int = 0
 
     @property
     def peak_bytes(self) -> int:
@@ -68,13 +70,14 @@ class _Event:
 def _replay(events: list[_Event]) -> MemoryReport:
     """Run through the events in order. Categories are looked up now, when all are known."""
     now = dict.fromkeys(MEMORY_CATEGORIES, 0)
-    total, best, peak = 0, 0, dict(now)
+    total, best, peak, state_peak = 0, 0, dict(now), 0
     for event in events:
         now[event.storage.category] += event.change
         total += event.change
         if total > best:
             best, peak = total, dict(now)
-    return MemoryReport(peak=peak, rest=now)
+        state_peak = max(state_peak, sum(now[category] for category in STATE_CATEGORIES))
+    return MemoryReport(peak=peak, rest=now, state_peak_bytes=state_peak)
 
 
 class MemoryCensus(TorchDispatchMode):

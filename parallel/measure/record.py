@@ -34,7 +34,8 @@ SCHEMA = 1
 Status = Literal["ok", "oom", "hang", "crash", "diverged", "aborted"]
 Device = Literal["cpu", "cuda"]
 
-MEMORY_CATEGORIES = ("parameters", "gradients", "optimizer", "activations", "other")
+STATE_CATEGORIES = ("parameters", "gradients", "optimizer")
+MEMORY_CATEGORIES = (*STATE_CATEGORIES, "activations", "other")
 COMM_AXES = ("dp", "tp", "pp", "world")
 COLLECTIVES = ("all_reduce", "all_gather", "reduce_scatter", "all_to_all", "broadcast", "send")
 
@@ -158,7 +159,8 @@ class RunRecord:
     memory_other_bytes: int | None = None
     memory_tensors_peak_bytes: int | None = None  # all categories at the moment when their sum is largest
     process_peak_bytes: int | None = None
-    predicted_state_bytes: int | None = None  # parameters, gradients and optimizer
+    memory_state_peak_bytes: int | None = None  # the most that parameters, gradients and optimizer took together
+    predicted_state_bytes: int | None = None  # the same, by formula
 
     # communication of one rank in one optimizer step. Payload is the size of the tensor of the call (the gathered
     # one, the one before scattering); wire is what a ring algorithm sends for it.
