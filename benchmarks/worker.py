@@ -8,7 +8,7 @@ from parallel.case import Asked, failed, run_case
 from parallel.cluster import Rank
 from parallel.failure import Failure, Progress, guard
 from parallel.launch import check_started, launch
-from parallel.measure.record import RunRecord, StepLog, append, log_path
+from parallel.measure.record import RunRecord, StepLog, append, check_readable, log_path
 from parallel.parity import References
 from parallel.resolve import resolve
 
@@ -33,6 +33,7 @@ def run(config: Any, *, command: str) -> int:
         config = replace(config, nproc=rank.world_size)
     work = resolve(config)
     out = config.out or "runs/results.csv"
+    check_readable(out)
     record = launch(
         "benchmarks.worker:measure",
         work.run,

@@ -56,7 +56,7 @@ def first_failure(rank: int, progress: Progress, error: BaseException) -> Failur
         time.sleep(0.05)
     if not _claim(rank):
         return None
-    reason = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else 'no message'}"
+    reason = f"{type(error).__name__}: {' '.join(str(error).split()) or 'no message'}"
     if lost_peer:
         reason = "another rank ended without a word (killed, or out of memory): see the launcher's exit codes"
     status = getattr(error, "exit_status", 1) if isinstance(error, ParalabError) else 1

@@ -46,7 +46,8 @@ def _start_local(task: str, args: tuple, threads: int | None, backend: str | Non
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
     os.environ.setdefault("OMP_NUM_THREADS", str(threads or cluster.default_threads(nproc)))
-    logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)  # the failed rank says it in one line
+    for name in ("torch.distributed.elastic", "torch.multiprocessing"):
+        logging.getLogger(name).setLevel(logging.CRITICAL)  # the failed rank says it in one line
     config = LaunchConfig(
         min_nodes=1,
         max_nodes=1,

@@ -280,6 +280,12 @@ def header() -> list[str]:
     return [field.name for field in fields(RunRecord)]
 
 
+def check_readable(path: str | Path) -> None:
+    """Raise UsageError when rows could not be added to a file, before there is anything to lose."""
+    if Path(path).exists():
+        read(path)
+
+
 def append(path: str | Path, record: RunRecord) -> None:
     """Add one row to a CSV file, creating it with its header; safe with other writers at the same time.
 
