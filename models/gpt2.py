@@ -65,8 +65,9 @@ class Attention(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         qkv = self.qkv(x)  # (batch, seq', 3 heads head_dim); seq' > seq under sequence parallelism
-        q, k, v = qkv.unflatten(-1, (-1, 3, self.head_dim)).transpose(1, 2).unbind(-2)  # (batch, heads, seq', head_dim)
-        y = F.scaled_dot_product_attention(q, k, v, is_causal=True)
+        # Taken apart before heads and seq change places: so backward puts the three gradients together in one copy.
+        q, k, v = (x.transpose(1, 2) for x in qkv.unflatten(-1, (-1, 3, self.head_dim)).unbind(-2))
+        y = F.scaled_dot_product_attention(q, k, v, is_causal=True)  # (batch, heads, seq', head_dim)
         return self.proj(y.transpose(1, 2).flatten(2))
 
 

@@ -26,16 +26,19 @@ from parallel.measure.environment import Environment
 from parallel.measure.ledger import CommLedger, CommRow
 from parallel.measure.memory import MemoryCensus
 from parallel.measure.nvml import cuda_uuid
-from parallel.measure.record import COLLECTIVES, NullStepLog, RunRecord, StepLog, StepRecord
+from parallel.measure.record import COLLECTIVES, NullStepLog, RunRecord, SpanRecord, StepLog, StepRecord
 from parallel.measure.roofline import device_peak
 from parallel.measure.steady import StepTimes, summarise
 from parallel.measure.telemetry import Sampler, Telemetry
+from parallel.measure.timeline import Timeline, bubble_share, bubble_theory_share
 from parallel.optimizer import learning_rate
 from parallel.parity import Certificate, Trace, training_batches
+from parallel.planner.communication import predicted_wire_bytes
 from parallel.planner.memory import state_bytes
 from parallel.precision import DTYPES
 from parallel.resolve import Work
 from parallel.spec import Engine
+from parallel.strategies.pipeline import pass_order, stages_of
 
 
 @dataclass(frozen=True)
@@ -65,6 +68,7 @@ class RankResult:
     data_waits_s: list[float] = field(default_factory=list)
     telemetry: Telemetry | None = None
     comm: list[CommRow] = field(default_factory=list)
+    spans: list[SpanRecord] = field(default_factory=list)
     memory: dict[str, int] = field(default_factory=dict)
     tensors_peak_bytes: int = 0
     state_peak_bytes: int = 0
@@ -105,6 +109,9 @@ def run_case(
     result.process_peak_bytes = memory.process_peak_bytes()
     result.gpu_peak_bytes = memory.device_peak_bytes(mesh.device)
     _look_inside(engine, batches, mesh, result)
+    for span in result.spans:
+        log.write(span)
+    log.close()
     peak = device_peak(mesh.device, DTYPES[run.precision])
     result.peak_flops, result.peak_source = peak.flops, peak.source
     results = _gather(result, mesh)
@@ -167,7 +174,11 @@ def _seconds(a: Any, b: Any) -> float:
 
 
 def _look_inside(engine: Engine, batches: Iterator[Batch], mesh: Mesh, result: RankResult) -> None:
-    """Count bytes sent, and memory by category, in two steps that are not timed."""
+    """Note the passes of a pipeline, bytes sent, and memory by category, each in a step of its own that is not timed."""
+    if stages := stages_of(engine):
+        with Timeline(stages, mesh) as timeline:
+            engine.step(next(batches))
+        result.spans = timeline.spans(step=len(result.losses), rank=dist.get_rank())
     if mesh.device_mesh is not None:
         with CommLedger(mesh.groups()) as ledger:
             engine.step(next(batches))
@@ -202,7 +213,6 @@ def _write_steps(log: StepLog | NullStepLog, work: Work, result: RankResult) -> 
                 measured=timed >= 0,
             )
         )
-    log.close()
 
 
 def _record(
@@ -228,7 +238,8 @@ def _record(
         **_timing_columns(work, results, times),
         **_efficiency_columns(work, results, times, slowest),
         **_memory_columns(work, results),
-        **_comm_columns(results),
+        **_comm_columns(work, results, mesh.device.type),
+        **_bubble_columns(work, results),
     }
     if certificate is not None:
         fields["loss_difference_max"] = certificate.loss_difference
@@ -381,11 +392,11 @@ def _largest(values: Any) -> int | None:
     return max(known) if known else None
 
 
-def _comm_columns(results: list[RankResult]) -> dict[str, Any]:
+def _comm_columns(work: Work, results: list[RankResult], device_type: str) -> dict[str, Any]:
     """Columns of the rank that sends most; a rank alone sends nothing."""
-    rows = max((r.comm for r in results), key=lambda comm: sum(row.wire_bytes for row in comm))
+    busiest = max(range(len(results)), key=lambda rank: sum(row.wire_bytes for row in results[rank].comm))
     columns: dict[str, Any] = {}
-    for row in rows:
+    for row in results[busiest].comm:
         for key in (f"comm_{row.axis}", f"comm_{row.op}" if row.op in COLLECTIVES else None):
             if key is None or (key == f"comm_{row.axis}" and row.axis == "other"):
                 continue
@@ -393,7 +404,23 @@ def _comm_columns(results: list[RankResult]) -> dict[str, Any]:
             columns[f"{key}_payload_bytes"] = columns.get(f"{key}_payload_bytes", 0) + row.payload_bytes
             if key == f"comm_{row.axis}":
                 columns[f"{key}_wire_bytes"] = columns.get(f"{key}_wire_bytes", 0.0) + float(row.wire_bytes)
+    if work.run.engine == "torch":
+        pp_rank = busiest // (work.layout.dp * work.layout.tp)
+        predicted = predicted_wire_bytes(work, pp_rank, device_type=device_type)
+        columns |= {f"comm_{axis}_predicted_wire_bytes": float(size) for axis, size in predicted.items()}
     return columns
+
+
+def _bubble_columns(work: Work, results: list[RankResult]) -> dict[str, Any]:
+    """Columns of a pipeline: the idle share of all ranks in one step, and what its schedule makes inevitable."""
+    layout, spans = work.layout, [span for result in results for span in result.spans]
+    if layout.schedule is None:
+        return {}
+    order = pass_order(layout.schedule, pp=layout.pp, micro_batches=work.division.chunks)
+    return {
+        "bubble_share": bubble_share(spans) if spans else None,
+        "bubble_theory_share": bubble_theory_share(order),
+    }
 
 
 def failed(work: Work, asked: Asked, rank: Rank, failure: Failure) -> RunRecord:

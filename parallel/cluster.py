@@ -5,10 +5,14 @@ after it looks at the environment.
 """
 
 import ctypes
+import mmap
 import os
+import resource
 import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
 
 import torch
 import torch.distributed as dist
@@ -105,8 +109,8 @@ class Mesh:
 
     def groups(self) -> dict[str, dist.ProcessGroup]:
         """Return the process group of each axis with more than one rank, and of all ranks as `world`."""
-        world = {"world": self.world} if self.world is not None else {}
-        return world | {axis: self.group(axis) for axis in self.layout.axes}  # an axis of all ranks is that axis
+        world = {"world": self.world} if len(self.layout.axes) > 1 else {}  # an axis of all ranks is that axis
+        return world | {axis: self.group(axis) for axis in self.layout.axes}
 
     def all_reduce(self, axis: str) -> Callable[..., Tensor]:
         """Return `all_reduce(tensor, op)` over an axis, the form that `models.spec.Reducing` calls."""
@@ -144,11 +148,13 @@ def make_mesh(layout: Layout, device: torch.device) -> Mesh:
     return Mesh(layout, device, *_MESHES[key])
 
 
-def keep_pages() -> None:
-    """Let glibc keep the pages that tensors free, instead of returning them to the system after each use.
+@cache
+def keep_pages(processes: int = 1) -> None:
+    """Let glibc keep the pages that tensors free, and let them be huge ones.
 
     A training step frees and asks again for the same gigabytes; with the default settings each one is zeroed by
     the kernel anew. Takes effect for allocations after the call. Does nothing where there is no glibc.
+    processes: how many on this machine call it.
     """
     if sys.platform != "linux":
         return
@@ -157,8 +163,23 @@ def keep_pages() -> None:
         return
     m_trim_threshold, m_top_pad, m_mmap_max = -1, -2, -4  # malloc.h
     libc.mallopt(m_mmap_max, 0)
-    libc.mallopt(m_trim_threshold, 2**31 - 1)
+    libc.mallopt(m_trim_threshold, -1)  # never, mallopt(3)
     libc.mallopt(m_top_pad, 64 << 20)
+    if _addresses_are_free():
+        size = os.sysconf("SC_PHYS_PAGES") * mmap.PAGESIZE // (2 * processes)
+        libc.malloc.restype = ctypes.c_void_p
+        start = libc.malloc(ctypes.c_size_t(size))  # stays with glibc, and takes no memory until it is used
+        if start:
+            begin = -(-start // mmap.PAGESIZE) * mmap.PAGESIZE
+            libc.madvise(ctypes.c_void_p(begin), ctypes.c_size_t(size - mmap.PAGESIZE), mmap.MADV_HUGEPAGE)
+            libc.free(ctypes.c_void_p(start))
+
+
+def _addresses_are_free() -> bool:
+    """Return whether addresses without memory behind them are unlimited: no `ulimit -v`, no strict overcommit."""
+    if resource.getrlimit(resource.RLIMIT_AS)[0] != resource.RLIM_INFINITY:
+        return False
+    return Path("/proc/sys/vm/overcommit_memory").read_text().strip() != "2"
 
 
 def default_threads(local_world_size: int) -> int:
@@ -168,7 +189,7 @@ def default_threads(local_world_size: int) -> int:
 
 def join(rank: Rank, *, threads: int | None = None, backend: str | None = None, init_method: str = "env://") -> None:
     """Prepare this process and meet the others. `leave` undoes it."""
-    keep_pages()
+    keep_pages(rank.local_world_size)
     torch.set_num_threads(threads or default_threads(rank.local_world_size))
     if rank.device.type == "cuda":
         torch.cuda.set_device(rank.device)

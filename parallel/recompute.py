@@ -2,8 +2,10 @@
 
 import contextlib
 import functools
+from collections.abc import Callable
+from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.checkpoint import checkpoint
 
@@ -13,13 +15,19 @@ def checkpoint_blocks(part: nn.Module, every: int | None) -> None:
     for key, block in part.blocks.items():
         if every and int(key) % every == 0:
             # Replacing forward, not wrapping the module, keeps names and lets FSDP's hooks run outside.
-            block.forward = functools.partial(
-                checkpoint,
-                block.forward,
-                use_reentrant=False,
-                preserve_rng_state=False,  # no module draws random numbers
-                context_fn=functools.partial(_contexts, block),
-            )
+            block.forward = functools.partial(_recomputed, block, block.forward)
+
+
+def _recomputed(block: nn.Module, forward: Callable[..., Any], *inputs: Tensor) -> Any:
+    # Views, because a schedule that splits backward detaches, in place, what a stage returned, and that may be a tensor
+    # it received: recomputed from the tensor itself, the block would lose the gradient to it.
+    return checkpoint(
+        forward,
+        *(x.view_as(x) for x in inputs),
+        use_reentrant=False,
+        preserve_rng_state=False,  # no module draws random numbers
+        context_fn=functools.partial(_contexts, block),
+    )
 
 
 def _contexts(block: nn.Module) -> tuple[contextlib.AbstractContextManager, contextlib.AbstractContextManager]:

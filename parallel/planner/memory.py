@@ -2,7 +2,9 @@
 
 The arithmetic is that of Rajbhandari et al. 2020 (ZeRO, section 3.1) for the recipe used here: weights, gradients
 and two Adam moments in fp32, 16 bytes a parameter (12 with SGD and momentum). Stage 1 divides the moments by dp,
-stages 2 and 3 everything; what FSDP gathers while a block runs is an activation, not a state.
+stages 2 and 3 everything. What FSDP gathers while a block runs is an activation, not a state; but the whole gradients
+of one group (a block, or all outside the blocks) stand beside the shards until they are reduced, in a pipeline those
+of a whole stage.
 """
 
 from dataclasses import dataclass
@@ -39,7 +41,7 @@ def state_bytes(work: Work) -> StateBytes:
     moments = 2 if work.run.optimizer == "adamw" else 1 if work.run.momentum else 0
     return StateBytes(
         parameters=weights / (layout.dp if layout.zero >= 2 else 1),
-        gradients=weights / (layout.dp if layout.zero >= 2 else 1),
+        gradients=weights / layout.dp + _unreduced(work) * (1 - 1 / layout.dp) if layout.zero >= 2 else weights,
         optimizer=moments * weights / (layout.dp if layout.zero >= 1 else 1),
     )
 
@@ -51,6 +53,18 @@ def _held_parameters(work: Work, pp_rank: int) -> float:
     plan = {} if layout.tp == 1 else work.spec.tensor_plan(work.model_config)
     split = [pattern for pattern, style in plan.items() if style not in _WHOLE]
     return sum(_count(_part(work, stage), split, layout.tp) for stage in stages)
+
+
+def _unreduced(work: Work) -> float:
+    """Return the bytes of the largest set of gradients that FSDP reduces at once."""
+    itemsize = weight_dtype(work.run.precision).itemsize
+    sizes = []
+    for stage in range(work.layout.stages):
+        part = _part(work, stage)
+        blocks = [sum(p.numel() for p in block.parameters()) for block in part.blocks.values()]
+        whole = sum(p.numel() for p in part.parameters())
+        sizes.append(whole if work.layout.pp > 1 else max(whole - sum(blocks), *blocks))
+    return max(sizes) * itemsize / work.layout.tp
 
 
 def _part(work: Work, stage: int) -> nn.Module:

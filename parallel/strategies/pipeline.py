@@ -8,7 +8,8 @@ In a pipeline, gradient accumulation is more micro-batches: they all pass in one
 (except under `naive`, which never has two under way).
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -20,8 +21,9 @@ from models.spec import ModelSpec
 from parallel.data.dataset import Batch
 from parallel.initialise import local
 from parallel.layout import SCHEDULES, Layout
+from parallel.measure.timeline import Pass
 from parallel.precision import in_dtype, weight_dtype
-from parallel.spec import BuildContext, Strategy
+from parallel.spec import BuildContext, Engine, Strategy
 from parallel.strategies.tensor import boundary
 
 _CLASSES: Mapping[str, Any] = {
@@ -77,7 +79,7 @@ class PipelineSchedule:
         self.first, self.last = 0 in parts, layout.stages - 1 in parts
         shapes = boundary_shapes(context)
         group = context.mesh.group("pp")
-        stages = [
+        self.stages = [
             PipelineStage(
                 part,
                 index,
@@ -95,7 +97,7 @@ class PipelineSchedule:
         # The plain layer split has one micro-batch under way at any time, also when it accumulates.
         self.flushes = self.chunks if layout.schedule == "naive" else 1
         self.schedule = kind(
-            stages[0] if single else stages,
+            self.stages[0] if single else self.stages,
             self.chunks // self.flushes,
             loss_fn=lambda loss, _: loss * self.weight,
             scale_grads=False,
@@ -139,6 +141,45 @@ def boundary_shapes(context: BuildContext) -> list[tuple[Tensor, ...]]:
         hidden = out if isinstance(out, tuple) else (out,)
         shapes.append(tuple(boundary(x, context.layout).detach().requires_grad_() for x in hidden))
     return [*shapes, (torch.empty((), dtype=dtype, device="meta"),)]  # the last stage returns the loss
+
+
+def stages_of(engine: Engine) -> list[PipelineStage]:
+    """Return the stages that an engine runs on this rank; none where its pipeline is not torch's, or it has none."""
+    forward_backward = getattr(engine, "forward_backward", None)
+    return forward_backward.stages if isinstance(forward_backward, PipelineSchedule) else []
+
+
+def pass_order(schedule: str, *, pp: int, micro_batches: int) -> list[list[Pass]]:
+    """Return the passes of each rank in the order in which a schedule runs them."""
+    if SCHEDULES[schedule].stages_per_rank == 1:
+        warm_up = {"naive": 1, "gpipe": micro_batches}  # forwards before the first backward
+        return [_single_stage_order(rank, micro_batches, warm_up.get(schedule, pp - rank)) for rank in range(pp)]
+    # torch plans for all ranks when a schedule is made, from numbers alone.
+    held, stages = SCHEDULES[schedule].stages_of(0, pp), SCHEDULES[schedule].stages_per_rank * pp
+    numbers = [
+        SimpleNamespace(stage_index=stage, num_stages=stages, group_size=pp, group_rank=0, submod=nn.Identity())
+        for stage in held
+    ]
+    planned = _CLASSES[schedule](numbers, micro_batches, loss_fn=lambda *_: None).pipeline_order
+    return [list(_passes(planned[rank])) for rank in range(pp)]
+
+
+def _single_stage_order(stage: int, micro_batches: int, warm_up: int) -> list[Pass]:
+    order: list[Pass] = []
+    for i in range(micro_batches + warm_up - 1):
+        if i < micro_batches:
+            order.append(Pass("F", stage, i))
+        if i >= warm_up - 1:
+            order.append(Pass("B", stage, i - warm_up + 1))
+    return order
+
+
+def _passes(actions: list[Any]) -> Iterator[Pass]:
+    for action in actions:
+        if action is not None and action.sub_actions:  # a forward and a backward, which torch runs in turn
+            yield from _passes(action.sub_actions)
+        elif action is not None:
+            yield Pass(action.computation_type.value, action.stage_index, action.microbatch_index)
 
 
 class TiedGradients:

@@ -1,16 +1,19 @@
 """What the workers run. Each function is called in every worker, with its rank first."""
 
-import torch.distributed as dist
+import pytest
 
 from models import SPECS
 from models.gpt2 import GPT2Config
-from parallel import cluster, parity
+from parallel import cluster, parity, strategies
 from parallel.cluster import Mesh, Rank
 from parallel.config import RunConfig
 from parallel.initialise import local, local_slice
 from parallel.layout import Layout
-from parallel.parity import Certificate, Trace
-from parallel.resolve import Work, resolve
+from parallel.measure.memory import MemoryCensus
+from parallel.parity import Certificate
+from parallel.planner.memory import state_bytes
+from parallel.resolve import resolve
+from parallel.strategies import ddp, zero
 
 # The real vocabulary, padded from 50,257 to 50,304 rows; and a small one whose last rank of eight holds only padding.
 SPECS["gpt2"].sizes["vocabulary"] = GPT2Config(n_layers=2, hidden=16, n_heads=8, seq_len=8)  # type: ignore[index]
@@ -18,25 +21,24 @@ SPECS["gpt2"].sizes["padding"] = GPT2Config(  # type: ignore[index]
     n_layers=2, hidden=16, n_heads=8, seq_len=8, vocab_size=257, tokenizer="bytes"
 )
 
-_references: dict[tuple, Trace] = {}
+_references = parity.References()
 
 
 def certificate(rank: Rank, run: RunConfig) -> Certificate | None:
     """Train a case and compare it with one process; ranks outside the layout return None."""
     work = resolve(run)
-    want = _reference(rank, work)
     mesh = cluster.make_mesh(work.layout, rank.device)
-    return parity.prove(work, mesh, want) if rank.rank < work.layout.world_size else None
+    if rank.rank >= work.layout.world_size:
+        return None
+    return parity.prove(work, mesh, _references.get(work, mesh))
 
 
-def _reference(rank: Rank, work: Work) -> Trace:
-    """Train the reference on rank 0, once for all cases that share it."""
-    key = parity.reference_key(work)
-    if key not in _references:
-        traced = [parity.reference(work, Mesh(Layout(), rank.device)) if rank.is_main else None]
-        dist.broadcast_object_list(traced, src=0)
-        _references[key] = traced[0]
-    return _references[key]
+def certificate_with_small_buckets(rank: Rank, run: RunConfig) -> Certificate | None:
+    """Do the same with collectives of a few parameters each, as in a model that does not fit into one bucket."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(ddp, "BUCKET_BYTES", 10_000)
+        patch.setattr(zero, "IN_PLACE_BYTES", 10_000)
+        return certificate(rank, run)
 
 
 def buffer_difference(rank: Rank, run: RunConfig) -> tuple[int, float]:
@@ -55,3 +57,16 @@ def buffer_difference(rank: Rank, run: RunConfig) -> tuple[int, float]:
     ]
     return len(differences), max(differences, default=0.0)
 
+
+def state_memory(rank: Rank, run: RunConfig) -> tuple[int, int] | None:
+    """Return the measured and the predicted peak of the model's state; ranks outside the layout return None."""
+    work = resolve(run)
+    mesh = cluster.make_mesh(work.layout, rank.device)
+    if rank.rank >= work.layout.world_size:
+        return None
+    engine = strategies.build(work.context(mesh))
+    batches = parity.training_batches(work, mesh)
+    engine.step(next(batches))
+    with MemoryCensus(engine.parts, engine.optimizers) as census:
+        engine.step(next(batches))
+    return census.report().state_peak_bytes, state_bytes(work).total

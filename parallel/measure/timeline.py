@@ -1,0 +1,188 @@
+"""When each pipeline stage worked in one step, how much of it the ranks stood idle, and how much a schedule must.
+
+A pass is the forward (F), backward (B) or weight (W) computation of one micro-batch in one stage. What a rank waits
+for between passes is idle time: the bubble. Collectives inside a pass (tensor parallelism, batch statistics) count
+as work.
+"""
+
+import functools
+import socket
+import time
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, NamedTuple
+
+import torch
+import torch.distributed as dist
+from torch.distributed.pipelining import PipelineStage
+
+from parallel.cluster import Mesh
+from parallel.measure.record import SpanRecord
+
+Kind = Literal["F", "B", "I", "W"]
+
+# In forward passes. A backward is twice a forward (two products for each one), and splits evenly into the gradient
+# of the input and that of the weights (Qi et al. 2023, Zero Bubble Pipeline Parallelism, section 2).
+_COSTS: Mapping[Kind, int] = {"F": 1, "B": 2, "I": 1, "W": 1}
+_METHODS: Mapping[str, Literal["F", "B", "W"]] = {
+    "forward_one_chunk": "F",
+    "backward_one_chunk": "B",
+    "backward_weight_one_chunk": "W",
+}
+
+
+class Pass(NamedTuple):
+    """One step of a schedule. B is a whole backward; I and W are its halves, input and weights."""
+
+    kind: Kind
+    stage: int
+    micro_batch: int
+
+
+@dataclass(frozen=True)
+class _Mark:
+    kind: Literal["F", "B", "W"]
+    stage: int
+    micro_batch: int
+    start: Any  # seconds, or a CUDA event
+    end: Any
+
+
+class Timeline:
+    """Note the start and end of every pass of these stages while entered. Enter it around a step that is not timed.
+
+    On a GPU the times are those of the stream, noted by events and read when the context ends.
+    """
+
+    def __init__(self, stages: Sequence[PipelineStage], mesh: Mesh) -> None:
+        self.stages, self.mesh = stages, mesh
+        self._cuda = mesh.device.type == "cuda"
+        self._marks: list[_Mark] = []
+        self._seen: Counter[tuple[str, int, int]] = Counter()
+        self._zero_s = 0.0
+
+    def __enter__(self) -> "Timeline":
+        self._zero_s = common_moment(self.mesh)
+        if self._cuda:
+            torch.cuda.synchronize()
+            self._first, self._first_s = self._now(), time.monotonic()
+        for stage in self.stages:
+            for method, kind in _METHODS.items():
+                setattr(stage, method, self._watched(getattr(stage, method), kind, stage.stage_index))
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        for stage in self.stages:
+            for method in _METHODS:
+                delattr(stage, method)  # the class's own shows again
+        if self._cuda:
+            torch.cuda.synchronize()
+
+    def spans(self, *, step: int, rank: int) -> list[SpanRecord]:
+        """Return the passes of this rank, in order of time."""
+        return [
+            SpanRecord(
+                step=step,
+                rank=rank,
+                stage=mark.stage,
+                kind=mark.kind,
+                micro_batch=mark.micro_batch,
+                start_s=self._seconds(mark.start),
+                end_s=self._seconds(mark.end),
+            )
+            for mark in self._marks
+        ]
+
+    def _watched(self, method: Any, kind: Literal["F", "B", "W"], stage: int) -> Any:
+        @functools.wraps(method)
+        def watched(chunk: int, *args: Any, **kwargs: Any) -> Any:
+            start = self._now()
+            result = method(chunk, *args, **kwargs)
+            # A schedule that runs several times a step counts its micro-batches from zero each time.
+            earlier = self._seen[kind, stage, chunk]
+            self._seen[kind, stage, chunk] += 1
+            self._marks.append(_Mark(kind, stage, chunk + earlier, start, self._now()))
+            return result
+
+        return watched
+
+    def _now(self) -> Any:
+        if not self._cuda:
+            return time.monotonic()
+        event = torch.cuda.Event(enable_timing=True)
+        event.record()
+        return event
+
+    def _seconds(self, moment: Any) -> float:
+        if self._cuda:
+            moment = self._first_s + self._first.elapsed_time(moment) / 1e3
+        return moment - self._zero_s
+
+
+def common_moment(mesh: Mesh) -> float:
+    """Return a moment that is the same for all ranks of a mesh, on this process's monotonic clock. Collective.
+
+    It is when the first rank of each machine left a barrier. Processes of one machine share the clock, so between
+    them it is exact; between machines it is off by what the barrier takes to reach them, about one message.
+    """
+    if mesh.world is None:
+        return time.monotonic()
+    dist.barrier(group=mesh.world)
+    mine = (socket.gethostname(), time.monotonic())
+    moments: list[Any] = [None] * mesh.layout.world_size
+    dist.all_gather_object(moments, mine, group=mesh.world)
+    return min(moment for host, moment in moments if host == mine[0])
+
+
+def idle_shares(spans: Sequence[SpanRecord]) -> dict[int, float]:
+    """Return the share of the step in which each rank computed nothing.
+
+    The step runs from the first pass of any rank to the end of the last one. Raises: ValueError without spans.
+    """
+    start, end = min(span.start_s for span in spans), max(span.end_s for span in spans)
+    busy_s: dict[int, float] = {}
+    for span in spans:
+        busy_s[span.rank] = busy_s.get(span.rank, 0.0) + span.end_s - span.start_s
+    return {rank: 1 - busy_s[rank] / (end - start) for rank in sorted(busy_s)}
+
+
+def bubble_share(spans: Sequence[SpanRecord]) -> float:
+    """Return the idle share of a step, as a mean over the ranks. Raises: ValueError without spans."""
+    shares = idle_shares(spans)
+    return sum(shares.values()) / len(shares)
+
+
+def bubble_theory_share(order: Sequence[Sequence[Pass]]) -> float:
+    """Return the idle share of a schedule whose stages all cost the same and whose messages take no time.
+
+    order: the passes of each rank. Each starts when its rank is free and what it needs is there. For GPipe and 1F1B
+    this gives (pp - 1) / (micro-batches + pp - 1) (Narayanan et al. 2021, section 2.2).
+    """
+    ends: dict[Pass | None, int] = {None: 0}
+    free, done = [0] * len(order), [0] * len(order)
+    last_stage = max(step.stage for steps in order for step in steps)
+    while any(count < len(steps) for count, steps in zip(done, order, strict=True)):
+        following = [(rank, steps[done[rank]]) for rank, steps in enumerate(order) if done[rank] < len(steps)]
+        ready = [(rank, step) for rank, step in following if _need(step, last_stage) in ends]
+        assert ready, "the ranks of this order wait for each other"
+        for rank, step in ready:
+            free[rank] = max(free[rank], ends[_need(step, last_stage)]) + _COSTS[step.kind]
+            ends[_result(step)] = free[rank]
+            done[rank] += 1
+    busy = sum(_COSTS[step.kind] for steps in order for step in steps)
+    return 1 - busy / (len(order) * max(free))
+
+
+def _result(step: Pass) -> Pass:
+    """Return what a pass provides: the gradient of the input is the same from a whole backward as from half of one."""
+    return step._replace(kind="I") if step.kind == "B" else step
+
+
+def _need(step: Pass, last_stage: int) -> Pass | None:
+    """Return what a pass waits for from another stage. What it needs of its own stage comes earlier in its order."""
+    if step.kind == "F" and step.stage > 0:
+        return step._replace(stage=step.stage - 1)
+    if step.kind in ("B", "I") and step.stage < last_stage:
+        return Pass("I", step.stage + 1, step.micro_batch)
+    return None

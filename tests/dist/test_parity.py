@@ -1,0 +1,249 @@
+"""Every strategy computes what one process computes: losses, gradient norms and every parameter after three steps.
+
+Two tables run in fp32, the precision people train in, and are held to 1e-5. The options after them run in fp64 and
+are held to 1e-10, where a wrong weight decay or clipping factor has nowhere to hide.
+"""
+
+from typing import Any
+
+import pytest
+
+from parallel.config import RunConfig
+from parallel.layout import Layout
+from parallel.strategies import STRATEGIES
+from tests.dist.workers import WorkerPool
+
+MODELS: dict[str, dict[str, Any]] = {
+    "gpt2": {"model": "gpt2", "size": "tiny"},
+    # in fp32 a ReLU whose input is zero but for rounding falls to either side
+    "resnet": {"model": "resnet", "size": "tiny", "precision": "fp64"},
+    "points": {"model": "diffusion", "size": "tiny-points"},
+    "dit": {"model": "diffusion", "size": "tiny-dit"},
+}
+PROCESSES = {2: ("ddp", "model", "pipeline", "zero1", "zero2", "zero3", "tensor"), 8: ("3d",)}
+PROCESSES[4] = (*PROCESSES[2], "2d")
+
+
+def check(workers: WorkerPool, model: str = "gpt2", layout: str | None = None, **options: Any) -> None:
+    """Train a case and one process, and compare."""
+    if layout is not None:
+        options["layout"] = Layout.parse(layout)
+    run = RunConfig(**{"global_batch_size": 16, "steps": 20, **MODELS[model], **options})
+    certificate = workers.run("tests.dist.cases:certificate", run)[0]
+    assert certificate.passed, certificate
+    if run.precision in ("bf16", "fp16"):
+        assert certificate.grad_norm_difference > 1e-6, "this was no lower precision"
+
+
+def check_exactly(workers: WorkerPool, model: str = "gpt2", layout: str | None = None, **options: Any) -> None:
+    check(workers, model, layout, precision="fp64", **options)
+
+
+def cases(model: str, layouts: list[str], **others: list[str]) -> pytest.MarkDecorator:
+    """Run a test over layouts of one model, and over some layouts of others."""
+    table = [(model, layout) for layout in layouts]
+    return pytest.mark.parametrize(
+        ("model", "layout"), table + [(other, layout) for other, few in others.items() for layout in few]
+    )
+
+
+def test_the_tables_hold_every_strategy() -> None:
+    assert {"single"}.union(*PROCESSES.values()) == set(STRATEGIES)
+
+
+@pytest.mark.parametrize("model", MODELS)
+@pytest.mark.parametrize(
+    ("nproc", "strategy"), [(nproc, strategy) for nproc in (2, 4, 8) for strategy in PROCESSES[nproc]]
+)
+def test_every_strategy_with_every_model(workers: WorkerPool, model: str, nproc: int, strategy: str) -> None:
+    check(workers, model, strategy=strategy, nproc=nproc)
+
+
+# Each axis with each other; all ZeRO stages in three dimensions.
+THREE_AXES = [f"dp2.tp2.pp2/zero{zero}/mb2" for zero in (1, 2, 3)]
+
+
+@cases(
+    "gpt2",
+    [f"dp2.{axis}/zero{zero}" for axis in ("tp2", "pp2/gpipe") for zero in range(4)] + THREE_AXES,
+    resnet=THREE_AXES,
+    dit=THREE_AXES,
+    points=["dp2.tp2/zero3", "dp2.pp2/zero1/mb2"],
+)
+def test_axes_compose(workers: WorkerPool, model: str, layout: str) -> None:
+    check(workers, model, layout)
+
+
+# GPT-2's tied embedding lies on both end ranks, or on rank 0 alone in the V-shaped schedules (zbv, dualpipev).
+ON_2 = ["naive", "gpipe/mb4", "1f1b/mb2", "interleaved/mb4", "zero-bubble/mb2", "zbv/mb2", "dualpipev/mb4"]
+ON_4 = ["naive", "gpipe/mb2", "1f1b/mb8", "interleaved/mb4", "zero-bubble/mb8", "zbv/mb4", "dualpipev/mb8"]
+PIPELINES_OF_2 = [f"pp2/{schedule}" for schedule in ON_2]
+
+
+@cases(
+    "gpt2",
+    PIPELINES_OF_2 + [f"pp4/{schedule}" for schedule in ON_4],
+    resnet=PIPELINES_OF_2,
+    points=PIPELINES_OF_2,
+    dit=PIPELINES_OF_2,
+)
+def test_every_schedule(workers: WorkerPool, model: str, layout: str) -> None:
+    check_exactly(workers, model, layout)
+
+
+@pytest.mark.parametrize("zero", [0, 3])
+@pytest.mark.parametrize("schedule", ON_2)
+def test_every_schedule_in_three_dimensions(workers: WorkerPool, schedule: str, zero: int) -> None:
+    check_exactly(workers, "gpt2", f"dp2.tp2.pp2/zero{zero}/{schedule}")
+
+
+# Three is no power of two: a weight of 1/2 instead of 1/3 cannot pass.
+@cases(
+    "gpt2",
+    [
+        "dp1",
+        "dp2",
+        "dp2/zero1",
+        "dp2/zero2",
+        "dp2/zero3",
+        "tp2",
+        "dp2.tp2/zero3",
+        "pp2/naive",
+        "pp2/gpipe",
+        "pp2/1f1b/mb2",
+        "dp2.tp2.pp2/zero1/1f1b/mb2",
+        "dp2.tp2.pp2/zero3/1f1b/mb2",
+    ],
+    resnet=["dp1", "dp2", "dp2/zero3", "pp2/zbv/mb2"],
+)
+def test_accumulation(workers: WorkerPool, model: str, layout: str) -> None:
+    check_exactly(workers, model, layout, accumulation=3, global_batch_size=24)
+
+
+# SGD, because the step of Adam is the same whatever factor its gradients carry. The norm before clipping is above 1.
+BITES = {"optimizer": "sgd", "learning_rate": 0.1, "clip_norm": 0.05}
+
+
+@cases(
+    "gpt2",
+    [
+        "dp2",
+        "dp2/zero1",
+        "dp2/zero2",
+        "dp2/zero3",
+        "tp4",
+        "pp2/1f1b/mb2",
+        "pp4/zbv/mb4",
+        "dp2.tp2/zero1",
+        "dp2.tp2.pp2/mb2",
+        "dp2.tp2.pp2/zero1/mb2",
+        "dp2.tp2.pp2/zero3/mb2",
+    ],
+    resnet=["dp2/zero3", "tp2", "pp2/1f1b/mb2", "dp2.tp2.pp2/zero1/mb2"],
+)
+def test_sgd_with_clipping_that_bites(workers: WorkerPool, model: str, layout: str) -> None:
+    check_exactly(workers, model, layout, **BITES)
+
+
+@pytest.mark.parametrize("layout", ["dp4/zero1", "dp2.tp2/zero1", "dp2.pp2/zero1/mb2"])
+def test_gradients_in_several_buckets(workers: WorkerPool, layout: str) -> None:
+    run = RunConfig(**MODELS["gpt2"], precision="fp64", layout=Layout.parse(layout), global_batch_size=16, steps=20)
+    certificate = workers.run("tests.dist.cases:certificate_with_small_buckets", run)[0]
+    assert certificate.passed, certificate
+
+
+@pytest.mark.parametrize("layout", ["dp2", "tp2", "pp2/1f1b/mb2", "dp2.tp2.pp2/zero3/mb2"])
+def test_without_clipping(workers: WorkerPool, layout: str) -> None:
+    check_exactly(workers, "gpt2", layout, clip_norm=None)
+
+
+@pytest.mark.parametrize(
+    "layout",
+    [
+        "tp2/sp",
+        "tp4/sp",
+        "dp2.tp2/sp",
+        "dp2.tp2/zero3/sp",
+        "tp2.pp2/mb2/sp",
+        "tp2.pp2/zbv/mb2/sp",
+        "dp2.tp2.pp2/zero1/mb2/sp",
+        "dp2.tp2.pp2/zero2/mb2/sp",
+    ],
+)
+def test_sequence_parallel(workers: WorkerPool, layout: str) -> None:
+    check_exactly(workers, "gpt2", layout, **BITES)
+
+
+RECOMPUTED = ["dp1", "dp2", "dp2/zero3", "tp2", "pp2/1f1b/mb2", "pp2/zbv/mb2", "dp2.tp2.pp2/zero3/mb2"]
+
+
+@cases("gpt2", RECOMPUTED, resnet=RECOMPUTED, dit=["pp2/zbv/mb2"], points=["pp2/zero-bubble/mb2"])
+def test_activation_checkpointing(workers: WorkerPool, model: str, layout: str) -> None:
+    check_exactly(workers, model, layout, checkpointing="full")
+
+
+@pytest.mark.parametrize("layout", ["dp2", "pp2/zbv/mb2"])
+def test_activation_checkpointing_of_every_third_block(workers: WorkerPool, layout: str) -> None:
+    check_exactly(workers, "gpt2", layout, checkpointing="3")
+
+
+MIXED = ["dp1", "dp2", "dp2/zero1", "dp2/zero3", "tp2", "tp2/sp", "pp2/1f1b/mb2", "dp2.tp2.pp2/zero3/mb2"]
+
+
+@cases("gpt2", MIXED, resnet=["dp2/zero3", "tp2"], points=["dp2"], dit=["dp2/zero3", "tp2", "pp2/1f1b/mb2"])
+def test_bf16(workers: WorkerPool, model: str, layout: str) -> None:
+    check(workers, model, layout, precision="bf16")
+
+
+@cases("gpt2", MIXED)
+def test_fp16(workers: WorkerPool, model: str, layout: str) -> None:
+    check(workers, model, layout, precision="fp16")
+
+
+# Adam forgives gradients that are still scaled, SGD does not.
+@pytest.mark.parametrize("layout", ["dp1", "dp2/zero2", "tp2.pp2/mb2"])
+def test_fp16_with_clipping_that_bites(workers: WorkerPool, layout: str) -> None:
+    check(workers, "gpt2", layout, precision="fp16", **BITES)
+
+
+# Its embedding is also large enough for the collectives that work in place instead of in buckets.
+@pytest.mark.parametrize("size", ["vocabulary", "padding"])
+@pytest.mark.parametrize("layout", ["tp2", "tp4", "tp8", "tp2.pp2/mb2", "dp2/zero1", "dp2.tp4/zero3", "tp8/sp"])
+def test_a_vocabulary_that_does_not_divide(workers: WorkerPool, size: str, layout: str) -> None:
+    check_exactly(workers, "gpt2", layout, size=size, global_batch_size=4)
+
+
+@pytest.mark.parametrize("norm", ["batch", "group"])
+@pytest.mark.parametrize("layout", ["dp2", "dp4/zero3", "tp2", "pp2/mb2", "dp2.tp2.pp2/mb2"])
+def test_norms(workers: WorkerPool, norm: str, layout: str) -> None:
+    check_exactly(workers, "resnet", layout, norm=norm)
+
+
+# A split backward stores weight gradients in the memory format that the kernels made.
+@pytest.mark.parametrize("norm", ["syncbatch", "group"])
+@pytest.mark.parametrize("layout", ["dp2", "tp2", "pp2/zbv/mb2", "dp2.tp2.pp2/zero3/zero-bubble/mb2"])
+def test_channels_last(workers: WorkerPool, norm: str, layout: str) -> None:
+    check_exactly(workers, "resnet", layout, norm=norm, channels_last=True)
+
+
+@pytest.mark.parametrize("checkpointing", ["none", "full"])
+@pytest.mark.parametrize(
+    ("layout", "accumulation"),
+    [("dp2", 2), ("dp4/zero3", 1), ("tp2", 1), ("dp2.pp2/1f1b/mb2", 1), ("dp2.tp2.pp2/zero1/zbv/mb2", 1)],
+)
+def test_running_statistics(workers: WorkerPool, layout: str, accumulation: int, checkpointing: str) -> None:
+    run = RunConfig(
+        **MODELS["resnet"],
+        layout=Layout.parse(layout),
+        accumulation=accumulation,
+        checkpointing=checkpointing,
+        global_batch_size=16,
+        steps=20,
+    )
+    results = workers.run("tests.dist.cases:buffer_difference", run)[: run.layout.world_size]
+    for buffers, difference in results:
+        assert buffers > 0 and difference < 1e-10
+
+
+def test_compiled(workers: WorkerPool) -> None:
+    check(workers, "gpt2", "dp2", compile=True)

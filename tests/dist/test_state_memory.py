@@ -1,0 +1,16 @@
+"""The measured peak of parameters, gradients and optimizer states against the arithmetic of ZeRO."""
+
+import pytest
+
+from parallel.config import RunConfig
+from parallel.layout import Layout
+from tests.dist.workers import WorkerPool
+
+
+@pytest.mark.parametrize(
+    "layout", ["dp1", "dp4", "dp4/zero1", "dp4/zero2", "dp4/zero3", "tp4", "pp4/1f1b/mb4", "tp2.pp2/1f1b/mb2"]
+)
+def test_measured_state_is_the_predicted_one(workers: WorkerPool, layout: str) -> None:
+    run = RunConfig(layout=Layout.parse(layout), global_batch_size=8, seq_len=32)
+    measured, predicted = max(x for x in workers.run("tests.dist.cases:state_memory", run) if x)
+    assert measured == pytest.approx(predicted, rel=0.02)

@@ -1,0 +1,189 @@
+"""GPT-2 against transformers' GPT-2, and its declared numbers against counted ones."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+from torch.testing import assert_close
+from torch.utils.flop_counter import FlopCounterMode
+
+from models.gpt2 import GPT2, SIZES, SPEC, GPT2Config
+from models.gpt2_hf import from_transformers, to_transformers
+from parallel.errors import DataError
+from parallel.hugging_face import from_hugging_face, to_hugging_face
+
+CONFIG = GPT2Config(n_layers=3, hidden=48, n_heads=3, seq_len=12, vocab_size=101)
+
+
+def loaded(config: GPT2Config, state: dict[str, Tensor]) -> GPT2:
+    model = GPT2(config)
+    model.load_state_dict(state)
+    return model
+
+
+def initialized(config: GPT2Config) -> GPT2:
+    model = GPT2(config)
+    for i, (name, parameter) in enumerate(model.named_parameters()):
+        SPEC.init(config, name, parameter.data, torch.Generator().manual_seed(i))
+        if parameter.dim() == 1:  # zeros and ones would hide a bias or a norm in the wrong place
+            parameter.data += torch.randn(parameter.shape, generator=torch.Generator().manual_seed(i))
+    return model
+
+
+def tokens(config: GPT2Config, length: int | None = None) -> Tensor:
+    shape = (2, length or config.seq_len)
+    return torch.randint(config.vocab_size, shape, generator=torch.Generator().manual_seed(0))
+
+
+def random_checkpoint(folder: Path) -> object:
+    """Save a model of transformers with random values in every parameter, biases and norms included."""
+    theirs = to_transformers(CONFIG, GPT2(CONFIG).state_dict())
+    torch.manual_seed(0)
+    for parameter in theirs.parameters():
+        torch.nn.init.normal_(parameter, std=0.3)
+    theirs.save_pretrained(folder)
+    return theirs
+
+
+def test_a_checkpoint_of_transformers_gives_its_logits_and_loss(tmp_path: Path) -> None:
+    theirs = random_checkpoint(tmp_path)
+    config, state = from_hugging_face(tmp_path)
+    assert config == CONFIG
+    ours, words = loaded(config, state), tokens(config)
+    with torch.no_grad():
+        want = theirs(words, labels=words)
+        assert want.logits.std() > 0.5
+        assert_close(ours(words), want.logits, rtol=1e-5, atol=1e-5)
+        assert_close(ours(words[:, :-1], targets=words[:, 1:]), want.loss, rtol=1e-5, atol=0)
+
+
+def test_transformers_reads_what_is_saved(tmp_path: Path) -> None:
+    from transformers import GPT2LMHeadModel
+
+    ours, words = initialized(CONFIG), tokens(CONFIG)
+    to_hugging_face(tmp_path, CONFIG, ours.state_dict())
+    assert (tmp_path / "model.safetensors").exists()
+    theirs = GPT2LMHeadModel.from_pretrained(tmp_path)
+    with torch.no_grad():
+        assert_close(theirs(words).logits, ours(words), rtol=1e-5, atol=1e-5)
+
+
+def test_the_way_there_and_back_gives_the_same_bits() -> None:
+    state = initialized(CONFIG).state_dict()
+    config, back = from_transformers(to_transformers(CONFIG, state))
+    assert config == CONFIG and back.keys() == state.keys()
+    assert all(torch.equal(back[name], value) for name, value in state.items())
+
+
+@pytest.mark.parametrize(
+    ("key", "value"), [("activation_function", "relu"), ("layer_norm_epsilon", 1e-6), ("n_inner", 100)]
+)
+def test_a_variant_that_computes_something_else_is_refused(tmp_path: Path, key: str, value: object) -> None:
+    from transformers import GPT2LMHeadModel
+
+    config = to_transformers(CONFIG, GPT2(CONFIG).state_dict()).config
+    setattr(config, key, value)
+    GPT2LMHeadModel(config).save_pretrained(tmp_path)
+    with pytest.raises(DataError, match=f"{key}={value!r}, this GPT-2 has {key}="):
+        from_hugging_face(tmp_path)
+
+
+def test_what_is_not_a_whole_gpt2_is_refused(tmp_path: Path) -> None:
+    from safetensors.torch import load_file, save_file
+    from transformers import BertConfig
+
+    BertConfig().save_pretrained(tmp_path)
+    with pytest.raises(DataError, match=r"model_type is 'bert'.*use gpt2"):
+        from_hugging_face(tmp_path)
+    random_checkpoint(tmp_path)
+    weights = tmp_path / "model.safetensors"
+    values = load_file(weights)
+    del values["transformer.h.1.attn.c_attn.weight"]
+    save_file(values, weights, metadata={"format": "pt"})
+    with pytest.raises(DataError, match=r"lacks transformer\.h\.1\.attn\.c_attn\.weight"):
+        from_hugging_face(tmp_path)
+    weights.write_bytes(weights.read_bytes()[:1000])
+    with pytest.raises(DataError, match=r"cannot be read .*config\.json and model\.safetensors"):
+        from_hugging_face(tmp_path)
+
+
+def test_a_name_out_of_reach_says_what_to_type(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    with pytest.raises(DataError, match=r"hf download acme/none --local-dir none") as caught:
+        from_hugging_face("acme/none")
+    assert "\n" not in str(caught.value)
+
+
+def test_a_token_does_not_see_those_after_it() -> None:
+    model, words = initialized(CONFIG), tokens(CONFIG)
+    changed = words.clone()
+    changed[:, 7] = (changed[:, 7] + 1) % CONFIG.vocab_size
+    with torch.no_grad():
+        before, after = model(words), model(changed)
+    assert torch.equal(before[:, :7], after[:, :7])
+    assert not torch.isclose(before[:, 7:], after[:, 7:]).all(-1).any()
+
+
+def test_shorter_sequences_are_the_beginning_of_longer_ones() -> None:
+    model, words = initialized(CONFIG), tokens(CONFIG)
+    with torch.no_grad():
+        assert_close(model(words[:, :5]), model(words)[:, :5])
+
+
+@pytest.mark.parametrize(
+    ("size", "parameters"),
+    # what transformers counts for gpt2, gpt2-medium, gpt2-large and gpt2-xl
+    [("124m", 124_439_808), ("355m", 354_823_168), ("774m", 774_030_080), ("1.5b", 1_557_611_200)],
+)
+def test_parameter_counts_are_the_published_ones(size: str, parameters: int) -> None:
+    config = SIZES[size]
+    with torch.device("meta"):
+        model = GPT2(config)
+    padding = (config.padded_vocab - config.vocab_size) * config.hidden
+    assert sum(p.numel() for p in model.parameters()) == parameters + padding
+
+
+# Brown et al. 2020, table 2.1, rounds its counts
+@pytest.mark.parametrize(
+    ("size", "billions"),
+    [("gpt3-1.3b", 1.3), ("gpt3-2.7b", 2.7), ("gpt3-6.7b", 6.7), ("gpt3-13b", 13.0), ("gpt3-175b", 175.0)],
+)
+def test_the_gpt3_family_has_the_published_sizes(size: str, billions: float) -> None:
+    with torch.device("meta"):
+        model = GPT2(SIZES[size])
+    assert sum(p.numel() for p in model.parameters()) / 1e9 == pytest.approx(billions, rel=0.02)
+
+
+@pytest.mark.parametrize("size", ["tiny", "nano", "124m"])
+def test_flops_equal_the_counted_ones(size: str) -> None:
+    config = SIZES[size]
+    with torch.device("meta"):
+        model = GPT2(config)
+        (words,), _ = SPEC.example(config, 2)
+    with FlopCounterMode(display=False) as counter:
+        model(words).sum().backward()
+    assert counter.get_total_flops() == 2 * SPEC.flops(config).per_sample
+
+
+def test_init_follows_the_paper() -> None:
+    config = replace(SIZES["124m"], n_layers=2)
+
+    def std(name: str, shape: tuple[int, ...]) -> float:
+        tensor = torch.empty(shape)
+        SPEC.init(config, name, tensor, torch.Generator().manual_seed(0))
+        return tensor.std().item()
+
+    assert std("blocks.0.attn.qkv.weight", (300, 300)) == pytest.approx(0.02, rel=0.02)
+    assert std("blocks.1.attn.proj.weight", (300, 300)) == pytest.approx(0.01, rel=0.02)  # 0.02 / sqrt(2 x 2)
+    assert std("blocks.1.mlp.down.weight", (300, 300)) == pytest.approx(0.01, rel=0.02)
+    embedding = torch.empty(config.padded_vocab, 4)
+    SPEC.init(config, "embed.tokens.weight", embedding, torch.Generator().manual_seed(0))
+    assert embedding[config.vocab_size :].count_nonzero() == 0
+    assert embedding[: config.vocab_size].std().item() == pytest.approx(0.02, rel=0.02)
+
+
+def test_heads_that_do_not_divide_are_refused() -> None:
+    with pytest.raises(ValueError, match="hidden=48 is not a multiple of n_heads=5"):
+        replace(CONFIG, n_heads=5)

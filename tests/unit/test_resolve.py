@@ -1,0 +1,139 @@
+"""What is asked becomes work, or one line that says what was got, what is needed and what to type."""
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from models import SPECS
+from parallel import resolve as resolve_module
+from parallel import strategies
+from parallel.config import RunConfig
+from parallel.errors import ConfigError, LayoutError, UsageError
+from parallel.layout import Layout
+from parallel.resolve import Work, resolve
+from parallel.strategies import STRATEGIES
+
+TINY = {"gpt2": "tiny", "resnet": "tiny", "diffusion": "tiny-points"}
+
+
+def asked(*, layout: str | None = None, **options: Any) -> Work:
+    options = {"model": "gpt2", **options}
+    parsed = Layout.parse(layout) if layout else None
+    return resolve(RunConfig(**{"size": TINY.get(options["model"]), **options, "layout": parsed}))
+
+
+@pytest.mark.parametrize(
+    ("options", "got", "needed", "typed"),
+    [
+        # a world size that the degrees do not multiply to
+        ({"layout": "dp2.tp2", "nproc": 3}, "3 asked for", "needs dp2 x tp2 x pp1 = 4 processes", "--nproc 4"),
+        ({"strategy": "2d", "nproc": 5}, "5 asked for", "tensor 2 x pipeline", "--nproc"),
+        ({"strategy": "3d", "nproc": 6}, "6 asked for", "8, 12, 16", "--nproc"),
+        ({"strategy": "single", "nproc": 2}, "--nproc 2", "--strategy single", "--nproc 1"),
+        ({"strategy": "ddp", "nproc": 1}, "--nproc 1", "2 or more", "--strategy single"),
+        # tp that does not divide
+        ({"layout": "tp3"}, "tp=3", "n_heads=4", "1, 2, 4"),
+        ({"layout": "tp8"}, "tp=8", "n_heads=4", "1, 2, 4"),
+        ({"strategy": "tensor", "nproc": 6}, "tp=6", "n_heads=4", "1, 2, 4"),
+        ({"model": "resnet", "layout": "tp3"}, "tp=3", "width=8", "1, 2, 4, 8"),
+        ({"model": "resnet", "norm": "group", "layout": "tp8"}, "tp=8", "groups=4", "1, 2, 4"),
+        ({"model": "diffusion", "size": "tiny-dit", "layout": "tp8"}, "tp=8", "n_heads=4", "1, 2, 4"),
+        ({"layout": "tp4/sp", "seq_len": 6}, "tp=4", "seq_len=6", "another tp, or no sp"),
+        ({"model": "resnet", "layout": "tp2/sp"}, "sp", "resnet has no sequence-parallel", "leave sp out"),
+        # more stages than blocks
+        ({"layout": "pp9/gpipe"}, "9 pipeline stages", "8 blocks", "pp8 or less"),
+        ({"layout": "pp8/zbv"}, "16 pipeline stages", "8 blocks", "pp4 or less"),
+        ({"model": "resnet", "layout": "pp16/gpipe"}, "16 pipeline stages", "8 blocks", "pp8 or less"),
+        # fewer micro-batches than stages, or not a multiple
+        ({"layout": "pp4/1f1b/mb2"}, "2 micro-batches for 4 stages", "at least 4", "pp4/1f1b/mb4"),
+        ({"layout": "pp2/dualpipev/mb3"}, "3 micro-batches for 4 stages", "at least 4", "pp2/dualpipev/mb4"),
+        ({"layout": "pp4/interleaved/mb6"}, "6 micro-batches", "a multiple of 4", "pp4/interleaved/mb8"),
+        # a batch that does not divide
+        ({"layout": "dp3", "global_batch_size": 16}, "global batch 16", "dp 3", "--global-batch-size 15 or 18"),
+        ({"layout": "dp2", "accumulation": 5, "global_batch_size": 16}, "16", "accumulation 5", "10 or 20"),
+        ({"strategy": "pipeline", "nproc": 4, "global_batch_size": 12}, "12", "micro-batches 8", "8 or 16"),
+        # names
+        ({"size": "tinny"}, "tinny", "did you mean tiny?", "use one of tiny, nano, 124m"),
+        ({"strategy": "zreo1"}, "zreo1", "did you mean zero1?", "use one of single, ddp"),
+        ({"model": "gtp2"}, "gtp2", "did you mean gpt2?", "use one of gpt2, resnet, diffusion"),
+        # two answers to one question, and options of other models
+        ({"strategy": "ddp", "layout": "tp2"}, "--strategy ddp", "which is tensor", "--strategy tensor"),
+        ({"norm": "batch"}, "--norm", "does not apply to gpt2", "leave it out"),
+        ({"model": "resnet", "seq_len": 8}, "--seq-len", "does not apply to resnet", "leave it out"),
+        ({"channels_last": True}, "--channels-last", "does not apply to gpt2", "leave it out"),
+    ],
+    ids=str,
+)
+def test_bad_input_is_refused_in_one_line(options: dict[str, Any], got: str, needed: str, typed: str) -> None:
+    with pytest.raises(UsageError) as caught:
+        asked(**options)
+    message = str(caught.value)
+    assert all(part in message for part in (got, needed, typed)), message
+    assert "\n" not in message
+    assert caught.value.exit_status == 2
+
+
+def test_a_strategy_that_the_model_cannot_do_is_refused_with_those_it_can(monkeypatch: pytest.MonkeyPatch) -> None:
+    spec = replace(SPECS["gpt2"], refuses={"tensor": "its layers are one piece", "2d": "so", "3d": "so"})
+    monkeypatch.setitem(SPECS, "gpt2", spec)
+    with pytest.raises(LayoutError, match="gpt2 cannot be trained with tensor: its layers are one piece") as caught:
+        asked(layout="tp2")
+    able = str(caught.value).split("use one of ")[1].split(", ")
+    assert set(able) == set(STRATEGIES) - {"tensor", "2d", "3d"}
+
+
+def test_the_tensor_degrees_that_are_offered_are_accepted() -> None:
+    with pytest.raises(LayoutError) as caught:
+        asked(layout="tp3")
+    for tp in str(caught.value).split("use a tp of ")[1].split(", "):
+        strategies.check(Layout(tp=int(tp)), spec=SPECS["gpt2"], config=SPECS["gpt2"].config("tiny"))
+
+
+def test_the_pipeline_degree_that_is_offered_is_accepted() -> None:
+    for schedule in ("gpipe", "zbv"):
+        with pytest.raises(LayoutError) as caught:
+            asked(layout=f"pp16/{schedule}")
+        most = int(str(caught.value).split("use pp")[1].split()[0])
+        assert asked(layout=f"pp{most}/{schedule}").layout.pp == most
+        with pytest.raises(LayoutError):
+            asked(layout=f"pp{most + 1}/{schedule}")
+
+
+@pytest.mark.parametrize("name", sorted(STRATEGIES))
+@pytest.mark.parametrize("model", sorted(SPECS))
+def test_a_strategy_gives_a_layout_of_its_name_and_size(name: str, model: str) -> None:
+    nproc = {"single": 1, "3d": 8}.get(name, 4)
+    work = asked(model=model, strategy=name, nproc=nproc)
+    assert (work.strategy, work.layout.world_size) == (name, nproc)
+    assert set(work.layout.axes) == set(STRATEGIES[name].axes)
+
+
+def test_what_was_left_open_is_filled_in() -> None:
+    work = resolve(RunConfig(model="resnet", layout=Layout.parse("dp3.pp2/gpipe/mb5")))
+    run = work.run
+    assert (run.size, run.strategy, run.nproc) == ("20", "2d", 6)
+    assert run.global_batch_size == work.division.global_batch_size == 75  # the least multiple of 15 from 64 on
+    assert resolve(run) == work
+
+
+def test_the_run_alone_chooses_what_suits_the_machine(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(resolve_module, "machine_processes", lambda: 4)
+    work = resolve(RunConfig())
+    assert (work.spec.name, work.size, str(work.layout), work.run.global_batch_size) == ("gpt2", "nano", "dp4", 16)
+    assert resolve(RunConfig(strategy="3d")).layout.world_size == 8
+    assert resolve(RunConfig(nproc=1)).strategy == "single"
+    monkeypatch.setattr(resolve_module, "machine_processes", lambda: 1)
+    assert resolve(RunConfig(strategy="fsdp")).layout == Layout(dp=2, zero=3)
+
+
+def test_options_reach_the_model() -> None:
+    assert asked(seq_len=8).model_config.seq_len == 8
+    work = asked(model="resnet", norm="group", channels_last=True)
+    assert (work.model_config.norm, work.model_config.channels_last) == ("group", True)
+    assert asked(size="124M").model_config == SPECS["gpt2"].config("124m")
+
+
+def test_an_unknown_size_names_the_model() -> None:
+    with pytest.raises(ConfigError, match="unknown for diffusion: use one of points, tiny-points"):
+        asked(model="diffusion", size="1.5b")
