@@ -15,11 +15,12 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, fields, replace
 from datetime import datetime, timezone
 from pathlib import Path
 from statistics import median
+from typing import Any
 from uuid import uuid4
 
 from benchmarks.run import CaseConfig
@@ -32,7 +33,7 @@ _ROOT = Path(__file__).resolve().parent.parent
 DEFAULT_OUT = "runs/bench.csv"
 
 # What each lever tries, against the case without it. Values are flags.
-LEVERS: dict[str, tuple[dict[str, object], ...]] = {
+LEVERS: dict[str, tuple[dict[str, Any], ...]] = {
     "batch": tuple({"global_batch_size": 2**n} for n in range(3, 12)),
     "workers": ({"loader_workers": 1}, {"loader_workers": 2}),
     "pinned": ({"pin_memory": True, "non_blocking": True},),
@@ -224,16 +225,16 @@ class _progress:
     """A bar on a terminal, a line a run elsewhere."""
 
     def __init__(self, total: int) -> None:
-        self.total, self.bar = total, None
+        self.total, self.count = total, 0
+        self.bar: Any = None  # rich is imported when there is a terminal to draw on
 
-    def __enter__(self):
+    def __enter__(self) -> Callable[[str], None]:
         if sys.stderr.isatty():
             from rich.progress import Progress
 
             self.bar = Progress()
             self.bar.start()
             self.task = self.bar.add_task("bench", total=self.total)
-        self.count = 0
         return self._advance
 
     def _advance(self, text: str) -> None:

@@ -174,7 +174,7 @@ def _seconds(a: Any, b: Any) -> float:
 
 
 def _look_inside(engine: Engine, batches: Iterator[Batch], mesh: Mesh, result: RankResult) -> None:
-    """Note the passes of a pipeline, bytes sent, and memory by category, each in a step of its own that is not timed."""
+    """Note the passes of a pipeline, bytes sent, and memory by category, each in an untimed step of its own."""
     if stages := stages_of(engine):
         with Timeline(stages, mesh) as timeline:
             engine.step(next(batches))

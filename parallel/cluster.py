@@ -11,6 +11,7 @@ import resource
 import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Any
 from functools import cache
 from pathlib import Path
 
@@ -40,8 +41,9 @@ class Rank:
         """Read the variables of torchrun, deepspeed, accelerate, Slurm or MPI; a plain process is rank 0 of 1."""
         for launcher, marker, names in _LAUNCHERS:
             if marker in env and names[0] in env and names[1] in env:
-                rank, world, local, local_world = (int(env[name]) if name in env else None for name in names)
-                return cls(rank, world, local or 0, local_world or world, launcher)
+                world = int(env[names[1]])
+                local, local_world = int(env.get(names[2], 0)), int(env.get(names[3], world))
+                return cls(int(env[names[0]]), world, local, local_world, launcher)
         # accelerate starts a single process without rank variables
         return cls(0, 1, 0, 1, "accelerate" if _ACCELERATE in env else "python")
 
@@ -109,7 +111,9 @@ class Mesh:
 
     def groups(self) -> dict[str, dist.ProcessGroup]:
         """Return the process group of each axis with more than one rank, and of all ranks as `world`."""
-        world = {"world": self.world} if len(self.layout.axes) > 1 else {}  # an axis of all ranks is that axis
+        world = (
+            {"world": self.world} if self.world is not None and len(self.layout.axes) > 1 else {}
+        )  # an axis of all ranks is that axis
         return world | {axis: self.group(axis) for axis in self.layout.axes}
 
     def all_reduce(self, axis: str) -> Callable[..., Tensor]:
@@ -142,7 +146,7 @@ def make_mesh(layout: Layout, device: torch.device) -> Mesh:
     key = (shape, device.type, id(dist.group.WORLD))
     if key not in _MESHES:
         ranks = list(range(layout.world_size))
-        world = dist.group.WORLD if layout.world_size == started else dist.new_group(ranks)
+        world: Any = dist.group.WORLD if layout.world_size == started else dist.new_group(ranks)
         grid = DeviceMesh(device.type, torch.tensor(ranks).view(shape), mesh_dim_names=MESH_AXES)
         _MESHES[key] = (grid, world)
     return Mesh(layout, device, *_MESHES[key])

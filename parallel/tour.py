@@ -118,6 +118,10 @@ def visit(rank: Rank, progress: Progress, runs: list[TourConfig], group: str, ou
                 dist.barrier()
 
 
+def _mib(size_bytes: float | None, digits: int) -> str:
+    return "" if size_bytes is None else f"{size_bytes / 2**20:,.{digits}f}"
+
+
 class Table:
     """The growing table of a tour: a row when a strategy is done."""
 
@@ -127,10 +131,10 @@ class Table:
         ("loss", 17, lambda r: f"{r.loss_first:.3f} -> {r.loss_last:.3f}"),
         ("parity", 17, lambda r: "passed" if r.parity else "FAILED"),
         ("tokens/s", 9, lambda r: f"{r.tokens_per_s or r.samples_per_s:,.0f}"),
-        ("MiB/rank", 9, lambda r: f"{r.memory_tensors_peak_bytes / 2**20:,.0f}"),
-        ("state MiB", 9, lambda r: f"{r.memory_state_peak_bytes / 2**20:,.1f}"),
-        ("predicted", 9, lambda r: f"{r.predicted_state_bytes / 2**20:,.1f}"),
-        ("sent MiB", 9, lambda r: f"{sent_bytes(r) / 2**20:,.1f}"),
+        ("MiB/rank", 9, lambda r: _mib(r.memory_tensors_peak_bytes, 0)),
+        ("state MiB", 9, lambda r: _mib(r.memory_state_peak_bytes, 1)),
+        ("predicted", 9, lambda r: _mib(r.predicted_state_bytes, 1)),
+        ("sent MiB", 9, lambda r: _mib(sent_bytes(r), 1)),
     )
 
     def header(self) -> None:
