@@ -54,7 +54,7 @@ def asked(*, layout: str | None = None, **options: Any) -> Work:
         ({"layout": "dp2", "accumulation": 5, "global_batch_size": 16}, "16", "accumulation 5", "10 or 20"),
         ({"strategy": "pipeline", "nproc": 4, "global_batch_size": 12}, "12", "micro-batches 8", "8 or 16"),
         # names
-        ({"size": "tinny"}, "tinny", "did you mean tiny?", "use one of tiny, nano, 124m"),
+        ({"size": "tinny"}, "tinny", "did you mean tiny?", "use one of tiny, nano, small"),
         ({"strategy": "zreo1"}, "zreo1", "did you mean zero1?", "use one of single, ddp"),
         ({"model": "gtp2"}, "gtp2", "did you mean gpt2?", "use one of gpt2, resnet, diffusion"),
         # two answers to one question, and options of other models
