@@ -22,6 +22,8 @@ COMMANDS = {
     "node": ("start this machine's part of a run on several nodes", "parallel.nodes:main"),
     "cluster": ("run a command on several nodes inside this machine", "parallel.box:main"),
     "train": ("train a model for real, with checkpoints", "parallel.train:main"),
+    "generate": ("write on from a prompt with a trained GPT-2", "parallel.generate:main"),
+    "sample": ("draw samples from a trained denoiser", "parallel.sample:main"),
 }
 
 INTERRUPTED = 130  # 128 + SIGINT, as shells report it

@@ -121,7 +121,10 @@ def _boundary(hidden: tuple[Tensor, ...], work: Work) -> int:
 def _noted(stage: _Stage, work: Work) -> Iterator[None]:
     """Note the collectives of the modules that run inside."""
 
+    running: list[int | None] = [None]  # the block
+
     def before(name: str, module: nn.Module, x: Tensor) -> None:
+        running[0] = _block_of(name)
         stage.calls += _calls_before(name, module, x, work)
 
     def after(name: str, out: Tensor) -> None:
@@ -129,7 +132,7 @@ def _noted(stage: _Stage, work: Work) -> Iterator[None]:
 
     def keep(tensor: Tensor) -> Tensor:
         for call in stage.calls:
-            call.again = not call.backward
+            call.again |= call.block == running[0] and not call.backward
         return tensor
 
     hooks = []

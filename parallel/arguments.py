@@ -1,0 +1,47 @@
+"""Flags of the commands that use a trained model: their errors are UsageErrors, their numbers have bounds."""
+
+import argparse
+import math
+from collections.abc import Callable
+from typing import NoReturn
+
+from parallel.errors import UsageError
+
+
+class Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        raise UsageError(f"{message}: see {self.prog} --help")
+
+
+def whole(least: int) -> Callable[[str], int]:
+    """Return the type of a whole number of at least so much."""
+
+    def read(text: str) -> int:
+        try:
+            if int(text) >= least:
+                return int(text)
+        except ValueError:
+            pass
+        raise argparse.ArgumentTypeError(f"{text!r} is not allowed: use a whole number of at least {least}")
+
+    return read
+
+
+def positive(text: str) -> float:
+    """Read a number above 0."""
+    return _bounded(text, at_most=math.inf)
+
+
+def share(text: str) -> float:
+    """Read a number above 0, up to 1."""
+    return _bounded(text, at_most=1.0)
+
+
+def _bounded(text: str, *, at_most: float) -> float:
+    try:
+        if 0 < float(text) <= at_most and math.isfinite(float(text)):
+            return float(text)
+    except ValueError:
+        pass
+    limit = f" up to {at_most:g}" if math.isfinite(at_most) else ""
+    raise argparse.ArgumentTypeError(f"{text!r} is not allowed: use a number above 0{limit}")

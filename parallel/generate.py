@@ -1,0 +1,55 @@
+"""Write on from a prompt with a trained GPT-2: `paralab generate --checkpoint runs/alice --prompt "Alice"`."""
+
+import argparse
+import sys
+
+from parallel.arguments import Parser, positive, share, whole
+from parallel.errors import ConfigError
+
+
+def main(argv: list[str]) -> int:
+    """Print the prompt and what follows it; on stderr, which checkpoint was read."""
+    options = _parse(argv)
+    import torch
+
+    from models.generation import Choice, generate
+    from models.gpt2 import GPT2
+    from parallel.data.tokenizer import get_tokenizer
+    from parallel.restore import restore
+
+    trained = restore(options.checkpoint)
+    work = trained.work
+    if not isinstance(trained.model, GPT2):
+        raise ConfigError(f"{trained.path} is a {work.spec.name} model: paralab generate needs gpt2")
+    print(f"{work.spec.name} {work.size} from {trained.path}", file=sys.stderr)
+    tokenizer = get_tokenizer(work.model_config.tokenizer)
+    prompt = torch.from_numpy(tokenizer.encode([options.prompt])[0].astype("int64"))[None].to(trained.device)
+    choice = Choice(greedy=options.greedy, temperature=options.temperature, top_k=options.top_k, top_p=options.top_p)
+    generator = torch.Generator(trained.device).manual_seed(options.seed)
+    ids = []
+    for token in generate(
+        trained.model, prompt, config=work.model_config, tokens=options.tokens, choice=choice, generator=generator
+    ):
+        ids.append(int(token))
+        if ids[-1] == tokenizer.end_of_text:
+            break
+    print(options.prompt + tokenizer.decode(ids))
+    return 0
+
+
+def _parse(argv: list[str]) -> argparse.Namespace:
+    parser = Parser(prog="paralab generate", description=(__doc__ or "").split(": `")[0] + ".", allow_abbrev=False)
+    parser.add_argument("--checkpoint", required=True, metavar="DIR", help="RUN/step-N, or RUN for its best one")
+    parser.add_argument("--prompt", required=True, metavar="TEXT", help="what the text begins with")
+    parser.add_argument("--tokens", type=whole(1), default=100, metavar="N", help="most to write (default: 100)")
+    parser.add_argument("--greedy", action="store_true", help="always the likeliest token")
+    parser.add_argument("--temperature", type=positive, default=1.0, metavar="X", help="below 1: bolder (default: 1)")
+    parser.add_argument("--top-k", type=whole(1), metavar="K", help="only among the K likeliest tokens")
+    parser.add_argument("--top-p", type=share, metavar="P", help="only among the fewest whose probability reaches P")
+    parser.add_argument("--seed", type=whole(0), default=0, metavar="N", help="of what is drawn (default: 0)")
+    options = parser.parse_args(argv)
+    if not options.prompt:
+        raise ConfigError("--prompt is empty: give at least one letter to begin with")
+    if options.greedy and (options.temperature != 1.0 or options.top_k or options.top_p):
+        raise ConfigError("--greedy draws nothing: leave --temperature, --top-k and --top-p out")
+    return options

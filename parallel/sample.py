@@ -1,0 +1,193 @@
+"""Draw samples from a trained denoiser: `paralab sample --checkpoint runs/points --n 2000 --out points.png`.
+
+Points are compared with held-out ones by a two-sample test. They are in the coordinates of training: mean 0 and
+standard deviation 1.
+"""
+
+import argparse
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from parallel.arguments import Parser, whole
+from parallel.errors import ConfigError, DataError
+
+if TYPE_CHECKING:
+    import torch
+    from matplotlib.axes import Axes
+
+    from parallel.restore import Trained
+
+TESTED = 2000  # points of each side in the two-sample test: the distances between them take 128 MB
+_SHOWN_PATHS = 40
+
+
+def main(argv: list[str]) -> int:
+    """Sample, write what was asked for, print what was found."""
+    options = _parse(argv)
+    import torch
+
+    from models.sampling import SAMPLERS, noise_levels, with_zero
+    from parallel.restore import restore
+
+    trained = restore(options.checkpoint)
+    config = trained.work.model_config
+    if trained.work.spec.name != "diffusion":
+        raise ConfigError(f"{trained.path} is a {trained.work.spec.name} model: paralab sample needs diffusion")
+    print(f"{trained.work.spec.name} {trained.work.size} from {trained.path}", file=sys.stderr)
+    if options.log_prob:
+        _print_log_probabilities(trained, Path(options.log_prob), steps=options.steps)
+        return 0
+    levels = noise_levels(options.steps, sigma_min=config.sigma_min, sigma_max=config.sigma_max)
+    generator = torch.Generator(trained.device).manual_seed(options.seed)
+    start = config.sigma_max * torch.randn(
+        options.n, *_shape(config), generator=generator, dtype=_dtype(trained), device=trained.device
+    )
+    labels = _labels(trained, options.n)
+    path = SAMPLERS[options.sampler](
+        lambda x, sigma: trained.model(x, sigma, *labels), start, levels=with_zero(levels), generator=generator
+    ).cpu()
+    if config.task == "denoise_points":
+        print(_compare(trained, path[-1], seed=options.seed))
+    if options.out:
+        _write(Path(options.out), path, labels=labels, levels=levels)
+        print(options.out)
+    return 0
+
+
+def _parse(argv: list[str]) -> argparse.Namespace:
+    parser = Parser(prog="paralab sample", description=(__doc__ or "").split(": `")[0] + ".", allow_abbrev=False)
+    parser.add_argument("--checkpoint", required=True, metavar="DIR", help="RUN/step-N, or RUN for its best one")
+    parser.add_argument("--n", type=whole(1), default=TESTED, metavar="N", help=f"how many (default: {TESTED})")
+    parser.add_argument("--sampler", choices=("ddim", "sde"), default="ddim", help="flow ODE or reverse SDE")
+    parser.add_argument("--steps", type=whole(2), default=100, metavar="S", help="noise levels (default: 100)")
+    parser.add_argument("--seed", type=whole(0), default=0, metavar="N", help="of what is drawn (default: 0)")
+    parser.add_argument("--out", metavar="FILE", help="picture (.png), or samples, paths and noise levels (.npz)")
+    parser.add_argument(
+        "--log-prob", metavar="FILE", help="print the log density of these points (.npy, or .csv of x,y) instead"
+    )
+    options = parser.parse_args(argv)
+    if options.log_prob and options.out:
+        raise ConfigError("--log-prob prints its result: leave --out out")
+    if options.out and Path(options.out).suffix not in (".png", ".npz"):
+        raise ConfigError(f"--out {options.out}: use a name ending in .png or .npz")
+    return options
+
+
+def _shape(config: Any) -> tuple[int, ...]:
+    if config.task == "denoise_points":
+        return (config.dims,)
+    return (config.channels, config.image_size, config.image_size)
+
+
+def _dtype(trained: "Trained") -> "torch.dtype":
+    return next(trained.model.parameters()).dtype
+
+
+def _labels(trained: "Trained", n: int) -> "tuple[torch.Tensor, ...]":
+    """Return the class of each sample, in turn: images are trained with labels, points without."""
+    import torch
+
+    config = trained.work.model_config
+    if config.task == "denoise_points":
+        return ()
+    return (torch.arange(n, device=trained.device) % config.n_classes,)
+
+
+def _compare(trained: "Trained", samples: "torch.Tensor", *, seed: int) -> str:
+    """Say how far samples (n, dims) are from as many held-out points."""
+    import numpy as np
+
+    from parallel.two_sample import energy_test
+
+    held_out = trained.work.dataset("validation")
+    n = min(len(samples), TESTED, held_out.n_samples)
+    clean = held_out.samples.load(np.arange(n))[0]  # type: ignore[attr-defined]
+    found = energy_test(samples[:n], clean, seed=seed)
+    verdict = "no difference found" if found.p_value > 0.05 else "they differ"
+    return (
+        f"{n:,} samples against {n:,} held-out points: energy distance {found.distance:.4f}, "
+        f"p = {found.p_value:.3f} ({verdict})"
+    )
+
+
+def _print_log_probabilities(trained: "Trained", file: Path, *, steps: int) -> None:
+    """Print each point and the log density of the model there, in nats."""
+    from models.sampling import log_probability, noise_levels
+
+    config = trained.work.model_config
+    if config.task != "denoise_points":
+        raise ConfigError(f"{trained.path} is a model of images: --log-prob is for points, leave it out")
+    points = _read_points(file, dims=config.dims).to(trained.device, _dtype(trained))
+    levels = noise_levels(steps, sigma_min=config.sigma_min, sigma_max=config.sigma_max)
+    found = log_probability(trained.model, points, levels=levels, data_std=config.sigma_data)
+    for point, log_p in zip(points.tolist(), found.tolist(), strict=True):
+        print(",".join(f"{value:g}" for value in point) + f",{log_p:.4f}")
+
+
+def _read_points(file: Path, *, dims: int) -> "torch.Tensor":
+    import numpy as np
+    import torch
+
+    try:
+        if file.suffix == ".npy":
+            points = np.load(file, allow_pickle=False)
+        else:
+            points = np.loadtxt(file, delimiter=",", ndmin=2)
+    except (OSError, ValueError) as error:
+        raise DataError(f"points {file} cannot be read ({error}): give a .npy file, or lines of x,y") from error
+    if points.ndim != 2 or points.shape[1] != dims or not np.issubdtype(points.dtype, np.number):
+        raise DataError(f"points {file} have shape {points.shape}: {dims} numbers a point are needed")
+    return torch.from_numpy(points)
+
+
+def _write(file: Path, path: "torch.Tensor", *, labels: "tuple[torch.Tensor, ...]", levels: "torch.Tensor") -> None:
+    """Write samples and the paths (levels, n, ...) that led to them."""
+    import numpy as np
+
+    file.parent.mkdir(parents=True, exist_ok=True)
+    if file.suffix == ".png":
+        _draw(file, path)
+        return
+    columns = {"labels": labels[0].cpu().numpy()} if labels else {}
+    np.savez(file, samples=path[-1].numpy(), path=path.numpy(), levels=levels.numpy(), **columns)  # type: ignore[arg-type]
+
+
+def _draw(file: Path, path: "torch.Tensor") -> None:
+    try:
+        from matplotlib.figure import Figure
+    except ImportError as error:
+        raise ConfigError("drawing needs matplotlib: pip install 'paralab[plot]', or use --out FILE.npz") from error
+    figure = Figure(figsize=(10, 5), layout="constrained")
+    (_draw_points if path.dim() == 3 else _draw_images)(figure.subplots(1, 2), path)
+    figure.savefig(file, dpi=120)
+
+
+def _draw_points(axes: "list[Axes]", path: "torch.Tensor") -> None:
+    axes[0].set_title(f"{path.shape[1]:,} samples")
+    axes[0].scatter(path[-1, :, 0], path[-1, :, 1], s=2, alpha=0.5)
+    axes[1].set_title(f"how {min(_SHOWN_PATHS, path.shape[1])} of them came from noise")
+    shown = path[:, :_SHOWN_PATHS]
+    for i in range(shown.shape[1]):
+        axes[1].plot(shown[:, i, 0], shown[:, i, 1], linewidth=0.6, alpha=0.6)
+    axes[1].scatter(shown[-1, :, 0], shown[-1, :, 1], s=8, color="black", zorder=3)
+    for ax in axes:
+        ax.set_aspect("equal")
+        ax.set(xlim=(-3, 3), ylim=(-3, 3))
+
+
+def _draw_images(axes: "list[Axes]", path: "torch.Tensor") -> None:
+    side = min(8, max(1, int(path.shape[1] ** 0.5)))
+    axes[0].set_title(f"{side * side} samples")
+    axes[1].set_title("from noise to images")
+    moments = [len(path) * i // side for i in range(side - 1)] + [len(path) - 1]
+    _grid(axes[0], path[-1, : side * side], columns=side)
+    _grid(axes[1], path[moments, :side].transpose(0, 1).flatten(0, 1), columns=side)
+
+
+def _grid(ax: "Axes", images: "torch.Tensor", *, columns: int) -> None:
+    """Show images (n, channels, size, size) in [-1, 1] as rows of a grid."""
+    pixels = ((images[:, :3] + 1) / 2).clamp(0, 1)
+    rows = pixels.unflatten(0, (-1, columns)).permute(0, 3, 1, 4, 2).flatten(2, 3).flatten(0, 1)
+    ax.imshow(rows.squeeze(-1).numpy(), cmap="gray", vmin=0, vmax=1)
+    ax.axis("off")

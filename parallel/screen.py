@@ -1,0 +1,173 @@
+"""What a training run shows: lines of metrics, a progress bar on a terminal, events for TensorBoard."""
+
+import contextlib
+import json
+import signal
+import sys
+from collections.abc import Iterator
+from contextlib import AbstractContextManager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+
+from parallel.evaluate import Validation
+from parallel.resolve import Work
+from parallel.train import TrainConfig
+
+
+@dataclass(frozen=True)
+class Metrics:
+    """One line. memory_bytes: peak of the fullest rank, of its GPU or else of its process. mfu: share, of a device."""
+
+    step: int
+    loss: float
+    grad_norm: float
+    learning_rate: float
+    units_per_s: float
+    unit: str
+    mfu: float
+    memory_bytes: int
+    data_wait_share: float
+
+    def line(self, total: int) -> str:
+        cells = (
+            _at(self.step, total),
+            f"loss {self.loss:.4f}",
+            f"grad norm {self.grad_norm:.3f}",
+            f"lr {self.learning_rate:.2e}",
+            f"{self.units_per_s:,.0f} {self.unit}/s",
+            f"MFU {self.mfu:.1%}",
+            f"{self.memory_bytes / 2**20:,.0f} MiB",
+            f"data wait {self.data_wait_share:.1%}",
+        )
+        return "  ".join(cells)
+
+
+class Screen(Protocol):
+    """Where a rank shows what it does."""
+
+    def __enter__(self) -> "Screen": ...
+    def __exit__(self, *exception: object) -> None: ...
+    def say(self, text: str) -> None: ...
+    def begin(self, work: Work, *, step: int, total: int) -> None: ...
+    def metrics(self, metrics: Metrics) -> None: ...
+    def validation(self, step: int, found: Validation, *, better: bool) -> None: ...
+    def trace(self, step: int, *, wanted: bool) -> AbstractContextManager[Any]: ...
+    def end(self, step: int, best: Validation | None, best_step: int | None, *, stopped_by: int | None) -> None: ...
+
+
+def open_screen(folder: Path, run: TrainConfig, *, shown: bool) -> Screen:
+    """Return what rank 0 shows, or what shows nothing."""
+    return Shown(folder, tensorboard=run.tensorboard) if shown else Hidden()
+
+
+class Shown:
+    """Prints; keeps held-out losses in validation.jsonl of the run's folder, and traces beside it."""
+
+    def __init__(self, folder: Path, *, tensorboard: bool) -> None:
+        from rich.console import Console
+        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeRemainingColumn
+
+        self.folder = folder
+        folder.mkdir(parents=True, exist_ok=True)
+        self.console = Console(file=sys.stdout, highlight=False, markup=False, soft_wrap=True)
+        columns = (BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+        self.bar = Progress(*columns, console=self.console, transient=True, disable=not sys.stdout.isatty())
+        self.writer: Any = None
+        if tensorboard:
+            from torch.utils.tensorboard import SummaryWriter
+
+            self.writer = SummaryWriter(str(folder / "tensorboard"))
+
+    def __enter__(self) -> "Shown":
+        self.bar.start()
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.bar.stop()
+        if self.writer is not None:
+            self.writer.close()
+
+    def say(self, text: str) -> None:
+        self.console.print(text)
+        sys.stdout.flush()
+
+    def begin(self, work: Work, *, step: int, total: int) -> None:
+        self.total = total
+        self.task = self.bar.add_task("", total=total, completed=step)
+        run = work.run
+        self.say(
+            f"{work.spec.name} {work.size}, {work.n_parameters / 1e6:.1f} M parameters, on {work.dataset().name}: "
+            f"{work.strategy} as {work.layout}, {work.division.global_batch_size} samples a step, {run.precision}"
+        )
+        self.say(f"in {self.folder}, from step {step} to {total}")
+
+    def metrics(self, metrics: Metrics) -> None:
+        self.bar.update(self.task, completed=metrics.step)
+        self.say(metrics.line(self.total))
+        skipped = ("step", "unit")
+        self._write("train", metrics.step, {k: v for k, v in asdict(metrics).items() if k not in skipped})
+
+    def validation(self, step: int, found: Validation, *, better: bool) -> None:
+        self.say(f"{_at(step, self.total)}  {found}{'  (best)' if better else ''}")
+        with (self.folder / "validation.jsonl").open("a", encoding="utf-8") as file:
+            file.write(json.dumps({"step": step, **asdict(found)}) + "\n")
+        self._write("validation", step, {k: v for k, v in asdict(found).items() if v is not None})
+
+    @contextlib.contextmanager
+    def trace(self, step: int, *, wanted: bool) -> Iterator[None]:
+        if not wanted:
+            yield
+            return
+        with torch.profiler.profile(profile_memory=True, record_shapes=True) as profile:
+            yield
+        file = self.folder / f"trace-step-{step}.json"
+        profile.export_chrome_trace(str(file))
+        self.say(f"trace of step {step}, for chrome://tracing or ui.perfetto.dev: {file}")
+
+    def end(self, step: int, best: Validation | None, best_step: int | None, *, stopped_by: int | None) -> None:
+        if stopped_by:
+            name = signal.Signals(stopped_by).name
+            self.say(f"stopped by {name} after step {step}, saved: --resume --out {self.folder} goes on")
+            return
+        best_line = f"; the best is step-{best_step}: {best}" if best is not None else ""
+        self.say(f"saved in {self.folder}{best_line}")
+
+    def _write(self, group: str, step: int, values: dict[str, float]) -> None:
+        if self.writer is not None:
+            for name, value in values.items():
+                self.writer.add_scalar(f"{group}/{name}", value, step)
+
+
+class Hidden:
+    """Shows nothing."""
+
+    def __enter__(self) -> "Hidden":
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        pass
+
+    def say(self, text: str) -> None:
+        pass
+
+    def begin(self, work: Work, *, step: int, total: int) -> None:
+        pass
+
+    def metrics(self, metrics: Metrics) -> None:
+        pass
+
+    def validation(self, step: int, found: Validation, *, better: bool) -> None:
+        pass
+
+    def trace(self, step: int, *, wanted: bool) -> AbstractContextManager[Any]:
+        return contextlib.nullcontext()
+
+    def end(self, step: int, best: Validation | None, best_step: int | None, *, stopped_by: int | None) -> None:
+        pass
+
+
+def _at(step: int, total: int) -> str:
+    return f"step {step:>{len(str(total))}}/{total}"

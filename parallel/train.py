@@ -1,0 +1,236 @@
+"""Train a model for real: `paralab train --preset alice --out runs/alice`.
+
+A run is a folder: the configuration as it was realised, a log of steps for each rank, the held-out losses, the
+checkpoints, and one row for each time it was started. It can be stopped at any moment, by a signal as well, and
+continued with `--resume` under any layout.
+"""
+
+import os
+import shlex
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from parallel.cluster import Rank
+from parallel.config import RunConfig, load, make_parser, option
+from parallel.config import resolve as read_config
+from parallel.errors import ConfigError, did_you_mean
+from parallel.resolve import Work, resolve
+
+# Learning rates were chosen on the held-out split.
+PRESETS: Mapping[str, Mapping[str, Any]] = {
+    "alice": {
+        "model": "gpt2",
+        "size": "nano",
+        "data": "alice",
+        "steps": 300,
+        "global_batch_size": 16,
+        "learning_rate": 2e-3,
+        "lr_warmup_steps": 30,
+        "eval_every": 25,
+        "save_every": 100,
+    },
+    "gpt2-124m": {  # add --data NAME, a Hugging Face text set
+        "model": "gpt2",
+        "size": "124m",
+        "precision": "bf16",
+        "steps": 20_000,
+        "global_batch_size": 480,
+        "accumulation": 5,
+        "learning_rate": 6e-4,
+        "lr_warmup_steps": 700,
+        "eval_every": 500,
+        "eval_samples": 1000,
+        "save_every": 1000,
+    },
+    "mnist": {
+        "model": "resnet",
+        "size": "20",
+        "data": "mnist",
+        "steps": 500,
+        "global_batch_size": 64,
+        "learning_rate": 4e-3,
+        "weight_decay": 0.05,
+        "lr_warmup_steps": 30,
+        "min_lr_ratio": 0.01,
+        "eval_every": 100,
+        "save_every": 100,
+    },
+    "points": {
+        "model": "diffusion",
+        "size": "points",
+        "data": "two_moons",
+        "steps": 4000,
+        "global_batch_size": 512,
+        "learning_rate": 2e-3,
+        "weight_decay": 0.0,
+        "lr_warmup_steps": 100,
+        "min_lr_ratio": 0.01,
+        "log_every": 100,
+        "eval_every": 500,
+        "save_every": 1000,
+    },
+    "dit-mnist": {
+        "model": "diffusion",
+        "size": "dit-mnist",
+        "data": "mnist",
+        "steps": 5000,
+        "global_batch_size": 64,
+        "learning_rate": 1e-3,
+        "weight_decay": 0.0,
+        "lr_warmup_steps": 200,
+        "min_lr_ratio": 0.01,
+        "eval_every": 500,
+        "eval_samples": 500,
+        "save_every": 500,
+    },
+}
+_DIVISION = ("strategy", "layout", "nproc")
+IN_FOLDER = "in the folder"  # what a bare --resume stands for
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainConfig(RunConfig):
+    """A training run."""
+
+    preset: str | None = option(None, "values for a known task; other options go over them", group="work")
+    steps: int = option(1000, "optimizer steps, warm-up not counted", group="steps", at_least=1)
+    warmup: int = option(0, "further steps at the start, marked in the log as not measured", group="steps", at_least=0)
+    out: str | None = option(None, "folder of the run (default: runs/MODEL-SIZE)", group="steps", metavar="DIR")
+    resume: str | None = option(
+        None, "go on from this checkpoint; without PATH from the newest in --out", group="steps", metavar="[PATH]"
+    )
+    save_every: int = option(200, "steps between checkpoints", group="steps", at_least=1)
+    keep_last: int = option(3, "checkpoints kept, besides the best one", group="steps", at_least=1)
+    log_every: int = option(10, "steps between lines of metrics", group="steps", at_least=1)
+    eval_every: int = option(100, "steps between evaluations on held-out data", group="steps", at_least=1)
+    eval_samples: int | None = option(None, "held-out samples used, the first ones", group="steps", at_least=1)
+    early_stop: int | None = option(
+        None, "end after so many evaluations in a row without a better loss", group="steps", at_least=1
+    )
+    tensorboard: bool = option(False, "write events for TensorBoard as well", group="steps")
+    profile_step: int | None = option(None, "write a torch.profiler trace of this step", group="steps", at_least=0)
+
+
+def main(argv: list[str]) -> int:
+    """Train. Returns: 0 when it was trained to the end, 128 + the signal when one stopped it."""
+    from torch.distributed.elastic.multiprocessing.api import SignalException
+
+    from parallel.case import Asked
+    from parallel.launch import launch
+
+    rank = Rank.from_env()
+    config = read(argv, rank)
+    work = resolve(config)
+    check(work)
+    asked = Asked(
+        strategy=config.strategy,
+        layout=str(config.layout) if config.layout else None,
+        engine=config.engine,
+        nproc=config.nproc,
+        precision=config.precision,
+        command=f"paralab train {shlex.join(argv)}".strip(),
+        launcher=rank.launcher,
+    )
+    try:
+        outcome = launch(
+            "parallel.training:train",
+            work.run,
+            asked,
+            nproc=work.layout.world_size,
+            threads=config.threads,
+            backend=config.backend,
+        )
+    except SignalException as stopped:  # the ranks have had the signal too, and have saved
+        return 128 + int(stopped.sigval)
+    return outcome.exit_status
+
+
+def read(argv: list[str], rank: Rank) -> TrainConfig:
+    """Read the flags, over a file, over what the run in the folder was started with if it goes on, over a preset."""
+    words = _with_resume_value(argv)
+    preset = read_config(words, config=TrainConfig, prog="paralab train", description=_description()).preset
+    given = {name: value for name, value in vars(_parser().parse_args(words)).items() if value is not None}
+    given.pop("local_rank", None)
+    file = given.pop("config", None)
+    given = (load(file) if file else {}) | given
+    config = TrainConfig.from_dict(_preset(preset) | given, source=file or "")
+    folder = config.out or f"runs/{config.model}" + (f"-{config.size}" if config.size else "")
+    started_with = config_file(folder)
+    if config.resume == IN_FOLDER and started_with.exists():
+        config = TrainConfig.from_dict(_without_division(load(started_with), given) | given, source=str(started_with))
+    config = replace(config, out=folder, engine="torch" if config.engine == "auto" else config.engine)
+    return config if {"layout", "nproc"} & set(given) else _fit(config, rank, strategy_given="strategy" in given)
+
+
+def _without_division(values: dict[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
+    """Drop how a run was divided where something else is asked for now."""
+    dropped: set[str] = set()
+    if set(_DIVISION) & set(given):
+        dropped = {"layout", "nproc"}
+        if "strategy" in given or "layout" in given or values.get("strategy") == "single":
+            dropped.add("strategy")
+    return {name: value for name, value in values.items() if name not in dropped}
+
+
+def _fit(config: TrainConfig, rank: Rank, *, strategy_given: bool) -> TrainConfig:
+    """Take the number of processes from the launcher; without one, one per GPU, or a single one on a CPU.
+
+    A run that goes on may have another number of them than before: then it keeps its strategy where that is possible.
+    """
+    alone = rank.launcher == "python"
+    if alone and (strategy_given or config.layout is not None):
+        return config
+    here = max(1, torch.cuda.device_count()) if alone else rank.world_size
+    if config.layout is not None and config.layout.world_size == here:
+        return config
+    keeps = strategy_given or (here > 1 and config.strategy != "single")
+    return replace(config, strategy=config.strategy if keeps else None, layout=None, nproc=here)
+
+
+def check(work: Work) -> None:
+    """Refuse what is known to fail before processes are started."""
+    run = work.run
+    assert isinstance(run, TrainConfig) and run.out is not None
+    if run.engine != "torch":
+        raise ConfigError(f"paralab train with --engine {run.engine}: its checkpoints are torch's, use --engine torch")
+    if run.tensorboard and find_spec("tensorboard") is None:
+        raise ConfigError("--tensorboard needs a package: pip install 'paralab[tensorboard]'")
+    work.dataset(), work.dataset("validation")
+    from parallel import checkpoint
+
+    there = checkpoint.latest(run.out)
+    if there and run.resume is None:
+        raise ConfigError(f"{run.out} has {there.name} already: add --resume to go on, or give another --out")
+
+
+def _with_resume_value(argv: list[str]) -> list[str]:
+    """Give a bare --resume its value."""
+    words = []
+    for word, following in zip(argv, [*argv[1:], "--"], strict=True):
+        words += [word, IN_FOLDER] if word == "--resume" and following.startswith("--") else [word]
+    return words
+
+
+def _parser() -> Any:
+    return make_parser(TrainConfig, prog="paralab train", description=_description())
+
+
+def _description() -> str:
+    return f"{(__doc__ or '').split(': `')[0]}. Presets: {', '.join(PRESETS)}."
+
+
+def _preset(name: str | None) -> dict[str, Any]:
+    if name is None:
+        return {}
+    if name not in PRESETS:
+        raise ConfigError(f"--preset {name} is unknown{did_you_mean(name, PRESETS)}: use one of {', '.join(PRESETS)}")
+    return dict(PRESETS[name])
+
+
+def config_file(folder: str | os.PathLike) -> Path:
+    return Path(folder) / "config.toml"

@@ -1,0 +1,333 @@
+"""The training loop on one rank: steps, metrics, evaluation, checkpoints, and a clean end when a signal asks for it."""
+
+import math
+import os
+import signal
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from itertools import count
+from pathlib import Path
+from types import FrameType
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from parallel import checkpoint, cluster, strategies
+from parallel.case import Asked, describe, failed
+from parallel.checkpoint import Saver
+from parallel.cluster import Mesh, Rank
+from parallel.engines.native import NativeEngine
+from parallel.errors import DivergedError
+from parallel.evaluate import Evaluator, Validation
+from parallel.failure import Failure, Progress, guard
+from parallel.measure import memory
+from parallel.measure.record import RunRecord, StepLog, StepRecord, append
+from parallel.measure.roofline import Peak, device_peak
+from parallel.optimizer import learning_rate
+from parallel.parity import training_batches
+from parallel.precision import DTYPES
+from parallel.resolve import Work, resolve
+from parallel.screen import Metrics, open_screen
+from parallel.spec import StepResult
+from parallel.train import IN_FOLDER, TrainConfig, config_file
+
+
+@dataclass
+class Outcome:
+    """How a run ended. stopped_by: the signal that did, if one did. first, last: training losses of this start."""
+
+    step: int = 0
+    stopped_by: int | None = None
+    best: Validation | None = None
+    best_step: int | None = None
+    first_loss: float | None = None
+    last_loss: float | None = None
+    last_grad_norm: float | None = None
+    steps: int = 0  # taken since this start
+    steps_s: float = 0.0
+    waits_s: float = 0.0
+
+    @property
+    def exit_status(self) -> int:
+        return 128 + self.stopped_by if self.stopped_by else 0
+
+
+def train(rank: Rank, progress: Progress, run: TrainConfig, asked: Asked) -> Outcome:
+    """Train on this rank until the steps are done or a signal comes; leave a row either way."""
+    work = resolve(run)
+    rows = Path(run.out or "") / "runs.csv"
+
+    def on_first(failure: Failure) -> None:
+        append(rows, failed(work, asked, rank, failure))
+
+    with guard(rank, progress, on_first):
+        mesh = cluster.make_mesh(work.layout, rank.device)
+        outcome = Training(work, rank, mesh, progress).run()
+        if rank.is_main:
+            append(rows, _record(work, asked, rank, mesh, outcome))
+    if outcome.stopped_by and rank.world_size > 1:
+        # A process that torch's launcher spawned waits, after it returns, for a launcher that is ending as well.
+        cluster.leave()
+        sys.stdout.flush()
+        os._exit(outcome.exit_status)
+    return outcome
+
+
+class Training:
+    """One rank's part of a run."""
+
+    def __init__(self, work: Work, rank: Rank, mesh: Mesh, progress: Progress) -> None:
+        assert isinstance(work.run, TrainConfig) and work.run.out is not None
+        self.work, self.options, self.mesh, self.progress = work, work.run, mesh, progress
+        self.folder = Path(work.run.out)
+        self.is_main = rank.is_main
+        self.screen = open_screen(self.folder, work.run, shown=rank.is_main)
+        self.log = StepLog(self.folder / "log" / f"rank{rank.rank}.jsonl")
+        self.peak = device_peak(mesh.device, DTYPES[work.run.precision])
+        self.saver = Saver(self.folder, mesh=mesh, keep_last=work.run.keep_last)
+        self.stop = Stop(mesh)
+        engine = strategies.build(work.context(mesh))
+        assert isinstance(engine, NativeEngine), "checkpoints and evaluation are made for this one"
+        self.engine = engine
+        self.evaluate = Evaluator(work, self.engine, most_samples=work.run.eval_samples)
+        self.total = work.run.steps + work.run.warmup
+        self.outcome = Outcome()
+        self.saved_at = self.evaluated_at = -1
+        self.evaluations_without_better = 0
+
+    def run(self) -> Outcome:
+        with self.screen, self.saver, self.stop:
+            self._start()
+            self._steps()
+            self._end()
+        self.log.close()
+        return self.outcome
+
+    def _start(self) -> None:
+        """Load what is asked for, keep the configuration, say what will be done."""
+        run = self.options
+        if run.resume == IN_FOLDER:
+            self.outcome.step = checkpoint.resume(self.engine, self.folder, say=self.screen.say)
+        elif run.resume is not None:
+            self.outcome.step = checkpoint.load(self.engine, run.resume)
+        if self.outcome.step and (best := checkpoint.best(self.folder)):
+            facts = checkpoint.read_facts(best)
+            self.outcome.best, self.outcome.best_step = Validation(0, facts.metric or math.inf), facts.step
+        if self.is_main:
+            replace(run, resume=None).save(config_file(self.folder))
+        self.screen.begin(self.work, step=self.outcome.step, total=self.total)
+
+    def _steps(self) -> None:
+        run, outcome = self.options, self.outcome
+        batches = training_batches(self.work, self.mesh, start_step=outcome.step)
+        interval = Interval(self)
+        for step in range(outcome.step, self.total):
+            self.progress.step = step
+            interval.take(step, batches)
+            outcome.step = done = step + 1
+            outcome.stopped_by = self.stop.agreed()
+            evaluates, saves = done % run.eval_every == 0, done % run.save_every == 0
+            if not (outcome.stopped_by or done == self.total or done % run.log_every == 0 or evaluates or saves):
+                continue
+            interval.close()
+            if outcome.stopped_by:
+                return
+            if evaluates and not self._goes_on_after_evaluation():
+                return
+            if saves:
+                self._save()
+            interval = Interval(self)
+
+    def _goes_on_after_evaluation(self) -> bool:
+        """Evaluate and keep a better model; return False when there was none for too long."""
+        outcome, found = self.outcome, self.evaluate()
+        self.evaluated_at = outcome.step
+        better = outcome.best is None or found.loss < outcome.best.loss
+        self.evaluations_without_better = 0 if better else self.evaluations_without_better + 1
+        self.screen.validation(outcome.step, found, better=better)
+        if better:
+            outcome.best, outcome.best_step = found, outcome.step
+            self._save(found.loss)
+        limit = self.options.early_stop
+        if limit is None or self.evaluations_without_better < limit:
+            return True
+        self.screen.say(f"{limit} evaluations without a better loss: stopped early")
+        return False
+
+    def _save(self, metric: float | None = None) -> None:
+        if self.saved_at != self.outcome.step:
+            self.saver.save(self.engine, metric=metric)
+            self.saved_at = self.outcome.step
+
+    def _end(self) -> None:
+        """Evaluate once more unless a signal is waiting, save, and say where everything is."""
+        outcome = self.outcome
+        if outcome.steps and not outcome.stopped_by and self.evaluated_at != outcome.step:
+            self._goes_on_after_evaluation()
+        if outcome.steps:
+            self._save()
+        self.saver.join()
+        self.screen.end(outcome.step, outcome.best, outcome.best_step, stopped_by=outcome.stopped_by)
+
+
+class Interval:
+    """The steps up to the next line of metrics. Losses stay on the device until then: nothing waits for them."""
+
+    def __init__(self, training: Training) -> None:
+        self.training = training
+        self.results: list[StepResult] = []
+        self.waits_s: list[float] = []
+        self.began_s = time.perf_counter()
+
+    def take(self, step: int, batches: Iterator) -> None:
+        training, wanted = self.training, self.training.options.profile_step
+        waited = time.perf_counter()
+        batch = next(batches)
+        self.waits_s.append(time.perf_counter() - waited)
+        with training.screen.trace(step, wanted=step == wanted):
+            self.results.append(training.engine.step(batch))
+
+    def close(self) -> None:
+        """Read the losses, check them, log each step and show a line."""
+        training, run, work = self.training, self.training.options, self.training.work
+        outcome, first = training.outcome, training.outcome.step - len(self.results)
+        losses, norms = torch.stack([torch.stack([x.loss, x.grad_norm]) for x in self.results]).T.tolist()
+        taken_s = time.perf_counter() - self.began_s
+        for step, loss, norm, wait_s in zip(count(first), losses, norms, self.waits_s, strict=False):
+            training.progress.step = step
+            training.log.write(
+                StepRecord(
+                    step=step,
+                    loss=loss,
+                    grad_norm=norm,
+                    learning_rate=learning_rate(run, step),
+                    step_time_s=taken_s / len(losses),  # mean of the interval
+                    data_wait_s=wait_s,
+                    samples=work.division.global_batch_size,
+                    measured=step >= run.warmup,
+                )
+            )
+            _check_finite(step, loss, norm, work)
+        outcome.first_loss = losses[0] if outcome.first_loss is None else outcome.first_loss
+        outcome.last_loss, outcome.last_grad_norm = losses[-1], norms[-1]
+        outcome.steps += len(losses)
+        outcome.steps_s += taken_s
+        outcome.waits_s += sum(self.waits_s)
+        used_bytes, waits_s = _largest(training.mesh, [_memory_bytes(training.mesh), sum(self.waits_s)])
+        training.screen.metrics(
+            Metrics(
+                step=outcome.step,
+                loss=losses[-1],
+                grad_norm=norms[-1],
+                learning_rate=learning_rate(run, outcome.step - 1),
+                units_per_s=_units_per_s(work, len(losses) / taken_s),
+                unit=work.spec.unit(work.model_config),
+                mfu=_mfu(work, len(losses) / taken_s, training.peak),
+                memory_bytes=int(used_bytes),
+                data_wait_share=waits_s / taken_s,
+            )
+        )
+
+
+class Stop:
+    """Notices SIGTERM and SIGINT, and has all ranks agree on the step after which to end.
+
+    The signal may reach ranks at different steps, and one of them only. Each step they add up what they have seen,
+    on a group of its own on the CPU; the answer of one step is read after the next, so nobody waits for it.
+    """
+
+    SIGNALS = (signal.SIGTERM, signal.SIGINT)
+
+    def __init__(self, mesh: Mesh) -> None:
+        self.seen = 0
+        self.group = None
+        if mesh.world is not None:
+            self.group = dist.new_group(list(range(mesh.layout.world_size)), backend="gloo")
+        self.asked: tuple[Tensor, dist.Work] | None = None
+
+    def __enter__(self) -> "Stop":
+        self.before = {number: signal.signal(number, self._notice) for number in self.SIGNALS}
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        for number, handler in self.before.items():
+            signal.signal(number, handler)
+        if self.asked is not None and kind is None:
+            self.asked[1].wait()
+
+    def _notice(self, number: int, frame: FrameType | None) -> None:
+        self.seen = number
+
+    def agreed(self) -> int | None:
+        """Return the signal after which all ranks end now, or None. Collective, once a step."""
+        if self.group is None:
+            return self.seen or None
+        answer = None
+        if self.asked is not None:
+            numbers, work = self.asked
+            work.wait()
+            answer = int(numbers) or None
+        numbers = torch.tensor(self.seen)
+        self.asked = numbers, dist.all_reduce(numbers, op=dist.ReduceOp.MAX, group=self.group, async_op=True)
+        return answer
+
+
+def _check_finite(step: int, loss: float, norm: float, work: Work) -> None:
+    """Raise DivergedError naming the batch. With fp16 an overflowing gradient is normal: the step was skipped."""
+    skipped = work.run.precision == "fp16"
+    if math.isfinite(loss) and (math.isfinite(norm) or skipped):
+        return
+    size = work.division.global_batch_size
+    raise DivergedError(
+        f"loss {loss}, gradient norm {norm} at step {step}, whose batch is samples {step * size} to "
+        f"{(step + 1) * size - 1} of the order of seed {work.run.seed}: lower --learning-rate, or use --precision fp32"
+    )
+
+
+def _memory_bytes(mesh: Mesh) -> float:
+    allocated, _ = memory.device_peak_bytes(mesh.device)
+    return float(allocated if allocated is not None else memory.process_peak_bytes() or 0)
+
+
+def _largest(mesh: Mesh, values: list[float]) -> list[float]:
+    """Return the largest of each value over the ranks."""
+    if mesh.world is None:
+        return values
+    largest = torch.tensor(values, dtype=torch.float64, device=mesh.device)
+    dist.all_reduce(largest, op=dist.ReduceOp.MAX, group=mesh.world)
+    return largest.tolist()
+
+
+def _units_per_s(work: Work, steps_per_s: float) -> float:
+    return steps_per_s * work.division.global_batch_size * work.spec.units_per_sample(work.model_config)
+
+
+def _mfu(work: Work, steps_per_s: float, peak: Peak) -> float:
+    per_step = work.spec.flops(work.model_config).per_sample * work.division.global_batch_size
+    return per_step * steps_per_s / work.layout.world_size / peak.flops
+
+
+def _record(work: Work, asked: Asked, rank: Rank, mesh: Mesh, outcome: Outcome) -> RunRecord:
+    """Return the row of a run that ended in order."""
+    wall_s = time.time() - asked.started
+    samples_per_s = outcome.steps * work.division.global_batch_size / outcome.steps_s if outcome.steps else None
+    is_text = work.spec.unit(work.model_config) == "tokens"
+    tokens = work.spec.units_per_sample(work.model_config)
+    return RunRecord(
+        **describe(work, asked, rank, mesh.device),
+        status="aborted" if outcome.stopped_by else "ok",
+        reason=f"stopped by {signal.Signals(outcome.stopped_by).name}" if outcome.stopped_by else None,
+        wall_s=wall_s,
+        goodput_share=outcome.steps_s / wall_s,
+        measured_steps=outcome.steps,
+        samples_per_s=samples_per_s,
+        tokens_per_s=samples_per_s * tokens if samples_per_s and is_text else None,
+        data_wait_share=outcome.waits_s / outcome.steps_s if outcome.steps else None,
+        process_peak_bytes=memory.process_peak_bytes(),
+        loss_first=outcome.first_loss,
+        loss_last=outcome.last_loss,
+        grad_norm_last=outcome.last_grad_norm,
+    )

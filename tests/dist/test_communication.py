@@ -1,0 +1,124 @@
+"""What a step sends is what was predicted, to the byte, on every rank of every layout."""
+
+from fractions import Fraction
+from typing import Any
+
+import pytest
+
+from models import SPECS
+from parallel import cluster, engines
+from parallel.cluster import Rank
+from parallel.config import RunConfig
+from parallel.layout import Layout
+from parallel.measure.ledger import CommLedger
+from parallel.parity import training_batches
+from parallel.planner.communication import predicted_wire_bytes
+from parallel.resolve import resolve
+from tests.dist.workers import WorkerPool
+
+Bytes = dict[str, Fraction]
+
+
+def counted(rank: Rank, run: RunConfig) -> Bytes | None:
+    """Count one step, after two in which DDP settles its buckets; ranks outside the layout return None."""
+    work = resolve(run)
+    mesh = cluster.make_mesh(work.layout, rank.device)
+    if rank.rank >= work.layout.world_size:
+        return None
+    engine = engines.build(work.context(mesh), "torch")
+    batches = training_batches(work, mesh)
+    for _ in range(2):
+        engine.step(next(batches))
+    with CommLedger(mesh.groups()) as ledger:
+        engine.step(next(batches))
+    return {row.axis: ledger.wire_bytes(axis=row.axis) for row in ledger.rows()}
+
+
+def check(workers: WorkerPool, model: str, layout: str, **changes: Any) -> None:
+    name, _, size = model.partition("-")
+    run = RunConfig(
+        model=name,
+        size=size or SPECS[name].tiny_size,
+        layout=Layout.parse(layout),
+        global_batch_size=16,
+        **changes,
+    )
+    work = resolve(run)
+    predicted = [predicted_wire_bytes(work, pp_rank) for pp_rank in range(work.layout.pp)]
+    everywhere = [
+        predicted[pp_rank] for pp_rank in range(work.layout.pp) for _ in range(work.layout.dp * work.layout.tp)
+    ]
+    answers = workers.run("tests.dist.test_communication:counted", run)
+    assert answers[: work.layout.world_size] == everywhere
+    assert sum(everywhere[0].values()) > 0
+
+
+@pytest.mark.parametrize(
+    "layout",
+    [
+        "dp2",
+        "dp2/zero1",
+        "dp2/zero2",
+        "dp4/zero3",
+        "tp2",
+        "tp2/sp",
+        "tp4/sp",
+        "pp2/naive",
+        "pp2/gpipe/mb2",
+        "pp2/1f1b/mb4",
+        "pp2/interleaved/mb4",
+        "pp2/zero-bubble/mb4",
+        "pp2/zbv/mb4",
+        "pp2/dualpipev/mb4",
+        "pp4/1f1b/mb4",
+        "tp2.pp2/mb4",
+        "tp2.pp2/zbv/mb2/sp",
+        "dp2.tp2",
+        "dp2.tp2/zero1/sp",
+        "dp2.tp2/zero3/sp",
+        "dp2.pp2/zero2/mb2",
+        "dp2.tp2.pp2/mb2",
+        "dp2.tp2.pp2/zero1/mb2",
+        "dp2.tp2.pp2/zero3/zero-bubble/mb2/sp",
+    ],
+)
+def test_gpt2(workers: WorkerPool, layout: str) -> None:
+    check(workers, "gpt2", layout)
+
+
+@pytest.mark.parametrize(
+    "layout",
+    ["dp2", "dp2/zero2", "dp2/zero3", "tp2/sp", "dp2.tp2/zero3/sp", "pp2/naive", "pp2/mb2", "dp2.pp2/zero2/naive"],
+)
+def test_accumulation(workers: WorkerPool, layout: str) -> None:
+    check(workers, "gpt2", layout, accumulation=2)
+
+
+@pytest.mark.parametrize("model", ["resnet", "diffusion-tiny-points", "diffusion-tiny-dit"])
+@pytest.mark.parametrize(
+    "layout",
+    [
+        "dp2",
+        "dp4/zero1",
+        "dp2/zero3",
+        "tp2",
+        "pp2/mb2",
+        "pp2/zbv/mb4",
+        "dp2.tp2.pp2/mb2",
+        "dp2.tp2.pp2/zero3/zero-bubble/mb2",
+    ],
+)
+def test_other_models(workers: WorkerPool, model: str, layout: str) -> None:
+    check(workers, model, layout)
+
+
+@pytest.mark.parametrize("model", ["gpt2", "resnet", "diffusion-tiny-dit"])
+@pytest.mark.parametrize("layout", ["dp2", "tp2", "dp2/zero3", "dp2.tp2.pp2/zbv/mb2", "dp2.tp2.pp2/dualpipev/mb4"])
+def test_recomputed_blocks_send_again(workers: WorkerPool, model: str, layout: str) -> None:
+    check(workers, model, layout, checkpointing="2")
+
+
+@pytest.mark.parametrize("precision", ["bf16", "fp64"])
+@pytest.mark.parametrize("layout", ["dp2/zero1", "dp2/zero3", "tp2", "tp2/sp", "pp2/mb2", "dp2.tp2.pp2/zero3/sp/mb2"])
+def test_precision_sets_the_bytes(workers: WorkerPool, layout: str, precision: str) -> None:
+    check(workers, "gpt2", layout, precision=precision)

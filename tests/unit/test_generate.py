@@ -1,0 +1,138 @@
+"""Text generation: the cache changes nothing, and tokens are drawn as asked."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from models.generation import Cache, Choice, generate, keep_likely, next_logits
+from models.gpt2 import GPT2, GPT2Config, init
+from parallel import checkpoint, strategies
+from parallel import generate as command
+from parallel.cluster import make_mesh
+from parallel.config import RunConfig
+from parallel.data.tokenizer import get_tokenizer
+from parallel.errors import ConfigError, UsageError
+from parallel.initialise import generator_for
+from parallel.layout import Layout
+from parallel.resolve import resolve
+from parallel.restore import restore
+
+CONFIG = GPT2Config(n_layers=3, hidden=32, n_heads=4, seq_len=12, vocab_size=257, tokenizer="bytes")
+
+
+@pytest.fixture(scope="module")
+def model() -> GPT2:
+    model = GPT2(CONFIG).double().eval()
+    for name, tensor in model.state_dict().items():
+        init(CONFIG, name, tensor, generator_for(0, name))
+        tensor.mul_(5)  # so that attention and the choice of tokens matter
+    return model
+
+
+def tokens(*shape: int) -> torch.Tensor:
+    return torch.randint(257, shape, generator=torch.Generator().manual_seed(1))
+
+
+def test_logits_with_the_cache_are_those_without(model: GPT2) -> None:
+    text = tokens(2, 12)
+    cache = Cache(CONFIG, batch_size=2, like=model.head.weight)
+    with torch.no_grad():
+        for start, end in ((0, 3), (3, 4), (4, 9), (9, 12)):  # several at once, also after others
+            got = next_logits(model, text[:, start:end], cache)
+            torch.testing.assert_close(got, model(text[:, :end])[:, -1], rtol=1e-10, atol=1e-10)
+    assert cache.room == 0
+
+
+def test_greedy_text_is_that_of_the_plain_model_past_the_end_of_its_context(model: GPT2) -> None:
+    prompt = tokens(2, 5)
+    got = torch.stack(list(generate(model, prompt, config=CONFIG, tokens=20, choice=Choice(greedy=True))), dim=1)
+    context, want = prompt, []
+    for _ in range(20):
+        if context.shape[1] == CONFIG.seq_len + 1:  # full: the older half is forgotten
+            context = context[:, -CONFIG.seq_len // 2 :]
+        with torch.no_grad():
+            want.append(model(context)[:, -1].argmax(-1))
+        context = torch.cat([context, want[-1][:, None]], dim=1)
+    assert torch.equal(got, torch.stack(want, dim=1))
+
+
+@pytest.mark.parametrize(
+    ("options", "kept"),
+    [
+        ({}, [0, 1, 2, 3]),
+        ({"top_k": 2}, [1, 3]),
+        ({"top_k": 9}, [0, 1, 2, 3]),
+        ({"top_p": 0.49}, [3]),  # reached by the first
+        ({"top_p": 0.51}, [1, 3]),
+        ({"top_p": 1e-9}, [3]),
+        ({"top_k": 2, "top_p": 0.7}, [1, 3]),  # of the two that are left the first has 0.625
+        ({"top_k": 2, "top_p": 0.6}, [3]),
+    ],
+)
+def test_unlikely_tokens_are_never_drawn(options: dict, kept: list[int]) -> None:
+    logits = torch.tensor([[0.05, 0.30, 0.15, 0.50]], dtype=torch.float64).log() + 3
+    assert keep_likely(logits, **options).isfinite()[0].nonzero()[:, 0].tolist() == kept
+
+
+def test_tokens_are_drawn_in_proportion_at_the_temperature() -> None:
+    probabilities = torch.tensor([0.1, 0.2, 0.3, 0.4], dtype=torch.float64)
+    n, temperature = 20_000, 0.5
+    logits = probabilities.log().expand(n, -1)
+    drawn = Choice(temperature=temperature).draw(logits, torch.Generator().manual_seed(0))
+    want = probabilities ** (1 / temperature) / (probabilities ** (1 / temperature)).sum()
+    error = (want * (1 - want) / n).sqrt()
+    assert ((torch.bincount(drawn, minlength=4) / n - want).abs() < 4 * error).all()
+
+
+@pytest.fixture(scope="module")
+def run_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("run")
+    for model, size in (("gpt2", "tiny"), ("resnet", "tiny")):
+        work = resolve(RunConfig(model=model, size=size, layout=Layout(), global_batch_size=4))
+        engine = strategies.build(work.context(make_mesh(work.layout, torch.device("cpu"))))
+        checkpoint.save(engine, folder / model)
+    return folder
+
+
+def test_a_restored_model_is_the_one_that_was_saved(run_folder: Path) -> None:
+    trained = restore(run_folder / "gpt2")
+    assert (trained.path.name, trained.step, trained.model.training) == ("step-0", 0, False)
+    saved = checkpoint.read_weights(run_folder / "gpt2")
+    assert all(torch.equal(p, saved[name]) for name, p in trained.model.named_parameters())
+    assert trained.model.head.weight is trained.model.embed.tokens.weight
+
+
+def test_the_command_writes_the_text_of_the_model(run_folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["--checkpoint", str(run_folder / "gpt2"), "--prompt", "Alice", "--tokens", "9"]
+    assert command.main([*words, "--greedy"]) == 0
+    trained, tokenizer = restore(run_folder / "gpt2"), get_tokenizer("bytes")
+    prompt = torch.tensor([list(b"Alice")])
+    config = trained.work.model_config
+    want = [int(x) for x in generate(trained.model, prompt, config=config, tokens=9, choice=Choice(greedy=True))]
+    assert capsys.readouterr().out == f"Alice{tokenizer.decode(want)}\n"
+    texts = []
+    for seed in ("1", "1", "2"):
+        command.main([*words, "--seed", seed, "--top-k", "50"])
+        texts.append(capsys.readouterr().out)
+    assert texts[0] == texts[1] != texts[2]
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--temperature", "0"], "above 0"),
+        (["--top-p", "1.5"], "up to 1"),
+        (["--top-k", "none"], "at least 1"),
+        (["--greedy", "--top-k", "3"], "--greedy draws nothing"),
+        (["--prompt", ""], "--prompt is empty"),
+    ],
+)
+def test_bad_options_are_refused(words: list[str], message: str) -> None:
+    with pytest.raises(UsageError, match=message):
+        command.main(["--checkpoint", "nowhere", "--prompt", "x", *words])
+
+
+def test_another_model_is_refused(run_folder: Path) -> None:
+    with pytest.raises(ConfigError, match="needs gpt2"):
+        command.main(["--checkpoint", str(run_folder / "resnet"), "--prompt", "x"])

@@ -1,0 +1,201 @@
+"""`paralab train` in one process: what it reads, what it leaves behind, how it stops and goes on."""
+
+import json
+import math
+import os
+import signal
+from pathlib import Path
+
+import pytest
+
+from parallel import checkpoint, screen, train
+from parallel.cluster import Rank
+from parallel.config import load
+from parallel.data import open_dataset
+from parallel.engines.native import NativeEngine
+from parallel.errors import ConfigError, DivergedError
+from parallel.measure.record import read, read_log
+from parallel.resolve import resolve
+
+QUICK = ["--model", "gpt2", "--size", "tiny", "--global-batch-size", "8", "--eval-samples", "20", "--log-every", "4"]
+PYTHON = Rank(0, 1, 0, 1, "python")
+
+
+def run(folder: Path, *words: str) -> int:
+    return train.main(["--out", str(folder), *words])
+
+
+def losses(folder: Path) -> dict[int, float]:
+    return {record.step: record.loss for record in read_log(folder / "log" / "rank0.jsonl")}
+
+
+def validations(folder: Path) -> list[dict]:
+    return [json.loads(line) for line in (folder / "validation.jsonl").read_text().splitlines()]
+
+
+def stop_at(monkeypatch: pytest.MonkeyPatch, step: int, number: int) -> None:
+    """Send this process a signal while that step runs."""
+    take = NativeEngine.step
+
+    def step_and_signal(engine: NativeEngine, batch: object) -> object:
+        if engine.steps_done == step:
+            os.kill(os.getpid(), number)
+        return take(engine, batch)
+
+    monkeypatch.setattr(NativeEngine, "step", step_and_signal)
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run of 10 steps."""
+    folder = tmp_path_factory.mktemp("finished")
+    assert run(folder, *QUICK, "--steps", "10", "--eval-every", "5", "--save-every", "4", "--keep-last", "2") == 0
+    return folder
+
+
+def test_what_a_run_leaves(finished: Path) -> None:
+    assert list(losses(finished)) == list(range(10))
+    assert [x["step"] for x in validations(finished)] == [5, 10]
+    assert sorted(path.name for path in finished.glob("step-*")) == ["step-10", "step-8"]
+    assert checkpoint.best(finished) == finished / "step-10"
+    assert load(finished / "config.toml")["layout"] == "dp1"
+    (row,) = read(finished / "runs.csv")
+    assert (row.status, row.layout, row.measured_steps) == ("ok", "dp1", 10)
+    assert (row.loss_first, row.loss_last) == (losses(finished)[0], losses(finished)[9])
+    assert 0 < row.goodput_share < 1
+
+
+def test_bits_per_byte_are_the_loss_over_the_bytes_of_a_token(finished: Path) -> None:
+    found = validations(finished)[-1]
+    config = resolve(train.read(QUICK, PYTHON)).model_config
+    bytes_per_token = open_dataset("alice", config=config, split="validation").bytes_per_token  # type: ignore[attr-defined]
+    assert found["samples"] == 20
+    assert found["bits_per_byte"] == pytest.approx(found["loss"] / math.log(2) / bytes_per_token)
+    assert found["bits_per_byte"] < 8, "better than not knowing anything of a byte"
+
+
+def test_a_folder_with_a_run_is_not_overwritten(finished: Path) -> None:
+    with pytest.raises(ConfigError, match="has step-10 already: add --resume"):
+        run(finished, *QUICK)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_stops_in_order_and_the_run_goes_on_as_if_it_had_not(
+    number: signal.Signals, finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    words = [*QUICK, "--steps", "10", "--eval-every", "5", "--save-every", "4"]
+    with monkeypatch.context() as patch:
+        stop_at(patch, 5, number)
+        assert run(tmp_path, *words) == 128 + number
+    assert signal.getsignal(number) in (signal.SIG_DFL, signal.default_int_handler)
+    assert checkpoint.latest(tmp_path) == tmp_path / "step-6"
+    assert run(tmp_path, "--resume") == 0  # everything else as it was
+    assert losses(tmp_path) == losses(finished)
+    assert validations(tmp_path)[-1] == validations(finished)[-1]
+    stopped, ended = read(tmp_path / "runs.csv")
+    assert (stopped.status, stopped.reason) == ("aborted", f"stopped by {number.name}")
+    assert (ended.status, ended.measured_steps) == ("ok", 4)
+
+
+def test_a_loss_that_is_not_finite_ends_the_run_and_names_the_batch(tmp_path: Path) -> None:
+    with pytest.raises(DivergedError, match=r"at step \d, whose batch is samples \d+ to \d+ of the order of seed 0"):
+        run(tmp_path, *QUICK, "--steps", "12", "--learning-rate", "1e38", "--save-every", "4")
+    (row,) = read(tmp_path / "runs.csv")
+    assert row.status == "diverged"
+    assert row.failed_step is not None and not math.isfinite(losses(tmp_path)[row.failed_step])
+    assert checkpoint.latest(tmp_path) is None, "weights that are not numbers were saved"
+
+
+def test_early_stopping(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["--steps", "50", "--eval-every", "2", "--early-stop", "3", "--learning-rate", "0"]
+    assert run(tmp_path, *QUICK, *words) == 0
+    assert [x["step"] for x in validations(tmp_path)] == [2, 4, 6, 8]  # the first is the best, three are no better
+    assert "3 evaluations without a better loss" in capsys.readouterr().out
+    assert checkpoint.best(tmp_path) == tmp_path / "step-2"
+
+
+def test_resuming_from_a_path(finished: Path, tmp_path: Path) -> None:
+    words = [*QUICK, "--steps", "12", "--resume"]
+    assert run(tmp_path / "b", *words, str(finished / "step-8")) == 0
+    assert list(losses(tmp_path / "b")) == [8, 9, 10, 11]
+    with pytest.raises(ConfigError, match="seed"):
+        run(tmp_path / "c", *words, str(finished / "step-8"), "--seed", "1")
+
+
+def test_a_classifier_tells_its_accuracy_and_a_trace_is_written(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["--model", "resnet", "--size", "tiny", "--steps", "2", "--eval-samples", "30", "--profile-step", "1"]
+    words += ["--global-batch-size", "8"]
+    assert run(tmp_path, *words) == 0
+    (found,) = validations(tmp_path)
+    assert found["bits_per_byte"] is None
+    assert 0 <= found["accuracy"] <= 1 and round(found["accuracy"] * 30, 6).is_integer()
+    assert f"accuracy {found['accuracy']:.2%}" in capsys.readouterr().out
+    assert json.loads((tmp_path / "trace-step-1.json").read_text())["traceEvents"]
+
+
+def test_a_line_of_metrics() -> None:
+    metrics = screen.Metrics(
+        step=20,
+        loss=4.5,
+        grad_norm=0.25,
+        learning_rate=1e-3,
+        units_per_s=12_345.6,
+        unit="tokens",
+        mfu=0.123,
+        memory_bytes=3 << 20,
+        data_wait_share=0.004,
+    )
+    assert metrics.line(1000) == (
+        "step   20/1000  loss 4.5000  grad norm 0.250  lr 1.00e-03  12,346 tokens/s  MFU 12.3%  3 MiB  data wait 0.4%"
+    )
+
+
+@pytest.mark.parametrize("name", train.PRESETS)
+def test_every_preset_resolves(name: str) -> None:
+    work = resolve(train.read(["--preset", name], PYTHON))
+    assert work.division.global_batch_size == train.PRESETS[name]["global_batch_size"]
+
+
+def test_flags_go_over_a_file_which_goes_over_a_preset(tmp_path: Path) -> None:
+    file = tmp_path / "mine.toml"
+    file.write_text("steps = 7\nlearning_rate = 0.5\n")
+    config = train.read(["--preset", "mnist", "--config", str(file), "--steps", "9"], PYTHON)
+    assert (config.model, config.learning_rate, config.steps) == ("resnet", 0.5, 9)
+    assert config.out == "runs/resnet-20"
+
+
+def resumed(finished: Path, *words: str, rank: Rank = PYTHON) -> tuple[str, int]:
+    work = resolve(train.read(["--resume", "--out", str(finished), *words], rank))
+    assert work.division.global_batch_size == 8
+    return str(work.layout), work.run.steps
+
+
+def test_a_run_goes_on_as_it_was_but_for_what_is_asked(finished: Path) -> None:
+    assert resumed(finished) == ("dp1", 10)
+    assert resumed(finished, "--steps", "30") == ("dp1", 30)
+    assert resumed(finished, "--nproc", "2") == ("dp2", 10)
+    assert resumed(finished, "--layout", "tp2", "--steps", "30") == ("tp2", 30)
+
+
+def test_under_a_launcher_the_number_of_processes_is_its(finished: Path) -> None:
+    two = Rank(0, 2, 0, 2, "torchrun")
+    assert resumed(finished, rank=two) == ("dp2", 10)
+    assert resumed(finished, "--strategy", "zero3", rank=two) == ("dp2/zero3", 10)
+    assert train.read(["--strategy", "tensor"], two).nproc == 2
+    assert resumed(finished, rank=Rank(0, 1, 0, 1, "torchrun")) == ("dp1", 10)
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--preset", "alise"], "did you mean alice"),
+        (["--sav-every", "3"], "did you mean --save-every"),
+        (["--engine", "deepspeed", "--nproc", "2"], "its checkpoints are torch's"),
+        (["--keep-last", "0"], "at least 1"),
+    ],
+)
+def test_bad_options_are_refused(words: list[str], message: str, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=message):
+        run(tmp_path, *QUICK, *words)
