@@ -51,7 +51,12 @@ TOLERANCES = {"fp32": (1e-5, 2e-3), "bf16": (2e-3, 1e-2)}
 
 MEMORY_PROCESSES = 4
 # bytes of N parameters on one of d ranks: 4 of the weight, 4 of the gradient, 8 of the two moments, all in fp32
-STATE_FORMULAS = {"ddp": "16 N", "zero1": "8 N + 8 N/d", "zero2": "16 N/d", "zero3": "16 N/d"}
+STATE_FORMULAS = {
+    "ddp": "16 N",
+    "zero1": "8 N + 8 N/d",
+    "zero2": "16 N/d + G",
+    "zero3": "16 N/d + G",
+}  # G: gradients of one group, whole
 
 
 @dataclass(frozen=True, kw_only=True)

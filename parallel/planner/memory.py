@@ -13,7 +13,7 @@ from fnmatch import fnmatchcase
 from torch import nn
 
 from parallel.layout import SCHEDULES
-from parallel.precision import weight_dtype
+from parallel.precision import DTYPES, weight_dtype
 from parallel.resolve import Work
 from parallel.strategies.pipeline import cut_stage
 
@@ -41,7 +41,7 @@ def state_bytes(work: Work) -> StateBytes:
     moments = 2 if work.run.optimizer == "adamw" else 1 if work.run.momentum else 0
     return StateBytes(
         parameters=weights / (layout.dp if layout.zero >= 2 else 1),
-        gradients=weights / layout.dp + _unreduced(work) * (1 - 1 / layout.dp) if layout.zero >= 2 else weights,
+        gradients=_sharded_gradients(work, weights) if layout.zero >= 2 else weights,
         optimizer=moments * weights / (layout.dp if layout.zero >= 1 else 1),
     )
 
@@ -55,16 +55,21 @@ def _held_parameters(work: Work, pp_rank: int) -> float:
     return sum(_count(_part(work, stage), split, layout.tp) for stage in stages)
 
 
+def _sharded_gradients(work: Work, weights: float) -> float:
+    """Return the bytes of gradients at their peak: shards, and the largest set still whole, in the precision used."""
+    whole, dp = _unreduced(work), work.layout.dp
+    return weights / dp + whole * (DTYPES[work.run.precision].itemsize - weight_dtype(work.run.precision).itemsize / dp)
+
+
 def _unreduced(work: Work) -> float:
-    """Return the bytes of the largest set of gradients that FSDP reduces at once."""
-    itemsize = weight_dtype(work.run.precision).itemsize
+    """Count the largest set of gradients that FSDP reduces at once."""
     sizes = []
     for stage in range(work.layout.stages):
         part = _part(work, stage)
         blocks = [sum(p.numel() for p in block.parameters()) for block in part.blocks.values()]
         whole = sum(p.numel() for p in part.parameters())
         sizes.append(whole if work.layout.pp > 1 else max(whole - sum(blocks), *blocks))
-    return max(sizes) * itemsize / work.layout.tp
+    return max(sizes) / work.layout.tp
 
 
 def _part(work: Work, stage: int) -> nn.Module:

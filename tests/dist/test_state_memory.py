@@ -14,3 +14,9 @@ def test_measured_state_is_the_predicted_one(workers: WorkerPool, layout: str) -
     run = RunConfig(layout=Layout.parse(layout), global_batch_size=8, seq_len=32)
     measured, predicted = max(x for x in workers.run("tests.dist.cases:state_memory", run) if x)
     assert measured == pytest.approx(predicted, rel=0.02)
+
+
+def test_whole_gradients_are_counted_in_the_precision_used(workers: WorkerPool) -> None:
+    run = RunConfig(layout=Layout.parse("dp4/zero3"), global_batch_size=8, seq_len=32, precision="bf16")
+    measured, predicted = max(x for x in workers.run("tests.dist.cases:state_memory", run) if x)
+    assert measured == pytest.approx(predicted, rel=0.02)

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from parallel.measure.record import read, read_log
+from parallel.train import main
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 TRAIN = [sys.executable, "-m", "parallel.cli", "train"]
@@ -47,5 +48,5 @@ def test_stopped_under_zero3_and_continued_under_tensor(tmp_path: Path) -> None:
 
     alone = tmp_path / "alone"
     words = [*QUICK, "--eval-samples", "10", "--out", str(alone), "--strategy", "single", "--steps", str(until)]
-    assert subprocess.run([*TRAIN, *words], cwd=REPOSITORY, timeout=150).returncode == 0
+    assert main(words) == 0
     assert losses(out) == pytest.approx(losses(alone), rel=1e-5)

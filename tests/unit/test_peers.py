@@ -1,0 +1,100 @@
+"""The arms of `paralab peers` compute one thing, and what they do not agree on is not compared."""
+
+from itertools import islice
+from typing import Any
+
+import pytest
+import torch
+
+from benchmarks import by_hand
+from benchmarks.peers import ARMS, TOLERANCES, PeersConfig, _chosen, _disagreeing, _memory_table, _table
+from parallel import engines, parity
+from parallel.cluster import Mesh
+from parallel.errors import ConfigError
+from parallel.layout import Layout
+from parallel.measure.record import RunRecord
+from parallel.resolve import resolve
+
+STEPS = 3
+
+
+def config(**values: Any) -> PeersConfig:
+    return PeersConfig(size="tiny", strategy="single", engine="torch", **values)
+
+
+def results(**step_s: list[float]) -> dict[str, list[dict[str, Any]]]:
+    """Return runs of arms by name with _ for spaces; all have the same losses."""
+    return {
+        arm.replace("_", " "): [{"step_s": value, "losses": [10.0, 9.0], "roofline": 0.5} for value in values]
+        for arm, values in step_s.items()
+    }
+
+
+@pytest.mark.parametrize("arm", ["plain loop", "transformers"])
+@pytest.mark.parametrize("precision", list(TOLERANCES))
+def test_one_process_by_hand_trains_as_ours_does(arm: str, precision: str) -> None:
+    work = resolve(config(precision=precision))
+    mesh = Mesh(Layout(), torch.device("cpu"))
+    batches = list(islice(parity.training_batches(work, mesh), STEPS))
+    engine = engines.build(work.context(mesh), "torch")
+    step = by_hand.make_step(arm, work, mesh.device)
+    runs = {
+        "ours single": [{"losses": [engine.step(batch).loss.item() for batch in batches]}],
+        arm: [{"losses": [step(batch) for batch in batches]}],
+    }
+    assert _disagreeing(runs, precision) == []
+    losses = runs[arm][0]["losses"]
+    assert losses[-1] < losses[0] - 0.01  # it trains
+
+
+def test_an_arm_brings_ours_along_in_order() -> None:
+    assert _chosen("transformers, raw FSDP2") == ["ours single", "transformers", "ours zero3", "raw FSDP2"]
+    assert _chosen(None) == list(ARMS)
+
+
+def test_an_unknown_arm_is_refused_with_a_suggestion() -> None:
+    with pytest.raises(ConfigError, match=r"raw FSDP' is unknown \(did you mean raw FSDP2\?\)"):
+        _chosen("raw FSDP")
+
+
+@pytest.mark.parametrize(("step", "factor", "refused"), [(0, 1e-4, True), (1, 1e-4, False), (1, 1e-2, True)])
+def test_losses_that_differ_are_not_compared(step: int, factor: float, refused: bool) -> None:
+    runs = results(ours_single=[1.0], plain_loop=[2.0])
+    runs["plain loop"][0]["losses"][step] *= 1 + factor
+    lines = _disagreeing(runs, "fp32")
+    assert bool(lines) == refused
+    assert not refused or f"plain loop has loss {runs['plain loop'][0]['losses'][step]:.6f} at step {step}" in lines[0]
+
+
+def test_a_loss_that_is_not_a_number_is_not_compared() -> None:
+    runs = results(ours_single=[1.0], plain_loop=[2.0])
+    runs["plain loop"][0]["losses"][1] = float("nan")
+    assert _disagreeing(runs, "fp32")
+
+
+def test_ratios_are_taken_repeat_by_repeat() -> None:
+    # The second repeat ran on a machine twice as slow: a ratio of medians would not be 1.5.
+    runs = results(ours_single=[1.0, 2.0, 1.0], plain_loop=[1.5, 3.0, 2.0])
+    (line,) = (line for line in _table(runs, config(repeats=3)).splitlines() if line.startswith("plain loop"))
+    assert "1.50x (1.50 to 2.00)" in line and line.endswith("1.2x")
+
+
+def test_memory_is_set_beside_its_arithmetic() -> None:
+    record = RunRecord(
+        run_id="a",
+        started_at="2026-01-01T00:00:00.000+00:00",
+        status="ok",
+        strategy_requested="zero1",
+        model="gpt2",
+        strategy="zero1",
+        parameters=2**20,
+        memory_parameters_bytes=4 * 2**20,
+        memory_gradients_bytes=4 * 2**20,
+        memory_optimizer_bytes=2 * 2**20,
+        memory_activations_bytes=7 * 2**20,
+        memory_other_bytes=0,
+        memory_state_peak_bytes=11 * 2**20,
+        predicted_state_bytes=10 * 2**20,
+    )
+    row = _memory_table([record]).splitlines()[-1].split()
+    assert row == ["zero1", "4", "4", "2", "7", "0", "11", *"8 N + 8 N/d = 10".split(), "+10.0%"]
