@@ -70,6 +70,9 @@ class PeersConfig(RunConfig):
     repeats: int = option(5, "runs of each arm, interleaved", group="steps", at_least=1)
     arms: str | None = option(None, f"which to run: {', '.join(ARMS)}", group="steps", metavar="A,B,...")
     precision: str = option("fp32", "of the arithmetic", group="memory and speed", choices=tuple(TOLERANCES))
+    lr_schedule: str = option(
+        "constant", "of the learning rate; loops by hand have none", group="optimizer", choices=("constant",)
+    )
     memory: bool = option(True, f"measure each ZeRO stage on {MEMORY_PROCESSES} processes", group="memory and speed")
 
 
@@ -195,7 +198,8 @@ def _memory_table(records: list[RunRecord]) -> str:
     """Return MiB of the fullest rank: by category when their sum was largest, and the model's state at its largest."""
     lines = [
         "",
-        f"peak memory per rank, MiB: N = {records[0].parameters:,} parameters, d = {MEMORY_PROCESSES} ranks",
+        f"peak memory per rank, MiB: N = {records[0].parameters:,} parameters, d = {MEMORY_PROCESSES} ranks, "
+        "G = gradients not yet reduced",
         f"{'strategy':<9}" + "".join(f"{name:>12}" for name in MEMORY_CATEGORIES) + f"{'state':>9}{'arithmetic':>22}",
     ]
     for record in records:

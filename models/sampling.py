@@ -75,7 +75,7 @@ def log_probability(predict: Predict, x: Tensor, *, levels: Tensor, data_std: fl
     for low, high in pairwise(levels.flip(0).tolist()):
         slope, divergence = _flow(predict, x, low)
         next_slope, next_divergence = _flow(predict, x + (high - low) * slope, high)
-        x = x + (high - low) * (slope + slope) / 2
+        x = x + (high - low) * (slope + next_slope) / 2
         total = total + (high - low) * (divergence + next_divergence) / 2
     variance = data_std**2 + levels[0].item() ** 2
     return total - 0.5 * (x.square().sum(1) / variance + x.shape[1] * math.log(2 * math.pi * variance))

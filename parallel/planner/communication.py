@@ -30,7 +30,9 @@ def predicted_wire_bytes(work: Work, pp_rank: int = 0, *, device_type: str = "cp
     """Return {axis: bytes that each rank of one pipeline rank sends} in a step of the native engine.
 
     Axes are named as by `CommLedger`: what all ranks reduce together is "world", or the one axis there is. Where
-    rows do not divide by dp, it is the rank that sends most. device_type decides what autocast lowers.
+    rows do not divide by dp, it is the rank that sends most. device_type decides what autocast lowers. An axis that
+    recomputed blocks use is left out under schedules that split backward: there torch computes a block again for
+    each of its layers, once a layer (torch.distributed.pipelining._backward, stage_backward_weight).
     """
     layout = work.layout
     if layout.world_size == 1:
@@ -43,14 +45,16 @@ def predicted_wire_bytes(work: Work, pp_rank: int = 0, *, device_type: str = "cp
     for stage in (stages[i] for i in mine):
         for call in stage.calls:
             ranks = getattr(layout, call.axis)
-            sent[call.axis] += _times(call, stage, work) * wire_bytes(call.op, call.payload_bytes, ranks)
+            sent[call.axis] += _times(call, work) * wire_bytes(call.op, call.payload_bytes, ranks)
         if layout.dp > 1:
             sent["dp"] += _update_bytes(stage, work)
         if layout.tp > 1:
             sent["tp"] += _aligning_bytes(stage, work)
         if layout.pp > 1:
             sent["pp"] += _boundary_bytes(stage, work, pp_rank) + _tied_bytes(stage, work)
-    return sent
+    calls = [call for i in mine for call in stages[i].calls if _recomputed(call, work)]
+    unknown = {call.axis for call in calls} if _splits_backward(work) else set()
+    return {axis: size for axis, size in sent.items() if axis not in unknown}
 
 
 @dataclass
@@ -191,23 +195,22 @@ def _block_of(name: str) -> int | None:
 # --- how often
 
 
-def _times(call: _Call, stage: _Stage, work: Work) -> int:
+def _times(call: _Call, work: Work) -> int:
     """Return how often a collective runs in one step: once a micro-batch, and again where forward is recomputed."""
+    return work.division.chunks * (2 if _recomputed(call, work) else 1)
+
+
+def _recomputed(call: _Call, work: Work) -> bool:
     every = work.run.checkpoint_every
-    if not (call.again and every and call.block is not None and call.block % every == 0):
-        return work.division.chunks
-    return work.division.chunks + _recomputed(stage, work)
+    return bool(call.again and every and call.block is not None and call.block % every == 0)
 
 
-def _recomputed(stage: _Stage, work: Work) -> int:
-    """Return how often the checkpointed blocks of a stage run again: once for each half where backward is split."""
-    layout, chunks = work.layout, work.division.chunks
+def _splits_backward(work: Work) -> bool:
+    layout = work.layout
     if layout.schedule is None:
-        return chunks
-    order = pass_order(layout.schedule, pp=layout.pp, micro_batches=chunks)
-    kinds = [step.kind for steps in order for step in steps if step.stage == stage.index]
-    # The first stage has no gradient of its input to compute: the half for the weights is all there is.
-    return kinds.count("B") + kinds.count("W") + (kinds.count("I") if stage.index > 0 else 0)
+        return False
+    order = pass_order(layout.schedule, pp=layout.pp, micro_batches=work.division.chunks)
+    return any(step.kind == "W" for steps in order for step in steps)
 
 
 def _reductions(work: Work) -> int:

@@ -113,9 +113,15 @@ def test_other_models(workers: WorkerPool, model: str, layout: str) -> None:
 
 
 @pytest.mark.parametrize("model", ["gpt2", "resnet", "diffusion-tiny-dit"])
-@pytest.mark.parametrize("layout", ["dp2", "tp2", "dp2/zero3", "dp2.tp2.pp2/zbv/mb2", "dp2.tp2.pp2/dualpipev/mb4"])
+@pytest.mark.parametrize("layout", ["dp2", "tp2", "dp2/zero3", "dp2.tp2.pp2/mb2"])
 def test_recomputed_blocks_send_again(workers: WorkerPool, model: str, layout: str) -> None:
     check(workers, model, layout, checkpointing="2")
+
+
+def test_what_is_recomputed_for_each_layer_is_not_predicted() -> None:
+    layout = Layout.parse("dp2.tp2.pp2/zbv/mb2")
+    run = RunConfig(model="gpt2", size="tiny", layout=layout, global_batch_size=16, checkpointing="2")
+    assert predicted_wire_bytes(resolve(run)).keys() == {"dp", "pp", "world"}
 
 
 @pytest.mark.parametrize("precision", ["bf16", "fp64"])
