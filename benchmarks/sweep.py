@@ -1,11 +1,13 @@
 """Sweep strategies, models, sizes and process counts: `paralab bench`.
 
     paralab bench --strategies ddp,zero1,zero3 --nprocs 2,4 --repeats 6
+    paralab bench --strategies ddp,zero3 --engines torch,deepspeed,accelerate --nprocs 2
+    paralab bench --layouts pp4/1f1b/mb4,pp4/1f1b/mb8 --global-batch-sizes 16,32
     paralab bench --levers batch,precision,compile --strategy single
 
 Each case runs in its own processes, repeats interleaved (A B C A B C), so that a machine that drifts drifts for all.
-A case that fails, hangs or runs out of memory leaves a row and the sweep goes on. The same command again continues
-where it was interrupted.
+Parity is proved in the first repeat. A case that fails, hangs or runs out of memory leaves a row and the sweep goes
+on. The same command again continues where it was interrupted.
 """
 
 import hashlib
@@ -15,21 +17,24 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, fields, replace
 from datetime import datetime, timezone
+from itertools import product
 from pathlib import Path
 from statistics import median
 from typing import Any
 from uuid import uuid4
 
 from benchmarks.run import CaseConfig
-from parallel.config import STRATEGIES, option
+from parallel.config import ENGINES, STRATEGIES, STRATEGY_ALIASES, option
 from parallel.config import resolve as read_config
-from parallel.errors import ConfigError, LayoutError, UsageError, did_you_mean
+from parallel.errors import ConfigError, UsageError, did_you_mean
+from parallel.layout import Layout
 from parallel.measure.record import RunRecord, append, read
 
 _ROOT = Path(__file__).resolve().parent.parent
+_ZERO1_CONFIG = "ds_configs/zero1.json"  # Accelerate has no ZeRO-1 but DeepSpeed's
 DEFAULT_OUT = "runs/bench.csv"
 
 # What each lever tries, against the case without it. Values are flags.
@@ -49,10 +54,17 @@ LEVERS: dict[str, tuple[dict[str, Any], ...]] = {
 class SweepConfig(CaseConfig):
     """What to sweep; every other option is shared by all cases. Lists are joined by commas."""
 
-    strategies: str | None = option(None, "strategies to compare, or all", group="sweep", metavar="A,B,...")
-    models: str | None = option(None, "models, with sizes as gpt2:nano", group="sweep", metavar="A,B,...")
-    nprocs: str | None = option(None, "process counts", group="sweep", metavar="N,M,...")
-    levers: str | None = option(None, f"single-device levers: {', '.join(LEVERS)}", group="sweep", metavar="A,B,...")
+    strategies: list[str] | None = option(
+        None, "strategies to compare; all when left out", group="sweep", metavar="A,B,..."
+    )
+    layouts: list[str] | None = option(None, "layouts, in place of strategies", group="sweep", metavar="A,B,...")
+    engines: list[str] | None = option(None, "engines to run each of them on", group="sweep", metavar="A,B,...")
+    models: list[str] | None = option(None, "models, with sizes as gpt2:nano", group="sweep", metavar="A,B,...")
+    nprocs: list[str] | None = option(None, "process counts", group="sweep", metavar="N,M,...")
+    global_batch_sizes: list[str] | None = option(None, "samples a step", group="sweep", metavar="N,M,...")
+    levers: list[str] | None = option(
+        None, f"single-device levers: {', '.join(LEVERS)}", group="sweep", metavar="A,B,..."
+    )
     repeats: int = option(6, "runs of each case; a verdict needs at least 4", group="sweep", at_least=1)
     time_limit_s: int = option(600, "for one run, after which it counts as hung", group="sweep", at_least=1)
 
@@ -68,6 +80,7 @@ class Case:
 def main(argv: list[str]) -> int:
     """Run a sweep. Returns: 0, or 1 when a case failed."""
     config = read_config(argv, config=SweepConfig, prog="paralab bench", description=__doc__)
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # ends the case that runs, as Ctrl-C does
     cases = list(lever_cases(config) if config.levers else strategy_cases(config))
     if not cases:
         raise UsageError("no case of this sweep can run: see the lines above, and change --strategies or --nprocs")
@@ -89,26 +102,55 @@ def main(argv: list[str]) -> int:
 
 
 def strategy_cases(config: SweepConfig) -> Iterator[Case]:
-    """Yield strategies x models x process counts; what does not fit is said and left out."""
-    from parallel.resolve import machine_processes, resolve
+    """Yield models x batches x process counts x strategies (or layouts) x engines, without what does not fit.
 
-    names = _split(config.strategies, known=STRATEGIES, what="strategy") or list(STRATEGIES)
-    nprocs = [int(n) for n in (config.nprocs or str(config.nproc or machine_processes())).split(",")]
-    for model in (config.models or config.model).split(","):
+    What does not fit is said. One process has strategy single only, and single one process.
+    """
+    from parallel.resolve import resolve
+
+    for case in _product(config):
+        try:
+            resolve(case)
+        except UsageError as error:
+            print(f"{_name(case)} left out: {error}")
+            continue
+        yield Case(_name(case), tuple(flags_of(case)))
+
+
+def _product(config: SweepConfig) -> Iterator[CaseConfig]:
+    engines = _known(config.engines, ENGINES, what="engine") or [config.engine]
+    batches = [int(size) for size in config.global_batch_sizes or []] or [config.global_batch_size]
+    for model, batch in product(config.models or [_model(config)], batches):
         name, _, size = model.partition(":")
-        for nproc in nprocs:
-            for strategy in names:
-                if (strategy == "single") != (nproc == 1):
-                    continue
-                try:
-                    case = replace(
-                        _shared(config), model=name, size=size or config.size, strategy=strategy, nproc=nproc
-                    )
-                    resolve(case)
-                except LayoutError as error:
-                    print(f"{strategy} on {nproc} left out: {error}")
-                    continue
-                yield Case(f"{model} {strategy} x{nproc}", tuple(flags_of(case)))
+        shared = replace(_shared(config), model=name, size=size or None, global_batch_size=batch)
+        for division, engine in product(_divisions(config), engines):
+            plugin = engine == "accelerate" and division.get("strategy") == "zero1"
+            yield replace(shared, engine=engine, **division | ({"ds_config": _ZERO1_CONFIG} if plugin else {}))
+
+
+def _model(config: SweepConfig) -> str:
+    return f"{config.model}:{config.size}" if config.size else config.model
+
+
+def _divisions(config: SweepConfig) -> Iterator[dict[str, Any]]:
+    """Yield the options that divide the work: a layout, or a strategy and a process count."""
+    if config.layouts:
+        yield from ({"layout": Layout.parse(text), "strategy": None, "nproc": None} for text in config.layouts)
+        return
+    from parallel.resolve import machine_processes
+
+    names = _known(config.strategies, (*STRATEGIES, *STRATEGY_ALIASES), what="strategy") or list(STRATEGIES)
+    counts = [int(n) for n in config.nprocs or []] or [config.nproc or machine_processes()]
+    for nproc, strategy in product(counts, names):
+        if (strategy == "single") == (nproc == 1):
+            yield {"strategy": strategy, "nproc": nproc}
+
+
+def _name(case: CaseConfig) -> str:
+    division = str(case.layout) if case.layout else f"{case.strategy} x{case.nproc}"
+    batch = f"batch {case.global_batch_size}" if case.global_batch_size else ""
+    engine = case.engine if case.engine != "auto" else ""
+    return " ".join(word for word in (case.model, case.size, division, batch, engine) if word)
 
 
 def lever_cases(config: SweepConfig) -> Iterator[Case]:
@@ -117,7 +159,7 @@ def lever_cases(config: SweepConfig) -> Iterator[Case]:
 
     base = replace(_shared(config), strategy=config.strategy or "single")
     yield Case("as it is", tuple(flags_of(base)))
-    for lever in _split(config.levers, known=tuple(LEVERS), what="lever"):
+    for lever in _known(config.levers, tuple(LEVERS), what="lever"):
         for change in LEVERS[lever]:
             name = ", ".join(f"{key} {value}" for key, value in change.items())
             try:
@@ -140,7 +182,8 @@ def flags_of(config: CaseConfig) -> list[str]:
         if isinstance(value, bool):
             words.append(flag if value else "--no-" + flag[2:])
         else:
-            words += [flag, ",".join(map(str, value)) if isinstance(value, tuple) else str(value)]
+            values = value if isinstance(value, tuple) else ("none" if value is None else value,)
+            words += [flag, ",".join(map(str, values))]
     return words
 
 
@@ -150,17 +193,16 @@ def _shared(config: SweepConfig) -> CaseConfig:
     return CaseConfig(**values | {"out": None, "group": None, "repeat": None})
 
 
-def _split(text: str | None, *, known: tuple[str, ...], what: str) -> list[str]:
-    words = [word.strip() for word in text.split(",")] if text else []
-    for word in words:
+def _known(words: list[str] | None, known: Sequence[str], *, what: str) -> list[str]:
+    for word in words or []:
         if word not in known:
-            hint = did_you_mean(word, known)
-            raise ConfigError(f"{what} {word!r} is unknown{hint}: use {', '.join(known)}")
-    return words
+            raise ConfigError(f"{what} {word!r} is unknown{did_you_mean(word, known)}: use {', '.join(known)}")
+    return words or []
 
 
 def _command(case: Case, repeat: int, group: str, out: str) -> list[str]:
-    return [*case.flags, "--group", group, "--repeat", str(repeat), "--out", out]
+    proved = ["--no-parity"] if repeat else []
+    return [*case.flags, "--group", group, "--repeat", str(repeat), "--out", out, *proved]
 
 
 def _run_case(

@@ -391,6 +391,13 @@ def _to_pair(value: Any, where: str) -> tuple[float, float]:
     raise ConfigError(f"{where} is {value!r}: two numbers are needed, such as 0.9,0.95")
 
 
+def _to_names(value: Any, where: str) -> list[str]:
+    words = value if isinstance(value, (list, tuple)) else str(value).split(",")
+    if not words:
+        raise ConfigError(f"{where} is empty: names joined by commas are needed")
+    return [_to_str(word.strip() if isinstance(word, str) else word, where) for word in words]
+
+
 def _to_bool(value: Any, where: str) -> bool:
     if isinstance(value, bool):
         return value
@@ -401,7 +408,15 @@ def _to_layout(value: Any, where: str) -> Layout:
     return value if isinstance(value, Layout) else Layout.parse(_to_str(value, where))
 
 
-_CONVERTERS = {str: _to_str, int: _to_int, float: _to_float, tuple: _to_pair, bool: _to_bool, Layout: _to_layout}
+_CONVERTERS = {
+    str: _to_str,
+    int: _to_int,
+    float: _to_float,
+    tuple: _to_pair,
+    list: _to_names,
+    bool: _to_bool,
+    Layout: _to_layout,
+}
 
 
 def _plain(value: Any) -> Any:

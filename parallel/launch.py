@@ -6,6 +6,7 @@ started by torch's elastic launcher.
 
 import importlib
 import logging
+import multiprocessing
 import os
 import signal
 from typing import Any
@@ -17,6 +18,9 @@ from parallel import cluster
 from parallel.cluster import Rank
 from parallel.errors import RankError, WorldError
 from parallel.failure import VICTIM_EXIT_STATUS, Progress, guard
+
+# Imported once, by the server that all local processes are forked from.
+_PRELOADED = ["torch.distributed.tensor", "parallel.case", "benchmarks.worker"]
 
 
 def launch(task: str, *args: Any, nproc: int, threads: int | None = None, backend: str | None = None) -> Any:
@@ -57,8 +61,9 @@ def _start_local(task: str, args: tuple, threads: int | None, backend: str | Non
         rdzv_endpoint="localhost:0",
         max_restarts=0,
         monitor_interval=0.1,
-        start_method="spawn",
+        start_method="forkserver",
     )
+    multiprocessing.set_forkserver_preload(_PRELOADED)
     try:
         return elastic_launch(config, _work)(task, args, threads, backend)[0]
     except ChildFailedError as error:

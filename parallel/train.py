@@ -21,7 +21,6 @@ from parallel.config import resolve as read_config
 from parallel.errors import ConfigError, did_you_mean
 from parallel.resolve import Work, resolve
 
-# Learning rates were chosen on the held-out split.
 PRESETS: Mapping[str, Mapping[str, Any]] = {
     "alice": {
         "model": "gpt2",
@@ -32,6 +31,7 @@ PRESETS: Mapping[str, Mapping[str, Any]] = {
         "learning_rate": 2e-3,
         "lr_warmup_steps": 30,
         "eval_every": 25,
+        "early_stop": 3,
         "save_every": 100,
     },
     "gpt2-124m": {  # add --data NAME, a Hugging Face text set
@@ -51,7 +51,7 @@ PRESETS: Mapping[str, Mapping[str, Any]] = {
         "model": "resnet",
         "size": "20",
         "data": "mnist",
-        "steps": 500,
+        "steps": 1000,
         "global_batch_size": 64,
         "learning_rate": 4e-3,
         "weight_decay": 0.05,
@@ -64,7 +64,7 @@ PRESETS: Mapping[str, Mapping[str, Any]] = {
         "model": "diffusion",
         "size": "points",
         "data": "two_moons",
-        "steps": 4000,
+        "steps": 2000,
         "global_batch_size": 512,
         "learning_rate": 2e-3,
         "weight_decay": 0.0,

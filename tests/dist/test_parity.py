@@ -67,7 +67,7 @@ THREE_AXES = [f"dp2.tp2.pp2/zero{zero}/mb2" for zero in (1, 2, 3)]
     "gpt2",
     [f"dp2.{axis}/zero{zero}" for axis in ("tp2", "pp2/gpipe") for zero in range(4)] + THREE_AXES,
     resnet=THREE_AXES,
-    dit=THREE_AXES,
+    dit=THREE_AXES[2:],
     points=["dp2.tp2/zero3", "dp2.pp2/zero1/mb2"],
 )
 def test_axes_compose(workers: WorkerPool, model: str, layout: str) -> None:
@@ -84,17 +84,15 @@ PIPELINES_OF_2 = [f"pp2/{schedule}" for schedule in ON_2]
     "gpt2",
     PIPELINES_OF_2 + [f"pp4/{schedule}" for schedule in ON_4],
     resnet=PIPELINES_OF_2,
-    points=PIPELINES_OF_2,
     dit=PIPELINES_OF_2,
 )
 def test_every_schedule(workers: WorkerPool, model: str, layout: str) -> None:
     check_exactly(workers, model, layout)
 
 
-@pytest.mark.parametrize("zero", [0, 3])
-@pytest.mark.parametrize("schedule", ON_2)
-def test_every_schedule_in_three_dimensions(workers: WorkerPool, schedule: str, zero: int) -> None:
-    check_exactly(workers, "gpt2", f"dp2.tp2.pp2/zero{zero}/{schedule}")
+@pytest.mark.parametrize("layout", [f"dp2.tp2.pp2/zero{i % 4}/{schedule}" for i, schedule in enumerate(ON_2)])
+def test_every_schedule_in_three_dimensions(workers: WorkerPool, layout: str) -> None:
+    check_exactly(workers, "gpt2", layout)
 
 
 # Three is no power of two: a weight of 1/2 instead of 1/3 cannot pass.
@@ -112,7 +110,6 @@ def test_every_schedule_in_three_dimensions(workers: WorkerPool, schedule: str, 
         "pp2/gpipe",
         "pp2/1f1b/mb2",
         "dp2.tp2.pp2/zero1/1f1b/mb2",
-        "dp2.tp2.pp2/zero3/1f1b/mb2",
     ],
     resnet=["dp1", "dp2", "dp2/zero3", "pp2/zbv/mb2"],
 )
@@ -166,7 +163,6 @@ def test_without_clipping(workers: WorkerPool, layout: str) -> None:
         "dp2.tp2/zero3/sp",
         "tp2.pp2/mb2/sp",
         "tp2.pp2/zbv/mb2/sp",
-        "dp2.tp2.pp2/zero1/mb2/sp",
         "dp2.tp2.pp2/zero2/mb2/sp",
     ],
 )
@@ -177,7 +173,7 @@ def test_sequence_parallel(workers: WorkerPool, layout: str) -> None:
 RECOMPUTED = ["dp1", "dp2", "dp2/zero3", "tp2", "pp2/1f1b/mb2", "pp2/zbv/mb2", "dp2.tp2.pp2/zero3/mb2"]
 
 
-@cases("gpt2", RECOMPUTED, resnet=RECOMPUTED, dit=["pp2/zbv/mb2"], points=["pp2/zero-bubble/mb2"])
+@cases("gpt2", RECOMPUTED, resnet=["dp2", "tp2", "pp2/zbv/mb2"], dit=["pp2/zbv/mb2"], points=["pp2/zero-bubble/mb2"])
 def test_activation_checkpointing(workers: WorkerPool, model: str, layout: str) -> None:
     check_exactly(workers, model, layout, checkpointing="full")
 
@@ -195,7 +191,7 @@ def test_bf16(workers: WorkerPool, model: str, layout: str) -> None:
     check(workers, model, layout, precision="bf16")
 
 
-@cases("gpt2", MIXED)
+@cases("gpt2", ["dp2", "dp2/zero3", "tp2", "pp2/1f1b/mb2"])
 def test_fp16(workers: WorkerPool, model: str, layout: str) -> None:
     check(workers, model, layout, precision="fp16")
 
@@ -214,22 +210,27 @@ def test_a_vocabulary_that_does_not_divide(workers: WorkerPool, size: str, layou
 
 
 @pytest.mark.parametrize("norm", ["batch", "group"])
-@pytest.mark.parametrize("layout", ["dp2", "dp4/zero3", "tp2", "pp2/mb2", "dp2.tp2.pp2/mb2"])
+@pytest.mark.parametrize("layout", ["dp2", "dp4/zero3", "tp2", "dp2.tp2.pp2/mb2"])
 def test_norms(workers: WorkerPool, norm: str, layout: str) -> None:
     check_exactly(workers, "resnet", layout, norm=norm)
 
 
 # A split backward stores weight gradients in the memory format that the kernels made.
 @pytest.mark.parametrize("norm", ["syncbatch", "group"])
-@pytest.mark.parametrize("layout", ["dp2", "tp2", "pp2/zbv/mb2", "dp2.tp2.pp2/zero3/zero-bubble/mb2"])
+@pytest.mark.parametrize("layout", ["tp2", "pp2/zbv/mb2", "dp2.tp2.pp2/zero3/zero-bubble/mb2"])
 def test_channels_last(workers: WorkerPool, norm: str, layout: str) -> None:
     check_exactly(workers, "resnet", layout, norm=norm, channels_last=True)
 
 
-@pytest.mark.parametrize("checkpointing", ["none", "full"])
 @pytest.mark.parametrize(
-    ("layout", "accumulation"),
-    [("dp2", 2), ("dp4/zero3", 1), ("tp2", 1), ("dp2.pp2/1f1b/mb2", 1), ("dp2.tp2.pp2/zero1/zbv/mb2", 1)],
+    ("layout", "accumulation", "checkpointing"),
+    [
+        ("dp2", 2, "full"),
+        ("dp4/zero3", 1, "none"),
+        ("tp2", 1, "full"),
+        ("dp2.pp2/1f1b/mb2", 1, "none"),
+        ("dp2.tp2.pp2/zero1/zbv/mb2", 1, "full"),
+    ],
 )
 def test_running_statistics(workers: WorkerPool, layout: str, accumulation: int, checkpointing: str) -> None:
     run = RunConfig(

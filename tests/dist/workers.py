@@ -30,7 +30,9 @@ class WorkerPool:
         self.outbox = context.Queue()
         store = os.path.join(self.folder.name, "store")
         self.processes = [
-            context.Process(target=_work, args=(rank, self.world_size, store, self.inboxes[rank], self.outbox), daemon=True)
+            context.Process(
+                target=_work, args=(rank, self.world_size, store, self.inboxes[rank], self.outbox), daemon=True
+            )
             for rank in range(self.world_size)
         ]
         for process in self.processes:

@@ -39,9 +39,9 @@ def test_torchrun(tmp_path: Path) -> None:
     assert (row.launcher, row.strategy, row.pp, row.schedule) == ("torchrun", "pipeline", 2, "1f1b")
 
 
-def test_one_process_where_two_were_asked_for() -> None:
+def test_one_process_where_two_were_asked_for(tmp_path: Path) -> None:
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "1"]
-    done = run(*torchrun, "benchmarks/run.py", "--layout", "dp2", *QUICK)
+    done = run(*torchrun, "benchmarks/run.py", "--layout", "dp2", *QUICK, "--out", str(tmp_path / "rows.csv"))
     assert done.returncode != 0
     assert "torchrun started 1 process(es), 2 needed: type torchrun --nproc-per-node 2" in done.stderr
 
