@@ -18,6 +18,7 @@ COMMANDS = {
     "bench": ("sweep strategies, models and sizes, repeats interleaved", "benchmarks.sweep:main"),
     "compare": ("compare two result files, with a verdict", "benchmarks.compare:main"),
     "report": ("make one HTML file of result files", "benchmarks.report:main"),
+    "plot": ("draw result files, or training curves, into one picture", "benchmarks.plot:main"),
     "peers": ("compare our speed with hand-written loops and transformers", "benchmarks.peers:main"),
     "node": ("start this machine's part of a run on several nodes", "parallel.nodes:main"),
     "cluster": ("run a command on several nodes inside this machine", "parallel.box:main"),

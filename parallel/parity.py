@@ -29,20 +29,31 @@ STEPS = 3
 
 @dataclass(frozen=True)
 class Tolerance:
-    """Largest differences accepted. loss, grad_norm: relative; parameters: in learning rates."""
+    """Largest differences accepted. loss, grad_norm: relative; parameters: in learning rates, as a Certificate has it."""
 
     loss: float
     grad_norm: float
     parameters: float
 
 
-# fp64, fp32: rounding alone. bf16 and fp16 are compared with the fp32 reference: 8 and 11 bits of mantissa.
+# fp64, fp32: rounding alone. bf16 and fp16 are compared with the fp32 reference: 8 and 11 bits of mantissa. Adam moves
+# every element by a learning rate a step whatever its gradient, so single elements may end far apart; whole parameters
+# that were updated rightly differ by 0.2 in the root mean square, one that was not updated at all by 0.6 to 2.4.
 TOLERANCES = {
     "fp64": Tolerance(loss=1e-10, grad_norm=1e-10, parameters=1e-6),
     "fp32": Tolerance(loss=1e-5, grad_norm=1e-5, parameters=1e-2),
-    "bf16": Tolerance(loss=1e-2, grad_norm=1e-1, parameters=8.0),
-    "fp16": Tolerance(loss=2e-3, grad_norm=5e-2, parameters=8.0),
+    "bf16": Tolerance(loss=1e-2, grad_norm=1e-1, parameters=0.5),
+    "fp16": Tolerance(loss=2e-3, grad_norm=5e-2, parameters=0.5),
 }
+_HALF = ("bf16", "fp16")
+_KINKS = 4.0  # times the tolerance of parameters in half precision: ReLUs that flip change whole gradients
+
+
+def tolerance(work: Work) -> Tolerance:
+    """Return what a work is held to."""
+    known = TOLERANCES[work.run.precision]
+    rough = work.run.precision in _HALF and not work.spec.smooth
+    return replace(known, parameters=_KINKS * known.parameters) if rough else known
 
 
 @dataclass(frozen=True)
@@ -61,7 +72,7 @@ class Certificate:
     steps: int
     loss_difference: float  # relative
     grad_norm_difference: float  # relative
-    parameter_difference: float  # absolute, in learning rates
+    parameter_difference: float  # in learning rates: of any element; in bf16 and fp16 of any parameter, as r.m.s.
     worst_parameter: str
     tolerance: Tolerance
 
@@ -203,18 +214,19 @@ def certify(engine: Engine, got: Trace, want: Trace, work: Work, mesh: Mesh) -> 
         grad_norm_difference=_largest_relative(got.grad_norms, want.grad_norms[:steps]),
         parameter_difference=difference / work.run.learning_rate,
         worst_parameter=worst,
-        tolerance=TOLERANCES[work.run.precision],
+        tolerance=tolerance(work),
     )
 
 
 def _parameter_difference(engine: Engine, want: Trace, work: Work) -> tuple[float, str]:
-    """Return the largest absolute difference over this rank's pieces, and the parameter it is in."""
-    worst = (0.0, "")
+    """Return the largest difference over this rank's pieces, and the parameter it is in."""
+    worst, half = (0.0, ""), work.run.precision in _HALF
     for name, parameter in engine.parameters():
         full = want.parameters[work.spec.tied.get(name, name)]
         piece = local(parameter.detach()).cpu()
         if piece.numel():
-            difference = (piece - local_slice(full, parameter)).abs().max().item()
+            gap = (piece - local_slice(full, parameter)).abs()
+            difference = (gap.square().mean().sqrt() if half else gap.max()).item()
             worst = max(worst, (difference if difference == difference else float("inf"), name))
     return worst
 

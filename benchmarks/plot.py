@@ -1,0 +1,156 @@
+"""Draw results or training curves into one picture: `paralab plot FILES... --out results.svg`.
+
+Result files (.csv) become dots, one a run: throughput by strategy, a panel a file. Folders of `paralab train` become
+curves: the loss of every run over its steps, held-out loss as circles, and below how far each is from the first.
+"""
+
+import argparse
+import json
+from collections.abc import Sequence
+from itertools import groupby
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+from parallel.config import load
+from parallel.errors import ConfigError, DataError, UsageError
+from parallel.measure.record import RunRecord, StepRecord, read, read_log
+
+_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00")  # Okabe and Ito: all eyes tell them apart
+
+
+def main(argv: Sequence[str]) -> int:
+    """Draw a picture. Returns: 0."""
+    parser = _Parser(prog="paralab plot", description=__doc__, allow_abbrev=False)
+    parser.add_argument("sources", nargs="+", type=Path, metavar="FILE|FOLDER")
+    parser.add_argument("--out", type=Path, default=Path("plot.svg"), help="picture to write (.svg, .png, .pdf)")
+    options = parser.parse_args(list(argv))
+    folders = [source.is_dir() for source in options.sources]
+    if any(folders) and not all(folders):
+        raise UsageError("result files and folders of training do not fit one picture: give one kind")
+    for source in options.sources:
+        if not source.exists():
+            raise DataError(f"{source} is not there: give a result file or the folder of a training run")
+    figure = curves(options.sources) if all(folders) else results(options.sources)
+    figure.savefig(options.out, metadata={"Date": None} if options.out.suffix == ".svg" else None)
+    print(options.out)
+    return 0
+
+
+def results(files: Sequence[Path]) -> Any:
+    """Return a figure with a panel a file: rows are strategies, dots are runs, colours what else differs."""
+    panels = [(file.stem, [record for record in read(file) if record.status == "ok"]) for file in files]
+    rows = [list(dict.fromkeys(str(record.strategy) for record in records)) for _, records in panels]
+    figure = _figure(len(panels), width=4.2, height=1.2 + 0.34 * max(map(len, rows)))
+    for axes, (name, records), strategies in zip(figure.axes, panels, rows, strict=True):
+        _dots(axes, records, strategies)
+        first = records[0]
+        rate = "tokens/s" if first.tokens_per_s else f"{first.unit}/s"
+        axes.set(title=f"{name}: {first.model} {first.size}", xlabel=f"{rate}, all processes")
+    return figure
+
+
+def _dots(axes: Any, records: list[RunRecord], strategies: list[str]) -> None:
+    by_engine = len({record.engine for record in records}) > 1
+    series = list(dict.fromkeys(_series(record, by_engine) for record in records))
+    for number, label in enumerate(series):
+        shift = 0.22 * (number - (len(series) - 1) / 2)
+        for row, strategy in enumerate(strategies):
+            mine = [r for r in records if r.strategy == strategy and _series(r, by_engine) == label]
+            rates = [float(r.tokens_per_s or r.samples_per_s or 0) for r in mine]
+            axes.plot(rates, [row + shift] * len(rates), "o", ms=3.5, alpha=0.6, color=_COLOURS[number % 6])
+            if rates:
+                axes.plot(median(rates), row + shift, "|", ms=10, color=_COLOURS[number % 6])
+        axes.plot([], [], "o", ms=3.5, color=_COLOURS[number % 6], label=label)
+    axes.set_yticks(range(len(strategies)), strategies)
+    axes.set_xlim(left=0)
+    axes.invert_yaxis()
+    axes.grid(axis="x", alpha=0.3)
+    axes.legend(frameon=False, fontsize="small")
+
+
+def _series(record: RunRecord, by_engine: bool) -> str:
+    if by_engine:
+        return str(record.engine)
+    return "1 process" if record.world_size == 1 else f"{record.world_size} processes"
+
+
+def curves(folders: Sequence[Path]) -> Any:
+    """Return a figure with a column a task: losses of its runs above, differences from the first below."""
+    tasks = [(task, list(runs)) for task, runs in groupby(sorted(folders, key=_task), key=_task)]
+    figure = _figure(2 * len(tasks), columns=len(tasks), width=4.6, height=3.0)
+    for column, (task, runs) in enumerate(tasks):
+        upper, lower = figure.axes[column], figure.axes[len(tasks) + column]
+        losses = [_losses(run) for run in runs]
+        for number, (run, loss) in enumerate(zip(runs, losses, strict=True)):
+            # later ones are thinner, so that one that lies on another is seen
+            style = {"color": _COLOURS[number % 6], "lw": 3.5 - 0.9 * min(number, 3), "label": _label(run)}
+            upper.plot(*_smooth(loss), **style)
+            held_out = _held_out(run)
+            upper.plot(list(held_out), list(held_out.values()), "o", ms=7 - 1.5 * min(number, 3), color=style["color"])
+            if number:
+                steps = sorted(loss.keys() & losses[0].keys())
+                gaps = [abs(loss[s] - losses[0][s]) / abs(losses[0][s]) for s in steps]
+                lower.plot(steps, gaps, ".", ms=1.5, color=style["color"])
+        upper.set(title=task, ylabel="loss (circles: held out)")
+        upper.legend(frameon=False, fontsize="small")
+        lower.set(xlabel="step", ylabel=f"relative to {_label(runs[0])}", yscale="log")
+        upper.grid(alpha=0.3)
+        lower.grid(alpha=0.3)
+    return figure
+
+
+def _smooth(loss: dict[int, float], points: int = 150) -> tuple[list[float], list[float]]:
+    """Return steps and losses as means over equal parts of the run."""
+    steps = sorted(loss)
+    size = max(1, len(steps) // points)
+    parts = [steps[i : i + size] for i in range(0, len(steps), size)]
+    return [sum(part) / len(part) for part in parts], [sum(loss[s] for s in part) / len(part) for part in parts]
+
+
+def _losses(folder: Path) -> dict[int, float]:
+    logs = read_log(folder / "log" / "rank0.jsonl")
+    return {record.step: record.loss for record in logs if isinstance(record, StepRecord)}
+
+
+def _held_out(folder: Path) -> dict[int, float]:
+    file = folder / "validation.jsonl"
+    if not file.exists():
+        return {}
+    found = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
+    return {line["step"]: line["loss"] for line in found}
+
+
+def _task(folder: Path) -> str:
+    config = _config(folder)
+    return f"{config['model']} {config.get('size', '')} on {config.get('data', 'its data')}"
+
+
+def _label(folder: Path) -> str:
+    config = _config(folder)
+    return f"{config['strategy']}, {config['layout']}"
+
+
+def _config(folder: Path) -> dict[str, Any]:
+    if not (folder / "config.toml").exists():
+        raise DataError(f"{folder} holds no config.toml: give the --out folder of paralab train")
+    return load(folder / "config.toml")
+
+
+def _figure(panels: int, *, width: float, height: float, columns: int = 0) -> Any:
+    """Return a figure with that many axes, in rows of `columns` (of up to three when not given). Sizes in inches."""
+    try:
+        from matplotlib.figure import Figure
+    except ImportError as error:
+        raise ConfigError("drawing needs matplotlib: pip install 'paralab[plot]'") from error
+    columns = columns or min(panels, 3)
+    rows = -(-panels // columns)
+    figure = Figure(figsize=(width * columns, height * rows), layout="constrained")
+    for number in range(panels):
+        figure.add_subplot(rows, columns, number + 1)
+    return figure
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> Any:
+        raise UsageError(f"{message}: see paralab plot --help")
