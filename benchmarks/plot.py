@@ -110,7 +110,7 @@ def _smooth(loss: dict[int, float], points: int = 150) -> tuple[list[float], lis
 
 def _losses(folder: Path) -> dict[int, float]:
     logs = read_log(folder / "log" / "rank0.jsonl")
-    return {record.step: record.loss for record in logs if isinstance(record, StepRecord)}
+    return {r.step: r.loss for r in logs if isinstance(r, StepRecord) and r.loss is not None}
 
 
 def _held_out(folder: Path) -> dict[int, float]:

@@ -88,7 +88,7 @@ def main(argv: list[str]) -> int:
     group = config.group or f"bench-{hashlib.sha256(repr(cases).encode()).hexdigest()[:8]}"
     runs = [(repeat, case) for repeat in range(config.repeats) for case in cases]
     done = {record.command for record in read(out)} if Path(out).exists() else set()
-    with _progress(len(runs)) as advance:
+    with progress(len(runs), "bench") as advance:
         for repeat, case in runs:
             command = _command(case, repeat, group, out)
             text = f"paralab run {shlex.join(command)}"
@@ -119,7 +119,8 @@ def strategy_cases(config: SweepConfig) -> Iterator[Case]:
 
 def _product(config: SweepConfig) -> Iterator[CaseConfig]:
     engines = _known(config.engines, ENGINES, what="engine") or [config.engine]
-    batches = [int(size) for size in config.global_batch_sizes or []] or [config.global_batch_size]
+    sizes = config.global_batch_sizes
+    batches = [int(size) for size in sizes] if sizes else [config.global_batch_size]
     for model, batch in product(config.models or [_model(config)], batches):
         name, _, size = model.partition(":")
         shared = replace(_shared(config), model=name, size=size or None, global_batch_size=batch)
@@ -263,11 +264,11 @@ def _table(cases: list[Case], records: list[RunRecord], group: str) -> str:
     return "\n".join(lines)
 
 
-class _progress:
-    """A bar on a terminal, a line a run elsewhere."""
+class progress:
+    """A bar on a terminal, a line a run elsewhere; the function it yields is called after each run."""
 
-    def __init__(self, total: int) -> None:
-        self.total, self.count = total, 0
+    def __init__(self, total: int, name: str) -> None:
+        self.total, self.count, self.name = total, 0, name
         self.bar: Any = None  # rich is imported when there is a terminal to draw on
 
     def __enter__(self) -> Callable[[str], None]:
@@ -276,7 +277,7 @@ class _progress:
 
             self.bar = Progress()
             self.bar.start()
-            self.task = self.bar.add_task("bench", total=self.total)
+            self.task = self.bar.add_task(self.name, total=self.total)
         return self._advance
 
     def _advance(self, text: str) -> None:

@@ -3,9 +3,10 @@
 from dataclasses import replace
 from typing import Any
 
-from parallel import cluster
-from parallel.case import Asked, failed, run_case
+from parallel import cluster, parity
+from parallel.case import Asked, failed, record_failure, run_case
 from parallel.cluster import Rank
+from parallel.errors import RankError
 from parallel.failure import Failure, Progress, guard
 from parallel.launch import check_started, launch
 from parallel.measure.record import RunRecord, StepLog, append, check_readable, log_path
@@ -34,15 +35,11 @@ def run(config: Any, *, command: str) -> int:
     work = resolve(config)
     out = config.out or "runs/results.csv"
     check_readable(out)
-    record = launch(
-        "benchmarks.worker:measure",
-        work.run,
-        asked,
-        out,
-        nproc=work.layout.world_size,
-        threads=config.threads,
-        backend=config.backend,
-    )
+    try:
+        record = launch("benchmarks.worker:measure", work.run, asked, out, nproc=work.layout.world_size, config=config)
+    except RankError as error:
+        record_failure(out, work, asked, rank, error)
+        raise
     if rank.is_main:
         print(summary(record, out))
         return 0 if record.parity is not False else 1
@@ -58,7 +55,7 @@ def measure(rank: Rank, progress: Progress, run: Any, asked: Asked, out: str) ->
 
     with guard(rank, progress, on_first):
         mesh = cluster.make_mesh(work.layout, rank.device)
-        want = References().get(work, mesh) if run.parity else None
+        want = References().get(parity.judged(work), mesh) if run.parity else None
         log = StepLog(log_path(out, asked.run_id, rank.rank))
         record = run_case(work, asked=asked, rank=rank, mesh=mesh, want=want, log=log, progress=progress)
         if rank.is_main:

@@ -19,12 +19,15 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from pathlib import Path
 from select import select
 from tempfile import NamedTemporaryFile
 from types import FrameType
 from typing import IO, NoReturn
 
+from parallel import cpu_quota
 from parallel.cli import COMMANDS
+from parallel.cpu_quota import cpu_quotas
 from parallel.errors import ParalabError, UsageError
 from parallel.nodes import add_shared_options, command_of
 
@@ -36,6 +39,7 @@ POLL_S = 0.05
 TOOLS = {"ip": "iproute2", "tc": "iproute2", "unshare": "util-linux", "nsenter": "util-linux"}
 
 _NAMESPACES = ("--net", "--pid", "--fork", "--kill-child", "--mount-proc")
+_CPU_GROUPS = "PARALAB_CPU_GROUPS"  # tells the processes inside what was made outside
 _SYSTEM_FOLDERS = "/usr/sbin:/sbin"  # where ip and tc are, and not on the PATH of every user
 # one of each thing that `Cluster` makes, in namespaces that end with the attempt
 _ATTEMPT = (
@@ -61,6 +65,7 @@ class Request:
     node_option: tuple[str, ...]  # the options of `paralab node` that are the same on every node
     procs_per_node: int
     bandwidth: str | None  # as tc writes it, such as 1gbit; None is as fast as memory
+    cores_per_node: float | None  # None: an equal share of whole cores, or all where there are fewer cores than nodes
     events: tuple[Event, ...]
     grace_s: float
     command: tuple[str, ...]
@@ -72,16 +77,18 @@ def main(argv: Sequence[str] | None = None) -> int:
     Raises: UsageError when the command line is wrong, or when tools or rights are missing.
     """
     words = list(sys.argv[1:] if argv is None else argv)
-    parse(words)
+    request = parse(words)
     environment = os.environ | {"PATH": f"{os.environ.get('PATH', os.defpath)}:{_SYSTEM_FOLDERS}"}
     unshare = permitted_unshare(environment)
     inside = [*unshare, sys.executable, "-m", "parallel.box", *words]
     # A session of its own: a Ctrl-C reaches this process alone, which hands it on. The pipe is the leash: when this
     # process is gone, the other end notices.
-    with subprocess.Popen(inside, env=environment, stdin=subprocess.PIPE, start_new_session=True) as box:
-        assert box.stdin is not None
-        with _handing_on_signals(box.stdin):
-            status = box.wait()
+    with cpu_quotas(request.nodes, request.cores_per_node) as groups:
+        environment[_CPU_GROUPS] = os.pathsep.join(map(str, groups))
+        with subprocess.Popen(inside, env=environment, stdin=subprocess.PIPE, start_new_session=True) as box:
+            assert box.stdin is not None
+            with _handing_on_signals(box.stdin):
+                status = box.wait()
     return shell_status(status)
 
 
@@ -131,12 +138,12 @@ def permitted_unshare(environment: dict[str, str]) -> list[str]:
 class Node:
     """One host. A process that sleeps holds its network and its host name, whether or not the command runs."""
 
-    def __init__(self, rank: int, *, cores: set[int]) -> None:
+    def __init__(self, rank: int, *, cores: set[int], cpu_group: Path | None) -> None:
         self.rank = rank
         self.name = f"node{rank}"
         self.address = f"10.77.0.{10 + rank}"
         self.process: subprocess.Popen[bytes] | None = None
-        self._cores = cores
+        self._cores, self._cpu_group = cores, cpu_group
         self._pumps: list[threading.Thread] = []
         hold = 'echo "$0" >/proc/sys/kernel/hostname && echo held && exec sleep infinity'
         self._holder = subprocess.Popen(
@@ -177,6 +184,8 @@ class Node:
             start_new_session=True,
         )
         os.sched_setaffinity(0, everything)
+        if self._cpu_group is not None:
+            cpu_quota.add(self._cpu_group, self.process.pid)
         assert self.process.stdout is not None and self.process.stderr is not None
         for pipe, sink in ((self.process.stdout, sys.stdout), (self.process.stderr, sys.stderr)):
             pump = threading.Thread(target=self._pump, args=(pipe, sink.buffer), daemon=True)
@@ -223,7 +232,11 @@ class Cluster:
         _run("ip", "link", "set", "lo", "up")
         _run("ip", "link", "add", "bridge", "type", "bridge")
         _run("ip", "link", "set", "bridge", "up")
-        self._nodes = [Node(rank, cores=cores) for rank, cores in enumerate(share_cores(request.nodes))]
+        groups = [Path(folder) for folder in os.environ.get(_CPU_GROUPS, "").split(os.pathsep) if folder]
+        shares = share_cores(1 if groups else request.nodes) * (request.nodes if groups else 1)
+        self._nodes = [
+            Node(rank, cores=cores, cpu_group=groups[rank] if groups else None) for rank, cores in enumerate(shares)
+        ]
         for node in self._nodes:
             node.plug_in("bridge", bandwidth=request.bandwidth)
         self._name_nodes()
@@ -396,6 +409,12 @@ def _bandwidth(text: str) -> str:
     return text
 
 
+def _cores(text: str) -> float:
+    if not re.fullmatch(r"[0-9]+(\.[0-9]+)?", text) or float(text) < 0.01:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number of cores: write 0.5, 1 or 2")
+    return float(text)
+
+
 def _event(text: str) -> Event:
     match = re.fullmatch(rf"([0-9]+(?:\.[0-9]+)?):({'|'.join(ACTIONS)}):([0-9]+)", text)
     if not match:
@@ -415,6 +434,9 @@ def parse(words: Sequence[str]) -> Request:
         " in it spans the nodes.",
     )
     parser.add_argument("--bandwidth", type=_bandwidth, metavar="RATE", help="of each link, such as 100mbit or 1gbit")
+    parser.add_argument(
+        "--cores-per-node", type=_cores, metavar="X", help="CPU quota of each node, such as 0.5 (needs root)"
+    )
     parser.add_argument(
         "--at",
         type=_event,
@@ -444,6 +466,7 @@ def parse(words: Sequence[str]) -> Request:
         ),
         procs_per_node=procs,
         bandwidth=options.bandwidth,
+        cores_per_node=options.cores_per_node,
         events=tuple(options.at),
         grace_s=options.grace,
         command=command_of(options),

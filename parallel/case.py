@@ -1,7 +1,7 @@
 """One measured case: build, prove parity, warm up, time, look inside. Rank 0 returns the row.
 
-The order keeps measuring out of what is measured: timed steps carry nothing but the clock and the sampler; bytes
-and memory are counted in one more step, which is not timed.
+The order keeps measuring out of what is measured: timed steps carry nothing but the clock and the sampler; bytes,
+memory and waiting are looked at in further steps, which are not timed.
 """
 
 import math
@@ -10,6 +10,8 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timezone
+from itertools import islice
+from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
@@ -19,14 +21,15 @@ import torch.distributed as dist
 from parallel import engines, parity
 from parallel.cluster import Mesh, Rank
 from parallel.data.dataset import Batch
-from parallel.errors import DivergedError
+from parallel.errors import DivergedError, RankError
 from parallel.failure import Failure, Progress
 from parallel.measure import memory
 from parallel.measure.environment import Environment
+from parallel.measure.exposed import ExposedCommunication, Split, exposed_share, straggler_ratio
 from parallel.measure.ledger import CommLedger, CommRow
 from parallel.measure.memory import MemoryCensus
 from parallel.measure.nvml import cuda_uuid
-from parallel.measure.record import COLLECTIVES, NullStepLog, RunRecord, SpanRecord, StepLog, StepRecord
+from parallel.measure.record import COLLECTIVES, NullStepLog, RunRecord, SpanRecord, StepLog, StepRecord, append, read
 from parallel.measure.roofline import device_peak
 from parallel.measure.steady import StepTimes, summarise
 from parallel.measure.telemetry import Sampler, Telemetry
@@ -36,9 +39,12 @@ from parallel.parity import Certificate, Trace, training_batches
 from parallel.planner.communication import predicted_wire_bytes
 from parallel.planner.memory import state_bytes
 from parallel.precision import DTYPES
+from parallel.recompute import recomputation_ratio
 from parallel.resolve import Work
 from parallel.spec import Engine
 from parallel.strategies.pipeline import pass_order, stages_of
+
+_SPLIT_STEPS = 3  # in which waiting is told from working: one alone would be at the mercy of a hiccup
 
 
 @dataclass(frozen=True)
@@ -74,6 +80,8 @@ class RankResult:
     state_peak_bytes: int = 0
     process_peak_bytes: int | None = None
     gpu_peak_bytes: tuple[int | None, int | None] = (None, None)
+    split: Split | None = None  # of a rank that is not alone
+    compile_s: float = 0.0
     peak_flops: float = 0.0
     peak_source: str = ""
 
@@ -90,11 +98,12 @@ def run_case(
 ) -> RunRecord:
     """Measure a case on every rank of its mesh; each returns the same row.
 
-    want: the reference to be held against, or None to skip parity.
+    want: the reference of `parity.judged(work)` to be held against, or None to skip parity.
     Raises: DivergedError when a loss or a gradient norm is not finite.
     """
     run, progress, log = work.run, progress or Progress(), log or NullStepLog()
-    certificate = parity.prove(work, mesh, want) if want is not None else None
+    compiled_before_s = _compile_s(work)
+    certificate = parity.prove(parity.judged(work), mesh, want) if want is not None else None
     memory.reset_process_peak()
     memory.reset_device_peak(mesh.device)
     engine = engines.build(work.context(mesh), run.engine, ds_config=run.ds_config)
@@ -104,7 +113,8 @@ def run_case(
     for step in range(run.warmup):
         progress.step = step
         _take_step(engine, next(batches), result, step)
-    _timed_steps(engine, batches, work, mesh, result, progress)
+    timed_steps(engine, batches, work, mesh, result, progress)
+    result.compile_s = _compile_s(work) - compiled_before_s
     _write_steps(log, work, result)
     result.process_peak_bytes = memory.process_peak_bytes()
     result.gpu_peak_bytes = memory.device_peak_bytes(mesh.device)
@@ -116,6 +126,15 @@ def run_case(
     result.peak_flops, result.peak_source = peak.flops, peak.source
     results = _gather(result, mesh)
     return _record(work, asked, rank, mesh, results, certificate, startup_s)
+
+
+def _compile_s(work: Work) -> float:
+    """Return what torch.compile has taken in this process."""
+    if not work.run.compile:
+        return 0.0
+    from torch._dynamo.utils import calculate_time_spent
+
+    return calculate_time_spent()["total_wall_time"]
 
 
 def _take_step(engine: Engine, batch: Batch, result: RankResult, step: int) -> None:
@@ -133,7 +152,7 @@ def _check_finite(result: RankResult, step: int) -> None:
         )
 
 
-def _timed_steps(
+def timed_steps(
     engine: Engine, batches: Iterator[Batch], work: Work, mesh: Mesh, result: RankResult, progress: Progress
 ) -> None:
     """Run the measured steps. Losses stay on the device until the window ends."""
@@ -174,7 +193,9 @@ def _seconds(a: Any, b: Any) -> float:
 
 
 def _look_inside(engine: Engine, batches: Iterator[Batch], mesh: Mesh, result: RankResult) -> None:
-    """Note the passes of a pipeline, bytes sent, and memory by category, each in an untimed step of its own."""
+    """Note waiting, the passes of a pipeline, bytes sent, and memory by category, each in untimed steps of its own."""
+    if mesh.world is not None:
+        result.split = _split(engine, batches, mesh)
     if stages := stages_of(engine):
         with Timeline(stages, mesh) as timeline:
             engine.step(next(batches))
@@ -188,6 +209,15 @@ def _look_inside(engine: Engine, batches: Iterator[Batch], mesh: Mesh, result: R
     report = census.report()
     result.memory, result.tensors_peak_bytes = dict(report.peak), report.peak_bytes
     result.state_peak_bytes = report.state_peak_bytes
+
+
+def _split(engine: Engine, batches: Iterator[Batch], mesh: Mesh) -> Split:
+    seen = ExposedCommunication(mesh.device)
+    dist.barrier(group=mesh.world)
+    for batch in islice(batches, _SPLIT_STEPS):
+        with seen:
+            engine.step(batch)
+    return seen.split
 
 
 def _gather(result: RankResult, mesh: Mesh) -> list[RankResult]:
@@ -246,6 +276,7 @@ def _record(
         fields["grad_norm_difference_max"] = certificate.grad_norm_difference
         fields["parameter_difference_max"] = certificate.parameter_difference
         fields["parity"] = certificate.passed
+        fields["parity_precision"] = parity.judged(work).run.precision
     return RunRecord(**fields)
 
 
@@ -304,7 +335,9 @@ def describe(work: Work, asked: Asked, rank: Rank, device: torch.device) -> dict
 def _timing_columns(work: Work, results: list[RankResult], times: StepTimes) -> dict[str, Any]:
     warmup = work.run.warmup
     waits = [sum(r.data_waits_s) / sum(r.step_times_s) for r in results]
+    splits = [r.split for r in results if r.split is not None]
     return {
+        "compile_s": max(r.compile_s for r in results),
         "warmup_steps": warmup + times.warmup_steps,
         "warmup_rule": f"first {warmup}, then {times.warmup_rule}" if warmup else times.warmup_rule,
         "measured_steps": times.measured_steps,
@@ -316,6 +349,8 @@ def _timing_columns(work: Work, results: list[RankResult], times: StepTimes) -> 
         "step_time_p99_s": times.step_time_p99_s,
         "step_time_mad_s": times.step_time_mad_s,
         "data_wait_share": max(waits),
+        "exposed_comm_share": exposed_share(splits) if splits else 0.0,
+        "straggler_ratio": straggler_ratio(splits) if splits else 1.0,
     }
 
 
@@ -329,6 +364,7 @@ def _efficiency_columns(
     flops = work.spec.flops(work.model_config)
     per_device = flops.per_sample * samples_per_s / devices
     peak = statistics.mean(r.peak_flops for r in results)
+    recomputation = recomputation_ratio(work.spec, work.model_config, work.run.checkpoint_every)
     is_text = work.spec.unit(work.model_config) == "tokens"
     seen = [r.telemetry for r in results if r.telemetry is not None]
     return {
@@ -341,6 +377,7 @@ def _efficiency_columns(
         "peak_tflops_per_device": peak / 1e12,
         "peak_source": results[0].peak_source,
         "mfu": per_device / peak if peak else None,
+        "hfu": per_device * recomputation / peak if peak else None,
         **_telemetry_columns(seen),
     }
 
@@ -432,3 +469,10 @@ def failed(work: Work, asked: Asked, rank: Rank, failure: Failure) -> RunRecord:
         failed_step=failure.step,
         reason=failure.reason,
     )
+
+
+def record_failure(rows: str | Path, work: Work, asked: Asked, rank: Rank, error: RankError) -> None:
+    """Append the row of a run that failed, unless one of its ranks has; called by the process that started them."""
+    if Path(rows).exists() and any(row.run_id == asked.run_id for row in read(rows)):
+        return
+    append(rows, failed(work, asked, rank, Failure(None, None, "crash", error.reason or str(error))))

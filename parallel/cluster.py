@@ -11,6 +11,7 @@ import resource
 import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from datetime import timedelta
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,7 @@ from torch.distributed.device_mesh import DeviceMesh
 
 from parallel.errors import WorldError
 from parallel.layout import Layout
+from parallel.roll import Roll
 
 MESH_AXES = ("pp", "dp", "tp")  # outermost first: neighbours in tp are neighbours on a node
 
@@ -35,6 +37,8 @@ class Rank:
     local_rank: int
     local_world_size: int
     launcher: str
+    launch: str | None = None  # names the launcher of several nodes that may start the run again
+    elastic: bool = False  # whether it does so with the nodes that are there
 
     @classmethod
     def from_env(cls, env: Mapping[str, str] = os.environ) -> "Rank":
@@ -43,7 +47,9 @@ class Rank:
             if marker in env and names[0] in env and names[1] in env:
                 world = int(env[names[1]])
                 local, local_world = int(env.get(names[2], 0)), int(env.get(names[3], world))
-                return cls(int(env[names[0]]), world, local, local_world, launcher)
+                return cls(
+                    int(env[names[0]]), world, local, local_world, launcher, env.get(LAUNCH), env.get(ELASTIC) == "1"
+                )
         # accelerate starts a single process without rank variables
         return cls(0, 1, 0, 1, "accelerate" if _ACCELERATE in env else "python")
 
@@ -57,6 +63,7 @@ class Rank:
         return torch.device("cuda", self.local_rank) if torch.cuda.is_available() else torch.device("cpu")
 
 
+LAUNCH, ELASTIC = "PARALAB_LAUNCH", "PARALAB_ELASTIC"  # set by `paralab node`
 _ACCELERATE = "ACCELERATE_MIXED_PRECISION"
 _TORCH = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")
 # (launcher, a variable that only it sets, its names of: rank, world size, local rank, local world size)
@@ -191,19 +198,61 @@ def default_threads(local_world_size: int) -> int:
     return max(1, len(os.sched_getaffinity(0)) // local_world_size)
 
 
-def join(rank: Rank, *, threads: int | None = None, backend: str | None = None, init_method: str = "env://") -> None:
-    """Prepare this process and meet the others. `leave` undoes it."""
+def join(
+    rank: Rank,
+    *,
+    threads: int | None = None,
+    backend: str | None = None,
+    init_method: str = "env://",
+    timeout_s: float = 1800.0,
+    recordings: Path | None = None,
+) -> None:
+    """Prepare this process and meet the others. `leave` undoes it.
+
+    timeout_s: how long a rank waits for another one, now and in every collective. recordings: compare what the ranks
+    call in every collective, and write flight recordings there when the run fails. Raises: WorldError.
+    """
+    global _roll
     keep_pages(rank.local_world_size)
     torch.set_num_threads(threads or default_threads(rank.local_world_size))
     if rank.device.type == "cuda":
         torch.cuda.set_device(rank.device)
-    if rank.world_size > 1:
-        backend = backend or ("nccl" if rank.device.type == "cuda" else "gloo")
-        dist.init_process_group(backend, init_method=init_method, rank=rank.rank, world_size=rank.world_size)
+    if rank.world_size == 1:
+        return
+    timeout = timedelta(seconds=timeout_s)
+    # new groups do not take over the timeout of the first one
+    dist.distributed_c10d.default_pg_timeout = dist.distributed_c10d.default_pg_nccl_timeout = timeout
+    if recordings is not None:
+        _debug_collectives()
+    store, _, _ = next(dist.rendezvous(init_method, rank.rank, rank.world_size, timeout=timeout))
+    _roll = Roll(store, rank.rank, rank.world_size, recordings=recordings)
+    _roll.call(timeout_s)
+    backend = backend or ("nccl" if rank.device.type == "cuda" else "gloo")
+    store = dist.PrefixStore("default_pg", store)
+    dist.init_process_group(backend, store=store, rank=rank.rank, world_size=rank.world_size, timeout=timeout)
+
+
+def _debug_collectives() -> None:
+    os.environ.setdefault("TORCH_FR_BUFFER_SIZE", "2000")  # collectives that are kept
+    dist.set_debug_level(dist.DebugLevel.DETAIL)
+    # under this level DDP's own statistics end in a segmentation fault with gloo (torch 2.13)
+    dist.Logger.set_construction_data_and_log = lambda *facts: None  # type: ignore[method-assign]
+
+
+_roll: Roll | None = None
+
+
+def roll() -> Roll | None:
+    """Return the roll of the ranks that this process has joined; None alone."""
+    return _roll
 
 
 def leave() -> None:
     """Close the process groups; gloo aborts at exit without it."""
+    global _roll
     _MESHES.clear()
+    if _roll is not None:
+        _roll.mark("left")
+        _roll = None
     if dist.is_initialized():
         dist.destroy_process_group()

@@ -72,6 +72,9 @@ class RunConfig:
     size: str | None = option(None, "preset of the model, such as nano or 124M", group="work")
     data: str | None = option(None, "built-in data set, file, folder or Hugging Face name", group="work")
     seq_len: int | None = option(None, "tokens per sample (text models)", group="work", at_least=1)
+    text_column: str = option("text", "holds the text, in a Parquet file or Hugging Face set", group="work")
+    streaming: bool = option(False, "read a Hugging Face set without storing it (its tokens are)", group="work")
+    max_tokens: int | None = option(None, "of a text, in each split: the rest is not read", group="work", at_least=1)
     norm: str | None = option(
         None, "normalisation (image models)", group="work", choices=("batch", "syncbatch", "group")
     )
@@ -89,6 +92,13 @@ class RunConfig:
     engine: str = option("auto", "what runs the step; auto follows the launcher", group="division", choices=ENGINES)
     ds_config: str | None = option(
         None, "DeepSpeed configuration, such as ds_configs/zero3.json", group="division", metavar="FILE"
+    )
+    timeout_s: float = option(1800.0, "seconds a rank waits for another one", group="division", above=0)
+    debug_collectives: str | None = option(
+        None,
+        "compare every collective over all ranks, name what differs, write flight recordings here (slow)",
+        group="division",
+        metavar="DIR",
     )
 
     steps: int = option(20, "optimizer steps, warm-up not counted", group="steps", at_least=1)

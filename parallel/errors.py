@@ -4,6 +4,7 @@ The message of each says what was got, what is needed and what to type. The comm
 line and ends with `exit_status`; no stack trace is shown for these.
 """
 
+import signal
 from collections.abc import Iterable
 from difflib import get_close_matches
 
@@ -37,7 +38,17 @@ class WorldError(UsageError):
 
 
 class RankError(ParalabError):
-    """A rank failed while training."""
+    """A rank failed while training. reason: why, where the message is empty because the rank has said it."""
+
+    reason: str | None = None
+
+
+class StoppedError(ParalabError):
+    """A signal asked the run to end."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__(f"stopped by {signal.Signals(number).name}")
+        self.exit_status = 128 + number  # as a shell reports it
 
 
 class DivergedError(ParalabError):

@@ -1,27 +1,51 @@
 """Which rank failed first, at which step, and why: one line, from that rank and not from its victims.
 
 When a rank raises, its peers find their connections closed and raise as well. The first to reach the shared store
-claims the failure before its sockets close, so those that follow know that they are victims and stay silent.
+claims the failure before its sockets close, so those that follow know that they are victims and stay silent. A rank
+that was killed or stopped claims nothing; then its peers look for it, and one of them speaks for it.
 """
 
 import contextlib
+import json
 import os
+import re
+import select
+import signal
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from pathlib import Path
+from types import FrameType
 
 import torch
-import torch.distributed as dist
 
+from parallel import cluster
 from parallel.cluster import Rank
-from parallel.errors import DivergedError, ParalabError, RankError
+from parallel.errors import DivergedError, ParalabError, RankError, StoppedError
 from parallel.measure.record import Status
+from parallel.roll import Roll
 
-_KEY = "paralab/first_failure"
-_LOST_PEER = ("Connection closed by peer", "Connection reset by peer", "Broken pipe", "Socket Timeout")
+_LOST_PEER = ("Connection closed by peer", "Connection reset by peer", "Broken pipe", "Connection refused")
+_NO_ANSWER = ("Timed out waiting", "Socket Timeout", "timed out after", "Wait timeout")
+_NO_MEMORY = ("can't allocate memory", "Cannot allocate memory", "out of memory")
+# two of these are in what torch says of ranks that call different collectives
+_CALLS = re.compile(
+    r"Rank (\d+) is running collective: CollectiveFingerPrint\(SequenceNumber=(\d+), OpType=(\w+)"
+    r"(?:, TensorShape=\[([^]]*)\])?"
+)
+_GLOO_NOISE = re.compile(r"\[/[^]]*\] ?|\. This is typically caused by a remote worker crashing\..*")
 VICTIM_EXIT_STATUS = 70  # EX_SOFTWARE of sysexits.h: ended because another rank did
 _GRACE_S = 3.0  # for a failed rank to claim, when a victim was faster
+_STOPPING_GRACE_S = 0.5  # the launcher stops all when one has failed
+_LAST_WORDS_S = 4.0  # from the end of the launcher to that of its ranks
+
+_WHAT_BEFELL: dict[str, tuple[Status, str]] = {
+    "ended": ("crash", "its process is gone without a word: it was killed, or the system had no memory left"),
+    "stopped": ("hang", "its process is stopped (SIGSTOP), and was ended"),
+    "left": ("crash", "it had finished while others still waited for it: do all ranks have as many batches?"),
+}
 
 
 @dataclass
@@ -33,39 +57,72 @@ class Progress:
 
 @dataclass(frozen=True)
 class Failure:
-    """The first failure of a run."""
+    """The first failure of a run. rank: None where it is known only that some other rank is gone."""
 
-    rank: int
+    rank: int | None
     step: int | None
     status: Status
     reason: str
-    exit_status: int
+    exit_status: int = 1
 
     def __str__(self) -> str:
         at = f" at step {self.step}" if self.step is not None else ""
-        return f"rank {self.rank} failed first{at}: {self.reason}"
+        return f"{'a rank' if self.rank is None else f'rank {self.rank}'} failed first{at}: {self.reason}"
 
 
 def first_failure(rank: int, progress: Progress, error: BaseException) -> Failure | None:
-    """Return this rank's failure if it is the first of the run, None when another rank claimed it."""
-    lost_peer = any(text in str(error) for text in _LOST_PEER)
-    deadline = time.monotonic() + _GRACE_S
-    while lost_peer and time.monotonic() < deadline:
-        if _claimed():
-            return None
-        time.sleep(0.05)
-    if not _claim(rank):
+    """Return the first failure of the run if it falls to this rank to tell it, None when another one tells it."""
+    own = _own_failure(rank, progress, error)
+    roll = cluster.roll()
+    if roll is None:
+        return own
+    perhaps_another = None
+    if isinstance(error, StoppedError) or _says(error, _LOST_PEER + _NO_ANSWER):
+        perhaps_another = _search(roll, progress, error)
+    if not roll.claim():
         return None
-    reason = f"{type(error).__name__}: {' '.join(str(error).split()) or 'no message'}"
-    if lost_peer:
-        reason = "another rank ended without a word (killed, or out of memory): see the launcher's exit codes"
-    status = getattr(error, "exit_status", 1) if isinstance(error, ParalabError) else 1
+    if perhaps_another is not None and perhaps_another.status == "hang" and perhaps_another.rank is not None:
+        roll.end(perhaps_another.rank)
+    return perhaps_another or own
+
+
+def _own_failure(rank: int, progress: Progress, error: BaseException) -> Failure:
+    if calls := _CALLS.findall(str(error)):
+        said = " where ".join(f"rank {rank} calls {name} of shape ({shape})" for rank, _, name, shape in calls)
+        return Failure(None, progress.step, "crash", f"collective {calls[0][1]} differs: {said}")
+    reason = f"{type(error).__name__}: {_text(error) or 'no message'}"
+    if isinstance(error, StoppedError):
+        reason = str(error)
+    if isinstance(error, StopIteration):
+        reason = "its batches have ended before those of the others"
+    status = error.exit_status if isinstance(error, ParalabError) else 1
     return Failure(rank, progress.step, _status(error), reason, status)
+
+
+def _search(roll: Roll, progress: Progress, error: BaseException) -> Failure | None:
+    """Return the failure of another rank that led to this one's error; None where this one's is the first."""
+    roll.mark("waited")
+    deadline_s = time.monotonic() + (_STOPPING_GRACE_S if isinstance(error, StoppedError) else _GRACE_S)
+    while time.monotonic() < deadline_s and not roll.claimed():
+        if lost := roll.lost():
+            rank, what = lost
+            return Failure(rank, progress.step, *_WHAT_BEFELL[what])
+        time.sleep(0.05)
+    if isinstance(error, StoppedError):
+        return None
+    advice = "use --debug-collectives DIR to see which operation"
+    if _says(error, _LOST_PEER):
+        elsewhere = "a rank on another machine ended without a word"
+        here = f"connections broke although no rank has ended: do all call the same collectives? {advice}"
+        return Failure(None, progress.step, "crash", f"{here if roll.is_local else elsewhere} ({_text(error)})")
+    if silent := roll.silent():
+        return Failure(silent[0], progress.step, "hang", f"it did not answer the others in time ({_text(error)})")
+    return Failure(None, progress.step, "hang", f"all ranks waited for each other ({_text(error)}): {advice}")
 
 
 @contextlib.contextmanager
 def guard(rank: Rank, progress: Progress, on_first: Callable[[Failure], None] = lambda failure: None) -> Iterator[None]:
-    """Turn an exception into one line and an exit status; on_first is called on the rank that failed first.
+    """Turn an exception into one line and an exit status; on_first is called on the rank that tells the failure.
 
     With other ranks around the process ends at once, since leaving in good order would wait for them. Alone, a
     user's error passes through and any other becomes a RankError.
@@ -73,46 +130,82 @@ def guard(rank: Rank, progress: Progress, on_first: Callable[[Failure], None] = 
     try:
         yield
     except BaseException as error:
+        with contextlib.suppress(ValueError):  # not in the main thread
+            signal.signal(signal.SIGTERM, signal.SIG_IGN)  # launchers send it to the victims, who have work left
         failure = first_failure(rank.rank, progress, error)
         if failure is not None:
-            on_first(failure)
+            with contextlib.suppress(OSError):  # a full disk must not hide what failed
+                on_first(failure)
         if rank.world_size == 1:
             if isinstance(error, (ParalabError, KeyboardInterrupt)):
                 raise
             raise RankError(str(failure)) from error
-        if failure is not None:
-            print(f"paralab: error: {failure}", file=sys.stderr)
+        _leave_word(failure, rank)
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(failure.exit_status if failure else VICTIM_EXIT_STATUS)
 
 
+def _leave_word(failure: Failure | None, rank: Rank) -> None:
+    """Print the failure, and write it where torch's launcher looks; write the flight recording that was asked for."""
+    if failure is not None:
+        print(f"paralab: error: {failure}", file=sys.stderr)
+        if file := os.environ.get("TORCHELASTIC_ERROR_FILE"):
+            extra = {"py_callstack": str(failure), "timestamp": str(int(time.time()))}
+            message = {"message": str(failure), "errorCode": failure.exit_status, "extraInfo": extra}
+            Path(file).write_text(json.dumps({"message": message}))
+    roll = cluster.roll()
+    if roll is not None and roll.recordings is not None:
+        from torch._C._distributed_c10d import _dump_fr_trace_json  # type: ignore[attr-defined]
+
+        roll.recordings.mkdir(parents=True, exist_ok=True)
+        (roll.recordings / f"flight-rank{rank.rank}.json").write_bytes(_dump_fr_trace_json())
+
+
+@contextlib.contextmanager
+def stopping() -> Iterator[None]:
+    """Raise StoppedError on SIGTERM."""
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        raise StoppedError(number)
+
+    try:
+        before = signal.signal(signal.SIGTERM, stop)
+    except ValueError:  # only the main thread hears signals
+        yield
+        return
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def end_with(launcher: int) -> None:
+    """Have this process asked to end when the launcher has ended, however that happened, and then made to (Linux)."""
+    if not hasattr(os, "pidfd_open"):
+        return
+
+    def watch() -> None:
+        with contextlib.suppress(ProcessLookupError):
+            select.select([os.pidfd_open(launcher)], [], [])
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(_LAST_WORDS_S)
+        os._exit(VICTIM_EXIT_STATUS)
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
 def _status(error: BaseException) -> Status:
     if isinstance(error, DivergedError):
         return "diverged"
-    if isinstance(error, (MemoryError, torch.OutOfMemoryError)) or "can't allocate memory" in str(error):
+    if isinstance(error, (MemoryError, torch.OutOfMemoryError)) or _says(error, _NO_MEMORY):
         return "oom"
-    return "aborted" if isinstance(error, KeyboardInterrupt) else "crash"
+    return "aborted" if isinstance(error, (KeyboardInterrupt, StoppedError)) else "crash"
 
 
-def _claim(rank: int) -> bool:
-    try:
-        return _store().compare_set(_KEY, "", str(rank)).decode() == str(rank)
-    except Exception:
-        return _store_is_gone()
+def _says(error: BaseException, texts: tuple[str, ...]) -> bool:
+    return any(text in str(error) for text in texts)
 
 
-def _claimed() -> bool:
-    try:
-        return _store().check([_KEY])
-    except Exception:
-        return not _store_is_gone()
-
-
-def _store_is_gone() -> bool:
-    """Without a process group there is no one else; with one, whoever held the store has failed before us."""
-    return not dist.is_initialized()
-
-
-def _store() -> dist.Store:
-    return dist.distributed_c10d._get_default_store()
+def _text(error: BaseException) -> str:
+    return " ".join(_GLOO_NOISE.sub("", str(error)).split())

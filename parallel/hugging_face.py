@@ -23,7 +23,7 @@ def from_hugging_face(folder_or_name: str | Path) -> tuple[GPT2Config, dict[str,
         kind = AutoConfig.from_pretrained(name).model_type
         if kind != "gpt2":
             raise ValueError(f"its model_type is {kind!r}")
-        model, report = GPT2LMHeadModel.from_pretrained(name, output_loading_info=True)
+        model, report = GPT2LMHeadModel.from_pretrained(name, output_loading_info=True, use_safetensors=True)
         if report["missing_keys"]:  # transformers draws them at random
             raise ValueError(f"it lacks {', '.join(sorted(report['missing_keys'])[:3])}")
         return from_transformers(model)

@@ -5,36 +5,51 @@ started by torch's elastic launcher.
 """
 
 import importlib
+import json
 import logging
 import multiprocessing
 import os
 import signal
-from typing import Any
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING, Any
 from uuid import uuid4
 
 import torch
 
-from parallel import cluster
+from parallel import cluster, standby
 from parallel.cluster import Rank
+from parallel.config import RunConfig
 from parallel.errors import RankError, WorldError
-from parallel.failure import VICTIM_EXIT_STATUS, Progress, guard
+from parallel.failure import VICTIM_EXIT_STATUS, Progress, end_with, guard, stopping
+from parallel.rendezvous import interface_of
+
+if TYPE_CHECKING:
+    from torch.distributed.elastic.multiprocessing.errors import ProcessFailure
 
 # Imported once, by the server that all local processes are forked from.
 _PRELOADED = ["torch.distributed.tensor", "parallel.case", "benchmarks.worker"]
 
 
-def launch(task: str, *args: Any, nproc: int, threads: int | None = None, backend: str | None = None) -> Any:
+def launch(task: str, *args: Any, nproc: int, config: RunConfig | None = None) -> Any:
     """Return what rank 0 returned (in a process that a launcher started: what this rank returned).
 
+    config: how the processes meet; by default as `cluster.join` has it.
     Raises: WorldError when a launcher started another number of processes; RankError when a rank failed, which
     that rank has said already.
+
+    Where nodes come and go there may be more processes than needed: those left over wait for the others to finish.
     """
     rank = Rank.from_env()
+    if rank.elastic and rank.world_size > nproc:
+        return _work_beside_others(task, args, config, rank=rank, nproc=nproc)
     if rank.launcher != "python":
         check_started(rank, nproc)
     if rank.launcher != "python" or nproc == 1:
-        return _work(task, args, threads, backend)
-    return _start_local(task, args, threads, backend, nproc=nproc)
+        return _work(task, args, config, os.getppid() if rank.world_size > 1 else None)
+    return _start_local(task, args, config, nproc=nproc)
 
 
 def check_started(rank: Rank, nproc: int) -> None:
@@ -44,52 +59,101 @@ def check_started(rank: Rank, nproc: int) -> None:
         raise WorldError(f"{rank.launcher} started {rank.world_size} process(es), {nproc} needed: type {line}")
 
 
-def _start_local(task: str, args: tuple, threads: int | None, backend: str | None, *, nproc: int) -> Any:
-    from torch.distributed.elastic.multiprocessing.api import SignalException
+def _work_beside_others(task: str, args: tuple, config: RunConfig | None, *, rank: Rank, nproc: int) -> Any:
+    if rank.rank >= nproc:
+        return standby.stand_by()
+    value = _work(task, args, config, os.getppid(), rank=replace(rank, world_size=nproc))
+    if rank.is_main:
+        standby.release()
+    return value
+
+
+def _start_local(task: str, args: tuple, config: RunConfig | None, *, nproc: int) -> Any:
+    """Start processes that meet in files and talk over the loopback interface: no port is open to other machines."""
+    with TemporaryDirectory(prefix="paralab-") as folder:
+        return _start_in(folder, task, args, config, nproc=nproc)
+
+
+def _start_in(folder: str, task: str, args: tuple, config: RunConfig | None, *, nproc: int) -> Any:
+    from torch.distributed.elastic.multiprocessing.api import DefaultLogsSpecs, SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
+    threads = config.threads if config is not None else None
     os.environ.setdefault("OMP_NUM_THREADS", str(threads or cluster.default_threads(nproc)))
     for name in ("torch.distributed.elastic", "torch.multiprocessing"):
         logging.getLogger(name).setLevel(logging.CRITICAL)  # the failed rank says it in one line
-    config = LaunchConfig(
+    interface = interface_of("127.0.0.1")
+    os.environ.setdefault("GLOO_SOCKET_IFNAME", interface)
+    os.environ.setdefault("NCCL_SOCKET_IFNAME", f"={interface}")
+    os.environ["TORCH_DISABLE_SHARE_RDZV_TCP_STORE"] = "1"  # otherwise torch's launcher listens on every interface
+    local = LaunchConfig(
         min_nodes=1,
         max_nodes=1,
         nproc_per_node=nproc,
         run_id=uuid4().hex,
         rdzv_backend="c10d",
-        rdzv_endpoint="localhost:0",
+        rdzv_endpoint=f"{folder}/launcher",
+        rdzv_configs={"store_type": "file"},
+        local_addr="127.0.0.1",
         max_restarts=0,
         monitor_interval=0.1,
         start_method="forkserver",
+        logs_specs=DefaultLogsSpecs(log_dir=folder),
     )
     multiprocessing.set_forkserver_preload(_PRELOADED)
     try:
-        return elastic_launch(config, _work)(task, args, threads, backend)[0]
+        return elastic_launch(local, _work)(task, args, config, os.getpid(), f"file://{folder}/ranks")[0]
     except ChildFailedError as error:
-        raise _said(error.failures) from None
+        raise _said(error.failures, Path(folder)) from None
     except SignalException as error:  # the launcher has ended the processes
         raise SystemExit(128 + error.sigval) from None  # as a shell reports a signal
 
 
-def _said(failures: dict) -> RankError:
-    """Return the error for a failure that a rank has reported, or for one that was killed and could not."""
+def _said(failures: Mapping[int, "ProcessFailure"], folder: Path) -> RankError:
+    """Return the error for a failure that a rank has reported, or for one that nobody was left to report."""
     codes = {rank: failure.exitcode for rank, failure in failures.items()}
-    killed = [rank for rank, code in codes.items() if code < 0 and code != -signal.SIGTERM]
-    if killed:
-        name = signal.Signals(-codes[killed[0]]).name
-        return RankError(f"rank {killed[0]} was ended by {name}: if nobody sent it, look for the system out of memory")
     own = [code for code in codes.values() if code > 0 and code != VICTIM_EXIT_STATUS]
-    said = RankError("")
-    said.exit_status = own[0] if own else 1
-    return said
+    error = RankError("")
+    error.exit_status = own[0] if own else 1
+    for file in folder.rglob("error.json"):
+        told = json.loads(file.read_text())["message"]
+        error.reason, error.exit_status = told["message"], told["errorCode"]
+        return error
+    for rank, code in codes.items():
+        if code < 0:
+            name = signal.Signals(-code).name
+            return RankError(f"rank {rank} was ended by {name}: if nobody sent it, look for the system out of memory")
+    return error
 
 
-def _work(task: str, args: tuple, threads: int | None, backend: str | None) -> Any:
-    rank, progress = Rank.from_env(), Progress()
-    with guard(rank, progress):
-        cluster.join(rank, threads=threads, backend=backend)
+def _work(
+    task: str,
+    args: tuple,
+    config: RunConfig | None,
+    launcher: int | None,
+    meeting: str = "env://",
+    *,
+    rank: Rank | None = None,
+) -> Any:
+    """Do the task as one rank. launcher: the process whose end is this one's too. meeting: where ranks find the store.
+
+    rank: which one, by default what the environment says.
+    """
+    rank, progress = rank or Rank.from_env(), Progress()
+    if launcher is not None:
+        end_with(launcher)
+    with stopping(), guard(rank, progress):
+        cluster.join(rank, init_method=meeting, **_joining(config))
         module, _, name = task.partition(":")
         value = getattr(importlib.import_module(module), name)(rank, progress, *args)
     cluster.leave()
     return value
+
+
+def _joining(config: RunConfig | None) -> dict[str, Any]:
+    if config is None:
+        return {}
+    recordings = Path(config.debug_collectives) if config.debug_collectives else None
+    options = {"threads": config.threads, "backend": config.backend, "timeout_s": config.timeout_s}
+    return options | {"recordings": recordings}

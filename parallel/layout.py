@@ -177,6 +177,21 @@ class Layout:
                 f"use --nproc {self.world_size}, or degrees that multiply to {world_size}"
             )
 
+    def on(self, world_size: int, *, parts_of: int | None, accumulation: int = 1) -> "Layout":
+        """Return this layout with as many data ranks as there are processes for; the rest of it stays.
+
+        parts_of: a global batch that has to divide by them: some processes may be left over.
+        Raises: LayoutError when there are too few processes for one data rank.
+        """
+        inside, each = self.tp * self.pp, self.micro_batches * accumulation
+        for dp in range(world_size // inside, 0, -1):
+            if parts_of is None or dp == 1 or parts_of % (dp * each) == 0:
+                return replace(self, dp=dp, zero=self.zero if dp > 1 else 0)
+        raise LayoutError(
+            f"layout {self} on {world_size} process(es): tp{self.tp} x pp{self.pp} = {inside} needed for one data"
+            f" rank: use more --procs-per-node or nodes, or a smaller tp or pp"
+        )
+
     def check_schedule(self, accumulation: int = 1) -> None:
         """Raise LayoutError when the schedule cannot run with this number of micro-batches.
 

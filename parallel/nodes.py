@@ -129,7 +129,8 @@ def _report(roster: "Roster", who: str, failure: "ProcessFailure") -> None:
     elif failure.error_file != no_file:
         message = failure.error_file_data["message"]
         text = message["message"] if isinstance(message, dict) else message
-        roster.report(f"{who} failed: {text}", at_s=failure.timestamp, exit_status=code)
+        line = f"{text} (said by {who})" if "failed first" in text else f"{who} failed: {text}"
+        roster.report(line, at_s=failure.timestamp, exit_status=code)
     else:
         text = f"{who} ended with status {code}: its message stands above"
         roster.report(text, at_s=failure.timestamp, exit_status=code, victim=code == VICTIM_EXIT_STATUS)
@@ -138,10 +139,12 @@ def _report(roster: "Roster", who: str, failure: "ProcessFailure") -> None:
 def _launch_config(request: NodeRequest, roster: "Roster") -> "LaunchConfig":
     from torch.distributed.launcher.api import LaunchConfig
 
+    from parallel.cluster import ELASTIC, LAUNCH
     from parallel.rendezvous import interface_of, register_rendezvous
 
     if not request.max_restarts:  # one line says what failed; of restarts, torch tells
         logging.disable(logging.ERROR)
+    os.environ[LAUNCH], os.environ[ELASTIC] = roster.launch, "1" if request.elastic else "0"
     interface = interface_of(roster.address)
     os.environ.setdefault("GLOO_SOCKET_IFNAME", interface)
     os.environ.setdefault("NCCL_SOCKET_IFNAME", f"={interface}")
@@ -247,8 +250,22 @@ def parse(argv: Sequence[str] | None) -> NodeRequest:
         max_restarts=options.max_restarts,
         join_timeout_s=options.join_timeout,
         node_timeout_s=options.node_timeout,
-        command=command_of(options),
+        command=_continuing(command_of(options), restarts=fewest < most or options.max_restarts > 0),
     )
+
+
+def _continuing(command: tuple[str, ...], *, restarts: bool) -> tuple[str, ...]:
+    """Return a command that can be started again. Raises: UsageError where it would not go on from where it was."""
+    words = command[1:] if command[0] == "paralab" else command
+    if not (restarts and words and words[0] == "train"):
+        return command
+    following = words[words.index("--resume") + 1 :][:1] if "--resume" in words else None
+    if following is None or (following and not following[0].startswith("--")):
+        raise UsageError(
+            "paralab train that may be started again (--nodes MIN:MAX, --max-restarts): add --resume, without a path,"
+            " and every start goes on from the newest checkpoint"
+        )
+    return command
 
 
 def _devices() -> int:

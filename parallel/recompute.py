@@ -5,9 +5,13 @@ import functools
 from collections.abc import Callable
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.checkpoint import checkpoint
+from torch.utils.flop_counter import FlopCounterMode
+
+from models.spec import ModelSpec
 
 
 def checkpoint_blocks(part: nn.Module, every: int | None) -> None:
@@ -16,6 +20,26 @@ def checkpoint_blocks(part: nn.Module, every: int | None) -> None:
         if every and int(key) % every == 0:
             # Replacing forward, not wrapping the module, keeps names and lets FSDP's hooks run outside.
             block.forward = functools.partial(_recomputed, block, block.forward)
+
+
+def recomputation_ratio(spec: ModelSpec, config: Any, every: int | None) -> float:
+    """Return the FLOPs of forward and backward with recomputation over those without: 1 where nothing is recomputed.
+
+    Counted from the matrix products and convolutions of one sample, on tensors without values. Recomputing ends at the
+    last tensor that backward needs, so it is a little less than the forward pass of the blocks.
+    """
+    return _flops(spec, config, every) / _flops(spec, config, None) if every else 1.0
+
+
+def _flops(spec: ModelSpec, config: Any, every: int | None) -> int:
+    with torch.device("meta"):
+        model = spec.build(config)
+    checkpoint_blocks(model, every)
+    inputs, _ = spec.example(config, 1)
+    with FlopCounterMode(display=False) as counter:
+        # Without targets: the output layer is the same product, and what comes after it is none.
+        model(*(x.to("meta") for x in inputs)).sum().backward()
+    return counter.get_total_flops()
 
 
 def _recomputed(block: nn.Module, forward: Callable[..., Any], *inputs: Tensor) -> Any:

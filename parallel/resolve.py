@@ -14,7 +14,7 @@ from models.spec import ModelSpec
 from parallel import engines, strategies
 from parallel.cluster import Mesh, Rank
 from parallel.config import RunConfig
-from parallel.data import open_dataset
+from parallel.data import TextOptions, open_dataset
 from parallel.data.dataset import Dataset
 from parallel.errors import ConfigError, LayoutError, did_you_mean
 from parallel.layout import Division, Layout
@@ -56,7 +56,10 @@ class Work:
 
     def dataset(self, split: str = "train") -> Dataset:
         """Open the data set of the run. Raises: DataError."""
-        return open_dataset(self.run.data or self.spec.data(self.model_config), config=self.model_config, split=split)
+        run = self.run
+        text = TextOptions(column=run.text_column, streaming=run.streaming, max_tokens=run.max_tokens)
+        name = run.data or self.spec.data(self.model_config)
+        return open_dataset(name, config=self.model_config, split=split, text=text)
 
 
 def resolve(run: RunConfig) -> Work:

@@ -13,6 +13,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
+from uuid import uuid4
 
 import psutil
 
@@ -48,6 +49,7 @@ class Roster:
 
     def __init__(self, request: NodeRequest, address: str) -> None:
         self.address = address  # of this node, as the others reach it
+        self.launch = ""  # names this launch on all nodes, from when it has joined
         self.alarmed = False  # whether the watch has asked this node to end
         self._request = request
         self._rank = request.node_rank
@@ -55,6 +57,7 @@ class Roster:
         self._store = join_store(request.host, request.port)
         self._done = threading.Event()
         self._heard_s = time.monotonic()  # when node 0 last answered
+        self._given_up: set[int] = set()
         self._beats: dict[int, tuple[int, float]] = {}  # node -> its count of beats, and when that last changed
 
     @classmethod
@@ -112,12 +115,18 @@ class Roster:
         agreed = self._store.compare_set("plan", "", plan).decode()
         if agreed != plan:
             raise WorldError(f"node {self._rank} was started with {plan}, others with {agreed}: use the same on all")
+        self.launch = self._store.compare_set("launch", "", uuid4().hex).decode()
         if self._store.add(f"joined/{self._rank}", 1) > 1 and not self._request.elastic:
             raise WorldError(f"two nodes were started with --node-rank {self._rank}: give each its own")
 
     def _who_is_missing(self, joined: set[int]) -> str:
         missing = [str(node) for node in range(self._request.max_nodes) if node not in joined]
         return f"{len(joined)} of {self._request.min_nodes} nodes joined, waiting for node {', '.join(missing)}"
+
+    def _is_there(self, node: int) -> bool:
+        if not self._request.elastic:
+            return self._count("joined", node) > 0 and not self._count("left", node)
+        return self._count("left", node) < self._count("joined", node)
 
     def _marked(self, mark: str) -> set[int]:
         return {node for node in range(self._request.max_nodes) if self._count(mark, node)}
@@ -135,7 +144,9 @@ class Roster:
             while not self._done.wait(BEAT_S):
                 self._store.add(f"beat/{self._rank}", 1)
                 self._heard_s = time.monotonic()
-                if self._rank == 0 and not self._request.elastic:  # an elastic run goes on without a silent node
+                if self._request.elastic:
+                    self._go_on_without_silent()
+                elif self._rank == 0:
                     self._report_silent()
                 if self._store.check(["failures"]):
                     self._alarm()
@@ -145,10 +156,21 @@ class Roster:
         if not self.alarmed and (silent := self._silent(limit_s)):
             self._append(Failure(False, time.time(), f"node {silent[0]} has not answered for {limit_s:g} s"))
 
+    def _go_on_without_silent(self) -> None:
+        """End the processes of this node when another one is silent, which they may wait for: they start again."""
+        limit_s = self._request.node_timeout_s
+        silent = set(self._silent(limit_s)) - {self._rank}
+        for node in sorted(silent - self._given_up):
+            print(f"paralab: node {node} has not answered for {limit_s:g} s: without it", file=sys.stderr, flush=True)
+            for process in psutil.Process().children(recursive=True):
+                with suppress(psutil.NoSuchProcess):
+                    process.kill()
+        self._given_up = silent
+
     def _silent(self, over_s: float) -> list[int]:
         """Return the nodes that joined, did not leave, and have not been heard of for `over_s`."""
         now_s = time.monotonic()
-        there = sorted(self._marked("joined") - self._marked("left"))
+        there = [node for node in range(self._request.max_nodes) if self._is_there(node)]
         for node in there:
             count = self._count("beat", node)
             if node not in self._beats or self._beats[node][0] != count:
@@ -227,7 +249,10 @@ class Roster:
         if self._cut_off():
             return
         with suppress(RuntimeError):
-            self._store.add(f"left/{self._rank}", 1)
+            times = 1
+            if self._request.elastic:  # a node that was killed and came again has joined more often
+                times = self._count("joined", self._rank) - self._count("left", self._rank)
+            self._store.add(f"left/{self._rank}", times)
             deadline_s = time.monotonic() + LINGER_S
             while self._rank == 0 and time.monotonic() < deadline_s and self._others_to_wait_for():
                 time.sleep(POLL_S)

@@ -131,7 +131,7 @@ def _read_points(file: Path, *, dims: int) -> "torch.Tensor":
 
     try:
         if file.suffix == ".npy":
-            points = np.load(file, allow_pickle=False)
+            points = np.asarray(np.load(file, allow_pickle=False))
         else:
             points = np.loadtxt(file, delimiter=",", ndmin=2)
     except (OSError, ValueError) as error:

@@ -1,4 +1,4 @@
-"""What a training run shows: lines of metrics, a progress bar on a terminal, events for TensorBoard."""
+"""What a training run shows: lines of metrics, a progress bar on a terminal; the same metrics for `--log-to`."""
 
 import contextlib
 import json
@@ -14,6 +14,7 @@ import torch
 
 from parallel.evaluate import Validation
 from parallel.resolve import Work
+from parallel.sinks import open_sinks
 from parallel.train import TrainConfig
 
 
@@ -60,13 +61,13 @@ class Screen(Protocol):
 
 def open_screen(folder: Path, run: TrainConfig, *, shown: bool) -> Screen:
     """Return what rank 0 shows, or what shows nothing."""
-    return Shown(folder, tensorboard=run.tensorboard) if shown else Hidden()
+    return Shown(folder, run) if shown else Hidden()
 
 
 class Shown:
     """Prints; keeps held-out losses in validation.jsonl of the run's folder, and traces beside it."""
 
-    def __init__(self, folder: Path, *, tensorboard: bool) -> None:
+    def __init__(self, folder: Path, run: TrainConfig) -> None:
         from rich.console import Console
         from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeRemainingColumn
 
@@ -75,11 +76,7 @@ class Shown:
         self.console = Console(file=sys.stdout, highlight=False, markup=False, soft_wrap=True)
         columns = (BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
         self.bar = Progress(*columns, console=self.console, transient=True, disable=not sys.stdout.isatty())
-        self.writer: Any = None
-        if tensorboard:
-            from torch.utils.tensorboard import SummaryWriter
-
-            self.writer = SummaryWriter(str(folder / "tensorboard"))
+        self.sinks = open_sinks(run.log_to, folder, run.to_dict())
 
     def __enter__(self) -> "Shown":
         self.bar.start()
@@ -87,8 +84,8 @@ class Shown:
 
     def __exit__(self, *exception: object) -> None:
         self.bar.stop()
-        if self.writer is not None:
-            self.writer.close()
+        for sink in self.sinks:
+            sink.close()
 
     def say(self, text: str) -> None:
         self.console.print(text)
@@ -136,9 +133,8 @@ class Shown:
         self.say(f"saved in {self.folder}{best_line}")
 
     def _write(self, group: str, step: int, values: dict[str, float]) -> None:
-        if self.writer is not None:
-            for name, value in values.items():
-                self.writer.add_scalar(f"{group}/{name}", value, step)
+        for sink in self.sinks:
+            sink.write(group, step, values)
 
 
 class Hidden:

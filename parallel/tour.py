@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 import torch
 import torch.distributed as dist
 
-from parallel import cluster, strategies
+from parallel import cluster, parity, strategies
 from parallel.case import Asked, failed, run_case
 from parallel.cluster import Rank
 from parallel.config import RunConfig, option
@@ -52,7 +52,7 @@ def main(argv: list[str]) -> int:
     remaining = [work.run for work in works]
     while remaining:
         try:
-            launch("parallel.tour:visit", remaining, group, out, shlex.join(argv), nproc=nproc, threads=config.threads)
+            launch("parallel.tour:visit", remaining, group, out, shlex.join(argv), nproc=nproc, config=config)
         except RankError:
             pass  # the rank that failed has said so, and left a row
         done = {record.layout for record in read(out) if record.group == group}
@@ -107,7 +107,7 @@ def visit(rank: Rank, progress: Progress, runs: list[TourConfig], group: str, ou
                 threads = torch.get_num_threads()
                 if work.layout.world_size == 1 and not run.threads:
                     torch.set_num_threads(cluster.default_threads(1))  # the others are waiting
-                want = references.get(work, mesh)
+                want = references.get(parity.judged(work), mesh)
                 log = StepLog(log_path(out, asked.run_id, rank.rank))
                 record = run_case(work, asked=asked, rank=rank, mesh=mesh, want=want, log=log, progress=progress)
                 torch.set_num_threads(threads)

@@ -9,16 +9,17 @@ import os
 import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from parallel import sinks
 from parallel.cluster import Rank
 from parallel.config import RunConfig, load, make_parser, option
 from parallel.config import resolve as read_config
-from parallel.errors import ConfigError, did_you_mean
+from parallel.errors import ConfigError, RankError, did_you_mean
+from parallel.layout import Layout
 from parallel.resolve import Work, resolve
 
 PRESETS: Mapping[str, Mapping[str, Any]] = {
@@ -90,6 +91,7 @@ PRESETS: Mapping[str, Mapping[str, Any]] = {
     },
 }
 _DIVISION = ("strategy", "layout", "nproc")
+_DATA_STRATEGIES = ("single", "ddp", "zero1", "zero2", "zero3")
 IN_FOLDER = "in the folder"  # what a bare --resume stands for
 
 
@@ -104,6 +106,9 @@ class TrainConfig(RunConfig):
     resume: str | None = option(
         None, "go on from this checkpoint; without PATH from the newest in --out", group="steps", metavar="[PATH]"
     )
+    init_from: str | None = option(
+        None, "start with the weights of a Hugging Face GPT-2, an export or a checkpoint", group="steps", metavar="DIR"
+    )
     save_every: int = option(200, "steps between checkpoints", group="steps", at_least=1)
     keep_last: int = option(3, "checkpoints kept, besides the best one", group="steps", at_least=1)
     log_every: int = option(10, "steps between lines of metrics", group="steps", at_least=1)
@@ -112,7 +117,9 @@ class TrainConfig(RunConfig):
     early_stop: int | None = option(
         None, "end after so many evaluations in a row without a better loss", group="steps", at_least=1
     )
-    tensorboard: bool = option(False, "write events for TensorBoard as well", group="steps")
+    log_to: str | None = option(
+        None, "send metrics there as well: tensorboard, trackio, or both", group="steps", metavar="NAME,NAME"
+    )
     profile_step: int | None = option(None, "write a torch.profiler trace of this step", group="steps", at_least=0)
 
 
@@ -120,13 +127,15 @@ def main(argv: list[str]) -> int:
     """Train. Returns: 0 when it was trained to the end, 128 + the signal when one stopped it."""
     from torch.distributed.elastic.multiprocessing.api import SignalException
 
-    from parallel.case import Asked
+    from parallel.case import Asked, record_failure
     from parallel.launch import launch
 
     rank = Rank.from_env()
     config = read(argv, rank)
     work = resolve(config)
     check(work)
+    if rank.elastic and rank.is_main and rank.world_size > work.layout.world_size:
+        print(_standing_by(work, rank), flush=True)
     asked = Asked(
         strategy=config.strategy,
         layout=str(config.layout) if config.layout else None,
@@ -142,12 +151,14 @@ def main(argv: list[str]) -> int:
             work.run,
             asked,
             nproc=work.layout.world_size,
-            threads=config.threads,
-            backend=config.backend,
+            config=config,
         )
     except SignalException as stopped:  # the ranks have had the signal too, and have saved
         return 128 + int(stopped.sigval)
-    return outcome.exit_status
+    except RankError as error:
+        record_failure(f"{config.out}/runs.csv", work, asked, rank, error)
+        raise
+    return outcome.exit_status if outcome is not None else 0  # None: this process stood by
 
 
 def read(argv: list[str], rank: Rank) -> TrainConfig:
@@ -164,6 +175,8 @@ def read(argv: list[str], rank: Rank) -> TrainConfig:
     if config.resume == IN_FOLDER and started_with.exists():
         config = TrainConfig.from_dict(_without_division(load(started_with), given) | given, source=str(started_with))
     config = replace(config, out=folder, engine="torch" if config.engine == "auto" else config.engine)
+    if rank.elastic:
+        return _adapt(config, rank)
     return config if {"layout", "nproc"} & set(given) else _fit(config, rank, strategy_given="strategy" in given)
 
 
@@ -192,17 +205,48 @@ def _fit(config: TrainConfig, rank: Rank, *, strategy_given: bool) -> TrainConfi
     return replace(config, strategy=config.strategy if keeps else None, layout=None, nproc=here)
 
 
+def _adapt(config: TrainConfig, rank: Rank) -> TrainConfig:
+    """Divide over the processes that are there now: the data axis grows and shrinks, what is inside of it stays.
+
+    The global batch stays as well. Processes that it does not divide by stand by.
+    """
+    layout = config.layout
+    if layout is None:
+        name = config.strategy or "ddp"
+        if name not in _DATA_STRATEGIES:
+            raise ConfigError(
+                f"--strategy {name} on nodes that come and go: its data axis is not known, give a whole layout such"
+                " as --layout dp3.tp2, or one of --strategy ddp, zero1, zero2, zero3"
+            )
+        zero = int(name.removeprefix("zero")) if name.startswith("zero") else 0
+        layout = Layout(dp=max(2, rank.world_size), zero=zero)
+    layout = layout.on(rank.world_size, parts_of=config.global_batch_size, accumulation=config.accumulation)
+    return replace(config, strategy=None, layout=layout, nproc=None)
+
+
+def _standing_by(work: Work, rank: Rank) -> str:
+    used, batch = work.layout.world_size, work.division.global_batch_size
+    return (
+        f"{rank.world_size} processes, of which {work.layout} uses {used} and {rank.world_size - used} stand(s) by:"
+        f" a global batch of {batch} divides no further"
+    )
+
+
 def check(work: Work) -> None:
     """Refuse what is known to fail before processes are started."""
     run = work.run
     assert isinstance(run, TrainConfig) and run.out is not None
     if run.engine != "torch":
-        raise ConfigError(f"paralab train with --engine {run.engine}: its checkpoints are torch's, use --engine torch")
-    if run.tensorboard and find_spec("tensorboard") is None:
-        raise ConfigError("--tensorboard needs a package: pip install 'paralab[tensorboard]'")
+        raise ConfigError(
+            f"paralab train with --engine {run.engine}: its checkpoints are torch's, use --engine torch "
+            "(paralab import-deepspeed and --init-from take DeepSpeed's weights)"
+        )
+    sinks.names_of(run.log_to)
     work.dataset(), work.dataset("validation")
-    from parallel import checkpoint
+    from parallel import checkpoint, start_from
 
+    if run.init_from is not None and run.resume is None:
+        start_from.check(run.init_from)
     there = checkpoint.latest(run.out)
     if there and run.resume is None:
         raise ConfigError(f"{run.out} has {there.name} already: add --resume to go on, or give another --out")

@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 from itertools import count
 from pathlib import Path
 from types import FrameType
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -24,7 +25,8 @@ from parallel.errors import DivergedError
 from parallel.evaluate import Evaluator, Validation
 from parallel.failure import Failure, Progress, guard
 from parallel.measure import memory
-from parallel.measure.record import RunRecord, StepLog, StepRecord, append
+from parallel.measure.goodput import NoPulse, Pulse, read_progress
+from parallel.measure.record import RunRecord, StepLog, StepRecord, append, read_log
 from parallel.measure.roofline import Peak, device_peak
 from parallel.optimizer import learning_rate
 from parallel.parity import training_batches
@@ -32,6 +34,7 @@ from parallel.precision import DTYPES
 from parallel.resolve import Work, resolve
 from parallel.screen import Metrics, open_screen
 from parallel.spec import StepResult
+from parallel.start_from import start_from
 from parallel.train import IN_FOLDER, TrainConfig, config_file
 
 
@@ -61,13 +64,16 @@ def train(rank: Rank, progress: Progress, run: TrainConfig, asked: Asked) -> Out
     rows = Path(run.out or "") / "runs.csv"
 
     def on_first(failure: Failure) -> None:
-        append(rows, failed(work, asked, rank, failure))
+        far = read_progress(run.out or "")
+        cost = far.columns() if far is not None and not far.ended else {}  # an ended one is of another run
+        append(rows, replace(failed(work, asked, rank, failure), **cost))
 
     with guard(rank, progress, on_first):
         mesh = cluster.make_mesh(work.layout, rank.device)
-        outcome = Training(work, rank, mesh, progress).run()
+        training = Training(work, rank, mesh, progress, began_at=asked.started)
+        outcome = training.run()
         if rank.is_main:
-            append(rows, _record(work, asked, rank, mesh, outcome))
+            append(rows, _record(work, asked, rank, mesh, training))
     if outcome.stopped_by and rank.world_size > 1:
         # A process that torch's launcher spawned waits, after it returns, for a launcher that is ending as well.
         cluster.leave()
@@ -79,15 +85,16 @@ def train(rank: Rank, progress: Progress, run: TrainConfig, asked: Asked) -> Out
 class Training:
     """One rank's part of a run."""
 
-    def __init__(self, work: Work, rank: Rank, mesh: Mesh, progress: Progress) -> None:
+    def __init__(self, work: Work, rank: Rank, mesh: Mesh, progress: Progress, *, began_at: float) -> None:
         assert isinstance(work.run, TrainConfig) and work.run.out is not None
         self.work, self.options, self.mesh, self.progress = work, work.run, mesh, progress
         self.folder = Path(work.run.out)
-        self.is_main = rank.is_main
+        self.rank, self.is_main = rank, rank.is_main
         self.screen = open_screen(self.folder, work.run, shown=rank.is_main)
-        self.log = StepLog(self.folder / "log" / f"rank{rank.rank}.jsonl")
+        self.log_file = self.folder / "log" / f"rank{rank.rank}.jsonl"
+        self.log = StepLog(self.log_file)
         self.peak = device_peak(mesh.device, DTYPES[work.run.precision])
-        self.saver = Saver(self.folder, mesh=mesh, keep_last=work.run.keep_last)
+        self.saver = Saver(self.folder, mesh=mesh, keep_last=work.run.keep_last, timeout_s=work.run.timeout_s)
         self.stop = Stop(mesh)
         engine = strategies.build(work.context(mesh))
         assert isinstance(engine, NativeEngine), "checkpoints and evaluation are made for this one"
@@ -95,6 +102,8 @@ class Training:
         self.evaluate = Evaluator(work, self.engine, most_samples=work.run.eval_samples)
         self.total = work.run.steps + work.run.warmup
         self.outcome = Outcome()
+        self.began_at = began_at
+        self.pulse: Pulse | NoPulse = NoPulse()
         self.saved_at = self.evaluated_at = -1
         self.evaluations_without_better = 0
 
@@ -104,6 +113,7 @@ class Training:
             self._steps()
             self._end()
         self.log.close()
+        self.pulse.end()
         return self.outcome
 
     def _start(self) -> None:
@@ -113,12 +123,32 @@ class Training:
             self.outcome.step = checkpoint.resume(self.engine, self.folder, say=self.screen.say)
         elif run.resume is not None:
             self.outcome.step = checkpoint.load(self.engine, run.resume)
+        if run.init_from is not None and not self.outcome.step:
+            start_from(self.engine, run.init_from)
         if self.outcome.step and (best := checkpoint.best(self.folder)):
             facts = checkpoint.read_facts(best)
             self.outcome.best, self.outcome.best_step = Validation(0, facts.metric or math.inf), facts.step
         if self.is_main:
-            replace(run, resume=None).save(config_file(self.folder))
+            self.pulse = pulse = self._open_pulse()
+            if self.rank.launch is None or not pulse.now.restarts:  # on fewer nodes it was divided as it was not asked
+                replace(run, resume=None).save(config_file(self.folder))
         self.screen.begin(self.work, step=self.outcome.step, total=self.total)
+
+    def _open_pulse(self) -> Pulse:
+        rank, layout = self.rank, self.work.layout
+        return Pulse(
+            self.folder,
+            launch=rank.launch,
+            began_at=self.began_at,
+            processes=layout.world_size,
+            step=self.outcome.step,
+        )
+
+    def cost(self) -> dict[str, Any]:
+        """Return the columns that say what interruptions cost, over all starts of this run. For rank 0."""
+        assert isinstance(self.pulse, Pulse)
+        far = self.pulse.now
+        return far.columns() | {"goodput_share": far.goodput_share(read_log(self.log_file))}
 
     def _steps(self) -> None:
         run, outcome = self.options, self.outcome
@@ -128,6 +158,7 @@ class Training:
             self.progress.step = step
             interval.take(step, batches)
             outcome.step = done = step + 1
+            self.pulse.step_done(done)
             outcome.stopped_by = self.stop.agreed()
             evaluates, saves = done % run.eval_every == 0, done % run.save_every == 0
             if not (outcome.stopped_by or done == self.total or done % run.log_every == 0 or evaluates or saves):
@@ -310,9 +341,9 @@ def _mfu(work: Work, steps_per_s: float, peak: Peak) -> float:
     return per_step * steps_per_s / work.layout.world_size / peak.flops
 
 
-def _record(work: Work, asked: Asked, rank: Rank, mesh: Mesh, outcome: Outcome) -> RunRecord:
+def _record(work: Work, asked: Asked, rank: Rank, mesh: Mesh, training: Training) -> RunRecord:
     """Return the row of a run that ended in order."""
-    wall_s = time.time() - asked.started
+    outcome = training.outcome
     samples_per_s = outcome.steps * work.division.global_batch_size / outcome.steps_s if outcome.steps else None
     is_text = work.spec.unit(work.model_config) == "tokens"
     tokens = work.spec.units_per_sample(work.model_config)
@@ -320,8 +351,7 @@ def _record(work: Work, asked: Asked, rank: Rank, mesh: Mesh, outcome: Outcome) 
         **describe(work, asked, rank, mesh.device),
         status="aborted" if outcome.stopped_by else "ok",
         reason=f"stopped by {signal.Signals(outcome.stopped_by).name}" if outcome.stopped_by else None,
-        wall_s=wall_s,
-        goodput_share=outcome.steps_s / wall_s,
+        **training.cost(),
         measured_steps=outcome.steps,
         samples_per_s=samples_per_s,
         tokens_per_s=samples_per_s * tokens if samples_per_s and is_text else None,

@@ -52,7 +52,7 @@ def main(argv: list[str]) -> int:
         f"parameters {tolerance.parameters:.0e} learning rates.\n"
     )
     print("  ".join(f"{name:<{width}}" for name, width in _COLUMNS), flush=True)
-    certificates = launch("parallel.verify:certify_all", runs, nproc=nproc, threads=config.threads)
+    certificates = launch("parallel.verify:certify_all", runs, nproc=nproc, config=config)
     failed = [c for c in certificates if not c.passed]
     print(f"\n{len(certificates) - len(failed)} of {len(certificates)} passed")
     return 1 if failed else 0

@@ -247,6 +247,10 @@ def _work(context: BuildContext) -> dict[str, Any]:
         "global_batch_size": context.division.global_batch_size,
         "optimizer": run.optimizer,
     }
+    if run.max_tokens is not None:
+        work["max_tokens"] = run.max_tokens
+    if run.text_column != "text":
+        work["text_column"] = run.text_column
     config = asdict(context.model_config)
     config.pop("channels_last", None)  # how memory is laid out: the same numbers
     return json.loads(json.dumps(work | config))

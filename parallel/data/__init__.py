@@ -44,7 +44,9 @@ def open_dataset(
     if kind == "text":
         return open_text(name, config=config, split=split, seq_len=seq_len, options=text)
     if seq_len is not None or text != AS_IT_IS:
-        raise DataError(f"sequence length and text options with {name}, which is {kind}: leave them out")
+        raise DataError(
+            f"--text-column, --streaming, --max-tokens or --seq-len with {name}, which is {kind}: leave them out"
+        )
     samples = (open_images if kind == "images" else open_points)(name, config=config, split=split)
     if config.task == "classify":
         return Classify(samples)

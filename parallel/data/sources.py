@@ -126,7 +126,7 @@ def hugging_face(name: str, *, split: str, column: str, streaming: bool) -> Sour
     folder = Path(name)
     if folder.is_dir() and (states := sorted(folder.rglob("state.json"))):  # written by Dataset.save_to_disk
         if streaming:
-            raise DataError(f"{name} was written by save_to_disk, which is read in place: leave streaming out")
+            raise DataError(f"{name} was written by save_to_disk, which is read in place: leave --streaming out")
         identity = hashlib.sha256(b"".join(state.read_bytes() for state in states)).hexdigest()
         load = partial(_from_disk, folder)
     else:

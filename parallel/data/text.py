@@ -88,7 +88,7 @@ def _source(name: str, *, split: str, options: TextOptions) -> sources.Source:
     if (path is None or path.is_dir()) and name != "alice":
         return sources.hugging_face(str(path or name), split=split, column=options.column, streaming=options.streaming)
     if options.streaming:
-        raise DataError(f"streaming {name}: only Hugging Face sets are streamed, leave it out")
+        raise DataError(f"--streaming with {name}: only Hugging Face sets are streamed, leave it out")
     if path is None:
         return sources.alice(split)
     if path.suffix == ".parquet":

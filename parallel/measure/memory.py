@@ -189,6 +189,7 @@ class MemoryCensus(TorchDispatchMode):
         for part in self._parts:
             for parameter in part.parameters():
                 self._mark(parameter, "parameters")
+                self._mark(getattr(parameter, "ds_tensor", None), "parameters")  # its share under DeepSpeed's stage 3
                 self._mark(parameter.grad, "gradients")
             for buffer in part.buffers():
                 self._mark(buffer, "other")
@@ -199,6 +200,11 @@ class MemoryCensus(TorchDispatchMode):
                 self._mark(parameter.grad, "gradients")
 
     def _mark_optimizer(self, optimizer: Optimizer) -> None:
+        for group in optimizer.param_groups:
+            for tensor in _tensors(group["params"]):
+                # What it updates in place of the model's own parameters: the copy that mixed precision keeps, and
+                # DeepSpeed in any. ZeRO counts it as optimizer state (Rajbhandari et al. 2020, section 3.1).
+                self._see(tensor, met=True, unless_known="optimizer")
         for state in optimizer.state.values():
             for value in state.values() if isinstance(state, dict) else ():
                 self._mark(value, "optimizer")

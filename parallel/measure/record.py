@@ -58,8 +58,8 @@ class RunRecord:
     restarts: int | None = None
     wall_s: float | None = None
     goodput_share: float | None = None  # time in steps that were kept / wall time
-    recovery_s: float | None = None  # from failures to the next step, in all
-    steps_lost: int | None = None
+    recovery_s: float | None = None  # from the last step before each interruption to the next one, in all
+    steps_lost: int | None = None  # taken again, from the last checkpoint on
 
     # requested and realised
     strategy_requested: str
@@ -105,7 +105,7 @@ class RunRecord:
 
     # timing
     startup_s: float | None = None  # from the command to the first step
-    compile_s: float | None = None
+    compile_s: float | None = None  # in torch.compile, for parity as well; 0 where nothing is compiled
     warmup_steps: int | None = None
     warmup_rule: str | None = None  # how the cut was chosen
     measured_steps: int | None = None
@@ -121,8 +121,9 @@ class RunRecord:
     tokens_per_s: float | None = None
     tokens_per_s_per_device: float | None = None
     data_wait_share: float | None = None
+    # waiting for communication, mean over ranks (parallel.measure.exposed); 0 for one process
     exposed_comm_share: float | None = None
-    straggler_ratio: float | None = None  # slowest rank / median rank
+    straggler_ratio: float | None = None  # slowest rank / median rank, in the time a rank does not wait; 1 for one
 
     # efficiency
     model_tflops_per_device: float | None = None  # TFLOP/s
@@ -130,7 +131,7 @@ class RunRecord:
     peak_tflops_per_device: float | None = None
     peak_source: str | None = None  # "datasheet: ..." or "measured: ..."
     mfu: float | None = None
-    hfu: float | None = None
+    hfu: float | None = None  # with what activation checkpointing computes again
     energy_j: float | None = None  # all devices, over the measured steps
     energy_source: str | None = None
     gpu_utilisation_mean_share: float | None = None
@@ -206,6 +207,7 @@ class RunRecord:
     grad_norm_difference_max: float | None = None
     parameter_difference_max: float | None = None  # in learning rates
     parity: bool | None = None  # whether all three are within their tolerance
+    parity_precision: str | None = None  # that of the arithmetic while they were compared
 
     # environment
     git_commit: str | None = None

@@ -1,10 +1,16 @@
 """Certificates of engines, for workers and for scripts under a launcher."""
 
+import time
 from itertools import islice
+from typing import Any
+
+import torch.distributed as dist
 
 from parallel import cluster, engines, parity
 from parallel.cluster import Mesh, Rank
 from parallel.config import RunConfig
+from parallel.measure.exposed import ExposedCommunication, Split
+from parallel.measure.memory import MemoryCensus, MemoryReport
 from parallel.parity import Certificate, Trace
 from parallel.resolve import Work, resolve
 
@@ -26,3 +32,45 @@ def certify(work: Work, mesh: Mesh, engine: str, ds_config: str | None) -> tuple
     results = [built.step(batch) for batch in islice(parity.training_batches(work, mesh), STEPS)]
     got = Trace([r.loss.item() for r in results], [r.grad_norm.item() for r in results])
     return type(built).__name__, parity.certify(built, got, _references[key], work, mesh)
+
+
+def split_with_a_slow_rank(rank: Rank, run: RunConfig, engine: str, slept_s: float) -> Split | None:
+    """Take a step in which rank 0 sleeps so long; return where each rank's time went."""
+    work = resolve(run)
+    mesh = cluster.make_mesh(work.layout, rank.device)
+    if rank.rank >= work.layout.world_size:
+        return None
+    built = engines.build(work.context(mesh), engine)
+    batches = parity.training_batches(work, mesh)
+    built.step(next(batches))
+    if rank.rank == 0:
+        naps = iter([slept_s])
+        next(iter(built.parts[0].blocks.values())).register_forward_pre_hook(lambda *_: time.sleep(next(naps, 0.0)))
+    dist.barrier(group=mesh.world)
+    batch = next(batches)
+    with ExposedCommunication(mesh.device) as seen:
+        built.step(batch)
+    return seen.split
+
+
+def memory(rank: Rank, run: RunConfig, engine: str, ds_config: str | None = None) -> tuple[int, MemoryReport]:
+    """Return how many parameters the model has, and what the second step of a case holds on this rank."""
+    work = resolve(run)
+    mesh = cluster.make_mesh(work.layout, rank.device)
+    built = engines.build(work.context(mesh), engine, ds_config=ds_config)
+    batches = parity.training_batches(work, mesh)
+    built.step(next(batches))
+    with MemoryCensus(built.parts, built.optimizers) as census:
+        built.step(next(batches))
+    return work.n_parameters, census.report()
+
+
+def saved_by_deepspeed(rank: Rank, run: RunConfig, folder: str) -> float:
+    """Take a step, let DeepSpeed save its own checkpoint; return the loss of the next step."""
+    work = resolve(run)
+    mesh = cluster.make_mesh(work.layout, rank.device)
+    built: Any = engines.build(work.context(mesh), "deepspeed")
+    batches = parity.training_batches(work, mesh)
+    built.step(next(batches))
+    built.engine.save_checkpoint(folder)
+    return built.step(next(batches)).loss.item()

@@ -2,14 +2,22 @@
 
 import json
 from collections.abc import Iterator
+from dataclasses import replace
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from models import SPECS
+from parallel import cli, strategies
+from parallel.cluster import Mesh
 from parallel.config import RunConfig
 from parallel.layout import Layout
+from parallel.parity import training_batches
+from parallel.resolve import resolve
+from parallel.start_from import start_from
 from tests.dist.workers import Failed, WorkerPool
 
 CONFIGS = Path(__file__).resolve().parents[2] / "ds_configs"
@@ -78,12 +86,48 @@ def test_deepspeed_trains_every_model(pair: WorkerPool, model: str, layout: str)
     check(pair, case(model, layout), "deepspeed", "PipelineEngine" if "pp" in layout else "ZeroEngine")
 
 
+@pytest.mark.parametrize(
+    ("engine", "layout"), [("deepspeed", "dp2/zero3"), ("deepspeed", "pp2/mb4"), ("accelerate", "dp2")]
+)
+def test_waiting_for_a_slow_rank_is_seen(pair: WorkerPool, engine: str, layout: str) -> None:
+    slept_s = 0.5
+    run = case("gpt2", layout)
+    slow, other = pair.run("tests.dist.engine_cases:split_with_a_slow_rank", run, engine, slept_s)
+    assert slow.own_s > slept_s > 2 * slow.exposed_s
+    assert other.exposed_s > 0.9 * slept_s > 2 * other.own_s
+
+
 def test_deepspeed_gathers_every_parameter_when_it_is_used(pair: WorkerPool, tmp_path: Path) -> None:
     """By default it keeps parameters as small as these on every rank, and stage 3 would not show."""
     path = tmp_path / "zero3.json"
     path.write_text(json.dumps({"zero_optimization": {"stage3_param_persistence_threshold": 0}}))
     run = case("gpt2", "dp2/zero3", accumulation=2, checkpointing="full", clip_norm=None)
     check(pair, run, "deepspeed", "ZeroEngine", path)
+
+
+@pytest.mark.parametrize(("layout", "parameters"), [("dp2/zero1", 4.0), ("dp2/zero3", 4 / 2)])
+def test_memory_of_deepspeed(pair: WorkerPool, tmp_path: Path, layout: str, parameters: float) -> None:
+    """Every stage keeps a second copy of the parameters that this rank updates, beside the two moments."""
+    path = tmp_path / "small_buckets.json"
+    buckets = {"reduce_bucket_size": 1000, "stage3_param_persistence_threshold": 0}
+    path.write_text(json.dumps({"zero_optimization": buckets}))
+    for n, report in pair.run("tests.dist.engine_cases:memory", case("gpt2", layout), "deepspeed", str(path)):
+        assert report.rest["parameters"] == pytest.approx(parameters * n, rel=0.01)
+        assert report.rest["optimizer"] == pytest.approx(12 / 2 * n, rel=0.01)
+        assert report.peak["parameters"] == report.rest["parameters"]
+
+
+@pytest.mark.parametrize("layout", ["dp2/zero1", "dp2/zero3"])
+def test_training_starts_from_what_deepspeed_saved(pair: WorkerPool, tmp_path: Path, layout: str) -> None:
+    run = case("gpt2", layout, learning_rate=1e-2)
+    wanted, _ = pair.run("tests.dist.engine_cases:saved_by_deepspeed", run, str(tmp_path / "saved"))
+    assert cli.main(["import-deepspeed", str(tmp_path / "saved"), str(tmp_path / "weights")]) == 0
+    work = resolve(replace(run, layout=Layout(), learning_rate=0.0))
+    mesh = Mesh(Layout(), torch.device("cpu"))
+    engine = strategies.build(work.context(mesh))
+    start_from(engine, tmp_path / "weights")
+    _, batch = islice(training_batches(work, mesh), 2)
+    assert engine.step(batch).loss.item() == pytest.approx(wanted, rel=1e-6)
 
 
 def test_deepspeed_with_sgd(pair: WorkerPool) -> None:

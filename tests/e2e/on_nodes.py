@@ -1,9 +1,14 @@
-"""What test_box starts on every node: on_nodes.py FOLDER [all_reduce|raise|lose_launcher]; results go to FOLDER."""
+"""What test_box starts on every node: on_nodes.py FOLDER WHAT; results go to FOLDER.
 
+WHAT: all_reduce, raise, lose_launcher, cut or cut_3_s.
+"""
+
+import copy
 import json
 import os
 import signal
 import socket
+import subprocess
 import sys
 import time
 from pathlib import Path
@@ -36,11 +41,37 @@ def fail(how: str) -> None:
         time.sleep(0.05)
 
 
+def train(folder: Path, how: str) -> None:
+    """Train one layer on all ranks and, without them, on all their samples; at step 5 node 1 loses its link."""
+    generator = torch.Generator().manual_seed(0)
+    samples = torch.randn(10, dist.get_world_size(), 4, generator=generator)
+    model = torch.nn.Linear(4, 1)
+    torch.nn.init.ones_(model.weight), torch.nn.init.zeros_(model.bias)
+    alone = copy.deepcopy(model)
+    together = torch.nn.parallel.DistributedDataParallel(model)
+    for step, batch in enumerate(samples):
+        if step == 5 and dist.get_rank() == 1:
+            again = "&& sleep 3 && ip link set eth0 up" if how == "cut_3_s" else ""
+            subprocess.run(f"(ip link set eth0 down {again}) & sleep 0.5", shell=True, check=True)
+        for net, part in ((together, batch[dist.get_rank()]), (alone, batch)):
+            net.zero_grad()
+            net(part).square().mean().backward()
+        with torch.no_grad():
+            for net in (model, alone):
+                for p in net.parameters():
+                    if p.grad is not None:
+                        p.sub_(p.grad, alpha=0.1)
+    difference = max((p - q).abs().max().item() for p, q in zip(model.parameters(), alone.parameters(), strict=True))
+    (folder / f"{dist.get_rank()}.json").write_text(json.dumps({"difference": difference}))
+
+
 if __name__ == "__main__":
-    _, folder, what = [word for word in sys.argv if not word.startswith("--local_rank")]  # deepspeed adds it
+    _, folder, what, *_marker = [word for word in sys.argv if not word.startswith("--local_rank")]  # deepspeed adds it
     dist.init_process_group("gloo")
     if what == "all_reduce":
         all_reduce(Path(folder))
+    elif what.startswith("cut"):
+        train(Path(folder), what)
     else:
         fail(what)
     dist.destroy_process_group()

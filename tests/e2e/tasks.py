@@ -1,8 +1,10 @@
 """Tasks that fail, for `parallel.launch`."""
 
+import json
 import os
 import signal
 
+import psutil
 import torch
 import torch.distributed as dist
 
@@ -35,4 +37,17 @@ def pid(rank: Rank, progress: Progress, folder: str) -> None:
     dist.barrier()
     if rank.rank == 0:
         raise MemoryError("no room")
+    dist.barrier()
+
+
+def listening(rank: Rank, progress: Progress, file: str) -> None:
+    """Write the addresses on which the processes of this run accept connections, while all are connected."""
+    dist.all_reduce(torch.ones(1))
+    if rank.rank == 0:
+        run = [process for process in psutil.Process().parents() if "start.py" in " ".join(process.cmdline())][-1]
+        processes = [run, *run.children(recursive=True)]
+        sockets = [socket for process in processes for socket in process.net_connections("inet")]
+        addresses = [socket.laddr.ip for socket in sockets if socket.status == psutil.CONN_LISTEN]
+        with open(file, "w") as out:
+            json.dump({"processes": len(processes), "addresses": addresses}, out)
     dist.barrier()

@@ -159,6 +159,22 @@ def test_a_node_can_be_cut_off_and_connected_again(marker: str) -> None:
     assert done.stdout.splitlines() == ["[node 1] plugged", "[node 1] cut", "[node 1] plugged"]
 
 
+def test_a_link_that_is_down_for_three_seconds_changes_nothing(tmp_path: Path, marker: str) -> None:
+    done = cluster("--nodes", "2", "--", SCRIPT, str(tmp_path), "cut_3_s", marker)
+    assert done.returncode == 0, done.stderr
+    for rank in (0, 1):
+        assert json.loads((tmp_path / f"{rank}.json").read_text())["difference"] < 1e-6
+
+
+def test_a_node_that_is_cut_off_ends_on_both_sides(tmp_path: Path, marker: str) -> None:
+    began_s = time.monotonic()
+    done = cluster("--nodes", "2", "--node-timeout", "4", "--", SCRIPT, str(tmp_path), "cut", marker)
+    assert done.returncode == 1
+    assert "[node 0] paralab: error: node 1 has not answered for 4 s" in done.stderr
+    assert "[node 1] paralab: error: node 1 has not reached node 0 for 4 s" in done.stderr
+    assert time.monotonic() - began_s < 60
+
+
 def test_without_the_right_it_says_what_to_type() -> None:
     forbid = 'echo 0 >/proc/sys/user/max_net_namespaces && exec "$@"'
     done = subprocess.run(
@@ -185,3 +201,14 @@ def test_without_the_right_it_says_what_to_type() -> None:
     assert done.returncode == 2
     assert "may not make network namespaces" in done.stderr and "run as root" in done.stderr
     assert len(done.stderr.splitlines()) == 1
+
+
+def test_a_share_of_a_core(marker: str) -> None:
+    burn = "import time; t = time.monotonic()\nwhile time.monotonic() < t + 1: pass\nprint('used', time.process_time())"
+    done = cluster("--nodes", "2", "--cores-per-node", "0.25", "--", sys.executable, "-c", burn, marker)
+    if "needs the right to make control groups" in done.stderr:
+        pytest.skip(done.stderr)
+    assert done.returncode == 0, done.stderr
+    used_s = [float(line.split()[-1]) for line in done.stdout.splitlines()]
+    assert len(used_s) == 2 and all(0 < used < 0.35 for used in used_s)
+    assert not list(Path("/sys/fs/cgroup").glob("paralab-*")) + list(Path("/sys/fs/cgroup/cpu").glob("paralab-*"))

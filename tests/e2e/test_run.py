@@ -27,6 +27,8 @@ def test_plain_python_starts_its_own_processes(tmp_path: Path) -> None:
     # two all-gathers and a reduce-scatter of the parameters, padded rows counted, over two ranks: half of each
     assert row.comm_dp_wire_bytes == pytest.approx(3 * 4 * row.parameters / 2, rel=0.15)
     assert row.memory_optimizer_bytes == pytest.approx(8 * row.parameters / 2, rel=0.05)
+    assert 0 < row.exposed_comm_share < 1 <= row.straggler_ratio <= 2  # the median of two ranks is their mean
+    assert (row.hfu, row.compile_s) == (row.mfu, 0.0)
     assert row.gpu_power_mean_w is None
 
 

@@ -193,7 +193,7 @@ def test_folder_of_save_to_disk(tmp_path: Path, offline: None) -> None:
     datasets.Dataset.from_dict({"text": texts}).save_to_disk(tmp_path / "saved")
     dataset = open_dataset(str(tmp_path / "saved"), config=CONFIG, split="validation")
     assert content(dataset) == expected_tokens(texts[HELD_OUT - 1 :: HELD_OUT])
-    with pytest.raises(DataError, match="leave streaming out"):
+    with pytest.raises(DataError, match="leave --streaming out"):
         open_dataset(str(tmp_path / "saved"), config=CONFIG, text=TextOptions(streaming=True))
 
 

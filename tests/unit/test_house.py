@@ -56,7 +56,7 @@ def imported(folder: str) -> dict[str, str]:
     ("folder", "extras"),
     [
         ("models", ()),
-        ("parallel", ("plot", "tensorboard")),
+        ("parallel", ("plot", "tensorboard", "trackio")),
         ("benchmarks", ("plot", "tensorboard")),
         ("tests", ("test", "plot", "tensorboard")),
     ],

@@ -2,11 +2,14 @@
 
 import socket
 import threading
+import time
 from collections.abc import Sequence
+from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 
-from parallel import box, nodes, rendezvous
+from parallel import box, nodes, rendezvous, standby
 from parallel import roster as roster_module
 from parallel.errors import UsageError, WorldError
 from parallel.nodes import NodeRequest
@@ -183,3 +186,48 @@ def test_missing_tools_are_named(tmp_path) -> None:
 @pytest.mark.parametrize(("bandwidth", "size"), [("10mbit", 65536), ("1gbit", 250_000), ("2.5gbit", 625_000)])
 def test_bursts(bandwidth: str, size: int) -> None:
     assert box.burst_bytes(bandwidth) == size
+
+
+@pytest.mark.parametrize("restarts", [["--nodes", "1:3"], ["--nodes", "3", "--max-restarts", "2"]])
+def test_a_training_that_is_started_again_has_to_go_on(restarts: list[str]) -> None:
+    where = ["--node-rank", "0", "--rendezvous", "127.0.0.1:29500", "--procs-per-node", "1", *restarts, "--", "train"]
+    for words in ([], ["--resume", "runs/a/step-3"], ["--out", "--resume=x"]):
+        with pytest.raises(UsageError, match="add --resume, without a path"):
+            nodes.parse([*where, *words])
+    assert nodes.parse([*where, "--resume", "--out", "a"]).command == ("train", "--resume", "--out", "a")
+
+
+def test_a_node_that_is_silent_is_gone_on_without(
+    port: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    ended: list[str] = []
+    child = SimpleNamespace(kill=lambda: ended.append("a process"))
+    monkeypatch.setattr(roster_module.psutil, "Process", lambda: SimpleNamespace(children=lambda recursive: [child]))
+    two = replace(request(0, port, least=1), node_timeout_s=0.3), replace(request(1, port, least=1), node_timeout_s=0.3)
+    with Roster.meet(two[0]) as first:
+        first.wait_for_all()
+        with Roster.meet(two[1]) as second:  # it comes, is killed and comes again, and never beats
+            second.wait_for_all()
+            second.wait_for_all()
+            first._go_on_without_silent()
+            assert ended == []
+            time.sleep(0.4)
+            first._go_on_without_silent()
+            first._go_on_without_silent()
+            assert ended == ["a process"]
+            second._heard_s = time.monotonic()  # of node 0
+        assert first._silent(0) == [0], "the other one has left in order"
+    assert capsys.readouterr().err.count("node 1 has not answered for 0.3 s") == 1
+
+
+def test_processes_without_work_wait_for_the_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    store = rendezvous.host_store("127.0.0.1", 0)
+    monkeypatch.setenv("MASTER_ADDR", "127.0.0.1")
+    monkeypatch.setenv("MASTER_PORT", str(store.port))
+    waiting = threading.Thread(target=standby.stand_by, daemon=True)
+    waiting.start()
+    waiting.join(0.5)
+    assert waiting.is_alive()
+    standby.release()
+    waiting.join(5)
+    assert not waiting.is_alive()

@@ -1,15 +1,19 @@
 """What is asked becomes work, or one line that says what was got, what is needed and what to type."""
 
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
+import pyarrow
+import pyarrow.parquet
 import pytest
 
 from models import SPECS
 from parallel import resolve as resolve_module
 from parallel import strategies
 from parallel.config import RunConfig
-from parallel.errors import ConfigError, LayoutError, UsageError
+from parallel.config import resolve as read_config
+from parallel.errors import ConfigError, DataError, LayoutError, UsageError
 from parallel.layout import Layout
 from parallel.resolve import Work, resolve
 from parallel.strategies import STRATEGIES
@@ -132,6 +136,22 @@ def test_options_reach_the_model() -> None:
     work = asked(model="resnet", norm="group", channels_last=True)
     assert (work.model_config.norm, work.model_config.channels_last) == ("group", True)
     assert asked(size="124M").model_config == SPECS["gpt2"].config("124m")
+
+
+def test_options_reach_the_text(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PARALAB_CACHE", str(tmp_path / "cache"))
+    file = tmp_path / "books.parquet"
+    pyarrow.parquet.write_table(pyarrow.table({"body": ["down the rabbit hole " * 20] * 40}), file)
+    flags = ["--size", "tiny", "--nproc", "1", "--data", f"file:{file}"]
+    with pytest.raises(DataError, match=r"no column 'text': use --text-column with one of body"):
+        resolve(read_config(flags)).dataset()
+    everything = resolve(read_config([*flags, "--text-column", "body"])).dataset()
+    some = resolve(read_config([*flags, "--text-column", "body", "--max-tokens", "1000"])).dataset()
+    assert some.n_samples < 100 < everything.n_samples  # it ends with a whole document
+    with pytest.raises(DataError, match="only Hugging Face sets are streamed"):
+        resolve(read_config([*flags, "--streaming"])).dataset()
+    with pytest.raises(DataError, match="leave them out"):
+        resolve(read_config(["--model", "resnet", "--nproc", "1", "--max-tokens", "9"])).dataset()
 
 
 def test_an_unknown_size_names_the_model() -> None:

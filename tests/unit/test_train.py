@@ -13,7 +13,7 @@ from parallel.cluster import Rank
 from parallel.config import load
 from parallel.data import open_dataset
 from parallel.engines.native import NativeEngine
-from parallel.errors import ConfigError, DivergedError
+from parallel.errors import ConfigError, DivergedError, LayoutError
 from parallel.measure.record import read, read_log
 from parallel.resolve import resolve
 
@@ -199,3 +199,32 @@ def test_under_a_launcher_the_number_of_processes_is_its(finished: Path) -> None
 def test_bad_options_are_refused(words: list[str], message: str, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=message):
         run(tmp_path, *QUICK, *words)
+
+
+def adapted(nodes: int, *words: str) -> str:
+    rank = Rank(0, nodes, 0, 1, "torchrun", launch="a", elastic=True)
+    return str(resolve(train.read([*QUICK, *words], rank)).layout)
+
+
+@pytest.mark.parametrize(
+    ("words", "layouts"),
+    [
+        ((), ["dp1", "dp2", "dp2", "dp4"]),  # 8 samples do not divide by 3: one process stands by
+        (("--strategy", "zero3"), ["dp1", "dp2/zero3", "dp2/zero3", "dp4/zero3"]),
+        (("--layout", "dp8.tp2/zero1"), [None, "tp2", "tp2", "dp2.tp2/zero1"]),
+        (("--global-batch-size", "12"), ["dp1", "dp2", "dp3", "dp4"]),
+        (("--accumulation", "4"), ["dp1", "dp2", "dp2", "dp2"]),
+    ],
+)
+def test_the_data_axis_follows_the_number_of_processes(words: tuple[str, ...], layouts: list[str | None]) -> None:
+    for nodes, layout in enumerate(layouts, start=1):
+        if layout is None:
+            with pytest.raises(LayoutError, match="needed for one data rank"):
+                adapted(nodes, *words)
+        else:
+            assert adapted(nodes, *words) == layout
+
+
+def test_a_strategy_without_a_data_axis_needs_a_layout_to_follow_the_processes() -> None:
+    with pytest.raises(ConfigError, match="its data axis is not known"):
+        adapted(3, "--strategy", "tensor")

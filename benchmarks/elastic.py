@@ -1,0 +1,115 @@
+"""Lose a node and get it back, over and over: does the training go on, and is it still the same training?
+
+    python benchmarks/elastic.py --times 10
+
+Three nodes on the loopback address train the smallest GPT-2. Node 2 is killed, and started again when the two others
+have gone on. A try has succeeded when all three then go on and end in order when asked to, nothing but the last steps
+before the kill was taken twice, and every loss is that of one process that nothing disturbed.
+"""
+
+import argparse
+import os
+import signal
+import sys
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+if __name__ == "__main__":  # started as a file: the packages are beside this folder
+    sys.path[0] = str(Path(__file__).resolve().parent.parent)
+
+from benchmarks.local_nodes import LocalNodes, train_alone
+from parallel.measure.record import RunRecord, StepRecord, read, read_log
+
+TOLERANCE = 1e-5  # of a loss, relative
+SAVE_EVERY = 10
+START_S = 240.0  # importing torch in six processes, on a machine that has other work to do
+# 12 samples divide by three, two and one process
+WORK = ["--model", "gpt2", "--size", "tiny", "--global-batch-size", "12", "--precision", "fp64", "--eval-samples", "1"]
+WORK += ["--eval-every", "1000000000", "--lr-schedule", "constant"]
+
+
+@dataclass(frozen=True)
+class Tried:
+    """A run that went from three nodes to two to three. row: that of the whole run."""
+
+    run: Path
+    row: RunRecord
+    steps: int
+
+    def __str__(self) -> str:
+        row = self.row
+        return (
+            f"{self.steps} steps, {row.restarts} restarts, {row.steps_lost} steps lost, {row.recovery_s:.1f} s to"
+            f" recover, goodput {row.goodput_share:.0%} of {row.wall_s:.0f} s"
+        )
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Try and print how many tries succeeded. Returns: 0 when all did."""
+    parser = argparse.ArgumentParser(prog="benchmarks/elastic.py", description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--times", type=int, default=10, help="tries (default: 10)")
+    times = parser.parse_args(argv).times
+    os.environ.setdefault("OMP_NUM_THREADS", "1")  # there are more processes than cores
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # ends the nodes, as Ctrl-C does
+    with tempfile.TemporaryDirectory(prefix="paralab-elastic-") as name:
+        tried = []
+        for i in range(times):
+            try:
+                tried.append(attempt(Path(name) / f"try{i}"))
+                print(f"{i + 1:>3}: 3 -> 2 -> 3 nodes, {tried[-1]}", flush=True)
+            except (TimeoutError, AssertionError) as error:
+                print(f"{i + 1:>3}: FAILED: {error}", flush=True)
+        same = [one for one in tried if _is_the_same_training(one, tried, Path(name) / "alone")]
+    print(f"{len(same)} of {times} succeeded")
+    return 0 if len(same) == times else 1
+
+
+def attempt(folder: Path) -> Tried:
+    """Go from three nodes to two to three. Raises: TimeoutError, AssertionError."""
+    command = [*WORK, "--steps", "1000000000", "--save-every", str(SAVE_EVERY)]
+    with LocalNodes(folder, count=3, command=command, max_restarts=5) as nodes:
+        nodes.start_all()
+        nodes.await_steps(SAVE_EVERY + 2, processes=3, timeout_s=START_S)
+        nodes.kill(2)
+        nodes.await_steps(5, processes=2, timeout_s=START_S)
+        nodes.start(2)
+        nodes.await_steps(5, processes=3, timeout_s=START_S)
+        steps = nodes.end(timeout_s=START_S)
+        row = read(nodes.run / "runs.csv")[-1]
+        assert (row.reason, row.world_size) == ("stopped by SIGTERM", 3), f"{row.reason} on {row.world_size} processes"
+        assert row.steps_lost is not None and row.steps_lost <= 2 * SAVE_EVERY, f"{row.steps_lost} steps were lost"
+        return Tried(nodes.run, row, steps)
+
+
+def _is_the_same_training(one: Tried, tried: list[Tried], alone: Path) -> bool:
+    if not alone.exists():
+        train_alone(alone, *WORK, "--steps", str(max(other.steps for other in tried)))
+    try:
+        difference = loss_difference(one.run, alone, steps=one.steps)
+    except AssertionError as error:
+        print(f"{one.run.parent.name}: FAILED: {error}")
+        return False
+    print(f"{one.run.parent.name}: losses within {difference:.0e} of those of one process")
+    return True
+
+
+def loss_difference(run: Path, alone: Path, *, steps: int) -> float:
+    """Return the largest relative difference of all losses. Raises: AssertionError for a step that is not there."""
+    ours, theirs = losses(run), losses(alone)
+    missing = [step for step in range(steps) if step not in ours]
+    assert not missing, f"{len(missing)} of {steps} steps are missing from the log, step {missing[0]} first"
+    largest = max(abs(ours[step] - theirs[step]) / abs(theirs[step]) for step in range(steps))
+    assert largest <= TOLERANCE, f"the losses differ by {largest:.1e} from those of one process"
+    return largest
+
+
+def losses(run: Path) -> dict[int, float]:
+    """Return the loss of each step of a run; of a step that was taken again, the last one."""
+    log = read_log(run / "log" / "rank0.jsonl")
+    return {x.step: x.loss for x in log if isinstance(x, StepRecord) and x.loss is not None}
+
+
+if __name__ == "__main__":
+    sys.exit(main())

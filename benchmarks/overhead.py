@@ -1,0 +1,104 @@
+"""What measuring itself costs: `paralab overhead --size nano --strategy ddp --nproc 2`.
+
+One case, one start. Stretches of steps as `paralab run` takes them (a clock after every step, the sampler of
+utilisation and power beside them) alternate with stretches of bare steps, which come first in every other pair. Each
+pair gives one ratio; what else the machine does meets both of its halves. The sampler's own processor time is printed
+beside it, which other work on the machine disturbs little.
+"""
+
+import statistics
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+import torch.distributed as dist
+
+from benchmarks.stats import median_interval
+from parallel import cluster, engines
+from parallel.case import RankResult, timed_steps
+from parallel.cluster import Mesh, Rank
+from parallel.config import RunConfig, option
+from parallel.config import resolve as read_config
+from parallel.data.dataset import Batch
+from parallel.failure import Progress
+from parallel.launch import launch
+from parallel.parity import training_batches
+from parallel.resolve import Work, resolve
+from parallel.spec import Engine
+
+LIMIT = 1.01
+
+
+class Pair(NamedTuple):
+    """Two stretches of steps on one rank."""
+
+    measured_s: float
+    bare_s: float
+    sampler_share: float  # processor time of the sampler over the time of the first
+
+
+@dataclass(frozen=True, kw_only=True)
+class OverheadConfig(RunConfig):
+    """A case, and how often it is taken with measuring and without."""
+
+    pairs: int = option(20, "stretches of --steps steps, each taken twice", group="steps", at_least=6)
+
+
+def main(argv: list[str]) -> int:
+    """Print the ratio of step times. Returns: 1 when measuring certainly costs more than 1%."""
+    config = read_config(argv, config=OverheadConfig, prog="paralab overhead", description=__doc__)
+    work = resolve(config)
+    pairs = launch("benchmarks.overhead:alternate", work.run, nproc=work.layout.world_size, config=config)
+    if not Rank.from_env().is_main:
+        return 0
+    text, status = verdict(pairs, steps=config.steps)
+    print(f"{work.spec.name} {work.size}, {work.strategy} as {work.layout}, {work.run.precision}\n{text}")
+    return status
+
+
+def verdict(pairs: list[Pair], *, steps: int) -> tuple[str, int]:
+    """Return what the pairs say about the limit, and the exit status."""
+    ratios = [pair.measured_s / pair.bare_s for pair in pairs]
+    ratio, (low, high) = statistics.median(ratios), median_interval(ratios)
+    if high <= LIMIT:
+        says = "at most 1%"
+    else:
+        says = "more than 1%" if low > LIMIT else "not enough evidence for 1%: give more --pairs or --steps"
+    measured_s, bare_s, sampler_share = (statistics.median(column) for column in zip(*pairs, strict=True))
+    return (
+        f"  step {measured_s / steps:.4f} s measured, {bare_s / steps:.4f} s bare; {len(pairs)} pairs of {steps}\n"
+        f"  ratio {ratio:.4f}, 95% interval {low:.4f} to {high:.4f}: {says}\n"
+        f"  the sampler took {sampler_share:.2%} of a core"
+    ), int(low > LIMIT)
+
+
+def alternate(rank: Rank, progress: Progress, run: OverheadConfig) -> list[Pair]:
+    """Take the stretches on this rank and return their times."""
+    work = resolve(run)
+    mesh = cluster.make_mesh(work.layout, rank.device)
+    engine = engines.build(work.context(mesh), run.engine, ds_config=run.ds_config)
+    batches = training_batches(work, mesh)
+    for _ in range(run.warmup):
+        engine.step(next(batches))
+    pairs = []
+    for number in range(run.pairs):
+        bare_s = _bare(engine, batches, work, mesh) if number % 2 else None
+        result = RankResult()
+        timed_steps(engine, batches, work, mesh, result, progress)
+        bare_s = _bare(engine, batches, work, mesh) if bare_s is None else bare_s
+        assert result.telemetry is not None
+        pairs.append(Pair(sum(result.step_times_s), bare_s, result.telemetry.sampler_share))
+    return pairs
+
+
+def _bare(engine: Engine, batches: Iterator[Batch], work: Work, mesh: Mesh) -> float:
+    if mesh.world is not None:
+        dist.barrier(group=mesh.world)
+    began_s = time.perf_counter()
+    for _ in range(work.run.steps):
+        engine.step(next(batches))
+    if mesh.device.type == "cuda":
+        torch.cuda.synchronize()
+    return time.perf_counter() - began_s

@@ -1,0 +1,150 @@
+"""What more nodes bring, at several link speeds, tried in a box: `paralab scale`.
+
+    paralab scale --nodes 1,2,3 --bandwidths 1gbit,20mbit --cores-per-node 0.6
+
+Each case is `paralab cluster ... -- run ...`: the same global batch on 1, 2 and 3 nodes (strong scaling), each node
+with the same share of the CPU, repeats interleaved. Beside what was measured stands the formula: computing divided by
+the nodes, plus a ring all-reduce of the gradients over the link, nothing hidden behind computing.
+"""
+
+import re
+import shlex
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, fields, replace
+from itertools import product
+from pathlib import Path
+from statistics import mean, median
+
+from benchmarks.run import CaseConfig
+from benchmarks.sweep import flags_of, progress
+from parallel.config import option
+from parallel.config import resolve as read_config
+from parallel.errors import RankError, UsageError
+from parallel.measure.cores import cores_allowed
+from parallel.measure.record import RunRecord, read
+
+_ROOT = Path(__file__).resolve().parent.parent
+DEFAULT_OUT = "runs/scale.csv"
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScaleConfig(CaseConfig):
+    """The case, and the clusters it is run on. Every other option is that of the case."""
+
+    model: str = option("resnet", "what to train", group="work", choices=("gpt2", "resnet", "diffusion"))
+    nodes: list[str] | None = option(
+        None, "numbers of nodes, one process each (default: 1,2,3)", group="cluster", metavar="N,M,..."
+    )
+    bandwidths: list[str] | None = option(
+        None, "of each link (default: 1gbit,20mbit)", group="cluster", metavar="A,B,..."
+    )
+    cores_per_node: float | None = option(
+        None, "CPU quota of a node (default: the cores of this machine over the most nodes)", group="cluster", above=0
+    )
+    repeats: int = option(3, "runs of each case, interleaved", group="cluster", at_least=1)
+    time_limit_s: int = option(600, "for one run", group="cluster", at_least=1)
+
+
+def main(argv: list[str]) -> int:
+    """Run every case and print the table. Returns: 0."""
+    config = read_config(argv, config=ScaleConfig, prog="paralab scale", description=__doc__)
+    counts = [_count(text) for text in config.nodes or ("1", "2", "3")]
+    bandwidths = config.bandwidths or ["1gbit", "20mbit"]
+    cores = config.cores_per_node or cores_allowed() / max(counts)
+    if cores * max(counts) > cores_allowed():
+        needed = f"{cores:g} x {max(counts)}"
+        raise UsageError(
+            f"--cores-per-node {needed} nodes, {cores_allowed():g} cores here: nodes would share, use less"
+        )
+    case = CaseConfig(**{f.name: getattr(config, f.name) for f in fields(CaseConfig)})
+    out, group = config.out or DEFAULT_OUT, f"scale-{time.strftime('%Y%m%d-%H%M%S')}"
+    runs = list(product(range(config.repeats), bandwidths, counts))
+    with progress(len(runs), "scale") as advance:
+        for repeat, bandwidth, nodes in runs:
+            named = replace(case, out=out, group=f"{group} {bandwidth}", repeat=repeat, strategy=_strategy(nodes))
+            _run(named, nodes, bandwidth, cores, config.time_limit_s)
+            advance(f"repeat {repeat + 1}: {nodes} nodes at {bandwidth}")
+    records = [record for record in read(out) if (record.group or "").startswith(group)]
+    print(table(records, group, bandwidths, cores))
+    print(f"\nrows in {out}; read: paralab report {out}")
+    return 0
+
+
+def _count(text: str) -> int:
+    if not text.isdecimal() or not int(text):
+        raise UsageError(f"--nodes {text}: give numbers such as 1,2,3")
+    return int(text)
+
+
+def _strategy(nodes: int) -> str:
+    return "single" if nodes == 1 else "ddp"
+
+
+def _run(case: CaseConfig, nodes: int, bandwidth: str, cores: float, limit_s: int) -> None:
+    box = ["--nodes", str(nodes), "--bandwidth", bandwidth, "--cores-per-node", str(cores)]
+    words = ["cluster", *box, "--", "run", *flags_of(replace(case, threads=1))]
+    command = [sys.executable, "-m", "parallel.cli", *words]
+    done = subprocess.run(command, cwd=_ROOT, capture_output=True, text=True, timeout=limit_s)
+    if done.returncode:
+        said = next((line for line in done.stderr.splitlines() if "paralab: error" in line), done.stderr[-300:])
+        raise RankError(f"{shlex.join(['paralab', *words])} ended with status {done.returncode}: {said}")
+
+
+def table(records: Sequence[RunRecord], group: str, bandwidths: Sequence[str], cores: float) -> str:
+    """Return measured and predicted steps by link and number of nodes; the GPU's columns are empty on a CPU."""
+    first = records[0]
+    lines = [
+        f"{first.model} {first.size}, {first.global_batch_size} samples a step in all, {first.precision}, "
+        f"{cores:.2g} cores a node ({first.cpu_model})",
+        f"{'link':>8}{'nodes':>6}{'runs':>5}{'step s':>9}{'formula s':>10}{'samples/s':>11}{'speed-up':>9}"
+        f"{'efficiency':>11}{'sent MiB':>9}{'waiting':>8}{'CPU':>6}{'GPU':>5}",
+    ]
+    for bandwidth in bandwidths:
+        runs = [r for r in records if r.group == f"{group} {bandwidth}" and r.status == "ok"]
+        alone_s = median(_step_s(r) for r in runs if r.world_size == 1)
+        for nodes in sorted({r.world_size for r in runs if r.world_size}):
+            mine = [r for r in runs if r.world_size == nodes]
+            step_s = median(map(_step_s, mine))
+            sent = mine[0].comm_dp_wire_bytes or 0.0
+            formula_s = alone_s / nodes + sent / bytes_per_s(bandwidth)
+            rate = median(float(r.samples_per_s or 0) for r in mine)
+            waiting = [r.exposed_comm_share for r in mine if r.exposed_comm_share is not None]
+            # utilisation is a sum over ranks, of the cores that each may use
+            busy = mean(float(r.cpu_utilisation_mean_share or 0) for r in mine) / nodes
+            gpu = [r.gpu_utilisation_mean_share for r in mine if r.gpu_utilisation_mean_share is not None]
+            lines.append(
+                f"{bandwidth:>8}{nodes:>6}{len(mine):>5}{step_s:>9.3f}{formula_s:>10.3f}{rate:>11,.1f}"
+                f"{alone_s / step_s:>8.2f}x{alone_s / step_s / nodes:>11.0%}{sent / 2**20:>9.2f}"
+                f"{f'{median(waiting):.0%}' if waiting else '':>8}{busy:>6.0%}{f'{mean(gpu):.0%}' if gpu else '':>5}"
+            )
+        lines.append(_crossover(runs, alone_s))
+    if first.device == "cpu":
+        lines.append("GPU: empty, there is none on this machine")
+    return "\n".join(lines)
+
+
+def _crossover(runs: Sequence[RunRecord], alone_s: float) -> str:
+    """Say at which link speed more nodes stop helping.
+
+    A ring sends 2 (n-1)/n G for gradients of G bytes, so a step takes 2G/b + (C - 2G/b)/n at b bytes/s and C seconds
+    of computing: whether one more node helps does not depend on n, only on whether b is above 2G/C.
+    """
+    largest = max(runs, key=lambda r: r.world_size or 0)
+    nodes = largest.world_size or 1
+    ring_bytes = (largest.comm_dp_wire_bytes or 0.0) * nodes / max(nodes - 1, 1)  # 2G
+    return f"{'':>8} by the formula more nodes help on links faster than {ring_bytes / alone_s * 8 / 1e6:,.0f} Mbit/s"
+
+
+def _step_s(record: RunRecord) -> float:
+    return float(record.step_time_p50_s or 0)
+
+
+def bytes_per_s(bandwidth: str) -> float:
+    """Return the speed of a link that is written as tc does: 100mbit, 2.5gbit."""
+    match = re.fullmatch(r"([0-9.]+)([kmg])bit", bandwidth)
+    if not match:
+        raise UsageError(f"{bandwidth!r} is not a bandwidth: write 100mbit, 1gbit or 2.5gbit")
+    return float(match[1]) * {"k": 1e3, "m": 1e6, "g": 1e9}[match[2]] / 8

@@ -1,0 +1,50 @@
+"""Weights of a checkpoint for other programs: `paralab export runs/alice DIR --format hf`.
+
+`hf` is a folder that `GPT2LMHeadModel.from_pretrained` reads, `safetensors` one file under our own names.
+`paralab train --init-from DIR` starts from either.
+"""
+
+import argparse
+from pathlib import Path
+
+from parallel.arguments import Parser
+from parallel.errors import ConfigError
+
+
+def main(argv: list[str]) -> int:
+    """Write the folder; print where."""
+    options = _parse(argv)
+    target = Path(options.target)
+    if target.exists() and (not target.is_dir() or any(target.iterdir())):
+        raise ConfigError(f"{target} is there already: give a new folder")
+    from parallel import checkpoint
+    from parallel.restore import find
+
+    path = find(Path(options.checkpoint))
+    if options.format == "safetensors":
+        checkpoint.export_safetensors(path, target)
+    else:
+        _to_hugging_face(path, target)
+    print(f"{path} written to {target}")
+    return 0
+
+
+def _to_hugging_face(path: Path, target: Path) -> None:
+    from models.gpt2 import GPT2Config
+    from parallel.hugging_face import to_hugging_face
+    from parallel.restore import restore
+
+    trained = restore(path)
+    config = trained.work.model_config
+    if not isinstance(config, GPT2Config):
+        name = trained.work.spec.name
+        raise ConfigError(f"{path} is a {name} model, which Hugging Face's GPT-2 is not: use --format safetensors")
+    to_hugging_face(target, config, trained.model.state_dict())
+
+
+def _parse(argv: list[str]) -> argparse.Namespace:
+    parser = Parser(prog="paralab export", description=(__doc__ or "").split(": `")[0] + ".", allow_abbrev=False)
+    parser.add_argument("checkpoint", metavar="CHECKPOINT", help="RUN/step-N, or RUN for its best one")
+    parser.add_argument("target", metavar="DIR", help="new folder")
+    parser.add_argument("--format", choices=("hf", "safetensors"), default="hf", help="(default: hf)")
+    return parser.parse_args(argv)

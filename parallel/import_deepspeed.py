@@ -1,0 +1,51 @@
+"""Weights that DeepSpeed saved under ZeRO: `paralab import-deepspeed FOLDER DIR`, then `paralab train --init-from DIR`.
+
+FOLDER is what `engine.save_checkpoint` wrote, by a program of your own with the names of our parameters. Weights are
+put together by DeepSpeed's own `zero_to_fp32` and written in fp32 to `DIR/model.safetensors`; optimizer states are not.
+Its files are pickles, which can run any program with your rights: import only what you trust.
+"""
+
+import argparse
+import contextlib
+import sys
+from pathlib import Path
+
+from parallel.arguments import Parser
+from parallel.errors import ConfigError, DataError
+
+
+def main(argv: list[str]) -> int:
+    """Write the folder; print where."""
+    options = _parse(argv)
+    source, target = Path(options.source), Path(options.target)
+    if target.exists() and (not target.is_dir() or any(target.iterdir())):
+        raise ConfigError(f"{target} is there already: give a new folder")
+    import_deepspeed(source, target)
+    print(f"weights of {source} written to {target}")
+    return 0
+
+
+def import_deepspeed(source: Path, target: Path) -> None:
+    """Write the weights of a ZeRO checkpoint as safetensors. Raises: DataError when it is none."""
+    from safetensors.torch import save_file
+
+    with contextlib.redirect_stdout(sys.stderr):  # it prints what it does
+        from deepspeed.utils.zero_to_fp32 import get_fp32_state_dict_from_zero_checkpoint
+
+        try:
+            state = get_fp32_state_dict_from_zero_checkpoint(str(source))
+        except (OSError, ValueError) as error:
+            raise DataError(
+                f"{source} has no ZeRO checkpoint ({error}): give what save_checkpoint wrote, of stage 1 to 3"
+            ) from None
+    once = {id(tensor): name for name, tensor in state.items()}  # a tied parameter is one tensor under two names
+    target.mkdir(parents=True, exist_ok=True)
+    weights = {name: state[name].contiguous().clone() for name in once.values()}
+    save_file(weights, target / "model.safetensors", metadata={"format": "pt"})
+
+
+def _parse(argv: list[str]) -> argparse.Namespace:
+    parser = Parser(prog="paralab import-deepspeed", description=(__doc__ or "").split(": `")[0] + ".")
+    parser.add_argument("source", metavar="FOLDER", help="what DeepSpeed's save_checkpoint wrote")
+    parser.add_argument("target", metavar="DIR", help="new folder")
+    return parser.parse_args(argv)

@@ -1,0 +1,121 @@
+"""The roll of a run: which ranks have come, left, ended or stopped, told through the store that all of them reach."""
+
+import contextlib
+import json
+import socket
+import sys
+import time
+from functools import cached_property
+from pathlib import Path
+
+import psutil
+import torch.distributed as dist
+
+from parallel.errors import WorldError
+
+_SAY_AFTER_S = 10.0  # a start that takes longer says whom it waits for
+
+
+class Roll:
+    """One rank's view of all ranks. recordings: the folder for flight recordings, None where none are made."""
+
+    def __init__(self, store: dist.Store, rank: int, world_size: int, *, recordings: Path | None = None) -> None:
+        self._store = dist.PrefixStore("paralab", store)
+        self.rank, self.world_size, self.recordings = rank, world_size, recordings
+
+    def call(self, timeout_s: float) -> None:
+        """Say that this rank is there, and return when all are. Raises: WorldError naming those that did not come."""
+        me = psutil.Process()
+        self._store.set(f"came/{self.rank}", json.dumps([socket.gethostname(), me.pid, me.create_time()]))
+        came = [f"came/{rank}" for rank in range(self.world_size)]
+        began_s, said = time.monotonic(), False
+        while not self._store.check(came):
+            waited_s = time.monotonic() - began_s
+            if waited_s > timeout_s:
+                raise WorldError(
+                    f"{self._late()}, given up after {timeout_s:g} s: see what keeps it, or use --timeout-s"
+                )
+            if waited_s > _SAY_AFTER_S and not said and self.rank == min(self._marked("came")):
+                print(f"paralab: {self._late()}", file=sys.stderr, flush=True)
+                said = True
+            time.sleep(min(0.02 + waited_s / 10, 0.5))
+
+    def _late(self) -> str:
+        came = self._marked("came")
+        late = [str(rank) for rank in range(self.world_size) if rank not in came]
+        return f"{len(came)} of {self.world_size} ranks came, waiting for rank {', '.join(late)}"
+
+    def claim(self) -> bool:
+        """Return whether this rank is the first to fail."""
+        try:
+            return self._store.compare_set("first_failure", "", str(self.rank)).decode() == str(self.rank)
+        except RuntimeError:  # whoever held the store has ended: a launcher, or the rank that failed first
+            return self.rank == 0
+
+    def claimed(self) -> bool:
+        """Return whether a rank has claimed to be the first to fail."""
+        try:
+            return self._store.check(["first_failure"])
+        except RuntimeError:
+            return self.rank != 0
+
+    def mark(self, word: str) -> None:
+        """Tell all: `left` when this rank's work is done, `waited` when it found that another one does not answer."""
+        with contextlib.suppress(RuntimeError):
+            self._store.set(f"{word}/{self.rank}", "1")
+
+    def lost(self) -> tuple[int, str] | None:
+        """Return a rank that has ended or is stopped (on this machine) or has left, and which of these; or None."""
+        with contextlib.suppress(RuntimeError):
+            for rank, process in self._neighbours.items():
+                if state := _state(process):
+                    return rank, state
+            for rank in sorted(self._marked("left") - {self.rank}):
+                return rank, "left"
+        return None
+
+    def silent(self) -> list[int]:
+        """Return the ranks that did not find that another one does not answer."""
+        with contextlib.suppress(RuntimeError):
+            return sorted(set(range(self.world_size)) - self._marked("waited"))
+        return []
+
+    def end(self, rank: int) -> None:
+        """End a rank that hears no other signal, if it is on this machine."""
+        if (process := self._neighbours.get(rank)) is not None:
+            with contextlib.suppress(psutil.Error):
+                process.kill()  # does nothing to a process that has its number by chance
+
+    @property
+    def is_local(self) -> bool:
+        """Whether all ranks are on this machine."""
+        return len(self._neighbours) == self.world_size - 1
+
+    @cached_property
+    def _neighbours(self) -> dict[int, psutil.Process | None]:
+        """Return the other ranks on this machine; None for one that has ended."""
+        found: dict[int, psutil.Process | None] = {}
+        for rank in range(self.world_size):
+            host, pid, created = json.loads(self._store.get(f"came/{rank}"))
+            if rank != self.rank and host == socket.gethostname():
+                found[rank] = _process(pid, created)
+        return found
+
+    def _marked(self, word: str) -> set[int]:
+        return {rank for rank in range(self.world_size) if self._store.check([f"{word}/{rank}"])}
+
+
+def _process(pid: int, created: float) -> psutil.Process | None:
+    with contextlib.suppress(psutil.Error):
+        process = psutil.Process(pid)
+        return process if process.create_time() == created else None
+    return None
+
+
+def _state(process: psutil.Process | None) -> str | None:
+    with contextlib.suppress(psutil.Error):
+        status = process.status() if process else psutil.STATUS_DEAD
+        if status == psutil.STATUS_STOPPED:
+            return "stopped"
+        return "ended" if status in (psutil.STATUS_DEAD, psutil.STATUS_ZOMBIE) else None
+    return "ended"

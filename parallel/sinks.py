@@ -1,0 +1,79 @@
+"""Where metrics of a training run go besides the screen: TensorBoard, trackio. Neither is imported before it is used.
+
+A sink takes `write("train", step, {"loss": 4.5})` and is closed at the end.
+"""
+
+from collections.abc import Callable, Mapping
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any, Protocol
+
+from parallel.errors import ConfigError, did_you_mean
+
+
+class Sink(Protocol):
+    """Takes numbers of one step."""
+
+    def write(self, group: str, step: int, values: Mapping[str, float]) -> None: ...
+    def close(self) -> None: ...
+
+
+class TensorBoard:
+    """Event files in the folder `tensorboard` of the run: `tensorboard --logdir RUN/tensorboard`."""
+
+    def __init__(self, folder: Path, config: Mapping[str, Any]) -> None:
+        from torch.utils.tensorboard import SummaryWriter
+
+        self.writer = SummaryWriter(str(folder / "tensorboard"))
+
+    def write(self, group: str, step: int, values: Mapping[str, float]) -> None:
+        for name, value in values.items():
+            self.writer.add_scalar(f"{group}/{name}", value, step)
+
+    def close(self) -> None:
+        self.writer.close()
+
+
+class Trackio:
+    """A run of the project `paralab`, named like its folder: `trackio show --project paralab`.
+
+    Where trackio keeps it is its own affair (TRACKIO_DIR, TRACKIO_SPACE_ID). A run that is resumed goes on there.
+    """
+
+    def __init__(self, folder: Path, config: Mapping[str, Any]) -> None:
+        import trackio
+
+        self.run = trackio.init(
+            project="paralab",
+            name=folder.name,
+            config=dict(config),
+            resume="allow",
+            embed=False,
+            auto_log_gpu=False,
+            auto_log_cpu=False,
+        )
+
+    def write(self, group: str, step: int, values: Mapping[str, float]) -> None:
+        self.run.log({f"{group}/{name}": value for name, value in values.items()}, step=step)
+
+    def close(self) -> None:
+        self.run.finish()
+
+
+SINKS: Mapping[str, Callable[[Path, Mapping[str, Any]], Sink]] = {"tensorboard": TensorBoard, "trackio": Trackio}
+
+
+def names_of(text: str | None) -> list[str]:
+    """Return the sinks of `--log-to tensorboard,trackio`. Raises: ConfigError for one that is unknown or missing."""
+    names = text.split(",") if text else []
+    for name in names:
+        if name not in SINKS:
+            raise ConfigError(f"--log-to {name} is unknown{did_you_mean(name, SINKS)}: use {', '.join(SINKS)}")
+        if find_spec(name) is None:
+            raise ConfigError(f"--log-to {name} needs a package: pip install 'paralab[{name}]'")
+    return list(dict.fromkeys(names))
+
+
+def open_sinks(text: str | None, folder: Path, config: Mapping[str, Any]) -> list[Sink]:
+    """Open the sinks of `--log-to` for the run in this folder. config: its options. Raises: ConfigError."""
+    return [SINKS[name](folder, config) for name in names_of(text)]

@@ -1,0 +1,43 @@
+"""A training whose nodes come and go, and the ports that stand open meanwhile."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from benchmarks.elastic import SAVE_EVERY, WORK, attempt, loss_difference
+from parallel.train import main
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def test_three_nodes_then_two_then_three(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    tried = attempt(tmp_path / "nodes")
+    row = tried.row
+    assert row.layout == "dp3"
+    assert row.restarts >= 2  # without node 2, and with it again; more where a start is overtaken by the next
+    assert 0 < row.steps_lost <= 2 * SAVE_EVERY  # killed two steps or more after a save was begun
+    assert 0 < row.recovery_s < row.wall_s
+    assert 0 < row.goodput_share < 1 - row.recovery_s / row.wall_s
+    assert main([*WORK, "--steps", str(tried.steps), "--strategy", "single", "--out", str(tmp_path / "alone")]) == 0
+    assert loss_difference(tried.run, tmp_path / "alone", steps=tried.steps) <= 1e-5
+
+
+def test_on_one_node_no_port_is_open_to_others(tmp_path: Path) -> None:
+    script = tmp_path / "start.py"
+    script.write_text(
+        "from parallel.launch import launch\n"
+        "if __name__ == '__main__':\n"
+        f"    launch('tests.e2e.tasks:listening', {str(tmp_path / 'found.json')!r}, nproc=2)\n"
+    )
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    done = subprocess.run([sys.executable, str(script)], capture_output=True, text=True, timeout=120, env=environment)
+    assert done.returncode == 0, done.stderr
+    found = json.loads((tmp_path / "found.json").read_text())
+    assert found["processes"] >= 3  # the launcher and two ranks
+    assert found["addresses"], "gloo listens, or this test looks in the wrong place"
+    assert set(found["addresses"]) == {"127.0.0.1"}

@@ -1,0 +1,195 @@
+"""What a fault in one rank of a real run leads to: an end in time, one line, a row, and a checkpoint to go on from."""
+
+import json
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+from parallel import checkpoint
+from parallel.checkpoint.folder import verify
+from parallel.measure.record import RunRecord, read
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+QUICK = ["--model", "gpt2", "--size", "tiny", "--global-batch-size", "6", "--strategy", "ddp", "--nproc", "3"]
+TRAIN = ["train", *QUICK, "--eval-samples", "6", "--log-every", "1", "--save-every", "3"]
+TIMEOUT_S = 4.0
+MARGIN_S = 10.0  # for noticing a failure, telling it, and ending; half of it where the machine has nothing else to do
+
+
+class Runner:
+    """A process that runs commands with faults in them, one after another."""
+
+    def __init__(self, folder: Path) -> None:
+        self.said = folder / "said"
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", "tests.e2e.faults"],
+            cwd=REPOSITORY,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=self.said.open("w"),
+            text=True,
+        )
+
+    def begin(self, *words: str, folder: Path, fault: str = "none", who: int = 1, when: int = 7) -> None:
+        folder.mkdir(exist_ok=True)
+        self.before = len(self.said.read_text())
+        request = {"words": words, "folder": str(folder), "fault": fault, "who": who, "when": when}
+        assert self.process.stdin is not None
+        self.process.stdin.write(json.dumps(request) + "\n")
+        self.process.stdin.flush()
+
+    def status(self) -> int:
+        """Wait for the command to end; return its exit status."""
+        assert self.process.stdout is not None
+        for line in self.process.stdout:
+            if line.startswith('{"exit_status"'):
+                return json.loads(line)["exit_status"]
+        raise AssertionError(self.said.read_text())
+
+    def errors(self) -> list[str]:
+        lines = self.said.read_text()[self.before :].splitlines()
+        return [line for line in lines if "paralab: error" in line or "Traceback" in line]
+
+
+@pytest.fixture(scope="module")
+def runner(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Runner]:
+    runner = Runner(tmp_path_factory.mktemp("runner"))
+    yield runner
+    runner.process.kill()
+
+
+def wait_for_end(folder: Path, *, within_s: float) -> None:
+    """Wait until none of the ranks is left."""
+    deadline_s = time.monotonic() + within_s
+    while left := [file.name for file in folder.glob("pid*") if is_alive(int(file.read_text()))]:
+        assert time.monotonic() < deadline_s, f"left: {left}"
+        time.sleep(0.05)
+
+
+def is_alive(pid: int) -> bool:
+    try:
+        return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
+
+
+def ended(runner: Runner, folder: Path, *, within_s: float) -> tuple[int, str, RunRecord]:
+    """Return the exit status, the one line and the one row of a run in which a fault happened."""
+    status = runner.status()
+    took_s = time.time() - float((folder / "happened").read_text())
+    assert took_s < within_s
+    wait_for_end(folder, within_s=1)
+    (line,) = runner.errors()
+    (row,) = read(folder / "runs.csv")
+    return status, line, row
+
+
+FAULTS: dict[str, dict[str, Any]] = {
+    "fail": {"reason": "ValueError: sample 17 is not an image"},
+    "kill": {"reason": "its process is gone without a word: it was killed, or the system had no memory left"},
+    "stop": {"status": "hang", "reason": "its process is stopped (SIGSTOP), and was ended"},
+    "run_on": {"status": "hang", "reason": "it did not answer the others in time (Timed out waiting 4000ms for"},
+    "ask_for_memory": {"status": "oom", "reason": "RuntimeError: [enforce fail at alloc_cpu.cpp"},
+    "fewer_batches": {"reason": "its batches have ended before those of the others"},
+}
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_a_fault_in_one_rank(fault: str, runner: Runner, tmp_path: Path) -> None:
+    words = ["--steps", "12", "--timeout-s", str(TIMEOUT_S), "--out", str(tmp_path)]
+    runner.begin(*TRAIN, *words, folder=tmp_path, fault=fault)
+    expected = {"status": "crash"} | FAULTS[fault]
+    status, line, row = ended(runner, tmp_path, within_s=MARGIN_S + TIMEOUT_S * (expected["status"] == "hang"))
+    assert status == 1
+    assert line.startswith(f"paralab: error: rank 1 failed first at step 7: {expected['reason']}")
+    assert (row.status, row.failed_rank, row.failed_step) == (expected["status"], 1, 7)
+    assert row.reason is not None and row.reason in line
+    good = checkpoint.latest(tmp_path)
+    assert good is not None and good.name in ("step-3", "step-6")
+    verify(good)
+
+
+@pytest.mark.parametrize(("fault", "call"), [("call_another", "ALLGATHER"), ("give_another_shape", "ALLREDUCE")])
+def test_ranks_that_call_different_collectives(fault: str, call: str, runner: Runner, tmp_path: Path) -> None:
+    recordings = tmp_path / "recordings"
+    words = ["--steps", "12", "--out", str(tmp_path), "--debug-collectives", str(recordings)]
+    runner.begin(*TRAIN, *words, folder=tmp_path, fault=fault)
+    status, line, row = ended(runner, tmp_path, within_s=MARGIN_S)
+    shape = {"call_another": 3, "give_another_shape": 7}[fault]
+    assert (status, row.status, row.failed_step) == (1, "crash", 7)
+    assert f"rank 1 calls {call} of shape ({shape})" in line
+    assert re.search(r"rank [02] calls ALLREDUCE of shape \(\d{4,}\)", line)
+    for file in recordings.iterdir():
+        names = {entry["profiling_name"] for entry in json.loads(file.read_text())["entries"]}
+        assert "gloo:all_reduce" in names
+    assert len(list(recordings.iterdir())) == 3
+
+
+def test_killed_while_saving_and_resumed(runner: Runner, tmp_path: Path) -> None:
+    words = ["--steps", "9", "--out", str(tmp_path)]
+    runner.begin(*TRAIN, *words, folder=tmp_path, fault="kill_while_saving", when=6)
+    status, line, row = ended(runner, tmp_path, within_s=MARGIN_S)
+    assert (status, row.status, row.failed_rank) == (1, "crash", 1)
+    assert "rank 1 failed first at step" in line
+    assert sorted(path.name for path in tmp_path.glob("step-*")) == ["step-3", "step-6.tmp"]
+    runner.begin(*TRAIN, *words, "--resume", folder=tmp_path)
+    assert runner.status() == 0
+    assert sorted(path.name for path in tmp_path.glob("step-*")) == ["step-3", "step-6", "step-9"]
+
+
+def test_a_disk_that_fills_up_while_one_rank_saves(runner: Runner, tmp_path: Path) -> None:
+    runner.begin(*TRAIN, "--steps", "9", "--out", str(tmp_path), folder=tmp_path, fault="fill_disk", when=0)
+    assert runner.status() == 2
+    (line,) = runner.errors()
+    assert "checkpoint step-3 was not saved, there is none yet: rank 1: OSError: [Errno 27] File too large" in line
+    (row,) = read(tmp_path / "runs.csv")
+    assert row.status == "crash"
+
+
+def test_weights_that_are_not_numbers(runner: Runner, tmp_path: Path) -> None:
+    runner.begin(*TRAIN, "--steps", "12", "--out", str(tmp_path), folder=tmp_path, fault="nan")
+    status, line, row = ended(runner, tmp_path, within_s=MARGIN_S)
+    assert (status, row.status, row.failed_step) == (1, "diverged", 7)
+    assert "at step 7, whose batch is samples 42 to 47 of the order of seed 0" in line
+
+
+def test_a_measured_case_that_is_stopped_leaves_a_row(runner: Runner, tmp_path: Path) -> None:
+    out = tmp_path / "runs.csv"
+    words = ["run", *QUICK, "--steps", "100000", "--no-parity", "--out", str(out)]
+    runner.begin(*words, folder=tmp_path, when=5)
+    wait_until_it_happens(tmp_path)
+    runner.process.send_signal(signal.SIGTERM)
+    assert runner.status() == 128 + signal.SIGTERM
+    wait_for_end(tmp_path, within_s=1)
+    (row,) = read(out)
+    assert (row.status, row.reason) == ("aborted", "stopped by SIGTERM")
+    (line,) = runner.errors()
+    assert "stopped by SIGTERM" in line
+
+
+def test_no_rank_outlives_a_launcher_that_is_killed(runner: Runner, tmp_path: Path) -> None:
+    """The last one: it takes the runner with it."""
+    runner.begin(*TRAIN, "--steps", "100000", "--out", str(tmp_path), folder=tmp_path)
+    wait_until_it_happens(tmp_path)
+    runner.process.kill()
+    wait_for_end(tmp_path, within_s=5)
+    (row,) = read(tmp_path / "runs.csv")
+    assert (row.status, row.reason) == ("aborted", "stopped by SIGTERM")
+    good = checkpoint.latest(tmp_path)
+    assert good is not None and int(good.name.removeprefix("step-")) >= 7, "the work was saved"
+    verify(good)
+
+
+def wait_until_it_happens(folder: Path, *, timeout_s: float = 60) -> None:
+    deadline_s = time.monotonic() + timeout_s
+    while not (folder / "happened").exists():
+        assert time.monotonic() < deadline_s
+        time.sleep(0.05)

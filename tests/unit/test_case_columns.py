@@ -1,0 +1,40 @@
+"""Columns of a case that are counted: what is computed again, what compiling takes."""
+
+import time
+
+import pytest
+import torch
+
+from models import SPECS
+from parallel import case
+from parallel.config import RunConfig
+from parallel.recompute import recomputation_ratio
+from parallel.resolve import resolve
+
+
+@pytest.mark.parametrize(("model", "size"), [("gpt2", "tiny"), ("resnet", "20"), ("diffusion", "points")])
+def test_recomputation_costs_less_than_a_forward_pass(model: str, size: str) -> None:
+    spec = SPECS[model]
+    config = spec.config(size)
+    full, half = (recomputation_ratio(spec, config, every) for every in (1, 2))
+    assert recomputation_ratio(spec, config, None) == 1.0
+    # A forward pass is a third of forward and backward, and at most that is done again.
+    assert 1.0 < half < full < 4 / 3 + 1e-3
+
+
+def test_recomputation_of_a_transformer_is_its_arithmetic() -> None:
+    config = SPECS["gpt2"].config("124m")
+    per_token, s, h = SPECS["gpt2"].flops(config).per_sample / config.seq_len, config.seq_len, config.hidden
+    # query, key and value; both products of attention; the projection; the first layer of the MLP. Nothing of
+    # backward needs the result of its second.
+    again = config.n_layers * (2 * 3 * h * h + 4 * s * h + 2 * h * h + 2 * 4 * h * h)
+    assert recomputation_ratio(SPECS["gpt2"], config, 1) == pytest.approx(1 + again / per_token, rel=1e-6)
+
+
+def test_compiling_is_timed() -> None:
+    compiling, plain = (resolve(RunConfig(nproc=1, size="tiny", compile=on)) for on in (True, False))
+    before_s, began_s = case._compile_s(compiling), time.perf_counter()
+    torch.compile(lambda x: x * 2 + 1, backend="eager", fullgraph=True)(torch.ones(3))
+    passed_s = time.perf_counter() - began_s
+    assert 0 < case._compile_s(compiling) - before_s <= passed_s
+    assert case._compile_s(plain) == 0.0

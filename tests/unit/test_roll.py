@@ -1,0 +1,133 @@
+"""Who is blamed for a failure: by the store that all ranks reach, ranks being threads here, or processes that end."""
+
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+import torch.distributed as dist
+
+from parallel import cluster, failure
+from parallel.errors import DataError, StoppedError, WorldError
+from parallel.failure import Progress, first_failure
+from parallel.roll import Roll
+
+LOST = RuntimeError("[/somewhere/pair.cc:547] Connection closed by peer [127.0.0.1]:1")
+NO_ANSWER = RuntimeError("[/somewhere/buffer.cc:78] Timed out waiting 4000ms for recv operation to complete")
+
+
+def called(monkeypatch: pytest.MonkeyPatch, processes: list[psutil.Process]) -> list[Roll]:
+    """Return the rolls of one rank for each process."""
+    store, rolls, threads = dist.HashStore(), [], []
+    for rank, process in enumerate(processes):
+        monkeypatch.setattr(psutil, "Process", lambda pid=None, process=process: process)
+        roll = Roll(store, rank, len(processes))
+        rolls.append(roll)
+        threads.append(threading.Thread(target=roll.call, args=(10.0,)))
+        threads[-1].start()
+        while not store.check([f"paralab/came/{rank}"]):
+            pass
+        monkeypatch.undo()
+    for thread in threads:
+        thread.join()
+    return rolls
+
+
+@pytest.fixture
+def sleeper() -> Iterator[psutil.Process]:
+    process = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
+    yield psutil.Process(process.pid)
+    process.kill()
+    process.wait()
+
+
+def failing(monkeypatch: pytest.MonkeyPatch, roll: Roll, error: Exception) -> failure.Failure | None:
+    monkeypatch.setattr(cluster, "_roll", roll)
+    monkeypatch.setattr(failure, "_GRACE_S", 0.3)
+    return first_failure(roll.rank, Progress(5), error)
+
+
+def test_a_rank_that_does_not_come_is_named(capsys: pytest.CaptureFixture[str]) -> None:
+    store = dist.HashStore()
+    said = []
+
+    def come(rank: int) -> None:
+        with pytest.raises(WorldError) as raised:
+            Roll(store, rank, 3).call(0.5)
+        said.append(str(raised.value))
+
+    threads = [threading.Thread(target=come, args=(rank,)) for rank in (0, 2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert [line.split(",")[:2] for line in said] == [["2 of 3 ranks came", " waiting for rank 1"]] * 2
+
+
+def test_who_raises_first_tells_it_and_nobody_else(monkeypatch: pytest.MonkeyPatch) -> None:
+    me = psutil.Process()
+    first, second = called(monkeypatch, [me, me])
+    told = failing(monkeypatch, first, DataError("no such file"))
+    assert str(told) == "rank 0 failed first at step 5: DataError: no such file"
+    assert told is not None and told.exit_status == 2
+    assert failing(monkeypatch, second, LOST) is None
+
+
+@pytest.mark.parametrize("error", [LOST, NO_ANSWER, StoppedError(15)], ids=["lost", "no answer", "stopped"])
+def test_a_peer_that_was_killed_is_named_by_whoever_notices(
+    error: Exception, sleeper: psutil.Process, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first, _ = called(monkeypatch, [psutil.Process(), sleeper])
+    sleeper.kill()
+    told = failing(monkeypatch, first, error)
+    assert told is not None and (told.rank, told.step, told.status) == (1, 5, "crash")
+
+
+def test_a_peer_that_is_stopped_is_named_and_ended(sleeper: psutil.Process, monkeypatch: pytest.MonkeyPatch) -> None:
+    first, _ = called(monkeypatch, [psutil.Process(), sleeper])
+    sleeper.suspend()
+    told = failing(monkeypatch, first, NO_ANSWER)
+    assert told is not None and (told.rank, told.status) == (1, "hang") and "is stopped" in told.reason
+    assert sleeper.wait(timeout=5) is not None or not sleeper.is_running()
+
+
+def test_a_peer_that_has_left_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    first, second = called(monkeypatch, [psutil.Process()] * 2)
+    second.mark("left")
+    told = failing(monkeypatch, first, LOST)
+    assert told is not None and told.rank == 1 and "do all ranks have as many batches?" in told.reason
+
+
+def test_the_peer_that_does_not_answer_is_named_and_without_one_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
+    first, _, third = called(monkeypatch, [psutil.Process()] * 3)
+    third.mark("waited")
+    monkeypatch.setattr(Roll, "end", lambda roll, rank: None)
+    told = failing(monkeypatch, first, NO_ANSWER)
+    assert told is not None and (told.rank, told.status) == (1, "hang")
+
+    first, second = called(monkeypatch, [psutil.Process()] * 2)
+    second.mark("waited")
+    told = failing(monkeypatch, first, NO_ANSWER)
+    assert told is not None and told.rank is None
+    assert told.reason.startswith("all ranks waited for each other (Timed out waiting 4000ms")
+
+
+def test_a_connection_that_broke_without_a_victim_blames_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
+    first, _ = called(monkeypatch, [psutil.Process()] * 2)
+    told = failing(monkeypatch, first, LOST)
+    assert told is not None and told.rank is None and "do all call the same collectives?" in told.reason
+
+
+def test_without_a_launcher_rank_zero_has_the_last_word(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    class Gone:
+        def __getattr__(self, name: str) -> object:
+            raise RuntimeError("the store's host has ended")
+
+    me = psutil.Process()
+    for rank, roll in enumerate(called(monkeypatch, [me, me])):
+        roll._store = Gone()  # type: ignore[assignment]
+        told = failing(monkeypatch, roll, StoppedError(15))
+        assert (told is not None) == (rank == 0)

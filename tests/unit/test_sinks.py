@@ -1,0 +1,66 @@
+"""Metrics of a run go where `--log-to` says; what is not installed is asked for by name."""
+
+import sys
+from importlib.machinery import ModuleSpec
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+from parallel import sinks, train
+from parallel.errors import ConfigError
+
+QUICK = ["--model", "gpt2", "--size", "tiny", "--global-batch-size", "8", "--eval-samples", "8"]
+QUICK += ["--steps", "4", "--log-every", "2", "--eval-every", "4"]
+
+
+class Recorded(ModuleType):
+    """A stand-in for the module trackio."""
+
+    def __init__(self) -> None:
+        super().__init__("trackio")
+        self.__spec__ = ModuleSpec("trackio", None)
+        self.begun: dict = {}
+        self.logged: list[tuple[int, dict]] = []
+        self.finished = 0
+
+    def init(self, **options: object) -> "Recorded":
+        self.begun = options
+        return self
+
+    def log(self, values: dict, *, step: int) -> None:
+        self.logged.append((step, values))
+
+    def finish(self) -> None:
+        self.finished += 1
+
+
+def test_a_run_in_trackio(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    trackio = Recorded()
+    monkeypatch.setitem(sys.modules, "trackio", trackio)
+    folder = tmp_path / "my-run"
+    assert train.main([*QUICK, "--out", str(folder), "--log-to", "trackio"]) == 0
+    assert (trackio.begun["project"], trackio.begun["name"], trackio.finished) == ("paralab", "my-run", 1)
+    assert trackio.begun["config"]["global_batch_size"] == 8
+    assert [step for step, values in trackio.logged if "train/loss" in values] == [2, 4]
+    assert [step for step, values in trackio.logged if "validation/loss" in values] == [4]
+    assert all(isinstance(value, (int, float)) for _, values in trackio.logged for value in values.values())
+
+
+def test_a_run_in_tensorboard(tmp_path: Path) -> None:
+    pytest.importorskip("tensorboard")
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    assert train.main([*QUICK, "--out", str(tmp_path), "--log-to", "tensorboard"]) == 0
+    events = EventAccumulator(str(tmp_path / "tensorboard")).Reload()
+    assert [event.step for event in events.Scalars("train/loss")] == [2, 4]
+    assert [event.step for event in events.Scalars("validation/loss")] == [4]
+
+
+def test_what_is_unknown_or_not_installed_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(ConfigError, match=r"tensorbord is unknown \(did you mean tensorboard"):
+        sinks.names_of("tensorbord")
+    monkeypatch.setattr(sinks, "find_spec", lambda name: None)
+    with pytest.raises(ConfigError, match=r"pip install 'paralab\[trackio\]'"):
+        sinks.names_of("trackio")
+    assert sinks.names_of(None) == []
