@@ -157,14 +157,18 @@ class Roster:
             self._append(Failure(False, time.time(), f"node {silent[0]} has not answered for {limit_s:g} s"))
 
     def _go_on_without_silent(self) -> None:
-        """End the processes of this node when another one is silent, which they may wait for: they start again."""
+        """End the processes of this node that may wait for a silent one: they start again, without it."""
         limit_s = self._request.node_timeout_s
         silent = set(self._silent(limit_s)) - {self._rank}
         for node in sorted(silent - self._given_up):
-            print(f"paralab: node {node} has not answered for {limit_s:g} s: without it", file=sys.stderr, flush=True)
+            silent_s = time.monotonic() - self._beats[node][1]
             for process in psutil.Process().children(recursive=True):
                 with suppress(psutil.NoSuchProcess):
-                    process.kill()
+                    # younger ones were started without it: a rendezvous waits SILENT_S for those that may yet come
+                    if time.time() - process.create_time() > silent_s - SILENT_S:
+                        line = f"paralab: node {node} has not answered for {limit_s:g} s: without it"
+                        print(line, file=sys.stderr, flush=True)
+                        process.kill()
         self._given_up = silent
 
     def _silent(self, over_s: float) -> list[int]:

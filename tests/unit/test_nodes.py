@@ -201,8 +201,12 @@ def test_a_node_that_is_silent_is_gone_on_without(
     port: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     ended: list[str] = []
-    child = SimpleNamespace(kill=lambda: ended.append("a process"))
-    monkeypatch.setattr(roster_module.psutil, "Process", lambda: SimpleNamespace(children=lambda recursive: [child]))
+    monkeypatch.setattr(roster_module, "SILENT_S", 0.1)
+    old = SimpleNamespace(kill=lambda: ended.append("a process"), create_time=lambda: 0.0)
+    young = SimpleNamespace(kill=lambda: ended.append("one without that node"), create_time=time.time)
+    monkeypatch.setattr(
+        roster_module.psutil, "Process", lambda: SimpleNamespace(children=lambda recursive: [old, young])
+    )
     two = replace(request(0, port, least=1), node_timeout_s=0.3), replace(request(1, port, least=1), node_timeout_s=0.3)
     with Roster.meet(two[0]) as first:
         first.wait_for_all()
