@@ -203,6 +203,7 @@ def compare_column(
         hint = did_you_mean(baseline, names)
         raise UsageError(f"--baseline {baseline} is not among the runs{hint}: use one of {', '.join(sorted(names))}")
     outcome, lone = Outcome(), []
+    several = by not in _FOLLOWS and len({record.layout for record in records}) > 1
     for piece in pieces:
         base = next((arm for arm in piece if baseline in (None, arm.label, _cell(arm, column))), None)
         others = [arm for arm in piece if arm is not base]
@@ -211,7 +212,9 @@ def compare_column(
         elif column in WORK:
             _settle(outcome, [(base, arm) for arm in others], metric, force)
         else:
-            outcome.comparisons += compare_arms(base, others, metric, name=work.work_label(base.runs[0]))
+            first = base.runs[0]
+            name = work.work_label(first) + (f", {first.strategy} as {first.layout}" if several else "")
+            outcome.comparisons += compare_arms(base, others, metric, name=name)
     if not outcome.comparisons and not outcome.refusals and len(lone) > 1:
         _settle(outcome, [(lone[0], arm) for arm in lone[1:]], metric, force)
     else:

@@ -15,8 +15,9 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule
 
+from parallel.checkpoint import Resumable
 from parallel.data.dataset import Batch
-from parallel.engines.native import NativeEngine
+from parallel.engines.deepspeed import ZeroEngine
 from parallel.layout import SCHEDULES
 from parallel.precision import in_dtype, weight_dtype
 from parallel.resolve import Work
@@ -41,11 +42,13 @@ class Validation:
 class Evaluator:
     """Evaluates an engine on the validation split, or on the first `most_samples` of it. Collective."""
 
-    def __init__(self, work: Work, engine: NativeEngine, *, most_samples: int | None = None) -> None:
+    def __init__(self, work: Work, engine: Resumable, *, most_samples: int | None = None) -> None:
         self.work, self.engine = work, engine
         self.dataset = work.dataset("validation")
         self.samples = min(self.dataset.n_samples, most_samples or self.dataset.n_samples)
         self.forward = Stages(engine) if work.layout.pp > 1 else self._whole
+        # DeepSpeed's module around the model sets the precision.
+        self.model = engine.engine if isinstance(engine, ZeroEngine) else engine.parts[0]
         self.right: Tensor | None = None  # answers in the last batch, where a classifier's head is
 
     def __call__(self) -> Validation:
@@ -79,7 +82,7 @@ class Evaluator:
         return batch, len(mine)
 
     def _whole(self, batch: Batch) -> Tensor | None:
-        return self.engine.parts[0](*batch.inputs, targets=batch.targets)
+        return self.model(*batch.inputs, targets=batch.targets)
 
     @property
     def _classifies(self) -> bool:
@@ -96,7 +99,7 @@ class Evaluator:
         if head is None:  # of another stage; a rank of a V-shaped pipeline holds the last stage last as well
             hook = contextlib.nullcontext()
         else:
-            hook = head.register_forward_hook(self._count_right)
+            hook = head.register_forward_hook(self._count_right, prepend=True)  # before DeepSpeed drops its weights
         for part in parts:
             part.eval()
         with hook:
@@ -115,7 +118,7 @@ class Evaluator:
 class Stages:
     """Runs a batch of any size through the stages of a pipeline. Ranks with the last stage return the loss."""
 
-    def __init__(self, engine: NativeEngine) -> None:
+    def __init__(self, engine: Resumable) -> None:
         self.context, layout = engine.context, engine.context.layout
         self.group = self.context.mesh.group("pp")
         self.schedule = SCHEDULES[layout.schedule or ""]

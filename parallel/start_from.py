@@ -6,11 +6,11 @@ from pathlib import Path
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
-from torch import Tensor
+from torch import Tensor, nn
 
 from models.gpt2 import GPT2Config
 from parallel import checkpoint
-from parallel.engines.native import NativeEngine
+from parallel.engines.deepspeed import ZeroEngine
 from parallel.errors import ConfigError, DataError
 from parallel.initialise import local, local_slice
 
@@ -27,7 +27,7 @@ def check(path: str | Path) -> None:
         )
 
 
-def start_from(engine: NativeEngine, path: str | Path) -> None:
+def start_from(engine: checkpoint.Resumable, path: str | Path) -> None:
     """Fill the model with the weights of a folder; the optimizer stays as it is. Every rank reads all of them.
 
     path: a Hugging Face GPT-2, a folder that `paralab export` wrote, or a checkpoint.
@@ -66,14 +66,18 @@ def _read(file: Path) -> dict[str, Tensor]:
 
 
 @torch.no_grad()
-def _fill(engine: NativeEngine, state: Mapping[str, Tensor], folder: Path) -> None:
+def _fill(engine: checkpoint.Resumable, state: Mapping[str, Tensor], folder: Path) -> None:
     tied = engine.context.spec.tied
     # Others may keep a tied parameter under its other name.
     state = {origin: state[name] for name, origin in tied.items() if name in state} | dict(state)
     for part in engine.parts:
-        for name, tensor in part.state_dict().items():
+        for name, tensor in part.state_dict(keep_vars=True).items():
             full = state.get(tied.get(name, name))
-            if full is None or full.shape != tensor.shape:
-                got = "is missing" if full is None else f"has shape {tuple(full.shape)}, not {tuple(tensor.shape)}"
+            shape = getattr(tensor, "ds_shape", tensor.shape)  # stage 3 of DeepSpeed leaves an empty tensor there
+            if full is None or full.shape != shape:
+                got = "is missing" if full is None else f"has shape {tuple(full.shape)}, not {tuple(shape)}"
                 raise ConfigError(f"--init-from {folder}: {name} {got}; use the --model, --size and --seq-len it has")
-            local(tensor).copy_(local_slice(full, tensor))
+            if not (isinstance(engine, ZeroEngine) and isinstance(tensor, nn.Parameter)):
+                local(tensor).copy_(local_slice(full, tensor))
+    if isinstance(engine, ZeroEngine):
+        engine.set_parameters(lambda name: state[tied.get(name, name)])

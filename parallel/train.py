@@ -187,6 +187,8 @@ def _without_division(values: dict[str, Any], given: Mapping[str, Any]) -> dict[
         dropped = {"layout", "nproc"}
         if "strategy" in given or "layout" in given or values.get("strategy") == "single":
             dropped.add("strategy")
+    if given.get("engine") == "torch":  # a DeepSpeed file means DeepSpeed
+        dropped.add("ds_config")
     return {name: value for name, value in values.items() if name not in dropped}
 
 
@@ -210,6 +212,10 @@ def _adapt(config: TrainConfig, rank: Rank) -> TrainConfig:
 
     The global batch stays as well. Processes that it does not divide by stand by.
     """
+    if config.engine != "torch":
+        raise ConfigError(
+            f"--engine {config.engine} on nodes that come and go: it takes all of them, use --engine torch"
+        )
     layout = config.layout
     if layout is None:
         name = config.strategy or "ddp"
@@ -237,10 +243,7 @@ def check(work: Work) -> None:
     run = work.run
     assert isinstance(run, TrainConfig) and run.out is not None
     if run.engine != "torch":
-        raise ConfigError(
-            f"paralab train with --engine {run.engine}: its checkpoints are torch's, use --engine torch "
-            "(paralab import-deepspeed and --init-from take DeepSpeed's weights)"
-        )
+        _check_engine(work)
     sinks.names_of(run.log_to)
     work.dataset(), work.dataset("validation")
     from parallel import checkpoint, start_from
@@ -250,6 +253,27 @@ def check(work: Work) -> None:
     there = checkpoint.latest(run.out)
     if there and run.resume is None:
         raise ConfigError(f"{run.out} has {there.name} already: add --resume to go on, or give another --out")
+
+
+def _check_engine(work: Work) -> None:
+    """Refuse an engine whose state has no way into a checkpoint."""
+    run, pp = work.run, work.layout.pp
+    if run.engine != "deepspeed" or pp > 1:
+        what = "DeepSpeed's pipelines" if pp > 1 else "Accelerate"
+        raise ConfigError(
+            f"paralab train with --engine {run.engine}, layout {work.layout}: the states of {what} cannot be saved in "
+            "its checkpoints, use --engine torch, or --engine deepspeed with --strategy ddp, zero1, zero2 or zero3"
+        )
+    if run.ds_config is None:
+        return
+    from parallel.engines import deepspeed_config
+
+    zero = deepspeed_config.read(run.ds_config).get("zero_optimization", {})
+    if unreadable := deepspeed_config.unreadable(zero):
+        raise ConfigError(
+            f"{unreadable} of zero_optimization in {run.ds_config}: optimizer states kept so cannot be saved in the "
+            "checkpoints of paralab train, remove it, or use --engine torch"
+        )
 
 
 def _with_resume_value(argv: list[str]) -> list[str]:

@@ -16,11 +16,10 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from parallel import checkpoint, cluster, strategies
+from parallel import checkpoint, cluster, engines
 from parallel.case import Asked, describe, failed
 from parallel.checkpoint import Saver
 from parallel.cluster import Mesh, Rank
-from parallel.engines.native import NativeEngine
 from parallel.errors import DivergedError
 from parallel.evaluate import Evaluator, Validation
 from parallel.failure import Failure, Progress, guard
@@ -96,8 +95,8 @@ class Training:
         self.peak = device_peak(mesh.device, DTYPES[work.run.precision])
         self.saver = Saver(self.folder, mesh=mesh, keep_last=work.run.keep_last, timeout_s=work.run.timeout_s)
         self.stop = Stop(mesh)
-        engine = strategies.build(work.context(mesh))
-        assert isinstance(engine, NativeEngine), "checkpoints and evaluation are made for this one"
+        engine = engines.build(work.context(mesh), work.run.engine, ds_config=work.run.ds_config)
+        assert isinstance(engine, checkpoint.Resumable), "checkpoints and evaluation are made for these"
         self.engine = engine
         self.evaluate = Evaluator(work, self.engine, most_samples=work.run.eval_samples)
         self.total = work.run.steps + work.run.warmup

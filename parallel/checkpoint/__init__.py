@@ -13,8 +13,9 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.distributed.checkpoint.api import CheckpointException
 
-from parallel.checkpoint import storage
+from parallel.checkpoint import storage, zero
 from parallel.checkpoint.chunks import (
+    Chunks,
     Shapes,
     model_chunks,
     new_optimizer_chunks,
@@ -26,12 +27,14 @@ from parallel.checkpoint.chunks import (
 )
 from parallel.checkpoint.folder import LATEST, Facts, best, checkpoints, latest, pointer, read_facts, verify
 from parallel.cluster import Mesh
+from parallel.engines.deepspeed import ZeroEngine
 from parallel.engines.native import NativeEngine
 from parallel.errors import ConfigError, DataError
 from parallel.spec import BuildContext
 
 __all__ = [
     "Facts",
+    "Resumable",
     "Saver",
     "best",
     "export_safetensors",
@@ -45,6 +48,7 @@ __all__ = [
 ]
 
 PathLike = str | Path
+Resumable = NativeEngine | ZeroEngine
 
 _GRACE_S = 2.0  # for a checkpoint that is being written when a run fails
 
@@ -68,13 +72,13 @@ class Saver:
         self._group = _background_group(mesh, timeout_s)
         self._pending: tuple[storage.Writer, Future[Any]] | None = None
 
-    def save(self, engine: NativeEngine, *, metric: float | None = None) -> None:
+    def save(self, engine: Resumable, *, metric: float | None = None) -> None:
         """Save the state after `engine.steps_done` steps. Training may go on as soon as this returns.
 
         metric: a validation loss, for `keep_best`. Raises: DataError when the save before this one failed.
         """
         self.join()
-        chunks = model_chunks(engine) | optimizer_chunks(engine) | random_chunks(engine)
+        chunks = _state_chunks(engine) | random_chunks(engine.context)
         writer = storage.Writer(
             self.folder, facts=_facts(engine, metric), keep_last=self.keep_last, keep_best=self.keep_best
         )
@@ -100,13 +104,13 @@ class Saver:
             wait([self._pending[1]], timeout=_GRACE_S)
 
 
-def save(engine: NativeEngine, folder: PathLike, *, metric: float | None = None, **keep: Any) -> None:
+def save(engine: Resumable, folder: PathLike, *, metric: float | None = None, **keep: Any) -> None:
     """Save one checkpoint into the folder of a run and wait for it. `keep`: options of `Saver`. Collective."""
     with Saver(folder, mesh=engine.context.mesh, **keep) as saver:
         saver.save(engine, metric=metric)
 
 
-def load(engine: NativeEngine, path: PathLike) -> int:
+def load(engine: Resumable, path: PathLike) -> int:
     """Continue from a checkpoint: `step-N`, or the newest one when the folder of a run is given. Collective.
 
     Returns: the steps done, where the data goes on.
@@ -115,15 +119,21 @@ def load(engine: NativeEngine, path: PathLike) -> int:
     world = engine.context.mesh.world
     folder, facts, saved = _together(world, lambda rank, ranks: _open(Path(path), rank=rank, ranks=ranks))
     _check_same_work(folder, facts, engine.context)
-    random = new_random_chunks(engine, saved)
-    storage.load(model_chunks(engine) | new_optimizer_chunks(engine, saved) | random, folder, group=world)
-    set_random(engine, random)
+    random = new_random_chunks(engine.context, saved)
+    if isinstance(engine, ZeroEngine):
+        chunks = zero.new_gathered_chunks(engine, saved)
+        storage.load(chunks | random, folder, group=world)
+        zero.take_chunks(engine, chunks, saved)
+    else:
+        storage.load(model_chunks(engine) | new_optimizer_chunks(engine, saved) | random, folder, group=world)
+    set_random(engine.context, random)
     engine.steps_done = facts.step
-    engine.loss_scale.value, engine.loss_scale.good_steps = facts.loss_scale, facts.good_steps
+    if facts.run.get("precision") == engine.context.run.precision:  # another one has a scale of its own
+        engine.loss_scale.value, engine.loss_scale.good_steps = facts.loss_scale, facts.good_steps
     return facts.step
 
 
-def resume(engine: NativeEngine, folder: PathLike, *, say: Callable[[str], None]) -> int:
+def resume(engine: Resumable, folder: PathLike, *, say: Callable[[str], None]) -> int:
     """Continue from the newest checkpoint of a run that can be read. Collective.
 
     say: is told of each damaged one that is passed over (on every rank).
@@ -181,6 +191,12 @@ def import_safetensors(engine: NativeEngine, folder: PathLike) -> None:
     storage.load(model_chunks(engine, prefix=""), Path(folder), group=engine.context.mesh.world)
 
 
+def _state_chunks(engine: Resumable) -> Chunks:
+    if isinstance(engine, ZeroEngine):
+        return zero.gathered_chunks(engine)
+    return model_chunks(engine) | optimizer_chunks(engine)
+
+
 def _open(path: Path, *, rank: int = 0, ranks: int = 1) -> tuple[Path, Facts, Shapes]:
     """Find and verify a checkpoint, each rank its share of the files; return what is in it."""
     if not path.is_dir():
@@ -225,7 +241,7 @@ def _together(world: dist.ProcessGroup | None, function: Callable[[int, int], An
     return answers[0]
 
 
-def _facts(engine: NativeEngine, metric: float | None) -> Facts:
+def _facts(engine: Resumable, metric: float | None) -> Facts:
     return Facts(
         step=engine.steps_done,
         metric=metric,

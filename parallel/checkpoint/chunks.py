@@ -20,6 +20,7 @@ from torch.distributed.tensor._utils import compute_local_shape_and_global_offse
 from parallel.engines.native import NativeEngine
 from parallel.initialise import local
 from parallel.optimizer import Piece
+from parallel.spec import BuildContext
 
 
 @dataclass(frozen=True)
@@ -86,20 +87,20 @@ def new_optimizer_chunks(engine: NativeEngine, saved: Shapes) -> Chunks:
     return optimizer_chunks(engine)
 
 
-def random_chunks(engine: NativeEngine) -> Chunks:
+def random_chunks(context: BuildContext) -> Chunks:
     """Return the state of the generators that torch draws from on this rank."""
     states = {"cpu": torch.get_rng_state()}
-    device = engine.context.device
+    device = context.device
     if device.type != "cpu":
         states[device.type] = torch.get_device_module(device).get_rng_state(device)
-    rank = dist.get_rank(engine.context.mesh.world) if engine.context.mesh.world is not None else 0
+    rank = dist.get_rank(context.mesh.world) if context.mesh.world is not None else 0
     return {f"random.{kind}.{rank}": [whole(state)] for kind, state in states.items()}
 
 
-def new_random_chunks(engine: NativeEngine, saved: Shapes) -> Chunks:
+def new_random_chunks(context: BuildContext, saved: Shapes) -> Chunks:
     """Return tensors for the generators' states. Where there are more ranks than were saved, some share a state."""
     chunks = {}
-    for key, (chunk,) in random_chunks(engine).items():
+    for key, (chunk,) in random_chunks(context).items():
         kind, rank = key.rsplit(".", 1)
         ranks = sum(name.startswith(f"{kind}.") for name in saved)
         if ranks:
@@ -107,13 +108,13 @@ def new_random_chunks(engine: NativeEngine, saved: Shapes) -> Chunks:
     return chunks
 
 
-def set_random(engine: NativeEngine, chunks: Chunks) -> None:
+def set_random(context: BuildContext, chunks: Chunks) -> None:
     """Put the generators of this rank into the states that were read."""
     for key, (chunk,) in chunks.items():
         if key.startswith("random.cpu."):
             torch.set_rng_state(chunk.data)
         else:
-            torch.get_device_module(engine.context.device).set_rng_state(chunk.data, engine.context.device)
+            torch.get_device_module(context.device).set_rng_state(chunk.data, context.device)
 
 
 def _named_pieces(engine: NativeEngine) -> Iterator[tuple[str, Piece]]:

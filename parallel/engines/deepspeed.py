@@ -9,7 +9,7 @@ import io
 import logging
 import os
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from parallel.data.dataset import Batch
 from parallel.engines import deepspeed_config
+from parallel.engines.native import LossScale
 from parallel.errors import ConfigError, WorldError
 from parallel.optimizer import learning_rate, make_optimizer, make_pieces
 from parallel.spec import BuildContext, Engine, StepResult
@@ -84,6 +85,7 @@ class ZeroEngine:
         self.parts, self.optimizers = [model], [optimizer]
         self.stage, self.chunks = context.layout.zero, context.division.chunks
         self.steps_done = 0
+        self.loss_scale = LossScale(enabled=False)
 
     def step(self, batch: Batch) -> StepResult:
         set_learning_rate(self.optimizers, self.context, self.steps_done)
@@ -100,6 +102,20 @@ class ZeroEngine:
         for name, parameter in self.parts[0].named_parameters():
             with deepspeed.zero.GatheredParameters([parameter], enabled=self.stage == 3):
                 yield name, parameter
+
+    @torch.no_grad()
+    def set_parameters(self, value_of: Callable[[str], Tensor]) -> None:
+        """Give each parameter the whole tensor, equal on all ranks, that is its name's. Collective."""
+        import deepspeed
+
+        for name, parameter in self.parts[0].named_parameters():
+            value = value_of(name)
+            with deepspeed.zero.GatheredParameters([parameter], modifier_rank=0, enabled=self.stage == 3):
+                parameter.copy_(value)
+        if self.stage > 0:
+            self.engine.optimizer.refresh_fp32_params()  # the copy that is updated
+        if self.stage == 3:
+            self.engine.optimizer.checkpoint_event_epilogue()  # small parameters stay gathered
 
     def _run(self, chunk: Batch, *, last: bool) -> Tensor:
         """Run one micro-batch forward and backward, and update with the last one. Return its loss."""

@@ -83,6 +83,17 @@ def fill(values: Mapping[str, Any], context: BuildContext, *, stage: int, source
     }
 
 
+def unreadable(zero: Mapping[str, Any]) -> str | None:
+    """Return a setting of ZeRO under which DeepSpeed does not hand out whole optimizer states, or None."""
+    for key in ("zenflow", "round_robin_gradients"):
+        if zero.get(key):
+            return key
+    offload = {key: zero.get(key) or {} for key in ("offload_optimizer", "offload_param")}
+    if any(part.get("device") == "nvme" for part in offload.values()):
+        return "device nvme"
+    return "ratio" if offload["offload_optimizer"].get("ratio", 1.0) != 1.0 else None
+
+
 def _arithmetic(precision: str) -> dict[str, Any]:
     if precision not in PRECISIONS:
         # Under `torch_autocast` in fp16 it clips by the norm of the scaled gradient, and nothing is trained in fp64.

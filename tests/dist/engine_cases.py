@@ -6,13 +6,15 @@ from typing import Any
 
 import torch.distributed as dist
 
-from parallel import cluster, engines, parity
+from parallel import checkpoint, cluster, engines, parity
 from parallel.cluster import Mesh, Rank
 from parallel.config import RunConfig
+from parallel.evaluate import Evaluator, Validation
 from parallel.measure.exposed import ExposedCommunication, Split
 from parallel.measure.memory import MemoryCensus, MemoryReport
 from parallel.parity import Certificate, Trace
 from parallel.resolve import Work, resolve
+from parallel.start_from import start_from
 
 STEPS = 3
 _references: dict[tuple, Trace] = {}
@@ -74,3 +76,40 @@ def saved_by_deepspeed(rank: Rank, run: RunConfig, folder: str) -> float:
     built.step(next(batches))
     built.engine.save_checkpoint(folder)
     return built.step(next(batches)).loss.item()
+
+
+def relay(rank: Rank, legs: list[tuple[str, RunConfig]], folder: str, steps: int) -> list[float]:
+    """Hand a run from engine to engine through checkpoints; return the losses of this rank's steps."""
+    losses: list[float] = []
+    for engine, run in legs:
+        built = _built(rank, run, engine)
+        if built is None:  # a layout of fewer ranks
+            continue
+        checkpoint.resume(built, folder, say=print)
+        losses += _losses(built, steps)
+        checkpoint.save(built, folder)
+        if len(losses) == steps:  # what is loaded must replace what is remembered
+            once = _losses(built, 2)
+            assert checkpoint.load(built, folder) == steps
+            assert _losses(built, 2) == once
+    return losses
+
+
+def evaluated(rank: Rank, run: RunConfig, engine: str, weights: str) -> tuple[Validation, Validation, list[float]]:
+    """Start from the weights of a checkpoint; evaluate, train, evaluate, train. Return what was found and the losses."""
+    built = _built(rank, run, engine)
+    start_from(built, weights)
+    evaluator = Evaluator(resolve(run), built, most_samples=5)  # not the same number on each rank
+    first, losses = evaluator(), _losses(built, 1)
+    return first, evaluator(), losses + _losses(built, 1)
+
+
+def _built(rank: Rank, run: RunConfig, engine: str) -> Any:
+    work = resolve(run)
+    mesh = cluster.make_mesh(work.layout, rank.device)
+    return engines.build(work.context(mesh), engine) if rank.rank < work.layout.world_size else None
+
+
+def _losses(built: Any, steps: int) -> list[float]:
+    batches = parity.training_batches(resolve(built.context.run), built.context.mesh, start_step=built.steps_done)
+    return [built.step(batch).loss.item() for batch in islice(batches, steps)]

@@ -130,6 +130,47 @@ def test_training_starts_from_what_deepspeed_saved(pair: WorkerPool, tmp_path: P
     assert engine.step(batch).loss.item() == pytest.approx(wanted, rel=1e-6)
 
 
+def check_relay(pool: WorkerPool, folder: Path, legs: list[tuple[str, str]], model: str, **options: Any) -> None:
+    """Fail unless a run handed from engine to engine has the losses of one that was never interrupted."""
+    target, steps = "tests.dist.engine_cases:relay", 2
+    runs = [(engine, case(model, layout, learning_rate=1e-2, **options)) for engine, layout in legs]
+    losses = pool.run(target, runs, str(folder / "relay"), steps, timeout_s=300.0)[0]
+    alone = [("torch", case(model, "dp1", learning_rate=1e-2, **options))]
+    expected = pool.run(target, alone, str(folder / "alone"), steps * len(legs))[0]
+    assert losses == pytest.approx(expected, rel=1e-5)
+
+
+def test_a_run_goes_from_deepspeed_to_torch_and_back(pair: WorkerPool, tmp_path: Path) -> None:
+    legs = [
+        ("deepspeed", "dp2/zero1"),
+        ("torch", "tp2"),
+        ("deepspeed", "dp2/zero3"),
+        ("torch", "dp2"),
+        ("deepspeed", "dp2/zero2"),
+    ]
+    check_relay(pair, tmp_path, legs, "gpt2")
+
+
+def test_a_run_goes_on_where_ranks_do_not_divide_a_parameter(pair: WorkerPool, tmp_path: Path) -> None:
+    legs = [("deepspeed", "dp2/zero3"), ("deepspeed", "dp2"), ("torch", "dp2")]
+    check_relay(pair, tmp_path, legs, "diffusion", optimizer="sgd")
+
+
+def test_training_under_deepspeed_evaluates_and_starts_from_weights(pair: WorkerPool, tmp_path: Path) -> None:
+    legs = [("torch", case("resnet", "dp2", norm="group", seed=1))]  # other weights than seed 0 has
+    pair.run("tests.dist.engine_cases:relay", legs, str(tmp_path), 1)
+    got, want = (
+        pair.run(
+            "tests.dist.engine_cases:evaluated", case("resnet", layout, norm="group"), engine, str(tmp_path / "step-1")
+        )[0]
+        for engine, layout in (("deepspeed", "dp2/zero3"), ("torch", "dp2"))
+    )
+    for ours, theirs in zip(got[:2], want[:2], strict=True):
+        assert ours.loss == pytest.approx(theirs.loss, rel=1e-5)
+        assert ours.accuracy == theirs.accuracy
+    assert got[2] == pytest.approx(want[2], rel=1e-5)
+
+
 def test_deepspeed_with_sgd(pair: WorkerPool) -> None:
     check(pair, case("gpt2", "dp2/zero1", optimizer="sgd", learning_rate=0.1), "deepspeed", "ZeroEngine")
 

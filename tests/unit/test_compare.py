@@ -222,3 +222,14 @@ def test_markdown_is_a_table(files, capsys):
     main([*files, "--format", "markdown"])
     table = [line for line in capsys.readouterr().out.splitlines() if line.startswith("|")]
     assert len(table) == 3 and len({line.count("|") for line in table}) == 1
+
+
+def test_engines_under_several_strategies_say_which() -> None:
+    arms = [
+        record
+        for strategy, layout in (("ddp", "dp2"), ("zero3", "dp2/zero3"))
+        for engine in ("torch", "deepspeed")
+        for record in runs(A, strategy=strategy, layout=layout, engine=engine)
+    ]
+    names = [comparison.work for comparison in compare_column(arms, "engine", STEP).comparisons]
+    assert [name.rpartition(", ")[2] for name in names] == ["ddp as dp2", "zero3 as dp2/zero3"]

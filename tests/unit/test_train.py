@@ -192,7 +192,8 @@ def test_under_a_launcher_the_number_of_processes_is_its(finished: Path) -> None
     [
         (["--preset", "alise"], "did you mean alice"),
         (["--sav-every", "3"], "did you mean --save-every"),
-        (["--engine", "deepspeed", "--nproc", "2"], "its checkpoints are torch's"),
+        (["--engine", "accelerate", "--nproc", "2"], "the states of Accelerate cannot be saved"),
+        (["--engine", "deepspeed", "--layout", "pp2/mb4"], "the states of DeepSpeed's pipelines cannot be saved"),
         (["--keep-last", "0"], "at least 1"),
     ],
 )
