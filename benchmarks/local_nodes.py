@@ -11,7 +11,7 @@ from pathlib import Path
 import psutil
 
 from parallel.measure.goodput import RunProgress, read_progress
-from parallel.rendezvous import listen
+from parallel.nodes.rendezvous import listen
 
 HOST = "127.0.0.1"
 POLL_S = 0.05

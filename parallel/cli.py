@@ -22,14 +22,14 @@ COMMANDS = {
     "peers": ("compare our speed with hand-written loops and transformers", "benchmarks.peers:main"),
     "soak": ("hurt a training with random faults and see whether anything is lost", "benchmarks.soak:main"),
     "overhead": ("measure what measuring costs", "benchmarks.overhead:main"),
-    "node": ("start this machine's part of a run on several nodes", "parallel.nodes:main"),
-    "cluster": ("run a command on several nodes inside this machine", "parallel.box:main"),
+    "node": ("start this machine's part of a run on several nodes", "parallel.nodes.start:main"),
+    "cluster": ("run a command on several nodes inside this machine", "parallel.nodes.box:main"),
     "scale": ("run a case on 1, 2, 3 ... nodes of such a cluster, at several link speeds", "benchmarks.scaling:main"),
     "train": ("train a model for real, with checkpoints", "parallel.train:main"),
-    "export": ("write the weights of a checkpoint for Hugging Face, or as safetensors", "parallel.export:main"),
-    "import-deepspeed": ("take the weights of a DeepSpeed ZeRO checkpoint", "parallel.import_deepspeed:main"),
-    "generate": ("write on from a prompt with a trained GPT-2", "parallel.generate:main"),
-    "sample": ("draw samples from a trained denoiser", "parallel.sample:main"),
+    "export": ("write the weights of a checkpoint for Hugging Face, or as safetensors", "parallel.weights.export:main"),
+    "import-deepspeed": ("take the weights of a DeepSpeed ZeRO checkpoint", "parallel.weights.import_deepspeed:main"),
+    "generate": ("write on from a prompt with a trained GPT-2", "parallel.inference.generate:main"),
+    "sample": ("draw samples from a trained denoiser", "parallel.inference.sample:main"),
 }
 
 INTERRUPTED = 130  # 128 + SIGINT, as shells report it

@@ -19,12 +19,13 @@ from uuid import uuid4
 
 import torch
 
-from parallel import cluster, standby
+from parallel import cluster
 from parallel.cluster import Rank
 from parallel.config import RunConfig
 from parallel.errors import RankError, WorldError
 from parallel.failure import VICTIM_EXIT_STATUS, Progress, end_with, guard, stopping
-from parallel.rendezvous import interface_of
+from parallel.nodes import standby
+from parallel.nodes.rendezvous import interface_of
 
 if TYPE_CHECKING:
     from torch.distributed.elastic.multiprocessing.errors import ProcessFailure

@@ -14,13 +14,13 @@ from typing import Any
 
 import torch
 
-from parallel import sinks
 from parallel.cluster import Rank
 from parallel.config import RunConfig, load, make_parser, option
 from parallel.config import resolve as read_config
 from parallel.errors import ConfigError, RankError, did_you_mean
 from parallel.layout import Layout
 from parallel.resolve import Work, resolve
+from parallel.training import sinks
 
 PRESETS: Mapping[str, Mapping[str, Any]] = {
     "alice": {
@@ -147,7 +147,7 @@ def main(argv: list[str]) -> int:
     )
     try:
         outcome = launch(
-            "parallel.training:train",
+            "parallel.training.loop:train",
             work.run,
             asked,
             nproc=work.layout.world_size,
@@ -246,7 +246,8 @@ def check(work: Work) -> None:
         _check_engine(work)
     sinks.names_of(run.log_to)
     work.dataset(), work.dataset("validation")
-    from parallel import checkpoint, start_from
+    from parallel import checkpoint
+    from parallel.weights import start_from
 
     if run.init_from is not None and run.resume is None:
         start_from.check(run.init_from)

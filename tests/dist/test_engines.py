@@ -17,7 +17,7 @@ from parallel.config import RunConfig
 from parallel.layout import Layout
 from parallel.parity import training_batches
 from parallel.resolve import resolve
-from parallel.start_from import start_from
+from parallel.weights.start_from import start_from
 from tests.dist.workers import Failed, WorkerPool
 
 CONFIGS = Path(__file__).resolve().parents[2] / "ds_configs"

@@ -8,7 +8,7 @@ import torch
 from parallel import cluster, strategies
 from parallel.cluster import Rank
 from parallel.config import RunConfig
-from parallel.evaluate import Evaluator, Validation
+from parallel.training.evaluate import Evaluator, Validation
 from parallel.layout import Layout
 from parallel.parity import training_batches
 from parallel.resolve import resolve

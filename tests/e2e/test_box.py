@@ -13,8 +13,8 @@ from uuid import uuid4
 import psutil
 import pytest
 
-from parallel.box import permitted_unshare
 from parallel.errors import UsageError
+from parallel.nodes.box import permitted_unshare
 from tests.e2e.on_nodes import BYTES
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -12,7 +12,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from models.gpt2 import GPT2, SIZES, SPEC, GPT2Config
 from models.gpt2_hf import from_transformers, to_transformers
 from parallel.errors import DataError
-from parallel.hugging_face import from_hugging_face, to_hugging_face
+from parallel.weights.hugging_face import from_hugging_face, to_hugging_face
 
 # four heads: with three, the order of heads and of q, k, v could not be told apart
 CONFIG = GPT2Config(n_layers=3, hidden=48, n_heads=4, seq_len=12, vocab_size=101)

@@ -9,11 +9,12 @@ from types import SimpleNamespace
 
 import pytest
 
-from parallel import box, nodes, rendezvous, standby
-from parallel import roster as roster_module
 from parallel.errors import UsageError, WorldError
-from parallel.nodes import NodeRequest
-from parallel.roster import Roster
+from parallel.nodes import box, rendezvous, standby
+from parallel.nodes import roster as roster_module
+from parallel.nodes import start as nodes
+from parallel.nodes.roster import Roster
+from parallel.nodes.start import NodeRequest
 
 
 def request(rank: int, port: int, *, count: int = 2, least: int | None = None, procs: int = 1) -> NodeRequest:

@@ -7,8 +7,9 @@ from types import ModuleType
 
 import pytest
 
-from parallel import sinks, train
+from parallel import train
 from parallel.errors import ConfigError
+from parallel.training import sinks
 
 QUICK = ["--model", "gpt2", "--size", "tiny", "--global-batch-size", "8", "--eval-samples", "8"]
 QUICK += ["--steps", "4", "--log-every", "2", "--eval-every", "4"]

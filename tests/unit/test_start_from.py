@@ -7,10 +7,10 @@ import torch
 from transformers import GPT2LMHeadModel
 
 from parallel import cli, train
+from parallel.checkpoint.restore import restore
 from parallel.errors import ConfigError
-from parallel.hugging_face import from_hugging_face
 from parallel.measure.record import read_log
-from parallel.restore import restore
+from parallel.weights.hugging_face import from_hugging_face
 
 QUICK = ["--model", "gpt2", "--size", "tiny", "--global-batch-size", "8", "--eval-samples", "8", "--eval-every", "3"]
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from parallel import checkpoint, screen, train
+from parallel import checkpoint, train
 from parallel.cluster import Rank
 from parallel.config import load
 from parallel.data import open_dataset
@@ -16,6 +16,7 @@ from parallel.engines.native import NativeEngine
 from parallel.errors import ConfigError, DivergedError, LayoutError
 from parallel.measure.record import read, read_log
 from parallel.resolve import resolve
+from parallel.training import screen
 
 QUICK = ["--model", "gpt2", "--size", "tiny", "--global-batch-size", "8", "--eval-samples", "20", "--log-every", "4"]
 PYTHON = Rank(0, 1, 0, 1, "python")

@@ -18,9 +18,9 @@ from parallel import config
 from parallel.data import open_dataset
 from parallel.engines import deepspeed_config
 from parallel.errors import ParalabError
-from parallel.hugging_face import from_hugging_face
+from parallel.inference.sample import _read_points
 from parallel.measure.record import read, read_log
-from parallel.sample import _read_points
+from parallel.weights.hugging_face import from_hugging_face
 
 
 class Payload:

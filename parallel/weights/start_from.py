@@ -44,7 +44,7 @@ def start_from(engine: checkpoint.Resumable, path: str | Path) -> None:
 
 
 def _hugging_face(folder: Path, config: object) -> dict[str, Tensor]:
-    from parallel.hugging_face import from_hugging_face
+    from parallel.weights.hugging_face import from_hugging_face
 
     if not isinstance(config, GPT2Config):
         raise ConfigError(f"--init-from {folder} is a GPT-2: use --model gpt2")

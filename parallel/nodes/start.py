@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from torch.distributed.elastic.multiprocessing.errors import ProcessFailure
     from torch.distributed.launcher.api import LaunchConfig
 
-    from parallel.roster import Roster
+    from parallel.nodes.roster import Roster
 
 VICTIM_EXIT_STATUS = 70  # of `parallel.failure`: a rank that ended because another one did
 
@@ -75,7 +75,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _take_part(request: NodeRequest, entry: Sequence[str]) -> int:
-    from parallel.roster import Roster
+    from parallel.nodes.roster import Roster
 
     with Roster.meet(request) as roster:
         try:
@@ -140,7 +140,7 @@ def _launch_config(request: NodeRequest, roster: "Roster") -> "LaunchConfig":
     from torch.distributed.launcher.api import LaunchConfig
 
     from parallel.cluster import ELASTIC, LAUNCH
-    from parallel.rendezvous import interface_of, register_rendezvous
+    from parallel.nodes.rendezvous import interface_of, register_rendezvous
 
     if not request.max_restarts:  # one line says what failed; of restarts, torch tells
         logging.disable(logging.ERROR)
@@ -172,7 +172,7 @@ def worker_command(words: Sequence[str]) -> list[str]:
     """
     first, *rest = words[1:] if words[0] == "paralab" and len(words) > 1 else words
     if first.endswith(".py") or first in COMMANDS:
-        return [sys.executable, "-u", "-m", "parallel.nodes", first, *rest]
+        return [sys.executable, "-u", "-m", "parallel.nodes.start", first, *rest]
     raise UsageError(
         f"{first!r} is neither a Python file nor a paralab command{did_you_mean(first, COMMANDS)}:"
         " write, for example, -- run --model gpt2 or -- my_script.py"

@@ -12,10 +12,10 @@ from typing import Any, Protocol
 
 import torch
 
-from parallel.evaluate import Validation
 from parallel.resolve import Work
-from parallel.sinks import open_sinks
 from parallel.train import TrainConfig
+from parallel.training.evaluate import Validation
+from parallel.training.sinks import open_sinks
 
 
 @dataclass(frozen=True)

@@ -21,7 +21,6 @@ from parallel.case import Asked, describe, failed
 from parallel.checkpoint import Saver
 from parallel.cluster import Mesh, Rank
 from parallel.errors import DivergedError
-from parallel.evaluate import Evaluator, Validation
 from parallel.failure import Failure, Progress, guard
 from parallel.measure import memory
 from parallel.measure.goodput import NoPulse, Pulse, read_progress
@@ -31,10 +30,11 @@ from parallel.optimizer import learning_rate
 from parallel.parity import training_batches
 from parallel.precision import DTYPES
 from parallel.resolve import Work, resolve
-from parallel.screen import Metrics, open_screen
 from parallel.spec import StepResult
-from parallel.start_from import start_from
 from parallel.train import IN_FOLDER, TrainConfig, config_file
+from parallel.training.evaluate import Evaluator, Validation
+from parallel.training.screen import Metrics, open_screen
+from parallel.weights.start_from import start_from
 
 
 @dataclass

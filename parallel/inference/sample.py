@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     import torch
     from matplotlib.axes import Axes
 
-    from parallel.restore import Trained
+    from parallel.checkpoint.restore import Trained
 
 TESTED = 2000  # points of each side in the two-sample test: the distances between them take 128 MB
 _SHOWN_PATHS = 40
@@ -28,7 +28,7 @@ def main(argv: list[str]) -> int:
     import torch
 
     from models.sampling import SAMPLERS, noise_levels, with_zero
-    from parallel.restore import restore
+    from parallel.checkpoint.restore import restore
 
     trained = restore(options.checkpoint)
     config = trained.work.model_config
@@ -98,7 +98,7 @@ def _compare(trained: "Trained", samples: "torch.Tensor", *, seed: int) -> str:
     """Say how far samples (n, dims) are from as many held-out points."""
     import numpy as np
 
-    from parallel.two_sample import energy_test
+    from parallel.inference.two_sample import energy_test
 
     held_out = trained.work.dataset("validation")
     n = min(len(samples), TESTED, held_out.n_samples)

@@ -18,7 +18,7 @@ def main(argv: list[str]) -> int:
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
         raise ConfigError(f"{target} is there already: give a new folder")
     from parallel import checkpoint
-    from parallel.restore import find
+    from parallel.checkpoint.restore import find
 
     path = find(Path(options.checkpoint))
     if options.format == "safetensors":
@@ -31,8 +31,8 @@ def main(argv: list[str]) -> int:
 
 def _to_hugging_face(path: Path, target: Path) -> None:
     from models.gpt2 import GPT2Config
-    from parallel.hugging_face import to_hugging_face
-    from parallel.restore import restore
+    from parallel.checkpoint.restore import restore
+    from parallel.weights.hugging_face import to_hugging_face
 
     trained = restore(path)
     config = trained.work.model_config

@@ -25,11 +25,11 @@ from tempfile import NamedTemporaryFile
 from types import FrameType
 from typing import IO, NoReturn
 
-from parallel import cpu_quota
 from parallel.cli import COMMANDS
-from parallel.cpu_quota import cpu_quotas
 from parallel.errors import ParalabError, UsageError
-from parallel.nodes import add_shared_options, command_of
+from parallel.nodes import cpu_quota
+from parallel.nodes.cpu_quota import cpu_quotas
+from parallel.nodes.start import add_shared_options, command_of
 
 MOST_NODES = 90  # torch ranks nodes by the text of their addresses: 10.77.0.10 to .99 sort as numbers do
 PORT = 29500  # of the rendezvous: nothing else runs on these nodes
@@ -80,7 +80,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     request = parse(words)
     environment = os.environ | {"PATH": f"{os.environ.get('PATH', os.defpath)}:{_SYSTEM_FOLDERS}"}
     unshare = permitted_unshare(environment)
-    inside = [*unshare, sys.executable, "-m", "parallel.box", *words]
+    inside = [*unshare, sys.executable, "-m", "parallel.nodes.box", *words]
     # A session of its own: a Ctrl-C reaches this process alone, which hands it on. The pipe is the leash: when this
     # process is gone, the other end notices.
     with cpu_quotas(request.nodes, request.cores_per_node) as groups:

@@ -18,8 +18,8 @@ from uuid import uuid4
 import psutil
 
 from parallel.errors import RankError, WorldError
-from parallel.nodes import NodeRequest
-from parallel.rendezvous import address_towards, host_store, join_store, wait_for_port
+from parallel.nodes.rendezvous import address_towards, host_store, join_store, wait_for_port
+from parallel.nodes.start import NodeRequest
 
 POLL_S = 0.1
 BEAT_S = 0.5

@@ -1,0 +1,1 @@
+"""What a trained model makes: text, and samples."""

@@ -1,0 +1,1 @@
+"""Weights from and for elsewhere: Hugging Face, safetensors, DeepSpeed."""
