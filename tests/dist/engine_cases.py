@@ -9,12 +9,12 @@ import torch.distributed as dist
 from parallel import checkpoint, cluster, engines, parity
 from parallel.cluster import Mesh, Rank
 from parallel.config import RunConfig
-from parallel.evaluate import Evaluator, Validation
+from parallel.training.evaluate import Evaluator, Validation
 from parallel.measure.exposed import ExposedCommunication, Split
 from parallel.measure.memory import MemoryCensus, MemoryReport
 from parallel.parity import Certificate, Trace
 from parallel.resolve import Work, resolve
-from parallel.start_from import start_from
+from parallel.weights.start_from import start_from
 
 STEPS = 3
 _references: dict[tuple, Trace] = {}
