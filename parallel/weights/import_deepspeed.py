@@ -1,8 +1,8 @@
-"""Weights that DeepSpeed saved under ZeRO: `paralab import-deepspeed FOLDER DIR`, then `paralab train --init-from DIR`.
+"""Weights that DeepSpeed saved under ZeRO: `paralab import-deepspeed FOLDER DIR --trust`, for `train --init-from DIR`.
 
 FOLDER is what `engine.save_checkpoint` wrote, by a program of your own with the names of our parameters. Weights are
 put together by DeepSpeed's own `zero_to_fp32` and written in fp32 to `DIR/model.safetensors`; optimizer states are not.
-Its files are pickles, which can run any program with your rights: import only what you trust.
+Its files are pickles, which can run any program with your rights: hence `--trust`.
 """
 
 import argparse
@@ -18,6 +18,11 @@ def main(argv: list[str]) -> int:
     """Write the folder; print where."""
     options = _parse(argv)
     source, target = Path(options.source), Path(options.target)
+    if not options.trust:
+        raise ConfigError(
+            f"{source} holds pickles, which can run any program with your rights when they are read: "
+            "add --trust if you know who wrote it"
+        )
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
         raise ConfigError(f"{target} is there already: give a new folder")
     import_deepspeed(source, target)
@@ -48,4 +53,5 @@ def _parse(argv: list[str]) -> argparse.Namespace:
     parser = Parser(prog="paralab import-deepspeed", description=(__doc__ or "").split(": `")[0] + ".")
     parser.add_argument("source", metavar="FOLDER", help="what DeepSpeed's save_checkpoint wrote")
     parser.add_argument("target", metavar="DIR", help="new folder")
+    parser.add_argument("--trust", action="store_true", help="unpickle it: who wrote it may run anything as you")
     return parser.parse_args(argv)

@@ -121,7 +121,9 @@ def test_memory_of_deepspeed(pair: WorkerPool, tmp_path: Path, layout: str, para
 def test_training_starts_from_what_deepspeed_saved(pair: WorkerPool, tmp_path: Path, layout: str) -> None:
     run = case("gpt2", layout, learning_rate=1e-2)
     wanted, _ = pair.run("tests.dist.engine_cases:saved_by_deepspeed", run, str(tmp_path / "saved"))
-    assert cli.main(["import-deepspeed", str(tmp_path / "saved"), str(tmp_path / "weights")]) == 0
+    words = ["import-deepspeed", str(tmp_path / "saved"), str(tmp_path / "weights")]
+    assert cli.main(words) == 2  # pickles are not read unasked
+    assert cli.main([*words, "--trust"]) == 0
     work = resolve(replace(run, layout=Layout(), learning_rate=0.0))
     mesh = Mesh(Layout(), torch.device("cpu"))
     engine = strategies.build(work.context(mesh))
