@@ -153,6 +153,7 @@ def _summarise(
     temperature = _mean_max(s.gpu_temperature_c for s in samples)
     rss = _mean_max(s.rss_bytes for s in samples)
     seen = [s.throttles for s in samples if s.throttles is not None]
+    mean_share = max(last.cpu_s - first.cpu_s, 0.0) / window_s / cores
     return Telemetry(
         window_s=window_s,
         samples=len(samples),
@@ -169,8 +170,8 @@ def _summarise(
         gpu_temperature_max_c=temperature[1],
         gpu_throttle_reasons="; ".join(sorted(frozenset().union(*seen))) if seen else None,
         gpu_energy_j=gpu_energy_j,
-        cpu_utilisation_mean_share=max(last.cpu_s - first.cpu_s, 0.0) / window_s / cores,
-        cpu_utilisation_max_share=max(loads),
+        cpu_utilisation_mean_share=mean_share,
+        cpu_utilisation_max_share=max(mean_share, *loads),  # a busy process may let the sampler run too rarely
         cpu_energy_j=cpu_energy_j,
         process_rss_mean_bytes=int(rss[0] or 0),
         process_rss_max_bytes=int(rss[1] or 0),

@@ -107,7 +107,7 @@ def test_cpu_run_leaves_gpu_fields_empty_and_agrees_with_the_clock(tmp_path: Pat
     assert got.cpu_energy_j is None
     # The kernel counts in ticks of 10 ms, at both ends.
     assert got.cpu_utilisation_mean_share * cores * got.window_s == pytest.approx(cpu, abs=0.06)
-    assert got.cpu_utilisation_max_share >= got.cpu_utilisation_mean_share * 0.9
+    assert got.cpu_utilisation_max_share >= got.cpu_utilisation_mean_share
     assert got.process_rss_max_bytes >= got.process_rss_mean_bytes > 2**20
     # One tenth as many samples at the default interval.
     assert got.sampler_share / 10 < 0.01
