@@ -90,7 +90,7 @@ def test_deepspeed_trains_every_model(pair: WorkerPool, model: str, layout: str)
     ("engine", "layout"), [("deepspeed", "dp2/zero3"), ("deepspeed", "pp2/mb4"), ("accelerate", "dp2")]
 )
 def test_waiting_for_a_slow_rank_is_seen(pair: WorkerPool, engine: str, layout: str) -> None:
-    slept_s = 0.5
+    slept_s = 1.0
     run = case("gpt2", layout)
     slow, other = pair.run("tests.dist.engine_cases:split_with_a_slow_rank", run, engine, slept_s)
     assert slow.own_s > slept_s > 2 * slow.exposed_s
