@@ -14,7 +14,6 @@ import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, fields
 from pathlib import Path
-from typing import NoReturn
 
 from benchmarks.verdict import (
     LEVEL,
@@ -27,6 +26,7 @@ from benchmarks.verdict import (
     compare_files,
 )
 from benchmarks.work import amount
+from parallel.arguments import Parser
 from parallel.errors import ParalabError, UsageError, did_you_mean
 from parallel.measure.record import harmless, one_line, read
 
@@ -71,14 +71,9 @@ def _names(paths: Sequence[Path]) -> tuple[str, str]:
     return (first, second) if first != second else (str(paths[0]), str(paths[1]))
 
 
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        raise UsageError(f"{message}: see paralab compare --help")
-
-
 def _parser() -> argparse.ArgumentParser:
     summary = (__doc__ or "").split("\n", 1)[0].split("`: ")[1]
-    parser = _Parser(prog="paralab compare", description=summary.capitalize(), allow_abbrev=False)
+    parser = Parser(prog="paralab compare", description=summary.capitalize())
     parser.add_argument("files", nargs="+", type=Path, metavar="FILE.csv", help="the base first")
     parser.add_argument("--by", metavar="COLUMN", help="compare the values of one column, such as strategy or engine")
     parser.add_argument("--baseline", metavar="VALUE", help="with --by: what the others are compared with")

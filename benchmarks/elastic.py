@@ -1,13 +1,12 @@
 """Lose a node and get it back, over and over: does the training go on, and is it still the same training?
 
-    python benchmarks/elastic.py --times 10
+    paralab elastic --times 10
 
 Three nodes on the loopback address train the smallest GPT-2. Node 2 is killed, and started again when the two others
 have gone on. A try has succeeded when all three then go on and end in order when asked to, nothing but the last steps
 before the kill was taken twice, and every loss is that of one process that nothing disturbed.
 """
 
-import argparse
 import os
 import signal
 import sys
@@ -16,10 +15,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-if __name__ == "__main__":  # started as a file: the packages are beside this folder
-    sys.path[0] = str(Path(__file__).resolve().parent.parent)
-
 from benchmarks.local_nodes import LocalNodes, train_alone
+from parallel.arguments import Parser
 from parallel.measure.record import RunRecord, StepRecord, read, read_log
 
 TOLERANCE = 1e-5  # of a loss, relative
@@ -48,7 +45,7 @@ class Tried:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Try and print how many tries succeeded. Returns: 0 when all did."""
-    parser = argparse.ArgumentParser(prog="benchmarks/elastic.py", description=(__doc__ or "").splitlines()[0])
+    parser = Parser(prog="paralab elastic", description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--times", type=int, default=10, help="tries (default: 10)")
     times = parser.parse_args(argv).times
     os.environ.setdefault("OMP_NUM_THREADS", "1")  # there are more processes than cores
@@ -109,7 +106,3 @@ def losses(run: Path) -> dict[int, float]:
     """Return the loss of each step of a run; of a step that was taken again, the last one."""
     log = read_log(run / "log" / "rank0.jsonl")
     return {x.step: x.loss for x in log if isinstance(x, StepRecord) and x.loss is not None}
-
-
-if __name__ == "__main__":
-    sys.exit(main())

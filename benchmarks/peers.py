@@ -19,7 +19,7 @@ from typing import Any
 
 from parallel.config import RunConfig, option
 from parallel.config import resolve as read_config
-from parallel.errors import ConfigError, RankError, did_you_mean
+from parallel.errors import RankError
 from parallel.layout import Layout
 from parallel.measure.environment import Environment
 from parallel.measure.record import MEMORY_CATEGORIES, RunRecord
@@ -68,7 +68,9 @@ class PeersConfig(RunConfig):
     steps: int = option(5, "timed steps of each run", group="steps", at_least=1)
     warmup: int = option(2, "steps before them", group="steps", at_least=1)
     repeats: int = option(5, "runs of each arm, interleaved", group="steps", at_least=1)
-    arms: str | None = option(None, f"which to run: {', '.join(ARMS)}", group="steps", metavar="A,B,...")
+    arms: list[str] | None = option(
+        None, f"which to run: {', '.join(ARMS)}", group="steps", choices=tuple(ARMS), metavar="A,B,..."
+    )
     precision: str = option("fp32", "of the arithmetic", group="memory and speed", choices=tuple(TOLERANCES))
     lr_schedule: str = option(
         "constant", "of the learning rate; loops by hand have none", group="optimizer", choices=("constant",)
@@ -105,11 +107,8 @@ def main(argv: list[str]) -> int:
     return 1 if disagreeing else 0
 
 
-def _chosen(text: str | None) -> list[str]:
-    arms = [arm.strip() for arm in text.split(",")] if text else list(ARMS)
-    for arm in arms:
-        if arm not in ARMS:
-            raise ConfigError(f"arm {arm!r} is unknown{did_you_mean(arm, ARMS)}: use some of {', '.join(ARMS)}")
+def _chosen(names: list[str] | None) -> list[str]:
+    arms = names or list(ARMS)
     ours = [ARMS[arm][1] for arm in arms if ARMS[arm][1]]
     return [arm for arm in ARMS if arm in arms or arm in ours]
 

@@ -4,7 +4,6 @@ Result files (.csv) become dots, one a run: throughput by strategy, a panel a fi
 curves: the loss of every run over its steps, held-out loss as circles, and below how far each is from the first.
 """
 
-import argparse
 import json
 from collections.abc import Sequence
 from itertools import groupby
@@ -12,6 +11,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
+from parallel.arguments import Parser
 from parallel.config import load
 from parallel.errors import ConfigError, DataError, UsageError
 from parallel.measure.record import RunRecord, StepRecord, read, read_log
@@ -21,7 +21,7 @@ _COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00")  #
 
 def main(argv: Sequence[str]) -> int:
     """Draw a picture. Returns: 0."""
-    parser = _Parser(prog="paralab plot", description=__doc__, allow_abbrev=False)
+    parser = Parser(prog="paralab plot", description=__doc__)
     parser.add_argument("sources", nargs="+", type=Path, metavar="FILE|FOLDER")
     parser.add_argument("--out", type=Path, default=Path("plot.svg"), help="picture to write (.svg, .png, .pdf)")
     options = parser.parse_args(list(argv))
@@ -149,8 +149,3 @@ def _figure(panels: int, *, width: float, height: float, columns: int = 0) -> An
     for number in range(panels):
         figure.add_subplot(rows, columns, number + 1)
     return figure
-
-
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> Any:
-        raise UsageError(f"{message}: see paralab plot --help")

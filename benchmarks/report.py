@@ -13,7 +13,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
-from typing import NoReturn
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
@@ -22,6 +21,7 @@ from benchmarks import sections, work
 from benchmarks.compare import ratio_text, verdict_text
 from benchmarks.sections import Source
 from benchmarks.work import amount
+from parallel.arguments import Parser
 from parallel.errors import ParalabError, UsageError
 from parallel.measure.record import one_line, read
 
@@ -103,13 +103,8 @@ def _write(path: Path, page: str) -> None:
         raise UsageError(f"{path} cannot be written ({error.strerror}): choose another place with --out") from None
 
 
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        raise UsageError(f"{message}: see paralab report --help")
-
-
 def _parser() -> argparse.ArgumentParser:
-    parser = _Parser(prog="paralab report", description="Write what runs found as one HTML file.", allow_abbrev=False)
+    parser = Parser(prog="paralab report", description="Write what runs found as one HTML file.")
     parser.add_argument("files", nargs="+", type=Path, metavar="FILE.csv")
     parser.add_argument("--out", type=Path, default=Path("report.html"), metavar="FILE.html")
     parser.add_argument("--title", default="What the runs found")

@@ -7,7 +7,6 @@ with the same share of the CPU, repeats interleaved. Beside what was measured st
 the nodes, plus a ring all-reduce of the gradients over the link, nothing hidden behind computing.
 """
 
-import re
 import shlex
 import subprocess
 import sys
@@ -15,18 +14,17 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 from itertools import product
-from pathlib import Path
 from statistics import mean, median
 
 from benchmarks.run import CaseConfig
 from benchmarks.sweep import flags_of, progress
 from parallel.config import option
 from parallel.config import resolve as read_config
-from parallel.errors import RankError, UsageError
+from parallel.errors import ConfigError, RankError, UsageError
 from parallel.measure.cores import cores_allowed
 from parallel.measure.record import RunRecord, read
+from parallel.nodes.box import bits_per_s
 
-_ROOT = Path(__file__).resolve().parent.parent
 DEFAULT_OUT = "runs/scale.csv"
 
 
@@ -35,8 +33,8 @@ class ScaleConfig(CaseConfig):
     """The case, and the clusters it is run on. Every other option is that of the case."""
 
     model: str = option("resnet", "what to train", group="work", choices=("gpt2", "resnet", "diffusion"))
-    nodes: list[str] | None = option(
-        None, "numbers of nodes, one process each (default: 1,2,3)", group="cluster", metavar="N,M,..."
+    nodes: list[int] | None = option(
+        None, "numbers of nodes, one process each (default: 1,2,3)", group="cluster", at_least=1, metavar="N,M,..."
     )
     bandwidths: list[str] | None = option(
         None, "of each link (default: 1gbit,20mbit)", group="cluster", metavar="A,B,..."
@@ -51,8 +49,15 @@ class ScaleConfig(CaseConfig):
 def main(argv: list[str]) -> int:
     """Run every case and print the table. Returns: 0."""
     config = read_config(argv, config=ScaleConfig, prog="paralab scale", description=__doc__)
-    counts = [_count(text) for text in config.nodes or ("1", "2", "3")]
+    counts = config.nodes or [1, 2, 3]
     bandwidths = config.bandwidths or ["1gbit", "20mbit"]
+    for bandwidth in bandwidths:
+        bits_per_s(bandwidth)  # refuses what is none
+    for name in ("layout", "nproc", "group", "repeat"):
+        if getattr(config, name) is not None:
+            raise ConfigError(
+                f"--{name} of paralab scale: it chooses that itself, leave it out (see --nodes, --strategy)"
+            )
     cores = config.cores_per_node or cores_allowed() / max(counts)
     if cores * max(counts) > cores_allowed():
         needed = f"{cores:g} x {max(counts)}"
@@ -64,36 +69,31 @@ def main(argv: list[str]) -> int:
     runs = list(product(range(config.repeats), bandwidths, counts))
     with progress(len(runs), "scale") as advance:
         for repeat, bandwidth, nodes in runs:
-            named = replace(case, out=out, group=f"{group} {bandwidth}", repeat=repeat, strategy=_strategy(nodes))
+            strategy = "single" if nodes == 1 else case.strategy or "ddp"
+            named = replace(case, out=out, group=group, repeat=repeat, strategy=strategy)
             _run(named, nodes, bandwidth, cores, config.time_limit_s)
             advance(f"repeat {repeat + 1}: {nodes} nodes at {bandwidth}")
-    records = [record for record in read(out) if (record.group or "").startswith(group)]
-    print(table(records, group, bandwidths, cores))
+    records = [record for record in read(out) if record.group == group]
+    print(table(records, bandwidths, cores))
     print(f"\nrows in {out}; read: paralab report {out}")
     return 0
 
 
-def _count(text: str) -> int:
-    if not text.isdecimal() or not int(text):
-        raise UsageError(f"--nodes {text}: give numbers such as 1,2,3")
-    return int(text)
-
-
-def _strategy(nodes: int) -> str:
-    return "single" if nodes == 1 else "ddp"
-
-
 def _run(case: CaseConfig, nodes: int, bandwidth: str, cores: float, limit_s: int) -> None:
     box = ["--nodes", str(nodes), "--bandwidth", bandwidth, "--cores-per-node", str(cores)]
-    words = ["cluster", *box, "--", "run", *flags_of(replace(case, threads=1))]
+    words = ["cluster", *box, "--", "run", *flags_of(replace(case, threads=case.threads or 1))]
     command = [sys.executable, "-m", "parallel.cli", *words]
-    done = subprocess.run(command, cwd=_ROOT, capture_output=True, text=True, timeout=limit_s)
+    typed = shlex.join(["paralab", *words])
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=limit_s)
+    except subprocess.TimeoutExpired:
+        raise RankError(f"{typed} took longer than --time-limit-s {limit_s}: give it more, or fewer --steps") from None
     if done.returncode:
         said = next((line for line in done.stderr.splitlines() if "paralab: error" in line), done.stderr[-300:])
-        raise RankError(f"{shlex.join(['paralab', *words])} ended with status {done.returncode}: {said}")
+        raise RankError(f"{typed} ended with status {done.returncode}: {said}")
 
 
-def table(records: Sequence[RunRecord], group: str, bandwidths: Sequence[str], cores: float) -> str:
+def table(records: Sequence[RunRecord], bandwidths: Sequence[str], cores: float) -> str:
     """Return measured and predicted steps by link and number of nodes; the GPU's columns are empty on a CPU."""
     first = records[0]
     lines = [
@@ -103,13 +103,13 @@ def table(records: Sequence[RunRecord], group: str, bandwidths: Sequence[str], c
         f"{'efficiency':>11}{'sent MiB':>9}{'waiting':>8}{'CPU':>6}{'GPU':>5}",
     ]
     for bandwidth in bandwidths:
-        runs = [r for r in records if r.group == f"{group} {bandwidth}" and r.status == "ok"]
+        runs = [r for r in records if r.link_mbit_per_s == bits_per_s(bandwidth) / 1e6 and r.status == "ok"]
         alone_s = median(_step_s(r) for r in runs if r.world_size == 1)
         for nodes in sorted({r.world_size for r in runs if r.world_size}):
             mine = [r for r in runs if r.world_size == nodes]
             step_s = median(map(_step_s, mine))
             sent = mine[0].comm_dp_wire_bytes or 0.0
-            formula_s = alone_s / nodes + sent / bytes_per_s(bandwidth)
+            formula_s = alone_s / nodes + 8 * sent / bits_per_s(bandwidth)
             rate = median(float(r.samples_per_s or 0) for r in mine)
             waiting = [r.exposed_comm_share for r in mine if r.exposed_comm_share is not None]
             # utilisation is a sum over ranks, of the cores that each may use
@@ -140,11 +140,3 @@ def _crossover(runs: Sequence[RunRecord], alone_s: float) -> str:
 
 def _step_s(record: RunRecord) -> float:
     return float(record.step_time_p50_s or 0)
-
-
-def bytes_per_s(bandwidth: str) -> float:
-    """Return the speed of a link that is written as tc does: 100mbit, 2.5gbit."""
-    match = re.fullmatch(r"([0-9.]+)([kmg])bit", bandwidth)
-    if not match:
-        raise UsageError(f"{bandwidth!r} is not a bandwidth: write 100mbit, 1gbit or 2.5gbit")
-    return float(match[1]) * {"k": 1e3, "m": 1e6, "g": 1e9}[match[2]] / 8

@@ -422,7 +422,8 @@ def _efficiency(runs: Sequence[RunRecord], how: str) -> Chart | None:
     )
     shared = first.device == "cpu" and first.nodes in (None, 1)
     cores = f" All processes share the {show(first.cores_allowed)} cores of one machine." if shared else ""
-    what = " ".join(filter(None, (first.model, first.size, show(first.precision), (first.device or "").upper())))
+    link = f"at {first.link_mbit_per_s:g} Mbit/s" if first.link_mbit_per_s else ""
+    what = " ".join(filter(None, (first.model, first.size, show(first.precision), (first.device or "").upper(), link)))
     base = "one process" if one is not None else "the fewest processes"
     return Chart(f"{what}: {how}", drawing, f"Throughput per process over that of {base}.{cores}")
 

@@ -6,7 +6,6 @@ What has ended is started again. After the time all nodes are asked to end, one 
 nothing to disturb it, and every loss and the last weights are compared.
 """
 
-import argparse
 import os
 import random
 import shutil
@@ -23,6 +22,7 @@ import psutil
 from benchmarks.elastic import START_S, WORK, loss_difference
 from benchmarks.local_nodes import LocalNodes, train_alone, wait, wait_until
 from parallel import checkpoint
+from parallel.arguments import Parser
 from parallel.errors import RankError, UsageError
 from parallel.measure.goodput import RunProgress
 
@@ -176,7 +176,7 @@ class Soak:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Soak, print the table, compare. Returns: 0 when nothing was lost."""
-    parser = argparse.ArgumentParser(prog="paralab soak", description=(__doc__ or "").split(": `")[0] + ".")
+    parser = Parser(prog="paralab soak", description=(__doc__ or "").split(": `")[0] + ".")
     parser.add_argument("--minutes", type=float, default=120.0, help="of faults (default: 120)")
     parser.add_argument("--seed", type=int, default=0, help="which faults, where and when (default: 0)")
     parser.add_argument("--pause-s", type=float, default=8.0, help="between faults, about (default: 8)")
@@ -234,7 +234,3 @@ def _weight_difference(run: Path, alone: Path) -> float:
 
 def _row(cells: Sequence[str]) -> str:
     return f"| {' | '.join(cells)} |"
-
-
-if __name__ == "__main__":
-    sys.exit(main())

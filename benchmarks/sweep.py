@@ -29,12 +29,11 @@ from uuid import uuid4
 from benchmarks.run import CaseConfig
 from parallel.config import ENGINES, STRATEGIES, STRATEGY_ALIASES, option
 from parallel.config import resolve as read_config
-from parallel.errors import ConfigError, UsageError, did_you_mean
+from parallel.errors import ConfigError, UsageError
 from parallel.layout import Layout
 from parallel.measure.record import RunRecord, append, read
 
 _ROOT = Path(__file__).resolve().parent.parent
-_ZERO1_CONFIG = "ds_configs/zero1.json"  # Accelerate has no ZeRO-1 but DeepSpeed's
 DEFAULT_OUT = "runs/bench.csv"
 
 # What each lever tries, against the case without it. Values are flags.
@@ -55,15 +54,26 @@ class SweepConfig(CaseConfig):
     """What to sweep; every other option is shared by all cases. Lists are joined by commas."""
 
     strategies: list[str] | None = option(
-        None, "strategies to compare; all when left out", group="sweep", metavar="A,B,..."
+        None,
+        "strategies to compare; all when left out",
+        group="sweep",
+        choices=STRATEGIES,
+        aliases=STRATEGY_ALIASES,
+        metavar="A,B,...",
     )
-    layouts: list[str] | None = option(None, "layouts, in place of strategies", group="sweep", metavar="A,B,...")
-    engines: list[str] | None = option(None, "engines to run each of them on", group="sweep", metavar="A,B,...")
+    layouts: list[Layout] | None = option(None, "layouts, in place of strategies", group="sweep", metavar="A,B,...")
+    engines: list[str] | None = option(
+        None, "engines to run each of them on", group="sweep", choices=ENGINES, metavar="A,B,..."
+    )
     models: list[str] | None = option(None, "models, with sizes as gpt2:nano", group="sweep", metavar="A,B,...")
-    nprocs: list[str] | None = option(None, "process counts", group="sweep", metavar="N,M,...")
-    global_batch_sizes: list[str] | None = option(None, "samples a step", group="sweep", metavar="N,M,...")
+    nprocs: list[int] | None = option(None, "process counts", group="sweep", at_least=1, metavar="N,M,...")
+    global_batch_sizes: list[int] | None = option(None, "samples a step", group="sweep", at_least=1, metavar="N,M,...")
     levers: list[str] | None = option(
-        None, f"single-device levers: {', '.join(LEVERS)}", group="sweep", metavar="A,B,..."
+        None,
+        f"change one thing at a time: {', '.join(LEVERS)}",
+        group="sweep",
+        choices=tuple(LEVERS),
+        metavar="A,B,...",
     )
     repeats: int = option(6, "runs of each case; a verdict needs at least 4", group="sweep", at_least=1)
     time_limit_s: int = option(600, "for one run, after which it counts as hung", group="sweep", at_least=1)
@@ -80,6 +90,7 @@ class Case:
 def main(argv: list[str]) -> int:
     """Run a sweep. Returns: 0, or 1 when a case failed."""
     config = read_config(argv, config=SweepConfig, prog="paralab bench", description=__doc__)
+    check(config)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # ends the case that runs, as Ctrl-C does
     cases = list(lever_cases(config) if config.levers else strategy_cases(config))
     if not cases:
@@ -101,6 +112,33 @@ def main(argv: list[str]) -> int:
     return 0 if all(record.status == "ok" for record in records) else 1
 
 
+# option -> what it takes the place of
+_LISTS = ("strategies", "layouts", "engines", "models", "nprocs", "global_batch_sizes")
+_REPLACES = {
+    "engines": ("engine",),
+    "global_batch_sizes": ("global_batch_size",),
+    "nprocs": ("nproc",),
+    "models": ("model", "size"),
+    "strategies": ("strategy",),
+    "layouts": ("strategy", "layout", "strategies", "nproc", "nprocs"),
+    "levers": _LISTS,
+    "repeats": ("repeat",),
+}
+
+
+def check(config: SweepConfig) -> None:
+    """Refuse options that would change nothing. Raises: ConfigError."""
+    given = {f.name for f in fields(config) if getattr(config, f.name) != f.default} | {"repeats"}
+    for single, several in (("strategy", "strategies"), ("layout", "layouts")):
+        if single in given and "levers" not in given:
+            raise ConfigError(f"--{single} of paralab bench is for --levers: use --{several}")
+    for name, others in _REPLACES.items():
+        for other in others:
+            if name in given and other in given:
+                flag, instead = (word.replace("_", "-") for word in (other, name))
+                raise ConfigError(f"--{flag} beside --{instead}, which takes its place: leave one of them out")
+
+
 def strategy_cases(config: SweepConfig) -> Iterator[Case]:
     """Yield models x batches x process counts x strategies (or layouts) x engines, without what does not fit.
 
@@ -118,15 +156,12 @@ def strategy_cases(config: SweepConfig) -> Iterator[Case]:
 
 
 def _product(config: SweepConfig) -> Iterator[CaseConfig]:
-    engines = _known(config.engines, ENGINES, what="engine") or [config.engine]
-    sizes = config.global_batch_sizes
-    batches = [int(size) for size in sizes] if sizes else [config.global_batch_size]
+    batches: Sequence[int | None] = config.global_batch_sizes or [config.global_batch_size]
     for model, batch in product(config.models or [_model(config)], batches):
         name, _, size = model.partition(":")
         shared = replace(_shared(config), model=name, size=size or None, global_batch_size=batch)
-        for division, engine in product(_divisions(config), engines):
-            plugin = engine == "accelerate" and division.get("strategy") == "zero1"
-            yield replace(shared, engine=engine, **division | ({"ds_config": _ZERO1_CONFIG} if plugin else {}))
+        for division, engine in product(_divisions(config), config.engines or [config.engine]):
+            yield replace(shared, engine=engine, **division)
 
 
 def _model(config: SweepConfig) -> str:
@@ -136,13 +171,12 @@ def _model(config: SweepConfig) -> str:
 def _divisions(config: SweepConfig) -> Iterator[dict[str, Any]]:
     """Yield the options that divide the work: a layout, or a strategy and a process count."""
     if config.layouts:
-        yield from ({"layout": Layout.parse(text), "strategy": None, "nproc": None} for text in config.layouts)
+        yield from ({"layout": layout, "strategy": None, "nproc": None} for layout in config.layouts)
         return
     from parallel.resolve import machine_processes
 
-    names = _known(config.strategies, (*STRATEGIES, *STRATEGY_ALIASES), what="strategy") or list(STRATEGIES)
-    counts = [int(n) for n in config.nprocs or []] or [config.nproc or machine_processes()]
-    for nproc, strategy in product(counts, names):
+    counts = config.nprocs or [config.nproc or machine_processes()]
+    for nproc, strategy in product(counts, config.strategies or STRATEGIES):
         if (strategy == "single") == (nproc == 1):
             yield {"strategy": strategy, "nproc": nproc}
 
@@ -158,9 +192,11 @@ def lever_cases(config: SweepConfig) -> Iterator[Case]:
     """Yield the case itself, then the case with each lever."""
     from parallel.resolve import resolve
 
-    base = replace(_shared(config), strategy=config.strategy or "single")
+    base = _shared(config)
+    if base.layout is None:
+        base = replace(base, strategy=base.strategy or "single")
     yield Case("as it is", tuple(flags_of(base)))
-    for lever in _known(config.levers, tuple(LEVERS), what="lever"):
+    for lever in config.levers or ():
         for change in LEVERS[lever]:
             name = ", ".join(f"{key} {value}" for key, value in change.items())
             try:
@@ -192,13 +228,6 @@ def _shared(config: SweepConfig) -> CaseConfig:
     """Return what all cases share, without what the sweep decides for each."""
     values = {declared.name: getattr(config, declared.name) for declared in fields(CaseConfig)}
     return CaseConfig(**values | {"out": None, "group": None, "repeat": None})
-
-
-def _known(words: list[str] | None, known: Sequence[str], *, what: str) -> list[str]:
-    for word in words or []:
-        if word not in known:
-            raise ConfigError(f"{what} {word!r} is unknown{did_you_mean(word, known)}: use {', '.join(known)}")
-    return words or []
 
 
 def _command(case: Case, repeat: int, group: str, out: str) -> list[str]:

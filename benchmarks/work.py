@@ -22,6 +22,7 @@ HARDWARE = (
     Column("cpu_model", "CPU", "run both on one machine"),
     Column("cores_allowed", "cores allowed", "run both with the same CPU limit"),
     Column("nodes", "nodes", "run both on as many nodes"),
+    Column("link_mbit_per_s", "link in Mbit/s", "run both at one --bandwidth"),
     Column("world_size", "processes", "run both with one --nproc"),
 )
 WORK = (
@@ -173,6 +174,7 @@ def hardware_label(record: RunRecord) -> str:
     size = value(record, Column("world_size", ""))
     processes = "1 process" if size == 1 else f"{show(size)} processes"
     nodes = f" on {record.nodes} nodes" if record.nodes and record.nodes > 1 else ""
+    nodes += f" at {record.link_mbit_per_s:g} Mbit/s" if record.link_mbit_per_s else ""
     if record.device == "cuda":
         return f"{processes}{nodes}, GPU {record.gpu_name or ''}".rstrip()
     backend = f" ({record.backend})" if record.backend else ""

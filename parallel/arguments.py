@@ -1,14 +1,18 @@
-"""Flags of the commands that use a trained model: their errors are UsageErrors, their numbers have bounds."""
+"""Flags of the commands that are no runs: errors are UsageErrors, numbers have bounds, nothing is abbreviated."""
 
 import argparse
 import math
 from collections.abc import Callable
-from typing import NoReturn
+from pathlib import Path
+from typing import Any, NoReturn
 
 from parallel.errors import UsageError
 
 
 class Parser(argparse.ArgumentParser):
+    def __init__(self, **options: Any) -> None:
+        super().__init__(allow_abbrev=False, **options)
+
     def error(self, message: str) -> NoReturn:
         raise UsageError(f"{message}: see {self.prog} --help")
 
@@ -25,6 +29,14 @@ def whole(least: int) -> Callable[[str], int]:
         raise argparse.ArgumentTypeError(f"{text!r} is not allowed: use a whole number of at least {least}")
 
     return read
+
+
+def new_folder(text: str) -> Path:
+    """Read the path of a folder that is not there yet, or is empty."""
+    folder = Path(text)
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise argparse.ArgumentTypeError(f"{folder} is there already: give a new folder")
+    return folder
 
 
 def positive(text: str) -> float:

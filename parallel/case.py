@@ -29,14 +29,14 @@ from parallel.measure.exposed import ExposedCommunication, Split, exposed_share,
 from parallel.measure.ledger import CommLedger, CommRow
 from parallel.measure.memory import MemoryCensus
 from parallel.measure.nvml import cuda_uuid
-from parallel.measure.record import COLLECTIVES, NullStepLog, RunRecord, SpanRecord, StepLog, StepRecord, append, read
+from parallel.measure.record import COLLECTIVES, RunRecord, SpanRecord, StepLog, StepRecord, append, read
 from parallel.measure.roofline import device_peak
 from parallel.measure.steady import StepTimes, summarise
 from parallel.measure.telemetry import Sampler, Telemetry
 from parallel.measure.timeline import Timeline, bubble_share, bubble_theory_share
 from parallel.optimizer import learning_rate
 from parallel.parity import Certificate, Trace, training_batches
-from parallel.planner.communication import predicted_wire_bytes
+from parallel.planner.communication import predicted_wire_bytes, splits_backward
 from parallel.planner.memory import state_bytes
 from parallel.precision import DTYPES
 from parallel.recompute import recomputation_ratio
@@ -93,7 +93,7 @@ def run_case(
     rank: Rank,
     mesh: Mesh,
     want: Trace | None = None,
-    log: StepLog | NullStepLog | None = None,
+    log: StepLog | None = None,
     progress: Progress | None = None,
 ) -> RunRecord:
     """Measure a case on every rank of its mesh; each returns the same row.
@@ -101,7 +101,7 @@ def run_case(
     want: the reference of `parity.judged(work)` to be held against, or None to skip parity.
     Raises: DivergedError when a loss or a gradient norm is not finite.
     """
-    run, progress, log = work.run, progress or Progress(), log or NullStepLog()
+    run, progress = work.run, progress or Progress()
     compiled_before_s = _compile_s(work)
     certificate = parity.prove(parity.judged(work), mesh, want) if want is not None else None
     memory.reset_process_peak()
@@ -115,13 +115,15 @@ def run_case(
         _take_step(engine, next(batches), result, step)
     timed_steps(engine, batches, work, mesh, result, progress)
     result.compile_s = _compile_s(work) - compiled_before_s
-    _write_steps(log, work, result)
+    if log is not None:
+        _write_steps(log, work, result)
     result.process_peak_bytes = memory.process_peak_bytes()
     result.gpu_peak_bytes = memory.device_peak_bytes(mesh.device)
     _look_inside(engine, batches, mesh, result)
-    for span in result.spans:
-        log.write(span)
-    log.close()
+    if log is not None:
+        for span in result.spans:
+            log.write(span)
+        log.close()
     peak = device_peak(mesh.device, DTYPES[run.precision])
     result.peak_flops, result.peak_source = peak.flops, peak.source
     results = _gather(result, mesh)
@@ -228,7 +230,7 @@ def _gather(result: RankResult, mesh: Mesh) -> list[RankResult]:
     return results
 
 
-def _write_steps(log: StepLog | NullStepLog, work: Work, result: RankResult) -> None:
+def _write_steps(log: StepLog, work: Work, result: RankResult) -> None:
     for step, (loss, norm) in enumerate(zip(result.losses, result.grad_norms, strict=True)):
         timed = step - work.run.warmup
         log.write(
@@ -364,7 +366,10 @@ def _efficiency_columns(
     flops = work.spec.flops(work.model_config)
     per_device = flops.per_sample * samples_per_s / devices
     peak = statistics.mean(r.peak_flops for r in results)
-    recomputation = recomputation_ratio(work.spec, work.model_config, work.run.checkpoint_every)
+    every = work.run.checkpoint_every
+    # torch computes a block again for each of its layers where backward is split: nobody has counted that
+    known = not (every and splits_backward(work))
+    recomputation = recomputation_ratio(work.spec, work.model_config, every) if known else None
     is_text = work.spec.unit(work.model_config) == "tokens"
     seen = [r.telemetry for r in results if r.telemetry is not None]
     return {
@@ -377,7 +382,7 @@ def _efficiency_columns(
         "peak_tflops_per_device": peak / 1e12,
         "peak_source": results[0].peak_source,
         "mfu": per_device / peak if peak else None,
-        "hfu": per_device * recomputation / peak if peak else None,
+        "hfu": per_device * recomputation / peak if peak and recomputation else None,
         **_telemetry_columns(seen),
     }
 

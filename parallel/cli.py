@@ -20,6 +20,7 @@ COMMANDS = {
     "report": ("make one HTML file of result files", "benchmarks.report:main"),
     "plot": ("draw result files, or training curves, into one picture", "benchmarks.plot:main"),
     "peers": ("compare our speed with hand-written loops and transformers", "benchmarks.peers:main"),
+    "elastic": ("lose a node of a training and get it back, over and over", "benchmarks.elastic:main"),
     "soak": ("hurt a training with random faults and see whether anything is lost", "benchmarks.soak:main"),
     "overhead": ("measure what measuring costs", "benchmarks.overhead:main"),
     "node": ("start this machine's part of a run on several nodes", "parallel.nodes.start:main"),

@@ -45,7 +45,8 @@ def option(
     """Declare an option: a dataclass field with all that its flag, its help and its checks need.
 
     Bounds apply to numbers (`above` and `below` exclude the bound itself) and to each part of a tuple. `aliases`
-    are further names that are read as one of the choices. `pattern` is a regular expression for strings.
+    are further names that are read as one of the choices. `pattern` is a regular expression for strings. A list is
+    written with commas as a flag; choices and bounds apply to each part.
     """
     return field(
         default=default,
@@ -342,18 +343,41 @@ def _convert(declared: Field, value: Any, *, where: str) -> Any:
     kinds = _kinds(declared)
     if type(None) in kinds and (value is None or value == "none"):
         return None
-    value = _CONVERTERS[kinds[0]](value, where)
     meta = declared.metadata
+    if kinds[0] is list:
+        convert = _CONVERTERS[_element(declared)]
+        value = [_known(meta, convert(word, where), where) for word in _words(value, where)]
+    else:
+        value = _known(meta, _CONVERTERS[kinds[0]](value, where), where)
+    if meta["pattern"] and not re.fullmatch(meta["pattern"], value):
+        raise ConfigError(f"{where} {value!r} is not allowed: use {meta['metavar']}")
+    for number in value if isinstance(value, (tuple, list)) else (value,):
+        if isinstance(number, (int, float)) and not isinstance(number, bool):
+            _check_bounds(number, *meta["bounds"], where=where)
+    return value
+
+
+def _known(meta: Mapping[str, Any], value: Any, where: str) -> Any:
+    """Return a value that is one of the choices, where there are any; an alias becomes what it stands for."""
     value = meta["aliases"].get(value, value) if isinstance(value, str) else value
     if meta["choices"] and value not in meta["choices"]:
         known = (*meta["choices"], *meta["aliases"])
         raise ConfigError(f"{where} {value} is unknown{did_you_mean(value, known)}: use one of {', '.join(known)}")
-    if meta["pattern"] and not re.fullmatch(meta["pattern"], value):
-        raise ConfigError(f"{where} {value!r} is not allowed: use {meta['metavar']}")
-    for number in value if isinstance(value, tuple) else (value,):
-        if isinstance(number, (int, float)) and not isinstance(number, bool):
-            _check_bounds(number, *meta["bounds"], where=where)
     return value
+
+
+def _element(declared: Field) -> type:
+    """Return the type of what a list option holds: `list[int] | None` gives int."""
+    parts = get_args(declared.type) if get_origin(declared.type) in (Union, types.UnionType) else (declared.type,)
+    return next(get_args(part)[0] for part in parts if get_origin(part) is list)
+
+
+def _words(value: Any, where: str) -> list[Any]:
+    """Return the parts of a list: of `a, b` as a flag has it, or of a list in a file."""
+    words = list(value) if isinstance(value, (list, tuple)) else str(value).split(",")
+    if not words:
+        raise ConfigError(f"{where} is empty: values joined by commas are needed")
+    return [word.strip() if isinstance(word, str) else word for word in words]
 
 
 def _check_bounds(number: float, at_least: float, above: float, at_most: float, below: float, *, where: str) -> None:
@@ -401,13 +425,6 @@ def _to_pair(value: Any, where: str) -> tuple[float, float]:
     raise ConfigError(f"{where} is {value!r}: two numbers are needed, such as 0.9,0.95")
 
 
-def _to_names(value: Any, where: str) -> list[str]:
-    words = value if isinstance(value, (list, tuple)) else str(value).split(",")
-    if not words:
-        raise ConfigError(f"{where} is empty: names joined by commas are needed")
-    return [_to_str(word.strip() if isinstance(word, str) else word, where) for word in words]
-
-
 def _to_bool(value: Any, where: str) -> bool:
     if isinstance(value, bool):
         return value
@@ -423,7 +440,6 @@ _CONVERTERS = {
     int: _to_int,
     float: _to_float,
     tuple: _to_pair,
-    list: _to_names,
     bool: _to_bool,
     Layout: _to_layout,
 }
@@ -432,7 +448,7 @@ _CONVERTERS = {
 def _plain(value: Any) -> Any:
     if isinstance(value, Layout):
         return str(value)
-    return list(value) if isinstance(value, tuple) else value
+    return [_plain(part) for part in value] if isinstance(value, (tuple, list)) else value
 
 
 def _text(value: Any) -> str:

@@ -30,9 +30,6 @@ from parallel.nodes.rendezvous import interface_of
 if TYPE_CHECKING:
     from torch.distributed.elastic.multiprocessing.errors import ProcessFailure
 
-# Imported once, by the server that all local processes are forked from.
-_PRELOADED = ["torch.distributed.tensor", "parallel.case", "benchmarks.worker"]
-
 
 def launch(task: str, *args: Any, nproc: int, config: RunConfig | None = None) -> Any:
     """Return what rank 0 returned (in a process that a launcher started: what this rank returned).
@@ -102,7 +99,7 @@ def _start_in(folder: str, task: str, args: tuple, config: RunConfig | None, *, 
         start_method="forkserver",
         logs_specs=DefaultLogsSpecs(log_dir=folder),
     )
-    multiprocessing.set_forkserver_preload(_PRELOADED)
+    multiprocessing.set_forkserver_preload([task.partition(":")[0]])  # imported once, by what all are forked from
     try:
         return elastic_launch(local, _work)(task, args, config, os.getpid(), f"file://{folder}/ranks")[0]
     except ChildFailedError as error:

@@ -68,7 +68,10 @@ def judged(work: Work) -> Work:
 
     A ReLU whose input is within rounding of zero flips with the last bit of fp32. DeepSpeed has no fp64.
     """
-    if work.spec.smooth or work.run.precision != "fp32" or work.run.engine == "deepspeed" or work.run.ds_config:
+    by_deepspeed = work.run.engine == "deepspeed" or (
+        work.run.engine == "accelerate" and (work.run.ds_config is not None or work.layout.zero == 1)
+    )
+    if work.spec.smooth or work.run.precision != "fp32" or by_deepspeed:
         return work
     return replace(work, run=replace(work.run, precision="fp64"))
 

@@ -64,6 +64,8 @@ class Work:
 
 def resolve(run: RunConfig) -> Work:
     """Choose what was left open and check what was asked. Raises: UsageError."""
+    if run.pin_memory and not torch.accelerator.is_available():
+        raise ConfigError("--pin-memory without a GPU: only copies to one gain from it, leave it out")
     spec = SPECS[run.model]
     size = run.size or spec.default_size
     config = _model_config(run, spec, size)

@@ -117,8 +117,12 @@ class TrainConfig(RunConfig):
     early_stop: int | None = option(
         None, "end after so many evaluations in a row without a better loss", group="steps", at_least=1
     )
-    log_to: str | None = option(
-        None, "send metrics there as well: tensorboard, trackio, or both", group="steps", metavar="NAME,NAME"
+    log_to: list[str] | None = option(
+        None,
+        "send metrics there as well: tensorboard, trackio, or both",
+        group="steps",
+        choices=tuple(sinks.SINKS),
+        metavar="NAME,NAME",
     )
     profile_step: int | None = option(None, "write a torch.profiler trace of this step", group="steps", at_least=0)
 
@@ -244,7 +248,7 @@ def check(work: Work) -> None:
     assert isinstance(run, TrainConfig) and run.out is not None
     if run.engine != "torch":
         _check_engine(work)
-    sinks.names_of(run.log_to)
+    sinks.check(run.log_to or ())
     work.dataset(), work.dataset("validation")
     from parallel import checkpoint
     from parallel.weights import start_from

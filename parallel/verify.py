@@ -44,7 +44,7 @@ def main(argv: list[str]) -> int:
     config = replace(config, precision=precision, size=config.size or spec.tiny_size)
     nproc = config.nproc or (config.layout.world_size if config.layout else machine_processes())
     runs = list(cases(config, nproc))
-    tolerance = parity.TOLERANCES[precision]
+    tolerance = parity.tolerance(resolve(runs[0]))
     print(
         f"{config.model} {config.size} in {precision}, {parity.STEPS} steps of {config.optimizer}, {nproc} processes "
         f"against one in {'fp64' if precision == 'fp64' else 'fp32'}.\n"

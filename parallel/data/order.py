@@ -88,13 +88,10 @@ def batches(
     shuffle: False takes the samples in their own order, the same in each epoch.
     workers: processes that load ahead (0: load in this one). Closing the iterator ends them.
 
-    Raises: DataError when a sample cannot be read; ConfigError for `pin_memory` without an accelerator, or a
-    negative number of workers.
+    Raises: DataError when a sample cannot be read; ConfigError for a negative number of workers.
     """
     if workers < 0:
         raise ConfigError(f"workers={workers}: use 0 to load in the training process, or a positive number")
-    if pin_memory and not torch.accelerator.is_available():
-        raise ConfigError("pin_memory without an accelerator: only copies to a GPU gain from it, leave it out")
     order = SampleOrder(dataset.n_samples, seed=seed, shuffle=shuffle)
     loader = DataLoader(
         _Collated(dataset, seed=seed),

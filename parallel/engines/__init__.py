@@ -13,7 +13,7 @@ from parallel.spec import BuildContext, Engine
 ABLE = {
     "torch": "every strategy",
     "deepspeed": "ddp, zero1, zero2, zero3, and 1f1b pipelines (with zero1 over several data ranks)",
-    "accelerate": "ddp, zero2 and zero3 (FSDP2), and zero1, zero2, zero3 by its DeepSpeed plugin (--ds-config)",
+    "accelerate": "ddp, zero1 (by its DeepSpeed plugin, as zero2 and zero3 with --ds-config), zero2 and zero3 (FSDP2)",
 }
 _PRECISIONS = {
     "torch": ("fp32", "bf16", "fp16", "fp64"),

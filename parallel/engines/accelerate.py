@@ -2,7 +2,7 @@
 
 `accelerate launch --config_file ds_configs/accelerate/NAME.yaml` says which of the three, in environment variables
 that Accelerate reads. Under any other launcher a DeepSpeed file says DeepSpeed, and without one ZeRO 2 and 3 are
-FSDP2. The process group exists already: Accelerate joins it.
+FSDP2, and ZeRO 1, which FSDP2 has not, is DeepSpeed's. The process group exists already: Accelerate joins it.
 """
 
 import contextlib
@@ -24,6 +24,7 @@ from parallel.precision import in_dtype, weight_dtype
 from parallel.spec import BuildContext, Engine, StepResult
 
 STAGES = {"ddp": (0,), "fsdp": (2, 3), "deepspeed": (1, 2, 3)}
+_KINDS = ("ddp", "deepspeed", "fsdp", "fsdp")  # of each stage, where nothing says otherwise
 _SWITCHES = {"fsdp": "ACCELERATE_USE_FSDP", "deepspeed": "ACCELERATE_USE_DEEPSPEED"}
 
 
@@ -36,6 +37,8 @@ def build_accelerate(context: BuildContext, config_path: str | Path | None = Non
     """
     config_path = config_path or os.environ.get("ACCELERATE_DEEPSPEED_CONFIG_FILE")
     kind = kind_of(os.environ, context, config_path)
+    if kind == "deepspeed":
+        ds.prepare(context)  # what it leaves in the environment DeepSpeed reads in every step
     with _environment(kind, context):
         if kind == "deepspeed":
             return _build_plugin(context, config_path)
@@ -50,7 +53,7 @@ def kind_of(env: Mapping[str, str], context: BuildContext, config_path: str | Pa
     """
     zero = context.layout.zero
     asked = [kind for kind, switch in _SWITCHES.items() if _is_on(env.get(switch))]
-    kind = "deepspeed" if config_path else asked[0] if asked else "fsdp" if zero >= 2 else "ddp"
+    kind = "deepspeed" if config_path else asked[0] if asked else _KINDS[zero]
     if zero not in STAGES[kind]:
         able = " or ".join(f"zero{stage}" if stage else "ddp" for stage in STAGES[kind])
         raise ConfigError(
@@ -144,7 +147,6 @@ def _build_plain(context: BuildContext, kind: str) -> AccelerateEngine:
 def _build_plugin(context: BuildContext, config_path: str | Path | None) -> PluginEngine:
     from accelerate import DeepSpeedPlugin
 
-    ds.prepare(context)
     config = ds.read_config(context, config_path)
     model = ds.whole_model(context)
     optimizer = make_optimizer(make_pieces(model.parameters()), context.run)

@@ -38,7 +38,7 @@ def main(argv: list[str]) -> int:
 
 
 def _parse(argv: list[str]) -> argparse.Namespace:
-    parser = Parser(prog="paralab generate", description=(__doc__ or "").split(": `")[0] + ".", allow_abbrev=False)
+    parser = Parser(prog="paralab generate", description=(__doc__ or "").split(": `")[0] + ".")
     parser.add_argument("--checkpoint", required=True, metavar="DIR", help="RUN/step-N, or RUN for its best one")
     parser.add_argument("--prompt", required=True, metavar="TEXT", help="what the text begins with")
     parser.add_argument("--tokens", type=whole(1), default=100, metavar="N", help="most to write (default: 100)")

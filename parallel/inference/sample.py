@@ -56,7 +56,7 @@ def main(argv: list[str]) -> int:
 
 
 def _parse(argv: list[str]) -> argparse.Namespace:
-    parser = Parser(prog="paralab sample", description=(__doc__ or "").split(": `")[0] + ".", allow_abbrev=False)
+    parser = Parser(prog="paralab sample", description=(__doc__ or "").split(": `")[0] + ".")
     parser.add_argument("--checkpoint", required=True, metavar="DIR", help="RUN/step-N, or RUN for its best one")
     parser.add_argument("--n", type=whole(1), default=TESTED, metavar="N", help=f"how many (default: {TESTED})")
     parser.add_argument("--sampler", choices=("ddim", "sde"), default="ddim", help="flow ODE or reverse SDE")

@@ -12,6 +12,7 @@ from pathlib import Path
 from parallel.measure.cores import cores_allowed
 from parallel.measure.nvml import NvmlDevice, cuda_uuid
 
+LINK = "PARALAB_LINK_MBIT_PER_S"  # set by `paralab cluster`
 _REPOSITORY = Path(__file__).resolve().parents[2]
 
 
@@ -35,6 +36,7 @@ class Environment:
     gpu_power_limit_w: float | None
     cpu_model: str | None
     cores_allowed: float
+    link_mbit_per_s: float | None  # of each node to the others, where `paralab cluster` shaped it
     threads: int  # torch's, of this process
     host_hash: str
 
@@ -63,6 +65,7 @@ class Environment:
             gpu_power_limit_w=nvml.power_limit_w() if nvml else None,
             cpu_model=_cpu_model(),
             cores_allowed=cores_allowed(),
+            link_mbit_per_s=float(os.environ[LINK]) if LINK in os.environ else None,
             threads=torch.get_num_threads(),
             host_hash=hashlib.sha256(socket.gethostname().encode()).hexdigest()[:12],
         )

@@ -107,13 +107,3 @@ class Pulse:
 
     def _write(self) -> None:
         os.pwrite(self._file, json.dumps(asdict(self.now)).encode().ljust(_BYTES - 1) + b"\n", 0)
-
-
-class NoPulse:
-    """What the other ranks have."""
-
-    def step_done(self, step: int) -> None:
-        pass
-
-    def end(self) -> None:
-        pass

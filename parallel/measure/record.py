@@ -225,6 +225,7 @@ class RunRecord:
     gpu_count: int | None = None
     cpu_model: str | None = None
     cores_allowed: float | None = None  # by the cgroup and the affinity mask
+    link_mbit_per_s: float | None = None  # of each node, where `paralab cluster` shaped it
     threads: int | None = None  # of one rank
     host_hash: str | None = None  # tells machines apart without naming them
 
@@ -394,16 +395,6 @@ class StepLog:
 
     def close(self) -> None:
         self._file.close()
-
-
-class NullStepLog:
-    """Keep nothing."""
-
-    def write(self, record: LogRecord) -> None:
-        pass
-
-    def close(self) -> None:
-        pass
 
 
 def read_log(path: str | Path) -> list[LogRecord]:

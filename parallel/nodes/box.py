@@ -23,10 +23,12 @@ from pathlib import Path
 from select import select
 from tempfile import NamedTemporaryFile
 from types import FrameType
-from typing import IO, NoReturn
+from typing import IO
 
+from parallel.arguments import Parser
 from parallel.cli import COMMANDS
 from parallel.errors import ParalabError, UsageError
+from parallel.measure.environment import LINK
 from parallel.nodes import cpu_quota
 from parallel.nodes.cpu_quota import cpu_quotas
 from parallel.nodes.start import add_shared_options, command_of
@@ -296,6 +298,7 @@ class Cluster:
             "MASTER_ADDR": master,
             "MASTER_PORT": str(PORT),
             "PARALAB_NODE_ADDRESS": node.address,
+            **({LINK: f"{bits_per_s(self._request.bandwidth) / 1e6:g}"} if self._request.bandwidth else {}),
             "GLOO_SOCKET_IFNAME": "eth0",
             "NCCL_SOCKET_IFNAME": "=eth0",
             # the defaults of torchrun's options, so that a bare `torchrun script.py` spans the nodes
@@ -369,11 +372,17 @@ def share_cores(nodes: int) -> list[set[int]]:
     return [set(cores[rank * each : (rank + 1) * each] or cores) for rank in range(nodes)]
 
 
+def bits_per_s(bandwidth: str) -> float:
+    """Return the speed of a link that is written as tc does: 100mbit, 2.5gbit. Raises: UsageError."""
+    match = re.fullmatch(r"([0-9]+(?:\.[0-9]+)?)([kmg])bit", bandwidth)
+    if not match or not float(match[1]):
+        raise UsageError(f"{bandwidth!r} is not a bandwidth: write 100mbit, 1gbit or 2.5gbit")
+    return float(match[1]) * {"k": 1e3, "m": 1e6, "g": 1e9}[match[2]]
+
+
 def burst_bytes(bandwidth: str) -> int:
     """Return how much may pass at once: 2 ms of traffic, and at least one packet as the kernel sends it (64 KiB)."""
-    number, unit = re.fullmatch(r"([0-9.]+)([kmg])bit", bandwidth).groups()  # type: ignore[union-attr]
-    bits_per_s = float(number) * {"k": 1e3, "m": 1e6, "g": 1e9}[unit]
-    return max(65536, int(bits_per_s / 8 * 0.002))
+    return max(65536, int(bits_per_s(bandwidth) / 8 * 0.002))
 
 
 def _run(*words: str) -> None:
@@ -398,14 +407,11 @@ def inside(words: Sequence[str]) -> int:
             cluster.drain()
 
 
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        raise UsageError(f"{message}: see paralab cluster --help")
-
-
 def _bandwidth(text: str) -> str:
-    if not re.fullmatch(r"[0-9]+(\.[0-9]+)?[kmg]bit", text) or float(text[:-4]) == 0:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a bandwidth: write 100mbit, 1gbit or 2.5gbit")
+    try:
+        bits_per_s(text)
+    except UsageError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
     return text
 
 
@@ -426,7 +432,7 @@ def _event(text: str) -> Event:
 
 def parse(words: Sequence[str]) -> Request:
     """Read the command line. Raises: UsageError."""
-    parser = _Parser(
+    parser = Parser(
         prog="paralab cluster",
         description="Run a command on several nodes inside this machine, with links of a given bandwidth.",
         epilog="A Python file or a paralab command is started as `paralab node` would; any other command finds"

@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from types import FrameType
 from typing import TYPE_CHECKING, NoReturn
 
+from parallel.arguments import Parser
 from parallel.cli import COMMANDS
 from parallel.cli import main as paralab
 from parallel.errors import UsageError, WorldError, did_you_mean
@@ -179,11 +180,6 @@ def worker_command(words: Sequence[str]) -> list[str]:
     )
 
 
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        raise UsageError(f"{message}: see paralab node --help")
-
-
 def node_counts(text: str) -> tuple[int, int]:
     """Read `3` or `1:3` as the fewest and the most nodes."""
     match = re.fullmatch(r"([1-9][0-9]*)(?::([1-9][0-9]*))?", text)
@@ -227,7 +223,7 @@ def command_of(options: argparse.Namespace) -> tuple[str, ...]:
 
 def parse(argv: Sequence[str] | None) -> NodeRequest:
     """Read the command line. Raises: UsageError."""
-    parser = _Parser(prog="paralab node", description="Start this machine's part of a run on several nodes.")
+    parser = Parser(prog="paralab node", description="Start this machine's part of a run on several nodes.")
     parser.add_argument("--node-rank", type=int, required=True, metavar="R", help="this node's number, from 0")
     parser.add_argument(
         "--rendezvous", required=True, metavar="HOST:PORT", help="an address of node 0; it listens there and only there"

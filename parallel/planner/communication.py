@@ -53,7 +53,7 @@ def predicted_wire_bytes(work: Work, pp_rank: int = 0, *, device_type: str = "cp
         if layout.pp > 1:
             sent["pp"] += _boundary_bytes(stage, work, pp_rank) + _tied_bytes(stage, work)
     calls = [call for i in mine for call in stages[i].calls if _recomputed(call, work)]
-    unknown = {call.axis for call in calls} if _splits_backward(work) else set()
+    unknown = {call.axis for call in calls} if splits_backward(work) else set()
     return {axis: size for axis, size in sent.items() if axis not in unknown}
 
 
@@ -205,7 +205,8 @@ def _recomputed(call: _Call, work: Work) -> bool:
     return bool(call.again and every and call.block is not None and call.block % every == 0)
 
 
-def _splits_backward(work: Work) -> bool:
+def splits_backward(work: Work) -> bool:
+    """Return whether the schedule takes the gradients of weights in passes of their own."""
     layout = work.layout
     if layout.schedule is None:
         return False

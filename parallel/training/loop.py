@@ -23,7 +23,7 @@ from parallel.cluster import Mesh, Rank
 from parallel.errors import DivergedError
 from parallel.failure import Failure, Progress, guard
 from parallel.measure import memory
-from parallel.measure.goodput import NoPulse, Pulse, read_progress
+from parallel.measure.goodput import Pulse, read_progress
 from parallel.measure.record import RunRecord, StepLog, StepRecord, append, read_log
 from parallel.measure.roofline import Peak, device_peak
 from parallel.optimizer import learning_rate
@@ -102,7 +102,7 @@ class Training:
         self.total = work.run.steps + work.run.warmup
         self.outcome = Outcome()
         self.began_at = began_at
-        self.pulse: Pulse | NoPulse = NoPulse()
+        self.pulse: Pulse | None = None  # of rank 0, once it has started
         self.saved_at = self.evaluated_at = -1
         self.evaluations_without_better = 0
 
@@ -112,7 +112,8 @@ class Training:
             self._steps()
             self._end()
         self.log.close()
-        self.pulse.end()
+        if self.pulse is not None:
+            self.pulse.end()
         return self.outcome
 
     def _start(self) -> None:
@@ -145,7 +146,7 @@ class Training:
 
     def cost(self) -> dict[str, Any]:
         """Return the columns that say what interruptions cost, over all starts of this run. For rank 0."""
-        assert isinstance(self.pulse, Pulse)
+        assert self.pulse is not None
         far = self.pulse.now
         return far.columns() | {"goodput_share": far.goodput_share(read_log(self.log_file))}
 
@@ -157,7 +158,8 @@ class Training:
             self.progress.step = step
             interval.take(step, batches)
             outcome.step = done = step + 1
-            self.pulse.step_done(done)
+            if self.pulse is not None:
+                self.pulse.step_done(done)
             outcome.stopped_by = self.stop.agreed()
             evaluates, saves = done % run.eval_every == 0, done % run.save_every == 0
             if not (outcome.stopped_by or done == self.total or done % run.log_every == 0 or evaluates or saves):

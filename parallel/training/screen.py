@@ -76,7 +76,7 @@ class Shown:
         self.console = Console(file=sys.stdout, highlight=False, markup=False, soft_wrap=True)
         columns = (BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
         self.bar = Progress(*columns, console=self.console, transient=True, disable=not sys.stdout.isatty())
-        self.sinks = open_sinks(run.log_to, folder, run.to_dict())
+        self.sinks = open_sinks(run.log_to or (), folder, run.to_dict())
 
     def __enter__(self) -> "Shown":
         self.bar.start()

@@ -3,12 +3,12 @@
 A sink takes `write("train", step, {"loss": 4.5})` and is closed at the end.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Protocol
 
-from parallel.errors import ConfigError, did_you_mean
+from parallel.errors import ConfigError
 
 
 class Sink(Protocol):
@@ -63,17 +63,13 @@ class Trackio:
 SINKS: Mapping[str, Callable[[Path, Mapping[str, Any]], Sink]] = {"tensorboard": TensorBoard, "trackio": Trackio}
 
 
-def names_of(text: str | None) -> list[str]:
-    """Return the sinks of `--log-to tensorboard,trackio`. Raises: ConfigError for one that is unknown or missing."""
-    names = text.split(",") if text else []
+def check(names: Iterable[str]) -> None:
+    """Raise ConfigError when the package of a sink is not installed."""
     for name in names:
-        if name not in SINKS:
-            raise ConfigError(f"--log-to {name} is unknown{did_you_mean(name, SINKS)}: use {', '.join(SINKS)}")
         if find_spec(name) is None:
             raise ConfigError(f"--log-to {name} needs a package: pip install 'paralab[{name}]'")
-    return list(dict.fromkeys(names))
 
 
-def open_sinks(text: str | None, folder: Path, config: Mapping[str, Any]) -> list[Sink]:
-    """Open the sinks of `--log-to` for the run in this folder. config: its options. Raises: ConfigError."""
-    return [SINKS[name](folder, config) for name in names_of(text)]
+def open_sinks(names: Iterable[str], folder: Path, config: Mapping[str, Any]) -> list[Sink]:
+    """Open the sinks of these names for the run in this folder. config: its options."""
+    return [SINKS[name](folder, config) for name in dict.fromkeys(names)]

@@ -7,16 +7,14 @@
 import argparse
 from pathlib import Path
 
-from parallel.arguments import Parser
+from parallel.arguments import Parser, new_folder
 from parallel.errors import ConfigError
 
 
 def main(argv: list[str]) -> int:
     """Write the folder; print where."""
     options = _parse(argv)
-    target = Path(options.target)
-    if target.exists() and (not target.is_dir() or any(target.iterdir())):
-        raise ConfigError(f"{target} is there already: give a new folder")
+    target = options.target
     from parallel import checkpoint
     from parallel.checkpoint.restore import find
 
@@ -43,8 +41,8 @@ def _to_hugging_face(path: Path, target: Path) -> None:
 
 
 def _parse(argv: list[str]) -> argparse.Namespace:
-    parser = Parser(prog="paralab export", description=(__doc__ or "").split(": `")[0] + ".", allow_abbrev=False)
+    parser = Parser(prog="paralab export", description=(__doc__ or "").split(": `")[0] + ".")
     parser.add_argument("checkpoint", metavar="CHECKPOINT", help="RUN/step-N, or RUN for its best one")
-    parser.add_argument("target", metavar="DIR", help="new folder")
+    parser.add_argument("target", type=new_folder, metavar="DIR", help="new folder")
     parser.add_argument("--format", choices=("hf", "safetensors"), default="hf", help="(default: hf)")
     return parser.parse_args(argv)

@@ -10,21 +10,19 @@ import contextlib
 import sys
 from pathlib import Path
 
-from parallel.arguments import Parser
+from parallel.arguments import Parser, new_folder
 from parallel.errors import ConfigError, DataError
 
 
 def main(argv: list[str]) -> int:
     """Write the folder; print where."""
     options = _parse(argv)
-    source, target = Path(options.source), Path(options.target)
+    source, target = Path(options.source), options.target
     if not options.trust:
         raise ConfigError(
             f"{source} holds pickles, which can run any program with your rights when they are read: "
             "add --trust if you know who wrote it"
         )
-    if target.exists() and (not target.is_dir() or any(target.iterdir())):
-        raise ConfigError(f"{target} is there already: give a new folder")
     import_deepspeed(source, target)
     print(f"weights of {source} written to {target}")
     return 0
@@ -52,6 +50,6 @@ def import_deepspeed(source: Path, target: Path) -> None:
 def _parse(argv: list[str]) -> argparse.Namespace:
     parser = Parser(prog="paralab import-deepspeed", description=(__doc__ or "").split(": `")[0] + ".")
     parser.add_argument("source", metavar="FOLDER", help="what DeepSpeed's save_checkpoint wrote")
-    parser.add_argument("target", metavar="DIR", help="new folder")
+    parser.add_argument("target", type=new_folder, metavar="DIR", help="new folder")
     parser.add_argument("--trust", action="store_true", help="unpickle it: who wrote it may run anything as you")
     return parser.parse_args(argv)

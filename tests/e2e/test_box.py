@@ -204,11 +204,19 @@ def test_without_the_right_it_says_what_to_type() -> None:
 
 
 def test_a_share_of_a_core(marker: str) -> None:
-    burn = "import time; t = time.monotonic()\nwhile time.monotonic() < t + 1: pass\nprint('used', time.process_time())"
-    done = cluster("--nodes", "2", "--cores-per-node", "0.25", "--", sys.executable, "-c", burn, marker)
+    burn = (
+        "import time; from parallel.measure.environment import Environment as E\n"
+        "r = E.read(); u = time.process_time(); t = time.monotonic()\n"
+        "while time.monotonic() < t + 1: pass\nprint(r.cores_allowed, r.link_mbit_per_s, time.process_time() - u)"
+    )
+    shape = ("--cores-per-node", "0.25", "--bandwidth", "2.5gbit")
+    done = cluster("--nodes", "2", *shape, "--", sys.executable, "-c", burn, marker)
     if "needs the right to make control groups" in done.stderr:
         pytest.skip(done.stderr)
     assert done.returncode == 0, done.stderr
-    used_s = [float(line.split()[-1]) for line in done.stdout.splitlines()]
-    assert len(used_s) == 2 and all(0 < used < 0.35 for used in used_s)
+    told = [[float(word) for word in line.split()[2:]] for line in done.stdout.splitlines()]
+    assert len(told) == 2
+    for cores, link_mbit_per_s, used_s in told:
+        assert (cores, link_mbit_per_s) == (0.25, 2500.0)
+        assert 0 < used_s < 0.35
     assert not list(Path("/sys/fs/cgroup").glob("paralab-*")) + list(Path("/sys/fs/cgroup/cpu").glob("paralab-*"))

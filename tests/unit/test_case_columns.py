@@ -8,6 +8,7 @@ import torch
 from models import SPECS
 from parallel import case
 from parallel.config import RunConfig
+from parallel.measure.steady import summarise
 from parallel.recompute import recomputation_ratio
 from parallel.resolve import resolve
 
@@ -38,3 +39,18 @@ def test_compiling_is_timed() -> None:
     passed_s = time.perf_counter() - began_s
     assert 0 < case._compile_s(compiling) - before_s <= passed_s
     assert case._compile_s(plain) == 0.0
+
+
+@pytest.mark.parametrize(
+    ("layout", "checkpointing", "known"),
+    [("pp2/zbv/mb2", "full", False), ("pp2/zbv/mb2", "none", True), ("pp2/1f1b/mb2", "full", True)],
+)
+def test_hfu_is_empty_where_backward_is_split_and_blocks_are_recomputed(
+    layout: str, checkpointing: str, known: bool
+) -> None:
+    work = resolve(RunConfig(size="tiny", layout=layout, checkpointing=checkpointing, global_batch_size=4))
+    times = [0.5] * 4
+    columns = case._efficiency_columns(work, [case.RankResult(peak_flops=1e12)], summarise(times), times)
+    assert columns["mfu"] > 0
+    assert (columns["hfu"] is not None) == known
+    assert not known or columns["hfu"] >= columns["mfu"]

@@ -48,13 +48,13 @@ def test_one_process_by_hand_trains_as_ours_does(arm: str, precision: str) -> No
 
 
 def test_an_arm_brings_ours_along_in_order() -> None:
-    assert _chosen("transformers, raw FSDP2") == ["ours single", "transformers", "ours zero3", "raw FSDP2"]
+    assert _chosen(["transformers", "raw FSDP2"]) == ["ours single", "transformers", "ours zero3", "raw FSDP2"]
     assert _chosen(None) == list(ARMS)
 
 
 def test_an_unknown_arm_is_refused_with_a_suggestion() -> None:
-    with pytest.raises(ConfigError, match=r"raw FSDP' is unknown \(did you mean raw FSDP2\?\)"):
-        _chosen("raw FSDP")
+    with pytest.raises(ConfigError, match=r"raw FSDP is unknown \(did you mean raw FSDP2\?\)"):
+        PeersConfig(arms=["raw FSDP"])
 
 
 @pytest.mark.parametrize(("step", "factor", "refused"), [(0, 1e-4, True), (1, 1e-4, False), (1, 1e-2, True)])

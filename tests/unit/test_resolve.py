@@ -7,6 +7,7 @@ from typing import Any
 import pyarrow
 import pyarrow.parquet
 import pytest
+import torch
 
 from models import SPECS
 from parallel import resolve as resolve_module
@@ -157,3 +158,9 @@ def test_options_reach_the_text(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
 def test_an_unknown_size_names_the_model() -> None:
     with pytest.raises(ConfigError, match="unknown for diffusion: use one of points, tiny-points"):
         asked(model="diffusion", size="1.5b")
+
+
+@pytest.mark.skipif(torch.accelerator.is_available(), reason="needs a machine without an accelerator")
+def test_pinned_memory_needs_a_gpu() -> None:
+    with pytest.raises(ConfigError, match="--pin-memory without a GPU"):
+        resolve(RunConfig(pin_memory=True))

@@ -2,31 +2,38 @@
 
 import pytest
 
-from benchmarks.scaling import bytes_per_s, table
-from parallel.errors import UsageError
+from benchmarks.scaling import main, table
+from parallel.errors import ConfigError, UsageError
+from parallel.nodes.box import bits_per_s
 from tests.unit.synthetic_runs import run
 
 MIB = 2**20
 
 
-@pytest.mark.parametrize(("text", "wanted"), [("8mbit", 1e6), ("1gbit", 1.25e8), ("2.5gbit", 3.125e8)])
-def test_bandwidth_in_bytes(text: str, wanted: float) -> None:
-    assert bytes_per_s(text) == wanted
+@pytest.mark.parametrize(("text", "wanted"), [("8mbit", 8e6), ("1gbit", 1e9), ("2.5gbit", 2.5e9)])
+def test_bandwidth(text: str, wanted: float) -> None:
+    assert bits_per_s(text) == wanted
 
 
-@pytest.mark.parametrize("text", ["fast", "10", "10mb"])
+@pytest.mark.parametrize("text", ["fast", "10", "10mb", "0mbit"])
 def test_what_is_no_bandwidth(text: str) -> None:
     with pytest.raises(UsageError, match="is not a bandwidth"):
-        bytes_per_s(text)
+        bits_per_s(text)
+
+
+@pytest.mark.parametrize("words", [("--layout", "dp3"), ("--nproc", "3"), ("--repeat", "1"), ("--group", "mine")])
+def test_what_it_chooses_itself_is_refused(words: tuple[str, ...]) -> None:
+    with pytest.raises(ConfigError, match=f"{words[0]} of paralab scale"):
+        main(list(words))
 
 
 def test_speed_up_formula_and_crossover() -> None:
     # gradients of 1 MiB: a ring of two sends 1 MiB, of three 4/3 MiB; one second of computing
     records = [
-        run(nodes, group="g 80mbit", world_size=nodes, step_time_p50_s=step_s, comm_dp_wire_bytes=sent * MIB)
+        run(nodes, link_mbit_per_s=80.0, world_size=nodes, step_time_p50_s=step_s, comm_dp_wire_bytes=sent * MIB)
         for nodes, step_s, sent in [(1, 1.0, 0), (2, 0.625, 1), (3, 0.5, 4 / 3)]
     ]
-    text = table(records, "g", ["80mbit"], 0.5)
+    text = table(records, ["80mbit"], 0.5)
     rows = {line.split()[1]: line.split() for line in text.splitlines() if line.strip().startswith("80mbit")}
     assert rows["2"][3:5] == ["0.625", f"{0.5 + MIB / 1e7:.3f}"]
     assert rows["2"][6:8] == ["1.60x", "80%"]

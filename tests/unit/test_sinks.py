@@ -59,9 +59,8 @@ def test_a_run_in_tensorboard(tmp_path: Path) -> None:
 
 
 def test_what_is_unknown_or_not_installed_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(ConfigError, match=r"tensorbord is unknown \(did you mean tensorboard"):
-        sinks.names_of("tensorbord")
+    with pytest.raises(ConfigError, match=r"--log-to tensorbord is unknown \(did you mean tensorboard"):
+        train.main([*QUICK, "--log-to", "trackio,tensorbord"])
     monkeypatch.setattr(sinks, "find_spec", lambda name: None)
     with pytest.raises(ConfigError, match=r"pip install 'paralab\[trackio\]'"):
-        sinks.names_of("trackio")
-    assert sinks.names_of(None) == []
+        sinks.check(["trackio"])

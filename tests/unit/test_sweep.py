@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from benchmarks.run import CaseConfig
-from benchmarks.sweep import Case, SweepConfig, flags_of, lever_cases, strategy_cases
+from benchmarks.sweep import Case, SweepConfig, check, flags_of, lever_cases, strategy_cases
 from parallel.config import RunConfig, resolve
 from parallel.errors import ConfigError
 
@@ -56,15 +56,43 @@ def test_a_yaml_file_with_lists(tmp_path: Path) -> None:
     ]
 
 
-def test_zero1_of_accelerate_is_its_deepspeed_plugin() -> None:
-    (case,) = cases_of("--strategies", "zero1", "--nprocs", "2", "--engines", "accelerate")
-    assert made(case).ds_config == "ds_configs/zero1.json"
-
-
-@pytest.mark.parametrize("words", [("--strategies", "zero4"), ("--engines", "torch,megatron")])
-def test_unknown_names(words: tuple[str, ...]) -> None:
-    with pytest.raises(ConfigError, match="is unknown"):
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (("--strategies", "ddp,zero4"), r"--strategies zero4 is unknown \(did you mean"),
+        (("--engines", "torch,megatron"), "--engines megatron is unknown"),
+        (("--nprocs", "2,x"), "--nprocs is 'x': a whole number is needed"),
+        (("--global-batch-sizes", "8,0"), "--global-batch-sizes 0 is not allowed: use a number at least 1"),
+    ],
+)
+def test_lists_are_checked_part_by_part(words: tuple[str, ...], said: str) -> None:
+    with pytest.raises(ConfigError, match=said):
         cases_of(*words)
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (("--strategy", "ddp"), "use --strategies"),
+        (("--layout", "dp2"), "use --layouts"),
+        (("--repeat", "3"), "--repeat beside --repeats"),
+        (("--strategies", "ddp", "--layouts", "dp2"), "--strategies beside --layouts"),
+        (("--nproc", "4", "--nprocs", "2"), "--nproc beside --nprocs"),
+        (("--engine", "deepspeed", "--engines", "torch"), "--engine beside --engines"),
+        (("--size", "20", "--models", "resnet"), "--size beside --models"),
+        (("--levers", "compile", "--engines", "torch"), "--engines beside --levers"),
+    ],
+)
+def test_options_that_would_change_nothing_are_refused(words: tuple[str, ...], said: str) -> None:
+    with pytest.raises(ConfigError, match=said):
+        check(resolve(words, config=SweepConfig))
+
+
+@pytest.mark.parametrize(
+    "words", [(), ("--levers", "compile", "--strategy", "ddp"), ("--nproc", "2", "--size", "nano")]
+)
+def test_what_fits_together_is_not(words: tuple[str, ...]) -> None:
+    check(resolve(words, config=SweepConfig))
 
 
 def test_levers_change_one_thing_at_a_time() -> None:
