@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from parallel.data import Batch, batches
 from parallel.data.order import SampleOrder
-from parallel.errors import ConfigError, DataError
+from parallel.errors import DataError
 from parallel.layout import Division
 
 divisions = st.builds(Division, *[st.integers(1, 3)] * 4)
@@ -115,12 +115,6 @@ def test_data_error_keeps_its_one_line(workers: int) -> None:
     with pytest.raises(DataError) as error:
         take(1, Broken(4), Division(1, 1, 1, 2), workers=workers)
     assert str(error.value) == "image 7.png cannot be decoded: remove it"
-
-
-@pytest.mark.skipif(torch.accelerator.is_available(), reason="pinned memory works where there is an accelerator")
-def test_pinned_memory_without_an_accelerator_is_refused() -> None:
-    with pytest.raises(ConfigError, match="leave it out"):
-        take(1, Numbers(4), Division(1, 1, 1, 2), pin_memory=True)
 
 
 def test_split_gives_views_and_refuses_unequal_parts() -> None:
