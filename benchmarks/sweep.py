@@ -31,6 +31,7 @@ from parallel.config import ENGINES, STRATEGIES, STRATEGY_ALIASES, option
 from parallel.config import resolve as read_config
 from parallel.errors import ConfigError, UsageError
 from parallel.layout import Layout
+from parallel.measure.oom_killer import OomKiller
 from parallel.measure.record import RunRecord, append, read
 
 _ROOT = Path(__file__).resolve().parent.parent
@@ -41,9 +42,10 @@ LEVERS: dict[str, tuple[dict[str, Any], ...]] = {
     "batch": tuple({"global_batch_size": 2**n} for n in range(3, 12)),
     "workers": ({"loader_workers": 1}, {"loader_workers": 2}),
     "pinned": ({"pin_memory": True, "non_blocking": True},),
+    "casting": ({"cast_on_device": True, "loader_workers": 1},),
     "precision": ({"precision": "bf16"},),
     "channels-last": ({"channels_last": True},),
-    "compile": ({"compile": True},),
+    "compile": ({"compile": "default"}, {"compile": "reduce-overhead"}, {"compile": "max-autotune"}),
     "checkpointing": ({"checkpointing": "full"}, {"checkpointing": "2"}),
     "accumulation": ({"accumulation": 2}, {"accumulation": 4}),
 }
@@ -239,7 +241,7 @@ def _run_case(
     command: list[str], text: str, case: Case, out: str, config: SweepConfig, group: str, repeat: int
 ) -> None:
     """Run one case in its own session, so that it can be ended with all its processes."""
-    started = time.time()
+    started, oom_killer = time.time(), OomKiller()
     words = [sys.executable, str(_ROOT / "benchmarks" / "run.py"), *command]
     process = subprocess.Popen(
         words, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, start_new_session=True
@@ -254,6 +256,8 @@ def _run_case(
         if process.poll() is None:
             os.killpg(process.pid, signal.SIGKILL)
             process.wait()
+    if oom_killer.has_struck and status == "crash":
+        status = "oom"
     if Path(out).exists() and any(record.command == text for record in read(out)):
         return  # the run left its row, of success or of failure
     append(out, _failure_row(text, case, config, group, repeat, started, status, reason))

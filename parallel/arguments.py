@@ -2,6 +2,7 @@
 
 import argparse
 import math
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NoReturn
@@ -10,11 +11,17 @@ from parallel.errors import UsageError
 
 
 class Parser(argparse.ArgumentParser):
+    complaint: type[UsageError] = UsageError
+
     def __init__(self, **options: Any) -> None:
         super().__init__(allow_abbrev=False, **options)
 
     def error(self, message: str) -> NoReturn:
-        raise UsageError(f"{message}: see {self.prog} --help")
+        bare = re.fullmatch(r"argument (\S+): expected one argument", message)
+        action = self._option_string_actions.get(bare[1]) if bare else None
+        if action and action.metavar:
+            message = f"{action.option_strings[0]} needs a value, {action.metavar}"
+        raise self.complaint(f"{message}: see {self.prog} --help")
 
 
 def whole(least: int) -> Callable[[str], int]:

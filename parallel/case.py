@@ -132,7 +132,7 @@ def run_case(
 
 def _compile_s(work: Work) -> float:
     """Return what torch.compile has taken in this process."""
-    if not work.run.compile:
+    if work.run.compile == "none":
         return 0.0
     from torch._dynamo.utils import calculate_time_spent
 
@@ -315,7 +315,7 @@ def describe(work: Work, asked: Asked, rank: Rank, device: torch.device) -> dict
         "precision_requested": asked.precision,
         "precision": run.precision,
         "checkpointing": run.checkpointing,
-        "compile": "default" if run.compile else "none",
+        "compile": run.compile,
         "offload": "none",
         "model": work.spec.name,
         "size": work.size,

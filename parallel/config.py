@@ -17,6 +17,7 @@ from dataclasses import Field, dataclass, field, fields
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar, Union, get_args, get_origin
 
+from parallel.arguments import Parser
 from parallel.errors import ConfigError, did_you_mean
 from parallel.layout import Layout
 
@@ -137,13 +138,21 @@ class RunConfig:
         pattern="none|full|[1-9][0-9]*",
         metavar="none|full|N",
     )
-    compile: bool = option(False, "compile with torch.compile", group="memory and speed")
+    compile: str = option(
+        "none",
+        "torch.compile of each block, in one of its modes",
+        group="memory and speed",
+        choices=("none", "default", "reduce-overhead", "max-autotune"),
+    )
     channels_last: bool = option(False, "memory format of image tensors", group="memory and speed")
     threads: int | None = option(None, "CPU threads per process", group="memory and speed", at_least=1)
     backend: str | None = option(None, "of the collectives", group="memory and speed", choices=("gloo", "nccl"))
     loader_workers: int = option(0, "processes that prepare batches, per rank", group="memory and speed", at_least=0)
     pin_memory: bool | None = option(None, "batches in page-locked memory", group="memory and speed")
     non_blocking: bool | None = option(None, "copy batches while computing", group="memory and speed")
+    cast_on_device: bool = option(
+        False, "copy bytes and tokens as they are stored, make numbers of them there", group="memory and speed"
+    )
 
     def __post_init__(self) -> None:
         for declared in fields(self):
@@ -230,7 +239,7 @@ def make_parser(
 
     Values stay text: `resolve` converts them, so that flags and files have the same checks and messages.
     """
-    parser = _Parser(prog=prog, usage="%(prog)s [OPTION...]", description=description, allow_abbrev=False)
+    parser = _Parser(prog=prog, usage="%(prog)s [OPTION...]", description=description)
     parser.add_argument("--config", metavar="FILE", help="TOML, YAML or JSON file with any of these options")
     parser.add_argument("--local_rank", "--local-rank", help=argparse.SUPPRESS)
     groups: dict[str, Any] = {}
@@ -265,11 +274,8 @@ def load(path: str | Path) -> dict[str, Any]:
     return values
 
 
-class _Parser(argparse.ArgumentParser):
-    """An ArgumentParser whose complaints are ConfigErrors, so that all errors look the same."""
-
-    def error(self, message: str) -> NoReturn:
-        raise ConfigError(f"{message}: see {self.prog} --help")
+class _Parser(Parser):
+    complaint = ConfigError
 
 
 def _refuse(parser: argparse.ArgumentParser, word: str) -> NoReturn:

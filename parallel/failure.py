@@ -15,7 +15,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType
 
@@ -24,6 +24,7 @@ import torch
 from parallel import cluster
 from parallel.cluster import Rank
 from parallel.errors import DivergedError, ParalabError, RankError, StoppedError
+from parallel.measure.oom_killer import OomKiller
 from parallel.measure.record import Status
 from parallel.roll import Roll
 
@@ -42,7 +43,8 @@ _STOPPING_GRACE_S = 0.5  # the launcher stops all when one has failed
 _LAST_WORDS_S = 4.0  # from the end of the launcher to that of its ranks
 
 _WHAT_BEFELL: dict[str, tuple[Status, str]] = {
-    "ended": ("crash", "its process is gone without a word: it was killed, or the system had no memory left"),
+    "ended": ("crash", "its process is gone without a word, as when it is killed"),
+    "out of memory": ("oom", "its process is gone, and the kernel has ended one for want of memory"),
     "stopped": ("hang", "its process is stopped (SIGSTOP), and was ended"),
     "left": ("crash", "it had finished while others still waited for it: do all ranks have as many batches?"),
 }
@@ -53,6 +55,7 @@ class Progress:
     """Where a rank is; the loop keeps it up to date."""
 
     step: int | None = None
+    oom_killer: OomKiller = field(default_factory=OomKiller)
 
 
 @dataclass(frozen=True)
@@ -106,6 +109,8 @@ def _search(roll: Roll, progress: Progress, error: BaseException) -> Failure | N
     while time.monotonic() < deadline_s and not roll.claimed():
         if lost := roll.lost():
             rank, what = lost
+            if what == "ended" and progress.oom_killer.has_struck:
+                what = "out of memory"
             return Failure(rank, progress.step, *_WHAT_BEFELL[what])
         time.sleep(0.05)
     if isinstance(error, StoppedError):

@@ -24,6 +24,7 @@ from parallel.cluster import Rank
 from parallel.config import RunConfig
 from parallel.errors import RankError, WorldError
 from parallel.failure import VICTIM_EXIT_STATUS, Progress, end_with, guard, stopping
+from parallel.measure.oom_killer import OomKiller
 from parallel.nodes import standby
 from parallel.nodes.rendezvous import interface_of
 
@@ -77,6 +78,7 @@ def _start_in(folder: str, task: str, args: tuple, config: RunConfig | None, *, 
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
+    oom_killer = OomKiller()
     threads = config.threads if config is not None else None
     os.environ.setdefault("OMP_NUM_THREADS", str(threads or cluster.default_threads(nproc)))
     for name in ("torch.distributed.elastic", "torch.multiprocessing"):
@@ -103,12 +105,12 @@ def _start_in(folder: str, task: str, args: tuple, config: RunConfig | None, *, 
     try:
         return elastic_launch(local, _work)(task, args, config, os.getpid(), f"file://{folder}/ranks")[0]
     except ChildFailedError as error:
-        raise _said(error.failures, Path(folder)) from None
+        raise _said(error.failures, Path(folder), oom_killer) from None
     except SignalException as error:  # the launcher has ended the processes
         raise SystemExit(128 + error.sigval) from None  # as a shell reports a signal
 
 
-def _said(failures: Mapping[int, "ProcessFailure"], folder: Path) -> RankError:
+def _said(failures: Mapping[int, "ProcessFailure"], folder: Path, oom_killer: OomKiller) -> RankError:
     """Return the error for a failure that a rank has reported, or for one that nobody was left to report."""
     codes = {rank: failure.exitcode for rank, failure in failures.items()}
     own = [code for code in codes.values() if code > 0 and code != VICTIM_EXIT_STATUS]
@@ -120,8 +122,8 @@ def _said(failures: Mapping[int, "ProcessFailure"], folder: Path) -> RankError:
         return error
     for rank, code in codes.items():
         if code < 0:
-            name = signal.Signals(-code).name
-            return RankError(f"rank {rank} was ended by {name}: if nobody sent it, look for the system out of memory")
+            memory = " of the kernel, for want of memory" if oom_killer.has_struck else ""
+            return RankError(f"rank {rank} was ended by {signal.Signals(-code).name}{memory}")
     return error
 
 

@@ -145,7 +145,7 @@ def reference_work(work: Work) -> Work:
         accumulation=accumulation,
         precision="fp64" if work.run.precision == "fp64" else "fp32",
         checkpointing="none",
-        compile=False,
+        compile="none",
     )
     return replace(work, run=run, layout=layout, division=layout.divide(division.global_batch_size, accumulation))
 
@@ -182,6 +182,7 @@ def training_batches(work: Work, mesh: Mesh, *, start_step: int = 0) -> Iterator
         pin_memory=bool(run.pin_memory),
         device=mesh.device,
         non_blocking=bool(run.non_blocking),
+        cast_on_device=run.cast_on_device,
     )
 
 

@@ -64,11 +64,14 @@ class Work:
 
 def resolve(run: RunConfig) -> Work:
     """Choose what was left open and check what was asked. Raises: UsageError."""
-    if run.pin_memory and not torch.accelerator.is_available():
-        raise ConfigError("--pin-memory without a GPU: only copies to one gain from it, leave it out")
+    _check_machine(run)
     spec = SPECS[run.model]
     size = run.size or spec.default_size
     config = _model_config(run, spec, size)
+    if run.cast_on_device and config.task not in ("text", "classify"):
+        raise ConfigError(
+            f"--cast-on-device with {spec.name} {size}: its noise is added to numbers, before the copy; leave it out"
+        )
     layout = _layout(run)
     strategies.check(layout, spec=spec, config=config)
     layout.check_schedule(run.accumulation)
@@ -92,6 +95,18 @@ def resolve(run: RunConfig) -> Work:
         global_batch_size=division.global_batch_size,
     )
     return Work(run, spec, config, size, layout, division)
+
+
+def _check_machine(run: RunConfig) -> None:
+    """Refuse what would change nothing on this machine. Raises: ConfigError."""
+    if torch.accelerator.is_available():
+        return
+    if run.pin_memory:
+        raise ConfigError("--pin-memory without a GPU: only copies to one gain from it, leave it out")
+    if run.compile == "reduce-overhead":
+        raise ConfigError("--compile reduce-overhead without a GPU: it is CUDA graphs, use default or max-autotune")
+    if run.cast_on_device and not run.loader_workers:
+        raise ConfigError("--cast-on-device without a GPU: only loader workers gain from it, add --loader-workers 1")
 
 
 def machine_processes() -> int:

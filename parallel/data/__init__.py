@@ -2,17 +2,27 @@
 
 from typing import Any
 
-from parallel.data.dataset import Batch, Dataset
+from parallel.data.dataset import Batch, Compact, Dataset
 from parallel.data.files import path_of
-from parallel.data.images import open_images
+from parallel.data.images import ArrayImages, open_images
 from parallel.data.order import batches
 from parallel.data.points import SHAPES, open_points
-from parallel.data.tasks import Classify, Denoise
+from parallel.data.tasks import Classify, ClassifyStored, Denoise
 from parallel.data.text import AS_IT_IS, TextOptions, open_text
 from parallel.data.tokenizer import encoding, get_tokenizer
 from parallel.errors import DataError, did_you_mean
 
-__all__ = ["BUILT_IN", "Batch", "Dataset", "TextOptions", "batches", "encoding", "get_tokenizer", "open_dataset"]
+__all__ = [
+    "BUILT_IN",
+    "Batch",
+    "Compact",
+    "Dataset",
+    "TextOptions",
+    "batches",
+    "encoding",
+    "get_tokenizer",
+    "open_dataset",
+]
 
 BUILT_IN = {"alice": "text", "mnist": "images", **dict.fromkeys(SHAPES, "points")}
 SPLITS = ("train", "validation")
@@ -49,7 +59,7 @@ def open_dataset(
         )
     samples = (open_images if kind == "images" else open_points)(name, config=config, split=split)
     if config.task == "classify":
-        return Classify(samples)
+        return (ClassifyStored if isinstance(samples, ArrayImages) else Classify)(samples)
     return Denoise(samples, sigma_min=config.sigma_min, sigma_max=config.sigma_max)
 
 

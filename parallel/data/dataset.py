@@ -1,7 +1,7 @@
 """What training eats: `Batch`, and the contract `Dataset` of everything that makes batches."""
 
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -54,6 +54,22 @@ class Dataset(Protocol):
         positions (rows,): running number of each sample in the whole training. Whatever is drawn for a sample
         depends on (seed, position) alone, so every layout and every resumed run sees the same draws.
         """
+        ...
+
+
+@runtime_checkable
+class Compact(Protocol):
+    """A data set whose samples take fewer bytes as they are stored than as a model takes them.
+
+    `cast(stored(indices))` is `collate(indices, ...)`, so that a batch may be copied to its device in between.
+    """
+
+    def stored(self, indices: np.ndarray) -> Batch:
+        """Return the samples at `indices` (rows,) as they are stored: bytes of images, uint16 of tokens."""
+        ...
+
+    def cast(self, batch: Batch) -> Batch:
+        """Return what a model takes, on the device the batch is on: float32 images, int64 tokens."""
         ...
 
 

@@ -52,7 +52,7 @@ def _to_channels(x: Tensor, channels: int) -> Tensor:
     if x.shape[1] == 1:
         return x.expand(-1, channels, -1, -1)
     if channels == 1:
-        return torch.einsum("nchw,c->nhw", x, torch.tensor(_LUMA))[:, None]
+        return torch.einsum("nchw,c->nhw", x, x.new_tensor(_LUMA))[:, None]
     raise DataError(f"images have {x.shape[1]} channels, the model takes {channels}: use channels=1 or 3")
 
 
@@ -65,8 +65,16 @@ class ArrayImages:
         self.size, self.channels = config.image_size, config.channels
 
     def load(self, indices: np.ndarray) -> tuple[Tensor, ...]:
-        images = torch.from_numpy(self.images[indices])[:, None]
-        return fit(images, size=self.size, channels=self.channels), torch.from_numpy(self.labels[indices])
+        pixels, labels = self.stored(indices)
+        return self.cast(pixels), labels
+
+    def stored(self, indices: np.ndarray) -> tuple[Tensor, Tensor]:
+        """Return the images at `indices` as uint8 (rows, 1, height, width) and their labels (rows,) int64."""
+        return torch.from_numpy(self.images[indices])[:, None], torch.from_numpy(self.labels[indices])
+
+    def cast(self, pixels: Tensor) -> Tensor:
+        """Return stored images as a model takes them, on the device they are on."""
+        return fit(pixels, size=self.size, channels=self.channels)
 
 
 class FolderImages:

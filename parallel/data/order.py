@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader
 
-from parallel.data.dataset import Batch, Dataset
+from parallel.data.dataset import Batch, Compact, Dataset
 from parallel.errors import ConfigError, DataError
 from parallel.layout import Division
 
@@ -55,12 +55,14 @@ class _Steps:
 class _Collated(torch.utils.data.Dataset):
     """Let DataLoader fetch a whole batch as one item."""
 
-    def __init__(self, dataset: Dataset, *, seed: int) -> None:
-        self.dataset, self.seed = dataset, seed
+    def __init__(self, dataset: Dataset, *, seed: int, stored: bool) -> None:
+        self.dataset, self.seed, self.stored = dataset, seed, stored
 
     def __getitem__(self, where: tuple[np.ndarray, np.ndarray]) -> Batch | DataError:
         indices, positions = where
         try:
+            if self.stored and isinstance(self.dataset, Compact):
+                return self.dataset.stored(indices)
             return self.dataset.collate(indices, positions=positions, seed=self.seed)
         except DataError as error:  # handed over, since DataLoader puts a worker's stack trace into the message
             return error
@@ -78,6 +80,7 @@ def batches(
     pin_memory: bool = False,
     device: torch.device | str = "cpu",
     non_blocking: bool = False,
+    cast_on_device: bool = False,
 ) -> Iterator[Batch]:
     """Yield one batch for each optimizer step, without end, on `device`.
 
@@ -88,13 +91,18 @@ def batches(
     shuffle: False takes the samples in their own order, the same in each epoch.
     workers: processes that load ahead (0: load in this one). Closing the iterator ends them.
 
-    Raises: DataError when a sample cannot be read; ConfigError for a negative number of workers.
+    cast_on_device: copy samples as they are stored, which are fewer bytes, and make numbers of them there.
+
+    Raises: DataError when a sample cannot be read; ConfigError for a negative number of workers, and for
+    `cast_on_device` of a data set that is not `Compact`.
     """
+    if cast_on_device and not isinstance(dataset, Compact):
+        raise ConfigError(f"--cast-on-device with {dataset.name}, which is not stored as bytes or tokens: leave it out")
     if workers < 0:
         raise ConfigError(f"workers={workers}: use 0 to load in the training process, or a positive number")
     order = SampleOrder(dataset.n_samples, seed=seed, shuffle=shuffle)
     loader = DataLoader(
-        _Collated(dataset, seed=seed),
+        _Collated(dataset, seed=seed, stored=cast_on_device),
         batch_size=None,
         sampler=_Steps(order, division=division, dp_rank=dp_rank, start_step=start_step),
         num_workers=workers,
@@ -104,4 +112,5 @@ def batches(
     for batch in loader:
         if isinstance(batch, DataError):
             raise batch
-        yield batch.to(device, non_blocking=non_blocking)
+        batch = batch.to(device, non_blocking=non_blocking)
+        yield dataset.cast(batch) if cast_on_device and isinstance(dataset, Compact) else batch

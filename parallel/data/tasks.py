@@ -6,6 +6,7 @@ import numpy as np
 import torch
 
 from parallel.data.dataset import Batch, Samples
+from parallel.data.images import ArrayImages
 from parallel.data.noise import to_normals, uniforms
 
 
@@ -19,6 +20,19 @@ class Classify:
     def collate(self, indices: np.ndarray, *, positions: np.ndarray, seed: int) -> Batch:
         images, labels = self.samples.load(indices)
         return Batch((images,), labels)
+
+
+class ClassifyStored(Classify):
+    """The same of images held in memory as bytes, which may be copied as such."""
+
+    samples: ArrayImages
+
+    def stored(self, indices: np.ndarray) -> Batch:
+        images, labels = self.samples.stored(indices)
+        return Batch((images,), labels)
+
+    def cast(self, batch: Batch) -> Batch:
+        return Batch((self.samples.cast(batch.inputs[0]),), batch.targets)
 
 
 class Denoise:

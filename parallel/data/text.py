@@ -50,10 +50,16 @@ class TokenWindows:
         return self.n_bytes / self.n_tokens
 
     def collate(self, indices: np.ndarray, *, positions: np.ndarray, seed: int) -> Batch:
+        return self.cast(self.stored(indices))
+
+    def stored(self, indices: np.ndarray) -> Batch:
         offsets = indices[:, None] * self.seq_len + np.arange(self.seq_len)
         tokens = self.file.tokens()
-        inputs, targets = (torch.from_numpy(tokens[x].astype(np.int64)) for x in (offsets, offsets + 1))
+        inputs, targets = (torch.from_numpy(tokens[x]) for x in (offsets, offsets + 1))
         return Batch((inputs,), targets)
+
+    def cast(self, batch: Batch) -> Batch:
+        return Batch((batch.inputs[0].long(),), batch.targets.long())
 
 
 def open_text(

@@ -22,6 +22,7 @@ from parallel.arguments import Parser
 from parallel.cli import COMMANDS
 from parallel.cli import main as paralab
 from parallel.errors import UsageError, WorldError, did_you_mean
+from parallel.measure.oom_killer import OomKiller
 
 if TYPE_CHECKING:
     from torch.distributed.elastic.multiprocessing.errors import ProcessFailure
@@ -97,13 +98,14 @@ def _launch(request: NodeRequest, roster: "Roster", entry: Sequence[str]) -> int
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.launcher.api import elastic_launch
 
+    oom_killer = OomKiller()
     try:
         elastic_launch(_launch_config(request, roster), entry[0])(*entry[1:])
         return 0
     except ChildFailedError as error:
         signal.signal(signal.SIGTERM, signal.SIG_IGN)  # the alarm of the watch has nothing left to end
         for rank, failure in error.failures.items():
-            _report(roster, f"rank {rank} on node {request.node_rank}", failure)
+            _report(roster, f"rank {rank} on node {request.node_rank}", failure, oom_killer)
         raise roster.first_failure() from None
     except (SignalException, Stopped, KeyboardInterrupt) as stopped:
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
@@ -118,15 +120,15 @@ def _launch(request: NodeRequest, roster: "Roster", entry: Sequence[str]) -> int
         raise
 
 
-def _report(roster: "Roster", who: str, failure: "ProcessFailure") -> None:
+def _report(roster: "Roster", who: str, failure: "ProcessFailure", oom_killer: OomKiller) -> None:
     """Tell the other nodes how one process of this node ended."""
     no_file = "<N/A>"  # torch's word for a process that wrote no error file
     code = failure.exitcode
     if code == -signal.SIGTERM:  # by the launcher, as a rule, because of another one
         roster.report(f"{who} was ended by SIGTERM", at_s=failure.timestamp, victim=True)
     elif code < 0:
-        hint = ": if nobody sent it, look for the system out of memory" if code == -signal.SIGKILL else ""
-        roster.report(f"{who} was ended by {signal.Signals(-code).name}{hint}", at_s=failure.timestamp)
+        memory = " of the kernel, for want of memory" if oom_killer.has_struck else ""
+        roster.report(f"{who} was ended by {signal.Signals(-code).name}{memory}", at_s=failure.timestamp)
     elif failure.error_file != no_file:
         message = failure.error_file_data["message"]
         text = message["message"] if isinstance(message, dict) else message

@@ -69,9 +69,9 @@ def fill_part(part: nn.Module, context: BuildContext) -> None:
     if layout.dp > 1:
         ddp.connect(part, mesh=mesh)
     checkpoint_blocks(part, run.checkpoint_every)
-    if run.compile:
+    if run.compile != "none":
         for block in part.blocks.values():
-            block.compile()
+            block.compile(mode=run.compile)
     if layout.zero >= 2:
         zero.shard(part, mesh=mesh, precision=run.precision)
     elif run.precision in ("bf16", "fp16"):

@@ -247,4 +247,4 @@ def test_running_statistics(workers: WorkerPool, layout: str, accumulation: int,
 
 
 def test_compiled(workers: WorkerPool) -> None:
-    check(workers, "gpt2", "dp2", compile=True)
+    check(workers, "gpt2", "dp2", compile="default")

@@ -54,6 +54,27 @@ def ask_for_memory() -> None:
     torch.empty(1 << 50, dtype=torch.uint8)
 
 
+def use_up_memory() -> None:
+    """Take more than the limit of a control group of its own."""
+    group = memory_group(f"paralab-test-{os.getpid()}")
+    (group / "cgroup.procs").write_text(str(os.getpid()))
+    v2 = (group / "memory.max").exists()
+    (group / ("memory.max" if v2 else "memory.limit_in_bytes")).write_text(str(64 << 20))
+    torch.ones(1 << 30, dtype=torch.uint8)
+
+
+def memory_group(name: str) -> Path:
+    """Make a control group with a limit of memory beside this process's own. Raises: OSError where that is refused."""
+    for line in Path("/proc/self/cgroup").read_text().splitlines():
+        _, controllers, path = line.split(":", 2)
+        root = {"memory": "/sys/fs/cgroup/memory", "": "/sys/fs/cgroup"}.get(controllers)
+        if root and any((Path(root + path) / file).exists() for file in ("memory.max", "memory.limit_in_bytes")):
+            group = Path(root + path) / name
+            group.mkdir()
+            return group
+    raise OSError("no control group limits memory here")
+
+
 def call_another() -> None:
     dist.all_gather([torch.zeros(3) for _ in range(dist.get_world_size())], torch.zeros(3))
 
@@ -63,7 +84,7 @@ def give_another_shape() -> None:
 
 
 BEFORE_A_STEP: dict[str, Callable[[], None]] = {
-    function.__name__: function for function in (fail, kill, stop, run_on, ask_for_memory, call_another)
+    function.__name__: function for function in (fail, kill, stop, run_on, ask_for_memory, use_up_memory, call_another)
 } | {"give_another_shape": give_another_shape}
 
 

@@ -1,7 +1,10 @@
 """What a fault in one rank of a real run leads to: an end in time, one line, a row, and a checkpoint to go on from."""
 
 import json
+import os
 import re
+import shlex
+import shutil
 import signal
 import subprocess
 import sys
@@ -16,6 +19,7 @@ import pytest
 from parallel import checkpoint
 from parallel.checkpoint.folder import verify
 from parallel.measure.record import RunRecord, read
+from tests.e2e.faults import memory_group
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 QUICK = ["--model", "gpt2", "--size", "tiny", "--global-batch-size", "6", "--strategy", "ddp", "--nproc", "3"]
@@ -94,7 +98,7 @@ def ended(runner: Runner, folder: Path, *, within_s: float) -> tuple[int, str, R
 
 FAULTS: dict[str, dict[str, Any]] = {
     "fail": {"reason": "ValueError: sample 17 is not an image"},
-    "kill": {"reason": "its process is gone without a word: it was killed, or the system had no memory left"},
+    "kill": {"reason": "its process is gone without a word, as when it is killed"},
     "stop": {"status": "hang", "reason": "its process is stopped (SIGSTOP), and was ended"},
     "run_on": {"status": "hang", "reason": "it did not answer the others in time (Timed out waiting 4000ms for"},
     "ask_for_memory": {"status": "oom", "reason": "RuntimeError: [enforce fail at alloc_cpu.cpp"},
@@ -115,6 +119,25 @@ def test_a_fault_in_one_rank(fault: str, runner: Runner, tmp_path: Path) -> None
     good = checkpoint.latest(tmp_path)
     assert good is not None and good.name in ("step-3", "step-6")
     verify(good)
+
+
+@pytest.fixture
+def control_groups() -> Iterator[None]:
+    """Skip where no control group can be made; remove those that the test has made."""
+    try:
+        group = memory_group(f"paralab-test-{os.getpid()}")
+    except OSError as error:
+        pytest.skip(f"needs the right to make a control group: {error}")
+    yield
+    for made in group.parent.glob("paralab-test-*"):
+        made.rmdir()
+
+
+def test_a_rank_that_the_kernel_ends_for_want_of_memory(runner: Runner, control_groups: None, tmp_path: Path) -> None:
+    runner.begin(*TRAIN, "--steps", "12", "--out", str(tmp_path), folder=tmp_path, fault="use_up_memory")
+    status, line, row = ended(runner, tmp_path, within_s=MARGIN_S)
+    assert (status, row.status, row.failed_rank, row.failed_step) == (1, "oom", 1, 7)
+    assert "its process is gone, and the kernel has ended one for want of memory" in line
 
 
 @pytest.mark.parametrize(("fault", "call"), [("call_another", "ALLGATHER"), ("give_another_shape", "ALLREDUCE")])
@@ -152,6 +175,23 @@ def test_a_disk_that_fills_up_while_one_rank_saves(runner: Runner, tmp_path: Pat
     assert "checkpoint step-3 was not saved, there is none yet: rank 1: OSError: [Errno 27] File too large" in line
     (row,) = read(tmp_path / "runs.csv")
     assert row.status == "crash"
+
+
+def test_a_small_disk_that_is_full(tmp_path: Path) -> None:
+    """A disk of 4 MiB of its own: two checkpoints have room, and the end of the run tells of the third."""
+    out = tmp_path / "run"
+    train = shlex.join([sys.executable, "-m", "parallel.cli", *TRAIN, "--steps", "9", "--out", str(out)])
+    mounted = f"mount -t tmpfs -o size=4m none {tmp_path} && {{ {train}; echo ended with $?; ls {out}; }}"
+    unshare = ["unshare", "--mount"] if os.geteuid() == 0 else ["unshare", "--map-root-user", "--mount"]
+    if shutil.which("unshare") is None or subprocess.run([*unshare, "true"], check=False).returncode:
+        pytest.skip("needs unshare and the right to mount")
+    done = subprocess.run(
+        [*unshare, "sh", "-c", mounted], cwd=REPOSITORY, capture_output=True, text=True, timeout=120, check=True
+    )
+    status, *names = done.stdout.split("ended with ")[1].splitlines()
+    assert (status, [name for name in names if name.startswith("step")]) == ("2", ["step-3", "step-6"])
+    (line,) = [line for line in done.stderr.splitlines() if "paralab: error" in line]
+    assert "checkpoint step-9 was not saved, the last good one is step-6: a checkpoint needs 2 MiB" in line
 
 
 def test_weights_that_are_not_numbers(runner: Runner, tmp_path: Path) -> None:

@@ -51,13 +51,19 @@ def test_low_precision(model: str, precision: str) -> None:
     assert result.grad_norm_difference > 1e-6, "this was no lower precision"
 
 
-@pytest.mark.parametrize("options", [{"compile": True}, {"checkpointing": "full"}, {"accumulation": 2}], ids=str)
+@pytest.mark.parametrize(
+    "options",
+    [{"compile": "default"}, {"compile": "reduce-overhead"}, {"checkpointing": "full"}, {"accumulation": 2}],
+    ids=str,
+)
 def test_options(options: dict[str, Any]) -> None:
     result = certificate(**MODELS["gpt2"], precision="fp64", **options)
     assert result.passed, result
 
 
-@pytest.mark.parametrize("copies", [{}, {"pin_memory": True, "non_blocking": True, "loader_workers": 1}], ids=str)
+@pytest.mark.parametrize(
+    "copies", [{}, {"pin_memory": True, "non_blocking": True, "loader_workers": 1, "cast_on_device": True}], ids=str
+)
 def test_batches_arrive_whole(copies: dict[str, Any]) -> None:
     result = certificate(**MODELS["resnet"], precision="fp64", channels_last=True, **copies)
     assert result.passed, result

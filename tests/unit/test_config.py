@@ -60,7 +60,7 @@ names = st.text(st.characters(exclude_categories=["Cs"]), min_size=1)
         clip_norm=st.none() | st.floats(1e-9, 1e9),
         betas=st.tuples(st.floats(0, 0.999), st.floats(0, 0.999)),
         pin_memory=st.sampled_from([None, True, False]),
-        compile=st.booleans(),
+        compile=st.sampled_from(["none", "default", "max-autotune"]),
     )
 )
 def test_a_saved_config_reads_back_to_itself(tmp_path_factory: pytest.TempPathFactory, config: RunConfig) -> None:
@@ -103,7 +103,8 @@ def test_fsdp_is_another_name_of_zero3() -> None:
         (["--global_batch_size", "8"], r"did you mean --global-batch-size\?"),
         (["--strat", "ddp"], r"--strat is unknown \(did you mean --strategy\?\)"),
         (["--strategy", "zreo3"], r"--strategy zreo3 is unknown \(did you mean zero3\?\)"),
-        (["--steps"], "expected one argument"),
+        (["--steps"], "--steps needs a value, N"),
+        (["--compile", "--steps", "3"], "--compile needs a value, none|default|reduce-overhead|max-autotune"),
         (["zero3"], "'zero3' does not belong"),
         (["--steps", "ten"], "whole number"),
         (["--steps", "0"], "at least 1"),
@@ -135,7 +136,7 @@ def test_a_bad_flag_is_refused_in_one_line(argv: list[str], says: str) -> None:
         ("global-batch-size = 8", r"did you mean global_batch_size\?"),
         ("steps = 1.5", "whole number"),
         ("steps = true", "whole number"),
-        ("compile = 'yes'", "true or false"),
+        ("channels_last = 'yes'", "true or false"),
         ("learning_rate = [1]", "a number is needed"),
         ("model = {}", "a name is needed"),
         ("steps = ", "not valid"),

@@ -1,6 +1,7 @@
 """Batches: the union over ranks is the global batch, whatever the division; resuming needs the step alone."""
 
 from itertools import islice
+from typing import Any
 
 import numpy as np
 import pytest
@@ -8,9 +9,10 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from parallel.data import Batch, batches
+from models import SPECS
+from parallel.data import Batch, batches, open_dataset
 from parallel.data.order import SampleOrder
-from parallel.errors import DataError
+from parallel.errors import ConfigError, DataError
 from parallel.layout import Division
 
 divisions = st.builds(Division, *[st.integers(1, 3)] * 4)
@@ -108,6 +110,34 @@ def test_loading_leaves_the_random_state_alone() -> None:
     before = torch.get_rng_state()
     take(2, Numbers(9), Division(1, 1, 1, 2))
     assert torch.equal(torch.get_rng_state(), before)
+
+
+@pytest.mark.parametrize(
+    ("name", "model", "dtypes"),
+    [
+        ("alice", SPECS["gpt2"].sizes["nano"], (torch.uint16, torch.uint16)),
+        ("mnist", SPECS["resnet"].sizes["20"], (torch.uint8, torch.int64)),
+    ],
+)
+def test_casting_on_the_device_copies_less_and_changes_nothing(
+    name: str, model: Any, dtypes: tuple[torch.dtype, torch.dtype], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    copied = []
+    monkeypatch.setattr(Batch, "to", lambda batch, device, **_: copied.append(batch) or batch)
+    dataset, division = (
+        open_dataset(name, config=model),
+        Division(dp=2, micro_batches=1, accumulation=1, micro_batch_size=3),
+    )
+    (there, _), (here, _) = (take(3, dataset, division, cast_on_device=on) for on in (True, False))
+    for a, b in zip(there, here, strict=True):
+        assert a.inputs[0].dtype == b.inputs[0].dtype
+        assert torch.equal(a.inputs[0], b.inputs[0]) and torch.equal(a.targets, b.targets)
+    assert (copied[0].inputs[0].dtype, copied[0].targets.dtype) == dtypes
+
+
+def test_casting_on_the_device_needs_something_stored() -> None:
+    with pytest.raises(ConfigError, match=r"--cast-on-device with numbers.*: leave it out"):
+        take(1, Numbers(4), Division(1, 1, 1, 2), cast_on_device=True)
 
 
 @pytest.mark.parametrize("workers", [0, 1])

@@ -161,6 +161,20 @@ def test_an_unknown_size_names_the_model() -> None:
 
 
 @pytest.mark.skipif(torch.accelerator.is_available(), reason="needs a machine without an accelerator")
-def test_pinned_memory_needs_a_gpu() -> None:
-    with pytest.raises(ConfigError, match="--pin-memory without a GPU"):
-        resolve(RunConfig(pin_memory=True))
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"pin_memory": True}, "--pin-memory without a GPU: .* leave it out"),
+        ({"compile": "reduce-overhead"}, "--compile reduce-overhead without a GPU: .* use default or max-autotune"),
+        ({"cast_on_device": True}, "--cast-on-device without a GPU: .* add --loader-workers 1"),
+    ],
+)
+def test_what_changes_nothing_without_a_gpu_is_refused(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        resolve(RunConfig(**options))
+
+
+@pytest.mark.parametrize("size", ["points", "tiny-dit"])
+def test_noisy_samples_are_not_cast_on_the_device(size: str) -> None:
+    with pytest.raises(ConfigError, match=f"--cast-on-device with diffusion {size}: .* leave it out"):
+        resolve(RunConfig(model="diffusion", size=size, cast_on_device=True, loader_workers=1))
