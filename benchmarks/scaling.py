@@ -21,7 +21,7 @@ from benchmarks.sweep import flags_of, progress
 from parallel.config import option
 from parallel.config import resolve as read_config
 from parallel.errors import ConfigError, RankError, UsageError
-from parallel.measure.cores import cores_allowed
+from parallel.measure.allowed import cores_allowed
 from parallel.measure.record import RunRecord, read
 from parallel.nodes.box import bits_per_s
 
@@ -67,12 +67,12 @@ def main(argv: list[str]) -> int:
     case = CaseConfig(**{f.name: getattr(config, f.name) for f in fields(CaseConfig)})
     out, group = config.out or DEFAULT_OUT, f"scale-{time.strftime('%Y%m%d-%H%M%S')}"
     runs = list(product(range(config.repeats), bandwidths, counts))
-    with progress(len(runs), "scale") as advance:
+    with progress(len(runs), "scale") as bar:
         for repeat, bandwidth, nodes in runs:
             strategy = "single" if nodes == 1 else case.strategy or "ddp"
             named = replace(case, out=out, group=group, repeat=repeat, strategy=strategy)
             _run(named, nodes, bandwidth, cores, config.time_limit_s)
-            advance(f"repeat {repeat + 1}: {nodes} nodes at {bandwidth}")
+            bar.advance(f"repeat {repeat + 1}: {nodes} nodes at {bandwidth}")
     records = [record for record in read(out) if record.group == group]
     print(table(records, bandwidths, cores))
     print(f"\nrows in {out}; read: paralab report {out}")

@@ -17,7 +17,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields, replace
 from datetime import datetime, timezone
 from itertools import product
@@ -26,6 +26,7 @@ from statistics import median
 from typing import Any
 from uuid import uuid4
 
+from benchmarks import levers
 from benchmarks.run import CaseConfig
 from parallel.config import ENGINES, STRATEGIES, STRATEGY_ALIASES, option
 from parallel.config import resolve as read_config
@@ -36,19 +37,6 @@ from parallel.measure.record import RunRecord, append, read
 
 _ROOT = Path(__file__).resolve().parent.parent
 DEFAULT_OUT = "runs/bench.csv"
-
-# What each lever tries, against the case without it. Values are flags.
-LEVERS: dict[str, tuple[dict[str, Any], ...]] = {
-    "batch": tuple({"global_batch_size": 2**n} for n in range(3, 12)),
-    "workers": ({"loader_workers": 1}, {"loader_workers": 2}),
-    "pinned": ({"pin_memory": True, "non_blocking": True},),
-    "casting": ({"cast_on_device": True, "loader_workers": 1},),
-    "precision": ({"precision": "bf16"},),
-    "channels-last": ({"channels_last": True},),
-    "compile": ({"compile": "default"}, {"compile": "reduce-overhead"}, {"compile": "max-autotune"}),
-    "checkpointing": ({"checkpointing": "full"}, {"checkpointing": "2"}),
-    "accumulation": ({"accumulation": 2}, {"accumulation": 4}),
-}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,9 +60,9 @@ class SweepConfig(CaseConfig):
     global_batch_sizes: list[int] | None = option(None, "samples a step", group="sweep", at_least=1, metavar="N,M,...")
     levers: list[str] | None = option(
         None,
-        f"change one thing at a time: {', '.join(LEVERS)}",
+        f"change one thing at a time: {', '.join(levers.NAMES)}",
         group="sweep",
-        choices=tuple(LEVERS),
+        choices=levers.NAMES,
         metavar="A,B,...",
     )
     repeats: int = option(6, "runs of each case; a verdict needs at least 4", group="sweep", at_least=1)
@@ -94,22 +82,23 @@ def main(argv: list[str]) -> int:
     config = read_config(argv, config=SweepConfig, prog="paralab bench", description=__doc__)
     check(config)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # ends the case that runs, as Ctrl-C does
-    cases = list(lever_cases(config) if config.levers else strategy_cases(config))
+    base = _base(config)
+    cases = [_case(*named) for named in (levers.cases(base, config.levers) if config.levers else strategies(config))]
     if not cases:
         raise UsageError("no case of this sweep can run: see the lines above, and change --strategies or --nprocs")
-    out = config.out or DEFAULT_OUT
-    group = config.group or f"bench-{hashlib.sha256(repr(cases).encode()).hexdigest()[:8]}"
-    runs = [(repeat, case) for repeat in range(config.repeats) for case in cases]
-    done = {record.command for record in read(out)} if Path(out).exists() else set()
-    with progress(len(runs), "bench") as advance:
-        for repeat, case in runs:
-            command = _command(case, repeat, group, out)
-            text = f"paralab run {shlex.join(command)}"
-            if text not in done:
-                _run_case(command, text, case, out, config, group, repeat)
-            advance(f"repeat {repeat + 1} of {config.repeats}: {case.name}")
-    records = [record for record in read(out) if record.group == group]
-    print(_table(cases, records, group))
+    with progress(len(cases) * config.repeats, "bench") as bar:
+        runner = Runner(config, cases, bar)
+        for case in cases:
+            runner.run(case)
+        if levers.BATCH in (config.levers or ()):
+            found = levers.batches(base, lambda named: runner.run_new(_case(*named)), time_limit_s=config.time_limit_s)
+            cases += [_case(*named) for named in found]
+        for repeat in range(1, config.repeats):
+            for case in cases:
+                runner.run(case, repeat)
+    out = runner.out
+    records = [record for record in read(out) if record.group == runner.group]
+    print(_table(cases, records, runner.group))
     print(f"\nrows in {out}; compare: paralab compare {out} --by strategy; read: paralab report {out}")
     return 0 if all(record.status == "ok" for record in records) else 1
 
@@ -141,7 +130,7 @@ def check(config: SweepConfig) -> None:
                 raise ConfigError(f"--{flag} beside --{instead}, which takes its place: leave one of them out")
 
 
-def strategy_cases(config: SweepConfig) -> Iterator[Case]:
+def strategies(config: SweepConfig) -> Iterator[levers.Named]:
     """Yield models x batches x process counts x strategies (or layouts) x engines, without what does not fit.
 
     What does not fit is said. One process has strategy single only, and single one process.
@@ -154,7 +143,7 @@ def strategy_cases(config: SweepConfig) -> Iterator[Case]:
         except UsageError as error:
             print(f"{_name(case)} left out: {error}")
             continue
-        yield Case(_name(case), tuple(flags_of(case)))
+        yield _name(case), case
 
 
 def _product(config: SweepConfig) -> Iterator[CaseConfig]:
@@ -190,26 +179,6 @@ def _name(case: CaseConfig) -> str:
     return " ".join(word for word in (case.model, case.size, division, batch, engine) if word)
 
 
-def lever_cases(config: SweepConfig) -> Iterator[Case]:
-    """Yield the case itself, then the case with each lever."""
-    from parallel.resolve import resolve
-
-    base = _shared(config)
-    if base.layout is None:
-        base = replace(base, strategy=base.strategy or "single")
-    yield Case("as it is", tuple(flags_of(base)))
-    for lever in config.levers or ():
-        for change in LEVERS[lever]:
-            name = ", ".join(f"{key} {value}" for key, value in change.items())
-            try:
-                case = replace(base, **change)
-                resolve(case)
-            except UsageError as error:
-                print(f"{name} left out: {error}")
-                continue
-            yield Case(name, tuple(flags_of(case)))
-
-
 def flags_of(config: CaseConfig) -> list[str]:
     """Return the flags that make a config from the defaults."""
     words: list[str] = []
@@ -232,35 +201,71 @@ def _shared(config: SweepConfig) -> CaseConfig:
     return CaseConfig(**values | {"out": None, "group": None, "repeat": None})
 
 
-def _command(case: Case, repeat: int, group: str, out: str) -> list[str]:
-    proved = ["--no-parity"] if repeat else []
-    return [*case.flags, "--group", group, "--repeat", str(repeat), "--out", out, *proved]
+def _base(config: SweepConfig) -> CaseConfig:
+    """Return the case that levers change: on one process unless another division is asked for."""
+    shared = _shared(config)
+    return shared if shared.layout else replace(shared, strategy=shared.strategy or "single")
 
 
-def _run_case(
-    command: list[str], text: str, case: Case, out: str, config: SweepConfig, group: str, repeat: int
-) -> None:
-    """Run one case in its own session, so that it can be ended with all its processes."""
-    started, oom_killer = time.time(), OomKiller()
-    words = [sys.executable, str(_ROOT / "benchmarks" / "run.py"), *command]
-    process = subprocess.Popen(
-        words, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, start_new_session=True
-    )
-    status, reason = "crash", ""
-    try:
-        _, stderr = process.communicate(timeout=config.time_limit_s)
-        reason = next((line for line in reversed(stderr.splitlines()) if line.startswith("paralab:")), stderr[-200:])
-    except subprocess.TimeoutExpired:
-        status, reason = "hang", f"no result within --time-limit-s {config.time_limit_s}"
-    finally:
-        if process.poll() is None:
-            os.killpg(process.pid, signal.SIGKILL)
-            process.wait()
-    if oom_killer.has_struck and status == "crash":
-        status = "oom"
-    if Path(out).exists() and any(record.command == text for record in read(out)):
-        return  # the run left its row, of success or of failure
-    append(out, _failure_row(text, case, config, group, repeat, started, status, reason))
+def _case(name: str, config: CaseConfig) -> Case:
+    return Case(name, tuple(flags_of(config)))
+
+
+class Runner:
+    """Runs the cases of one sweep, each in processes of its own. What has its row already is not run again."""
+
+    def __init__(self, config: SweepConfig, cases: list[Case], bar: "progress") -> None:
+        key = repr((cases, config.levers) if config.levers else cases)
+        self.group = config.group or f"bench-{hashlib.sha256(key.encode()).hexdigest()[:8]}"
+        self.config, self.bar, self.out = config, bar, config.out or DEFAULT_OUT
+
+    def run(self, case: Case, repeat: int = 0) -> RunRecord:
+        """Return the row of a case, which is there afterwards whatever happened to its run."""
+        proved = ["--no-parity"] if repeat else []
+        command = [*case.flags, "--group", self.group, "--repeat", str(repeat), "--out", self.out, *proved]
+        text = f"paralab run {shlex.join(command)}"
+        row = self._row(text) or self._run(command, text, case, repeat)
+        self.bar.advance(f"repeat {repeat + 1} of {self.config.repeats}: {case.name}")
+        return row
+
+    def run_new(self, case: Case) -> RunRecord:
+        """Return the row of the first run of a case that was not among those of the sweep so far."""
+        self.bar.extend(self.config.repeats)
+        return self.run(case)
+
+    def _row(self, text: str) -> RunRecord | None:
+        rows = read(self.out) if Path(self.out).exists() else []
+        return next((row for row in rows if row.command == text), None)
+
+    def _run(self, command: list[str], text: str, case: Case, repeat: int) -> RunRecord:
+        """Run one case in its own session, so that it can be ended with all its processes."""
+        started, oom_killer = time.time(), OomKiller()
+        words = [sys.executable, str(_ROOT / "benchmarks" / "run.py"), *command]
+        process = subprocess.Popen(
+            words, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, start_new_session=True
+        )
+        status, reason = "crash", ""
+        try:
+            _, stderr = process.communicate(timeout=self.config.time_limit_s)
+            said = (line for line in reversed(stderr.splitlines()) if line.startswith("paralab:"))
+            reason = next(said, stderr[-200:]) or _end(process.returncode)
+        except subprocess.TimeoutExpired:
+            status, reason = "hang", f"no result within --time-limit-s {self.config.time_limit_s}"
+        finally:
+            if process.poll() is None:
+                os.killpg(process.pid, signal.SIGKILL)
+                process.wait()
+        if row := self._row(text):  # the run left it, of success or of failure
+            return row
+        if oom_killer.has_struck and status == "crash":
+            status, reason = "oom", f"{reason}; the kernel has ended a process for want of memory"
+        row = _failure_row(text, case, self.config, self.group, repeat, started, status, reason)
+        append(self.out, row)
+        return row
+
+
+def _end(code: int) -> str:
+    return f"ended by {signal.Signals(-code).name}" if code < 0 else f"ended with status {code}, without a word"
 
 
 def _failure_row(
@@ -298,22 +303,29 @@ def _table(cases: list[Case], records: list[RunRecord], group: str) -> str:
 
 
 class progress:
-    """A bar on a terminal, a line a run elsewhere; the function it yields is called after each run."""
+    """A bar on a terminal, a line a run elsewhere."""
 
     def __init__(self, total: int, name: str) -> None:
         self.total, self.count, self.name = total, 0, name
         self.bar: Any = None  # rich is imported when there is a terminal to draw on
 
-    def __enter__(self) -> Callable[[str], None]:
+    def __enter__(self) -> "progress":
         if sys.stderr.isatty():
             from rich.progress import Progress
 
             self.bar = Progress()
             self.bar.start()
             self.task = self.bar.add_task(self.name, total=self.total)
-        return self._advance
+        return self
 
-    def _advance(self, text: str) -> None:
+    def extend(self, more: int) -> None:
+        """Add runs that were not known of."""
+        self.total += more
+        if self.bar is not None:
+            self.bar.update(self.task, total=self.total)
+
+    def advance(self, text: str) -> None:
+        """Say that a run has ended."""
         self.count += 1
         if self.bar is not None:
             self.bar.update(self.task, advance=1, description=text)

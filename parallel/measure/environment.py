@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
-from parallel.measure.cores import cores_allowed
+from parallel.measure.allowed import cores_allowed
 from parallel.measure.nvml import NvmlDevice, cuda_uuid
 
 LINK = "PARALAB_LINK_MBIT_PER_S"  # set by `paralab cluster`

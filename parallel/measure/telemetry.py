@@ -13,7 +13,7 @@ from pathlib import Path
 
 import psutil
 
-from parallel.measure.cores import cores_allowed
+from parallel.measure.allowed import cores_allowed
 from parallel.measure.nvml import NvmlDevice
 
 

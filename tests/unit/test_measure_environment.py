@@ -4,11 +4,12 @@ import time
 from dataclasses import fields
 from pathlib import Path
 
+import psutil
 import pytest
 import torch
 
 from parallel.measure import environment, roofline
-from parallel.measure.cores import cores_allowed
+from parallel.measure.allowed import cores_allowed, memory_allowed_bytes
 
 AFFINITY = float(len(os.sched_getaffinity(0))) if hasattr(os, "sched_getaffinity") else float(os.cpu_count() or 1)
 
@@ -40,6 +41,25 @@ def test_cores_allowed(tmp_path: Path, memberships: str, files: dict[str, str], 
         _write(tmp_path / "cgroup" / name, text + "\n")
     got = cores_allowed(cgroup=tmp_path / "cgroup", memberships=tmp_path / "membership")
     assert got == (AFFINITY if quota is None else quota)
+
+
+@pytest.mark.parametrize(
+    ("memberships", "files", "limit"),
+    [
+        ("0::/a/b\n", {"a/memory.max": "1048576", "a/b/memory.max": "max"}, 1 << 20),
+        ("0::/gone/from/here\n", {"memory.max": "4096"}, 4096),
+        ("4:memory:/m\n1:cpu,cpuacct:/job\n", {"memory/m/memory.limit_in_bytes": "8192"}, 8192),
+        ("4:memory:/\n", {"memory/memory.limit_in_bytes": str(2**63 - 4096)}, None),
+        ("", {}, None),
+    ],
+    ids=["v2 parent", "v2 container", "v1", "v1 free", "none"],
+)
+def test_memory_allowed(tmp_path: Path, memberships: str, files: dict[str, str], limit: int | None) -> None:
+    _write(tmp_path / "membership", memberships)
+    for name, text in files.items():
+        _write(tmp_path / "cgroup" / name, text + "\n")
+    got = memory_allowed_bytes(cgroup=tmp_path / "cgroup", memberships=tmp_path / "membership")
+    assert got == (psutil.virtual_memory().total if limit is None else limit)
 
 
 def _git(folder: Path, *words: str) -> str:

@@ -1,19 +1,24 @@
 """The cases of a sweep: what flags and files make, and that the flags of a case make that case again."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from benchmarks import levers
 from benchmarks.run import CaseConfig
-from benchmarks.sweep import Case, SweepConfig, check, flags_of, lever_cases, strategy_cases
+from benchmarks.sweep import Case, SweepConfig, _case, check, flags_of, strategies
 from parallel.config import RunConfig, resolve
 from parallel.errors import ConfigError
+from parallel.layout import Layout
+from parallel.measure.record import RunRecord
 
 
 def cases_of(*words: str) -> list[Case]:
-    return list(strategy_cases(resolve(words, config=SweepConfig)))
+    return [_case(*named) for named in strategies(resolve(words, config=SweepConfig))]
 
 
 def made(case: Case) -> CaseConfig:
@@ -96,12 +101,60 @@ def test_what_fits_together_is_not(words: tuple[str, ...]) -> None:
 
 
 def test_levers_change_one_thing_at_a_time() -> None:
-    config = resolve(["--levers", "precision,checkpointing", "--size", "nano"], config=SweepConfig)
-    base, *changed = [made(case) for case in lever_cases(config)]
-    assert base.strategy == "single"
-    for case in changed:
-        differing = {name for name in vars(case) if getattr(case, name) != getattr(base, name)}
-        assert len(differing) == 1, differing
+    base = CaseConfig(size="nano", strategy="single")
+    (_, same), *changed = levers.cases(base, ["precision", "checkpointing", "compile"])
+    assert same == base and len(changed) >= 5
+    for name, case in changed:
+        (differing,) = {field for field in vars(case) if getattr(case, field) != getattr(base, field)}
+        assert name == f"{differing} {getattr(case, differing)}"
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without a GPU")
+def test_levers_that_change_nothing_here_are_left_out(capsys: pytest.CaptureFixture) -> None:
+    names = [name for name, _ in levers.cases(CaseConfig(strategy="single"), ["pinned", "compile"])]
+    assert names == ["as it is", "compile default", "compile max-autotune"]
+    said = capsys.readouterr().out
+    assert "pin_memory True, non_blocking True left out" in said and "compile reduce-overhead left out" in said
+
+
+ROW = RunRecord(
+    run_id="r",
+    started_at="",
+    strategy_requested="ddp",
+    model="gpt2",
+    status="ok",
+    device="cpu",
+    world_size=2,
+    wall_s=5.0,
+    process_peak_bytes=1 << 30,
+)
+
+
+@pytest.mark.parametrize(
+    ("end", "said"),
+    [
+        ({"status": "oom", "reason": "no memory"}, "batch 64 does not fit: oom, no memory"),
+        ({"wall_s": 200.0}, "no batch above 64: twice of it would take about 400 s, more than --time-limit-s 300"),
+        # 2 GiB more on two processes than the one before, and so 4 more in the next step
+        ({"process_peak_bytes": 2 << 30}, "no batch above 64: twice of it would take about 8.0 GiB, there are 7.0"),
+    ],
+    ids=["it failed", "it takes long", "it would not fit"],
+)
+def test_the_batch_is_doubled_until_it_does_not_fit(
+    end: dict, said: str, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(levers, "memory_allowed_bytes", lambda: 7 << 30)
+    ran = []
+
+    def run(named: levers.Named) -> RunRecord:
+        ran.append(named[1].global_batch_size)
+        return replace(ROW, **end) if ran[-1] == 64 else ROW
+
+    base = CaseConfig(layout=Layout.parse("dp16"))
+    found = [case.global_batch_size for _, case in levers.batches(base, run, time_limit_s=300)]
+    assert found == ran == [16, 32, 64]
+    out = capsys.readouterr().out
+    assert "batch 8 left out" in out and said in out
 
 
 @settings(max_examples=50, deadline=None)

@@ -1,0 +1,56 @@
+"""What of the machine this process may use: cores and memory, the smaller of the machine's and its control group's."""
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+_CGROUP, _MEMBERSHIPS = Path("/sys/fs/cgroup"), Path("/proc/self/cgroup")
+
+
+def cores_allowed(*, cgroup: Path = _CGROUP, memberships: Path = _MEMBERSHIPS) -> float:
+    """Return the cores allowed; a quota may be a fraction. Reads cgroup v2 (cpu.max) and v1 (cpu.cfs_quota_us).
+
+    Source: Linux kernel documentation, admin-guide/cgroup-v2 and scheduler/sched-bwc.
+    """
+    affinity = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    quotas = []
+    for v2, folder in _groups("cpu", cgroup, memberships):
+        files = ("cpu.max",) if v2 else ("cpu.cfs_quota_us", "cpu.cfs_period_us")
+        limit = " ".join(_read(folder / name) for name in files).split()
+        if len(limit) == 2 and all(number.isdecimal() for number in limit):  # "max" and -1 are no limit
+            quotas.append(int(limit[0]) / int(limit[1]))
+    return min([float(affinity), *quotas])
+
+
+def memory_allowed_bytes(*, cgroup: Path = _CGROUP, memberships: Path = _MEMBERSHIPS) -> int:
+    """Return the memory that all processes together may use. Reads cgroup v2 (memory.max) and v1 (limit_in_bytes).
+
+    Source: Linux kernel documentation, admin-guide/cgroup-v2 and admin-guide/cgroup-v1/memory.
+    """
+    machine = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    limits = []
+    for v2, folder in _groups("memory", cgroup, memberships):
+        limit = _read(folder / ("memory.max" if v2 else "memory.limit_in_bytes")).strip()
+        if limit.isdecimal():
+            limits.append(int(limit))
+    return min([machine, *limits])
+
+
+def _groups(controller: str, cgroup: Path, memberships: Path) -> Iterator[tuple[bool, Path]]:
+    """Yield the folders of this process's control groups that may limit a controller, and whether each is of v2."""
+    lines = _read(memberships).splitlines()
+    for controllers, path in (line.split(":", 2)[1:] for line in lines if line.count(":") >= 2):
+        if controllers and controller not in controllers.split(","):
+            continue
+        # In a container the path may name a folder of the host: the root, its last ancestor, is then the one.
+        root = cgroup / controllers if controllers else cgroup
+        below = Path(path.lstrip("/"))
+        for part in (below, *below.parents):
+            yield not controllers, root / part
+
+
+def _read(path: Path) -> str:
+    try:
+        return path.read_text()
+    except OSError:
+        return ""
