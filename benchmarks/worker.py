@@ -36,7 +36,15 @@ def run(config: Any, *, command: str) -> int:
     out = config.out or "runs/results.csv"
     check_readable(out)
     try:
-        record = launch("benchmarks.worker:measure", work.run, asked, out, nproc=work.layout.world_size, config=config)
+        record = launch(
+            "benchmarks.worker:measure",
+            work.run,
+            asked,
+            out,
+            nproc=work.layout.world_size,
+            config=config,
+            on_failure=lambda failure: append(out, failed(work, asked, rank, failure)),
+        )
     except RankError as error:
         record_failure(out, work, asked, rank, error)
         raise

@@ -64,6 +64,7 @@ class Rank:
 
 
 LAUNCH, ELASTIC = "PARALAB_LAUNCH", "PARALAB_ELASTIC"  # set by `paralab node`
+ALARM = "PARALAB_ALARM"  # likewise: a file, in which it says why it ends its processes, once it does
 _ACCELERATE = "ACCELERATE_MIXED_PRECISION"
 _TORCH = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")
 # (launcher, a variable that only it sets, its names of: rank, world size, local rank, local world size)
@@ -224,7 +225,10 @@ def join(
     dist.distributed_c10d.default_pg_timeout = dist.distributed_c10d.default_pg_nccl_timeout = timeout
     if recordings is not None:
         _debug_collectives()
-    store, _, _ = next(dist.rendezvous(init_method, rank.rank, rank.world_size, timeout=timeout))
+    try:
+        store, _, _ = next(dist.rendezvous(init_method, rank.rank, rank.world_size, timeout=timeout))
+    except (dist.DistStoreError, dist.DistNetworkError) as error:
+        raise WorldError(f"{rank.world_size} ranks did not meet within {timeout_s:g} s: {error}") from error
     _roll = Roll(store, rank.rank, rank.world_size, recordings=recordings)
     _roll.call(timeout_s)
     backend = backend or ("nccl" if rank.device.type == "cuda" else "gloo")

@@ -22,7 +22,7 @@ from types import FrameType
 import torch
 
 from parallel import cluster
-from parallel.cluster import Rank
+from parallel.cluster import ALARM, Rank
 from parallel.errors import DivergedError, ParalabError, RankError, StoppedError
 from parallel.measure.oom_killer import OomKiller
 from parallel.measure.record import Status
@@ -41,6 +41,7 @@ VICTIM_EXIT_STATUS = 70  # EX_SOFTWARE of sysexits.h: ended because another rank
 _GRACE_S = 3.0  # for a failed rank to claim, when a victim was faster
 _STOPPING_GRACE_S = 0.5  # the launcher stops all when one has failed
 _LAST_WORDS_S = 4.0  # from the end of the launcher to that of its ranks
+_ALARMED_S = 3.0  # from the alarm of `paralab node` to the end of a rank that waits for ever; it is killed after 5
 
 _WHAT_BEFELL: dict[str, tuple[Status, str]] = {
     "ended": ("crash", "its process is gone without a word, as when it is killed"),
@@ -125,13 +126,22 @@ def _search(roll: Roll, progress: Progress, error: BaseException) -> Failure | N
     return Failure(None, progress.step, "hang", f"all ranks waited for each other ({_text(error)}): {advice}")
 
 
+def _say_nothing(failure: Failure) -> None:
+    pass
+
+
+_tell: Callable[[Failure], None] = _say_nothing  # what the innermost guard does with a failure
+
+
 @contextlib.contextmanager
-def guard(rank: Rank, progress: Progress, on_first: Callable[[Failure], None] = lambda failure: None) -> Iterator[None]:
+def guard(rank: Rank, progress: Progress, on_first: Callable[[Failure], None] = _say_nothing) -> Iterator[None]:
     """Turn an exception into one line and an exit status; on_first is called on the rank that tells the failure.
 
     With other ranks around the process ends at once, since leaving in good order would wait for them. Alone, a
     user's error passes through and any other becomes a RankError.
     """
+    global _tell
+    outer, _tell = _tell, on_first
     try:
         yield
     except BaseException as error:
@@ -149,6 +159,8 @@ def guard(rank: Rank, progress: Progress, on_first: Callable[[Failure], None] = 
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(failure.exit_status if failure else VICTIM_EXIT_STATUS)
+    finally:
+        _tell = outer
 
 
 def _leave_word(failure: Failure | None, rank: Rank) -> None:
@@ -195,6 +207,27 @@ def end_with(launcher: int) -> None:
             select.select([os.pidfd_open(launcher)], [], [])
         os.kill(os.getpid(), signal.SIGTERM)
         time.sleep(_LAST_WORDS_S)
+        os._exit(VICTIM_EXIT_STATUS)
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
+def heed_alarm(rank: Rank, progress: Progress) -> None:
+    """Have rank 0 leave a row when `paralab node` ends it while it waits for a node that is gone.
+
+    The wait is torch's, in which Python hears no signal. The line is that of `paralab node`.
+    """
+    file = os.environ.get(ALARM)
+    if file is None or not rank.is_main:
+        return
+
+    def watch() -> None:
+        while not os.path.exists(file):
+            time.sleep(0.2)
+        time.sleep(_ALARMED_S)
+        roll = cluster.roll()
+        if roll is None or roll.claim():
+            _tell(Failure(None, progress.step, "crash", Path(file).read_text()))
         os._exit(VICTIM_EXIT_STATUS)
 
     threading.Thread(target=watch, daemon=True).start()

@@ -10,7 +10,7 @@ import logging
 import multiprocessing
 import os
 import signal
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -23,7 +23,7 @@ from parallel import cluster
 from parallel.cluster import Rank
 from parallel.config import RunConfig
 from parallel.errors import RankError, WorldError
-from parallel.failure import VICTIM_EXIT_STATUS, Progress, end_with, guard, stopping
+from parallel.failure import VICTIM_EXIT_STATUS, Failure, Progress, end_with, guard, heed_alarm, stopping
 from parallel.measure.oom_killer import OomKiller
 from parallel.nodes import standby
 from parallel.nodes.rendezvous import interface_of
@@ -32,10 +32,17 @@ if TYPE_CHECKING:
     from torch.distributed.elastic.multiprocessing.errors import ProcessFailure
 
 
-def launch(task: str, *args: Any, nproc: int, config: RunConfig | None = None) -> Any:
+def launch(
+    task: str,
+    *args: Any,
+    nproc: int,
+    config: RunConfig | None = None,
+    on_failure: Callable[[Failure], None] = lambda failure: None,
+) -> Any:
     """Return what rank 0 returned (in a process that a launcher started: what this rank returned).
 
     config: how the processes meet; by default as `cluster.join` has it.
+    on_failure: called when the processes of a launcher did not meet, by one of those that came.
     Raises: WorldError when a launcher started another number of processes; RankError when a rank failed, which
     that rank has said already.
 
@@ -47,7 +54,9 @@ def launch(task: str, *args: Any, nproc: int, config: RunConfig | None = None) -
     if rank.launcher != "python":
         check_started(rank, nproc)
     if rank.launcher != "python" or nproc == 1:
-        return _work(task, args, config, os.getppid() if rank.world_size > 1 else None)
+        if rank.world_size == 1:  # what it raises, its task has told
+            return _work(task, args, config, None)
+        return _work(task, args, config, os.getppid(), on_failure=on_failure)
     return _start_local(task, args, config, nproc=nproc)
 
 
@@ -135,6 +144,7 @@ def _work(
     meeting: str = "env://",
     *,
     rank: Rank | None = None,
+    on_failure: Callable[[Failure], None] = lambda failure: None,
 ) -> Any:
     """Do the task as one rank. launcher: the process whose end is this one's too. meeting: where ranks find the store.
 
@@ -143,7 +153,8 @@ def _work(
     rank, progress = rank or Rank.from_env(), Progress()
     if launcher is not None:
         end_with(launcher)
-    with stopping(), guard(rank, progress):
+    heed_alarm(rank, progress)
+    with stopping(), guard(rank, progress, on_failure):
         cluster.join(rank, init_method=meeting, **_joining(config))
         module, _, name = task.partition(":")
         value = getattr(importlib.import_module(module), name)(rank, progress, *args)

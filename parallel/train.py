@@ -131,8 +131,9 @@ def main(argv: list[str]) -> int:
     """Train. Returns: 0 when it was trained to the end, 128 + the signal when one stopped it."""
     from torch.distributed.elastic.multiprocessing.api import SignalException
 
-    from parallel.case import Asked, record_failure
+    from parallel.case import Asked, failed, record_failure
     from parallel.launch import launch
+    from parallel.measure.record import append
 
     rank = Rank.from_env()
     config = read(argv, rank)
@@ -156,6 +157,7 @@ def main(argv: list[str]) -> int:
             asked,
             nproc=work.layout.world_size,
             config=config,
+            on_failure=lambda failure: append(f"{config.out}/runs.csv", failed(work, asked, rank, failure)),
         )
     except SignalException as stopped:  # the ranks have had the signal too, and have saved
         return 128 + int(stopped.sigval)

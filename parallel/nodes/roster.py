@@ -13,6 +13,8 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from uuid import uuid4
 
 import psutil
@@ -58,6 +60,8 @@ class Roster:
         self._done = threading.Event()
         self._heard_s = time.monotonic()  # when node 0 last answered
         self._given_up: set[int] = set()
+        self._folder = TemporaryDirectory(prefix="paralab-")
+        self.alarm_file = Path(self._folder.name) / "alarm"  # for ranks that hear no signal; see `heed_alarm`
         self._beats: dict[int, tuple[int, float]] = {}  # node -> its count of beats, and when that last changed
 
     @classmethod
@@ -202,7 +206,15 @@ class Roster:
     def _alarm(self) -> None:
         if not (self.alarmed or self._done.is_set()):
             self.alarmed = True
+            if self._rank == 0:  # where rank 0 is; the others' requests may wait for a node that is gone
+                self._write_alarm()
             os.kill(os.getpid(), signal.SIGTERM)
+
+    def _write_alarm(self) -> None:
+        with suppress(RuntimeError, ValueError):  # nobody has reported a failure
+            written = self.alarm_file.with_suffix(".new")
+            written.write_text(min(self._failures()).text)
+            written.rename(self.alarm_file)
 
     def report(self, text: str, *, at_s: float | None = None, exit_status: int = 1, victim: bool | None = None) -> None:
         """Tell all nodes that the run has failed; `at_s` is when, in seconds since the epoch (now by default).
@@ -250,6 +262,7 @@ class Roster:
 
     def _leave(self) -> None:
         self._done.set()
+        self._folder.cleanup()
         if self._cut_off():
             return
         with suppress(RuntimeError):

@@ -142,12 +142,13 @@ def _report(roster: "Roster", who: str, failure: "ProcessFailure", oom_killer: O
 def _launch_config(request: NodeRequest, roster: "Roster") -> "LaunchConfig":
     from torch.distributed.launcher.api import LaunchConfig
 
-    from parallel.cluster import ELASTIC, LAUNCH
+    from parallel.cluster import ALARM, ELASTIC, LAUNCH
     from parallel.nodes.rendezvous import interface_of, register_rendezvous
 
     if not request.max_restarts:  # one line says what failed; of restarts, torch tells
         logging.disable(logging.ERROR)
     os.environ[LAUNCH], os.environ[ELASTIC] = roster.launch, "1" if request.elastic else "0"
+    os.environ[ALARM] = str(roster.alarm_file)
     interface = interface_of(roster.address)
     os.environ.setdefault("GLOO_SOCKET_IFNAME", interface)
     os.environ.setdefault("NCCL_SOCKET_IFNAME", f"={interface}")

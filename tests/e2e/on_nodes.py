@@ -16,6 +16,9 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 
+from parallel.data.dataset import Batch
+from parallel.spec import StepResult
+
 BYTES = 4 << 20
 
 
@@ -41,8 +44,25 @@ def fail(how: str) -> None:
         time.sleep(0.05)
 
 
-def train(folder: Path, how: str) -> None:
-    """Train one layer on all ranks and, without them, on all their samples; at step 5 node 1 loses its link."""
+def train_cut_off(folder: Path) -> None:
+    """Train as `paralab train` does; at step 5 node 1 loses its link for ever."""
+    from parallel.engines.native import NativeEngine
+    from parallel.train import main
+
+    take = NativeEngine.step
+
+    def step(engine: NativeEngine, batch: Batch) -> StepResult:
+        if engine.steps_done == 5 and os.environ["RANK"] == "1":
+            subprocess.run("ip link set eth0 down", shell=True, check=True)
+        return take(engine, batch)
+
+    NativeEngine.step = step  # type: ignore[method-assign]
+    words = ["--model", "gpt2", "--size", "tiny", "--strategy", "ddp", "--global-batch-size", "2", "--save-every", "2"]
+    sys.exit(main([*words, "--eval-samples", "2", "--steps", "100000", "--out", str(folder)]))
+
+
+def train(folder: Path) -> None:
+    """Train one layer on all ranks and, without them, on all their samples; at step 5 node 1 loses its link for 3 s."""
     generator = torch.Generator().manual_seed(0)
     samples = torch.randn(10, dist.get_world_size(), 4, generator=generator)
     model = torch.nn.Linear(4, 1)
@@ -51,8 +71,8 @@ def train(folder: Path, how: str) -> None:
     together = torch.nn.parallel.DistributedDataParallel(model)
     for step, batch in enumerate(samples):
         if step == 5 and dist.get_rank() == 1:
-            again = "&& sleep 3 && ip link set eth0 up" if how == "cut_3_s" else ""
-            subprocess.run(f"(ip link set eth0 down {again}) & sleep 0.5", shell=True, check=True)
+            away = "ip link set eth0 down && sleep 3 && ip link set eth0 up"
+            subprocess.run(f"({away}) & sleep 0.5", shell=True, check=True)
         for net, part in ((together, batch[dist.get_rank()]), (alone, batch)):
             net.zero_grad()
             net(part).square().mean().backward()
@@ -67,11 +87,13 @@ def train(folder: Path, how: str) -> None:
 
 if __name__ == "__main__":
     _, folder, what, *_marker = [word for word in sys.argv if not word.startswith("--local_rank")]  # deepspeed adds it
+    if what == "cut":
+        train_cut_off(Path(folder))
     dist.init_process_group("gloo")
     if what == "all_reduce":
         all_reduce(Path(folder))
-    elif what.startswith("cut"):
-        train(Path(folder), what)
+    elif what == "cut_3_s":
+        train(Path(folder))
     else:
         fail(what)
     dist.destroy_process_group()

@@ -13,7 +13,10 @@ from uuid import uuid4
 import psutil
 import pytest
 
+from parallel import checkpoint
+from parallel.checkpoint.folder import verify
 from parallel.errors import UsageError
+from parallel.measure.record import read
 from parallel.nodes.box import permitted_unshare
 from tests.e2e.on_nodes import BYTES
 
@@ -168,11 +171,17 @@ def test_a_link_that_is_down_for_three_seconds_changes_nothing(tmp_path: Path, m
 
 def test_a_node_that_is_cut_off_ends_on_both_sides(tmp_path: Path, marker: str) -> None:
     began_s = time.monotonic()
-    done = cluster("--nodes", "2", "--node-timeout", "4", "--", SCRIPT, str(tmp_path), "cut", marker)
+    done = cluster("--nodes", "2", "--node-timeout", "3", "--", SCRIPT, str(tmp_path), "cut", marker)
     assert done.returncode == 1
-    assert "[node 0] paralab: error: node 1 has not answered for 4 s" in done.stderr
-    assert "[node 1] paralab: error: node 1 has not reached node 0 for 4 s" in done.stderr
+    assert "[node 0] paralab: error: node 1 has not answered for 3 s" in done.stderr
+    assert "[node 1] paralab: error: node 1 has not reached node 0 for 3 s" in done.stderr
     assert time.monotonic() - began_s < 60
+    (row,) = read(tmp_path / "runs.csv")
+    assert (row.status, row.reason) == ("crash", "node 1 has not answered for 3 s")
+    assert row.failed_step in (5, 6)  # node 0 has given its share of step 5 away
+    good = checkpoint.latest(tmp_path)
+    assert good is not None and good.name in ("step-2", "step-4")
+    verify(good)
 
 
 def test_without_the_right_it_says_what_to_type() -> None:

@@ -1,10 +1,12 @@
 """`benchmarks/run.py` under its launchers, as a user types it."""
 
+import os
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+import torch.distributed as dist
 
 from parallel.measure.record import read
 
@@ -12,8 +14,8 @@ REPOSITORY = Path(__file__).resolve().parents[2]
 QUICK = ["--size", "tiny", "--steps", "6", "--warmup", "1"]
 
 
-def run(*words: str, timeout_s: float = 180) -> subprocess.CompletedProcess:
-    return subprocess.run([*words], capture_output=True, text=True, timeout=timeout_s, cwd=REPOSITORY)
+def run(*words: str, env: dict[str, str] | None = None) -> subprocess.CompletedProcess:
+    return subprocess.run([*words], capture_output=True, text=True, timeout=180, cwd=REPOSITORY, env=env)
 
 
 def test_plain_python_starts_its_own_processes(tmp_path: Path) -> None:
@@ -46,6 +48,21 @@ def test_one_process_where_two_were_asked_for(tmp_path: Path) -> None:
     done = run(*torchrun, "benchmarks/run.py", "--layout", "dp2", *QUICK, "--out", str(tmp_path / "rows.csv"))
     assert done.returncode != 0
     assert "torchrun started 1 process(es), 2 needed: type torchrun --nproc-per-node 2" in done.stderr
+
+
+def test_a_rank_that_does_not_come_leaves_a_row(tmp_path: Path) -> None:
+    """Rank 0 of two under a launcher that starts no other."""
+    out = tmp_path / "rows.csv"
+    store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)  # torchrun's part of a start
+    torchrun = {"TORCHELASTIC_RUN_ID": "x", "RANK": "0", "WORLD_SIZE": "2", "LOCAL_RANK": "0", "LOCAL_WORLD_SIZE": "2"}
+    where = {"TORCHELASTIC_USE_AGENT_STORE": "True", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(store.port)}
+    words = ["--strategy", "ddp", *QUICK, "--timeout-s", "1", "--out", str(out)]
+    done = run(sys.executable, "benchmarks/run.py", *words, env=os.environ | torchrun | where)
+    assert done.returncode == 2
+    (row,) = read(out)
+    assert (row.status, row.failed_rank, row.failed_step) == ("crash", 0, None)
+    assert row.reason is not None and "1 of 2 ranks came, waiting for rank 1" in row.reason
+    assert done.stderr.count("paralab: error") == 1
 
 
 def test_a_run_that_diverges_leaves_a_row(tmp_path: Path) -> None:
