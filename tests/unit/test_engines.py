@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+from torch import nn
 
 from parallel import engines
 from parallel.cluster import Mesh
@@ -165,3 +166,11 @@ def test_accelerate_runs_what_its_launcher_says(env: dict, layout: str, config: 
 def test_accelerate_refuses_a_launcher_that_says_otherwise(env: dict, layout: str, message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         kind_of(env, context(layout), None)
+
+
+@pytest.mark.parametrize("mode", ["none", "default", "max-autotune"])
+def test_each_block_is_compiled_in_the_mode_asked_for(mode: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    modes: list[str] = []
+    monkeypatch.setattr(nn.Module, "compile", lambda module, **options: modes.append(options["mode"]))
+    engine = engines.build(context("dp1", compile=mode), "torch")
+    assert modes == [mode] * (mode != "none") * len(engine.parts[0].blocks)
