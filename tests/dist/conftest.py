@@ -10,4 +10,4 @@ def workers() -> Iterator[WorkerPool]:
     """Eight processes; a case with fewer uses the first ones."""
     pool = WorkerPool(8)
     yield pool
-    pool.close()
+    pool.close(kill=True)

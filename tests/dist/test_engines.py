@@ -36,14 +36,14 @@ def pair() -> Iterator[WorkerPool]:
     """Two processes: DeepSpeed and Accelerate take all the processes there are."""
     pool = WorkerPool(2)
     yield pool
-    pool.close()
+    pool.close(kill=True)
 
 
 @pytest.fixture(scope="module")
 def four() -> Iterator[WorkerPool]:
     pool = WorkerPool(4)
     yield pool
-    pool.close()
+    pool.close(kill=True)
 
 
 def case(model: str, layout: str, **changes: Any) -> RunConfig:
