@@ -1,6 +1,8 @@
 """What the workers run. Each function is called in every worker, with its rank first."""
 
 import pytest
+import torch.distributed as dist
+from torch import Tensor
 
 from models import SPECS
 from models.gpt2 import GPT2Config
@@ -47,9 +49,14 @@ def buffer_difference(rank: Rank, run: RunConfig) -> tuple[int, float]:
     mesh = cluster.make_mesh(work.layout, rank.device)
     if rank.rank >= work.layout.world_size:
         return 0, 0.0
-    alone, _ = parity.trace(parity.reference_work(work), Mesh(Layout(), rank.device), steps=parity.STEPS)
+    sent: list[dict[str, Tensor] | None] = [None]
+    if rank.is_main:
+        alone, _ = parity.trace(parity.reference_work(work), Mesh(Layout(), rank.device), steps=parity.STEPS)
+        sent = [dict(alone.parts[0].named_buffers())]
+    dist.broadcast_object_list(sent, src=0, group=mesh.world)
+    (want,) = sent
+    assert want is not None
     engine, _ = parity.trace(work, mesh, steps=parity.STEPS)
-    want = dict(alone.parts[0].named_buffers())
     differences = [
         (local(buffer) - local_slice(want[name], buffer)).abs().max().item()
         for part in engine.parts

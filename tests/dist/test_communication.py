@@ -20,14 +20,14 @@ Bytes = dict[str, Fraction]
 
 
 def counted(rank: Rank, run: RunConfig) -> Bytes | None:
-    """Count one step, after two in which DDP settles its buckets; ranks outside the layout return None."""
+    """Count one step, after those in which shapes and DDP's buckets settle; ranks outside the layout return None."""
     work = resolve(run)
     mesh = cluster.make_mesh(work.layout, rank.device)
     if rank.rank >= work.layout.world_size:
         return None
     engine = engines.build(work.context(mesh), "torch")
     batches = training_batches(work, mesh)
-    for _ in range(2):
+    for _ in range(2 if work.layout.dp > 1 and work.layout.zero < 2 else 1):
         engine.step(next(batches))
     with CommLedger(mesh.groups()) as ledger:
         engine.step(next(batches))
@@ -113,7 +113,7 @@ def test_other_models(workers: WorkerPool, model: str, layout: str) -> None:
 
 
 @pytest.mark.parametrize("model", ["gpt2", "resnet", "diffusion-tiny-dit"])
-@pytest.mark.parametrize("layout", ["dp2", "tp2", "dp2/zero3", "dp2.tp2.pp2/mb2"])
+@pytest.mark.parametrize("layout", ["dp2", "tp2", "dp2/zero3", "tp2.pp2/mb2"])
 def test_recomputed_blocks_send_again(workers: WorkerPool, model: str, layout: str) -> None:
     check(workers, model, layout, checkpointing="2")
 
@@ -125,6 +125,6 @@ def test_what_is_recomputed_for_each_layer_is_not_predicted() -> None:
 
 
 @pytest.mark.parametrize("precision", ["bf16", "fp64"])
-@pytest.mark.parametrize("layout", ["dp2/zero1", "dp2/zero3", "tp2", "tp2/sp", "pp2/mb2", "dp2.tp2.pp2/zero3/sp/mb2"])
+@pytest.mark.parametrize("layout", ["dp2/zero1", "dp2/zero3", "tp2", "tp2/sp", "pp2/mb2", "dp2.tp2/zero3/sp"])
 def test_precision_sets_the_bytes(workers: WorkerPool, layout: str, precision: str) -> None:
     check(workers, "gpt2", layout, precision=precision)
