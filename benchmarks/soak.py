@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import median
 
 import psutil
 
@@ -30,6 +31,7 @@ NODES = 3
 SAVE_EVERY = 4  # steps: often, so that there is an older checkpoint soon
 SILENT_S = 60  # seconds after which a rank counts as hung
 GO_ON_STEPS = 3  # taken by all nodes, and a fault counts as overcome
+KIND_COLUMNS = ("fault", "times", "restarts", "steps again", "all nodes again after, median", "longest")
 COLUMNS = ("at", "step", "fault", "restarts", "steps again", "all nodes again after", "what it said")
 
 
@@ -39,6 +41,7 @@ class Overcome:
 
     at_s: float
     step: int
+    kind: str
     fault: str
     restarts: int
     steps_again: int
@@ -89,6 +92,7 @@ class Soak:
         return Overcome(
             at_s=hurt_s - self.began_s,
             step=before.step,
+            kind=name.split(" on node")[0].split(" of node")[0],
             fault=name.format(node, self.stop_s),
             restarts=after.restarts - before.restarts if same else after.restarts + 1,
             steps_again=after.steps_lost - before.steps_lost if same else after.steps_lost,
@@ -205,11 +209,21 @@ def main(argv: Sequence[str] | None = None) -> int:
     return _compare(folder, nodes.run, overcome, steps=steps, minutes=minutes)
 
 
+def by_kind(overcome: Sequence[Overcome]) -> Iterator[tuple[str, ...]]:
+    """Yield the cells of each kind of fault: how often, what it cost in all, and how long the return took."""
+    for kind in sorted({fault.kind for fault in overcome}):
+        these = [fault for fault in overcome if fault.kind == kind]
+        backs_s = [fault.back_s for fault in these]
+        restarts, again = sum(fault.restarts for fault in these), sum(fault.steps_again for fault in these)
+        yield kind, str(len(these)), str(restarts), str(again), f"{median(backs_s):.0f} s", f"{max(backs_s):.0f} s"
+
+
 def _compare(folder: Path, run: Path, overcome: list[Overcome], *, steps: int, minutes: float) -> int:
     alone = folder / "alone"
     shutil.rmtree(alone, ignore_errors=True)
     train_alone(alone, *WORK, "--steps", str(steps))
     again = sum(fault.steps_again for fault in overcome)
+    print("", _row(KIND_COLUMNS), _row(["---"] * len(KIND_COLUMNS)), *map(_row, by_kind(overcome)), sep="\n")
     print(f"\n{len(overcome)} faults in {minutes:.1f} minutes, {steps} steps, {again} of them taken again")
     try:
         difference = loss_difference(run, alone, steps=steps)
