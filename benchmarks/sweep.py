@@ -288,7 +288,8 @@ def _failure_row(
 
 def _table(cases: list[Case], records: list[RunRecord], group: str) -> str:
     """Return the median of each case beside the first one, and the failures."""
-    lines = [f"{group}", f"{'case':<36}{'runs':>5}{'failed':>8}{'samples/s':>12}{'of first':>10}{'loss':>10}"]
+    width = 2 + max(len(case.name) for case in cases)
+    lines = [f"{group}", f"{'case':<{width}}{'runs':>5}{'failed':>8}{'samples/s':>12}{'of first':>10}{'loss':>10}"]
     first = None
     for case in cases:
         flags = shlex.join(case.flags)
@@ -298,7 +299,7 @@ def _table(cases: list[Case], records: list[RunRecord], group: str) -> str:
         first = first or rate
         shown = f"{rate:>12,.1f}{rate / first:>10.2f}" if rate and first else f"{'':>22}"
         loss = next((f"{r.loss_last:>10.4f}" for r in mine if r.loss_last is not None), "")
-        lines.append(f"{case.name:<36}{len(mine):>5}{len(mine) - len(good):>8}{shown}{loss}")
+        lines.append(f"{case.name:<{width}}{len(mine):>5}{len(mine) - len(good):>8}{shown}{loss}")
     return "\n".join(lines)
 
 
