@@ -99,7 +99,7 @@ def main(argv: list[str]) -> int:
     out = runner.out
     records = [record for record in read(out) if record.group == runner.group]
     print(_table(cases, records, runner.group))
-    print(f"\nrows in {out}; compare: paralab compare {out} --by strategy; read: paralab report {out}")
+    print(f"\nrows in {out}; compare: paralab compare {out} --by {_column(config)}; read: paralab report {out}")
     return 0 if all(record.status == "ok" for record in records) else 1
 
 
@@ -209,6 +209,14 @@ def _base(config: SweepConfig) -> CaseConfig:
 
 def _case(name: str, config: CaseConfig) -> Case:
     return Case(name, tuple(flags_of(config)))
+
+
+def _column(config: SweepConfig) -> str:
+    """Return the column of the rows in which the cases of a sweep differ first."""
+    if not config.levers:
+        return "strategy"
+    change = next((levers.CHANGES[name][0] for name in config.levers if name != levers.BATCH), None)
+    return next(iter(change)) if change else "global_batch_size"
 
 
 class Runner:

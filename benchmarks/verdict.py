@@ -218,7 +218,9 @@ def compare_column(
     if not outcome.comparisons and not outcome.refusals and len(lone) > 1:
         _settle(outcome, [(lone[0], arm) for arm in lone[1:]], metric, force)
     else:
-        outcome.alone = [f"{arm.label} ({work.work_label(arm.runs[0])})" for arm in lone]
+        firsts = [arm.runs[0] for arm in lone]
+        labels = work.method_labels(firsts)
+        outcome.alone = [f"{label} ({work.work_label(run)})" for label, run in zip(labels, firsts, strict=True)]
     return outcome
 
 

@@ -64,6 +64,15 @@ def build(context: BuildContext, engine: str, *, ds_config: str | Path | None = 
     return strategies.build(context)
 
 
+def offloaded(ds_config: str | Path | None) -> str:
+    """Return what a DeepSpeed file keeps in the memory of the host, `none` without a file. Raises: ConfigError."""
+    if ds_config is None:
+        return "none"
+    from parallel.engines import deepspeed_config
+
+    return deepspeed_config.offloaded(deepspeed_config.read(ds_config))
+
+
 def _runs(engine: str, layout: Layout) -> bool:
     if engine == "deepspeed":
         piped = layout.schedule == "1f1b" and layout.zero == (1 if layout.dp > 1 else 0)

@@ -221,13 +221,17 @@ def check_started(engine: Any, context: BuildContext, config: dict[str, Any]) ->
         "batch": context.division.global_batch_size,
         "accumulation": context.division.chunks,
         "precision": context.run.precision,
+        "offload": deepspeed_config.offloaded(config),
     }
+    sections = {"offload_optimizer": engine.zero_offload_optimizer(), "offload_param": engine.zero_offload_param()}
+    devices = {name: {"device": section.device} for name, section in sections.items() if section is not None}
     rounds_weights = engine.bfloat16_enabled() or engine.fp16_enabled()
     got = {
         "ZeRO stage": int(engine.zero_optimization_stage()),
         "batch": engine.train_batch_size(),
         "accumulation": engine.gradient_accumulation_steps(),
         "precision": "rounded weights" if rounds_weights else "bf16" if engine.torch_autocast_enabled() else "fp32",
+        "offload": deepspeed_config.offloaded({"zero_optimization": devices}),
     }
     for name, value in wanted.items():
         if got[name] != value:

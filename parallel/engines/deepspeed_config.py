@@ -83,6 +83,14 @@ def fill(values: Mapping[str, Any], context: BuildContext, *, stage: int, source
     }
 
 
+def offloaded(values: Mapping[str, Any]) -> str:
+    """Return what a configuration keeps in the memory of the host: none, optimizer, parameters, or both by a +."""
+    zero = values.get("zero_optimization") or {}
+    parts = {"optimizer": "offload_optimizer", "parameters": "offload_param"}
+    there = [name for name, key in parts.items() if (zero.get(key) or {}).get("device", "none") != "none"]
+    return "+".join(there) or "none"
+
+
 def unreadable(zero: Mapping[str, Any]) -> str | None:
     """Return a setting of ZeRO under which DeepSpeed does not hand out whole optimizer states, or None."""
     for key in ("zenflow", "round_robin_gradients"):

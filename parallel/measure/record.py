@@ -87,6 +87,11 @@ class RunRecord:
     checkpointing: str | None = None  # "none", "full" or every n-th block
     compile: str | None = None  # "none" or the mode
     offload: str | None = None  # "none" or what lives on the host
+    channels_last: bool | None = None  # of a model of images
+    loader_workers: int | None = None
+    pin_memory: bool | None = None
+    non_blocking: bool | None = None
+    cast_on_device: bool | None = None
 
     # work
     model: str
@@ -95,6 +100,7 @@ class RunRecord:
     unit: Literal["tokens", "images", "points"] | None = None
     sequence_length: int | None = None
     image_size_px: int | None = None
+    norm: str | None = None  # of a model that has a choice
     micro_batch_size: int | None = None
     accumulation: int | None = None
     global_batch_size: int | None = None  # samples in one optimizer step

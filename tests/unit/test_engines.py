@@ -168,6 +168,14 @@ def test_accelerate_refuses_a_launcher_that_says_otherwise(env: dict, layout: st
         kind_of(env, context(layout), None)
 
 
+@pytest.mark.parametrize(
+    ("name", "there"), [("zero3", "none"), ("zero3_offload", "optimizer+parameters"), ("pipeline", "none")]
+)
+def test_what_a_file_keeps_on_the_host(name: str, there: str) -> None:
+    assert engines.offloaded(CONFIGS / f"{name}.json") == there
+    assert engines.offloaded(None) == "none"
+
+
 @pytest.mark.parametrize("mode", ["none", "default", "max-autotune"])
 def test_each_block_is_compiled_in_the_mode_asked_for(mode: str, monkeypatch: pytest.MonkeyPatch) -> None:
     modes: list[str] = []
