@@ -7,6 +7,7 @@ import torch
 
 from models import SPECS
 from parallel import case
+from parallel.cluster import Rank
 from parallel.config import RunConfig
 from parallel.measure.steady import summarise
 from parallel.recompute import recomputation_ratio
@@ -54,3 +55,11 @@ def test_hfu_is_empty_where_backward_is_split_and_blocks_are_recomputed(
     assert columns["mfu"] > 0
     assert (columns["hfu"] is not None) == known
     assert not known or columns["hfu"] >= columns["mfu"]
+
+
+def test_a_row_tells_how_batches_were_loaded_and_what_is_where() -> None:
+    options = {"loader_workers": 2, "cast_on_device": True, "channels_last": True, "norm": "group"}
+    run = RunConfig(model="resnet", size="tiny", nproc=1, non_blocking=True, **options)
+    got = case.describe(resolve(run), case.Asked(), Rank.from_env(), torch.device("cpu"))
+    assert {name: got[name] for name in options} == options
+    assert (got["non_blocking"], got["pin_memory"], got["offload"]) == (True, False, "none")

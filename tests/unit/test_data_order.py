@@ -113,14 +113,18 @@ def test_loading_leaves_the_random_state_alone() -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "model", "dtypes"),
+    ("name", "model", "stored", "made"),
     [
-        ("alice", SPECS["gpt2"].sizes["nano"], (torch.uint16, torch.uint16)),
-        ("mnist", SPECS["resnet"].sizes["20"], (torch.uint8, torch.int64)),
+        ("alice", SPECS["gpt2"].sizes["nano"], (torch.uint16, torch.uint16), (torch.int64, torch.int64)),
+        ("mnist", SPECS["resnet"].sizes["20"], (torch.uint8, torch.int64), (torch.float32, torch.int64)),
     ],
 )
 def test_casting_on_the_device_copies_less_and_changes_nothing(
-    name: str, model: Any, dtypes: tuple[torch.dtype, torch.dtype], monkeypatch: pytest.MonkeyPatch
+    name: str,
+    model: Any,
+    stored: tuple[torch.dtype, torch.dtype],
+    made: tuple[torch.dtype, torch.dtype],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     copied = []
     monkeypatch.setattr(Batch, "to", lambda batch, device, **_: copied.append(batch) or batch)
@@ -130,9 +134,9 @@ def test_casting_on_the_device_copies_less_and_changes_nothing(
     )
     (there, _), (here, _) = (take(3, dataset, division, cast_on_device=on) for on in (True, False))
     for a, b in zip(there, here, strict=True):
-        assert a.inputs[0].dtype == b.inputs[0].dtype
+        assert (a.inputs[0].dtype, a.targets.dtype) == (b.inputs[0].dtype, b.targets.dtype) == made
         assert torch.equal(a.inputs[0], b.inputs[0]) and torch.equal(a.targets, b.targets)
-    assert (copied[0].inputs[0].dtype, copied[0].targets.dtype) == dtypes
+    assert (copied[0].inputs[0].dtype, copied[0].targets.dtype) == stored
 
 
 def test_casting_on_the_device_needs_something_stored() -> None:
