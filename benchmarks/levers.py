@@ -16,7 +16,7 @@ SMALLEST_BATCH = 8
 CHANGES: dict[str, tuple[dict[str, Any], ...]] = {
     "workers": ({"loader_workers": 1}, {"loader_workers": 2}),
     "pinned": ({"pin_memory": True, "non_blocking": True},),
-    "casting": ({"cast_on_device": True, "loader_workers": 1},),
+    "casting": ({"cast_on_device": True},),
     "precision": ({"precision": "bf16"},),
     "channels-last": ({"channels_last": True},),
     "compile": ({"compile": "default"}, {"compile": "reduce-overhead"}, {"compile": "max-autotune"}),
@@ -29,30 +29,38 @@ Named = tuple[str, CaseConfig]
 
 def cases(base: CaseConfig, names: Sequence[str]) -> Iterator[Named]:
     """Yield the case itself, then the case with each change of each lever but `batch`; what cannot run is said."""
+    import torch
+
     yield "as it is", base
     for change in (change for name in names if name != BATCH for change in CHANGES[name]):
+        if "cast_on_device" in change and not (base.loader_workers or torch.accelerator.is_available()):
+            change = change | {"loader_workers": 1}  # without a GPU only they gain from it
+        if all(getattr(base, key) == value for key, value in change.items()):
+            continue
         name = ", ".join(f"{key} {value}" for key, value in change.items())
         if case := _changed(base, name, **change):
             yield name, case
 
 
 def batches(base: CaseConfig, run: Callable[[Named], RunRecord], *, time_limit_s: float) -> Iterator[Named]:
-    """Run batches of 8, 16, 32 ... samples and yield them, until the next one would not fit.
+    """Run batches of 8, 16, 32 ... samples and yield those that fit, until the next one would not.
 
-    Memory is taken to grow with the batch as it did in the last step. The reason for ending is printed.
+    The first is the smallest of at least 8 that the division takes. Memory is taken to grow with the batch as it did
+    in the last step; parity is left out, whose reference needs more. The reason for ending is printed.
     """
+    from parallel.resolve import resolve
+
+    division = resolve(replace(base, global_batch_size=None)).division
+    parts = division.dp * division.chunks
+    smallest = -(-SMALLEST_BATCH // parts) * parts
     before: RunRecord | None = None
-    for batch in (SMALLEST_BATCH << n for n in count()):
-        case = _changed(base, f"batch {batch}", global_batch_size=batch)
-        if case is None and batch < 1 << 20:  # too small for its division
-            continue
-        if case is None:
-            return
+    for batch in (smallest << n for n in count()):
+        case = replace(base, global_batch_size=batch, parity=False)
         row = run((f"batch {batch}", case))
-        yield f"batch {batch}", case
         if row.status != "ok":
             print(f"batch {batch} does not fit: {row.status}, {row.reason}")
             return
+        yield f"batch {batch}", case
         if reason := _reason_to_end(row, before, time_limit_s=time_limit_s):
             print(f"no batch above {batch}: {reason}")
             return

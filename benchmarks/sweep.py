@@ -26,7 +26,7 @@ from statistics import median
 from typing import Any
 from uuid import uuid4
 
-from benchmarks import levers
+from benchmarks import levers as device_levers
 from benchmarks.run import CaseConfig
 from parallel.config import ENGINES, STRATEGIES, STRATEGY_ALIASES, option
 from parallel.config import resolve as read_config
@@ -60,9 +60,9 @@ class SweepConfig(CaseConfig):
     global_batch_sizes: list[int] | None = option(None, "samples a step", group="sweep", at_least=1, metavar="N,M,...")
     levers: list[str] | None = option(
         None,
-        f"change one thing at a time: {', '.join(levers.NAMES)}",
+        f"change one thing at a time: {', '.join(device_levers.NAMES)}",
         group="sweep",
-        choices=levers.NAMES,
+        choices=device_levers.NAMES,
         metavar="A,B,...",
     )
     repeats: int = option(6, "runs of each case; a verdict needs at least 4", group="sweep", at_least=1)
@@ -83,24 +83,27 @@ def main(argv: list[str]) -> int:
     check(config)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # ends the case that runs, as Ctrl-C does
     base = _base(config)
-    cases = [_case(*named) for named in (levers.cases(base, config.levers) if config.levers else strategies(config))]
+    cases = [
+        _case(*named) for named in (device_levers.cases(base, config.levers) if config.levers else strategies(config))
+    ]
     if not cases:
         raise UsageError("no case of this sweep can run: see the lines above, and change --strategies or --nprocs")
     with progress(len(cases) * config.repeats, "bench") as bar:
         runner = Runner(config, cases, bar)
-        for case in cases:
-            runner.run(case)
-        if levers.BATCH in (config.levers or ()):
-            found = levers.batches(base, lambda named: runner.run_new(_case(*named)), time_limit_s=config.time_limit_s)
-            cases += [_case(*named) for named in found]
-        for repeat in range(1, config.repeats):
-            for case in cases:
-                runner.run(case, repeat)
+        rows = [runner.run(case) for case in cases]
+        if device_levers.BATCH in (config.levers or ()):
+            found = device_levers.batches(
+                base, lambda named: runner.run_new(_case(*named)), time_limit_s=config.time_limit_s
+            )
+            fitting = [_case(*named) for named in found]
+            bar.extend(len(fitting) * (config.repeats - 1))
+            cases += fitting
+        rows += [runner.run(case, repeat) for repeat in range(1, config.repeats) for case in cases]
     out = runner.out
     records = [record for record in read(out) if record.group == runner.group]
     print(_table(cases, records, runner.group))
     print(f"\nrows in {out}; compare: paralab compare {out} --by {_column(config)}; read: paralab report {out}")
-    return 0 if all(record.status == "ok" for record in records) else 1
+    return 0 if all(row.status == "ok" for row in rows) else 1
 
 
 # option -> what it takes the place of
@@ -130,7 +133,7 @@ def check(config: SweepConfig) -> None:
                 raise ConfigError(f"--{flag} beside --{instead}, which takes its place: leave one of them out")
 
 
-def strategies(config: SweepConfig) -> Iterator[levers.Named]:
+def strategies(config: SweepConfig) -> Iterator[device_levers.Named]:
     """Yield models x batches x process counts x strategies (or layouts) x engines, without what does not fit.
 
     What does not fit is said. One process has strategy single only, and single one process.
@@ -215,7 +218,7 @@ def _column(config: SweepConfig) -> str:
     """Return the column of the rows in which the cases of a sweep differ first."""
     if not config.levers:
         return "strategy"
-    change = next((levers.CHANGES[name][0] for name in config.levers if name != levers.BATCH), None)
+    change = next((device_levers.CHANGES[name][0] for name in config.levers if name != device_levers.BATCH), None)
     return next(iter(change)) if change else "global_batch_size"
 
 
@@ -238,7 +241,7 @@ class Runner:
 
     def run_new(self, case: Case) -> RunRecord:
         """Return the row of the first run of a case that was not among those of the sweep so far."""
-        self.bar.extend(self.config.repeats)
+        self.bar.extend(1)
         return self.run(case)
 
     def _row(self, text: str) -> RunRecord | None:
@@ -265,8 +268,8 @@ class Runner:
                 process.wait()
         if row := self._row(text):  # the run left it, of success or of failure
             return row
-        if oom_killer.has_struck and status == "crash":
-            status, reason = "oom", f"{reason}; the kernel has ended a process for want of memory"
+        if oom_killer.has_struck and process.returncode == -signal.SIGKILL and status == "crash":
+            status, reason = "oom", f"{reason} {oom_killer.BLAME}"
         row = _failure_row(text, case, self.config, self.group, repeat, started, status, reason)
         append(self.out, row)
         return row

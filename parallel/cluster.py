@@ -228,7 +228,11 @@ def join(
     try:
         store, _, _ = next(dist.rendezvous(init_method, rank.rank, rank.world_size, timeout=timeout))
     except (dist.DistStoreError, dist.DistNetworkError) as error:
-        raise WorldError(f"{rank.world_size} ranks did not meet within {timeout_s:g} s: {error}") from error
+        where = f"{os.environ.get('MASTER_ADDR', '')}:{os.environ.get('MASTER_PORT', '')}"
+        raise WorldError(
+            f"the {rank.world_size} ranks have not met at {where}: {str(error).splitlines()[0]}: start all of them,"
+            " check MASTER_ADDR, take another MASTER_PORT if it is in use, or raise --timeout-s"
+        ) from error
     _roll = Roll(store, rank.rank, rank.world_size, recordings=recordings)
     _roll.call(timeout_s)
     backend = backend or ("nccl" if rank.device.type == "cuda" else "gloo")

@@ -143,6 +143,8 @@ class RunConfig:
         "torch.compile of each block, in one of its modes",
         group="memory and speed",
         choices=("none", "default", "reduce-overhead", "max-autotune"),
+        aliases={"false": "none", "true": "default"},
+        metavar="none|default|reduce-overhead|max-autotune",
     )
     channels_last: bool = option(False, "memory format of image tensors", group="memory and speed")
     threads: int | None = option(None, "CPU threads per process", group="memory and speed", at_least=1)
@@ -350,6 +352,8 @@ def _convert(declared: Field, value: Any, *, where: str) -> Any:
     if type(None) in kinds and (value is None or value == "none"):
         return None
     meta = declared.metadata
+    if isinstance(value, bool) and str(value).lower() in meta["aliases"]:  # as a file has it
+        value = str(value).lower()
     if kinds[0] is list:
         convert = _CONVERTERS[_element(declared)]
         value = [_known(meta, convert(word, where), where) for word in _words(value, where)]

@@ -23,7 +23,7 @@ import torch
 
 from parallel import cluster
 from parallel.cluster import ALARM, Rank
-from parallel.errors import DivergedError, ParalabError, RankError, StoppedError
+from parallel.errors import DivergedError, ParalabError, RankError, StoppedError, WorldError
 from parallel.measure.oom_killer import OomKiller
 from parallel.measure.record import Status
 from parallel.roll import Roll
@@ -41,7 +41,8 @@ VICTIM_EXIT_STATUS = 70  # EX_SOFTWARE of sysexits.h: ended because another rank
 _GRACE_S = 3.0  # for a failed rank to claim, when a victim was faster
 _STOPPING_GRACE_S = 0.5  # the launcher stops all when one has failed
 _LAST_WORDS_S = 4.0  # from the end of the launcher to that of its ranks
-_ALARMED_S = 3.0  # from the alarm of `paralab node` to the end of a rank that waits for ever; it is killed after 5
+_ALARMED_S = 3.5  # from the alarm of `paralab node` to the end of a rank that waits for ever; it is killed after 5
+_CLAIM_S = 0.5
 
 _WHAT_BEFELL: dict[str, tuple[Status, str]] = {
     "ended": ("crash", "its process is gone without a word, as when it is killed"),
@@ -70,6 +71,8 @@ class Failure:
     exit_status: int = 1
 
     def __str__(self) -> str:
+        if self.rank is None and self.step is None:
+            return self.reason
         at = f" at step {self.step}" if self.step is not None else ""
         return f"{'a rank' if self.rank is None else f'rank {self.rank}'} failed first{at}: {self.reason}"
 
@@ -94,6 +97,8 @@ def _own_failure(rank: int, progress: Progress, error: BaseException) -> Failure
     if calls := _CALLS.findall(str(error)):
         said = " where ".join(f"rank {rank} calls {name} of shape ({shape})" for rank, _, name, shape in calls)
         return Failure(None, progress.step, "crash", f"collective {calls[0][1]} differs: {said}")
+    if isinstance(error, WorldError):  # of those that did not come
+        return Failure(None, progress.step, "crash", _text(error), error.exit_status)
     reason = f"{type(error).__name__}: {_text(error) or 'no message'}"
     if isinstance(error, StoppedError):
         reason = str(error)
@@ -131,6 +136,7 @@ def _say_nothing(failure: Failure) -> None:
 
 
 _tell: Callable[[Failure], None] = _say_nothing  # what the innermost guard does with a failure
+_failing = False  # whether a guard is about to do so
 
 
 @contextlib.contextmanager
@@ -140,11 +146,12 @@ def guard(rank: Rank, progress: Progress, on_first: Callable[[Failure], None] = 
     With other ranks around the process ends at once, since leaving in good order would wait for them. Alone, a
     user's error passes through and any other becomes a RankError.
     """
-    global _tell
+    global _tell, _failing
     outer, _tell = _tell, on_first
     try:
         yield
     except BaseException as error:
+        _failing = True
         with contextlib.suppress(ValueError):  # not in the main thread
             signal.signal(signal.SIGTERM, signal.SIG_IGN)  # launchers send it to the victims, who have work left
         failure = first_failure(rank.rank, progress, error)
@@ -160,7 +167,7 @@ def guard(rank: Rank, progress: Progress, on_first: Callable[[Failure], None] = 
         sys.stderr.flush()
         os._exit(failure.exit_status if failure else VICTIM_EXIT_STATUS)
     finally:
-        _tell = outer
+        _tell, _failing = outer, False
 
 
 def _leave_word(failure: Failure | None, rank: Rank) -> None:
@@ -213,21 +220,26 @@ def end_with(launcher: int) -> None:
 
 
 def heed_alarm(rank: Rank, progress: Progress) -> None:
-    """Have rank 0 leave a row when `paralab node` ends it while it waits for a node that is gone.
+    """Have one rank leave a row when `paralab node` ends all of a node that wait for another one, which is gone.
 
     The wait is torch's, in which Python hears no signal. The line is that of `paralab node`.
     """
     file = os.environ.get(ALARM)
-    if file is None or not rank.is_main:
+    if file is None:
         return
 
     def watch() -> None:
         while not os.path.exists(file):
             time.sleep(0.2)
         time.sleep(_ALARMED_S)
-        roll = cluster.roll()
-        if roll is None or roll.claim():
-            _tell(Failure(None, progress.step, "crash", Path(file).read_text()))
+        if _failing:
+            return
+        with contextlib.suppress(OSError):
+            alarm = json.loads(Path(file).read_text())
+            last_word = alarm["decides"] and rank.local_rank == 0  # where the store is on a node that is gone
+            roll = cluster.roll()
+            if last_word if roll is None else roll.claim_within(_CLAIM_S, otherwise=last_word):
+                _tell(Failure(None, progress.step, "crash", alarm["reason"]))
         os._exit(VICTIM_EXIT_STATUS)
 
     threading.Thread(target=watch, daemon=True).start()

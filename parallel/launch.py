@@ -42,7 +42,8 @@ def launch(
     """Return what rank 0 returned (in a process that a launcher started: what this rank returned).
 
     config: how the processes meet; by default as `cluster.join` has it.
-    on_failure: called when the processes of a launcher did not meet, by one of those that came.
+    on_failure: called when the processes of a launcher fail before the task begins: by the first that does so, or by
+    rank 0 where they have not met.
     Raises: WorldError when a launcher started another number of processes; RankError when a rank failed, which
     that rank has said already.
 
@@ -50,7 +51,7 @@ def launch(
     """
     rank = Rank.from_env()
     if rank.elastic and rank.world_size > nproc:
-        return _work_beside_others(task, args, config, rank=rank, nproc=nproc)
+        return _work_beside_others(task, args, config, rank=rank, nproc=nproc, on_failure=on_failure)
     if rank.launcher != "python":
         check_started(rank, nproc)
     if rank.launcher != "python" or nproc == 1:
@@ -67,10 +68,18 @@ def check_started(rank: Rank, nproc: int) -> None:
         raise WorldError(f"{rank.launcher} started {rank.world_size} process(es), {nproc} needed: type {line}")
 
 
-def _work_beside_others(task: str, args: tuple, config: RunConfig | None, *, rank: Rank, nproc: int) -> Any:
+def _work_beside_others(
+    task: str,
+    args: tuple,
+    config: RunConfig | None,
+    *,
+    rank: Rank,
+    nproc: int,
+    on_failure: Callable[[Failure], None],
+) -> Any:
     if rank.rank >= nproc:
         return standby.stand_by()
-    value = _work(task, args, config, os.getppid(), rank=replace(rank, world_size=nproc))
+    value = _work(task, args, config, os.getppid(), rank=replace(rank, world_size=nproc), on_failure=on_failure)
     if rank.is_main:
         standby.release()
     return value
@@ -129,9 +138,9 @@ def _said(failures: Mapping[int, "ProcessFailure"], folder: Path, oom_killer: Oo
         told = json.loads(file.read_text())["message"]
         error.reason, error.exit_status = told["message"], told["errorCode"]
         return error
-    for rank, code in codes.items():
+    for rank, code in sorted(codes.items(), key=lambda item: item[1] != -signal.SIGKILL):  # SIGTERM is for victims
         if code < 0:
-            memory = " of the kernel, for want of memory" if oom_killer.has_struck else ""
+            memory = f" {oom_killer.BLAME}" if code == -signal.SIGKILL and oom_killer.has_struck else ""
             return RankError(f"rank {rank} was ended by {signal.Signals(-code).name}{memory}")
     return error
 
@@ -154,7 +163,12 @@ def _work(
     if launcher is not None:
         end_with(launcher)
     heed_alarm(rank, progress)
-    with stopping(), guard(rank, progress, on_failure):
+
+    def on_first(failure: Failure) -> None:
+        if cluster.roll() is not None or rank.is_main:
+            on_failure(failure)
+
+    with stopping(), guard(rank, progress, on_first):
         cluster.join(rank, init_method=meeting, **_joining(config))
         module, _, name = task.partition(":")
         value = getattr(importlib.import_module(module), name)(rank, progress, *args)

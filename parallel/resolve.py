@@ -14,7 +14,7 @@ from models.spec import ModelSpec
 from parallel import engines, strategies
 from parallel.cluster import Mesh, Rank
 from parallel.config import RunConfig
-from parallel.data import TextOptions, open_dataset
+from parallel.data import Compact, TextOptions, open_dataset
 from parallel.data.dataset import Dataset
 from parallel.errors import ConfigError, LayoutError, did_you_mean
 from parallel.layout import Division, Layout
@@ -59,7 +59,10 @@ class Work:
         run = self.run
         text = TextOptions(column=run.text_column, streaming=run.streaming, max_tokens=run.max_tokens)
         name = run.data or self.spec.data(self.model_config)
-        return open_dataset(name, config=self.model_config, split=split, text=text)
+        dataset = open_dataset(name, config=self.model_config, split=split, text=text)
+        if run.cast_on_device and not isinstance(dataset, Compact):
+            raise ConfigError(f"--cast-on-device with {name}, which is not stored as bytes or tokens: leave it out")
+        return dataset
 
 
 def resolve(run: RunConfig) -> Work:
@@ -78,6 +81,11 @@ def resolve(run: RunConfig) -> Work:
     parts = layout.dp * layout.micro_batches * run.accumulation
     default_batch = -(-_GLOBAL_BATCH[spec.unit(config)] // parts) * parts
     division = layout.divide(run.global_batch_size or default_batch, run.accumulation)
+    if run.compile == "reduce-overhead" and division.chunks > 1:
+        raise ConfigError(
+            f"--compile reduce-overhead with {division.chunks} micro-batches a step: a CUDA graph overwrites what the"
+            " one before it has made, use --compile default"
+        )
     engine = engines.choose(
         run.engine,
         launcher=Rank.from_env().launcher,
@@ -94,7 +102,10 @@ def resolve(run: RunConfig) -> Work:
         nproc=layout.world_size,
         global_batch_size=division.global_batch_size,
     )
-    return Work(run, spec, config, size, layout, division)
+    work = Work(run, spec, config, size, layout, division)
+    if run.cast_on_device:
+        work.dataset()  # refuses some
+    return work
 
 
 def _check_machine(run: RunConfig) -> None:

@@ -4,6 +4,7 @@ import contextlib
 import json
 import socket
 import sys
+import threading
 import time
 from functools import cached_property
 from pathlib import Path
@@ -47,10 +48,23 @@ class Roll:
 
     def claim(self) -> bool:
         """Return whether this rank is the first to fail."""
+        answer = self._ask_to_be_first()
+        # without one whoever held the store has ended: a launcher, or the rank that failed first
+        return self.rank == 0 if answer is None else answer
+
+    def claim_within(self, seconds: float, *, otherwise: bool) -> bool:
+        """Return whether this rank is the first to fail; `otherwise` when the store does not answer in time."""
+        answers: list[bool | None] = []
+        asking = threading.Thread(target=lambda: answers.append(self._ask_to_be_first()), daemon=True)
+        asking.start()
+        asking.join(seconds)
+        return otherwise if not answers or answers[0] is None else answers[0]
+
+    def _ask_to_be_first(self) -> bool | None:
         try:
             return self._store.compare_set("first_failure", "", str(self.rank)).decode() == str(self.rank)
-        except RuntimeError:  # whoever held the store has ended: a launcher, or the rank that failed first
-            return self.rank == 0
+        except RuntimeError:
+            return None
 
     def claimed(self) -> bool:
         """Return whether a rank has claimed to be the first to fail."""

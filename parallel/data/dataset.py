@@ -65,7 +65,7 @@ class Compact(Protocol):
     """
 
     def stored(self, indices: np.ndarray) -> Batch:
-        """Return the samples at `indices` (rows,) as they are stored: bytes of images, uint16 of tokens."""
+        """Return the samples at `indices` (rows,) as they are stored: bytes of images, small integers of tokens."""
         ...
 
     def cast(self, batch: Batch) -> Batch:

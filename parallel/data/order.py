@@ -55,17 +55,25 @@ class _Steps:
 class _Collated(torch.utils.data.Dataset):
     """Let DataLoader fetch a whole batch as one item."""
 
-    def __init__(self, dataset: Dataset, *, seed: int, stored: bool) -> None:
-        self.dataset, self.seed, self.stored = dataset, seed, stored
+    def __init__(self, dataset: Dataset, *, seed: int) -> None:
+        self.dataset, self.seed = dataset, seed
 
     def __getitem__(self, where: tuple[np.ndarray, np.ndarray]) -> Batch | DataError:
         indices, positions = where
         try:
-            if self.stored and isinstance(self.dataset, Compact):
-                return self.dataset.stored(indices)
             return self.dataset.collate(indices, positions=positions, seed=self.seed)
         except DataError as error:  # handed over, since DataLoader puts a worker's stack trace into the message
             return error
+
+
+class _Stored(torch.utils.data.Dataset):
+    """The same, of samples as they are stored."""
+
+    def __init__(self, dataset: Compact) -> None:
+        self.dataset = dataset
+
+    def __getitem__(self, where: tuple[np.ndarray, np.ndarray]) -> Batch:
+        return self.dataset.stored(where[0])
 
 
 def batches(
@@ -91,18 +99,16 @@ def batches(
     shuffle: False takes the samples in their own order, the same in each epoch.
     workers: processes that load ahead (0: load in this one). Closing the iterator ends them.
 
-    cast_on_device: copy samples as they are stored, which are fewer bytes, and make numbers of them there.
+    cast_on_device: copy samples of a `Compact` data set as they are stored, and make numbers of them there.
 
-    Raises: DataError when a sample cannot be read; ConfigError for a negative number of workers, and for
-    `cast_on_device` of a data set that is not `Compact`.
+    Raises: DataError when a sample cannot be read; ConfigError for a negative number of workers.
     """
-    if cast_on_device and not isinstance(dataset, Compact):
-        raise ConfigError(f"--cast-on-device with {dataset.name}, which is not stored as bytes or tokens: leave it out")
+    compact = dataset if cast_on_device and isinstance(dataset, Compact) else None
     if workers < 0:
         raise ConfigError(f"workers={workers}: use 0 to load in the training process, or a positive number")
     order = SampleOrder(dataset.n_samples, seed=seed, shuffle=shuffle)
     loader = DataLoader(
-        _Collated(dataset, seed=seed, stored=cast_on_device),
+        _Collated(dataset, seed=seed) if compact is None else _Stored(compact),
         batch_size=None,
         sampler=_Steps(order, division=division, dp_rank=dp_rank, start_step=start_step),
         num_workers=workers,
@@ -113,4 +119,4 @@ def batches(
         if isinstance(batch, DataError):
             raise batch
         batch = batch.to(device, non_blocking=non_blocking)
-        yield dataset.cast(batch) if cast_on_device and isinstance(dataset, Compact) else batch
+        yield batch if compact is None else compact.cast(batch)

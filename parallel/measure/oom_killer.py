@@ -9,6 +9,8 @@ class OomKiller:
     The limit of a container counts as well. Unknown, away from Linux, is no. Source: `oom_kill` of /proc/vmstat.
     """
 
+    BLAME = "while the kernel ended a process for want of memory"
+
     def __init__(self, root: Path = Path("/proc")) -> None:
         self._file = root / "vmstat"
         self._before = self._count()

@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from tempfile import TemporaryDirectory
+from tempfile import gettempdir
 from uuid import uuid4
 
 import psutil
@@ -60,8 +60,8 @@ class Roster:
         self._done = threading.Event()
         self._heard_s = time.monotonic()  # when node 0 last answered
         self._given_up: set[int] = set()
-        self._folder = TemporaryDirectory(prefix="paralab-")
-        self.alarm_file = Path(self._folder.name) / "alarm"  # for ranks that hear no signal; see `heed_alarm`
+        # made when there is an alarm, for ranks that hear no signal; see `heed_alarm`
+        self.alarm_file = Path(gettempdir()) / f"paralab-alarm-{uuid4().hex}"
         self._beats: dict[int, tuple[int, float]] = {}  # node -> its count of beats, and when that last changed
 
     @classmethod
@@ -206,14 +206,20 @@ class Roster:
     def _alarm(self) -> None:
         if not (self.alarmed or self._done.is_set()):
             self.alarmed = True
-            if self._rank == 0:  # where rank 0 is; the others' requests may wait for a node that is gone
-                self._write_alarm()
             os.kill(os.getpid(), signal.SIGTERM)
+            self._write_alarm()
 
     def _write_alarm(self) -> None:
-        with suppress(RuntimeError, ValueError):  # nobody has reported a failure
+        """Tell this node's ranks why it ends: what is known at once, then what all reports together say."""
+        with suppress(RuntimeError, ValueError, OSError):  # the cause is not known, or the disk is full
+            if not self._cut_off():  # else this would wait for node 0
+                self._tell_ranks(min(self._failures()).text)
+            self._tell_ranks(str(self.first_failure()))
+
+    def _tell_ranks(self, text: str) -> None:
+        if not self._done.is_set():
             written = self.alarm_file.with_suffix(".new")
-            written.write_text(min(self._failures()).text)
+            written.write_text(json.dumps({"reason": text, "decides": self._rank == 0}))
             written.rename(self.alarm_file)
 
     def report(self, text: str, *, at_s: float | None = None, exit_status: int = 1, victim: bool | None = None) -> None:
@@ -262,7 +268,8 @@ class Roster:
 
     def _leave(self) -> None:
         self._done.set()
-        self._folder.cleanup()
+        for file in (self.alarm_file, self.alarm_file.with_suffix(".new")):
+            file.unlink(missing_ok=True)
         if self._cut_off():
             return
         with suppress(RuntimeError):

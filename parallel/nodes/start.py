@@ -127,7 +127,7 @@ def _report(roster: "Roster", who: str, failure: "ProcessFailure", oom_killer: O
     if code == -signal.SIGTERM:  # by the launcher, as a rule, because of another one
         roster.report(f"{who} was ended by SIGTERM", at_s=failure.timestamp, victim=True)
     elif code < 0:
-        memory = " of the kernel, for want of memory" if oom_killer.has_struck else ""
+        memory = f" {oom_killer.BLAME}" if code == -signal.SIGKILL and oom_killer.has_struck else ""
         roster.report(f"{who} was ended by {signal.Signals(-code).name}{memory}", at_s=failure.timestamp)
     elif failure.error_file != no_file:
         message = failure.error_file_data["message"]

@@ -58,8 +58,11 @@ def use_up_memory() -> None:
     """Take more than the limit of a control group of its own."""
     group = memory_group(f"paralab-test-{os.getpid()}")
     (group / "cgroup.procs").write_text(str(os.getpid()))
-    v2 = (group / "memory.max").exists()
-    (group / ("memory.max" if v2 else "memory.limit_in_bytes")).write_text(str(64 << 20))
+    for name in ("memory.max", "memory.limit_in_bytes", "memory.memsw.limit_in_bytes"):
+        if (group / name).exists():
+            (group / name).write_text(str(64 << 20))
+    if (group / "memory.swap.max").exists():
+        (group / "memory.swap.max").write_text("0")
     torch.ones(1 << 30, dtype=torch.uint8)
 
 
@@ -68,10 +71,13 @@ def memory_group(name: str) -> Path:
     for line in Path("/proc/self/cgroup").read_text().splitlines():
         _, controllers, path = line.split(":", 2)
         root = {"memory": "/sys/fs/cgroup/memory", "": "/sys/fs/cgroup"}.get(controllers)
-        if root and any((Path(root + path) / file).exists() for file in ("memory.max", "memory.limit_in_bytes")):
-            group = Path(root + path) / name
-            group.mkdir()
+        if root is None:
+            continue
+        group = Path(root + path) / name
+        group.mkdir()
+        if any((group / file).exists() for file in ("memory.max", "memory.limit_in_bytes")):
             return group
+        group.rmdir()
     raise OSError("no control group limits memory here")
 
 

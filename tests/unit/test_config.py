@@ -189,3 +189,12 @@ def test_a_command_adds_options_by_subclassing(tmp_path: Path) -> None:
     assert config == Longer(save_every=4, steps=9)
     with pytest.raises(ConfigError, match="'save_every'"):
         resolve([], file=file)
+
+
+@pytest.mark.parametrize(
+    ("written", "mode"), [("false", "none"), ("true", "default"), ('"max-autotune"', "max-autotune")]
+)
+def test_compile_was_once_true_or_false_in_files(written: str, mode: str, tmp_path: Path) -> None:
+    file = tmp_path / "run.toml"
+    file.write_text(f"compile = {written}\n")
+    assert resolve(["--config", str(file)]).compile == mode

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from models import SPECS
 from parallel.data import Batch, batches, open_dataset
 from parallel.data.order import SampleOrder
-from parallel.errors import ConfigError, DataError
+from parallel.errors import DataError
 from parallel.layout import Division
 
 divisions = st.builds(Division, *[st.integers(1, 3)] * 4)
@@ -119,7 +119,9 @@ def test_loading_leaves_the_random_state_alone() -> None:
         ("mnist", SPECS["resnet"].sizes["20"], (torch.uint8, torch.int64), (torch.float32, torch.int64)),
     ],
 )
+@pytest.mark.parametrize("workers", [0, 1])
 def test_casting_on_the_device_copies_less_and_changes_nothing(
+    workers: int,
     name: str,
     model: Any,
     stored: tuple[torch.dtype, torch.dtype],
@@ -132,16 +134,11 @@ def test_casting_on_the_device_copies_less_and_changes_nothing(
         open_dataset(name, config=model),
         Division(dp=2, micro_batches=1, accumulation=1, micro_batch_size=3),
     )
-    (there, _), (here, _) = (take(3, dataset, division, cast_on_device=on) for on in (True, False))
+    (there, _), (here, _) = (take(3, dataset, division, cast_on_device=on, workers=workers) for on in (True, False))
     for a, b in zip(there, here, strict=True):
         assert (a.inputs[0].dtype, a.targets.dtype) == (b.inputs[0].dtype, b.targets.dtype) == made
         assert torch.equal(a.inputs[0], b.inputs[0]) and torch.equal(a.targets, b.targets)
     assert (copied[0].inputs[0].dtype, copied[0].targets.dtype) == stored
-
-
-def test_casting_on_the_device_needs_something_stored() -> None:
-    with pytest.raises(ConfigError, match=r"--cast-on-device with numbers.*: leave it out"):
-        take(1, Numbers(4), Division(1, 1, 1, 2), cast_on_device=True)
 
 
 @pytest.mark.parametrize("workers", [0, 1])

@@ -4,10 +4,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow
 import pyarrow.parquet
 import pytest
 import torch
+from PIL import Image
 
 from models import SPECS
 from parallel import resolve as resolve_module
@@ -172,6 +174,24 @@ def test_an_unknown_size_names_the_model() -> None:
 def test_what_changes_nothing_without_a_gpu_is_refused(options: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         resolve(RunConfig(**options))
+
+
+def test_image_files_are_not_cast_on_the_device(tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+        Image.fromarray(np.zeros((8, 8), dtype=np.uint8)).save(tmp_path / name / "0.png")
+    run = RunConfig(model="resnet", nproc=1, size="tiny", data=f"file:{tmp_path}", global_batch_size=2)
+    resolve(run)
+    with pytest.raises(ConfigError, match=r"--cast-on-device with file:.*not stored as bytes"):
+        resolve(replace(run, cast_on_device=True, loader_workers=1))
+
+
+def test_graphs_are_of_one_micro_batch(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.accelerator, "is_available", lambda: True)
+    resolve(RunConfig(nproc=1, compile="reduce-overhead"))
+    for changes in ({"accumulation": 2, "nproc": 1}, {"strategy": "pipeline", "nproc": 2}):
+        with pytest.raises(ConfigError, match=r"--compile reduce-overhead with . micro-batches a step"):
+            resolve(RunConfig(compile="reduce-overhead", **changes))
 
 
 @pytest.mark.parametrize("size", ["points", "tiny-dit"])

@@ -10,11 +10,11 @@ from hypothesis import strategies as st
 
 from benchmarks import levers
 from benchmarks.run import CaseConfig
-from benchmarks.sweep import Case, SweepConfig, _case, check, flags_of, strategies
+from benchmarks.sweep import Case, Runner, SweepConfig, _case, check, flags_of, main, strategies
 from parallel.config import RunConfig, resolve
 from parallel.errors import ConfigError
 from parallel.layout import Layout
-from parallel.measure.record import RunRecord
+from parallel.measure.record import RunRecord, append
 
 
 def cases_of(*words: str) -> list[Case]:
@@ -101,9 +101,9 @@ def test_what_fits_together_is_not(words: tuple[str, ...]) -> None:
 
 
 def test_levers_change_one_thing_at_a_time() -> None:
-    base = CaseConfig(size="nano", strategy="single")
-    (_, same), *changed = levers.cases(base, ["precision", "checkpointing", "compile"])
-    assert same == base and len(changed) >= 5
+    base = CaseConfig(size="nano", strategy="single", loader_workers=4)
+    (_, same), *changed = levers.cases(base, ["precision", "checkpointing", "compile", "casting"])
+    assert same == base and len(changed) >= 6
     for name, case in changed:
         (differing,) = {field for field in vars(case) if getattr(case, field) != getattr(base, field)}
         assert name == f"{differing} {getattr(case, differing)}"
@@ -152,9 +152,39 @@ def test_the_batch_is_doubled_until_it_does_not_fit(
 
     base = CaseConfig(layout=Layout.parse("dp16"))
     found = [case.global_batch_size for _, case in levers.batches(base, run, time_limit_s=300)]
-    assert found == ran == [16, 32, 64]
-    out = capsys.readouterr().out
-    assert "batch 8 left out" in out and said in out
+    assert ran == [16, 32, 64]
+    assert found == (ran if end.get("status", "ok") == "ok" else ran[:-1])
+    assert said in capsys.readouterr().out
+
+
+def test_the_first_batch_is_one_that_the_division_takes() -> None:
+    cases = []
+
+    def fail(named: levers.Named) -> RunRecord:
+        cases.append(named[1])
+        return replace(ROW, status="oom", reason="")
+
+    base = CaseConfig(layout=Layout.parse("dp3"), accumulation=2)
+    assert list(levers.batches(base, fail, time_limit_s=300)) == []
+    assert [(case.global_batch_size, case.parity) for case in cases] == [(12, False)]
+
+
+def test_a_batch_that_does_not_fit_ends_the_doubling_and_fails_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ran = []
+
+    def run(runner: Runner, command: list[str], text: str, case: Case, repeat: int) -> RunRecord:
+        ran.append((case.name, repeat))
+        row = replace(ROW, command=text, group=runner.group, status="oom" if case.name == "batch 32" else "ok")
+        append(runner.out, row)
+        return row
+
+    monkeypatch.setattr(Runner, "_run", run)
+    words = ["--levers", "batch", "--strategy", "single", "--repeats", "2", "--out", str(tmp_path / "rows.csv")]
+    assert main(words) == 0
+    firsts = ["as it is", "batch 8", "batch 16", "batch 32"]
+    assert ran == [(name, 0) for name in firsts] + [(name, 1) for name in firsts[:-1]]
 
 
 @settings(max_examples=50, deadline=None)
