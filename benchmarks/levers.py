@@ -58,7 +58,7 @@ def batches(base: CaseConfig, run: Callable[[Named], RunRecord], *, time_limit_s
         case = replace(base, global_batch_size=batch, parity=False)
         row = run((f"batch {batch}", case))
         if row.status != "ok":
-            print(f"batch {batch} does not fit: {row.status}, {row.reason}")
+            print(f"batch {batch} did not run: {row.status}, {row.reason}")
             return
         yield f"batch {batch}", case
         if reason := _reason_to_end(row, before, time_limit_s=time_limit_s):

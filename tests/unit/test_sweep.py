@@ -133,7 +133,7 @@ ROW = RunRecord(
 @pytest.mark.parametrize(
     ("end", "said"),
     [
-        ({"status": "oom", "reason": "no memory"}, "batch 64 does not fit: oom, no memory"),
+        ({"status": "oom", "reason": "no memory"}, "batch 64 did not run: oom, no memory"),
         ({"wall_s": 200.0}, "no batch above 64: twice of it would take about 400 s, more than --time-limit-s 300"),
         # 2 GiB more on two processes than the one before, and so 4 more in the next step
         ({"process_peak_bytes": 2 << 30}, "no batch above 64: twice of it would take about 8.0 GiB, there are 7.0"),
