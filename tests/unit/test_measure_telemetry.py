@@ -8,6 +8,7 @@ import sys
 import time
 from pathlib import Path
 
+import psutil
 import pytest
 
 from parallel.measure.telemetry import Sampler, rapl_joules, read_rapl
@@ -94,7 +95,11 @@ def test_gpu_facts_and_what_it_does_not_know(seen: dict) -> None:
     assert not seen["torch"]
 
 
-def test_cpu_run_leaves_gpu_fields_empty_and_agrees_with_the_clock(tmp_path: Path) -> None:
+def test_cpu_run_leaves_gpu_fields_empty_and_agrees_with_the_clock(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # the workers of other tests are children of this process, and do not stand still
+    monkeypatch.setattr(psutil.Process, "children", lambda process, recursive=False: [])
     sampler = Sampler(interval_s=0.05, powercap=tmp_path)
     cores = sampler._cores
     around_s = -time.process_time()
