@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from benchmarks.local_nodes import LocalNodes, train_alone
-from parallel.arguments import Parser
+from parallel.arguments import Parser, whole
 from parallel.measure.record import RunRecord, StepRecord, read, read_log
 
 TOLERANCE = 1e-5  # of a loss, relative
@@ -46,7 +46,7 @@ class Tried:
 def main(argv: Sequence[str] | None = None) -> int:
     """Try and print how many tries succeeded. Returns: 0 when all did."""
     parser = Parser(prog="paralab elastic", description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--times", type=int, default=10, help="tries (default: 10)")
+    parser.add_argument("--times", type=whole(1), default=10, help="tries (default: 10)")
     times = parser.parse_args(argv).times
     os.environ.setdefault("OMP_NUM_THREADS", "1")  # there are more processes than cores
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # ends the nodes, as Ctrl-C does

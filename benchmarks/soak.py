@@ -23,7 +23,7 @@ import psutil
 from benchmarks.elastic import START_S, WORK, loss_difference
 from benchmarks.local_nodes import LocalNodes, train_alone, wait, wait_until
 from parallel import checkpoint
-from parallel.arguments import Parser
+from parallel.arguments import Parser, positive
 from parallel.errors import RankError, UsageError
 from parallel.measure.goodput import RunProgress
 
@@ -181,9 +181,9 @@ class Soak:
 def main(argv: Sequence[str] | None = None) -> int:
     """Soak, print the table, compare. Returns: 0 when nothing was lost."""
     parser = Parser(prog="paralab soak", description=(__doc__ or "").split(": `")[0] + ".")
-    parser.add_argument("--minutes", type=float, default=120.0, help="of faults (default: 120)")
+    parser.add_argument("--minutes", type=positive, default=120.0, help="of faults (default: 120)")
     parser.add_argument("--seed", type=int, default=0, help="which faults, where and when (default: 0)")
-    parser.add_argument("--pause-s", type=float, default=8.0, help="between faults, about (default: 8)")
+    parser.add_argument("--pause-s", type=positive, default=8.0, help="between faults, about (default: 8)")
     parser.add_argument(
         "--out", default="runs/soak", metavar="DIR", help="everything is kept here (default: runs/soak)"
     )

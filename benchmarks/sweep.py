@@ -28,6 +28,7 @@ from uuid import uuid4
 
 from benchmarks import levers as device_levers
 from benchmarks.run import CaseConfig
+from benchmarks.work import WORK
 from parallel.config import ENGINES, STRATEGIES, STRATEGY_ALIASES, option
 from parallel.config import resolve as read_config
 from parallel.errors import ConfigError, UsageError
@@ -102,7 +103,7 @@ def main(argv: list[str]) -> int:
     out = runner.out
     records = [record for record in read(out) if record.group == runner.group]
     print(_table(cases, records, runner.group))
-    print(f"\nrows in {out}; compare: paralab compare {out} --by {_column(config)}; read: paralab report {out}")
+    print(f"\nrows in {out}; compare: paralab compare {out} {_by(config)}; read: paralab report {out}")
     return 0 if all(row.status == "ok" for row in rows) else 1
 
 
@@ -214,12 +215,13 @@ def _case(name: str, config: CaseConfig) -> Case:
     return Case(name, tuple(flags_of(config)))
 
 
-def _column(config: SweepConfig) -> str:
-    """Return the column of the rows in which the cases of a sweep differ first."""
+def _by(config: SweepConfig) -> str:
+    """Return the options of `paralab compare` for what the cases of a sweep differ in first."""
     if not config.levers:
-        return "strategy"
-    change = next((device_levers.CHANGES[name][0] for name in config.levers if name != device_levers.BATCH), None)
-    return next(iter(change)) if change else "global_batch_size"
+        return "--by strategy"
+    (first,) = config.levers[:1]
+    column = "global_batch_size" if first == device_levers.BATCH else next(iter(device_levers.CHANGES[first][0]))
+    return f"--by {column}" + (" --force" if column in {known.name for known in WORK} else "")
 
 
 class Runner:
@@ -232,7 +234,7 @@ class Runner:
 
     def run(self, case: Case, repeat: int = 0) -> RunRecord:
         """Return the row of a case, which is there afterwards whatever happened to its run."""
-        proved = ["--no-parity"] if repeat else []
+        proved = ["--no-parity"] if repeat and "--no-parity" not in case.flags else []
         command = [*case.flags, "--group", self.group, "--repeat", str(repeat), "--out", self.out, *proved]
         text = f"paralab run {shlex.join(command)}"
         row = self._row(text) or self._run(command, text, case, repeat)

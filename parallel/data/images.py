@@ -11,6 +11,7 @@ import io
 import math
 import zlib
 from collections.abc import Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -127,9 +128,15 @@ def _open(name: str, *, config: Any, split: str) -> ArrayImages | FolderImages:
     return _class_folders(root, config=config, split=split)
 
 
-def _mnist(*, config: Any, split: str) -> ArrayImages:
+@cache
+def _digits() -> tuple[np.ndarray, np.ndarray]:
+    """Return the built-in images (10,000, 28, 28) and their labels (10,000,), both uint8: unpacked once."""
     with np.load(io.BytesIO(read_asset("mnist10k.npz")), allow_pickle=False) as arrays:
-        images, labels = arrays["images"], arrays["labels"]
+        return arrays["images"], arrays["labels"]
+
+
+def _mnist(*, config: Any, split: str) -> ArrayImages:
+    images, labels = _digits()
     part = slice(None, MNIST_TRAIN) if split == "train" else slice(MNIST_TRAIN, None)
     return ArrayImages("mnist", sha256=SHA256["mnist10k.npz"], images=images[part], labels=labels[part], config=config)
 
