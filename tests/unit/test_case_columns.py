@@ -1,6 +1,7 @@
 """Columns of a case that are counted: what is computed again, what compiling takes."""
 
 import time
+from pathlib import Path
 
 import pytest
 import torch
@@ -63,3 +64,10 @@ def test_a_row_tells_how_batches_were_loaded_and_what_is_where() -> None:
     got = case.describe(resolve(run), case.Asked(), Rank.from_env(), torch.device("cpu"))
     assert {name: got[name] for name in options} == options
     assert (got["non_blocking"], got["pin_memory"], got["offload"]) == (True, False, "none")
+
+
+def test_a_row_tells_what_deepspeed_keeps_on_the_host() -> None:
+    file = str(Path(__file__).resolve().parents[2] / "ds_configs" / "zero3_offload.json")
+    run = RunConfig(size="tiny", strategy="zero3", nproc=2, engine="deepspeed", ds_config=file)
+    got = case.describe(resolve(run), case.Asked(), Rank.from_env(), torch.device("cpu"))
+    assert got["offload"] == "optimizer+parameters"

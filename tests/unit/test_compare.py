@@ -233,3 +233,26 @@ def test_engines_under_several_strategies_say_which() -> None:
     ]
     names = [comparison.work for comparison in compare_column(arms, "engine", STEP).comparisons]
     assert [name.rpartition(", ")[2] for name in names] == ["ddp as dp2", "zero3 as dp2/zero3"]
+
+
+@pytest.mark.parametrize(
+    ("column", "one", "other"),
+    [
+        ("loader_workers", 0, 2),
+        ("pin_memory", False, True),
+        ("non_blocking", False, True),
+        ("cast_on_device", False, True),
+        ("channels_last", False, True),
+        ("offload", "none", "optimizer"),
+        ("compile", "none", "max-autotune"),
+    ],
+)
+def test_runs_that_differ_in_a_lever_are_two_arms(column, one, other) -> None:
+    rows = [*runs(A, **{column: one}), *runs(SLOWER, first=100, **{column: other})]
+    (found,) = compare_column(rows, column, STEP).comparisons
+    assert (found.base_runs, found.other_runs, found.verdict) == (5, 5, "worse")
+    (case,) = compare_files(runs(A, **{column: one}), runs(A, first=50, **{column: other}), STEP).comparisons
+    assert case.base_runs == case.other_runs == 5
+    engines = [*rows, *runs(A, first=200, engine="deepspeed", **{column: one})]
+    (found,) = compare_column(engines, "engine", STEP).comparisons
+    assert (found.base_runs, found.other_runs) == (5, 5), "the runs with the lever are no part of the base"
