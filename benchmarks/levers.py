@@ -6,6 +6,7 @@ from itertools import count
 from typing import Any
 
 from benchmarks.run import CaseConfig
+from parallel.config import COMPILE_MODES
 from parallel.errors import UsageError
 from parallel.measure.allowed import memory_allowed_bytes
 from parallel.measure.record import RunRecord
@@ -19,7 +20,7 @@ CHANGES: dict[str, tuple[dict[str, Any], ...]] = {
     "casting": ({"cast_on_device": True},),
     "precision": ({"precision": "bf16"},),
     "channels-last": ({"channels_last": True},),
-    "compile": ({"compile": "default"}, {"compile": "reduce-overhead"}, {"compile": "max-autotune"}),
+    "compile": tuple({"compile": mode} for mode in COMPILE_MODES if mode != "none"),
     "checkpointing": ({"checkpointing": "full"}, {"checkpointing": "2"}),
     "accumulation": ({"accumulation": 2}, {"accumulation": 4}),
 }

@@ -11,7 +11,7 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, fields, replace
 from itertools import islice
 from pathlib import Path
@@ -19,7 +19,7 @@ from typing import Any
 
 from parallel.config import RunConfig, option
 from parallel.config import resolve as read_config
-from parallel.errors import RankError
+from parallel.errors import RankError, WorldError
 from parallel.layout import Layout
 from parallel.measure.environment import Environment
 from parallel.measure.record import MEMORY_CATEGORIES, RunRecord
@@ -39,7 +39,8 @@ ARMS: dict[str, tuple[int, str | None]] = {
     "ours zero1": (2, None),
     "ZeroRedundancyOptimizer": (2, "ours zero1"),
 }
-TARGETS = {
+Results = dict[str, list[dict[str, Any]]]  # what each run of an arm measured
+TARGETS = {  # on a CPU
     ("plain loop", "fp32"): 1.2,
     ("transformers", "fp32"): 1.3,
     ("plain loop", "bf16"): 1.5,
@@ -83,20 +84,21 @@ def main(argv: list[str]) -> int:
     if argv[:1] == ["--arm"]:
         return _work(argv[1], argv[2:])
     config = read_config(argv, config=PeersConfig, prog="paralab peers", description=__doc__)
-    arms = _chosen(config.arms)
     machine = Environment.read()
-    results: dict[str, list[dict[str, Any]]] = {arm: [] for arm in arms}
+    arms = _chosen(config.arms, gpus=machine.gpu_count)
+    results: Results = {arm: [] for arm in arms}
     for repeat in range(config.repeats):
         for arm in arms:
             results[arm].append(_run(arm, argv))
             print(f"[{repeat + 1}/{config.repeats}] {arm}: {results[arm][-1]['step_s']:.3f} s a step", flush=True)
-    print(f"\n{machine.cpu_model}, {machine.cores_allowed:g} cores, torch {machine.torch_version}")
+    cpu = f"{machine.cpu_model}, {machine.cores_allowed:g} cores"
+    print(f"\n{machine.gpu_name or cpu}, torch {machine.torch_version}")
     disagreeing = _disagreeing(results, config.precision)
     for line in disagreeing:
         print(f"not comparable: {line}")
     if not disagreeing:
-        print(_table(results, config))
-    records = _memory(config) if config.memory else []
+        print(_table(results, config, TARGETS if machine.gpu_count is None else {}))
+    records = _memory(config) if config.memory and _room_for(MEMORY_PROCESSES, machine.gpu_count) else []
     if records:
         print(_memory_table(records))
     if config.out:
@@ -107,10 +109,18 @@ def main(argv: list[str]) -> int:
     return 1 if disagreeing else 0
 
 
-def _chosen(names: list[str] | None) -> list[str]:
-    arms = names or list(ARMS)
+def _chosen(names: list[str] | None, *, gpus: int | None) -> list[str]:
+    """Return the arms to run, each after the one of ours that it is held against. Raises: WorldError."""
+    arms = names or [arm for arm, (nproc, _) in ARMS.items() if _room_for(nproc, gpus)]
+    for arm in arms:
+        if not _room_for(ARMS[arm][0], gpus):
+            raise WorldError(f"arm {arm} needs {ARMS[arm][0]} GPUs, {gpus} here: leave it out of --arms")
     ours = [ARMS[arm][1] for arm in arms if ARMS[arm][1]]
     return [arm for arm in ARMS if arm in arms or arm in ours]
+
+
+def _room_for(processes: int, gpus: int | None) -> bool:
+    return gpus is None or processes <= gpus
 
 
 def _run(arm: str, argv: list[str]) -> dict[str, Any]:
@@ -131,7 +141,7 @@ def _run(arm: str, argv: list[str]) -> dict[str, Any]:
     raise RankError(f"arm {arm} gave no result (exit status {done.returncode}): {done.stderr.strip()[-300:]}")
 
 
-def _disagreeing(results: dict[str, list[dict[str, Any]]], precision: str) -> list[str]:
+def _disagreeing(results: Results, precision: str) -> list[str]:
     """Return the arms whose losses are not those of ours, which started from the same weights and saw the same data."""
     lines = []
     for arm, runs in results.items():
@@ -146,8 +156,11 @@ def _disagreeing(results: dict[str, list[dict[str, Any]]], precision: str) -> li
     return lines
 
 
-def _table(results: dict[str, list[dict[str, Any]]], config: PeersConfig) -> str:
-    """Return the medians, the ratios repeat by repeat with their spread, and the share of the roofline."""
+def _table(results: Results, config: PeersConfig, targets: Mapping[tuple[str, str], float]) -> str:
+    """Return the medians, the ratios repeat by repeat with their spread, and the share of the roofline.
+
+    targets: the least ratio asked for, by arm and precision.
+    """
     lines = [
         f"{config.precision}, global batch {config.global_batch_size}, medians of {config.repeats} interleaved runs",
         f"{'arm':<25}{'processes':>9}{'step s':>9}{'loss':>9}{'of roofline':>13}{'ours is faster by':>26}{'target':>8}",
@@ -160,7 +173,7 @@ def _table(results: dict[str, list[dict[str, Any]]], config: PeersConfig) -> str
         if ours is not None:
             ratios = sorted(b["step_s"] / a["step_s"] for a, b in zip(results[ours], runs, strict=True))
             ratio = f"{statistics.median(ratios):.2f}x ({ratios[0]:.2f} to {ratios[-1]:.2f})"
-        target = TARGETS.get((arm, config.precision), 1.0) if ours else None
+        target = targets.get((arm, config.precision), 1.0) if ours else None
         loss = runs[0]["losses"][0]
         lines.append(
             f"{arm:<25}{nproc:>9}{step_s:>9.3f}{loss:>9.4f}{share:>13.0%}{ratio:>26}{f'{target}x' if target else '':>8}"

@@ -98,8 +98,9 @@ class NoiseEmbed(nn.Module):
 
     def forward(self, sigma: Tensor, dtype: torch.dtype) -> Tensor:
         # (batch,) -> (batch, hidden). log(sigma) / 4 spans about [-1.2, 1.1]: waves of 8 down to 1/8.
-        waves = 2 * math.pi * torch.logspace(-3, 3, N_FEATURES // 2, base=2, device=sigma.device)
-        angles = (at_least_fp32(sigma).log() / 4)[:, None] * waves
+        sigma = at_least_fp32(sigma)
+        waves = 2 * math.pi * torch.logspace(-3, 3, N_FEATURES // 2, base=2, dtype=sigma.dtype, device=sigma.device)
+        angles = (sigma.log() / 4)[:, None] * waves
         features = torch.cat([angles.cos(), angles.sin()], dim=1)
         return self.down(F.silu(self.up(features.to(dtype))))
 

@@ -60,7 +60,23 @@ class Rank:
     @property
     def device(self) -> torch.device:
         """The accelerator that belongs to this process, or the CPU."""
-        return torch.device("cuda", self.local_rank) if torch.cuda.is_available() else torch.device("cpu")
+        if not torch.cuda.is_available():
+            return torch.device("cpu")
+        return torch.device("cuda", 0 if self._sees_its_own_gpu else self.local_rank)
+
+    @property
+    def _sees_its_own_gpu(self) -> bool:
+        """Whether the launcher shows every process one GPU alone, as Slurm does with --gpus-per-task 1."""
+        return self.launcher in ("slurm", "mpi") and torch.cuda.device_count() == 1
+
+    def check_gpus(self, processes: int) -> None:
+        """Raise WorldError where so many processes of this machine would have to share its GPUs."""
+        gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
+        if gpus and processes > gpus and not self._sees_its_own_gpu:
+            raise WorldError(
+                f"{processes} processes on a machine with {gpus} GPU{'s' if gpus > 1 else ''}, and each needs its own: "
+                f"use --nproc {gpus}, or type CUDA_VISIBLE_DEVICES= before the command to run on the CPU"
+            )
 
 
 LAUNCH, ELASTIC = "PARALAB_LAUNCH", "PARALAB_ELASTIC"  # set by `paralab node`

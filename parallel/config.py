@@ -25,6 +25,8 @@ MODELS = ("gpt2", "resnet", "diffusion")
 STRATEGIES = ("single", "ddp", "model", "pipeline", "zero1", "zero2", "zero3", "tensor", "2d", "3d")
 STRATEGY_ALIASES = {"fsdp": "zero3"}
 ENGINES = ("auto", "torch", "deepspeed", "accelerate")
+COMPILE_MODES = ("none", "default", "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs")
+_CUDA_GRAPHS = ("reduce-overhead", "max-autotune")  # the modes that record them, on a GPU
 
 ConfigT = TypeVar("ConfigT", bound="RunConfig")
 
@@ -142,9 +144,9 @@ class RunConfig:
         "none",
         "torch.compile of each block, in one of its modes",
         group="memory and speed",
-        choices=("none", "default", "reduce-overhead", "max-autotune"),
+        choices=COMPILE_MODES,
         aliases={"false": "none", "true": "default"},
-        metavar="none|default|reduce-overhead|max-autotune",
+        metavar="|".join(COMPILE_MODES),
     )
     channels_last: bool = option(False, "memory format of image tensors", group="memory and speed")
     threads: int | None = option(None, "CPU threads per process", group="memory and speed", at_least=1)
@@ -162,6 +164,11 @@ class RunConfig:
             value = _convert(declared, getattr(self, declared.name), where=declared.name)
             object.__setattr__(self, declared.name, value)
         self._check_layout()
+
+    @property
+    def cuda_graphs(self) -> bool:
+        """Whether the compiled blocks are replayed as CUDA graphs where there is a GPU."""
+        return self.compile in _CUDA_GRAPHS
 
     def _check_layout(self) -> None:
         """Refuse, before any process is started, a layout that cannot run as asked."""

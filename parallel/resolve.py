@@ -76,19 +76,21 @@ def resolve(run: RunConfig) -> Work:
             f"--cast-on-device with {spec.name} {size}: its noise is added to numbers, before the copy; leave it out"
         )
     layout = _layout(run)
+    rank = Rank.from_env()
+    rank.check_gpus(layout.world_size if rank.launcher == "python" else rank.local_world_size)
     strategies.check(layout, spec=spec, config=config)
     layout.check_schedule(run.accumulation)
     parts = layout.dp * layout.micro_batches * run.accumulation
     default_batch = -(-_GLOBAL_BATCH[spec.unit(config)] // parts) * parts
     division = layout.divide(run.global_batch_size or default_batch, run.accumulation)
-    if run.compile == "reduce-overhead" and division.chunks > 1:
+    if run.cuda_graphs and torch.accelerator.is_available() and division.chunks > 1:
         raise ConfigError(
-            f"--compile reduce-overhead with {division.chunks} micro-batches a step: a CUDA graph overwrites what the"
-            " one before it has made, use --compile default"
+            f"--compile {run.compile} with {division.chunks} micro-batches a step: a CUDA graph overwrites what the"
+            " one before it has made, use --compile default or max-autotune-no-cudagraphs"
         )
     engine = engines.choose(
         run.engine,
-        launcher=Rank.from_env().launcher,
+        launcher=rank.launcher,
         layout=layout,
         precision=run.precision,
         ds_config=run.ds_config,
@@ -116,6 +118,8 @@ def _check_machine(run: RunConfig) -> None:
         raise ConfigError("--pin-memory without a GPU: only copies to one gain from it, leave it out")
     if run.compile == "reduce-overhead":
         raise ConfigError("--compile reduce-overhead without a GPU: it is CUDA graphs, use default or max-autotune")
+    if run.compile == "max-autotune-no-cudagraphs":
+        raise ConfigError(f"--compile {run.compile} without a GPU: there are no such graphs here, use max-autotune")
     if run.cast_on_device and not run.loader_workers:
         raise ConfigError("--cast-on-device without a GPU: only loader workers gain from it, add --loader-workers 1")
 
@@ -138,13 +142,9 @@ def _layout(run: RunConfig) -> Layout:
         return run.layout
     if run.strategy == "single" and run.nproc not in (None, 1):
         raise LayoutError(f"--strategy single with --nproc {run.nproc}: use --nproc 1, or another --strategy")
-    if run.strategy == "single" or (run.strategy is None and run.nproc == 1):
+    if run.strategy == "single" or (run.strategy is None and (run.nproc or machine_processes()) == 1):
         return Layout()
-    nproc = run.nproc or _processes_for(run.strategy)
-    strategy = strategies.find(run.strategy or "ddp")
-    if nproc == 1:
-        raise LayoutError(f"--strategy {strategy.name} with --nproc 1: use --nproc 2 or more, or --strategy single")
-    return strategy.layout(nproc)
+    return strategies.layout_of(run.strategy or "ddp", run.nproc or _processes_for(run.strategy))
 
 
 def _processes_for(strategy: str | None) -> int:

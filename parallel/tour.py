@@ -70,14 +70,12 @@ def main(argv: list[str]) -> int:
 def choose(config: TourConfig, nproc: int) -> tuple[list[Work], dict[str, str]]:
     """Return the strategies that fit nproc processes and this model, and why the others do not."""
     works, left_out = [], {}
-    for strategy in strategies.STRATEGIES.values():
+    for name in strategies.STRATEGIES:
         try:
-            layout = strategy.layout(nproc)
-            if strategy.axes and layout.world_size == 1:
-                raise LayoutError(f"needs 2 processes or more, {nproc} here")
+            layout = strategies.layout_of(name, nproc)
             works.append(resolve(replace(config, layout=layout, strategy=None, nproc=None)))
         except LayoutError as error:
-            left_out[strategy.name] = str(error)
+            left_out[name] = str(error)
     return works, left_out
 
 

@@ -63,10 +63,11 @@ def cases(config: VerifyConfig, nproc: int) -> Iterator[VerifyConfig]:
     if config.layout is not None:
         yield config
         return
-    names = [config.strategy] if config.strategy else [name for name in strategies.STRATEGIES if name != "single"]
+    every = [name for name in strategies.STRATEGIES if (name == "single") == (nproc == 1)]
+    names = [config.strategy] if config.strategy else every
     for name in names:
         try:
-            layouts = list(_layouts(strategies.find(name).layout(nproc)))
+            layouts = list(_layouts(strategies.layout_of(name, nproc)))
         except LayoutError as error:
             if config.strategy:
                 raise

@@ -23,6 +23,14 @@ def find(name: str) -> Strategy:
     return STRATEGIES[name]
 
 
+def layout_of(name: str, nproc: int) -> Layout:
+    """Return a strategy's layout for so many processes. Raises: ConfigError; LayoutError where it has none."""
+    strategy = find(name)
+    if strategy.axes and nproc == 1:
+        raise LayoutError(f"{name} needs 2 processes or more, 1 asked for: use --nproc 2 or more, or --strategy single")
+    return strategy.layout(nproc)
+
+
 def name_of(layout: Layout) -> str:
     """Return the strategy that a layout belongs to."""
     if len(layout.axes) > 1:

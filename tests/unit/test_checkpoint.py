@@ -206,21 +206,28 @@ def killed_after(calls: int, work: Callable[[], None]) -> bool:
     """Run in a child that dies at its n-th change of the folder. Return whether it lived to the end."""
     child = os.fork()
     if child == 0:
-        count = 0
-        for module, name in [(os, "rename"), (os, "replace"), (os, "mkdir"), (os, "unlink")]:
-            original = getattr(module, name)
-
-            def counted(*args: object, original: Callable = original, **kwargs: object) -> object:
-                nonlocal count
-                count += 1
-                if count > calls:
-                    os._exit(9)
-                return original(*args, **kwargs)
-
-            setattr(module, name, counted)
-        work()
-        os._exit(0)
+        try:
+            _die_after(calls, work)
+        finally:  # whatever happens, the child must not go on with the tests
+            os._exit(1)
     return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+
+
+def _die_after(calls: int, work: Callable[[], None]) -> None:
+    count = 0
+    for module, name in [(os, "rename"), (os, "replace"), (os, "mkdir"), (os, "unlink")]:
+        original = getattr(module, name)
+
+        def counted(*args: object, original: Callable = original, **kwargs: object) -> object:
+            nonlocal count
+            count += 1
+            if count > calls:
+                os._exit(9)
+            return original(*args, **kwargs)
+
+        setattr(module, name, counted)
+    work()
+    os._exit(0)
 
 
 def test_killed_at_any_moment_of_saving_leaves_a_good_checkpoint(run_folder: Path, tmp_path: Path) -> None:

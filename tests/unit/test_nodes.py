@@ -17,7 +17,9 @@ from parallel.nodes.roster import Roster
 from parallel.nodes.start import NodeRequest
 
 
-def request(rank: int, port: int, *, count: int = 2, least: int | None = None, procs: int = 1) -> NodeRequest:
+def request(
+    rank: int, port: int, *, count: int = 2, least: int | None = None, procs: int = 1, join_timeout_s: float = 30.0
+) -> NodeRequest:
     return NodeRequest(
         min_nodes=least or count,
         max_nodes=count,
@@ -26,7 +28,7 @@ def request(rank: int, port: int, *, count: int = 2, least: int | None = None, p
         port=port,
         procs_per_node=procs,
         max_restarts=0,
-        join_timeout_s=1.0,
+        join_timeout_s=join_timeout_s,
         node_timeout_s=30.0,
         command=("run",),
     )
@@ -66,7 +68,7 @@ def test_nodes_join(port: int) -> None:
 
 
 def test_a_missing_node_is_named(port: int) -> None:
-    told = together(request(0, port, count=3), request(2, port, count=3))
+    told = together(*(request(rank, port, count=3, join_timeout_s=1.0) for rank in (0, 2)))
     assert all(text and text.startswith("2 of 3 nodes joined, waiting for node 1, given up") for text in told)
 
 
@@ -85,7 +87,7 @@ def test_two_nodes_of_one_number_are_refused(port: int) -> None:
 
 
 def test_a_node_zero_that_is_not_there_is_named(port: int) -> None:
-    [text] = together(request(1, port))
+    [text] = together(request(1, port, join_timeout_s=1.0))
     assert text is not None and text.startswith(f"node 0 has not opened 127.0.0.2:{port} within 1 s")
 
 

@@ -7,10 +7,10 @@ import pytest
 import torch
 
 from benchmarks import by_hand
-from benchmarks.peers import ARMS, TOLERANCES, PeersConfig, _chosen, _disagreeing, _memory_table, _table
+from benchmarks.peers import ARMS, TARGETS, TOLERANCES, PeersConfig, _chosen, _disagreeing, _memory_table, _table
 from parallel import engines, parity
 from parallel.cluster import Mesh
-from parallel.errors import ConfigError
+from parallel.errors import ConfigError, WorldError
 from parallel.layout import Layout
 from parallel.measure.record import RunRecord
 from parallel.resolve import resolve
@@ -48,8 +48,15 @@ def test_one_process_by_hand_trains_as_ours_does(arm: str, precision: str) -> No
 
 
 def test_an_arm_brings_ours_along_in_order() -> None:
-    assert _chosen(["transformers", "raw FSDP2"]) == ["ours single", "transformers", "ours zero3", "raw FSDP2"]
-    assert _chosen(None) == list(ARMS)
+    chosen = _chosen(["transformers", "raw FSDP2"], gpus=None)
+    assert chosen == ["ours single", "transformers", "ours zero3", "raw FSDP2"]
+    assert _chosen(None, gpus=None) == _chosen(None, gpus=2) == list(ARMS)
+
+
+def test_arms_have_a_gpu_for_each_process() -> None:
+    assert _chosen(None, gpus=1) == ["ours single", "plain loop", "transformers"]
+    with pytest.raises(WorldError, match="raw DDP needs 2 GPUs, 1 here"):
+        _chosen(["raw DDP"], gpus=1)
 
 
 def test_an_unknown_arm_is_refused_with_a_suggestion() -> None:
@@ -75,7 +82,7 @@ def test_a_loss_that_is_not_a_number_is_not_compared() -> None:
 def test_ratios_are_taken_repeat_by_repeat() -> None:
     # The second repeat ran on a machine twice as slow: a ratio of medians would not be 1.5.
     runs = results(ours_single=[1.0, 2.0, 1.0], plain_loop=[1.5, 3.0, 2.0])
-    (line,) = (line for line in _table(runs, config(repeats=3)).splitlines() if line.startswith("plain loop"))
+    (line,) = (line for line in _table(runs, config(repeats=3), TARGETS).splitlines() if line.startswith("plain loop"))
     assert "1.50x (1.50 to 2.00)" in line and line.endswith("1.2x")
 
 

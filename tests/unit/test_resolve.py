@@ -14,9 +14,10 @@ from PIL import Image
 from models import SPECS
 from parallel import resolve as resolve_module
 from parallel import strategies
+from parallel.cluster import Rank
 from parallel.config import RunConfig
 from parallel.config import resolve as read_config
-from parallel.errors import ConfigError, DataError, LayoutError, UsageError
+from parallel.errors import ConfigError, DataError, LayoutError, UsageError, WorldError
 from parallel.layout import Layout
 from parallel.resolve import Work, resolve
 from parallel.strategies import STRATEGIES
@@ -38,7 +39,7 @@ def asked(*, layout: str | None = None, **options: Any) -> Work:
         ({"strategy": "2d", "nproc": 5}, "5 asked for", "tensor 2 x pipeline", "--nproc"),
         ({"strategy": "3d", "nproc": 6}, "6 asked for", "8, 12, 16", "--nproc"),
         ({"strategy": "single", "nproc": 2}, "--nproc 2", "--strategy single", "--nproc 1"),
-        ({"strategy": "ddp", "nproc": 1}, "--nproc 1", "2 or more", "--strategy single"),
+        ({"strategy": "ddp", "nproc": 1}, "2 processes or more", "--nproc 2", "--strategy single"),
         # tp that does not divide
         ({"layout": "tp3"}, "tp=3", "n_heads=4", "1, 2, 4"),
         ({"layout": "tp8"}, "tp=8", "n_heads=4", "1, 2, 4"),
@@ -168,6 +169,7 @@ def test_an_unknown_size_names_the_model() -> None:
     [
         ({"pin_memory": True}, "--pin-memory without a GPU: .* leave it out"),
         ({"compile": "reduce-overhead"}, "--compile reduce-overhead without a GPU: .* use default or max-autotune"),
+        ({"compile": "max-autotune-no-cudagraphs"}, "max-autotune-no-cudagraphs without a GPU: .* use max-autotune"),
         ({"cast_on_device": True}, "--cast-on-device without a GPU: .* add --loader-workers 1"),
     ],
 )
@@ -188,10 +190,57 @@ def test_image_files_are_not_cast_on_the_device(tmp_path: Path) -> None:
 
 def test_graphs_are_of_one_micro_batch(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.accelerator, "is_available", lambda: True)
-    resolve(RunConfig(nproc=1, compile="reduce-overhead"))
-    for changes in ({"accumulation": 2, "nproc": 1}, {"strategy": "pipeline", "nproc": 2}):
-        with pytest.raises(ConfigError, match=r"--compile reduce-overhead with . micro-batches a step"):
-            resolve(RunConfig(compile="reduce-overhead", **changes))
+    several: tuple[dict[str, Any], ...] = ({"accumulation": 2, "nproc": 1}, {"strategy": "pipeline", "nproc": 2})
+    for mode in ("reduce-overhead", "max-autotune"):
+        resolve(RunConfig(nproc=1, compile=mode))
+        for changes in several:
+            with pytest.raises(ConfigError, match=rf"--compile {mode} with . micro-batches a step"):
+                resolve(RunConfig(compile=mode, **changes))
+    for changes in several:
+        resolve(RunConfig(compile="max-autotune-no-cudagraphs", **changes))
+
+
+# GPUs
+
+
+@pytest.fixture
+def one_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+
+
+@pytest.mark.usefixtures("one_gpu")
+def test_one_gpu_is_enough_for_the_defaults() -> None:
+    assert str(resolve(RunConfig()).layout) == "dp1"
+
+
+@pytest.mark.usefixtures("one_gpu")
+@pytest.mark.parametrize("asked", [{"nproc": 4}, {"strategy": "ddp"}, {"layout": "dp4", "backend": "gloo"}])
+def test_gpus_are_not_shared(asked: dict[str, Any]) -> None:
+    with pytest.raises(WorldError, match=r"\d processes on a machine with 1 GPU, .* CUDA_VISIBLE_DEVICES="):
+        resolve(RunConfig(**asked))
+
+
+@pytest.mark.usefixtures("one_gpu")
+def test_processes_of_this_machine_count_not_those_of_all_nodes(monkeypatch: pytest.MonkeyPatch) -> None:
+    torchrun = {"RANK": "1", "WORLD_SIZE": "2", "LOCAL_RANK": "0", "LOCAL_WORLD_SIZE": "1", "TORCHELASTIC_RUN_ID": "x"}
+    for name, value in torchrun.items():
+        monkeypatch.setenv(name, value)
+    assert resolve(RunConfig(nproc=2)).layout.dp == 2
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
+    with pytest.raises(WorldError, match="2 processes on a machine with 1 GPU"):
+        resolve(RunConfig(nproc=2))
+
+
+@pytest.mark.usefixtures("one_gpu")
+def test_slurm_may_show_every_process_a_gpu_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    slurm = {"SLURM_PROCID": "3", "SLURM_NTASKS": "4", "SLURM_LOCALID": "3", "SLURM_NTASKS_PER_NODE": "4"}
+    for name, value in slurm.items():
+        monkeypatch.setenv(name, value)
+    assert resolve(RunConfig(nproc=4)).layout.dp == 4
+    assert Rank.from_env().device == torch.device("cuda", 0)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
+    assert Rank.from_env().device == torch.device("cuda", 3)
 
 
 @pytest.mark.parametrize("size", ["points", "tiny-dit"])

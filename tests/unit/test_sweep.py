@@ -115,6 +115,7 @@ def test_levers_that_change_nothing_here_are_left_out(capsys: pytest.CaptureFixt
     assert names == ["as it is", "compile default", "compile max-autotune"]
     said = capsys.readouterr().out
     assert "pin_memory True, non_blocking True left out" in said and "compile reduce-overhead left out" in said
+    assert "compile max-autotune-no-cudagraphs left out" in said
 
 
 ROW = RunRecord(
