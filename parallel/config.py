@@ -152,8 +152,12 @@ class RunConfig:
     threads: int | None = option(None, "CPU threads per process", group="memory and speed", at_least=1)
     backend: str | None = option(None, "of the collectives", group="memory and speed", choices=("gloo", "nccl"))
     loader_workers: int = option(0, "processes that prepare batches, per rank", group="memory and speed", at_least=0)
-    pin_memory: bool | None = option(None, "batches in page-locked memory", group="memory and speed")
-    non_blocking: bool | None = option(None, "copy batches while computing", group="memory and speed")
+    pin_memory: bool | None = option(
+        None, "batches in page-locked memory; default: with GPUs", group="memory and speed"
+    )
+    non_blocking: bool | None = option(
+        None, "copy batches while computing; default: with GPUs", group="memory and speed"
+    )
     cast_on_device: bool = option(
         False, "copy bytes and tokens as they are stored, make numbers of them there", group="memory and speed"
     )

@@ -103,11 +103,18 @@ def resolve(run: RunConfig) -> Work:
         layout=layout,
         nproc=layout.world_size,
         global_batch_size=division.global_batch_size,
+        # a copy from pageable memory waits for all that the GPU was told before
+        pin_memory=_on_gpus(run.pin_memory),
+        non_blocking=_on_gpus(run.non_blocking),
     )
     work = Work(run, spec, config, size, layout, division)
     if run.cast_on_device:
         work.dataset()  # refuses some
     return work
+
+
+def _on_gpus(asked: bool | None) -> bool:
+    return torch.accelerator.is_available() if asked is None else asked
 
 
 def _check_machine(run: RunConfig) -> None:

@@ -69,8 +69,13 @@ def main(argv: list[str]) -> int:
 
 def choose(config: TourConfig, nproc: int) -> tuple[list[Work], dict[str, str]]:
     """Return the strategies that fit nproc processes and this model, and why the others do not."""
-    works, left_out = [], {}
-    for name in strategies.STRATEGIES:
+    works: list[Work] = []
+    left_out: dict[str, str] = {}
+    if nproc == 1:
+        on_gpu = torch.cuda.is_available()
+        more = "type CUDA_VISIBLE_DEVICES= before the command to see them on the CPU" if on_gpu else "use --nproc 2"
+        left_out["others"] = f"they need 2 processes or more, on a GPU each where there is one: {more}"
+    for name in strategies.STRATEGIES if nproc > 1 else ("single",):
         try:
             layout = strategies.layout_of(name, nproc)
             works.append(resolve(replace(config, layout=layout, strategy=None, nproc=None)))
@@ -157,10 +162,11 @@ def sent_bytes(record: RunRecord) -> float:
 
 
 def _heading(work: Work, nproc: int) -> str:
-    run, place = work.run, "GPUs" if torch.cuda.is_available() else "processes on a CPU"
+    one, several = ("GPU", "GPUs") if torch.cuda.is_available() else ("process on a CPU", "processes on a CPU")
     return (
         f"{work.spec.name} {work.size}: {work.n_parameters / 1e6:.1f} M parameters, "
-        f"{work.division.global_batch_size} samples a step, {run.precision}, {nproc} {place}\n"
+        f"{work.division.global_batch_size} samples a step, {work.run.precision}, "
+        f"{nproc} {several if nproc > 1 else one}\n"
     )
 
 

@@ -126,7 +126,7 @@ class RunRecord:
     samples_per_s_per_device: float | None = None
     tokens_per_s: float | None = None
     tokens_per_s_per_device: float | None = None
-    data_wait_share: float | None = None
+    data_wait_share: float | None = None  # in the loader; a GPU may have work meanwhile
     # waiting for communication, mean over ranks (parallel.measure.exposed); 0 for one process
     exposed_comm_share: float | None = None
     straggler_ratio: float | None = None  # slowest rank / median rank, in the time a rank does not wait; 1 for one

@@ -214,6 +214,14 @@ def test_one_gpu_is_enough_for_the_defaults() -> None:
     assert str(resolve(RunConfig()).layout) == "dp1"
 
 
+@pytest.mark.parametrize("gpu", [True, False])
+def test_batches_go_to_a_gpu_from_pinned_memory(gpu: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.accelerator, "is_available", lambda: gpu)
+    chosen, refused = (resolve(RunConfig(nproc=1, **asked)).run for asked in ({}, {"pin_memory": False}))
+    assert (chosen.pin_memory, chosen.non_blocking) == (gpu, gpu)
+    assert (refused.pin_memory, refused.non_blocking) == (False, gpu)
+
+
 @pytest.mark.usefixtures("one_gpu")
 @pytest.mark.parametrize("asked", [{"nproc": 4}, {"strategy": "ddp"}, {"layout": "dp4", "backend": "gloo"}])
 def test_gpus_are_not_shared(asked: dict[str, Any]) -> None:
