@@ -11,14 +11,16 @@ import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import torch
 import torch.distributed as dist
-from torch.distributed.pipelining import PipelineStage
 
 from parallel.cluster import Mesh
 from parallel.measure.record import SpanRecord
+
+if TYPE_CHECKING:
+    from torch.distributed.pipelining import PipelineStage
 
 Kind = Literal["F", "B", "I", "W"]
 
@@ -55,7 +57,7 @@ class Timeline:
     On a GPU the times are those of the stream, noted by events and read when the context ends.
     """
 
-    def __init__(self, stages: Sequence[PipelineStage], mesh: Mesh) -> None:
+    def __init__(self, stages: "Sequence[PipelineStage]", mesh: Mesh) -> None:
         self.stages, self.mesh = stages, mesh
         self._cuda = mesh.device.type == "cuda"
         self._marks: list[_Mark] = []

@@ -8,14 +8,14 @@ In a pipeline, gradient accumulation is more micro-batches: they all pass in one
 (except under `naive`, which never has two under way).
 """
 
+import copy
 from collections.abc import Iterator, Mapping
 from types import SimpleNamespace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.distributed.pipelining import PipelineStage, schedules
 
 from models.spec import ModelSpec
 from parallel.data.dataset import Batch
@@ -26,15 +26,24 @@ from parallel.precision import in_dtype, weight_dtype
 from parallel.spec import BuildContext, Engine, Strategy
 from parallel.strategies.tensor import boundary
 
-_CLASSES: Mapping[str, Any] = {
-    "naive": schedules.ScheduleGPipe,
-    "gpipe": schedules.ScheduleGPipe,
-    "1f1b": schedules.Schedule1F1B,
-    "interleaved": schedules.ScheduleInterleaved1F1B,
-    "zero-bubble": schedules.ScheduleInterleavedZeroBubble,
-    "zbv": schedules.ScheduleZBVZeroBubble,
-    "dualpipev": schedules.ScheduleDualPipeV,
+if TYPE_CHECKING:
+    from torch.distributed.pipelining import PipelineStage
+
+_CLASSES = {
+    "naive": "ScheduleGPipe",
+    "gpipe": "ScheduleGPipe",
+    "1f1b": "Schedule1F1B",
+    "interleaved": "ScheduleInterleaved1F1B",
+    "zero-bubble": "ScheduleInterleavedZeroBubble",
+    "zbv": "ScheduleZBVZeroBubble",
+    "dualpipev": "ScheduleDualPipeV",
 }
+
+
+def _class_of(schedule: str) -> Any:
+    from torch.distributed.pipelining import schedules  # half a second: it brings the compiler along
+
+    return getattr(schedules, _CLASSES[schedule])
 
 
 def stage_blocks(n_blocks: int, stages: int, stage: int) -> range:
@@ -60,12 +69,13 @@ def make_stages(context: BuildContext) -> dict[int, nn.Module]:
     """Build the stages that this rank holds, without values, by stage index."""
     pp, layout = context.mesh.rank("pp"), context.layout
     mine = SCHEDULES[layout.schedule].stages_of(pp, layout.pp)
-    return {stage: _new_stage(context, stage) for stage in mine}
+    whole = context.new_model()
+    return {stage: _stage_of(whole, context, stage) for stage in mine}
 
 
-def _new_stage(context: BuildContext, stage: int) -> nn.Module:
+def _stage_of(whole: nn.Module, context: BuildContext, stage: int) -> nn.Module:
     return cut_stage(
-        context.new_model(), spec=context.spec, config=context.model_config, layout=context.layout, stage=stage
+        copy.deepcopy(whole), spec=context.spec, config=context.model_config, layout=context.layout, stage=stage
     )
 
 
@@ -73,6 +83,8 @@ class PipelineSchedule:
     """Runs forward and backward of all micro-batches of a step through this rank's stages."""
 
     def __init__(self, parts: Mapping[int, nn.Module], context: BuildContext) -> None:
+        from torch.distributed.pipelining import PipelineStage
+
         layout = context.layout
         self.parts = list(parts.values())
         self.chunks = context.division.chunks
@@ -91,7 +103,7 @@ class PipelineSchedule:
             )
             for index, part in parts.items()
         ]
-        kind = _CLASSES[layout.schedule]
+        kind = _class_of(layout.schedule)
         single = SCHEDULES[layout.schedule].stages_per_rank == 1
         self.weight = 1.0  # of a micro-batch's loss, so that gradients need no scaling afterwards
         # The plain layer split has one micro-batch under way at any time, also when it accumulates.
@@ -135,15 +147,16 @@ def boundary_shapes(context: BuildContext) -> list[tuple[Tensor, ...]]:
     dtype = weight_dtype(context.run.precision)
     hidden = tuple(in_dtype(x, dtype).to("meta") for x in inputs)
     shapes = [hidden]
+    whole = context.new_model()
     for stage in range(context.layout.stages - 1):
         with torch.device("meta"):
-            out = _new_stage(context, stage)(*hidden)
+            out = _stage_of(whole, context, stage)(*hidden)
         hidden = out if isinstance(out, tuple) else (out,)
         shapes.append(tuple(boundary(x, context.layout).detach().requires_grad_() for x in hidden))
     return [*shapes, (torch.empty((), dtype=dtype, device="meta"),)]  # the last stage returns the loss
 
 
-def stages_of(engine: Engine) -> list[PipelineStage]:
+def stages_of(engine: Engine) -> "list[PipelineStage]":
     """Return the stages that an engine runs on this rank; none where its pipeline is not torch's, or it has none."""
     forward_backward = getattr(engine, "forward_backward", None)
     return forward_backward.stages if isinstance(forward_backward, PipelineSchedule) else []
@@ -160,7 +173,7 @@ def pass_order(schedule: str, *, pp: int, micro_batches: int) -> list[list[Pass]
         SimpleNamespace(stage_index=stage, num_stages=stages, group_size=pp, group_rank=0, submod=nn.Identity())
         for stage in held
     ]
-    planned = _CLASSES[schedule](numbers, micro_batches, loss_fn=lambda *_: None).pipeline_order
+    planned = _class_of(schedule)(numbers, micro_batches, loss_fn=lambda *_: None).pipeline_order
     return [list(_passes(planned[rank])) for rank in range(pp)]
 
 
