@@ -1,6 +1,6 @@
 """Draw results or training curves into one picture: `paralab plot FILES... --out results.svg`.
 
-Result files (.csv) become dots, one a run: throughput by strategy, a panel a file. Folders of `paralab train` become
+Result files (.csv) become dots, one a run: throughput by strategy, a panel for each model of a file. Folders of `paralab train` become
 curves: the loss of every run over its steps, held-out loss as circles, and below how far each is from the first.
 """
 
@@ -38,35 +38,53 @@ def main(argv: Sequence[str]) -> int:
 
 
 def results(files: Sequence[Path]) -> Any:
-    """Return a figure with a panel a file: rows are strategies, dots are runs, colours what else differs."""
-    panels = [(file.stem, [record for record in read(file) if record.status == "ok"]) for file in files]
-    rows = [list(dict.fromkeys(str(record.strategy) for record in records)) for _, records in panels]
-    figure = _figure(len(panels), width=4.2, height=1.2 + 0.34 * max(map(len, rows)))
-    for axes, (name, records), strategies in zip(figure.axes, panels, rows, strict=True):
-        _dots(axes, records, strategies)
+    """Return a figure with a panel for each model of a file: rows are strategies (of each size, where there are
+    several), dots are runs, colours what else differs."""
+    panels = [(file.stem, records) for file in files for records in _by_model(file)]
+    if not panels:
+        raise DataError("no run in these files has succeeded: there is nothing to draw")
+    most = max(len({(record.size, record.strategy) for record in records}) for _, records in panels)
+    figure = _figure(len(panels), width=4.2, height=1.2 + 0.34 * most)
+    for axes, (name, records) in zip(figure.axes, panels, strict=True):
+        sizes = {record.size for record in records}
+        _dots(axes, records, by_size=len(sizes) > 1)
         first = records[0]
         rate = "tokens/s" if first.tokens_per_s else f"{first.unit}/s"
-        axes.set(title=f"{name}: {first.model} {first.size}", xlabel=f"{rate}, all processes")
+        what = " ".join(str(word) for word in (first.model, *(sizes if len(sizes) == 1 else ())))
+        axes.set(title=f"{name}: {what}", xlabel=f"{rate}, all processes")
     return figure
 
 
-def _dots(axes: Any, records: list[RunRecord], strategies: list[str]) -> None:
+def _by_model(file: Path) -> list[list[RunRecord]]:
+    """Return the runs that succeeded, one list a model."""
+    good = [record for record in read(file) if record.status == "ok"]
+    return [[r for r in good if r.model == model] for model in dict.fromkeys(r.model for r in good)]
+
+
+def _dots(axes: Any, records: list[RunRecord], *, by_size: bool) -> None:
     by_engine = len({record.engine for record in records}) > 1
     series = list(dict.fromkeys(_series(record, by_engine) for record in records))
+    rows = list(dict.fromkeys(_row(record, by_size) for record in records))
     for number, label in enumerate(series):
         shift = 0.22 * (number - (len(series) - 1) / 2)
-        for row, strategy in enumerate(strategies):
-            mine = [r for r in records if r.strategy == strategy and _series(r, by_engine) == label]
+        for row, name in enumerate(rows):
+            mine = [r for r in records if _row(r, by_size) == name and _series(r, by_engine) == label]
             rates = [float(r.tokens_per_s or r.samples_per_s or 0) for r in mine]
             axes.plot(rates, [row + shift] * len(rates), "o", ms=3.5, alpha=0.6, color=_COLOURS[number % 6])
             if rates:
                 axes.plot(median(rates), row + shift, "|", ms=10, color=_COLOURS[number % 6])
         axes.plot([], [], "o", ms=3.5, color=_COLOURS[number % 6], label=label)
-    axes.set_yticks(range(len(strategies)), strategies)
+    axes.set_yticks(range(len(rows)), rows)
     axes.set_xlim(left=0)
+    axes.locator_params(axis="x", nbins=5)
+    axes.xaxis.set_major_formatter("{x:,.0f}")
     axes.invert_yaxis()
     axes.grid(axis="x", alpha=0.3)
     axes.legend(frameon=False, fontsize="small")
+
+
+def _row(record: RunRecord, by_size: bool) -> str:
+    return f"{record.size} {record.strategy}" if by_size else str(record.strategy)
 
 
 def _series(record: RunRecord, by_engine: bool) -> str:

@@ -9,7 +9,7 @@ torch.distributed. The module follows four rules, and every strategy works from 
    `spec.first`, what runs after it (loss included) in `spec.last`. A pipeline stage is a copy in which the
    other blocks are deleted and the other named modules are None: `forward` skips what is None, takes what
    the previous stage returned (a tensor or a tuple of floating-point tensors) and returns what the next takes.
-3. Modules are created without values (under `torch.device("meta")`): `spec.init` gives every parameter and
+3. Modules are created without values (`spec.without_values`): `spec.init` gives every parameter and
    persistent buffer its value from a generator seeded by its full name.
 4. A module whose result depends on ranks it cannot see holds `all_reduce` (see `Reducing`).
 """
@@ -20,6 +20,7 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 Style = Literal["column", "row", "vocab_embedding", "vocab_loss", "channels", "sequence", "scatter_sequence"]
 
@@ -84,3 +85,18 @@ class ModelSpec:
     def config(self, size: str | None = None) -> Any:
         """Return the config of a preset. Raises: KeyError when the name is unknown."""
         return self.sizes[size or self.default_size]
+
+    def without_values(self, config: Any, dtype: torch.dtype = torch.float32) -> nn.Module:
+        """Return the whole model on the meta device, its weights of that dtype."""
+        with torch.device("meta"), _WithoutInit():
+            return self.build(config).to(dtype)
+
+
+class _WithoutInit(TorchFunctionMode):
+    """Leaves out what `torch.nn.init` does: there are no values, and finding that out takes half a second."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if getattr(func, "__module__", None) == "torch.nn.init":
+            return kwargs["tensor"] if "tensor" in kwargs else args[0]
+        return func(*args, **kwargs)

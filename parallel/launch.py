@@ -119,7 +119,8 @@ def _start_in(folder: str, task: str, args: tuple, config: RunConfig | None, *, 
         start_method="forkserver",
         logs_specs=DefaultLogsSpecs(log_dir=folder),
     )
-    multiprocessing.set_forkserver_preload([task.partition(":")[0]])  # imported once, by what all are forked from
+    # imported once, by what all are forked from; every optimizer brings the compiler along
+    multiprocessing.set_forkserver_preload([task.partition(":")[0], "torch._dynamo"])
     try:
         return elastic_launch(local, _work)(task, args, config, os.getpid(), f"file://{folder}/ranks")[0]
     except ChildFailedError as error:

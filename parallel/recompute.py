@@ -32,8 +32,7 @@ def recomputation_ratio(spec: ModelSpec, config: Any, every: int | None) -> floa
 
 
 def _flops(spec: ModelSpec, config: Any, every: int | None) -> int:
-    with torch.device("meta"):
-        model = spec.build(config)
+    model = spec.without_values(config)
     checkpoint_blocks(model, every)
     inputs, _ = spec.example(config, 1)
     with FlopCounterMode(display=False) as counter:

@@ -48,8 +48,7 @@ class Work:
 
     def new_model(self) -> nn.Module:
         """Return the whole model without values, in the precision of its weights."""
-        with torch.device("meta"):
-            return self.spec.build(self.model_config).to(weight_dtype(self.run.precision))
+        return self.spec.without_values(self.model_config, weight_dtype(self.run.precision))
 
     def context(self, mesh: Mesh) -> BuildContext:
         return BuildContext(self.spec, self.model_config, self.run, self.layout, self.division, mesh)

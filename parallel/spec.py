@@ -62,8 +62,7 @@ class BuildContext:
 
     def new_model(self) -> nn.Module:
         """Return the whole model without values, in the precision of its weights."""
-        with torch.device("meta"):
-            return self.spec.build(self.model_config).to(weight_dtype(self.run.precision))
+        return self.spec.without_values(self.model_config, weight_dtype(self.run.precision))
 
 
 @dataclass(frozen=True, kw_only=True)

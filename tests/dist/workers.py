@@ -25,7 +25,8 @@ class WorkerPool:
 
     def _start(self) -> None:
         context = mp.get_context("forkserver")
-        context.set_forkserver_preload(["parallel.case", "tests.dist.cases"])  # imported once, not by each of them
+        # imported once, not by each of them
+        context.set_forkserver_preload(["parallel.case", "tests.dist.cases", "torch._dynamo"])
         self.folder = tempfile.TemporaryDirectory()
         self.inboxes = [context.SimpleQueue() for _ in range(self.world_size)]
         self.outbox = context.Queue()

@@ -51,6 +51,23 @@ def test_results_are_a_dot_a_run(tmp_path: Path) -> None:
     assert drawn == [[100.0, 140.0], [120.0], [80.0], [80.0]]  # runs, and a mark at their median
 
 
+def test_sizes_and_models_are_kept_apart(tmp_path: Path) -> None:
+    file = tmp_path / "rows.csv"
+    for number, (model, size) in enumerate([("gpt2", "124m"), ("gpt2", "1.5b"), ("resnet", "20")]):
+        append(file, run(number, model=model, size=size, strategy="single"))
+    first, second = plot.results([file]).axes
+    assert [label.get_text() for label in first.get_yticklabels()] == ["124m single", "1.5b single"]
+    assert (first.get_title(), second.get_title()) == ("rows: gpt2", "rows: resnet 20")
+    assert [label.get_text() for label in second.get_yticklabels()] == ["single"]
+
+
+def test_only_failures_are_no_picture(tmp_path: Path) -> None:
+    file = tmp_path / "rows.csv"
+    append(file, run(0, status="crash"))
+    with pytest.raises(DataError, match="no run in these files has succeeded"):
+        plot.results([file])
+
+
 def test_curves_are_losses_and_their_distance_from_the_first(tmp_path: Path) -> None:
     first = trained(tmp_path / "a", [10.0, 9.0, 8.0], strategy="single")
     second = trained(tmp_path / "b", [10.0, 9.0, 8.8], strategy="zero3")
