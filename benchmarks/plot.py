@@ -1,7 +1,8 @@
 """Draw results or training curves into one picture: `paralab plot FILES... --out results.svg`.
 
-Result files (.csv) become dots, one a run: throughput by strategy, a panel for each model of a file. Folders of `paralab train` become
-curves: the loss of every run over its steps, held-out loss as circles, and below how far each is from the first.
+Result files (.csv) become dots, one a run: throughput by strategy, a panel for each model of a file. Folders of
+`paralab train` become curves: the loss of every run over its steps, held-out loss as circles, and below how far each is
+from the first.
 """
 
 import json
