@@ -95,12 +95,19 @@ def _memory_limit_bytes(row: RunRecord) -> int | None:
 
 
 def _changed(base: CaseConfig, name: str, **change: Any) -> CaseConfig | None:
-    from parallel.resolve import resolve
-
     try:
         case = replace(base, **change)
-        same = resolve(case).run == resolve(base).run
+        same = _realised(case) == _realised(base)
     except UsageError as error:
         print(f"{name} left out: {error}")
         return None
     return None if same else case
+
+
+def _realised(case: CaseConfig) -> dict[str, Any]:
+    """Return the options of a case with nothing left open."""
+    from parallel.cluster import Rank
+    from parallel.resolve import resolve
+
+    work = resolve(case)
+    return vars(work.run) | work.copies(Rank.from_env().device)

@@ -180,10 +180,9 @@ def training_batches(work: Work, mesh: Mesh, *, start_step: int = 0) -> Iterator
         dp_rank=mesh.rank("dp"),
         start_step=start_step,
         workers=run.loader_workers,
-        pin_memory=bool(run.pin_memory),
         device=mesh.device,
-        non_blocking=bool(run.non_blocking),
         cast_on_device=run.cast_on_device,
+        **work.copies(mesh.device),
     )
 
 

@@ -53,6 +53,14 @@ class Work:
     def context(self, mesh: Mesh) -> BuildContext:
         return BuildContext(self.spec, self.model_config, self.run, self.layout, self.division, mesh)
 
+    def copies(self, device: torch.device) -> dict[str, bool]:
+        """Return how batches get to a device (pin_memory, non_blocking): as asked, or what suits it.
+
+        A copy to a GPU from memory that is not pinned waits for all that the GPU was told before.
+        """
+        asked = {"pin_memory": self.run.pin_memory, "non_blocking": self.run.non_blocking}
+        return {name: device.type != "cpu" if value is None else value for name, value in asked.items()}
+
     def dataset(self, split: str = "train") -> Dataset:
         """Open the data set of the run. Raises: DataError."""
         run = self.run
@@ -102,18 +110,11 @@ def resolve(run: RunConfig) -> Work:
         layout=layout,
         nproc=layout.world_size,
         global_batch_size=division.global_batch_size,
-        # a copy from pageable memory waits for all that the GPU was told before
-        pin_memory=_on_gpus(run.pin_memory),
-        non_blocking=_on_gpus(run.non_blocking),
     )
     work = Work(run, spec, config, size, layout, division)
     if run.cast_on_device:
         work.dataset()  # refuses some
     return work
-
-
-def _on_gpus(asked: bool | None) -> bool:
-    return torch.accelerator.is_available() if asked is None else asked
 
 
 def _check_machine(run: RunConfig) -> None:

@@ -39,6 +39,16 @@ def test_a_configuration_is_read_without_torch() -> None:
     assert subprocess.run([sys.executable, "-c", code], timeout=30).returncode == 0
 
 
+def test_a_pipeline_is_resolved_without_the_compiler() -> None:
+    """It takes half a second to import, in this process and then in the one that ranks are forked from."""
+    code = (
+        "import sys, parallel.case; from parallel.config import RunConfig; from parallel.resolve import resolve; "
+        "work = resolve(RunConfig(strategy='pipeline', nproc=4, size='tiny')); work.n_parameters; "
+        "sys.exit('torch._dynamo' in sys.modules)"
+    )
+    assert subprocess.run([sys.executable, "-c", code], timeout=60).returncode == 0
+
+
 @pytest.mark.parametrize("name", sorted(cli.COMMANDS))
 def test_every_command_points_at_a_function(name: str) -> None:
     module, function = cli.COMMANDS[name][1].split(":")

@@ -1,5 +1,6 @@
 """The denoisers against torch's own attention and convolution, counted FLOPs, and a case with a known optimum."""
 
+import math
 from dataclasses import replace
 
 import pytest
@@ -11,12 +12,14 @@ from torch.testing import assert_close
 from torch.utils.flop_counter import FlopCounterMode
 
 from models.diffusion import (
+    N_FEATURES,
     SIZES,
     SPEC,
     Attention,
     Config,
     Denoiser,
     DiTConfig,
+    NoiseEmbed,
     PointsConfig,
     init,
     patchify,
@@ -35,6 +38,16 @@ def initialized(config: Config) -> Denoiser:
 
 def random(*shape: int, seed: int = 0) -> Tensor:
     return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
+
+
+def test_noise_levels_keep_the_precision_of_the_run() -> None:
+    embed = NoiseEmbed(SIZES["tiny-points"])
+    embed.up = embed.down = nn.Identity()
+    sigma = torch.tensor([0.01, 0.7, 20.0], dtype=torch.float64)
+    waves = 2 * math.pi * 2 ** torch.linspace(-3, 3, N_FEATURES // 2, dtype=torch.float64)
+    angles = sigma.log()[:, None] / 4 * waves
+    want = F.silu(torch.cat([angles.cos(), angles.sin()], dim=1))
+    assert_close(embed(sigma, torch.float64), want, rtol=0, atol=1e-12)
 
 
 def test_patches_go_back_to_images() -> None:
