@@ -1,5 +1,7 @@
 """What the workers run. Each function is called in every worker, with its rank first."""
 
+from dataclasses import replace
+
 import pytest
 import torch.distributed as dist
 from torch import Tensor
@@ -22,6 +24,10 @@ SPECS["gpt2"].sizes["vocabulary"] = GPT2Config(n_layers=2, hidden=16, n_heads=8,
 SPECS["gpt2"].sizes["padding"] = GPT2Config(  # type: ignore[index]
     n_layers=2, hidden=16, n_heads=8, seq_len=8, vocab_size=257, tokenizer="bytes"
 )
+
+# As many blocks as most layouts have stages: under tensor parallelism a case takes as long as its blocks are many.
+SPECS["gpt2"].sizes["shallow"] = replace(SPECS["gpt2"].sizes["tiny"], n_layers=4)  # type: ignore[index]
+SPECS["diffusion"].sizes["shallow-dit"] = replace(SPECS["diffusion"].sizes["tiny-dit"], n_blocks=4)  # type: ignore[index]
 
 _references = parity.References()
 

@@ -5,7 +5,6 @@ from typing import Any
 
 import pytest
 
-from models import SPECS
 from parallel import cluster, engines
 from parallel.cluster import Rank
 from parallel.config import RunConfig
@@ -14,6 +13,7 @@ from parallel.measure.ledger import CommLedger
 from parallel.parity import training_batches
 from parallel.planner.communication import predicted_wire_bytes
 from parallel.resolve import resolve
+from tests.dist import cases  # noqa: F401  (the shallow sizes)
 from tests.dist.workers import WorkerPool
 
 Bytes = dict[str, Fraction]
@@ -38,7 +38,7 @@ def check(workers: WorkerPool, model: str, layout: str, **changes: Any) -> None:
     name, _, size = model.partition("-")
     run = RunConfig(
         model=name,
-        size=size or SPECS[name].tiny_size,
+        size=size or {"gpt2": "shallow"}.get(name, "tiny"),
         layout=Layout.parse(layout),
         global_batch_size=16,
         **changes,
@@ -94,7 +94,7 @@ def test_accumulation(workers: WorkerPool, layout: str) -> None:
     check(workers, "gpt2", layout, accumulation=2)
 
 
-@pytest.mark.parametrize("model", ["resnet", "diffusion-tiny-points", "diffusion-tiny-dit"])
+@pytest.mark.parametrize("model", ["resnet", "diffusion-tiny-points", "diffusion-shallow-dit"])
 @pytest.mark.parametrize(
     "layout",
     [
@@ -112,7 +112,7 @@ def test_other_models(workers: WorkerPool, model: str, layout: str) -> None:
     check(workers, model, layout)
 
 
-@pytest.mark.parametrize("model", ["gpt2", "resnet", "diffusion-tiny-dit"])
+@pytest.mark.parametrize("model", ["gpt2", "resnet", "diffusion-shallow-dit"])
 @pytest.mark.parametrize("layout", ["dp2", "tp2", "dp2/zero3", "tp2.pp2/mb2"])
 def test_recomputed_blocks_send_again(workers: WorkerPool, model: str, layout: str) -> None:
     check(workers, model, layout, checkpointing="2")
@@ -120,7 +120,7 @@ def test_recomputed_blocks_send_again(workers: WorkerPool, model: str, layout: s
 
 def test_what_is_recomputed_for_each_layer_is_not_predicted() -> None:
     layout = Layout.parse("dp2.tp2.pp2/zbv/mb2")
-    run = RunConfig(model="gpt2", size="tiny", layout=layout, global_batch_size=16, checkpointing="2")
+    run = RunConfig(model="gpt2", size="shallow", layout=layout, global_batch_size=16, checkpointing="2")
     assert predicted_wire_bytes(resolve(run)).keys() == {"dp", "pp", "world"}
 
 
