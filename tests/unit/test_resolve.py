@@ -21,6 +21,8 @@ from parallel.errors import ConfigError, DataError, LayoutError, UsageError, Wor
 from parallel.layout import Layout
 from parallel.resolve import Work, resolve
 from parallel.strategies import STRATEGIES
+from parallel.tour import TourConfig, choose
+from parallel.verify import VerifyConfig, cases
 
 TINY = {"gpt2": "tiny", "resnet": "tiny", "diffusion": "tiny-points"}
 
@@ -256,3 +258,28 @@ def test_slurm_may_show_every_process_a_gpu_of_its_own(monkeypatch: pytest.Monke
 def test_noisy_samples_are_not_cast_on_the_device(size: str) -> None:
     with pytest.raises(ConfigError, match=f"--cast-on-device with diffusion {size}: .* leave it out"):
         resolve(RunConfig(model="diffusion", size=size, cast_on_device=True, loader_workers=1))
+
+
+# All strategies
+
+
+def test_one_process_is_verified_as_what_it_is() -> None:
+    runs = list(cases(VerifyConfig(size="tiny", precision="fp64"), 1))
+    assert [(str(run.layout), run.accumulation) for run in runs] == [("dp1", 1), ("dp1", 2)]
+
+
+def test_every_strategy_that_fits_is_verified() -> None:
+    runs = list(cases(VerifyConfig(size="tiny", precision="fp32"), 4))
+    found = {strategies.name_of(run.layout) for run in runs if run.layout}
+    assert found == STRATEGIES.keys() - {"single", "3d"}
+
+
+@pytest.mark.parametrize(("gpu", "hint"), [(True, "CUDA_VISIBLE_DEVICES= before"), (False, "--nproc 2")])
+def test_a_tour_of_one_process_says_how_to_see_the_others(
+    gpu: bool, hint: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: gpu)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: int(gpu))
+    works, left_out = choose(TourConfig(size="tiny"), 1)
+    assert [work.strategy for work in works] == ["single"]
+    assert left_out.keys() == {"others"} and hint in left_out["others"]
