@@ -11,7 +11,7 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, fields, replace
 from itertools import islice
 from pathlib import Path
@@ -86,6 +86,9 @@ def main(argv: list[str]) -> int:
     config = read_config(argv, config=PeersConfig, prog="paralab peers", description=__doc__)
     machine = Environment.read()
     arms = _chosen(config.arms, gpus=machine.gpu_count)
+    with_memory = config.memory and _room_for(MEMORY_PROCESSES, machine.gpu_count)
+    for line in _left_out(config, arms, gpus=machine.gpu_count):
+        print(line, flush=True)
     results: Results = {arm: [] for arm in arms}
     for repeat in range(config.repeats):
         for arm in arms:
@@ -98,7 +101,7 @@ def main(argv: list[str]) -> int:
         print(f"not comparable: {line}")
     if not disagreeing:
         print(_table(results, config, TARGETS if machine.gpu_count is None else {}))
-    records = _memory(config) if config.memory and _room_for(MEMORY_PROCESSES, machine.gpu_count) else []
+    records = _memory(config) if with_memory else []
     if records:
         print(_memory_table(records))
     if config.out:
@@ -117,6 +120,15 @@ def _chosen(names: list[str] | None, *, gpus: int | None) -> list[str]:
             raise WorldError(f"arm {arm} needs {ARMS[arm][0]} GPUs, {gpus} here: leave it out of --arms")
     ours = [ARMS[arm][1] for arm in arms if ARMS[arm][1]]
     return [arm for arm in ARMS if arm in arms or arm in ours]
+
+
+def _left_out(config: PeersConfig, arms: list[str], *, gpus: int | None) -> Iterator[str]:
+    """Yield a line for what was not chosen because each process needs a GPU."""
+    for arm in ARMS if config.arms is None else ():
+        if arm not in arms:
+            yield f"{arm} left out: it needs {ARMS[arm][0]} GPUs, {gpus} here"
+    if config.memory and not _room_for(MEMORY_PROCESSES, gpus):
+        yield f"memory of the ZeRO stages left out: it needs {MEMORY_PROCESSES} GPUs, {gpus} here"
 
 
 def _room_for(processes: int, gpus: int | None) -> bool:

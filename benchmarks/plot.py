@@ -78,7 +78,7 @@ def _dots(axes: Any, records: list[RunRecord], *, by_size: bool) -> None:
     axes.set_yticks(range(len(rows)), rows)
     axes.set_xlim(left=0)
     axes.locator_params(axis="x", nbins=5)
-    axes.xaxis.set_major_formatter("{x:,.0f}")
+    axes.xaxis.set_major_formatter("{x:,g}")
     axes.invert_yaxis()
     axes.grid(axis="x", alpha=0.3)
     axes.legend(frameon=False, fontsize="small")

@@ -93,10 +93,9 @@ class ModelSpec:
 
 
 class _WithoutInit(TorchFunctionMode):
-    """Leaves out what `torch.nn.init` does: there are no values, and finding that out takes half a second."""
+    """Leaves out the random numbers of `torch.nn.init`: on tensors without values they bring the compiler along."""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        if getattr(func, "__module__", None) == "torch.nn.init":
-            return kwargs["tensor"] if "tensor" in kwargs else args[0]
-        return func(*args, **kwargs)
+        drawn = getattr(func, "__module__", None) == "torch.nn.init"
+        return kwargs["tensor"] if drawn else func(*args, **kwargs)

@@ -40,15 +40,24 @@ class Rank:
     launch: str | None = None  # names the launcher of several nodes that may start the run again
     elastic: bool = False  # whether it does so with the nodes that are there
 
+    local_told: bool = True  # whether the launcher says how many processes it starts on this machine
+
     @classmethod
     def from_env(cls, env: Mapping[str, str] = os.environ) -> "Rank":
         """Read the variables of torchrun, deepspeed, accelerate, Slurm or MPI; a plain process is rank 0 of 1."""
         for launcher, marker, names in _LAUNCHERS:
             if marker in env and names[0] in env and names[1] in env:
-                world = int(env[names[1]])
-                local, local_world = int(env.get(names[2], 0)), int(env.get(names[3], world))
+                world, local = int(env[names[1]]), int(env.get(names[2], 0))
+                here = next((int(env[name]) for name in names[3:] if name in env), None) or _slurm_tasks_here(env)
                 return cls(
-                    int(env[names[0]]), world, local, local_world, launcher, env.get(LAUNCH), env.get(ELASTIC) == "1"
+                    int(env[names[0]]),
+                    world,
+                    local,
+                    here or world,
+                    launcher,
+                    launch=env.get(LAUNCH),
+                    elastic=env.get(ELASTIC) == "1",
+                    local_told=here is not None,
                 )
         # accelerate starts a single process without rank variables
         return cls(0, 1, 0, 1, "accelerate" if _ACCELERATE in env else "python")
@@ -67,23 +76,44 @@ class Rank:
     @property
     def _sees_its_own_gpu(self) -> bool:
         """Whether the launcher shows every process one GPU alone, as Slurm does with --gpus-per-task 1."""
-        return self.launcher in ("slurm", "mpi") and torch.cuda.device_count() == 1
+        restricted = self.launcher in ("slurm", "mpi") and bool(os.environ.get("CUDA_VISIBLE_DEVICES"))
+        return restricted and torch.cuda.device_count() == 1
 
-    def check_gpus(self, processes: int) -> None:
-        """Raise WorldError where so many processes of this machine would have to share its GPUs."""
+    def check_gpus(self, nproc: int) -> None:
+        """Raise WorldError where the processes of a run on this machine would have to share its GPUs.
+
+        nproc: of the whole run, for a process that no launcher has started.
+        """
         gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
-        if gpus and processes > gpus and not self._sees_its_own_gpu:
-            raise WorldError(
-                f"{processes} processes on a machine with {gpus} GPU{'s' if gpus > 1 else ''}, and each needs its own: "
-                f"use --nproc {gpus}, or type CUDA_VISIBLE_DEVICES= before the command to run on the CPU"
-            )
+        told = self.local_world_size if self.local_told else self.local_rank + 1  # or more
+        processes = nproc if self.launcher == "python" else told
+        if not gpus or processes <= gpus or self._sees_its_own_gpu:
+            return
+        start = f"start {gpus} there" if self.launcher != "python" else f"use --nproc {gpus} or fewer"
+        raise WorldError(
+            f"{processes} processes on a machine with {gpus} GPU{'s' if gpus > 1 else ''}, and each needs its own: "
+            f"{start if gpus > 1 else 'use --strategy single, one process'}, or type CUDA_VISIBLE_DEVICES= before the "
+            "command to run on the CPU"
+        )
+
+
+def _slurm_tasks_here(env: Mapping[str, str]) -> int | None:
+    """Return Slurm's tasks on this node: SLURM_TASKS_PER_NODE is written as "4(x2),3" (sbatch manual)."""
+    if "SLURM_TASKS_PER_NODE" not in env or "SLURM_NODEID" not in env:
+        return None
+    tasks: list[int] = []
+    for part in env["SLURM_TASKS_PER_NODE"].split(","):
+        count, _, times = part.rstrip(")").partition("(x")
+        tasks += [int(count)] * int(times or 1)
+    node = int(env["SLURM_NODEID"])
+    return tasks[node] if node < len(tasks) else None
 
 
 LAUNCH, ELASTIC = "PARALAB_LAUNCH", "PARALAB_ELASTIC"  # set by `paralab node`
 ALARM = "PARALAB_ALARM"  # likewise: a file, in which it says why it ends its processes, once it does
 _ACCELERATE = "ACCELERATE_MIXED_PRECISION"
-_TORCH = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")
-# (launcher, a variable that only it sets, its names of: rank, world size, local rank, local world size)
+_TORCH = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "LOCAL_SIZE")  # the last is DeepSpeed's
+# (launcher, a variable that only it sets, its names of: rank, world size, local rank, local world size (any of them))
 _LAUNCHERS = (
     ("accelerate", _ACCELERATE, _TORCH),
     ("torchrun", "TORCHELASTIC_RUN_ID", _TORCH),

@@ -84,7 +84,7 @@ def resolve(run: RunConfig) -> Work:
         )
     layout = _layout(run)
     rank = Rank.from_env()
-    rank.check_gpus(layout.world_size if rank.launcher == "python" else rank.local_world_size)
+    rank.check_gpus(layout.world_size)
     strategies.check(layout, spec=spec, config=config)
     layout.check_schedule(run.accumulation)
     parts = layout.dp * layout.micro_batches * run.accumulation

@@ -72,15 +72,17 @@ def choose(config: TourConfig, nproc: int) -> tuple[list[Work], dict[str, str]]:
     works: list[Work] = []
     left_out: dict[str, str] = {}
     if nproc == 1:
-        on_gpu = torch.cuda.is_available()
-        more = "type CUDA_VISIBLE_DEVICES= before the command to see them on the CPU" if on_gpu else "use --nproc 2"
-        left_out["others"] = f"they need 2 processes or more, on a GPU each where there is one: {more}"
+        on_one_gpu = torch.cuda.is_available() and torch.cuda.device_count() == 1
+        more = "type CUDA_VISIBLE_DEVICES= before the command to see them on the CPU" if on_one_gpu else "use --nproc 2"
+        left_out["others"] = f"they need 2 processes or more, on a GPU each where there are any: {more}"
     for name in strategies.STRATEGIES if nproc > 1 else ("single",):
         try:
             layout = strategies.layout_of(name, nproc)
             works.append(resolve(replace(config, layout=layout, strategy=None, nproc=None)))
         except LayoutError as error:
             left_out[name] = str(error)
+    if not works:
+        raise LayoutError("; ".join(f"{name} left out: {reason}" for name, reason in left_out.items()))
     return works, left_out
 
 

@@ -44,10 +44,12 @@ def main(argv: list[str]) -> int:
     config = replace(config, precision=precision, size=config.size or spec.tiny_size)
     nproc = config.nproc or (config.layout.world_size if config.layout else machine_processes())
     runs = list(cases(config, nproc))
+    if not runs:
+        raise LayoutError("no case fits, see the lines above: change --nproc, --strategy or --engine")
     tolerance = parity.tolerance(resolve(runs[0]))
     print(
-        f"{config.model} {config.size} in {precision}, {parity.STEPS} steps of {config.optimizer}, {nproc} processes "
-        f"against one in {'fp64' if precision == 'fp64' else 'fp32'}.\n"
+        f"{config.model} {config.size} in {precision}, {parity.STEPS} steps of {config.optimizer}, {nproc} "
+        f"process{'es' if nproc > 1 else ''} against one in {'fp64' if precision == 'fp64' else 'fp32'}.\n"
         f"Tolerance: loss {tolerance.loss:.0e} and gradient norm {tolerance.grad_norm:.0e}, relative; "
         f"parameters {tolerance.parameters:.0e} learning rates.\n"
     )

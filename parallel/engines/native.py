@@ -68,7 +68,7 @@ class NativeEngine:
         if self.dtype != torch.float32:
             inputs = tuple(in_dtype(x, self.dtype) for x in batch.inputs)
             batch = Batch(inputs, in_dtype(batch.targets, self.dtype))
-        if self.context.run.cuda_graphs:
+        if self.context.run.cuda_graphs and self.context.device.type == "cuda":
             torch.compiler.cudagraph_mark_step_begin()  # what the last step's graphs made is not needed any more
         loss = self.forward_backward(batch, self.loss_scale.value)
         for finish in self.finish:

@@ -299,6 +299,7 @@ class Cluster:
             "MASTER_PORT": str(PORT),
             "PARALAB_NODE_ADDRESS": node.address,
             **({LINK: f"{bits_per_s(self._request.bandwidth) / 1e6:g}"} if self._request.bandwidth else {}),
+            **({"CUDA_VISIBLE_DEVICES": ""} if self._request.nodes > 1 else {}),  # two ranks cannot share a GPU
             "GLOO_SOCKET_IFNAME": "eth0",
             "NCCL_SOCKET_IFNAME": "=eth0",
             # the defaults of torchrun's options, so that a bare `torchrun script.py` spans the nodes

@@ -24,7 +24,7 @@ ROOT = Path(__file__).resolve().parents[2]
 SCRIPT = str(ROOT / "tests" / "e2e" / "on_nodes.py")
 PARALAB = [sys.executable, "-m", "parallel.cli"]
 PATH = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
-ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1", "PATH": PATH, "PYTHONPATH": str(ROOT)}
+ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1", "PATH": PATH, "PYTHONPATH": str(ROOT), "CUDA_VISIBLE_DEVICES": "0"}
 BURST = 65536  # bytes that pass at once, before the limit holds
 
 
@@ -121,10 +121,10 @@ def test_every_node_reports_what_failed_first(how: str, status: int, cause: str,
 
 def test_the_first_node_that_fails_ends_the_others(marker: str) -> None:
     began_s = time.monotonic()
-    command = 'echo out of "$NODE_RANK"; test "$NODE_RANK" = 0 || exit 7; sleep 100 & sleep 100'
+    command = 'echo out of "$NODE_RANK" GPUs:"$CUDA_VISIBLE_DEVICES"; test "$NODE_RANK" = 0 || exit 7; sleep 100 & sleep 100'
     done = cluster("--nodes", "2", "--", "bash", "-c", command, marker)
     assert done.returncode == 7
-    assert sorted(done.stdout.splitlines()) == ["[node 0] out of 0", "[node 1] out of 1"]
+    assert sorted(done.stdout.splitlines()) == ["[node 0] out of 0 GPUs:", "[node 1] out of 1 GPUs:"]
     assert time.monotonic() - began_s < 15
 
 

@@ -7,7 +7,17 @@ import pytest
 import torch
 
 from benchmarks import by_hand
-from benchmarks.peers import ARMS, TARGETS, TOLERANCES, PeersConfig, _chosen, _disagreeing, _memory_table, _table
+from benchmarks.peers import (
+    ARMS,
+    TARGETS,
+    TOLERANCES,
+    PeersConfig,
+    _chosen,
+    _disagreeing,
+    _left_out,
+    _memory_table,
+    _table,
+)
 from parallel import engines, parity
 from parallel.cluster import Mesh
 from parallel.errors import ConfigError, WorldError
@@ -57,6 +67,14 @@ def test_arms_have_a_gpu_for_each_process() -> None:
     assert _chosen(None, gpus=1) == ["ours single", "plain loop", "transformers"]
     with pytest.raises(WorldError, match="raw DDP needs 2 GPUs, 1 here"):
         _chosen(["raw DDP"], gpus=1)
+
+
+def test_what_is_left_out_is_said() -> None:
+    everything = PeersConfig()
+    assert list(_left_out(everything, list(ARMS), gpus=None)) == []
+    (line,) = _left_out(everything, list(ARMS), gpus=2)
+    assert line == "memory of the ZeRO stages left out: it needs 4 GPUs, 2 here"
+    assert len(list(_left_out(everything, _chosen(None, gpus=1), gpus=1))) == len(ARMS) - 3 + 1
 
 
 def test_an_unknown_arm_is_refused_with_a_suggestion() -> None:

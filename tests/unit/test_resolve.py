@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -13,7 +14,7 @@ from PIL import Image
 
 from models import SPECS
 from parallel import resolve as resolve_module
-from parallel import strategies
+from parallel import strategies, tour, verify
 from parallel.cluster import Rank
 from parallel.config import RunConfig
 from parallel.config import resolve as read_config
@@ -232,22 +233,45 @@ def test_gpus_are_not_shared(asked: dict[str, Any]) -> None:
         resolve(RunConfig(**asked))
 
 
+TORCH = {"RANK": "1", "WORLD_SIZE": "4", "LOCAL_RANK": "0"}
+SLURM = {"SLURM_PROCID": "1", "SLURM_NTASKS": "4", "SLURM_LOCALID": "0", "SLURM_NODEID": "1"}
+
+
 @pytest.mark.usefixtures("one_gpu")
-def test_processes_of_this_machine_count_not_those_of_all_nodes(monkeypatch: pytest.MonkeyPatch) -> None:
-    torchrun = {"RANK": "1", "WORLD_SIZE": "2", "LOCAL_RANK": "0", "LOCAL_WORLD_SIZE": "1", "TORCHELASTIC_RUN_ID": "x"}
-    for name, value in torchrun.items():
+@pytest.mark.parametrize(
+    ("launcher", "one", "two"),
+    [
+        (TORCH | {"TORCHELASTIC_RUN_ID": "x"}, {"LOCAL_WORLD_SIZE": "1"}, {"LOCAL_WORLD_SIZE": "2"}),
+        (TORCH | {"CROSS_SIZE": "2"}, {"LOCAL_SIZE": "1"}, {"LOCAL_SIZE": "2"}),
+        (TORCH | {"CROSS_SIZE": "2", "ACCELERATE_MIXED_PRECISION": "no"}, {"LOCAL_SIZE": "1"}, {"LOCAL_SIZE": "2"}),
+        (TORCH, {}, {"LOCAL_RANK": "1"}),
+        (SLURM, {"SLURM_TASKS_PER_NODE": "3,1"}, {"SLURM_TASKS_PER_NODE": "2(x2)"}),
+        (SLURM, {"SLURM_NTASKS_PER_NODE": "1"}, {"SLURM_NTASKS_PER_NODE": "2"}),
+        (SLURM, {}, {"SLURM_LOCALID": "1"}),
+    ],
+    ids=["torchrun", "deepspeed", "accelerate by deepspeed", "plain variables", "Slurm", "Slurm asked", "Slurm untold"],
+)
+def test_processes_of_this_machine_count_not_those_of_all_nodes(
+    launcher: dict[str, str], one: dict[str, str], two: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in (launcher | one).items():
         monkeypatch.setenv(name, value)
-    assert resolve(RunConfig(nproc=2)).layout.dp == 2
-    monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
+    run = RunConfig(nproc=4, engine="torch")
+    assert resolve(run).layout.dp == 4
+    for name, value in two.items():
+        monkeypatch.setenv(name, value)
     with pytest.raises(WorldError, match="2 processes on a machine with 1 GPU"):
-        resolve(RunConfig(nproc=2))
+        resolve(run)
 
 
 @pytest.mark.usefixtures("one_gpu")
 def test_slurm_may_show_every_process_a_gpu_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
-    slurm = {"SLURM_PROCID": "3", "SLURM_NTASKS": "4", "SLURM_LOCALID": "3", "SLURM_NTASKS_PER_NODE": "4"}
-    for name, value in slurm.items():
+    for name, value in (SLURM | {"SLURM_LOCALID": "3", "SLURM_NTASKS_PER_NODE": "4"}).items():
         monkeypatch.setenv(name, value)
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    with pytest.raises(WorldError, match="4 processes on a machine with 1 GPU"):
+        resolve(RunConfig(nproc=4))
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0")
     assert resolve(RunConfig(nproc=4)).layout.dp == 4
     assert Rank.from_env().device == torch.device("cuda", 0)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
@@ -274,12 +298,18 @@ def test_every_strategy_that_fits_is_verified() -> None:
     assert found == STRATEGIES.keys() - {"single", "3d"}
 
 
-@pytest.mark.parametrize(("gpu", "hint"), [(True, "CUDA_VISIBLE_DEVICES= before"), (False, "--nproc 2")])
+@pytest.mark.parametrize(("gpus", "hint"), [(1, "CUDA_VISIBLE_DEVICES= before"), (0, "--nproc 2"), (8, "--nproc 2")])
 def test_a_tour_of_one_process_says_how_to_see_the_others(
-    gpu: bool, hint: str, monkeypatch: pytest.MonkeyPatch
+    gpus: int, hint: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: gpu)
-    monkeypatch.setattr(torch.cuda, "device_count", lambda: int(gpu))
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: gpus > 0)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: gpus)
     works, left_out = choose(TourConfig(size="tiny"), 1)
     assert [work.strategy for work in works] == ["single"]
     assert left_out.keys() == {"others"} and hint in left_out["others"]
+
+
+@pytest.mark.parametrize("command", [tour, verify])
+def test_nothing_that_fits_is_one_line(command: ModuleType, tmp_path: Path) -> None:
+    with pytest.raises(LayoutError):
+        command.main(["--nproc", "1", "--size", "tiny", "--engine", "deepspeed", "--out", str(tmp_path / "rows.csv")])
