@@ -24,7 +24,8 @@ ROOT = Path(__file__).resolve().parents[2]
 SCRIPT = str(ROOT / "tests" / "e2e" / "on_nodes.py")
 PARALAB = [sys.executable, "-m", "parallel.cli"]
 PATH = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
-ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1", "PATH": PATH, "PYTHONPATH": str(ROOT), "CUDA_VISIBLE_DEVICES": "0"}
+ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1", "PATH": PATH, "PYTHONPATH": str(ROOT)}
+ENVIRONMENT |= {"CUDA_VISIBLE_DEVICES": "0"}  # which nodes do not see
 BURST = 65536  # bytes that pass at once, before the limit holds
 
 
