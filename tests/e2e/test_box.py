@@ -122,7 +122,8 @@ def test_every_node_reports_what_failed_first(how: str, status: int, cause: str,
 
 def test_the_first_node_that_fails_ends_the_others(marker: str) -> None:
     began_s = time.monotonic()
-    command = 'echo out of "$NODE_RANK" GPUs:"$CUDA_VISIBLE_DEVICES"; test "$NODE_RANK" = 0 || exit 7; sleep 100 & sleep 100'
+    say = 'echo out of "$NODE_RANK" GPUs:"$CUDA_VISIBLE_DEVICES"'
+    command = f'{say}; test "$NODE_RANK" = 0 || exit 7; sleep 100 & sleep 100'
     done = cluster("--nodes", "2", "--", "bash", "-c", command, marker)
     assert done.returncode == 7
     assert sorted(done.stdout.splitlines()) == ["[node 0] out of 0 GPUs:", "[node 1] out of 1 GPUs:"]
