@@ -39,7 +39,6 @@ class Rank:
     launcher: str
     launch: str | None = None  # names the launcher of several nodes that may start the run again
     elastic: bool = False  # whether it does so with the nodes that are there
-
     local_told: bool = True  # whether the launcher says how many processes it starts on this machine
 
     @classmethod
@@ -89,11 +88,14 @@ class Rank:
         processes = nproc if self.launcher == "python" else told
         if not gpus or processes <= gpus or self._sees_its_own_gpu:
             return
-        start = f"start {gpus} there" if self.launcher != "python" else f"use --nproc {gpus} or fewer"
+        instead = "use --strategy single, one process"
+        if self.launcher != "python":
+            instead = f"start {gpus} on each machine, such as {start_line(self.launcher, gpus, gpus=True)}"
+        elif gpus > 1:
+            instead = f"use --nproc {gpus} or fewer"
         raise WorldError(
             f"{processes} processes on a machine with {gpus} GPU{'s' if gpus > 1 else ''}, and each needs its own: "
-            f"{start if gpus > 1 else 'use --strategy single, one process'}, or type CUDA_VISIBLE_DEVICES= before the "
-            "command to run on the CPU"
+            f"{instead}, or type CUDA_VISIBLE_DEVICES= before the command to run on the CPU"
         )
 
 

@@ -102,6 +102,11 @@ def resolve(run: RunConfig) -> Work:
         precision=run.precision,
         ds_config=run.ds_config,
     )
+    if run.cuda_graphs and torch.accelerator.is_available() and engine != "torch":
+        raise ConfigError(
+            f"--compile {run.compile} with --engine {engine}, which does not tell CUDA graphs where a step begins: use"
+            " --compile default, or --engine torch"
+        )
     run = replace(
         run,
         engine=engine,
@@ -123,6 +128,8 @@ def _check_machine(run: RunConfig) -> None:
         return
     if run.pin_memory:
         raise ConfigError("--pin-memory without a GPU: only copies to one gain from it, leave it out")
+    if run.non_blocking:
+        raise ConfigError("--non-blocking without a GPU: nothing is copied, leave it out")
     if run.compile == "reduce-overhead":
         raise ConfigError("--compile reduce-overhead without a GPU: it is CUDA graphs, use default or max-autotune")
     if run.compile == "max-autotune-no-cudagraphs":

@@ -38,7 +38,7 @@ def check(workers: WorkerPool, model: str, layout: str, **changes: Any) -> None:
     name, _, size = model.partition("-")
     run = RunConfig(
         model=name,
-        size=size or {"gpt2": "shallow"}.get(name, "tiny"),
+        size=size or ("shallow" if name == "gpt2" else "tiny"),
         layout=Layout.parse(layout),
         global_batch_size=16,
         **changes,

@@ -179,22 +179,8 @@ def test_every_strategy_on_all_gpus(model: str) -> None:
 @pytest.mark.parametrize("engine", ["deepspeed", "accelerate"])
 def test_engines(engine: str, precision: str, tmp_path: Path) -> None:
     out = tmp_path / "rows.csv"
-    words = (
-        "run",
-        "--strategy",
-        "ddp",
-        "--nproc",
-        2,
-        "--size",
-        "tiny",
-        "--steps",
-        2,
-        "--engine",
-        engine,
-        "--precision",
-        precision,
-    )
-    done = paralab(*words, "--out", out)
+    words = ("run", "--strategy", "ddp", "--nproc", 2, "--size", "tiny", "--steps", 2, "--precision", precision)
+    done = paralab(*words, "--engine", engine, "--out", out)
     assert done.returncode == 0, done.stderr
     (row,) = read(out)
     assert (row.engine, row.device, row.parity) == (engine, "cuda", True)

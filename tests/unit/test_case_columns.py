@@ -58,7 +58,8 @@ def test_hfu_is_empty_where_backward_is_split_and_blocks_are_recomputed(
     assert not known or columns["hfu"] >= columns["mfu"]
 
 
-def test_a_row_tells_how_batches_were_loaded_and_what_is_where() -> None:
+def test_a_row_tells_how_batches_were_loaded_and_what_is_where(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.accelerator, "is_available", lambda: True)  # otherwise --non-blocking is refused
     options = {"loader_workers": 2, "cast_on_device": True, "channels_last": True, "norm": "group"}
     run = RunConfig(model="resnet", size="tiny", nproc=1, non_blocking=True, **options)
     got = case.describe(resolve(run), case.Asked(), Rank.from_env(), torch.device("cpu"))

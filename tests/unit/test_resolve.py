@@ -171,6 +171,7 @@ def test_an_unknown_size_names_the_model() -> None:
     ("options", "message"),
     [
         ({"pin_memory": True}, "--pin-memory without a GPU: .* leave it out"),
+        ({"non_blocking": True}, "--non-blocking without a GPU: .* leave it out"),
         ({"compile": "reduce-overhead"}, "--compile reduce-overhead without a GPU: .* use default or max-autotune"),
         ({"compile": "max-autotune-no-cudagraphs"}, "max-autotune-no-cudagraphs without a GPU: .* use max-autotune"),
         ({"cast_on_device": True}, "--cast-on-device without a GPU: .* add --loader-workers 1"),
@@ -201,6 +202,14 @@ def test_graphs_are_of_one_micro_batch(monkeypatch: pytest.MonkeyPatch) -> None:
                 resolve(RunConfig(compile=mode, **changes))
     for changes in several:
         resolve(RunConfig(compile="max-autotune-no-cudagraphs", **changes))
+
+
+def test_graphs_are_of_our_own_engine(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.accelerator, "is_available", lambda: True)
+    run = RunConfig(strategy="ddp", nproc=2, engine="deepspeed", compile="default")
+    resolve(run)
+    with pytest.raises(ConfigError, match=r"reduce-overhead with --engine deepspeed.* use --compile default"):
+        resolve(replace(run, compile="reduce-overhead"))
 
 
 # GPUs
@@ -260,7 +269,7 @@ def test_processes_of_this_machine_count_not_those_of_all_nodes(
     assert resolve(run).layout.dp == 4
     for name, value in two.items():
         monkeypatch.setenv(name, value)
-    with pytest.raises(WorldError, match="2 processes on a machine with 1 GPU"):
+    with pytest.raises(WorldError, match=r"2 processes on a machine with 1 GPU, .*: start 1 on each machine, such as "):
         resolve(run)
 
 
