@@ -46,7 +46,9 @@ def main(argv: list[str]) -> int:
     runs = list(cases(config, nproc))
     if not runs:
         raise LayoutError("no case fits, see the lines above: change --nproc, --strategy or --engine")
-    tolerance = parity.tolerance(resolve(runs[0]))
+    work = resolve(runs[0])
+    work.dataset()  # refused here, before any process is started, where it is missing or damaged
+    tolerance = parity.tolerance(work)
     print(
         f"{config.model} {config.size} in {precision}, {parity.STEPS} steps of {config.optimizer}, {nproc} "
         f"process{'es' if nproc > 1 else ''} against one in {'fp64' if precision == 'fp64' else 'fp32'}.\n"

@@ -12,9 +12,10 @@ import pytest
 import torch
 from PIL import Image
 
+from benchmarks import worker
 from models import SPECS
+from parallel import cli, strategies, tour, verify
 from parallel import resolve as resolve_module
-from parallel import strategies, tour, verify
 from parallel.cluster import Rank
 from parallel.config import RunConfig
 from parallel.config import resolve as read_config
@@ -322,3 +323,17 @@ def test_a_tour_of_one_process_says_how_to_see_the_others(
 def test_nothing_that_fits_is_one_line(command: ModuleType, tmp_path: Path) -> None:
     with pytest.raises(LayoutError):
         command.main(["--nproc", "1", "--size", "tiny", "--engine", "deepspeed", "--out", str(tmp_path / "rows.csv")])
+
+
+@pytest.mark.parametrize("command", ["run", "tour", "verify"])
+def test_a_file_that_is_missing_is_refused_before_any_process_is_started(
+    command: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    for module in (worker, tour, verify):
+        monkeypatch.setattr(module, "launch", lambda *_, **__: pytest.fail("processes were started"))
+    out = tmp_path / "rows.csv"
+    words = [command, "--nproc", "2", "--size", "tiny", "--data", f"file:{tmp_path / 'nothing.txt'}", "--out", str(out)]
+    assert cli.main(words) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "nothing.txt does not exist: write an existing path after file:" in line
+    assert not out.exists()
