@@ -50,6 +50,7 @@ def main(argv: list[str]) -> int:
     """Print the ratio of step times. Returns: 1 when measuring certainly costs more than 1%."""
     config = read_config(argv, config=OverheadConfig, prog="paralab overhead", description=__doc__)
     work = resolve(config)
+    work.show_data("train")
     pairs = launch("benchmarks.overhead:alternate", work.run, nproc=work.layout.world_size, config=config)
     if not Rank.from_env().is_main:
         return 0

@@ -33,7 +33,7 @@ def run(config: Any, *, command: str) -> int:
             check_started(rank, max(rank.world_size, 2))
         config = replace(config, nproc=rank.world_size)
     work = resolve(config)
-    work.dataset()  # refused here, before any process is started, where it is missing or damaged
+    work.show_data("train")
     out = config.out or "runs/results.csv"
     check_readable(out)
     try:

@@ -71,6 +71,15 @@ class Work:
             raise ConfigError(f"--cast-on-device with {name}, which is not stored as bytes or tokens: leave it out")
         return dataset
 
+    def show_data(self, *splits: str) -> None:
+        """Open these splits, and say what was found where this is the only process or rank 0. Raises: DataError.
+
+        Called before any process is started, so that a data set that is missing or damaged is refused there.
+        """
+        found = dict.fromkeys(self.dataset(split).found for split in splits)
+        if Rank.from_env().is_main:
+            print(f"data: {'; '.join(found)}", flush=True)
+
 
 def resolve(run: RunConfig) -> Work:
     """Choose what was left open and check what was asked. Raises: UsageError."""

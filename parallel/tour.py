@@ -44,7 +44,7 @@ def main(argv: list[str]) -> int:
     out = config.out or DEFAULT_OUT
     check_readable(out)
     works, left_out = choose(config, nproc)
-    works[0].dataset()  # refused here, before any process is started, where it is missing or damaged
+    works[0].show_data("train")
     group = f"tour-{time.strftime('%Y%m%d-%H%M%S')}"
     print(_heading(works[0], nproc), flush=True)
     table = Table()

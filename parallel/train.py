@@ -251,7 +251,7 @@ def check(work: Work) -> None:
     if run.engine != "torch":
         _check_engine(work)
     sinks.check(run.log_to or ())
-    work.dataset(), work.dataset("validation")
+    work.show_data("train", "validation")
     from parallel import checkpoint
     from parallel.weights import start_from
 

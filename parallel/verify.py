@@ -47,7 +47,7 @@ def main(argv: list[str]) -> int:
     if not runs:
         raise LayoutError("no case fits, see the lines above: change --nproc, --strategy or --engine")
     work = resolve(runs[0])
-    work.dataset()  # refused here, before any process is started, where it is missing or damaged
+    work.show_data("train")
     tolerance = parity.tolerance(work)
     print(
         f"{config.model} {config.size} in {precision}, {parity.STEPS} steps of {config.optimizer}, {nproc} "

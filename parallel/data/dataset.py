@@ -7,6 +7,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+USED_FOR = {"train": "training", "validation": "validation"}  # what the splits are for, in sentences
+
 
 @dataclass(frozen=True)
 class Batch:
@@ -42,10 +44,12 @@ class Dataset(Protocol):
     """A fixed number of samples, each reached by its index.
 
     sha256: of the source bytes (of the text or the points where there is no single source file).
+    found: one line for people on what was found, such as "alice: 44,870 tokens for training".
     """
 
     name: str
     sha256: str
+    found: str
     n_samples: int
 
     def collate(self, indices: np.ndarray, *, positions: np.ndarray, seed: int) -> Batch:
@@ -74,10 +78,11 @@ class Compact(Protocol):
 
 
 class Samples(Protocol):
-    """Clean samples, before a task makes inputs and targets of them."""
+    """Clean samples, before a task makes inputs and targets of them. `found` as in `Dataset`."""
 
     name: str
     sha256: str
+    found: str
     n_samples: int
 
     def load(self, indices: np.ndarray) -> tuple[Tensor, ...]:

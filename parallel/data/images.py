@@ -21,7 +21,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from parallel.data.assets import SHA256, read_asset
-from parallel.data.dataset import Samples
+from parallel.data.dataset import USED_FOR, Samples
 from parallel.data.files import path_of
 from parallel.errors import DataError
 
@@ -60,8 +60,11 @@ def _to_channels(x: Tensor, channels: int) -> Tensor:
 class ArrayImages:
     """Images held in memory as uint8 (n, height, width)."""
 
-    def __init__(self, name: str, *, sha256: str, images: np.ndarray, labels: np.ndarray, config: Any) -> None:
+    def __init__(
+        self, name: str, *, split: str, sha256: str, images: np.ndarray, labels: np.ndarray, config: Any
+    ) -> None:
         self.name, self.sha256, self.n_samples = name, sha256, len(images)
+        self.found = f"{name}, {len(images):,} pictures for {USED_FOR[split]}"
         self.images, self.labels = images, labels.astype(np.int64)
         self.size, self.channels = config.image_size, config.channels
 
@@ -81,9 +84,12 @@ class ArrayImages:
 class FolderImages:
     """Image files, decoded when asked for. sha256 is that of the listing: relative path and size of each file."""
 
-    def __init__(self, name: str, *, root: Path, files: Sequence[Path], labels: Sequence[int], config: Any) -> None:
+    def __init__(
+        self, name: str, *, split: str, root: Path, files: Sequence[Path], labels: Sequence[int], config: Any
+    ) -> None:
         listing = "".join(f"{path.relative_to(root)}\t{path.stat().st_size}\n" for path in files)
         self.name, self.n_samples = name, len(files)
+        self.found = f"{name}, {len(files):,} pictures for {USED_FOR[split]}"
         self.sha256 = hashlib.sha256(listing.encode()).hexdigest()
         self.files, self.labels = list(files), np.array(labels, dtype=np.int64)
         self.size, self.channels = config.image_size, config.channels
@@ -138,7 +144,9 @@ def _digits() -> tuple[np.ndarray, np.ndarray]:
 def _mnist(*, config: Any, split: str) -> ArrayImages:
     images, labels = _digits()
     part = slice(None, MNIST_TRAIN) if split == "train" else slice(MNIST_TRAIN, None)
-    return ArrayImages("mnist", sha256=SHA256["mnist10k.npz"], images=images[part], labels=labels[part], config=config)
+    return ArrayImages(
+        "mnist", split=split, sha256=SHA256["mnist10k.npz"], images=images[part], labels=labels[part], config=config
+    )
 
 
 def idx_file(root: Path, stem: str) -> Path | None:
@@ -160,7 +168,7 @@ def _idx_folder(root: Path, *, config: Any, split: str) -> ArrayImages:
     images, labels = arrays
     if len(images) != len(labels):
         raise DataError(f"{root} has {len(images)} {split} images and {len(labels)} labels: download it again")
-    return ArrayImages(str(root), sha256=digest.hexdigest(), images=images, labels=labels, config=config)
+    return ArrayImages(str(root), split=split, sha256=digest.hexdigest(), images=images, labels=labels, config=config)
 
 
 def _parse_idx(content: bytes, *, path: Path, n_dims: int) -> np.ndarray:
@@ -195,4 +203,4 @@ def _class_folders(root: Path, *, config: Any, split: str) -> FolderImages:
             f"or one subfolder of images a class"
         )
     files, labels = zip(*listed, strict=True)
-    return FolderImages(str(root), root=root, files=files, labels=labels, config=config)
+    return FolderImages(str(root), split=split, root=root, files=files, labels=labels, config=config)

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from parallel.data.dataset import Samples
+from parallel.data.dataset import USED_FOR, Samples
 from parallel.errors import DataError
 
 N_POINTS = {"train": 50_000, "validation": 10_000}
@@ -57,6 +57,7 @@ class Points:
 
     def __init__(self, name: str, *, split: str) -> None:
         self.name, self.n_samples = name, N_POINTS[split]
+        self.found = f"{name}, " + ", ".join(f"{n:,} points for {USED_FOR[x]}" for x, n in N_POINTS.items())
         train = _draw(name, split="train")
         xy = train if split == "train" else _draw(name, split=split)
         # one scale for both coordinates keeps the shape; the training points set it for both splits

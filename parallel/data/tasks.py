@@ -15,7 +15,8 @@ class Classify:
 
     def __init__(self, samples: Samples) -> None:
         self.samples = samples
-        self.name, self.sha256, self.n_samples = samples.name, samples.sha256, samples.n_samples
+        self.name, self.sha256, self.found = samples.name, samples.sha256, samples.found
+        self.n_samples = samples.n_samples
 
     def collate(self, indices: np.ndarray, *, positions: np.ndarray, seed: int) -> Batch:
         images, labels = self.samples.load(indices)
@@ -45,7 +46,8 @@ class Denoise:
 
     def __init__(self, samples: Samples, *, sigma_min: float, sigma_max: float) -> None:
         self.samples, self.sigma_min, self.sigma_max = samples, sigma_min, sigma_max
-        self.name, self.sha256, self.n_samples = samples.name, samples.sha256, samples.n_samples
+        self.name, self.sha256, self.found = samples.name, samples.sha256, samples.found
+        self.n_samples = samples.n_samples
 
     def collate(self, indices: np.ndarray, *, positions: np.ndarray, seed: int) -> Batch:
         clean, *labels = self.samples.load(indices)

@@ -7,7 +7,7 @@ import numpy as np
 import torch
 
 from parallel.data import sources
-from parallel.data.dataset import Batch
+from parallel.data.dataset import USED_FOR, Batch
 from parallel.data.files import path_of
 from parallel.data.token_cache import TokenFile, cached_tokens
 from parallel.data.tokenizer import Tokenizer, get_tokenizer
@@ -39,11 +39,14 @@ class TokenWindows:
     byte, which compares between tokenizers.
     """
 
-    def __init__(self, name: str, *, sha256: str | None, file: TokenFile, tokenizer: Tokenizer, seq_len: int) -> None:
+    def __init__(
+        self, name: str, *, split: str, sha256: str | None, file: TokenFile, tokenizer: Tokenizer, seq_len: int
+    ) -> None:
         self.name, self.file, self.tokenizer, self.seq_len = name, file, tokenizer.name, seq_len
         self.sha256 = sha256 or file.counts.sha256
         self.n_tokens, self.n_bytes = file.counts.n_tokens, file.counts.n_bytes
         self.n_samples = (self.n_tokens - 1) // seq_len
+        self.found = f"{name}, {self.n_tokens:,} tokens for {USED_FOR[split]}"
 
     @property
     def bytes_per_token(self) -> float:
@@ -86,7 +89,7 @@ def open_text(
             f"the {split} split of {name} has {file.counts.n_tokens} tokens, one window needs {seq_len + 1}: "
             f"use a longer text or a smaller --seq-len"
         )
-    return TokenWindows(source.name, sha256=source.sha256, file=file, tokenizer=tokenizer, seq_len=seq_len)
+    return TokenWindows(source.name, split=split, sha256=source.sha256, file=file, tokenizer=tokenizer, seq_len=seq_len)
 
 
 def _source(name: str, *, split: str, options: TextOptions) -> sources.Source:

@@ -337,3 +337,15 @@ def test_a_file_that_is_missing_is_refused_before_any_process_is_started(
     (line,) = capsys.readouterr().err.splitlines()
     assert "nothing.txt does not exist: write an existing path after file:" in line
     assert not out.exists()
+
+
+def test_what_was_found_is_said_once_by_rank_0(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    work = resolve(read_config(["--model", "diffusion", "--nproc", "1", "--data", "spiral"]))
+    work.show_data("train", "validation")
+    assert capsys.readouterr().out == "data: spiral, 50,000 points for training, 10,000 points for validation\n"
+    for name, value in {"RANK": "1", "WORLD_SIZE": "2", "LOCAL_RANK": "1", "LOCAL_WORLD_SIZE": "2"}.items():
+        monkeypatch.setenv(name, value)
+    work.show_data("train", "validation")
+    assert not capsys.readouterr().out
