@@ -51,7 +51,12 @@ class Work:
         return self.spec.without_values(self.model_config, weight_dtype(self.run.precision))
 
     def context(self, mesh: Mesh) -> BuildContext:
-        return BuildContext(self.spec, self.model_config, self.run, self.layout, self.division, mesh)
+        return BuildContext(self.spec, self.model_config, self.run, self.layout, self.division, mesh, data=self.dataset)
+
+    @property
+    def data_sha256(self) -> str:
+        """Of the content of the training data, whatever its path. Raises: DataError."""
+        return self.dataset().sha256
 
     def copies(self, device: torch.device) -> dict[str, bool]:
         """Return how batches get to a device (pin_memory, non_blocking): as asked, or what suits it.

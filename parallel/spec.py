@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, Protocol
 
 import torch
@@ -10,7 +11,7 @@ from torch import Tensor, nn
 from models.spec import ModelSpec
 from parallel.cluster import Mesh
 from parallel.config import RunConfig
-from parallel.data.dataset import Batch
+from parallel.data.dataset import Batch, Dataset
 from parallel.layout import Division, Layout
 from parallel.precision import weight_dtype
 
@@ -47,7 +48,7 @@ class Engine(Protocol):
 
 @dataclass(frozen=True)
 class BuildContext:
-    """All that a strategy needs to know to build an engine."""
+    """All that a strategy needs to know to build an engine. data: opens the training split."""
 
     spec: ModelSpec
     model_config: Any
@@ -55,6 +56,12 @@ class BuildContext:
     layout: Layout
     division: Division
     mesh: Mesh
+    data: Callable[[], Dataset]
+
+    @cached_property
+    def data_sha256(self) -> str:
+        """Of the content of the training data, whatever its path. Raises: DataError."""
+        return self.data().sha256
 
     @property
     def device(self) -> torch.device:

@@ -257,6 +257,8 @@ def check(work: Work) -> None:
 
     if run.init_from is not None and run.resume is None:
         start_from.check(run.init_from)
+    if run.resume is not None:
+        checkpoint.check_same_work(run.out if run.resume == IN_FOLDER else run.resume, work)
     there = checkpoint.latest(run.out)
     if there and run.resume is None:
         raise ConfigError(f"{run.out} has {there.name} already: add --resume to go on, or give another --out")

@@ -1,7 +1,8 @@
 """Checkpoints that move between layouts: save under any, continue under any other, at any number of processes."""
 
+import contextlib
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent.futures import Future, wait
 from dataclasses import asdict
 from datetime import timedelta
@@ -30,6 +31,7 @@ from parallel.cluster import Mesh
 from parallel.engines.deepspeed import ZeroEngine
 from parallel.engines.native import NativeEngine
 from parallel.errors import ConfigError, DataError
+from parallel.resolve import Work
 from parallel.spec import BuildContext
 
 __all__ = [
@@ -37,6 +39,7 @@ __all__ = [
     "Resumable",
     "Saver",
     "best",
+    "check_same_work",
     "export_safetensors",
     "import_safetensors",
     "latest",
@@ -253,12 +256,16 @@ def _facts(engine: Resumable, metric: float | None) -> Facts:
     )
 
 
-def _work(context: BuildContext) -> dict[str, Any]:
-    """Return what two runs must share for one to continue the other, as JSON gives it back."""
+def _work(context: BuildContext | Work) -> dict[str, Any]:
+    """Return what two runs must share for one to continue the other, as JSON gives it back.
+
+    Of the data that is its content: its name is stored to be shown.
+    """
     run = context.run
     work = {
         "model": context.spec.name,
         "data": run.data or context.spec.data(context.model_config),
+        "data_sha256": context.data_sha256,
         "seed": run.seed,
         "global_batch_size": context.division.global_batch_size,
         "optimizer": run.optimizer,
@@ -272,11 +279,25 @@ def _work(context: BuildContext) -> dict[str, Any]:
     return json.loads(json.dumps(work | config))
 
 
-def _check_same_work(folder: Path, facts: Facts, context: BuildContext) -> None:
+def check_same_work(path: PathLike, context: BuildContext | Work) -> None:
+    """Refuse to continue from a checkpoint, or from the newest one of a run, that belongs to other work.
+
+    Reads what it says of itself and nothing else, so one that is missing or damaged is left to `load` and `resume`.
+    Raises: ConfigError.
+    """
+    path = Path(path)
+    folder = path if path.name.startswith("step-") else latest(path)
+    with contextlib.suppress(DataError):
+        if folder is not None:
+            _check_same_work(folder, read_facts(folder), context)
+
+
+def _check_same_work(folder: Path, facts: Facts, context: BuildContext | Work) -> None:
     ours = _work(context)
+    keys = (facts.work.keys() | ours.keys()) - {"data", "data_sha256"}
     different = [
         f"{key} {facts.work.get(key)!r} (this run: {ours.get(key)!r})"
-        for key in sorted(facts.work.keys() | ours.keys())
+        for key in sorted(keys)
         if facts.work.get(key) != ours.get(key)
     ]
     if different:
@@ -284,3 +305,17 @@ def _check_same_work(folder: Path, facts: Facts, context: BuildContext) -> None:
             f"checkpoint {folder} belongs to a run with {', '.join(different)}: "
             f"ask for the same, or start from step 0 in another folder"
         )
+    _check_same_data(folder, facts.work, ours)
+
+
+def _check_same_data(folder: Path, theirs: Mapping[str, Any], ours: Mapping[str, Any]) -> None:
+    """Compare by content. A checkpoint of before contents were stored has the name alone."""
+    key = "data_sha256" if "data_sha256" in theirs else "data"
+    if theirs.get(key) == ours[key]:
+        return
+    was, now = (f"{x.get('data')} (sha256 {str(x.get('data_sha256', 'unknown'))[:12]})" for x in (theirs, ours))
+    changed = " has changed since" if theirs.get("data") == ours["data"] else " is other data"
+    raise ConfigError(
+        f"checkpoint {folder} was trained on {was}, {now}{changed}: give --data what it was trained on, under any "
+        f"path, or start from step 0 with another --out"
+    )

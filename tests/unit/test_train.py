@@ -3,6 +3,7 @@
 import json
 import math
 import os
+import shutil
 import signal
 from pathlib import Path
 
@@ -122,6 +123,20 @@ def test_resuming_from_a_path(finished: Path, tmp_path: Path) -> None:
     assert list(losses(tmp_path / "b")) == [8, 9, 10, 11]
     with pytest.raises(ConfigError, match="seed"):
         run(tmp_path / "c", *words, str(finished / "step-8"), "--seed", "1")
+
+
+def test_a_run_goes_on_with_the_content_it_was_trained_on_under_any_path(tmp_path: Path) -> None:
+    text, moved = tmp_path / "text.txt", tmp_path / "moved.txt"
+    text.write_text("all work and no play\n" * 200)
+    words = [*QUICK, "--steps", "1", "--data", f"file:{text}"]
+    assert run(tmp_path / "run", *words) == 0
+    shutil.copy(text, moved)
+    text.write_text("all play and no work\n" * 200)
+    with pytest.raises(ConfigError, match=rf"was trained on file:{text} .* has changed since: give --data what it was"):
+        run(tmp_path / "run", "--resume", "--steps", "2")
+    assert run(tmp_path / "run", "--resume", "--steps", "2", "--data", f"file:{moved}") == 0
+    with pytest.raises(ConfigError, match=r"alice \(sha256 502852fbc455\) is other data"):
+        run(tmp_path / "other", *QUICK, "--resume", str(tmp_path / "run" / "step-2"), "--data", "alice")
 
 
 def test_a_classifier_tells_its_accuracy_and_a_trace_is_written(
