@@ -9,7 +9,7 @@ from parallel.cluster import Rank
 from parallel.errors import RankError
 from parallel.failure import Failure, Progress, guard
 from parallel.launch import check_started, launch
-from parallel.measure.record import RunRecord, StepLog, append, check_readable, log_path
+from parallel.measure.record import RunRecord, StepLog, append, check_appendable, log_path
 from parallel.parity import References
 from parallel.resolve import resolve
 
@@ -35,7 +35,7 @@ def run(config: Any, *, command: str) -> int:
     work = resolve(config)
     work.show_data("train")
     out = config.out or "runs/results.csv"
-    check_readable(out)
+    check_appendable(out)
     try:
         record = launch(
             "benchmarks.worker:measure",

@@ -20,7 +20,7 @@ from parallel.config import resolve as read_config
 from parallel.errors import ConfigError, LayoutError, RankError
 from parallel.failure import Failure, Progress, guard
 from parallel.launch import launch
-from parallel.measure.record import RunRecord, StepLog, append, check_readable, log_path, read
+from parallel.measure.record import RunRecord, StepLog, append, check_appendable, log_path, read
 from parallel.parity import References
 from parallel.resolve import Work, machine_processes, resolve
 
@@ -42,7 +42,7 @@ def main(argv: list[str]) -> int:
         raise ConfigError("paralab tour runs every strategy: use paralab run for one, or leave it out")
     nproc = config.nproc or machine_processes()
     out = config.out or DEFAULT_OUT
-    check_readable(out)
+    check_appendable(out)
     works, left_out = choose(config, nproc)
     works[0].show_data("train")
     group = f"tour-{time.strftime('%Y%m%d-%H%M%S')}"

@@ -1,9 +1,10 @@
 """What one run leaves behind: a row in a CSV file, and beside it one log of typed lines for each rank.
 
 `RunRecord` is the only schema of results. The header of a CSV file is its fields in order, and the types of the
-cells are its annotations; a file with another header is refused. Units are in the names, and an empty cell means
-unknown. Over ranks, times and memory are the maximum, utilisation is the mean, and throughput is that of the
-global batch over the slowest rank. A share is a number from 0 to 1.
+cells are its annotations. `SCHEMA` numbers the set of columns and each row holds it: files of an older schema are read
+(what they lack is unknown), those of a newer one are refused. Units are in the names, and an empty cell means unknown.
+Over ranks, times and memory are the maximum, utilisation is the mean, and throughput is that of the global batch over
+the slowest rank. A share is a number from 0 to 1.
 
 Text cells are made harmless and stay exact. Control characters are written as `\\u000a`, a backslash as two, so
 one run is always one line; text that a spreadsheet would run as a formula (it begins with = + - @) gets a leading
@@ -18,18 +19,36 @@ import math
 import operator
 import os
 import re
+import tempfile
 import types
 import warnings
-from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass, fields
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import MISSING, asdict, dataclass, field, fields
 from functools import cache
 from hashlib import sha256
 from pathlib import Path
 from typing import IO, Any, Literal, Protocol, Union, get_args, get_origin, get_type_hints
 
 from parallel.errors import DataError, UsageError
+from parallel.measure import sheet
+from parallel.measure.sheet import Line
 
-SCHEMA = 1
+
+@dataclass(frozen=True)
+class Change:
+    """What one schema changed in the columns of the one before it."""
+
+    added: tuple[str, ...] = ()
+    removed: tuple[str, ...] = ()
+    renamed: Mapping[str, str] = field(default_factory=dict)  # old name: new name
+
+
+# The first six sets of columns were published without being counted: their rows say 1. From the sixth on every change
+# of the columns is a line here, and a test holds the line against the columns.
+UNCOUNTED, COUNTED_FROM = 1, 6
+CHANGES: dict[int, Change] = {}
+RENAMED = {old: new for number in sorted(CHANGES) for old, new in CHANGES[number].renamed.items()}
+SCHEMA = max(CHANGES, default=COUNTED_FROM)
 
 Status = Literal["ok", "oom", "hang", "crash", "diverged", "aborted"]
 Device = Literal["cpu", "cuda"]
@@ -236,6 +255,9 @@ class RunRecord:
     host_hash: str | None = None  # tells machines apart without naming them
 
 
+_REQUIRED = ("schema", *(column.name for column in fields(RunRecord) if column.default is MISSING))
+
+
 @dataclass(frozen=True, kw_only=True)
 class StepRecord:
     """One optimizer step of one rank."""
@@ -289,9 +311,31 @@ def header() -> list[str]:
     return [field.name for field in fields(RunRecord)]
 
 
-def check_readable(path: str | Path) -> None:
+def columns_of(number: int) -> set[str]:
+    """Return the columns of a schema from `COUNTED_FROM` on, by their names in that schema."""
+    columns = set(header())
+    for later in sorted((n for n in CHANGES if n > number), reverse=True):
+        change = CHANGES[later]
+        old_names = {new: old for old, new in change.renamed.items()}
+        columns = {old_names.get(name, name) for name in columns - set(change.added)} | set(change.removed)
+    return columns
+
+
+def check_appendable(path: str | Path) -> None:
     """Raise UsageError when rows could not be added to a file, before there is anything to lose."""
-    if Path(path).exists():
+    path = Path(path)
+    try:
+        if path.exists():
+            with open(path, "r+b") as file:
+                content = file.read()
+        else:
+            content = b""
+            with tempfile.TemporaryFile(dir=_nearest_folder(path)):
+                pass
+    except OSError as error:
+        raise UsageError(f"{path} cannot be written ({error.strerror}): choose another place with --out") from None
+    if content:
+        _check_header(content, path)
         read(path)
 
 
@@ -300,7 +344,7 @@ def append(path: str | Path, record: RunRecord) -> None:
 
     What a writer that died left unfinished at the end of the file is cut off first. Returns when the row is on disk.
 
-    Raises: UsageError when the file has another header.
+    Raises: UsageError when the file has another header, or was saved by another program.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -309,21 +353,22 @@ def append(path: str | Path, record: RunRecord) -> None:
     with os.fdopen(descriptor, "r+b", buffering=0) as file:
         fcntl.flock(file, fcntl.LOCK_EX)  # released when the file is closed
         content = file.read()
+        _check_header(content, path)
         whole = content[: content.rfind(b"\n") + 1]
-        if not whole and _line(header()).startswith(content):
-            row = _line(header()) + row
-        else:
-            _check_header(whole or content, path, advice="write to another file with --out NEW.csv")
         file.truncate(len(whole))
         file.seek(len(whole))
-        _write_all(file, row)
+        _write_all(file, row if whole else _line(header()) + row)
         os.fsync(file.fileno())
 
 
 def read(path: str | Path) -> list[RunRecord]:
-    """Return the rows of a CSV file. A last line that was not finished is skipped with a warning.
+    """Return the rows of a CSV file, also of an older schema and as spreadsheets save it (`parallel.measure.sheet`).
 
-    Raises: UsageError when the file has another header; DataError when it is missing or a cell has the wrong form.
+    Warns of a last line that was not finished, of rows without a filled cell and of columns that have no place here;
+    these are passed over.
+
+    Raises: UsageError when it is no file of results, or one of a newer schema; DataError when it is missing, a cell
+    has the wrong form, or a row does not say the schema of the columns.
     """
     path = Path(path)
     try:
@@ -333,13 +378,17 @@ def read(path: str | Path) -> list[RunRecord]:
     except OSError as error:
         problem = error.strerror
         raise DataError(f"{path} cannot be read ({problem}): give a CSV file that `paralab bench` wrote") from None
-    whole = content[: content.rfind(b"\n") + 1]
-    if len(whole) < len(content):
+    table = sheet.parse(content, path)
+    if not table.finished:
         warnings.warn(f"{path}: the last line is not finished and was skipped", stacklevel=2)
-    if not whole and _line(header()).startswith(content):
+    if not table.columns and _line(header()).startswith(content):
         return []
-    _check_header(whole or content, path, advice="read it with the version of paralab that wrote it")
-    return [_row(cells, path, number) for number, cells in enumerate(_cells(whole, path), start=1) if number > 1]
+    reader = _Reader(path, table.columns)
+    rows = [reader.row(line) for line in table.lines if not line.blank]
+    for said in (reader.passed_over(), _blank(table.lines)):
+        if said:
+            warnings.warn(f"{path}: {said}", stacklevel=2)
+    return rows
 
 
 def log_path(csv_path: str | Path, run_id: str, rank: int) -> Path:
@@ -461,6 +510,7 @@ def _kind(hint: Any) -> tuple[type, Sequence[str]]:
 
 _SPECIAL = re.compile(r"[\\\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
 _ESCAPE = re.compile(r"\\(\\|u[0-9a-f]{4})")
+_DECIMAL_COMMA = re.compile(r"[-+]?\d*,\d+([eE][-+]?\d+)?")
 _FORMULA = ("=", "+", "-", "@", "＝", "＋", "－", "＠", "'")  # the wide forms count in some locales
 
 
@@ -488,7 +538,9 @@ def _decode(cell: str, name: str, kind: type) -> Any:
             raise ValueError(f"one of {', '.join(choices)} is needed")
         return text
     if expected is bool:
-        return {"true": True, "false": False}[cell]
+        return {"true": True, "false": False}[cell.lower()]  # spreadsheets write TRUE
+    if expected is int and re.fullmatch(r"-?\d+\.0", cell):  # as data frames write whole numbers beside empty cells
+        cell = cell.removesuffix(".0")
     return expected(cell)
 
 
@@ -498,36 +550,107 @@ def _line(cells: Iterable[str]) -> bytes:
     return buffer.getvalue().encode()
 
 
-def _cells(content: bytes, path: Path) -> Iterable[list[str]]:
-    csv.field_size_limit(max(csv.field_size_limit(), len(content)))  # the default refuses cells above 131,072
-    try:
-        yield from csv.reader(io.StringIO(content.decode(), newline=""), strict=True)
-    except (UnicodeDecodeError, csv.Error) as error:
-        raise DataError(f"{path} is damaged ({error}): remove the line, or run the cases again") from None
+class _Reader:
+    """Turns the lines of one file into records. Raises: UsageError when its columns are not those of results."""
 
+    def __init__(self, path: Path, columns: list[str]) -> None:
+        self._path, self._columns, self._known = path, columns, set(columns)
+        if missing := [name for name in _REQUIRED if name not in self._known]:
+            lacks = f"it lacks {_few(missing)}"
+            raise UsageError(f"{path} has other columns than a result file ({lacks}): give one that `paralab` wrote")
+        if twice := [name for name in dict.fromkeys(columns) if name and columns.count(name) > 1]:
+            raise DataError(f"{path} has the column {twice[0]} twice: remove one of them")
+        self._names = [_present_name(name) for name in columns]  # None where this version has no place for it
 
-def _row(cells: list[str], path: Path, number: int) -> RunRecord:
-    columns = header()
-    if len(cells) != len(columns):
-        raise DataError(f"{path} line {number} has {len(cells)} cells, {len(columns)} are needed: remove the line")
-    values = {}
-    for name, cell in zip(columns, cells, strict=True):
+    def row(self, line: Line) -> RunRecord:
+        place = f"{self._path} line {line.number}"
+        if len(line.cells) != len(self._columns):
+            count = f"{len(line.cells)} cells, {len(self._columns)} are needed"
+            raise DataError(f"{place} has {count}: correct the line or remove it")
+        values = {}
+        for name, cell in zip(self._names, line.cells, strict=True):
+            if name is not None:
+                values[name] = self._value(cell, name, place)
+        self._check_schema(values["schema"], place)
+        return RunRecord(**values)
+
+    def _value(self, cell: str, name: str, place: str) -> Any:
         try:
-            values[name] = _decode(cell, name, RunRecord)
+            if cell == "" and name in _REQUIRED:
+                raise ValueError("it cannot be empty")
+            return _decode(cell, name, RunRecord)
         except (ValueError, KeyError) as error:
-            raise DataError(f"{path} line {number}: {name} is {cell[:60]!r} ({error}): correct the cell") from None
-    return RunRecord(**values)
+            why = "a decimal comma: save the file with decimal points" if _DECIMAL_COMMA.fullmatch(cell) else error
+            raise DataError(f"{place}: {name} is {cell[:60]!r} ({why}): correct the cell") from None
+
+    def _check_schema(self, number: int, place: str) -> None:
+        """Raise where a row says another schema than the columns have."""
+        if number > SCHEMA:
+            written = f"written by a newer paralab: schema {number}, this one reads up to {SCHEMA}"
+            raise UsageError(f"{place} was {written}: upgrade")
+        if number == UNCOUNTED:
+            late = self._known & (_ever_columns() - columns_of(COUNTED_FROM))
+            wrong = f"has the later {_few(sorted(late))}" if late else ""
+        elif number < COUNTED_FROM:
+            wrong = "no version of paralab wrote that"
+        else:
+            missing, late = columns_of(number) - self._known, self._known & (_ever_columns() - columns_of(number))
+            wrong = "; ".join(
+                f"{verb} {_few(sorted(names))}" for verb, names in (("lacks", missing), ("has", late)) if names
+            )
+        if wrong:
+            raise DataError(
+                f"{place} says schema {number}, which does not fit the columns of the file ({wrong}): "
+                "remove the line, or run its case again"
+            )
+
+    def passed_over(self) -> str:
+        """Name the columns that were not read."""
+        pairs = zip(self._columns, self._names, strict=True)
+        extra = [column or "(without a name)" for column, name in pairs if name is None]
+        return f"columns that this version does not know were passed over: {', '.join(extra)}" if extra else ""
 
 
-def _check_header(content: bytes, path: Path, *, advice: str) -> None:
-    found = content.split(b"\n", 1)[0].rstrip(b"\r").decode(errors="replace").split(",")
-    if found == header():
+def _present_name(column: str) -> str | None:
+    while column in RENAMED:
+        column = RENAMED[column]
+    return column if column in _types(RunRecord) else None
+
+
+def _ever_columns() -> set[str]:
+    return set().union(*(columns_of(number) for number in range(COUNTED_FROM, SCHEMA + 1)))
+
+
+def _blank(lines: Sequence[Line]) -> str:
+    """Say which lines hold no value."""
+    numbers = [str(line.number) for line in lines if line.blank]
+    if not numbers:
+        return ""
+    return f"{'lines' if len(numbers) > 1 else 'line'} {_few(numbers)} without a filled cell: passed over"
+
+
+def _few(names: Sequence[str]) -> str:
+    return f"{', '.join(names[:3])}{' ...' if len(names) > 3 else ''}"
+
+
+def _nearest_folder(path: Path) -> Path:
+    """Return the closest folder above a file that exists: the one in which it, or its folders, would be made."""
+    return next(folder for folder in path.absolute().parents if folder.exists())
+
+
+def _check_header(content: bytes, path: Path) -> None:
+    """Raise UsageError when rows cannot be added to a file with this content, because it is not as we write it."""
+    head = _line(header())
+    if content.startswith(head) or head.startswith(content):
         return
-    unknown, missing = [c for c in found if c not in header()], [c for c in header() if c not in found]
+    advice = "write to another file with --out NEW.csv"
+    if marks := sheet.marks_of_another_program(content):
+        shown = ", ".join(marks)
+        raise UsageError(f"{path} was saved by another program ({shown}), so no rows are added to it: {advice}")
+    found = content.split(b"\n", 1)[0].decode(errors="replace").split(",")
+    missing, unknown = [c for c in header() if c not in found], [c for c in found if c not in header()]
     difference = "; ".join(
-        f"{what} {', '.join(names[:3])}{' ...' if len(names) > 3 else ''}"
-        for what, names in (("it lacks", missing), ("it has the unknown", unknown))
-        if names
+        f"{what} {_few(names)}" for what, names in (("it lacks", missing), ("it has the unknown", unknown)) if names
     )
     raise UsageError(f"{path} has other columns than schema {SCHEMA} ({difference or 'another order'}): {advice}")
 

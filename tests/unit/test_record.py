@@ -4,6 +4,7 @@ import math
 import subprocess
 import sys
 from dataclasses import fields, replace
+from hashlib import sha256
 from pathlib import Path
 
 import pytest
@@ -15,12 +16,17 @@ from parallel.measure import record as rec
 from parallel.measure.record import MemoryRecord, RunRecord, SpanRecord, StepLog, StepRecord
 
 PLAIN = RunRecord(run_id="a", started_at="2025-01-01T00:00:00+00:00", status="ok", strategy_requested="ddp", model="m")
+PUBLISHED = sorted((Path(__file__).parents[2] / "benchmarks" / "results").glob("*.csv"))
+# Of each schema, the sha256 of its sorted columns, joined by commas. Never change a line, only add one.
+PINS = {6: "afc746d966b38090f71a567467a1b65d443b69432fd8945b79cc09a3ee820019"}
 DANGEROUS = ["=1+1", "+1", "-1", "@SUM(A1)", "\t=1", "\r=1", "\n=1", "＝1", "'=1", "'", "", '"', "a,b", "\\", "\\u0041"]
 
 
 def values_of(name: str) -> st.SearchStrategy:
     kind, choices = rec._kind(rec._types(RunRecord)[name])
-    required = name in {"schema", "run_id", "started_at", "status", "strategy_requested", "model"}
+    if name == "schema":
+        return st.just(rec.SCHEMA)
+    required = name in rec._REQUIRED
     text = st.text(st.characters(), max_size=20) | st.sampled_from(DANGEROUS)  # control characters and surrogates too
     value = (
         st.sampled_from(choices)
@@ -107,6 +113,7 @@ def test_writers_at_the_same_time_lose_nothing(tmp_path):
     assert sorted(found) == sorted((str(w), i) for w in range(writers) for i in range(each))
 
 
+@pytest.mark.filterwarnings("ignore:.*the last line is not finished")
 @pytest.mark.parametrize("content", [b"a,b\n1,2\n", b"hello", b"schema,run_id\n", b"\x00\xff\n"])
 def test_a_file_with_another_header_is_refused_and_left_alone(tmp_path, content):
     path = tmp_path / "r.csv"
@@ -114,8 +121,10 @@ def test_a_file_with_another_header_is_refused_and_left_alone(tmp_path, content)
     with pytest.raises(UsageError, match=r"--out NEW\.csv"):
         rec.append(path, PLAIN)
     assert path.read_bytes() == content
-    with pytest.raises(UsageError, match="other columns than schema"):
+    with pytest.raises(UsageError, match=r"other columns than a result file|no CSV file"):
         rec.read(path)
+    with pytest.raises(UsageError, match=r"--out NEW\.csv"):
+        rec.check_appendable(path)
 
 
 def test_a_bad_cell_is_named(tmp_path):
@@ -126,6 +135,142 @@ def test_a_bad_cell_is_named(tmp_path):
         rec.read(path)
     with pytest.raises(DataError, match="cannot be read"):
         rec.read(tmp_path / "none.csv")
+
+
+def test_a_change_of_the_columns_counts_the_schema_up():
+    for number in range(rec.COUNTED_FROM, rec.SCHEMA + 1):
+        found = sha256(",".join(sorted(rec.columns_of(number))).encode()).hexdigest()
+        assert PINS.get(number) == found, (
+            f"the columns of schema {number} are not those that were pinned. Where you changed the columns: add "
+            f"{rec.SCHEMA + 1}: Change(added=..., removed=..., renamed=...) to record.CHANGES, and the line that this "
+            f"test then prints to PINS. Pin of schema {number} now: {found!r}"
+        )
+
+
+@pytest.fixture
+def later(monkeypatch):
+    """Make a schema 8 that renamed a column, added one and removed one since schema 6."""
+    changes = {
+        rec.COUNTED_FROM + 1: rec.Change(removed=("mood",), renamed={"step_time_s": "step_time_p50_s"}),
+        rec.COUNTED_FROM + 2: rec.Change(added=("straggler_ratio",)),
+    }
+    monkeypatch.setattr(rec, "CHANGES", changes)
+    monkeypatch.setattr(rec, "RENAMED", {"step_time_s": "step_time_p50_s"})
+    monkeypatch.setattr(rec, "SCHEMA", rec.COUNTED_FROM + 2)
+
+
+def rows_of(number, **cells):
+    """Return a CSV file of one row that says a schema, with the columns of the number `columns`."""
+    columns = sorted(rec.columns_of(cells.pop("columns", number)))
+    cells |= dict(zip(rec._REQUIRED, (number, "a", "t", "ok", "ddp", "m"), strict=True))
+    return f"{','.join(columns)}\n{','.join(str(cells.get(name, '')) for name in columns)}\n"
+
+
+def test_older_schemas_are_read_under_the_names_of_today(tmp_path, later):
+    path = tmp_path / "r.csv"
+    path.write_text(rows_of(6, step_time_s=0.25, mood="calm"))
+    with pytest.warns(UserWarning, match="passed over: mood") as caught:
+        (row,) = rec.read(path)
+    assert (row.step_time_p50_s, row.straggler_ratio) == (0.25, None) and len(caught) == 1
+    path.write_text(rows_of(7, step_time_p50_s=0.5))
+    assert rec.read(path)[0].step_time_p50_s == 0.5
+    with pytest.raises(UsageError, match=r"lacks straggler_ratio.*--out NEW\.csv"):
+        rec.append(path, PLAIN)
+    path.write_text(rows_of(8, straggler_ratio=2.0))
+    assert rec.read(path)[0].straggler_ratio == 2.0
+
+
+@pytest.mark.parametrize(
+    ("number", "columns"), [(7, 8), (6, 8), (1, 8), (8, 7), (8, 6), (7, 6), (2, 8), (2, 6), (0, 6)]
+)
+def test_a_row_that_says_another_schema_than_its_columns_is_refused_with_its_line(tmp_path, later, number, columns):
+    (tmp_path / "r.csv").write_text(rows_of(number, columns=columns))
+    with pytest.raises(DataError, match=f"line 2 says schema {number}, which does not fit the columns"):
+        rec.read(tmp_path / "r.csv")
+
+
+def test_a_newer_schema_is_refused(tmp_path, later):
+    (tmp_path / "r.csv").write_text(rows_of(9, columns=8))
+    with pytest.raises(UsageError, match="newer paralab: schema 9, this one reads up to 8: upgrade"):
+        rec.read(tmp_path / "r.csv")
+
+
+@pytest.mark.parametrize("path", PUBLISHED, ids=[path.stem for path in PUBLISHED])
+def test_the_published_results_are_read(path):
+    rows = rec.read(path)
+    assert rows and all(row.status == "ok" and row.step_time_p50_s for row in rows)
+
+
+SAVED = {
+    "a byte order mark and CRLF": lambda t: ("\ufeff" + t.replace("\n", "\r\n")).encode(),
+    "UTF-16": lambda t: t.replace(",", "\t").replace("\n", "\r\n").encode("utf-16"),
+    "semicolons": lambda t: t.replace(",", ";").encode(),
+    "tabs": lambda t: t.replace(",", "\t").encode(),
+    "blank lines": lambda t: (t + "\n\n  \n").encode(),
+    "CR": lambda t: t.replace("\n", "\r").encode(),
+    "empty columns": lambda t: t.replace("\n", ",,\n").encode(),
+    "capitals": lambda t: t.replace("false", "FALSE").encode(),
+    "floats": lambda t: t.replace(",7,", ",7.0,").encode(),
+}
+
+
+@pytest.mark.filterwarnings("ignore:.*without a filled cell")
+@pytest.mark.parametrize("form", SAVED)
+def test_what_a_spreadsheet_saved_is_read_and_not_written_to(tmp_path, form):
+    path = tmp_path / "r.csv"
+    rows = [replace(PLAIN, dp=7, parity=False, reason="é"), replace(PLAIN, run_id="b")]
+    for row in rows:
+        rec.append(path, row)
+    path.write_bytes(SAVED[form](path.read_text()))
+    content = path.read_bytes()
+    assert rec.read(path) == rows
+    try:
+        rec.append(path, replace(PLAIN, run_id="c"))
+    except UsageError as error:
+        assert "--out NEW.csv" in str(error) and path.read_bytes() == content
+    else:
+        assert path.read_bytes().startswith(content) and len(rec.read(path)) == 3
+
+
+@pytest.mark.parametrize(
+    ("damage", "said"),
+    [
+        (lambda t: t.replace(",0.25,", ",0,25,"), "line 2 has"),
+        (lambda t: t.replace(",", ";").replace(";0.25;", ";0,25;"), "line 2: wall_s is '0,25'.*decimal comma"),
+        (lambda t: t.replace(",ok,", ",\udce9,"), "line 2 is not UTF-8"),
+        (lambda t: t.replace(",ok,", ",fine,"), "line 2: status is 'fine'"),
+        (lambda t: t.replace("\na,", "\n,").replace(",a,", ",,"), "line 2: run_id is ''"),
+        (lambda t: t.replace("model,", "status,", 1), "lacks model"),
+        (lambda t: t.replace("reason,", "size,", 1), "has the column size twice"),
+        (lambda t: "\0".join(t), "zero bytes"),
+    ],
+)
+def test_what_cannot_be_read_is_named_with_its_line(tmp_path, damage, said):
+    path = tmp_path / "r.csv"
+    rec.append(path, replace(PLAIN, wall_s=0.25))
+    path.write_bytes(damage(path.read_text()).encode(errors="surrogateescape"))
+    with pytest.raises(UsageError, match=said):
+        rec.read(path)
+
+
+def test_a_cleared_row_and_a_column_of_ones_own_are_passed_over_and_said(tmp_path):
+    path = tmp_path / "r.csv"
+    rec.append(path, PLAIN)
+    head, row = path.read_text().splitlines()
+    path.write_text(f"{head},notes\n{',' * head.count(',')},\n{row},good\n")
+    with pytest.warns(UserWarning) as caught:
+        assert rec.read(path) == [PLAIN]
+    said = [str(warning.message) for warning in caught]
+    assert len(said) == 2 and "passed over: notes" in said[0] and "line 2 without a filled cell" in said[1]
+
+
+def test_a_place_where_no_rows_can_be_added_is_refused_before(tmp_path):
+    (tmp_path / "file").write_text("")
+    for path in (tmp_path / "file" / "r.csv", Path("/proc/r.csv"), tmp_path):
+        with pytest.raises(UsageError, match=r"cannot be written .*--out"):
+            rec.check_appendable(path)
+    rec.check_appendable(tmp_path / "new" / "r.csv")
+    assert sorted(tmp_path.iterdir()) == [tmp_path / "file"], "looking leaves nothing behind"
 
 
 def test_a_log_comes_back_and_strict_json_reads_it(tmp_path):

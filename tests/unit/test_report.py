@@ -204,13 +204,14 @@ def test_a_damaged_log_is_a_caveat(tmp_path):
 
 
 def optional(name):
+    if name == "schema":
+        return st.just(rec.SCHEMA)
     kind, choices = rec._kind(rec._types(RunRecord)[name])
     known = st.sampled_from(choices) if choices else {
         str: st.sampled_from(["a", "single", "=b"]), bool: st.booleans(), int: st.sampled_from([0, 1, 2, 10**12]),
         float: st.floats(),
     }[kind]  # fmt: skip
-    required = {"schema", "run_id", "started_at", "status", "strategy_requested", "model"}
-    return known if name in required else st.none() | known
+    return known if name in rec._REQUIRED else st.none() | known
 
 
 @given(st.lists(st.fixed_dictionaries({f.name: optional(f.name) for f in fields(RunRecord)}), min_size=1, max_size=5))

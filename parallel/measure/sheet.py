@@ -1,0 +1,111 @@
+"""Take a CSV file apart into lines of cells, whatever saved it last.
+
+Spreadsheets save the same table with a byte order mark or as UTF-16, with semicolons or tabs between cells, with CRLF
+at the ends of lines and with lines that hold nothing. All of these are read; what cannot be read without a guess is
+refused by name.
+"""
+
+import codecs
+import csv
+import io
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from parallel.errors import DataError
+
+_MARKS = ((codecs.BOM_UTF8, "utf-8"), (codecs.BOM_UTF16_LE, "utf-16-le"), (codecs.BOM_UTF16_BE, "utf-16-be"))
+_DELIMITERS = {",": "commas", ";": "semicolons", "\t": "tabs"}
+
+
+@dataclass(frozen=True)
+class Line:
+    """The cells of one line of a file; lines are counted from 1."""
+
+    number: int
+    cells: list[str]
+
+    @property
+    def blank(self) -> bool:
+        return not any(cell.strip() for cell in self.cells)
+
+
+@dataclass(frozen=True)
+class Sheet:
+    """A table of text. The first line is not among `lines`: it holds the names of the columns."""
+
+    columns: list[str]
+    lines: list[Line]
+    finished: bool  # whether the last line ends with a line break; where it does not, it is left out
+
+
+def parse(content: bytes, path: Path) -> Sheet:
+    """Return the table in the bytes of a file; `path` is only named in errors.
+
+    Raises: DataError for another encoding, or cells that do not parse.
+    """
+    text, finished = _finished(_decoded(content, path))
+    delimiter = _delimiter(text)
+    found = _lines(text, delimiter, path)
+    head = next(found, Line(1, []))
+    columns = [name.strip() for name in head.cells]
+    while columns and not columns[-1]:  # empty columns at the right edge
+        columns.pop()
+    return Sheet(columns, [_within(line, len(columns), len(head.cells)) for line in found], finished)
+
+
+def marks_of_another_program(content: bytes) -> list[str]:
+    """Name what shows that a file was not written by paralab in its present form."""
+    encoding = [name for mark, name in _MARKS if content.startswith(mark)]
+    first = content.split(b"\n", 1)[0]
+    seen = [f"a byte order mark of {name.upper()}" for name in encoding]
+    if first.endswith(b"\r") or b"\r" in first:
+        seen.append("CR at the ends of lines")
+    if not encoding and (delimiter := _delimiter(first.decode(errors="replace"))) != ",":
+        seen.append(f"{_DELIMITERS[delimiter]} between cells")
+    return seen
+
+
+def _decoded(content: bytes, path: Path) -> str:
+    mark, encoding = next(((m, e) for m, e in _MARKS if content.startswith(m)), (b"", "utf-8"))
+    body = content[len(mark) :]
+    if not mark and b"\x00" in body[:64]:
+        raise DataError(f"{path} is no CSV file in UTF-8 (zero bytes): save it as CSV in UTF-8")
+    try:
+        return body.decode(encoding)
+    except UnicodeDecodeError as error:
+        if encoding == "utf-8" and b"\n" not in body[error.start :]:  # a writer died within a character
+            return body[: error.start].decode()
+        line = body[: error.start].count(b"\n") + 1
+        raise DataError(f"{path} line {line} is not {encoding.upper()}: save the file as CSV in UTF-8") from None
+
+
+def _finished(text: str) -> tuple[str, bool]:
+    """Return the text up to its last line break, and whether that was all."""
+    end = max(text.rfind("\n"), text.rfind("\r")) + 1
+    return text[:end], end == len(text)
+
+
+def _delimiter(text: str) -> str:
+    """Return what stands between the names of the columns, which hold none of the candidates."""
+    first = text.lstrip("\r\n").splitlines()[:1]
+    return max(_DELIMITERS, key=first[0].count) if first else ","
+
+
+def _lines(text: str, delimiter: str, path: Path) -> Iterator[Line]:
+    csv.field_size_limit(max(csv.field_size_limit(), len(text)))  # the default refuses cells above 131,072
+    reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
+    try:
+        for cells in reader:
+            if cells:  # a line of no characters is none
+                yield Line(reader.line_num, cells)
+    except csv.Error as error:
+        raise DataError(
+            f"{path} line {reader.line_num} is damaged ({error}): remove the line, or run the cases again"
+        ) from None
+
+
+def _within(line: Line, columns: int, width: int) -> Line:
+    """Cut off the empty cells of the empty columns at the right edge, which lie between `columns` and `width`."""
+    empty = len(line.cells) <= width and not any(cell.strip() for cell in line.cells[columns:])
+    return Line(line.number, line.cells[:columns]) if empty else line
