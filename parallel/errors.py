@@ -33,6 +33,14 @@ class DataError(UsageError):
     """A data set is missing, damaged or of the wrong form."""
 
 
+class NewerFormatError(DataError):
+    """A file is whole, and of a format that a newer version writes."""
+
+
+class FolderInUseError(UsageError):
+    """Another training is writing to the folder."""
+
+
 class WorldError(UsageError):
     """The processes that were started are not the ones that were asked for."""
 

@@ -260,6 +260,8 @@ def check(work: Work) -> None:
     if run.resume is not None:
         checkpoint.check_same_work(run.out if run.resume == IN_FOLDER else run.resume, work)
     there = checkpoint.latest(run.out)
+    for path in checkpoint.checkpoints(Path(run.out)):
+        checkpoint.check_format(path)  # training on beside one of a newer version would come to replace it
     if there and run.resume is None:
         raise ConfigError(f"{run.out} has {there.name} already: add --resume to go on, or give another --out")
 

@@ -26,11 +26,21 @@ from parallel.checkpoint.chunks import (
     set_random,
     whole,
 )
-from parallel.checkpoint.folder import LATEST, Facts, best, checkpoints, latest, pointer, read_facts, verify
+from parallel.checkpoint.folder import (
+    LATEST,
+    Facts,
+    best,
+    check_format,
+    checkpoints,
+    latest,
+    pointer,
+    read_facts,
+    verify,
+)
 from parallel.cluster import Mesh
 from parallel.engines.deepspeed import ZeroEngine
 from parallel.engines.native import NativeEngine
-from parallel.errors import ConfigError, DataError
+from parallel.errors import ConfigError, DataError, NewerFormatError
 from parallel.resolve import Work
 from parallel.spec import BuildContext
 
@@ -39,7 +49,9 @@ __all__ = [
     "Resumable",
     "Saver",
     "best",
+    "check_format",
     "check_same_work",
+    "checkpoints",
     "export_safetensors",
     "import_safetensors",
     "latest",
@@ -141,7 +153,8 @@ def resume(engine: Resumable, folder: PathLike, *, say: Callable[[str], None]) -
 
     say: is told of each damaged one that is passed over (on every rank).
     Returns: the steps done; 0 where there is no checkpoint yet.
-    Raises: DataError when there are checkpoints and none can be read; ConfigError when they belong to other work.
+    Raises: DataError when there are checkpoints and none can be read; NewerFormatError where a newer version wrote one,
+    which is not damaged; ConfigError when they belong to other work.
     """
     run_folder = Path(folder)
     world = engine.context.mesh.world
@@ -151,6 +164,8 @@ def resume(engine: Resumable, folder: PathLike, *, say: Callable[[str], None]) -
     for i, path in enumerate(found):
         try:
             return load(engine, path)
+        except NewerFormatError:
+            raise
         except DataError as error:
             older = f"taking {found[i + 1].name}" if i + 1 < len(found) else "there is none before it"
             say(f"{error}; {older}")
@@ -207,6 +222,7 @@ def _open(path: Path, *, rank: int = 0, ranks: int = 1) -> tuple[Path, Facts, Sh
     folder = path if path.name.startswith("step-") else latest(path)
     if folder is None:
         raise DataError(f"{path} has no checkpoint: give one such as RUN/step-200, or the folder of a run")
+    check_format(folder)
     verify(folder, rank=rank, ranks=ranks)
     return folder, read_facts(folder), storage.shapes(folder)
 

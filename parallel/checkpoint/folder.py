@@ -16,16 +16,18 @@ import math
 import os
 import re
 import shutil
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
+import sys
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from parallel.errors import DataError
+from parallel.errors import DataError, NewerFormatError
 
 FORMAT = 1
 FACTS, MANIFEST, LATEST = "facts.json", "manifest.json", "latest"
-_NAME = re.compile(r"step-(\d{1,18})(\.old)?")
+_STEP_DIGITS = 18
+_NAME = re.compile(rf"step-(\d{{1,{_STEP_DIGITS}}})(\.old)?")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,15 +67,88 @@ class Digest:
         return cls(path.stat().st_size, digest.hexdigest())
 
 
+def _is_whole(value: Any) -> bool:
+    return type(value) is int and 0 <= value < 10**_STEP_DIGITS
+
+
+def _is_number(value: Any) -> bool:
+    return type(value) is float or (type(value) is int and abs(value) <= sys.float_info.max)
+
+
+# What a fact must be, as JSON gives it: true is no number, and 3.0 no count.
+_FACTS: Mapping[str, tuple[str, Callable[[Any], bool]]] = {
+    "step": (f"a whole number from 0, of at most {_STEP_DIGITS} digits", _is_whole),
+    "metric": ("a number or null", lambda value: value is None or _is_number(value)),
+    "work": ("an object", lambda value: type(value) is dict),
+    "run": ("an object", lambda value: type(value) is dict),
+    "loss_scale": ("a number above 0", lambda value: _is_number(value) and 0 < value < math.inf),
+    "good_steps": ("a whole number from 0", _is_whole),
+    "torch": ("text", lambda value: type(value) is str),
+    "format": (f"{FORMAT}", lambda value: type(value) is int and value == FORMAT),
+}
+
+
 def read_facts(folder: Path) -> Facts:
-    """Read what a checkpoint says of itself. Raises: DataError."""
-    values = _read_json(folder / FACTS)
-    if values.get("format") != FORMAT or values.keys() != {field.name for field in fields(Facts)}:
-        raise DataError(
-            f"{folder / FACTS} has format {values.get('format')!r}, this version reads {FORMAT}: "
-            f"use the version of paralab that wrote it"
-        )
+    """Read what a checkpoint says of itself.
+
+    Raises: NewerFormatError; DataError naming the file and the field that is missing, unknown or of another form.
+    """
+    file = folder / FACTS
+    values = _read_json(file)
+    _check_not_newer(file, values)
+    for name, (needed, fits) in _FACTS.items():
+        if name not in values:
+            raise DataError(f"{file} has no {name}, {needed} is needed: {_ADVICE}")
+        if not fits(values[name]):
+            raise DataError(f"{file}: {name} is {_shown(values[name])}, {needed} is needed: {_ADVICE}")
+    for name in values.keys() - _FACTS.keys():
+        raise DataError(f"{file} has the unknown {_shown(name)}: {_ADVICE}")
+    named = _NAME.fullmatch(folder.name)
+    if named and int(named[1]) != values["step"]:
+        raise DataError(f"{file}: step is {values['step']}, the folder is named {folder.name}: {_ADVICE}")
     return Facts(**values)
+
+
+def check_format(folder: Path) -> None:
+    """Raise NewerFormatError for a checkpoint that a newer version wrote; one that is damaged passes.
+
+    Its other files may be of a form that is not known here, so this comes before their verification. A format that
+    was changed by a flipped bit is told by the checksum of the file, and left to `verify`.
+    """
+    try:
+        values = _read_json(folder / FACTS)
+    except DataError:
+        return
+    with contextlib.suppress(DataError, OSError):
+        listed = _read_json(folder / MANIFEST).get(FACTS)
+        if isinstance(listed, dict) and listed.keys() == {"bytes", "sha256"}:
+            if asdict(Digest.of(folder / FACTS)) != listed:
+                return
+    _check_not_newer(folder / FACTS, values)
+
+
+def is_newer(folder: Path) -> bool:
+    """Return whether a newer version wrote a checkpoint."""
+    try:
+        check_format(folder)
+    except NewerFormatError:
+        return True
+    return False
+
+
+def _check_not_newer(file: Path, values: Mapping[str, Any]) -> None:
+    found = values.get("format")
+    if type(found) is int and found > FORMAT:
+        raise NewerFormatError(
+            f"{file} has format {found}, this paralab reads {FORMAT}: upgrade paralab, or go on from an older "
+            "checkpoint in another folder (--resume RUN/step-N --out NEW)"
+        )
+
+
+def _shown(value: Any) -> str:
+    """Return a value as JSON, in at most 60 characters."""
+    text = json.dumps(value)
+    return text if len(text) <= 60 else f"{text[:57]}..."
 
 
 def checkpoints(run_folder: Path) -> list[Path]:
@@ -139,7 +214,7 @@ def _read_json(path: Path) -> dict[str, Any]:
         values = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise DataError(f"{path} cannot be read ({error.strerror}): {_ADVICE}") from error
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise DataError(f"{path} is not valid JSON: {_ADVICE}") from error
     if not isinstance(values, dict):
         raise DataError(f"{path} is not in the form it was saved in: {_ADVICE}")
@@ -169,10 +244,10 @@ def publish(unfinished: Path) -> Path:
 
 
 def prune(run_folder: Path, *, keep_last: int, keep_best: bool) -> None:
-    """Delete all checkpoints but the newest ones, and the one with the smallest metric."""
+    """Delete all checkpoints but the newest ones, the one with the smallest metric, and those of a newer format."""
     kept = {best(run_folder)} if keep_best else set()
     for path in checkpoints(run_folder)[keep_last:]:
-        if path not in kept:
+        if path not in kept and not is_newer(path):
             doomed = path.with_suffix(".tmp")  # so that one deleted by half is not taken for a checkpoint
             os.rename(path, doomed)
             shutil.rmtree(doomed)

@@ -1,14 +1,17 @@
 """A trained model from a checkpoint, whole and in this process, whatever the layout that wrote it."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from parallel import checkpoint
+from parallel.checkpoint.folder import FACTS
 from parallel.cluster import Rank
 from parallel.config import RunConfig
+from parallel.errors import DataError, UsageError
 from parallel.initialise import tie
 from parallel.layout import Layout
 from parallel.resolve import Work, resolve
@@ -34,20 +37,52 @@ class Trained:
 def restore(path: str | Path) -> Trained:
     """Read a checkpoint `step-N`, or of the folder of a run the best one (the newest where none was evaluated).
 
-    Raises: DataError when it cannot be read.
+    Raises: DataError when it cannot be read, or its tensors are not those of the model that it says it is.
     """
     folder = find(Path(path))
     weights = checkpoint.read_weights(folder)  # first: it verifies the files
     facts = checkpoint.read_facts(folder)
-    work = resolve(RunConfig.from_dict({name: facts.run.get(name) for name in _KEPT} | {"layout": Layout()}))
+    work = _work(facts, folder)
     model = work.new_model().to_empty(device=Rank.from_env().device)
     tie(model, work.spec.tied)
+    _check_fit(weights, model, work=work, folder=folder)
     model.load_state_dict(weights | {name: weights[origin] for name, origin in work.spec.tied.items()})
     return Trained(folder, facts.step, work, model.eval())
 
 
 def find(path: Path) -> Path:
-    """Return the checkpoint that a path stands for; a path that has none is returned as it is."""
+    """Return the checkpoint that a path stands for; a path that has none is returned as it is.
+
+    Raises: NewerFormatError where a newer version has written one into the folder, which may be the one that is meant.
+    """
     if path.name.startswith("step-") or not path.is_dir():
         return path
+    for there in checkpoint.checkpoints(path):
+        checkpoint.check_format(there)
     return checkpoint.best(path) or checkpoint.latest(path) or path
+
+
+def _work(facts: checkpoint.Facts, folder: Path) -> Work:
+    """Return the work that a checkpoint says it belongs to, on one process."""
+    try:
+        return resolve(RunConfig.from_dict({name: facts.run.get(name) for name in _KEPT} | {"layout": Layout()}))
+    except UsageError as error:
+        raise DataError(f"{folder / FACTS}: run: {error}") from None
+
+
+def _check_fit(weights: Mapping[str, Tensor], model: nn.Module, *, work: Work, folder: Path) -> None:
+    """Raise DataError unless the tensors of a checkpoint are those of the model."""
+    described = f"{folder / FACTS} says {work.spec.name} {work.size}"
+    state = {name: tensor for name, tensor in model.state_dict().items() if name not in work.spec.tied}
+    for name in sorted(state.keys() ^ weights.keys()):
+        there = "has no" if name in state else "has an extra"
+        raise DataError(f"{folder} {there} {name}, and {described}: {_ADVICE}")
+    for name, tensor in state.items():
+        if weights[name].shape != tensor.shape:
+            raise DataError(
+                f"{folder}: {name} is {tuple(weights[name].shape)} there and {tuple(tensor.shape)} in the model, and "
+                f"{described}: {_ADVICE}"
+            )
+
+
+_ADVICE = "use a checkpoint as it was saved"

@@ -55,6 +55,7 @@ class Writer(dcp.HuggingFaceStorageWriter):
     def prepare_global_plan(self, plans: list[SavePlan]) -> list[SavePlan]:
         """Make room and check it, on one rank, before any rank writes."""
         self.run_folder.mkdir(parents=True, exist_ok=True)
+        disk.check_format(self.unfinished.with_suffix(""))  # one of a newer version would be replaced
         disk.remove_unfinished(self.run_folder)
         needed = _HEADERS + sum(item.tensor_storage_size() or 0 for plan in plans for item in plan.items)
         free = shutil.disk_usage(self.run_folder).free

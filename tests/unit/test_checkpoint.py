@@ -19,11 +19,12 @@ import torch
 from models import SPECS
 from parallel import checkpoint, strategies
 from parallel.checkpoint import Saver, folder
+from parallel.checkpoint.restore import restore
 from parallel.checkpoint.storage import Writer
 from parallel.cluster import make_mesh
 from parallel.config import RunConfig
 from parallel.engines.native import NativeEngine
-from parallel.errors import ConfigError, DataError
+from parallel.errors import ConfigError, DataError, NewerFormatError
 from parallel.layout import Layout
 from parallel.parity import training_batches
 from parallel.resolve import resolve
@@ -374,13 +375,84 @@ def test_another_work_is_refused(run_folder: Path) -> None:
     assert checkpoint.load(build(learning_rate=1e-3, data="alice"), run_folder) == 2
 
 
-def test_another_format_is_refused(run_folder: Path) -> None:
-    facts = run_folder / "step-2" / "facts.json"
-    facts.write_text(json.dumps(json.loads(facts.read_text()) | {"format": 99}))
-    digests = {name: folder.Digest.of(facts.parent / name) for name in files_of(facts.parent) if "manifest" not in name}
-    folder.write_manifest(facts.parent, digests)
-    with pytest.raises(DataError, match="format 99, this version reads 1"):
-        checkpoint.load(build(), facts.parent)
+# Facts
+
+
+def say_otherwise(at: Path, **changed: object) -> None:
+    """Rewrite facts of a checkpoint, with a manifest that agrees. A fact that is ... is taken out."""
+    file = at / "facts.json"
+    facts = {name: value for name, value in (json.loads(file.read_text()) | changed).items() if value is not ...}
+    file.write_text(json.dumps(facts))
+    folder.write_manifest(at, {name: folder.Digest.of(at / name) for name in files_of(at) if "manifest" not in name})
+
+
+def test_a_newer_format_is_no_damage_and_nothing_replaces_it(run_folder: Path) -> None:
+    newest = run_folder / "step-2"
+    say_otherwise(newest, format=99)
+    before = (newest / "facts.json").read_text()
+    (newest / "index.bin").write_bytes(b"what a newer version keeps there")
+    refused = pytest.raises(NewerFormatError, match=r"step-2/facts.json has format 99, this paralab reads 1: upgrade")
+    engine = build()
+    with refused:
+        checkpoint.load(engine, newest)
+    with refused:
+        checkpoint.resume(engine, run_folder, say=pytest.fail)
+    with refused:
+        restore(run_folder)
+    checkpoint.load(engine, run_folder / "step-1")
+    train(engine, 1)
+    with pytest.raises(DataError, match=r"step-2 was not saved.*has format 99"):
+        checkpoint.save(engine, run_folder)
+    train(engine, 1)
+    checkpoint.save(engine, run_folder, keep_last=1, keep_best=False)
+    assert (newest / "facts.json").read_text() == before, "neither replaced nor pruned"
+
+
+def test_a_flipped_bit_in_the_format_is_damage(run_folder: Path) -> None:
+    file = run_folder / "step-2" / "facts.json"
+    file.write_text(file.read_text().replace('"format": 1', '"format": 3'))
+    said: list[str] = []
+    assert checkpoint.resume(build(), run_folder, say=said.append) == 1
+    assert "its sha256 differs" in said[0]
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [(name, value) for name in ("step", "good_steps") for value in ("2", -1, None, 2.0, True, 10**20, [2], {}, ...)]
+    + [("step", 1), ("metric", "low"), ("metric", True), ("metric", 10**400), ("work", []), ("run", None)]
+    + [("loss_scale", value) for value in ("1", 0, -1.0, None, float("inf"), float("nan"), 10**400)]
+    + [("torch", 2), ("format", "1"), ("format", 0), ("format", True), ("format", 1.0), ("format", ...), ("more", 1)],
+)
+def test_facts_of_another_form_are_one_line(name: str, value: object, run_folder: Path) -> None:
+    say_otherwise(run_folder / "step-2", **{name: value})
+    with pytest.raises(DataError, match=rf"""step-2/facts\.json.* "?{name}\b"""):
+        folder.read_facts(run_folder / "step-2")
+    assert folder.best(run_folder) is None
+
+
+def test_the_checkpoint_before_one_with_odd_facts_is_taken(run_folder: Path) -> None:
+    say_otherwise(run_folder / "step-2", step="2")
+    said: list[str] = []
+    assert checkpoint.resume(build(), run_folder, say=said.append) == 1
+    assert 'facts.json: step is "2", a whole number from 0' in said[0]
+
+
+@pytest.mark.parametrize(
+    ("run", "message"),
+    [
+        ({"model": "resnet", "size": "tiny"}, r"has an extra \S+, and .*facts\.json says resnet tiny"),
+        ({"seq_len": 8}, r"embed\.positions\.weight is \(16, 32\) there and \(8, 32\) in the model"),
+        ({"size": "enormous"}, "run: --size enormous is unknown"),
+        ({"seq_len": "eight"}, "seq_len"),
+        ({"model": None}, "model"),
+    ],
+    ids=str,
+)
+def test_a_checkpoint_that_is_not_what_it_says_is_one_line(run: dict, message: str, run_folder: Path) -> None:
+    step = run_folder / "step-2"
+    say_otherwise(step, run=folder.read_facts(step).run | run)
+    with pytest.raises(DataError, match=message):
+        restore(step)
 
 
 # Weights
