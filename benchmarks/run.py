@@ -4,7 +4,6 @@ python benchmarks/run.py --strategy zero3 --nproc 4
 torchrun --nproc-per-node 4 benchmarks/run.py --layout tp2.pp2/1f1b/mb4
 """
 
-import shlex
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,7 +29,7 @@ def main(argv: list[str]) -> int:
     config = read_config(argv, config=CaseConfig, prog="paralab run", description=__doc__)
     from benchmarks.worker import run
 
-    return run(config, command=f"paralab run {shlex.join(argv)}".strip())
+    return run(config)
 
 
 if __name__ == "__main__":

@@ -17,8 +17,8 @@ from itertools import product
 from statistics import mean, median
 
 from benchmarks.run import CaseConfig
-from benchmarks.sweep import flags_of, progress
-from parallel.config import option
+from benchmarks.sweep import progress
+from parallel.config import flags_of, option
 from parallel.config import resolve as read_config
 from parallel.errors import ConfigError, RankError, UsageError
 from parallel.measure.allowed import cores_allowed

@@ -12,7 +12,6 @@ on. The same command again continues where it was interrupted.
 
 import hashlib
 import os
-import shlex
 import signal
 import subprocess
 import sys
@@ -20,6 +19,7 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields, replace
 from datetime import datetime, timezone
+from functools import cached_property
 from itertools import product
 from pathlib import Path
 from statistics import median
@@ -29,10 +29,11 @@ from uuid import uuid4
 from benchmarks import levers as device_levers
 from benchmarks.run import CaseConfig
 from benchmarks.work import WORK
-from parallel.config import ENGINES, STRATEGIES, STRATEGY_ALIASES, option
+from parallel.config import ENGINES, STRATEGIES, STRATEGY_ALIASES, flags_of, option
 from parallel.config import resolve as read_config
 from parallel.errors import ConfigError, UsageError
 from parallel.layout import Layout
+from parallel.measure.environment import repository_state
 from parallel.measure.oom_killer import OomKiller
 from parallel.measure.record import RunRecord, append, read
 
@@ -72,10 +73,21 @@ class SweepConfig(CaseConfig):
 
 @dataclass(frozen=True)
 class Case:
-    """One cell of the sweep: a name for people, and the flags that make it."""
+    """One cell of the sweep: a name for people, and the run that it is."""
 
     name: str
-    flags: tuple[str, ...]
+    config: CaseConfig
+
+    def repeat(self, number: int) -> "Case":
+        """Return the case as it is run in one repeat: parity is checked in the first alone."""
+        return self if number == 0 else replace(self, config=replace(self.config, parity=False))
+
+    @cached_property
+    def command(self) -> str:
+        """What its rows say in the column `command`."""
+        from parallel.resolve import resolve
+
+        return resolve(self.config).command
 
 
 def main(argv: list[str]) -> int:
@@ -84,9 +96,8 @@ def main(argv: list[str]) -> int:
     check(config)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # ends the case that runs, as Ctrl-C does
     base = _base(config)
-    cases = [
-        _case(*named) for named in (device_levers.cases(base, config.levers) if config.levers else strategies(config))
-    ]
+    named = device_levers.cases(base, config.levers) if config.levers else strategies(config)
+    cases = [Case(*pair) for pair in named]
     if not cases:
         raise UsageError("no case of this sweep can run: see the lines above, and change --strategies or --nprocs")
     with progress(len(cases) * config.repeats, "bench") as bar:
@@ -94,17 +105,17 @@ def main(argv: list[str]) -> int:
         rows = [runner.run(case) for case in cases]
         if device_levers.BATCH in (config.levers or ()):
             found = device_levers.batches(
-                base, lambda named: runner.run_new(_case(*named)), time_limit_s=config.time_limit_s
+                base, lambda named: runner.run_new(Case(*named)), time_limit_s=config.time_limit_s
             )
-            fitting = [_case(*named) for named in found]
+            fitting = [Case(*named) for named in found]
             bar.extend(len(fitting) * (config.repeats - 1))
             cases += fitting
         rows += [runner.run(case, repeat) for repeat in range(1, config.repeats) for case in cases]
     out = runner.out
-    records = [record for record in read(out) if record.group == runner.group]
-    print(_table(cases, records, runner.group))
+    print(_table(cases, runner))
+    print("".join(f"\n{line}" for line in runner.notes()), end="")
     print(f"\nrows in {out}; compare: paralab compare {out} {_by(config)}; read: paralab report {out}")
-    return 0 if all(row.status == "ok" for row in rows) else 1
+    return 0 if all(map(_is_good, rows)) else 1
 
 
 # option -> what it takes the place of
@@ -183,22 +194,6 @@ def _name(case: CaseConfig) -> str:
     return " ".join(word for word in (case.model, case.size, division, batch, engine) if word)
 
 
-def flags_of(config: CaseConfig) -> list[str]:
-    """Return the flags that make a config from the defaults."""
-    words: list[str] = []
-    for declared in fields(CaseConfig):
-        value = getattr(config, declared.name)
-        if value == declared.default:
-            continue
-        flag = "--" + declared.name.replace("_", "-")
-        if isinstance(value, bool):
-            words.append(flag if value else "--no-" + flag[2:])
-        else:
-            values = value if isinstance(value, tuple) else ("none" if value is None else value,)
-            words += [flag, ",".join(map(str, values))]
-    return words
-
-
 def _shared(config: SweepConfig) -> CaseConfig:
     """Return what all cases share, without what the sweep decides for each."""
     values = {declared.name: getattr(config, declared.name) for declared in fields(CaseConfig)}
@@ -211,10 +206,6 @@ def _base(config: SweepConfig) -> CaseConfig:
     return shared if shared.layout else replace(shared, strategy=shared.strategy or "single")
 
 
-def _case(name: str, config: CaseConfig) -> Case:
-    return Case(name, tuple(flags_of(config)))
-
-
 def _by(config: SweepConfig) -> str:
     """Return the options of `paralab compare` for what the cases of a sweep differ in first."""
     if not config.levers:
@@ -225,20 +216,36 @@ def _by(config: SweepConfig) -> str:
 
 
 class Runner:
-    """Runs the cases of one sweep, each in processes of its own. What has its row already is not run again."""
+    """Runs the cases of one sweep, each in processes of its own.
+
+    A run that has its row is not taken again: that is how a sweep goes on after an interruption. What failed is, since
+    its cause may be gone, and so is what other code has run. The rows before stay in the file.
+    """
 
     def __init__(self, config: SweepConfig, cases: list[Case], bar: "progress") -> None:
-        key = repr((cases, config.levers) if config.levers else cases)
+        self.code = repository_state()
+        key = repr(([case.command for case in cases], config.levers, self.code))
         self.group = config.group or f"bench-{hashlib.sha256(key.encode()).hexdigest()[:8]}"
         self.config, self.bar, self.out = config, bar, config.out or DEFAULT_OUT
+        self.rows: dict[str, list[RunRecord]] = {}  # of this sweep, by the name of the case
+        self.kept, self.again = 0, 0
+        self.made: set[str] = set()  # ids of the runs that were taken now
 
     def run(self, case: Case, repeat: int = 0) -> RunRecord:
         """Return the row of a case, which is there afterwards whatever happened to its run."""
-        proved = ["--no-parity"] if repeat and "--no-parity" not in case.flags else []
-        command = [*case.flags, "--group", self.group, "--repeat", str(repeat), "--out", self.out, *proved]
-        text = f"paralab run {shlex.join(command)}"
-        row = self._row(text) or self._run(command, text, case, repeat)
-        self.bar.advance(f"repeat {repeat + 1} of {self.config.repeats}: {case.name}")
+        run = case.repeat(repeat)
+        before = self._row(run, repeat)
+        again = self._why_again(before) if before is not None else ""
+        row = before if before is not None and not again else self._run(run, repeat)
+        if row is not before:
+            self.made.add(row.run_id)
+            note = f" ({again}: run again)" if again else ""
+        else:
+            note = " (the same run as one above)" if row.run_id in self.made else " (has its row already)"
+        self.kept += row is before and row.run_id not in self.made
+        self.again += bool(again)
+        self.rows.setdefault(case.name, []).append(row)
+        self.bar.advance(f"repeat {repeat + 1} of {self.config.repeats}: {case.name}{note}")
         return row
 
     def run_new(self, case: Case) -> RunRecord:
@@ -246,14 +253,33 @@ class Runner:
         self.bar.extend(1)
         return self.run(case)
 
-    def _row(self, text: str) -> RunRecord | None:
-        rows = read(self.out) if Path(self.out).exists() else []
-        return next((row for row in rows if row.command == text), None)
+    def notes(self) -> Iterator[str]:
+        """Yield what a reader of the table has to know of the rows before."""
+        if self.kept:
+            yield f"{self.kept} of these runs had their rows in {self.out} already: another --out takes them again"
+        if self.again:
+            yield f"{self.again} of these runs were taken again; their rows from before stay in {self.out}"
 
-    def _run(self, command: list[str], text: str, case: Case, repeat: int) -> RunRecord:
+    def _row(self, case: Case, repeat: int) -> RunRecord | None:
+        """Return the last row of this sweep for one repeat of a case."""
+        rows = read(self.out) if Path(self.out).exists() else []
+        mine = (row for row in reversed(rows) if (row.group, row.repeat) == (self.group, repeat))
+        return next((row for row in mine if row.command == case.command), None)
+
+    def _why_again(self, row: RunRecord) -> str:
+        """Say why a row that is there does not stand for the run; empty where it does."""
+        if row.status != "ok":
+            return f"failed before, {row.status}"
+        if row.parity is False:
+            return "parity failed before"
+        return "" if (row.git_commit, row.git_dirty) == self.code else f"was run by commit {(row.git_commit or '')[:7]}"
+
+    def _run(self, case: Case, repeat: int) -> RunRecord:
         """Run one case in its own session, so that it can be ended with all its processes."""
-        started, oom_killer = time.time(), OomKiller()
-        words = [sys.executable, str(_ROOT / "benchmarks" / "run.py"), *command]
+        started_at, began_s = datetime.now(timezone.utc), time.monotonic()
+        before, oom_killer = self._row(case, repeat), OomKiller()
+        where = ["--group", self.group, "--repeat", str(repeat), "--out", self.out]
+        words = [sys.executable, str(_ROOT / "benchmarks" / "run.py"), *flags_of(case.config), *where]
         process = subprocess.Popen(
             words, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, start_new_session=True
         )
@@ -268,13 +294,19 @@ class Runner:
             if process.poll() is None:
                 os.killpg(process.pid, signal.SIGKILL)
                 process.wait()
-        if row := self._row(text):  # the run left it, of success or of failure
+        row = self._row(case, repeat)
+        if row is not None and row != before:  # the run left it, of success or of failure
             return row
         if oom_killer.has_struck and process.returncode == -signal.SIGKILL and status == "crash":
             status, reason = "oom", f"{reason} {oom_killer.BLAME}"
-        row = _failure_row(text, case, self.config, self.group, repeat, started, status, reason)
+        row = _failure_row(case, self.group, repeat, status, reason, self.code, started_at, time.monotonic() - began_s)
         append(self.out, row)
         return row
+
+
+def _is_good(row: RunRecord) -> bool:
+    """Return whether a run ended well and, where parity was checked, computed what one process computes."""
+    return row.status == "ok" and row.parity is not False
 
 
 def _end(code: int) -> str:
@@ -282,32 +314,44 @@ def _end(code: int) -> str:
 
 
 def _failure_row(
-    text: str, case: Case, config: SweepConfig, group: str, repeat: int, started: float, status: str, reason: str
+    case: Case,
+    group: str,
+    repeat: int,
+    status: str,
+    reason: str,
+    code: tuple[str | None, bool | None],
+    started_at: datetime,
+    wall_s: float,
 ) -> RunRecord:
-    flags = dict(zip(case.flags[::2], case.flags[1::2], strict=False))
+    config = case.config
     return RunRecord(
         run_id=uuid4().hex[:12],
         group=group,
         repeat=repeat,
-        started_at=datetime.fromtimestamp(started, tz=timezone.utc).isoformat(timespec="milliseconds"),
-        command=text,
+        started_at=started_at.isoformat(timespec="milliseconds"),
+        command=case.command,
         status=status,  # type: ignore[arg-type]
         reason=reason,
-        strategy_requested=flags.get("--strategy", config.strategy or "single"),
-        model=flags.get("--model", config.model),
-        wall_s=time.time() - started,
+        strategy_requested=config.strategy or "ddp",  # what a run is divided by when nothing is asked for
+        layout_requested=str(config.layout) if config.layout else None,
+        model=config.model,
+        wall_s=wall_s,
+        git_commit=code[0],
+        git_dirty=code[1],
     )
 
 
-def _table(cases: list[Case], records: list[RunRecord], group: str) -> str:
+def _table(cases: list[Case], runner: Runner) -> str:
     """Return the median of each case beside the first one, and the failures."""
     width = 2 + max(len(case.name) for case in cases)
-    lines = [f"{group}", f"{'case':<{width}}{'runs':>5}{'failed':>8}{'samples/s':>12}{'of first':>10}{'loss':>10}"]
+    lines = [
+        f"{runner.group}",
+        f"{'case':<{width}}{'runs':>5}{'failed':>8}{'samples/s':>12}{'of first':>10}{'loss':>10}",
+    ]
     first = None
     for case in cases:
-        flags = shlex.join(case.flags)
-        mine = [r for r in records if (r.command or "").removeprefix("paralab run ").startswith(flags + " --group")]
-        good = [r.samples_per_s for r in mine if r.status == "ok" and r.samples_per_s]
+        mine = runner.rows.get(case.name, [])
+        good = [r.samples_per_s for r in mine if _is_good(r) and r.samples_per_s]
         rate = median(good) if good else None
         first = first or rate
         shown = f"{rate:>12,.1f}{rate / first:>10.2f}" if rate and first else f"{'':>22}"

@@ -14,7 +14,7 @@ from parallel.parity import References
 from parallel.resolve import resolve
 
 
-def run(config: Any, *, command: str) -> int:
+def run(config: Any) -> int:
     """Check a case, start its processes, print the row. Returns the exit status."""
     rank = Rank.from_env()
     asked = Asked(
@@ -23,7 +23,6 @@ def run(config: Any, *, command: str) -> int:
         engine=config.engine,
         nproc=config.nproc,
         precision=config.precision,
-        command=command,
         group=config.group,
         repeat=config.repeat,
         launcher=rank.launcher,
@@ -33,6 +32,7 @@ def run(config: Any, *, command: str) -> int:
             check_started(rank, max(rank.world_size, 2))
         config = replace(config, nproc=rank.world_size)
     work = resolve(config)
+    asked = replace(asked, command=work.command)
     work.show_data("train")
     out = config.out or "runs/results.csv"
     check_appendable(out)

@@ -12,7 +12,7 @@ import math
 import re
 import sys
 import types
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import Field, dataclass, field, fields
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar, Union, get_args, get_origin
@@ -261,6 +261,22 @@ def make_parser(
         group = groups.get(name) or groups.setdefault(name, parser.add_argument_group(name))
         _add_flag(group, declared)
     return parser
+
+
+def flags_of(config: RunConfig, *, leave_out: Collection[str] = ()) -> list[str]:
+    """Return the flags of `paralab run` that make a config again; what has the default of that command is left out."""
+    defaults = {declared.name: declared.default for declared in (*fields(config), *fields(RunConfig))}
+    words: list[str] = []
+    for declared in fields(config):
+        value = getattr(config, declared.name)
+        if declared.name in leave_out or value == defaults[declared.name]:
+            continue
+        if isinstance(value, bool):
+            words.append(_flag(declared) if value else "--no-" + _flag(declared)[2:])
+        else:
+            values = value if isinstance(value, tuple) else ("none" if value is None else value,)
+            words += [_flag(declared), ",".join(map(str, values))]
+    return words
 
 
 def load(path: str | Path) -> dict[str, Any]:

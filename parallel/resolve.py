@@ -3,6 +3,7 @@
 Everything that can be refused without starting a process is refused here.
 """
 
+import shlex
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
@@ -13,7 +14,7 @@ from models import SPECS
 from models.spec import ModelSpec
 from parallel import engines, strategies
 from parallel.cluster import Mesh, Rank
-from parallel.config import RunConfig
+from parallel.config import RunConfig, flags_of
 from parallel.data import Compact, TextOptions, open_dataset
 from parallel.data.dataset import Dataset
 from parallel.errors import ConfigError, LayoutError, did_you_mean
@@ -45,6 +46,16 @@ class Work:
     def n_parameters(self) -> int:
         """Parameters of the whole model; a shared one counts once, padding counts."""
         return sum(p.numel() for p in self.new_model().parameters())
+
+    @property
+    def command(self) -> str:
+        """The line that does this work again, whatever started it: nothing in it is left to be chosen.
+
+        What it does not say: where rows go, and how a launcher was configured.
+        """
+        divided = {"layout"} if self.layout.world_size == 1 else {"strategy", "nproc"}
+        words = flags_of(self.run, leave_out={"out", "group", "repeat", *divided})
+        return f"paralab run {shlex.join(words)}"
 
     def new_model(self) -> nn.Module:
         """Return the whole model without values, in the precision of its weights."""

@@ -3,11 +3,14 @@
 All strategies run one after the other in the same processes, so that the table costs one start-up.
 """
 
-import shlex
+import shutil
 import sys
+import textwrap
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import ClassVar
 
 import torch
 import torch.distributed as dist
@@ -20,6 +23,7 @@ from parallel.config import resolve as read_config
 from parallel.errors import ConfigError, LayoutError, RankError
 from parallel.failure import Failure, Progress, guard
 from parallel.launch import launch
+from parallel.measure.allowed import cores_allowed
 from parallel.measure.record import RunRecord, StepLog, append, check_appendable, log_path, read
 from parallel.parity import References
 from parallel.resolve import Work, machine_processes, resolve
@@ -46,26 +50,61 @@ def main(argv: list[str]) -> int:
     works, left_out = choose(config, nproc)
     works[0].show_data("train")
     group = f"tour-{time.strftime('%Y%m%d-%H%M%S')}"
-    print(_heading(works[0], nproc), flush=True)
-    table = Table()
+    _say(_heading(works[0], nproc))
+    table = Table.of(works)
+    print()
     table.header()
-    started = time.monotonic()
-    remaining = [work.run for work in works]
-    while remaining:
+    started_s = time.monotonic()
+    stops = [Stop(work.run, _asked(work, group)) for work in works]
+    ids = [stop.asked.run_id for stop in stops]
+    while remaining := [stop for stop in stops if stop.asked.run_id not in _rows(out, ids)]:
         try:
-            launch("parallel.tour:visit", remaining, group, out, shlex.join(argv), nproc=nproc, config=config)
+            launch("parallel.tour:visit", remaining, table, out, nproc=nproc, config=config)
         except RankError:
             pass  # the rank that failed has said so, and left a row
-        done = {record.layout for record in read(out) if record.group == group}
-        if not done & {str(run.layout) for run in remaining}:
+        if not _rows(out, [stop.asked.run_id for stop in remaining]):
             raise RankError("no strategy could be started: see the lines above")
-        remaining = [run for run in remaining if str(run.layout) not in done]
     table.rule()
     for name, reason in left_out.items():
-        print(f"{name:<9} left out: {reason}")
-    records = [record for record in read(out) if record.group == group]
-    print(f"\n{_verdict(records)}  ({time.monotonic() - started:.0f} s)\nrows in {out}")
+        _say(f"{name} left out: {reason}")
+    records = list(_rows(out, ids).values())
+    print()
+    for sentence in conclusions(records, cores=cores_allowed()):
+        _say(sentence)
+    print(f"({time.monotonic() - started_s:.0f} s, rows in {out})\n\nNext:")
+    for purpose, command in next_commands(config, records, out).items():
+        print(f"  {purpose}:\n    {command}")
     return 0 if all(record.status == "ok" and record.parity for record in records) else 1
+
+
+@dataclass(frozen=True)
+class Stop:
+    """One strategy of a tour: the run, and what was asked for, with the id that all ranks log under."""
+
+    run: RunConfig
+    asked: Asked
+
+
+def _asked(work: Work, group: str) -> Asked:
+    return Asked(
+        strategy=work.strategy,
+        nproc=work.layout.world_size,
+        precision=work.run.precision,
+        group=group,
+        command=work.command,
+    )
+
+
+def _rows(out: str, ids: Sequence[str]) -> dict[str, RunRecord]:
+    """Return the rows that are there of these runs, by id, in the order of the runs."""
+    found = {record.run_id: record for record in (read(out) if Path(out).exists() else ())}
+    return {run_id: found[run_id] for run_id in ids if run_id in found}
+
+
+def _say(text: str) -> None:
+    """Print a paragraph in lines that fit the terminal."""
+    width = shutil.get_terminal_size().columns
+    print(textwrap.fill(text, max(width, 40), break_long_words=False, break_on_hyphens=False), flush=True)
 
 
 def choose(config: TourConfig, nproc: int) -> tuple[list[Work], dict[str, str]]:
@@ -87,19 +126,11 @@ def choose(config: TourConfig, nproc: int) -> tuple[list[Work], dict[str, str]]:
     return works, left_out
 
 
-def visit(rank: Rank, progress: Progress, runs: list[TourConfig], group: str, out: str, flags: str) -> None:
+def visit(rank: Rank, progress: Progress, stops: list[Stop], table: "Table", out: str) -> None:
     """Measure each run in turn on this rank; rank 0 prints and writes its row."""
-    table = Table()
     references = References()
-    for run in runs:
+    for run, asked in ((stop.run, replace(stop.asked, started=time.time())) for stop in stops):
         work = resolve(run)
-        asked = Asked(
-            strategy=work.strategy,
-            nproc=work.layout.world_size,
-            precision=run.precision,
-            group=group,
-            command=f"paralab run --layout {work.layout} {flags}".strip(),
-        )
         progress.step = None
 
         def on_first(failure: Failure, work: Work = work, asked: Asked = asked) -> None:
@@ -128,34 +159,60 @@ def _mib(size_bytes: float | None, digits: int) -> str:
     return "" if size_bytes is None else f"{size_bytes / 2**20:,.{digits}f}"
 
 
+@dataclass(frozen=True)
 class Table:
-    """The growing table of a tour: a row when a strategy is done."""
+    """The growing table of a tour: a row when a strategy is done. It fits 80 columns.
 
-    COLUMNS: tuple[tuple[str, int, Callable[[RunRecord], str]], ...] = (
-        ("strategy", 9, lambda r: r.strategy or ""),
-        ("layout", 16, lambda r: r.layout or ""),
-        ("loss", 17, lambda r: f"{r.loss_first:.3f} -> {r.loss_last:.3f}"),
-        ("parity", 17, lambda r: "passed" if r.parity else "FAILED"),
-        ("tokens/s", 9, lambda r: f"{r.tokens_per_s or r.samples_per_s:,.0f}"),
-        ("MiB/rank", 9, lambda r: _mib(r.memory_tensors_peak_bytes, 0)),
+    layout_width: of the longest layout, in characters.
+    """
+
+    layout_width: int
+
+    # name, width, and what stands in a row; the first two are words, the others numbers
+    COLUMNS: ClassVar[tuple[tuple[str, int, Callable[[RunRecord], str]], ...]] = (
+        ("strategy", 8, lambda r: r.strategy or ""),
+        ("layout", 0, lambda r: r.layout or ""),
+        ("parity", 6, lambda r: "passed" if r.parity else "FAILED"),
+        ("loss", 6, lambda r: f"{r.loss_last:.3f}"),
+        ("tokens/s", 8, lambda r: f"{r.tokens_per_s or r.samples_per_s:,.0f}"),
+        ("peak MiB", 8, lambda r: _mib(r.memory_tensors_peak_bytes, 0)),
         ("state MiB", 9, lambda r: _mib(r.memory_state_peak_bytes, 1)),
-        ("predicted", 9, lambda r: _mib(r.predicted_state_bytes, 1)),
-        ("sent MiB", 9, lambda r: _mib(sent_bytes(r), 1)),
+        ("sent MiB", 8, lambda r: _mib(sent_bytes(r), 1)),
     )
 
+    @classmethod
+    def of(cls, works: Sequence[Work]) -> "Table":
+        return cls(max(len(str(work.layout)) for work in works))
+
     def header(self) -> None:
-        print("  ".join(f"{name:<{width}}" for name, width, _ in self.COLUMNS))
+        print(self._line([name for name, _, _ in self.COLUMNS]))
         self.rule()
 
     def rule(self) -> None:
-        print("-" * (sum(width for _, width, _ in self.COLUMNS) + 2 * len(self.COLUMNS) - 2), flush=True)
+        print("-" * len(self._line([""] * len(self.COLUMNS))), flush=True)
 
     def running(self, name: str) -> None:
         if sys.stdout.isatty():
             print(f"{name} ...\r", end="", flush=True)
 
     def row(self, record: RunRecord) -> None:
-        print("  ".join(f"{cell(record):<{width}}" for _, width, cell in self.COLUMNS), flush=True)
+        print(self._line([cell(record) for _, _, cell in self.COLUMNS]), flush=True)
+        if record.parity is False:
+            _say(f"  {record.strategy} differs from one process: {differences(record)}")
+
+    def _line(self, cells: list[str]) -> str:
+        widths = [width or self.layout_width for _, width, _ in self.COLUMNS]
+        words = [f"{cell:<{width}}" for cell, width in zip(cells[:3], widths[:3], strict=True)]
+        numbers = [f"{cell:>{width}}" for cell, width in zip(cells[3:], widths[3:], strict=True)]
+        return " ".join(words + numbers)
+
+
+def differences(record: RunRecord) -> str:
+    """Say how far a run was from one process, in all that is compared."""
+    return (
+        f"loss {record.loss_difference_max:.1e}, gradient norm {record.grad_norm_difference_max:.1e} (relative), "
+        f"parameters {record.parameter_difference_max:.1e}"
+    )
 
 
 def sent_bytes(record: RunRecord) -> float:
@@ -169,15 +226,53 @@ def _heading(work: Work, nproc: int) -> str:
     return (
         f"{work.spec.name} {work.size}: {work.n_parameters / 1e6:.1f} M parameters, "
         f"{work.division.global_batch_size} samples a step, {work.run.precision}, "
-        f"{nproc} {several if nproc > 1 else one}\n"
+        f"{nproc} {several if nproc > 1 else one}"
     )
 
 
-def _verdict(records: list[RunRecord]) -> str:
-    good = [r for r in records if r.status == "ok" and r.parity]
-    worst = max((r.loss_difference_max or 0.0 for r in records), default=0.0)
-    norm = max((r.grad_norm_difference_max or 0.0 for r in records), default=0.0)
-    return (
-        f"{len(good)} of {len(records)} strategies compute what one process computes: "
-        f"losses within {worst:.0e}, gradient norms within {norm:.0e}, every parameter compared"
+def conclusions(records: Sequence[RunRecord], *, cores: float) -> list[str]:
+    """Return what one saw, in three sentences: what agrees, what is fast, what is small.
+
+    cores: that this machine lets us use; processes on a CPU share them.
+    """
+    good = [record for record in records if record.status == "ok" and record.parity]
+    said = [_agreement(records, good)]
+    if len(good) > 1:
+        fastest = max(good, key=lambda r: r.samples_per_s or 0.0)
+        unit = fastest.unit if fastest.tokens_per_s else "samples"
+        rate = f"{fastest.tokens_per_s or fastest.samples_per_s:,.0f} {unit}/s"
+        shared = (
+            f": the processes share {cores:g} CPU cores, so this shows what a strategy costs, "
+            "not what it would gain on devices of its own"
+        )
+        said.append(f"Fastest here: {fastest.strategy}, {rate}{shared if fastest.device == 'cpu' else ''}.")
+        least, most = (pick(good, key=lambda r: r.memory_state_peak_bytes or 0) for pick in (min, max))
+        said.append(
+            f"Smallest: {least.strategy} keeps {_mib(least.memory_state_peak_bytes, 1)} MiB of parameters, gradients "
+            f"and optimizer states on its fullest rank, {most.strategy} {_mib(most.memory_state_peak_bytes, 1)}; "
+            f"predicted were {_mib(least.predicted_state_bytes, 1)} and {_mib(most.predicted_state_bytes, 1)}."
+        )
+    return said
+
+
+def _agreement(records: Sequence[RunRecord], good: Sequence[RunRecord]) -> str:
+    counted = f"{len(good)} of {len(records)} strategies compute what one process computes"
+    if not good:
+        return f"{counted}."
+    loss, norm = (
+        max(getattr(r, name) or 0.0 for r in good) for name in ("loss_difference_max", "grad_norm_difference_max")
     )
+    return f"{counted}: losses within {loss:.0e}, gradient norms within {norm:.0e}, every parameter compared."
+
+
+def next_commands(config: TourConfig, records: Sequence[RunRecord], out: str) -> dict[str, str]:
+    """Return what to do after a tour, and the line to type for it."""
+    found = {"see it as tables and charts": f"paralab report {out} --out {Path(out).with_suffix('.html')}"}
+    good = [record for record in records if record.status == "ok" and record.parity and record.strategy != "single"]
+    if not good:
+        return found | {"train for real": f"paralab train --model {config.model} --strategy single --out runs/first"}
+    fastest = max(good, key=lambda r: r.samples_per_s or 0.0)
+    smallest = min(good, key=lambda r: r.memory_state_peak_bytes or 0)
+    names = ",".join(dict.fromkeys(str(record.strategy) for record in (fastest, smallest)))
+    bench = f"paralab bench --model {config.model} --strategies {names} --nprocs {fastest.world_size}"
+    return found | {"repeat the fastest and the smallest until a verdict is possible": bench}

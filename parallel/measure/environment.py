@@ -45,7 +45,7 @@ class Environment:
         """Look everything up; takes some milliseconds and imports torch, but none of the engines."""
         import torch
 
-        commit, dirty = _git(_REPOSITORY)
+        commit, dirty = repository_state()
         cuda = torch.cuda.is_available()
         nvml = NvmlDevice.open(cuda_uuid(device_index)) if cuda else None
         return cls(
@@ -76,6 +76,11 @@ def _version(package: str) -> str | None:
         return version(package)
     except PackageNotFoundError:
         return None
+
+
+def repository_state() -> tuple[str | None, bool | None]:
+    """Return the commit of the code that runs and whether tracked files differ from it; (None, None) when installed."""
+    return _git(_REPOSITORY)
 
 
 def _git(folder: Path) -> tuple[str | None, bool | None]:

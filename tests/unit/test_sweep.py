@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 from pathlib import Path
+from uuid import uuid4
 
 import pytest
 import torch
@@ -10,19 +11,19 @@ from hypothesis import strategies as st
 
 from benchmarks import levers
 from benchmarks.run import CaseConfig
-from benchmarks.sweep import Case, Runner, SweepConfig, _case, check, flags_of, main, strategies
-from parallel.config import RunConfig, resolve
+from benchmarks.sweep import Case, Runner, SweepConfig, check, main, progress, strategies
+from parallel.config import RunConfig, flags_of, resolve
 from parallel.errors import ConfigError
 from parallel.layout import Layout
-from parallel.measure.record import RunRecord, append
+from parallel.measure.record import RunRecord, append, read
 
 
 def cases_of(*words: str) -> list[Case]:
-    return [_case(*named) for named in strategies(resolve(words, config=SweepConfig))]
+    return [Case(*named) for named in strategies(resolve(words, config=SweepConfig))]
 
 
 def made(case: Case) -> CaseConfig:
-    return resolve(case.flags, config=CaseConfig)
+    return resolve(flags_of(case.config), config=CaseConfig)
 
 
 def test_strategies_process_counts_and_engines_cross(capsys: pytest.CaptureFixture) -> None:
@@ -127,8 +128,78 @@ ROW = RunRecord(
     device="cpu",
     world_size=2,
     wall_s=5.0,
+    samples_per_s=10.0,
     process_peak_bytes=1 << 30,
 )
+
+
+def leave_row(runner: Runner, case: Case, repeat: int, **columns: object) -> RunRecord:
+    """Append what the run of a case leaves."""
+    commit, dirty = runner.code
+    left = {"group": runner.group, "repeat": repeat, "command": case.command, "git_commit": commit, "git_dirty": dirty}
+    row = replace(ROW, run_id=uuid4().hex, **left | columns)
+    append(runner.out, row)
+    return row
+
+
+def run_twice(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, first: dict, *words: str
+) -> tuple[list[tuple[str, int]], int]:
+    """Run a sweep of two cases, whose second leaves `first`, and run it again; return what the second time ran."""
+    ran: list[tuple[str, int]] = []
+    columns = [{}, first, {}, {}]
+
+    def run(runner: Runner, case: Case, repeat: int) -> RunRecord:
+        ran.append((case.name, repeat))
+        return leave_row(runner, case, repeat, **columns[len(ran) - 1])
+
+    monkeypatch.setattr(Runner, "_run", run)
+    sweep = ["--strategies", "ddp,zero1", "--nprocs", "2", "--size", "tiny", "--repeats", "1", *words]
+    main([*sweep, "--out", str(tmp_path / "rows.csv")])
+    status = main([*sweep, "--out", str(tmp_path / "rows.csv")])
+    return ran[2:], status
+
+
+def test_a_run_that_has_its_row_is_not_taken_again_and_that_is_said(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    ran, status = run_twice(tmp_path, monkeypatch, {})
+    assert (ran, status) == ([], 0)
+    assert "2 of these runs had their rows in" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("first", "said"),
+    [
+        ({"status": "crash", "reason": "the disk was full"}, "failed before, crash: run again"),
+        ({"parity": False}, "parity failed before: run again"),
+        ({"git_commit": "0123456789"}, "was run by commit 0123456: run again"),
+    ],
+    ids=["failed", "computed something else", "other code"],
+)
+def test_a_row_that_does_not_stand_is_run_again_and_the_old_one_is_kept(
+    first: dict, said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    ran, status = run_twice(tmp_path, monkeypatch, first, "--group", "mine")
+    assert (ran, status) == ([("gpt2 tiny zero1 x2", 0)], 0)
+    captured = capsys.readouterr()
+    assert said in captured.err
+    assert "1 of these runs were taken again; their rows from before stay in" in captured.out
+    assert len(read(tmp_path / "rows.csv")) == 3
+    assert [line.split()[4:6] for line in captured.out.splitlines() if line.startswith("gpt2 tiny zero1")][-1] == [
+        "1",
+        "0",
+    ]
+
+
+def test_other_code_is_another_sweep(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    config = resolve(["--strategies", "ddp", "--nprocs", "2", "--size", "tiny"], config=SweepConfig)
+    groups = set()
+    for commit in ("a" * 40, "b" * 40, "b" * 40):
+        monkeypatch.setattr("benchmarks.sweep.repository_state", lambda commit=commit: (commit, False))
+        with progress(1, "") as bar:
+            groups.add(Runner(config, [Case(*named) for named in strategies(config)], bar).group)
+    assert len(groups) == 2
 
 
 @pytest.mark.parametrize(
@@ -175,17 +246,16 @@ def test_a_batch_that_does_not_fit_ends_the_doubling_and_fails_nothing(
 ) -> None:
     ran = []
 
-    def run(runner: Runner, command: list[str], text: str, case: Case, repeat: int) -> RunRecord:
+    def run(runner: Runner, case: Case, repeat: int) -> RunRecord:
         ran.append((case.name, repeat))
-        row = replace(ROW, command=text, group=runner.group, status="oom" if case.name == "batch 32" else "ok")
-        append(runner.out, row)
-        return row
+        return leave_row(runner, case, repeat, status="oom" if case.name == "batch 32" else "ok")
 
     monkeypatch.setattr(Runner, "_run", run)
     words = ["--levers", "batch", "--strategy", "single", "--repeats", "2", "--out", str(tmp_path / "rows.csv")]
     assert main(words) == 0
     firsts = ["as it is", "batch 8", "batch 16", "batch 32"]
-    assert ran == [(name, 0) for name in firsts] + [(name, 1) for name in firsts[:-1]]
+    # 16 samples are what there is as it is: one run of this work in the second repeat
+    assert ran == [(name, 0) for name in firsts] + [("as it is", 1), ("batch 8", 1)]
 
 
 @settings(max_examples=50, deadline=None)
