@@ -4,6 +4,7 @@ The order keeps measuring out of what is measured: timed steps carry nothing but
 memory and waiting are looked at in further steps, which are not timed.
 """
 
+import json
 import math
 import statistics
 import time
@@ -442,7 +443,7 @@ def _largest(values: Any) -> int | None:
 def _comm_columns(work: Work, results: list[RankResult], device_type: str) -> dict[str, Any]:
     """Columns of the rank that sends most; a rank alone sends nothing."""
     busiest = max(range(len(results)), key=lambda rank: sum(row.wire_bytes for row in results[rank].comm))
-    columns: dict[str, Any] = {}
+    columns: dict[str, Any] = {"comm_detail_json": _calls_json(results[busiest].comm)}
     for row in results[busiest].comm:
         for key in (f"comm_{row.axis}", f"comm_{row.op}" if row.op in COLLECTIVES else None):
             if key is None or (key == f"comm_{row.axis}" and row.axis == "other"):
@@ -456,6 +457,13 @@ def _comm_columns(work: Work, results: list[RankResult], device_type: str) -> di
         predicted = predicted_wire_bytes(work, pp_rank, device_type=device_type)
         columns |= {f"comm_{axis}_predicted_wire_bytes": float(size) for axis, size in predicted.items()}
     return columns
+
+
+def _calls_json(rows: list[CommRow]) -> str | None:
+    calls: dict[str, dict[str, Any]] = {}
+    for row in rows:
+        calls.setdefault(row.axis, {})[row.op] = {"calls": row.calls, "payload_bytes": row.payload_bytes}
+    return json.dumps(calls) if calls else None
 
 
 def _bubble_columns(work: Work, results: list[RankResult]) -> dict[str, Any]:

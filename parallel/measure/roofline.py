@@ -104,8 +104,3 @@ def device_peak(device: torch.device, dtype: torch.dtype) -> Peak:
     """Return the datasheet's peak where there is one, else measure it."""
     known = datasheet_peak(torch.cuda.get_device_name(device), dtype) if device.type == "cuda" else None
     return known or measured_peak(device.type, dtype, threads=torch.get_num_threads())
-
-
-def mfu(model_flops_per_s: float, peak: Peak) -> float:
-    """Return model FLOPs utilisation of one device, a share (Chowdhery et al. 2022, PaLM, appendix B)."""
-    return model_flops_per_s / peak.flops

@@ -141,4 +141,12 @@ def test_measured_peak_is_at_least_a_plain_product_and_cached() -> None:
         seconds.append(time.perf_counter() - began)
     assert peak.flops > 0.3 * 2 * 512**3 / min(seconds)
     assert peak.source.startswith("measured: float32 product of ")
-    assert roofline.mfu(peak.flops / 4, peak) == 0.25
+
+
+def test_a_measured_peak_is_the_fastest_product(monkeypatch: pytest.MonkeyPatch) -> None:
+    took_s = iter([256**3 * 2 / 3e9, 512**3 * 2 / 8e9, 1024**3 * 2 / 5e9, 2048**3 * 2 / 4e9])
+    monkeypatch.setattr(roofline, "_best_seconds", lambda product, device, budget_s: next(took_s))
+    monkeypatch.setattr(roofline, "_BUDGET_S", 1e9)  # all four sizes
+    peak = roofline.measured_peak.__wrapped__("cpu", torch.float32, threads=3)
+    assert peak.flops == pytest.approx(8e9)  # 2 n^3 of each, and the second is the fastest
+    assert peak.source == "measured: float32 product of 512, 3 threads"

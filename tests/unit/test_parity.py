@@ -1,6 +1,7 @@
 """What a certificate is held to, and that it fails for one parameter that was not updated."""
 
 from dataclasses import replace
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -10,6 +11,7 @@ from models import SPECS
 from parallel import parity
 from parallel.cluster import Mesh
 from parallel.config import RunConfig
+from parallel.parity import Trace
 from parallel.resolve import Work, resolve
 
 
@@ -43,6 +45,20 @@ def test_a_loss_or_norm_that_is_off_is_seen(field: str) -> None:
     engine, got = parity.trace(work, mesh, steps=1)
     want = replace(parity.reference(work, mesh, steps=1), **{field: [1.0001 * x for x in getattr(got, field)]})
     assert not parity.certify(engine, got, want, work, mesh).passed
+
+
+@pytest.mark.parametrize("worst_rank", range(4))
+def test_the_worst_parameter_of_all_ranks_counts(worst_rank: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    work = work_of(layout="dp4", learning_rate=0.5)
+    gathered = [(0.125 * (1 + (rank == worst_rank)), f"of rank {rank}") for rank in range(4)]
+    monkeypatch.setattr(parity, "_parameter_difference", lambda engine, want, work: gathered[0])
+    monkeypatch.setattr(
+        parity.dist, "all_gather_object", lambda got, mine, group: got.__setitem__(slice(None), gathered)
+    )
+    mesh: Any = SimpleNamespace(world=object())
+    certificate = parity.certify(Any, Trace([2.0, 3.0], [4.0]), Trace([2.0, 2.0], [5.0]), work, mesh)  # type: ignore
+    assert (certificate.parameter_difference, certificate.worst_parameter) == (0.25 / 0.5, f"of rank {worst_rank}")
+    assert (certificate.loss_difference, certificate.grad_norm_difference) == (1.0 / 2.0, 1.0 / 5.0)
 
 
 @pytest.mark.parametrize(

@@ -6,18 +6,24 @@ import os
 import shutil
 import signal
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
+import torch
 
 from parallel import checkpoint, train
-from parallel.cluster import Rank
+from parallel.case import Asked
+from parallel.cluster import Mesh, Rank
 from parallel.config import load
 from parallel.data import open_dataset
 from parallel.engines.native import NativeEngine
 from parallel.errors import ConfigError, DivergedError, LayoutError
-from parallel.measure.record import read, read_log
+from parallel.measure.record import StepRecord, read, read_log
+from parallel.measure.roofline import Peak
 from parallel.resolve import resolve
-from parallel.training import screen
+from parallel.training import loop, screen
+from parallel.training.evaluate import Evaluator, Validation
 
 QUICK = ["--model", "gpt2", "--size", "tiny", "--global-batch-size", "8", "--eval-samples", "20", "--log-every", "4"]
 PYTHON = Rank(0, 1, 0, 1, "python")
@@ -67,6 +73,39 @@ def test_what_a_run_leaves(finished: Path) -> None:
     assert 0 < row.goodput_share < 1
 
 
+def test_the_log_has_the_numbers_of_each_step(finished: Path) -> None:
+    records = [x for x in read_log(finished / "log" / "rank0.jsonl") if isinstance(x, StepRecord)]
+    # a cosine from the peak to a tenth of it
+    cosine = [0.1 + 0.9 * (1 + math.cos(math.pi * step / 10)) / 2 for step in range(10)]
+    assert [x.learning_rate for x in records] == pytest.approx([6e-4 * share for share in cosine])
+    assert [x.samples for x in records] == [8] * 10
+    taken_s = [x.step_time_s for x in records]
+    # lines, checkpoints and evaluations end an interval: after steps 4, 5, 8 and 10
+    assert taken_s == [taken_s[i] for i in (0, 0, 0, 0, 4, 5, 5, 5, 8, 8)] and len(set(taken_s)) == 4
+    assert all(0 <= x.data_wait_s < x.step_time_s for x in records if x.data_wait_s and x.step_time_s)
+
+
+def test_the_row_of_a_run_is_its_outcome_by_hand(monkeypatch: pytest.MonkeyPatch) -> None:
+    work = resolve(train.read([*QUICK, "--layout", "dp2", "--steps", "10"], PYTHON))
+    outcome = loop.Outcome(
+        step=10, first_loss=5.0, last_loss=4.0, last_grad_norm=0.5, steps=6, steps_s=3.0, waits_s=0.3
+    )
+    training: Any = SimpleNamespace(outcome=outcome, cost=lambda: {"restarts": 2})
+    monkeypatch.setattr(loop.memory, "process_peak_bytes", lambda: 7000)
+    row = loop._record(work, Asked(), PYTHON, Mesh(work.layout, torch.device("cpu")), training)
+    assert (row.status, row.restarts, row.measured_steps, row.process_peak_bytes) == ("ok", 2, 6, 7000)
+    assert (row.samples_per_s, row.tokens_per_s) == (6 * 8 / 3.0, 6 * 8 * 16 / 3.0)  # 16 tokens a sample
+    assert row.data_wait_share == pytest.approx(0.1)
+    assert (row.loss_first, row.loss_last, row.grad_norm_last) == (5.0, 4.0, 0.5)
+
+
+def test_what_a_line_shows_is_counted_over_all_devices() -> None:
+    work = resolve(train.read([*QUICK, "--layout", "dp2", "--steps", "10"], PYTHON))
+    assert loop._units_per_s(work, 2.0) == 2 * 8 * 16
+    flops = 16 * (6 * (8 * 12 * 32 * 32 + 257 * 32) + 12 * 8 * 32 * 16)  # of a sample of 16 tokens
+    assert loop._mfu(work, 2.0, Peak(1e9, "")) == pytest.approx(flops * 8 * 2 / 2 / 1e9)
+
+
 def test_bits_per_byte_are_the_loss_over_the_bytes_of_a_token(finished: Path) -> None:
     found = validations(finished)[-1]
     config = resolve(train.read(QUICK, PYTHON)).model_config
@@ -109,12 +148,15 @@ def test_a_loss_that_is_not_finite_ends_the_run_and_names_the_batch(tmp_path: Pa
     assert checkpoint.latest(tmp_path) is None, "weights that are not numbers were saved"
 
 
-def test_early_stopping(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    words = ["--steps", "50", "--eval-every", "2", "--early-stop", "3", "--learning-rate", "0"]
-    assert run(tmp_path, *QUICK, *words) == 0
-    assert [x["step"] for x in validations(tmp_path)] == [2, 4, 6, 8]  # the first is the best, three are no better
+def test_early_stopping_counts_from_the_best_evaluation(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    found = iter([5.0, 5.5, 5.0, 4.0, 4.5, 4.0, 4.25, 3.0])  # a better one after two that are not, then three more
+    monkeypatch.setattr(Evaluator, "__call__", lambda self: Validation(20, next(found)))
+    assert run(tmp_path, *QUICK, "--steps", "50", "--eval-every", "2", "--early-stop", "3") == 0
+    assert [x["step"] for x in validations(tmp_path)] == [2, 4, 6, 8, 10, 12, 14]
     assert "3 evaluations without a better loss" in capsys.readouterr().out
-    assert checkpoint.best(tmp_path) == tmp_path / "step-2"
+    assert checkpoint.best(tmp_path) == tmp_path / "step-8"
 
 
 def test_resuming_from_a_path(finished: Path, tmp_path: Path) -> None:

@@ -1,0 +1,502 @@
+"""Every column of a row, computed by hand from what made-up ranks measured.
+
+Four ranks of two stages, no two of which measured the same: a row that takes the wrong rank, the mean for the sum or
+the step before shows it. Columns that come from elsewhere name the test that covers them.
+"""
+
+import json
+import time
+from dataclasses import fields, replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from parallel import case
+from parallel.case import Asked, RankResult
+from parallel.cluster import Mesh, Rank
+from parallel.config import RunConfig
+from parallel.failure import Failure
+from parallel.measure.environment import Environment
+from parallel.measure.exposed import Split
+from parallel.measure.ledger import CommRow
+from parallel.measure.record import SCHEMA, LogRecord, RunRecord, SpanRecord, StepRecord, append, read
+from parallel.measure.telemetry import Telemetry
+from parallel.parity import TOLERANCES, Certificate
+from parallel.resolve import Work, resolve
+
+TESTS = Path(__file__).resolve().parents[1]
+
+# --- the run: GPT-2 of 8 layers, 32 wide, 16 tokens, 257 words padded to 320, on two data ranks times two stages
+
+RUN = RunConfig(
+    size="tiny",
+    layout="dp2.pp2/1f1b/mb2",
+    accumulation=2,
+    global_batch_size=16,
+    checkpointing="full",
+    warmup=2,
+    steps=12,
+    seed=7,
+    loader_workers=1,
+    cast_on_device=True,
+    data="alice",
+)
+WORK = resolve(RUN)
+CHUNKS = 4  # passes of one rank in a step: 2 micro-batches x 2 accumulated
+BLOCK = 12 * 32 * 32 + 13 * 32  # parameters: four products, their biases and two norms
+FIRST_STAGE = 4 * BLOCK + 320 * 32 + 16 * 32  # the tables of words and places
+LAST_STAGE = 4 * BLOCK + 320 * 32 + 2 * 32  # the output layer and the last norm
+PARAMETERS = FIRST_STAGE + LAST_STAGE - 320 * 32  # one table of words, on both stages
+FLOPS_PER_SAMPLE = 16 * (6 * (8 * 12 * 32 * 32 + 257 * 32) + 12 * 8 * 32 * 16)
+# Again, a token and block: query, key and value; both products of attention; the projection; the first of the MLP.
+FLOPS_AGAIN_PER_SAMPLE = 16 * 8 * (2 * 3 * 32 * 32 + 4 * 16 * 32 + 2 * 32 * 32 + 2 * 4 * 32 * 32)
+
+# --- what its ranks measured
+
+# The slowest rank of each of the 12 steps. The first is warm-up by the rule, and the others are kept, in order of
+# size: 0.96 0.98 0.99 1.00 1.00 1.01 1.02 1.02 1.03 1.04 1.05
+SLOWEST_S = [8.0, 1.00, 1.04, 0.98, 1.02, 1.01, 0.99, 1.03, 1.00, 1.02, 0.96, 1.05]
+KEPT_S = sum(SLOWEST_S[1:])  # of 11 steps
+BUSIEST, FULLEST = 2, 1  # the ranks that send most, and hold most
+
+
+def _step_times_s(rank: int) -> list[float]:
+    """Another rank is the slowest in each step; the others take less, each another time."""
+    return [slow - 0.01 * ((step + rank) % 4) for step, slow in enumerate(SLOWEST_S)]
+
+
+def _telemetry(rank: int) -> Telemetry:
+    return Telemetry(
+        window_s=20.0,
+        samples=40,
+        sampler_share=0.001,
+        gpu_utilisation_mean_share=0.2 + 0.1 * rank,
+        gpu_utilisation_max_share=0.5 + 0.1 * rank,
+        gpu_used_mean_bytes=1000 + 100 * rank,
+        gpu_used_max_bytes=2000 + 100 * rank,
+        gpu_power_mean_w=300.0 + 10 * rank,
+        gpu_power_max_w=400.0 + 10 * rank,
+        gpu_clock_mean_mhz=1500.0 + 10 * rank,
+        gpu_clock_max_mhz=1900.0 + 10 * rank,
+        gpu_temperature_mean_c=50.0 + rank,
+        gpu_temperature_max_c=60.0 + rank,
+        gpu_throttle_reasons=("power cap; software thermal", "", "power cap", "")[rank],
+        gpu_energy_j=1000.0 * (1 + rank),
+        cpu_utilisation_mean_share=0.05 * (1 + rank),
+        cpu_utilisation_max_share=0.2 + 0.01 * rank,
+        cpu_energy_j=70.0 + rank,
+    )
+
+
+def _comm(rank: int) -> list[CommRow]:
+    """Rows as a ledger gives them; each rank sends another number of megabytes over dp."""
+    size = {0: 1_000_000, 1: 2_000_000, 2: 4_000_000, 3: 3_000_000}[rank]
+    return [
+        CommRow("dp", "all_reduce", 2, calls=2 + rank, payload_bytes=size, wire_bytes=2 * size // 2),
+        CommRow("dp", "reduce_scatter", 2, calls=1, payload_bytes=600, wire_bytes=300),
+        CommRow("other", "all_gather", 2, calls=9, payload_bytes=800, wire_bytes=400),
+        CommRow("pp", "recv", 2, calls=5, payload_bytes=700, wire_bytes=0),
+        CommRow("pp", "send", 2, calls=4, payload_bytes=500, wire_bytes=500),
+        CommRow("world", "all_reduce", 4, calls=1, payload_bytes=8, wire_bytes=12),
+        CommRow("world", "barrier", 4, calls=1, payload_bytes=0, wire_bytes=0),
+    ]
+
+
+def _spans(rank: int) -> list[SpanRecord]:
+    """The step runs from 10 to 20 s; the ranks compute for 9, 8, 6 and 5 s of it."""
+    start, busy = {0: (10.0, 9.0), 1: (10.5, 8.0), 2: (11.0, 6.0), 3: (15.0, 5.0)}[rank]
+    common = {"step": 14, "rank": rank, "stage": rank // 2, "micro_batch": 0}
+    return [
+        SpanRecord(kind="F", start_s=start, end_s=start + 2.0, **common),
+        SpanRecord(kind="B", start_s=start + 2.0, end_s=start + busy, **common),
+    ]
+
+
+def _result(rank: int) -> RankResult:
+    return RankResult(
+        losses=[5.0 - 0.1 * step + rank for step in range(14)],
+        grad_norms=[2.0 - 0.1 * step + rank for step in range(14)],
+        step_times_s=_step_times_s(rank),
+        data_waits_s=[0.05 * (1 + (rank + 1) % 4)] * 12,
+        telemetry=_telemetry(rank),
+        comm=_comm(rank),
+        spans=_spans(rank),
+        memory={"parameters": 11 + rank, "gradients": 21, "optimizer": 31, "activations": 41, "other": 51},
+        tensors_peak_bytes={0: 500, 1: 900, 2: 700, 3: 600}[rank],
+        state_peak_bytes={0: 300, 1: 310, 2: 330, 3: 320}[rank],
+        process_peak_bytes={0: 5000, 1: 7000, 2: 9000, 3: 8000}[rank],
+        gpu_peak_bytes=((100, 900), (400, 600), (200, 800), (300, 700))[rank],
+        split=Split(step_s=2.0, exposed_s=(0.4, 1.2, 1.0, 0.8)[rank]),  # own: 1.6, 0.8, 1.0, 1.2
+        compile_s={0: 3.0, 1: 5.0, 2: 4.0, 3: 2.0}[rank],
+        peak_flops=(1 + rank) * 1e9,
+        peak_source=f"measured: on rank {rank}",
+    )
+
+
+RESULTS = [_result(rank) for rank in range(4)]
+ASKED = Asked(
+    strategy="pipeline",
+    layout="dp2.pp2",
+    engine="auto",
+    nproc=8,
+    precision="bf16",
+    command="paralab run --x",
+    group="sweep",
+    repeat=3,
+    launcher="torchrun",
+    started=1_700_000_000.25,
+    run_id="abc",
+)
+CERTIFICATE = Certificate(3, 1e-6, 2e-6, 3e-3, "head.weight", TOLERANCES["fp32"])
+ENVIRONMENT = Environment(
+    git_commit="c0ffee",
+    git_dirty=True,
+    paralab_version="1",
+    python_version="2",
+    torch_version="3",
+    deepspeed_version="4",
+    accelerate_version="5",
+    transformers_version="6",
+    cuda_version="7",
+    nccl_version="8",
+    driver_version="9",
+    gpu_name="GPU X",
+    gpu_count=5,
+    gpu_power_limit_w=350.0,
+    cpu_model="CPU X",
+    cores_allowed=2.5,
+    link_mbit_per_s=80.0,
+    threads=99,
+    host_hash="abcdef",
+)
+
+# --- what its row has to say
+
+SAMPLES_PER_S = 16 * 11 / KEPT_S
+TFLOPS = FLOPS_PER_SAMPLE * SAMPLES_PER_S / 4 / 1e12  # of one device
+PEAK_TFLOPS = (1 + 2 + 3 + 4) / 4 * 1e9 / 1e12
+BOUNDARY = 2 * 16 * 32 * 4  # bytes of one micro-batch between stages: 2 samples, fp32
+
+MEASURED: dict[str, Any] = {
+    # timing
+    "startup_s": 1.5,
+    "compile_s": 5.0,
+    "warmup_steps": 2 + 1,
+    "warmup_rule": "first 2, then mser, clipped at 3 mad, at most half",
+    "measured_steps": 11,
+    "steady": True,
+    "step_time_p50_s": 1.01,  # the 6th of 11
+    "step_time_p50_low_s": 0.98,  # the 2nd: fewer than two values below the median happen once in 85 times
+    "step_time_p50_high_s": 1.04,
+    "step_time_p95_s": 1.045,  # of ten gaps the 9.5th: between the 10th and the 11th
+    "step_time_p99_s": 1.049,
+    "step_time_mad_s": 0.02,  # from 1.01: 0 .01 .01 .01 .01 .02 .02 .03 .03 .04 .05
+    "samples_per_s": SAMPLES_PER_S,
+    "samples_per_s_per_device": SAMPLES_PER_S / 4,
+    "tokens_per_s": SAMPLES_PER_S * 16,
+    "tokens_per_s_per_device": SAMPLES_PER_S * 16 / 4,
+    "data_wait_share": 12 * 0.2 / sum(_step_times_s(2)),  # rank 2 waits longest
+    "exposed_comm_share": (0.2 + 0.6 + 0.5 + 0.4) / 4,
+    "straggler_ratio": 1.6 / 1.1,
+    # efficiency
+    "model_tflops_per_device": TFLOPS,
+    "flop_formula": "6N+12LHS",
+    "peak_tflops_per_device": PEAK_TFLOPS,
+    "peak_source": "measured: on rank 0",
+    "mfu": TFLOPS / PEAK_TFLOPS,
+    "hfu": TFLOPS / PEAK_TFLOPS * (1 + FLOPS_AGAIN_PER_SAMPLE / FLOPS_PER_SAMPLE),
+    "energy_j": 1000.0 + 2000.0 + 3000.0 + 4000.0,
+    "energy_source": "nvml",
+    "gpu_utilisation_mean_share": 0.35,
+    "gpu_utilisation_max_share": 0.8,
+    "gpu_power_mean_w": 315.0,
+    "gpu_power_max_w": 430.0,
+    "gpu_clock_mean_mhz": 1515.0,
+    "gpu_clock_max_mhz": 1930.0,
+    "gpu_temperature_mean_c": 51.5,
+    "gpu_temperature_max_c": 63.0,
+    "gpu_throttle_reasons": "power cap; software thermal",
+    "throttled": True,
+    "cpu_utilisation_mean_share": 0.05 + 0.1 + 0.15 + 0.2,  # each rank's share of the same cores
+    "cpu_utilisation_max_share": 0.23,
+    # memory
+    "gpu_allocated_peak_bytes": 400,
+    "gpu_reserved_peak_bytes": 900,
+    "gpu_used_mean_bytes": 1150,
+    "gpu_used_max_bytes": 2300,
+    "memory_parameters_bytes": 11 + FULLEST,
+    "memory_gradients_bytes": 21,
+    "memory_optimizer_bytes": 31,
+    "memory_activations_bytes": 41,
+    "memory_other_bytes": 51,
+    "memory_tensors_peak_bytes": 900,
+    "process_peak_bytes": 9000,
+    "memory_state_peak_bytes": 330,
+    "predicted_state_bytes": 16 * max(FIRST_STAGE, LAST_STAGE),
+    # communication, of rank 2: stage 1
+    "comm_dp_calls": (2 + BUSIEST) + 1,
+    "comm_dp_payload_bytes": 4_000_000 + 600,
+    "comm_dp_wire_bytes": 4_000_000 + 300,
+    "comm_dp_predicted_wire_bytes": 2 * (1 / 2) * 4 * LAST_STAGE,  # all gradients, over two ranks
+    "comm_tp_calls": None,
+    "comm_tp_payload_bytes": None,
+    "comm_tp_wire_bytes": None,
+    "comm_tp_predicted_wire_bytes": None,
+    "comm_pp_calls": 5 + 4,
+    "comm_pp_payload_bytes": 700 + 500,
+    "comm_pp_wire_bytes": 500,
+    "comm_pp_predicted_wire_bytes": CHUNKS * BOUNDARY + 4 * 320 * 32,  # and the gradient of the table of words
+    "comm_world_calls": 2,
+    "comm_world_payload_bytes": 8,
+    "comm_world_wire_bytes": 12,
+    "comm_world_predicted_wire_bytes": 2 * (3 / 4) * 2 * 4,  # loss and gradient norm, over four ranks
+    "comm_all_reduce_calls": (2 + BUSIEST) + 1,
+    "comm_all_reduce_payload_bytes": 4_000_000 + 8,
+    "comm_all_gather_calls": 9,
+    "comm_all_gather_payload_bytes": 800,
+    "comm_reduce_scatter_calls": 1,
+    "comm_reduce_scatter_payload_bytes": 600,
+    "comm_all_to_all_calls": None,
+    "comm_all_to_all_payload_bytes": None,
+    "comm_broadcast_calls": None,
+    "comm_broadcast_payload_bytes": None,
+    "comm_send_calls": 4,
+    "comm_send_payload_bytes": 500,
+    # pipeline
+    "bubble_share": (0.1 + 0.2 + 0.4 + 0.5) / 4,
+    "bubble_theory_share": 1 / (CHUNKS + 1),
+    # correctness
+    "loss_first": 5.0,
+    "loss_last": 5.0 - 1.3,
+    "grad_norm_last": 2.0 - 1.3,
+    "loss_difference_max": 1e-6,
+    "grad_norm_difference_max": 2e-6,
+    "parameter_difference_max": 3e-3,
+    "parity": True,
+    "parity_precision": "fp32",
+}
+DESCRIBED: dict[str, Any] = {
+    # identity
+    "run_id": "abc",
+    "group": "sweep",
+    "repeat": 3,
+    "started_at": "2023-11-14T22:13:20.250+00:00",
+    "status": "ok",
+    "command": "paralab run --x",
+    # requested and realised
+    "strategy_requested": "pipeline",
+    "strategy": "2d",
+    "layout_requested": "dp2.pp2",
+    "layout": "dp2.pp2/1f1b/mb2",
+    "engine_requested": "auto",
+    "engine": "torch",
+    "launcher": "torchrun",
+    "device": "cpu",
+    "backend": None,  # of ranks that have not met
+    "world_size_requested": 8,
+    "world_size": 4,
+    "nodes": 2,
+    "dp": 2,
+    "tp": 1,
+    "pp": 2,
+    "zero_requested": 0,
+    "zero": 0,
+    "schedule": "1f1b",
+    "micro_batches": 2,
+    "sequence_parallel": False,
+    "precision_requested": "bf16",
+    "precision": "fp32",
+    "checkpointing": "full",
+    "compile": "none",
+    "offload": "none",
+    "channels_last": None,
+    "loader_workers": 1,
+    "pin_memory": False,
+    "non_blocking": False,
+    "cast_on_device": True,
+    # work
+    "model": "gpt2",
+    "size": "tiny",
+    "parameters": PARAMETERS,
+    "unit": "tokens",
+    "sequence_length": 16,
+    "image_size_px": None,
+    "norm": None,
+    "micro_batch_size": 2,
+    "accumulation": 2,
+    "global_batch_size": 16,
+    "optimizer": "adamw",
+    "seed": 7,
+    "data": "alice",
+}
+# Columns that are known elsewhere, and the test that reads them there.
+ELSEWHERE = {
+    "failed_rank": "unit/test_row_by_hand.py::test_a_run_that_failed",
+    "failed_step": "unit/test_row_by_hand.py::test_a_run_that_failed",
+    "reason": "unit/test_row_by_hand.py::test_a_run_that_failed",
+    "wall_s": "unit/test_row_by_hand.py::test_the_time_since_the_command",
+    "data_sha256": "unit/test_row_by_hand.py::test_the_data_are_known_by_their_hash",
+    "schema": "unit/test_row_by_hand.py::test_a_row_goes_through_a_file",
+    "comm_detail_json": "unit/test_row_by_hand.py::test_calls_by_axis_and_collective",
+    "restarts": "unit/test_goodput.py::test_a_start_after_a_kill_counts_what_was_lost",
+    "recovery_s": "unit/test_goodput.py::test_a_start_after_a_kill_counts_what_was_lost",
+    "steps_lost": "unit/test_goodput.py::test_a_start_after_a_kill_counts_what_was_lost",
+    "goodput_share": "unit/test_goodput.py::test_goodput_is_the_time_in_steps_that_were_kept",
+}
+
+
+def _row(work: Work, results: list[RankResult], certificate: Certificate | None, **asked: Any) -> RunRecord:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Environment, "read", lambda device_index=0: ENVIRONMENT)
+        mesh = Mesh(work.layout, torch.device("cpu"))
+        rank = Rank(0, 4, 0, 2, "torchrun")
+        return case._record(work, replace(ASKED, **asked), rank, mesh, results, certificate, startup_s=1.5)
+
+
+@pytest.fixture(scope="module")
+def row() -> RunRecord:
+    return _row(WORK, RESULTS, CERTIFICATE)
+
+
+@pytest.mark.parametrize("column", [*MEASURED, *DESCRIBED])
+def test_a_column_is_what_it_is_by_hand(row: RunRecord, column: str) -> None:
+    expected = (MEASURED | DESCRIBED)[column]
+    assert getattr(row, column) == (pytest.approx(expected, rel=1e-9) if isinstance(expected, float) else expected)
+
+
+@pytest.mark.parametrize("column", [f.name for f in fields(Environment)])
+def test_the_environment_is_as_it_was_read(row: RunRecord, column: str) -> None:
+    threads = {"threads": torch.get_num_threads()}  # of this run, which may have changed them since
+    assert getattr(row, column) == (vars(ENVIRONMENT) | threads)[column]
+
+
+def test_every_column_is_computed_by_hand_or_names_its_test() -> None:
+    covered = [*MEASURED, *DESCRIBED, *(f.name for f in fields(Environment)), *ELSEWHERE]
+    assert sorted(covered) == sorted(f.name for f in fields(RunRecord))
+    for place in ELSEWHERE.values():
+        file, name = place.split("::")
+        assert f"def {name}(" in (TESTS / file).read_text(), place
+
+
+def test_a_row_goes_through_a_file(row: RunRecord, tmp_path: Path) -> None:
+    append(tmp_path / "rows.csv", row)
+    assert read(tmp_path / "rows.csv") == [row]
+    assert row.schema == SCHEMA
+
+
+def test_calls_by_axis_and_collective(row: RunRecord) -> None:
+    assert row.comm_detail_json is not None
+    assert json.loads(row.comm_detail_json) == {
+        "dp": {
+            "all_reduce": {"calls": 4, "payload_bytes": 4_000_000},
+            "reduce_scatter": {"calls": 1, "payload_bytes": 600},
+        },
+        "other": {"all_gather": {"calls": 9, "payload_bytes": 800}},
+        "pp": {"recv": {"calls": 5, "payload_bytes": 700}, "send": {"calls": 4, "payload_bytes": 500}},
+        "world": {
+            "all_reduce": {"calls": 1, "payload_bytes": 8},
+            "barrier": {"calls": 1, "payload_bytes": 0},
+        },
+    }
+
+
+def test_the_data_are_known_by_their_hash(row: RunRecord) -> None:
+    assert row.data_sha256 == WORK.dataset().sha256
+
+
+@pytest.fixture(scope="module")
+def alone() -> RunRecord:
+    """The row of one process that trains on images, on a CPU."""
+    work = resolve(RunConfig(model="resnet", size="tiny", nproc=1, global_batch_size=4, warmup=0, steps=12))
+    telemetry = Telemetry(window_s=1.0, samples=2, sampler_share=0.0, cpu_energy_j=70.0, cpu_utilisation_mean_share=0.5)
+    result = replace(RESULTS[0], telemetry=telemetry, comm=[], spans=[], split=None, gpu_peak_bytes=(None, None))
+    return _row(work, [result], None, started=time.time() - 100.0)
+
+
+ALONE: dict[str, Any] = {
+    "warmup_steps": 1,
+    "warmup_rule": "mser, clipped at 3 mad, at most half",
+    "tokens_per_s": None,
+    "tokens_per_s_per_device": None,
+    "unit": "images",
+    "exposed_comm_share": 0.0,
+    "straggler_ratio": 1.0,
+    "energy_j": 70.0,
+    "energy_source": "rapl",
+    "cpu_utilisation_mean_share": 0.5,
+    "throttled": None,
+    "gpu_throttle_reasons": None,
+    "gpu_power_mean_w": None,
+    "gpu_used_mean_bytes": None,
+    "gpu_allocated_peak_bytes": None,
+    "gpu_reserved_peak_bytes": None,
+    "comm_detail_json": None,
+    **{column: None for column in MEASURED if column.startswith(("comm_", "bubble_"))},
+    "parity": None,
+    "parity_precision": None,
+    "loss_difference_max": None,
+}
+
+
+@pytest.mark.parametrize("column", ALONE)
+def test_a_column_of_a_process_alone(alone: RunRecord, column: str) -> None:
+    assert getattr(alone, column) == ALONE[column]
+
+
+def test_the_time_since_the_command(alone: RunRecord) -> None:
+    assert alone.wall_s is not None and 100.0 <= alone.wall_s < 160.0
+
+
+def test_what_is_not_computed_again_is_no_further_use_of_the_device(alone: RunRecord) -> None:
+    assert alone.hfu == alone.mfu is not None
+
+
+def test_several_sockets_of_one_machine_are_counted_once() -> None:
+    seen = [Telemetry(window_s=1.0, samples=2, sampler_share=0.0, cpu_energy_j=70.0 + rank) for rank in range(4)]
+    assert case._telemetry_columns(seen)["energy_j"] == 73.0
+
+
+def test_the_log_of_a_rank_has_the_numbers_of_each_step() -> None:
+    records: list[LogRecord] = []
+
+    class Log:
+        write = staticmethod(records.append)
+
+    run = replace(RUN, steps=2, lr_warmup_steps=2, lr_schedule="constant", learning_rate=0.5)
+    result = RankResult(losses=[5.0, 4.0, 3.0, 2.0], grad_norms=[0.5, 0.4, 0.3, 0.2])
+    result.step_times_s, result.data_waits_s = [1.5, 1.25], [0.1, 0.2]
+    case._write_steps(Log(), replace(WORK, run=run), result)
+    columns = {"samples": 16}
+    assert records == [
+        StepRecord(step=0, loss=5.0, grad_norm=0.5, learning_rate=0.25, measured=False, **columns),
+        StepRecord(step=1, loss=4.0, grad_norm=0.4, learning_rate=0.5, measured=False, **columns),
+        StepRecord(
+            step=2,
+            loss=3.0,
+            grad_norm=0.3,
+            learning_rate=0.5,
+            step_time_s=1.5,
+            data_wait_s=0.1,
+            measured=True,
+            **columns,
+        ),
+        StepRecord(
+            step=3,
+            loss=2.0,
+            grad_norm=0.2,
+            learning_rate=0.5,
+            step_time_s=1.25,
+            data_wait_s=0.2,
+            measured=True,
+            **columns,
+        ),
+    ]
+
+
+def test_a_run_that_failed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Environment, "read", lambda device_index=0: ENVIRONMENT)
+    got = case.failed(WORK, ASKED, Rank(0, 4, 0, 2, "torchrun"), Failure(3, 5, "oom", "no memory is left"))
+    assert (got.status, got.failed_rank, got.failed_step, got.reason) == ("oom", 3, 5, "no memory is left")
+    assert (got.layout, got.world_size, got.step_time_p50_s, got.parity) == ("dp2.pp2/1f1b/mb2", 4, None, None)
