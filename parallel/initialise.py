@@ -23,10 +23,15 @@ def generator_for(seed: int, name: str) -> torch.Generator:
 
 def local_slice(full: Tensor, like: Tensor) -> Tensor:
     """Return the piece of a full tensor that this rank holds of `like` (all of it for a plain tensor)."""
+    return full[local_slices(like)]
+
+
+def local_slices(like: Tensor) -> tuple[slice, ...]:
+    """Return where in the full tensor the piece lies that this rank holds: a slice a dim, none for a plain tensor."""
     if not isinstance(like, DTensor):
-        return full
+        return ()
     shape, offset = compute_local_shape_and_global_offset(like.shape, like.device_mesh, like.placements)
-    return full[tuple(slice(start, start + length) for start, length in zip(offset, shape, strict=True))]
+    return tuple(slice(start, start + length) for start, length in zip(offset, shape, strict=True))
 
 
 def local(tensor: Tensor) -> Tensor:
@@ -35,12 +40,19 @@ def local(tensor: Tensor) -> Tensor:
 
 
 @torch.no_grad()
+def first_value(name: str, *, like: Tensor, spec: ModelSpec, config: object, seed: int) -> Tensor:
+    """Return what a parameter or buffer begins with: the full tensor on the CPU, of the shape and dtype of `like`."""
+    origin = spec.tied.get(name, name)
+    full = torch.empty(like.shape, dtype=like.dtype)
+    spec.init(config, origin, full, generator_for(seed, origin))
+    return full
+
+
+@torch.no_grad()
 def initialise(part: nn.Module, *, spec: ModelSpec, config: object, seed: int) -> None:
     """Fill every parameter and persistent buffer of a part of the model."""
     for name, tensor in part.state_dict(keep_vars=True).items():
-        origin = spec.tied.get(name, name)
-        full = torch.empty(tensor.shape, dtype=tensor.dtype)
-        spec.init(config, origin, full, generator_for(seed, origin))
+        full = first_value(name, like=tensor, spec=spec, config=config, seed=seed)
         local(tensor).copy_(local_slice(full, tensor))
 
 

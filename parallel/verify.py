@@ -53,7 +53,7 @@ def main(argv: list[str]) -> int:
         f"{config.model} {config.size} in {precision}, {parity.STEPS} steps of {config.optimizer}, {nproc} "
         f"process{'es' if nproc > 1 else ''} against one in {'fp64' if precision == 'fp64' else 'fp32'}.\n"
         f"Tolerance: loss {tolerance.loss:.0e} and gradient norm {tolerance.grad_norm:.0e}, relative; "
-        f"parameters {tolerance.parameters:.0e} learning rates.\n"
+        f"parameters {tolerance.parameters:.1g} of what the steps move them by (taken without warm-up).\n"
     )
     print("  ".join(f"{name:<{width}}" for name, width in _COLUMNS), flush=True)
     certificates = launch("parallel.verify:certify_all", runs, nproc=nproc, config=config)

@@ -230,7 +230,7 @@ class RunRecord:
     loss_difference_max: float | None = None  # to the run of one process with the same work
     grad_norm_last: float | None = None
     grad_norm_difference_max: float | None = None
-    parameter_difference_max: float | None = None  # in learning rates
+    parameter_difference_max: float | None = None  # of what the reference moved it by (up to schema 6: learning rates)
     parity: bool | None = None  # whether all three are within their tolerance
     parity_precision: str | None = None  # that of the arithmetic while they were compared
 

@@ -89,7 +89,7 @@ def test_batches_that_are_cast_on_the_gpu() -> None:
     result = certificate(**IMAGES, cast_on_device=True)
     # pixels become fp32 there, by a division that may differ in the last bit
     assert result.loss_difference < 1e-8 and result.grad_norm_difference < 1e-7, result
-    assert result.parameter_difference < 1e-3, result
+    assert result.parameter_difference < 3e-4, result
 
 
 def test_the_loss_scales_its_gradients() -> None:
