@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 from torch import Tensor, nn
+from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import CheckpointWrapper
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.checkpoint import checkpoint
 from torch.utils.flop_counter import FlopCounterMode
@@ -19,6 +20,12 @@ def checkpoint_blocks(part: nn.Module, every: int | None) -> None:
         if every and int(key) % every == 0:
             # Replacing forward, not wrapping the module, keeps names and lets FSDP's hooks run outside.
             block.forward = functools.partial(_recomputed, block, block.forward)
+
+
+def is_recomputed(block: nn.Module) -> bool:
+    """Return whether a block is recomputed in backward: by `checkpoint_blocks`, or wrapped by torch's own wrapper."""
+    ours = getattr(block.forward, "func", None) is _recomputed
+    return ours or any(isinstance(module, CheckpointWrapper) for module in block.modules())
 
 
 def recomputation_ratio(spec: ModelSpec, config: Any, every: int | None) -> float:

@@ -132,9 +132,11 @@ def resolve(run: RunConfig) -> Work:
             f"--compile {run.compile} with --engine {engine}, which does not tell CUDA graphs where a step begins: use"
             " --compile default, or --engine torch"
         )
+    requested = run.engine
     run = replace(
         run,
         engine=engine,
+        ds_config=engines.deepspeed_file(engine, run.ds_config),
         size=size,
         strategy=strategies.name_of(layout),
         layout=layout,
@@ -142,6 +144,7 @@ def resolve(run: RunConfig) -> Work:
         global_batch_size=division.global_batch_size,
     )
     work = Work(run, spec, config, size, layout, division)
+    engines.check(work, requested=requested, launcher=rank.launcher)
     if run.cast_on_device:
         work.dataset()  # refuses some
     return work

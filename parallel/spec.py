@@ -46,6 +46,25 @@ class Engine(Protocol):
         ...
 
 
+class Planned(Protocol):
+    """What will run, known before any process is started."""
+
+    @property
+    def spec(self) -> ModelSpec: ...
+
+    @property
+    def model_config(self) -> Any: ...
+
+    @property
+    def run(self) -> RunConfig: ...
+
+    @property
+    def layout(self) -> Layout: ...
+
+    @property
+    def division(self) -> Division: ...
+
+
 @dataclass(frozen=True)
 class BuildContext:
     """All that a strategy needs to know to build an engine. data: opens the training split."""

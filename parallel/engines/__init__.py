@@ -4,11 +4,14 @@ All of them train the same weights on the same batches with the same optimizer, 
 held against the same reference. Nothing is imported from an engine before it is chosen.
 """
 
+import os
+from collections.abc import Mapping
 from pathlib import Path
 
+from parallel.engines import accelerate_settings, deepspeed_config, realised
 from parallel.errors import ConfigError, LayoutError
 from parallel.layout import Layout
-from parallel.spec import BuildContext, Engine
+from parallel.spec import BuildContext, Engine, Planned
 
 ABLE = {
     "torch": "every strategy",
@@ -17,8 +20,8 @@ ABLE = {
 }
 _PRECISIONS = {
     "torch": ("fp32", "bf16", "fp16", "fp64"),
-    "deepspeed": ("fp32", "bf16"),
-    "accelerate": ("fp32", "bf16", "fp64"),
+    "deepspeed": deepspeed_config.PRECISIONS,
+    "accelerate": accelerate_settings.PRECISIONS,
 }
 
 
@@ -43,12 +46,48 @@ def choose(engine: str, *, launcher: str, layout: Layout, precision: str, ds_con
     return engine
 
 
+def deepspeed_file(engine: str, ds_config: str | None, env: Mapping[str, str] = os.environ) -> str | None:
+    """Return the DeepSpeed file of a run: that of --ds-config, or under Accelerate the one its own file names.
+
+    Raises: ConfigError where both are there and differ.
+    """
+    said = env.get(accelerate_settings.CONFIG_FILE) if engine == "accelerate" else None
+    if said and ds_config and not _same_file(said, ds_config):
+        raise ConfigError(
+            f"--ds-config {ds_config}, and accelerate launch says deepspeed_config_file {said}: leave one of them out"
+        )
+    return ds_config or said
+
+
+def check(work: Planned, *, requested: str, launcher: str, env: Mapping[str, str] = os.environ) -> None:
+    """Refuse a configuration file that says something else than a run, before any of its processes is started.
+
+    requested: the engine asked for, `auto` included. env: what Accelerate's launcher set.
+    Raises: ConfigError.
+    """
+    engine, ds_config = work.run.engine, work.run.ds_config
+    if engine == "torch":
+        if ds_config is not None:
+            raise ConfigError(f"--ds-config {ds_config} with --engine torch: leave it out, or use --engine deepspeed")
+        if launcher == "accelerate" and requested == "auto":
+            accelerate_settings.check_unused(env, work)
+    elif engine == "deepspeed" or accelerate_settings.kind_of(env, work, ds_config) == "deepspeed":
+        deepspeed_config.of_run(work, ds_config)
+
+
 def build(context: BuildContext, engine: str, *, ds_config: str | Path | None = None) -> Engine:
-    """Build an engine on this rank, whose process group has been joined.
+    """Build an engine on this rank, whose process group has been joined, and read back what it has.
 
     ds_config: DeepSpeed's JSON file, for `deepspeed` and for the plugin of `accelerate`.
-    Raises: ConfigError when a configuration file and the run disagree; WorldError when an engine sees other processes.
+    Raises: ConfigError when a configuration file and the run disagree, or the engine has something else than the run
+    asked for; WorldError when an engine sees other processes.
     """
+    built = _built(context, engine, ds_config)
+    realised.check_blocks(engine, built.parts, context.run)
+    return built
+
+
+def _built(context: BuildContext, engine: str, ds_config: str | Path | None) -> Engine:
     if engine == "deepspeed":
         from parallel.engines.deepspeed import build_deepspeed
 
@@ -57,8 +96,6 @@ def build(context: BuildContext, engine: str, *, ds_config: str | Path | None = 
         from parallel.engines.accelerate import build_accelerate
 
         return build_accelerate(context, ds_config)
-    if ds_config is not None:
-        raise ConfigError(f"--ds-config {ds_config} with --engine torch: leave it out, or use --engine deepspeed")
     from parallel import strategies
 
     return strategies.build(context)
@@ -68,9 +105,11 @@ def offloaded(ds_config: str | Path | None) -> str:
     """Return what a DeepSpeed file keeps in the memory of the host, `none` without a file. Raises: ConfigError."""
     if ds_config is None:
         return "none"
-    from parallel.engines import deepspeed_config
-
     return deepspeed_config.offloaded(deepspeed_config.read(ds_config))
+
+
+def _same_file(a: str, b: str) -> bool:
+    return Path(a).resolve() == Path(b).resolve()
 
 
 def _runs(engine: str, layout: Layout) -> bool:

@@ -7,25 +7,33 @@ FSDP2, and ZeRO 1, which FSDP2 has not, is DeepSpeed's. The process group exists
 
 import contextlib
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor
+from torch.nn.parallel import DistributedDataParallel
 
 from parallel.data.dataset import Batch
+from parallel.engines import accelerate_settings, realised
 from parallel.engines import deepspeed as ds
+from parallel.engines.accelerate_settings import SWITCHES
 from parallel.errors import ConfigError, WorldError
 from parallel.optimizer import make_optimizer, make_pieces
-from parallel.precision import in_dtype, weight_dtype
+from parallel.precision import DTYPES, in_dtype, weight_dtype
 from parallel.spec import BuildContext, Engine, StepResult
 
-STAGES = {"ddp": (0,), "fsdp": (2, 3), "deepspeed": (1, 2, 3)}
-_KINDS = ("ddp", "deepspeed", "fsdp", "fsdp")  # of each stage, where nothing says otherwise
-_SWITCHES = {"fsdp": "ACCELERATE_USE_FSDP", "deepspeed": "ACCELERATE_USE_DEEPSPEED"}
+# What says how Accelerate prints and where it runs, not what it trains.
+_READ_ELSEWHERE = (
+    "ACCELERATE_DEBUG_MODE",
+    "ACCELERATE_CPU_AFFINITY",
+    "ACCELERATE_LOG_LEVEL",
+    "ACCELERATE_TORCH_DEVICE",
+)
 
 
 def build_accelerate(context: BuildContext, config_path: str | Path | None = None) -> Engine:
@@ -35,56 +43,13 @@ def build_accelerate(context: BuildContext, config_path: str | Path | None = Non
     Raises: ConfigError when the layout and Accelerate's configuration disagree, WorldError when Accelerate sees
     another number of processes.
     """
-    config_path = config_path or os.environ.get("ACCELERATE_DEEPSPEED_CONFIG_FILE")
-    kind = kind_of(os.environ, context, config_path)
+    kind = accelerate_settings.kind_of(os.environ, context, config_path)
     if kind == "deepspeed":
         ds.prepare(context)  # what it leaves in the environment DeepSpeed reads in every step
     with _environment(kind, context):
         if kind == "deepspeed":
             return _build_plugin(context, config_path)
         return _build_plain(context, kind)
-
-
-def kind_of(env: Mapping[str, str], context: BuildContext, config_path: str | Path | None) -> str:
-    """Return what Accelerate is to run: ddp, fsdp or deepspeed.
-
-    env: what `accelerate launch` made of its YAML file and flags.
-    Raises: ConfigError when that is not what the layout and the run say.
-    """
-    zero = context.layout.zero
-    asked = [kind for kind, switch in _SWITCHES.items() if _is_on(env.get(switch))]
-    kind = "deepspeed" if config_path else asked[0] if asked else _KINDS[zero]
-    if zero not in STAGES[kind]:
-        able = " or ".join(f"zero{stage}" if stage else "ddp" for stage in STAGES[kind])
-        raise ConfigError(
-            f"Accelerate runs {kind} here, which is --strategy {able}, and the layout is {context.layout}: use one of "
-            "these, another file of ds_configs/accelerate, or --ds-config with a file of ds_configs"
-        )
-    mixed = env.get("ACCELERATE_MIXED_PRECISION", "no")
-    if mixed not in ("no", context.run.precision):
-        raise ConfigError(f"accelerate launch says mixed precision {mixed}: use --precision {mixed}, here and there")
-    if asked:
-        _agree(env, _expected(kind, context, config_path))
-    return kind
-
-
-def _expected(kind: str, context: BuildContext, config_path: str | Path | None) -> dict[str, str]:
-    """Return what the variables of `accelerate launch` must say where they say anything."""
-    if kind == "fsdp":
-        return {"FSDP_VERSION": "2", "FSDP_RESHARD_AFTER_FORWARD": "true" if context.layout.zero == 3 else "false"}
-    if config_path:  # the file decides, and is checked itself
-        return {}
-    devices = {f"ACCELERATE_DEEPSPEED_OFFLOAD_{what}_DEVICE": "none" for what in ("OPTIMIZER", "PARAM")}
-    return {"ACCELERATE_DEEPSPEED_ZERO_STAGE": str(context.layout.zero), **devices}
-
-
-def _agree(env: Mapping[str, str], expected: Mapping[str, str]) -> None:
-    for name, value in expected.items():
-        if env.get(name, value).lower() != value:
-            raise ConfigError(
-                f"accelerate launch says {name}={env[name]}, this run needs {value}: use another --strategy, "
-                "or a file of ds_configs/accelerate"
-            )
 
 
 class AccelerateEngine:
@@ -141,6 +106,7 @@ def _build_plain(context: BuildContext, kind: str) -> AccelerateEngine:
     optimizer = make_optimizer(make_pieces(model.parameters()), context.run)
     accelerator = _accelerator(context, kind, fsdp_plugin=_fsdp_plugin(model, context) if kind == "fsdp" else None)
     model, prepared = accelerator.prepare(model, optimizer)
+    _check_started(accelerator, model, context, kind)
     return AccelerateEngine(context, accelerator, model, prepared)
 
 
@@ -209,10 +175,57 @@ def _accelerator(context: BuildContext, kind: str, **plugins: Any) -> Any:
     return accelerator
 
 
+def _check_started(accelerator: Any, model: nn.Module, context: BuildContext, kind: str) -> None:
+    """Raise ConfigError unless the prepared model is split, rounded, placed and accumulated as the run says."""
+    layout, sharded = context.layout, kind == "fsdp"
+    wanted = {
+        "sharding": "FSDP2" if sharded else "DistributedDataParallel" if layout.world_size > 1 else "none",
+        "mesh": (layout.world_size,) if sharded else None,
+        "units": [True] * len(accelerator.unwrap_model(model).blocks) if sharded else None,
+        "resharding after forward": layout.zero == 3 if sharded else None,
+        "precision": context.run.precision,
+        "accumulation": context.division.chunks,
+        "device": context.device.type,
+        "compile": False,  # each block by itself, which is looked at later
+    }
+    inner = accelerator.unwrap_model(model)
+    kinds = {FSDPModule: "FSDP2", DistributedDataParallel: "DistributedDataParallel"}
+    parameters = list(model.parameters())
+    got = {
+        "sharding": next((name for kind, name in kinds.items() if isinstance(model, kind)), "none"),
+        "mesh": tuple(parameters[0].device_mesh.shape) if isinstance(parameters[0], DTensor) else None,
+        "units": [isinstance(block, FSDPModule) for block in inner.blocks.values()] if sharded else None,
+        "resharding after forward": all(_reshards(block) for block in inner.blocks.values()) if sharded else None,
+        "precision": _precision(accelerator, model),
+        "accumulation": accelerator.gradient_accumulation_steps,
+        "device": " and ".join(sorted({p.device.type for p in parameters})),
+        "compile": any(realised.is_compiled(outer) for outer in (model, inner)),
+    }
+    realised.compare("Accelerate", wanted, got)
+
+
+def _reshards(block: Any) -> bool:
+    return all(group.post_forward_mesh_info is not None for group in block._get_fsdp_state()._fsdp_param_groups)
+
+
+def _precision(accelerator: Any, model: nn.Module) -> str:
+    """Return the precision of the arithmetic: that of autocast or of FSDP2's policy, else that of the weights."""
+    dtypes = {p.dtype for p in model.parameters()}
+    if isinstance(model, FSDPModule):
+        groups = model._get_fsdp_state()._fsdp_param_groups
+        dtypes = {group.mp_policy.param_dtype or dtype for group in groups for dtype in dtypes}
+    elif accelerator.mixed_precision != "no":
+        return accelerator.mixed_precision
+    return " and ".join(sorted(name for name, dtype in DTYPES.items() if dtype in dtypes))
+
+
 @contextlib.contextmanager
 def _environment(kind: str, context: BuildContext) -> Iterator[None]:
     """Tell Accelerate the ranks and the choice, which it reads here and nowhere else; undo what it writes."""
     before = dict(os.environ)
+    for name in before:  # they were compared already, and Accelerate would act on some of them a second time
+        if name.startswith(accelerate_settings.PREFIXES) and name not in _READ_ELSEWHERE:
+            del os.environ[name]
     world, rank = dist.get_world_size(), dist.get_rank()
     os.environ.update(
         {
@@ -223,18 +236,12 @@ def _environment(kind: str, context: BuildContext) -> Iterator[None]:
             "OMP_NUM_THREADS": str(torch.get_num_threads()),  # it sets the threads itself where this is missing
             "ACCELERATE_USE_CPU": "true" if kind == "ddp" and context.device.type == "cpu" else "false",
             "DS_ACCELERATOR": before.get("DS_ACCELERATOR", context.device.type),  # it imports DeepSpeed to look for it
-            **{switch: "true" if name == kind else "false" for name, switch in _SWITCHES.items()},
+            **{switch: "true" if name == kind else "false" for name, switch in SWITCHES.items()},
         }
     )
-    os.environ.pop("ACCELERATE_CONFIG_DS_FIELDS", None)  # keys of a YAML file, which were compared already
-    os.environ.pop("ACCELERATE_MIXED_PRECISION", None)
     try:
         yield
     finally:
         for name in os.environ.keys() - before.keys():
             del os.environ[name]
         os.environ.update(before)
-
-
-def _is_on(value: str | None) -> bool:
-    return (value or "").lower() in ("1", "true", "yes")

@@ -5,9 +5,11 @@ does the rest: gradients over ranks, clipping, partitioning, the pipeline's sche
 """
 
 import contextlib
+import functools
 import io
 import logging
 import os
+import sys
 import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -19,9 +21,9 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from parallel.data.dataset import Batch
-from parallel.engines import deepspeed_config
+from parallel.engines import deepspeed_config, realised
 from parallel.engines.native import LossScale
-from parallel.errors import ConfigError, WorldError
+from parallel.errors import WorldError
 from parallel.optimizer import learning_rate, make_optimizer, make_pieces
 from parallel.spec import BuildContext, Engine, StepResult
 from parallel.strategies import hybrid, pipeline
@@ -30,7 +32,7 @@ from parallel.strategies import hybrid, pipeline
 def build_deepspeed(context: BuildContext, config_path: str | Path | None = None) -> Engine:
     """Build the engine of a layout on this rank.
 
-    config_path: DeepSpeed's JSON file; without one DeepSpeed's own defaults hold.
+    config_path: DeepSpeed's JSON file; without one DeepSpeed's defaults hold, with smaller buckets.
     Raises: ConfigError when the file and the run disagree, or DeepSpeed started something else.
     """
     prepare(context)
@@ -48,12 +50,18 @@ def build_deepspeed(context: BuildContext, config_path: str | Path | None = None
 
 
 def read_config(context: BuildContext, config_path: str | Path | None) -> dict[str, Any]:
-    """Return DeepSpeed's configuration for a run, from a file and what the run decides. Raises: ConfigError."""
-    values = deepspeed_config.read(config_path) if config_path else {}
-    # A pipeline runs under stage 1: at stage 0 DeepSpeed clips by the norm of the first stage alone. Where a stage
-    # has one rank only, both are the same.
-    stage = 1 if context.layout.pp > 1 else context.layout.zero
-    return deepspeed_config.fill(values, context, stage=stage, source=str(config_path))
+    """Return DeepSpeed's configuration for a run, and say once what of its file does nothing. Raises: ConfigError."""
+    config = deepspeed_config.of_run(context, config_path)
+    deepspeed_config.validate(config, str(config_path))
+    if config_path and dist.get_rank() == 0:
+        for note in deepspeed_config.notes(deepspeed_config.read(config_path), str(config_path)):
+            _say_once(note)
+    return config
+
+
+@functools.cache
+def _say_once(note: str) -> None:
+    print(f"paralab: {note}", file=sys.stderr, flush=True)
 
 
 def prepare(context: BuildContext) -> None:
@@ -222,6 +230,7 @@ def check_started(engine: Any, context: BuildContext, config: dict[str, Any]) ->
         "accumulation": context.division.chunks,
         "precision": context.run.precision,
         "offload": deepspeed_config.offloaded(config),
+        "clipping": context.run.clip_norm or 0.0,
     }
     sections = {"offload_optimizer": engine.zero_offload_optimizer(), "offload_param": engine.zero_offload_param()}
     devices = {name: {"device": section.device} for name, section in sections.items() if section is not None}
@@ -232,10 +241,9 @@ def check_started(engine: Any, context: BuildContext, config: dict[str, Any]) ->
         "accumulation": engine.gradient_accumulation_steps(),
         "precision": "rounded weights" if rounds_weights else "bf16" if engine.torch_autocast_enabled() else "fp32",
         "offload": deepspeed_config.offloaded({"zero_optimization": devices}),
+        "clipping": engine.gradient_clipping(),
     }
-    for name, value in wanted.items():
-        if got[name] != value:
-            raise ConfigError(f"DeepSpeed started with {name} {got[name]}, {value} asked for: use --engine torch")
+    realised.compare("DeepSpeed", wanted, got)
     if engine.dp_world_size != context.layout.dp:
         raise WorldError(
             f"DeepSpeed started with {engine.dp_world_size} data ranks, layout {context.layout} needs "

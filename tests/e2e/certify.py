@@ -10,7 +10,7 @@ from pathlib import Path
 
 sys.path[0] = str(Path(__file__).resolve().parents[2])
 
-from parallel import cluster, engines  # noqa: E402
+from parallel import cluster  # noqa: E402
 from parallel.config import RunConfig  # noqa: E402
 from parallel.resolve import resolve  # noqa: E402
 from tests.dist.engine_cases import certify  # noqa: E402
@@ -26,18 +26,18 @@ def main() -> None:
     arguments = parser.parse_args()
     rank = cluster.Rank.from_env()
     run = RunConfig(
-        size="tiny", strategy=arguments.strategy, nproc=rank.world_size, precision=arguments.precision, eps=1e-5
+        size="tiny",
+        strategy=arguments.strategy,
+        nproc=rank.world_size,
+        engine=arguments.engine,
+        ds_config=arguments.ds_config,
+        precision=arguments.precision,
+        eps=1e-5,
     )
     work = resolve(run)
-    engine = engines.choose(
-        arguments.engine,
-        launcher=rank.launcher,
-        layout=work.layout,
-        precision=run.precision,
-        ds_config=arguments.ds_config,
-    )
+    engine = work.run.engine
     cluster.join(rank, threads=1)
-    built, certificate = certify(work, cluster.make_mesh(work.layout, rank.device), engine, arguments.ds_config)
+    built, certificate = certify(work, cluster.make_mesh(work.layout, rank.device), engine, work.run.ds_config)
     if rank.is_main:
         report = {"launcher": rank.launcher, "world_size": rank.world_size, "engine": engine, "built": built}
         print(json.dumps(report | {"certificate": str(certificate)}), flush=True)

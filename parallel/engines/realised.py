@@ -1,0 +1,41 @@
+"""What an engine really has, read back from it after it was built. A difference from the run is refused."""
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from torch import nn
+
+from parallel.config import RunConfig
+from parallel.errors import ConfigError
+from parallel.recompute import is_recomputed
+
+
+def compare(engine: str, wanted: Mapping[str, Any], got: Mapping[str, Any]) -> None:
+    """Raise ConfigError for the first of the facts that is not what this run asked for."""
+    for name, value in wanted.items():
+        if got[name] != value:
+            said = f"{engine} started with {name} {got[name]}"
+            raise ConfigError(f"{said}, this run asked for {value}: use --engine torch")
+
+
+def check_blocks(engine: str, parts: Iterable[nn.Module], run: RunConfig) -> None:
+    """Raise ConfigError unless exactly the blocks that the run says are recomputed in backward, and compiled.
+
+    parts: what a rank holds of the model, with its blocks numbered from 0 over the whole model.
+    """
+    blocks = [(int(key), block) for part in parts for key, block in part.blocks.items()]
+    every = run.checkpoint_every
+    wanted = {
+        "recomputed blocks": [number for number, _ in blocks if every and number % every == 0],
+        "compiled blocks": [number for number, _ in blocks if run.compile != "none"],
+    }
+    got = {
+        "recomputed blocks": [number for number, block in blocks if is_recomputed(block)],
+        "compiled blocks": [number for number, block in blocks if is_compiled(block)],
+    }
+    compare(engine, wanted, got)
+
+
+def is_compiled(module: nn.Module) -> bool:
+    """Return whether torch.compile runs a module, as `module.compile()` or as `torch.compile(module)` leave it."""
+    return getattr(module, "_compiled_call_impl", None) is not None or hasattr(module, "_orig_mod")
