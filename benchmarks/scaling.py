@@ -108,7 +108,7 @@ def table(records: Sequence[RunRecord], bandwidths: Sequence[str], cores: float)
         for nodes in sorted({r.world_size for r in runs if r.world_size}):
             mine = [r for r in runs if r.world_size == nodes]
             step_s = median(map(_step_s, mine))
-            sent = mine[0].comm_dp_wire_bytes or 0.0
+            sent = mine[0].comm_dp_sent_bytes or 0.0
             formula_s = alone_s / nodes + 8 * sent / bits_per_s(bandwidth)
             rate = median(float(r.samples_per_s or 0) for r in mine)
             waiting = [r.exposed_comm_share for r in mine if r.exposed_comm_share is not None]
@@ -129,13 +129,13 @@ def table(records: Sequence[RunRecord], bandwidths: Sequence[str], cores: float)
 def _crossover(runs: Sequence[RunRecord], alone_s: float) -> str:
     """Say at which link speed more nodes stop helping.
 
-    A ring sends 2 (n-1)/n G for gradients of G bytes, so a step takes 2G/b + (C - 2G/b)/n at b bytes/s and C seconds
-    of computing: whether one more node helps does not depend on n, only on whether b is above 2G/C.
+    A rank sends S (n-1)/n bytes, under ddp with S twice the gradients, so a step takes S/b + (C - S/b)/n at b bytes/s
+    and C seconds of computing: whether one more node helps does not depend on n, only on whether b is above S/C.
     """
     largest = max(runs, key=lambda r: r.world_size or 0)
     nodes = largest.world_size or 1
-    ring_bytes = (largest.comm_dp_wire_bytes or 0.0) * nodes / max(nodes - 1, 1)  # 2G
-    return f"{'':>8} by the formula more nodes help on links faster than {ring_bytes / alone_s * 8 / 1e6:,.0f} Mbit/s"
+    all_bytes = (largest.comm_dp_sent_bytes or 0.0) * nodes / max(nodes - 1, 1)  # S
+    return f"{'':>8} by the formula more nodes help on links faster than {all_bytes / alone_s * 8 / 1e6:,.0f} Mbit/s"
 
 
 def _step_s(record: RunRecord) -> float:

@@ -297,21 +297,25 @@ def _held_bytes(row: MemoryRecord) -> int:
 
 
 def _communication(piece: Piece) -> Chart | None:
+    runs = {way.arm.label: way.good[-1] for way in piece.ways if way.good}
+    kind, note = "sent", "Bytes that leave the rank which sends most, in one step."
+    # rows of older versions say what a ring would send, not what the backend did: then all of them are shown by that
+    if any(_over_axes(run, "ring") and not _over_axes(run, "sent") for run in runs.values()):
+        kind, note = "ring", "Bytes of the rank that sends most, in one step, by ring algorithms."
     rows = []
-    for way in piece.ways:
-        if not way.good:
-            continue
-        run = way.good[-1]
-        sent = {axis: getattr(run, f"comm_{axis}_wire_bytes") for axis in COMM_AXES}
-        predicted = [getattr(run, f"comm_{axis}_predicted_wire_bytes") for axis in COMM_AXES]
-        known = {axis: size for axis, size in sent.items() if size}
-        if known:
-            told = [size for size in predicted if size is not None]
-            rows.append(Bar(way.arm.label, known, sum(told) if told else None))
+    for label, run in runs.items():
+        told = _over_axes(run, f"predicted_{kind}")
+        if known := {axis: size for axis, size in _over_axes(run, kind).items() if size}:
+            rows.append(Bar(label, known, sum(told.values()) if told else None))
     if not rows:
         return None
     drawing = charts.bars(rows, title="Communication by axis", unit=_unit("sent_bytes"))
-    return Chart("Communication by axis", drawing, "Bytes that one rank sends in one step.")
+    return Chart("Communication by axis", drawing, note)
+
+
+def _over_axes(run: RunRecord, kind: str) -> dict[str, float]:
+    sizes = {axis: getattr(run, f"comm_{axis}_{kind}_bytes") for axis in COMM_AXES}
+    return {axis: size for axis, size in sizes.items() if size is not None}
 
 
 def _loss(piece: Piece) -> Chart | None:

@@ -20,7 +20,7 @@ import torch
 import torch.distributed as dist
 
 from parallel import engines, parity
-from parallel.cluster import Mesh, Rank
+from parallel.cluster import Mesh, Rank, default_backend
 from parallel.data.dataset import Batch
 from parallel.errors import DivergedError, RankError
 from parallel.failure import Failure, Progress
@@ -37,7 +37,7 @@ from parallel.measure.telemetry import Sampler, Telemetry
 from parallel.measure.timeline import Timeline, bubble_share, bubble_theory_share
 from parallel.optimizer import learning_rate
 from parallel.parity import Certificate, Trace, training_batches
-from parallel.planner.communication import predicted_wire_bytes, splits_backward
+from parallel.planner.communication import predicted_sent, splits_backward
 from parallel.planner.memory import state_bytes
 from parallel.precision import DTYPES
 from parallel.recompute import recomputation_ratio
@@ -451,11 +451,14 @@ def _comm_columns(work: Work, results: list[RankResult], device_type: str) -> di
             columns[f"{key}_calls"] = columns.get(f"{key}_calls", 0) + row.calls
             columns[f"{key}_payload_bytes"] = columns.get(f"{key}_payload_bytes", 0) + row.payload_bytes
             if key == f"comm_{row.axis}":
-                columns[f"{key}_wire_bytes"] = columns.get(f"{key}_wire_bytes", 0.0) + float(row.wire_bytes)
+                columns[f"{key}_ring_bytes"] = columns.get(f"{key}_ring_bytes", 0.0) + float(row.ring_bytes)
+                columns[f"{key}_sent_bytes"] = columns.get(f"{key}_sent_bytes", 0.0) + float(row.wire_bytes)
     if work.run.engine == "torch":
         pp_rank = busiest // (work.layout.dp * work.layout.tp)
-        predicted = predicted_wire_bytes(work, pp_rank, device_type=device_type)
-        columns |= {f"comm_{axis}_predicted_wire_bytes": float(size) for axis, size in predicted.items()}
+        backend = dist.get_backend() if dist.is_initialized() else default_backend(device_type)
+        sent = predicted_sent(work, pp_rank, device_type=device_type, backend=backend)
+        columns |= {f"comm_{axis}_predicted_ring_bytes": float(size) for axis, size in sent.ring_bytes.items()}
+        columns |= {f"comm_{axis}_predicted_sent_bytes": float(size) for axis, size in sent.wire_bytes.items()}
     return columns
 
 

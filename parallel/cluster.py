@@ -247,6 +247,11 @@ def default_threads(local_world_size: int) -> int:
     return max(1, len(os.sched_getaffinity(0)) // local_world_size)
 
 
+def default_backend(device_type: str) -> str:
+    """Return the process-group backend that is used when none is asked for."""
+    return "nccl" if device_type == "cuda" else "gloo"
+
+
 def join(
     rank: Rank,
     *,
@@ -283,7 +288,7 @@ def join(
         ) from error
     _roll = Roll(store, rank.rank, rank.world_size, recordings=recordings)
     _roll.call(timeout_s)
-    backend = backend or ("nccl" if rank.device.type == "cuda" else "gloo")
+    backend = backend or default_backend(rank.device.type)
     store = dist.PrefixStore("default_pg", store)
     dist.init_process_group(backend, store=store, rank=rank.rank, world_size=rank.world_size, timeout=timeout)
 

@@ -24,7 +24,7 @@ from parallel.errors import ConfigError, LayoutError, RankError
 from parallel.failure import Failure, Progress, guard
 from parallel.launch import launch
 from parallel.measure.allowed import cores_allowed
-from parallel.measure.record import RunRecord, StepLog, append, check_appendable, log_path, read
+from parallel.measure.record import COMM_AXES, RunRecord, StepLog, append, check_appendable, log_path, read
 from parallel.parity import References
 from parallel.resolve import Work, machine_processes, resolve
 
@@ -216,9 +216,8 @@ def differences(record: RunRecord) -> str:
 
 
 def sent_bytes(record: RunRecord) -> float:
-    """Return what one rank sends in a step over all axes."""
-    axes = ("dp", "tp", "pp", "world")
-    return sum(getattr(record, f"comm_{axis}_wire_bytes") or 0.0 for axis in axes)
+    """Return what leaves the rank that sends most in a step, over all axes."""
+    return sum(getattr(record, f"comm_{axis}_sent_bytes") or 0.0 for axis in COMM_AXES)
 
 
 def _heading(work: Work, nproc: int) -> str:

@@ -18,19 +18,30 @@ from torch.distributed.distributed_c10d import GroupName, _resolve_process_group
 from torch.distributed.tensor import DTensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from parallel.measure.forms import wire_bytes
+from parallel.measure.forms import ring_bytes, wire_bytes
 
 
 @dataclass(frozen=True)
 class CommRow:
-    """Calls and bytes of one operation over one axis. `ranks` is the size of the group."""
+    """Calls and bytes of one operation over one axis. `ranks` is the size of the group.
+
+    ring_bytes, wire_bytes: that a rank sends, by ring algorithms and with its backend (parallel.measure.forms).
+    """
 
     axis: str
     op: str
     ranks: int
     calls: int
     payload_bytes: int
-    wire_bytes: Fraction  # that a rank sends, by ring algorithms (parallel.measure.forms)
+    ring_bytes: Fraction
+    wire_bytes: Fraction
+
+
+@dataclass
+class _Count:
+    calls: int = 0
+    payload_bytes: int = 0
+    wire_bytes: Fraction = Fraction(0)
 
 
 @dataclass(frozen=True)
@@ -84,7 +95,7 @@ _NAMESPACES = {"c10d", "_c10d_functional", "c10d_functional", "_dtensor"}
 
 
 class CommLedger(TorchDispatchMode):
-    """Count calls, payload and wire bytes while entered.
+    """Count calls, payload, ring and wire bytes while entered.
 
     axes: mesh axis -> its process group on this rank. A group is known by its name, else by its ranks, so that
     an axis over every rank also stands for the default group. Others are "world" or "other".
@@ -97,7 +108,7 @@ class CommLedger(TorchDispatchMode):
         super().__init__()
         self._by_name = {group.group_name: axis for axis, group in axes.items()}
         self._by_ranks = {tuple(dist.get_process_group_ranks(group)): axis for axis, group in axes.items()}
-        self._counts: dict[tuple[str, str, int], list[int]] = {}
+        self._counts: dict[tuple[str, str, int], _Count] = {}
 
     def __torch_dispatch__(self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
         if any(issubclass(t, DTensor) for t in types):
@@ -110,14 +121,28 @@ class CommLedger(TorchDispatchMode):
     def rows(self) -> list[CommRow]:
         """Return what was counted, sorted by axis and operation."""
         return [
-            CommRow(axis, op, ranks, calls, payload, wire_bytes(op, payload, ranks))
-            for (axis, op, ranks), (calls, payload) in sorted(self._counts.items())
+            CommRow(
+                axis,
+                op,
+                ranks,
+                count.calls,
+                count.payload_bytes,
+                ring_bytes(op, count.payload_bytes, ranks),
+                count.wire_bytes,
+            )
+            for (axis, op, ranks), count in sorted(self._counts.items(), key=lambda item: item[0])
         ]
 
     def wire_bytes(self, *, axis: str | None = None, op: str | None = None) -> Fraction:
-        """Return the bytes this rank sends, over one axis or operation or over all."""
-        chosen = (r for r in self.rows() if axis in (None, r.axis) and op in (None, r.op))
-        return sum((row.wire_bytes for row in chosen), Fraction(0))
+        """Return the bytes this rank sends with its backend, over one axis or operation or over all."""
+        return sum((row.wire_bytes for row in self._chosen(axis, op)), Fraction(0))
+
+    def ring_bytes(self, *, axis: str | None = None, op: str | None = None) -> Fraction:
+        """Return the same by ring algorithms."""
+        return sum((row.ring_bytes for row in self._chosen(axis, op)), Fraction(0))
+
+    def _chosen(self, axis: str | None, op: str | None) -> Iterator[CommRow]:
+        return (row for row in self.rows() if axis in (None, row.axis) and op in (None, row.op))
 
     def _count(self, func: Any, args: tuple, kwargs: dict) -> None:
         name = func._schema.name
@@ -134,9 +159,11 @@ class CommLedger(TorchDispatchMode):
         self._add(kind.op, group, given[kind.buffers] if kind.buffers else (), group.size() if kind.times_ranks else 1)
 
     def _add(self, op: str, group: ProcessGroup, buffers: Any, times: int) -> None:
-        count = self._counts.setdefault((self._axis_of(group), op, group.size()), [0, 0])
-        count[0] += 1
-        count[1] += times * sum(tensor.numel() * tensor.element_size() for tensor in _tensors(buffers))
+        count = self._counts.setdefault((self._axis_of(group), op, group.size()), _Count())
+        payload_bytes = times * sum(tensor.numel() * tensor.element_size() for tensor in _tensors(buffers))
+        count.calls += 1
+        count.payload_bytes += payload_bytes
+        count.wire_bytes += wire_bytes(op, payload_bytes, group.size(), backend=dist.get_backend(group))
 
     def _axis_of(self, group: ProcessGroup) -> str:
         ranks = tuple(dist.get_process_group_ranks(group))

@@ -46,7 +46,14 @@ class Change:
 # The first six sets of columns were published without being counted: their rows say 1. From the sixth on every change
 # of the columns is a line here, and a test holds the line against the columns.
 UNCOUNTED, COUNTED_FROM = 1, 6
-CHANGES: dict[int, Change] = {}
+_WIRE = [f"comm_{axis}_{kind}" for axis in ("dp", "tp", "pp", "world") for kind in ("", "predicted_")]
+CHANGES: dict[int, Change] = {
+    # what was called wire bytes were those of a ring, whatever the backend sent
+    7: Change(
+        added=tuple(f"{name}sent_bytes" for name in _WIRE),
+        renamed={f"{name}wire_bytes": f"{name}ring_bytes" for name in _WIRE},
+    ),
+}
 RENAMED = {old: new for number in sorted(CHANGES) for old, new in CHANGES[number].renamed.items()}
 SCHEMA = max(CHANGES, default=COUNTED_FROM)
 
@@ -188,24 +195,33 @@ class RunRecord:
     memory_state_peak_bytes: int | None = None  # the most that parameters, gradients and optimizer took together
     predicted_state_bytes: int | None = None  # the same, by formula
 
-    # communication of one rank in one optimizer step. Payload is the size of the tensor of the call (the gathered
-    # one, the one before scattering); wire is what a ring algorithm sends for it.
+    # communication of the rank that sends most, in one optimizer step. Payload is the size of the tensor of the call
+    # (the gathered one, the one before scattering); ring is what a ring algorithm sends for it; sent is what leaves the
+    # rank with its backend (parallel.measure.forms), by ring algorithms where that was not measured (NCCL).
     comm_dp_calls: int | None = None
     comm_dp_payload_bytes: int | None = None
-    comm_dp_wire_bytes: float | None = None
-    comm_dp_predicted_wire_bytes: float | None = None
+    comm_dp_ring_bytes: float | None = None
+    comm_dp_predicted_ring_bytes: float | None = None
+    comm_dp_sent_bytes: float | None = None
+    comm_dp_predicted_sent_bytes: float | None = None
     comm_tp_calls: int | None = None
     comm_tp_payload_bytes: int | None = None
-    comm_tp_wire_bytes: float | None = None
-    comm_tp_predicted_wire_bytes: float | None = None
+    comm_tp_ring_bytes: float | None = None
+    comm_tp_predicted_ring_bytes: float | None = None
+    comm_tp_sent_bytes: float | None = None
+    comm_tp_predicted_sent_bytes: float | None = None
     comm_pp_calls: int | None = None
     comm_pp_payload_bytes: int | None = None
-    comm_pp_wire_bytes: float | None = None
-    comm_pp_predicted_wire_bytes: float | None = None
+    comm_pp_ring_bytes: float | None = None
+    comm_pp_predicted_ring_bytes: float | None = None
+    comm_pp_sent_bytes: float | None = None
+    comm_pp_predicted_sent_bytes: float | None = None
     comm_world_calls: int | None = None
     comm_world_payload_bytes: int | None = None
-    comm_world_wire_bytes: float | None = None
-    comm_world_predicted_wire_bytes: float | None = None
+    comm_world_ring_bytes: float | None = None
+    comm_world_predicted_ring_bytes: float | None = None
+    comm_world_sent_bytes: float | None = None
+    comm_world_predicted_sent_bytes: float | None = None
     comm_all_reduce_calls: int | None = None
     comm_all_reduce_payload_bytes: int | None = None
     comm_all_gather_calls: int | None = None

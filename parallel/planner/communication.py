@@ -1,14 +1,16 @@
 """Predict what a rank sends in one optimizer step, by axis, from shapes alone.
 
-Every strategy has its closed form (parallel.measure.forms); the shapes they need are read off a forward pass of
-each pipeline stage on tensors without values. The communication ledger counts the same numbers, to the byte.
+What a strategy calls is known in closed form; the shapes it needs are read off a forward pass of each pipeline stage
+on tensors without values. The communication ledger counts the same numbers, to the byte, by ring algorithms and as the
+backend sends them (parallel.measure.forms).
 """
 
 import contextlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from fractions import Fraction
+from functools import partial
 from math import prod
 
 import torch
@@ -18,7 +20,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from models.spec import Reducing, Style
 from parallel.initialise import tie
 from parallel.layout import SCHEDULES
-from parallel.measure.forms import fsdp_bytes, fsdp_padded_numel, wire_bytes
+from parallel.measure.forms import fsdp_padded_numel, ring_bytes, wire_bytes
 from parallel.precision import DTYPES, in_dtype, weight_dtype
 from parallel.resolve import Work
 from parallel.strategies.pipeline import cut_stage, pass_order
@@ -26,8 +28,38 @@ from parallel.strategies.pipeline import cut_stage, pass_order
 _SPLIT_DIM: Mapping[Style, int] = {"column": 0, "row": 1, "vocab_embedding": 0, "vocab_loss": 0, "channels": 0}
 
 
-def predicted_wire_bytes(work: Work, pp_rank: int = 0, *, device_type: str = "cpu") -> dict[str, Fraction]:
-    """Return {axis: bytes that each rank of one pipeline rank sends} in a step of the native engine.
+@dataclass(frozen=True)
+class Transfer:
+    """Calls of one collective in a step. payload_bytes: of all of them together."""
+
+    op: str
+    ranks: int
+    payload_bytes: int
+
+
+@dataclass(frozen=True)
+class Sent:
+    """What one rank sends in a step: axis -> bytes, by ring algorithms and with its backend."""
+
+    ring_bytes: dict[str, Fraction]
+    wire_bytes: dict[str, Fraction]
+
+
+def predicted_sent(work: Work, pp_rank: int = 0, *, device_type: str = "cpu", backend: str = "gloo") -> Sent:
+    """Return what each rank of one pipeline rank sends in a step of the native engine. See `predicted_transfers`."""
+    transfers = predicted_transfers(work, pp_rank, device_type=device_type)
+
+    def each(size: Callable[[str, int, int], Fraction]) -> dict[str, Fraction]:
+        return {
+            axis: sum((size(call.op, call.payload_bytes, call.ranks) for call in calls), Fraction(0))
+            for axis, calls in transfers.items()
+        }
+
+    return Sent(ring_bytes=each(ring_bytes), wire_bytes=each(partial(wire_bytes, backend=backend)))
+
+
+def predicted_transfers(work: Work, pp_rank: int = 0, *, device_type: str = "cpu") -> dict[str, list[Transfer]]:
+    """Return {axis: what each rank of one pipeline rank calls} in a step of the native engine.
 
     Axes are named as by `CommLedger`: what all ranks reduce together is "world", or the one axis there is. Where
     rows do not divide by dp, it is the rank that sends most. device_type decides what autocast lowers. An axis that
@@ -40,21 +72,21 @@ def predicted_wire_bytes(work: Work, pp_rank: int = 0, *, device_type: str = "cp
     mine = _held(work, pp_rank)
     stages = list(_stages(work, last=max(mine), device_type=device_type))
     world = layout.axes[0] if len(layout.axes) == 1 else "world"
-    sent = dict.fromkeys((*layout.axes, world), Fraction(0))
-    sent[world] += wire_bytes("all_reduce", 2 * _weight_bytes(work), layout.world_size)  # loss and gradient norm
+    called: dict[str, list[Transfer]] = {axis: [] for axis in (*layout.axes, world)}
+    called[world].append(Transfer("all_reduce", layout.world_size, 2 * _weight_bytes(work)))  # loss and gradient norm
     for stage in (stages[i] for i in mine):
         for call in stage.calls:
             ranks = getattr(layout, call.axis)
-            sent[call.axis] += _times(call, work) * wire_bytes(call.op, call.payload_bytes, ranks)
+            called[call.axis].append(Transfer(call.op, ranks, _times(call, work) * call.payload_bytes))
         if layout.dp > 1:
-            sent["dp"] += _update_bytes(stage, work)
+            called["dp"] += _updating(stage, work)
         if layout.tp > 1:
-            sent["tp"] += _aligning_bytes(stage, work)
+            called["tp"] += _aligning(stage, work)
         if layout.pp > 1:
-            sent["pp"] += _boundary_bytes(stage, work, pp_rank) + _tied_bytes(stage, work)
+            called["pp"] += [_over_boundaries(stage, work, pp_rank), _tied(stage, work)]
     calls = [call for i in mine for call in stages[i].calls if _recomputed(call, work)]
     unknown = {call.axis for call in calls} if splits_backward(work) else set()
-    return {axis: size for axis, size in sent.items() if axis not in unknown}
+    return {axis: transfers for axis, transfers in called.items() if axis not in unknown}
 
 
 @dataclass
@@ -234,50 +266,47 @@ def _local_shapes(stage: _Stage, work: Work) -> dict[str, tuple[int, ...]]:
     return shapes
 
 
-def _update_bytes(stage: _Stage, work: Work) -> Fraction:
-    """Predict what brings gradients together and updated parameters to where they are needed, over dp."""
+def _updating(stage: _Stage, work: Work) -> Iterator[Transfer]:
+    """Yield what brings gradients together and updated parameters to where they are needed, over dp."""
     layout, shapes = work.layout, _local_shapes(stage, work)
     if layout.zero >= 2:
-        return _reductions(work) * _fsdp_bytes(shapes, work)
-    gradients = sum(prod(shape) for shape in shapes.values()) * _weight_bytes(work)
-    sent = wire_bytes("all_reduce", gradients, layout.dp)
+        yield from _sharding(shapes, work)
+        return
+    gradients = sum(prod(shape) for shape in shapes.values())
+    yield Transfer("all_reduce", layout.dp, gradients * _weight_bytes(work))
     if layout.zero == 1:
         rows = fsdp_padded_numel(shapes.values(), dp=layout.dp)  # each rank has an equal share of the rows
-        sent += wire_bytes("all_gather", rows * _weight_bytes(work), layout.dp)
-    return sent
+        yield Transfer("all_gather", layout.dp, rows * _weight_bytes(work))
 
 
-def _fsdp_bytes(shapes: Mapping[str, tuple[int, ...]], work: Work) -> Fraction:
-    layout, total = work.layout, Fraction(0)
+def _sharding(shapes: Mapping[str, tuple[int, ...]], work: Work) -> Iterator[Transfer]:
+    """Yield what FSDP gathers in forward and backward, and what it reduces (ZeRO, section 7.2.2)."""
+    layout, times = work.layout, _reductions(work)
     for name, shape in shapes.items():
         padded = fsdp_padded_numel([shape], dp=layout.dp)
-        total += fsdp_bytes(
-            padded * DTYPES[work.run.precision].itemsize,
-            dp=layout.dp,
-            # What is outside the blocks stays gathered from forward to backward, and so does all of a pipeline.
-            gathers=2 if layout.zero == 3 and layout.pp == 1 and _block_of(name) is not None else 1,
-            reduced_bytes=padded * _weight_bytes(work),
-        )
-    return total
+        # What is outside the blocks stays gathered from forward to backward, and so does all of a pipeline.
+        gathers = 2 if layout.zero == 3 and layout.pp == 1 and _block_of(name) is not None else 1
+        yield Transfer("all_gather", layout.dp, times * gathers * padded * DTYPES[work.run.precision].itemsize)
+        yield Transfer("reduce_scatter", layout.dp, times * padded * _weight_bytes(work))
 
 
-def _aligning_bytes(stage: _Stage, work: Work) -> Fraction:
-    """Predict the sum over tp of gradients that each rank made from its piece of the sequence: those of the norms."""
+def _aligning(stage: _Stage, work: Work) -> Iterator[Transfer]:
+    """Yield the sum over tp of gradients that each rank made from its piece of the sequence: those of the norms."""
     if not work.layout.sequence_parallel:
-        return Fraction(0)
+        return
     shapes = _local_shapes(stage, work)
     seen = [prod(shape) for name, shape in shapes.items() if _style(name.rpartition(".")[0], work) == "sequence"]
     sharded = work.layout.zero >= 2
     itemsize = DTYPES[work.run.precision].itemsize if sharded and work.layout.pp == 1 else _weight_bytes(work)
     times = _reductions(work) if sharded else 1
-    return times * wire_bytes("all_reduce", sum(seen) * itemsize, work.layout.tp)
+    yield Transfer("all_reduce", work.layout.tp, times * sum(seen) * itemsize)
 
 
 # --- between stages
 
 
-def _boundary_bytes(stage: _Stage, work: Work, pp_rank: int) -> Fraction:
-    """Predict an activation to the next stage and a gradient to the one before, for each micro-batch."""
+def _over_boundaries(stage: _Stage, work: Work, pp_rank: int) -> Transfer:
+    """Return an activation to the next stage and a gradient to the one before, for each micro-batch."""
     layout = work.layout
     assert layout.schedule is not None
     rank_of, sent = SCHEDULES[layout.schedule].rank_of, 0
@@ -285,18 +314,18 @@ def _boundary_bytes(stage: _Stage, work: Work, pp_rank: int) -> Fraction:
         sent += stage.received_bytes
     if stage.index < layout.stages - 1 and rank_of(stage.index + 1, layout.pp) != pp_rank:
         sent += stage.sent_bytes
-    return wire_bytes("send", work.division.chunks * sent, layout.pp)
+    return Transfer("send", layout.pp, work.division.chunks * sent)
 
 
-def _tied_bytes(stage: _Stage, work: Work) -> Fraction:
-    """Predict the exchange of gradients of tied parameters, where first and last stage lie on two ranks."""
+def _tied(stage: _Stage, work: Work) -> Transfer:
+    """Return the exchange of gradients of tied parameters, where first and last stage lie on two ranks."""
     layout = work.layout
     assert layout.schedule is not None
     last = layout.stages - 1
     names = {0: list(work.spec.tied.values()), last: list(work.spec.tied)}.get(stage.index, [])
     if SCHEDULES[layout.schedule].rank_of(last, layout.pp) == 0:
-        return Fraction(0)
+        names = []
     shapes = _local_shapes(stage, work)
     share = layout.dp if layout.zero >= 2 else 1
     numel = sum(fsdp_padded_numel([shapes[name]], dp=share) // share for name in names)
-    return wire_bytes("send", numel * _weight_bytes(work), layout.pp)
+    return Transfer("send", layout.pp, numel * _weight_bytes(work))

@@ -108,14 +108,14 @@ STRATEGIES = (
         name="zero2",
         axes=("dp",),
         when="gradients do not fit either",
-        costs="one all-gather of parameters, one reduce-scatter of gradients a step",
+        costs="an all-gather of parameters, a reduce-scatter of gradients: the bytes of ddp (gloo: 1.5 times)",
         layout=lambda nproc: Layout(dp=nproc, zero=2),
     ),
     Strategy(
         name="zero3",
         axes=("dp",),
         when="parameters do not fit on one device",
-        costs="a second all-gather: 1.5 times the bytes of ddp",
+        costs="a second all-gather: 1.5 times the bytes of ddp (gloo: twice)",
         layout=lambda nproc: Layout(dp=nproc, zero=3),
     ),
 )

@@ -1,6 +1,5 @@
 """What a step sends is what was predicted, to the byte, on every rank of every layout."""
 
-from fractions import Fraction
 from typing import Any
 
 import pytest
@@ -11,15 +10,13 @@ from parallel.config import RunConfig
 from parallel.layout import Layout
 from parallel.measure.ledger import CommLedger
 from parallel.parity import training_batches
-from parallel.planner.communication import predicted_wire_bytes
+from parallel.planner.communication import Sent, predicted_sent, predicted_transfers
 from parallel.resolve import resolve
 from tests.dist import cases  # noqa: F401  (the shallow sizes)
 from tests.dist.workers import WorkerPool
 
-Bytes = dict[str, Fraction]
 
-
-def counted(rank: Rank, run: RunConfig) -> Bytes | None:
+def counted(rank: Rank, run: RunConfig) -> Sent | None:
     """Count one step, after those in which shapes and DDP's buckets settle; ranks outside the layout return None."""
     work = resolve(run)
     mesh = cluster.make_mesh(work.layout, rank.device)
@@ -31,7 +28,8 @@ def counted(rank: Rank, run: RunConfig) -> Bytes | None:
         engine.step(next(batches))
     with CommLedger(mesh.groups()) as ledger:
         engine.step(next(batches))
-    return {row.axis: ledger.wire_bytes(axis=row.axis) for row in ledger.rows()}
+    axes = {row.axis for row in ledger.rows()}
+    return Sent({axis: ledger.ring_bytes(axis=axis) for axis in axes}, {axis: ledger.wire_bytes(axis=axis) for axis in axes})
 
 
 def check(workers: WorkerPool, model: str, layout: str, **changes: Any) -> None:
@@ -44,13 +42,13 @@ def check(workers: WorkerPool, model: str, layout: str, **changes: Any) -> None:
         **changes,
     )
     work = resolve(run)
-    predicted = [predicted_wire_bytes(work, pp_rank) for pp_rank in range(work.layout.pp)]
+    predicted = [predicted_sent(work, pp_rank, backend="gloo") for pp_rank in range(work.layout.pp)]
     everywhere = [
         predicted[pp_rank] for pp_rank in range(work.layout.pp) for _ in range(work.layout.dp * work.layout.tp)
     ]
     answers = workers.run("tests.dist.test_communication:counted", run)
     assert answers[: work.layout.world_size] == everywhere
-    assert sum(everywhere[0].values()) > 0
+    assert sum(everywhere[0].ring_bytes.values()) > 0
 
 
 @pytest.mark.parametrize(
@@ -121,7 +119,7 @@ def test_recomputed_blocks_send_again(workers: WorkerPool, model: str, layout: s
 def test_what_is_recomputed_for_each_layer_is_not_predicted() -> None:
     layout = Layout.parse("dp2.tp2.pp2/zbv/mb2")
     run = RunConfig(model="gpt2", size="shallow", layout=layout, global_batch_size=16, checkpointing="2")
-    assert predicted_wire_bytes(resolve(run)).keys() == {"dp", "pp", "world"}
+    assert predicted_transfers(resolve(run)).keys() == {"dp", "pp", "world"}
 
 
 @pytest.mark.parametrize("precision", ["bf16", "fp64"])

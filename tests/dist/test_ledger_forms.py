@@ -263,7 +263,7 @@ def results(tmp_path_factory: pytest.TempPathFactory) -> list[dict]:
 
 def _sent(rows: list, axis: str) -> Fraction:
     assert {row.axis for row in rows} == {axis}
-    return sum((row.wire_bytes for row in rows), Fraction(0))
+    return sum((row.ring_bytes for row in rows), Fraction(0))
 
 
 def _calls(rows: list) -> dict[str, tuple[int, int]]:
@@ -346,7 +346,8 @@ def test_each_call_is_counted_once(results: list[dict], rank: int, call: str, ex
 @pytest.mark.parametrize("rank", range(RANKS))
 def test_send_and_receive_count_on_their_side(results: list[dict], rank: int) -> None:
     (row,) = results[rank]["primitives"]["ping"]
-    assert (row.op, row.payload_bytes, row.wire_bytes) == (("send", 24, 24), ("recv", 24, 0))[rank]
+    assert (row.op, row.payload_bytes, row.ring_bytes) == (("send", 24, 24), ("recv", 24, 0))[rank]
+    assert row.wire_bytes == row.ring_bytes
 
 
 def test_objects_are_counted_with_their_sizes(results: list[dict]) -> None:

@@ -18,7 +18,10 @@ from parallel.measure.record import MemoryRecord, RunRecord, SpanRecord, StepLog
 PLAIN = RunRecord(run_id="a", started_at="2025-01-01T00:00:00+00:00", status="ok", strategy_requested="ddp", model="m")
 PUBLISHED = sorted((Path(__file__).parents[2] / "benchmarks" / "results").glob("*.csv"))
 # Of each schema, the sha256 of its sorted columns, joined by commas. Never change a line, only add one.
-PINS = {6: "afc746d966b38090f71a567467a1b65d443b69432fd8945b79cc09a3ee820019"}
+PINS = {
+    6: "afc746d966b38090f71a567467a1b65d443b69432fd8945b79cc09a3ee820019",
+    7: "4492b31a021b05046e622bd2413b0f9d862ec900792dad058b1b126940f58367",
+}
 DANGEROUS = ["=1+1", "+1", "-1", "@SUM(A1)", "\t=1", "\r=1", "\n=1", "＝1", "'=1", "'", "", '"', "a,b", "\\", "\\u0041"]
 
 

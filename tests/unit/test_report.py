@@ -58,8 +58,8 @@ def sweep(tmp_path):
     path = tmp_path / "sweep.csv"
     seen = [
         *runs(A, strategy="single", layout="dp1", world_size=1, every=9),
-        *runs([t / 1.6 for t in A], strategy="ddp", first=1, every=9, comm_dp_wire_bytes=1e6,
-              comm_dp_predicted_wire_bytes=1e6, memory_parameters_bytes=10**6, memory_optimizer_bytes=2 * 10**6),
+        *runs([t / 1.6 for t in A], strategy="ddp", first=1, every=9, comm_dp_sent_bytes=1e6,
+              comm_dp_predicted_sent_bytes=1e6, memory_parameters_bytes=10**6, memory_optimizer_bytes=2 * 10**6),
         *runs([t / 1.3 for t in A], strategy="pipeline", layout="pp2/1f1b/mb4", first=2, every=9, bubble_share=0.2,
               process_peak_bytes=700_000_000),
         *runs([t / 2 for t in A], strategy="ddp", layout="dp4", world_size=4, first=3, every=9),

@@ -7,6 +7,7 @@ the step before shows it. Columns that come from elsewhere name the test that co
 import json
 import time
 from dataclasses import fields, replace
+from fractions import Fraction as F
 from pathlib import Path
 from typing import Any
 
@@ -93,14 +94,15 @@ def _telemetry(rank: int) -> Telemetry:
 def _comm(rank: int) -> list[CommRow]:
     """Rows as a ledger gives them; each rank sends another number of megabytes over dp."""
     size = {0: 1_000_000, 1: 2_000_000, 2: 4_000_000, 3: 3_000_000}[rank]
+    scattered = {0: 9_000_000, 1: 300, 2: 300, 3: 300}[rank]  # by ring algorithms rank 0 would send most
     return [
-        CommRow("dp", "all_reduce", 2, calls=2 + rank, payload_bytes=size, wire_bytes=2 * size // 2),
-        CommRow("dp", "reduce_scatter", 2, calls=1, payload_bytes=600, wire_bytes=300),
-        CommRow("other", "all_gather", 2, calls=9, payload_bytes=800, wire_bytes=400),
-        CommRow("pp", "recv", 2, calls=5, payload_bytes=700, wire_bytes=0),
-        CommRow("pp", "send", 2, calls=4, payload_bytes=500, wire_bytes=500),
-        CommRow("world", "all_reduce", 4, calls=1, payload_bytes=8, wire_bytes=12),
-        CommRow("world", "barrier", 4, calls=1, payload_bytes=0, wire_bytes=0),
+        CommRow("dp", "all_reduce", 2, calls=2 + rank, payload_bytes=size, ring_bytes=F(size), wire_bytes=F(size)),
+        CommRow("dp", "reduce_scatter", 2, calls=1, payload_bytes=600, ring_bytes=F(scattered), wire_bytes=F(600)),
+        CommRow("other", "all_gather", 2, calls=9, payload_bytes=800, ring_bytes=F(400), wire_bytes=F(400)),
+        CommRow("pp", "recv", 2, calls=5, payload_bytes=700, ring_bytes=F(0), wire_bytes=F(0)),
+        CommRow("pp", "send", 2, calls=4, payload_bytes=500, ring_bytes=F(500), wire_bytes=F(500)),
+        CommRow("world", "all_reduce", 4, calls=1, payload_bytes=8, ring_bytes=F(12), wire_bytes=F(12)),
+        CommRow("world", "barrier", 4, calls=1, payload_bytes=0, ring_bytes=F(0), wire_bytes=F(0)),
     ]
 
 
@@ -238,20 +240,28 @@ MEASURED: dict[str, Any] = {
     # communication, of rank 2: stage 1
     "comm_dp_calls": (2 + BUSIEST) + 1,
     "comm_dp_payload_bytes": 4_000_000 + 600,
-    "comm_dp_wire_bytes": 4_000_000 + 300,
-    "comm_dp_predicted_wire_bytes": 2 * (1 / 2) * 4 * LAST_STAGE,  # all gradients, over two ranks
+    "comm_dp_ring_bytes": 4_000_000 + 300,
+    "comm_dp_sent_bytes": 4_000_000 + 600,
+    "comm_dp_predicted_ring_bytes": 2 * (1 / 2) * 4 * LAST_STAGE,  # all gradients, over two ranks
+    "comm_dp_predicted_sent_bytes": 2 * (1 / 2) * 4 * LAST_STAGE,
     "comm_tp_calls": None,
     "comm_tp_payload_bytes": None,
-    "comm_tp_wire_bytes": None,
-    "comm_tp_predicted_wire_bytes": None,
+    "comm_tp_ring_bytes": None,
+    "comm_tp_sent_bytes": None,
+    "comm_tp_predicted_ring_bytes": None,
+    "comm_tp_predicted_sent_bytes": None,
     "comm_pp_calls": 5 + 4,
     "comm_pp_payload_bytes": 700 + 500,
-    "comm_pp_wire_bytes": 500,
-    "comm_pp_predicted_wire_bytes": CHUNKS * BOUNDARY + 4 * 320 * 32,  # and the gradient of the table of words
+    "comm_pp_ring_bytes": 500,
+    "comm_pp_sent_bytes": 500,
+    "comm_pp_predicted_ring_bytes": CHUNKS * BOUNDARY + 4 * 320 * 32,  # and the gradient of the table of words
+    "comm_pp_predicted_sent_bytes": CHUNKS * BOUNDARY + 4 * 320 * 32,
     "comm_world_calls": 2,
     "comm_world_payload_bytes": 8,
-    "comm_world_wire_bytes": 12,
-    "comm_world_predicted_wire_bytes": 2 * (3 / 4) * 2 * 4,  # loss and gradient norm, over four ranks
+    "comm_world_ring_bytes": 12,
+    "comm_world_sent_bytes": 12,
+    "comm_world_predicted_ring_bytes": 2 * (3 / 4) * 2 * 4,  # loss and gradient norm, over four ranks
+    "comm_world_predicted_sent_bytes": 2 * (3 / 4) * 2 * 4,
     "comm_all_reduce_calls": (2 + BUSIEST) + 1,
     "comm_all_reduce_payload_bytes": 4_000_000 + 8,
     "comm_all_gather_calls": 9,
@@ -451,6 +461,17 @@ def test_the_time_since_the_command(alone: RunRecord) -> None:
 
 def test_what_is_not_computed_again_is_no_further_use_of_the_device(alone: RunRecord) -> None:
     assert alone.hfu == alone.mfu is not None
+
+
+@pytest.mark.parametrize(("layout", "ring", "gloo"), [("dp4/zero2", 1.5, 2.25), ("dp4/zero1", 2.25, 2.25)])
+def test_predicted_bytes_are_those_of_the_backend(layout: str, ring: float, gloo: float) -> None:
+    """Of 4 bytes a parameter; rows of (2, 3, ...) are padded to four, which this model has none of."""
+    work = resolve(RunConfig(size="tiny", layout=layout, global_batch_size=16))
+    small = 2 * (3 / 4) * 2 * 4  # loss and gradient norm, on the same axis
+    comm = [CommRow("dp", "all_reduce", 4, 1, 1, F(1), F(1))]
+    got = case._comm_columns(work, [RankResult(comm=comm)] * 4, "cpu")
+    assert got["comm_dp_predicted_ring_bytes"] == ring * 4 * PARAMETERS + small
+    assert got["comm_dp_predicted_sent_bytes"] == gloo * 4 * PARAMETERS + small
 
 
 def test_several_sockets_of_one_machine_are_counted_once() -> None:

@@ -30,7 +30,7 @@ def test_what_it_chooses_itself_is_refused(words: tuple[str, ...]) -> None:
 def test_speed_up_formula_and_crossover() -> None:
     # gradients of 1 MiB: a ring of two sends 1 MiB, of three 4/3 MiB; one second of computing
     records = [
-        run(nodes, link_mbit_per_s=80.0, world_size=nodes, step_time_p50_s=step_s, comm_dp_wire_bytes=sent * MIB)
+        run(nodes, link_mbit_per_s=80.0, world_size=nodes, step_time_p50_s=step_s, comm_dp_sent_bytes=sent * MIB)
         for nodes, step_s, sent in [(1, 1.0, 0), (2, 0.625, 1), (3, 0.5, 4 / 3)]
     ]
     text = table(records, ["80mbit"], 0.5)
