@@ -4,7 +4,7 @@ from typing import Any
 
 from parallel.data.dataset import Batch, Compact, Dataset
 from parallel.data.files import path_of
-from parallel.data.images import ArrayImages, open_images
+from parallel.data.images import ArrayImages, count_classes, open_images
 from parallel.data.order import batches
 from parallel.data.points import SHAPES, open_points
 from parallel.data.tasks import Classify, ClassifyStored, Denoise
@@ -19,6 +19,7 @@ __all__ = [
     "Dataset",
     "TextOptions",
     "batches",
+    "count_classes",
     "encoding",
     "get_tokenizer",
     "open_dataset",

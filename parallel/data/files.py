@@ -19,6 +19,16 @@ def sha256_of(path: Path) -> str:
     return digest.hexdigest()
 
 
+def read_bytes(path: Path) -> bytes:
+    """Return what is in a file. Raises: DataError when it cannot be read."""
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        to_nothing = path.is_symlink() and not path.exists()
+        reason = "a link to a file that is not there" if to_nothing else error.strerror
+        raise DataError(f"data file {path} cannot be read ({reason}): check the path and its rights") from error
+
+
 def path_of(name: str) -> Path | None:
     """Return the path that a data name stands for (`file:PATH`, or a path that exists), else None.
 
@@ -32,12 +42,12 @@ def path_of(name: str) -> Path | None:
     return None
 
 
-def cache_folder() -> Path:
-    """Return the folder of cached tokens, made if needed: $PARALAB_CACHE, or ~/.cache/paralab.
+def cache_folder(kind: str = "tokens") -> Path:
+    """Return the folder where something of that kind is kept, made if needed: in $PARALAB_CACHE, or ~/.cache/paralab.
 
     Raises: DataError when it cannot be written.
     """
-    folder = Path(os.environ.get("PARALAB_CACHE") or "~/.cache/paralab").expanduser() / "tokens"
+    folder = Path(os.environ.get("PARALAB_CACHE") or "~/.cache/paralab").expanduser() / kind
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:

@@ -1,7 +1,10 @@
 """Images: built-in digits, IDX files and class folders, in the form that a model takes."""
 
 import gzip
+import os
+import shutil
 import struct
+import zlib
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,9 +14,15 @@ import torch
 from PIL import Image
 
 from models.resnet import ResNetConfig
-from parallel.data import assets, open_dataset
-from parallel.data.images import fit
+from parallel.data import assets, count_classes, open_dataset
+from parallel.data.pixels import decode, fit
 from parallel.errors import DataError
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PARALAB_CACHE", str(tmp_path_factory.mktemp("cache")))
+
 
 CONFIG = ResNetConfig(depths=(1,), widths=(8,), image_size=28, channels=1, n_classes=10)
 RNG = np.random.default_rng(0)
@@ -91,13 +100,13 @@ def damage_zip(folder: Path) -> None:
         (damage_truncated, "not a whole IDX file"),
         (damage_empty, "not a whole IDX file"),
         (damage_no_labels, "no train-labels-idx1-ubyte"),
-        (damage_fewer_labels, "4 train images and 3 labels"),
+        (damage_fewer_labels, "4 images and train-labels-idx1-ubyte 3 labels"),
         (damage_zip, "damaged"),
     ],
 )
 def test_damaged_idx_folders(tmp_path: Path, damage: object, message: str) -> None:
     (tmp_path / "train-images-idx3-ubyte").write_bytes(idx(np.zeros((4, 28, 28), dtype=np.uint8)))
-    (tmp_path / "train-labels-idx1-ubyte").write_bytes(idx(np.zeros(4, dtype=np.uint8)))
+    (tmp_path / "train-labels-idx1-ubyte").write_bytes(idx(np.arange(4, dtype=np.uint8)))
     damage(tmp_path)
     with pytest.raises(DataError, match=message):
         open_dataset(str(tmp_path), config=CONFIG)
@@ -136,11 +145,226 @@ def test_class_folders_without_splits_hold_out_one_in_ten(tmp_path: Path) -> Non
 
 
 def test_damaged_image_names_its_path(tmp_path: Path) -> None:
-    (tmp_path / "a").mkdir()
-    (tmp_path / "a" / "broken.png").write_bytes(b"no image")
-    dataset = open_dataset(str(tmp_path), config=CONFIG)
-    with pytest.raises(DataError, match=r"broken\.png cannot be decoded"):
-        load(dataset, 1)
+    write_tree(tmp_path, {"a": 1, "b": 1})
+    whole = (tmp_path / "a" / "0.png").read_bytes()
+    broken = tmp_path / "b" / "0.png"
+    bomb = whole[:16] + struct.pack(">II", 1 << 20, 1 << 20) + whole[24:29]
+    for content, message in (
+        (b"no image", "is no picture that can be read"),
+        (b"", "is empty"),
+        (whole[:-30], "cannot be decoded"),
+        (bomb + struct.pack(">I", zlib.crc32(bomb[12:])) + whole[33:], "cannot be decoded .*pixels"),
+        (with_text(whole, size=2 << 20), "cannot be decoded .*too large"),
+    ):
+        broken.write_bytes(content)
+        with pytest.raises(DataError, match=rf"b/0\.png {message}"):
+            open_dataset(str(tmp_path), config=CONFIG)
+    broken.unlink()
+    broken.symlink_to(tmp_path / "gone.png")
+    with pytest.raises(DataError, match=r"b/0\.png cannot be read \(a link to a file that is not there"):
+        open_dataset(str(tmp_path), config=CONFIG)
+
+
+def with_text(png: bytes, *, size: int) -> bytes:
+    """Put a compressed text of so many bytes behind the header of a PNG."""
+    chunk = b"zTXtnote\0\0" + zlib.compress(bytes(size))
+    return png[:33] + struct.pack(">I", len(chunk) - 4) + chunk + struct.pack(">I", zlib.crc32(chunk)) + png[33:]
+
+
+def write_tree(root: Path, counts: dict[str, int]) -> Path:
+    """Write so many grey pictures into each folder, each of another shade."""
+    shade = 0
+    for name, n in counts.items():
+        (root / name).mkdir(parents=True, exist_ok=True)
+        for i in range(n):
+            shade += 1
+            write_png(root / name / f"{i}.png", np.full((8, 8), shade % 256, dtype=np.uint8))
+    return root
+
+
+def labels(folder: Path, split: str) -> list[int]:
+    return load_all(folder, split)[1].tolist()
+
+
+def load_all(folder: Path, split: str) -> tuple[torch.Tensor, torch.Tensor]:
+    dataset = open_dataset(str(folder), config=CONFIG, split=split)
+    return load(dataset, dataset.n_samples)
+
+
+@pytest.mark.parametrize(
+    ("counts", "found"),
+    [
+        ({"train/a": 2, "train/b": 1, "val/b": 1},
+         "2 classes (a, b); train 3 pictures for training, val 1 picture for validation"),
+        ({"TRAINING/a": 2, "TRAINING/b": 1, "Testing/b": 1},
+         "2 classes (a, b); TRAINING 3 pictures for training, "
+         "Testing 1 picture for validation, as no other split is there for it"),
+        ({"train/a": 1, "train/b": 1, "valid/a": 2, "test/b": 3},
+         "2 classes (a, b); train 2 pictures for training, valid 2 pictures for validation, test 3 pictures not used"),
+        ({"Train/a": 1, "Train/b": 1, "DEV/b": 1, "test": 4, "thumbs": 2},
+         "2 classes (a, b); Train 2 pictures for training, DEV 1 picture for validation; "
+         "test 4 pictures not used: it holds no split with classes; "
+         "thumbs 2 pictures not used: it holds no split with classes"),
+        ({"train/a": 1, "train/c": 1, "val/a": 1, "val/b": 1, "test/c": 1},
+         "3 classes (a, b, c); train 2 pictures for training, val 2 pictures for validation, test 1 picture not used; "
+         "no picture of b for training"),
+        ({"train/a": 1, "train/b": 1, "train": 1, "val/a": 1},
+         "2 classes (a, b); train 2 pictures for training, val 1 picture for validation; "
+         "1 pictures outside of class folders not used"),
+        ({"bus": 8, "car": 8, "train": 8},
+         "3 classes (bus, car, train); 22 pictures for training, 2 (one in 10) for validation"),
+        ({"data": 11, "test": 9}, "2 classes (data, test); 18 pictures for training, 2 (one in 10) for validation"),
+        ({"a": 5, "b": 5, ".c": 9, "__MACOSX/a": 9, "empty": 0, "b/._x": 3},
+         "2 classes (a, b); 9 pictures for training, 1 (one in 10) for validation"),
+    ],
+)  # fmt: skip
+def test_what_is_found_in_a_folder(tmp_path: Path, counts: dict[str, int], found: str) -> None:
+    for split in ("train", "validation"):
+        assert open_dataset(str(write_tree(tmp_path, counts)), config=CONFIG, split=split).found == found
+
+
+def test_classes_are_numbered_over_all_splits(tmp_path: Path) -> None:
+    write_tree(tmp_path, {"train/.ipynb_checkpoints": 0, "train/a": 1, "train/b": 1, "train/c": 2, "valid/a": 0,
+                          "valid/c": 1, "valid/b": 1, "test/a": 1})  # fmt: skip
+    assert labels(tmp_path, "train") == [0, 1, 2, 2]
+    assert labels(tmp_path, "validation") == [1, 2]
+
+
+@pytest.mark.parametrize(
+    ("counts", "message"),
+    [
+        ({"flowers/a": 3, "flowers/b": 3},
+         "in {root}, flowers holds no pictures itself.*use --data file:{root}/flowers, or"),
+        ({"x/flowers/train/a": 3, "x/flowers/train/b": 3}, "use --data file:{root}/x/flowers, or"),
+        ({"one/a": 1, "one/b": 1, "two/a": 1, "two/b": 1}, "use --data file:{root}/one or --data file:{root}/two, or"),
+        ({"train": 4, "test": 4}, "{root} has test and train, which hold pictures and no folder for each class"),
+        ({"train/a": 1, "train/b": 1, "bus": 1},
+         "{root}/train holds folders as a split does .a and b. and is beside bus"),
+        ({"train/a": 1, "train/b": 1, "val/a": 1, "dev/a": 1}, "dev and val, which are both its validation split"),
+        ({"valid/a": 1, "valid/b": 1}, "no split for training, only valid"),
+        ({"a": 1, "A": 1}, "A and a, which differ in case alone"),
+        ({"a": 12}, "has one class, and nothing to tell apart"),
+        ({"train/images": 1, "valid/images": 1}, "has one class, and nothing to tell apart"),
+        ({"": 3}, "{root} has 3 pictures and no folder of any"),
+        ({"a": 0, "b": 0}, "{root} has no pictures: IDX files are needed"),
+    ],
+)  # fmt: skip
+def test_folders_of_another_form_are_refused(tmp_path: Path, counts: dict[str, int], message: str) -> None:
+    write_tree(tmp_path, counts)
+    with pytest.raises(DataError, match=message.format(root=tmp_path)):
+        open_dataset(str(tmp_path), config=CONFIG)
+
+
+def save(path: Path, image: Image.Image, **options: object) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    image.save(path, **options)
+    return path
+
+
+def test_every_form_of_a_picture_has_the_pixels_of_the_plain_one(tmp_path: Path) -> None:
+    grey = RNG.integers(0, 256, (8, 6), dtype=np.uint8)
+    colour = RNG.integers(0, 256, (8, 6, 3), dtype=np.uint8)
+    plain, sixteen = Image.fromarray(grey), Image.fromarray(grey.astype(np.uint16) * 257)
+    turned = Image.Exif()
+    turned[0x0112] = 6  # turn by 90 degrees clockwise to see it upright
+    rgb = Image.fromarray(colour)
+    opaque = Image.fromarray(np.dstack([colour, np.full((8, 6), 255, dtype=np.uint8)]))
+    want_grey, want_colour = (
+        torch.from_numpy(x.astype(np.float32)) / 255 for x in (grey[None], colour.transpose(2, 0, 1))
+    )
+    forms = {
+        "grey.PNG": (plain, want_grey),
+        "16.png": (sixteen, want_grey),
+        "16.tif": (sixteen, want_grey),
+        "16.pgm": (sixteen, want_grey),
+        "LA.png": (plain.convert("LA"), want_grey.expand(3, -1, -1)),
+        "rgb.bmp": (rgb, want_colour),
+        "rgba.webp": (opaque, want_colour),
+        "palette.gif": (plain, want_grey.expand(3, -1, -1)),
+        "one.png": (plain.convert("1"), torch.from_numpy(np.array(plain.convert("1"))[None].astype(np.float32))),
+        "cmyk.tif": (rgb.convert("CMYK"), want_colour),
+    }
+    for name, (image, want) in forms.items():
+        options = {"lossless": True} if name.endswith("webp") else {}
+        path = save(tmp_path / name, image, **options)
+        torch.testing.assert_close(decode(path.read_bytes(), path=path), want, atol=1e-6, rtol=0, msg=name)
+    path = save(tmp_path / "turned.png", plain.transpose(Image.Transpose.ROTATE_90), exif=turned)
+    torch.testing.assert_close(decode(path.read_bytes(), path=path), want_grey)
+
+
+def test_what_is_transparent_is_white(tmp_path: Path) -> None:
+    ink = np.zeros((4, 4), dtype=np.uint8)
+    ink[1, 2] = 255
+    want = torch.from_numpy(1 - ink.astype(np.float32) / 255)
+    black = Image.new("L", (4, 4))
+    black.putalpha(Image.fromarray(ink))
+    palette = Image.fromarray(ink // 255, "P")
+    palette.putpalette([200, 0, 0, 0, 0, 0])
+    forms = {"LA": (black, {}), "RGBA": (black.convert("RGBA"), {}), "P": (palette, {"transparency": 0}),
+             "L": (Image.fromarray(255 - ink), {"transparency": 255})}  # fmt: skip
+    for name, (image, options) in forms.items():
+        path = save(tmp_path / f"{name}.png", image, **options)
+        for plane in decode(path.read_bytes(), path=path):
+            torch.testing.assert_close(plane, want, msg=name)
+
+
+@pytest.mark.parametrize(("kind", "said"), [(np.float32, "floating-point numbers"), (np.int32, "32-bit integers")])
+def test_numbers_of_unknown_range_are_refused(tmp_path: Path, kind: type, said: str) -> None:
+    write_tree(tmp_path, {"a": 1, "b": 1})
+    save(tmp_path / "a" / "x.tif", Image.fromarray(np.ones((8, 8), dtype=kind)))
+    with pytest.raises(DataError, match=rf"a/x\.tif holds {said}, whose range is not known: save it with 8 or 16 bits"):
+        open_dataset(str(tmp_path), config=CONFIG)
+
+
+def test_a_set_is_known_by_its_contents(tmp_path: Path) -> None:
+    counts = {"train/a": 2, "train/b": 1, "val/a": 1, "test/b": 1}
+    first = write_tree(tmp_path / "first", counts)
+
+    def identity(folder: Path, split: str = "train") -> str:
+        return open_dataset(str(folder), config=CONFIG, split=split).sha256
+
+    shutil.copytree(first, tmp_path / "elsewhere" / "second")
+    known = identity(first)
+    assert identity(tmp_path / "elsewhere" / "second") == known == identity(first, "validation")
+    (first / "val").rename(first / "Validation")
+    (first / "test" / "b" / "0.png").unlink()  # is not read
+    assert identity(first) == known
+    picture = first / "train" / "a" / "1.png"
+    times, size = picture.stat(), picture.stat().st_size
+    write_png(picture, np.full((8, 8), 99, dtype=np.uint8))
+    os.utime(picture, ns=(times.st_atime_ns, times.st_mtime_ns))
+    assert picture.stat().st_size == size and identity(first) != known
+
+
+@pytest.mark.parametrize(
+    "stem", ["{}-images.idx3-ubyte", "emnist-letters-{}-images-idx3-ubyte", "{}-images-idx3-ubyte/{}-images-idx3-ubyte"]
+)
+def test_idx_files_under_their_other_names(tmp_path: Path, stem: str) -> None:
+    for split, n in (("train", 12), ("test", 5)):
+        for kind, array in (
+            ("images", np.zeros((n, 4, 4), dtype=np.uint8)),
+            ("labels", np.arange(1, n + 1, dtype=np.uint8)),
+        ):
+            path = tmp_path / stem.replace("images", kind).replace(
+                "idx3", "idx3" if kind == "images" else "idx1"
+            ).format(split, split)
+            path.parent.mkdir(exist_ok=True)
+            path.write_bytes(idx(array))
+    dataset = open_dataset(str(tmp_path), config=replace(CONFIG, n_classes=13), split="validation")
+    assert dataset.n_samples == 5 and count_classes(str(tmp_path)) == 13
+    found = "13 classes (0 to 12, no picture of 0); train 12 pictures for training, test 5 pictures for validation"
+    assert dataset.found == found
+    (tmp_path / "emnist-digits-train-images-idx3-ubyte.gz").write_bytes(b"")
+    with pytest.raises(DataError, match="IDX files of 2 sets"):
+        count_classes(str(tmp_path))
+
+
+@pytest.mark.parametrize("shape", [(0, 28, 28), (3, 0, 28)])
+def test_idx_files_without_pictures(tmp_path: Path, shape: tuple[int, ...]) -> None:
+    (tmp_path / "train-images-idx3-ubyte").write_bytes(idx(np.zeros(shape, dtype=np.uint8)))
+    (tmp_path / "train-labels-idx1-ubyte").write_bytes(idx(np.arange(3, dtype=np.uint8)))
+    with pytest.raises(DataError, match=r"train-images-idx3-ubyte holds .*sizes"):
+        open_dataset(str(tmp_path), config=CONFIG)
 
 
 def test_small_images_are_padded_and_large_ones_scaled() -> None:
@@ -181,5 +405,7 @@ def test_folder_without_images(tmp_path: Path) -> None:
 
 def test_train_folder_without_validation(tmp_path: Path) -> None:
     write_png(tmp_path / "train" / "a" / "0.png", np.zeros((8, 8), dtype=np.uint8))
-    with pytest.raises(DataError, match="none for validation"):
+    with pytest.raises(
+        DataError, match=r"no split for validation, only train: add a folder valid, or use --data file:.*/train"
+    ):
         open_dataset(str(tmp_path), config=CONFIG, split="validation")
