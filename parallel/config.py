@@ -79,6 +79,9 @@ class RunConfig:
     text_column: str = option("text", "holds the text, in a Parquet file or Hugging Face set", group="work")
     streaming: bool = option(False, "read a Hugging Face set without storing it (its tokens are)", group="work")
     max_tokens: int | None = option(None, "of a text, in each split: the rest is not read", group="work", at_least=1)
+    n_classes: int | None = option(
+        None, "classes of images the model tells apart (default: as many as the data has)", group="work", at_least=1
+    )
     norm: str | None = option(
         None, "normalisation (image models)", group="work", choices=("batch", "syncbatch", "group")
     )

@@ -15,7 +15,7 @@ from models.spec import ModelSpec
 from parallel import engines, strategies
 from parallel.cluster import Mesh, Rank
 from parallel.config import RunConfig, flags_of
-from parallel.data import Compact, TextOptions, open_dataset
+from parallel.data import Compact, TextOptions, count_classes, open_dataset
 from parallel.data.dataset import Dataset
 from parallel.errors import ConfigError, LayoutError, did_you_mean
 from parallel.layout import Division, Layout
@@ -102,7 +102,7 @@ def resolve(run: RunConfig) -> Work:
     _check_machine(run)
     spec = SPECS[run.model]
     size = run.size or spec.default_size
-    config = _model_config(run, spec, size)
+    config = _with_classes(_model_config(run, spec, size), run, spec)
     if run.cast_on_device and config.task not in ("text", "classify"):
         raise ConfigError(
             f"--cast-on-device with {spec.name} {size}: its noise is added to numbers, before the copy; leave it out"
@@ -142,6 +142,7 @@ def resolve(run: RunConfig) -> Work:
         layout=layout,
         nproc=layout.world_size,
         global_batch_size=division.global_batch_size,
+        n_classes=getattr(config, "n_classes", None),
     )
     work = Work(run, spec, config, size, layout, division)
     engines.check(work, requested=requested, launcher=rank.launcher)
@@ -201,8 +202,20 @@ def _model_config(run: RunConfig, spec: ModelSpec, size: str) -> Any:
         raise ConfigError(f"--size {size} is unknown for {spec.name}{hint}: use one of {', '.join(spec.sizes)}")
     config = spec.sizes[size]
     known = {field.name for field in fields(config)}
-    wanted = {"seq_len": run.seq_len, "norm": run.norm, "channels_last": run.channels_last or None}
+    wanted = {
+        "seq_len": run.seq_len,
+        "n_classes": run.n_classes,
+        "norm": run.norm,
+        "channels_last": run.channels_last or None,
+    }
     for name, value in wanted.items():
         if value is not None and name not in known:
             raise ConfigError(f"--{name.replace('_', '-')} does not apply to {spec.name} {size}: leave it out")
     return replace(config, **{name: value for name, value in wanted.items() if value is not None})
+
+
+def _with_classes(config: Any, run: RunConfig, spec: ModelSpec) -> Any:
+    """Give a model of images as many classes as its data has, unless a number was asked for. Raises: DataError."""
+    if run.n_classes is not None or not hasattr(config, "n_classes"):
+        return config
+    return replace(config, n_classes=count_classes(run.data or spec.data(config)))

@@ -64,8 +64,10 @@ def find(path: Path) -> Path:
 
 def _work(facts: checkpoint.Facts, folder: Path) -> Work:
     """Return the work that a checkpoint says it belongs to, on one process."""
+    kept = {name: facts.run.get(name) for name in _KEPT}
+    n_classes = facts.work.get("n_classes")  # as trained: the data may be elsewhere by now
     try:
-        return resolve(RunConfig.from_dict({name: facts.run.get(name) for name in _KEPT} | {"layout": Layout()}))
+        return resolve(RunConfig.from_dict(kept | {"n_classes": n_classes, "layout": Layout()}))
     except UsageError as error:
         raise DataError(f"{folder / FACTS}: run: {error}") from None
 

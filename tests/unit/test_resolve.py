@@ -349,3 +349,24 @@ def test_what_was_found_is_said_once_by_rank_0(
         monkeypatch.setenv(name, value)
     work.show_data("train", "validation")
     assert not capsys.readouterr().out
+
+
+@pytest.mark.parametrize("words", [["--model", "resnet", "--size", "tiny"], ["--model", "resnet", "--size", "50"],
+                                   ["--model", "diffusion", "--size", "tiny-dit"]])  # fmt: skip
+def test_the_number_of_classes_follows_the_data(words: list[str], tmp_path: Path) -> None:
+    words = [*words, "--nproc", "1"]
+    assert resolve(read_config(words)).model_config.n_classes == 10
+    for i in range(12):
+        (tmp_path / f"class{i:02}").mkdir()
+        (tmp_path / f"class{i:02}" / "0.png").touch()
+    words += ["--data", f"file:{tmp_path}"]
+    work = resolve(read_config(words))
+    assert work.model_config.n_classes == work.run.n_classes == 12
+    assert resolve(read_config([*words, "--n-classes", "20"])).model_config.n_classes == 20
+    with pytest.raises(DataError, match="12 classes, this model 11: use --n-classes 12, or leave it out"):
+        resolve(read_config([*words, "--n-classes", "11"])).dataset()
+
+
+def test_a_number_of_classes_is_refused_where_there_are_none() -> None:
+    with pytest.raises(ConfigError, match="--n-classes does not apply to gpt2 nano"):
+        resolve(read_config(["--nproc", "1", "--n-classes", "3"]))

@@ -11,9 +11,11 @@ from typing import Any
 
 import pytest
 import torch
+from PIL import Image
 
 from parallel import checkpoint, train
 from parallel.case import Asked
+from parallel.checkpoint.restore import restore
 from parallel.cluster import Mesh, Rank
 from parallel.config import load
 from parallel.data import open_dataset
@@ -192,6 +194,20 @@ def test_a_classifier_tells_its_accuracy_and_a_trace_is_written(
     assert 0 <= found["accuracy"] <= 1 and round(found["accuracy"] * 30, 6).is_integer()
     assert f"accuracy {found['accuracy']:.2%}" in capsys.readouterr().out
     assert json.loads((tmp_path / "trace-step-1.json").read_text())["traceEvents"]
+
+
+def test_a_model_of_twelve_classes_goes_on_and_is_restored_without_its_data(tmp_path: Path) -> None:
+    data = tmp_path / "data"
+    for i in range(12):
+        (data / f"{i:02}").mkdir(parents=True)
+        Image.new("L", (8, 8), 20 * i).save(data / f"{i:02}" / "0.png")
+    words = ["--model", "resnet", "--size", "tiny", "--data", f"file:{data}", "--global-batch-size", "4"]
+    assert run(tmp_path / "out", *words, "--steps", "1") == 0
+    assert run(tmp_path / "out", "--steps", "2", "--resume") == 0
+    shutil.rmtree(data)
+    trained = restore(tmp_path / "out")
+    assert trained.work.model_config.n_classes == 12
+    assert trained.model.head.linear.weight.shape[0] == 12
 
 
 def test_a_line_of_metrics() -> None:
