@@ -148,7 +148,8 @@ def check(config: SweepConfig) -> None:
 def strategies(config: SweepConfig) -> Iterator[device_levers.Named]:
     """Yield models x batches x process counts x strategies (or layouts) x engines, without what does not fit.
 
-    What does not fit is said. One process has strategy single only, and single one process.
+    What does not fit is said. One process has strategy single only, where that is one of them, and
+    single one process.
     """
     from parallel.resolve import resolve
 
@@ -182,8 +183,9 @@ def _divisions(config: SweepConfig) -> Iterator[dict[str, Any]]:
     from parallel.resolve import machine_processes
 
     counts = config.nprocs or [config.nproc or machine_processes()]
-    for nproc, strategy in product(counts, config.strategies or STRATEGIES):
-        if (strategy == "single") == (nproc == 1):
+    strategies = config.strategies or STRATEGIES
+    for nproc, strategy in product(counts, strategies):
+        if (strategy == "single") == (nproc == 1) or (nproc == 1 and "single" not in strategies):
             yield {"strategy": strategy, "nproc": nproc}
 
 

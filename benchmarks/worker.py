@@ -1,5 +1,6 @@
 """The processes of a measured case: what `benchmarks/run.py` starts, on every rank."""
 
+import sys
 from dataclasses import replace
 from typing import Any
 
@@ -8,10 +9,10 @@ from parallel.case import Asked, failed, record_failure, run_case
 from parallel.cluster import Rank
 from parallel.errors import RankError
 from parallel.failure import Failure, Progress, guard
-from parallel.launch import check_started, launch
+from parallel.launch import launch
 from parallel.measure.record import RunRecord, StepLog, append, check_appendable, log_path
 from parallel.parity import References
-from parallel.resolve import resolve
+from parallel.resolve import alone, resolve
 
 
 def run(config: Any) -> int:
@@ -28,11 +29,11 @@ def run(config: Any) -> int:
         launcher=rank.launcher,
     )
     if rank.launcher != "python" and config.nproc is None and config.layout is None:
-        if config.strategy not in (None, "single"):
-            check_started(rank, max(rank.world_size, 2))
         config = replace(config, nproc=rank.world_size)
     work = resolve(config)
     asked = replace(asked, command=work.command)
+    if (told := alone(work, rank)) and rank.is_main:
+        print(told, file=sys.stderr)
     work.show_data("train")
     out = config.out or "runs/results.csv"
     check_appendable(out)

@@ -196,8 +196,9 @@ def make_mesh(layout: Layout, device: torch.device) -> Mesh:
         raise WorldError(
             f"layout {layout} needs {layout.world_size} processes, {started} started: use --nproc {layout.world_size}"
         )
-    if not dist.is_initialized() or layout.world_size == 1:
+    if layout.world_size == 1 and not layout.zero:
         return Mesh(layout, device)
+    join_alone(device)
     shape = tuple(getattr(layout, axis) for axis in MESH_AXES)
     key = (shape, device.type, id(dist.group.WORLD))
     if key not in _MESHES:
@@ -206,6 +207,12 @@ def make_mesh(layout: Layout, device: torch.device) -> Mesh:
         grid = DeviceMesh(device.type, torch.tensor(ranks).view(shape), mesh_dim_names=MESH_AXES)
         _MESHES[key] = (grid, world)
     return Mesh(layout, device, *_MESHES[key])
+
+
+def join_alone(device: torch.device) -> None:
+    """Make a process group of this process alone where it has joined none: FSDP2 and DeepSpeed want one."""
+    if not dist.is_initialized():
+        dist.init_process_group(default_backend(device.type), store=dist.HashStore(), rank=0, world_size=1)
 
 
 @cache

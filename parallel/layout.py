@@ -1,7 +1,8 @@
 """How one training step is divided over processes: degrees, ZeRO stage, pipeline schedule, micro-batches.
 
 A layout is written `dp2.tp2.pp2/zero1/1f1b/mb4/sp`: degrees first, joined by dots, then options. Degrees of
-one are left out when printing (`dp1` stands for a single process), and every layout parses back to itself.
+one are left out when printing (`dp1` stands for a single process), and every layout parses back to itself. A single
+process may have a ZeRO stage (`dp1/zero3`): the stage runs and has nothing to divide.
 This module imports no torch, so that a bad layout is refused before anything heavy is loaded.
 """
 
@@ -114,7 +115,7 @@ class Layout:
             raise LayoutError(f"mb{self.micro_batches} with the naive schedule: it runs one micro-batch, use gpipe")
         if self.sequence_parallel and self.tp == 1:
             raise LayoutError("sp without tensor parallelism: add a degree such as tp2, or leave sp out")
-        if self.zero and self.dp == 1:
+        if self.zero and self.dp == 1 and self.world_size > 1:
             raise LayoutError(f"zero{self.zero} with dp1: there is nothing to shard over, add a degree such as dp2")
 
     @property
@@ -186,7 +187,7 @@ class Layout:
         inside, each = self.tp * self.pp, self.micro_batches * accumulation
         for dp in range(world_size // inside, 0, -1):
             if parts_of is None or dp == 1 or parts_of % (dp * each) == 0:
-                return replace(self, dp=dp, zero=self.zero if dp > 1 else 0)
+                return replace(self, dp=dp, zero=self.zero if dp > 1 or inside == 1 else 0)
         raise LayoutError(
             f"layout {self} on {world_size} process(es): tp{self.tp} x pp{self.pp} = {inside} needed for one data"
             f" rank: use more --procs-per-node or nodes, or a smaller tp or pp"

@@ -12,7 +12,7 @@ from torch import nn
 
 from models import SPECS
 from models.spec import ModelSpec
-from parallel import engines, strategies
+from parallel import cluster, engines, strategies
 from parallel.cluster import Mesh, Rank
 from parallel.config import RunConfig, flags_of
 from parallel.data import Compact, TextOptions, count_classes, open_dataset
@@ -40,7 +40,9 @@ class Work:
 
     @property
     def strategy(self) -> str:
-        return strategies.name_of(self.layout)
+        """The strategy asked for where the layout is its, else the name of the layout."""
+        assert self.run.strategy is not None, "resolve names it"
+        return self.run.strategy
 
     @property
     def n_parameters(self) -> int:
@@ -107,8 +109,8 @@ def resolve(run: RunConfig) -> Work:
         raise ConfigError(
             f"--cast-on-device with {spec.name} {size}: its noise is added to numbers, before the copy; leave it out"
         )
-    layout = _layout(run)
     rank = Rank.from_env()
+    layout = _layout(run, rank)
     rank.check_gpus(layout.world_size)
     strategies.check(layout, spec=spec, config=config)
     layout.check_schedule(run.accumulation)
@@ -138,7 +140,7 @@ def resolve(run: RunConfig) -> Work:
         engine=engine,
         ds_config=engines.deepspeed_file(engine, run.ds_config),
         size=size,
-        strategy=strategies.name_of(layout),
+        strategy=run.strategy or strategies.name_of(layout),
         layout=layout,
         nproc=layout.world_size,
         global_batch_size=division.global_batch_size,
@@ -172,10 +174,10 @@ def machine_processes() -> int:
     return torch.cuda.device_count() or _CPU_PROCESSES
 
 
-def _layout(run: RunConfig) -> Layout:
+def _layout(run: RunConfig, rank: Rank) -> Layout:
     if run.layout is not None:
         actual = strategies.name_of(run.layout)
-        if run.strategy not in (None, actual):
+        if run.strategy is not None and not strategies.stands_for(run.strategy, run.layout):
             raise LayoutError(
                 f"--strategy {run.strategy} with --layout {run.layout}, which is {actual}: "
                 f"use --strategy {actual}, or leave one of them out"
@@ -187,11 +189,33 @@ def _layout(run: RunConfig) -> Layout:
         raise LayoutError(f"--strategy single with --nproc {run.nproc}: use --nproc 1, or another --strategy")
     if run.strategy == "single" or (run.strategy is None and (run.nproc or machine_processes()) == 1):
         return Layout()
-    return strategies.layout_of(run.strategy or "ddp", run.nproc or _processes_for(run.strategy))
+    strategy = run.strategy or "ddp"
+    nproc = run.nproc or _processes_for(strategy)
+    if nproc == rank.world_size == 1 and rank.launcher != "python" and not strategies.runs_alone(strategy):
+        more = cluster.start_line(rank.launcher, 2, gpus=torch.cuda.is_available())
+        raise LayoutError(
+            f"{rank.launcher} started 1 process, and {strategy} needs 2 or more: type {more}, or use --strategy single"
+        )
+    return strategies.layout_of(strategy, nproc)
 
 
-def _processes_for(strategy: str | None) -> int:
-    return max(machine_processes(), 8 if strategy == "3d" else 2)
+def _processes_for(strategy: str) -> int:
+    least = 1 if strategies.runs_alone(strategy) else 8 if strategy == "3d" else 2
+    return max(machine_processes(), least)
+
+
+def alone(work: Work, rank: Rank) -> str | None:
+    """Return what to tell about a strategy that divides, over one process; None where there is nothing to tell."""
+    strategy = work.strategy
+    if work.layout.world_size > 1 or strategy == "single":
+        return None
+    gpus = torch.cuda.device_count()
+    more = cluster.start_line(rank.launcher, gpus if gpus > 1 else _CPU_PROCESSES, gpus=gpus > 1)
+    if gpus == 1:
+        more = (
+            f"this machine has one GPU, and its CPU runs them with CUDA_VISIBLE_DEVICES= before the command and {more}"
+        )
+    return f"paralab: {strategy} over 1 process: nothing is divided; for more: {more}"
 
 
 def _model_config(run: RunConfig, spec: ModelSpec, size: str) -> Any:

@@ -15,8 +15,10 @@ from parallel.spec import BuildContext, Engine, Planned
 
 ABLE = {
     "torch": "every strategy",
-    "deepspeed": "ddp, zero1, zero2, zero3, and 1f1b pipelines (with zero1 over several data ranks)",
-    "accelerate": "ddp, zero1 (by its DeepSpeed plugin, as zero2 and zero3 with --ds-config), zero2 and zero3 (FSDP2)",
+    "deepspeed": "single, ddp, zero1, zero2, zero3, and 1f1b pipelines (with zero1 over several data ranks)",
+    "accelerate": (
+        "single, ddp, zero1 (by its DeepSpeed plugin, as zero2 and zero3 with --ds-config), zero2 and zero3 (FSDP2)"
+    ),
 }
 _PRECISIONS = {
     "torch": ("fp32", "bf16", "fp16", "fp64"),
@@ -115,5 +117,5 @@ def _same_file(a: str, b: str) -> bool:
 def _runs(engine: str, layout: Layout) -> bool:
     if engine == "deepspeed":
         piped = layout.schedule == "1f1b" and layout.zero == (1 if layout.dp > 1 else 0)
-        return layout.world_size > 1 and layout.tp == 1 and (layout.pp == 1 or piped)
-    return engine == "torch" or layout.axes == ("dp",)
+        return layout.tp == 1 and (layout.pp == 1 or piped)
+    return engine == "torch" or layout.axes in ((), ("dp",))

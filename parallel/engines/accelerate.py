@@ -18,6 +18,7 @@ from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
 
+from parallel import cluster
 from parallel.data.dataset import Batch
 from parallel.engines import accelerate_settings, realised
 from parallel.engines import deepspeed as ds
@@ -43,6 +44,7 @@ def build_accelerate(context: BuildContext, config_path: str | Path | None = Non
     Raises: ConfigError when the layout and Accelerate's configuration disagree, WorldError when Accelerate sees
     another number of processes.
     """
+    cluster.join_alone(context.device)
     kind = accelerate_settings.kind_of(os.environ, context, config_path)
     if kind == "deepspeed":
         ds.prepare(context)  # what it leaves in the environment DeepSpeed reads in every step
@@ -179,7 +181,7 @@ def _check_started(accelerator: Any, model: nn.Module, context: BuildContext, ki
     """Raise ConfigError unless the prepared model is split, rounded, placed and accumulated as the run says."""
     layout, sharded = context.layout, kind == "fsdp"
     wanted = {
-        "sharding": "FSDP2" if sharded else "DistributedDataParallel" if layout.world_size > 1 else "none",
+        "sharding": "FSDP2" if sharded else "DistributedDataParallel",  # also over one process
         "mesh": (layout.world_size,) if sharded else None,
         "units": [True] * len(accelerator.unwrap_model(model).blocks) if sharded else None,
         "resharding after forward": layout.zero == 3 if sharded else None,

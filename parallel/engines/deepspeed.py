@@ -20,6 +20,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from parallel import cluster
 from parallel.data.dataset import Batch
 from parallel.engines import deepspeed_config, realised
 from parallel.engines.native import LossScale
@@ -66,6 +67,7 @@ def _say_once(note: str) -> None:
 
 def prepare(context: BuildContext) -> None:
     """Let DeepSpeed join the process group that exists, without compiling and without printing."""
+    cluster.join_alone(context.device)
     # It reads these two in the environment and nowhere else.
     os.environ.setdefault("LOCAL_RANK", str(context.device.index or 0))
     if context.device.type == "cpu":

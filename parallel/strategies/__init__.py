@@ -26,19 +26,33 @@ def find(name: str) -> Strategy:
 def layout_of(name: str, nproc: int) -> Layout:
     """Return a strategy's layout for so many processes. Raises: ConfigError; LayoutError where it has none."""
     strategy = find(name)
-    if strategy.axes and nproc == 1:
+    if nproc == 1 and not runs_alone(name):
         raise LayoutError(f"{name} needs 2 processes or more, 1 asked for: use --nproc 2 or more, or --strategy single")
     return strategy.layout(nproc)
 
 
+def runs_alone(name: str) -> bool:
+    """Return whether a strategy may run over one process: those of the data axis, with nothing to divide."""
+    return set(find(name).axes) <= {"dp"}
+
+
+def stands_for(name: str, layout: Layout) -> bool:
+    """Return whether a layout is a strategy's: by name, or as what `layout_of` gives for as many processes."""
+    if name == name_of(layout):
+        return True
+    return layout.world_size == 1 and runs_alone(name) and layout_of(name, 1) == layout
+
+
 def name_of(layout: Layout) -> str:
-    """Return the strategy that a layout belongs to."""
+    """Return the strategy that a layout belongs to; of those that share it, the plainest."""
     if len(layout.axes) > 1:
         return "3d" if len(layout.axes) == 3 else "2d"
     if layout.pp > 1:
         return "model" if layout.schedule == "naive" else "pipeline"
+    if layout.zero:
+        return f"zero{layout.zero}"
     if layout.dp > 1:
-        return f"zero{layout.zero}" if layout.zero else "ddp"
+        return "ddp"
     return "tensor" if layout.tp > 1 else "single"
 
 

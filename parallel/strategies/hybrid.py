@@ -55,7 +55,7 @@ def build(context: BuildContext) -> NativeEngine:
         make_optimizer(pieces, context.run),
         run_chunks,
         finish,
-        zero.ShareUpdates(pieces, mesh=mesh) if split else None,
+        zero.ShareUpdates(pieces, mesh=mesh) if split and layout.dp > 1 else None,
         duplicates,
     )
 

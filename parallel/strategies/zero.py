@@ -7,6 +7,8 @@ optimizer states are split by rows, and the parameters of a block are gathered w
 after forward and gathers them again for backward; stage 2 keeps them from forward to backward. That is where
 stage 2 differs from DeepSpeed's, which keeps a full copy of the parameters at all times: ours needs as much
 while a step runs, and only a share between steps.
+
+Over one rank all of it is that rank's share: the same code runs, on shards that are whole, and nothing is sent.
 """
 
 import math

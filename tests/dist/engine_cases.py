@@ -5,6 +5,7 @@ from itertools import islice
 from typing import Any
 
 import torch.distributed as dist
+from torch.distributed.tensor import DTensor
 
 from parallel import checkpoint, cluster, engines, parity
 from parallel.cluster import Mesh, Rank
@@ -34,6 +35,13 @@ def certify(work: Work, mesh: Mesh, engine: str, ds_config: str | None) -> tuple
     results = [built.step(batch) for batch in islice(parity.training_batches(work, mesh), STEPS)]
     got = Trace([r.loss.item() for r in results], [r.grad_norm.item() for r in results])
     return type(built).__name__, parity.certify(built, got, _references[key], work, mesh)
+
+
+def sharded(rank: Rank, run: RunConfig) -> set[bool]:
+    """Return whether the parameters are shards of torch's FSDP: of all of them, and of none, one answer."""
+    work = resolve(run)
+    built = engines.build(work.context(cluster.make_mesh(work.layout, rank.device)), "torch")
+    return {isinstance(parameter, DTensor) for _, parameter in built.parameters()}
 
 
 def split_with_a_slow_rank(rank: Rank, run: RunConfig, engine: str, slept_s: float) -> Split | None:

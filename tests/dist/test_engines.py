@@ -31,10 +31,22 @@ SHIPPED = {
 }
 
 
+# what Accelerate runs at stages 0 to 3
+APART = ["AccelerateEngine", "PluginEngine", "AccelerateEngine", "AccelerateEngine"]
+
+
 @pytest.fixture(scope="module")
 def pair() -> Iterator[WorkerPool]:
     """Two processes: DeepSpeed and Accelerate take all the processes there are."""
     pool = WorkerPool(2)
+    yield pool
+    pool.close(kill=True)
+
+
+@pytest.fixture(scope="module")
+def alone() -> Iterator[WorkerPool]:
+    """One process, which joins no group by itself."""
+    pool = WorkerPool(1)
     yield pool
     pool.close(kill=True)
 
@@ -73,6 +85,18 @@ def test_every_file_is_run() -> None:
 def test_deepspeed_with_each_file(pair: WorkerPool, name: str) -> None:
     built = "PipelineEngine" if name == "pipeline" else "ZeroEngine"
     check(pair, case("gpt2", SHIPPED[name]), "deepspeed", built, CONFIGS / f"{name}.json")
+
+
+@pytest.mark.parametrize("layout", ["dp1", "dp1/zero1", "dp1/zero2", "dp1/zero3"])
+@pytest.mark.parametrize(
+    ("engine", "builts"), [("torch", ["NativeEngine"] * 4), ("deepspeed", ["ZeroEngine"] * 4), ("accelerate", APART)]
+)
+def test_one_process_runs_every_stage(alone: WorkerPool, engine: str, builts: list[str], layout: str) -> None:
+    run = case("gpt2", layout, accumulation=2)
+    check(alone, run, engine, builts[resolve(run).layout.zero])
+    if engine == "torch":
+        ((shards,),) = alone.run("tests.dist.engine_cases:sharded", run)
+        assert shards == (resolve(run).layout.zero >= 2)
 
 
 @pytest.mark.parametrize("layout", ["dp2", "dp2/zero1", "dp2/zero2", "dp2/zero3"])

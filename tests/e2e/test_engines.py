@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from parallel.measure.record import read
+
 ROOT = Path(__file__).resolve().parents[2]
 BIN = Path(sys.executable).parent
 SCRIPT = "tests/e2e/certify.py"
@@ -80,7 +82,31 @@ def test_torchrun_starts_deepspeed() -> None:
     assert got == want | {"certificate": "passed"}
 
 
-def test_accelerate_that_starts_one_process_is_not_taken_for_two() -> None:
-    done = started("accelerate", "launch", "--cpu", "--num_processes", "2", SCRIPT, "ddp", "auto")
+@pytest.mark.parametrize(
+    ("line", "strategy", "stage", "layout"),
+    [
+        ("deepspeed benchmarks/run.py --strategy zero3", "zero3", 3, "dp1/zero3"),
+        ("accelerate launch benchmarks/run.py --strategy ddp", "ddp", 0, "dp1"),
+    ],
+)
+def test_a_launcher_that_starts_one_process_gets_one(
+    tmp_path: Path, line: str, strategy: str, stage: int, layout: str
+) -> None:
+    """As everyone types it, with a smaller model, on a machine without GPUs."""
+    out = tmp_path / "rows.csv"
+    done = started(*line.split(), "--size", "tiny", "--steps", "3", "--warmup", "1", "--out", str(out))
+    assert done.returncode == 0, done.stderr[-3000:]
+    (row,) = read(out)
+    launcher = line.split()[0]
+    assert (row.strategy_requested, row.strategy, row.layout, row.zero) == (strategy, strategy, layout, stage)
+    assert (row.launcher, row.engine, row.world_size, row.parity) == (launcher, launcher, 1, True)
+    (told,) = [line for line in done.stderr.splitlines() if line.startswith("paralab:")]
+    assert told.startswith(f"paralab: {strategy} over 1 process: nothing is divided; for more: ")
+    assert f"{launcher} " in told and " 4 benchmarks/run.py ..." in told
+
+
+def test_one_process_of_a_launcher_is_not_taken_for_the_four_asked_for(tmp_path: Path) -> None:
+    words = ["--strategy", "zero3", "--nproc", "4", "--size", "tiny", "--out", str(tmp_path / "rows.csv")]
+    done = started("accelerate", "launch", "benchmarks/run.py", *words)
     assert done.returncode != 0
-    assert "ddp needs 2 processes or more" in done.stderr
+    assert "accelerate started 1 process(es), 4 needed: type ACCELERATE_USE_CPU=true accelerate launch" in done.stderr

@@ -184,3 +184,15 @@ def test_engines(engine: str, precision: str, tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     (row,) = read(out)
     assert (row.engine, row.device, row.parity) == (engine, "cuda", True)
+
+
+@pytest.mark.parametrize("engine", ["torch", "deepspeed", "accelerate"])
+@pytest.mark.parametrize("strategy", ["ddp", "zero3"])
+def test_a_strategy_of_the_data_axis_on_one_gpu(strategy: str, engine: str, tmp_path: Path) -> None:
+    out = tmp_path / "rows.csv"
+    words = ["--strategy", strategy, "--nproc", "1", "--engine", engine, "--size", "tiny", "--steps", "4"]
+    command = [sys.executable, "benchmarks/run.py", *words, "--out", str(out)]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=REPOSITORY, timeout=180)
+    assert done.returncode == 0, done.stderr
+    (row,) = read(out)
+    assert (row.strategy, row.engine, row.world_size, row.device, row.parity) == (strategy, engine, 1, "cuda", True)

@@ -19,7 +19,7 @@ def layouts(draw: st.DrawFn) -> Layout:
         dp=dp,
         tp=tp,
         pp=pp,
-        zero=draw(st.integers(0, 3)) if dp > 1 else 0,
+        zero=draw(st.integers(0, 3)) if dp > 1 or tp == pp == 1 else 0,
         schedule=schedule,
         micro_batches=draw(st.integers(1, 32)) if pp > 1 and schedule != "naive" else 1,
         sequence_parallel=draw(st.booleans()) if tp > 1 else False,
@@ -33,6 +33,13 @@ divisions = st.builds(Division, *(st.integers(1, 6) for _ in range(4)))
 def test_a_layout_prints_and_parses_back_to_itself(layout: Layout) -> None:
     assert Layout.parse(str(layout)) == layout
     assert Layout.parse(f"  {str(layout).upper()} ") == layout
+
+
+@pytest.mark.parametrize("stage", [1, 2, 3])
+def test_one_process_may_have_a_zero_stage(stage: int) -> None:
+    layout = Layout.parse(f"dp1/zero{stage}")
+    assert layout == Layout(zero=stage) and str(layout) == f"dp1/zero{stage}" and layout.world_size == 1
+    assert Layout(dp=4, zero=stage).on(1, parts_of=None) == layout  # nodes that go leave one
 
 
 @given(layouts(), st.randoms(use_true_random=False))

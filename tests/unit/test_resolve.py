@@ -21,7 +21,7 @@ from parallel.config import RunConfig
 from parallel.config import resolve as read_config
 from parallel.errors import ConfigError, DataError, LayoutError, UsageError, WorldError
 from parallel.layout import Layout
-from parallel.resolve import Work, resolve
+from parallel.resolve import Work, alone, resolve
 from parallel.strategies import STRATEGIES
 from parallel.tour import TourConfig, choose
 from parallel.verify import VerifyConfig, cases
@@ -43,7 +43,9 @@ def asked(*, layout: str | None = None, **options: Any) -> Work:
         ({"strategy": "2d", "nproc": 5}, "5 asked for", "tensor 2 x pipeline", "--nproc"),
         ({"strategy": "3d", "nproc": 6}, "6 asked for", "8, 12, 16", "--nproc"),
         ({"strategy": "single", "nproc": 2}, "--nproc 2", "--strategy single", "--nproc 1"),
-        ({"strategy": "ddp", "nproc": 1}, "2 processes or more", "--nproc 2", "--strategy single"),
+        ({"strategy": "tensor", "nproc": 1}, "2 processes or more", "--nproc 2", "--strategy single"),
+        ({"strategy": "ddp", "layout": "dp1/zero3"}, "--strategy ddp", "which is zero3", "--strategy zero3"),
+        ({"strategy": "tensor", "layout": "dp1"}, "--strategy tensor", "which is single", "--strategy single"),
         # tp that does not divide
         ({"layout": "tp3"}, "tp=3", "n_heads=4", "1, 2, 4"),
         ({"layout": "tp8"}, "tp=8", "n_heads=4", "1, 2, 4"),
@@ -136,7 +138,8 @@ def test_the_run_alone_chooses_what_suits_the_machine(monkeypatch: pytest.Monkey
     assert resolve(RunConfig(strategy="3d")).layout.world_size == 8
     assert resolve(RunConfig(nproc=1)).strategy == "single"
     monkeypatch.setattr(resolve_module, "machine_processes", lambda: 1)
-    assert resolve(RunConfig(strategy="fsdp")).layout == Layout(dp=2, zero=3)
+    assert resolve(RunConfig(strategy="fsdp")).layout == Layout(zero=3)
+    assert resolve(RunConfig(strategy="tensor")).layout == Layout(tp=2)
 
 
 def test_options_reach_the_model() -> None:
@@ -227,6 +230,36 @@ def test_one_gpu_is_enough_for_the_defaults() -> None:
     assert str(resolve(RunConfig()).layout) == "dp1"
 
 
+@pytest.mark.parametrize("name", ["ddp", "zero1", "zero2", "zero3"])
+def test_a_strategy_of_the_data_axis_runs_over_one_process_under_its_own_name(name: str) -> None:
+    work = asked(strategy=name, nproc=1)
+    assert (work.strategy, work.layout.world_size, work.layout.zero) == (name, 1, int(name[4:] or 0) * (name != "ddp"))
+    assert resolve(work.run) == work  # as each rank does
+
+
+def test_a_strategy_that_has_nothing_to_divide_says_so_and_what_to_type_for_more() -> None:
+    ranks = {launcher: Rank(0, 1, 0, 1, launcher) for launcher in ("python", "deepspeed", "accelerate")}
+    work = asked(strategy="zero3", nproc=1)
+    assert alone(work, ranks["python"]) == ("paralab: zero3 over 1 process: nothing is divided; for more: --nproc 4")
+    assert str(alone(work, ranks["deepspeed"])).endswith("deepspeed --num_gpus 4 benchmarks/run.py ...")
+    assert "accelerate launch --multi_gpu --num_processes 4" in str(alone(work, ranks["accelerate"]))
+    assert alone(asked(nproc=1), ranks["python"]) is None and alone(asked(layout="dp2"), ranks["python"]) is None
+
+
+@pytest.mark.usefixtures("one_gpu")
+def test_on_one_gpu_more_processes_are_those_of_the_cpu() -> None:
+    work = asked(strategy="zero3")  # as many as there are GPUs
+    said = str(alone(work, Rank(0, 1, 0, 1, "deepspeed")))
+    assert "CUDA_VISIBLE_DEVICES= before the command and deepspeed --num_gpus 4" in said
+
+
+def test_one_process_of_a_launcher_is_too_few_for_a_pipeline(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in (TORCH | {"RANK": "0", "WORLD_SIZE": "1", "CROSS_SIZE": "1"}).items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(LayoutError, match=r"deepspeed started 1 process, and pipeline .*: type deepspeed --num_gpus 2"):
+        asked(strategy="pipeline", nproc=1)
+
+
 @pytest.mark.parametrize("device", ["cuda:0", "cpu"])
 def test_batches_go_to_a_gpu_from_pinned_memory(device: str) -> None:
     gpu = device != "cpu"
@@ -237,7 +270,7 @@ def test_batches_go_to_a_gpu_from_pinned_memory(device: str) -> None:
 
 
 @pytest.mark.usefixtures("one_gpu")
-@pytest.mark.parametrize("asked", [{"nproc": 4}, {"strategy": "ddp"}, {"layout": "dp4", "backend": "gloo"}])
+@pytest.mark.parametrize("asked", [{"nproc": 4}, {"strategy": "tensor"}, {"layout": "dp4", "backend": "gloo"}])
 def test_gpus_are_not_shared(asked: dict[str, Any]) -> None:
     with pytest.raises(WorldError, match=r"\d processes on a machine with 1 GPU, .* CUDA_VISIBLE_DEVICES="):
         resolve(RunConfig(**asked))
@@ -322,7 +355,20 @@ def test_a_tour_of_one_process_says_how_to_see_the_others(
 @pytest.mark.parametrize("command", [tour, verify])
 def test_nothing_that_fits_is_one_line(command: ModuleType, tmp_path: Path) -> None:
     with pytest.raises(LayoutError):
-        command.main(["--nproc", "1", "--size", "tiny", "--engine", "deepspeed", "--out", str(tmp_path / "rows.csv")])
+        command.main(
+            [
+                "--nproc",
+                "9",
+                "--global-batch-size",
+                "1",
+                "--accumulation",
+                "2",
+                "--size",
+                "tiny",
+                "--out",
+                str(tmp_path / "rows.csv"),
+            ]
+        )
 
 
 @pytest.mark.parametrize("command", ["run", "tour", "verify"])

@@ -29,10 +29,18 @@ def made(case: Case) -> CaseConfig:
 def test_strategies_process_counts_and_engines_cross(capsys: pytest.CaptureFixture) -> None:
     cases = cases_of("--strategies", "single,ddp,tensor", "--nprocs", "1,2", "--engines", "torch,deepspeed")
     got = [(made(case).strategy, made(case).nproc, made(case).engine) for case in cases]
-    assert got == [("single", 1, "torch"), ("ddp", 2, "torch"), ("ddp", 2, "deepspeed"), ("tensor", 2, "torch")]
+    assert got == [
+        *(("single", 1, engine) for engine in ("torch", "deepspeed")),
+        *(("ddp", 2, engine) for engine in ("torch", "deepspeed")),
+        ("tensor", 2, "torch"),
+    ]
     said = capsys.readouterr().out
-    assert "single x1 deepspeed left out: --engine deepspeed cannot run layout dp1" in said
     assert "tensor x2 deepspeed left out" in said
+
+
+def test_strategies_asked_for_run_over_one_process_where_single_is_not_among_them() -> None:
+    cases = cases_of("--strategies", "ddp,zero3,tensor", "--nprocs", "1")
+    assert [(made(case).strategy, made(case).nproc) for case in cases] == [("ddp", 1), ("zero3", 1)]
 
 
 def test_models_with_sizes_and_batches_cross() -> None:
