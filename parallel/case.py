@@ -207,7 +207,7 @@ def _look_inside(engine: Engine, batches: Iterator[Batch], mesh: Mesh, result: R
         with CommLedger(mesh.groups()) as ledger:
             engine.step(next(batches))
         result.comm = ledger.rows()
-    with MemoryCensus(engine.parts, engine.optimizers) as census:
+    with MemoryCensus(engine.parts, engine.optimizers, held=engine.held) as census:
         engine.step(next(batches))
     report = census.report()
     result.memory, result.tensors_peak_bytes = dict(report.peak), report.peak_bytes

@@ -1,6 +1,6 @@
 """The contracts between the parts: what a strategy is, what it is given, what an engine does."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Protocol
@@ -43,6 +43,10 @@ class Engine(Protocol):
     @property
     def optimizers(self) -> list[torch.optim.Optimizer]:
         """What updates the parameters; their states are what memory is counted from."""
+        ...
+
+    def held(self) -> Mapping[str, Iterable[Tensor]]:
+        """Return what the engine holds for itself at this moment, by category of memory: gradients and buffers."""
         ...
 
 

@@ -7,7 +7,7 @@ FSDP2, and ZeRO 1, which FSDP2 has not, is DeepSpeed's. The process group exists
 
 import contextlib
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -75,6 +75,9 @@ class AccelerateEngine:
 
     def parameters(self) -> Iterator[tuple[str, Tensor]]:
         yield from self.parts[0].named_parameters()
+
+    def held(self) -> Mapping[str, Iterable[Tensor]]:
+        return {}
 
     def _run(self, chunk: Batch) -> Tensor:
         """Run one micro-batch forward and backward, and update with the last one. Return its loss."""

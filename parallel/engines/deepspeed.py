@@ -11,7 +11,7 @@ import logging
 import os
 import sys
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -113,6 +113,9 @@ class ZeroEngine:
             with deepspeed.zero.GatheredParameters([parameter], enabled=self.stage == 3):
                 yield name, parameter
 
+    def held(self) -> Mapping[str, Iterable[Tensor]]:
+        return held_by(self.engine.optimizer)
+
     @torch.no_grad()
     def set_parameters(self, value_of: Callable[[str], Tensor]) -> None:
         """Give each parameter the whole tensor, equal on all ranks, that is its name's. Collective."""
@@ -154,6 +157,9 @@ class PipelineEngine:
 
     def parameters(self) -> Iterator[tuple[str, Tensor]]:
         yield from self.parts[0].named_parameters()
+
+    def held(self) -> Mapping[str, Iterable[Tensor]]:
+        return held_by(self.engine.optimizer)
 
 
 class Stage(nn.Module):
@@ -222,6 +228,18 @@ def set_learning_rate(optimizers: list[torch.optim.Optimizer], context: BuildCon
 def grad_norm(engine: Any, device: torch.device) -> Tensor:
     """Return the norm before clipping that DeepSpeed found in its last step, fp32 of shape ()."""
     return torch.as_tensor(engine.get_global_grad_norm(), dtype=torch.float32, device=device).detach().clone()
+
+
+def held_by(optimizer: Any) -> dict[str, list[Tensor]]:
+    """Return the buckets in which gradients wait to be sent, and the shards of gradients, of a ZeRO optimizer.
+
+    Stages 1 and 2 have buckets from the first gradient of a backward pass to its end, stage 3 has them all the time.
+    Stage 0 has no optimizer of its own, and sends what it is done with.
+    """
+    buckets = [bucket.buffer for bucket in getattr(optimizer, "ipg_buckets", {}).values()]
+    buffers = [tensor for bucket in buckets for tensor in (bucket if isinstance(bucket, list) else [bucket])]
+    shards = getattr(optimizer, "grad_partitions_flat_buffer", None)
+    return {"buffers": [x for x in buffers if x is not None], "gradients": [] if shards is None else [shards]}
 
 
 def check_started(engine: Any, context: BuildContext, config: dict[str, Any]) -> None:

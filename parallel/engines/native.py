@@ -3,7 +3,7 @@
 A strategy hands it the parts, the optimizer and the callables; it never asks which strategy it is.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 
 import torch
@@ -84,6 +84,9 @@ class NativeEngine:
     def parameters(self) -> Iterator[tuple[str, Tensor]]:
         for part in self.parts:
             yield from part.named_parameters()
+
+    def held(self) -> Mapping[str, Iterable[Tensor]]:
+        return {}  # gradients are the parameters' own; what torch communicates is seen where it does so
 
     @property
     def optimizers(self) -> list[torch.optim.Optimizer]:

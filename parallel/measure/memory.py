@@ -7,7 +7,7 @@ is not timed.
 
 import threading
 import weakref
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -41,8 +41,8 @@ class MemoryReport:
     """Bytes by category: at the moment when their sum was largest, and at rest after the step.
 
     state_peak_bytes: the most that parameters, gradients and optimizer states took together at any moment.
-    Categories are those of `MEMORY_CATEGORIES`. Activations include inputs and temporary tensors; other is
-    module buffers, and what communication holds: gathered parameters, gradient buckets, receive buffers.
+    Categories are those of `MEMORY_CATEGORIES`. Activations include inputs and temporary tensors; buffers are what
+    communication holds: gathered parameters, gradient buckets, receive buffers; other is the buffers of modules.
     """
 
     peak: dict[str, int]
@@ -84,8 +84,9 @@ class MemoryCensus(TorchDispatchMode):
     """Follow the storages on one device during a step: `with MemoryCensus(parts, [optimizer]) as census: step()`.
 
     parts: the modules this rank holds. optimizers: needed when they do not step inside; otherwise states and
-    gradients are recognised when any torch optimizer steps, wrapped ones too. device: where to count, by default
-    where the first parameter lives.
+    gradients are recognised when any torch optimizer steps, wrapped ones too. held: returns the tensors that an
+    engine holds for itself at that moment, by category. device: where to count, by default where the first parameter
+    lives.
     A storage that no operation was seen to create is taken to have been there all along if it outlives the step,
     and else to begin when it is first used (gloo makes such copies).
     """
@@ -95,9 +96,11 @@ class MemoryCensus(TorchDispatchMode):
         parts: Iterable[nn.Module],
         optimizers: Iterable[Optimizer] = (),
         *,
+        held: Callable[[], Mapping[str, Iterable[Tensor]]] = dict,
         device: torch.device | None = None,
     ) -> None:
         super().__init__()
+        self._held = held
         self._parts, self._optimizers = list(parts), list(optimizers)
         parameter = next((p for part in self._parts for p in part.parameters()), None)
         default = torch.device("cpu") if parameter is None else parameter.device
@@ -137,7 +140,7 @@ class MemoryCensus(TorchDispatchMode):
             return NotImplemented  # let DTensor run first: its local tensors come back here
         kwargs = kwargs or {}
         collective = func.namespace == "c10d" and func._schema.name not in _NOT_BUFFERS
-        category = "other" if collective else None
+        category = "buffers" if collective else None
         for tensor in _tensors((args, tuple(kwargs.values()))):
             self._see(tensor, met=True, unless_known=category)
         if func._schema.name in _GRADIENT_READERS:
@@ -146,6 +149,7 @@ class MemoryCensus(TorchDispatchMode):
         result = func(*args, **kwargs)
         for tensor in _tensors(result):
             self._see(tensor, met=False)
+        self._mark_held()  # some are there for a part of the step only
         return result
 
     def _see(self, tensor: Tensor, *, met: bool, category: str | None = None, unless_known: str | None = None) -> None:
@@ -181,7 +185,7 @@ class MemoryCensus(TorchDispatchMode):
         with self._lock:
             storage = self._find(raw, size=before, met=True)
             if storage.category == "activations":
-                storage.category = "other"  # FSDP2 frees and refills gathered parameters this way
+                storage.category = "buffers"  # FSDP2 frees and refills gathered parameters this way
             self._events.append(_Event(storage, raw.nbytes() - storage.size))
             storage.size = raw.nbytes()
 
@@ -193,6 +197,12 @@ class MemoryCensus(TorchDispatchMode):
                 self._mark(parameter.grad, "gradients")
             for buffer in part.buffers():
                 self._mark(buffer, "other")
+        self._mark_held()
+
+    def _mark_held(self) -> None:
+        for category, tensors in self._held().items():
+            for tensor in tensors:
+                self._see(tensor, met=True, unless_known=category)
 
     def _mark_gradients(self, optimizer: Optimizer) -> None:
         for group in optimizer.param_groups:

@@ -53,6 +53,7 @@ CHANGES: dict[int, Change] = {
         added=tuple(f"{name}sent_bytes" for name in _WIRE),
         renamed={f"{name}wire_bytes": f"{name}ring_bytes" for name in _WIRE},
     ),
+    8: Change(added=("memory_buffers_bytes",)),  # until then in memory_other_bytes or memory_activations_bytes
 }
 RENAMED = {old: new for number in sorted(CHANGES) for old, new in CHANGES[number].renamed.items()}
 SCHEMA = max(CHANGES, default=COUNTED_FROM)
@@ -61,7 +62,7 @@ Status = Literal["ok", "oom", "hang", "crash", "diverged", "aborted"]
 Device = Literal["cpu", "cuda"]
 
 STATE_CATEGORIES = ("parameters", "gradients", "optimizer")
-MEMORY_CATEGORIES = (*STATE_CATEGORIES, "activations", "other")
+MEMORY_CATEGORIES = (*STATE_CATEGORIES, "activations", "buffers", "other")
 COMM_AXES = ("dp", "tp", "pp", "world")
 COLLECTIVES = ("all_reduce", "all_gather", "reduce_scatter", "all_to_all", "broadcast", "send")
 
@@ -189,7 +190,8 @@ class RunRecord:
     memory_gradients_bytes: int | None = None
     memory_optimizer_bytes: int | None = None
     memory_activations_bytes: int | None = None
-    memory_other_bytes: int | None = None
+    memory_buffers_bytes: int | None = None  # of communication: buckets, gathered parameters, what is received
+    memory_other_bytes: int | None = None  # buffers of modules
     memory_tensors_peak_bytes: int | None = None  # all categories at the moment when their sum is largest
     process_peak_bytes: int | None = None
     memory_state_peak_bytes: int | None = None  # the most that parameters, gradients and optimizer took together
@@ -313,6 +315,7 @@ class MemoryRecord:
     gradients_bytes: int | None = None
     optimizer_bytes: int | None = None
     activations_bytes: int | None = None
+    buffers_bytes: int | None = None
     other_bytes: int | None = None
     process_peak_bytes: int | None = None
 

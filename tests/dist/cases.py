@@ -80,6 +80,6 @@ def state_memory(rank: Rank, run: RunConfig) -> tuple[int, int] | None:
     engine = strategies.build(work.context(mesh))
     batches = parity.training_batches(work, mesh)
     engine.step(next(batches))
-    with MemoryCensus(engine.parts, engine.optimizers) as census:
+    with MemoryCensus(engine.parts, engine.optimizers, held=engine.held) as census:
         engine.step(next(batches))
     return census.report().state_peak_bytes, state_bytes(work).total

@@ -70,7 +70,7 @@ def memory(rank: Rank, run: RunConfig, engine: str, ds_config: str | None = None
     built = engines.build(work.context(mesh), engine, ds_config=ds_config)
     batches = parity.training_batches(work, mesh)
     built.step(next(batches))
-    with MemoryCensus(built.parts, built.optimizers) as census:
+    with MemoryCensus(built.parts, built.optimizers, held=built.held) as census:
         built.step(next(batches))
     return work.n_parameters, census.report()
 

@@ -141,6 +141,19 @@ def test_memory_of_deepspeed(pair: WorkerPool, tmp_path: Path, layout: str, para
         assert report.peak["parameters"] == report.rest["parameters"]
 
 
+@pytest.mark.parametrize(("layout", "buckets"), [("dp2/zero1", 2), ("dp2/zero2", 1), ("dp2/zero3", 1)])
+def test_buckets_are_buffers_not_activations(pair: WorkerPool, tmp_path: Path, layout: str, buckets: int) -> None:
+    """Two for stage 1, which fills one while the other is sent."""
+    elements = 3_000_000
+    path = tmp_path / "buckets.json"
+    path.write_text(json.dumps({"zero_optimization": {"reduce_bucket_size": elements, "overlap_comm": buckets == 2}}))
+    for n, report in pair.run("tests.dist.engine_cases:memory", case("gpt2", layout), "deepspeed", str(path)):
+        assert elements > 5 * n  # so that nothing else is as large
+        assert 0 <= report.peak["buffers"] - 4 * elements * buckets < 4 * elements
+        assert report.peak["activations"] < 4 * elements
+        assert report.rest["buffers"] == (4 * elements if layout.endswith("zero3") else 0)
+
+
 @pytest.mark.parametrize("layout", ["dp2/zero1", "dp2/zero3"])
 def test_training_starts_from_what_deepspeed_saved(pair: WorkerPool, tmp_path: Path, layout: str) -> None:
     run = case("gpt2", layout, learning_rate=1e-2)

@@ -117,9 +117,10 @@ def test_memory_is_set_beside_its_arithmetic() -> None:
         memory_gradients_bytes=4 * 2**20,
         memory_optimizer_bytes=2 * 2**20,
         memory_activations_bytes=7 * 2**20,
+        memory_buffers_bytes=2**20,
         memory_other_bytes=0,
         memory_state_peak_bytes=11 * 2**20,
         predicted_state_bytes=10 * 2**20,
     )
     row = _memory_table([record]).splitlines()[-1].split()
-    assert row == ["zero1", "4", "4", "2", "7", "0", "11", *"8 N + 8 N/d = 10".split(), "+10.0%"]
+    assert row == ["zero1", "4", "4", "2", "7", "1", "0", "11", *"8 N + 8 N/d = 10".split(), "+10.0%"]

@@ -21,6 +21,7 @@ PUBLISHED = sorted((Path(__file__).parents[2] / "benchmarks" / "results").glob("
 PINS = {
     6: "afc746d966b38090f71a567467a1b65d443b69432fd8945b79cc09a3ee820019",
     7: "4492b31a021b05046e622bd2413b0f9d862ec900792dad058b1b126940f58367",
+    8: "a0ae864bd7c270c390f2b1c7eb4b8c15135324d729099ab2d04c14e345df8ace",
 }
 DANGEROUS = ["=1+1", "+1", "-1", "@SUM(A1)", "\t=1", "\r=1", "\n=1", "＝1", "'=1", "'", "", '"', "a,b", "\\", "\\u0041"]
 
