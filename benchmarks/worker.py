@@ -14,6 +14,8 @@ from parallel.measure.record import RunRecord, StepLog, append, check_appendable
 from parallel.parity import References
 from parallel.resolve import alone, resolve
 
+_NOTABLY_SLOW = 1.2  # times what the other ranks need
+
 
 def run(config: Any) -> int:
     """Check a case, start its processes, print the row. Returns the exit status."""
@@ -77,11 +79,21 @@ def summary(record: RunRecord, out: str) -> str:
     """Return the row in a few lines for a person."""
     rate = record.tokens_per_s or record.samples_per_s
     unit = record.unit if record.tokens_per_s else "samples"
-    share = f", {record.mfu:.0%} of {record.peak_source}" if record.mfu else ""
+    share = f", {record.mfu:.0%} of" if record.mfu is not None else ", share unknown of"
+    peak = f"{share} {record.peak_source}" if record.peak_source else ""
     certificate = {True: "passed", False: "FAILED", None: "not asked for"}[record.parity]
     return (
         f"{record.model} {record.size}, {record.strategy} as {record.layout}, {record.precision} on {record.device}\n"
         f"  loss {record.loss_first:.4f} -> {record.loss_last:.4f}   parity {certificate}\n"
-        f"  {rate:,.0f} {unit}/s   step {record.step_time_p50_s:.3f} s{share}\n"
+        f"  {rate:,.0f} {unit}/s   step {record.step_time_p50_s:.3f} s{peak}\n"
+        f"{_slow_rank(record)}"
         f"  row {record.run_id} in {out}"
     )
+
+
+def _slow_rank(record: RunRecord) -> str:
+    """Return a line about the rank that the others wait for, where it is notably slower than they are."""
+    if record.straggler_ratio is None or record.straggler_ratio <= _NOTABLY_SLOW:
+        return ""
+    times = f"{record.straggler_ratio:.1f} times as long as the others"
+    return f"  rank {record.slowest_rank} is the slowest: it computes {times}\n"

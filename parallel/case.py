@@ -26,7 +26,7 @@ from parallel.errors import DivergedError, RankError
 from parallel.failure import Failure, Progress
 from parallel.measure import memory
 from parallel.measure.environment import Environment
-from parallel.measure.exposed import ExposedCommunication, Split, exposed_share, straggler_ratio
+from parallel.measure.exposed import ExposedCommunication, Split, exposed_share, straggler
 from parallel.measure.ledger import CommLedger, CommRow
 from parallel.measure.memory import MemoryCensus
 from parallel.measure.nvml import cuda_uuid
@@ -45,6 +45,7 @@ from parallel.resolve import Work
 from parallel.spec import Engine
 from parallel.strategies.pipeline import pass_order, stages_of
 
+EXCEEDED = "exceeded by the run"  # a peak that is not one: no share of it is recorded
 _SPLIT_STEPS = 3  # in which waiting is told from working: one alone would be at the mercy of a hiccup
 
 
@@ -125,10 +126,16 @@ def run_case(
         for span in result.spans:
             log.write(span)
         log.close()
-    peak = device_peak(mesh.device, DTYPES[run.precision])
-    result.peak_flops, result.peak_source = peak.flops, peak.source
-    results = _gather(result, mesh)
-    return _record(work, asked, rank, mesh, results, certificate, startup_s)
+    record = _record(work, asked, rank, mesh, _gather(_with_peak(result, work, mesh), mesh), certificate, startup_s)
+    if record.mfu is None:  # on every rank: the machine was busy when the peak was measured
+        results = _gather(_with_peak(result, work, mesh, again=True), mesh)
+        record = _record(work, asked, rank, mesh, results, certificate, startup_s)
+    return record
+
+
+def _with_peak(result: RankResult, work: Work, mesh: Mesh, *, again: bool = False) -> RankResult:
+    peak = device_peak(mesh.device, DTYPES[work.run.precision], again=again)
+    return replace(result, peak_flops=peak.flops, peak_source=peak.source)
 
 
 def _compile_s(work: Work) -> float:
@@ -344,6 +351,7 @@ def _timing_columns(work: Work, results: list[RankResult], times: StepTimes) -> 
     warmup = work.run.warmup
     waits = [sum(r.data_waits_s) / sum(r.step_times_s) for r in results]
     splits = [r.split for r in results if r.split is not None]
+    slowest = straggler(splits) if splits else None
     return {
         "compile_s": max(r.compile_s for r in results),
         "warmup_steps": warmup + times.warmup_steps,
@@ -358,7 +366,8 @@ def _timing_columns(work: Work, results: list[RankResult], times: StepTimes) -> 
         "step_time_mad_s": times.step_time_mad_s,
         "data_wait_share": max(waits),
         "exposed_comm_share": exposed_share(splits) if splits else 0.0,
-        "straggler_ratio": straggler_ratio(splits) if splits else 1.0,
+        "straggler_ratio": slowest.ratio if slowest else 1.0,
+        "slowest_rank": slowest.rank if slowest else None,
     }
 
 
@@ -371,11 +380,12 @@ def _efficiency_columns(
     tokens = samples_per_s * work.spec.units_per_sample(work.model_config)
     flops = work.spec.flops(work.model_config)
     per_device = flops.per_sample * samples_per_s / devices
-    peak = statistics.mean(r.peak_flops for r in results)
+    peak, peak_source = statistics.mean(r.peak_flops for r in results), results[0].peak_source
     every = work.run.checkpoint_every
     # torch computes a block again for each of its layers where backward is split: nobody has counted that
     known = not (every and splits_backward(work))
     recomputation = recomputation_ratio(work.spec, work.model_config, every) if known else None
+    exceeded = per_device * (recomputation or 1.0) > peak
     is_text = work.spec.unit(work.model_config) == "tokens"
     seen = [r.telemetry for r in results if r.telemetry is not None]
     return {
@@ -386,9 +396,9 @@ def _efficiency_columns(
         "model_tflops_per_device": per_device / 1e12,
         "flop_formula": flops.formula,
         "peak_tflops_per_device": peak / 1e12,
-        "peak_source": results[0].peak_source,
-        "mfu": per_device / peak if peak else None,
-        "hfu": per_device * recomputation / peak if peak and recomputation else None,
+        "peak_source": f"{peak_source}; {EXCEEDED}" if exceeded else peak_source,
+        "mfu": None if exceeded else per_device / peak,
+        "hfu": per_device * recomputation / peak if recomputation and not exceeded else None,
         **_telemetry_columns(seen),
     }
 

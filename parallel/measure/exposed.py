@@ -149,10 +149,18 @@ def exposed_share(ranks: Sequence[Split]) -> float:
     return statistics.mean(split.exposed_s / split.step_s for split in ranks)
 
 
-def straggler_ratio(ranks: Sequence[Split]) -> float:
-    """Return the own time of the slowest rank over that of the median rank.
+class Straggler(NamedTuple):
+    """The rank that needs most time itself, and how many times that of the others (their median)."""
+
+    rank: int
+    ratio: float | None
+
+
+def straggler(ranks: Sequence[Split]) -> Straggler:
+    """Return the slowest of two ranks or more; its ratio is None where the others need no time that could be measured.
 
     Steps take equally long on all ranks, because they wait for each other; what differs is what a rank needs itself.
     """
-    own_s = [split.own_s for split in ranks]
-    return max(own_s) / statistics.median(own_s)
+    slowest = max(range(len(ranks)), key=lambda rank: ranks[rank].own_s)
+    others_s = statistics.median(split.own_s for rank, split in enumerate(ranks) if rank != slowest)
+    return Straggler(slowest, ranks[slowest].own_s / others_s if others_s > 0 else None)

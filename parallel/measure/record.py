@@ -54,6 +54,7 @@ CHANGES: dict[int, Change] = {
         renamed={f"{name}wire_bytes": f"{name}ring_bytes" for name in _WIRE},
     ),
     8: Change(added=("memory_buffers_bytes",)),  # until then in memory_other_bytes or memory_activations_bytes
+    9: Change(added=("slowest_rank",)),
 }
 RENAMED = {old: new for number in sorted(CHANGES) for old, new in CHANGES[number].renamed.items()}
 SCHEMA = max(CHANGES, default=COUNTED_FROM)
@@ -156,13 +157,17 @@ class RunRecord:
     data_wait_share: float | None = None  # in the loader; a GPU may have work meanwhile
     # waiting for communication, mean over ranks (parallel.measure.exposed); 0 for one process
     exposed_comm_share: float | None = None
-    straggler_ratio: float | None = None  # slowest rank / median rank, in the time a rank does not wait; 1 for one
+    # the time that the slowest rank needs itself over that of the others, their median (before schema 9: the median of
+    # all); 1 for one process
+    straggler_ratio: float | None = None
+    slowest_rank: int | None = None  # the one that the others wait for
 
     # efficiency
     model_tflops_per_device: float | None = None  # TFLOP/s
     flop_formula: str | None = None
     peak_tflops_per_device: float | None = None
-    peak_source: str | None = None  # "datasheet: ..." or "measured: ..."
+    # "datasheet: ..." or "measured: ...", and whether the run exceeded it: then it is no peak, and no share is known
+    peak_source: str | None = None
     mfu: float | None = None
     hfu: float | None = None  # with what activation checkpointing computes again
     energy_j: float | None = None  # all devices, over the measured steps

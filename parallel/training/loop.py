@@ -25,7 +25,7 @@ from parallel.failure import Failure, Progress, guard
 from parallel.measure import memory
 from parallel.measure.goodput import Pulse, read_progress
 from parallel.measure.record import RunRecord, StepLog, StepRecord, append, read_log
-from parallel.measure.roofline import Peak, device_peak
+from parallel.measure.roofline import device_peak, share_of_peak
 from parallel.optimizer import learning_rate
 from parallel.parity import training_batches
 from parallel.precision import DTYPES
@@ -92,7 +92,8 @@ class Training:
         self.screen = open_screen(self.folder, work.run, shown=rank.is_main)
         self.log_file = self.folder / "log" / f"rank{rank.rank}.jsonl"
         self.log = StepLog(self.log_file)
-        self.peak = device_peak(mesh.device, DTYPES[work.run.precision])
+        device_peak(mesh.device, DTYPES[work.run.precision])  # measured now where it is, and not between steps
+        self.has_mfu = rank.is_main
         self.saver = Saver(self.folder, mesh=mesh, keep_last=work.run.keep_last, timeout_s=work.run.timeout_s)
         self.stop = Stop(mesh)
         engine = engines.build(work.context(mesh), work.run.engine, ds_config=work.run.ds_config)
@@ -105,6 +106,17 @@ class Training:
         self.pulse: Pulse | None = None  # of rank 0, once it has started
         self.saved_at = self.evaluated_at = -1
         self.evaluations_without_better = 0
+
+    def mfu(self, steps_per_s: float) -> float | None:
+        """Return model FLOPs utilisation of one device, a share (Chowdhery et al. 2022, PaLM, appendix B).
+
+        None where metrics are not shown, and once the run has been faster than the peak, measured again.
+        """
+        if not self.has_mfu:
+            return None
+        share = share_of_peak(_device_flops(self.work, steps_per_s), self.mesh.device, DTYPES[self.options.precision])
+        self.has_mfu = share is not None
+        return share
 
     def run(self) -> Outcome:
         with self.screen, self.saver, self.stop:
@@ -257,7 +269,7 @@ class Interval:
                 learning_rate=learning_rate(run, outcome.step - 1),
                 units_per_s=_units_per_s(work, len(losses) / taken_s),
                 unit=work.spec.unit(work.model_config),
-                mfu=_mfu(work, len(losses) / taken_s, training.peak),
+                mfu=training.mfu(len(losses) / taken_s),
                 memory_bytes=int(used_bytes),
                 data_wait_share=waits_s / taken_s,
             )
@@ -337,9 +349,10 @@ def _units_per_s(work: Work, steps_per_s: float) -> float:
     return steps_per_s * work.division.global_batch_size * work.spec.units_per_sample(work.model_config)
 
 
-def _mfu(work: Work, steps_per_s: float, peak: Peak) -> float:
+def _device_flops(work: Work, steps_per_s: float) -> float:
+    """Return the model FLOP/s of one device."""
     per_step = work.spec.flops(work.model_config).per_sample * work.division.global_batch_size
-    return per_step * steps_per_s / work.layout.world_size / peak.flops
+    return per_step * steps_per_s / work.layout.world_size
 
 
 def _record(work: Work, asked: Asked, rank: Rank, mesh: Mesh, training: Training) -> RunRecord:

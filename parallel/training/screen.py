@@ -20,7 +20,10 @@ from parallel.training.sinks import open_sinks
 
 @dataclass(frozen=True)
 class Metrics:
-    """One line. memory_bytes: peak of the fullest rank, of its GPU or else of its process. mfu: share, of a device."""
+    """One line. memory_bytes: peak of the fullest rank, of its GPU or else of its process.
+
+    mfu: share, of a device; None where the run is faster than the peak that was measured.
+    """
 
     step: int
     loss: float
@@ -28,7 +31,7 @@ class Metrics:
     learning_rate: float
     units_per_s: float
     unit: str
-    mfu: float
+    mfu: float | None
     memory_bytes: int
     data_wait_share: float
 
@@ -39,7 +42,7 @@ class Metrics:
             f"grad norm {self.grad_norm:.3f}",
             f"lr {self.learning_rate:.2e}",
             f"{self.units_per_s:,.0f} {self.unit}/s",
-            f"MFU {self.mfu:.1%}",
+            f"MFU {self.mfu:.1%}" if self.mfu is not None else "MFU unknown",
             f"{self.memory_bytes / 2**20:,.0f} MiB",
             f"data wait {self.data_wait_share:.1%}",
         )
@@ -105,7 +108,8 @@ class Shown:
         self.bar.update(self.task, completed=metrics.step)
         self.say(metrics.line(self.total))
         skipped = ("step", "unit")
-        self._write("train", metrics.step, {k: v for k, v in asdict(metrics).items() if k not in skipped})
+        numbers = {name: x for name, x in asdict(metrics).items() if name not in skipped and x is not None}
+        self._write("train", metrics.step, numbers)
 
     def validation(self, step: int, found: Validation, *, better: bool) -> None:
         self.say(f"{_at(step, self.total)}  {found}{'  (best)' if better else ''}")

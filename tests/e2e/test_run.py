@@ -31,7 +31,7 @@ def test_plain_python_starts_its_own_processes(tmp_path: Path) -> None:
     assert row.comm_dp_ring_bytes == pytest.approx(3 * 4 * row.parameters / 2, rel=0.15)
     assert row.comm_dp_sent_bytes == pytest.approx(4 * 4 * row.parameters / 2, rel=0.15)
     assert row.memory_optimizer_bytes == pytest.approx(8 * row.parameters / 2, rel=0.05)
-    assert 0 < row.exposed_comm_share < 1 <= row.straggler_ratio <= 2  # the median of two ranks is their mean
+    assert 0 < row.exposed_comm_share < 1 <= row.straggler_ratio and row.slowest_rank in (0, 1)
     assert (row.hfu, row.compile_s) == (row.mfu, 0.0)
     assert row.gpu_power_mean_w is None
 

@@ -103,10 +103,19 @@ def test_names_are_columns_of_the_record() -> None:
     [
         ("NVIDIA H100 80GB HBM3", 989.4),
         ("NVIDIA H100 PCIe", 756),
+        ("NVIDIA H100 NVL", 835.5),
+        ("NVIDIA H200", 989.4),
+        ("NVIDIA H200 NVL", 835.5),
         ("NVIDIA A100-SXM4-80GB", 312),
+        ("A100-SXM4-40GB", 312),  # as drivers before 470 wrote it
+        ("NVIDIA A100 80GB PCIe", 312),
+        ("NVIDIA A10", 125),
+        ("NVIDIA A10G", 70),
         ("NVIDIA L4", 121),
-        ("NVIDIA L40S", 362),
+        ("NVIDIA L40", 181.05),
+        ("NVIDIA L40S", 362.05),
         ("NVIDIA GeForce RTX 4090", 165.2),
+        ("AMD Instinct MI300X", 1307.4),
     ],
 )
 def test_datasheets(name: str, tflops: float) -> None:
@@ -117,11 +126,40 @@ def test_datasheets(name: str, tflops: float) -> None:
 
 
 @pytest.mark.parametrize(
+    ("name", "tflops"),
+    [
+        ("Tesla V100-SXM2-16GB", 125),
+        ("Tesla V100-SXM3-32GB", 125),
+        ("Tesla V100-PCIE-32GB", 112),
+        ("Tesla V100S-PCIE-32GB", 130),
+        ("Tesla T4", 65),
+    ],
+)
+def test_cards_without_bf16(name: str, tflops: float) -> None:
+    peak = roofline.datasheet_peak(name, torch.float16)
+    assert peak is not None and peak.flops == pytest.approx(tflops * 1e12)
+    assert roofline.datasheet_peak(name, torch.bfloat16) is None
+
+
+@pytest.mark.parametrize(
     "name",
-    ["NVIDIA GeForce RTX 4090 Laptop GPU", "NVIDIA GeForce RTX 3090 Ti", "NVIDIA A100-SXM4-40GB MIG 1g.5gb", "X"],
+    [
+        "NVIDIA GeForce RTX 4090 Laptop GPU",
+        "NVIDIA GeForce RTX 4090 D",
+        "NVIDIA GeForce RTX 3090 Ti",
+        "NVIDIA A100-SXM4-40GB MIG 1g.5gb",
+        "NVIDIA A100-SXM-64GB",
+        "NVIDIA H100",
+        "NVIDIA H100 NVL 2",
+        "NVIDIA H800 PCIe",
+        "Tesla V100-SXM3-32GB-H",
+        "Tesla V100-FHHL-16GB",
+        "NVIDIA RTX A6000 Laptop GPU",
+        "X",
+    ],
 )
 def test_almost_the_same_name_is_another_device(name: str) -> None:
-    assert roofline.datasheet_peak(name, torch.bfloat16) is None
+    assert {roofline.datasheet_peak(name, dtype) for dtype in (torch.bfloat16, torch.float16)} == {None}
 
 
 def test_a_dtype_the_device_lacks_has_no_datasheet() -> None:
@@ -147,6 +185,27 @@ def test_a_measured_peak_is_the_fastest_product(monkeypatch: pytest.MonkeyPatch)
     took_s = iter([256**3 * 2 / 3e9, 512**3 * 2 / 8e9, 1024**3 * 2 / 5e9, 2048**3 * 2 / 4e9])
     monkeypatch.setattr(roofline, "_best_seconds", lambda product, device, budget_s: next(took_s))
     monkeypatch.setattr(roofline, "_BUDGET_S", 1e9)  # all four sizes
-    peak = roofline.measured_peak.__wrapped__("cpu", torch.float32, threads=3)
+    peak = roofline._measure(torch.device("cpu"), torch.float32, threads=3)
     assert peak.flops == pytest.approx(8e9)  # 2 n^3 of each, and the second is the fastest
     assert peak.source == "measured: float32 product of 512, 3 threads"
+
+
+def test_a_peak_measured_again_never_becomes_less(monkeypatch: pytest.MonkeyPatch) -> None:
+    found = [roofline.Peak(flops, "") for flops in (3.0, 1.0, 2.0)]
+    monkeypatch.setattr(roofline, "_measured", {})
+    monkeypatch.setattr(roofline, "_measure", lambda *args, **kwargs: found.pop())
+    peaks = [roofline.measured_peak("cpu", torch.float32, again=again).flops for again in (False, False, True, True)]
+    assert peaks == [2.0, 2.0, 2.0, 3.0]
+
+
+@pytest.mark.parametrize(
+    ("measured", "share", "left"), [([8.0, 9.0], 0.5, 1), ([8.0, 2.0], 0.5, 0), ([3.0, 2.0], None, 0)]
+)
+def test_a_share_of_the_peak_is_never_above_one(
+    measured: list[float], share: float | None, left: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(roofline, "_measured", {})
+    monkeypatch.setattr(roofline, "_measure", lambda *args, **kwargs: roofline.Peak(measured.pop(), ""))
+    achieved = 4.5 if left else 4.0
+    assert roofline.share_of_peak(achieved, torch.device("cpu"), torch.float32) == share
+    assert len(measured) == left

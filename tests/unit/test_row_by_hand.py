@@ -14,15 +14,18 @@ from typing import Any
 import pytest
 import torch
 
+from benchmarks.worker import summary
 from parallel import case
 from parallel.case import Asked, RankResult
 from parallel.cluster import Mesh, Rank
 from parallel.config import RunConfig
 from parallel.failure import Failure
+from parallel.measure import roofline
 from parallel.measure.environment import Environment
 from parallel.measure.exposed import Split
 from parallel.measure.ledger import CommRow
 from parallel.measure.record import SCHEMA, LogRecord, RunRecord, SpanRecord, StepRecord, append, read
+from parallel.measure.steady import summarise
 from parallel.measure.telemetry import Telemetry
 from parallel.parity import TOLERANCES, Certificate
 from parallel.resolve import Work, resolve
@@ -137,7 +140,7 @@ def _result(rank: int) -> RankResult:
         state_peak_bytes={0: 300, 1: 310, 2: 330, 3: 320}[rank],
         process_peak_bytes={0: 5000, 1: 7000, 2: 9000, 3: 8000}[rank],
         gpu_peak_bytes=((100, 900), (400, 600), (200, 800), (300, 700))[rank],
-        split=Split(step_s=2.0, exposed_s=(0.4, 1.2, 1.0, 0.8)[rank]),  # own: 1.6, 0.8, 1.0, 1.2
+        split=Split(step_s=2.0, exposed_s=(1.2, 1.0, 0.8, 0.4)[rank]),  # own: 0.8, 1.0, 1.2, 1.6
         compile_s={0: 3.0, 1: 5.0, 2: 4.0, 3: 2.0}[rank],
         peak_flops=(1 + rank) * 1e9,
         peak_source=f"measured: on rank {rank}",
@@ -207,8 +210,9 @@ MEASURED: dict[str, Any] = {
     "tokens_per_s": SAMPLES_PER_S * 16,
     "tokens_per_s_per_device": SAMPLES_PER_S * 16 / 4,
     "data_wait_share": 12 * 0.2 / sum(_step_times_s(2)),  # rank 2 waits longest
-    "exposed_comm_share": (0.2 + 0.6 + 0.5 + 0.4) / 4,
-    "straggler_ratio": 1.6 / 1.1,
+    "exposed_comm_share": (0.6 + 0.5 + 0.4 + 0.2) / 4,
+    "straggler_ratio": 1.6 / 1.0,  # of the median of the others
+    "slowest_rank": 3,
     # efficiency
     "model_tflops_per_device": TFLOPS,
     "flop_formula": "6N+12LHS",
@@ -315,7 +319,7 @@ DESCRIBED: dict[str, Any] = {
     "backend": None,  # of ranks that have not met
     "world_size_requested": 8,
     "world_size": 4,
-    "nodes": 2,
+    "nodes": 2,  # three processes on the first, one on the second
     "dp": 2,
     "tp": 1,
     "pp": 2,
@@ -369,7 +373,7 @@ def _row(work: Work, results: list[RankResult], certificate: Certificate | None,
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Environment, "read", lambda device_index=0: ENVIRONMENT)
         mesh = Mesh(work.layout, torch.device("cpu"))
-        rank = Rank(0, 4, 0, 2, "torchrun")
+        rank = Rank(0, 4, 0, 3, "torchrun")
         return case._record(work, replace(ASKED, **asked), rank, mesh, results, certificate, startup_s=1.5)
 
 
@@ -441,6 +445,7 @@ ALONE: dict[str, Any] = {
     "unit": "images",
     "exposed_comm_share": 0.0,
     "straggler_ratio": 1.0,
+    "slowest_rank": None,
     "energy_j": 70.0,
     "energy_source": "rapl",
     "cpu_utilisation_mean_share": 0.5,
@@ -480,6 +485,39 @@ def test_predicted_bytes_are_those_of_the_backend(layout: str, ring: float, gloo
     got = case._comm_columns(work, [RankResult(comm=comm)] * 4, "cpu")
     assert got["comm_dp_predicted_ring_bytes"] == ring * 4 * PARAMETERS + small
     assert got["comm_dp_predicted_sent_bytes"] == gloo * 4 * PARAMETERS + small
+
+
+@pytest.mark.parametrize(("checkpointing", "peak_flops"), [("none", 0.99), ("full", 1.05)])
+def test_a_peak_that_the_run_exceeds_is_no_peak(checkpointing: str, peak_flops: float) -> None:
+    """Also where only what is computed again exceeds it. peak_flops: over what the model needs."""
+    work = replace(WORK, run=replace(RUN, checkpointing=checkpointing))
+    results = [replace(r, peak_flops=peak_flops * TFLOPS * 1e12) for r in RESULTS]
+    got = case._efficiency_columns(work, results, summarise(SLOWEST_S), SLOWEST_S)
+    assert (got["mfu"], got["hfu"], got["peak_source"]) == (None, None, "measured: on rank 0; exceeded by the run")
+    assert got["peak_tflops_per_device"] == pytest.approx(peak_flops * TFLOPS)
+
+
+@pytest.mark.parametrize(("measured", "left"), [([1e15, 1.0], 0), ([1.0, 1.0], 0), ([0.0, 1e15], 1)])
+def test_a_peak_is_measured_again_where_a_run_exceeds_it(
+    measured: list[float], left: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(roofline, "_measured", {})
+    monkeypatch.setattr(roofline, "_measure", lambda *args, **kwargs: roofline.Peak(measured.pop(), "measured"))
+    work = resolve(RunConfig(size="tiny", nproc=1, global_batch_size=2, warmup=0, steps=2, learning_rate=1e-3))
+    row = case.run_case(work, asked=ASKED, rank=Rank(0, 1, 0, 1, "python"), mesh=Mesh(work.layout, torch.device("cpu")))
+    assert len(measured) == left
+    if row.peak_tflops_per_device == 1e3:
+        assert row.mfu is not None and 0 < row.mfu < 1 and row.peak_source == "measured"
+    else:
+        assert (row.mfu, row.peak_source) == (None, "measured; exceeded by the run")
+
+
+def test_the_short_form_names_a_slow_rank_and_an_unknown_share(row: RunRecord, alone: RunRecord) -> None:
+    assert "rank 3 is the slowest: it computes 1.6 times as long as the others\n" in summary(row, "rows.csv")
+    assert f" s, {MEASURED['mfu']:.0%} of measured: on rank 0\n" in summary(row, "rows.csv")
+    assert "slowest" not in summary(replace(row, straggler_ratio=1.2), "") + summary(alone, "")
+    exceeded = replace(row, mfu=None, peak_source="measured: x; exceeded by the run")
+    assert " s, share unknown of measured: x; exceeded by the run\n" in summary(exceeded, "")
 
 
 def test_several_sockets_of_one_machine_are_counted_once() -> None:
@@ -526,6 +564,6 @@ def test_the_log_of_a_rank_has_the_numbers_of_each_step() -> None:
 
 def test_a_run_that_failed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Environment, "read", lambda device_index=0: ENVIRONMENT)
-    got = case.failed(WORK, ASKED, Rank(0, 4, 0, 2, "torchrun"), Failure(3, 5, "oom", "no memory is left"))
+    got = case.failed(WORK, ASKED, Rank(0, 4, 0, 3, "torchrun"), Failure(3, 5, "oom", "no memory is left"))
     assert (got.status, got.failed_rank, got.failed_step, got.reason) == ("oom", 3, 5, "no memory is left")
     assert (got.layout, got.world_size, got.step_time_p50_s, got.parity) == ("dp2.pp2/1f1b/mb2", 4, None, None)

@@ -21,6 +21,7 @@ from parallel.config import load
 from parallel.data import open_dataset
 from parallel.engines.native import NativeEngine
 from parallel.errors import ConfigError, DivergedError, LayoutError
+from parallel.measure import roofline
 from parallel.measure.record import StepRecord, read, read_log
 from parallel.measure.roofline import Peak
 from parallel.resolve import resolve
@@ -105,7 +106,7 @@ def test_what_a_line_shows_is_counted_over_all_devices() -> None:
     work = resolve(train.read([*QUICK, "--layout", "dp2", "--steps", "10"], PYTHON))
     assert loop._units_per_s(work, 2.0) == 2 * 8 * 16
     flops = 16 * (6 * (8 * 12 * 32 * 32 + 257 * 32) + 12 * 8 * 32 * 16)  # of a sample of 16 tokens
-    assert loop._mfu(work, 2.0, Peak(1e9, "")) == pytest.approx(flops * 8 * 2 / 2 / 1e9)
+    assert loop._device_flops(work, 2.0) == pytest.approx(flops * 8 * 2 / 2)
 
 
 def test_bits_per_byte_are_the_loss_over_the_bytes_of_a_token(finished: Path) -> None:
@@ -208,6 +209,28 @@ def test_a_model_of_twelve_classes_goes_on_and_is_restored_without_its_data(tmp_
     trained = restore(tmp_path / "out")
     assert trained.work.model_config.n_classes == 12
     assert trained.model.head.linear.weight.shape[0] == 12
+
+
+def test_a_peak_that_was_measured_on_a_busy_machine_is_measured_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    measured = [Peak(1.0, "measured: too late"), Peak(1e15, "measured: again"), Peak(1.0, "measured: busy")]
+    monkeypatch.setattr(roofline, "_measured", {})
+    monkeypatch.setattr(roofline, "_measure", lambda *args, **kwargs: measured.pop())
+    assert run(tmp_path, *QUICK, "--steps", "4", "--log-every", "1") == 0
+    lines = [line for line in capsys.readouterr().out.splitlines() if "MFU" in line]
+    assert len(lines) == 4 and all("MFU 0.0%" in line for line in lines) and len(measured) == 1
+
+
+def test_a_run_that_stays_faster_than_the_peak_has_no_utilisation(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    measured = [Peak(1.0, "measured: busy")] * 5
+    monkeypatch.setattr(roofline, "_measured", {})
+    monkeypatch.setattr(roofline, "_measure", lambda *args, **kwargs: measured.pop())
+    assert run(tmp_path, *QUICK, "--steps", "4", "--log-every", "1") == 0
+    lines = [line for line in capsys.readouterr().out.splitlines() if "MFU" in line]
+    assert len(lines) == 4 and all("MFU unknown" in line for line in lines) and len(measured) == 3
 
 
 def test_a_line_of_metrics() -> None:
