@@ -10,7 +10,6 @@ import statistics
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
-from datetime import datetime, timezone
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -25,6 +24,7 @@ from parallel.data.dataset import Batch
 from parallel.errors import DivergedError, RankError
 from parallel.failure import Failure, Progress
 from parallel.measure import memory
+from parallel.measure.clock import Moment
 from parallel.measure.environment import Environment
 from parallel.measure.exposed import ExposedCommunication, Split, exposed_share, straggler
 from parallel.measure.ledger import CommLedger, CommRow
@@ -62,7 +62,7 @@ class Asked:
     group: str | None = None
     repeat: int | None = None
     launcher: str = "python"
-    started: float = field(default_factory=time.time)
+    started: Moment = field(default_factory=Moment.now)
     run_id: str = field(default_factory=lambda: uuid4().hex[:12])
 
 
@@ -111,7 +111,7 @@ def run_case(
     engine = engines.build(work.context(mesh), run.engine, ds_config=run.ds_config)
     batches = training_batches(work, mesh)
     result = RankResult()
-    startup_s = time.time() - asked.started
+    startup_s = asked.started.elapsed_s
     for step in range(run.warmup):
         progress.step = step
         _take_step(engine, next(batches), result, step)
@@ -262,7 +262,7 @@ def _record(
     mesh: Mesh,
     results: list[RankResult],
     certificate: Certificate | None,
-    startup_s: float,
+    startup_s: float | None,
 ) -> RunRecord:
     """Put what all ranks measured into one row: slowest time, largest memory, mean utilisation."""
     slowest = [max(times) for times in zip(*(r.step_times_s for r in results), strict=True)]
@@ -271,7 +271,7 @@ def _record(
         **describe(work, asked, rank, mesh.device),
         "status": "ok",
         "startup_s": startup_s,
-        "wall_s": time.time() - asked.started,
+        "wall_s": asked.started.elapsed_s,
         "loss_first": results[0].losses[0],
         "loss_last": results[0].losses[-1],
         "grad_norm_last": results[0].grad_norms[-1],
@@ -298,7 +298,7 @@ def describe(work: Work, asked: Asked, rank: Rank, device: torch.device) -> dict
         "run_id": asked.run_id,
         "group": asked.group,
         "repeat": asked.repeat,
-        "started_at": datetime.fromtimestamp(asked.started, tz=timezone.utc).isoformat(timespec="milliseconds"),
+        "started_at": asked.started.iso,
         "command": asked.command,
         "strategy_requested": asked.strategy or work.strategy,
         "strategy": work.strategy,

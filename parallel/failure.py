@@ -23,7 +23,7 @@ import torch
 
 from parallel import cluster
 from parallel.cluster import ALARM, Rank
-from parallel.errors import DivergedError, ParalabError, RankError, StoppedError, WorldError
+from parallel.errors import DivergedError, FolderInUseError, ParalabError, RankError, StoppedError, WorldError
 from parallel.measure.oom_killer import OomKiller
 from parallel.measure.record import Status
 from parallel.roll import Roll
@@ -97,7 +97,7 @@ def _own_failure(rank: int, progress: Progress, error: BaseException) -> Failure
     if calls := _CALLS.findall(str(error)):
         said = " where ".join(f"rank {rank} calls {name} of shape ({shape})" for rank, _, name, shape in calls)
         return Failure(None, progress.step, "crash", f"collective {calls[0][1]} differs: {said}")
-    if isinstance(error, WorldError):  # about all of them, such as who has not come
+    if isinstance(error, (WorldError, FolderInUseError)):  # about all of them, such as who has not come
         return Failure(None, progress.step, "crash", _text(error), error.exit_status)
     reason = f"{type(error).__name__}: {_text(error) or 'no message'}"
     if isinstance(error, StoppedError):

@@ -24,6 +24,7 @@ from parallel.errors import ConfigError, LayoutError, RankError
 from parallel.failure import Failure, Progress, guard
 from parallel.launch import launch
 from parallel.measure.allowed import cores_allowed
+from parallel.measure.clock import Moment
 from parallel.measure.record import COMM_AXES, RunRecord, StepLog, append, check_appendable, log_path, read
 from parallel.parity import References
 from parallel.resolve import Work, machine_processes, resolve
@@ -129,7 +130,7 @@ def choose(config: TourConfig, nproc: int) -> tuple[list[Work], dict[str, str]]:
 def visit(rank: Rank, progress: Progress, stops: list[Stop], table: "Table", out: str) -> None:
     """Measure each run in turn on this rank; rank 0 prints and writes its row."""
     references = References()
-    for run, asked in ((stop.run, replace(stop.asked, started=time.time())) for stop in stops):
+    for run, asked in ((stop.run, replace(stop.asked, started=Moment.now())) for stop in stops):
         work = resolve(run)
         progress.step = None
 

@@ -5,9 +5,12 @@ checkpoints, and one row for each time it was started. It can be stopped at any 
 continued with `--resume` under any layout.
 """
 
+import contextlib
 import os
 import shlex
+import warnings
 from collections.abc import Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -93,6 +96,7 @@ PRESETS: Mapping[str, Mapping[str, Any]] = {
 _DIVISION = ("strategy", "layout", "nproc")
 _DATA_STRATEGIES = ("single", "ddp", "zero1", "zero2", "zero3")
 IN_FOLDER = "in the folder"  # what a bare --resume stands for
+SET_ASIDE = "set-aside"  # in the folder of logs: steps of an earlier start that were taken again
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -129,16 +133,29 @@ class TrainConfig(RunConfig):
 
 def main(argv: list[str]) -> int:
     """Train. Returns: 0 when it was trained to the end, 128 + the signal when one stopped it."""
+    rank = Rank.from_env()
+    config = read(argv, rank)
+    work = resolve(config)
+    check_resume(config, rank)  # before the folder is made, where it is missing
+    with _locked(work, rank):
+        check(work)
+        return _train(work, config, argv, rank)
+
+
+def _locked(work: Work, rank: Rank) -> AbstractContextManager[Any]:
+    """Lock the folder of the run; where a launcher has started this process, rank 0 does so once the ranks have met."""
+    from parallel.training.lock import FolderLock
+
+    return FolderLock(Path(work.run.out or "")) if rank.launcher == "python" else contextlib.nullcontext()
+
+
+def _train(work: Work, config: TrainConfig, argv: list[str], rank: Rank) -> int:
     from torch.distributed.elastic.multiprocessing.api import SignalException
 
     from parallel.case import Asked, failed, record_failure
     from parallel.launch import launch
     from parallel.measure.record import append
 
-    rank = Rank.from_env()
-    config = read(argv, rank)
-    work = resolve(config)
-    check(work)
     if rank.elastic and rank.is_main and rank.world_size > work.layout.world_size:
         print(_standing_by(work, rank), flush=True)
     asked = Asked(
@@ -150,6 +167,7 @@ def main(argv: list[str]) -> int:
         command=f"paralab train {shlex.join(argv)}".strip(),
         launcher=rank.launcher,
     )
+    rows = rows_file(work.run.out or "")
     try:
         outcome = launch(
             "parallel.training.loop:train",
@@ -157,12 +175,13 @@ def main(argv: list[str]) -> int:
             asked,
             nproc=work.layout.world_size,
             config=config,
-            on_failure=lambda failure: append(f"{config.out}/runs.csv", failed(work, asked, rank, failure)),
+            on_failure=lambda failure: append(rows, failed(work, asked, rank, failure)),
         )
     except SignalException as stopped:  # the ranks have had the signal too, and have saved
         return 128 + int(stopped.sigval)
     except RankError as error:
-        record_failure(f"{config.out}/runs.csv", work, asked, rank, error)
+        with contextlib.suppress(OSError):  # a full disk must not hide what failed
+            record_failure(rows, work, asked, rank, error)
         raise
     return outcome.exit_status if outcome is not None else 0  # None: this process stood by
 
@@ -251,6 +270,8 @@ def check(work: Work) -> None:
     if run.engine != "torch":
         _check_engine(work)
     sinks.check(run.log_to or ())
+    _check_checkpoints(run)
+    _check_outputs(Path(run.out), goes_on=run.resume is not None)
     work.show_data("train", "validation")
     from parallel import checkpoint
     from parallel.weights import start_from
@@ -259,11 +280,83 @@ def check(work: Work) -> None:
         start_from.check(run.init_from)
     if run.resume is not None:
         checkpoint.check_same_work(run.out if run.resume == IN_FOLDER else run.resume, work)
-    there = checkpoint.latest(run.out)
-    for path in checkpoint.checkpoints(Path(run.out)):
-        checkpoint.check_format(path)  # training on beside one of a newer version would come to replace it
+
+
+def check_resume(run: TrainConfig, rank: Rank) -> None:
+    """Refuse to go on where there is no checkpoint."""
+    from parallel import checkpoint
+
+    if run.resume not in (None, IN_FOLDER):
+        _check_resumable(Path(run.resume or ""))
+    # `paralab node` starts the same command again and again: its first start finds nothing
+    elif run.resume == IN_FOLDER and rank.launch is None and not checkpoint.latest(run.out or ""):
+        raise ConfigError(
+            f"--resume: {_without_checkpoint(Path(run.out or ''))}: give --out what it was trained in, or leave "
+            "--resume out to start at step 0"
+        )
+
+
+def _check_checkpoints(run: TrainConfig) -> None:
+    """Refuse a folder that has checkpoints where none is asked for, or newer ones, which would come to be replaced."""
+    from parallel import checkpoint
+
+    there = checkpoint.checkpoints(Path(run.out or ""))
+    for path in there:
+        checkpoint.check_format(path)
     if there and run.resume is None:
-        raise ConfigError(f"{run.out} has {there.name} already: add --resume to go on, or give another --out")
+        raise ConfigError(f"{run.out} has {there[0].name} already: add --resume to go on, or give another --out")
+
+
+def _check_resumable(path: Path) -> None:
+    """Refuse a --resume PATH that is no checkpoint, and no folder of a run that has one."""
+    from parallel import checkpoint
+
+    folder = path if path.name.startswith("step-") else checkpoint.latest(path)
+    if folder is None or not folder.is_dir():
+        raise ConfigError(
+            f"--resume {path}: {_without_checkpoint(path)}: give one such as RUN/step-200, or the folder of a run"
+        )
+    checkpoint.check_format(folder)
+
+
+def _without_checkpoint(path: Path) -> str:
+    """Say that there is no checkpoint at a path, and what beside it has one and may be meant."""
+    from parallel import checkpoint
+
+    beside = path.parent.iterdir() if path.parent.is_dir() else ()
+    others = [
+        each.name
+        for each in beside
+        if each.is_dir() and each != path and (each.name.startswith("step-") or checkpoint.latest(each))
+    ]
+    if path.name.startswith("step-") and not path.exists() and others:
+        return f"there is no {path}, {path.parent} has {', '.join(sorted(others, key=_by_number))}"
+    meant = did_you_mean(path.name, others)
+    if not meant and len(others) == 1:
+        meant = f" (did you mean {others[0]}?)"
+    what = "does not exist" if not path.exists() else "has no checkpoint" if path.is_dir() else "is not a folder"
+    return f"{path} {what}{meant.replace('mean ', f'mean {path.parent}/') if path.parent != Path() else meant}"
+
+
+def _by_number(name: str) -> tuple[int, str]:
+    return len(name), name
+
+
+def _check_outputs(folder: Path, *, goes_on: bool) -> None:
+    """Refuse what could not be written to, or gone on with, after the work is done."""
+    from parallel.measure.record import check_appendable, read_log
+
+    rows, log = rows_file(folder), log_file(folder, 0)
+    check_appendable(rows, advice=f"move it away to begin a new one: mv {rows} {rows}.before")
+    if log.parent.exists() and not log.parent.is_dir():
+        raise ConfigError(f"{log.parent} is a file, and the logs of the ranks go there: move it away")
+    for file in (log, folder / "validation.jsonl", folder / "progress.json", config_file(folder)):
+        if file.exists() and not (file.is_file() and os.access(file, os.W_OK)):
+            raise ConfigError(f"{file} cannot be written: move it away, or give another --out")
+    if goes_on and log.exists():
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of a line that was not finished: it is set aside
+            read_log(log)
 
 
 def _check_engine(work: Work) -> None:
@@ -309,6 +402,14 @@ def _preset(name: str | None) -> dict[str, Any]:
     if name not in PRESETS:
         raise ConfigError(f"--preset {name} is unknown{did_you_mean(name, PRESETS)}: use one of {', '.join(PRESETS)}")
     return dict(PRESETS[name])
+
+
+def rows_file(folder: str | os.PathLike) -> Path:
+    return Path(folder) / "runs.csv"
+
+
+def log_file(folder: str | os.PathLike, rank: int) -> Path:
+    return Path(folder) / "log" / f"rank{rank}.jsonl"
 
 
 def config_file(folder: str | os.PathLike) -> Path:

@@ -2,29 +2,31 @@
 
 A process that is killed cannot tell, so rank 0 keeps `progress.json` in the folder of the run up to date after every
 step; the next start reads how far the one before came. The counts go on from start to start until the run ends in
-order, and then begin anew, unless the same launcher starts it again (a node has come or gone).
+order, and then begin anew, unless the same launcher starts it again (a node has come or gone). Times are added up from
+start to start, so that none is a difference of two times of day unless a machine was started again or left.
 """
 
 import json
 import os
-import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from parallel.measure.clock import Moment
 from parallel.measure.record import LogRecord, StepRecord
 
 FILE = "progress.json"
-_BYTES = 512  # of the file, padded: it is written in place, by one call
+_BYTES = 1024  # of the file, padded: it is written in place, by one call
 
 
 @dataclass(frozen=True, kw_only=True)
 class RunProgress:
-    """Where a run is, over all its starts. Times are seconds since the epoch.
+    """Where a run is, over all its starts. None is unknown.
 
-    launch: names the launcher of several nodes that starts the run again, None for others. first_step: where the
-    first of these starts began. at: when `step` steps were done; ended: whether the last start ended in order.
+    launch: names the launcher of several nodes that starts the run again, None for others. began_at: when the first of
+    these starts was, in seconds since the epoch; tells runs apart. first_step: where it began. at: when `step` steps
+    were done; wall_s: how long that was after the start. ended: whether the last start ended in order.
     """
 
     launch: str | None
@@ -32,10 +34,11 @@ class RunProgress:
     processes: int
     first_step: int
     step: int
-    at: float
+    at: Moment
+    wall_s: float | None = 0.0
     restarts: int = 0
     steps_lost: int = 0
-    recovery_s: float = 0.0
+    recovery_s: float | None = 0.0
     ended: bool = False
 
     def again(self, *, launch: str | None, processes: int, step: int) -> "RunProgress":
@@ -55,36 +58,64 @@ class RunProgress:
         """Return the columns of `RunRecord` that are known at any time."""
         return {
             "restarts": self.restarts,
-            "wall_s": time.time() - self.began_at,
+            "wall_s": _sum(self.wall_s, self.at.elapsed_s),
             "recovery_s": self.recovery_s,
             "steps_lost": self.steps_lost,
         }
 
-    def goodput_share(self, log: Iterable[LogRecord]) -> float:
-        """Return the share of the time since the first start that went into steps that were kept."""
+    def goodput_share(self, log: Iterable[LogRecord]) -> float | None:
+        """Return the share of the time since the first start that went into steps that were kept.
+
+        None where that time is unknown, or is less than was spent in steps: then the clocks of two machines disagree.
+        """
         steps = {x.step: x.step_time_s or 0.0 for x in log if isinstance(x, StepRecord)}  # the last time counts
         kept_s = sum(taken_s for step, taken_s in steps.items() if self.first_step <= step < self.step)
-        return kept_s / (time.time() - self.began_at)
+        wall_s = _sum(self.wall_s, self.at.elapsed_s)
+        return kept_s / wall_s if wall_s and kept_s <= wall_s else None
+
+
+def _sum(a: float | None, b: float | None) -> float | None:
+    return a + b if a is not None and b is not None else None
 
 
 def read_progress(folder: str | Path) -> RunProgress | None:
-    """Return the progress of the run in a folder, None where there is none."""
+    """Return the progress of the run in a folder, None where there is none that can be read."""
     try:
-        return RunProgress(**json.loads((Path(folder) / FILE).read_text(encoding="utf-8")))
-    except (OSError, ValueError, TypeError):  # TypeError: of another version
+        values = json.loads((Path(folder) / FILE).read_text(encoding="utf-8"))
+        found = RunProgress(**values | {"at": Moment(**values["at"])})
+    except (OSError, ValueError, TypeError, KeyError, RecursionError):  # the last three: of another version
         return None
+    return found if _is_of_form(vars(found)) and _is_of_form(vars(found.at)) else None
+
+
+_FORM: Mapping[str, tuple[type, ...]] = {
+    "launch": (str, type(None)),
+    "began_at": (float,),
+    **dict.fromkeys(("processes", "first_step", "step", "restarts", "steps_lost"), (int,)),
+    "at": (Moment,),
+    **dict.fromkeys(("wall_s", "recovery_s"), (float, type(None))),
+    "ended": (bool,),
+    "boot": (str,),
+    **dict.fromkeys(("monotonic_s", "epoch_s"), (float,)),
+}
+
+
+def _is_of_form(values: Mapping[str, Any]) -> bool:
+    return all(type(value) in _FORM[name] for name, value in values.items())
 
 
 class Pulse:
-    """Keeps `progress.json` of one start up to date."""
+    """Keeps `progress.json` of one start up to date. began: when it was asked for. goes_on: with the run in there."""
 
-    def __init__(self, folder: str | Path, *, launch: str | None, began_at: float, processes: int, step: int) -> None:
+    def __init__(
+        self, folder: str | Path, *, launch: str | None, began: Moment, processes: int, step: int, goes_on: bool
+    ) -> None:
         before = read_progress(folder)
-        if before and (not before.ended or (launch is not None and launch == before.launch)):
+        if before and ((goes_on and not before.ended) or (launch is not None and launch == before.launch)):
             self.now = before.again(launch=launch, processes=processes, step=step)
         else:
             self.now = RunProgress(
-                launch=launch, began_at=began_at, processes=processes, first_step=step, step=step, at=began_at
+                launch=launch, began_at=began.epoch_s, processes=processes, first_step=step, step=step, at=began
             )
         self._recovering = self.now.restarts > 0
         Path(folder).mkdir(parents=True, exist_ok=True)
@@ -93,10 +124,11 @@ class Pulse:
 
     def step_done(self, step: int) -> None:
         """Take note that this many steps are done."""
-        at = time.time()
-        recovery_s = self.now.recovery_s + (at - self.now.at if self._recovering else 0.0)
+        before, at = self.now, Moment.now()
+        taken_s = at.since(before.at)
+        recovery_s = _sum(before.recovery_s, taken_s) if self._recovering else before.recovery_s
         self._recovering = False
-        self.now = replace(self.now, step=step, at=at, recovery_s=recovery_s)
+        self.now = replace(before, step=step, at=at, wall_s=_sum(before.wall_s, taken_s), recovery_s=recovery_s)
         self._write()
 
     def end(self) -> None:

@@ -330,6 +330,9 @@ _LOG_RECORDS = {"step": StepRecord, "span": SpanRecord, "memory": MemoryRecord}
 _LOG_NAMES = {kind: name for name, kind in _LOG_RECORDS.items()}
 
 
+_ELSEWHERE = "write to another file with --out NEW.csv"
+
+
 def header() -> list[str]:
     """Return the columns of a CSV file, in order."""
     return [field.name for field in fields(RunRecord)]
@@ -345,8 +348,11 @@ def columns_of(number: int) -> set[str]:
     return columns
 
 
-def check_appendable(path: str | Path) -> None:
-    """Raise UsageError when rows could not be added to a file, before there is anything to lose."""
+def check_appendable(path: str | Path, *, advice: str = _ELSEWHERE) -> None:
+    """Raise UsageError when rows could not be added to a file, before there is anything to lose.
+
+    advice: what to do about a file that is of another form.
+    """
     path = Path(path)
     try:
         if path.exists():
@@ -359,7 +365,7 @@ def check_appendable(path: str | Path) -> None:
     except OSError as error:
         raise UsageError(f"{path} cannot be written ({error.strerror}): choose another place with --out") from None
     if content:
-        _check_header(content, path)
+        _check_header(content, path, advice=advice)
         read(path)
 
 
@@ -476,6 +482,44 @@ class StepLog:
         self._file.close()
 
 
+def set_aside(path: str | Path, *, first_step: int, into: Path) -> int:
+    """Move the lines of a JSON Lines file whose step is `first_step` or later to a file of its name in another folder.
+
+    They are of a start that came further than the checkpoint from which the run goes on, or of one that left none. So
+    are lines without a step when everything is taken again, and those that cannot be read. Returns: how many.
+    """
+    path = Path(path)
+    if not path.exists():
+        return 0
+    kept: list[bytes] = []
+    moved: list[bytes] = []
+    for line in path.read_bytes().splitlines(keepends=True):
+        (kept if _is_before(line, first_step) else moved).append(line)
+    if not moved:
+        return 0
+    into.mkdir(parents=True, exist_ok=True)
+    with open(into / path.name, "ab") as file:
+        file.writelines(line.rstrip(b"\n") + b"\n" for line in moved)
+        file.flush()
+        os.fsync(file.fileno())
+    rewritten = path.with_name(f"{path.name}.tmp")
+    rewritten.write_bytes(b"".join(kept))
+    os.replace(rewritten, path)
+    return len(moved)
+
+
+def _is_before(line: bytes, first_step: int) -> bool:
+    """Return whether a whole line is of a step before this one; one that belongs to no step is, unless all begins."""
+    try:
+        values = json.loads(line)
+    except (ValueError, RecursionError):
+        return False
+    if not isinstance(values, dict) or not line.endswith(b"\n"):
+        return False
+    step = values.get("step", first_step - 1 if first_step > 0 else first_step)
+    return type(step) is int and step < first_step
+
+
 def read_log(path: str | Path) -> list[LogRecord]:
     """Return the records of one rank's log. A last line that was not finished is skipped with a warning.
 
@@ -497,7 +541,7 @@ def _log_record(line: str, place: str) -> LogRecord:
         known = _types(kind)
         return kind(**{name: _checked(value, known[name]) for name, value in cells.items()})
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise DataError(f"{place} is not a record of this version ({error!r}): run the case again") from None
+        raise DataError(f"{place} is not a record of this version ({error!r}): remove the line") from None
 
 
 def _checked(value: object, expected: type) -> object:
@@ -662,12 +706,11 @@ def _nearest_folder(path: Path) -> Path:
     return next(folder for folder in path.absolute().parents if folder.exists())
 
 
-def _check_header(content: bytes, path: Path) -> None:
+def _check_header(content: bytes, path: Path, *, advice: str = _ELSEWHERE) -> None:
     """Raise UsageError when rows cannot be added to a file with this content, because it is not as we write it."""
     head = _line(header())
     if content.startswith(head) or head.startswith(content):
         return
-    advice = "write to another file with --out NEW.csv"
     if marks := sheet.marks_of_another_program(content):
         shown = ", ".join(marks)
         raise UsageError(f"{path} was saved by another program ({shown}), so no rows are added to it: {advice}")

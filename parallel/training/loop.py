@@ -1,11 +1,14 @@
 """The training loop on one rank: steps, metrics, evaluation, checkpoints, and a clean end when a signal asks for it."""
 
+import contextlib
 import math
 import os
+import re
 import signal
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from itertools import count
 from pathlib import Path
@@ -20,19 +23,21 @@ from parallel import checkpoint, cluster, engines
 from parallel.case import Asked, describe, failed
 from parallel.checkpoint import Saver
 from parallel.cluster import Mesh, Rank
-from parallel.errors import DivergedError
+from parallel.errors import DataError, DivergedError
 from parallel.failure import Failure, Progress, guard
 from parallel.measure import memory
+from parallel.measure.clock import Moment
 from parallel.measure.goodput import Pulse, read_progress
-from parallel.measure.record import RunRecord, StepLog, StepRecord, append, read_log
+from parallel.measure.record import LogWriter, RunRecord, StepLog, StepRecord, append, read_log, set_aside
 from parallel.measure.roofline import device_peak, share_of_peak
 from parallel.optimizer import learning_rate
 from parallel.parity import training_batches
 from parallel.precision import DTYPES
 from parallel.resolve import Work, resolve
 from parallel.spec import StepResult
-from parallel.train import IN_FOLDER, TrainConfig, config_file
+from parallel.train import IN_FOLDER, SET_ASIDE, TrainConfig, config_file, log_file
 from parallel.training.evaluate import Evaluator, Validation
+from parallel.training.lock import FolderLock
 from parallel.training.screen import Metrics, open_screen
 from parallel.weights.start_from import start_from
 
@@ -67,9 +72,9 @@ def train(rank: Rank, progress: Progress, run: TrainConfig, asked: Asked) -> Out
         cost = far.columns() if far is not None and not far.ended else {}  # an ended one is of another run
         append(rows, replace(failed(work, asked, rank, failure), **cost))
 
-    with guard(rank, progress, on_first):
+    with _locked(work, rank, asked), guard(rank, progress, on_first):
         mesh = cluster.make_mesh(work.layout, rank.device)
-        training = Training(work, rank, mesh, progress, began_at=asked.started)
+        training = Training(work, rank, mesh, progress, began=asked.started)
         outcome = training.run()
         if rank.is_main:
             append(rows, _record(work, asked, rank, mesh, training))
@@ -81,17 +86,25 @@ def train(rank: Rank, progress: Progress, run: TrainConfig, asked: Asked) -> Out
     return outcome
 
 
+def _locked(work: Work, rank: Rank, asked: Asked) -> AbstractContextManager[Any]:
+    """Lock the folder of the run, from rank 0. A process that starts the others has done so before."""
+    if asked.launcher == "python" or not rank.is_main:
+        return contextlib.nullcontext()
+    assert isinstance(work.run, TrainConfig) and work.run.out is not None
+    return FolderLock(Path(work.run.out), starts_again=True, launch=rank.launch)
+
+
 class Training:
     """One rank's part of a run."""
 
-    def __init__(self, work: Work, rank: Rank, mesh: Mesh, progress: Progress, *, began_at: float) -> None:
+    def __init__(self, work: Work, rank: Rank, mesh: Mesh, progress: Progress, *, began: Moment) -> None:
         assert isinstance(work.run, TrainConfig) and work.run.out is not None
         self.work, self.options, self.mesh, self.progress = work, work.run, mesh, progress
         self.folder = Path(work.run.out)
         self.rank, self.is_main = rank, rank.is_main
         self.screen = open_screen(self.folder, work.run, shown=rank.is_main)
-        self.log_file = self.folder / "log" / f"rank{rank.rank}.jsonl"
-        self.log = StepLog(self.log_file)
+        self.log_file = log_file(self.folder, rank.rank)
+        self.log: LogWriter
         device_peak(mesh.device, DTYPES[work.run.precision])  # measured now where it is, and not between steps
         self.has_mfu = rank.is_main
         self.saver = Saver(self.folder, mesh=mesh, keep_last=work.run.keep_last, timeout_s=work.run.timeout_s)
@@ -102,7 +115,7 @@ class Training:
         self.evaluate = Evaluator(work, self.engine, most_samples=work.run.eval_samples)
         self.total = work.run.steps + work.run.warmup
         self.outcome = Outcome()
-        self.began_at = began_at
+        self.began = began
         self.pulse: Pulse | None = None  # of rank 0, once it has started
         self.saved_at = self.evaluated_at = -1
         self.evaluations_without_better = 0
@@ -140,6 +153,7 @@ class Training:
         if self.outcome.step and (best := checkpoint.best(self.folder)):
             facts = checkpoint.read_facts(best)
             self.outcome.best, self.outcome.best_step = Validation(0, facts.metric or math.inf), facts.step
+        self.log = self._open_log()
         if self.is_main:
             self.pulse = pulse = self._open_pulse()
             if self.rank.launch is None or not pulse.now.restarts:  # on fewer nodes it was divided as it was not asked
@@ -151,16 +165,33 @@ class Training:
         return Pulse(
             self.folder,
             launch=rank.launch,
-            began_at=self.began_at,
+            began=self.began,
             processes=layout.world_size,
             step=self.outcome.step,
+            goes_on=self.options.resume is not None,
         )
+
+    def _open_log(self) -> StepLog:
+        """Open the log of this rank, free of steps that an earlier start took and this one takes again."""
+        step, aside = self.outcome.step, self.log_file.parent / SET_ASIDE
+        files = [(self.log_file, step)]
+        if self.is_main:
+            ranks = self.work.layout.world_size
+            files += [(file, step) for rank, file in _logs(self.log_file.parent) if rank >= ranks]
+            files += [(self.folder / "validation.jsonl", step + 1)]  # that of step 3 is about 3 steps done
+        if sum(set_aside(file, first_step=first, into=aside) for file, first in files):
+            self.screen.say(f"the log of an earlier start has steps from {step} on: they are kept in {aside}")
+        return StepLog(self.log_file)
 
     def cost(self) -> dict[str, Any]:
         """Return the columns that say what interruptions cost, over all starts of this run. For rank 0."""
         assert self.pulse is not None
         far = self.pulse.now
-        return far.columns() | {"goodput_share": far.goodput_share(read_log(self.log_file))}
+        try:
+            share = far.goodput_share(read_log(self.log_file))
+        except DataError:  # it was whole when the run began; what the run has made is not lost with it
+            share = None
+        return far.columns() | {"goodput_share": share}
 
     def _steps(self) -> None:
         run, outcome = self.options, self.outcome
@@ -215,6 +246,12 @@ class Training:
             self._save()
         self.saver.join()
         self.screen.end(outcome.step, outcome.best, outcome.best_step, stopped_by=outcome.stopped_by)
+
+
+def _logs(folder: Path) -> list[tuple[int, Path]]:
+    """Return rank and path of the logs in a folder."""
+    found = ((re.fullmatch(r"rank(\d+)\.jsonl", path.name), path) for path in folder.glob("rank*.jsonl"))
+    return [(int(match[1]), path) for match, path in found if match]
 
 
 class Interval:

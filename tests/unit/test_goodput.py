@@ -6,16 +6,20 @@ from pathlib import Path
 
 import pytest
 
+from parallel.measure import clock as measure_clock
+from parallel.measure.clock import Moment
 from parallel.measure.goodput import FILE, Pulse, RunProgress, read_progress
 from parallel.measure.record import StepRecord
 
 
 class Clock:
-    """A clock that is set by hand."""
+    """The clocks of a machine, set by hand. day_s: how far the time of day is ahead of the monotonic one."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        self.now_s = 1000.0
-        monkeypatch.setattr(time, "time", lambda: self.now_s)
+        self.now_s, self.day_s, self.boot = 1000.0, 1e9, "one"
+        monkeypatch.setattr(time, "monotonic", lambda: self.now_s)
+        monkeypatch.setattr(time, "time", lambda: self.now_s + self.day_s)
+        monkeypatch.setattr(measure_clock, "_boot", lambda: self.boot)
 
 
 @pytest.fixture
@@ -24,7 +28,7 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
 
 
 def start(folder: Path, clock: Clock, *, step: int, launch: str | None = "a", processes: int = 3) -> Pulse:
-    return Pulse(folder, launch=launch, began_at=clock.now_s, processes=processes, step=step)
+    return Pulse(folder, launch=launch, began=Moment.now(), processes=processes, step=step, goes_on=True)
 
 
 def take(pulse: Pulse, clock: Clock, *steps: int) -> None:
@@ -81,6 +85,54 @@ def test_goodput_is_the_time_in_steps_that_were_kept(tmp_path: Path, clock: Cloc
     times = [(9, 100.0), (10, 2.0), (11, 3.0), (11, 1.0), (12, 50.0)]  # before, kept, lost, taken again, not done
     log = [StepRecord(step=step, step_time_s=taken_s) for step, taken_s in times]
     assert pulse.now.goodput_share(log) == (2.0 + 1.0) / 10
+
+
+def test_a_time_of_day_that_is_set_back_changes_no_duration(tmp_path: Path, clock: Clock) -> None:
+    take(start(tmp_path, clock, step=0), clock, 1, 2)  # and is killed
+    clock.now_s += 5
+    clock.day_s -= 3600
+    again = start(tmp_path, clock, step=2)
+    take(again, clock, 3)
+    assert again.now.columns() == {"restarts": 1, "wall_s": 8, "recovery_s": 6, "steps_lost": 0}
+    assert again.now.goodput_share([StepRecord(step=step, step_time_s=1.0) for step in range(3)]) == 3 / 8
+
+
+@pytest.mark.parametrize(("ahead_s", "wall_s"), [(0.0, 8), (-3600.0, None)])
+def test_between_machines_the_time_of_day_counts_and_one_that_goes_back_is_unknown(
+    ahead_s: float, wall_s: float | None, tmp_path: Path, clock: Clock
+) -> None:
+    take(start(tmp_path, clock, step=0), clock, 1, 2)
+    clock.now_s += 5
+    clock.now_s, clock.day_s, clock.boot = 7.0, clock.day_s + clock.now_s - 7.0 + ahead_s, "two"
+    again = start(tmp_path, clock, step=2)
+    take(again, clock, 3)
+    recovery_s = None if wall_s is None else 6
+    assert again.now.columns() == {"restarts": 1, "wall_s": wall_s, "recovery_s": recovery_s, "steps_lost": 0}
+    log = [StepRecord(step=step, step_time_s=1.0) for step in range(3)]
+    assert again.now.goodput_share(log) == (3 / 8 if wall_s else None)
+
+
+def test_a_share_above_one_is_unknown(tmp_path: Path, clock: Clock) -> None:
+    pulse = start(tmp_path, clock, step=0)
+    take(pulse, clock, 1)
+    assert pulse.now.goodput_share([StepRecord(step=0, step_time_s=1.5)]) is None
+
+
+def test_a_new_run_does_not_go_on_counting_for_one_that_died(tmp_path: Path, clock: Clock) -> None:
+    take(start(tmp_path, clock, step=0, launch=None), clock, 1, 2)
+    new = Pulse(tmp_path, launch=None, began=Moment.now(), processes=1, step=0, goes_on=False)
+    assert (new.now.restarts, new.now.wall_s) == (0, 0.0)
+
+
+ODD = [("step", "3"), ("step", None), ("wall_s", "1"), ("restarts", 1.5), ("ended", 0), ("at", 3.0), ("at", {})]
+
+
+@pytest.mark.parametrize(("name", "value"), ODD, ids=str)
+def test_values_of_another_form_count_as_none(name: str, value: object, tmp_path: Path, clock: Clock) -> None:
+    start(tmp_path, clock, step=0)
+    values = json.loads((tmp_path / FILE).read_text())
+    (tmp_path / FILE).write_text(json.dumps(values | {name: value}))
+    assert read_progress(tmp_path) is None
 
 
 @pytest.mark.parametrize("content", ["", "{", "[]", "null", json.dumps({"step": 3})])

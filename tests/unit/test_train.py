@@ -5,6 +5,8 @@ import math
 import os
 import shutil
 import signal
+import threading
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -20,13 +22,14 @@ from parallel.cluster import Mesh, Rank
 from parallel.config import load
 from parallel.data import open_dataset
 from parallel.engines.native import NativeEngine
-from parallel.errors import ConfigError, DivergedError, LayoutError
+from parallel.errors import ConfigError, DivergedError, FolderInUseError, LayoutError, UsageError
 from parallel.measure import roofline
 from parallel.measure.record import StepRecord, read, read_log
 from parallel.measure.roofline import Peak
 from parallel.resolve import resolve
-from parallel.training import loop, screen
+from parallel.training import lock, loop, screen
 from parallel.training.evaluate import Evaluator, Validation
+from parallel.training.lock import FolderLock
 
 QUICK = ["--model", "gpt2", "--size", "tiny", "--global-batch-size", "8", "--eval-samples", "20", "--log-every", "4"]
 PYTHON = Rank(0, 1, 0, 1, "python")
@@ -160,6 +163,113 @@ def test_early_stopping_counts_from_the_best_evaluation(
     assert [x["step"] for x in validations(tmp_path)] == [2, 4, 6, 8, 10, 12, 14]
     assert "3 evaluations without a better loss" in capsys.readouterr().out
     assert checkpoint.best(tmp_path) == tmp_path / "step-8"
+
+
+def test_a_log_of_a_run_that_left_no_checkpoint_is_kept_apart(
+    finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copytree(finished / "log", tmp_path / "log")
+    shutil.copy(finished / "log" / "rank0.jsonl", tmp_path / "log" / "rank7.jsonl")
+    shutil.copy(finished / "validation.jsonl", tmp_path / "validation.jsonl")
+    (tmp_path / "log" / "rank0.jsonl").open("a").write('{"record": "st')  # killed while it wrote
+    assert run(tmp_path, *QUICK, "--steps", "2", "--learning-rate", "1e-2") == 0
+    assert list(losses(tmp_path)) == [0, 1]
+    assert [x["step"] for x in validations(tmp_path)] == [2]
+    assert (tmp_path / "log" / "rank7.jsonl").read_text() == ""
+    aside = tmp_path / "log" / "set-aside"
+    assert f"has steps from 0 on: they are kept in {aside}" in capsys.readouterr().out
+    assert len((aside / "rank0.jsonl").read_text().splitlines()) == 11
+    assert len((aside / "rank7.jsonl").read_text().splitlines()) == 10
+    assert (aside / "validation.jsonl").read_text() == (finished / "validation.jsonl").read_text()
+
+
+def test_steps_of_a_branch_that_was_given_up_are_not_in_the_log(finished: Path, tmp_path: Path) -> None:
+    folder = shutil.copytree(finished, tmp_path / "run")
+    assert run(folder, "--resume", str(folder / "step-8"), *QUICK, "--steps", "9", "--eval-every", "5") == 0
+    assert list(losses(folder)) == list(range(9))
+    assert [x["step"] for x in validations(folder)] == [5, 9]
+
+
+@pytest.mark.parametrize(
+    ("file", "content", "message"),
+    [
+        ("log/rank0.jsonl", '{"record": "step", "step": "x"}\n', r"rank0\.jsonl line 1 is not a rec.*remove the line"),
+        ("log/rank0.jsonl", "not JSON\n", r"rank0\.jsonl line 1 is not a rec.*remove the line"),
+        ("runs.csv", "xx\n", r"runs\.csv has other columns .*: move it away to begin a new one: mv \S+runs\.csv "),
+        ("runs.csv", None, r"runs\.csv cannot be written \(Is a directory\)"),
+        ("validation.jsonl", None, r"validation\.jsonl cannot be written: move it away"),
+    ],
+)
+def test_what_could_not_be_gone_on_with_is_told_before_the_first_step(
+    file: str, content: str | None, message: str, finished: Path, tmp_path: Path
+) -> None:
+    folder = shutil.copytree(finished, tmp_path / "run")
+    path = folder / file
+    path.unlink()
+    path.mkdir() if content is None else path.write_text(content)
+    with pytest.raises(UsageError, match=message):
+        run(folder, *QUICK, "--steps", "12", "--resume")
+    assert checkpoint.latest(folder) == folder / "step-10"
+
+
+def test_a_place_that_cannot_be_written_is_told_before_the_first_step(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    for out in (tmp_path / "file", tmp_path / "file" / "run", Path("/proc/run")):
+        with pytest.raises(ConfigError, match=f"--out {out} cannot be written"):
+            run(out, *QUICK)
+
+
+def test_resuming_without_a_checkpoint_names_what_may_be_meant(finished: Path, tmp_path: Path) -> None:
+    shutil.copytree(finished, tmp_path / "alice")
+    (tmp_path / "empty").mkdir()
+    for words, message in [
+        (["--out", "alise", "--resume"], r"alise does not exist \(did you mean \S+/alice\?\).* leave --resume out"),
+        (["--out", "empty", "--resume"], r"empty has no checkpoint \(did you mean \S+/alice\?\)"),
+        (["--out", "new", "--resume", "alise"], r"--resume \S+alise: \S+ does not exist \(did you mean \S+/alice"),
+        (["--out", "new", "--resume", "alice/step-9"], r"there is no \S+step-9, \S+alice has step-8, step-10"),
+    ]:
+        words = [word if word.startswith("--") else str(tmp_path / word) for word in words]
+        with pytest.raises(ConfigError, match=message):
+            train.main([*QUICK, *words])
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["alice", "empty"]
+    node = replace(PYTHON, launcher="torchrun", launch="a")  # starts again what left no checkpoint yet
+    train.check_resume(train.read([*QUICK, "--out", str(tmp_path / "new"), "--resume"], node), node)
+
+
+def test_a_second_training_in_a_folder_is_refused(tmp_path: Path) -> None:
+    with FolderLock(tmp_path):
+        with pytest.raises(FolderInUseError, match=rf"is in use by the training of process {os.getpid()} on \S+ since"):
+            run(tmp_path, *QUICK)
+        with FolderLock(tmp_path / "other"):
+            pass
+    assert list(tmp_path.iterdir()) == [], "what a lock leaves"
+
+
+def test_a_lock_ends_with_its_process(tmp_path: Path) -> None:
+    child = os.fork()
+    if child == 0:
+        FolderLock(tmp_path).__enter__()
+        os._exit(0)
+    os.waitpid(child, 0)
+    assert (tmp_path / "in-use.json").exists()
+    with FolderLock(tmp_path):
+        assert json.loads((tmp_path / "in-use.json").read_text())["process"] == os.getpid()
+
+
+def test_a_launcher_that_starts_again_takes_over_from_a_start_that_it_has_ended(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(lock, "_WAIT_S", 0.3)
+    with FolderLock(tmp_path, launch="a"):
+        with pytest.raises(FolderInUseError), FolderLock(tmp_path, starts_again=True, launch="b"):
+            pass
+        with FolderLock(tmp_path, starts_again=True, launch="a"):
+            assert "which has gone away" in capsys.readouterr().err
+    ended = FolderLock(tmp_path)
+    ended.__enter__()
+    threading.Timer(0.1, ended.__exit__).start()
+    with FolderLock(tmp_path, starts_again=True):
+        pass
 
 
 def test_resuming_from_a_path(finished: Path, tmp_path: Path) -> None:
