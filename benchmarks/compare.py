@@ -1,13 +1,13 @@
 """`paralab compare`: print which of two ways is better, from their CSV files.
 
-Exit status: 0 fine, 2 worse by more than `--fail-over` percent (or failing where the other did not), 3 not comparable:
-other work, no file, no such flag. So 2 always means a regression.
+It reads exit statuses like a gate: see `_EPILOG`.
 """
 
 import argparse
 import csv
 import io
 import json
+import math
 import re
 import sys
 import warnings
@@ -15,6 +15,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, fields
 from pathlib import Path
 
+from benchmarks.sources import load
 from benchmarks.verdict import (
     LEVEL,
     METRICS,
@@ -28,7 +29,17 @@ from benchmarks.verdict import (
 from benchmarks.work import amount
 from parallel.arguments import Parser
 from parallel.errors import ParalabError, UsageError, did_you_mean
-from parallel.measure.record import harmless, one_line, read
+from parallel.measure.record import harmless, one_line
+
+_EPILOG = """exit status:
+  0  fine; with --fail-over: no variant is worse by more than PERCENT
+  2  with --fail-over: a variant is worse by more than PERCENT, or fails more often than its baseline;
+     always: a variant failed parity, so it does not compute what one process computes
+  3  not comparable: other work, a baseline that failed parity, no such file, no such option
+  4  with --fail-over: the runs cannot decide, so the gate does not pass: too few good runs, no usable number, runs not
+     made in turns on a machine that may have drifted, medians that differ by more than PERCENT without evidence,
+     more failures than the baseline that may be chance, a case that only the baseline has
+"""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -52,36 +63,51 @@ def _look(options: argparse.Namespace) -> tuple[Outcome, Metric]:
         hint = did_you_mean(options.metric, METRICS)
         raise UsageError(f"--metric {options.metric} is unknown{hint}: use one of {', '.join(METRICS)}")
     metric = METRICS[options.metric]
-    records = [read(path) for path in options.files]
-    for path, rows in zip(options.files, records, strict=True):
-        if not rows:
-            raise UsageError(f"{path} holds no runs: give a file with at least one")
+    sources = load(options.files)
+    for source in sources:
+        if not source.records:
+            raise UsageError(f"{source.path} holds no runs that count: give a file with at least one of its own")
     if options.by is not None:
-        rows = [row for part in records for row in part]
-        return compare_column(rows, options.by, metric, baseline=options.baseline, force=options.force), metric
-    if len(records) != 2:
-        count = "one file" if len(records) == 1 else f"{len(records)} files"
+        rows = [row for source in sources for row in source.records]
+        files = {id(row): source.label for source in sources for row in source.records}
+        found = compare_column(rows, options.by, metric, baseline=options.baseline, force=options.force, files=files)
+        return found, metric
+    if options.baseline is not None:
+        advice = "name that column with --by; without it the first file is the baseline"
+        raise UsageError(f"--baseline {options.baseline} is the value of a column: {advice}")
+    if len(sources) != 2:
+        count = "one file" if len(sources) == 1 else f"{len(sources)} files"
         raise UsageError(f"{count} given: give two, or name the column that differs, such as --by strategy")
-    base, other = records
-    return compare_files(base, other, metric, names=_names(options.files), force=options.force), metric
-
-
-def _names(paths: Sequence[Path]) -> tuple[str, str]:
-    first, second = (path.stem for path in paths)
-    return (first, second) if first != second else (str(paths[0]), str(paths[1]))
+    base, other = sources
+    names = (base.label, other.label)
+    return compare_files(base.records, other.records, metric, names=names, force=options.force), metric
 
 
 def _parser() -> argparse.ArgumentParser:
     summary = (__doc__ or "").split("\n", 1)[0].split("`: ")[1]
-    parser = Parser(prog="paralab compare", description=summary.capitalize())
-    parser.add_argument("files", nargs="+", type=Path, metavar="FILE.csv", help="the base first")
+    parser = Parser(
+        prog="paralab compare",
+        description=summary.capitalize(),
+        epilog=_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("files", nargs="+", type=Path, metavar="FILE.csv", help="the baseline first")
     parser.add_argument("--by", metavar="COLUMN", help="compare the values of one column, such as strategy or engine")
     parser.add_argument("--baseline", metavar="VALUE", help="with --by: what the others are compared with")
     parser.add_argument("--metric", default="step_time_p50_s", help=f"one of {', '.join(METRICS)}")
     parser.add_argument("--force", action="store_true", help="compare other work too, and mark it")
-    parser.add_argument("--fail-over", type=float, metavar="PERCENT", help="exit with 2 when worse by more than this")
+    parser.add_argument(
+        "--fail-over", type=_percent, metavar="PERCENT", help="be a gate: pass only when no worse by more than this"
+    )
     parser.add_argument("--format", choices=FORMATS, default="text")
     return parser
+
+
+def _percent(text: str) -> float:
+    number = float(text)
+    if not 0 <= number < math.inf:
+        raise argparse.ArgumentTypeError(f"{text} is no limit: use a percentage from 0, such as 5")
+    return number
 
 
 def ratio_text(comparison: Comparison) -> str:
@@ -100,7 +126,7 @@ def verdict_text(comparison: Comparison) -> str:
 
 
 def _row(comparison: Comparison) -> tuple[str, ...]:
-    arms = (
+    variants = (
         f"{name}: {amount(middle, comparison.metric)} (n={runs})"
         for name, middle, runs in (
             (comparison.base, comparison.base_median, comparison.base_runs),
@@ -108,7 +134,7 @@ def _row(comparison: Comparison) -> tuple[str, ...]:
         )
     )
     p = "–" if comparison.p is None else f"{comparison.p:.3g}"
-    return (*arms, ratio_text(comparison), p, verdict_text(comparison))
+    return (*variants, ratio_text(comparison), p, verdict_text(comparison))
 
 
 _HEADS = ("base", "other", "other/base", "p", "verdict")
@@ -116,6 +142,7 @@ _HEADS = ("base", "other", "other/base", "p", "verdict")
 
 def _text(outcome: Outcome, metric: Metric) -> str:
     lines = [f"{metric.column}, {metric.better} is better; medians of runs, 95% intervals", ""]
+    lines = [*map(one_line, _first(outcome)), *lines]
     rows = [_HEADS, *(tuple(map(one_line, _row(c))) for c in outcome.comparisons)]
     widths = [max(len(row[i]) for row in rows) for i in range(len(_HEADS))]
     aligned = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
@@ -133,7 +160,8 @@ def _text(outcome: Outcome, metric: Metric) -> str:
 
 
 def _markdown(outcome: Outcome, metric: Metric) -> str:
-    lines = [f"`{metric.column}`, {metric.better} is better; medians of runs, 95% intervals", ""]
+    lines = [f"**{_plain(said)}**\n" for said in _first(outcome)]
+    lines += [f"`{metric.column}`, {metric.better} is better; medians of runs, 95% intervals", ""]
     if outcome.comparisons:
         lines += [_pipes(("work", *_HEADS)), _pipes(["---"] * (1 + len(_HEADS)))]
         lines += [_pipes(map(_plain, (c.work, *_row(c)))) for c in outcome.comparisons]
@@ -143,10 +171,28 @@ def _markdown(outcome: Outcome, metric: Metric) -> str:
     return "\n".join([*lines, "", *(f"- {_plain(note)}" for note in (*notes, *_closing(outcome))), ""])
 
 
+def _with_parity(outcome: Outcome, parity: bool | None) -> list[str]:
+    """Return the labels of variants with this parity result."""
+    sides = [side for c in outcome.comparisons for side in ((c.base, c.base_parity), (c.other, c.other_parity))]
+    return list(dict.fromkeys(label for label, found in sides if found is parity))
+
+
+def _first(outcome: Outcome) -> list[str]:
+    """Say before any number which variants do not compute what one process computes."""
+    names = ", ".join(label.removesuffix(" (parity FAILED)") for label in _with_parity(outcome, False))
+    said = f"parity FAILED: {names}: does not compute what one process computes, so its speed counts for nothing"
+    return [said] if names else []
+
+
+def _unchecked(outcome: Outcome) -> list[str]:
+    labels = _with_parity(outcome, None)
+    return [f"parity was not checked: {', '.join(labels)}"] if labels else []
+
+
 def _closing(outcome: Outcome) -> list[str]:
     judged = sum(comparison.p is not None for comparison in outcome.comparisons)
     chance = f"{judged} verdicts at the {LEVEL:.0%} level: up to {judged * LEVEL:.1f} would be chance alone"
-    return [chance] if judged > 10 else []
+    return [*map(one_line, _unchecked(outcome)), *([chance] if judged > 10 else [])]
 
 
 def _pipes(cells: "Sequence[str] | map[str]") -> str:
@@ -189,6 +235,7 @@ def _json(outcome: Outcome, metric: Metric) -> str:
         for refusal in outcome.refusals
     ]
     found = {
+        "parity_failed": _first(outcome),
         "metric": asdict(metric),
         "comparisons": [asdict(c) for c in outcome.comparisons],
         "refusals": refusals,

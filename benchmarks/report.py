@@ -19,11 +19,11 @@ from markupsafe import Markup
 
 from benchmarks import sections, work
 from benchmarks.compare import ratio_text, verdict_text
-from benchmarks.sections import Source
+from benchmarks.sources import Source, load
 from benchmarks.work import amount
 from parallel.arguments import Parser
 from parallel.errors import ParalabError, UsageError
-from parallel.measure.record import one_line, read
+from parallel.measure.record import one_line
 
 HERE = Path(__file__).parent
 
@@ -60,7 +60,7 @@ def render(
     `caught` collects warnings while the files are read; they become caveats of the page.
     Raises: UsageError or DataError when a file cannot be read, or holds no run.
     """
-    sources = [Source(path, tuple(read(path))) for path in paths]
+    sources = load(paths)
     if not any(source.records for source in sources):
         raise UsageError(f"{', '.join(map(str, paths))}: no runs to report, give a CSV file with at least one")
     pieces = sections.pieces(sources)
@@ -79,17 +79,18 @@ def render(
         failures=sections.failures(pieces),
         environment=sections.environment(sources),
         commands=sections.commands(pieces),
-        downloads=[_download(source.path) for source in sources],
+        downloads=[_download(source) for source in sources],
         runs=sum(len(source.records) for source in sources),
         dates=sections.dates(sources),
     )
     return re.sub(r"[\x00-\x08\x0b-\x1f\x7f]", "\ufffd", page)  # HTML has no place for control characters
 
 
-def _download(path: Path) -> Download:
-    content = path.read_bytes()
+def _download(source: Source) -> Download:
+    content = source.path.read_bytes()
     uri = f"data:text/csv;charset=utf-8;base64,{b64encode(content).decode()}"
-    return Download(path.name, amount(len(content), "size_bytes"), uri)
+    name = f"{source.label.replace('/', '-')}{source.path.suffix}"
+    return Download(name, amount(len(content), "size_bytes"), uri)
 
 
 def _write(path: Path, page: str) -> None:

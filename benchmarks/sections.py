@@ -10,7 +10,8 @@ from markupsafe import Markup
 
 from benchmarks import charts, stats, work
 from benchmarks.charts import Bar, Row, Series, Span
-from benchmarks.verdict import METRICS, Arm, Comparison, arms, compare_arms
+from benchmarks.sources import Source
+from benchmarks.verdict import METRICS, Arm, Comparison, Family, families, parity_failures, variants
 from benchmarks.work import ENVIRONMENT, HARDWARE, METHOD, WORK, Column, amount, show, value
 from parallel.errors import DataError
 from parallel.measure.record import (
@@ -33,14 +34,6 @@ SPAN_KINDS = {"F": "forward", "B": "backward", "W": "weight gradient"}
 
 
 @dataclass(frozen=True)
-class Source:
-    """A CSV file and its runs."""
-
-    path: Path
-    records: tuple[RunRecord, ...]
-
-
-@dataclass(frozen=True)
 class Chart:
     title: str
     drawing: Markup
@@ -49,15 +42,19 @@ class Chart:
 
 @dataclass
 class Way:
-    """One way of doing a piece of work, and how it compares with the base of the piece."""
+    """One way of doing a piece of work, and how it compares with its baseline."""
 
     arm: Arm
     logs: list[LogRecord]  # of one good run, all ranks
-    against_base: Comparison | None = None  # None for the base itself
+    against_base: Comparison | None = None  # None where it is the baseline of others, or has none
 
-    @cached_property
+    @property
     def good(self) -> list[RunRecord]:
-        return [run for run in self.arm.runs if run.status == "ok"]
+        return self.arm.good
+
+    @property
+    def parity(self) -> str:
+        return {True: "passed", False: "FAILED", None: "not checked"}[self.arm.parity]
 
     @cached_property
     def step_times(self) -> list[float]:
@@ -82,8 +79,7 @@ class Piece:
     device: str
     unit: str
     ways: list[Way]
-    base: str
-    verdict: str = ""
+    verdict: list[str] = field(default_factory=list)  # sentences
     memory_column: str = "process_peak_bytes"
     references: list[Way] = field(default_factory=list)  # one process at the same work
     charts: list[Chart] = field(default_factory=list)
@@ -128,32 +124,21 @@ def _references(piece: Piece, found: Sequence[Piece]) -> list[Way]:
 
 
 def _piece(records: list[RunRecord], origin: dict[int, Source]) -> Piece:
-    ways = [Way(arm, _logs(arm, origin)) for arm in _split(records, origin)]
+    files = {id(record): origin[id(record)].label for record in records}
+    ways = [Way(arm, _logs(arm, origin)) for arm in variants(records, files)]
     first = next((record for record in records if record.status == "ok"), records[0])
-    base = _base(ways)
-    piece = Piece(work.work_label(first), first.device or "unknown", first.unit or "samples", ways, base.arm.label)
-    others = [way for way in ways if way is not base]
-    compared = compare_arms(base.arm, [way.arm for way in others], STEP_TIME, name=piece.name)
-    for way, comparison in zip(others, compared, strict=True):
-        way.against_base = comparison
+    piece = Piece(work.work_label(first), first.device or "unknown", first.unit or "samples", ways)
+    of_arm = {id(way.arm): way for way in ways}
+    for family in families([way.arm for way in ways]):
+        compared = family.compare(STEP_TIME, name=piece.name)
+        for arm, comparison in zip(family.others, compared, strict=True):
+            of_arm[id(arm)].against_base = comparison
+        piece.verdict.append(_verdict(family, compared))
     columns = ("gpu_allocated_peak_bytes", "memory_tensors_peak_bytes", "process_peak_bytes")
     known = (column for column in columns if all(way.median(column) is not None for way in piece.ranked))
     piece.memory_column = next(known, "process_peak_bytes")
-    piece.verdict = _verdict(piece)
+    piece.verdict = [*_parity(piece), *(piece.verdict or [_alone(piece)])]
     return piece
-
-
-def _split(records: Sequence[RunRecord], origin: dict[int, Source]) -> list[Arm]:
-    """Split runs by method, and by file where several files hold the same method."""
-    whole = arms(records)
-    files = [list(dict.fromkeys(origin[id(run)].path for run in arm.runs)) for arm in whole]
-    if all(len(paths) == 1 for paths in files):
-        return whole
-    return [
-        Arm(f"{path.stem}: {arm.label}", [run for run in arm.runs if origin[id(run)].path == path])
-        for arm, paths in zip(whole, files, strict=True)
-        for path in paths
-    ]
 
 
 def _logs(arm: Arm, origin: dict[int, Source]) -> list[LogRecord]:
@@ -172,36 +157,52 @@ def _with_rank(path: Path) -> list[LogRecord]:
     return rows if path.name.endswith(".rank0.jsonl") else [row for row in rows if not isinstance(row, StepRecord)]
 
 
-def _base(ways: Sequence[Way]) -> Way:
-    """Choose what the others are compared with: one process, else plain data parallelism, else the first good one."""
-    good = [way for way in ways if way.step_times] or list(ways)
-    names = [value(way.arm.runs[0], METHOD[0]) for way in good]
-    return next((good[names.index(name)] for name in ("single", "ddp") if name in names), good[0])
+def _parity(piece: Piece) -> list[str]:
+    """Say which ways do not compute what one process computes: their speed counts for nothing."""
+    said = [note for way in piece.ways for note in parity_failures(way.arm)]
+    return [f"Parity FAILED, so its speed counts for nothing. {note}." for note in said]
 
 
-def _verdict(piece: Piece) -> str:
-    """Say in words which way is fastest, and what the runs cannot tell."""
-    ranked = piece.ranked
-    if not ranked:
+def _alone(piece: Piece) -> str:
+    (way,) = piece.ways
+    if not way.step_times:
         return "No run came to its end."
-    best = ranked[0]
-    time = amount(stats.median(best.step_times), STEP_TIME.column)
-    if len(ranked) == 1:
-        return f"{best.arm.label}: {time} a step. No other way ran, so there is nothing to compare it with."
-    found = compare_arms(best.arm, [way.arm for way in ranked[1:]], STEP_TIME, name=piece.name)
-    by_verdict = {kind: [c.other for c in found if c.verdict == kind] for kind in ("worse", "~", "insufficient")}
-    if not by_verdict["worse"] and not by_verdict["~"]:
-        return f"No verdict: too few runs. The shortest median is that of {best.arm.label}, {time} a step."
-    if not by_verdict["worse"]:
-        return f"No evidence that any way is faster. The shortest median is that of {best.arm.label}, {time} a step."
-    alone = len(by_verdict["worse"]) == len(ranked) - 1
-    said = [f"{best.arm.label} {'is the fastest' if alone else 'has the shortest step'}, {time} in the median: "
-            f"faster than {_listed(by_verdict['worse'])}."]  # fmt: skip
-    if by_verdict["~"]:
-        said.append(f"No evidence of a difference from {_listed(by_verdict['~'])}.")
-    if by_verdict["insufficient"]:
-        said.append(f"Too few runs to compare it with {_listed(by_verdict['insufficient'])}.")
+    time = amount(stats.median(way.step_times), STEP_TIME.column)
+    return f"{way.arm.label}: {time} a step. No other way ran, so there is nothing to compare it with."
+
+
+_SAID = {
+    "better": "Faster: {}.",
+    "worse": "Slower: {}.",
+    "~": "No evidence of a difference: {}.",
+    "fails more": "Fails more often: {}.",
+    "fails less": "Fails less often than the baseline: {}.",
+    "failed": "Failed: {}.",
+    "not interleaved": "No verdict, as the runs were not made in turns: {}.",
+    "insufficient": "No verdict, too few runs: {}.",
+    "parity failed": "Not compared, as parity failed: {}.",
+    "no data": "No data: {}.",
+}
+
+
+def _verdict(family: Family, compared: Sequence[Comparison]) -> str:
+    """Say in words what was found about the variants beside one baseline."""
+    base = family.base.samples(STEP_TIME)
+    if not base and not any(comparison.other_runs for comparison in compared):
+        return "No run came to its end."
+    time = f"{amount(stats.median(base), STEP_TIME.column)} a step" if base else "no good run"
+    said = [f"Compared with {family.base.label} ({time}):"]
+    for verdict, sentence in _SAID.items():
+        if names := [_with_change(comparison) for comparison in compared if comparison.verdict == verdict]:
+            said.append(sentence.format(_listed(names)))
     return " ".join(said)
+
+
+def _with_change(comparison: Comparison) -> str:
+    change = comparison.change_percent
+    if change is None or comparison.verdict not in ("better", "worse"):
+        return comparison.other
+    return f"{comparison.other} by {abs(change):.1f}%"
 
 
 def _listed(names: Sequence[str]) -> str:
@@ -221,16 +222,15 @@ def caveats(sources: Sequence[Source], found: Sequence[Piece]) -> list[str]:
         (sum(record.git_dirty is True for record in records), "runs used code with uncommitted changes"),
     )
     said = [f"{count} of {len(records)} {text}." for count, text in counted if count]
-    few = sum(
-        way.against_base is not None and way.against_base.verdict == "insufficient"
-        for piece in found
-        for way in piece.ways
-    )
-    if few:
+    unchecked = sum(way.arm.parity is None for piece in found for way in piece.ways)
+    if unchecked:
+        ways = sum(len(piece.ways) for piece in found)
+        said.append(f"Parity was not checked for {unchecked} of {ways} ways: whether they compute the same is unknown.")
+    compared = [way.against_base for piece in found for way in piece.ways if way.against_base]
+    if few := sum(comparison.verdict == "insufficient" for comparison in compared):
         said.append(f"Comparisons with too few runs for a verdict: {few}.")
-    notes = [note for piece in found for way in piece.ways if way.against_base for note in way.against_base.notes]
-    if any("drift" in note for note in notes):
-        said.append("Some ways ran one after the other, not in turns: a drift of the machine would look the same.")
+    if any("not interleaved" in note for comparison in compared for note in comparison.notes):
+        said.append("Some ways ran one after the other, not in turns: their intervals allow for a machine that drifts.")
     return said
 
 

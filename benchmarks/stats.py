@@ -10,7 +10,7 @@ from math import comb, erfc, isfinite, sqrt
 
 import numpy as np
 
-EXACT_LIMIT = 40  # runs in both arms together; above it the normal approximation is good and the exact count slow
+EXACT_LIMIT = 40  # runs of both variants together; above it the normal approximation is good and the exact count slow
 RESAMPLES = 10_000
 
 
@@ -59,6 +59,13 @@ def mann_whitney(a: Sequence[float], b: Sequence[float]) -> float:
 def smallest_p(n: int, m: int) -> float:
     """Return the least two-sided p value that n and m runs can give: what they say when no run overlaps."""
     return min(1.0, 2 / comb(n + m, n))
+
+
+def fisher(failed: int, runs: int, base_failed: int, base_runs: int) -> float:
+    """Return the one-sided p value of Fisher's exact test (1922): as many failures among `runs`, or more, by chance."""
+    all_failed, total = failed + base_failed, runs + base_runs
+    ways = sum(comb(runs, k) * comb(base_runs, all_failed - k) for k in range(failed, min(runs, all_failed) + 1))
+    return ways / comb(total, all_failed)
 
 
 def holm(p_values: Sequence[float]) -> list[float]:

@@ -1,25 +1,35 @@
-"""Which of two ways is better, by how much, and how sure that is.
+"""Which of two ways is better, by how much, and how sure that is: the one place that decides, for every command.
 
-The run is the unit: each gives one number, for example its median step. Groups of runs are compared only when they
-did the same work on the same hardware. A verdict needs four runs an arm, a Mann-Whitney p value under 0.05 (after
-Holm's correction where more than two arms share one piece of work) and a bootstrap interval of the ratio without 1.
+The run is the unit: each gives one number, for example its median step. Variants are compared only when they did the
+same work on the same hardware, and only with the baseline that differs from them in one thing (a file, an engine, a
+strategy ...). Those that share a baseline are a family, and p values are corrected for the size of the family (Holm).
+
+A verdict needs four good runs of each, a corrected p value under 0.05 and an interval of the ratio without 1. The
+p value is the larger of two: that of Mann-Whitney, which takes runs as independent, and that of a machine which drifts
+(`benchmarks.drift`), which lets variants that were made one after the other differ by more.
+
+A variant that failed parity, or that fails more often than its baseline, gets no verdict on its speed.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from math import isfinite
 from typing import Literal
 
-from benchmarks import stats, work
+from benchmarks import drift, stats, work
 from benchmarks.work import ENVIRONMENT, METHOD, WORK, Column, Difference
 from parallel.errors import UsageError, did_you_mean
 from parallel.measure.record import RunRecord, header
 
 LEVEL = 0.05
 LEAST_RUNS = 4
-REGRESSION, NOT_COMPARABLE = 2, 3  # exit status
+MOST_FAILED_SHARE = 0.5  # a variant that fails so often, and more often than its baseline, is judged by that alone
+REGRESSION, NOT_COMPARABLE, UNDECIDED = 2, 3, 4  # exit status
 
-Verdict = Literal["better", "worse", "~", "insufficient", "failed", "no data"]
+Verdict = Literal[
+    "better", "worse", "~", "not interleaved", "insufficient", "failed", "fails more", "fails less", "parity failed",
+    "no data",
+]  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -53,33 +63,58 @@ class Arm:
 
     label: str
     runs: Sequence[RunRecord]
+    file: str | None = None  # where other files hold the same way, so that they are told apart
+
+    @property
+    def good(self) -> list[RunRecord]:
+        return [run for run in self.runs if run.status == "ok"]
 
     @property
     def failed(self) -> list[RunRecord]:
         return [run for run in self.runs if run.status != "ok"]
 
+    @property
+    def parity(self) -> bool | None:
+        """Whether it computes what one process computes: no where one run says so, unknown where none does."""
+        return parity(self.runs)
+
+    def measured(self, metric: Metric) -> list[RunRecord]:
+        """Return the good runs that have a usable number."""
+        cells = [(run, getattr(run, metric.column)) for run in self.good]
+        return [run for run, cell in cells if cell is not None and isfinite(cell) and cell > 0]
+
     def samples(self, metric: Metric) -> list[float]:
         """Return one number for each good run that has it."""
-        cells = [getattr(run, metric.column) for run in self.runs if run.status == "ok"]
-        return [float(cell) for cell in cells if cell is not None and isfinite(cell) and cell > 0]
+        return [float(getattr(run, metric.column)) for run in self.measured(metric)]
+
+
+def parity(runs: Sequence[RunRecord]) -> bool | None:
+    """Return the parity result of runs of one way: that of any run that was checked, the worst of several."""
+    known = [run.parity for run in runs if run.parity is not None]
+    return all(known) if known else None
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """One arm against another at one piece of work. What the runs cannot tell is None."""
+    """One variant against its baseline at one piece of work. What the runs cannot tell is None."""
 
     work: str
     base: str
     other: str
     metric: str
-    base_runs: int
+    base_runs: int  # good ones with a number
     other_runs: int
+    base_failed: int = 0
+    other_failed: int = 0
+    base_parity: bool | None = None
+    other_parity: bool | None = None
     base_median: float | None = None
     other_median: float | None = None
     ratio: float | None = None  # other / base
     low: float | None = None  # 95% interval of the ratio
     high: float | None = None
-    p: float | None = None  # corrected for the arms beside it
+    p_independent: float | None = None  # were the runs independent of each other
+    p: float | None = None  # on a machine that drifts; both are corrected for the variants beside it
     verdict: Verdict = "no data"
     notes: tuple[str, ...] = ()  # failures, differences, caveats
     forced: bool = False  # the work was not the same
@@ -87,6 +122,19 @@ class Comparison:
     @property
     def change_percent(self) -> float | None:
         return None if self.ratio is None else 100 * (self.ratio - 1)
+
+    @property
+    def worse_percent(self) -> float:
+        """Return by how many percent the medians say that the variant is worse, whatever the evidence."""
+        change = self.change_percent or 0.0
+        return change if METRICS[self.metric].better == "lower" else -change
+
+    @property
+    def fails_more(self) -> bool:
+        """Whether the variant failed in a larger share of its runs, if only by chance."""
+        return self.other_failed * (self.base_runs + self.base_failed) > self.base_failed * (
+            self.other_runs + self.other_failed
+        )
 
 
 @dataclass(frozen=True)
@@ -115,40 +163,149 @@ class Outcome:
 
     comparisons: list[Comparison] = field(default_factory=list)
     refusals: list[Refusal] = field(default_factory=list)
-    alone: list[str] = field(default_factory=list)  # arms without a partner
+    alone: list[str] = field(default_factory=list)  # variants without a partner
+    gone: list[str] = field(default_factory=list)  # those among them that only the baseline file has
 
     def exit_status(self, fail_over_percent: float | None = None) -> int:
-        if self.refusals or not self.comparisons:
-            return NOT_COMPARABLE
-        if fail_over_percent is not None and any(is_regression(c, fail_over_percent) for c in self.comparisons):
+        """Return 0, or what is wrong: parity, a comparison that cannot be made, and with a limit the gate of each."""
+        if any(comparison.other_parity is False for comparison in self.comparisons):
             return REGRESSION
-        return 0
+        if self.refusals or not self.comparisons or any(c.base_parity is False for c in self.comparisons):
+            return NOT_COMPARABLE
+        if fail_over_percent is None:
+            return 0
+        gates = [gate(comparison, fail_over_percent) for comparison in self.comparisons]
+        if REGRESSION in gates:
+            return REGRESSION
+        return UNDECIDED if UNDECIDED in gates or self.gone else 0
 
 
-def is_regression(comparison: Comparison, fail_over_percent: float) -> bool:
-    """Say whether the other arm is worse, with evidence, by more than some percent, or no longer runs."""
-    worse = comparison.verdict == "worse" and abs(comparison.change_percent or 0.0) > fail_over_percent
-    return worse or (comparison.verdict == "failed" and comparison.base_runs > 0)
+def gate(comparison: Comparison, fail_over_percent: float) -> int:
+    """Return 0 where a variant is no worse than allowed, `REGRESSION` where it is, `UNDECIDED` where runs cannot tell.
+
+    It is worse with a verdict that says so by more than the limit, or when it fails more often than its baseline.
+    Nothing can be told without a verdict, when it fails more often if only by chance, and when there is no evidence
+    for a difference but the medians differ by more than the limit.
+    """
+    if comparison.verdict in ("failed", "fails more"):
+        return REGRESSION if comparison.base_runs else UNDECIDED
+    if comparison.verdict not in ("better", "worse", "~"):
+        return UNDECIDED
+    if comparison.worse_percent > fail_over_percent:
+        return REGRESSION if comparison.verdict == "worse" else UNDECIDED
+    return UNDECIDED if comparison.fails_more else 0
+
+
+@dataclass(frozen=True)
+class Factor:
+    """What may vary between variants: columns that change together. Without columns it is the file."""
+
+    columns: tuple[str, ...]
+
+
+# what changes of itself when one of these does
+_DIVISION = ("micro_batch_size", "accumulation")
+_FOLLOWS = {
+    **dict.fromkeys(("strategy", "layout"), ("strategy", "layout", *_DIVISION)),
+    **dict.fromkeys(_DIVISION, _DIVISION),
+}
+_FILE, _STRATEGY = Factor(()), Factor(_FOLLOWS["strategy"])
+# in the order in which a baseline is looked for: the same in another file, under another engine ... at last strategy
+_FACTORS = (_FILE, *(Factor((c.name,)) for c in METHOD if c.name not in _STRATEGY.columns), _STRATEGY)
+
+
+@dataclass(frozen=True)
+class Family:
+    """Variants that are compared with one baseline, from which they differ in one thing where that is possible."""
+
+    base: Arm
+    others: tuple[Arm, ...]
+
+    def compare(self, metric: Metric, *, name: str) -> list[Comparison]:
+        """Compare each with the baseline; p values are corrected for how many there are."""
+        found = [_measured(self.base, other, metric, name) for other in self.others]
+        tested = [i for i, comparison in enumerate(found) if comparison.p is not None]
+        independent = stats.holm([found[i].p_independent or 0.0 for i in tested])
+        drifting = stats.holm([found[i].p or 0.0 for i in tested])
+        for i, p_independent, p in zip(tested, independent, drifting, strict=True):
+            corrected = replace(found[i], p_independent=p_independent, p=p)
+            found[i] = _judged(corrected, metric, tests=len(tested))
+        return found
 
 
 def arms(runs: Sequence[RunRecord], column: Column = METHOD[0]) -> list[Arm]:
-    """Split the runs of one piece of work by a column; a strategy in two layouts is two arms."""
+    """Split the runs of one piece of work by a column; a strategy in two layouts is two variants."""
     by_method = column in METHOD
     parts = list(work.group(runs, METHOD if by_method else (column,)).values())
     first = [part[0] for part in parts]
     cells = [work.show(work.value(run, column)) for run in first]
     labels = work.method_labels(first, after=column) if by_method else cells
-    return [Arm(label, part) for label, part in zip(labels, parts, strict=True)]
+    return [Arm(f"{label}{_mark(part)}", part) for label, part in zip(labels, parts, strict=True)]
 
 
-def compare_arms(base: Arm, others: Sequence[Arm], metric: Metric, *, name: str) -> list[Comparison]:
-    """Compare arms of one piece of work with a base; their p values are corrected for how many there are."""
-    found = [_measured(base, other, metric, name) for other in others]
-    tested = [i for i, comparison in enumerate(found) if comparison.p is not None]
-    corrected = stats.holm([found[i].p or 0.0 for i in tested])
-    for i, p in zip(tested, corrected, strict=True):
-        found[i] = _judged(replace(found[i], p=p), metric, tests=len(tested))
+def _mark(runs: Sequence[RunRecord]) -> str:
+    return " (parity FAILED)" if parity(runs) is False else ""
+
+
+def variants(runs: Sequence[RunRecord], files: Mapping[int, str], column: Column = METHOD[0]) -> list[Arm]:
+    """Split the runs of one piece of work by method, and by file where several files hold the same method.
+
+    files: the name of the file of a run, by the `id` of the run; may be empty.
+    """
+    whole = arms(runs, column)
+    places = [list(dict.fromkeys(files.get(id(run), "") for run in arm.runs)) for arm in whole]
+    if all(len(names) == 1 for names in places):
+        return whole
+    found = []
+    for arm, names in zip(whole, places, strict=True):
+        plain = arm.label.removesuffix(_mark(arm.runs))
+        for name in names:
+            mine = [run for run in arm.runs if files.get(id(run), "") == name]
+            found.append(Arm(f"{name}: {plain}{_mark(mine)}", mine, file=name))
     return found
+
+
+def families(ways: Sequence[Arm]) -> list[Family]:
+    """Give every variant of one piece of work but one a baseline, which differs from it in as little as possible."""
+    found, remaining = [], list(ways)
+    for factor in _FACTORS:
+        for group in _alike_but_for(remaining, factor):
+            if len(group) > 1:
+                found.append(_family(group, base_of(group)))
+                compared = set(map(id, found[-1].others))
+                remaining = [way for way in remaining if id(way) not in compared]
+    if len(remaining) > 1:
+        found.append(_family(remaining, base_of(remaining)))
+    return found
+
+
+def base_of(ways: Sequence[Arm]) -> Arm:
+    """Choose what others are compared with: one process, else plain data parallelism, else the first that ran."""
+    good = [way for way in ways if way.good] or list(ways)
+    names = [_cell(way, METHOD[0]) for way in good]
+    return next((good[names.index(name)] for name in ("single", "ddp") if name in names), good[0])
+
+
+def _family(group: Sequence[Arm], base: Arm) -> Family:
+    return Family(base, tuple(way for way in group if way is not base))
+
+
+def _alike_but_for(ways: Sequence[Arm], factor: Factor) -> list[list[Arm]]:
+    """Group variants that agree in everything except one factor."""
+    columns = [column for column in METHOD if column.name not in factor.columns]
+    by_file: dict[str | None, list[Arm]] = {}
+    for way in ways:
+        by_file.setdefault(None if factor is _FILE else way.file, []).append(way)
+    found = []
+    for part in by_file.values():
+        owner = {id(_example(way)): way for way in part}
+        found += [[owner[id(run)] for run in runs] for runs in work.group(map(_example, part), columns).values()]
+    return found
+
+
+def _example(way: Arm) -> RunRecord:
+    """Return a run that knows how it was done: a good one where there is one."""
+    return next(iter(way.good), way.runs[0])
 
 
 def compare_files(
@@ -165,56 +322,65 @@ def compare_files(
     there is none, it is refused if the other file has that model and strategy, and is listed as alone otherwise.
     """
     of_base = {id(run) for run in base}
-    cases = [
-        (Arm(f"{names[0]} {case.label}", [run for run in case.runs if id(run) in of_base]),
-         Arm(f"{names[1]} {case.label}", [run for run in case.runs if id(run) not in of_base]))
-        for runs in work.group([*base, *other], WORK).values() for case in arms(runs)
-    ]  # fmt: skip
+    cases = []
+    for runs in work.group([*base, *other], WORK).values():
+        for case in arms(runs):
+            plain = case.label.removesuffix(_mark(case.runs))
+            halves = [run for run in case.runs if id(run) in of_base], [r for r in case.runs if id(r) not in of_base]
+            cases.append([Arm(f"{n} {plain}{_mark(half)}", half) for n, half in zip(names, halves, strict=True)])
     pairs = [(left, right) for left, right in cases if left.runs and right.runs]
     left_over = [left for left, right in cases if not right.runs]
     right_over = [right for left, right in cases if not left.runs]
     pairs += _take_pairs(left_over, right_over, _only_same_work)
     outcome = Outcome()
     for left, right in pairs:
-        outcome.comparisons += compare_arms(left, [right], metric, name=work.work_label(left.runs[0]))
+        outcome.comparisons += Family(left, (right,)).compare(metric, name=work.work_label(_example(left)))
     refused = _take_pairs(left_over, right_over, _nearest_of_strategy)
     if not pairs and not refused:
         refused = _take_pairs(left_over, right_over, _nearest)
     _settle(outcome, refused, metric, force)
-    outcome.alone += [f"{arm.label} ({work.work_label(arm.runs[0])})" for arm in (*left_over, *right_over)]
+    outcome.gone = [f"{arm.label} ({work.work_label(arm.runs[0])})" for arm in left_over]
+    outcome.alone = [*outcome.gone, *(f"{arm.label} ({work.work_label(arm.runs[0])})" for arm in right_over)]
     return outcome
 
 
 def compare_column(
-    records: Sequence[RunRecord], by: str, metric: Metric, *, baseline: str | None = None, force: bool = False
+    records: Sequence[RunRecord],
+    by: str,
+    metric: Metric,
+    *,
+    baseline: str | None = None,
+    force: bool = False,
+    files: Mapping[int, str] | None = None,
 ) -> Outcome:
-    """Compare runs that differ in one column with those of `baseline`, which is the first value unless given.
+    """Compare runs that differ in one column with those of `baseline`, or else with what `base_of` chooses.
+
+    files: as for `variants`.
 
     Raises: UsageError when the column or the baseline is unknown.
     """
     if by not in header():
         raise UsageError(f"--by {by} is not a column{did_you_mean(by, header())}: use --by strategy, engine or layout")
     column = next((c for c in (*WORK, *METHOD, *ENVIRONMENT) if c.name == by), Column(by, by))
-    hidden = {by, *_FOLLOWS.get(by, ())}
-    same = tuple(c for c in (*WORK, *METHOD) if c.name not in hidden)
-    pieces = [arms(runs, column) for runs in work.group(list(dict.fromkeys(records)), same).values()]
+    pieces = _pieces(records, column, files or {})
     names = {name for piece in pieces for arm in piece for name in (arm.label, _cell(arm, column))}
     if baseline is not None and baseline not in names:
         hint = did_you_mean(baseline, names)
         raise UsageError(f"--baseline {baseline} is not among the runs{hint}: use one of {', '.join(sorted(names))}")
     outcome, lone = Outcome(), []
-    several = by not in _FOLLOWS and len({record.layout for record in records}) > 1
+    several = "layout" not in _FOLLOWS.get(by, ()) and len({record.layout for record in records}) > 1
     for piece in pieces:
-        base = next((arm for arm in piece if baseline in (None, arm.label, _cell(arm, column))), None)
-        others = [arm for arm in piece if arm is not base]
+        chosen = [arm for arm in piece if baseline in (arm.label, _cell(arm, column))]
+        base = base_of(piece) if baseline is None else next(iter(chosen), None)
+        others = tuple(arm for arm in piece if arm is not base)
         if base is None or not others:
             lone += piece
         elif column in WORK:
             _settle(outcome, [(base, arm) for arm in others], metric, force)
         else:
-            first = base.runs[0]
+            first = _example(base)
             name = work.work_label(first) + (f", {first.strategy} as {first.layout}" if several else "")
-            outcome.comparisons += compare_arms(base, others, metric, name=name)
+            outcome.comparisons += Family(base, others).compare(metric, name=name)
     if not outcome.comparisons and not outcome.refusals and len(lone) > 1:
         _settle(outcome, [(lone[0], arm) for arm in lone[1:]], metric, force)
     else:
@@ -224,14 +390,30 @@ def compare_column(
     return outcome
 
 
-# what changes of itself when one of these does
-_DIVISION = ("layout", "micro_batch_size", "accumulation")
-_FOLLOWS = {"strategy": _DIVISION, "layout": ("strategy", *_DIVISION)}
+def _named(group: Sequence[Arm], column: Column) -> list[Arm]:
+    """Name the variants of a group by the column in which they differ, and by no more than tells them apart."""
+    labels = work.method_labels([_example(way) for way in group], after=column)
+    return [
+        replace(way, label=f"{way.file}: {label}{_mark(way.runs)}" if way.file else f"{label}{_mark(way.runs)}")
+        for way, label in zip(group, labels, strict=True)
+    ]
+
+
+def _pieces(records: Sequence[RunRecord], column: Column, files: Mapping[int, str]) -> list[list[Arm]]:
+    """Return groups of variants that differ in one column, and in what follows from it, alone."""
+    if column in METHOD:
+        factor = Factor(_FOLLOWS.get(column.name, (column.name,)))
+        whole = [variants(runs, files, column) for runs in work.group(records, WORK).values()]
+        return [_named(group, column) for piece in whole for group in _alike_but_for(piece, factor)]
+    same = tuple(c for c in (*WORK, *METHOD) if c != column)
+    return [arms(runs, column) for runs in work.group(records, same).values()]
+
+
 _Choose = Callable[[Arm, Sequence[Arm], Sequence[Arm]], Arm | None]
 
 
 def _cell(arm: Arm, column: Column) -> str:
-    return work.show(work.value(arm.runs[0], column))
+    return work.show(work.value(_example(arm), column))
 
 
 def _take_pairs(left: list[Arm], right: list[Arm], choose: _Choose) -> list[tuple[Arm, Arm]]:
@@ -270,44 +452,84 @@ def _settle(outcome: Outcome, pairs: Sequence[tuple[Arm, Arm]], metric: Metric, 
     for left, right in pairs:
         refusal = Refusal(left.label, right.label, tuple(_apart(left, right)))
         if force and refusal.can_force:
-            name = work.work_label(left.runs[0])
-            outcome.comparisons += [replace(c, forced=True) for c in compare_arms(left, [right], metric, name=name)]
+            compared = Family(left, (right,)).compare(metric, name=work.work_label(_example(left)))
+            outcome.comparisons += [replace(comparison, forced=True) for comparison in compared]
         else:
             outcome.refusals.append(refusal)
 
 
 def _measured(base: Arm, other: Arm, metric: Metric, name: str) -> Comparison:
-    """Fill in what the numbers say, without a verdict where there are enough of them for one."""
+    """Fill in what the numbers say, without a verdict on speed where there are enough of them for one."""
     left, right = base.samples(metric), other.samples(metric)
     found = Comparison(
         work=name, base=base.label, other=other.label, metric=metric.column,
-        base_runs=len(left), other_runs=len(right), notes=tuple(_notes(base, other)),
+        base_runs=len(left), other_runs=len(right), base_failed=len(base.failed), other_failed=len(other.failed),
+        base_parity=base.parity, other_parity=other.parity, notes=tuple(_notes(base, other)),
         base_median=stats.median(left) if left else None, other_median=stats.median(right) if right else None,
-        verdict="failed" if other.failed and not right else "no data",
+        ratio=stats.median(right) / stats.median(left) if left and right else None,
     )  # fmt: skip
+    if False in (base.parity, other.parity):
+        return replace(found, verdict="parity failed")
     if not left or not right:
-        return found
-    found = replace(found, ratio=stats.median(right) / stats.median(left), verdict="insufficient")
+        return replace(found, verdict="failed" if other.failed and not right else "no data")
+    if reliability := _reliability(base, other):
+        return replace(found, verdict=reliability)
+    ratio = stats.median(right) / stats.median(left)
+    found = replace(found, ratio=ratio, verdict="insufficient")
     if min(len(left), len(right)) < LEAST_RUNS:
-        return replace(found, notes=(*found.notes, f"at least {LEAST_RUNS} good runs an arm are needed for a verdict"))
+        return _with_note(found, f"a verdict needs {LEAST_RUNS} good runs of each: {_more(found, LEAST_RUNS)}")
     low, high = stats.ratio_interval(left, right)
-    return replace(found, low=low, high=high, p=stats.mann_whitney(left, right))
+    independent = stats.mann_whitney(left, right)
+    times = [[run.started_at for run in arm.measured(metric)] for arm in (base, other)]
+    drifting = drift.judge(left, right, *times)
+    if not drifting.in_turns:
+        low, high = min(low, ratio / drifting.factor), max(high, ratio * drifting.factor)
+        said = "not interleaved: the runs were not made in turns, so p and interval allow for a machine that drifts"
+        found = _with_note(found, said)
+    return replace(found, low=low, high=high, p_independent=independent, p=max(independent, drifting.p))
+
+
+def _reliability(base: Arm, other: Arm) -> Verdict | None:
+    """Judge by failures alone, where one of two fails in most of its runs or more often than chance lets it."""
+    counts = [(len(arm.failed), len(arm.runs)) for arm in (base, other)]
+    shares = [failed / runs for failed, runs in counts]
+    if shares[0] == shares[1]:
+        return None
+    less, more = sorted(counts, key=lambda count: count[0] / count[1])
+    if max(shares) < MOST_FAILED_SHARE and stats.fisher(*more, *less) >= LEVEL:
+        return None
+    return "fails more" if shares[1] > shares[0] else "fails less"
 
 
 def _judged(found: Comparison, metric: Metric, *, tests: int) -> Comparison:
-    assert found.ratio is not None and found.low is not None and found.high is not None and found.p is not None
-    if tests * stats.smallest_p(found.base_runs, found.other_runs) > LEVEL:
-        needed = next(n for n in range(LEAST_RUNS, 100) if tests * stats.smallest_p(n, n) <= LEVEL)
-        note = f"{tests} arms beside one base: at least {needed} good runs an arm are needed for a verdict"
-        return replace(found, notes=(*found.notes, note))
-    if found.p >= LEVEL or found.low <= 1 <= found.high:
-        return replace(found, verdict="~")
-    return replace(found, verdict="better" if (found.ratio < 1) == (metric.better == "lower") else "worse")
+    assert found.ratio is not None and found.low is not None and found.high is not None
+    assert found.p is not None and found.p_independent is not None
+    if tests * stats.smallest_p(found.base_runs, found.other_runs) >= LEVEL:
+        needed = next(n for n in range(LEAST_RUNS, 100) if tests * stats.smallest_p(n, n) < LEVEL)
+        of_them = "a verdict" if tests == 1 else f"a verdict on {tests} variants beside one baseline"
+        return _with_note(found, f"{of_them} needs {needed} good runs of each: {_more(found, needed)}")
+    if found.p < LEVEL and not found.low <= 1 <= found.high:
+        return replace(found, verdict="better" if (found.ratio < 1) == (metric.better == "lower") else "worse")
+    if found.p_independent < LEVEL and found.p > found.p_independent:
+        note = f"a machine that drifts could differ by as much (p = {found.p:.2g}): run them in turns, as `bench` does"
+        return _with_note(replace(found, verdict="not interleaved"), note)
+    return replace(found, verdict="~")
+
+
+def _with_note(found: Comparison, note: str) -> Comparison:
+    return replace(found, notes=(*found.notes, note))
+
+
+def _more(found: Comparison, needed: int) -> str:
+    """Say how many runs are lacking."""
+    counts = ((found.base, found.base_runs), (found.other, found.other_runs))
+    return ", ".join(f"{needed - runs} more of {label}" for label, runs in counts if runs < needed)
 
 
 def _notes(base: Arm, other: Arm) -> list[str]:
-    """Say what a reader of the ratio must know: other work, failures, environment, and how the runs were made."""
-    notes = [f"not the same work: {difference}" for difference in _apart(base, other)]
+    """Say what a reader of the ratio must know: parity, other work, failures, environment, how runs were made."""
+    notes = [note for arm in (base, other) for note in parity_failures(arm)]
+    notes += [f"not the same work: {difference}" for difference in _apart(base, other)]
     notes += [note for arm in (base, other) for note in failures(arm)]
     notes += [str(difference) for difference in _apart(base, other, ENVIRONMENT)]
     for arm in (base, other):
@@ -315,13 +537,23 @@ def _notes(base: Arm, other: Arm) -> list[str]:
         for column, wrong, said in (("steady", False, "never settled"), ("throttled", True, "were throttled")):
             if count := sum(getattr(run, column) is wrong for run in good):
                 notes.append(f"{arm.label}: {count} of {len(good)} runs {said}")
-    if _one_after_the_other(base, other):
-        notes.append("all runs of one arm came before the other's: a drift of the machine would look the same")
     return notes
 
 
+def parity_failures(arm: Arm) -> list[str]:
+    """Say by how much a variant computes something else than one process, where it does."""
+    wrong = [run for run in arm.runs if run.parity is False]
+    if not wrong:
+        return []
+    columns = (("loss", "loss_difference_max"), ("gradient norm", "grad_norm_difference_max"),
+               ("parameters", "parameter_difference_max"))  # fmt: skip
+    known = [(name, [cell for run in wrong if (cell := getattr(run, column)) is not None]) for name, column in columns]
+    off = ", ".join(f"{name} off by {max(cells):.2g}" for name, cells in known if cells)
+    return [f"{arm.label}: {len(wrong)} of {len(arm.runs)} runs do not compute what one process computes ({off})"]
+
+
 def failures(arm: Arm) -> list[str]:
-    """Say for each way in which runs of an arm failed how many did, where and why."""
+    """Say for each way in which runs of a variant failed how many did, where and why."""
     said: dict[str, int] = {}
     for run in arm.failed:
         place = (("rank", run.failed_rank), ("step", run.failed_step))
@@ -329,9 +561,3 @@ def failures(arm: Arm) -> list[str]:
         text = " ".join(filter(None, (run.status, f"at {at}" if at else "", f"({run.reason})" if run.reason else "")))
         said[text] = said.get(text, 0) + 1
     return [f"{arm.label}: {count} of {len(arm.runs)} runs failed: {text}" for text, count in said.items()]
-
-
-def _one_after_the_other(base: Arm, other: Arm) -> bool:
-    left, right = ([run.started_at for run in arm.runs if run.status == "ok"] for arm in (base, other))
-    several = min(len(left), len(right)) >= LEAST_RUNS
-    return several and (max(left) < min(right) or max(right) < min(left))

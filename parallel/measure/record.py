@@ -392,7 +392,14 @@ def append(path: str | Path, record: RunRecord) -> None:
 
 
 def read(path: str | Path) -> list[RunRecord]:
-    """Return the rows of a CSV file, also of an older schema and as spreadsheets save it (`parallel.measure.sheet`).
+    """Return the rows of a CSV file: see `read_lines`."""
+    return [record for _, record in read_lines(path)]
+
+
+def read_lines(path: str | Path) -> list[tuple[int, RunRecord]]:
+    """Return the rows of a CSV file, each with its line, counted from 1.
+
+    Files of an older schema are read, and files as spreadsheets save them (`parallel.measure.sheet`).
 
     Warns of a last line that was not finished, of rows without a filled cell and of columns that have no place here;
     these are passed over.
@@ -414,7 +421,7 @@ def read(path: str | Path) -> list[RunRecord]:
     if not table.columns and _line(header()).startswith(content):
         return []
     reader = _Reader(path, table.columns)
-    rows = [reader.row(line) for line in table.lines if not line.blank]
+    rows = [(line.number, reader.row(line)) for line in table.lines if not line.blank]
     for said in (reader.passed_over(), _blank(table.lines)):
         if said:
             warnings.warn(f"{path}: {said}", stacklevel=2)

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import replace
 from datetime import datetime, timedelta, timezone
+from hashlib import sha256
 
 import numpy as np
 
@@ -23,7 +24,9 @@ def run(number: int = 0, **cells: object) -> RunRecord:
         torch_version="2.13.0", git_commit="abc1234", cpu_model="CPU 1", cores_allowed=2.0, threads=1, host_hash="f00",
     )  # fmt: skip
     strategy = {"strategy_requested": cells["strategy"]} if cells.get("strategy") else {}
-    return replace(record, **strategy, **cells)
+    made = replace(record, **strategy, **cells)
+    digest = sha256(repr(made).encode()).hexdigest()[:8]  # other runs have other ids
+    return made if "run_id" in cells else replace(made, run_id=f"run-{number}-{digest}")
 
 
 def runs(times: Sequence[float], *, first: int = 0, every: int = 1, **cells: object) -> list[RunRecord]:

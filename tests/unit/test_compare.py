@@ -8,7 +8,9 @@ import pytest
 
 from benchmarks import stats
 from benchmarks.compare import main
-from benchmarks.verdict import METRICS, compare_column, compare_files
+from benchmarks.sections import pieces
+from benchmarks.sources import file_labels, load
+from benchmarks.verdict import METRICS, compare_column, compare_files, families, gate, variants
 from parallel.measure.record import append
 from tests.unit.synthetic_runs import interleaved, run, runs
 
@@ -64,7 +66,9 @@ def test_many_arms_need_more_repeats_and_say_how_many():
     arms = [r for i in range(4) for r in runs([t * (1 + i / 10) for t in A[:4]], strategy=f"s{i}")]
     outcome = compare_column(arms, "strategy", STEP)
     assert {c.verdict for c in outcome.comparisons} == {"insufficient"}
-    assert any("at least 5 good runs" in note for note in outcome.comparisons[0].notes)
+    assert outcome.comparisons[0].notes == (
+        "a verdict on 3 variants beside one baseline needs 5 good runs of each: 1 more of s0, 1 more of s1",
+    )
 
 
 def test_arms_beside_one_base_are_corrected():
@@ -146,10 +150,148 @@ def test_environment_and_the_order_of_runs_are_told():
     assert found.notes == ()
 
 
-def test_the_same_row_given_twice_counts_once():
-    twice = [*runs(A), *runs(A), *runs(SLOWER, strategy="zero1")]
-    (found,) = compare_column(twice, "strategy", STEP).comparisons
-    assert found.base_runs == 5
+def made_in_blocks(repeats, correlation, rng):
+    """Return the verdict on two equal variants, made one after the other on a machine that drifts by itself."""
+    noise = rng.standard_normal(2 * repeats)
+    states = [noise[0]]
+    for shock in noise[1:]:
+        states.append(correlation * states[-1] + np.sqrt(1 - correlation**2) * shock)
+    times = list(0.1 * np.exp(0.03 * np.array(states)))
+    (found,) = compare_files(runs(times[:repeats]), runs(times[repeats:], first=repeats), STEP).comparisons
+    return found
+
+
+@pytest.mark.parametrize("repeats", [5, 10])
+def test_drift_between_blocks_is_not_taken_for_a_difference(repeats, monkeypatch):
+    monkeypatch.setattr(stats, "RESAMPLES", 200)
+    rng = np.random.default_rng(0)
+    found = [made_in_blocks(repeats, 0.88, rng) for _ in range(200)]
+    false = sum(comparison.verdict in ("better", "worse") for comparison in found)
+    naive = sum(comparison.p_independent < 0.05 for comparison in found)
+    assert false <= 12 and naive >= 40, "6% of 200, where Mann-Whitney alone is wrong in more than 20%"
+    assert all(any("not interleaved" in note for note in comparison.notes) for comparison in found)
+
+
+def test_runs_made_one_after_the_other_need_stronger_evidence():
+    (found,) = compare_files(runs(A), runs([1.1 * t for t in A], first=50), STEP).comparisons
+    assert found.verdict == "not interleaved" and found.p_independent < 0.05 < found.p
+    assert found.low < 1 < found.high and gate(found, 5) == 4
+    (found,) = compare_files(runs(A), runs([2 * t for t in A], first=50), STEP).comparisons
+    assert found.verdict == "worse" and found.low > 1 and gate(found, 5) == 2
+
+
+def test_a_variant_that_fails_most_of_the_time_is_never_better():
+    failing = [run(40 + i, status="oom", step_time_p50_s=None) for i in range(6)]
+    (found,) = compare_files(runs(A), [*runs([t / 2 for t in A[:4]]), *failing], STEP).comparisons
+    assert (found.verdict, found.other_failed, gate(found, 5)) == ("fails more", 6, 2)
+    (found,) = compare_files([*runs(A[:4]), *failing], runs(SLOWER), STEP).comparisons
+    assert (found.verdict, gate(found, 5)) == ("fails less", 4)
+    (found,) = compare_files(runs(A), [*runs([t / 2 for t in A]), failing[0]], STEP).comparisons
+    assert (found.verdict, gate(found, 5)) == ("better", 4), "one failure may be chance, but a gate does not pass it"
+
+
+NO_NUMBER = [replace(r, step_time_p50_s=float("nan")) for r in runs(A, first=10)]
+CRASHED = [replace(r, status="crash", step_time_p50_s=None) for r in runs(A, first=20)]
+
+
+@pytest.mark.parametrize(
+    ("base", "other", "status"),
+    [(runs(A), NO_NUMBER, 4), (NO_NUMBER, runs(A), 4), (CRASHED, runs(A), 4), (runs(A), CRASHED, 2),
+     (runs(A), runs([4 * t for t in A[:3]], first=30), 4), (runs(A), runs(SLOWER), 2), (runs(A), runs(A, first=1), 0),
+     (runs(SLOWER), runs(A), 0), (runs(A), runs([0.09, 0.15, 0.11, 0.095, 0.111]), 4)],
+)  # fmt: skip
+def test_a_gate_that_cannot_decide_does_not_pass(base, other, status):
+    outcome = compare_files(base, other, STEP)
+    assert outcome.exit_status(5) == status and outcome.exit_status() == 0
+
+
+def test_a_case_that_is_gone_does_not_pass_the_gate():
+    outcome = compare_files([*runs(A), *runs(A, strategy="zero1")], runs(A, first=1), STEP)
+    assert (outcome.exit_status(), outcome.exit_status(5)) == (0, 4)
+    outcome = compare_files(runs(A), [*runs(A, first=1), *runs(A, strategy="zero1")], STEP)
+    assert (outcome.exit_status(), outcome.exit_status(5)) == (0, 0)
+
+
+def test_a_variant_that_failed_parity_is_not_better(tmp_path, capsys):
+    wrong = runs([t / 2 for t in A], parity=False, parameter_difference_max=0.68)
+    a, b = write(tmp_path / "a.csv", runs(A, parity=True)), write(tmp_path / "b.csv", wrong)
+    for form in ("text", "markdown", "csv", "json"):
+        assert main([a, b, "--format", form]) == 2
+        out = capsys.readouterr().out
+        assert "parity" in out.splitlines()[0] or form in ("csv", "json"), "said before any number"
+        assert "parity failed" in out and "better" not in out.replace("lower is better", "").replace('"better":', "")
+    assert "parameters off by 0.68" in out
+    assert main([b, a]) == 3, "no baseline"
+    assert main([a, write(tmp_path / "c.csv", runs(A, first=1))]) == 0
+    assert "parity was not checked: c ddp\n" in capsys.readouterr().out
+
+
+def test_one_run_that_passed_parity_speaks_for_its_variant():
+    proven = [replace(r, parity=True if i == 0 else None) for i, r in enumerate(runs(A))]
+    (found,) = compare_files(proven, runs(A, first=1), STEP).comparisons
+    assert (found.base_parity, found.other_parity) == (True, None)
+
+
+def test_a_run_that_stands_twice_counts_once(tmp_path, capsys):
+    a = write(tmp_path / "a.csv", runs(A[:3]))
+    b = write(tmp_path / "b.csv", [*runs(A[:3]), *runs(SLOWER), *runs(SLOWER)])
+    assert main([a, b]) == 0
+    out, error = capsys.readouterr()
+    assert "(n=3)" in out and "(n=5)" in out and f"passed over 8 rows of {b}" in error and error.count("\n") == 1
+    assert main([a, a, "--by", "engine"]) == 3
+    error = capsys.readouterr().err
+    assert f"{a}: given more than once, read once" in error and "holds no runs" not in error
+    assert main([a, write(tmp_path / "copy.csv", runs(A[:3]))]) == 3
+    assert "copy.csv holds no runs that count" in capsys.readouterr().err
+
+
+def test_two_runs_of_one_id_are_refused_with_their_lines(tmp_path, capsys):
+    a = write(tmp_path / "a.csv", runs(A, parity=True))
+    b = write(tmp_path / "b.csv", [run(9), replace(run(9), dp=4)])
+    assert main([a, b]) == 3
+    error = capsys.readouterr().err
+    assert f"{b} line 2 and {b} line 3 are two different runs with the id run-9" in error and error.count("\n") == 1
+
+
+def test_files_of_one_name_are_told_apart_by_their_folder(tmp_path, capsys):
+    paths = [tmp_path / name for name in ("old/bench.csv", "new/bench.csv", "new/other.csv", "x/new/other.csv")]
+    assert file_labels(paths) == ["old/bench", "new/bench", f"{tmp_path.name}/new/other", "x/new/other"]
+    write(paths[0], runs(A))
+    write(paths[1], runs(SLOWER))
+    assert main([str(paths[0]), str(paths[1])]) == 0
+    assert "old/bench ddp: 100 ms" in capsys.readouterr().out
+
+
+def grid():
+    """Return two engines under two strategies, in turns."""
+    cases = [(s, e) for s in ("zero1", "ddp") for e in ("torch", "deepspeed")]
+    return [
+        record
+        for place, (strategy, engine) in enumerate(cases)
+        for record in runs([t * (1 + place / 10) for t in A], first=place, every=4, strategy=strategy, engine=engine)
+    ]
+
+
+def test_a_variant_is_compared_with_the_one_that_differs_in_one_thing():
+    pairs = [(f.base.label, [o.label for o in f.others]) for f in families(variants(grid(), {}))]
+    assert pairs == [
+        ("zero1 torch", ["zero1 deepspeed"]),
+        ("ddp torch", ["ddp deepspeed"]),
+        ("ddp torch", ["zero1 torch"]),
+    ]
+
+
+def test_compare_and_report_decide_alike(tmp_path):
+    path = tmp_path / "grid.csv"
+    write(path, grid())
+    (piece,) = pieces(load([path]))
+    shown = {(c.base_median, c.other_median): (c.p, c.verdict) for w in piece.ways if (c := w.against_base)}
+    found = {
+        (c.base_median, c.other_median): (c.p, c.verdict)
+        for by in ("engine", "strategy")
+        for c in compare_column(grid(), by, STEP).comparisons
+    }
+    assert len(shown) == 3 and shown.items() <= found.items()
 
 
 def write(path, records):
@@ -206,9 +348,10 @@ def test_forced_lines_are_marked_in_every_format(tmp_path, capsys):
 
 def test_hostile_text_is_harmless_in_every_format(tmp_path, capsys):
     evil = "=cmd()|<script>\x1b[2J\n| a"
-    a = write(tmp_path / "a.csv", [replace(r, strategy=evil) for r in runs(A)])
+    a = write(tmp_path / "a.csv", runs(A, strategy=evil))
+    b = write(tmp_path / "b.csv", runs(SLOWER, strategy=evil))
     for form in ("text", "markdown", "csv", "json"):
-        assert main([a, a, "--format", form]) == 0
+        assert main([a, b, "--format", form]) == 0
         out = capsys.readouterr().out
         assert "\x1b" not in out and "\n| a" not in out
         if form == "markdown":
@@ -248,7 +391,7 @@ def test_engines_under_several_strategies_say_which() -> None:
     ],
 )
 def test_runs_that_differ_in_a_lever_are_two_arms(column, one, other) -> None:
-    rows = [*runs(A, **{column: one}), *runs(SLOWER, first=100, **{column: other})]
+    rows = [*runs(A, **{column: one}), *runs(SLOWER, **{column: other})]
     (found,) = compare_column(rows, column, STEP).comparisons
     assert (found.base_runs, found.other_runs, found.verdict) == (5, 5, "worse")
     (case,) = compare_files(runs(A, **{column: one}), runs(A, first=50, **{column: other}), STEP).comparisons

@@ -84,3 +84,10 @@ def test_the_interval_covers_the_truth_as_often_as_it_says():
         low, high = stats.ratio_interval(rng.normal(1, 0.05, 15).tolist(), rng.normal(1.2, 0.05, 15).tolist())
         hits += low <= 1.2 <= high
     assert 88 <= hits <= 100
+
+
+@pytest.mark.parametrize("counts", [(6, 10, 0, 10), (2, 7, 0, 5), (1, 10, 0, 10), (3, 5, 1, 9), (0, 5, 0, 5)])
+def test_fisher_is_that_of_scipy(counts):
+    failed, runs, base_failed, base_runs = counts
+    table = [[failed, runs - failed], [base_failed, base_runs - base_failed]]
+    assert stats.fisher(*counts) == pytest.approx(scipy_stats.fisher_exact(table, alternative="greater").pvalue)
