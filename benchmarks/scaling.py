@@ -112,8 +112,7 @@ def table(records: Sequence[RunRecord], bandwidths: Sequence[str], cores: float)
             formula_s = alone_s / nodes + 8 * sent / bits_per_s(bandwidth)
             rate = median(float(r.samples_per_s or 0) for r in mine)
             waiting = [r.exposed_comm_share for r in mine if r.exposed_comm_share is not None]
-            # utilisation is a sum over ranks, of the cores that each may use
-            busy = mean(float(r.cpu_utilisation_mean_share or 0) for r in mine) / nodes
+            busy = mean(float(r.cpu_utilisation_mean_share or 0) for r in mine)
             gpu = [r.gpu_utilisation_mean_share for r in mine if r.gpu_utilisation_mean_share is not None]
             lines.append(
                 f"{bandwidth:>8}{nodes:>6}{len(mine):>5}{step_s:>9.3f}{formula_s:>10.3f}{rate:>11,.1f}"

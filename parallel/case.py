@@ -277,6 +277,7 @@ def _record(
         "grad_norm_last": results[0].grad_norms[-1],
         **_timing_columns(work, results, times),
         **_efficiency_columns(work, results, times, slowest),
+        **_telemetry_columns([r.telemetry for r in results if r.telemetry is not None], nodes=_nodes(work, rank)),
         **_memory_columns(work, results),
         **_comm_columns(work, results, mesh.device.type),
         **_bubble_columns(work, results),
@@ -311,7 +312,7 @@ def describe(work: Work, asked: Asked, rank: Rank, device: torch.device) -> dict
         "backend": dist.get_backend() if dist.is_initialized() and layout.world_size > 1 else None,
         "world_size_requested": asked.nproc,
         "world_size": layout.world_size,
-        "nodes": max(1, -(-layout.world_size // rank.local_world_size)),
+        "nodes": _nodes(work, rank),
         "dp": layout.dp,
         "tp": layout.tp,
         "pp": layout.pp,
@@ -387,7 +388,6 @@ def _efficiency_columns(
     recomputation = recomputation_ratio(work.spec, work.model_config, every) if known else None
     exceeded = per_device * (recomputation or 1.0) > peak
     is_text = work.spec.unit(work.model_config) == "tokens"
-    seen = [r.telemetry for r in results if r.telemetry is not None]
     return {
         "samples_per_s": samples_per_s,
         "samples_per_s_per_device": samples_per_s / devices,
@@ -399,12 +399,19 @@ def _efficiency_columns(
         "peak_source": f"{peak_source}; {EXCEEDED}" if exceeded else peak_source,
         "mfu": None if exceeded else per_device / peak,
         "hfu": per_device * recomputation / peak if recomputation and not exceeded else None,
-        **_telemetry_columns(seen),
     }
 
 
-def _telemetry_columns(seen: list[Telemetry]) -> dict[str, Any]:
-    """Means over ranks of means, maxima over ranks of maxima, energies summed over devices."""
+def _nodes(work: Work, rank: Rank) -> int:
+    return max(1, -(-work.layout.world_size // rank.local_world_size))
+
+
+def _telemetry_columns(seen: list[Telemetry], *, nodes: int) -> dict[str, Any]:
+    """Means over ranks of means, maxima over ranks of maxima, energies summed over devices.
+
+    The ranks of a node share its cores: what they use of them adds up, and its maximum is at most the sum of theirs.
+    Energy of processors is known for one node alone: each rank sees all sockets of its own.
+    """
 
     def over(name: str, combine: Any) -> Any:
         values = [value for t in seen if (value := getattr(t, name)) is not None]
@@ -418,7 +425,7 @@ def _telemetry_columns(seen: list[Telemetry]) -> dict[str, Any]:
     reasons = over(
         "gpu_throttle_reasons", lambda texts: "; ".join(sorted({x for t in texts for x in t.split("; ") if x}))
     )
-    gpu_energy, cpu_energy = over("gpu_energy_j", sum), over("cpu_energy_j", max)
+    gpu_energy, cpu_energy = over("gpu_energy_j", sum), over("cpu_energy_j", max) if nodes == 1 else None
     return columns | {
         "gpu_used_mean_bytes": over("gpu_used_mean_bytes", lambda values: int(statistics.mean(values))),
         "gpu_used_max_bytes": over("gpu_used_max_bytes", max),
@@ -426,8 +433,8 @@ def _telemetry_columns(seen: list[Telemetry]) -> dict[str, Any]:
         "throttled": bool(reasons) if reasons is not None else None,
         "energy_j": gpu_energy if gpu_energy is not None else cpu_energy,
         "energy_source": "nvml" if gpu_energy is not None else "rapl" if cpu_energy is not None else None,
-        "cpu_utilisation_mean_share": over("cpu_utilisation_mean_share", sum),
-        "cpu_utilisation_max_share": over("cpu_utilisation_max_share", max),
+        "cpu_utilisation_mean_share": over("cpu_utilisation_mean_share", lambda shares: sum(shares) / nodes),
+        "cpu_utilisation_max_share": over("cpu_utilisation_max_share", lambda shares: sum(shares) / nodes),
     }
 
 

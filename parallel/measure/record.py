@@ -170,7 +170,7 @@ class RunRecord:
     peak_source: str | None = None
     mfu: float | None = None
     hfu: float | None = None  # with what activation checkpointing computes again
-    energy_j: float | None = None  # all devices, over the measured steps
+    energy_j: float | None = None  # all devices, over all timed steps, those cut as warm-up included
     energy_source: str | None = None
     gpu_utilisation_mean_share: float | None = None
     gpu_utilisation_max_share: float | None = None
@@ -182,8 +182,8 @@ class RunRecord:
     gpu_temperature_max_c: float | None = None
     gpu_power_limit_w: float | None = None
     gpu_throttle_reasons: str | None = None  # joined by "; "
-    cpu_utilisation_mean_share: float | None = None  # of the cores allowed
-    cpu_utilisation_max_share: float | None = None
+    cpu_utilisation_mean_share: float | None = None  # of the cores allowed, by all ranks of a node, mean over nodes
+    cpu_utilisation_max_share: float | None = None  # at most: the sum of what each rank used when it used most
     throttled: bool | None = None
 
     # memory

@@ -28,6 +28,7 @@ from parallel.measure.record import SCHEMA, LogRecord, RunRecord, SpanRecord, St
 from parallel.measure.steady import summarise
 from parallel.measure.telemetry import Telemetry
 from parallel.parity import TOLERANCES, Certificate
+from parallel.planner.communication import predicted_sent
 from parallel.resolve import Work, resolve
 
 TESTS = Path(__file__).resolve().parents[1]
@@ -232,8 +233,8 @@ MEASURED: dict[str, Any] = {
     "gpu_temperature_max_c": 63.0,
     "gpu_throttle_reasons": "power cap; software thermal",
     "throttled": True,
-    "cpu_utilisation_mean_share": 0.05 + 0.1 + 0.15 + 0.2,  # each rank's share of the same cores
-    "cpu_utilisation_max_share": 0.23,
+    "cpu_utilisation_mean_share": (0.05 + 0.1 + 0.15 + 0.2) / 2,  # of the same cores on each of two nodes
+    "cpu_utilisation_max_share": (0.2 + 0.21 + 0.22 + 0.23) / 2,
     # memory
     "gpu_allocated_peak_bytes": 400,
     "gpu_reserved_peak_bytes": 900,
@@ -520,9 +521,41 @@ def test_the_short_form_names_a_slow_rank_and_an_unknown_share(row: RunRecord, a
     assert " s, share unknown of measured: x; exceeded by the run\n" in summary(exceeded, "")
 
 
+@pytest.mark.parametrize(
+    ("options", "per_parameter", "more"),
+    [
+        ({"layout": "dp4"}, 4 + 4 + 8, 0),  # weight, gradient, two moments
+        ({"layout": "dp4", "precision": "fp64"}, 8 + 8 + 16, 0),
+        ({"layout": "dp4", "optimizer": "sgd"}, 4 + 4 + 4, 0),
+        ({"layout": "dp4", "optimizer": "sgd", "momentum": 0.0}, 4 + 4, 0),
+        ({"layout": "dp4/zero1"}, 4 + 4 + 8 / 4, 0),
+        # and the whole gradients of a block, of which the shard is counted already
+        ({"layout": "dp4/zero2"}, (4 + 4 + 8) / 4, 4 * BLOCK * 3 / 4),
+        ({"layout": "dp4/zero3"}, (4 + 4 + 8) / 4, 4 * BLOCK * 3 / 4),
+    ],
+)
+def test_predicted_state_by_hand(options: dict[str, Any], per_parameter: float, more: float) -> None:
+    work = resolve(RunConfig(size="tiny", global_batch_size=16, **options))
+    assert case._memory_columns(work, RESULTS)["predicted_state_bytes"] == per_parameter * PARAMETERS + more
+
+
+@pytest.mark.parametrize(("checkpointing", "again"), [("none", 0), ("full", 8), ("2", 4)])
+def test_predicted_bytes_of_tensor_parallelism_by_hand(checkpointing: str, again: int) -> None:
+    """again: blocks computed again, of which only attention's sum is needed by backward."""
+    work = resolve(RunConfig(size="tiny", layout="tp2", global_batch_size=4, checkpointing=checkpointing))
+    activation = 4 * 16 * 32 * 4  # bytes: 4 samples, 16 tokens, 32 wide, fp32
+    sums = 8 * 4 + 1 + again  # of 8 blocks, two in forward and two in backward; of the table of words; again
+    words = 4 * 16
+    loss = 3 * words * 4 + activation  # largest logit, sum of exponentials, the target's; the gradient of what entered
+    got = predicted_sent(work).ring_bytes
+    assert got == {"tp": sums * activation + loss + 2 * 4}  # a sum over two ranks sends its size; loss and norm
+
+
 def test_several_sockets_of_one_machine_are_counted_once() -> None:
     seen = [Telemetry(window_s=1.0, samples=2, sampler_share=0.0, cpu_energy_j=70.0 + rank) for rank in range(4)]
-    assert case._telemetry_columns(seen)["energy_j"] == 73.0
+    one, two = (case._telemetry_columns(seen, nodes=nodes) for nodes in (1, 2))
+    assert (one["energy_j"], one["energy_source"]) == (73.0, "rapl")
+    assert (two["energy_j"], two["energy_source"]) == (None, None)
 
 
 def test_the_log_of_a_rank_has_the_numbers_of_each_step() -> None:
