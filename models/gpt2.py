@@ -7,7 +7,8 @@ the loss.
 """
 
 import math
-from dataclasses import dataclass
+import re
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
@@ -39,6 +40,11 @@ class GPT2Config:
     @property
     def padded_vocab(self) -> int:
         return -(-self.vocab_size // VOCAB_MULTIPLE) * VOCAB_MULTIPLE
+
+
+def tokenizer_of(vocab_size: int) -> Literal["gpt2", "bytes"]:
+    """Return the encoding that a vocabulary belongs to: 257 rows are bytes, more of them GPT-2's, padded or not."""
+    return "bytes" if vocab_size == 257 else "gpt2"
 
 
 class Embed(nn.Module):
@@ -176,9 +182,36 @@ SIZES = {
     "gpt3-175b": GPT2Config(n_layers=96, hidden=12288, n_heads=96, seq_len=2048),
 }
 
+_CUSTOM = re.compile(r"([1-9]\d*)x([1-9]\d*)x([1-9]\d*)(?:v([1-9]\d*))?")
+
+
+def custom_size(text: str) -> GPT2Config | None:
+    """Read a size such as 12x768x12 (layers, width, heads) or 12x768x12v50304 (and vocabulary); None for another form.
+
+    Raises: ValueError when the heads do not divide the width.
+    """
+    match = _CUSTOM.fullmatch(text)
+    if match is None:
+        return None
+    n_layers, hidden, n_heads = map(int, match.groups()[:3])
+    vocab_size = int(match[4] or 50_257)
+    return GPT2Config(n_layers, hidden, n_heads, vocab_size=vocab_size, tokenizer=tokenizer_of(vocab_size))
+
+
+def size_of(config: GPT2Config) -> str:
+    """Return the preset with the parameters of a config, or the form that `custom_size` reads."""
+    for name, preset in SIZES.items():
+        if replace(config, seq_len=preset.seq_len) == preset:
+            return name
+    vocabulary = "" if config.vocab_size == 50_257 else f"v{config.vocab_size}"
+    return f"{config.n_layers}x{config.hidden}x{config.n_heads}{vocabulary}"
+
+
 SPEC = ModelSpec(
     name="gpt2",
     sizes=SIZES,
+    custom_size=custom_size,
+    custom_form="LAYERSxWIDTHxHEADS such as 12x768x12, with v50304 after it for another vocabulary",
     default_size="nano",
     tiny_size="tiny",
     build=GPT2,

@@ -4,17 +4,21 @@ Their linear layers hold (in, out) matrices, ours (out, in). Their joint project
 then all values; ours goes head by head. They have no padding rows in the vocabulary.
 """
 
+import re
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
-from models.gpt2 import GPT2Config
+from models.gpt2 import GPT2Config, tokenizer_of
 
 if TYPE_CHECKING:
+    from transformers import GPT2Config as TheirConfig
     from transformers import GPT2LMHeadModel
 
+_HEAD = "lm_head.weight"
+_MASK = re.compile(r"(^|\.)h\.\d+\.attn\.(masked_)?bias$")  # the causal mask, which older versions saved
 _ENDS = {"embed.tokens": "wte", "embed.positions": "wpe", "norm": "ln_f"}
 _IN_BLOCK = {
     "norm1": "ln_1",
@@ -38,27 +42,66 @@ _NEEDED = {
 def from_transformers(model: "GPT2LMHeadModel") -> tuple[GPT2Config, dict[str, Tensor]]:
     """Return the config, and the state in fp32 as `GPT2.load_state_dict` takes it (the tied weight under both names).
 
-    A vocabulary of 257 is taken for bytes, any other for GPT-2's encoding.
     Raises: ValueError for a variant of GPT-2 that computes something else.
     """
-    theirs = model.config
+    config = config_from(model.config)
+    return config, take(model.state_dict(), config)
+
+
+def config_from(theirs: "TheirConfig") -> GPT2Config:
+    """Return our config of theirs. A vocabulary of 257 is taken for bytes, any other for GPT-2's encoding.
+
+    Raises: ValueError for a variant of GPT-2 that computes something else.
+    """
     for key, allowed in _NEEDED.items():
         if getattr(theirs, key) not in allowed:
             raise ValueError(f"{key}={getattr(theirs, key)!r}, this GPT-2 has {key}={allowed[0]!r}")
     if theirs.n_inner not in (None, 4 * theirs.n_embd):
         raise ValueError(f"n_inner={theirs.n_inner}, this GPT-2 has n_inner={4 * theirs.n_embd}, four times n_embd")
-    config = GPT2Config(
+    return GPT2Config(
         n_layers=theirs.n_layer,
         hidden=theirs.n_embd,
         n_heads=theirs.n_head,
         seq_len=theirs.n_positions,
         vocab_size=theirs.vocab_size,
-        tokenizer="bytes" if theirs.vocab_size == 257 else "gpt2",
+        tokenizer=tokenizer_of(theirs.vocab_size),
     )
-    values = model.transformer.state_dict()
-    state = {ours: _to_ours(values[name], ours, config) for ours, name in _names(config).items()}
+
+
+def take(tensors: Mapping[str, Tensor], config: GPT2Config, *, out_in: bool = False) -> dict[str, Tensor]:
+    """Return our state in fp32 of their tensors.
+
+    tensors, raises: as in `placed`. out_in: matrices are (out, in), as nanoGPT has them, and not (in, out).
+    """
+    state = {name: _to_ours(value, name, config, out_in=out_in) for name, value in placed(tensors, config).items()}
     state["head.weight"] = state["embed.tokens.weight"]
-    return config, state
+    return state
+
+
+def placed(tensors: Mapping[str, Tensor], config: GPT2Config) -> dict[str, Tensor]:
+    """Return their tensors, as they are, under our names; each has to have a place.
+
+    tensors: those of GPT2LMHeadModel by name, or of GPT2Model, whose names lack the first part.
+    Raises: ValueError for one that is missing, that has no place in this GPT-2, or that it does not compute with.
+    """
+    found = {name.removeprefix("transformer."): tensor for name, tensor in tensors.items() if not _MASK.search(name)}
+    names = _names(config)
+    if missing := sorted(set(names.values()) - found.keys()):
+        raise ValueError(f"it lacks {_some(missing)}")
+    if extra := sorted(found.keys() - set(names.values()) - {_HEAD}):
+        raise ValueError(f"it has {_some(extra)}, which this GPT-2 has no place for")
+    embedding = found[names["embed.tokens.weight"]]
+    if embedding.shape[0] != config.vocab_size:
+        raise ValueError(
+            f"its embedding has {embedding.shape[0]} rows, its configuration vocab_size={config.vocab_size}"
+        )
+    if _HEAD in found and not torch.equal(found[_HEAD].to(embedding.dtype), embedding):
+        raise ValueError(f"its output layer {_HEAD} was trained apart from the embedding, and this GPT-2 shares them")
+    return {ours: found[name] for ours, name in names.items()}
+
+
+def _some(names: list[str]) -> str:
+    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
 
 
 def to_transformers(config: GPT2Config, state: Mapping[str, Tensor]) -> "GPT2LMHeadModel":
@@ -101,11 +144,11 @@ def _names(config: GPT2Config) -> dict[str, str]:
     }
 
 
-def _to_ours(value: Tensor, name: str, config: GPT2Config) -> Tensor:
+def _to_ours(value: Tensor, name: str, config: GPT2Config, *, out_in: bool) -> Tensor:
     value = value.detach().float()
     if name == "embed.tokens.weight":
         return torch.cat([value, value.new_zeros(config.padded_vocab - config.vocab_size, config.hidden)])
-    value = value.T if _is_matrix(name) else value
+    value = value.T if _is_matrix(name) and not out_in else value
     if ".qkv." in name:
         value = value.unflatten(0, (3, config.n_heads, -1)).transpose(0, 1).flatten(0, 2)
     return value.contiguous()

@@ -62,6 +62,8 @@ class ModelSpec:
 
     name: str
     sizes: Mapping[str, Any]  # preset name -> frozen config dataclass
+    custom_size: Callable[[str], Any] = lambda text: None  # config of a size that is no preset; None for another form
+    custom_form: str = ""  # what such a size looks like, for messages
     default_size: str  # trains on a laptop
     tiny_size: str  # a second or less a step: what tests use
     build: Callable[[Any], nn.Module]
@@ -83,8 +85,13 @@ class ModelSpec:
     refuses: Mapping[str, str] = field(default_factory=dict)  # strategy -> why this model cannot do it
 
     def config(self, size: str | None = None) -> Any:
-        """Return the config of a preset. Raises: KeyError when the name is unknown."""
-        return self.sizes[size or self.default_size]
+        """Return the config of a preset or of a custom size.
+
+        Raises: KeyError when it is neither; ValueError when the numbers of a custom one do not fit together.
+        """
+        name = (size or self.default_size).lower()
+        custom = self.custom_size(name) if name not in self.sizes else None
+        return custom if custom is not None else self.sizes[name]
 
     def without_values(self, config: Any, dtype: torch.dtype = torch.float32) -> nn.Module:
         """Return the whole model on the meta device, its weights of that dtype."""

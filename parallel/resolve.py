@@ -219,12 +219,16 @@ def alone(work: Work, rank: Rank) -> str | None:
 
 
 def _model_config(run: RunConfig, spec: ModelSpec, size: str) -> Any:
-    """Return the config of a preset with the overrides of the run."""
-    size = size.lower()
-    if size not in spec.sizes:
-        hint = did_you_mean(size, spec.sizes)
-        raise ConfigError(f"--size {size} is unknown for {spec.name}{hint}: use one of {', '.join(spec.sizes)}")
-    config = spec.sizes[size]
+    """Return the config of a preset, or of a size of the user's own, with the overrides of the run."""
+    try:
+        config = spec.config(size)
+    except KeyError:
+        hint, form = did_you_mean(size, spec.sizes), f", or {spec.custom_form}" if spec.custom_form else ""
+        raise ConfigError(
+            f"--size {size} is unknown for {spec.name}{hint}: use one of {', '.join(spec.sizes)}{form}"
+        ) from None
+    except ValueError as error:
+        raise ConfigError(f"--size {size}: {error}: use {spec.custom_form}") from None
     known = {field.name for field in fields(config)}
     wanted = {
         "seq_len": run.seq_len,

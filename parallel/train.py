@@ -111,7 +111,17 @@ class TrainConfig(RunConfig):
         None, "go on from this checkpoint; without PATH from the newest in --out", group="steps", metavar="[PATH]"
     )
     init_from: str | None = option(
-        None, "start with the weights of a Hugging Face GPT-2, an export or a checkpoint", group="steps", metavar="DIR"
+        None,
+        "start with the weights of a Hugging Face GPT-2, whose sizes the model takes, of paralab export, of a "
+        "checkpoint, or of nanoGPT's ckpt.pt",
+        group="steps",
+        metavar="DIR",
+    )
+    trust: bool = option(
+        False,
+        "read the weights of --init-from even where that can run any program with your rights (ckpt.pt), or where "
+        "their folder brings Python of its own, which is not run",
+        group="steps",
     )
     save_every: int = option(200, "steps between checkpoints", group="steps", at_least=1)
     keep_last: int = option(3, "checkpoints kept, besides the best one", group="steps", at_least=1)
@@ -135,6 +145,8 @@ def main(argv: list[str]) -> int:
     """Train. Returns: 0 when it was trained to the end, 128 + the signal when one stopped it."""
     rank = Rank.from_env()
     config = read(argv, rank)
+    if config.init_from is not None and (_begins(config) or Path(config.init_from).exists()):
+        config = _adopt(config, config.init_from, shown=rank.is_main)
     work = resolve(config)
     check_resume(config, rank)  # before the folder is made, where it is missing
     with _locked(work, rank):
@@ -203,6 +215,23 @@ def read(argv: list[str], rank: Rank) -> TrainConfig:
     if rank.elastic:
         return _adapt(config, rank)
     return config if {"layout", "nproc"} & set(given) else _fit(config, rank, strategy_given="strategy" in given)
+
+
+def _begins(config: TrainConfig) -> bool:
+    """Return whether a run starts at step 0, with the weights it is told to start from."""
+    from parallel import checkpoint
+
+    return config.resume is None or (config.resume == IN_FOLDER and checkpoint.latest(config.out or "") is None)
+
+
+def _adopt(config: TrainConfig, source: str, *, shown: bool) -> TrainConfig:
+    """Take over the sizes of the weights that a run starts from."""
+    from parallel.weights import start_from
+
+    config, note = start_from.adopt(config, source, trust=config.trust)
+    if note and shown:
+        print(note, flush=True)
+    return config
 
 
 def _without_division(values: dict[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
@@ -274,10 +303,7 @@ def check(work: Work) -> None:
     _check_outputs(Path(run.out), goes_on=run.resume is not None)
     work.show_data("train", "validation")
     from parallel import checkpoint
-    from parallel.weights import start_from
 
-    if run.init_from is not None and run.resume is None:
-        start_from.check(run.init_from)
     if run.resume is not None:
         checkpoint.check_same_work(run.out if run.resume == IN_FOLDER else run.resume, work)
 

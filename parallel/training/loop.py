@@ -149,7 +149,7 @@ class Training:
         elif run.resume is not None:
             self.outcome.step = checkpoint.load(self.engine, run.resume)
         if run.init_from is not None and not self.outcome.step:
-            start_from(self.engine, run.init_from)
+            start_from(self.engine, run.init_from, trust=run.trust)
         if self.outcome.step and (best := checkpoint.best(self.folder)):
             facts = checkpoint.read_facts(best)
             self.outcome.best, self.outcome.best_step = Validation(0, facts.metric or math.inf), facts.step

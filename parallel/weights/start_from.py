@@ -1,61 +1,121 @@
 """Weights to start training from, whatever wrote them, put into the pieces that this rank holds."""
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
+from typing import Literal, TypeVar
 
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from models.gpt2 import GPT2Config
+from models import SPECS
+from models.gpt2 import GPT2Config, size_of
 from parallel import checkpoint
+from parallel.config import RunConfig
 from parallel.engines.deepspeed import ZeroEngine
 from parallel.errors import ConfigError, DataError
 from parallel.initialise import local, local_slice
 
-_SIZES = ("n_layers", "hidden", "n_heads", "vocab_size")  # what two GPT-2s must share to have the same parameters
+Kind = Literal["checkpoint", "hugging face", "nanogpt", "safetensors"]
+RunT = TypeVar("RunT", bound=RunConfig)
+
+_POSITIONS = "embed.positions.weight"
+_MARKS: tuple[tuple[str, Kind], ...] = (  # a file that tells what wrote a folder
+    ("facts.json", "checkpoint"),
+    ("config.json", "hugging face"),
+    ("model.safetensors", "safetensors"),
+    ("ckpt.pt", "nanogpt"),
+)
 
 
-def check(path: str | Path) -> None:
-    """Raise ConfigError unless a path looks like something to start from."""
-    folder = Path(path)
-    if not any((folder / name).is_file() for name in ("config.json", "model.safetensors", "facts.json")):
-        raise ConfigError(
-            f"--init-from {path} has no config.json, model.safetensors or facts.json: give a Hugging Face folder, one "
-            "that paralab export wrote, or a checkpoint such as RUN/step-200"
-        )
+def kind_of(path: Path) -> Kind:
+    """Return what wrote a folder, or a file of nanoGPT. Raises: ConfigError when nothing known did."""
+    if path.is_file() and path.suffix in (".pt", ".pth"):
+        return "nanogpt"
+    for name, kind in _MARKS:
+        if (path / name).is_file():
+            return kind
+    raise ConfigError(
+        f"--init-from {path} has no {', '.join(name for name, _ in _MARKS[:-1])} or {_MARKS[-1][0]}: give a Hugging "
+        "Face folder, one that paralab export wrote, a checkpoint such as RUN/step-200, or a ckpt.pt of nanoGPT"
+    )
 
 
-def start_from(engine: checkpoint.Resumable, path: str | Path) -> None:
+def adopt(run: RunT, path: str | Path, *, trust: bool) -> tuple[RunT, str]:
+    """Return the run with the sizes of the GPT-2 that it starts from, and a line on what was taken over.
+
+    The window is the one asked for, or that of the size asked for where theirs is longer. The line is empty where
+    nothing but what was asked for is taken.
+    Raises: ConfigError or DataError when the weights cannot be used.
+    """
+    theirs = _config(Path(path), trust=trust)
+    if theirs is None:
+        return run, ""
+    if run.model != "gpt2":
+        raise ConfigError(f"--init-from {path} is a GPT-2: use --model gpt2")
+    size = size_of(theirs)
+    asked = _preset(run.size)
+    seq_len = run.seq_len or min(theirs.seq_len, asked.seq_len if asked else theirs.seq_len)
+    if seq_len > theirs.seq_len:
+        raise ConfigError(f"--seq-len {seq_len}: {path} has {theirs.seq_len} positions, use that or fewer")
+    adopted = replace(run, size=size, seq_len=seq_len)
+    if asked is None or size_of(asked) == size:
+        return adopted, ""
+    return adopted, f"--size {run.size} gives way to that of {path}: {size} (layers x width x heads)"
+
+
+def _preset(size: str | None) -> GPT2Config | None:
+    """Return the config of the size asked for; None without one, or where it is unknown, which is refused later."""
+    try:
+        return SPECS["gpt2"].config(size) if size is not None else None
+    except (KeyError, ValueError):
+        return None
+
+
+def _config(path: Path, *, trust: bool) -> GPT2Config | None:
+    """Return the config of a GPT-2 of another program; None of what is ours, whose names and shapes are compared."""
+    from parallel.weights import hugging_face, nanogpt
+
+    kind = kind_of(path)
+    if kind == "hugging face":
+        return hugging_face.check(path, trust=trust)
+    return nanogpt.from_nanogpt(_pickle(path), trust=trust)[0] if kind == "nanogpt" else None
+
+
+def start_from(engine: checkpoint.Resumable, path: str | Path, *, trust: bool = False) -> None:
     """Fill the model with the weights of a folder; the optimizer stays as it is. Every rank reads all of them.
 
-    path: a Hugging Face GPT-2, a folder that `paralab export` wrote, or a checkpoint.
+    path: a Hugging Face GPT-2, a folder that `paralab export` wrote, a checkpoint, or a ckpt.pt of nanoGPT.
     Raises: DataError when it cannot be read; ConfigError when it holds another model.
     """
-    folder, config = Path(path), engine.context.model_config
-    if (folder / "facts.json").is_file():
-        state: Mapping[str, Tensor] = checkpoint.read_weights(folder)
-    elif (folder / "config.json").is_file():
-        state = _hugging_face(folder, config)
-    else:
-        state = _read(folder / "model.safetensors")
-    _fill(engine, state, folder)
+    _fill(engine, read(Path(path), engine.context.model_config, trust=trust), Path(path))
 
 
-def _hugging_face(folder: Path, config: object) -> dict[str, Tensor]:
-    from parallel.weights.hugging_face import from_hugging_face
+def read(path: Path, config: object, *, trust: bool = False) -> Mapping[str, Tensor]:
+    """Return full tensors on the CPU by canonical names, those of positions cut to the window of the config.
 
+    Raises: as `start_from`.
+    """
+    from parallel.weights import hugging_face, nanogpt
+
+    kind = kind_of(path)
+    if kind == "checkpoint":
+        return checkpoint.read_weights(path)
+    if kind == "safetensors":
+        return _read(path / "model.safetensors")
     if not isinstance(config, GPT2Config):
-        raise ConfigError(f"--init-from {folder} is a GPT-2: use --model gpt2")
-    theirs, state = from_hugging_face(folder)
-    different = [f"{key} {getattr(theirs, key)}" for key in _SIZES if getattr(theirs, key) != getattr(config, key)]
-    if theirs.seq_len < config.seq_len:
-        different.append(f"seq_len {theirs.seq_len}")
-    if different:
-        raise ConfigError(f"--init-from {folder} has {', '.join(different)}: use the --size and --seq-len that fit it")
-    positions = "embed.positions.weight"
-    return state | {positions: state[positions][: config.seq_len]}  # shorter windows use the first positions
+        raise ConfigError(f"--init-from {path} is a GPT-2: use --model gpt2")
+    if kind == "nanogpt":
+        _, state = nanogpt.from_nanogpt(_pickle(path), trust=trust)
+    else:
+        _, state = hugging_face.from_hugging_face(path, trust=trust)
+    return state | {_POSITIONS: state[_POSITIONS][: config.seq_len]}  # shorter windows use the first positions
+
+
+def _pickle(path: Path) -> Path:
+    return path if path.is_file() else path / "ckpt.pt"
 
 
 def _read(file: Path) -> dict[str, Tensor]:
@@ -68,6 +128,7 @@ def _read(file: Path) -> dict[str, Tensor]:
 @torch.no_grad()
 def _fill(engine: checkpoint.Resumable, state: Mapping[str, Tensor], folder: Path) -> None:
     tied = engine.context.spec.tied
+    _check_places(state, engine, folder)
     # Others may keep a tied parameter under its other name.
     state = {origin: state[name] for name, origin in tied.items() if name in state} | dict(state)
     for part in engine.parts:
@@ -81,3 +142,16 @@ def _fill(engine: checkpoint.Resumable, state: Mapping[str, Tensor], folder: Pat
                 local(tensor).copy_(local_slice(full, tensor))
     if isinstance(engine, ZeroEngine):
         engine.set_parameters(lambda name: state[tied.get(name, name)])
+
+
+def _check_places(state: Mapping[str, Tensor], engine: checkpoint.Resumable, folder: Path) -> None:
+    """Raise ConfigError for a tensor that has no place in the model, or that differs from the one it is tied to."""
+    extra = sorted(state.keys() - engine.context.new_model().state_dict().keys())
+    if extra:
+        raise ConfigError(
+            f"--init-from {folder} has {extra[0]}{f' and {len(extra) - 1} more' if len(extra) > 1 else ''}, which the "
+            "model has no place for: use the --model, --size and options that it was trained with"
+        )
+    for name, origin in engine.context.spec.tied.items():
+        if name in state and origin in state and not torch.equal(state[name], state[origin]):
+            raise ConfigError(f"--init-from {folder}: {name} and {origin} differ, and the model shares them")

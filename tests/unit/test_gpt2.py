@@ -1,5 +1,6 @@
 """GPT-2 against transformers' GPT-2, and its declared numbers against counted ones."""
 
+import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -9,7 +10,7 @@ from torch import Tensor
 from torch.testing import assert_close
 from torch.utils.flop_counter import FlopCounterMode
 
-from models.gpt2 import GPT2, SIZES, SPEC, GPT2Config
+from models.gpt2 import GPT2, SIZES, SPEC, GPT2Config, size_of
 from models.gpt2_hf import from_transformers, to_transformers
 from parallel.errors import DataError
 from parallel.weights.hugging_face import from_hugging_face, to_hugging_face
@@ -103,11 +104,103 @@ def test_what_is_not_a_whole_gpt2_is_refused(tmp_path: Path) -> None:
     values = load_file(weights)
     del values["transformer.h.1.attn.c_attn.weight"]
     save_file(values, weights, metadata={"format": "pt"})
-    with pytest.raises(DataError, match=r"lacks transformer\.h\.1\.attn\.c_attn\.weight"):
+    with pytest.raises(DataError, match=r"lacks h\.1\.attn\.c_attn\.weight"):
         from_hugging_face(tmp_path)
     weights.write_bytes(weights.read_bytes()[:1000])
     with pytest.raises(DataError, match=r"cannot be read .*config\.json and model\.safetensors"):
         from_hugging_face(tmp_path)
+
+
+def change(folder: Path, **changed: Tensor | None) -> None:
+    """Put tensors into the file of a checkpoint, under names whose dots are written as two underscores."""
+    from safetensors.torch import load_file, save_file
+
+    values = load_file(folder / "model.safetensors")
+    values |= {name.replace("__", "."): tensor for name, tensor in changed.items() if tensor is not None}
+    save_file(values, folder / "model.safetensors", metadata={"format": "pt"})
+
+
+def test_a_tensor_without_a_place_is_refused(tmp_path: Path) -> None:
+    random_checkpoint(tmp_path)
+    change(tmp_path, transformer__h__0__attn__c_attn__lora_A__weight=torch.zeros(2, 2))
+    with pytest.raises(
+        DataError, match=r"it has h\.0\.attn\.c_attn\.lora_A\.weight, which this GPT-2 has no place for"
+    ):
+        from_hugging_face(tmp_path)
+
+
+def test_an_output_layer_of_its_own_is_refused_and_a_copy_of_the_embedding_is_not(tmp_path: Path) -> None:
+    theirs = random_checkpoint(tmp_path)
+    embedding = theirs.transformer.wte.weight.detach()
+    change(tmp_path, lm_head__weight=embedding.clone())
+    from_hugging_face(tmp_path)
+    change(tmp_path, lm_head__weight=embedding + 1e-3)
+    with pytest.raises(DataError, match=r"lm_head\.weight was trained apart from the embedding"):
+        from_hugging_face(tmp_path)
+
+
+def test_the_masks_that_older_versions_saved_are_passed_over(tmp_path: Path) -> None:
+    random_checkpoint(tmp_path)
+    mask = torch.ones(1, 1, 4, 4, dtype=torch.bool).tril()
+    change(tmp_path, transformer__h__0__attn__bias=mask, transformer__h__0__attn__masked_bias=torch.tensor(-1e4))
+    from_hugging_face(tmp_path)
+
+
+def test_a_base_model_in_several_files_is_read(tmp_path: Path) -> None:
+    theirs = random_checkpoint(tmp_path / "whole")
+    theirs.transformer.save_pretrained(tmp_path / "parts", max_shard_size="20KB")
+    assert len(list((tmp_path / "parts").glob("model-*.safetensors"))) > 1
+    (_, want), (_, got) = from_hugging_face(tmp_path / "whole"), from_hugging_face(tmp_path / "parts")
+    assert all(torch.equal(got[name], value) for name, value in want.items())
+    next((tmp_path / "parts").glob("model-*.safetensors")).unlink()
+    with pytest.raises(DataError, match=r"cannot be read \(model-0"):
+        from_hugging_face(tmp_path / "parts")
+
+
+def test_an_adapter_beside_the_weights_is_refused(tmp_path: Path) -> None:
+    random_checkpoint(tmp_path)
+    (tmp_path / "adapter_config.json").write_text("{}")
+    with pytest.raises(DataError, match=r"has an adapter \(adapter_config\.json\).*merge it first"):
+        from_hugging_face(tmp_path)
+
+
+@pytest.mark.parametrize("kind", ["gpt2", "evil"])
+def test_python_of_a_folder_is_neither_run_nor_asked_about(kind: str, tmp_path: Path) -> None:
+    random_checkpoint(tmp_path)
+    file, ran = tmp_path / "config.json", tmp_path / "ran"
+    (tmp_path / "configuration_evil.py").write_text(f"import os\nos.mkdir({str(ran)!r})\n")
+    auto_map = {"AutoConfig": "configuration_evil.EvilConfig"}
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"model_type": kind, "auto_map": auto_map}))
+    said = {"gpt2": r"brings Python of its own.*add --trust", "evil": r"its model_type is 'evil'"}[kind]
+    with pytest.raises(DataError, match=said):
+        from_hugging_face(tmp_path)
+    if kind == "gpt2":
+        assert from_hugging_face(tmp_path, trust=True)[0] == CONFIG
+    assert not ran.exists()
+
+
+@pytest.mark.parametrize(
+    ("text", "sizes"),
+    [
+        ("2x64x4", (2, 64, 4, 50_257, "gpt2")),
+        ("3X48x3v50304", (3, 48, 3, 50_304, "gpt2")),
+        ("1x8x2v257", (1, 8, 2, 257, "bytes")),
+    ],
+)
+def test_a_size_may_be_written_in_numbers(text: str, sizes: tuple) -> None:
+    config = SPEC.config(text)
+    assert (config.n_layers, config.hidden, config.n_heads, config.vocab_size, config.tokenizer) == sizes
+    assert size_of(config) == text.lower()
+
+
+def test_a_size_in_numbers_that_is_a_preset_has_its_name() -> None:
+    assert size_of(SPEC.config("12x768x12")) == "124m"
+    assert all(
+        SPEC.config(size_of(config)) == replace(config, seq_len=SPEC.config(size_of(config)).seq_len)
+        for config in SIZES.values()
+    )
+    with pytest.raises(ValueError, match="hidden=10 is not a multiple of n_heads=3"):
+        SPEC.config("2x10x3")
 
 
 def test_a_name_out_of_reach_says_what_to_type(monkeypatch: pytest.MonkeyPatch) -> None:

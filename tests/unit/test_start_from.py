@@ -1,16 +1,23 @@
 """What was trained here goes out to other programs, and training starts from what comes in."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from transformers import GPT2LMHeadModel
 
+from models.gpt2 import GPT2, GPT2Config, tokenizer_of
+from models.gpt2_hf import to_transformers
 from parallel import cli, train
 from parallel.checkpoint.restore import restore
-from parallel.errors import ConfigError
+from parallel.cluster import Mesh
+from parallel.errors import ConfigError, DataError
+from parallel.layout import Layout
 from parallel.measure.record import read_log
-from parallel.weights.hugging_face import from_hugging_face
+from parallel.parity import training_batches
+from parallel.weights.hugging_face import from_hugging_face, to_hugging_face
 
 QUICK = ["--model", "gpt2", "--size", "tiny", "--global-batch-size", "8", "--eval-samples", "8", "--eval-every", "3"]
 
@@ -69,11 +76,106 @@ def test_shorter_windows_use_the_first_positions(trained: Path, tmp_path: Path) 
     assert losses(tmp_path / "a", "--steps", "1", "--init-from", str(folder), "--seq-len", str(config.seq_len // 2))
 
 
+SHAPE = {"n_layers": 2, "hidden": 32, "n_heads": 2, "seq_len": 16}
+
+
+def random_state(config: GPT2Config) -> tuple[GPT2, dict[str, torch.Tensor]]:
+    torch.manual_seed(0)
+    model = GPT2(config)
+    with torch.no_grad():
+        model.embed.tokens.weight[config.vocab_size :].zero_()
+    return model, model.state_dict()
+
+
+@pytest.mark.parametrize("vocab_size", [257, 50_304])
+def test_a_gpt2_of_any_size_is_started_from(
+    vocab_size: int, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PARALAB_CACHE", str(tmp_path / "cache"))
+    config = GPT2Config(**SHAPE, vocab_size=vocab_size, tokenizer=tokenizer_of(vocab_size))
+    model, state = random_state(config)
+    to_hugging_face(tmp_path / "hf", config, state)
+    words = ["--steps", "1", "--learning-rate", "0", "--init-from", str(tmp_path / "hf")]
+    found = losses(tmp_path / "run", *words)
+    said = capsys.readouterr().out
+    assert f"--size tiny gives way to that of {tmp_path / 'hf'}: 2x32x2v{vocab_size}" in said
+    trained = restore(tmp_path / "run")  # without the folder that it started from
+    assert trained.work.model_config == config
+    assert all(torch.equal(trained.model.state_dict()[name], value) for name, value in state.items())
+    work = replace(trained.work, division=Layout().divide(8))
+    batch = next(iter(training_batches(work, Mesh(Layout(), torch.device("cpu")))))
+    (inputs,) = batch.inputs
+    assert found[0] == pytest.approx(model(inputs, targets=batch.targets).item(), rel=1e-5)
+    assert losses(tmp_path / "run", "--resume", "--steps", "2")[:1] == found
+
+
+def as_nanogpt(config: GPT2Config, state: dict[str, torch.Tensor], **args: object) -> dict:
+    """Return what nanoGPT saves of a compiled model."""
+    theirs = to_transformers(config, state).state_dict()
+    names = ("c_attn.weight", "c_proj.weight", "c_fc.weight")
+    weights = {f"_orig_mod.{k}": v.T.contiguous() if k.endswith(names) else v for k, v in theirs.items()}
+    sizes = {"n_layer": config.n_layers, "n_head": config.n_heads, "n_embd": config.hidden, "bias": True}
+    sizes |= {"block_size": config.seq_len, "vocab_size": config.vocab_size, "dropout": 0.0}
+    return {"model": weights, "optimizer": {}, "model_args": sizes | args, "iter_num": 7, "config": {"seed": 1}}
+
+
+def test_a_checkpoint_of_nanogpt_is_started_from_when_it_is_trusted(tmp_path: Path) -> None:
+    config = GPT2Config(**SHAPE, vocab_size=257, tokenizer="bytes")
+    _, state = random_state(config)
+    file = tmp_path / "ckpt.pt"
+    torch.save(as_nanogpt(config, state), file)
+    words = ["--steps", "1", "--learning-rate", "0", "--init-from"]
+    with pytest.raises(ConfigError, match=r"ckpt\.pt is a pickle.*add --trust"):
+        losses(tmp_path / "a", *words, str(file))
+    for number, source in enumerate((file, tmp_path)):
+        losses(tmp_path / f"run{number}", *words, str(source), "--trust")
+        assert restore(tmp_path / f"run{number}").work.model_config == config
+        got = restore(tmp_path / f"run{number}").model.state_dict()
+        assert all(torch.equal(got[name], value) for name, value in state.items())
+
+
+@pytest.mark.parametrize(
+    ("saved", "said"),
+    [
+        ({"model_args": {"bias": False}}, "trained with bias=False"),
+        ({"model_args": {"n_head": 3}}, "hidden=32 is not a multiple of n_heads=3"),
+        ({"model": {}}, "it lacks h.0.attn.c_attn.bias"),
+        ({"model_args": None}, "has no model_args with n_layer"),
+    ],
+)
+def test_what_is_no_such_checkpoint_is_said(saved: dict, said: str, tmp_path: Path) -> None:
+    config = GPT2Config(**SHAPE, vocab_size=257, tokenizer="bytes")
+    whole = as_nanogpt(config, random_state(config)[1])
+    args = saved.get("model_args", {})
+    torch.save(
+        whole | saved | {"model_args": args if args is None else whole["model_args"] | args}, tmp_path / "ckpt.pt"
+    )
+    with pytest.raises(DataError, match=said):
+        losses(tmp_path / "a", "--init-from", str(tmp_path), "--trust")
+    (tmp_path / "ckpt.pt").write_bytes(b"PK\x03\x04 cut")
+    with pytest.raises(DataError, match=r"ckpt\.pt cannot be read"):
+        losses(tmp_path / "a", "--init-from", str(tmp_path), "--trust")
+
+
+def test_our_own_weights_have_to_have_a_place_each(trained: Path, tmp_path: Path) -> None:
+    folder = export(trained, tmp_path / "weights", "safetensors")
+    file = folder / "model.safetensors"
+    values = load_file(file)
+    save_file(values | {"blocks.0.adapter.weight": torch.zeros(2)}, file)
+    with pytest.raises(ConfigError, match=r"has blocks\.0\.adapter\.weight, which the model has no place for"):
+        losses(tmp_path / "a", "--init-from", str(folder))
+    save_file(values | {"head.weight": values["embed.tokens.weight"] + 1}, file)
+    with pytest.raises(ConfigError, match=r"head\.weight and embed\.tokens\.weight differ, and the model shares them"):
+        losses(tmp_path / "b", "--init-from", str(folder))
+
+
 def test_what_cannot_be_used_is_said(trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folder = export(trained, tmp_path / "hf", "hf")
     assert cli.main(["export", str(trained), str(folder)]) == 2
     assert "give a new folder" in capsys.readouterr().err
-    with pytest.raises(ConfigError, match=r"no config\.json"):
+    with pytest.raises(ConfigError, match=r"no facts\.json, config\.json"):
         losses(tmp_path / "a", "--init-from", str(tmp_path / "nothing"))
-    with pytest.raises(ConfigError, match=r"n_layers 8.*use the --size"):
-        losses(tmp_path / "b", "--init-from", str(folder), "--size", "nano")
+    with pytest.raises(ConfigError, match=r"--seq-len 32: .* has 16 positions, use that or fewer"):
+        losses(tmp_path / "b", "--init-from", str(folder), "--seq-len", "32")
+    with pytest.raises(ConfigError, match=r"is a GPT-2: use --model gpt2"):
+        train.main(["--model", "resnet", "--size", "tiny", "--out", str(tmp_path / "c"), "--init-from", str(folder)])
