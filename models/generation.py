@@ -92,8 +92,11 @@ def generate(
     tokens: int,
     choice: Choice,
     generator: torch.Generator | None = None,
+    known: int | None = None,
 ) -> Iterator[Tensor]:
     """Yield the tokens that follow a prompt (batch, any length from 1) int64, each (batch,).
+
+    known: draw among the first so many of the vocabulary; the rest of a padded one stands for nothing.
 
     When the context is full, the older half is forgotten and the cache made anew: positions are learned, so those
     of the tokens that stay change.
@@ -104,7 +107,7 @@ def generate(
         if new.shape[1] > cache.room:
             cache.length = 0
             new = seen = seen[:, -max(config.seq_len // 2, 1) :]
-        token = choice.draw(next_logits(model, new, cache), generator)
+        token = choice.draw(next_logits(model, new, cache)[:, :known], generator)
         yield token
         new = token[:, None]
         seen = torch.cat([seen, new], dim=1)

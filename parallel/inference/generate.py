@@ -2,13 +2,20 @@
 
 import argparse
 import sys
+from collections.abc import Iterable, Iterator
+from typing import TYPE_CHECKING
 
 from parallel.arguments import Parser, positive, share, whole
 from parallel.errors import ConfigError
 
+if TYPE_CHECKING:
+    from parallel.data.tokenizer import Tokenizer
+
+_LONGEST_LETTER = 4  # bytes of UTF-8, and so the most tokens that one is spread over
+
 
 def main(argv: list[str]) -> int:
-    """Print the prompt and what follows it; on stderr, which checkpoint was read."""
+    """Print the prompt and what follows it, as it is drawn; on stderr, which checkpoint was read."""
     options = _parse(argv)
     import torch
 
@@ -26,15 +33,38 @@ def main(argv: list[str]) -> int:
     prompt = torch.from_numpy(tokenizer.encode([options.prompt])[0].astype("int64"))[None].to(trained.device)
     choice = Choice(greedy=options.greedy, temperature=options.temperature, top_k=options.top_k, top_p=options.top_p)
     generator = torch.Generator(trained.device).manual_seed(options.seed)
-    ids = []
-    for token in generate(
-        trained.model, prompt, config=work.model_config, tokens=options.tokens, choice=choice, generator=generator
-    ):
-        ids.append(int(token))
-        if ids[-1] == tokenizer.end_of_text:
-            break
-    print(options.prompt + tokenizer.decode(ids))
+    drawn = generate(
+        trained.model,
+        prompt,
+        config=work.model_config,
+        tokens=options.tokens,
+        choice=choice,
+        generator=generator,
+        known=tokenizer.vocab_size,
+    )
+    print(options.prompt, end="", flush=True)
+    for text in pieces((int(token) for token in drawn), tokenizer):
+        print(text, end="", flush=True)
+    print()
     return 0
+
+
+def pieces(ids: Iterable[int], tokenizer: "Tokenizer") -> Iterator[str]:
+    """Yield the text of tokens as they come, up to the first end of text.
+
+    A letter whose bytes are spread over tokens is held back until it is whole.
+    """
+    held: list[int] = []
+    for token in ids:
+        if token == tokenizer.end_of_text:
+            break
+        held.append(token)
+        text = tokenizer.decode(held)
+        if not text.endswith("\ufffd") or len(held) > _LONGEST_LETTER:
+            yield text
+            held = []
+    if held:
+        yield tokenizer.decode(held)
 
 
 def _parse(argv: list[str]) -> argparse.Namespace:

@@ -1,6 +1,6 @@
 """Weights of a checkpoint for other programs: `paralab export runs/alice DIR --format hf`.
 
-`hf` is a folder that `GPT2LMHeadModel.from_pretrained` reads, `safetensors` one file under our own names.
+`hf` is a folder that `AutoModelForCausalLM` and `AutoTokenizer` read, `safetensors` one file under our own names.
 `paralab train --init-from DIR` starts from either.
 """
 
@@ -30,6 +30,7 @@ def main(argv: list[str]) -> int:
 def _to_hugging_face(path: Path, target: Path) -> None:
     from models.gpt2 import GPT2Config
     from parallel.checkpoint.restore import restore
+    from parallel.weights import tokenizer_files
     from parallel.weights.hugging_face import to_hugging_face
 
     trained = restore(path)
@@ -38,6 +39,7 @@ def _to_hugging_face(path: Path, target: Path) -> None:
         name = trained.work.spec.name
         raise ConfigError(f"{path} is a {name} model, which Hugging Face's GPT-2 is not: use --format safetensors")
     to_hugging_face(target, config, trained.model.state_dict())
+    tokenizer_files.save(config.tokenizer, target, longest=config.seq_len)
 
 
 def _parse(argv: list[str]) -> argparse.Namespace:

@@ -136,3 +136,20 @@ def test_bad_options_are_refused(words: list[str], message: str) -> None:
 def test_another_model_is_refused(run_folder: Path) -> None:
     with pytest.raises(ConfigError, match="needs gpt2"):
         command.main(["--checkpoint", str(run_folder / "resnet"), "--prompt", "x"])
+
+
+@pytest.mark.parametrize("name", ["bytes", "gpt2"])
+def test_text_comes_in_whole_letters_as_it_is_drawn(name: str) -> None:
+    tokenizer, text = get_tokenizer(name), "naïve 🙂 漢字\n"
+    ids = [*tokenizer.encode([text])[0].tolist(), tokenizer.end_of_text, 65]
+    found = list(command.pieces(ids, tokenizer))
+    assert "".join(found) == text
+    assert "🙂" in "".join(found) and all("\ufffd" not in piece for piece in found)
+    assert len(found) > 5  # and not all of it in the end
+    cut = tokenizer.encode(["🙂"])[0].tolist()[:-1]
+    assert "".join(command.pieces(cut, tokenizer)).strip("\ufffd") == ""
+
+
+def test_the_padding_of_a_vocabulary_is_never_drawn(model: GPT2) -> None:
+    drawn = generate(model, tokens(1, 3), config=CONFIG, tokens=40, choice=Choice(temperature=1e4), known=5)
+    assert {int(token) for token in drawn} <= set(range(5))

@@ -1,0 +1,56 @@
+"""The tokenizer of a GPT-2 as the files that `AutoTokenizer.from_pretrained` reads."""
+
+from itertools import pairwise
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from parallel.data.tokenizer import encoding
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer
+
+END_OF_TEXT = "<|endoftext|>"
+
+
+def save(name: str, folder: Path, *, longest: int) -> None:
+    """Write tokenizer.json and tokenizer_config.json of the encoding "gpt2" or "bytes". longest: tokens of a window."""
+    from transformers import PreTrainedTokenizerFast
+
+    ranks = {bytes([byte]): byte for byte in range(256)} if name == "bytes" else encoding()._mergeable_ranks
+    PreTrainedTokenizerFast(
+        tokenizer_object=_byte_pairs(ranks, split=name != "bytes"),
+        bos_token=END_OF_TEXT,
+        eos_token=END_OF_TEXT,
+        unk_token=END_OF_TEXT,
+        model_max_length=longest,
+        clean_up_tokenization_spaces=False,
+    ).save_pretrained(folder)
+
+
+def _byte_pairs(ranks: dict[bytes, int], *, split: bool) -> "Tokenizer":
+    """Return byte pairs as the library of that name has them; split: into GPT-2's words first."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+    from transformers.convert_slow_tokenizer import bytes_to_unicode
+
+    letters = bytes_to_unicode()
+    text = {token: "".join(letters[byte] for byte in token) for token in ranks}
+    merges = [(text[left], text[right]) for left, right in _merges(ranks)]
+    tokenizer = Tokenizer(models.BPE({text[token]: rank for token, rank in ranks.items()}, merges))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=split)
+    tokenizer.decoder = decoders.ByteLevel()
+    tokenizer.add_special_tokens([END_OF_TEXT])  # its id follows the others, as in both encodings
+    return tokenizer
+
+
+def _merges(ranks: dict[bytes, int]) -> list[tuple[bytes, bytes]]:
+    """Return the pair that each token of several bytes is made of: the two parts left by all merges of lower rank."""
+    found = []
+    for token, rank in sorted(ranks.items(), key=lambda item: item[1]):
+        parts = [bytes([byte]) for byte in token]
+        while len(parts) > 2:
+            pairs = [ranks.get(left + right, rank) for left, right in pairwise(parts)]
+            at = min(range(len(pairs)), key=pairs.__getitem__)
+            parts[at : at + 2] = [parts[at] + parts[at + 1]]
+        if len(parts) == 2:
+            found.append((parts[0], parts[1]))
+    return found
