@@ -25,6 +25,7 @@ from parallel.data.dataset import Batch
 from parallel.failure import Progress
 from parallel.launch import launch
 from parallel.parity import training_batches
+from parallel.planner import fit
 from parallel.resolve import Work, resolve
 from parallel.spec import Engine
 
@@ -50,6 +51,7 @@ def main(argv: list[str]) -> int:
     """Print the ratio of step times. Returns: 1 when measuring certainly costs more than 1%."""
     config = read_config(argv, config=OverheadConfig, prog="paralab overhead", description=__doc__)
     work = resolve(config)
+    fit.check(work, force=config.force)
     work.show_data("train")
     pairs = launch("benchmarks.overhead:alternate", work.run, nproc=work.layout.world_size, config=config)
     if not Rank.from_env().is_main:

@@ -4,7 +4,7 @@ import sys
 from dataclasses import replace
 from typing import Any
 
-from parallel import cluster, parity
+from parallel import cluster
 from parallel.case import Asked, failed, record_failure, run_case
 from parallel.cluster import Rank
 from parallel.errors import RankError
@@ -12,7 +12,9 @@ from parallel.failure import Failure, Progress, guard
 from parallel.launch import launch
 from parallel.measure.record import RunRecord, StepLog, append, check_appendable, log_path
 from parallel.parity import References
+from parallel.planner import fit
 from parallel.resolve import alone, resolve
+from parallel.scope import WHOLE, prove_on
 
 _NOTABLY_SLOW = 1.2  # times what the other ranks need
 
@@ -36,6 +38,7 @@ def run(config: Any) -> int:
     asked = replace(asked, command=work.command)
     if (told := alone(work, rank)) and rank.is_main:
         print(told, file=sys.stderr)
+    fit.check(work, force=config.force)
     work.show_data("train")
     out = config.out or "runs/results.csv"
     check_appendable(out)
@@ -67,9 +70,9 @@ def measure(rank: Rank, progress: Progress, run: Any, asked: Asked, out: str) ->
 
     with guard(rank, progress, on_first):
         mesh = cluster.make_mesh(work.layout, rank.device)
-        want = References().get(parity.judged(work), mesh) if run.parity else None
+        proof = prove_on(work, mesh, rank, References()) if run.parity else None
         log = StepLog(log_path(out, asked.run_id, rank.rank))
-        record = run_case(work, asked=asked, rank=rank, mesh=mesh, want=want, log=log, progress=progress)
+        record = run_case(work, asked=asked, rank=rank, mesh=mesh, proof=proof, log=log, progress=progress)
         if rank.is_main:
             append(out, record)
     return record
@@ -81,10 +84,12 @@ def summary(record: RunRecord, out: str) -> str:
     unit = record.unit if record.tokens_per_s else "samples"
     share = f", {record.mfu:.0%} of" if record.mfu is not None else ", share unknown of"
     peak = f"{share} {record.peak_source}" if record.peak_source else ""
-    certificate = {True: "passed", False: "FAILED", None: "not asked for"}[record.parity]
+    parity = record.parity_result or "not asked for"
+    if record.parity is not None and record.parity_scope != WHOLE:
+        parity += f", on {record.parity_scope}"
     return (
         f"{record.model} {record.size}, {record.strategy} as {record.layout}, {record.precision} on {record.device}\n"
-        f"  loss {record.loss_first:.4f} -> {record.loss_last:.4f}   parity {certificate}\n"
+        f"  loss {record.loss_first:.4f} -> {record.loss_last:.4f}   parity {parity}\n"
         f"  {rate:,.0f} {unit}/s   step {record.step_time_p50_s:.3f} s{peak}\n"
         f"{_slow_rank(record)}"
         f"  row {record.run_id} in {out}"

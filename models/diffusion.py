@@ -8,7 +8,7 @@ zero gate would hide from parity checks of the first steps.
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
@@ -312,6 +312,7 @@ SPEC = ModelSpec(
     init=init,
     example=example,
     n_blocks=lambda config: config.n_blocks,
+    with_blocks=lambda config, n: replace(config, n_blocks=n),
     first=("embed",),
     last=("head",),
     flops=flops,

@@ -218,6 +218,7 @@ SPEC = ModelSpec(
     init=init,
     example=example,
     n_blocks=lambda config: config.n_layers,
+    with_blocks=lambda config, n: replace(config, n_layers=n),
     first=("embed",),
     last=("norm", "head"),
     flops=flops,

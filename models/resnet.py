@@ -5,7 +5,7 @@ as torchvision does. No batch norm starts at zero: a branch scaled by zero would
 """
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal, NamedTuple
 
 import torch
@@ -255,6 +255,12 @@ def batch_statistics(config: ResNetConfig) -> Literal["none", "rank", "global"]:
     return kinds[config.norm]
 
 
+def with_blocks(config: ResNetConfig, n: int) -> ResNetConfig:
+    """Return the same model with n blocks, or with one of each width where n is less."""
+    even, more = divmod(max(n, len(config.widths)), len(config.widths))
+    return replace(config, depths=tuple(even + (i < more) for i in range(len(config.widths))))
+
+
 def _imagenet(depths: tuple[int, ...], *, bottleneck: bool = False) -> ResNetConfig:
     return ResNetConfig(
         depths=depths,
@@ -286,6 +292,7 @@ SPEC = ModelSpec(
     init=init,
     example=example,
     n_blocks=lambda config: sum(config.depths),
+    with_blocks=with_blocks,
     first=("stem",),
     last=("head",),
     flops=flops,

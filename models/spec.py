@@ -70,6 +70,7 @@ class ModelSpec:
     init: Callable[[Any, str, Tensor, torch.Generator], None]  # config, full name, full CPU tensor to fill
     example: Callable[[Any, int], tuple[tuple[Tensor, ...], Tensor]]  # batch size -> inputs, targets: shapes, dtypes
     n_blocks: Callable[[Any], int]
+    with_blocks: Callable[[Any, int], Any] | None = None  # the same config with so many blocks, or the fewest above
     first: tuple[str, ...]
     last: tuple[str, ...]
     flops: Callable[[Any], Flops]

@@ -36,12 +36,13 @@ from parallel.measure.steady import StepTimes, summarise
 from parallel.measure.telemetry import Sampler, Telemetry
 from parallel.measure.timeline import Timeline, bubble_share, bubble_theory_share
 from parallel.optimizer import learning_rate
-from parallel.parity import Certificate, Trace, training_batches
+from parallel.parity import Certificate, training_batches
 from parallel.planner.communication import predicted_sent, splits_backward
 from parallel.planner.memory import state_bytes
 from parallel.precision import DTYPES
 from parallel.recompute import recomputation_ratio
 from parallel.resolve import Work
+from parallel.scope import Proof
 from parallel.spec import Engine
 from parallel.strategies.pipeline import pass_order, stages_of
 
@@ -94,18 +95,20 @@ def run_case(
     asked: Asked,
     rank: Rank,
     mesh: Mesh,
-    want: Trace | None = None,
+    proof: Proof | None = None,
     log: StepLog | None = None,
     progress: Progress | None = None,
 ) -> RunRecord:
     """Measure a case on every rank of its mesh; each returns the same row.
 
-    want: the reference of `parity.judged(work)` to be held against, or None to skip parity.
+    proof: what to judge parity by, or None to skip it.
     Raises: DivergedError when a loss or a gradient norm is not finite.
     """
     run, progress = work.run, progress or Progress()
     compiled_before_s = _compile_s(work)
-    certificate = parity.prove(parity.judged(work), mesh, want) if want is not None else None
+    certificate = None
+    if proof is not None and proof.work is not None and proof.want is not None:
+        certificate = parity.prove(proof.work, mesh, proof.want)
     memory.reset_process_peak()
     memory.reset_device_peak(mesh.device)
     engine = engines.build(work.context(mesh), run.engine, ds_config=run.ds_config)
@@ -126,10 +129,12 @@ def run_case(
         for span in result.spans:
             log.write(span)
         log.close()
-    record = _record(work, asked, rank, mesh, _gather(_with_peak(result, work, mesh), mesh), certificate, startup_s)
+    scope = proof.scope if proof else None
+    results = _gather(_with_peak(result, work, mesh), mesh)
+    record = _record(work, asked, rank, mesh, results, certificate, startup_s, scope=scope)
     if record.mfu is None:  # on every rank: the machine was busy when the peak was measured
         results = _gather(_with_peak(result, work, mesh, again=True), mesh)
-        record = _record(work, asked, rank, mesh, results, certificate, startup_s)
+        record = _record(work, asked, rank, mesh, results, certificate, startup_s, scope=scope)
     return record
 
 
@@ -263,6 +268,8 @@ def _record(
     results: list[RankResult],
     certificate: Certificate | None,
     startup_s: float | None,
+    *,
+    scope: str | None = None,
 ) -> RunRecord:
     """Put what all ranks measured into one row: slowest time, largest memory, mean utilisation."""
     slowest = [max(times) for times in zip(*(r.step_times_s for r in results), strict=True)]
@@ -282,6 +289,7 @@ def _record(
         **_comm_columns(work, results, mesh.device.type),
         **_bubble_columns(work, results),
     }
+    fields["parity_scope"], fields["parity_result"] = scope, str(certificate or scope) if scope else None
     if certificate is not None:
         fields["loss_difference_max"] = certificate.loss_difference
         fields["grad_norm_difference_max"] = certificate.grad_norm_difference

@@ -101,6 +101,7 @@ class RunConfig:
         None, "DeepSpeed configuration, such as ds_configs/zero3.json", group="division", metavar="FILE"
     )
     timeout_s: float = option(1800.0, "seconds a rank waits for another one", group="division", above=0)
+    force: bool = option(False, "start also where the memory of this machine does not suffice", group="division")
     debug_collectives: str | None = option(
         None,
         "compare every collective over all ranks, name what differs, write flight recordings here (slow)",

@@ -45,6 +45,10 @@ class WorldError(UsageError):
     """The processes that were started are not the ones that were asked for."""
 
 
+class FitError(UsageError):
+    """A run needs more memory than is free on this machine."""
+
+
 class RankError(ParalabError):
     """A rank failed while training. reason: why, where the message is empty because the rank has said it."""
 

@@ -15,19 +15,21 @@ from typing import ClassVar
 import torch
 import torch.distributed as dist
 
-from parallel import cluster, parity, strategies
+from parallel import cluster, strategies
 from parallel.case import Asked, failed, run_case
 from parallel.cluster import Rank
 from parallel.config import RunConfig, option
 from parallel.config import resolve as read_config
-from parallel.errors import ConfigError, LayoutError, RankError
+from parallel.errors import ConfigError, FitError, LayoutError, RankError
 from parallel.failure import Failure, Progress, guard
 from parallel.launch import launch
 from parallel.measure.allowed import cores_allowed
 from parallel.measure.clock import Moment
 from parallel.measure.record import COMM_AXES, RunRecord, StepLog, append, check_appendable, log_path, read
 from parallel.parity import References
+from parallel.planner import fit
 from parallel.resolve import Work, machine_processes, resolve
+from parallel.scope import prove_on
 
 DEFAULT_OUT = "runs/tour.csv"
 
@@ -119,8 +121,10 @@ def choose(config: TourConfig, nproc: int) -> tuple[list[Work], dict[str, str]]:
     for name in strategies.STRATEGIES if nproc > 1 else ("single",):
         try:
             layout = strategies.layout_of(name, nproc)
-            works.append(resolve(replace(config, layout=layout, strategy=None, nproc=None)))
-        except LayoutError as error:
+            work = resolve(replace(config, layout=layout, strategy=None, nproc=None))
+            fit.refuse(work, force=config.force)
+            works.append(work)
+        except (LayoutError, FitError) as error:
             left_out[name] = str(error)
     if not works:
         raise LayoutError("; ".join(f"{name} left out: {reason}" for name, reason in left_out.items()))
@@ -145,9 +149,9 @@ def visit(rank: Rank, progress: Progress, stops: list[Stop], table: "Table", out
                 threads = torch.get_num_threads()
                 if work.layout.world_size == 1 and not run.threads:
                     torch.set_num_threads(cluster.default_threads(1))  # the others are waiting
-                want = references.get(parity.judged(work), mesh)
+                proof = prove_on(work, mesh, rank, references)
                 log = StepLog(log_path(out, asked.run_id, rank.rank))
-                record = run_case(work, asked=asked, rank=rank, mesh=mesh, want=want, log=log, progress=progress)
+                record = run_case(work, asked=asked, rank=rank, mesh=mesh, proof=proof, log=log, progress=progress)
                 torch.set_num_threads(threads)
                 if rank.is_main:
                     append(out, record)
@@ -173,7 +177,7 @@ class Table:
     COLUMNS: ClassVar[tuple[tuple[str, int, Callable[[RunRecord], str]], ...]] = (
         ("strategy", 8, lambda r: r.strategy or ""),
         ("layout", 0, lambda r: r.layout or ""),
-        ("parity", 6, lambda r: "passed" if r.parity else "FAILED"),
+        ("parity", 6, lambda r: {True: "passed", False: "FAILED", None: "none"}[r.parity]),
         ("loss", 6, lambda r: f"{r.loss_last:.3f}"),
         ("tokens/s", 8, lambda r: f"{r.tokens_per_s or r.samples_per_s:,.0f}"),
         ("peak MiB", 8, lambda r: _mib(r.memory_tensors_peak_bytes, 0)),

@@ -22,6 +22,7 @@ from parallel.config import RunConfig, load, make_parser, option
 from parallel.config import resolve as read_config
 from parallel.errors import ConfigError, RankError, did_you_mean
 from parallel.layout import Layout
+from parallel.planner import fit
 from parallel.resolve import Work, resolve
 from parallel.training import sinks
 
@@ -301,6 +302,7 @@ def check(work: Work) -> None:
     sinks.check(run.log_to or ())
     _check_checkpoints(run)
     _check_outputs(Path(run.out), goes_on=run.resume is not None)
+    fit.check(work, force=run.force)
     work.show_data("train", "validation")
     from parallel import checkpoint
 

@@ -14,11 +14,12 @@ from parallel import cluster, parity, strategies
 from parallel.cluster import Rank
 from parallel.config import RunConfig, option
 from parallel.config import resolve as read_config
-from parallel.errors import LayoutError
+from parallel.errors import FitError, LayoutError
 from parallel.failure import Progress
 from parallel.launch import launch
 from parallel.layout import SCHEDULES, Layout
 from parallel.parity import Certificate, References
+from parallel.planner import fit
 from parallel.resolve import machine_processes, resolve
 
 _COLUMNS = (("strategy", 9), ("layout", 30), ("accumulation", 12), ("loss", 9), ("grad norm", 9), ("parameters", 10))
@@ -65,8 +66,10 @@ def main(argv: list[str]) -> int:
 def cases(config: VerifyConfig, nproc: int) -> Iterator[VerifyConfig]:
     """Yield the cases: what was asked for, or all that fit."""
     if config.layout is not None:
+        fit.refuse(resolve(config), force=config.force)
         yield config
         return
+    force = config.force or config.size == SPECS[config.model].tiny_size  # these fit
     every = [name for name in strategies.STRATEGIES if (name == "single") == (nproc == 1)]
     names = [config.strategy] if config.strategy else every
     for name in names:
@@ -81,8 +84,8 @@ def cases(config: VerifyConfig, nproc: int) -> Iterator[VerifyConfig]:
             for accumulation in (1, 2):
                 case = replace(config, layout=layout, strategy=None, nproc=None, accumulation=accumulation)
                 try:
-                    resolve(case)
-                except LayoutError as error:
+                    fit.refuse(resolve(case), force=force)
+                except (LayoutError, FitError) as error:
                     print(f"{layout} left out: {error}")
                     continue
                 yield case

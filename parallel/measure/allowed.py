@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 _CGROUP, _MEMBERSHIPS = Path("/sys/fs/cgroup"), Path("/proc/self/cgroup")
+_MEMINFO = Path("/proc/meminfo")
 
 
 def cores_allowed(*, cgroup: Path = _CGROUP, memberships: Path = _MEMBERSHIPS) -> float:
@@ -34,6 +35,26 @@ def memory_allowed_bytes(*, cgroup: Path = _CGROUP, memberships: Path = _MEMBERS
         if limit.isdecimal():
             limits.append(int(limit))
     return min([machine, *limits])
+
+
+def memory_available_bytes(
+    *, cgroup: Path = _CGROUP, memberships: Path = _MEMBERSHIPS, meminfo: Path = _MEMINFO
+) -> int:
+    """Return the memory that is free for new processes: of the machine, and below the limit of each control group.
+
+    What caches hold of files counts as free, as the kernel gives it up where memory is needed.
+    """
+    known = dict(line.split(":", 1) for line in _read(meminfo).splitlines() if ":" in line)
+    machine = int(known["MemAvailable"].split()[0]) * 1024 if "MemAvailable" in known else memory_allowed_bytes()
+    free = []
+    for v2, folder in _groups("memory", cgroup, memberships):
+        names = ("memory.max", "memory.current") if v2 else ("memory.limit_in_bytes", "memory.usage_in_bytes")
+        limit, used = (_read(folder / name).strip() for name in names)
+        if limit.isdecimal() and used.isdecimal():
+            stat = dict(line.split(" ", 1) for line in _read(folder / "memory.stat").splitlines() if " " in line)
+            cache = int(stat.get("inactive_file" if v2 else "total_inactive_file", 0))
+            free.append(max(int(limit) - int(used) + cache, 0))
+    return min([machine, *free])
 
 
 def _groups(controller: str, cgroup: Path, memberships: Path) -> Iterator[tuple[bool, Path]]:

@@ -55,6 +55,7 @@ CHANGES: dict[int, Change] = {
     ),
     8: Change(added=("memory_buffers_bytes",)),  # until then in memory_other_bytes or memory_activations_bytes
     9: Change(added=("slowest_rank",)),
+    10: Change(added=("parity_scope", "parity_result")),  # until then parameter_difference_max was in learning rates
 }
 RENAMED = {old: new for number in sorted(CHANGES) for old, new in CHANGES[number].renamed.items()}
 SCHEMA = max(CHANGES, default=COUNTED_FROM)
@@ -253,8 +254,10 @@ class RunRecord:
     loss_difference_max: float | None = None  # to the run of one process with the same work
     grad_norm_last: float | None = None
     grad_norm_difference_max: float | None = None
-    parameter_difference_max: float | None = None  # of what the reference moved it by (up to schema 6: learning rates)
+    parameter_difference_max: float | None = None  # of what the reference moved it by (up to schema 9: learning rates)
     parity: bool | None = None  # whether all three are within their tolerance
+    parity_scope: str | None = None  # how much of the run was compared: whole, or so many blocks and samples of all
+    parity_result: str | None = None  # in words: passed, or what differs, by how much and how much is allowed
     parity_precision: str | None = None  # that of the arithmetic while they were compared
 
     # environment

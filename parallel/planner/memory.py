@@ -35,8 +35,18 @@ class StateBytes:
 
 def state_bytes(work: Work) -> StateBytes:
     """Return the predicted state of the rank that holds most."""
+    return _state_bytes(work, max(_held_parameters(work, pp_rank) for pp_rank in range(work.layout.pp)))
+
+
+def state_bytes_of_all(work: Work) -> int:
+    """Return the predicted state of all ranks together."""
     layout = work.layout
-    held = max(_held_parameters(work, pp_rank) for pp_rank in range(layout.pp))
+    held = (_held_parameters(work, pp_rank) for pp_rank in range(layout.pp))
+    return sum(_state_bytes(work, parameters).total for parameters in held) * layout.dp * layout.tp
+
+
+def _state_bytes(work: Work, held: float) -> StateBytes:
+    layout = work.layout
     weights = held * weight_dtype(work.run.precision).itemsize
     moments = 2 if work.run.optimizer == "adamw" else 1 if work.run.momentum else 0
     return StateBytes(

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from models import SPECS
 from models.gpt2 import GPT2Config
-from parallel import cluster, parity, strategies
+from parallel import cluster, parity, scope, strategies
 from parallel.cluster import Mesh, Rank
 from parallel.config import RunConfig
 from parallel.initialise import local, local_slice
@@ -39,6 +39,20 @@ def certificate(rank: Rank, run: RunConfig) -> Certificate | None:
     if rank.rank >= work.layout.world_size:
         return None
     return parity.prove(work, mesh, _references.get(work, mesh))
+
+
+def certificate_where_little_is_free(rank: Rank, run: RunConfig, free_bytes: int) -> tuple[str, Certificate | None]:
+    """Prove what fits of a case into so much memory; return how much that is. Ranks outside the layout take no part."""
+    work = resolve(run)
+    mesh = cluster.make_mesh(work.layout, rank.device)
+    if rank.rank >= work.layout.world_size:
+        return "", None
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(scope, "memory_available_bytes", lambda: free_bytes if rank.is_main else 0)
+        proof = scope.prove_on(work, mesh, rank, _references)
+    if proof.work is None or proof.want is None:
+        return proof.scope, None
+    return proof.scope, parity.prove(proof.work, mesh, proof.want)
 
 
 def certificate_with_small_buckets(rank: Rank, run: RunConfig) -> Certificate | None:

@@ -252,3 +252,23 @@ def test_running_statistics(workers: WorkerPool, layout: str, accumulation: int,
 
 def test_compiled(workers: WorkerPool) -> None:
     check(workers, "gpt2", "dp2", compile="default")
+
+
+@pytest.mark.parametrize(
+    ("model", "layout", "free_mb", "scope"),
+    [
+        ("gpt2", "dp2/zero3", 1000, "whole"),
+        ("gpt2", "dp2/zero3", 3.5, "2 of 16 samples"),
+        ("gpt2", "pp2/1f1b/mb2", 1.8, "2 of 4 blocks, 2 of 16 samples"),
+        ("resnet", "dp2", 2, "2 of 8 blocks, 2 of 16 samples"),
+        ("gpt2", "tp2", 0.1, "not proven: the reference does not fit"),
+    ],
+)
+def test_parity_is_proved_on_what_fits(
+    workers: WorkerPool, model: str, layout: str, free_mb: float, scope: str
+) -> None:
+    run = RunConfig(**MODELS[model], layout=Layout.parse(layout), global_batch_size=16, steps=20)
+    got = workers.run("tests.dist.cases:certificate_where_little_is_free", run, int(free_mb * 1e6))
+    for chosen, certificate in got[: run.layout.world_size]:
+        assert chosen == scope
+        assert certificate is None if scope.startswith("not") else certificate.passed

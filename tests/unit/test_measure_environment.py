@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from parallel.measure import environment, roofline
-from parallel.measure.allowed import cores_allowed, memory_allowed_bytes
+from parallel.measure.allowed import cores_allowed, memory_allowed_bytes, memory_available_bytes
 
 AFFINITY = float(len(os.sched_getaffinity(0))) if hasattr(os, "sched_getaffinity") else float(os.cpu_count() or 1)
 
@@ -60,6 +60,38 @@ def test_memory_allowed(tmp_path: Path, memberships: str, files: dict[str, str],
         _write(tmp_path / "cgroup" / name, text + "\n")
     got = memory_allowed_bytes(cgroup=tmp_path / "cgroup", memberships=tmp_path / "membership")
     assert got == (psutil.virtual_memory().total if limit is None else limit)
+
+
+@pytest.mark.parametrize(
+    ("memberships", "files", "free"),
+    [
+        (
+            "0::/a\n",
+            {"a/memory.max": "5000", "a/memory.current": "3000", "a/memory.stat": "anon 1\ninactive_file 500"},
+            2500,
+        ),
+        ("0::/a\n", {"a/memory.max": "max", "a/memory.current": "3000"}, 8000 * 1024),
+        ("0::/a\n", {"a/memory.max": "5000", "a/memory.current": "6000"}, 0),
+        (
+            "4:memory:/a\n",
+            {
+                "memory/a/memory.limit_in_bytes": "5000",
+                "memory/a/memory.usage_in_bytes": "4000",
+                "memory/a/memory.stat": "total_inactive_file 10",
+            },
+            1010,
+        ),
+        ("", {}, 8000 * 1024),
+    ],
+    ids=["v2", "v2 free", "v2 over", "v1", "none"],
+)
+def test_memory_available(tmp_path: Path, memberships: str, files: dict[str, str], free: int) -> None:
+    _write(tmp_path / "membership", memberships)
+    _write(tmp_path / "meminfo", "MemTotal:   9000 kB\nMemAvailable:   8000 kB\n")
+    for name, text in files.items():
+        _write(tmp_path / "cgroup" / name, text + "\n")
+    places = {"cgroup": tmp_path / "cgroup", "memberships": tmp_path / "membership", "meminfo": tmp_path / "meminfo"}
+    assert memory_available_bytes(**places) == free
 
 
 def _git(folder: Path, *words: str) -> str:

@@ -2,7 +2,7 @@
 
 from dataclasses import replace
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -347,6 +347,7 @@ def test_a_tour_of_one_process_says_how_to_see_the_others(
 ) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: gpus > 0)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: gpus)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda index: SimpleNamespace(total_memory=80e9))
     works, left_out = choose(TourConfig(size="tiny"), 1)
     assert [work.strategy for work in works] == ["single"]
     assert left_out.keys() == {"others"} and hint in left_out["others"]

@@ -299,6 +299,8 @@ MEASURED: dict[str, Any] = {
     "parameter_difference_max": 3e-3,
     "parity": True,
     "parity_precision": "fp32",
+    "parity_scope": "whole",
+    "parity_result": "passed",
 }
 DESCRIBED: dict[str, Any] = {
     # identity
@@ -375,7 +377,8 @@ def _row(work: Work, results: list[RankResult], certificate: Certificate | None,
         patch.setattr(Environment, "read", lambda device_index=0: ENVIRONMENT)
         mesh = Mesh(work.layout, torch.device("cpu"))
         rank = Rank(0, 4, 0, 3, "torchrun")
-        return case._record(work, replace(ASKED, **asked), rank, mesh, results, certificate, startup_s=1.5)
+        scope = "whole" if certificate else None
+        return case._record(work, replace(ASKED, **asked), rank, mesh, results, certificate, 1.5, scope=scope)
 
 
 @pytest.fixture(scope="module")
@@ -460,6 +463,8 @@ ALONE: dict[str, Any] = {
     **{column: None for column in MEASURED if column.startswith(("comm_", "bubble_"))},
     "parity": None,
     "parity_precision": None,
+    "parity_scope": None,
+    "parity_result": None,
     "loss_difference_max": None,
 }
 
