@@ -76,9 +76,9 @@ class RunConfig:
     size: str | None = option(None, "preset of the model, such as nano or 124M", group="work")
     data: str | None = option(None, "built-in data set, file, folder or Hugging Face name", group="work")
     seq_len: int | None = option(None, "tokens per sample (text models)", group="work", at_least=1)
-    text_column: str = option("text", "holds the text, in a Parquet file or Hugging Face set", group="work")
+    text_column: str = option("text", "column that holds the text, where there are columns", group="work")
     streaming: bool = option(False, "read a Hugging Face set without storing it (its tokens are)", group="work")
-    max_tokens: int | None = option(None, "of a text, in each split: the rest is not read", group="work", at_least=1)
+    max_tokens: int | None = option(None, "read at most this many tokens of each split", group="work", at_least=1)
     n_classes: int | None = option(
         None, "classes of images the model tells apart (default: as many as the data has)", group="work", at_least=1
     )

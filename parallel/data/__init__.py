@@ -29,7 +29,7 @@ BUILT_IN = {"alice": "text", "mnist": "images", **dict.fromkeys(SHAPES, "points"
 SPLITS = ("train", "validation")
 _KIND_OF_TASK = {"text": "text", "classify": "images", "denoise_images": "images", "denoise_points": "points"}
 _ELSEWHERE = {
-    "text": "file:PATH (.txt, .parquet), a folder, or a Hugging Face set NAME[:CONFIG]",
+    "text": "file:PATH (.txt, .md, .jsonl, .csv, .parquet, ...; or a folder), or a Hugging Face set NAME[:CONFIG]",
     "images": "file:FOLDER (IDX files, or one subfolder a class)",
     "points": "",
 }

@@ -2,11 +2,48 @@
 
 import hashlib
 import os
+import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import TypeVar
 
-from parallel.errors import DataError
+from parallel.errors import DataError, did_you_mean
+
+PLAIN_ENDINGS = (".txt", ".text", ".md", ".markdown")
+TABLE_ENDINGS = (".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".parquet")
+TEXT_ENDINGS = PLAIN_ENDINGS + TABLE_ENDINGS
+_OTHER_ENDINGS = (".gz", ".bz2", ".xz", ".zst", ".zip", ".tar", ".tgz", ".pdf", ".doc", ".docx", ".rtf", ".html")
+_SETTLED_NS = 2_000_000_000  # no file system counts time more coarsely than in 2 s (FAT)
+
+T = TypeVar("T")
 
 
+def once_a_content(read: Callable[[Path], T]) -> Callable[[Path], T]:
+    """Remember in this process what was read of a file, until the file changes.
+
+    A file that changed less than two seconds before it was read is read again: a change in the same tick of the clock
+    would not show.
+    """
+    known: dict[tuple, T] = {}
+
+    def remembered(path: Path) -> T:
+        try:
+            stat = path.stat()
+        except OSError:
+            return read(path)  # which says why
+        state = (path.absolute(), stat.st_dev, stat.st_ino, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns)
+        if state in known:
+            return known[state]
+        settled = time.time_ns() - max(stat.st_mtime_ns, stat.st_ctime_ns) > _SETTLED_NS
+        value = read(path)
+        if settled:
+            known[state] = value
+        return value
+
+    return remembered
+
+
+@once_a_content
 def sha256_of(path: Path) -> str:
     """Return the sha256 of a file in hex. Raises: DataError when it cannot be read."""
     digest = hashlib.sha256()
@@ -15,7 +52,7 @@ def sha256_of(path: Path) -> str:
             while block := file.read(1 << 20):
                 digest.update(block)
     except OSError as error:
-        raise DataError(f"data file {path} cannot be read ({error.strerror}): check the path and its rights") from error
+        raise cannot_be_read(path, error) from error
     return digest.hexdigest()
 
 
@@ -24,22 +61,68 @@ def read_bytes(path: Path) -> bytes:
     try:
         return path.read_bytes()
     except OSError as error:
-        to_nothing = path.is_symlink() and not path.exists()
-        reason = "a link to a file that is not there" if to_nothing else error.strerror
-        raise DataError(f"data file {path} cannot be read ({reason}): check the path and its rights") from error
+        raise cannot_be_read(path, error) from error
+
+
+def cannot_be_read(path: Path, error: OSError) -> DataError:
+    """Return the refusal of a data file that the system does not let us read."""
+    why = "a link to a file that is not there" if path.is_symlink() and not path.exists() else error.strerror
+    return DataError(f"data file {path} cannot be read ({why or error}): check the path and its rights")
+
+
+def ending(path: Path) -> str:
+    """Return the suffix in lower case, for `book.TXT.gz` that of the file inside: `.txt`."""
+    if path.suffix.lower() == ".gz":
+        path = path.with_suffix("")
+    return path.suffix.lower()
 
 
 def path_of(name: str) -> Path | None:
     """Return the path that a data name stands for (`file:PATH`, or a path that exists), else None.
 
-    Raises: DataError when `file:PATH` does not exist.
+    Raises: DataError for a path that does not exist: `file:PATH`, or what can only be a path.
     """
     path = Path(name.removeprefix("file:")).expanduser()
     if path.exists():
         return path
-    if name.startswith("file:"):
-        raise DataError(f"data {name!r}: {path} does not exist: write an existing path after file:")
-    return None
+    if "://" in name and not name.startswith("file:"):
+        raise DataError(f"data {name!r} is an address: download it first, then give --data file:PATH")
+    near = _files_beside(path)
+    same_stem = [x for x in near if x.lower().split(".")[0] == path.name.lower()]
+    if not _looks_like_path(name) and not same_stem:
+        return None
+    if path.is_symlink():
+        raise DataError(f"data {name!r} is a link to {os.readlink(path)}, which does not exist: mend the link")
+    hint = f" (did you mean {path.with_name(same_stem[0])}?)" if same_stem else _closest(path, near)
+    raise DataError(f"data {path} does not exist{hint}: give an existing path, as in --data file:PATH")
+
+
+def _looks_like_path(name: str) -> bool:
+    """Tell whether a name is no name on the hub (OWNER/SET:CONFIG) and none of a built-in set."""
+    return (
+        name.startswith(("file:", "/", "./", "../", "~"))
+        or name.endswith("/")
+        or "\\" in name
+        or name.count("/") > 1
+        or Path(name).suffix.lower() in TEXT_ENDINGS + _OTHER_ENDINGS
+    )
+
+
+def _files_beside(path: Path) -> list[str]:
+    """Return the names of folders and of text files where `path` should be."""
+    try:
+        return sorted(x.name for x in path.parent.iterdir() if x.is_dir() or ending(x) in TEXT_ENDINGS)
+    except OSError:
+        return []
+
+
+def _closest(path: Path, names: list[str]) -> str:
+    by_lower = {name.lower(): name for name in names}
+    hint = did_you_mean(path.name.lower(), by_lower)
+    for lower, name in by_lower.items():
+        if hint == f" (did you mean {lower}?)":
+            return f" (did you mean {path.with_name(name)}?)"
+    return ""
 
 
 def cache_folder(kind: str = "tokens") -> Path:

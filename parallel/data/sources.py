@@ -1,10 +1,9 @@
-"""Where text comes from: the built-in book, a text or Parquet file, a Hugging Face set.
+"""Where text comes from: the built-in book, files and folders, a Hugging Face set; and how it is parted.
 
 A source that has no validation split of its own gives up a fixed part for it: the last chapter of the book, the
-last tenth of a text file, every twentieth document of a set of documents.
+last tenth of a text, every twentieth of many documents.
 """
 
-import codecs
 import hashlib
 import json
 import re
@@ -12,19 +11,28 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
+from itertools import chain, islice, takewhile
 from pathlib import Path
 from typing import Any
 
+from parallel.data import text_files
 from parallel.data.assets import SHA256, read_asset
-from parallel.data.files import sha256_of
+from parallel.data.files import TEXT_ENDINGS
+from parallel.data.text_files import Document, check_column, first_line, strings
 from parallel.errors import DataError
 
-HELD_OUT_TENTH = 10  # of a text file: one part in ten, at the end
-HELD_OUT_DOCUMENT = 20  # of a set of documents: one in twenty
-_PIECE_BYTES = 1 << 16
-# GPT-2's pattern always ends a word between a visible character and a newline, so pieces cut there have the
-# tokens of the whole text.
-_CUT = re.compile(r"(?<=\S)\n")
+TEXT_COLUMN = "text"  # where none is named
+HELD_OUT_TENTH = 10  # of a text: one part in ten, at the end
+HELD_OUT_DOCUMENT = 20  # of so many documents or more: one in twenty
+_FAR_CHARS = 1 << 20  # how far from the last tenth a line break or blank is looked for, at most
+_PIECE_CHARS = 1 << 16
+_LONGEST_PIECE_CHARS = 1 << 20
+# Where GPT-2's pattern always ends a word, so that pieces cut there have the tokens of the whole text: before a blank,
+# and between a letter or digit and a punctuation mark. Both as far as all versions of Unicode agree on what is which.
+_MARKS = r"[!-/:-@\[-`{-~\u3001-\u3003\uff01-\uff0f]"
+_LAST_CUT = re.compile(rf".*(?:(?<=\S)(?=[ \t\n\u3000])|(?<=[^\W_])(?={_MARKS}))", re.DOTALL)
+
+Pieces = Iterator[tuple[str, bool]]  # text, and whether a document ends with it
 
 
 @dataclass(frozen=True)
@@ -32,89 +40,94 @@ class Source:
     """One split of a text.
 
     identity: changes when the content does, so that cached tokens are never those of another text.
-    sha256: of the source file, or None when there is no single one.
-    documents: each piece is a document, to be closed by the end-of-text token.
+    sha256: of the content of all splits, or None when it is known only once it was read.
+    how: which part of the text it is, for people; empty where that is all there is to know.
     """
 
     name: str
     identity: str
     sha256: str | None
-    documents: bool
-    pieces: Callable[[], Iterator[str]]
+    how: str
+    pieces: Callable[[], Pieces]
 
 
 def alice(split: str) -> Source:
     """Open the built-in book. Chapter XII, the last one, is the validation split."""
     sha256 = SHA256["alice.txt"]
 
-    def pieces() -> Iterator[str]:
+    def pieces() -> Pieces:
         text = read_asset("alice.txt").decode()
         chapter = text.rindex("CHAPTER XII.")
-        yield text[:chapter] if split == "train" else text[chapter:]
+        yield text[:chapter] if split == "train" else text[chapter:], False
 
-    return Source("alice", f"{sha256} {split}", sha256, False, pieces)
-
-
-def text_file(path: Path, *, split: str) -> Source:
-    """Open a UTF-8 text file, read in pieces; its last tenth, from a line break on, is the validation split."""
-    sha256 = sha256_of(path)
-
-    def pieces() -> Iterator[str]:
-        size = path.stat().st_size
-        end_of_train = _next_line(path, offset=size - size // HELD_OUT_TENTH)
-        try:
-            yield from _cut_pieces(path, *((0, end_of_train) if split == "train" else (end_of_train, size)))
-        except UnicodeDecodeError as error:
-            raise DataError(
-                f"{path} is not UTF-8 text ({error.reason} {error.object[error.start]:#x}): "
-                f"convert it with `iconv -t utf-8`"
-            ) from error
-
-    return Source(str(path), f"{sha256} {split}", sha256, False, pieces)
+    return Source("alice", f"{sha256} {split}", sha256, "the last chapter" if split == "validation" else "", pieces)
 
 
-def _next_line(path: Path, *, offset: int) -> int:
-    """Return the offset of the first line that starts after `offset`, or the size of the file."""
-    with path.open("rb") as file:
-        file.seek(offset)
-        file.readline()
-        return file.tell()
+def local(path: Path, *, split: str, column: str) -> Source:
+    """Open a text file or a folder of them.
+
+    A plain text is parted at nine tenths. Folders and tables are sets of documents, each closed by the end of text.
+    Raises: DataError.
+    """
+    if path.is_dir():
+        splits, unused = text_files.files_of(path)
+    elif path.is_file() and text_files.is_text(path):
+        splits, unused = {"train": [path]}, []
+    else:
+        raise DataError(f"{path} is not a text file that can be read: use {_either(TEXT_ENDINGS)} (or with .gz)")
+    files = splits.get(split, splits["train"])
+    plain = text_files.is_plain(files[0])
+    if plain:
+        check_no_column(column, name=str(path))
+    one_text = plain and path.is_file()
+    sha256 = text_files.checksum(path) if path.is_file() else _sha256_of_all(splits)
+
+    def pieces() -> Pieces:
+        if one_text:
+            (document,) = text_files.documents(path, column=column)
+            return ((piece, False) for piece in cut(part(document, split)))
+        found = (x for file in files for x in text_files.documents(file, column=column))
+        return chain.from_iterable(map(closed, found)) if "validation" in splits else held_out(found, split)
+
+    if "validation" in splits or (split == "train" and path.is_dir()):
+        how = _listed(files) + (f"; not read: {_listed(unused)}" if unused and split == "train" else "")
+    elif split == "train":
+        how = ""
+    else:
+        many = f"every {HELD_OUT_DOCUMENT}th document, of fewer the last tenth of each"
+        how = "the last tenth" if one_text else many
+    return Source(str(path), json.dumps([sha256, split, column, one_text]), sha256, how, pieces)
 
 
-def _cut_pieces(path: Path, start: int, stop: int) -> Iterator[str]:
-    """Yield the text from byte start to byte stop in pieces of about _PIECE_BYTES."""
-    decoder = codecs.getincrementaldecoder("utf-8")()
-    pending = ""
-    with path.open("rb") as file:
-        file.seek(start)
-        while block := file.read(min(_PIECE_BYTES, stop - file.tell())):
-            seen = len(pending)
-            pending += decoder.decode(block)
-            cut = max((match.start() for match in _CUT.finditer(pending, seen)), default=0)
-            if cut:
-                yield pending[:cut]
-                pending = pending[cut:]
-    pending += decoder.decode(b"", final=True)
-    if pending:
-        yield pending
+def _listed(files: list[Path]) -> str:
+    return files[0].name if len(files) == 1 else f"{len(files):,} files from {files[0].name} to {files[-1].name}"
 
 
-def parquet_file(path: Path, *, split: str, column: str) -> Source:
-    """Open a Parquet file with one document a row in `column`."""
-    import pyarrow.parquet  # type: ignore[import-untyped]
+def _sha256_of_all(splits: Mapping[str, Iterable[Path]]) -> str:
+    """Return a checksum of the contents of files in their order, whatever their names."""
+    contents = {split: [text_files.checksum(file) for file in files] for split, files in splits.items()}
+    return hashlib.sha256(json.dumps(contents).encode()).hexdigest()
 
-    try:
-        file = pyarrow.parquet.ParquetFile(path)
-    except (pyarrow.ArrowInvalid, OSError) as error:
-        raise DataError(f"{path} is not a readable Parquet file ({_first_line(error)}): check the file") from error
-    _check_column(column, file.schema_arrow.names, name=str(path))
-    sha256 = sha256_of(path)
 
-    def pieces() -> Iterator[str]:
-        values = (row for rows in file.iter_batches(columns=[column]) for row in rows.column(0).to_pylist())
-        return _held_out(_strings(values, name=str(path), column=column), split)
+def _either(names: Iterable[str]) -> str:
+    *most, last = names
+    return f"{', '.join(most)} or {last}"
 
-    return Source(str(path), f"{sha256} {split} {column}", sha256, True, pieces)
+
+def check_no_column(column: str, *, name: str) -> None:
+    """Raise DataError where a column was asked for of a text that has none."""
+    if column != TEXT_COLUMN:
+        raise DataError(f"--text-column {column} with {name}, which has no columns: leave it out")
+
+
+def is_hugging_face(folder: Path) -> bool:
+    """Tell a folder that `datasets` wrote (`save_to_disk`), or whose card (README.md) says which files are what."""
+    saved = any((state.parent / "dataset_info.json").exists() for state in folder.glob("**/state.json"))
+    card = folder / "README.md"
+    if saved or not card.is_file():
+        return saved
+    lines = iter(card.read_text(errors="replace").splitlines())
+    return next(lines, "") == "---" and any(line.startswith("configs:") for line in takewhile("---".__ne__, lines))
 
 
 def hugging_face(name: str, *, split: str, column: str, streaming: bool) -> Source:
@@ -124,28 +137,31 @@ def hugging_face(name: str, *, split: str, column: str, streaming: bool) -> Sour
     Raises: DataError when it cannot be found or reached.
     """
     folder = Path(name)
-    if folder.is_dir() and (states := sorted(folder.rglob("state.json"))):  # written by Dataset.save_to_disk
+    sha256 = None
+    if folder.is_dir() and list(folder.glob("**/state.json")):
         if streaming:
             raise DataError(f"{name} was written by save_to_disk, which is read in place: leave --streaming out")
-        identity = hashlib.sha256(b"".join(state.read_bytes() for state in states)).hexdigest()
+        identity = sha256 = _sha256_of_all({"": sorted(folder.rglob("*.arrow"))})
         load = partial(_from_disk, folder)
     else:
         builder = _builder(name)
         identity = f"{builder.hash} {builder.config_id}"
         load = partial(_splits_of, builder, streaming=streaming)
 
-    def pieces() -> Iterator[str]:
+    def pieces() -> Pieces:
         with _hugging_face_errors(name):
             splits = load()
             own_split = split if split in splits else "train"
             if own_split not in splits:
                 raise DataError(f"{name} has the splits {', '.join(splits)}: a split named train is needed")
             rows = splits[own_split]
-            _check_column(column, rows.column_names or (), name=name)
-            values = _strings((row[column] for row in rows), name=name, column=column)
-            yield from values if "validation" in splits else _held_out(values, split)
+            check_column(column, rows.column_names or (), name=name)
+            values = strings((row[column] for row in rows), name=name, column=column)
+            documents = map(Document.of, values)
+            own = "validation" in splits
+            yield from chain.from_iterable(map(closed, documents)) if own else held_out(documents, split)
 
-    return Source(name, json.dumps([name, identity, split, column]), None, True, pieces)
+    return Source(name, json.dumps([name, identity, split, column]), sha256, "", pieces)
 
 
 def _from_disk(folder: Path) -> Mapping[str, Any]:
@@ -178,33 +194,93 @@ def _hugging_face_errors(name: str) -> Iterator[None]:
         raise
     # hub, network, file and builder errors have no base in common
     except Exception as error:
+        why: BaseException = error
+        while why.__cause__ is not None:  # "an error occurred while generating the dataset" says nothing
+            why = why.__cause__
         raise DataError(
-            f"data {name!r} is no built-in set and Hugging Face datasets cannot read it ({type(error).__name__}: "
-            f"{_first_line(error)}): check name and network, or download it first and set HF_HUB_OFFLINE=1, "
-            f"or use --data alice or --data file:PATH (.txt, .parquet)"
+            f"data {name!r} is no built-in set and Hugging Face datasets cannot read it ({type(why).__name__}: "
+            f"{first_line(why)}): check name and network, or download it first and set HF_HUB_OFFLINE=1, "
+            f"or use --data alice or --data file:PATH"
         ) from error
 
 
-def _held_out(documents: Iterator[str], split: str) -> Iterator[str]:
+def held_out(documents: Iterator[Document], split: str) -> Pieces:
+    """Give every twentieth document to validation; of fewer than twenty the last tenth of each."""
+    first = list(islice(documents, HELD_OUT_DOCUMENT))
+    if len(first) < HELD_OUT_DOCUMENT:
+        return (piece for document in first for piece in _ended(cut(part(document, split))))
     validation = split == "validation"
-    return (x for i, x in enumerate(documents, start=1) if (i % HELD_OUT_DOCUMENT == 0) == validation)
+    numbered = enumerate(chain(first, documents), start=1)
+    return (x for i, doc in numbered if (i % HELD_OUT_DOCUMENT == 0) == validation for x in closed(doc))
 
 
-def _strings(values: Iterable[Any], *, name: str, column: str) -> Iterator[str]:
-    for value in values:
-        if value is None:
-            continue
-        if not isinstance(value, str):
-            raise DataError(
-                f"column {column!r} of {name} holds {type(value).__name__}, text is needed: use --text-column"
-            )
-        yield value
+def closed(document: Document) -> Pieces:
+    """Yield the pieces of a whole document, the last of them as its end."""
+    return _ended(cut(document.blocks()))
 
 
-def _check_column(column: str, columns: Iterable[str], *, name: str) -> None:
-    if columns and column not in columns:
-        raise DataError(f"{name} has no column {column!r}: use --text-column with one of {', '.join(columns)}")
+def _ended(pieces: Iterator[str]) -> Pieces:
+    last = ""
+    for piece in pieces:
+        if last:
+            yield last, False
+        last = piece
+    yield last, True
 
 
-def _first_line(error: Exception) -> str:
-    return str(error).strip().split("\n")[0]
+def part(document: Document, split: str) -> Iterator[str]:
+    """Yield the first nine tenths of a text, or the rest: from a line break on, or a blank, where one is near."""
+    point = _point(document)
+    start, stop = (0, point) if split == "train" else (point, document.n_chars)
+    return _between(document, start, stop)
+
+
+def _between(document: Document, start: int, stop: int) -> Iterator[str]:
+    position = 0
+    for block in document.blocks():
+        if wanted := block[max(0, start - position) : max(0, stop - position)]:
+            yield wanted
+        position += len(block)
+        if position >= stop:
+            return
+
+
+def _point(document: Document) -> int:
+    """Return where the last tenth begins. What is looked for a break is less than half of it."""
+    point = document.n_chars - document.n_chars // HELD_OUT_TENTH
+    near = min(_FAR_CHARS, document.n_chars // (2 * HELD_OUT_TENTH))
+    text = "".join(_between(document, point, point + near))
+    if (line := text.find("\n")) >= 0:
+        return point + line + 1
+    return point + max(0, text.find(" "))  # a word of GPT-2's begins with the blank before it
+
+
+def cut(blocks: Iterable[str]) -> Iterator[str]:
+    """Regroup a text into pieces that have the tokens of the whole, together.
+
+    They depend on the text alone, not on its blocks. Where nothing but letters goes on for a million characters it is
+    cut all the same, so that memory does not grow with the text; the tokens beside such a cut may be other ones.
+    """
+    pending = ""
+    for block in _of_equal_size(blocks):
+        seen = max(0, len(pending) - 1)
+        pending += block
+        match = _LAST_CUT.match(pending, seen)
+        end = match.end() if match else len(pending) if len(pending) >= _LONGEST_PIECE_CHARS else 0
+        if end:
+            yield pending[:end]
+            pending = pending[end:]
+    if pending:
+        yield pending
+
+
+def _of_equal_size(blocks: Iterable[str]) -> Iterator[str]:
+    rest = ""
+    for block in blocks:
+        rest += block
+        full = len(rest) - len(rest) % _PIECE_CHARS
+        for start in range(0, full, _PIECE_CHARS):
+            yield rest[start : start + _PIECE_CHARS]
+        rest = rest[full:]
+    if rest:
+        yield rest

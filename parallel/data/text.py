@@ -18,12 +18,12 @@ from parallel.errors import DataError
 class TextOptions:
     """How a text set is read.
 
-    column: which one holds the text, in Parquet files and Hugging Face sets.
+    column: which one holds the text, where there are columns.
     streaming: read a Hugging Face set without storing it (its tokens are stored).
-    max_tokens: stop reading a set after so many tokens in each split; None reads all.
+    max_tokens: read so many tokens of each split at most; None reads all.
     """
 
-    column: str = "text"
+    column: str = sources.TEXT_COLUMN
     streaming: bool = False
     max_tokens: int | None = None
 
@@ -40,13 +40,14 @@ class TokenWindows:
     """
 
     def __init__(
-        self, name: str, *, split: str, sha256: str | None, file: TokenFile, tokenizer: Tokenizer, seq_len: int
+        self, source: sources.Source, *, split: str, file: TokenFile, tokenizer: Tokenizer, seq_len: int
     ) -> None:
-        self.name, self.file, self.tokenizer, self.seq_len = name, file, tokenizer.name, seq_len
-        self.sha256 = sha256 or file.counts.sha256
+        self.name, self.file, self.tokenizer, self.seq_len = source.name, file, tokenizer.name, seq_len
+        self.sha256 = source.sha256 or file.counts.sha256
         self.n_tokens, self.n_bytes = file.counts.n_tokens, file.counts.n_bytes
         self.n_samples = (self.n_tokens - 1) // seq_len
-        self.found = f"{name}, {self.n_tokens:,} tokens for {USED_FOR[split]}"
+        text = f"{self.n_tokens:,} tokens for {USED_FOR[split]}" + (f" ({source.how})" if source.how else "")
+        self.found = f"{source.name}, {text}" if split == "train" else text
 
     @property
     def bytes_per_token(self) -> float:
@@ -68,7 +69,7 @@ class TokenWindows:
 def open_text(
     name: str, *, config: Any, split: str, seq_len: int | None = None, options: TextOptions = AS_IT_IS
 ) -> TokenWindows:
-    """Open a text: `alice`, `file:PATH` (.txt, .parquet), a local folder, or a Hugging Face set `NAME[:CONFIG]`.
+    """Open a text: `alice`, `file:PATH` of a file or folder, or a Hugging Face set `NAME[:CONFIG]`.
 
     config: a model config with `tokenizer`, `vocab_size` and `seq_len` (the longest window it can take).
     Raises: DataError when the text cannot be read, is too short, or does not fit the vocabulary.
@@ -85,23 +86,26 @@ def open_text(
     source = _source(name, split=split, options=options)
     file = cached_tokens(source, tokenizer=tokenizer, max_tokens=options.max_tokens)
     if file.counts.n_tokens <= seq_len:
-        raise DataError(
-            f"the {split} split of {name} has {file.counts.n_tokens} tokens, one window needs {seq_len + 1}: "
-            f"use a longer text or a smaller --seq-len"
-        )
-    return TokenWindows(source.name, split=split, sha256=source.sha256, file=file, tokenizer=tokenizer, seq_len=seq_len)
+        raise DataError(_too_short(source, split, n_tokens=file.counts.n_tokens, seq_len=seq_len, options=options))
+    return TokenWindows(source, split=split, file=file, tokenizer=tokenizer, seq_len=seq_len)
+
+
+def _too_short(source: sources.Source, split: str, *, n_tokens: int, seq_len: int, options: TextOptions) -> str:
+    how = f" ({source.how})" if source.how else ""
+    if options.max_tokens is not None and options.max_tokens <= seq_len:
+        advice = f"use --max-tokens {seq_len + 1} or more"
+    else:
+        advice = "use a longer text" + (f" or --seq-len {n_tokens - 1}" if n_tokens > 1 else "")
+    return f"the {split} split of {source.name}{how} has {n_tokens} tokens, one window needs {seq_len + 1}: {advice}"
 
 
 def _source(name: str, *, split: str, options: TextOptions) -> sources.Source:
     path = None if name == "alice" else path_of(name)
-    if (path is None or path.is_dir()) and name != "alice":
+    if name != "alice" and (path is None or (path.is_dir() and sources.is_hugging_face(path))):
         return sources.hugging_face(str(path or name), split=split, column=options.column, streaming=options.streaming)
     if options.streaming:
         raise DataError(f"--streaming with {name}: only Hugging Face sets are streamed, leave it out")
     if path is None:
+        sources.check_no_column(options.column, name=name)
         return sources.alice(split)
-    if path.suffix == ".parquet":
-        return sources.parquet_file(path, split=split, column=options.column)
-    if path.suffix == ".txt":
-        return sources.text_file(path, split=split)
-    raise DataError(f"{path} is not a text file that can be read: use .txt or .parquet")
+    return sources.local(path, split=split, column=options.column)

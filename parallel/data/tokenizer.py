@@ -43,6 +43,10 @@ class Tokenizer(Protocol):
         """Return the ids (n_tokens,) uint16 of each text; text that looks like a special token stays text."""
         ...
 
+    def n_bytes(self, ids: np.ndarray) -> int:
+        """Return how many bytes of UTF-8 the ids of a text stand for."""
+        ...
+
     def decode(self, ids: Iterable[int]) -> str:
         """Return the text of the ids up to the first end of text; broken UTF-8 becomes U+FFFD."""
         ...
@@ -54,8 +58,10 @@ class GPT2Tokenizer:
     name, vocab_size, end_of_text = "gpt2", 50_257, 50_256
 
     def encode(self, texts: Sequence[str]) -> list[np.ndarray]:
-        ids = encoding().encode_ordinary_batch(list(texts), num_threads=1)  # the other cores run the other ranks
-        return [np.array(x, dtype=TOKEN_DTYPE) for x in ids]
+        return [encoding().encode_to_numpy(x, disallowed_special=()).astype(TOKEN_DTYPE) for x in texts]
+
+    def n_bytes(self, ids: np.ndarray) -> int:
+        return len(encoding().decode_bytes(ids.tolist()))
 
     def decode(self, ids: Iterable[int]) -> str:
         return encoding().decode(_until(self.end_of_text, ids))
@@ -68,6 +74,9 @@ class ByteTokenizer:
 
     def encode(self, texts: Sequence[str]) -> list[np.ndarray]:
         return [np.frombuffer(x.encode(), dtype=np.uint8).astype(TOKEN_DTYPE) for x in texts]
+
+    def n_bytes(self, ids: np.ndarray) -> int:
+        return len(ids)
 
     def decode(self, ids: Iterable[int]) -> str:
         return bytes(_until(self.end_of_text, ids)).decode(errors="replace")

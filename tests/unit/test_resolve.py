@@ -382,7 +382,7 @@ def test_a_file_that_is_missing_is_refused_before_any_process_is_started(
     words = [command, "--nproc", "2", "--size", "tiny", "--data", f"file:{tmp_path / 'nothing.txt'}", "--out", str(out)]
     assert cli.main(words) == 2
     (line,) = capsys.readouterr().err.splitlines()
-    assert "nothing.txt does not exist: write an existing path after file:" in line
+    assert "nothing.txt does not exist: give an existing path, as in --data file:PATH" in line
     assert not out.exists()
 
 
