@@ -5,8 +5,10 @@ So every layout starts from the same weights, and a rank makes only the paramete
 """
 
 import hashlib
+import random
 from collections.abc import Mapping
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
@@ -17,8 +19,23 @@ from models.spec import ModelSpec
 
 def generator_for(seed: int, name: str) -> torch.Generator:
     """Return the CPU generator that draws one parameter."""
-    digest = hashlib.sha256(f"{seed}:{name}".encode()).digest()
-    return torch.Generator().manual_seed(int.from_bytes(digest[:7], "big"))
+    return torch.Generator().manual_seed(_derived(seed, name))
+
+
+def seed_generators(seed: int, *, stage: int, data_rank: int) -> None:
+    """Seed what code draws from that brings no generator: those of torch on all devices, of NumPy and of Python.
+
+    Ranks that hold pieces of the same tensors for the same samples (tensor parallelism) draw the same numbers.
+    """
+    derived = _derived(seed, f"generators of stage {stage}, data rank {data_rank}")
+    torch.manual_seed(derived)
+    np.random.seed(derived % 2**32)
+    random.seed(derived)
+
+
+def _derived(seed: int, name: str) -> int:
+    """Return a seed of 56 bits for one use of the run's seed."""
+    return int.from_bytes(hashlib.sha256(f"{seed}:{name}".encode()).digest()[:7], "big")
 
 
 def local_slice(full: Tensor, like: Tensor) -> Tensor:

@@ -65,6 +65,7 @@ __all__ = [
 PathLike = str | Path
 Resumable = NativeEngine | ZeroEngine
 
+_PLACES = ("out", "resume")  # where a run writes and reads: two that do the same elsewhere save the same bytes
 _GRACE_S = 2.0  # for a checkpoint that is being written when a run fails
 
 
@@ -265,7 +266,7 @@ def _facts(engine: Resumable, metric: float | None) -> Facts:
         step=engine.steps_done,
         metric=metric,
         work=_work(engine.context),
-        run=engine.context.run.to_dict(),
+        run={name: value for name, value in engine.context.run.to_dict().items() if name not in _PLACES},
         loss_scale=engine.loss_scale.value,
         good_steps=engine.loss_scale.good_steps,
         torch=torch.__version__,

@@ -5,7 +5,9 @@ fill a chunk under another layout, and carries the failure of one rank to all. I
 tensors in a pickle, which can run code when it is read. Safetensors files describe themselves, in JSON.
 """
 
+import json
 import math
+import os
 import shutil
 import warnings
 from pathlib import Path
@@ -71,6 +73,8 @@ class Writer(dcp.HuggingFaceStorageWriter):
         """Write the chunks of this rank. What it returns reaches `finish`: the digest of each file."""
         results = super().write_data(plan, planner).value()
         names = {result.storage_data.relative_path for result in results}
+        for name in names:
+            _sort_metadata(self.unfinished / name)
         done: Future = Future()
         done.set_result([(name, Digest.of(self.unfinished / name)) for name in sorted(names)])
         return done
@@ -187,6 +191,23 @@ def load(chunks: Chunks, folder: Path, *, group: dist.ProcessGroup | None) -> No
 def _copied(chunk: Chunk) -> Chunk:
     data = torch.empty(chunk.data.shape, dtype=chunk.data.dtype)  # contiguous, as safetensors wants it
     return Chunk(data.copy_(chunk.data.detach()), chunk.offsets, chunk.shape)
+
+
+def _sort_metadata(file: Path) -> None:
+    """Sort the metadata in the header of a safetensors file, in place: the library writes it in an order of chance.
+
+    A header is JSON after 8 bytes of its length, padded with blanks (safetensors, "Format").
+    """
+    with file.open("r+b") as content:
+        length = int.from_bytes(content.read(8), "little")
+        header = json.loads(content.read(length))
+        header["__metadata__"] = dict(sorted(header.get("__metadata__", {}).items()))
+        ordered = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode().ljust(length)
+        assert len(ordered) == length, f"{file}: a header of {length} bytes became one of {len(ordered)}"
+        content.seek(8)
+        content.write(ordered)
+        content.flush()
+        os.fsync(content.fileno())
 
 
 def _write_item(name: str, chunk: Chunk) -> WriteItem:

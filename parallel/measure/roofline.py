@@ -104,8 +104,9 @@ def _measure(device: torch.device, dtype: torch.dtype, *, threads: int | None) -
     sizes = (256, 512, 1024, 2048) if device.type == "cpu" else (2048, 4096, 8192)
     deadline = time.perf_counter() + _BUDGET_S
     best, best_size = 0.0, sizes[0]
+    own = torch.Generator(device)  # how often this draws depends on time, and may be in the middle of a run
     for size in sizes:
-        a, b, out = (torch.randn(size, size, device=device).to(dtype) for _ in range(3))
+        a, b, out = (torch.randn(size, size, device=device, generator=own).to(dtype) for _ in range(3))
         share_s = max((deadline - time.perf_counter()) / 2, 0.02)
         flops = 2 * size**3 / _best_seconds(partial(torch.mm, a, b, out=out), device, share_s)
         if flops > best:

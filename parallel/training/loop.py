@@ -25,6 +25,7 @@ from parallel.checkpoint import Saver
 from parallel.cluster import Mesh, Rank
 from parallel.errors import DataError, DivergedError
 from parallel.failure import Failure, Progress, guard
+from parallel.initialise import seed_generators
 from parallel.measure import memory
 from parallel.measure.clock import Moment
 from parallel.measure.goodput import Pulse, read_progress
@@ -109,6 +110,7 @@ class Training:
         self.has_mfu = rank.is_main
         self.saver = Saver(self.folder, mesh=mesh, keep_last=work.run.keep_last, timeout_s=work.run.timeout_s)
         self.stop = Stop(mesh)
+        seed_generators(work.run.seed, stage=mesh.rank("pp"), data_rank=mesh.rank("dp"))
         engine = engines.build(work.context(mesh), work.run.engine, ds_config=work.run.ds_config)
         assert isinstance(engine, checkpoint.Resumable), "checkpoints and evaluation are made for these"
         self.engine = engine

@@ -3,6 +3,7 @@
 import json
 import math
 import os
+import random
 import shutil
 import signal
 import threading
@@ -11,11 +12,12 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
 
-from parallel import checkpoint, train
+from parallel import checkpoint, initialise, train
 from parallel.case import Asked
 from parallel.checkpoint.restore import restore
 from parallel.cluster import Mesh, Rank
@@ -110,6 +112,18 @@ def test_what_a_line_shows_is_counted_over_all_devices() -> None:
     assert loop._units_per_s(work, 2.0) == 2 * 8 * 16
     flops = 16 * (6 * (8 * 12 * 32 * 32 + 257 * 32) + 12 * 8 * 32 * 16)  # of a sample of 16 tokens
     assert loop._device_flops(work, 2.0) == pytest.approx(flops * 8 * 2 / 2)
+
+
+def test_the_same_command_saves_the_same_bytes(finished: Path, tmp_path: Path) -> None:
+    random.seed(1), np.random.seed(1), torch.manual_seed(1)  # what another process would bring along
+    assert run(tmp_path, *QUICK, "--steps", "10", "--eval-every", "5", "--save-every", "4", "--keep-last", "2") == 0
+    drawn = random.random(), np.random.rand(), torch.rand(()).item()
+    for step in ("step-8", "step-10"):
+        assert (tmp_path / step / "manifest.json").read_text() == (finished / step / "manifest.json").read_text()
+    initialise.seed_generators(0, stage=0, data_rank=0)
+    assert drawn == (random.random(), np.random.rand(), torch.rand(()).item()), "training draws from none of them"
+    initialise.seed_generators(0, stage=0, data_rank=1)
+    assert torch.rand(()).item() != drawn[2]
 
 
 def test_bits_per_byte_are_the_loss_over_the_bytes_of_a_token(finished: Path) -> None:
@@ -419,7 +433,7 @@ def adapted(nodes: int, *words: str) -> str:
     ("words", "layouts"),
     [
         ((), ["dp1", "dp2", "dp2", "dp4"]),  # 8 samples do not divide by 3: one process stands by
-        (("--strategy", "zero3"), ["dp1", "dp2/zero3", "dp2/zero3", "dp4/zero3"]),
+        (("--strategy", "zero3"), ["dp1/zero3", "dp2/zero3", "dp2/zero3", "dp4/zero3"]),
         (("--layout", "dp8.tp2/zero1"), [None, "tp2", "tp2", "dp2.tp2/zero1"]),
         (("--global-batch-size", "12"), ["dp1", "dp2", "dp3", "dp4"]),
         (("--accumulation", "4"), ["dp1", "dp2", "dp2", "dp2"]),
