@@ -30,7 +30,7 @@ SPLITS = ("train", "validation")
 _KIND_OF_TASK = {"text": "text", "classify": "images", "denoise_images": "images", "denoise_points": "points"}
 _ELSEWHERE = {
     "text": "file:PATH (.txt, .md, .jsonl, .csv, .parquet, ...; or a folder), or a Hugging Face set NAME[:CONFIG]",
-    "images": "file:FOLDER (IDX files, or one subfolder a class)",
+    "images": "file:FOLDER (IDX files, or one subfolder a class), or file:FILE.npz",
     "points": "",
 }
 

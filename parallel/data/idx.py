@@ -16,7 +16,7 @@ from parallel.data.files import read_bytes
 from parallel.errors import DataError
 
 # train-images-idx3-ubyte, train-images.idx3-ubyte.gz, emnist-letters-test-labels-idx1-ubyte, ...
-_NAME = re.compile(
+NAME = re.compile(
     r"(?P<set>.*?)(?P<split>train|training|t10k|test|val|valid|validation)[-_.](?P<kind>images|labels)"
     r"(?:[-_.]idx[13])?(?:[-_.]ubyte)?(?:\.idx)?(?:\.gz)?",
     re.IGNORECASE,
@@ -100,7 +100,7 @@ def find_idx(root: Path) -> IdxSet | None:
     """
     sets: dict[str, dict[tuple[str, str], Path]] = {}
     for path in sorted([*root.iterdir(), *(file for sub in root.iterdir() if _is_named(sub) for file in _files(sub))]):
-        match = _NAME.fullmatch(path.name)
+        match = NAME.fullmatch(path.name)
         if match is None or not _is_named(path) or not path.is_file():
             continue
         key = _ROLES.get(match["split"].lower(), "validation"), match["kind"].lower()
@@ -113,7 +113,7 @@ def find_idx(root: Path) -> IdxSet | None:
 
 def _is_named(path: Path) -> bool:
     name = path.name.lower()
-    return not name.startswith(".") and ("idx" in name or "ubyte" in name) and bool(_NAME.fullmatch(name))
+    return not name.startswith(".") and ("idx" in name or "ubyte" in name) and bool(NAME.fullmatch(name))
 
 
 def _files(folder: Path) -> list[Path]:

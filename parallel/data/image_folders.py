@@ -120,7 +120,7 @@ class PictureSet:
         shown = self.classes if len(self.classes) <= _SHOWN else (*self.classes[: _SHOWN - 1], "...", self.classes[-1])
         n = len(self.classes)
         head = f"{n} class{'es' if n != 1 else ''} ({', '.join(shown)})"
-        return "; ".join([head, ", ".join(self._uses()), *self.left_out])
+        return _printable("; ".join([head, ", ".join(self._uses()), *self.left_out]))
 
     def _uses(self) -> Iterator[str]:
         if (whole := self.splits.get("")) is not None:
@@ -271,3 +271,8 @@ def _and(names: Sequence[str] | dict) -> str:
     names = list(names)
     names = [*names[:5], "..."] if len(names) > 6 else names
     return " and ".join([", ".join(names[:-1]), names[-1]]) if len(names) > 1 else "".join(names)
+
+
+def _printable(text: str) -> str:
+    """Return a line without line breaks, control codes and letters that are not of any encoding."""
+    return "".join(letter if letter.isprintable() else f"\\x{ord(letter):02x}" for letter in text)

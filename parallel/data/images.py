@@ -19,17 +19,19 @@ from parallel.data.assets import SHA256, read_asset
 from parallel.data.contents import contents_sha256
 from parallel.data.dataset import Samples
 from parallel.data.files import path_of, read_bytes
-from parallel.data.idx import IdxSet, find_idx
+from parallel.data.idx import NAME, IdxSet, find_idx
 from parallel.data.image_folders import PictureSet, find_pictures
+from parallel.data.npz import NpzSet, open_npz
 from parallel.errors import DataError
 
 MNIST_TRAIN, MNIST_HELD_OUT = 8_000, 2_000
+_USE = "mnist, or file:FOLDER (an archive has to be unpacked), or file:FILE.npz"
 # Of a folder so many pixels are decoded before anything is started, of the rest only the headers: about 10 s once.
 _CHECKED_PIXELS = 1_000_000_000
 
 
 class ArrayImages:
-    """Images held in memory as uint8 (n, height, width)."""
+    """Images held in memory as uint8 (n, height, width) or (n, height, width, channels)."""
 
     def __init__(
         self, name: str, *, found: str, sha256: str, images: np.ndarray, labels: np.ndarray, config: Any
@@ -43,8 +45,10 @@ class ArrayImages:
         return self.cast(stored), labels
 
     def stored(self, indices: np.ndarray) -> tuple[Tensor, Tensor]:
-        """Return the images at `indices` as uint8 (rows, 1, height, width) and their labels (rows,) int64."""
-        return torch.from_numpy(self.images[indices])[:, None], torch.from_numpy(self.labels[indices])
+        """Return the images at `indices` as uint8 (rows, 1 or 3, height, width) and their labels (rows,) int64."""
+        images = torch.from_numpy(self.images[indices])
+        images = images[:, None] if images.dim() == 3 else images.permute(0, 3, 1, 2)
+        return images, torch.from_numpy(self.labels[indices])
 
     def cast(self, stored: Tensor) -> Tensor:
         """Return stored images as a model takes them, on the device they are on."""
@@ -78,7 +82,7 @@ class FolderImages:
 
 
 def open_images(name: str, *, config: Any, split: str) -> Samples:
-    """Open `mnist`, or a folder: IDX files under their usual names (.gz too), or one subfolder a class.
+    """Open `mnist`, a folder (IDX files under their usual names, or one subfolder a class), or an .npz file.
 
     config: a model config with `image_size`, `channels` and `n_classes`, which must cover the labels.
     Raises: DataError when the images cannot be read or do not fit the model.
@@ -105,12 +109,15 @@ def count_classes(name: str) -> int:
     return _images(name).n_classes
 
 
-def _images(name: str) -> "Digits | IdxSet | PictureSet":
+def _images(name: str) -> "Digits | IdxSet | NpzSet | PictureSet":
     if name == "mnist":
         return Digits()
     root = path_of(name)
+    if root is not None and root.suffix.lower() == ".npz":
+        return open_npz(root)
     if root is None or not root.is_dir():
-        raise DataError(f"data {name!r} is no folder of images: use mnist, or file:FOLDER")
+        there = f"mnist, or file:{root.parent}" if root is not None and NAME.fullmatch(root.name) else _USE
+        raise DataError(f"data {name!r} is no folder of images: use {there}")
     return find_idx(root) or find_pictures(root)
 
 

@@ -107,7 +107,7 @@ def _planes(image: "Image", *, path: Path) -> np.ndarray:
     if image.mode.startswith("I;16") or (image.mode == "I" and image.format in ("PNG", "PPM")):
         return _sixteen_bits(image)[None]
     if image.mode in ("I", "F"):
-        kind = "32-bit integers" if image.mode == "I" else "floating-point numbers"
+        kind = "signed or 32-bit integers" if image.mode == "I" else "floating-point numbers"
         raise DataError(f"picture {path} holds {kind}, whose range is not known: save it with 8 or 16 bits a channel")
     if image.mode in ("LA", "La", "PA", "RGBA", "RGBa") or "transparency" in image.info:
         upon = Image.new("RGBA", image.size, "white")

@@ -308,7 +308,9 @@ def test_what_is_transparent_is_white(tmp_path: Path) -> None:
             torch.testing.assert_close(plane, want, msg=name)
 
 
-@pytest.mark.parametrize(("kind", "said"), [(np.float32, "floating-point numbers"), (np.int32, "32-bit integers")])
+@pytest.mark.parametrize(
+    ("kind", "said"), [(np.float32, "floating-point numbers"), (np.int32, "signed or 32-bit integers")]
+)
 def test_numbers_of_unknown_range_are_refused(tmp_path: Path, kind: type, said: str) -> None:
     write_tree(tmp_path, {"a": 1, "b": 1})
     save(tmp_path / "a" / "x.tif", Image.fromarray(np.ones((8, 8), dtype=kind)))
@@ -409,3 +411,56 @@ def test_train_folder_without_validation(tmp_path: Path) -> None:
         DataError, match=r"no split for validation, only train: add a folder valid, or use --data file:.*/train"
     ):
         open_dataset(str(tmp_path), config=CONFIG, split="validation")
+
+
+def test_the_line_about_a_folder_can_be_printed(tmp_path: Path) -> None:
+    names = [b"a\x1b[2J\n", b"caf\xe9", "café".encode()]
+    for name in names:
+        write_tree(tmp_path, {os.fsdecode(name): 4})
+    found = open_dataset(str(tmp_path), config=CONFIG).found
+    assert "(a\\x1b[2J\\x0a, café, caf\\xdce9)" in found
+    assert found.encode() and "\n" not in found
+
+
+@pytest.mark.parametrize(
+    ("names", "found"),
+    [
+        (("images", "labels"), "4 classes (0 to 3); 18 pictures for training, 2 (one in 10) for validation"),
+        (("x_train", "y_train", "x_test", "y_test"),
+         "4 classes (0 to 3); train 20 pictures for training, test 20 pictures for validation"),
+        (("train_images", "train_labels", "val_images", "val_labels", "test_images", "test_labels"),
+         "4 classes (0 to 3); train 20 pictures for training, validation 20 pictures for validation, "
+         "test 20 pictures not used"),
+    ],
+)  # fmt: skip
+def test_npz_files(tmp_path: Path, names: tuple[str, ...], found: str) -> None:
+    images = RNG.integers(0, 256, (20, 28, 28, 3), dtype=np.uint8)
+    labels = np.arange(20, dtype=np.uint8)[:, None] % 4
+    np.savez(tmp_path / "set.npz", **{name: images if "x_" in name or "images" in name else labels for name in names})
+    config = replace(CONFIG, channels=3)
+    dataset = open_dataset(f"file:{tmp_path / 'set.npz'}", config=config)
+    assert dataset.found == found
+    x, y = load(dataset, 5)
+    torch.testing.assert_close(x, to_unit(images[:5]).permute(0, 3, 1, 2))
+    assert y.tolist() == [0, 1, 2, 3, 0]
+    assert open_dataset(f"file:{tmp_path / 'set.npz'}", config=config, split="validation").n_samples in (2, 20)
+
+
+@pytest.mark.parametrize(
+    ("arrays", "message"),
+    [
+        ({"images": np.zeros((4, 8, 8)), "labels": np.arange(4)}, "type float64: save them as uint8"),
+        ({"images": np.zeros((4, 8, 8), np.uint8), "labels": np.arange(3)}, "4 images and 3 labels"),
+        ({"images": np.zeros((0, 8, 8), np.uint8), "labels": np.arange(0)}, "holds no pictures"),
+        ({"images": np.array([{}]), "labels": np.arange(1)}, "not a readable .npz file"),
+        ({"samples": np.zeros(3)}, "holds samples: arrays images and labels are needed"),
+    ],
+)
+def test_npz_files_of_another_form(tmp_path: Path, arrays: dict[str, np.ndarray], message: str) -> None:
+    path = tmp_path / "set.npz"
+    np.savez(path, **arrays)
+    with pytest.raises(DataError, match=message):
+        open_dataset(str(path), config=CONFIG)
+    path.write_bytes(path.read_bytes()[:50])
+    with pytest.raises(DataError, match=r"not a readable \.npz file"):
+        open_dataset(str(path), config=CONFIG)
