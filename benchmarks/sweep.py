@@ -100,6 +100,7 @@ def main(argv: list[str]) -> int:
     cases = [Case(*pair) for pair in named]
     if not cases:
         raise UsageError("no case of this sweep can run: see the lines above, and change --strategies or --nprocs")
+    _show_data(cases)
     with progress(len(cases) * config.repeats, "bench") as bar:
         runner = Runner(config, cases, bar)
         rows = [runner.run(case) for case in cases]
@@ -160,6 +161,14 @@ def strategies(config: SweepConfig) -> Iterator[device_levers.Named]:
             print(f"{_name(case)} left out: {error}")
             continue
         yield _name(case), case
+
+
+def _show_data(cases: Sequence[Case]) -> None:
+    """Say what was found in the data set of each model, before anything is measured. Raises: DataError."""
+    from parallel.resolve import resolve
+
+    for config in {(case.config.model, case.config.size): case.config for case in cases}.values():
+        resolve(config).show_data("train")
 
 
 def _product(config: SweepConfig) -> Iterator[CaseConfig]:
