@@ -14,7 +14,7 @@ from parallel.spec import Planned
 SWITCHES = {
     "fsdp": "ACCELERATE_USE_FSDP",
     "deepspeed": "ACCELERATE_USE_DEEPSPEED",
-    "megatron": "ACCELERATE_USE_MEGATRON_LM",
+    "megatron_lm": "ACCELERATE_USE_MEGATRON_LM",
 }
 CONFIG_FILE = "ACCELERATE_DEEPSPEED_CONFIG_FILE"
 STAGES = {"ddp": (0,), "fsdp": (2, 3), "deepspeed": (1, 2, 3)}
@@ -67,7 +67,7 @@ def kind_of(env: Mapping[str, str], work: Planned, config_path: object = None) -
     """
     zero = work.layout.zero
     asked = [kind for kind, switch in SWITCHES.items() if _is_on(env.get(switch))]
-    if "megatron" in asked:
+    if "megatron_lm" in asked:
         raise ConfigError(
             "accelerate launch says distributed_type MEGATRON_LM, which is not supported: write MULTI_GPU, and type "
             "--engine torch with --strategy tensor, pipeline, 2d or 3d"
@@ -144,8 +144,9 @@ def agreed(kind: str, work: Planned, config_path: object = None) -> dict[str, Ag
 
 def _agreed_by_all(work: Planned) -> dict[str, Agreed]:
     run = work.run
+    precisions = (run.precision, "no") if run.precision in ("bf16", "fp16") else ("no", run.precision)
     found = {
-        "ACCELERATE_MIXED_PRECISION": Agreed(("no", run.precision), "--precision {got}"),
+        "ACCELERATE_MIXED_PRECISION": Agreed(precisions, "--precision {got}"),
         _DYNAMO: Agreed(("no",) if run.compile == "none" else ("no", "inductor"), "--compile default"),
         "ACCELERATE_DYNAMO_MODE": Agreed((run.compile,), "--compile {got}"),
         "ACCELERATE_DYNAMO_USE_FULLGRAPH": Agreed(()),
@@ -179,7 +180,7 @@ def _check(env: Mapping[str, str], known: Mapping[str, Agreed]) -> None:
 
 
 def _difference(name: str, got: str, wanted: Agreed) -> str:
-    key, need = _yaml_name(name), (wanted.values or ("off",))[-1 if name.endswith("MIXED_PRECISION") else 0]
+    key, need = _yaml_name(name), (wanted.values or ("off",))[0]
     said = f"accelerate launch says {key} {got}, this run needs {need}"
     if name == "ACCELERATE_MIXED_PRECISION" and got not in PRECISIONS:
         able = " or ".join(PRECISIONS[:2])
@@ -197,7 +198,7 @@ def _applies(name: str, env: Mapping[str, str]) -> bool:
     if name.startswith("FSDP_"):
         return _is_on(env.get(SWITCHES["fsdp"]))
     if name.startswith("MEGATRON_LM_"):
-        return _is_on(env.get(SWITCHES["megatron"]))
+        return _is_on(env.get(SWITCHES["megatron_lm"]))
     if name.startswith("PARALLELISM_CONFIG_"):
         return _is_on(env.get(_PARALLELISM))
     if name.startswith("ACCELERATE_DYNAMO_") and name != _DYNAMO:
