@@ -135,7 +135,8 @@ def _fsdp_plugin(model: nn.Module, context: BuildContext) -> Any:
     from accelerate import FullyShardedDataParallelPlugin
     from torch.distributed.fsdp import MixedPrecisionPolicy
 
-    bf16 = MixedPrecisionPolicy(torch.bfloat16, reduce_dtype=torch.float32, output_dtype=torch.float32)
+    # One policy for every unit: an fp32 output would meet the bf16 weights of the next. Models give the loss in fp32.
+    bf16 = MixedPrecisionPolicy(torch.bfloat16, reduce_dtype=torch.float32)
     return FullyShardedDataParallelPlugin(
         fsdp_version=2,
         reshard_after_forward=context.layout.zero == 3,

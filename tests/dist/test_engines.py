@@ -226,6 +226,7 @@ def test_deepspeed_on_four(four: WorkerPool, layout: str) -> None:
         ("gpt2", "dp2", "bf16"),
         ("gpt2", "dp2/zero2", "fp32"),
         ("gpt2", "dp2/zero3", "bf16"),
+        ("resnet", "dp2/zero3", "bf16"),
         ("resnet", "dp2", "fp64"),
         ("diffusion", "dp2/zero3", "fp64"),
     ],

@@ -152,7 +152,7 @@ def sizes(*, replicate: int, shard: int, tensor: int = 1) -> dict[str, str]:
             "gradient_clipping 0.5, this run needs 1: type --clip-norm 0.5",
         ),
         ({"ACCELERATE_USE_MEGATRON_LM": "true", "MEGATRON_LM_TP_DEGREE": "2"}, "dp2", {}, "MEGATRON_LM"),
-        ({"ACCELERATE_MIXED_PRECISION": "bf16"}, "dp2", {}, "needs no: type --precision bf16, or write mixed_precision: no"),
+        ({"ACCELERATE_MIXED_PRECISION": "bf16"}, "dp2", {}, "no: type --precision bf16, or write mixed_precision: no"),
         ({"ACCELERATE_MIXED_PRECISION": "fp16"}, "dp2", {}, "mixed_precision fp16.*runs fp32 or bf16"),
         ({"ACCELERATE_MIXED_PRECISION": "fp8"}, "dp2", {}, "mixed_precision fp8"),
         ({"ACCELERATE_DYNAMO_BACKEND": "INDUCTOR"}, "dp2", {}, "dynamo_backend INDUCTOR.*type --compile default"),
