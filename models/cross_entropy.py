@@ -48,8 +48,9 @@ class LinearCrossEntropy(nn.Module, Reducing):
         rows = min(max(self.vocab_size - self.row_offset, 0), weight.shape[0])
         if targets is None:
             return nn.functional.linear(x, weight[:rows])
-        dtype = torch.get_autocast_dtype(x.device.type) if torch.is_autocast_enabled(x.device.type) else x.dtype
-        with torch.autocast(x.device.type, enabled=False):
+        device_type = "cpu" if x.is_meta else x.device.type  # there is no autocast without values
+        dtype = torch.get_autocast_dtype(device_type) if torch.is_autocast_enabled(device_type) else x.dtype
+        with torch.autocast(device_type, enabled=False):
             return _LinearCrossEntropy.apply(
                 x.flatten(0, -2), weight, targets.flatten(), rows, self.row_offset, dtype, self.all_reduce
             )
@@ -123,7 +124,7 @@ def _softmax_loss(logits: Tensor, targets: Tensor, project: Callable[[], None]) 
     underflows. A CPU looks whether it did; on an accelerator looking would wait for the device.
     """
     project()
-    if not logits.is_cuda:
+    if logits.device.type == "cpu":
         losses = _softmax_loss_(logits, targets, anchor=targets)
         if losses.amax() < -math.log(torch.finfo(logits.dtype).tiny):
             return losses.sum()

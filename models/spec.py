@@ -22,6 +22,14 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
+# How the ranks of a tensor axis share a module. The sequence is split between the last two under /sp alone.
+#   column            Linear or Conv2d: each rank has a part of its outputs; its input is whole. Always before a row
+#   row               Linear or Conv2d: each rank has a part of its inputs, which a column made; its outputs are summed
+#   channels          norm between a column and a row convolution: each rank has the channels that it was given
+#   vocab_embedding   Embedding: each rank has a part of the vocabulary; its outputs are summed
+#   vocab_loss        output layer and loss: each rank has a part of the vocabulary; the module reduces the softmax
+#   sequence          whole on every rank (a norm); under /sp it sees a piece of the sequence, gradients are summed
+#   scatter_sequence  whole on every rank; under /sp each keeps a piece of the sequence of its output
 Style = Literal["column", "row", "vocab_embedding", "vocab_loss", "channels", "sequence", "scatter_sequence"]
 
 
@@ -93,6 +101,19 @@ class ModelSpec:
         name = (size or self.default_size).lower()
         custom = self.custom_size(name) if name not in self.sizes else None
         return custom if custom is not None else self.sizes[name]
+
+    def sequence_problems(self, config: Any) -> list[str]:
+        """Return what the tensor plan lacks for the sequence parallelism that the spec claims."""
+        needed: dict[Style, str] = {
+            "scatter_sequence": "the module after which the sequence is split",
+            "vocab_loss": "the output layer, before which it is gathered",
+        }
+        styles = set(self.tensor_plan(config).values()) if self.sequence_parallel else set(needed)
+        return [
+            f"sequence_parallel is claimed, and the tensor plan has no {style!r}: {what}"
+            for style, what in needed.items()
+            if style not in styles
+        ]
 
     def without_values(self, config: Any, dtype: torch.dtype = torch.float32) -> nn.Module:
         """Return the whole model on the meta device, its weights of that dtype."""

@@ -45,6 +45,10 @@ class WorldError(UsageError):
     """The processes that were started are not the ones that were asked for."""
 
 
+class ModelError(UsageError):
+    """A model breaks a rule that strategies rely on."""
+
+
 class FitError(UsageError):
     """A run needs more memory than is free on this machine."""
 

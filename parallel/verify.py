@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 import torch.distributed as dist
 
 from models import SPECS
-from parallel import cluster, parity, strategies
+from parallel import cluster, model_rules, parity, strategies
 from parallel.cluster import Rank
 from parallel.config import RunConfig, option
 from parallel.config import resolve as read_config
@@ -48,6 +48,7 @@ def main(argv: list[str]) -> int:
     if not runs:
         raise LayoutError("no case fits, see the lines above: change --nproc, --strategy or --engine")
     work = resolve(runs[0])
+    model_rules.check(spec, work.model_config)
     work.show_data("train")
     tolerance = parity.tolerance(work)
     print(

@@ -73,6 +73,8 @@ def check(layout: Layout, *, spec: ModelSpec, config: Any) -> None:
             raise LayoutError(f"tp={layout.tp} does not divide {quantity}={n} of {spec.name}: use a tp of {fits}")
     if layout.sequence_parallel and not spec.sequence_parallel:
         raise LayoutError(f"{spec.name} has no sequence-parallel form: leave sp out of the layout")
+    if layout.sequence_parallel and (lacking := spec.sequence_problems(config)):
+        raise LayoutError(f"{spec.name}: {'; '.join(lacking)}; leave sp out of the layout, or see docs/models.md")
     if layout.sequence_parallel and config.seq_len % layout.tp:
         raise LayoutError(f"tp={layout.tp} with sp does not divide seq_len={config.seq_len}: use another tp, or no sp")
     blocks = spec.n_blocks(config)

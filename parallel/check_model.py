@@ -1,0 +1,69 @@
+"""Check a model against the rules that strategies rely on: `paralab check-model --model gpt2`.
+
+The rules stand in models/spec.py and docs/models.md. The model is built without values and run on the meta device:
+whole, as two pipeline stages, and as one of several tensor ranks. What it breaks is said with the line of its file.
+
+    paralab check-model --model resnet --size 50
+    paralab check-model --model my_model.py:SPEC
+"""
+
+import argparse
+import sys
+from importlib.util import module_from_spec, spec_from_file_location
+from pathlib import Path
+
+from models import SPECS
+from models.spec import ModelSpec
+from parallel.arguments import Parser
+from parallel.errors import ConfigError, ModelError, did_you_mean
+from parallel.model_rules import broken
+
+
+def main(argv: list[str]) -> int:
+    """Print what a model breaks. Returns: 0 when it keeps every rule. Raises: ModelError when it does not."""
+    parser = Parser(
+        prog="paralab check-model", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--model", metavar="NAME", default="gpt2", help="a built-in model, or FILE.py:NAME of a ModelSpec (gpt2)"
+    )
+    parser.add_argument("--size", metavar="NAME", help="preset of the model (default: its smallest)")
+    options = parser.parse_args(argv)
+    spec = load(options.model)
+    size = options.size or spec.tiny_size
+    if size not in spec.sizes:
+        size = size.lower()
+    if size not in spec.sizes:
+        hint = did_you_mean(size, spec.sizes)
+        raise ConfigError(f"--size {size} is unknown for {spec.name}{hint}: use one of {', '.join(spec.sizes)}")
+    found = broken(spec, spec.sizes[size])
+    for problem in found:
+        print(problem)
+    if found:
+        raise ModelError(f"{spec.name} {size} breaks {len(found)} rule(s): see above and docs/models.md")
+    print(f"{spec.name} {size} keeps the rules: blocks, ends, initialisation, loss, stages, tensor plan")
+    return 0
+
+
+def load(name: str) -> ModelSpec:
+    """Return a built-in spec, or the one of that name in a Python file, which is run. Raises: ConfigError."""
+    if name in SPECS:
+        return SPECS[name]
+    file, colon, attribute = name.rpartition(":")
+    if not colon or not file.endswith(".py"):
+        hint = did_you_mean(name, SPECS)
+        raise ConfigError(f"--model {name} is unknown{hint}: use one of {', '.join(SPECS)}, or FILE.py:SPEC")
+    if not Path(file).is_file():
+        raise ConfigError(f"--model {name}: there is no file {file}")
+    found = spec_from_file_location(f"paralab_model_{Path(file).stem}", file)
+    assert found is not None and found.loader is not None
+    module = module_from_spec(found)
+    sys.modules[found.name] = module  # dataclasses and tracebacks look for it there
+    try:
+        found.loader.exec_module(module)
+    except Exception as error:
+        raise ConfigError(f"--model {name}: {file} cannot be imported ({type(error).__name__}: {error})") from error
+    spec = getattr(module, attribute, None)
+    if not isinstance(spec, ModelSpec):
+        raise ConfigError(f"--model {name}: {attribute} in {file} is no ModelSpec")
+    return spec
