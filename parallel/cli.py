@@ -3,12 +3,17 @@
 Nothing heavy is imported before a subcommand is chosen, so that `paralab --help` answers at once.
 """
 
+import contextlib
+import os
+import signal
 import sys
 from collections.abc import Sequence
 from importlib import import_module
+from importlib.util import find_spec
+from types import FrameType
 
-from parallel import __version__
-from parallel.errors import ParalabError, UsageError, did_you_mean
+from parallel import __version__, streams
+from parallel.errors import ParalabError, StoppedError, UsageError, did_you_mean
 
 # name -> what it does, and the function that does it: it takes the arguments and returns the exit status
 COMMANDS = {
@@ -60,16 +65,38 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     Returns: the exit status: that of the command, that of the ParalabError it raised, or 130 when interrupted.
     """
+    streams.keep_open()
+    with contextlib.suppress(ValueError):  # only the main thread hears signals
+        signal.signal(signal.SIGINT, _interrupt)
     words = list(sys.argv[1:] if argv is None else argv)
     try:
-        return _dispatch(words)
+        status = _dispatch(words)
+        sys.stdout.flush()
+        if streams.lost:
+            raise ParalabError(f"what this command printed could not be written: {streams.lost[0]}")
+        return status
+    except StoppedError as error:
+        print(f"paralab: {error}", file=sys.stderr)
+        return error.exit_status
     except ParalabError as error:
         if str(error):  # empty: the rank that failed has said it
             print(f"paralab: error: {' '.join(str(error).split())}", file=sys.stderr)
         return error.exit_status
     except KeyboardInterrupt:
+        signal.signal(signal.SIGINT, signal.SIG_DFL)  # a second one ends what is left of this process, silently
         print("paralab: interrupted", file=sys.stderr)
         return INTERRUPTED
+
+
+def _interrupt(number: int, frame: FrameType | None) -> None:
+    """Raise KeyboardInterrupt; in an import, which may swallow it, end at once: nothing was started yet."""
+    inner = frame
+    while inner is not None:
+        if inner.f_code.co_filename.startswith("<frozen importlib"):
+            os.write(2, b"paralab: interrupted\n")
+            os._exit(INTERRUPTED)
+        inner = inner.f_back
+    raise KeyboardInterrupt
 
 
 def _dispatch(words: list[str]) -> int:
@@ -82,6 +109,8 @@ def _dispatch(words: list[str]) -> int:
     name, *rest = words
     if name not in COMMANDS:
         raise UsageError(f"command {name!r} is unknown{did_you_mean(name, COMMANDS)}: see paralab --help")
+    if find_spec("fcntl") is None:
+        raise UsageError("paralab runs on Linux and macOS, and this is neither: on Windows, install and type it in WSL")
     module, function = COMMANDS[name][1].split(":")
     return getattr(import_module(module), function)(rest)
 

@@ -21,8 +21,10 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.distributed.device_mesh import DeviceMesh
 
+from parallel import meeting
 from parallel.errors import WorldError
 from parallel.layout import Layout
+from parallel.measure.allowed import affinity
 from parallel.roll import Roll
 
 MESH_AXES = ("pp", "dp", "tp")  # outermost first: neighbours in tp are neighbours on a node
@@ -45,9 +47,12 @@ class Rank:
     def from_env(cls, env: Mapping[str, str] = os.environ) -> "Rank":
         """Read the variables of torchrun, deepspeed, accelerate, Slurm or MPI; a plain process is rank 0 of 1."""
         for launcher, marker, names in _LAUNCHERS:
+            if launcher == "slurm" and not meeting.is_slurm_step(env):
+                continue  # a batch script or a shell: it starts its own processes
             if marker in env and names[0] in env and names[1] in env:
                 world, local = int(env[names[1]]), int(env.get(names[2], 0))
-                here = next((int(env[name]) for name in names[3:] if name in env), None) or _slurm_tasks_here(env)
+                here = next((int(env[name]) for name in names[3:] if name in env), None)
+                here = here or meeting.slurm_tasks_here(env)
                 return cls(
                     int(env[names[0]]),
                     world,
@@ -99,18 +104,6 @@ class Rank:
         )
 
 
-def _slurm_tasks_here(env: Mapping[str, str]) -> int | None:
-    """Return Slurm's tasks on this node: SLURM_TASKS_PER_NODE is written as "4(x2),3" (sbatch manual)."""
-    if "SLURM_TASKS_PER_NODE" not in env or "SLURM_NODEID" not in env:
-        return None
-    tasks: list[int] = []
-    for part in env["SLURM_TASKS_PER_NODE"].split(","):
-        count, _, times = part.rstrip(")").partition("(x")
-        tasks += [int(count)] * int(times or 1)
-    node = int(env["SLURM_NODEID"])
-    return tasks[node] if node < len(tasks) else None
-
-
 LAUNCH, ELASTIC = "PARALAB_LAUNCH", "PARALAB_ELASTIC"  # set by `paralab node`
 ALARM = "PARALAB_ALARM"  # likewise: a file, in which it says why it ends its processes, once it does
 _ACCELERATE = "ACCELERATE_MIXED_PRECISION"
@@ -126,7 +119,10 @@ _LAUNCHERS = (
         "OMPI_COMM_WORLD_RANK",
         ("OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_SIZE", "OMPI_COMM_WORLD_LOCAL_RANK", "OMPI_COMM_WORLD_LOCAL_SIZE"),
     ),
+    ("mpi", "MPI_LOCALRANKID", ("PMI_RANK", "PMI_SIZE", "MPI_LOCALRANKID", "MPI_LOCALNRANKS")),  # MPICH, Intel MPI
+    ("slurm", "SLURM_STEP_NUM_TASKS", ("SLURM_PROCID", "SLURM_STEP_NUM_TASKS", "SLURM_LOCALID")),
     ("slurm", "SLURM_PROCID", ("SLURM_PROCID", "SLURM_NTASKS", "SLURM_LOCALID", "SLURM_NTASKS_PER_NODE")),
+    ("mpi", "PMI_RANK", ("PMI_RANK", "PMI_SIZE", "MPI_LOCALRANKID", "MPI_LOCALNRANKS")),
 )
 
 
@@ -251,7 +247,7 @@ def _addresses_are_free() -> bool:
 
 def default_threads(local_world_size: int) -> int:
     """Return the CPU threads of each process: the cores this process may use, shared evenly."""
-    return max(1, len(os.sched_getaffinity(0)) // local_world_size)
+    return max(1, affinity() // local_world_size)
 
 
 def default_backend(device_type: str) -> str:
@@ -285,6 +281,9 @@ def join(
     dist.distributed_c10d.default_pg_timeout = dist.distributed_c10d.default_pg_nccl_timeout = timeout
     if recordings is not None:
         _debug_collectives()
+    if init_method == "env://" and rank.launcher in ("slurm", "mpi"):
+        alone_here = rank.local_told and rank.local_world_size == rank.world_size
+        os.environ.update(meeting.meeting_point(os.environ, launcher=rank.launcher, on_one_machine=alone_here))
     try:
         store, _, _ = next(dist.rendezvous(init_method, rank.rank, rank.world_size, timeout=timeout))
     except (dist.DistStoreError, dist.DistNetworkError) as error:

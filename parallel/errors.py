@@ -63,7 +63,8 @@ class StoppedError(ParalabError):
     """A signal asked the run to end."""
 
     def __init__(self, number: int) -> None:
-        super().__init__(f"stopped by {signal.Signals(number).name}")
+        self.is_interruption = number == signal.SIGINT
+        super().__init__("interrupted" if self.is_interruption else f"stopped by {signal.Signals(number).name}")
         self.exit_status = 128 + number  # as a shell reports it
 
 

@@ -137,6 +137,7 @@ def _say_nothing(failure: Failure) -> None:
 
 _tell: Callable[[Failure], None] = _say_nothing  # what the innermost guard does with a failure
 _failing = False  # whether a guard is about to do so
+_launcher_tells = False  # whether the process that started this one says that all were interrupted
 
 
 @contextlib.contextmanager
@@ -152,8 +153,7 @@ def guard(rank: Rank, progress: Progress, on_first: Callable[[Failure], None] = 
         yield
     except BaseException as error:
         _failing = True
-        with contextlib.suppress(ValueError):  # not in the main thread
-            signal.signal(signal.SIGTERM, signal.SIG_IGN)  # launchers send it to the victims, who have work left
+        _ignore_signals()  # launchers send SIGTERM to the victims, who have work left
         failure = first_failure(rank.rank, progress, error)
         if failure is not None:
             with contextlib.suppress(OSError):  # a full disk must not hide what failed
@@ -162,7 +162,7 @@ def guard(rank: Rank, progress: Progress, on_first: Callable[[Failure], None] = 
             if isinstance(error, (ParalabError, KeyboardInterrupt)):
                 raise
             raise RankError(str(failure)) from error
-        _leave_word(failure, rank)
+        _leave_word(failure, rank, error)
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(failure.exit_status if failure else VICTIM_EXIT_STATUS)
@@ -170,10 +170,13 @@ def guard(rank: Rank, progress: Progress, on_first: Callable[[Failure], None] = 
         _tell, _failing = outer, False
 
 
-def _leave_word(failure: Failure | None, rank: Rank) -> None:
+def _leave_word(failure: Failure | None, rank: Rank, error: BaseException) -> None:
     """Print the failure, and write it where torch's launcher looks; write the flight recording that was asked for."""
     if failure is not None:
-        print(f"paralab: error: {failure}", file=sys.stderr)
+        if not isinstance(error, StoppedError) or not error.is_interruption:
+            print(f"paralab: error: {failure}", file=sys.stderr)
+        elif not _launcher_tells:
+            print(f"paralab: {failure.reason}", file=sys.stderr)
         if file := os.environ.get("TORCHELASTIC_ERROR_FILE"):
             extra = {"py_callstack": str(failure), "timestamp": str(int(time.time()))}
             message = {"message": str(failure), "errorCode": failure.exit_status, "extraInfo": extra}
@@ -186,22 +189,37 @@ def _leave_word(failure: Failure | None, rank: Rank) -> None:
         (roll.recordings / f"flight-rank{rank.rank}.json").write_bytes(_dump_fr_trace_json())
 
 
+def _ignore_signals() -> None:
+    """Let this process end in its own way, however often it is told to."""
+    with contextlib.suppress(ValueError):  # not in the main thread
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, signal.SIG_IGN)
+
+
 @contextlib.contextmanager
-def stopping() -> Iterator[None]:
-    """Raise StoppedError on SIGTERM."""
+def stopping(*, launcher_tells: bool = False) -> Iterator[None]:
+    """Raise StoppedError on SIGTERM and on SIGINT, which was blocked while this process started.
+
+    launcher_tells: whether the process that started this one says that all were interrupted.
+    """
+    global _launcher_tells
 
     def stop(number: int, frame: FrameType | None) -> None:
+        _ignore_signals()  # a launcher may pass on what the terminal has sent already
         raise StoppedError(number)
 
     try:
-        before = signal.signal(signal.SIGTERM, stop)
+        before = {number: signal.signal(number, stop) for number in (signal.SIGTERM, signal.SIGINT)}
     except ValueError:  # only the main thread hears signals
         yield
         return
+    _launcher_tells = launcher_tells
     try:
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
         yield
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def end_with(launcher: int) -> None:

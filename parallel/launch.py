@@ -10,6 +10,8 @@ import logging
 import multiprocessing
 import os
 import signal
+import sys
+import tempfile
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -19,7 +21,7 @@ from uuid import uuid4
 
 import torch
 
-from parallel import cluster
+from parallel import cluster, streams
 from parallel.cluster import Rank
 from parallel.config import RunConfig
 from parallel.errors import RankError, WorldError
@@ -30,6 +32,10 @@ from parallel.nodes.rendezvous import interface_of
 
 if TYPE_CHECKING:
     from torch.distributed.elastic.multiprocessing.errors import ProcessFailure
+
+
+_SOCKET_PATH = 107 if sys.platform == "linux" else 103  # bytes of sockaddr_un.sun_path, unix(7), without its end
+_LOST_EXIT_STATUS = 255  # what multiprocessing says of a process whose fork server has ended
 
 
 def launch(
@@ -87,6 +93,7 @@ def _work_beside_others(
 
 def _start_local(task: str, args: tuple, config: RunConfig | None, *, nproc: int) -> Any:
     """Start processes that meet in files and talk over the loopback interface: no port is open to other machines."""
+    _check_sockets_fit()
     with TemporaryDirectory(prefix="paralab-") as folder:
         return _start_in(folder, task, args, config, nproc=nproc)
 
@@ -99,7 +106,8 @@ def _start_in(folder: str, task: str, args: tuple, config: RunConfig | None, *, 
     oom_killer = OomKiller()
     threads = config.threads if config is not None else None
     os.environ.setdefault("OMP_NUM_THREADS", str(threads or cluster.default_threads(nproc)))
-    for name in ("torch.distributed.elastic", "torch.multiprocessing"):
+    elastic = "torch.distributed.elastic"  # its modules set a level each
+    for name in (elastic, f"{elastic}.agent.server.api", f"{elastic}.multiprocessing.api", "torch.multiprocessing"):
         logging.getLogger(name).setLevel(logging.CRITICAL)  # the failed rank says it in one line
     interface = interface_of("127.0.0.1")
     os.environ.setdefault("GLOO_SOCKET_IFNAME", interface)
@@ -122,11 +130,42 @@ def _start_in(folder: str, task: str, args: tuple, config: RunConfig | None, *, 
     # imported once, by what all are forked from; every optimizer brings the compiler along
     multiprocessing.set_forkserver_preload([task.partition(":")[0], "torch._dynamo"])
     try:
+        _start_fork_server()
         return elastic_launch(local, _work)(task, args, config, os.getpid(), f"file://{folder}/ranks")[0]
     except ChildFailedError as error:
         raise _said(error.failures, Path(folder), oom_killer) from None
+    except (ConnectionError, EOFError) as error:  # of Python's fork server
+        raise RankError(f"what starts the ranks is gone, as when it is killed ({type(error).__name__})") from None
     except SignalException as error:  # the launcher has ended the processes
+        if error.sigval == signal.SIGINT:
+            raise KeyboardInterrupt from None
         raise SystemExit(128 + error.sigval) from None  # as a shell reports a signal
+
+
+def _check_sockets_fit() -> None:
+    """Raise WorldError where the folder for temporary files has too long a path for the sockets that lie in it."""
+    folder = tempfile.gettempdir()
+    longest = _SOCKET_PATH - len("/pymp-01234567/listener-01234567")  # as multiprocessing names them
+    if len(os.fsencode(folder)) > longest:
+        raise WorldError(
+            f"temporary files go to a path of {len(os.fsencode(folder))} bytes, and sockets there need one of at most"
+            f" {longest}: type TMPDIR=/tmp before the command"
+        )
+
+
+def _start_fork_server() -> None:
+    """Start what all ranks are forked from, with SIGINT blocked: it comes from the terminal, to all processes at once.
+
+    They inherit that, and hear it once they can leave a row (`failure.stopping`).
+    """
+    from multiprocessing import forkserver, resource_tracker
+
+    resource_tracker.ensure_running()  # it changes the mask itself
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        forkserver.ensure_running()
+    finally:
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
 
 
 def _said(failures: Mapping[int, "ProcessFailure"], folder: Path, oom_killer: OomKiller) -> RankError:
@@ -137,8 +176,12 @@ def _said(failures: Mapping[int, "ProcessFailure"], folder: Path, oom_killer: Oo
     error.exit_status = own[0] if own else 1
     for file in folder.rglob("error.json"):
         told = json.loads(file.read_text())["message"]
+        if "errorCode" not in told:  # written by torch, of what went wrong before or after the task
+            return RankError(f"a rank failed outside of its work: {told['message']}")
         error.reason, error.exit_status = told["message"], told["errorCode"]
         return error
+    if codes and all(code == _LOST_EXIT_STATUS for code in codes.values()):
+        return RankError("what starts the ranks is gone, as when it is killed")
     for rank, code in sorted(codes.items(), key=lambda item: item[1] != -signal.SIGKILL):  # SIGTERM is for victims
         if code < 0:
             memory = f" {oom_killer.BLAME}" if code == -signal.SIGKILL and oom_killer.has_struck else ""
@@ -169,7 +212,8 @@ def _work(
         if cluster.roll() is not None or rank.is_main:
             on_failure(failure)
 
-    with stopping(), guard(rank, progress, on_first):
+    streams.keep_open()
+    with stopping(launcher_tells=meeting != "env://"), guard(rank, progress, on_first):
         cluster.join(rank, init_method=meeting, **_joining(config))
         module, _, name = task.partition(":")
         value = getattr(importlib.import_module(module), name)(rank, progress, *args)

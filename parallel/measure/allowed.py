@@ -13,14 +13,18 @@ def cores_allowed(*, cgroup: Path = _CGROUP, memberships: Path = _MEMBERSHIPS) -
 
     Source: Linux kernel documentation, admin-guide/cgroup-v2 and scheduler/sched-bwc.
     """
-    affinity = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     quotas = []
     for v2, folder in _groups("cpu", cgroup, memberships):
         files = ("cpu.max",) if v2 else ("cpu.cfs_quota_us", "cpu.cfs_period_us")
         limit = " ".join(_read(folder / name) for name in files).split()
         if len(limit) == 2 and all(number.isdecimal() for number in limit):  # "max" and -1 are no limit
             quotas.append(int(limit[0]) / int(limit[1]))
-    return min([float(affinity), *quotas])
+    return min([float(affinity()), *quotas])
+
+
+def affinity() -> int:
+    """Return how many cores this process may run on; all of the machine's where the system does not say (macOS)."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def memory_allowed_bytes(*, cgroup: Path = _CGROUP, memberships: Path = _MEMBERSHIPS) -> int:

@@ -1,12 +1,15 @@
 """When a rank fails, all end soon, and one line names the rank that failed first, its step and its error."""
 
 import os
+import signal
 import subprocess
 import sys
 import time
 from pathlib import Path
 
 import pytest
+
+from parallel.measure.record import read
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 SCRIPT = """
@@ -60,3 +63,44 @@ def test_no_process_is_left(tmp_path: Path) -> None:
     while any(Path(f"/proc/{pid}").exists() for pid in pids) and time.monotonic() < deadline:
         time.sleep(0.1)
     assert not [pid for pid in pids if Path(f"/proc/{pid}").exists()]
+
+
+@pytest.mark.parametrize("after_s", [0.8, 3.0])  # in an import, which may swallow it, and in a start
+def test_ctrl_c_while_processes_start_is_one_line(tmp_path: Path, after_s: float) -> None:
+    """From the terminal it comes to all processes of the group at once."""
+    words = ["run", "--strategy", "ddp", "--nproc", "2", "--size", "tiny", "--steps", "100000", "--no-parity"]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "parallel.cli", *words, "--out", str(tmp_path / "rows.csv")],
+        cwd=REPOSITORY,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    time.sleep(after_s)
+    os.killpg(process.pid, signal.SIGINT)
+    _, said = process.communicate(timeout=60)
+    assert (process.returncode, said) == (130, "paralab: interrupted\n")
+    with pytest.raises(ProcessLookupError):
+        os.killpg(process.pid, 0)
+
+
+def test_tasks_of_slurm_meet_without_an_address(tmp_path: Path) -> None:
+    step = {"SLURM_JOB_ID": str(os.getpid()), "SLURM_STEP_ID": "0", "SLURM_STEP_NUM_TASKS": "2", "SLURM_NODEID": "0"}
+    nodes = {"SLURM_STEP_NODELIST": "nowhere[1-2]", "SLURM_STEP_TASKS_PER_NODE": "2"}
+    words = ["--strategy", "ddp", "--size", "tiny", "--steps", "2", "--no-parity", "--out", str(tmp_path / "rows.csv")]
+    command = [sys.executable, "benchmarks/run.py", *words]
+    tasks = [
+        subprocess.Popen(
+            command,
+            cwd=REPOSITORY,
+            env=os.environ | step | nodes | {"SLURM_PROCID": str(task), "SLURM_LOCALID": str(task)},
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for task in range(2)
+    ]
+    said = [task.communicate(timeout=120)[1] for task in tasks]
+    assert [task.returncode for task in tasks] == [0, 0], said
+    (row,) = read(tmp_path / "rows.csv")
+    assert (row.launcher, row.world_size, row.status) == ("slurm", 2, "ok")

@@ -1,0 +1,108 @@
+"""Where the ranks of `srun` and `mpirun` meet: these say who a process is, but not where rank 0 is.
+
+Slurm names its nodes, and its first task is on the first one. MPI says whether all processes are on this machine;
+where they are not, nobody but the user knows.
+"""
+
+import re
+from collections.abc import Iterator, Mapping
+
+from parallel.errors import WorldError
+
+_FIRST_PORT, _PORTS = 15000, 17000  # below the ports that Linux hands out by itself (from 32768 on)
+_DEFAULT_PORT = 29500  # torch's, where nothing tells two jobs apart
+# what names a job, and a step of it, the same on all its ranks
+_JOBS = (("SLURM_JOB_ID", "SLURM_STEP_ID"), ("PMIX_NAMESPACE",), ("OMPI_MCA_ess_base_jobid",), ("PMI_JOBID",))
+_NODELISTS = ("SLURM_STEP_NODELIST", "SLURM_JOB_NODELIST", "SLURM_NODELIST")
+# SLURM_BATCH_SCRIPT, SLURM_INTERACTIVE_STEP and their like are the last numbers of 32 bits (slurm/slurm.h)
+_FIRST_SPECIAL_STEP = 0xFFFFFFF0
+
+
+def is_slurm_step(env: Mapping[str, str]) -> bool:
+    """Return whether `srun` started this process as one of several tasks.
+
+    In a batch script and in an interactive shell the rank variables are set as well, for the one process that may
+    start others.
+    """
+    if "SLURM_PROCID" not in env or int(slurm_tasks(env) or 1) < 2:
+        return False
+    step = env.get("SLURM_STEP_ID")
+    if step is None:  # as in a batch script; a further task is srun's
+        return "SLURM_STEP_NUM_TASKS" in env or int(env["SLURM_PROCID"]) > 0
+    return step.isdecimal() and int(step) < _FIRST_SPECIAL_STEP
+
+
+def slurm_tasks(env: Mapping[str, str]) -> str | None:
+    """Return the number of tasks of this step, or else of the job."""
+    return next((env[n] for n in ("SLURM_STEP_NUM_TASKS", "SLURM_NTASKS", "SLURM_NPROCS") if n in env), None)
+
+
+def slurm_tasks_here(env: Mapping[str, str]) -> int | None:
+    """Return Slurm's tasks on this node: SLURM_TASKS_PER_NODE is written as "4(x2),3" (sbatch manual)."""
+    written = env.get("SLURM_STEP_TASKS_PER_NODE") or env.get("SLURM_TASKS_PER_NODE")
+    if written is None or "SLURM_NODEID" not in env:
+        return None
+    tasks: list[int] = []
+    for part in written.split(","):
+        count, _, times = part.rstrip(")").partition("(x")
+        tasks += [int(count)] * int(times or 1)
+    node = int(env["SLURM_NODEID"])
+    return tasks[node] if node < len(tasks) else None
+
+
+def meeting_point(env: Mapping[str, str], *, launcher: str, on_one_machine: bool) -> dict[str, str]:
+    """Return MASTER_ADDR and MASTER_PORT, as far as they are missing.
+
+    on_one_machine: whether the launcher says that all ranks are on this one.
+    Raises: WorldError where no variable tells the address.
+    """
+    missing = {}
+    if "MASTER_ADDR" not in env:
+        missing["MASTER_ADDR"] = _address(env, launcher=launcher, on_one_machine=on_one_machine)
+    if "MASTER_PORT" not in env:
+        missing["MASTER_PORT"] = str(_port(env))
+    return missing
+
+
+def _address(env: Mapping[str, str], *, launcher: str, on_one_machine: bool) -> str:
+    if on_one_machine:
+        return "127.0.0.1"
+    written = next((env[name] for name in _NODELISTS if env.get(name)), None)
+    if written is not None:
+        return next(hosts(written))
+    raise WorldError(
+        f"{launcher} does not say on which machine rank 0 is: type export MASTER_ADDR=NAME with the name of that "
+        "machine before the command, on all of them"
+    )
+
+
+def _port(env: Mapping[str, str]) -> int:
+    """Return a port that is the same for all ranks of a job step, and mostly another for the next one."""
+    for names in _JOBS:
+        if names[0] in env:
+            numbers = re.findall(r"\d+", " ".join(env.get(name, "") for name in names))
+            mixed = 0
+            for number in numbers:
+                mixed = mixed * 31 + int(number)
+            return _FIRST_PORT + mixed % _PORTS
+    return _DEFAULT_PORT
+
+
+def hosts(nodelist: str) -> Iterator[str]:
+    """Yield the names of a Slurm node list in order: `gpu[01-03,7],login` has gpu01, gpu02, gpu03, gpu7, login."""
+    for part in re.findall(r"(?:[^,\[]|\[[^\]]*\])+", nodelist.strip()):
+        yield from _expanded(part)
+
+
+def _expanded(pattern: str) -> Iterator[str]:
+    """Yield the names of one pattern, which may have several brackets (rack[1-2]n[1-4]): the last turns fastest."""
+    match = re.search(r"\[([^\]]*)\]", pattern)
+    if match is None:
+        yield pattern
+        return
+    before, after = pattern[: match.start()], pattern[match.end() :]
+    for span in match[1].split(","):
+        first, _, last = span.partition("-")
+        for number in range(int(first), int(last or first) + 1):
+            for rest in _expanded(after):
+                yield f"{before}{number:0{len(first)}d}{rest}"

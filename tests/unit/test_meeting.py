@@ -1,0 +1,114 @@
+"""What `srun` and `mpirun` set: who a process is, whether it is one of several, and where they meet."""
+
+from typing import Any
+
+import pytest
+
+from parallel.cluster import Rank
+from parallel.errors import WorldError
+from parallel.meeting import hosts, meeting_point
+
+# of a batch script that asked for four tasks: the rank variables are set, and nothing was started yet
+BATCH = {
+    "SLURM_JOB_ID": "4711",
+    "SLURM_PROCID": "0",
+    "SLURM_LOCALID": "0",
+    "SLURM_NODEID": "0",
+    "SLURM_NTASKS": "4",
+    "SLURM_TASKS_PER_NODE": "2(x2)",
+    "SLURM_JOB_NODELIST": "node[08-11]",
+}
+STEP = BATCH | {
+    "SLURM_STEP_ID": "0",
+    "SLURM_STEP_NUM_TASKS": "4",
+    "SLURM_STEP_TASKS_PER_NODE": "2(x2)",
+    "SLURM_STEP_NODELIST": "node[09-10]",
+    "SLURM_LAUNCH_NODE_IPADDR": "10.0.0.99",  # of the machine where srun was typed, which may have no task
+}
+OPEN_MPI = {
+    "OMPI_COMM_WORLD_RANK": "1",
+    "OMPI_COMM_WORLD_SIZE": "2",
+    "OMPI_COMM_WORLD_LOCAL_RANK": "1",
+    "OMPI_COMM_WORLD_LOCAL_SIZE": "2",
+    "PMIX_NAMESPACE": "853213185",
+    "PMIX_RANK": "1",
+}
+MPICH = {"PMI_RANK": "3", "PMI_SIZE": "4", "MPI_LOCALRANKID": "1", "MPI_LOCALNRANKS": "2"}
+
+
+@pytest.mark.parametrize(
+    ("nodelist", "names"),
+    [
+        ("localhost", "localhost"),
+        ("gpu[01-03,7],login", "gpu01 gpu02 gpu03 gpu7 login"),
+        ("a[9-11]", "a9 a10 a11"),
+        ("rack[1-2]n[01-02],x", "rack1n01 rack1n02 rack2n01 rack2n02 x"),
+        ("n-1,n-[2-3].lan", "n-1 n-2.lan n-3.lan"),
+    ],
+)
+def test_a_list_of_nodes_is_written_out(nodelist: str, names: str) -> None:
+    assert " ".join(hosts(nodelist)) == names
+
+
+@pytest.mark.parametrize(
+    "env",
+    [
+        {},
+        BATCH,
+        BATCH | {"SLURM_NTASKS": "1"},
+        STEP | {"SLURM_STEP_NUM_TASKS": "1"},  # srun --pty bash
+        STEP | {"SLURM_STEP_ID": "batch"},
+        STEP | {"SLURM_STEP_ID": "4294967290"},  # SLURM_INTERACTIVE_STEP
+        STEP | {"SLURM_STEP_ID": "extern"},
+    ],
+)
+def test_a_script_or_a_shell_of_slurm_starts_its_own_processes(env: dict[str, str]) -> None:
+    assert Rank.from_env(env) == Rank(0, 1, 0, 1, "python")
+
+
+@pytest.mark.parametrize(
+    ("env", "found"),
+    [
+        (STEP | {"SLURM_PROCID": "3", "SLURM_LOCALID": "1", "SLURM_NODEID": "1"}, ("slurm", 3, 4, 1, 2)),
+        # the batch script has more tasks than this step of it
+        (STEP | {"SLURM_STEP_NUM_TASKS": "2", "SLURM_STEP_TASKS_PER_NODE": "1(x2)"}, ("slurm", 0, 2, 0, 1)),
+        (OPEN_MPI, ("mpi", 1, 2, 1, 2)),
+        (BATCH | OPEN_MPI, ("mpi", 1, 2, 1, 2)),  # mpirun in a batch script
+        (MPICH, ("mpi", 3, 4, 1, 2)),
+        # MPICH starts one of its own on each node by srun
+        (STEP | {"SLURM_STEP_NUM_TASKS": "2"} | MPICH, ("mpi", 3, 4, 1, 2)),
+        ({"PMI_RANK": "0", "PMI_SIZE": "2"}, ("mpi", 0, 2, 0, 2)),
+        (STEP | {"PMI_RANK": "0", "PMI_SIZE": "4"}, ("slurm", 0, 4, 0, 2)),  # srun --mpi=pmi2
+    ],
+)
+def test_who_a_process_is(env: dict[str, str], found: tuple[Any, ...]) -> None:
+    rank = Rank.from_env(env)
+    assert (rank.launcher, rank.rank, rank.world_size, rank.local_rank, rank.local_world_size) == found
+
+
+def met(env: dict[str, str], *, here: bool = False) -> dict[str, str]:
+    return meeting_point(env, launcher=Rank.from_env(env).launcher, on_one_machine=here)
+
+
+def test_tasks_of_slurm_meet_on_the_first_node_of_their_step() -> None:
+    assert met(STEP)["MASTER_ADDR"] == "node09"
+    assert met(STEP, here=True)["MASTER_ADDR"] == "127.0.0.1"
+
+
+def test_a_port_is_of_the_job_and_of_its_step() -> None:
+    ports = [
+        int(met(STEP | change)["MASTER_PORT"]) for change in ({}, {"SLURM_STEP_ID": "1"}, {"SLURM_JOB_ID": "4712"})
+    ]
+    assert len(set(ports)) == 3 and all(1024 < port < 32768 for port in ports)
+    assert met(STEP | {"SLURM_PROCID": "2", "SLURM_NODEID": "1"}) == met(STEP)
+
+
+def test_what_is_set_already_stays() -> None:
+    said = {"MASTER_ADDR": "gateway", "MASTER_PORT": "1234"}
+    assert met(STEP | said) == {}
+
+
+def test_mpi_on_several_machines_has_to_be_told_where() -> None:
+    with pytest.raises(WorldError, match="mpi does not say on which machine rank 0 is: type export MASTER_ADDR=NAME"):
+        met(OPEN_MPI)
+    assert met(BATCH | OPEN_MPI)["MASTER_ADDR"] == "node08"  # mpirun in a batch script

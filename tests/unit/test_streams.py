@@ -1,0 +1,31 @@
+"""Commands whose output is closed, or whose reader has gone, end as if it were read."""
+
+import subprocess
+import sys
+
+import pytest
+
+PROGRAM = "import sys; from parallel.cli import main; "
+
+
+def run(program: str, redirected: str) -> subprocess.CompletedProcess:
+    command = [
+        "bash",
+        "-c",
+        f'"$0" -c "$1" {redirected}; echo "status ${{PIPESTATUS[0]}}" >&2',
+        sys.executable,
+        program,
+    ]
+    return subprocess.run(command, capture_output=True, text=True, timeout=60)
+
+
+@pytest.mark.parametrize("redirected", ["| true", ">&-", ">&- 2>/dev/null <&-", "> /dev/null"])
+def test_what_nobody_reads_is_dropped(redirected: str) -> None:
+    done = run(PROGRAM + "[main(['--help']) for _ in range(2000)]; sys.exit(main(['--version']))", redirected)
+    assert (done.stdout, done.stderr) == ("", "status 0\n")
+
+
+def test_a_disk_that_is_full_is_one_line() -> None:
+    done = run(PROGRAM + "sys.exit(main(['--help']))", "> /dev/full")
+    said = "paralab: error: what this command printed could not be written: No space left on device"
+    assert done.stderr.splitlines() == [said, "status 1"]
