@@ -5,18 +5,25 @@ Result files (.csv) become dots, one a run: throughput by strategy, a panel for 
 from the first.
 """
 
+import io
 import json
+import sys
+import warnings
 from collections.abc import Sequence
 from itertools import groupby
 from pathlib import Path
 from statistics import median
 from typing import Any
 
+from benchmarks.sources import Source
+from benchmarks.sources import load as load_results
 from parallel.arguments import Parser
 from parallel.config import load
 from parallel.errors import ConfigError, DataError, UsageError
-from parallel.measure.record import RunRecord, StepRecord, read, read_log
+from parallel.measure.record import RunRecord, StepRecord, one_line, read_log
+from parallel.outputs import check_writable, write_whole
 
+_FORMATS = (".svg", ".png", ".pdf")
 _COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00")  # Okabe and Ito: all eyes tell them apart
 
 
@@ -26,22 +33,36 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("sources", nargs="+", type=Path, metavar="FILE|FOLDER")
     parser.add_argument("--out", type=Path, default=Path("plot.svg"), help="picture to write (.svg, .png, .pdf)")
     options = parser.parse_args(list(argv))
-    folders = [source.is_dir() for source in options.sources]
-    if any(folders) and not all(folders):
-        raise UsageError("result files and folders of training do not fit one picture: give one kind")
-    for source in options.sources:
-        if not source.exists():
-            raise DataError(f"{source} is not there: give a result file or the folder of a training run")
-    figure = curves(options.sources) if all(folders) else results(options.sources)
-    figure.savefig(options.out, metadata={"Date": None} if options.out.suffix == ".svg" else None)
+    if options.out.suffix.lower() not in _FORMATS:
+        raise UsageError(f"--out {options.out} is no picture that can be written: end it in {', '.join(_FORMATS)}")
+    check_writable(options.out)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        picture = _draw(options.sources, options.out.suffix.lower().removeprefix("."))
+    for warning in caught:
+        print(f"paralab plot: {one_line(str(warning.message))}", file=sys.stderr)
+    write_whole(options.out, picture)
     print(options.out)
     return 0
+
+
+def _draw(sources: Sequence[Path], form: str) -> bytes:
+    folders = [source.is_dir() for source in sources]
+    if any(folders) and not all(folders):
+        raise UsageError("result files and folders of training do not fit one picture: give one kind")
+    for source in sources:
+        if not source.exists():
+            raise DataError(f"{source} is not there: give a result file or the folder of a training run")
+    figure = curves(sources) if all(folders) else results(sources)
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format=form, metadata={"Date": None} if form == "svg" else None)
+    return buffer.getvalue()
 
 
 def results(files: Sequence[Path]) -> Any:
     """Return a figure with a panel for each model of a file: rows are strategies (of each size, where there are
     several), dots are runs, colours what else differs."""
-    panels = [(file.stem, records) for file in files for records in _by_model(file)]
+    panels = [(source.label, records) for source in load_results(files) for records in _by_model(source)]
     if not panels:
         raise DataError("no run in these files has succeeded: there is nothing to draw")
     most = max(len({(record.size, record.strategy) for record in records}) for _, records in panels)
@@ -56,9 +77,9 @@ def results(files: Sequence[Path]) -> Any:
     return figure
 
 
-def _by_model(file: Path) -> list[list[RunRecord]]:
+def _by_model(source: Source) -> list[list[RunRecord]]:
     """Return the runs that succeeded, one list a model."""
-    good = [record for record in read(file) if record.status == "ok"]
+    good = [record for record in source.records if record.status == "ok"]
     return [[r for r in good if r.model == model] for model in dict.fromkeys(r.model for r in good)]
 
 
@@ -85,7 +106,8 @@ def _dots(axes: Any, records: list[RunRecord], *, by_size: bool) -> None:
 
 
 def _row(record: RunRecord, by_size: bool) -> str:
-    return f"{record.size} {record.strategy}" if by_size else str(record.strategy)
+    mark = " (parity FAILED)" if record.parity is False else ""
+    return f"{record.size} {record.strategy}{mark}" if by_size else f"{record.strategy}{mark}"
 
 
 def _series(record: RunRecord, by_engine: bool) -> str:
@@ -95,11 +117,13 @@ def _series(record: RunRecord, by_engine: bool) -> str:
 
 
 def curves(folders: Sequence[Path]) -> Any:
-    """Return a figure with a column a task: losses of its runs above, differences from the first below."""
+    """Return a figure with a column a task: losses of its runs above, and below how far they are from the first where
+    there is a second."""
     tasks = [(task, list(runs)) for task, runs in groupby(sorted(folders, key=_task), key=_task)]
-    figure = _figure(2 * len(tasks), columns=len(tasks), width=4.6, height=3.0)
+    several = any(len(runs) > 1 for _, runs in tasks)
+    figure = _figure(len(tasks) * (1 + several), columns=len(tasks), width=4.6, height=3.0)
     for column, (task, runs) in enumerate(tasks):
-        upper, lower = figure.axes[column], figure.axes[len(tasks) + column]
+        upper = figure.axes[column]
         losses = [_losses(run) for run in runs]
         for number, (run, loss) in enumerate(zip(runs, losses, strict=True)):
             # later ones are thinner, so that one that lies on another is seen
@@ -107,16 +131,25 @@ def curves(folders: Sequence[Path]) -> Any:
             upper.plot(*_smooth(loss), **style)
             held_out = _held_out(run)
             upper.plot(list(held_out), list(held_out.values()), "o", ms=7 - 1.5 * min(number, 3), color=style["color"])
-            if number:
-                steps = sorted(loss.keys() & losses[0].keys())
-                gaps = [abs(loss[s] - losses[0][s]) / abs(losses[0][s]) for s in steps]
-                lower.plot(steps, gaps, ".", ms=1.5, color=style["color"])
         upper.set(title=task, ylabel="loss (circles: held out)")
         upper.legend(frameon=False, fontsize="small")
-        lower.set(xlabel="step", ylabel=f"relative to {_label(runs[0])}", yscale="log")
         upper.grid(alpha=0.3)
-        lower.grid(alpha=0.3)
+        (figure.axes[len(tasks) + column] if len(runs) > 1 else upper).set(xlabel="step")
+        if len(runs) > 1:
+            _distances(figure.axes[len(tasks) + column], losses, _label(runs[0]))
+        elif several:
+            figure.delaxes(figure.axes[len(tasks) + column])
     return figure
+
+
+def _distances(axes: Any, losses: Sequence[dict[int, float]], first: str) -> None:
+    """Draw how far the losses of later runs are from those of the first, as a share of them."""
+    for number, loss in enumerate(losses[1:], start=1):
+        steps = sorted(loss.keys() & losses[0].keys())
+        gaps = [abs(loss[s] - losses[0][s]) / abs(losses[0][s]) if losses[0][s] else float("nan") for s in steps]
+        axes.plot(steps, gaps, ".", ms=1.5, color=_COLOURS[number % 6])
+    axes.set(ylabel=f"relative to {first}", yscale="log")
+    axes.grid(alpha=0.3)
 
 
 def _smooth(loss: dict[int, float], points: int = 150) -> tuple[list[float], list[float]]:
@@ -133,21 +166,37 @@ def _losses(folder: Path) -> dict[int, float]:
 
 
 def _held_out(folder: Path) -> dict[int, float]:
+    """Return the loss on held-out data by step. A last line that was not finished is passed over with a warning."""
     file = folder / "validation.jsonl"
     if not file.exists():
         return {}
-    found = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
-    return {line["step"]: line["loss"] for line in found}
+    *lines, rest = file.read_text(encoding="utf-8", errors="replace").split("\n")
+    if rest:
+        warnings.warn(f"{file}: the last line is not finished and was skipped", stacklevel=2)
+    found = {}
+    for number, line in enumerate(lines, start=1):
+        if line.strip():
+            step, loss = _validation(line, f"{file} line {number}")
+            found[step] = loss
+    return found
+
+
+def _validation(line: str, place: str) -> tuple[int, float]:
+    try:
+        cells = json.loads(line)
+        return int(cells["step"]), float(cells["loss"])
+    except (ValueError, KeyError, TypeError, OverflowError, RecursionError) as error:
+        raise DataError(f"{place} is no validation result ({error!r}): remove the line") from None
 
 
 def _task(folder: Path) -> str:
     config = _config(folder)
-    return f"{config['model']} {config.get('size', '')} on {config.get('data', 'its data')}"
+    return f"{config.get('model', 'a model')} {config.get('size', '')} on {config.get('data', 'its data')}"
 
 
 def _label(folder: Path) -> str:
     config = _config(folder)
-    return f"{config['strategy']}, {config['layout']}"
+    return ", ".join(str(config[key]) for key in ("strategy", "layout") if key in config) or folder.name
 
 
 def _config(folder: Path) -> dict[str, Any]:

@@ -4,7 +4,6 @@ The page has no script. Its content security policy allows one style sheet, by h
 """
 
 import argparse
-import os
 import re
 import sys
 import warnings
@@ -24,6 +23,7 @@ from benchmarks.work import amount
 from parallel.arguments import Parser
 from parallel.errors import ParalabError, UsageError
 from parallel.measure.record import one_line
+from parallel.outputs import check_writable, write_whole
 
 HERE = Path(__file__).parent
 
@@ -41,14 +41,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the command and return its exit status."""
     try:
         options = _parser().parse_args(argv)
+        check_writable(options.out)
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")
             page = render(options.files, title=options.title, caught=caught)
-        _write(options.out, page)
+        content = page.encode(errors="backslashreplace")
+        write_whole(options.out, content)
     except ParalabError as error:
         print(f"paralab report: {one_line(str(error))}", file=sys.stderr)
         return error.exit_status
-    print(f"wrote {options.out} ({len(page.encode()) / 1e3:.0f} kB)")
+    print(f"wrote {options.out} ({len(content) / 1e3:.0f} kB)")
     return 0
 
 
@@ -91,17 +93,6 @@ def _download(source: Source) -> Download:
     uri = f"data:text/csv;charset=utf-8;base64,{b64encode(content).decode()}"
     name = f"{source.label.replace('/', '-')}{source.path.suffix}"
     return Download(name, amount(len(content), "size_bytes"), uri)
-
-
-def _write(path: Path, page: str) -> None:
-    """Write the page beside its place and move it there, so that no half of it is ever seen."""
-    partial = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        partial.write_text(page, encoding="utf-8", errors="backslashreplace")
-        partial.replace(path)
-    except OSError as error:
-        partial.unlink(missing_ok=True)
-        raise UsageError(f"{path} cannot be written ({error.strerror}): choose another place with --out") from None
 
 
 def _parser() -> argparse.ArgumentParser:

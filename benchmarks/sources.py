@@ -24,8 +24,9 @@ def load(paths: Sequence[Path]) -> list[Source]:
 
     Raises: UsageError or DataError when a file cannot be read, or two different runs have one id.
     """
-    distinct = list({path.resolve(): path for path in reversed(paths)}.values())[::-1]
-    if twice := [str(path) for path in distinct if sum(path.resolve() == other.resolve() for other in paths) > 1]:
+    given = [path.resolve() for path in paths]
+    distinct = [path for number, path in enumerate(paths) if given[number] not in given[:number]]
+    if twice := [str(path) for path in distinct if given.count(path.resolve()) > 1]:
         warnings.warn(f"{', '.join(twice)}: given more than once, read once", stacklevel=2)
     places: dict[str, tuple[str, RunRecord]] = {}
     repeated: dict[str, int] = {}

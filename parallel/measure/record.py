@@ -19,7 +19,6 @@ import math
 import operator
 import os
 import re
-import tempfile
 import types
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
@@ -32,6 +31,7 @@ from typing import IO, Any, Literal, Protocol, Union, get_args, get_origin, get_
 from parallel.errors import DataError, UsageError
 from parallel.measure import sheet
 from parallel.measure.sheet import Line
+from parallel.outputs import check_writable
 
 
 @dataclass(frozen=True)
@@ -357,17 +357,8 @@ def check_appendable(path: str | Path, *, advice: str = _ELSEWHERE) -> None:
     advice: what to do about a file that is of another form.
     """
     path = Path(path)
-    try:
-        if path.exists():
-            with open(path, "r+b") as file:
-                content = file.read()
-        else:
-            content = b""
-            with tempfile.TemporaryFile(dir=_nearest_folder(path)):
-                pass
-    except OSError as error:
-        raise UsageError(f"{path} cannot be written ({error.strerror}): choose another place with --out") from None
-    if content:
+    check_writable(path, make_folders=True)
+    if path.exists() and (content := path.read_bytes()):
         _check_header(content, path, advice=advice)
         read(path)
 
@@ -709,11 +700,6 @@ def _blank(lines: Sequence[Line]) -> str:
 
 def _few(names: Sequence[str]) -> str:
     return f"{', '.join(names[:3])}{' ...' if len(names) > 3 else ''}"
-
-
-def _nearest_folder(path: Path) -> Path:
-    """Return the closest folder above a file that exists: the one in which it, or its folders, would be made."""
-    return next(folder for folder in path.absolute().parents if folder.exists())
 
 
 def _check_header(content: bytes, path: Path, *, advice: str = _ELSEWHERE) -> None:

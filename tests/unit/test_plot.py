@@ -84,6 +84,46 @@ def test_a_picture_is_written(tmp_path: Path, capsys: pytest.CaptureFixture) -> 
     assert "curves.svg" in capsys.readouterr().out
 
 
+def test_one_run_has_no_empty_panel_below(tmp_path: Path) -> None:
+    one = trained(tmp_path / "a", [3.0, 2.0], strategy="ddp")
+    (only,) = plot.curves([one]).axes
+    assert only.get_xlabel() == "step"
+    other = trained(tmp_path / "b", [3.0, 2.0], strategy="ddp")
+    (other / "config.toml").write_text((other / "config.toml").read_text().replace("alice", "bob"))
+    second = trained(tmp_path / "c", [3.0, 2.5], strategy="ddp")
+    axes = plot.curves([one, other, second]).axes
+    assert len(axes) == 3 and all(panel.lines for panel in axes)
+
+
+def test_a_cut_last_line_of_validation_is_passed_over_and_said(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    folder = trained(tmp_path / "a", [3.0, 2.0], strategy="ddp")
+    with open(folder / "validation.jsonl", "a") as file:
+        file.write('{"step": 6, "sam')
+    assert plot.main([str(folder), "--out", str(tmp_path / "p.svg")]) == 0
+    assert "validation.jsonl: the last line is not finished and was skipped" in capsys.readouterr().err
+    for line in ("{}", "[1]", "nonsense", '{"step": null, "loss": 1}'):
+        (folder / "validation.jsonl").write_text(f'{{"step": 2, "loss": 1.0}}\n{line}\n')
+        with pytest.raises(DataError, match=r"validation\.jsonl line 2 is no validation result"):
+            plot.main([str(folder), "--out", str(tmp_path / "p.svg")])
+
+
+@pytest.mark.parametrize("name", ["p.xyz", "p", "p.csv", "rows.csv/p.png", "no/p.png"])
+def test_a_place_for_no_picture_is_refused_before_the_work(
+    tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    append(tmp_path / "rows.csv", run())
+    monkeypatch.setattr(plot, "_draw", lambda *_: pytest.fail("drawn first"))
+    with pytest.raises(UsageError, match="--out"):
+        plot.main([str(tmp_path / "rows.csv"), "--out", str(tmp_path / name)])
+
+
+def test_files_of_one_name_have_panels_of_other_titles(tmp_path: Path) -> None:
+    for folder, number in (("old", 0), ("new", 1)):
+        append(tmp_path / folder / "bench.csv", run(number))
+    titles = [axes.get_title() for axes in plot.results(sorted(tmp_path.glob("*/bench.csv"))).axes]
+    assert titles == ["new/bench: gpt2 nano", "old/bench: gpt2 nano"]
+
+
 def test_what_cannot_be_drawn_is_said(tmp_path: Path) -> None:
     file = tmp_path / "rows.csv"
     append(file, run())

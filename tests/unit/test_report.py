@@ -9,7 +9,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from benchmarks import charts
+from benchmarks import charts, report
 from benchmarks.report import main, render
 from parallel.measure import record as rec
 from parallel.measure.record import MemoryRecord, RunRecord, SpanRecord, StepLog, StepRecord, append, log_path
@@ -233,10 +233,34 @@ def test_bad_requests_end_with_one_line(tmp_path, capsys, arguments, said):
     assert said in error and error.count("\n") == 1 and not (tmp_path / "r.html").exists()
 
 
-def test_a_place_that_cannot_be_written_is_named(tmp_path, capsys):
+def test_a_place_that_cannot_be_written_is_named_before_the_work(tmp_path, capsys, monkeypatch):
     path = write(tmp_path / "a.csv", runs(A))
+    monkeypatch.setattr(report, "render", lambda *_, **__: pytest.fail("made first"))
     assert main([str(path), "--out", str(tmp_path / "no" / "r.html")]) == 2
-    assert "choose another place with --out" in capsys.readouterr().err
+    assert main([str(path), "--out", str(path / "r.html")]) == 2
+    assert main([str(path), "--out", str(tmp_path)]) == 2
+    assert capsys.readouterr().err.count("choose another place with --out") == 3
+
+
+def test_a_way_that_failed_parity_is_said_first(tmp_path):
+    wrong = runs([t / 2 for t in A], strategy="zero1", parity=False, parameter_difference_max=0.68)
+    page = render([write(tmp_path / "a.csv", [*runs(A, parity=True), *wrong])])
+    first = page[page.index("Verdict") : page.index("Before you believe it")]
+    said = "Parity FAILED, so its speed counts for nothing. zero1 (parity FAILED): 6 of 6 runs"
+    assert f'<span class="is-failed">{said}' in first
+    assert "Not compared, as parity failed: zero1" in first and "Faster" not in first
+    assert "Parity was not checked" not in page
+    assert "Parity was not checked for 1 of 1 ways" in render([write(tmp_path / "b.csv", runs(A))])
+
+
+@pytest.mark.filterwarnings("ignore:.*(read once|counts once)")
+def test_files_of_one_name_and_a_file_given_twice(tmp_path):
+    files = [tmp_path / "old" / "bench.csv", tmp_path / "new" / "bench.csv"]
+    write(files[0], runs(A))
+    write(files[1], [*runs(A), *runs([2 * t for t in A])])
+    page = render([*files, files[0]])
+    assert "Compared with old/bench: ddp (100 ms a step): Slower: new/bench: ddp by 100.0%." in page
+    assert "12 runs" in page and [a["download"] for a in Page(page).all("a")] == ["old-bench.csv", "new-bench.csv"]
 
 
 @given(st.lists(st.tuples(st.integers(0, 6), st.integers(0, 6)), min_size=1, max_size=12))

@@ -1,0 +1,41 @@
+"""Files that a command writes at its end: refused before the work where they cannot be written, whole or not there."""
+
+import os
+import tempfile
+from pathlib import Path
+
+from parallel.errors import UsageError
+
+
+def check_writable(path: Path, *, make_folders: bool = False) -> None:
+    """Raise UsageError when a file could not be written, and leave nothing behind.
+
+    make_folders: whether the folders above it will be made where they are missing.
+    """
+    try:
+        if path.exists():
+            with open(path, "r+b"):
+                return
+        folder = next(f for f in path.absolute().parents if f.exists()) if make_folders else path.parent
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise _refusal(path, error) from None
+
+
+def write_whole(path: Path, content: bytes) -> None:
+    """Write a file beside its place and move it there, so that no half of it is ever seen.
+
+    Raises: UsageError when it cannot be written.
+    """
+    partial = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        partial.write_bytes(content)
+        partial.replace(path)
+    except OSError as error:
+        partial.unlink(missing_ok=True)
+        raise _refusal(path, error) from None
+
+
+def _refusal(path: Path, error: OSError) -> UsageError:
+    return UsageError(f"{path} cannot be written ({error.strerror}): choose another place with --out")
