@@ -10,7 +10,7 @@ from parallel.cluster import Rank
 from parallel.errors import RankError
 from parallel.failure import Failure, Progress, guard
 from parallel.launch import launch
-from parallel.measure.record import RunRecord, StepLog, append, check_appendable, log_path
+from parallel.measure.record import RunRecord, StepLog, append, check_appendable, log_path, sent_bytes
 from parallel.parity import References
 from parallel.planner import fit
 from parallel.resolve import alone, resolve
@@ -91,9 +91,16 @@ def summary(record: RunRecord, out: str) -> str:
         f"{record.model} {record.size}, {record.strategy} as {record.layout}, {record.precision} on {record.device}\n"
         f"  loss {record.loss_first:.4f} -> {record.loss_last:.4f}   parity {parity}\n"
         f"  {rate:,.0f} {unit}/s   step {record.step_time_p50_s:.3f} s{peak}\n"
-        f"{_slow_rank(record)}"
+        f"{_peak_and_sent(record)}{_slow_rank(record)}"
         f"  row {record.run_id} in {out}"
     )
+
+
+def _peak_and_sent(record: RunRecord) -> str:
+    """Return the line about the fullest rank and the one that sends most."""
+    sizes = (("peak", record.memory_tensors_peak_bytes), ("sent", sent_bytes(record)))
+    known = [f"{name} {size / 2**20:,.1f} MiB" for name, size in sizes if size is not None]
+    return f"  {'   '.join(known)} a step, of the rank with most\n" if known else ""
 
 
 def _slow_rank(record: RunRecord) -> str:

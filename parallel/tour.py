@@ -25,7 +25,7 @@ from parallel.failure import Failure, Progress, guard
 from parallel.launch import launch
 from parallel.measure.allowed import cores_allowed
 from parallel.measure.clock import Moment
-from parallel.measure.record import COMM_AXES, RunRecord, StepLog, append, check_appendable, log_path, read
+from parallel.measure.record import RunRecord, StepLog, append, check_appendable, log_path, read, sent_bytes
 from parallel.parity import References
 from parallel.planner import fit
 from parallel.resolve import Work, machine_processes, resolve
@@ -218,11 +218,6 @@ def differences(record: RunRecord) -> str:
         f"loss {record.loss_difference_max:.1e}, gradient norm {record.grad_norm_difference_max:.1e} (relative), "
         f"parameters {record.parameter_difference_max:.1e}"
     )
-
-
-def sent_bytes(record: RunRecord) -> float:
-    """Return what leaves the rank that sends most in a step, over all axes."""
-    return sum(getattr(record, f"comm_{axis}_sent_bytes") or 0.0 for axis in COMM_AXES)
 
 
 def _heading(work: Work, nproc: int) -> str:

@@ -284,6 +284,15 @@ class RunRecord:
 _REQUIRED = ("schema", *(column.name for column in fields(RunRecord) if column.default is MISSING))
 
 
+def sent_bytes(record: RunRecord) -> float | None:
+    """Return what leaves the rank that sends most in one step, over all axes; None where it was not recorded."""
+    if record.world_size == 1:
+        return 0.0
+    sizes = [getattr(record, f"comm_{axis}_sent_bytes") for axis in COMM_AXES]
+    known = [size for size in sizes if size is not None]
+    return sum(known) if known else None
+
+
 @dataclass(frozen=True, kw_only=True)
 class StepRecord:
     """One optimizer step of one rank."""

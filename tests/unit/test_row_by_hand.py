@@ -21,6 +21,7 @@ from parallel.cluster import Mesh, Rank
 from parallel.config import RunConfig
 from parallel.failure import Failure
 from parallel.measure import roofline
+from parallel.measure.clock import Moment
 from parallel.measure.environment import Environment
 from parallel.measure.exposed import Split
 from parallel.measure.ledger import CommRow
@@ -149,6 +150,7 @@ def _result(rank: int) -> RankResult:
 
 
 RESULTS = [_result(rank) for rank in range(4)]
+STARTED = replace(Moment.now(), epoch_s=1_700_000_000.25, monotonic_s=time.monotonic() - 100.0)
 ASKED = Asked(
     strategy="pipeline",
     layout="dp2.pp2",
@@ -159,7 +161,7 @@ ASKED = Asked(
     group="sweep",
     repeat=3,
     launcher="torchrun",
-    started=1_700_000_000.25,
+    started=STARTED,
     run_id="abc",
 )
 CERTIFICATE = Certificate(3, 1e-6, 2e-6, 3e-3, "head.weight", TOLERANCES["fp32"])
@@ -438,7 +440,7 @@ def alone() -> RunRecord:
     work = resolve(RunConfig(model="resnet", size="tiny", nproc=1, global_batch_size=4, warmup=0, steps=12))
     telemetry = Telemetry(window_s=1.0, samples=2, sampler_share=0.0, cpu_energy_j=70.0, cpu_utilisation_mean_share=0.5)
     result = replace(RESULTS[0], telemetry=telemetry, comm=[], spans=[], split=None, gpu_peak_bytes=(None, None))
-    return _row(work, [result], None, started=time.time() - 100.0)
+    return _row(work, [result], None)
 
 
 ALONE: dict[str, Any] = {
@@ -474,8 +476,8 @@ def test_a_column_of_a_process_alone(alone: RunRecord, column: str) -> None:
     assert getattr(alone, column) == ALONE[column]
 
 
-def test_the_time_since_the_command(alone: RunRecord) -> None:
-    assert alone.wall_s is not None and 100.0 <= alone.wall_s < 160.0
+def test_the_time_since_the_command(row: RunRecord) -> None:
+    assert row.wall_s is not None and 100.0 <= row.wall_s < 160.0
 
 
 def test_what_is_not_computed_again_is_no_further_use_of_the_device(alone: RunRecord) -> None:
@@ -518,9 +520,12 @@ def test_a_peak_is_measured_again_where_a_run_exceeds_it(
         assert (row.mfu, row.peak_source) == (None, "measured; exceeded by the run")
 
 
-def test_the_short_form_names_a_slow_rank_and_an_unknown_share(row: RunRecord, alone: RunRecord) -> None:
+def test_the_short_form_of_a_row(row: RunRecord, alone: RunRecord) -> None:
     assert "rank 3 is the slowest: it computes 1.6 times as long as the others\n" in summary(row, "rows.csv")
     assert f" s, {MEASURED['mfu']:.0%} of measured: on rank 0\n" in summary(row, "rows.csv")
+    sent = (4_000_000 + 600 + 500 + 12) / 2**20
+    assert f"  peak 0.0 MiB   sent {sent:.1f} MiB a step, of the rank with most\n" in summary(row, "rows.csv")
+    assert "   sent 0.0 MiB" in summary(alone, "")
     assert "slowest" not in summary(replace(row, straggler_ratio=1.2), "") + summary(alone, "")
     exceeded = replace(row, mfu=None, peak_source="measured: x; exceeded by the run")
     assert " s, share unknown of measured: x; exceeded by the run\n" in summary(exceeded, "")
