@@ -24,7 +24,9 @@ from parallel.config import resolve as read_config
 from parallel.data.dataset import Batch
 from parallel.failure import Progress
 from parallel.launch import launch
+from parallel.measure.clock import Moment
 from parallel.parity import training_batches
+from parallel.phases import Phases
 from parallel.planner import fit
 from parallel.resolve import Work, resolve
 from parallel.spec import Engine
@@ -83,16 +85,20 @@ def alternate(rank: Rank, progress: Progress, run: OverheadConfig) -> list[Pair]
     mesh = cluster.make_mesh(work.layout, rank.device)
     engine = engines.build(work.context(mesh), run.engine, ds_config=run.ds_config)
     batches = training_batches(work, mesh)
-    for _ in range(run.warmup):
-        engine.step(next(batches))
     pairs = []
-    for number in range(run.pairs):
-        bare_s = _bare(engine, batches, work, mesh) if number % 2 else None
-        result = RankResult()
-        timed_steps(engine, batches, work, mesh, result, progress)
-        bare_s = _bare(engine, batches, work, mesh) if bare_s is None else bare_s
-        assert result.telemetry is not None
-        pairs.append(Pair(sum(result.step_times_s), bare_s, result.telemetry.sampler_share))
+    with Phases(Moment.now(), shown=rank.is_main) as phases:
+        phases.begin(f"warming up: {run.warmup} steps")
+        for _ in range(run.warmup):
+            engine.step(next(batches))
+        phases.begin(f"{run.pairs} pairs of {run.steps} steps with measuring and {run.steps} without", total=run.pairs)
+        for number in range(run.pairs):
+            bare_s = _bare(engine, batches, work, mesh) if number % 2 else None
+            result = RankResult()
+            timed_steps(engine, batches, work, mesh, result, progress)
+            bare_s = _bare(engine, batches, work, mesh) if bare_s is None else bare_s
+            assert result.telemetry is not None
+            pairs.append(Pair(sum(result.step_times_s), bare_s, result.telemetry.sampler_share))
+            phases.advance()
     return pairs
 
 

@@ -36,6 +36,7 @@ from parallel.layout import Layout
 from parallel.measure.environment import repository_state
 from parallel.measure.oom_killer import OomKiller
 from parallel.measure.record import RunRecord, append, read
+from parallel.phases import is_phase
 
 _ROOT = Path(__file__).resolve().parent.parent
 DEFAULT_OUT = "runs/bench.csv"
@@ -297,8 +298,9 @@ class Runner:
         status, reason = "crash", ""
         try:
             _, stderr = process.communicate(timeout=self.config.time_limit_s)
-            said = (line for line in reversed(stderr.splitlines()) if line.startswith("paralab:"))
-            reason = next(said, stderr[-200:]) or _end(process.returncode)
+            lines = [line for line in stderr.splitlines() if not is_phase(line)]
+            said = (line for line in reversed(lines) if line.startswith("paralab:"))
+            reason = next(said, " ".join(lines)[-200:]) or _end(process.returncode)
         except subprocess.TimeoutExpired:
             status, reason = "hang", f"no result within --time-limit-s {self.config.time_limit_s}"
         finally:

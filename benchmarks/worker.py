@@ -12,6 +12,7 @@ from parallel.failure import Failure, Progress, guard
 from parallel.launch import launch
 from parallel.measure.record import RunRecord, StepLog, append, check_appendable, log_path, sent_bytes
 from parallel.parity import References
+from parallel.phases import Phases
 from parallel.planner import fit
 from parallel.resolve import alone, resolve
 from parallel.scope import WHOLE, prove_on
@@ -42,6 +43,9 @@ def run(config: Any) -> int:
     work.show_data("train")
     out = config.out or "runs/results.csv"
     check_appendable(out)
+    if rank.launcher == "python" and work.layout.world_size > 1:
+        with Phases(asked.started) as phases:
+            phases.begin(f"starting {work.layout.world_size} processes")
     try:
         record = launch(
             "benchmarks.worker:measure",
@@ -68,11 +72,15 @@ def measure(rank: Rank, progress: Progress, run: Any, asked: Asked, out: str) ->
     def on_first(failure: Failure) -> None:
         append(out, failed(work, asked, rank, failure))
 
-    with guard(rank, progress, on_first):
+    with guard(rank, progress, on_first), Phases(asked.started, shown=rank.is_main) as phases:
         mesh = cluster.make_mesh(work.layout, rank.device)
+        if run.parity:
+            phases.begin("parity: a few steps in one process")
         proof = prove_on(work, mesh, rank, References()) if run.parity else None
         log = StepLog(log_path(out, asked.run_id, rank.rank))
-        record = run_case(work, asked=asked, rank=rank, mesh=mesh, proof=proof, log=log, progress=progress)
+        record = run_case(
+            work, asked=asked, rank=rank, mesh=mesh, proof=proof, log=log, progress=progress, phases=phases
+        )
         if rank.is_main:
             append(out, record)
     return record

@@ -1,6 +1,7 @@
 """One measured case: build, prove parity, warm up, time, look inside. Rank 0 returns the row.
 
-The order keeps measuring out of what is measured: timed steps carry nothing but the clock and the sampler; bytes,
+The order keeps measuring out of what is measured: timed steps carry nothing but the clock, the sampler and, where
+somebody watches on a terminal, a bar that is drawn ten times a second; bytes,
 memory and waiting are looked at in further steps, which are not timed.
 """
 
@@ -8,7 +9,7 @@ import json
 import math
 import statistics
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from itertools import islice
 from pathlib import Path
@@ -37,6 +38,7 @@ from parallel.measure.telemetry import Sampler, Telemetry
 from parallel.measure.timeline import Timeline, bubble_share, bubble_theory_share
 from parallel.optimizer import learning_rate
 from parallel.parity import Certificate, training_batches
+from parallel.phases import Phases, hidden
 from parallel.planner.communication import predicted_sent, splits_backward
 from parallel.planner.memory import state_bytes
 from parallel.precision import DTYPES
@@ -98,27 +100,35 @@ def run_case(
     proof: Proof | None = None,
     log: StepLog | None = None,
     progress: Progress | None = None,
+    phases: Phases | None = None,
 ) -> RunRecord:
     """Measure a case on every rank of its mesh; each returns the same row.
 
     proof: what to judge parity by, or None to skip it.
     Raises: DivergedError when a loss or a gradient norm is not finite.
     """
-    run, progress = work.run, progress or Progress()
+    run, progress, phases = work.run, progress or Progress(), phases or hidden()
     compiled_before_s = _compile_s(work)
     certificate = None
     if proof is not None and proof.work is not None and proof.want is not None:
+        phases.begin(f"parity: the same steps under {proof.work.layout}")
         certificate = parity.prove(proof.work, mesh, proof.want)
+    phases.begin("building the model")
     memory.reset_process_peak()
     memory.reset_device_peak(mesh.device)
     engine = engines.build(work.context(mesh), run.engine, ds_config=run.ds_config)
     batches = training_batches(work, mesh)
     result = RankResult()
     startup_s = asked.started.elapsed_s
+    if run.warmup:
+        phases.begin(f"warming up: {run.warmup} steps", total=run.warmup)
     for step in range(run.warmup):
         progress.step = step
         _take_step(engine, next(batches), result, step)
-    timed_steps(engine, batches, work, mesh, result, progress)
+        phases.advance()
+    phases.begin(f"measuring: {run.steps} steps", total=run.steps)
+    timed_steps(engine, batches, work, mesh, result, progress, on_step=phases.advance)
+    phases.begin("looking at bytes, memory and waiting, in steps that are not timed")
     result.compile_s = _compile_s(work) - compiled_before_s
     if log is not None:
         _write_steps(log, work, result)
@@ -168,7 +178,13 @@ def _check_finite(result: RankResult, step: int) -> None:
 
 
 def timed_steps(
-    engine: Engine, batches: Iterator[Batch], work: Work, mesh: Mesh, result: RankResult, progress: Progress
+    engine: Engine,
+    batches: Iterator[Batch],
+    work: Work,
+    mesh: Mesh,
+    result: RankResult,
+    progress: Progress,
+    on_step: Callable[[], None] = lambda: None,
 ) -> None:
     """Run the measured steps. Losses stay on the device until the window ends."""
     cuda = mesh.device.type == "cuda"
@@ -185,6 +201,7 @@ def timed_steps(
         result.data_waits_s.append(time.perf_counter() - waited)
         got.append(engine.step(batch))
         marks.append(_now(cuda))
+        on_step()
     if cuda:
         torch.cuda.synchronize()
     result.telemetry = sampler.stop_window()

@@ -4,7 +4,6 @@ All strategies run one after the other in the same processes, so that the table 
 """
 
 import shutil
-import sys
 import textwrap
 import time
 from collections.abc import Callable, Sequence
@@ -27,6 +26,7 @@ from parallel.measure.allowed import cores_allowed
 from parallel.measure.clock import Moment
 from parallel.measure.record import RunRecord, StepLog, append, check_appendable, log_path, read, sent_bytes
 from parallel.parity import References
+from parallel.phases import Phases
 from parallel.planner import fit
 from parallel.resolve import Work, machine_processes, resolve
 from parallel.scope import prove_on
@@ -144,14 +144,16 @@ def visit(rank: Rank, progress: Progress, stops: list[Stop], table: "Table", out
         with guard(rank, progress, on_first):
             mesh = cluster.make_mesh(work.layout, rank.device)
             if rank.rank < work.layout.world_size:
-                if rank.is_main:
-                    table.running(work.strategy)
                 threads = torch.get_num_threads()
                 if work.layout.world_size == 1 and not run.threads:
                     torch.set_num_threads(cluster.default_threads(1))  # the others are waiting
-                proof = prove_on(work, mesh, rank, references)
-                log = StepLog(log_path(out, asked.run_id, rank.rank))
-                record = run_case(work, asked=asked, rank=rank, mesh=mesh, proof=proof, log=log, progress=progress)
+                with Phases(asked.started, shown=rank.is_main, transient=True) as phases:
+                    phases.begin(f"{work.strategy}: starting")
+                    proof = prove_on(work, mesh, rank, references)
+                    log = StepLog(log_path(out, asked.run_id, rank.rank))
+                    record = run_case(
+                        work, asked=asked, rank=rank, mesh=mesh, proof=proof, log=log, progress=progress, phases=phases
+                    )
                 torch.set_num_threads(threads)
                 if rank.is_main:
                     append(out, record)
@@ -195,10 +197,6 @@ class Table:
 
     def rule(self) -> None:
         print("-" * len(self._line([""] * len(self.COLUMNS))), flush=True)
-
-    def running(self, name: str) -> None:
-        if sys.stdout.isatty():
-            print(f"{name} ...\r", end="", flush=True)
 
     def row(self, record: RunRecord) -> None:
         print(self._line([cell(record) for _, _, cell in self.COLUMNS]), flush=True)

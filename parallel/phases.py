@@ -1,0 +1,97 @@
+"""What a command does at the moment, and since when: lines on stderr, so that stdout holds results alone.
+
+    [   0.9 s] starting 4 processes
+    [   8.0 s] parity: the same steps in one process
+    [  12.4 s] measuring 20 steps
+
+On a terminal the last line has a bar that moves with each step. The process that works draws it, at most ten times a
+second, and no thread beside it: measured steps are not disturbed.
+"""
+
+import re
+import shutil
+import sys
+import time
+from typing import TextIO
+
+from parallel.measure.clock import Moment
+
+_REDRAW_S = 0.1
+_BAR = 20  # characters
+_LINE_START = "\r\x1b[K"  # and nothing right of it
+
+
+class Phases:
+    """Shows one phase after the other. Leave the `with` block to end the last one.
+
+    began: the moment that times are counted from. shown: False shows nothing, as on ranks other than 0.
+    transient: leave no line behind; then nothing is shown where there is no terminal.
+    """
+
+    def __init__(
+        self, began: Moment, *, shown: bool = True, transient: bool = False, file: TextIO | None = None
+    ) -> None:
+        self._began, self._file = began, file or sys.stderr
+        self._on_terminal = self._file.isatty()
+        self._transient = transient
+        self._shown = shown and (self._on_terminal or not transient)
+        self._name, self._total, self._done = "", 0, 0
+        self._at_s = self._phase_began_s = self._drawn_s = 0.0
+
+    def __enter__(self) -> "Phases":
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.end()
+
+    def begin(self, name: str, *, total: int = 0) -> None:
+        """Show what begins, after the end of what went before. total: steps of it, for a bar; 0 where unknown."""
+        self.end()
+        self._name, self._total, self._done = name, total, 0
+        self._at_s, self._phase_began_s = self._began.elapsed_s or 0.0, time.monotonic()
+        if self._shown and self._on_terminal:
+            self._draw()
+        elif self._shown:
+            print(self._line(), file=self._file, flush=True)
+
+    def advance(self) -> None:
+        """Take note that one step of the phase is done."""
+        self._done += 1
+        if self._shown and self._on_terminal and time.monotonic() - self._drawn_s >= _REDRAW_S:
+            self._draw()
+
+    def end(self) -> None:
+        """End the phase: its line stays without its bar, or goes away where lines are transient."""
+        if self._name and self._shown and self._on_terminal:
+            left = "" if self._transient else f"{self._line()}\n"
+            self._file.write(f"{_LINE_START}{left}")
+            self._file.flush()
+        self._name = ""
+
+    def _line(self) -> str:
+        return f"[{self._at_s:6.1f} s] {self._name}"
+
+    def _draw(self) -> None:
+        self._drawn_s = time.monotonic()
+        text = self._line() + self._bar()
+        self._file.write(f"{_LINE_START}{text[: shutil.get_terminal_size().columns - 1]}")
+        self._file.flush()
+
+    def _bar(self) -> str:
+        if not self._total:
+            return " ..."
+        filled = _BAR * self._done // self._total
+        left = self._total - self._done
+        taken_s = time.monotonic() - self._phase_began_s
+        remaining = f"  {taken_s / self._done * left:.0f} s left" if self._done else ""
+        return f"  [{'=' * filled}{' ' * (_BAR - filled)}] {self._done}/{self._total}{remaining}"
+
+
+def is_phase(line: str) -> bool:
+    """Return whether a line of stderr says what a command does, and not what went wrong."""
+    return re.match(r"\[ *\d+\.\d s\] ", line) is not None
+
+
+def hidden() -> Phases:
+    """Return what shows nothing."""
+    return Phases(Moment.now(), shown=False)

@@ -1,0 +1,71 @@
+"""What a command shows while one waits."""
+
+import io
+import re
+
+import pytest
+
+from parallel import phases
+from parallel.measure.clock import Moment
+from parallel.phases import Phases, hidden, is_phase
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+def work(file: io.StringIO, **options: bool) -> str:
+    with Phases(Moment.now(), file=file, **options) as shown:
+        shown.begin("starting")
+        shown.begin("measuring", total=4)
+        for _ in range(4):
+            shown.advance()
+    return file.getvalue()
+
+
+def test_a_file_gets_a_line_when_a_phase_begins() -> None:
+    lines = work(io.StringIO()).splitlines()
+    assert all(map(is_phase, lines)) and not is_phase("paralab: error: [ 1.0 s] x")
+    assert re.sub(r"\d+\.\d", "T", work(io.StringIO())).split("\n") == ["[   T s] starting", "[   T s] measuring", ""]
+
+
+def test_a_terminal_gets_a_bar_that_moves_with_each_step(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(phases, "_REDRAW_S", 0.0)
+    drawn = work(Terminal()).split("\r\x1b[K")
+    bars = [line for line in drawn if "/4" in line]
+    assert [re.search(r"\[(=*) *\] (\d)/4", line).groups() for line in bars] == [
+        ("=" * 5 * done, str(done)) for done in range(5)
+    ]
+    assert "s left" in bars[1] and "s left" not in bars[0]
+    assert drawn[-1].endswith("measuring\n")  # what stays
+
+
+def test_a_bar_is_not_drawn_more_often_than_ten_times_a_second(monkeypatch: pytest.MonkeyPatch) -> None:
+    now_s = iter(range(10**6))
+    monkeypatch.setattr(phases.time, "monotonic", lambda: 50.0 + next(now_s) * 1e-4)
+    file = Terminal()
+    with Phases(Moment(boot="", monotonic_s=0.0, epoch_s=0.0), file=file) as shown:
+        shown.begin("measuring", total=5000)
+        for _ in range(5000):  # half a second and more of that clock
+            shown.advance()
+    assert 4 <= file.getvalue().count("/5000") <= 12
+
+
+def test_transient_lines_leave_nothing() -> None:
+    assert work(io.StringIO(), transient=True) == ""
+    assert work(Terminal(), transient=True).endswith("\r\x1b[K")
+    assert "\n" not in work(Terminal(), transient=True)
+
+
+def test_what_is_hidden_shows_nothing(capsys: pytest.CaptureFixture[str]) -> None:
+    with hidden() as shown:
+        shown.begin("measuring", total=1)
+        shown.advance()
+    assert capsys.readouterr() == ("", "")
+    assert work(Terminal(), shown=False) == ""
+
+
+def test_a_line_is_not_longer_than_the_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "30")
+    assert max(map(len, work(Terminal()).split("\r\x1b[K"))) <= 31
