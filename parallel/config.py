@@ -290,14 +290,16 @@ def load(path: str | Path) -> dict[str, Any]:
         ".toml": _parse_toml,
         ".yaml": _parse_yaml,
         ".yml": _parse_yaml,
-        ".json": json.loads,
+        ".json": _parse_json,
     }
     if path.suffix not in readers:
         raise ConfigError(f"configuration file {path} has an unknown ending: use .toml, .yaml or .json")
     try:
-        values = readers[path.suffix](path.read_text(encoding="utf-8"))
+        values = readers[path.suffix](path.read_text(encoding="utf-8-sig"))
     except OSError as error:
         raise ConfigError(f"cannot read configuration file {path}: {error.strerror}") from error
+    except RecursionError as error:
+        raise ConfigError(f"configuration file {path} is nested too deeply: write lines of key = value") from error
     except ValueError as error:  # TOMLDecodeError, JSONDecodeError and UnicodeDecodeError are ValueErrors
         raise ConfigError(f"configuration file {path} is not valid: {error}") from error
     if values is None:  # an empty YAML file
@@ -525,10 +527,49 @@ def _parse_toml(text: str) -> dict[str, Any]:
     return tomllib.loads(text)
 
 
+def _parse_json(text: str) -> Any:
+    return json.loads(text, object_pairs_hook=_without_repeats)
+
+
+def _without_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Return the pairs as a dict. Raises: ValueError where a key comes twice: JSON would take the last one."""
+    values: dict[str, Any] = {}
+    for key, value in pairs:
+        if key in values:
+            raise ValueError(f"key {key!r} comes twice: remove one of them")
+        values[key] = value
+    return values
+
+
+# Numbers as YAML 1.2 has them (section 10.3.2). In 1.1, which PyYAML reads, 010 is 8 and 1:30 is 90.
+_YAML_INT = re.compile(r"[-+]?[0-9]+$|0o[0-7]+$|0x[0-9a-fA-F]+$")
+_YAML_FLOAT = re.compile(r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?$|[-+]?\.(inf|Inf|INF)$|\.(nan|NaN|NAN)$")
+
+
 def _parse_yaml(text: str) -> Any:
     import yaml
 
+    class Loader(yaml.SafeLoader):
+        """Reads numbers as YAML 1.2 has them, and no key twice."""
+
+        def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+            keys = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
+            _without_repeats([(key, None) for key in keys])
+            return super().construct_mapping(node, deep)
+
+        def construct_yaml_int(self, node: yaml.ScalarNode) -> int:
+            digits = str(node.value)
+            return int(digits, 0) if digits[:2] in ("0o", "0x") else int(digits)
+
+    numbers = {"tag:yaml.org,2002:int": _YAML_INT, "tag:yaml.org,2002:float": _YAML_FLOAT}
+    Loader.yaml_implicit_resolvers = {
+        first: [(tag, pattern) for tag, pattern in resolvers if tag not in numbers]
+        for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+    }
+    for tag, pattern in numbers.items():
+        Loader.add_implicit_resolver(tag, pattern, list("-+.0123456789"))
+    Loader.add_constructor("tag:yaml.org,2002:int", Loader.construct_yaml_int)
     try:
-        return yaml.safe_load(text)
+        return yaml.load(text, Loader=Loader)
     except yaml.YAMLError as error:
         raise ValueError(" ".join(str(error).split())) from error

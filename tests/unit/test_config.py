@@ -198,3 +198,42 @@ def test_compile_was_once_true_or_false_in_files(written: str, mode: str, tmp_pa
     file = tmp_path / "run.toml"
     file.write_text(f"compile = {written}\n")
     assert resolve(["--config", str(file)]).compile == mode
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("run.yaml", "steps: 2\nsize: tiny\nsteps: 3\n"),
+        ("run.yaml", "outer:\n  steps: 2\n  steps: 3\n"),
+        ("run.json", '{"steps": 2, "steps": 3}'),
+        ("run.json", '{"outer": {"steps": 2, "steps": 3}}'),
+    ],
+)
+def test_a_key_that_comes_twice_is_refused(tmp_path: Path, name: str, text: str) -> None:
+    with pytest.raises(ConfigError, match=rf"{name} is not valid: key 'steps' comes twice"):
+        load(write(tmp_path, name, text))
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [("010", 10), ("1:30", "1:30"), ("0x1F", 31), ("0o17", 15), ("-5", -5), ("1e-4", 1e-4), ("1:30.5", "1:30.5")],
+)
+def test_numbers_of_yaml_are_those_of_version_1_2(tmp_path: Path, text: str, value: object) -> None:
+    got = load(write(tmp_path, "run.yaml", f"key: {text}\n"))["key"]
+    assert got == value and type(got) is type(value)
+
+
+def test_a_yaml_merge_may_be_overruled(tmp_path: Path) -> None:
+    text = "base: &base {steps: 1}\nrun:\n  <<: *base\n  steps: 2\n"
+    assert load(write(tmp_path, "run.yaml", text))["run"] == {"steps": 2}
+
+
+@pytest.mark.parametrize("name", ["run.yaml", "run.json", "run.toml"])
+def test_a_byte_order_mark_is_no_part_of_a_file(tmp_path: Path, name: str) -> None:
+    text = {"run.yaml": "steps: 2", "run.json": '{"steps": 2}', "run.toml": "steps = 2"}[name]
+    assert load(write(tmp_path, name, f"\ufeff{text}\n")) == {"steps": 2}
+
+
+def test_a_file_that_is_nested_too_deeply_is_one_line(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="nested too deeply"):
+        load(write(tmp_path, "run.json", '{"a":' * 100_000 + "1" + "}" * 100_000))
