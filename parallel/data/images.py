@@ -91,7 +91,7 @@ def open_images(name: str, *, config: Any, split: str) -> Samples:
     if images.n_classes > config.n_classes:
         raise DataError(
             f"{name} has {images.n_classes} classes, this model {config.n_classes}: use --n-classes "
-            f"{images.n_classes}, or leave it out"
+            f"{images.n_classes} or leave it out; to go on with a model, give it the data that it was trained on"
         )
     if isinstance(images, PictureSet):
         samples: Samples = FolderImages(images, split=split, config=config)

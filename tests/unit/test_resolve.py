@@ -410,7 +410,7 @@ def test_the_number_of_classes_follows_the_data(words: list[str], tmp_path: Path
     work = resolve(read_config(words))
     assert work.model_config.n_classes == work.run.n_classes == 12
     assert resolve(read_config([*words, "--n-classes", "20"])).model_config.n_classes == 20
-    with pytest.raises(DataError, match="12 classes, this model 11: use --n-classes 12, or leave it out"):
+    with pytest.raises(DataError, match="12 classes, this model 11: use --n-classes 12 or leave it out"):
         resolve(read_config([*words, "--n-classes", "11"])).dataset()
 
 
