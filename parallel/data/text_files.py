@@ -226,6 +226,7 @@ def _check_no_zeros(start: bytes, path: Path) -> None:
     """Refuse what is no text, or UTF-16 that does not say so: every other byte of Latin letters is zero there."""
     if 0 not in start:
         return
+    _check_packed(path)
     for first, encoding in ((1, "UTF-16LE"), (0, "UTF-16BE")):
         half = start[first::2]
         if half.count(0) > 0.7 * len(half):

@@ -153,6 +153,13 @@ def test_every_text_is_read_in_pieces_and_parted(unit: str, tmp_path: Path) -> N
     assert open_dataset(str(path), config=CONFIG, text=TextOptions(max_tokens=1000)).n_tokens == 1000
 
 
+def test_pieces_depend_on_the_text_alone_and_are_short() -> None:
+    text = "letters" * 200_000 + " and words" * 100_000
+    pieces = list(sources.cut([text]))
+    assert pieces == list(sources.cut(text[i : i + 999] for i in range(0, len(text), 999)))
+    assert max(map(len, pieces)) < 1 << 21 and "".join(pieces) == text
+
+
 def test_text_file(tmp_path: Path) -> None:
     path = tmp_path / "book.txt"
     lines = [f"line {i} \u2014 caf\u00e9\n" for i in range(500)]
@@ -310,8 +317,12 @@ def test_splits_are_told_by_their_names(
     for split, expected in (("train", train), ("validation", validation)):
         dataset = open_dataset(str(root), config=CONFIG, split=split)
         assert content(dataset) == expected_tokens([f"the text of {name}\n" for name in expected])
+    before = opened(root)
     for name in unused:
-        assert f"not read: {name}.txt" in open_dataset(str(root), config=CONFIG).found
+        assert f"not read: {name}.txt" in before.found
+    held_out = root / f"{validation[0].replace('__', '/')}.txt"
+    held_out.write_text(held_out.read_text().upper())
+    assert opened(root).sha256 != before.sha256
 
 
 def test_names_that_only_contain_a_split_are_none(tmp_path: Path) -> None:
@@ -455,7 +466,14 @@ def flipped(content: bytes, at: int) -> bytes:
 
 
 @pytest.mark.parametrize("name", ["*.bin", "*.json"])
-@pytest.mark.parametrize("damage", [lambda x: x[: len(x) // 2], lambda x: flipped(x, 30), lambda x: b""])
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda x: x[: len(x) // 2],
+        lambda x: flipped(x, 30),
+        lambda x: x.replace(b'n_bytes\\": 200', b'n_bytes\\": 201') if b"n_bytes" in x else flipped(x, -1),
+    ],
+)
 def test_a_damaged_cache_is_made_again(
     name: str, damage: Callable, cache: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
