@@ -13,16 +13,11 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 
-from parallel.data.dataset import USED_FOR
+from parallel.data.dataset import SPLIT_NAMES, USED_FOR
 from parallel.data.pixels import SUFFIXES
 from parallel.errors import DataError
 
 HELD_OUT = 10  # of a set without splits: one picture in ten
-SPLIT_NAMES = {
-    **dict.fromkeys(("train", "training"), "train"),
-    **dict.fromkeys(("val", "valid", "validation", "dev"), "validation"),
-    **dict.fromkeys(("test", "testing"), "test"),
-}
 _HIDDEN = {"__macosx", "@eadir", "$recycle.bin", "system volume information"}  # of macOS, Synology, Windows
 _SHOWN = 10  # classes named in a line
 _FORM = "FOLDER/CLASS/picture.png, or FOLDER/train/CLASS/picture.png and FOLDER/valid/CLASS/picture.png"

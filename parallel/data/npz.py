@@ -10,9 +10,9 @@ from pathlib import Path
 
 import numpy as np
 
-from parallel.data.dataset import USED_FOR
+from parallel.data.dataset import SPLIT_NAMES, USED_FOR
 from parallel.data.files import read_bytes
-from parallel.data.image_folders import HELD_OUT, SPLIT_NAMES
+from parallel.data.image_folders import HELD_OUT
 from parallel.errors import DataError
 
 # train_images and train_labels (MedMNIST), x_train and y_train (Keras), images and labels

@@ -23,14 +23,10 @@ from itertools import chain
 from pathlib import Path
 from typing import Any, TextIO
 
+from parallel.data.dataset import SPLIT_NAMES
 from parallel.data.files import PLAIN_ENDINGS, TEXT_ENDINGS, cannot_be_read, ending, once_a_content, sha256_of
 from parallel.errors import DataError
 
-SPLIT_NAMES = {
-    "train": ("train", "training"),
-    "validation": ("validation", "valid", "val", "dev"),
-    "test": ("test", "testing"),
-}
 _BLOCK_CHARS = 1 << 16
 _ROWS = 1024  # of a Parquet file in memory at a time
 _GZIP = b"\x1f\x8b"
@@ -121,8 +117,7 @@ def files_of(folder: Path) -> tuple[dict[str, list[Path]], list[Path]]:
     return splits, [file for file in files if file not in set(used)]
 
 
-_NAMED = "|".join(name for names in SPLIT_NAMES.values() for name in names)
-_SPLIT_IN_STEM = re.compile(rf"(?:.*[-_. ])?({_NAMED})(?:[-_.]?\d[-_.\dof]*)?")
+_SPLIT_IN_STEM = re.compile(rf"(?:.*[-_. ])?({'|'.join(SPLIT_NAMES)})(?:[-_.]?\d[-_.\dof]*)?")
 
 
 def _split_of(path: Path) -> str:
@@ -130,7 +125,7 @@ def _split_of(path: Path) -> str:
     *folders, file = (part.lower() for part in path.parts)
     match = _SPLIT_IN_STEM.fullmatch(file.removesuffix(".gz").rpartition(".")[0])
     words = [*folders, match[1]] if match else folders
-    return next((split for word in words for split, names in SPLIT_NAMES.items() if word in names), "")
+    return next((SPLIT_NAMES[word] for word in words if word in SPLIT_NAMES), "")
 
 
 def strings(values: Iterable[Any], *, name: str, column: str) -> Iterator[str]:
