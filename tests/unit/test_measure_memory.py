@@ -91,6 +91,16 @@ def test_storages_that_are_resized() -> None:
     assert torch.UntypedStorage.resize_.__name__ == "resize_"
 
 
+def test_what_an_engine_holds_for_a_part_of_the_step() -> None:
+    buckets: list[Tensor] = []
+    with MemoryCensus([], held=lambda: {"buffers": buckets}) as census:
+        buckets.append(torch.empty(WIDTH, WIDTH))
+        torch.ones(1)
+        buckets.clear()
+    assert census.report().peak["buffers"] == WEIGHT
+    assert census.report().rest_bytes == 0
+
+
 def test_what_outlives_the_step_was_there_before_it_was_used() -> None:
     early = torch.ones(WIDTH, WIDTH)
     with MemoryCensus([]) as census:
