@@ -13,18 +13,19 @@ from collections.abc import Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
-
-from parallel.cluster import Rank
 from parallel.config import RunConfig, load, make_parser, option
 from parallel.config import resolve as read_config
 from parallel.errors import ConfigError, RankError, did_you_mean
 from parallel.layout import Layout
-from parallel.planner import fit
-from parallel.resolve import Work, resolve
+from parallel.measure.clock import Moment
+from parallel.phases import Phases
 from parallel.training import sinks
+
+if TYPE_CHECKING:  # they import torch: `--help` and the first line do not wait for it
+    from parallel.cluster import Rank
+    from parallel.resolve import Work
 
 PRESETS: Mapping[str, Mapping[str, Any]] = {
     "alice": {
@@ -144,25 +145,41 @@ class TrainConfig(RunConfig):
 
 def main(argv: list[str]) -> int:
     """Train. Returns: 0 when it was trained to the end, 128 + the signal when one stopped it."""
+    began = Moment.now()
+    typed, given = _read(argv)
+    with Phases(began, shown=_is_first_process()) as phases:
+        phases.begin(_heading(typed))
+        return _train(argv, typed, given, began, phases)
+
+
+def _train(argv: list[str], typed: TrainConfig, given: Mapping[str, Any], began: Moment, phases: Phases) -> int:
+    from parallel.cluster import Rank
+    from parallel.resolve import resolve
+
     rank = Rank.from_env()
-    config = read(argv, rank)
+    config = _divide(typed, given, rank)
     if config.init_from is not None and (_begins(config) or Path(config.init_from).exists()):
         config = _adopt(config, config.init_from, shown=rank.is_main)
     work = resolve(config)
     check_resume(config, rank)  # before the folder is made, where it is missing
     with _locked(work, rank):
+        phases.begin("reading the data")
         check(work)
-        return _train(work, config, argv, rank)
+        if work.layout.world_size > 1:
+            processes = f"{work.layout.world_size} processes"
+            phases.begin(f"starting {processes}" if rank.launcher == "python" else f"waiting for all {processes}")
+        phases.end()  # the processes say what follows
+        return _launch(work, config, argv, rank, began)
 
 
-def _locked(work: Work, rank: Rank) -> AbstractContextManager[Any]:
+def _locked(work: "Work", rank: "Rank") -> AbstractContextManager[Any]:
     """Lock the folder of the run; where a launcher has started this process, rank 0 does so once the ranks have met."""
     from parallel.training.lock import FolderLock
 
     return FolderLock(Path(work.run.out or "")) if rank.launcher == "python" else contextlib.nullcontext()
 
 
-def _train(work: Work, config: TrainConfig, argv: list[str], rank: Rank) -> int:
+def _launch(work: "Work", config: TrainConfig, argv: list[str], rank: "Rank", began: Moment) -> int:
     from torch.distributed.elastic.multiprocessing.api import SignalException
 
     from parallel.case import Asked, failed, record_failure
@@ -179,6 +196,7 @@ def _train(work: Work, config: TrainConfig, argv: list[str], rank: Rank) -> int:
         precision=config.precision,
         command=f"paralab train {shlex.join(argv)}".strip(),
         launcher=rank.launcher,
+        started=began,
     )
     rows = rows_file(work.run.out or "")
     try:
@@ -199,8 +217,33 @@ def _train(work: Work, config: TrainConfig, argv: list[str], rank: Rank) -> int:
     return outcome.exit_status if outcome is not None else 0  # None: this process stood by
 
 
-def read(argv: list[str], rank: Rank) -> TrainConfig:
-    """Read the flags, over a file, over what the run in the folder was started with if it goes on, over a preset."""
+def read(argv: list[str], rank: "Rank") -> TrainConfig:
+    """Read what is asked for, and divide it over the processes that are there."""
+    config, given = _read(argv)
+    return _divide(config, given, rank)
+
+
+def _is_first_process() -> bool:
+    """Return whether this is rank 0, or started by no launcher. `Rank` reads these in earnest, and needs torch."""
+    names = ("RANK", "OMPI_COMM_WORLD_RANK", "PMI_RANK", "SLURM_PROCID")
+    return next((os.environ[name] for name in names if name in os.environ), "0") == "0"
+
+
+def _heading(config: TrainConfig) -> str:
+    """Return what will be trained, on what and where, as far as it is known before anything is loaded."""
+    model = " ".join(filter(None, [config.model, config.size]))
+    division = str(config.layout or config.strategy or "")
+    processes = f"{config.nproc} processes" if config.nproc and config.nproc > 1 else ""
+    how = ", ".join(filter(None, [division, processes, f"{config.steps} steps"]))
+    again = ", going on" if config.resume else ""
+    return f"training {model} on {config.data or 'its default data'}: {how}, in {config.out}{again}"
+
+
+def _read(argv: list[str]) -> tuple[TrainConfig, Mapping[str, Any]]:
+    """Read the flags, over a file, over what the run in the folder was started with if it goes on, over a preset.
+
+    Returns: the configuration, and what of it was given now.
+    """
     words = _with_resume_value(argv)
     preset = read_config(words, config=TrainConfig, prog="paralab train", description=_description()).preset
     given = {name: value for name, value in vars(_parser().parse_args(words)).items() if value is not None}
@@ -212,7 +255,10 @@ def read(argv: list[str], rank: Rank) -> TrainConfig:
     started_with = config_file(folder)
     if config.resume == IN_FOLDER and started_with.exists():
         config = TrainConfig.from_dict(_without_division(load(started_with), given) | given, source=str(started_with))
-    config = replace(config, out=folder, engine="torch" if config.engine == "auto" else config.engine)
+    return replace(config, out=folder, engine="torch" if config.engine == "auto" else config.engine), given
+
+
+def _divide(config: TrainConfig, given: Mapping[str, Any], rank: "Rank") -> TrainConfig:
     if rank.elastic:
         return _adapt(config, rank)
     return config if {"layout", "nproc"} & set(given) else _fit(config, rank, strategy_given="strategy" in given)
@@ -247,11 +293,13 @@ def _without_division(values: dict[str, Any], given: Mapping[str, Any]) -> dict[
     return {name: value for name, value in values.items() if name not in dropped}
 
 
-def _fit(config: TrainConfig, rank: Rank, *, strategy_given: bool) -> TrainConfig:
+def _fit(config: TrainConfig, rank: "Rank", *, strategy_given: bool) -> TrainConfig:
     """Take the number of processes from the launcher; without one, one per GPU, or a single one on a CPU.
 
     A run that goes on may have another number of them than before: then it keeps its strategy where that is possible.
     """
+    import torch
+
     alone = rank.launcher == "python"
     if alone and (strategy_given or config.layout is not None):
         return config
@@ -262,7 +310,7 @@ def _fit(config: TrainConfig, rank: Rank, *, strategy_given: bool) -> TrainConfi
     return replace(config, strategy=config.strategy if keeps else None, layout=None, nproc=here)
 
 
-def _adapt(config: TrainConfig, rank: Rank) -> TrainConfig:
+def _adapt(config: TrainConfig, rank: "Rank") -> TrainConfig:
     """Divide over the processes that are there now: the data axis grows and shrinks, what is inside of it stays.
 
     The global batch stays as well. Processes that it does not divide by stand by.
@@ -285,7 +333,7 @@ def _adapt(config: TrainConfig, rank: Rank) -> TrainConfig:
     return replace(config, strategy=None, layout=layout, nproc=None)
 
 
-def _standing_by(work: Work, rank: Rank) -> str:
+def _standing_by(work: "Work", rank: "Rank") -> str:
     used, batch = work.layout.world_size, work.division.global_batch_size
     return (
         f"{rank.world_size} processes, of which {work.layout} uses {used} and {rank.world_size - used} stand(s) by:"
@@ -293,8 +341,10 @@ def _standing_by(work: Work, rank: Rank) -> str:
     )
 
 
-def check(work: Work) -> None:
+def check(work: "Work") -> None:
     """Refuse what is known to fail before processes are started."""
+    from parallel.planner import fit
+
     run = work.run
     assert isinstance(run, TrainConfig) and run.out is not None
     if run.engine != "torch":
@@ -310,7 +360,7 @@ def check(work: Work) -> None:
         checkpoint.check_same_work(run.out if run.resume == IN_FOLDER else run.resume, work)
 
 
-def check_resume(run: TrainConfig, rank: Rank) -> None:
+def check_resume(run: TrainConfig, rank: "Rank") -> None:
     """Refuse to go on where there is no checkpoint."""
     from parallel import checkpoint
 
@@ -387,7 +437,7 @@ def _check_outputs(folder: Path, *, goes_on: bool) -> None:
             read_log(log)
 
 
-def _check_engine(work: Work) -> None:
+def _check_engine(work: "Work") -> None:
     """Refuse an engine whose state has no way into a checkpoint."""
     run, pp = work.run, work.layout.pp
     if run.engine != "deepspeed" or pp > 1:

@@ -33,6 +33,7 @@ from parallel.measure.record import LogWriter, RunRecord, StepLog, StepRecord, a
 from parallel.measure.roofline import device_peak, share_of_peak
 from parallel.optimizer import learning_rate
 from parallel.parity import training_batches
+from parallel.phases import Phases
 from parallel.precision import DTYPES
 from parallel.resolve import Work, resolve
 from parallel.spec import StepResult
@@ -73,9 +74,11 @@ def train(rank: Rank, progress: Progress, run: TrainConfig, asked: Asked) -> Out
         cost = far.columns() if far is not None and not far.ended else {}  # an ended one is of another run
         append(rows, replace(failed(work, asked, rank, failure), **cost))
 
-    with _locked(work, rank, asked), guard(rank, progress, on_first):
+    phases = Phases(asked.started, shown=rank.is_main)
+    with _locked(work, rank, asked), guard(rank, progress, on_first), phases:
+        phases.begin("building the model")
         mesh = cluster.make_mesh(work.layout, rank.device)
-        training = Training(work, rank, mesh, progress, began=asked.started)
+        training = Training(work, rank, mesh, progress, asked.started, phases)
         outcome = training.run()
         if rank.is_main:
             append(rows, _record(work, asked, rank, mesh, training))
@@ -98,7 +101,7 @@ def _locked(work: Work, rank: Rank, asked: Asked) -> AbstractContextManager[Any]
 class Training:
     """One rank's part of a run."""
 
-    def __init__(self, work: Work, rank: Rank, mesh: Mesh, progress: Progress, *, began: Moment) -> None:
+    def __init__(self, work: Work, rank: Rank, mesh: Mesh, progress: Progress, began: Moment, phases: Phases) -> None:
         assert isinstance(work.run, TrainConfig) and work.run.out is not None
         self.work, self.options, self.mesh, self.progress = work, work.run, mesh, progress
         self.folder = Path(work.run.out)
@@ -117,7 +120,7 @@ class Training:
         self.evaluate = Evaluator(work, self.engine, most_samples=work.run.eval_samples)
         self.total = work.run.steps + work.run.warmup
         self.outcome = Outcome()
-        self.began = began
+        self.began, self.phases = began, phases
         self.pulse: Pulse | None = None  # of rank 0, once it has started
         self.saved_at = self.evaluated_at = -1
         self.evaluations_without_better = 0
@@ -199,12 +202,15 @@ class Training:
         run, outcome = self.options, self.outcome
         batches = training_batches(self.work, self.mesh, start_step=outcome.step)
         interval = Interval(self)
+        self.phases.begin("the first step")
+        self.phases.end()  # what follows is the bar's
         for step in range(outcome.step, self.total):
             self.progress.step = step
             interval.take(step, batches)
             outcome.step = done = step + 1
             if self.pulse is not None:
                 self.pulse.step_done(done)
+            self.screen.step(done)
             outcome.stopped_by = self.stop.agreed()
             evaluates, saves = done % run.eval_every == 0, done % run.save_every == 0
             if not (outcome.stopped_by or done == self.total or done % run.log_every == 0 or evaluates or saves):

@@ -56,6 +56,7 @@ class Screen(Protocol):
     def __exit__(self, *exception: object) -> None: ...
     def say(self, text: str) -> None: ...
     def begin(self, work: Work, *, step: int, total: int) -> None: ...
+    def step(self, done: int) -> None: ...
     def metrics(self, metrics: Metrics) -> None: ...
     def validation(self, step: int, found: Validation, *, better: bool) -> None: ...
     def trace(self, step: int, *, wanted: bool) -> AbstractContextManager[Any]: ...
@@ -104,8 +105,10 @@ class Shown:
         )
         self.say(f"in {self.folder}, from step {step} to {total}")
 
+    def step(self, done: int) -> None:
+        self.bar.update(self.task, completed=done)
+
     def metrics(self, metrics: Metrics) -> None:
-        self.bar.update(self.task, completed=metrics.step)
         self.say(metrics.line(self.total))
         skipped = ("step", "unit")
         numbers = {name: x for name, x in asdict(metrics).items() if name not in skipped and x is not None}
@@ -154,6 +157,9 @@ class Hidden:
         pass
 
     def begin(self, work: Work, *, step: int, total: int) -> None:
+        pass
+
+    def step(self, done: int) -> None:
         pass
 
     def metrics(self, metrics: Metrics) -> None:

@@ -4,6 +4,7 @@ import errno
 import json
 import os
 import pickle
+import re
 import resource
 import shutil
 import threading
@@ -504,3 +505,13 @@ def test_a_missing_piece_in_the_middle_is_noticed(tmp_path: Path) -> None:
     save_file(weights, target / "rest.safetensors")
     with pytest.raises(DataError, match=r"embed\.tokens\.weight is not complete"):
         checkpoint.import_safetensors(build(), target)
+
+
+def test_the_code_in_the_documentation_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    text = (Path(__file__).resolve().parents[2] / "docs" / "checkpoints.md").read_text(encoding="utf-8")
+    (code,) = re.findall(r"^```python\n(.*?)^```$", text, flags=re.MULTILINE | re.DOTALL)
+    monkeypatch.chdir(tmp_path)
+    names: dict[str, object] = {}
+    exec(code, names)
+    assert (names["start"], folder.latest("runs/alice")) == (0, Path("runs/alice/step-4"))
+    assert Path("weights/model.safetensors").exists()

@@ -4,9 +4,13 @@ import json
 import math
 import os
 import random
+import re
 import shutil
 import signal
+import subprocess
+import sys
 import threading
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -124,6 +128,37 @@ def test_the_same_command_saves_the_same_bytes(finished: Path, tmp_path: Path) -
     assert drawn == (random.random(), np.random.rand(), torch.rand(()).item()), "training draws from none of them"
     initialise.seed_generators(0, stage=0, data_rank=1)
     assert torch.rand(()).item() != drawn[2]
+
+
+def test_what_it_does_is_told_from_the_start_and_the_bar_moves_each_step(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    bars: list[tuple[str, float]] = []
+    metrics = screen.Shown.metrics
+
+    def shown(self: screen.Shown, done: int, step: Callable = screen.Shown.step) -> None:
+        step(self, done)
+        bars.append(("step", self.bar.tasks[0].completed))
+
+    monkeypatch.setattr(screen.Shown, "step", shown)
+    monkeypatch.setattr(
+        screen.Shown, "metrics", lambda self, found: (bars.append(("metrics", found.step)), metrics(self, found))
+    )
+    assert run(tmp_path, *QUICK, "--steps", "3") == 0
+    assert bars == [("step", 1), ("step", 2), ("step", 3), ("metrics", 3)]
+    lines = [re.sub(r"^\[ *\d+\.\d s\] ", "", line) for line in capsys.readouterr().err.splitlines()]
+    assert lines == [
+        f"training gpt2 tiny on its default data: 3 steps, in {tmp_path}",
+        "reading the data",
+        "building the model",
+        "the first step",
+    ]
+
+
+def test_the_first_line_waits_for_nothing_heavy() -> None:
+    code = "import sys, parallel.train; print(sorted({'torch', 'numpy', 'rich'} & set(sys.modules)))"
+    said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60)
+    assert said.stdout == "[]\n"
 
 
 def test_bits_per_byte_are_the_loss_over_the_bytes_of_a_token(finished: Path) -> None:
