@@ -113,8 +113,9 @@ class Certificate:
     parameter_difference: float  # of the movement in the reference
     worst_parameter: str
     tolerance: Tolerance
-    parameters: int = 0  # that were compared
+    parameters: int = 0  # that were compared, running statistics among them
     unjudged: int = 0  # of them: the reference moves these no further than rounding could
+    micro_batches: int = 1  # that the reference takes in turn, where the model has statistics of what it sees together
 
     @property
     def passed(self) -> bool:
@@ -131,6 +132,8 @@ class Certificate:
             return "passed (the reference moves no parameter further than rounding: all that is shown is that none may)"
         if self.unjudged:
             return f"passed ({self.unjudged} of {self.parameters} parameters move no further than rounding)"
+        if self.micro_batches > 1:  # a process that takes the whole batch at once has other statistics
+            return f"passed, against one process that accumulates {self.micro_batches} micro-batches"
         return "passed"
 
     def failures(self) -> Iterator[str]:
@@ -232,8 +235,16 @@ def reference(work: Work, mesh: Mesh, *, steps: int = STEPS) -> Trace:
     alone = Mesh(Layout(), mesh.device)
     engine, traced = trace(reference_work(work), alone, steps=steps)
     parameters = {name: p.detach().cpu().clone() for name, p in engine.parameters()}
+    statistics = {name: buffer.detach().cpu().clone() for name, buffer in _statistics(engine, work)}
     movements = ((end - _start(work, name, end)).abs().max().item() for name, end in parameters.items())
-    return replace(traced, parameters=parameters, largest_movement=max(movements))
+    return replace(traced, parameters=parameters | statistics, largest_movement=max(movements))
+
+
+def _statistics(engine: Engine, work: Work) -> Iterator[tuple[str, Tensor]]:
+    """Yield running statistics that are those of the global batch on every rank."""
+    if work.spec.batch_statistics(work.model_config) == "global":
+        for part in engine.parts:
+            yield from ((name, buffer) for name, buffer in part.named_buffers() if buffer.is_floating_point())
 
 
 def _start(work: Work, name: str, end: Tensor) -> Tensor:
@@ -293,13 +304,14 @@ def certify(engine: Engine, got: Trace, want: Trace, work: Work, mesh: Mesh) -> 
         tolerance=held_to,
         parameters=len(differences),
         unjudged=len(differences.keys() - judged),
+        micro_batches=reference_work(work).run.accumulation,
     )
 
 
 def _compare(engine: Engine, want: Trace, work: Work, *, steps: int, tolerance: float) -> Iterator[Compared]:
     """Yield what this rank holds of each parameter, compared with the reference."""
     measure, noise = _measure(work), _NOISE[work.run.optimizer] * want.largest_movement
-    for name, parameter in engine.parameters():
+    for name, parameter in (*engine.parameters(), *_statistics(engine, work)):
         piece = local(parameter.detach()).cpu()
         if piece.numel():
             end = want.parameters[work.spec.tied.get(name, name)]

@@ -6,21 +6,24 @@ process, then the largest difference of loss, global gradient norm and every par
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from typing import Any
 
+import torch
 import torch.distributed as dist
 
 from models import SPECS
-from parallel import cluster, model_rules, parity, strategies
+from parallel import around, cluster, model_rules, parity, scope, strategies
+from parallel.around import Agreement
 from parallel.cluster import Rank
 from parallel.config import RunConfig, option
 from parallel.config import resolve as read_config
-from parallel.errors import FitError, LayoutError
+from parallel.errors import FitError, LayoutError, UsageError
 from parallel.failure import Progress
 from parallel.launch import launch
 from parallel.layout import SCHEDULES, Layout
 from parallel.parity import Certificate, References
 from parallel.planner import fit
-from parallel.resolve import machine_processes, resolve
+from parallel.resolve import Work, machine_processes, resolve
 
 _COLUMNS = (("strategy", 9), ("layout", 30), ("accumulation", 12), ("loss", 9), ("grad norm", 9), ("parameters", 10))
 
@@ -58,10 +61,38 @@ def main(argv: list[str]) -> int:
         f"parameters {tolerance.parameters:.1g} of what the steps move them by (taken without warm-up).\n"
     )
     print("  ".join(f"{name:<{width}}" for name, width in _COLUMNS), flush=True)
-    certificates = launch("parallel.verify:certify_all", runs, nproc=nproc, config=config)
-    failed = [c for c in certificates if not c.passed]
-    print(f"\n{len(certificates) - len(failed)} of {len(certificates)} passed")
+    compared = launch("parallel.verify:certify_all", runs, nproc=nproc, config=config)
+    failed = [result for result in compared if not result.passed]
+    print(f"\n{len(compared) - len(failed)} of {len(compared)} passed")
+    if not compared:
+        raise FitError("nothing was proved, the reference fits in no part: use a smaller --size, or more memory")
+    print(f"Not covered: {', '.join(_not_covered(runs, compared))}.")
     return 1 if failed else 0
+
+
+def _not_covered(runs: list[VerifyConfig], compared: list[Certificate | Agreement]) -> Iterator[str]:
+    """Yield what strategies can do and was not compared here, and what to type for it."""
+    layouts = [run.layout for run in runs if run.layout is not None]
+    if not any(layout.sequence_parallel for layout in layouts) and SPECS[runs[0].model].sequence_parallel:
+        yield "sequence parallelism (--nproc 2 or more)"
+    if not any(layout.dp % 2 and layout.dp > 1 and layout.zero for layout in layouts):
+        yield "rows that do not divide (--nproc 4)"
+    if not any(len(layout.axes) == 3 for layout in layouts):
+        yield "three axes at once (--strategy 3d --nproc 8)"
+    if not any(isinstance(result, Agreement) for result in compared):
+        yield "data order, validation and checkpoints (--engine torch)"
+    missing = [name for name in ("bf16", "fp16") if all(run.precision != name for run in runs)]
+    if missing:
+        yield f"{' and '.join(missing)} (--precision)"
+    engines = {resolve(run).run.engine for run in runs[:1]}
+    yield f"{' and '.join(name for name in ('torch', 'deepspeed', 'accelerate') if name not in engines)} (--engine)"
+    if runs[0].checkpointing == "none":
+        yield "activation checkpointing (--checkpointing full)"
+    if runs[0].compile == "none":
+        yield "torch.compile (--compile default)"
+    if not torch.cuda.is_available():
+        yield "GPUs"
+    yield f"more than {parity.STEPS} steps"
 
 
 def cases(config: VerifyConfig, nproc: int) -> Iterator[VerifyConfig]:
@@ -90,6 +121,31 @@ def cases(config: VerifyConfig, nproc: int) -> Iterator[VerifyConfig]:
                     print(f"{layout} left out: {error}")
                     continue
                 yield case
+    if config.strategy is None:
+        yield from _further(config, nproc)
+
+
+def _further(config: VerifyConfig, nproc: int) -> Iterator[VerifyConfig]:
+    """Yield what strategies alone do not show: split sequences, rows that do not divide, fp32 weights under bf16."""
+    if nproc < 2:
+        return
+    wanted: list[tuple[str, dict[str, Any]]] = []
+    if SPECS[config.model].sequence_parallel:
+        wanted.append((f"tp{nproc}/sp", {}))
+        if nproc % 2 == 0 and nproc > 2:
+            wanted.append((f"tp2.pp{nproc // 2}/mb{nproc}/sp", {}))
+    if nproc > 3:
+        wanted += [(f"dp3/zero{stage}", {}) for stage in (1, 3)]
+    if config.precision in ("fp32", "fp64"):
+        wanted += [(f"dp{nproc}/zero{stage}", {"precision": "bf16"}) for stage in (1, 3)]
+    for layout, options in wanted:
+        case = replace(config, layout=Layout.parse(layout), strategy=None, nproc=None, **options)
+        try:
+            fit.refuse(resolve(case), force=config.force or config.size == SPECS[config.model].tiny_size)
+        except UsageError as error:
+            print(f"{layout} left out: {error}")
+            continue
+        yield case
 
 
 def _layouts(layout: Layout) -> Iterator[Layout]:
@@ -102,30 +158,57 @@ def _layouts(layout: Layout) -> Iterator[Layout]:
             yield replace(layout, schedule=schedule.name)
 
 
-def certify_all(rank: Rank, progress: Progress, runs: list[VerifyConfig]) -> list[Certificate]:
-    """Certify each case on this rank; rank 0 prints as it goes."""
-    references = References()
-    certificates = []
+def certify_all(rank: Rank, progress: Progress, runs: list[VerifyConfig]) -> list[Certificate | Agreement]:
+    """Certify each case on this rank, and what surrounds the steps of some; rank 0 prints as it goes.
+
+    Where the reference does not fit, a case is proved on a part of it; where no part fits, it is said and not counted.
+    """
+    references, whole = References(), True
+    compared: list[Certificate | Agreement] = []
     for run in runs:
         work = resolve(run)
         mesh = cluster.make_mesh(work.layout, rank.device)
         if rank.rank < work.layout.world_size:
-            certificate = parity.prove(work, mesh, references.get(work, mesh))
-            certificates.append(certificate)
+            part: Work | None = work
+            if work.size != work.spec.tiny_size:
+                part = scope.choose(work, mesh, processes=scope.processes_here(work, rank))
+            certificate = parity.prove(part, mesh, references.get(part, mesh)) if part is not None else None
+            compared += [certificate] if certificate is not None else []
+            remarks = [] if run.precision == runs[0].precision else [str(run.precision)]
+            if part is not work:
+                whole, remarks = False, [*remarks, scope.describe(part, work)]
             if rank.is_main:
-                print(_line(work.strategy, str(work.layout), run.accumulation, certificate), flush=True)
+                remark = f"  ({'; '.join(remarks)})" if remarks else ""
+                print(_line(work.strategy, str(work.layout), run.accumulation, certificate) + remark, flush=True)
         if dist.is_initialized():
             dist.barrier()
-    return certificates
+    for work in _surrounded(runs, rank) if whole else ():
+        mesh = cluster.make_mesh(work.layout, rank.device)
+        for agreement in around.compare(work, mesh, validates=_validates(work)):
+            compared.append(agreement)
+            if rank.is_main:
+                name, verdict = f"{agreement.name}, {agreement.layout}", "passed" if agreement.passed else "FAILED"
+                print(f"{name:<{sum(width for _, width in _COLUMNS[:3]) + 4}}  {agreement.difference:<9.1e}  {verdict}")
+    return compared
 
 
-def _line(strategy: str, layout: str, accumulation: int, c: Certificate) -> str:
-    cells = (
-        strategy,
-        layout,
-        str(accumulation),
-        f"{c.loss_difference:.1e}",
-        f"{c.grad_norm_difference:.1e}",
-        f"{c.parameter_difference:.1e}",
-    )
-    return "  ".join(f"{cell:<{width}}" for cell, (_, width) in zip(cells, _COLUMNS, strict=True)) + f"  {c}"
+def _surrounded(runs: list[VerifyConfig], rank: Rank) -> list[Work]:
+    """Return the cases of which data, validation and checkpoints are compared: one with data ranks, one without."""
+    works = [resolve(run) for run in runs if run.accumulation == 1 and run.precision == runs[0].precision]
+    here = [w for w in works if w.layout.world_size == rank.world_size == rank.local_world_size]
+    able = [w for w in here if w.run.engine == "torch"]
+    split = [w for w in reversed(able) if w.layout.dp > 1 and w.layout.zero]
+    return (split[:1] or able[:1]) + [w for w in able if w.layout.pp > 1 and w.layout.schedule == "1f1b"][:1]
+
+
+def _validates(work: Work) -> bool:
+    try:
+        return bool(work.dataset("validation").n_samples)
+    except UsageError:
+        return False
+
+
+def _line(strategy: str, layout: str, accumulation: int, c: Certificate | None) -> str:
+    differences = (c.loss_difference, c.grad_norm_difference, c.parameter_difference) if c is not None else ()
+    cells = (strategy, layout, str(accumulation), *(f"{difference:.1e}" for difference in differences))
+    return "  ".join(f"{cell:<{width}}" for cell, (_, width) in zip(cells, _COLUMNS, strict=False)) + f"  {c or ''}"

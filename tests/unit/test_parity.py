@@ -8,9 +8,10 @@ import pytest
 import torch
 
 from models import SPECS
-from parallel import movement, parity
+from parallel import around, movement, parity
 from parallel.cluster import Mesh
 from parallel.config import RunConfig
+from parallel.layout import Division, Layout
 from parallel.movement import Compared, Measure, by_element, by_projection, by_rms, over_pieces
 from parallel.parity import Trace
 from parallel.resolve import Work, resolve
@@ -192,3 +193,40 @@ def test_only_the_norm_of_other_engines_is_judged_less_strictly() -> None:
     ours, theirs = (parity.tolerance(work_of(layout="dp2", engine=engine)) for engine in ("torch", "deepspeed"))
     assert (ours.loss, ours.parameters) == (theirs.loss, theirs.parameters)
     assert ours.grad_norm == 1e-5 < theirs.grad_norm == 1e-3
+
+
+def test_running_statistics_are_compared() -> None:
+    alone = Alone(model="resnet", precision="fp64")
+    assert alone.certificate().passed
+    buffers = dict(alone.engine.parts[0].named_buffers())
+    for name in ("stem.norm.running_mean", "blocks.3.norm1.running_var"):
+        buffers[name].mul_(1.001)
+        wrong = alone.certificate()
+        assert not wrong.passed and wrong.worst_parameter == name
+        buffers[name].div_(1.001)
+
+
+def test_a_reference_that_accumulates_is_said() -> None:
+    """A pipeline takes the statistics of each micro-batch; a process that takes the whole batch has other ones."""
+    said = {layout: str(result(work_of("resnet", layout=layout))) for layout in ("dp1", "pp2/1f1b/mb4")}
+    assert said["dp1"] == "passed"
+    assert said["pp2/1f1b/mb4"] == "passed, against one process that accumulates 4 micro-batches"
+
+
+def result(work: Work) -> parity.Certificate:
+    """Return the result of an engine that is the reference itself."""
+    mesh = Mesh(Layout(), torch.device("cpu"))
+    engine, got = parity.trace(parity.reference_work(work), mesh, steps=1)
+    want = parity.reference(work, mesh, steps=1)
+    return parity.certify(engine, got, want, work, mesh)
+
+
+def test_what_surrounds_the_steps_agrees_and_is_seen_where_it_does_not(monkeypatch: pytest.MonkeyPatch) -> None:
+    work = work_of(strategy="single", precision="fp64", accumulation=2)
+    mesh = Mesh(work.layout, torch.device("cpu"))
+    names = ["data order", "validation loss", "resumed in one process"]
+    found = around.compare(work, mesh, validates=True)
+    assert [(x.name, x.passed) for x in found] == [(name, True) for name in names]
+    monkeypatch.setattr(Division, "rows_of", lambda division, dp_rank: list(reversed(range(8))))
+    monkeypatch.setattr(around.checkpoint, "load", lambda engine, folder: parity.STEPS)
+    assert [x.passed for x in around.compare(work, mesh, validates=False)] == [False, False]
