@@ -104,7 +104,10 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _percent(text: str) -> float:
-    number = float(text)
+    try:
+        number = float(text)
+    except ValueError:
+        number = math.nan
     if not 0 <= number < math.inf:
         raise argparse.ArgumentTypeError(f"{text} is no limit: use a percentage from 0, such as 5")
     return number

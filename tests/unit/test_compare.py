@@ -314,7 +314,9 @@ def test_exit_status_of_a_regression(files, capsys, fail_over, status):
 
 @pytest.mark.parametrize(
     ("arguments", "said"),
-    [(["none.csv", "none.csv"], "cannot be read"), (["--nonsense"], "--help"), (["--metric", "step"], "unknown"),
+    [(["none.csv", "none.csv"], "cannot be read"), (["--fail-over", "x"], "use a percentage"),
+     (["--fail-over", "-3"], "use a percentage"),
+     (["--nonsense"], "--help"), (["--metric", "step"], "unknown"),
      (["--by", "stratgy"], "did you mean strategy"), (["--by", "strategy", "--baseline", "dpd"], "did you mean ddp")],
 )  # fmt: skip
 def test_bad_requests_end_with_one_line_and_status_3(files, capsys, arguments, said):
