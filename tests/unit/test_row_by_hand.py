@@ -610,3 +610,13 @@ def test_a_run_that_failed(monkeypatch: pytest.MonkeyPatch) -> None:
     got = case.failed(WORK, ASKED, Rank(0, 4, 0, 3, "torchrun"), Failure(3, 5, "oom", "no memory is left"))
     assert (got.status, got.failed_rank, got.failed_step, got.reason) == ("oom", 3, 5, "no memory is left")
     assert (got.layout, got.world_size, got.step_time_p50_s, got.parity) == ("dp2.pp2/1f1b/mb2", 4, None, None)
+
+
+def test_a_parity_that_failed_is_said_with_what_differs() -> None:
+    wrong = replace(CERTIFICATE, parameter_difference=1.0)
+    said = summary(_row(WORK, RESULTS, wrong), "rows.csv")
+    assert "parity FAILED: head.weight differs by 1.0e+00 of what the steps moved it by (allowed 0.01)\n" in said
+    right = _row(WORK, RESULTS, CERTIFICATE)
+    assert "parity passed\n" in summary(right, "")
+    assert "parity passed, on 2 of 8 blocks\n" in summary(replace(right, parity_scope="2 of 8 blocks"), "")
+    assert "parity not asked for\n" in summary(_row(WORK, RESULTS, None), "")
