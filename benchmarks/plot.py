@@ -18,8 +18,8 @@ from typing import Any
 from benchmarks.sources import Source
 from benchmarks.sources import load as load_results
 from parallel.arguments import Parser
-from parallel.config import load
 from parallel.errors import ConfigError, DataError, UsageError
+from parallel.files import load
 from parallel.measure.record import RunRecord, StepRecord, one_line, read_log
 from parallel.outputs import check_writable, write_whole
 

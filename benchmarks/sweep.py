@@ -151,7 +151,7 @@ def strategies(config: SweepConfig) -> Iterator[device_levers.Named]:
     """Yield models x batches x process counts x strategies (or layouts) x engines, without what does not fit.
 
     What does not fit is said. One process has strategy single only, where that is one of them, and
-    single one process.
+    single one process, also where other counts are asked for.
     """
     from parallel.resolve import resolve
 
@@ -194,6 +194,8 @@ def _divisions(config: SweepConfig) -> Iterator[dict[str, Any]]:
 
     counts = config.nprocs or [config.nproc or machine_processes()]
     strategies = config.strategies or STRATEGIES
+    if config.strategies and "single" in strategies and 1 not in counts:
+        yield {"strategy": "single", "nproc": 1}
     for nproc, strategy in product(counts, strategies):
         if (strategy == "single") == (nproc == 1) or (nproc == 1 and "single" not in strategies):
             yield {"strategy": strategy, "nproc": nproc}

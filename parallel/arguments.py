@@ -3,11 +3,89 @@
 import argparse
 import math
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
-from parallel.errors import UsageError
+from parallel.errors import UsageError, did_you_mean
+
+# What other programs call an option -> what to type here. Offered where a command has the option.
+SYNONYMS = {
+    **dict.fromkeys(("lr", "max-lr", "peak-lr"), "--learning-rate"),
+    **dict.fromkeys(
+        ("batch-size", "bs", "batch", "train-batch-size", "per-device-train-batch-size", "micro-batch-size"),
+        "--global-batch-size",
+    ),
+    **dict.fromkeys(("epochs", "num-epochs", "num-train-epochs"), "--steps, which counts batches"),
+    **dict.fromkeys(("max-steps", "iters", "max-iters", "iterations", "num-steps", "train-iters"), "--steps"),
+    **dict.fromkeys(
+        ("gpus", "num-gpus", "ngpus", "n-gpus", "num-processes", "nproc-per-node", "world-size", "procs", "np", "n"),
+        "--nproc",
+    ),
+    **dict.fromkeys(("zero", "zero-stage", "stage"), "--strategy zero1, zero2 or zero3"),
+    **dict.fromkeys(("fsdp", "fsdp2", "full-shard"), "--strategy zero3"),
+    **{
+        name: f"--strategy {name}"
+        for name in ("ddp", "single", "zero1", "zero2", "zero3", "pipeline", "tensor", "2d", "3d")
+    },
+    **{name: f"--layout {name[:1]}p2, or another degree" for name in ("tp", "pp", "dp")},
+    **dict.fromkeys(("tensor-parallel-size", "tensor-model-parallel-size"), "--layout tp2, or another degree"),
+    **dict.fromkeys(("pipeline-parallel-size", "pipeline-model-parallel-size"), "--layout pp2, or another degree"),
+    **dict.fromkeys(("sp", "sequence-parallel"), "--layout tp2/sp"),
+    **dict.fromkeys(("fp16", "half"), "--precision fp16"),
+    **dict.fromkeys(("bf16", "amp", "mixed-precision", "bfloat16"), "--precision bf16"),
+    **{name: f"--precision {name}" for name in ("fp32", "fp64")},
+    **dict.fromkeys(("dtype", "float", "torch-dtype"), "--precision"),
+    **dict.fromkeys(
+        ("gradient-accumulation-steps", "grad-accum", "accum", "accumulation-steps", "gradient-accumulation"),
+        "--accumulation",
+    ),
+    **dict.fromkeys(("max-grad-norm", "grad-clip", "clip", "clip-grad", "gradient-clipping"), "--clip-norm"),
+    **dict.fromkeys(("wd", "decay"), "--weight-decay"),
+    **dict.fromkeys(("adam-eps", "epsilon", "adam-epsilon"), "--eps"),
+    **dict.fromkeys(("beta1", "beta2", "adam-beta1", "adam-beta2"), "--betas 0.9,0.95"),
+    **dict.fromkeys(("opt", "optim"), "--optimizer"),
+    **dict.fromkeys(("scheduler", "lr-scheduler", "lr-scheduler-type", "schedule"), "--lr-schedule"),
+    **dict.fromkeys(("warmup-steps", "num-warmup-steps", "warmup-iters", "lr-warmup"), "--lr-warmup-steps"),
+    **dict.fromkeys(("workers", "num-workers", "dataloader-num-workers"), "--loader-workers"),
+    **dict.fromkeys(
+        ("gradient-checkpointing", "activation-checkpointing", "recompute", "grad-checkpoint"), "--checkpointing full"
+    ),
+    **dict.fromkeys(("torch-compile", "compile-model"), "--compile default"),
+    **dict.fromkeys(("dataset", "data-dir", "data-path", "dataset-name", "train-data"), "--data"),
+    **dict.fromkeys(("block-size", "sequence-length", "max-length", "context-length", "max-seq-len"), "--seq-len"),
+    **dict.fromkeys(("output", "output-dir", "out-dir", "save-dir", "o"), "--out"),
+    **dict.fromkeys(("save-steps", "save-interval", "checkpoint-every"), "--save-every"),
+    **dict.fromkeys(("eval-steps", "eval-interval"), "--eval-every"),
+    **dict.fromkeys(("logging-steps", "log-interval"), "--log-every"),
+    **dict.fromkeys(("resume-from", "resume-from-checkpoint", "load"), "--resume"),
+    **dict.fromkeys(("pretrained", "checkpoint", "from-pretrained", "model-name-or-path"), "--init-from"),
+    **dict.fromkeys(("tensorboard", "trackio", "report-to"), "--log-to tensorboard"),
+    **dict.fromkeys(("deepspeed-config", "deepspeed"), "--ds-config"),
+    **dict.fromkeys(("config-file", "conf"), "--config"),
+    **dict.fromkeys(("timeout", "timeout-seconds"), "--timeout-s"),
+    **dict.fromkeys(("num-threads", "cpus"), "--threads"),
+    **dict.fromkeys(("random-seed",), "--seed"),
+}
+
+
+def hint(got: str, known: Sequence[str]) -> str:
+    """Return ` (did you mean X?)` for a flag that is not known, or an empty string.
+
+    known: the flags of the command. A name that other programs have goes first, then the beginning of a name, then
+    one that is close.
+    """
+    name = got.lstrip("-").replace("_", "-").lower()
+    if f"--{name}" in known:
+        return f" (did you mean --{name}?)"
+    typed = SYNONYMS.get(name, "")
+    if typed.split()[:1] and typed.split()[0].rstrip(",") in known:
+        return f" (did you mean {typed}?)"
+    begun = [flag for flag in known if len(got) > 3 and flag.startswith(got)]
+    return f" (did you mean {begun[0]}?)" if len(begun) == 1 else did_you_mean(got, known)
+
+
+MOST = 10**12  # of a whole number: what counts no bytes is far below it
 
 
 class Parser(argparse.ArgumentParser):
@@ -21,19 +99,25 @@ class Parser(argparse.ArgumentParser):
         action = self._option_string_actions.get(bare[1]) if bare else None
         if action and action.metavar:
             message = f"{action.option_strings[0]} needs a value, {action.metavar}"
+        unknown = re.fullmatch(r"unrecognized arguments: (-\S+).*", message)
+        if unknown:
+            flag = unknown[1].split("=")[0]
+            known = [name for name in self._option_string_actions if name.startswith("--")]
+            message = f"{flag} is unknown{hint(flag, known)}"
         raise self.complaint(f"{message}: see {self.prog} --help")
 
 
 def whole(least: int) -> Callable[[str], int]:
-    """Return the type of a whole number of at least so much."""
+    """Return the type of a whole number of at least so much, and at most `MOST`."""
 
     def read(text: str) -> int:
         try:
-            if int(text) >= least:
+            if least <= int(text) <= MOST:
                 return int(text)
         except ValueError:
             pass
-        raise argparse.ArgumentTypeError(f"{text!r} is not allowed: use a whole number of at least {least}")
+        limits = f"of at least {least}" + (f" and at most {MOST}" if len(text) > len(str(MOST)) // 2 else "")
+        raise argparse.ArgumentTypeError(f"{text[:40]!r} is not allowed: use a whole number {limits}")
 
     return read
 
@@ -48,7 +132,7 @@ def new_folder(text: str) -> Path:
 
 def positive(text: str) -> float:
     """Read a number above 0."""
-    return _bounded(text, at_most=math.inf)
+    return _bounded(text, at_most=1e12)
 
 
 def share(text: str) -> float:
@@ -62,5 +146,5 @@ def _bounded(text: str, *, at_most: float) -> float:
             return float(text)
     except ValueError:
         pass
-    limit = f" up to {at_most:g}" if math.isfinite(at_most) else ""
-    raise argparse.ArgumentTypeError(f"{text!r} is not allowed: use a number above 0{limit}")
+    limit = f" up to {at_most:g}"
+    raise argparse.ArgumentTypeError(f"{text[:40]!r} is not allowed: use a number above 0{limit}")

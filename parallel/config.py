@@ -10,16 +10,16 @@ import argparse
 import json
 import math
 import re
-import sys
 import types
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import Field, dataclass, field, fields
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar, Union, get_args, get_origin
 
-from parallel.arguments import Parser
+from parallel.arguments import MOST, Parser, hint
 from parallel.errors import ConfigError, did_you_mean
-from parallel.layout import Layout
+from parallel.files import load
+from parallel.layout import MOST_RANKS, Layout
 
 MODELS = ("gpt2", "resnet", "diffusion")
 STRATEGIES = ("single", "ddp", "model", "pipeline", "zero1", "zero2", "zero3", "tensor", "2d", "3d")
@@ -27,6 +27,8 @@ STRATEGY_ALIASES = {"fsdp": "zero3"}
 ENGINES = ("auto", "torch", "deepspeed", "accelerate")
 COMPILE_MODES = ("none", "default", "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs")
 _CUDA_GRAPHS = ("reduce-overhead", "max-autotune")  # the modes that record them, on a GPU
+
+_A_YEAR_S = 365 * 24 * 3600
 
 ConfigT = TypeVar("ConfigT", bound="RunConfig")
 
@@ -91,16 +93,18 @@ class RunConfig:
         None, "how to split the work", group="division", choices=STRATEGIES, aliases=STRATEGY_ALIASES
     )
     layout: Layout | None = option(None, "exact division, such as dp2.tp2.pp2/zero1/1f1b/mb4/sp", group="division")
-    nproc: int | None = option(None, "processes, one per device", group="division", at_least=1)
+    nproc: int | None = option(None, "processes, one per device", group="division", at_least=1, at_most=MOST_RANKS)
     global_batch_size: int | None = option(
-        None, "samples per optimizer step, over all processes", group="division", at_least=1
+        None, "samples per optimizer step, over all processes", group="division", at_least=1, at_most=10**7
     )
-    accumulation: int = option(1, "backward passes per optimizer step", group="division", at_least=1)
+    accumulation: int = option(1, "backward passes per optimizer step", group="division", at_least=1, at_most=10**5)
     engine: str = option("auto", "what runs the step; auto follows the launcher", group="division", choices=ENGINES)
     ds_config: str | None = option(
         None, "DeepSpeed configuration, such as ds_configs/zero3.json", group="division", metavar="FILE"
     )
-    timeout_s: float = option(1800.0, "seconds a rank waits for another one", group="division", above=0)
+    timeout_s: float = option(
+        1800.0, "seconds a rank waits for another one", group="division", above=0, at_most=_A_YEAR_S
+    )
     force: bool = option(False, "start also where the memory of this machine does not suffice", group="division")
     debug_collectives: str | None = option(
         None,
@@ -155,7 +159,9 @@ class RunConfig:
     channels_last: bool = option(False, "memory format of image tensors", group="memory and speed")
     threads: int | None = option(None, "CPU threads per process", group="memory and speed", at_least=1)
     backend: str | None = option(None, "of the collectives", group="memory and speed", choices=("gloo", "nccl"))
-    loader_workers: int = option(0, "processes that prepare batches, per rank", group="memory and speed", at_least=0)
+    loader_workers: int = option(
+        0, "processes that prepare batches, per rank", group="memory and speed", at_least=0, at_most=256
+    )
     pin_memory: bool | None = option(
         None, "batches in page-locked memory; default: with GPUs", group="memory and speed"
     )
@@ -283,32 +289,6 @@ def flags_of(config: RunConfig, *, leave_out: Collection[str] = ()) -> list[str]
     return words
 
 
-def load(path: str | Path) -> dict[str, Any]:
-    """Read a TOML, YAML or JSON file (by its suffix) into a dict. Raises: ConfigError."""
-    path = Path(path)
-    readers: dict[str, Callable[[str], Any]] = {
-        ".toml": _parse_toml,
-        ".yaml": _parse_yaml,
-        ".yml": _parse_yaml,
-        ".json": _parse_json,
-    }
-    if path.suffix not in readers:
-        raise ConfigError(f"configuration file {path} has an unknown ending: use .toml, .yaml or .json")
-    try:
-        values = readers[path.suffix](path.read_text(encoding="utf-8-sig"))
-    except OSError as error:
-        raise ConfigError(f"cannot read configuration file {path}: {error.strerror}") from error
-    except RecursionError as error:
-        raise ConfigError(f"configuration file {path} is nested too deeply: write lines of key = value") from error
-    except ValueError as error:  # TOMLDecodeError, JSONDecodeError and UnicodeDecodeError are ValueErrors
-        raise ConfigError(f"configuration file {path} is not valid: {error}") from error
-    if values is None:  # an empty YAML file
-        return {}
-    if not isinstance(values, dict):
-        raise ConfigError(f"configuration file {path} holds a {type(values).__name__}: write lines of key = value")
-    return values
-
-
 class _Parser(Parser):
     complaint = ConfigError
 
@@ -318,13 +298,7 @@ def _refuse(parser: argparse.ArgumentParser, word: str) -> NoReturn:
     if not flag.startswith("-"):
         raise ConfigError(f"{word!r} does not belong to any option: see {parser.prog} --help")
     known = [name for action in parser._actions for name in action.option_strings if name.startswith("--")]
-    raise ConfigError(f"{flag} is unknown{_hint(flag, known)}: see {parser.prog} --help")
-
-
-def _hint(got: str, known: Sequence[str]) -> str:
-    """Return a suggestion, also for the beginning of a name, which is too short to be close."""
-    begun = [name for name in known if len(got) > 3 and name.startswith(got)]
-    return f" (did you mean {begun[0]}?)" if len(begun) == 1 else did_you_mean(got, known)
+    raise ConfigError(f"{flag} is unknown{hint(flag, known)}: see {parser.prog} --help")
 
 
 def _add_flag(group: Any, declared: Field) -> None:
@@ -360,9 +334,10 @@ def _read_table(config: type[RunConfig], values: Mapping[str, Any], *, source: s
     for key, value in values.items():
         if key not in declared_by_name or (isinstance(value, Mapping) and value):
             path, name = _innermost(str(key), value)
-            hint = did_you_mean(name.replace("-", "_"), declared_by_name)
+            meant = hint(name, [_flag(declared) for declared in declared_by_name.values()])
+            meant = meant.replace("--", "", 1).replace("-", "_") if "--" in meant else meant
             nested = ", and keys are not nested" if path != name else ""
-            raise ConfigError(f"key {path!r}{where} is unknown{hint}{nested}: see paralab run --help for the options")
+            raise ConfigError(f"key {path!r}{where} is unknown{meant}{nested}: see paralab run --help for the options")
         converted[key] = _convert(declared_by_name[key], value, where=f"{key}{where}")
     return converted
 
@@ -396,7 +371,7 @@ def _convert(declared: Field, value: Any, *, where: str) -> Any:
         raise ConfigError(f"{where} {value!r} is not allowed: use {meta['metavar']}")
     for number in value if isinstance(value, (tuple, list)) else (value,):
         if isinstance(number, (int, float)) and not isinstance(number, bool):
-            _check_bounds(number, *meta["bounds"], where=where)
+            _check_bounds(number, *_bounds(meta, number), where=where)
     return value
 
 
@@ -423,6 +398,12 @@ def _words(value: Any, where: str) -> list[Any]:
     return [word.strip() if isinstance(word, str) else word for word in words]
 
 
+def _bounds(meta: Mapping[str, Any], number: float) -> tuple[float, float, float, float]:
+    """Return the bounds of an option, with one for whole numbers that are too large for any."""
+    at_least, above, at_most, below = meta["bounds"]
+    return at_least, above, min(at_most, MOST) if isinstance(number, int) else at_most, below
+
+
 def _check_bounds(number: float, at_least: float, above: float, at_most: float, below: float, *, where: str) -> None:
     if at_least <= number <= at_most and above < number < below and math.isfinite(number):
         return
@@ -431,7 +412,8 @@ def _check_bounds(number: float, at_least: float, above: float, at_most: float, 
         for sign, bound in (("at least", at_least), ("above", above), ("at most", at_most), ("below", below))
         if math.isfinite(bound)
     ]
-    raise ConfigError(f"{where} {number:g} is not allowed: use a number {' and '.join(limits) or 'that is finite'}")
+    got = str(number) if isinstance(number, int) and abs(number) < 10**15 else f"{float(number):g}"
+    raise ConfigError(f"{where} {got} is not allowed: use a number {' and '.join(limits) or 'that is finite'}")
 
 
 def _to_str(value: Any, where: str) -> str:
@@ -445,20 +427,24 @@ def _to_str(value: Any, where: str) -> str:
 def _to_int(value: Any, where: str) -> int:
     if isinstance(value, int) and not isinstance(value, bool):
         return value
-    if isinstance(value, str) and re.fullmatch(r"[+-]?\d+", value):
+    if isinstance(value, str) and re.fullmatch(r"[+-]?[0-9]{1,40}", value):
         return int(value)
-    raise ConfigError(f"{where} is {value!r}: a whole number is needed")
+    raise ConfigError(f"{where} is {_short(value)}: a whole number is needed")
 
 
 def _to_float(value: Any, where: str) -> float:
-    if isinstance(value, (int, float)) and not isinstance(value, bool):
-        return float(value)
     try:
-        if isinstance(value, str):  # YAML reads 1e-4 as text
-            return float(value)
-    except ValueError:
+        if isinstance(value, (int, float, str)) and not isinstance(value, bool):
+            return float(value) + 0.0  # there is no negative zero
+    except (ValueError, OverflowError):
         pass
-    raise ConfigError(f"{where} is {value!r}: a number is needed")
+    raise ConfigError(f"{where} is {_short(value)}: a number is needed")
+
+
+def _short(value: Any) -> str:
+    """Return a value as it was written, without the greater part of what is very long."""
+    text = repr(value)
+    return text if len(text) <= 60 else f"{text[:40]}... ({len(text)} characters)"
 
 
 def _to_pair(value: Any, where: str) -> tuple[float, float]:
@@ -517,59 +503,3 @@ def _to_toml(config: RunConfig) -> str:
 def _toml_value(value: Any) -> str:
     # JSON's strings, numbers, booleans and lists are TOML as they are, but for one character
     return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
-
-
-def _parse_toml(text: str) -> dict[str, Any]:
-    if sys.version_info >= (3, 11):
-        import tomllib
-    else:
-        import tomli as tomllib
-    return tomllib.loads(text)
-
-
-def _parse_json(text: str) -> Any:
-    return json.loads(text, object_pairs_hook=_without_repeats)
-
-
-def _without_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """Return the pairs as a dict. Raises: ValueError where a key comes twice: JSON would take the last one."""
-    values: dict[str, Any] = {}
-    for key, value in pairs:
-        if key in values:
-            raise ValueError(f"key {key!r} comes twice: remove one of them")
-        values[key] = value
-    return values
-
-
-# Numbers as YAML 1.2 has them (section 10.3.2). In 1.1, which PyYAML reads, 010 is 8 and 1:30 is 90.
-_YAML_INT = re.compile(r"[-+]?[0-9]+$|0o[0-7]+$|0x[0-9a-fA-F]+$")
-_YAML_FLOAT = re.compile(r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?$|[-+]?\.(inf|Inf|INF)$|\.(nan|NaN|NAN)$")
-
-
-def _parse_yaml(text: str) -> Any:
-    import yaml
-
-    class Loader(yaml.SafeLoader):
-        """Reads numbers as YAML 1.2 has them, and no key twice."""
-
-        def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-            keys = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
-            _without_repeats([(key, None) for key in keys])
-            return super().construct_mapping(node, deep)
-
-        def construct_yaml_int(self, node: yaml.ScalarNode) -> int:
-            digits = str(node.value)
-            return int(digits, 0) if digits[:2] in ("0o", "0x") else int(digits)
-
-    numbers = {"tag:yaml.org,2002:int": _YAML_INT, "tag:yaml.org,2002:float": _YAML_FLOAT}
-    Loader.yaml_implicit_resolvers = {
-        first: [(tag, pattern) for tag, pattern in resolvers if tag not in numbers]
-        for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
-    }
-    for tag, pattern in numbers.items():
-        Loader.add_implicit_resolver(tag, pattern, list("-+.0123456789"))
-    Loader.add_constructor("tag:yaml.org,2002:int", Loader.construct_yaml_int)
-    try:
-        return yaml.load(text, Loader=Loader)
-    except yaml.YAMLError as error:
-        raise ValueError(" ".join(str(error).split())) from error

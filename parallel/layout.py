@@ -46,6 +46,7 @@ SCHEDULES = {
     )
 }
 DEGREES = ("dp", "tp", "pp")
+MOST_RANKS = 1_000_000  # of a layout: more than any machine has, and few enough to count with
 _FORM = "dp2.tp2.pp2/zero1/1f1b/mb4/sp"
 
 
@@ -99,6 +100,8 @@ class Layout:
         for axis in DEGREES:
             if getattr(self, axis) < 1:
                 raise LayoutError(f"{axis}={getattr(self, axis)} in a layout: a degree is at least 1")
+        if self.world_size > MOST_RANKS or self.micro_batches > MOST_RANKS:
+            raise LayoutError(f"layout {self} has more than {MOST_RANKS} ranks or micro-batches: use fewer")
         if self.zero not in (0, 1, 2, 3):
             raise LayoutError(f"zero{self.zero} in a layout: the ZeRO stage is 0, 1, 2 or 3")
         if self.micro_batches < 1:
@@ -151,14 +154,14 @@ class Layout:
         degrees, *options = text.strip().lower().split("/")
         fields: dict = {}
         for part in degrees.split("."):
-            match = re.fullmatch(r"([a-z]+)(\d+)", part)
+            match = re.fullmatch(r"([a-z]+)([0-9]{1,9})", part)
             if not match or match[1] not in DEGREES:
                 raise LayoutError(f"{part!r} in layout {text!r} is not a degree: write it like {_FORM}")
             _put(fields, match[1], int(match[2]), text)
         for option in options:
-            if match := re.fullmatch(r"zero(\d+)", option):
+            if match := re.fullmatch(r"zero([0-9]{1,9})", option):
                 _put(fields, "zero", int(match[1]), text)
-            elif match := re.fullmatch(r"mb(\d+)", option):
+            elif match := re.fullmatch(r"mb([0-9]{1,9})", option):
                 _put(fields, "micro_batches", int(match[1]), text)
             elif option == "sp":
                 _put(fields, "sequence_parallel", True, text)

@@ -3,6 +3,7 @@
 Everything that can be refused without starting a process is refused here.
 """
 
+import os
 import shlex
 from dataclasses import dataclass, fields, replace
 from typing import Any
@@ -154,7 +155,10 @@ def resolve(run: RunConfig) -> Work:
 
 
 def _check_machine(run: RunConfig) -> None:
-    """Refuse what would change nothing on this machine. Raises: ConfigError."""
+    """Refuse what cannot run or would change nothing on this machine. Raises: ConfigError."""
+    cores = os.cpu_count() or 1
+    if run.threads is not None and run.threads > cores:
+        raise ConfigError(f"--threads {run.threads} on a machine with {cores} cores: use {cores} or fewer")
     if torch.accelerator.is_available():
         return
     if run.pin_memory:

@@ -15,9 +15,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from parallel.config import RunConfig, load, make_parser, option
+from parallel.config import RunConfig, make_parser, option
 from parallel.config import resolve as read_config
 from parallel.errors import ConfigError, RankError, did_you_mean
+from parallel.files import load
 from parallel.layout import Layout
 from parallel.measure.clock import Moment
 from parallel.phases import Phases

@@ -1,6 +1,7 @@
 """RunConfig: where values come from, what is refused, and that a saved config is the same config."""
 
 import json
+import math
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 
@@ -8,9 +9,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from parallel.config import STRATEGIES, RunConfig, load, make_parser, option, resolve
-from parallel.errors import ConfigError, LayoutError
+from parallel.arguments import SYNONYMS
+from parallel.config import STRATEGIES, RunConfig, make_parser, option, resolve
+from parallel.errors import ConfigError, LayoutError, UsageError
+from parallel.files import load
 from parallel.layout import Layout
+from parallel.train import TrainConfig
 
 
 def write(folder: Path, name: str, text: str) -> Path:
@@ -201,39 +205,100 @@ def test_compile_was_once_true_or_false_in_files(written: str, mode: str, tmp_pa
 
 
 @pytest.mark.parametrize(
-    ("name", "text"),
+    ("name", "text", "says"),
     [
-        ("run.yaml", "steps: 2\nsize: tiny\nsteps: 3\n"),
-        ("run.yaml", "outer:\n  steps: 2\n  steps: 3\n"),
-        ("run.json", '{"steps": 2, "steps": 3}'),
-        ("run.json", '{"outer": {"steps": 2, "steps": 3}}'),
+        ("a.yaml", "steps: 3\nseed: 1\nsteps: 4\n", "key 'steps' stands twice, the second time in line 3"),
+        ("a.yaml", "a: {b: 1,\n b: 2}\n", "key 'b' stands twice, the second time in line 2"),
+        ("a.json", '{"a": {"b": 1},\n "b": 1,\n\n "a": 2}', "key 'a' stands twice, the second time in line 4"),
+        (
+            "a.json",
+            '{"x": [{"a": 1}, {"a": 2}],\r\n "a": 3,\r\n"a": 4}',
+            "key 'a' stands twice, the second time in line 3",
+        ),
+        ("a.toml", "steps = 3\nsteps = 4\n", "line 2"),
+        ("a.yaml", "steps: 010\n", "010 in line 1 is octal to some programs and decimal to others: write 10 or 0o10"),
+        ("a.yaml", "steps: 1:30\n", "steps in .* is '1:30': a whole number is needed"),
+        ("a.yaml", "streaming: yes\n", "streaming in .* is 'yes': true or false is needed"),
+        ("a.yaml", "seed: 2026-01-31\n", "seed in .* is '2026-01-31': a whole number is needed"),
+        ("a.yaml", "[" * 20_000, "is nested too deeply"),
+        ("a.json", "[" * 20_000, "is nested too deeply"),
+        ("a.toml", "steps = " + "[" * 20_000, "is nested too deeply"),
     ],
 )
-def test_a_key_that_comes_twice_is_refused(tmp_path: Path, name: str, text: str) -> None:
-    with pytest.raises(ConfigError, match=rf"{name} is not valid: key 'steps' comes twice"):
-        load(write(tmp_path, name, text))
+def test_a_file_with_two_meanings_is_refused_in_one_line(tmp_path: Path, name: str, text: str, says: str) -> None:
+    file = tmp_path / name
+    file.write_bytes(text.encode())
+    with pytest.raises(ConfigError, match=says) as caught:
+        resolve(["--config", str(file)])
+    assert "\n" not in str(caught.value)
 
 
 @pytest.mark.parametrize(
-    ("text", "value"),
-    [("010", 10), ("1:30", "1:30"), ("0x1F", 31), ("0o17", 15), ("-5", -5), ("1e-4", 1e-4), ("1:30.5", "1:30.5")],
+    ("name", "text"), [("a.toml", "steps = 7"), ("a.YAML", "steps: 7"), ("a.json", '{"steps": 7}')]
 )
-def test_numbers_of_yaml_are_those_of_version_1_2(tmp_path: Path, text: str, value: object) -> None:
-    got = load(write(tmp_path, "run.yaml", f"key: {text}\n"))["key"]
-    assert got == value and type(got) is type(value)
+@pytest.mark.parametrize("mark", ["", "\ufeff"])
+def test_a_byte_order_mark_and_line_ends_of_windows_change_nothing(
+    tmp_path: Path, name: str, text: str, mark: str
+) -> None:
+    file = tmp_path / name
+    file.write_bytes(f"{mark}{text}\r\n".encode())
+    assert load(file) == {"steps": 7}
 
 
-def test_a_yaml_merge_may_be_overruled(tmp_path: Path) -> None:
-    text = "base: &base {steps: 1}\nrun:\n  <<: *base\n  steps: 2\n"
-    assert load(write(tmp_path, "run.yaml", text))["run"] == {"steps": 2}
+def test_yaml_is_read_as_version_1_2_has_it(tmp_path: Path) -> None:
+    file = tmp_path / "a.yaml"
+    file.write_text("a: on\nb: 0o17\nc: 1e-4\nd: ~\ne: 0x10\nf: -5\nbase: &b {x: 1}\nmore: {<<: *b, x: 2}\n")
+    want = {"a": "on", "b": 15, "c": 1e-4, "d": None, "e": 16, "f": -5, "base": {"x": 1}, "more": {"x": 2}}
+    assert load(file) == want
 
 
-@pytest.mark.parametrize("name", ["run.yaml", "run.json", "run.toml"])
-def test_a_byte_order_mark_is_no_part_of_a_file(tmp_path: Path, name: str) -> None:
-    text = {"run.yaml": "steps: 2", "run.json": '{"steps": 2}', "run.toml": "steps = 2"}[name]
-    assert load(write(tmp_path, name, f"\ufeff{text}\n")) == {"steps": 2}
+@pytest.mark.parametrize(
+    ("typed", "meant"),
+    [
+        ("--lr", "--learning-rate"),
+        ("--batch-size", "--global-batch-size"),
+        ("--epochs", "--steps"),
+        ("--gpus", "--nproc"),
+        ("--num_gpus", "--nproc"),
+        ("--zero", "--strategy zero1"),
+        ("--fp16", "--precision fp16"),
+        ("--learning_rate", "--learning-rate"),
+        ("--learnin", "--learning-rate"),
+    ],
+)
+def test_names_of_other_programs_say_what_to_type(typed: str, meant: str) -> None:
+    with pytest.raises(ConfigError, match=rf"{typed} is unknown \(did you mean {meant}"):
+        resolve([typed, "1"])
 
 
-def test_a_file_that_is_nested_too_deeply_is_one_line(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="nested too deeply"):
-        load(write(tmp_path, "run.json", '{"a":' * 100_000 + "1" + "}" * 100_000))
+def test_every_name_of_another_program_stands_for_an_option_that_some_command_has() -> None:
+    known = {name for config in (RunConfig, TrainConfig) for name in make_parser(config)._option_string_actions}
+    assert {typed.split()[0].rstrip(",") for typed in SYNONYMS.values()} <= known
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["--steps", "9" * 30],
+        ["--steps", "9" * 5000],
+        ["--seed", "1e30"],
+        ["--timeout-s", "1e300"],
+        ["--timeout-s", "inf"],
+        ["--learning-rate", "nan"],
+        ["--learning-rate", "9" * 5000],
+        ["--nproc", "100000000"],
+        ["--layout", "dp99999999999999999999"],
+        ["--layout", "dp9999.tp9999"],
+        ["--accumulation", "100000000"],
+        ["--loader-workers", "100000"],
+    ],
+    ids=lambda words: words[0] + words[1][:20],
+)
+def test_absurd_numbers_are_refused_in_one_line(words: list[str]) -> None:
+    with pytest.raises(UsageError) as caught:
+        resolve(words)
+    assert "\n" not in str(caught.value) and len(str(caught.value)) < 300
+
+
+def test_there_is_no_negative_zero() -> None:
+    assert math.copysign(1, resolve(["--learning-rate", "-0.0"]).learning_rate) == 1

@@ -25,10 +25,10 @@ from parallel import checkpoint, initialise, train
 from parallel.case import Asked
 from parallel.checkpoint.restore import restore
 from parallel.cluster import Mesh, Rank
-from parallel.config import load
 from parallel.data import open_dataset
 from parallel.engines.native import NativeEngine
 from parallel.errors import ConfigError, DivergedError, FolderInUseError, LayoutError, UsageError
+from parallel.files import load
 from parallel.measure import roofline
 from parallel.measure.record import StepRecord, read, read_log
 from parallel.measure.roofline import Peak

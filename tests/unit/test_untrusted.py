@@ -14,7 +14,7 @@ from transformers import GPT2Config as GPT2HF
 
 from models.gpt2 import GPT2Config
 from models.resnet import ResNetConfig
-from parallel import config
+from parallel import files
 from parallel.data import open_dataset
 from parallel.engines import deepspeed_config
 from parallel.errors import ParalabError
@@ -48,9 +48,9 @@ def as_torch(payload: Payload, folder: Path) -> bytes:
 TEXT = GPT2Config(seq_len=8, hidden=16, n_layers=1, n_heads=2)
 IMAGES = ResNetConfig(depths=(1,), widths=(8,))
 READERS: dict[str, Callable[[Path], object]] = {
-    "settings.yaml": config.load,
-    "settings.toml": config.load,
-    "settings.json": config.load,
+    "settings.yaml": files.load,
+    "settings.toml": files.load,
+    "settings.json": files.load,
     "ds.json": deepspeed_config.read,
     "rows.csv": read,
     "run.rank0.jsonl": read_log,
