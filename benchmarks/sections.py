@@ -1,5 +1,6 @@
 """What the parts of a report hold: verdicts, tables and charts, made from runs and the logs of their ranks."""
 
+import shlex
 import warnings
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
@@ -453,15 +454,35 @@ def environment(sources: Sequence[Source]) -> list[tuple[str, list[tuple[str, in
 
 
 def commands(found: Iterable[Piece]) -> list[tuple[str, str, str]]:
-    """Return work, method and the command that runs it again, once for each."""
+    """Return work, method and a command that runs it again, once for each: the first, which checks parity."""
     cases = [
-        (piece.name, way.arm.label, run.command)
+        (piece.name, way.arm.label, again(run.command))
         for piece in found
         for way in piece.ways
         for run in way.arm.runs
         if run.command
     ]
-    return list({case[:2]: case for case in cases}.values())
+    return list({case[:2]: case for case in reversed(cases)}.values())[::-1]
+
+
+def again(command: str) -> str:
+    """Return a command that does a work again and puts what it finds beside the evidence, and not into it."""
+    try:
+        words = iter(shlex.split(command))
+    except ValueError:  # it was typed by hand into the file
+        return command
+    kept = []
+    for word in words:
+        name, given, _ = word.partition("=")
+        if name not in _PLACES:
+            kept.append(word)
+        elif not given:
+            next(words, None)
+    out = "again" if kept[:2] == ["paralab", "train"] else "again.csv"
+    return shlex.join([*kept, "--out", out])
+
+
+_PLACES = ("--out", "--group", "--repeat")  # where a row stood
 
 
 def dates(sources: Sequence[Source]) -> str:

@@ -1,7 +1,7 @@
 """Sweep strategies, models, sizes and process counts: `paralab bench`.
 
     paralab bench --strategies ddp,zero1,zero3 --nprocs 2,4 --repeats 6
-    paralab bench --strategies ddp,zero3 --engines torch,deepspeed,accelerate --nprocs 2
+    paralab bench --strategies ddp,zero3 --engines torch,deepspeed --nprocs 2
     paralab bench --layouts pp4/1f1b/mb4,pp4/1f1b/mb8 --global-batch-sizes 16,32
     paralab bench --levers batch,precision,compile --strategy single
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from parallel.errors import UsageError, did_you_mean
+from parallel.outputs import check_writable
 
 # What other programs call an option -> what to type here. Offered where a command has the option.
 SYNONYMS = {
@@ -88,11 +89,22 @@ def hint(got: str, known: Sequence[str]) -> str:
 MOST = 10**12  # of a whole number: what counts no bytes is far below it
 
 
+class _Paragraphs(argparse.HelpFormatter):
+    """Fills the paragraphs of a description, and keeps indented lines, such as examples to type, as they are."""
+
+    def _fill_text(self, text: str, width: int, indent: str) -> str:
+        paragraphs = (paragraph.strip("\n") for paragraph in re.split(r"\n\s*\n", text))
+        return "\n\n".join(
+            paragraph if paragraph.startswith(" ") else super(_Paragraphs, self)._fill_text(paragraph, width, indent)
+            for paragraph in paragraphs
+        )
+
+
 class Parser(argparse.ArgumentParser):
     complaint: type[UsageError] = UsageError
 
     def __init__(self, **options: Any) -> None:
-        super().__init__(allow_abbrev=False, **options)
+        super().__init__(allow_abbrev=False, **{"formatter_class": _Paragraphs, **options})
 
     def error(self, message: str) -> NoReturn:
         bare = re.fullmatch(r"argument (\S+): expected one argument", message)
@@ -123,10 +135,16 @@ def whole(least: int) -> Callable[[str], int]:
 
 
 def new_folder(text: str) -> Path:
-    """Read the path of a folder that is not there yet, or is empty."""
+    """Read the path of a folder that is not there yet, or is empty, and that can be written."""
     folder = Path(text)
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise argparse.ArgumentTypeError(f"{folder} is there already: give a new folder")
+    try:
+        if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+            raise argparse.ArgumentTypeError(f"{folder} is there already: give a new folder")
+        check_writable(folder / "a file", make_folders=True, advice="give a new folder in another place")
+    except OSError as error:
+        raise argparse.ArgumentTypeError(f"{folder} cannot be read ({error.strerror}): give a new folder") from None
+    except UsageError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
     return folder
 
 

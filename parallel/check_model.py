@@ -7,7 +7,6 @@ whole, as two pipeline stages, and as one of several tensor ranks. What it break
     paralab check-model --model my_model.py:SPEC
 """
 
-import argparse
 import sys
 from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
@@ -21,9 +20,7 @@ from parallel.model_rules import broken
 
 def main(argv: list[str]) -> int:
     """Print what a model breaks. Returns: 0 when it keeps every rule. Raises: ModelError when it does not."""
-    parser = Parser(
-        prog="paralab check-model", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = Parser(prog="paralab check-model", description=__doc__)
     parser.add_argument(
         "--model", metavar="NAME", default="gpt2", help="a built-in model, or FILE.py:NAME of a ModelSpec (gpt2)"
     )
@@ -31,12 +28,14 @@ def main(argv: list[str]) -> int:
     options = parser.parse_args(argv)
     spec = load(options.model)
     size = options.size or spec.tiny_size
-    if size not in spec.sizes:
-        size = size.lower()
-    if size not in spec.sizes:
+    try:
+        config = spec.config(size)
+    except (KeyError, ValueError):
         hint = did_you_mean(size, spec.sizes)
-        raise ConfigError(f"--size {size} is unknown for {spec.name}{hint}: use one of {', '.join(spec.sizes)}")
-    found = broken(spec, spec.sizes[size])
+        raise ConfigError(
+            f"--size {size} is unknown for {spec.name}{hint}: use one of {', '.join(spec.sizes)}"
+        ) from None
+    found = broken(spec, config)
     for problem in found:
         print(problem)
     if found:

@@ -6,11 +6,13 @@ from pathlib import Path
 
 from parallel.errors import UsageError
 
+_ELSEWHERE = "choose another place with --out"
 
-def check_writable(path: Path, *, make_folders: bool = False) -> None:
+
+def check_writable(path: Path, *, make_folders: bool = False, advice: str = _ELSEWHERE) -> None:
     """Raise UsageError when a file could not be written, and leave nothing behind.
 
-    make_folders: whether the folders above it will be made where they are missing.
+    make_folders: whether the folders above it will be made where they are missing. advice: what to type instead.
     """
     try:
         if path.exists():
@@ -20,7 +22,7 @@ def check_writable(path: Path, *, make_folders: bool = False) -> None:
         with tempfile.TemporaryFile(dir=folder):
             pass
     except OSError as error:
-        raise _refusal(path, error) from None
+        raise _refusal(path, error, advice) from None
 
 
 def write_whole(path: Path, content: bytes) -> None:
@@ -37,5 +39,5 @@ def write_whole(path: Path, content: bytes) -> None:
         raise _refusal(path, error) from None
 
 
-def _refusal(path: Path, error: OSError) -> UsageError:
-    return UsageError(f"{path} cannot be written ({error.strerror}): choose another place with --out")
+def _refusal(path: Path, error: OSError, advice: str = _ELSEWHERE) -> UsageError:
+    return UsageError(f"{path} cannot be written ({error.strerror}): {advice}")

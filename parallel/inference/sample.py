@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from parallel.arguments import Parser, whole
 from parallel.errors import ConfigError, DataError
+from parallel.outputs import check_writable
 
 if TYPE_CHECKING:
     import torch
@@ -71,6 +72,8 @@ def _parse(argv: list[str]) -> argparse.Namespace:
         raise ConfigError("--log-prob prints its result: leave --out out")
     if options.out and Path(options.out).suffix not in (".png", ".npz"):
         raise ConfigError(f"--out {options.out}: use a name ending in .png or .npz")
+    if options.out:
+        check_writable(Path(options.out), make_folders=True)
     return options
 
 

@@ -100,3 +100,33 @@ def test_an_unknown_command_is_refused_with_the_closest(capsys: pytest.CaptureFi
 def test_no_command_prints_the_usage_and_fails(capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main([]) == 2
     assert "usage: paralab" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("command", ["run", "bench", "scale", "check-model"])
+def test_examples_in_the_help_are_lines_to_type_that_fit(
+    command: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    with pytest.raises(SystemExit):
+        cli.main([command, "--help"])
+    lines = capsys.readouterr().out.split("options:")[0].splitlines()
+    examples = [line for line in lines if line.startswith("    ")]
+    assert examples and all(f"{command} --" in line or "run.py --" in line for line in examples)
+    assert max(map(len, lines)) <= 80
+
+
+@pytest.mark.parametrize(
+    ("command", "target"),
+    [
+        (["export", "run", "{file}/x"], "x/a file"),
+        (["import-deepspeed", "saved", "/proc/x"], "/proc/x/a file"),
+        (["sample", "--checkpoint", "run", "--out", "{file}/x.png"], "x.png"),
+    ],
+)
+def test_what_cannot_be_written_is_refused_before_the_work(
+    command: list[str], target: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "file").touch()
+    assert cli.main([word.format(file=tmp_path / "file") for word in command]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert f"{target} cannot be written" in line

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from benchmarks import charts, report
+from benchmarks import charts, report, sections
 from benchmarks.report import main, render
 from parallel.measure import record as rec
 from parallel.measure.record import MemoryRecord, RunRecord, SpanRecord, StepLog, StepRecord, append, log_path
@@ -277,3 +277,19 @@ def test_an_axis_holds_all_values_between_round_numbers(values, zero):
         if abs(value) < charts.LARGEST:
             assert 10 - 0.01 <= found(value) <= 400.01
     assert found(found.low) == 10 and found(found.high) == 400
+
+
+@pytest.mark.parametrize(
+    ("command", "told"),
+    [
+        (
+            "paralab run --size nano --group g --repeat 2 --out runs/bench.csv",
+            "paralab run --size nano --out again.csv",
+        ),
+        ("paralab run --out=r.csv --layout tp2", "paralab run --layout tp2 --out again.csv"),
+        ("paralab train --preset alice --out 'a b'", "paralab train --preset alice --out again"),
+        ("paralab run --size 'nano", "paralab run --size 'nano"),
+    ],
+)
+def test_a_run_made_again_leaves_the_evidence_alone(command: str, told: str) -> None:
+    assert sections.again(command) == told
