@@ -82,6 +82,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         if str(error):  # empty: the rank that failed has said it
             print(f"paralab: error: {' '.join(str(error).split())}", file=sys.stderr)
         return error.exit_status
+    except OSError as error:  # a path that cannot be read or written, a disk that is full
+        if error.filename is None:
+            raise
+        print(f"paralab: error: cannot use {error.filename}: {error.strerror}: give another path", file=sys.stderr)
+        return UsageError.exit_status
     except KeyboardInterrupt:
         signal.signal(signal.SIGINT, signal.SIG_DFL)  # a second one ends what is left of this process, silently
         print("paralab: interrupted", file=sys.stderr)

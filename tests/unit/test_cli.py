@@ -1,6 +1,7 @@
 """The command frame: quick help, one line per error, exit statuses, and a table that points at real functions."""
 
 import ast
+import os
 import subprocess
 import sys
 import time
@@ -12,6 +13,7 @@ import pytest
 
 from parallel import cli
 from parallel.errors import DivergedError, LayoutError
+from parallel.measure import allowed
 
 
 def run_command(monkeypatch: pytest.MonkeyPatch, function, *argv: str) -> int:
@@ -130,3 +132,43 @@ def test_what_cannot_be_written_is_refused_before_the_work(
     assert cli.main([word.format(file=tmp_path / "file") for word in command]) == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert f"{target} cannot be written" in line
+
+
+# Their options stand in modules that work with tensors.
+_HELP_IMPORTS_TORCH = {"tour", "verify", "overhead", "elastic", "soak", "check-model"}
+
+
+def test_the_help_of_a_command_answers_without_torch() -> None:
+    """One process for all: what one of them imports stays."""
+    code = (
+        "import sys; from parallel.cli import main\n"
+        "for name in sys.argv[1:]:\n"
+        "    try: main([name, '--help'])\n"
+        "    except SystemExit: pass\n"
+        "    assert 'torch' not in sys.modules, name"
+    )
+    names = [name for name in cli.COMMANDS if name not in _HELP_IMPORTS_TORCH]
+    done = subprocess.run([sys.executable, "-c", code, *names], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+def test_a_path_that_cannot_be_used_is_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    file = tmp_path / "file"
+    file.touch()
+    assert run_command(monkeypatch, lambda words: Path(words[0]).mkdir(), str(file / "inside")) == 2
+    assert capsys.readouterr().err == f"paralab: error: cannot use {file}/inside: Not a directory: give another path\n"
+
+
+def test_without_the_locks_of_unix_a_line_names_wsl(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    monkeypatch.setitem(sys.modules, "fcntl", None)
+    assert cli.main(["compare", "a.csv", "b.csv"]) == 2
+    assert "on Windows, install and type it in WSL" in capsys.readouterr().err
+
+
+def test_cores_are_counted_where_the_system_does_not_say_which_are_ours(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delattr(os, "sched_getaffinity")  # macOS
+    assert allowed.affinity() == os.cpu_count()
