@@ -293,13 +293,14 @@ def certify(engine: Engine, got: Trace, want: Trace, work: Work, mesh: Mesh) -> 
         dist.all_gather_object(every, pieces, group=mesh.world)
         pieces = [piece for of_rank in every for piece in of_rank]
     differences = over_pieces(pieces, _measure(work))
-    worst = max(differences, key=lambda name: differences[name], default="")
+    worsts = [(difference, name) for name, difference in differences.items()]
+    difference, worst = max(worsts)
     judged = {piece.name for piece in pieces if piece.judged}
     return Certificate(
         steps=steps,
         loss_difference=_largest_relative(got.losses, want.losses[:steps]),
         grad_norm_difference=_largest_relative(got.grad_norms, want.grad_norms[:steps]),
-        parameter_difference=differences.get(worst, 0.0),
+        parameter_difference=difference,
         worst_parameter=worst,
         tolerance=held_to,
         parameters=len(differences),
