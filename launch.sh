@@ -43,16 +43,16 @@ active_python() {
 # Print an interpreter that is new enough to make .venv with.
 base_python() {
     local candidate
-    for candidate in ${PYTHON:+"$PYTHON"} python3 python3.13 python3.12 python3.11 python3.10; do
-        if "$candidate" -c 'import sys; sys.exit(sys.version_info < (3, 10))' 2>/dev/null; then
+    for candidate in ${PYTHON:+"$PYTHON"} python3 python3.13 python3.12 python3.11; do
+        if "$candidate" -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 14))' 2>/dev/null; then
             "$candidate" -c 'import venv, ensurepip' 2>/dev/null ||
                 die "$candidate has no venv module: install it (Debian, Ubuntu: apt install python3-venv) and try again"
             printf '%s\n' "$candidate"
             return
         fi
-        [[ $candidate != "${PYTHON:-}" ]] || die "PYTHON=$PYTHON is not a Python 3.10 or newer that runs"
+        [[ $candidate != "${PYTHON:-}" ]] || die "PYTHON=$PYTHON is not a Python 3.11, 3.12 or 3.13 that runs"
     done
-    die "Python 3.10 or newer is needed, $(python3 --version 2>&1 || true) found:" \
+    die "Python 3.11, 3.12 or 3.13 is needed, $(python3 --version 2>&1 || true) found:" \
         "install one, or name it: PYTHON=/path/to/python3 ./launch.sh"
 }
 

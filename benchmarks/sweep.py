@@ -18,7 +18,7 @@ import sys
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields, replace
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 from functools import cached_property
 from itertools import product
 from pathlib import Path
@@ -290,7 +290,7 @@ class Runner:
 
     def _run(self, case: Case, repeat: int) -> RunRecord:
         """Run one case in its own session, so that it can be ended with all its processes."""
-        started_at, began_s = datetime.now(timezone.utc), time.monotonic()
+        started_at, began_s = datetime.now(UTC), time.monotonic()
         before, oom_killer = self._row(case, repeat), OomKiller()
         where = ["--group", self.group, "--repeat", str(repeat), "--out", self.out]
         words = [sys.executable, str(_ROOT / "benchmarks" / "run.py"), *flags_of(case.config), *where]

@@ -9,7 +9,7 @@ import json
 import json.decoder
 import json.scanner
 import re
-import sys
+import tomllib
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
@@ -49,10 +49,6 @@ def _twice(key: object, line: int) -> ValueError:
 
 
 def _parse_toml(text: str) -> dict[str, Any]:
-    if sys.version_info >= (3, 11):
-        import tomllib
-    else:
-        import tomli as tomllib
     return tomllib.loads(text)
 
 

@@ -6,7 +6,7 @@ is a difference of it wherever both ends lie on one machine. Between machines on
 
 import time
 from dataclasses import dataclass
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 from functools import cache
 from pathlib import Path
 
@@ -44,7 +44,7 @@ class Moment:
     @property
     def iso(self) -> str:
         """Date and time of day in UTC, ISO 8601, to the millisecond."""
-        return datetime.fromtimestamp(self.epoch_s, tz=timezone.utc).isoformat(timespec="milliseconds")
+        return datetime.fromtimestamp(self.epoch_s, tz=UTC).isoformat(timespec="milliseconds")
 
 
 @cache

@@ -1,6 +1,7 @@
 """The packaging agrees with the code: what is imported is declared, what is declared is pinned, the scripts run."""
 
 import ast
+import re
 import subprocess
 import sys
 from configparser import ConfigParser
@@ -9,6 +10,7 @@ from pathlib import Path
 
 import pytest
 from packaging.requirements import Requirement
+from packaging.specifiers import SpecifierSet
 from packaging.utils import canonicalize_name
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -86,6 +88,20 @@ def test_what_is_installed_is_what_is_pinned() -> None:
             assert metadata.version(name).split("+")[0] == pinned[name], f"{name}: run ./launch.sh check"
 
 
+def test_versions_of_python_are_said_once() -> None:
+    """The classifiers name exactly what python_requires allows, and launch.sh and ruff go by the same."""
+    setup = ConfigParser()
+    setup.read(ROOT / "setup.cfg", encoding="utf-8")
+    allowed = SpecifierSet(setup["options"]["python_requires"])
+    supported = [f"3.{minor}" for minor in range(40) if f"3.{minor}" in allowed]
+    named = re.findall(r"Python :: (3\.\d+)", setup["metadata"]["classifiers"])
+    assert named == supported and len(supported) > 1
+    launch = (ROOT / "launch.sh").read_text()
+    assert f"(3, {supported[0][2:]}) <= sys.version_info < (3, {int(supported[-1][2:]) + 1})" in launch
+    assert " ".join(f"python{version}" for version in reversed(supported)) in launch
+    assert f'target-version = "py{supported[0].replace(".", "")}"' in (ROOT / "ruff.toml").read_text()
+
+
 @pytest.mark.parametrize("script", ["launch.sh", "check", ".ci/run"])
 def test_scripts_are_executable_and_parse(script: str) -> None:
     path = ROOT / script
@@ -107,5 +123,5 @@ def test_launch_refuses_an_interpreter_that_does_not_run(tmp_path: Path) -> None
         ["bash", str(tmp_path / "launch.sh"), "test"], env=environment, capture_output=True, text=True, timeout=20
     )
     assert done.returncode == 2
-    assert "no-such-python is not a Python 3.10 or newer" in done.stderr
+    assert "no-such-python is not a Python 3.11, 3.12 or 3.13" in done.stderr
     assert not (tmp_path / ".venv").exists()
