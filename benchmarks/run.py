@@ -1,7 +1,7 @@
 """Run one case under any launcher and append one row to a CSV file.
 
-    python benchmarks/run.py --strategy zero3 --nproc 4
-    torchrun --nproc-per-node 4 benchmarks/run.py --layout tp2.pp2/1f1b/mb4
+python benchmarks/run.py --strategy zero3 --nproc 4
+torchrun --nproc-per-node 4 benchmarks/run.py --layout tp2.pp2/1f1b/mb4
 """
 
 import sys
