@@ -8,7 +8,7 @@ embeddings that drift apart (parameters).
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
-from itertools import islice
+from itertools import chain, islice
 
 import torch.distributed as dist
 from torch import Tensor
@@ -115,6 +115,7 @@ class Certificate:
     tolerance: Tolerance
     parameters: int = 0  # that were compared, running statistics among them
     unjudged: int = 0  # of them: the reference moves these no further than rounding could
+    missing: tuple[str, ...] = ()  # parameters of the reference that no rank has compared
     micro_batches: int = 1  # that the reference takes in turn, where the model has statistics of what it sees together
 
     @property
@@ -123,6 +124,7 @@ class Certificate:
             self.loss_difference <= self.tolerance.loss
             and self.grad_norm_difference <= self.tolerance.grad_norm
             and self.parameter_difference <= self.tolerance.parameters
+            and not self.missing
         )
 
     def __str__(self) -> str:
@@ -147,6 +149,8 @@ class Certificate:
                 f"{self.worst_parameter} differs by {self.parameter_difference:.1e} of what the steps moved it by "
                 f"(allowed {self.tolerance.parameters:.1g})"
             )
+        if self.missing:
+            yield f"{self.missing[0]} was compared on no rank ({len(self.missing)} parameter(s) were not)"
 
 
 def reference_work(work: Work) -> Work:
@@ -293,7 +297,8 @@ def certify(engine: Engine, got: Trace, want: Trace, work: Work, mesh: Mesh) -> 
         dist.all_gather_object(every, pieces, group=mesh.world)
         pieces = [piece for of_rank in every for piece in of_rank]
     differences = over_pieces(pieces, _measure(work))
-    worsts = [(difference, name) for name, difference in differences.items()]
+    missing = want.parameters.keys() - {work.spec.tied.get(name, name) for name in differences}
+    worsts = [(difference, name) for name, difference in differences.items()] or [(0.0, "")]
     difference, worst = max(worsts)
     judged = {piece.name for piece in pieces if piece.judged}
     return Certificate(
@@ -305,6 +310,7 @@ def certify(engine: Engine, got: Trace, want: Trace, work: Work, mesh: Mesh) -> 
         tolerance=held_to,
         parameters=len(differences),
         unjudged=len(differences.keys() - judged),
+        missing=tuple(sorted(missing)),
         micro_batches=reference_work(work).run.accumulation,
     )
 
@@ -312,7 +318,7 @@ def certify(engine: Engine, got: Trace, want: Trace, work: Work, mesh: Mesh) -> 
 def _compare(engine: Engine, want: Trace, work: Work, *, steps: int, tolerance: float) -> Iterator[Compared]:
     """Yield what this rank holds of each parameter, compared with the reference."""
     measure, noise = _measure(work), _NOISE[work.run.optimizer] * want.largest_movement
-    for name, parameter in (*engine.parameters(), *_statistics(engine, work)):
+    for name, parameter in chain(engine.parameters(), _statistics(engine, work)):  # one at a time: some are gathered
         piece = local(parameter.detach()).cpu()
         if piece.numel():
             end = want.parameters[work.spec.tied.get(name, name)]

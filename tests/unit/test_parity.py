@@ -1,5 +1,6 @@
 """What a certificate is held to, and that it fails for one parameter that was not updated, or twice as far."""
 
+from collections.abc import Iterator
 from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
@@ -81,6 +82,33 @@ def test_so_it_is_in_a_model_with_kinks(optimizer: str, precision: str) -> None:
         for times in (0.0, 2.0):
             wrong = alone.certificate(name, times)
             assert not wrong.passed and wrong.worst_parameter == name, (name, times)
+
+
+def test_a_parameter_that_no_rank_compares_is_no_pass(monkeypatch: pytest.MonkeyPatch) -> None:
+    alone = Alone()
+    there = dict(alone.engine.parameters())
+    left = {name: p for name, p in there.items() if not name.startswith("norm.")}
+    monkeypatch.setattr(alone.engine, "parameters", lambda: iter(left.items()))
+    wrong = alone.certificate()
+    assert not wrong.passed and str(wrong) == "FAILED: norm.bias was compared on no rank (2 parameter(s) were not)"
+    monkeypatch.setattr(alone.engine, "parameters", lambda: iter(()))
+    assert parity.certify(alone.engine, alone.got, alone.want, alone.work, alone.mesh).missing == tuple(sorted(there))
+
+
+def test_parameters_are_compared_while_they_are_gathered(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As ZeRO-3 of DeepSpeed has them: each is there until the next one is asked for."""
+    alone = Alone()
+    there = dict(alone.engine.parameters())
+
+    def gathered() -> Iterator[tuple[str, torch.Tensor]]:
+        for name, parameter in there.items():
+            whole = parameter.detach().clone()
+            yield name, whole
+            whole.set_(torch.empty(0))
+
+    monkeypatch.setattr(alone.engine, "parameters", gathered)
+    right = parity.certify(alone.engine, alone.got, alone.want, alone.work, alone.mesh)
+    assert right.passed and right.parameters == len(there)
 
 
 @pytest.mark.parametrize("rate", [1e-3, 1e-5, 1e-7])
@@ -166,7 +194,8 @@ def test_the_worst_parameter_of_all_ranks_counts(worst_rank: int, monkeypatch: p
         parity.dist, "all_gather_object", lambda got, mine, group: got.__setitem__(slice(None), gathered)
     )
     mesh: Any = SimpleNamespace(world=object())
-    certificate = parity.certify(Any, Trace([2.0, 3.0], [4.0]), Trace([2.0, 2.0], [5.0]), work, mesh)  # type: ignore
+    names = {f"of rank {rank}": torch.empty(0) for rank in range(4)}
+    certificate = parity.certify(Any, Trace([2.0, 3.0], [4.0]), Trace([2.0, 2.0], [5.0], names), work, mesh)  # type: ignore
     assert (certificate.parameter_difference, certificate.worst_parameter) == (0.5, f"of rank {worst_rank}")
     assert (certificate.parameters, certificate.unjudged) == (4, 1)
     assert (certificate.loss_difference, certificate.grad_norm_difference) == (1.0 / 2.0, 1.0 / 5.0)
