@@ -226,13 +226,14 @@ def _seconds(a: Any, b: Any) -> float:
 
 def _look_inside(engine: Engine, batches: Iterator[Batch], mesh: Mesh, result: RankResult) -> None:
     """Note waiting, the passes of a pipeline, bytes sent, and memory by category, each in untimed steps of its own."""
-    if mesh.world is not None:
+    several = mesh.layout.world_size > 1  # ZeRO over one rank has a group as well, and sends nothing
+    if several:
         result.split = _split(engine, batches, mesh)
     if stages := stages_of(engine):
         with Timeline(stages, mesh) as timeline:
             engine.step(next(batches))
         result.spans = timeline.spans(step=len(result.losses), rank=dist.get_rank())
-    if mesh.device_mesh is not None:
+    if several:
         with CommLedger(mesh.groups()) as ledger:
             engine.step(next(batches))
         result.comm = ledger.rows()
