@@ -29,13 +29,14 @@ from uuid import uuid4
 from benchmarks import levers as device_levers
 from benchmarks.run import CaseConfig
 from benchmarks.work import WORK
-from parallel.config import ENGINES, STRATEGIES, STRATEGY_ALIASES, flags_of, option
+from parallel.config import ENGINES, flags_of, option
 from parallel.config import resolve as read_config
 from parallel.errors import ConfigError, UsageError
 from parallel.layout import Layout
 from parallel.measure.environment import repository_state
 from parallel.measure.oom_killer import OomKiller
 from parallel.measure.record import RunRecord, append, read
+from parallel.named import ALIASES, STRATEGIES
 from parallel.phases import is_phase
 
 _ROOT = Path(__file__).resolve().parent.parent
@@ -50,8 +51,8 @@ class SweepConfig(CaseConfig):
         None,
         "strategies to compare; all when left out",
         group="sweep",
-        choices=STRATEGIES,
-        aliases=STRATEGY_ALIASES,
+        choices=tuple(STRATEGIES),
+        aliases=ALIASES,
         metavar="A,B,...",
     )
     layouts: list[Layout] | None = option(None, "layouts, in place of strategies", group="sweep", metavar="A,B,...")
@@ -193,7 +194,7 @@ def _divisions(config: SweepConfig) -> Iterator[dict[str, Any]]:
     from parallel.resolve import machine_processes
 
     counts = config.nprocs or [config.nproc or machine_processes()]
-    strategies = config.strategies or STRATEGIES
+    strategies = config.strategies or list(STRATEGIES)
     if config.strategies and "single" in strategies and 1 not in counts:
         yield {"strategy": "single", "nproc": 1}
     for nproc, strategy in product(counts, strategies):

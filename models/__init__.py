@@ -1,6 +1,41 @@
 """Models: GPT-2, ResNet and diffusion, each one file that knows architecture only."""
 
-from models import diffusion, gpt2, resnet
-from models.spec import ModelSpec
+from collections.abc import Iterator, MutableMapping
+from importlib import import_module
+from typing import TYPE_CHECKING
 
-SPECS: dict[str, ModelSpec] = {m.SPEC.name: m.SPEC for m in (gpt2, resnet, diffusion)}
+if TYPE_CHECKING:
+    from models.spec import ModelSpec
+
+NAMES = ("gpt2", "resnet", "diffusion")  # the only list of models: modules of this package, each with a SPEC
+
+
+class _Specs(MutableMapping[str, "ModelSpec"]):
+    """The specs by name. A module, and torch with it, is imported when its spec is first asked for."""
+
+    def __init__(self) -> None:
+        self._held: dict[str, ModelSpec | None] = dict.fromkeys(NAMES)
+
+    def __getitem__(self, name: str) -> "ModelSpec":
+        found = self._held[name]
+        if found is None:
+            found = self._held[name] = import_module(f"models.{name}").SPEC
+        return found
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._held
+
+    def __setitem__(self, name: str, spec: "ModelSpec") -> None:
+        self._held[name] = spec
+
+    def __delitem__(self, name: str) -> None:
+        del self._held[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._held)
+
+    def __len__(self) -> int:
+        return len(self._held)
+
+
+SPECS = _Specs()

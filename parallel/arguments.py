@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from parallel.errors import UsageError, did_you_mean
+from parallel.named import STRATEGIES
 from parallel.outputs import check_writable
 
 # What other programs call an option -> what to type here. Offered where a command has the option.
@@ -25,10 +26,7 @@ SYNONYMS = {
     ),
     **dict.fromkeys(("zero", "zero-stage", "stage"), "--strategy zero1, zero2 or zero3"),
     **dict.fromkeys(("fsdp", "fsdp2", "full-shard"), "--strategy zero3"),
-    **{
-        name: f"--strategy {name}"
-        for name in ("ddp", "single", "zero1", "zero2", "zero3", "pipeline", "tensor", "2d", "3d")
-    },
+    **{name: f"--strategy {name}" for name in STRATEGIES if name != "model"},  # which is an option of its own
     **{name: f"--layout {name[:1]}p2, or another degree" for name in ("tp", "pp", "dp")},
     **dict.fromkeys(("tensor-parallel-size", "tensor-model-parallel-size"), "--layout tp2, or another degree"),
     **dict.fromkeys(("pipeline-parallel-size", "pipeline-model-parallel-size"), "--layout pp2, or another degree"),

@@ -20,6 +20,7 @@ COMMANDS = {
     "tour": ("train one model under every strategy that fits this machine, side by side", "parallel.tour:main"),
     "run": ("run one case and append its result to a CSV file", "benchmarks.run:main"),
     "verify": ("prove that strategies compute what one process computes", "parallel.verify:main"),
+    "strategies": ("list the strategies: layout, when to use it, what it costs", "parallel.list_strategies:main"),
     "check-model": ("check a model against the rules that strategies rely on", "parallel.check_model:main"),
     "bench": ("sweep strategies, models and sizes, repeats interleaved", "benchmarks.sweep:main"),
     "compare": ("compare two result files, with a verdict", "benchmarks.compare:main"),

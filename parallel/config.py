@@ -16,14 +16,13 @@ from dataclasses import Field, dataclass, field, fields
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar, Union, get_args, get_origin
 
+from models import NAMES
 from parallel.arguments import MOST, Parser, hint
 from parallel.errors import ConfigError, did_you_mean
 from parallel.files import load
 from parallel.layout import MOST_RANKS, Layout
+from parallel.named import ALIASES, STRATEGIES
 
-MODELS = ("gpt2", "resnet", "diffusion")
-STRATEGIES = ("single", "ddp", "model", "pipeline", "zero1", "zero2", "zero3", "tensor", "2d", "3d")
-STRATEGY_ALIASES = {"fsdp": "zero3"}
 ENGINES = ("auto", "torch", "deepspeed", "accelerate")
 COMPILE_MODES = ("none", "default", "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs")
 _CUDA_GRAPHS = ("reduce-overhead", "max-autotune")  # the modes that record them, on a GPU
@@ -74,7 +73,7 @@ class RunConfig:
     Raises: ConfigError for a value that is not allowed, LayoutError for a layout that does not fit.
     """
 
-    model: str = option("gpt2", "what to train", group="work", choices=MODELS)
+    model: str = option("gpt2", "what to train", group="work", choices=NAMES)
     size: str | None = option(None, "preset of the model, such as nano or 124M", group="work")
     data: str | None = option(None, "built-in data set, file, folder or Hugging Face name", group="work")
     seq_len: int | None = option(None, "tokens per sample (text models)", group="work", at_least=1)
@@ -90,7 +89,11 @@ class RunConfig:
     seed: int = option(0, "seeds weights, shuffling and noise", group="work", at_least=0)
 
     strategy: str | None = option(
-        None, "how to split the work", group="division", choices=STRATEGIES, aliases=STRATEGY_ALIASES
+        None,
+        "how to split the work; paralab strategies lists when to use each and what it costs",
+        group="division",
+        choices=tuple(STRATEGIES),
+        aliases=ALIASES,
     )
     layout: Layout | None = option(None, "exact division, such as dp2.tp2.pp2/zero1/1f1b/mb4/sp", group="division")
     nproc: int | None = option(None, "processes, one per device", group="division", at_least=1, at_most=MOST_RANKS)

@@ -13,13 +13,14 @@ from torch import nn
 
 from models import SPECS
 from models.spec import ModelSpec
-from parallel import cluster, engines, strategies
+from parallel import cluster, engines, named, strategies
 from parallel.cluster import Mesh, Rank
 from parallel.config import RunConfig, flags_of
 from parallel.data import Compact, TextOptions, count_classes, open_dataset
 from parallel.data.dataset import Dataset
 from parallel.errors import ConfigError, LayoutError, did_you_mean
 from parallel.layout import Division, Layout
+from parallel.named import STRATEGIES
 from parallel.precision import weight_dtype
 from parallel.spec import BuildContext
 
@@ -42,8 +43,7 @@ class Work:
     @property
     def strategy(self) -> str:
         """The strategy asked for where the layout is its, else the name of the layout."""
-        assert self.run.strategy is not None, "resolve names it"
-        return self.run.strategy
+        return self.run.strategy or named.name_of(self.layout)
 
     @property
     def n_parameters(self) -> int:
@@ -135,13 +135,13 @@ def resolve(run: RunConfig) -> Work:
             f"--compile {run.compile} with --engine {engine}, which does not tell CUDA graphs where a step begins: use"
             " --compile default, or --engine torch"
         )
-    requested = run.engine
+    requested, name = run.engine, named.name_of(layout)
     run = replace(
         run,
         engine=engine,
         ds_config=engines.deepspeed_file(engine, run.ds_config),
         size=size,
-        strategy=run.strategy or strategies.name_of(layout),
+        strategy=run.strategy or (name if name in STRATEGIES else None),
         layout=layout,
         nproc=layout.world_size,
         global_batch_size=division.global_batch_size,
@@ -180,11 +180,11 @@ def machine_processes() -> int:
 
 def _layout(run: RunConfig, rank: Rank) -> Layout:
     if run.layout is not None:
-        actual = strategies.name_of(run.layout)
-        if run.strategy is not None and not strategies.stands_for(run.strategy, run.layout):
+        actual = named.name_of(run.layout)
+        if run.strategy is not None and not named.stands_for(run.strategy, run.layout):
+            use = f"use --strategy {actual}, or " if actual in STRATEGIES else ""
             raise LayoutError(
-                f"--strategy {run.strategy} with --layout {run.layout}, which is {actual}: "
-                f"use --strategy {actual}, or leave one of them out"
+                f"--strategy {run.strategy} with --layout {run.layout}, which is {actual}: {use}leave one of them out"
             )
         if run.nproc is not None:
             run.layout.check_world(run.nproc)
@@ -195,17 +195,16 @@ def _layout(run: RunConfig, rank: Rank) -> Layout:
         return Layout()
     strategy = run.strategy or "ddp"
     nproc = run.nproc or _processes_for(strategy)
-    if nproc == rank.world_size == 1 and rank.launcher != "python" and not strategies.runs_alone(strategy):
+    if nproc == rank.world_size == 1 and rank.launcher != "python" and not named.runs_alone(strategy):
         more = cluster.start_line(rank.launcher, 2, gpus=torch.cuda.is_available())
         raise LayoutError(
             f"{rank.launcher} started 1 process, and {strategy} needs 2 or more: type {more}, or use --strategy single"
         )
-    return strategies.layout_of(strategy, nproc)
+    return named.layout_of(strategy, nproc)
 
 
 def _processes_for(strategy: str) -> int:
-    least = 1 if strategies.runs_alone(strategy) else 8 if strategy == "3d" else 2
-    return max(machine_processes(), least)
+    return max(machine_processes(), named.find(strategy).least)
 
 
 def alone(work: Work, rank: Rank) -> str | None:

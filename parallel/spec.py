@@ -1,4 +1,4 @@
-"""The contracts between the parts: what a strategy is, what it is given, what an engine does."""
+"""The contracts between the parts: what will run, what an engine is built from, what an engine does."""
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
@@ -71,7 +71,7 @@ class Planned(Protocol):
 
 @dataclass(frozen=True)
 class BuildContext:
-    """All that a strategy needs to know to build an engine. data: opens the training split."""
+    """All that it takes to build an engine. data: opens the training split."""
 
     spec: ModelSpec
     model_config: Any
@@ -93,20 +93,3 @@ class BuildContext:
     def new_model(self) -> nn.Module:
         """Return the whole model without values, in the precision of its weights."""
         return self.spec.without_values(self.model_config, weight_dtype(self.run.precision))
-
-
-@dataclass(frozen=True, kw_only=True)
-class Strategy:
-    """A named way to split training.
-
-    axes: the mesh axes it uses. layout(nproc): the layout it stands for on that many processes.
-    when, costs: one line each, printed for users. build makes the engine of a context; None is the
-    composition of axes in `parallel.strategies.hybrid`, which serves every strategy that is a layout.
-    """
-
-    name: str
-    axes: tuple[str, ...]
-    when: str
-    costs: str
-    layout: Callable[[int], Layout]
-    build: Callable[[BuildContext], Engine] | None = None

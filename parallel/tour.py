@@ -14,7 +14,7 @@ from typing import ClassVar
 import torch
 import torch.distributed as dist
 
-from parallel import cluster, strategies
+from parallel import cluster, named
 from parallel.case import Asked, failed, run_case
 from parallel.cluster import Rank
 from parallel.config import RunConfig, option
@@ -118,9 +118,9 @@ def choose(config: TourConfig, nproc: int) -> tuple[list[Work], dict[str, str]]:
         on_one_gpu = torch.cuda.is_available() and torch.cuda.device_count() == 1
         more = "type CUDA_VISIBLE_DEVICES= before the command to see them on the CPU" if on_one_gpu else "use --nproc 2"
         left_out["others"] = f"they need 2 processes or more, on a GPU each where there are any: {more}"
-    for name in strategies.STRATEGIES if nproc > 1 else ("single",):
+    for name in named.STRATEGIES if nproc > 1 else ("single",):
         try:
-            layout = strategies.layout_of(name, nproc)
+            layout = named.layout_of(name, nproc)
             work = resolve(replace(config, layout=layout, strategy=None, nproc=None))
             fit.refuse(work, force=config.force)
             works.append(work)

@@ -15,11 +15,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from parallel import named
 from parallel.config import RunConfig, make_parser, option
 from parallel.config import resolve as read_config
 from parallel.errors import ConfigError, RankError, did_you_mean
 from parallel.files import load
-from parallel.layout import Layout
 from parallel.measure.clock import Moment
 from parallel.phases import Phases
 from parallel.training import sinks
@@ -97,7 +97,6 @@ PRESETS: Mapping[str, Mapping[str, Any]] = {
     },
 }
 _DIVISION = ("strategy", "layout", "nproc")
-_DATA_STRATEGIES = ("single", "ddp", "zero1", "zero2", "zero3")
 IN_FOLDER = "in the folder"  # what a bare --resume stands for
 SET_ASIDE = "set-aside"  # in the folder of logs: steps of an earlier start that were taken again
 
@@ -323,13 +322,13 @@ def _adapt(config: TrainConfig, rank: "Rank") -> TrainConfig:
     layout = config.layout
     if layout is None:
         name = config.strategy or "ddp"
-        if name not in _DATA_STRATEGIES:
+        if not named.runs_alone(name):
             raise ConfigError(
                 f"--strategy {name} on nodes that come and go: its data axis is not known, give a whole layout such"
                 " as --layout dp3.tp2, or one of --strategy ddp, zero1, zero2, zero3"
             )
-        zero = int(name.removeprefix("zero")) if name.startswith("zero") else 0
-        layout = Layout(dp=max(2, rank.world_size), zero=zero)
+        dp = max(2, rank.world_size)
+        layout = replace(named.layout_of(name, dp), dp=dp)
     layout = layout.on(rank.world_size, parts_of=config.global_batch_size, accumulation=config.accumulation)
     return replace(config, strategy=None, layout=layout, nproc=None)
 

@@ -12,7 +12,7 @@ import torch
 import torch.distributed as dist
 
 from models import SPECS
-from parallel import around, cluster, model_rules, parity, scope, strategies
+from parallel import around, cluster, model_rules, named, parity, scope
 from parallel.around import Agreement
 from parallel.cluster import Rank
 from parallel.config import RunConfig, option
@@ -102,11 +102,11 @@ def cases(config: VerifyConfig, nproc: int) -> Iterator[VerifyConfig]:
         yield config
         return
     force = config.force or config.size == SPECS[config.model].tiny_size  # these fit
-    every = [name for name in strategies.STRATEGIES if (name == "single") == (nproc == 1)]
+    every = [name for name in named.STRATEGIES if (name == "single") == (nproc == 1)]
     names = [config.strategy] if config.strategy else every
     for name in names:
         try:
-            layouts = list(_layouts(strategies.layout_of(name, nproc)))
+            layouts = list(_layouts(named.layout_of(name, nproc)))
         except LayoutError as error:
             if config.strategy:
                 raise

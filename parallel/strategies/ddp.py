@@ -13,8 +13,6 @@ from torch.nn.parallel import DistributedDataParallel
 from models.spec import Reducing
 from parallel.cluster import Mesh
 from parallel.initialise import local
-from parallel.layout import Layout
-from parallel.spec import Strategy
 
 BUCKET_BYTES = 25 << 20  # as DistributedDataParallel
 
@@ -59,14 +57,3 @@ def _buckets(tensors: list[Tensor]) -> list[list[Tensor]]:
         buckets[-1].append(tensor)
         filled += tensor.nbytes
     return [bucket for bucket in buckets if bucket]
-
-
-STRATEGIES = (
-    Strategy(
-        name="ddp",
-        axes=("dp",),
-        when="the model fits on one device: the simplest, and usually the fastest",
-        costs="a full copy of everything on each rank; one all-reduce of the gradients a step",
-        layout=lambda nproc: Layout(dp=nproc),
-    ),
-)

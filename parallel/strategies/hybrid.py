@@ -12,13 +12,11 @@ from torch import Tensor, nn
 
 from parallel.data.dataset import Batch
 from parallel.engines.native import NativeEngine
-from parallel.errors import LayoutError
 from parallel.initialise import initialise, tie
-from parallel.layout import Layout
 from parallel.optimizer import make_optimizer, make_pieces
 from parallel.precision import autocast_forward
 from parallel.recompute import checkpoint_blocks
-from parallel.spec import BuildContext, Strategy
+from parallel.spec import BuildContext
 from parallel.strategies import ddp, pipeline, tensor, zero
 
 
@@ -108,36 +106,3 @@ class Accumulate:
     def _unsynchronised(self, *, last: bool) -> contextlib.AbstractContextManager:
         no_sync = getattr(self.model, "no_sync", None)
         return contextlib.nullcontext() if last or no_sync is None else no_sync()
-
-
-def _two_axes(nproc: int) -> Layout:
-    _need(nproc % 2 == 0 and nproc >= 4, "2d", "tensor 2 x pipeline: 4, 6, 8 ... processes", nproc)
-    return pipeline.default_layout(nproc // 2, tp=2)
-
-
-def _three_axes(nproc: int) -> Layout:
-    _need(nproc % 4 == 0 and nproc >= 8, "3d", "data x tensor 2 x pipeline 2: 8, 12, 16 ... processes", nproc)
-    return pipeline.default_layout(2, tp=2, dp=nproc // 4)
-
-
-def _need(met: bool, name: str, needs: str, nproc: int) -> None:
-    if not met:
-        raise LayoutError(f"strategy {name} is {needs}; {nproc} asked for: give another --nproc, or --layout")
-
-
-STRATEGIES = (
-    Strategy(
-        name="2d",
-        axes=("tp", "pp"),
-        when="a model too large for one node's tensor parallelism",
-        costs="all-reduces inside a node, activations between stages, a bubble",
-        layout=_two_axes,
-    ),
-    Strategy(
-        name="3d",
-        axes=("dp", "tp", "pp"),
-        when="large models on many nodes",
-        costs="all of the above, and gradients over data ranks",
-        layout=_three_axes,
-    ),
-)

@@ -23,7 +23,7 @@ from parallel.initialise import local
 from parallel.layout import SCHEDULES, Layout
 from parallel.measure.timeline import Pass
 from parallel.precision import in_dtype, weight_dtype
-from parallel.spec import BuildContext, Engine, Strategy
+from parallel.spec import BuildContext, Engine
 from parallel.strategies.tensor import boundary
 
 if TYPE_CHECKING:
@@ -227,26 +227,3 @@ class TiedGradients:
         for work in dist.batch_isend_irecv(operations):
             work.wait()
         return theirs
-
-
-def default_layout(pp: int, *, dp: int = 1, tp: int = 1) -> Layout:
-    """Return a 1F1B layout with two micro-batches a stage: a bubble of (pp - 1) / (3 pp - 1)."""
-    return Layout(dp=dp, tp=tp, pp=pp, schedule="1f1b", micro_batches=2 * pp) if pp > 1 else Layout(dp=dp, tp=tp)
-
-
-STRATEGIES = (
-    Strategy(
-        name="model",
-        axes=("pp",),
-        when="a model too large for one device, and nothing simpler fits",
-        costs="one rank works at a time",
-        layout=lambda nproc: Layout(pp=nproc, schedule="naive") if nproc > 1 else Layout(),
-    ),
-    Strategy(
-        name="pipeline",
-        axes=("pp",),
-        when="many layers, slow links between ranks",
-        costs="a bubble at both ends of each step; activations between stages",
-        layout=default_layout,
-    ),
-)

@@ -28,7 +28,6 @@ from models.spec import Style
 from parallel.cluster import Mesh
 from parallel.initialise import local
 from parallel.layout import Layout
-from parallel.spec import Strategy
 
 _SEQUENCE = Shard(1)  # activations are (batch, sequence, hidden)
 
@@ -204,14 +203,3 @@ class _SumOverRanks(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
         return grad, None
-
-
-STRATEGIES = (
-    Strategy(
-        name="tensor",
-        axes=("tp",),
-        when="layers too large for one device, ranks on a fast link",
-        costs="four all-reduces of the activations a block",
-        layout=lambda nproc: Layout(tp=nproc),
-    ),
-)

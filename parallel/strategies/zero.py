@@ -20,10 +20,8 @@ from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 
 from parallel.cluster import Mesh
 from parallel.initialise import local
-from parallel.layout import Layout
 from parallel.optimizer import Piece, share_of_rows
 from parallel.precision import DTYPES
-from parallel.spec import Strategy
 
 IN_PLACE_BYTES = 1 << 20
 
@@ -96,28 +94,3 @@ def settle(part: nn.Module) -> None:
         if isinstance(module, FSDPModule):
             module.unshard()
             module.reshard()
-
-
-STRATEGIES = (
-    Strategy(
-        name="zero1",
-        axes=("dp",),
-        when="optimizer states are what does not fit",
-        costs="ddp, and an all-gather of the updated parameters: 1.5 times its bytes",
-        layout=lambda nproc: Layout(dp=nproc, zero=1),
-    ),
-    Strategy(
-        name="zero2",
-        axes=("dp",),
-        when="gradients do not fit either",
-        costs="an all-gather of parameters, a reduce-scatter of gradients: the bytes of ddp (gloo: 1.5 times)",
-        layout=lambda nproc: Layout(dp=nproc, zero=2),
-    ),
-    Strategy(
-        name="zero3",
-        axes=("dp",),
-        when="parameters do not fit on one device",
-        costs="a second all-gather: 1.5 times the bytes of ddp (gloo: twice)",
-        layout=lambda nproc: Layout(dp=nproc, zero=3),
-    ),
-)

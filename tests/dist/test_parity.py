@@ -11,7 +11,7 @@ import pytest
 
 from parallel.config import RunConfig
 from parallel.layout import Layout
-from parallel.strategies import STRATEGIES
+from parallel.named import STRATEGIES
 from tests.dist.workers import WorkerPool
 
 MODELS: dict[str, dict[str, Any]] = {

@@ -21,8 +21,8 @@ from parallel.config import RunConfig
 from parallel.config import resolve as read_config
 from parallel.errors import ConfigError, DataError, LayoutError, UsageError, WorldError
 from parallel.layout import Layout
+from parallel.named import STRATEGIES, name_of
 from parallel.resolve import Work, alone, resolve
-from parallel.strategies import STRATEGIES
 from parallel.tour import TourConfig, choose
 from parallel.verify import VerifyConfig, cases
 
@@ -117,7 +117,7 @@ def test_the_pipeline_degree_that_is_offered_is_accepted() -> None:
 @pytest.mark.parametrize("name", sorted(STRATEGIES))
 @pytest.mark.parametrize("model", sorted(SPECS))
 def test_a_strategy_gives_a_layout_of_its_name_and_size(name: str, model: str) -> None:
-    nproc = {"single": 1, "3d": 8}.get(name, 4)
+    nproc = max(STRATEGIES[name].least, 1 if name == "single" else 4)
     work = asked(model=model, strategy=name, nproc=nproc)
     assert (work.strategy, work.layout.world_size) == (name, nproc)
     assert set(work.layout.axes) == set(STRATEGIES[name].axes)
@@ -337,7 +337,7 @@ def test_one_process_is_verified_as_what_it_is() -> None:
 
 def test_every_strategy_that_fits_is_verified() -> None:
     runs = list(cases(VerifyConfig(size="tiny", precision="fp32"), 4))
-    found = {strategies.name_of(run.layout) for run in runs if run.layout}
+    found = {name_of(run.layout) for run in runs if run.layout}
     assert found == STRATEGIES.keys() - {"single", "3d"}
 
 

@@ -1,0 +1,53 @@
+"""`paralab strategies`: every strategy with its layout, when to use it and what it costs."""
+
+import argparse
+from collections.abc import Sequence
+
+from parallel.arguments import Parser, whole
+from parallel.named import STRATEGIES, Strategy, example
+
+
+def main(argv: Sequence[str]) -> int:
+    options = _parse(argv)
+    print(markdown(options.nproc) if options.markdown else text(options.nproc))
+    return 0
+
+
+def text(nproc: int) -> str:
+    """Return three lines for each strategy."""
+    lines = ["strategy  layout, when to use it and what it costs"]
+    for strategy in STRATEGIES.values():
+        also = f", also called {', '.join(strategy.aliases)}" if strategy.aliases else ""
+        lines += [
+            f"{strategy.name:<8}  {_layout(strategy, nproc)}{also}",
+            f"{'':<8}  when: {strategy.when}",
+            f"{'':<8}  costs: {strategy.costs}",
+        ]
+    return "\n".join(lines)
+
+
+def markdown(nproc: int) -> str:
+    """Return the table of the README."""
+    lines = [f"| strategy | layout on {nproc} | when | what it costs |", "|---|---|---|---|"]
+    for strategy in STRATEGIES.values():
+        names = ", ".join(f"`{name}`" for name in (strategy.name, *strategy.aliases))
+        lines.append(f"| {names} | {_layout(strategy, nproc, quote='`')} | {strategy.when} | {strategy.costs} |")
+    return "\n".join(lines)
+
+
+def _layout(strategy: Strategy, nproc: int, *, quote: str = "") -> str:
+    layout = example(strategy.name, nproc)
+    ranks = layout.world_size
+    return f"{quote}{layout}{quote}" + ("" if ranks == nproc else f" ({ranks} rank{'s' if ranks > 1 else ''})")
+
+
+def _parse(argv: Sequence[str]) -> argparse.Namespace:
+    parser = Parser(
+        prog="paralab strategies",
+        description="Show every strategy: the layout that it stands for, when to use it and what it costs.",
+    )
+    parser.add_argument(
+        "--nproc", type=whole(1), default=4, metavar="N", help="processes that the layouts are for (default: 4)"
+    )
+    parser.add_argument("--markdown", action="store_true", help="as the table of the README")
+    return parser.parse_args(list(argv))

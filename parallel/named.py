@@ -1,0 +1,194 @@
+"""The strategies: named layouts, in one list. Options, help, tables, tests and the tour all read this one.
+
+What an axis does to modules, optimizer and gradients stands in `parallel.strategies`; a strategy only says which
+layout a name stands for, when to use it and what it costs. This module imports no torch.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+from parallel.errors import ConfigError, LayoutError, did_you_mean
+from parallel.layout import Layout
+
+
+@dataclass(frozen=True, kw_only=True)
+class Strategy:
+    """A named way to split training.
+
+    layout: the layout it stands for on so many processes; raises LayoutError where there is none. axes: those that
+    its layout divides. least: the fewest processes it runs on. when, costs: one line each, for users.
+    """
+
+    name: str
+    axes: tuple[str, ...]
+    least: int
+    when: str
+    costs: str
+    layout: Callable[[int], Layout]
+    aliases: tuple[str, ...] = ()
+
+
+def _pipeline(pp: int, *, dp: int = 1, tp: int = 1) -> Layout:
+    """Return a 1F1B layout with two micro-batches a stage: a bubble of (pp - 1) / (3 pp - 1)."""
+    return Layout(dp=dp, tp=tp, pp=pp, schedule="1f1b", micro_batches=2 * pp) if pp > 1 else Layout(dp=dp, tp=tp)
+
+
+def _two_axes(nproc: int) -> Layout:
+    _need(nproc % 2 == 0 and nproc >= 4, "2d", "tensor 2 x pipeline: 4, 6, 8 ... processes", nproc)
+    return _pipeline(nproc // 2, tp=2)
+
+
+def _three_axes(nproc: int) -> Layout:
+    _need(nproc % 4 == 0 and nproc >= 8, "3d", "data x tensor 2 x pipeline 2: 8, 12, 16 ... processes", nproc)
+    return _pipeline(2, tp=2, dp=nproc // 4)
+
+
+def _need(met: bool, name: str, needs: str, nproc: int) -> None:
+    if not met:
+        raise LayoutError(f"strategy {name} is {needs}; {nproc} asked for: give another --nproc, or --layout")
+
+
+_ALL = (
+    Strategy(
+        name="single",
+        axes=(),
+        least=1,
+        when="the model and its batch fit on one device",
+        costs="nothing is sent; nothing is faster with more devices",
+        layout=lambda nproc: Layout(),
+    ),
+    Strategy(
+        name="ddp",
+        axes=("dp",),
+        least=1,
+        when="the model fits on one device: the simplest, and usually the fastest",
+        costs="a full copy of everything on each rank; one all-reduce of the gradients a step",
+        layout=lambda nproc: Layout(dp=nproc),
+    ),
+    Strategy(
+        name="model",
+        axes=("pp",),
+        least=2,
+        when="a model too large for one device, and nothing simpler fits",
+        costs="one rank works at a time",
+        layout=lambda nproc: Layout(pp=nproc, schedule="naive") if nproc > 1 else Layout(),
+    ),
+    Strategy(
+        name="pipeline",
+        axes=("pp",),
+        least=2,
+        when="many layers, slow links between ranks",
+        costs="idle (p-1)/(m+p-1) of the time with p ranks and m micro-batches; activations between stages",
+        layout=_pipeline,
+    ),
+    Strategy(
+        name="zero1",
+        axes=("dp",),
+        least=1,
+        when="optimizer states are what does not fit",
+        costs="ddp, and an all-gather of the updated parameters: 1.5 times its bytes",
+        layout=lambda nproc: Layout(dp=nproc, zero=1),
+    ),
+    Strategy(
+        name="zero2",
+        axes=("dp",),
+        least=1,
+        when="gradients do not fit either",
+        costs="an all-gather of parameters, a reduce-scatter of gradients: the bytes of ddp (gloo: 1.5 times)",
+        layout=lambda nproc: Layout(dp=nproc, zero=2),
+    ),
+    Strategy(
+        name="zero3",
+        axes=("dp",),
+        least=1,
+        when="parameters do not fit on one device",
+        costs="a second all-gather: 1.5 times the bytes of ddp (gloo: twice)",
+        layout=lambda nproc: Layout(dp=nproc, zero=3),
+        aliases=("fsdp",),
+    ),
+    Strategy(
+        name="tensor",
+        axes=("tp",),
+        least=2,
+        when="layers too large for one device, ranks on a fast link",
+        costs="four all-reduces of the activations a block",
+        layout=lambda nproc: Layout(tp=nproc),
+    ),
+    Strategy(
+        name="2d",
+        axes=("tp", "pp"),
+        least=4,
+        when="a model too large for one node's tensor parallelism",
+        costs="all-reduces inside a node, activations between stages, a bubble",
+        layout=_two_axes,
+    ),
+    Strategy(
+        name="3d",
+        axes=("dp", "tp", "pp"),
+        least=8,
+        when="large models on many nodes",
+        costs="all of the above, and gradients over data ranks",
+        layout=_three_axes,
+    ),
+)
+STRATEGIES: dict[str, Strategy] = {strategy.name: strategy for strategy in _ALL}
+ALIASES: dict[str, str] = {alias: strategy.name for strategy in _ALL for alias in strategy.aliases}
+
+
+def find(name: str) -> Strategy:
+    """Return a strategy. Raises: ConfigError for an unknown name."""
+    if name not in STRATEGIES:
+        hint = did_you_mean(name, STRATEGIES)
+        raise ConfigError(f"strategy {name!r} is unknown{hint}: use one of {', '.join(STRATEGIES)}")
+    return STRATEGIES[name]
+
+
+def layout_of(name: str, nproc: int) -> Layout:
+    """Return a strategy's layout for so many processes. Raises: ConfigError; LayoutError where it has none."""
+    strategy = find(name)
+    if nproc == 1 and not runs_alone(name):
+        raise LayoutError(f"{name} needs 2 processes or more, 1 asked for: use --nproc 2 or more, or --strategy single")
+    return strategy.layout(nproc)
+
+
+def runs_alone(name: str) -> bool:
+    """Return whether a strategy may run over one process: those of the data axis, with nothing to divide."""
+    return find(name).least == 1
+
+
+def stands_for(name: str, layout: Layout) -> bool:
+    """Return whether a layout is a strategy's: by name, or as what `layout_of` gives for as many processes."""
+    if name == name_of(layout):
+        return True
+    return layout.world_size == 1 and runs_alone(name) and layout_of(name, 1) == layout
+
+
+def name_of(layout: Layout) -> str:
+    """Return the strategy that a layout belongs to; of those that share it, the plainest."""
+    if len(layout.axes) > 1:
+        return "3d" if len(layout.axes) == 3 else "2d"
+    if layout.pp > 1:
+        return "model" if layout.schedule == "naive" else "pipeline"
+    if layout.zero:
+        return f"zero{layout.zero}"
+    if layout.dp > 1:
+        return "ddp"
+    return "tensor" if layout.tp > 1 else "single"
+
+
+def names_in(layout: Layout) -> set[str]:
+    """Return the name of a layout and those of its axes alone: ddp, tensor and dp+tp of dp2.tp2."""
+    alone = {axis: Layout(**{axis: getattr(layout, axis)}) for axis in layout.axes}
+    if "dp" in alone:
+        alone["dp"] = replace(alone["dp"], zero=layout.zero)
+    if "pp" in alone:
+        alone["pp"] = replace(alone["pp"], schedule=layout.schedule)
+    return {name_of(layout), *map(name_of, alone.values())}
+
+
+def example(name: str, nproc: int) -> Layout:
+    """Return a strategy's layout on so many processes, or on as many as it takes to have one."""
+    try:
+        return layout_of(name, nproc)
+    except LayoutError:
+        return find(name).layout(find(name).least)

@@ -1,0 +1,65 @@
+"""The list of strategies and that of models: each is the only one, and what is shown of them is read from it."""
+
+import os
+import subprocess
+import sys
+from importlib import import_module
+from pathlib import Path
+
+import pytest
+
+from models import NAMES, SPECS
+from parallel import cli
+from parallel.config import make_parser
+from parallel.errors import LayoutError
+from parallel.list_strategies import markdown
+from parallel.named import ALIASES, STRATEGIES, layout_of, name_of, stands_for
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+@pytest.mark.parametrize("name", STRATEGIES)
+def test_a_strategy_runs_on_the_fewest_processes_it_names_and_is_called_by_its_name(name: str) -> None:
+    strategy = STRATEGIES[name]
+    layout = layout_of(name, strategy.least)
+    assert layout.world_size == strategy.least and stands_for(name, layout)
+    assert set(layout_of(name, 8).axes) == set(strategy.axes)
+    assert name_of(layout_of(name, 8)) == name
+    if strategy.least > 1:
+        with pytest.raises(LayoutError):
+            layout_of(name, strategy.least - 1)
+    assert strategy.when and strategy.costs
+
+
+def test_the_readme_shows_the_strategies_as_the_command_prints_them(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["strategies", "--markdown"]) == 0
+    assert capsys.readouterr().out.strip() == markdown(4)
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    assert f"\n{markdown(4)}\n\n" in readme, "put what `paralab strategies --markdown` prints into README.md"
+
+
+def test_all_that_is_said_of_a_strategy_is_listed(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["strategies", "--nproc", "6"]) == 0
+    said = capsys.readouterr().out
+    assert all(part in said for s in STRATEGIES.values() for part in (s.name, s.when, s.costs, *s.aliases))
+    assert "2d        tp2.pp3/1f1b/mb6\n" in said and "3d        dp2.tp2.pp2/1f1b/mb4 (8 ranks)\n" in said
+
+
+def test_help_offers_all_of_both_lists() -> None:
+    words = " ".join(make_parser().format_help().split())
+    assert "|".join((*STRATEGIES, *ALIASES)) in words and "|".join(NAMES) in words
+
+
+def test_a_model_is_named_like_its_file() -> None:
+    assert list(SPECS) == list(NAMES)
+    for name in NAMES:
+        assert SPECS[name] is import_module(f"models.{name}").SPEC and SPECS[name].name == name
+
+
+def test_both_lists_are_read_without_torch() -> None:
+    code = (
+        "import sys; from models import SPECS; from parallel.cli import main; "
+        "assert 'gpt2' in SPECS and not main(['strategies']); sys.exit('torch' in sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], env=os.environ, capture_output=True, timeout=30)
+    assert (done.returncode, done.stderr) == (0, b"")
