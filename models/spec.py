@@ -91,7 +91,7 @@ class ModelSpec:
     smooth: bool = True  # False: has kinks (ReLU, max), where the last bit of an input can flip a gradient
     batch_statistics: Callable[[Any], Literal["none", "rank", "global"]] = lambda config: "none"
     tied: Mapping[str, str] = field(default_factory=dict)  # parameter -> the parameter whose storage it shares
-    refuses: Mapping[str, str] = field(default_factory=dict)  # strategy -> why this model cannot do it
+    refuses: Mapping[str, str] = field(default_factory=dict)  # strategy -> why it cannot be in a layout of this model
 
     def config(self, size: str | None = None) -> Any:
         """Return the config of a preset or of a custom size.

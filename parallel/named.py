@@ -8,7 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 from parallel.errors import ConfigError, LayoutError, did_you_mean
-from parallel.layout import Layout
+from parallel.layout import DEGREES, Layout
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -164,9 +164,13 @@ def stands_for(name: str, layout: Layout) -> bool:
 
 
 def name_of(layout: Layout) -> str:
-    """Return the strategy that a layout belongs to; of those that share it, the plainest."""
-    if len(layout.axes) > 1:
-        return "3d" if len(layout.axes) == 3 else "2d"
+    """Return the strategy that divides the same axes as a layout; of those that do, the plainest.
+
+    A combination of axes that no strategy has is named by them: `dp+tp`, `dp+pp`.
+    """
+    axes = tuple(axis for axis in DEGREES if axis in layout.axes)
+    if len(axes) > 1:
+        return next((s.name for s in _ALL if s.axes == axes), "+".join(axes))
     if layout.pp > 1:
         return "model" if layout.schedule == "naive" else "pipeline"
     if layout.zero:

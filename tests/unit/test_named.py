@@ -1,6 +1,7 @@
 """The list of strategies and that of models: each is the only one, and what is shown of them is read from it."""
 
 import os
+import shlex
 import subprocess
 import sys
 from importlib import import_module
@@ -10,10 +11,13 @@ import pytest
 
 from models import NAMES, SPECS
 from parallel import cli
-from parallel.config import make_parser
+from parallel.config import RunConfig, make_parser
+from parallel.config import resolve as read_config
 from parallel.errors import LayoutError
+from parallel.layout import Layout
 from parallel.list_strategies import markdown
 from parallel.named import ALIASES, STRATEGIES, layout_of, name_of, stands_for
+from parallel.resolve import resolve
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -29,6 +33,41 @@ def test_a_strategy_runs_on_the_fewest_processes_it_names_and_is_called_by_its_n
         with pytest.raises(LayoutError):
             layout_of(name, strategy.least - 1)
     assert strategy.when and strategy.costs
+
+
+@pytest.mark.parametrize(
+    ("layout", "name"),
+    [
+        ("dp1", "single"),
+        ("dp1/zero3", "zero3"),
+        ("dp2", "ddp"),
+        ("dp2/zero2", "zero2"),
+        ("tp2/sp", "tensor"),
+        ("pp2/naive", "model"),
+        ("pp2/zbv", "pipeline"),
+        ("tp2.pp2/gpipe", "2d"),
+        ("dp2.tp2", "dp+tp"),
+        ("dp2.tp2/zero3", "dp+tp"),
+        ("dp2.pp2/zero1/1f1b/mb4", "dp+pp"),
+        ("dp2.tp2.pp2/zero1/1f1b/mb4", "3d"),
+    ],
+)
+def test_a_layout_is_called_by_the_axes_that_it_divides(layout: str, name: str) -> None:
+    assert name_of(Layout.parse(layout)) == name
+
+
+def test_a_name_that_is_not_that_of_the_layout_is_refused() -> None:
+    with pytest.raises(
+        LayoutError, match=r"--strategy 2d with --layout dp2.tp2, which is dp\+tp: leave one of them out"
+    ):
+        resolve(RunConfig(size="tiny", strategy="2d", layout=Layout.parse("dp2.tp2")))
+
+
+def test_a_layout_without_a_strategy_is_one_line_that_does_the_same_again() -> None:
+    work = resolve(RunConfig(size="tiny", layout=Layout.parse("dp2.tp2")))
+    words = shlex.split(work.command)[2:]
+    again = resolve(read_config(words))
+    assert (work.strategy, again.strategy, again.layout) == ("dp+tp", "dp+tp", work.layout)
 
 
 def test_the_readme_shows_the_strategies_as_the_command_prints_them(capsys: pytest.CaptureFixture[str]) -> None:

@@ -89,12 +89,14 @@ def test_bad_input_is_refused_in_one_line(options: dict[str, Any], got: str, nee
 
 
 def test_a_strategy_that_the_model_cannot_do_is_refused_with_those_it_can(monkeypatch: pytest.MonkeyPatch) -> None:
-    spec = replace(SPECS["gpt2"], refuses={"tensor": "its layers are one piece", "2d": "so", "3d": "so"})
+    spec = replace(SPECS["gpt2"], refuses={"tensor": "its layers are one piece"})
     monkeypatch.setitem(SPECS, "gpt2", spec)
     with pytest.raises(LayoutError, match="gpt2 cannot be trained with tensor: its layers are one piece") as caught:
         asked(layout="tp2")
     able = str(caught.value).split("use one of ")[1].split(", ")
     assert set(able) == set(STRATEGIES) - {"tensor", "2d", "3d"}
+    with pytest.raises(LayoutError, match=r"gpt2 cannot be trained with dp\+tp: its layers are one piece"):
+        asked(layout="dp2.tp2/zero1")
 
 
 def test_the_tensor_degrees_that_are_offered_are_accepted() -> None:
@@ -126,7 +128,7 @@ def test_a_strategy_gives_a_layout_of_its_name_and_size(name: str, model: str) -
 def test_what_was_left_open_is_filled_in() -> None:
     work = resolve(RunConfig(model="resnet", layout=Layout.parse("dp3.pp2/gpipe/mb5")))
     run = work.run
-    assert (run.size, run.strategy, run.nproc) == ("20", "2d", 6)
+    assert (run.size, work.strategy, run.nproc) == ("20", "dp+pp", 6)
     assert run.global_batch_size == work.division.global_batch_size == 75  # the least multiple of 15 from 64 on
     assert resolve(run) == work
 

@@ -314,7 +314,7 @@ DESCRIBED: dict[str, Any] = {
     "command": "paralab run --x",
     # requested and realised
     "strategy_requested": "pipeline",
-    "strategy": "2d",
+    "strategy": "dp+pp",
     "layout_requested": "dp2.pp2",
     "layout": "dp2.pp2/1f1b/mb2",
     "engine_requested": "auto",
