@@ -82,6 +82,7 @@ def verdict(pairs: list[Pair], *, steps: int) -> tuple[str, int]:
 def alternate(rank: Rank, progress: Progress, run: OverheadConfig) -> list[Pair]:
     """Take the stretches on this rank and return their times."""
     work = resolve(run)
+    fit.agree(work, rank, force=run.force)
     mesh = cluster.make_mesh(work.layout, rank.device)
     engine = engines.build(work.context(mesh), run.engine, ds_config=run.ds_config)
     batches = training_batches(work, mesh)

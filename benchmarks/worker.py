@@ -73,6 +73,8 @@ def measure(rank: Rank, progress: Progress, run: Any, asked: Asked, out: str) ->
         append(out, failed(work, asked, rank, failure))
 
     with guard(rank, progress, on_first), Phases(asked.started, shown=rank.is_main) as phases:
+        if asked.launcher != "python":
+            fit.agree(work, rank, force=run.force)
         mesh = cluster.make_mesh(work.layout, rank.device)
         if run.parity:
             phases.begin("parity: a few steps in one process")

@@ -23,7 +23,7 @@ import torch
 
 from parallel import cluster
 from parallel.cluster import ALARM, Rank
-from parallel.errors import DivergedError, FolderInUseError, ParalabError, RankError, StoppedError, WorldError
+from parallel.errors import DivergedError, FitError, FolderInUseError, ParalabError, RankError, StoppedError, WorldError
 from parallel.measure.oom_killer import OomKiller
 from parallel.measure.record import Status
 from parallel.roll import Roll
@@ -38,6 +38,7 @@ _CALLS = re.compile(
 )
 _GLOO_NOISE = re.compile(r"\[/[^]]*\] ?|\. This is typically caused by a remote worker crashing\..*")
 VICTIM_EXIT_STATUS = 70  # EX_SOFTWARE of sysexits.h: ended because another rank did
+_REFUSALS = (FitError, FolderInUseError)  # nothing was done and nothing has failed: there is no row of it
 _GRACE_S = 3.0  # for a failed rank to claim, when a victim was faster
 _STOPPING_GRACE_S = 0.5  # the launcher stops all when one has failed
 _LAST_WORDS_S = 4.0  # from the end of the launcher to that of its ranks
@@ -97,7 +98,7 @@ def _own_failure(rank: int, progress: Progress, error: BaseException) -> Failure
     if calls := _CALLS.findall(str(error)):
         said = " where ".join(f"rank {rank} calls {name} of shape ({shape})" for rank, _, name, shape in calls)
         return Failure(None, progress.step, "crash", f"collective {calls[0][1]} differs: {said}")
-    if isinstance(error, (WorldError, FolderInUseError)):  # about all of them, such as who has not come
+    if isinstance(error, (WorldError, *_REFUSALS)):  # about all of them, such as who has not come
         return Failure(None, progress.step, "crash", _text(error), error.exit_status)
     reason = f"{type(error).__name__}: {_text(error) or 'no message'}"
     if isinstance(error, StoppedError):
@@ -155,7 +156,7 @@ def guard(rank: Rank, progress: Progress, on_first: Callable[[Failure], None] = 
         _failing = True
         _ignore_signals()  # launchers send SIGTERM to the victims, who have work left
         failure = first_failure(rank.rank, progress, error)
-        if failure is not None:
+        if failure is not None and not isinstance(error, _REFUSALS):
             with contextlib.suppress(OSError):  # a full disk must not hide what failed
                 on_first(failure)
         if rank.world_size == 1:

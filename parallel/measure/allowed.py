@@ -6,6 +6,8 @@ from pathlib import Path
 
 _CGROUP, _MEMBERSHIPS = Path("/sys/fs/cgroup"), Path("/proc/self/cgroup")
 _MEMINFO = Path("/proc/meminfo")
+# what a group is charged for and the kernel gives up when memory is needed; v1 does not tell the last (memory.stat)
+_CACHES = ("inactive_file", "active_file", "slab_reclaimable")
 
 
 def cores_allowed(*, cgroup: Path = _CGROUP, memberships: Path = _MEMBERSHIPS) -> float:
@@ -56,8 +58,8 @@ def memory_available_bytes(
         limit, used = (_read(folder / name).strip() for name in names)
         if limit.isdecimal() and used.isdecimal():
             stat = dict(line.split(" ", 1) for line in _read(folder / "memory.stat").splitlines() if " " in line)
-            cache = int(stat.get("inactive_file" if v2 else "total_inactive_file", 0))
-            free.append(max(int(limit) - int(used) + cache, 0))
+            caches = _CACHES if v2 else [f"total_{name}" for name in _CACHES]
+            free.append(max(int(limit) - int(used) + sum(int(stat.get(name, 0)) for name in caches), 0))
     return min([machine, *free])
 
 

@@ -1,5 +1,8 @@
 """Whether a run fits into the memory of this machine, said before any process is started.
 
+Where a launcher has started them, it is decided when they have met, for all of them: what is free differs from moment
+to moment and from machine to machine, and a rank that went on alone would wait for one that refused.
+
 Counted are the states of the model (`planner.memory`) and what a process takes that does nothing. Activations are not:
 what is refused here is sure not to fit, what is not refused may still be too large.
 """
@@ -10,6 +13,7 @@ from dataclasses import replace
 from itertools import islice
 
 import torch
+import torch.distributed as dist
 
 from parallel.cluster import Rank
 from parallel.errors import FitError, UsageError
@@ -18,9 +22,9 @@ from parallel.measure.allowed import cores_allowed, memory_available_bytes
 from parallel.planner.memory import state_bytes, state_bytes_of_all
 from parallel.resolve import Work, resolve
 
-# Memory of an idle process on a CPU with torch 2.13, by smaps_rollup: 80 MB beside what it shares with the others that
-# were forked with it, 270 MB where a launcher starts each on its own.
-_FORKED_BYTES, _STARTED_BYTES = 80_000_000, 270_000_000
+# Memory of an idle process on a CPU with torch 2.13, by smaps_rollup, beside what it shares with the others that were
+# forked with it. Those of a launcher are there already when this is asked.
+_FORKED_BYTES = 80_000_000
 _USABLE_OF_GPU = 0.95  # the rest is the CUDA context and what the allocator cannot hand out
 _ADVISED = 0.7  # of what is free: what is advised should leave room for activations
 _CROWDED = 8  # processes a core from which on a line is printed
@@ -29,7 +33,8 @@ _CROWDED = 8  # processes a core from which on a line is printed
 def check(work: Work, *, force: bool = False) -> None:
     """Refuse a run that does not fit into this machine's memory, and say so where its cores are crowded.
 
-    Raises: FitError with what it takes, what is there, and what to type.
+    The processes of a launcher call `agree` once they have met. Raises: FitError with what it takes, what is there, and
+    what to type.
     """
     rank = Rank.from_env()
     processes = _processes_here(work, rank)
@@ -43,22 +48,44 @@ def check(work: Work, *, force: bool = False) -> None:
 
 
 def refuse(work: Work, *, force: bool = False) -> None:
-    """Raise FitError where a run does not fit; in the first process of this machine, before it takes any memory."""
+    """Raise FitError where a run does not fit, in the process that starts the others or has none beside it."""
     rank = Rank.from_env()
-    if force or rank.local_rank or fits(work, rank):
+    if force or rank.world_size > 1:
         return
+    if reason := _misfit(work, rank):
+        raise FitError(reason)
+
+
+def agree(work: Work, rank: Rank, *, force: bool = False) -> None:
+    """Raise FitError on every rank where a run does not fit into one of its machines. Collective over all ranks.
+
+    The first process of each machine looks at its own, when all are there and have taken what an idle one takes.
+    """
+    if force or not dist.is_initialized():
+        return
+    reasons: list[str | None] = [None] * dist.get_world_size()
+    dist.all_gather_object(reasons, None if rank.local_rank else _misfit(work, rank))
+    if reason := next(filter(None, reasons), None):
+        raise FitError(reason)
+
+
+def _misfit(work: Work, rank: Rank) -> str | None:
+    """Say what a run takes, what is there, and what would fit; None where it fits."""
+    if fits(work, rank):
+        return None
     processes = _processes_here(work, rank)
     if rank.device.type != "cpu":
         takes = f"{_gb(state_bytes(work).total)} of parameters, gradients and optimizer states on one GPU"
         there = f"it has {_gb(_gpu_bytes())}"
     else:
+        idle = f" + {_gb(_idle_bytes(rank))} of an idle process" if _idle_bytes(rank) else ""
         takes = (
-            f"{processes} x ({_gb(state_bytes(work).total)} of parameters, gradients and optimizer states +"
-            f" {_gb(_idle_bytes(rank))} of an idle process), {_gb(_bytes_here(work, rank))} in all"
+            f"{processes} x ({_gb(state_bytes(work).total)} of parameters, gradients and optimizer states{idle}),"
+            f" {_gb(_bytes_here(work, rank))} in all"
         )
         there = f"{_gb(memory_available_bytes())} of this machine's memory are free"
     advice = " or ".join(_advice(work, rank)) or "fewer processes, or a machine with more memory"
-    raise FitError(f"{work.spec.name} {work.size} as {work.layout} takes {takes}; {there}: use {advice}, or --force")
+    return f"{work.spec.name} {work.size} as {work.layout} takes {takes}; {there}: use {advice}, or --force"
 
 
 def fits(work: Work, rank: Rank, *, within: float = 1.0) -> bool:
@@ -79,7 +106,7 @@ def _bytes_here(work: Work, rank: Rank) -> int:
 
 
 def _idle_bytes(rank: Rank) -> int:
-    return _FORKED_BYTES if rank.launcher == "python" else _STARTED_BYTES
+    return _FORKED_BYTES if rank.launcher == "python" else 0
 
 
 def _gpu_bytes() -> int:

@@ -34,6 +34,7 @@ from parallel.measure.roofline import device_peak, share_of_peak
 from parallel.optimizer import learning_rate
 from parallel.parity import training_batches
 from parallel.phases import Phases
+from parallel.planner import fit
 from parallel.precision import DTYPES
 from parallel.resolve import Work, resolve
 from parallel.spec import StepResult
@@ -76,6 +77,8 @@ def train(rank: Rank, progress: Progress, run: TrainConfig, asked: Asked) -> Out
 
     phases = Phases(asked.started, shown=rank.is_main)
     with _locked(work, rank, asked), guard(rank, progress, on_first), phases:
+        if asked.launcher != "python":
+            fit.agree(work, rank, force=run.force)
         phases.begin("building the model")
         mesh = cluster.make_mesh(work.layout, rank.device)
         training = Training(work, rank, mesh, progress, asked.started, phases)

@@ -11,10 +11,12 @@ from models.gpt2 import GPT2Config
 from parallel import cluster, parity, scope, strategies
 from parallel.cluster import Mesh, Rank
 from parallel.config import RunConfig
+from parallel.errors import FitError
 from parallel.initialise import local, local_slice
 from parallel.layout import Layout
 from parallel.measure.memory import MemoryCensus
 from parallel.parity import Certificate
+from parallel.planner import fit
 from parallel.planner.memory import state_bytes
 from parallel.resolve import resolve
 from parallel.strategies import ddp, zero
@@ -53,6 +55,18 @@ def certificate_where_little_is_free(rank: Rank, run: RunConfig, free_bytes: int
     if proof.work is None or proof.want is None:
         return proof.scope, None
     return proof.scope, parity.prove(proof.work, mesh, proof.want)
+
+
+def refusal(rank: Rank, run: RunConfig, free_bytes: list[int]) -> str | None:
+    """Return with what words a run is refused where each rank finds so much memory free; two machines of four ranks."""
+    there = replace(rank, local_rank=rank.rank % 4, local_world_size=4, launcher="torchrun")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(fit, "memory_available_bytes", lambda: free_bytes[rank.rank])
+        try:
+            fit.agree(resolve(run), there, force=run.force)
+        except FitError as error:
+            return str(error)
+    return None
 
 
 def certificate_with_small_buckets(rank: Rank, run: RunConfig) -> Certificate | None:

@@ -1,5 +1,7 @@
 """The measured peak of parameters, gradients and optimizer states against the arithmetic of ZeRO."""
 
+from dataclasses import replace
+
 import pytest
 
 from parallel.config import RunConfig
@@ -20,3 +22,15 @@ def test_whole_gradients_are_counted_in_the_precision_used(workers: WorkerPool) 
     run = RunConfig(layout=Layout.parse("dp4/zero3"), global_batch_size=8, seq_len=32, precision="bf16")
     measured, predicted = max(x for x in workers.run("tests.dist.cases:state_memory", run) if x)
     assert measured == pytest.approx(predicted, rel=0.02)
+
+
+def test_ranks_of_a_launcher_refuse_together_what_does_not_fit_into_one_machine(workers: WorkerPool) -> None:
+    run = RunConfig(layout=Layout.parse("dp8"), size="tiny")
+    much, little = 10**9, 10**5
+    other_ranks_see_less = [much, little, little, little] * 2  # at their own moment, which counts for nothing
+    assert workers.run("tests.dist.cases:refusal", run, other_ranks_see_less) == [None] * 8
+    small_machine = [much] * 4 + [little] + [much] * 3
+    said = workers.run("tests.dist.cases:refusal", run, small_machine)
+    assert len(set(said)) == 1
+    assert "takes 4 x (0.0 GB of parameters, gradients and optimizer states), 0.0 GB in all; 0.0 GB" in said[0]
+    assert workers.run("tests.dist.cases:refusal", replace(run, force=True), small_machine) == [None] * 8

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from models import SPECS
-from parallel import scope
+from parallel import scope, tour
 from parallel.cluster import Mesh, Rank
 from parallel.config import RunConfig
 from parallel.errors import FitError
@@ -57,6 +57,14 @@ def test_what_is_advised_fits_with_room(free: Any) -> None:
     free(19)
     for size in ("774m", "gpt3-350m"):
         assert fit.fits(work_of(size=size, strategy="single"), FORKED, within=0.7)
+
+
+@pytest.mark.parametrize("model", list(SPECS))
+def test_defaults_are_not_refused_while_a_gigabyte_is_free(free: Any, model: str) -> None:
+    free(1)
+    for size in (SPECS[model].default_size, SPECS[model].tiny_size):
+        works, left_out = tour.choose(tour.TourConfig(model=model, size=size), 4)
+        assert works and not any("GB" in reason for reason in left_out.values())
 
 
 def test_crowded_cores_are_said_and_not_refused(free: Any, capsys: pytest.CaptureFixture[str]) -> None:

@@ -70,6 +70,15 @@ def test_memory_allowed(tmp_path: Path, memberships: str, files: dict[str, str],
             {"a/memory.max": "5000", "a/memory.current": "3000", "a/memory.stat": "anon 1\ninactive_file 500"},
             2500,
         ),
+        (
+            "0::/a\n",
+            {
+                "a/memory.max": "5000",
+                "a/memory.current": "4990",  # of files that were read again and again, and of names of files
+                "a/memory.stat": "anon 90\nshmem 10\ninactive_file 500\nactive_file 4000\nslab_reclaimable 400",
+            },
+            4910,
+        ),
         ("0::/a\n", {"a/memory.max": "max", "a/memory.current": "3000"}, 8000 * 1024),
         ("0::/a\n", {"a/memory.max": "5000", "a/memory.current": "6000"}, 0),
         (
@@ -77,13 +86,13 @@ def test_memory_allowed(tmp_path: Path, memberships: str, files: dict[str, str],
             {
                 "memory/a/memory.limit_in_bytes": "5000",
                 "memory/a/memory.usage_in_bytes": "4000",
-                "memory/a/memory.stat": "total_inactive_file 10",
+                "memory/a/memory.stat": "active_file 1\ntotal_inactive_file 10\ntotal_active_file 20",
             },
-            1010,
+            1030,
         ),
         ("", {}, 8000 * 1024),
     ],
-    ids=["v2", "v2 free", "v2 over", "v1", "none"],
+    ids=["v2", "v2 full of caches", "v2 free", "v2 over", "v1", "none"],
 )
 def test_memory_available(tmp_path: Path, memberships: str, files: dict[str, str], free: int) -> None:
     _write(tmp_path / "membership", memberships)
