@@ -5,7 +5,7 @@ from dataclasses import replace
 from typing import Any
 
 from parallel import cluster
-from parallel.case import Asked, failed, record_failure, run_case
+from parallel.case import Asked, failed, record_failure, run_case, shared
 from parallel.cluster import Rank
 from parallel.errors import RankError
 from parallel.failure import Failure, Progress, guard
@@ -74,6 +74,7 @@ def measure(rank: Rank, progress: Progress, run: Any, asked: Asked, out: str) ->
 
     with guard(rank, progress, on_first), Phases(asked.started, shown=rank.is_main) as phases:
         if asked.launcher != "python":
+            asked = shared(asked)
             fit.agree(work, rank, force=run.force)
         mesh = cluster.make_mesh(work.layout, rank.device)
         if run.parity:

@@ -69,6 +69,18 @@ class Asked:
     run_id: str = field(default_factory=lambda: uuid4().hex[:12])
 
 
+def shared(asked: Asked) -> Asked:
+    """Return what rank 0 was asked, on all ranks: one start has one id and one beginning. Collective.
+
+    Where a launcher has started them, each has read the command line by itself.
+    """
+    if not dist.is_initialized():
+        return asked
+    told: list[Any] = [asked]
+    dist.broadcast_object_list(told, src=0)
+    return told[0]
+
+
 @dataclass
 class RankResult:
     """What one rank measured."""

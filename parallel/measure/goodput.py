@@ -41,6 +41,14 @@ class RunProgress:
     recovery_s: float | None = 0.0
     ended: bool = False
 
+    def goes_on(self, *, launch: str | None, resumes: bool) -> bool:
+        """Return whether a start goes on with this run: told to and there is more of it, or by the same launcher."""
+        return (resumes and not self.ended) or (launch is not None and launch == self.launch)
+
+    def has_start(self, *, launch: str | None, resumes: bool, began: Moment) -> bool:
+        """Return whether a start that began then is one of this run: its first one, or one that goes on with it."""
+        return self.began_at == began.epoch_s or self.goes_on(launch=launch, resumes=resumes)
+
     def again(self, *, launch: str | None, processes: int, step: int) -> "RunProgress":
         """Return the progress of the next start, which goes on from `step`."""
         return replace(
@@ -111,7 +119,7 @@ class Pulse:
         self, folder: str | Path, *, launch: str | None, began: Moment, processes: int, step: int, goes_on: bool
     ) -> None:
         before = read_progress(folder)
-        if before and ((goes_on and not before.ended) or (launch is not None and launch == before.launch)):
+        if before and before.goes_on(launch=launch, resumes=goes_on):
             self.now = before.again(launch=launch, processes=processes, step=step)
         else:
             self.now = RunProgress(

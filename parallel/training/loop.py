@@ -20,7 +20,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from parallel import checkpoint, cluster, engines
-from parallel.case import Asked, describe, failed
+from parallel.case import Asked, describe, failed, shared
 from parallel.checkpoint import Saver
 from parallel.cluster import Mesh, Rank
 from parallel.errors import DataError, DivergedError
@@ -71,13 +71,15 @@ def train(rank: Rank, progress: Progress, run: TrainConfig, asked: Asked) -> Out
     rows = Path(run.out or "") / "runs.csv"
 
     def on_first(failure: Failure) -> None:
-        far = read_progress(run.out or "")
-        cost = far.columns() if far is not None and not far.ended else {}  # an ended one is of another run
+        far, resumes = read_progress(run.out or ""), run.resume is not None
+        is_own = far is not None and far.has_start(launch=rank.launch, resumes=resumes, began=asked.started)
+        cost = far.columns() if far is not None and is_own else {}  # else it is what another run left
         append(rows, replace(failed(work, asked, rank, failure), **cost))
 
     phases = Phases(asked.started, shown=rank.is_main)
     with _locked(work, rank, asked), guard(rank, progress, on_first), phases:
         if asked.launcher != "python":
+            asked = shared(asked)
             fit.agree(work, rank, force=run.force)
         phases.begin("building the model")
         mesh = cluster.make_mesh(work.layout, rank.device)

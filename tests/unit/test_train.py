@@ -11,7 +11,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -27,9 +27,10 @@ from parallel.checkpoint.restore import restore
 from parallel.cluster import Mesh, Rank
 from parallel.data import open_dataset
 from parallel.engines.native import NativeEngine
-from parallel.errors import ConfigError, DivergedError, FolderInUseError, LayoutError, UsageError
+from parallel.errors import ConfigError, DivergedError, FolderInUseError, LayoutError, RankError, UsageError
 from parallel.files import load
-from parallel.measure import roofline
+from parallel.measure import goodput, roofline
+from parallel.measure.clock import Moment
 from parallel.measure.record import StepRecord, read, read_log
 from parallel.measure.roofline import Peak
 from parallel.resolve import resolve
@@ -292,6 +293,29 @@ def test_a_second_training_in_a_folder_is_refused(tmp_path: Path) -> None:
         with FolderLock(tmp_path / "other"):
             pass
     assert list(tmp_path.iterdir()) == [], "what a lock leaves"
+
+
+@pytest.mark.parametrize(("words", "restarts"), [([], None), (["--resume"], 3)])
+def test_a_start_that_fails_before_its_first_step_has_the_cost_of_its_own_run(
+    words: list[str], restarts: int | None, finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if words:
+        shutil.copytree(finished, tmp_path, dirs_exist_ok=True)
+        (tmp_path / "runs.csv").unlink()
+    moment = Moment.now()
+    died = goodput.RunProgress(
+        launch=None, began_at=moment.epoch_s, processes=1, first_step=0, step=9, at=moment, restarts=3, wall_s=70.0
+    )
+    (tmp_path / goodput.FILE).write_text(json.dumps(asdict(died)))
+
+    def fail(*args: object, **options: object) -> None:
+        raise RuntimeError("no engine")
+
+    monkeypatch.setattr(loop.engines, "build", fail)
+    with pytest.raises(RankError, match="no engine"):
+        run(tmp_path, *QUICK, "--steps", "12", *words)
+    (row,) = read(tmp_path / "runs.csv")
+    assert (row.status, row.restarts, row.wall_s is None) == ("crash", restarts, restarts is None)
 
 
 def test_a_lock_ends_with_its_process(tmp_path: Path) -> None:
