@@ -174,28 +174,38 @@ def _markdown(outcome: Outcome, metric: Metric) -> str:
     return "\n".join([*lines, "", *(f"- {_plain(note)}" for note in (*notes, *_closing(outcome))), ""])
 
 
-def _with_parity(outcome: Outcome, parity: bool | None) -> list[str]:
-    """Return the labels of variants with this parity result."""
-    sides = [side for c in outcome.comparisons for side in ((c.base, c.base_parity), (c.other, c.other_parity))]
-    return list(dict.fromkeys(label for label, found in sides if found is parity))
+def _by_parity(outcome: Outcome) -> dict[str, list[str]]:
+    """Return the labels of variants by their parity result in words."""
+    found: dict[str, list[str]] = {}
+    for c in outcome.comparisons:
+        for label, words in ((c.base, c.base_parity_result), (c.other, c.other_parity_result)):
+            if label not in found.setdefault(words, []):
+                found[words].append(label)
+    return found
 
 
 def _first(outcome: Outcome) -> list[str]:
     """Say before any number which variants do not compute what one process computes."""
-    names = ", ".join(label.removesuffix(" (parity FAILED)") for label in _with_parity(outcome, False))
+    failed = [label for words, labels in _by_parity(outcome).items() if words.startswith("FAILED") for label in labels]
+    names = ", ".join(label.removesuffix(" (parity FAILED)") for label in failed)
     said = f"parity FAILED: {names}: does not compute what one process computes, so its speed counts for nothing"
     return [said] if names else []
 
 
-def _unchecked(outcome: Outcome) -> list[str]:
-    labels = _with_parity(outcome, None)
-    return [f"parity was not checked: {', '.join(labels)}"] if labels else []
+def _unproven(outcome: Outcome) -> list[str]:
+    """Say which variants were not proved to compute the same, or on a part of the work alone."""
+    found = _by_parity(outcome).items()
+    left = {words: labels for words, labels in found if words != "passed" and not words.startswith("FAILED")}
+    return [
+        f"parity {'was not checked' if words == 'not checked' else words}: {', '.join(labels)}"
+        for words, labels in left.items()
+    ]
 
 
 def _closing(outcome: Outcome) -> list[str]:
     judged = sum(comparison.p is not None for comparison in outcome.comparisons)
     chance = f"{judged} verdicts at the {LEVEL:.0%} level: up to {judged * LEVEL:.1f} would be chance alone"
-    return [*map(one_line, _unchecked(outcome)), *([chance] if judged > 10 else [])]
+    return [*map(one_line, _unproven(outcome)), *([chance] if judged > 10 else [])]
 
 
 def _pipes(cells: "Sequence[str] | map[str]") -> str:

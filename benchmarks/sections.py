@@ -2,7 +2,7 @@
 
 import shlex
 import warnings
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property, partial
 from pathlib import Path
@@ -55,7 +55,7 @@ class Way:
 
     @property
     def parity(self) -> str:
-        return {True: "passed", False: "FAILED", None: "not checked"}[self.arm.parity]
+        return self.arm.parity_words
 
     @cached_property
     def step_times(self) -> list[float]:
@@ -223,16 +223,25 @@ def caveats(sources: Sequence[Source], found: Sequence[Piece]) -> list[str]:
         (sum(record.git_dirty is True for record in records), "runs used code with uncommitted changes"),
     )
     said = [f"{count} of {len(records)} {text}." for count, text in counted if count]
-    unchecked = sum(way.arm.parity is None for piece in found for way in piece.ways)
-    if unchecked:
-        ways = sum(len(piece.ways) for piece in found)
-        said.append(f"Parity was not checked for {unchecked} of {ways} ways: whether they compute the same is unknown.")
+    said += _unproven([way.parity for piece in found for way in piece.ways])
     compared = [way.against_base for piece in found for way in piece.ways if way.against_base]
     if few := sum(comparison.verdict == "insufficient" for comparison in compared):
         said.append(f"Comparisons with too few runs for a verdict: {few}.")
     if any("not interleaved" in note for comparison in compared for note in comparison.notes):
         said.append("Some ways ran one after the other, not in turns: their intervals allow for a machine that drifts.")
     return said
+
+
+def _unproven(results: Sequence[str]) -> Iterator[str]:
+    """Say how many ways were not proved to compute what one process computes, or on a part of the work alone."""
+    count = sum(words == "not checked" for words in results)
+    if count:
+        yield f"Parity was not checked for {count} of {len(results)} ways: whether they compute the same is unknown."
+    for words in dict.fromkeys(results):
+        if words.startswith("passed on"):
+            yield f"Parity {words} alone for {results.count(words)} of {len(results)} ways: the rest was not compared."
+        if words.startswith("not proven"):
+            yield f"Parity was {words} in memory for {results.count(words)} of {len(results)} ways."
 
 
 def _dots(piece: Piece) -> Chart | None:

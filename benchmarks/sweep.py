@@ -35,7 +35,7 @@ from parallel.errors import ConfigError, UsageError
 from parallel.layout import Layout
 from parallel.measure.environment import repository_state
 from parallel.measure.oom_killer import OomKiller
-from parallel.measure.record import RunRecord, append, read
+from parallel.measure.record import RunRecord, append, parity_words, read
 from parallel.named import ALIASES, STRATEGIES
 from parallel.phases import is_phase
 
@@ -362,7 +362,7 @@ def _table(cases: list[Case], runner: Runner) -> str:
     width = 2 + max(len(case.name) for case in cases)
     lines = [
         f"{runner.group}",
-        f"{'case':<{width}}{'runs':>5}{'failed':>8}{'samples/s':>12}{'of first':>10}{'loss':>10}",
+        f"{'case':<{width}}{'runs':>5}{'failed':>8}{'samples/s':>12}{'of first':>10}{'loss':>10}  parity",
     ]
     first = None
     for case in cases:
@@ -371,8 +371,9 @@ def _table(cases: list[Case], runner: Runner) -> str:
         rate = median(good) if good else None
         first = first or rate
         shown = f"{rate:>12,.1f}{rate / first:>10.2f}" if rate and first else f"{'':>22}"
-        loss = next((f"{r.loss_last:>10.4f}" for r in mine if r.loss_last is not None), "")
-        lines.append(f"{case.name:<{width}}{len(mine):>5}{len(mine) - len(good):>8}{shown}{loss}")
+        loss = next((f"{r.loss_last:>10.4f}" for r in mine if r.loss_last is not None), " " * 10)
+        cells = f"{case.name:<{width}}{len(mine):>5}{len(mine) - len(good):>8}{shown}{loss}"
+        lines.append(f"{cells}  {parity_words(mine)}")
     return "\n".join(lines)
 
 

@@ -19,7 +19,7 @@ from typing import Literal
 from benchmarks import drift, stats, work
 from benchmarks.work import ENVIRONMENT, METHOD, WORK, Column, Difference
 from parallel.errors import UsageError, did_you_mean
-from parallel.measure.record import RunRecord, header
+from parallel.measure.record import RunRecord, header, parity_words
 
 LEVEL = 0.05
 LEAST_RUNS = 4
@@ -78,6 +78,10 @@ class Arm:
         """Whether it computes what one process computes: no where one run says so, unknown where none does."""
         return parity(self.runs)
 
+    @property
+    def parity_words(self) -> str:
+        return parity_words(self.runs)
+
     def measured(self, metric: Metric) -> list[RunRecord]:
         """Return the good runs that have a usable number."""
         cells = [(run, getattr(run, metric.column)) for run in self.good]
@@ -108,6 +112,8 @@ class Comparison:
     other_failed: int = 0
     base_parity: bool | None = None
     other_parity: bool | None = None
+    base_parity_result: str = ""  # in words, with how much of the work it was proved on
+    other_parity_result: str = ""
     base_median: float | None = None
     other_median: float | None = None
     ratio: float | None = None  # other / base
@@ -464,7 +470,8 @@ def _measured(base: Arm, other: Arm, metric: Metric, name: str) -> Comparison:
     found = Comparison(
         work=name, base=base.label, other=other.label, metric=metric.column,
         base_runs=len(left), other_runs=len(right), base_failed=len(base.failed), other_failed=len(other.failed),
-        base_parity=base.parity, other_parity=other.parity, notes=tuple(_notes(base, other)),
+        base_parity=base.parity, other_parity=other.parity,
+        base_parity_result=base.parity_words, other_parity_result=other.parity_words, notes=tuple(_notes(base, other)),
         base_median=stats.median(left) if left else None, other_median=stats.median(right) if right else None,
         ratio=stats.median(right) / stats.median(left) if left and right else None,
     )  # fmt: skip

@@ -30,6 +30,7 @@ WORK = (
     Column("size", "size", "run both with one --size"),
     Column("sequence_length", "sequence length", "run both with one --size and sequence length"),
     Column("image_size_px", "image size", "run both with one --size and image size"),
+    Column("n_classes", "number of classes", "run both with one --n-classes, or on one data set"),
     Column("norm", "norm", "run both with one --norm"),
     Column("global_batch_size", "global batch", "run both with one --global-batch-size"),
     Column("precision", "precision", "run both with one --precision"),
@@ -170,8 +171,9 @@ def work_label(record: RunRecord) -> str:
     what = " ".join(filter(None, (record.model, record.size)))
     length = f"sequence {record.sequence_length}" if record.sequence_length else ""
     image = f"{record.image_size_px} px" if record.image_size_px else ""
+    classes = f"{record.n_classes} classes" if record.n_classes else ""
     batch = f"batch {record.global_batch_size}" if record.global_batch_size else ""
-    parts = [what, length, image, batch, show(value(record, Column("precision", ""))), hardware_label(record)]
+    parts = [what, length, image, classes, batch, show(value(record, Column("precision", ""))), hardware_label(record)]
     return ", ".join(filter(None, parts))
 
 

@@ -10,12 +10,12 @@ from parallel.cluster import Rank
 from parallel.errors import RankError
 from parallel.failure import Failure, Progress, guard
 from parallel.launch import launch
-from parallel.measure.record import RunRecord, StepLog, append, check_appendable, log_path, sent_bytes
+from parallel.measure.record import WHOLE, RunRecord, StepLog, append, check_appendable, log_path, sent_bytes
 from parallel.parity import References
 from parallel.phases import Phases
 from parallel.planner import fit
 from parallel.resolve import alone, resolve
-from parallel.scope import WHOLE, prove_on
+from parallel.scope import prove_on
 
 _NOTABLY_SLOW = 1.2  # times what the other ranks need
 

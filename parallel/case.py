@@ -374,6 +374,7 @@ def describe(work: Work, asked: Asked, rank: Rank, device: torch.device) -> dict
         "unit": work.spec.unit(config),
         "sequence_length": getattr(config, "seq_len", None),
         "image_size_px": getattr(config, "image_size", None),
+        "n_classes": getattr(config, "n_classes", None),
         "norm": getattr(config, "norm", None),
         "micro_batch_size": work.division.micro_batch_size,
         "accumulation": run.accumulation,

@@ -14,14 +14,13 @@ from torch import Tensor
 from parallel import parity
 from parallel.cluster import Mesh, Rank
 from parallel.measure.allowed import memory_available_bytes
+from parallel.measure.record import NOT_PROVEN, WHOLE
 from parallel.parity import References, Trace
 from parallel.planner.memory import state_bytes_of_all
 from parallel.precision import weight_dtype
 from parallel.recompute import checkpoint_blocks
 from parallel.resolve import Work
 
-WHOLE = "whole"
-NOT_PROVEN = "not proven: the reference does not fit"
 _LEAST_BLOCKS = 2  # so that something is passed from block to block
 
 

@@ -24,7 +24,17 @@ from parallel.failure import Failure, Progress, guard
 from parallel.launch import launch
 from parallel.measure.allowed import cores_allowed
 from parallel.measure.clock import Moment
-from parallel.measure.record import RunRecord, StepLog, append, check_appendable, log_path, read, sent_bytes
+from parallel.measure.record import (
+    WHOLE,
+    RunRecord,
+    StepLog,
+    append,
+    check_appendable,
+    log_path,
+    parity_words,
+    read,
+    sent_bytes,
+)
 from parallel.parity import References
 from parallel.phases import Phases
 from parallel.planner import fit
@@ -77,7 +87,7 @@ def main(argv: list[str]) -> int:
     print(f"({time.monotonic() - started_s:.0f} s, rows in {out})\n\nNext:")
     for purpose, command in next_commands(config, records, out).items():
         print(f"  {purpose}:\n    {command}")
-    return 0 if all(record.status == "ok" and record.parity for record in records) else 1
+    return 0 if all(record.status == "ok" and record.parity is not False for record in records) else 1
 
 
 @dataclass(frozen=True)
@@ -162,6 +172,14 @@ def visit(rank: Rank, progress: Progress, stops: list[Stop], table: "Table", out
                 dist.barrier()
 
 
+_PARITY = {True: "passed", False: "FAILED", None: "none"}
+
+
+def is_proved_in_part(record: RunRecord) -> bool:
+    """Return whether a run passed parity where fewer blocks or samples than it has were compared."""
+    return record.parity is True and record.parity_scope not in (None, WHOLE)
+
+
 def _mib(size_bytes: float | None, digits: int) -> str:
     return "" if size_bytes is None else f"{size_bytes / 2**20:,.{digits}f}"
 
@@ -179,7 +197,7 @@ class Table:
     COLUMNS: ClassVar[tuple[tuple[str, int, Callable[[RunRecord], str]], ...]] = (
         ("strategy", 8, lambda r: r.strategy or ""),
         ("layout", 0, lambda r: r.layout or ""),
-        ("parity", 6, lambda r: {True: "passed", False: "FAILED", None: "none"}[r.parity]),
+        ("parity", 6, lambda r: "part" if is_proved_in_part(r) else _PARITY[r.parity]),
         ("loss", 6, lambda r: f"{r.loss_last:.3f}"),
         ("tokens/s", 8, lambda r: f"{r.tokens_per_s or r.samples_per_s:,.0f}"),
         ("peak MiB", 8, lambda r: _mib(r.memory_tensors_peak_bytes, 0)),
@@ -202,6 +220,8 @@ class Table:
         print(self._line([cell(record) for _, _, cell in self.COLUMNS]), flush=True)
         if record.parity is False:
             _say(f"  {record.strategy} differs from one process: {differences(record)}")
+        elif is_proved_in_part(record) or record.parity is None:
+            _say(f"  {record.strategy}: parity {parity_words([record])}")
 
     def _line(self, cells: list[str]) -> str:
         widths = [width or self.layout_width for _, width, _ in self.COLUMNS]
@@ -259,7 +279,9 @@ def _agreement(records: Sequence[RunRecord], good: Sequence[RunRecord]) -> str:
     loss, norm = (
         max(getattr(r, name) or 0.0 for r in good) for name in ("loss_difference_max", "grad_norm_difference_max")
     )
-    return f"{counted}: losses within {loss:.0e}, gradient norms within {norm:.0e}, every parameter compared."
+    part = [str(record.strategy) for record in good if is_proved_in_part(record)]
+    compared = f"{', '.join(part)} on a part of the work" if part else "every parameter compared"
+    return f"{counted}: losses within {loss:.0e}, gradient norms within {norm:.0e}, {compared}."
 
 
 def next_commands(config: TourConfig, records: Sequence[RunRecord], out: str) -> dict[str, str]:

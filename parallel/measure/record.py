@@ -56,6 +56,7 @@ CHANGES: dict[int, Change] = {
     8: Change(added=("memory_buffers_bytes",)),  # until then in memory_other_bytes or memory_activations_bytes
     9: Change(added=("slowest_rank",)),
     10: Change(added=("parity_scope", "parity_result")),  # until then parameter_difference_max was in learning rates
+    11: Change(added=("n_classes",)),
 }
 RENAMED = {old: new for number in sorted(CHANGES) for old, new in CHANGES[number].renamed.items()}
 SCHEMA = max(CHANGES, default=COUNTED_FROM)
@@ -64,6 +65,7 @@ Status = Literal["ok", "oom", "hang", "crash", "diverged", "aborted"]
 Device = Literal["cpu", "cuda"]
 
 STATE_CATEGORIES = ("parameters", "gradients", "optimizer")
+WHOLE, NOT_PROVEN = "whole", "not proven: the reference does not fit"  # scopes of parity; else so much of so much
 MEMORY_CATEGORIES = (*STATE_CATEGORIES, "activations", "buffers", "other")
 COMM_AXES = ("dp", "tp", "pp", "world")
 COLLECTIVES = ("all_reduce", "all_gather", "reduce_scatter", "all_to_all", "broadcast", "send")
@@ -129,6 +131,7 @@ class RunRecord:
     unit: Literal["tokens", "images", "points"] | None = None
     sequence_length: int | None = None
     image_size_px: int | None = None
+    n_classes: int | None = None  # of a model of labelled images
     norm: str | None = None  # of a model that has a choice
     micro_batch_size: int | None = None
     accumulation: int | None = None
@@ -282,6 +285,20 @@ class RunRecord:
 
 
 _REQUIRED = ("schema", *(column.name for column in fields(RunRecord) if column.default is MISSING))
+
+
+def parity_words(records: Sequence[RunRecord]) -> str:
+    """Say what is known of the parity of runs of one kind, and on how much of them where that is not all.
+
+    One that failed speaks for all; else the one that was proved on most. What was proved on all says `passed`.
+    """
+    checked = [record for record in records if record.parity is not None]
+    if not checked:
+        return next((record.parity_result for record in records if record.parity_result), "not checked")
+    passed = all(record.parity for record in checked)
+    scopes = [record.parity_scope or WHOLE for record in checked if record.parity is passed]
+    scope = WHOLE if WHOLE in scopes else scopes[0]
+    return ("passed" if passed else "FAILED") + ("" if scope == WHOLE else f" on {scope}")
 
 
 def sent_bytes(record: RunRecord) -> float | None:

@@ -34,6 +34,16 @@ def test_recomputation_of_a_transformer_is_its_arithmetic() -> None:
     assert recomputation_ratio(SPECS["gpt2"], config, 1) == pytest.approx(1 + again / per_token, rel=1e-6)
 
 
+@pytest.mark.parametrize(
+    ("model", "size", "n_classes"), [("resnet", "tiny", 10), ("resnet", "tiny", 12), ("gpt2", "tiny", None)]
+)
+def test_a_row_has_the_classes_of_the_model(model: str, size: str, n_classes: int | None) -> None:
+    asked = n_classes if n_classes == 12 else None  # its data have ten
+    work = resolve(RunConfig(model=model, size=size, nproc=1, n_classes=asked))
+    rank = Rank(0, 1, 0, 1, "python")
+    assert case.describe(work, case.Asked(), rank, torch.device("cpu"))["n_classes"] == n_classes
+
+
 def test_compiling_is_timed() -> None:
     compiling, plain = (resolve(RunConfig(nproc=1, size="tiny", compile=mode)) for mode in ("default", "none"))
     before_s, began_s = case._compile_s(compiling), time.perf_counter()

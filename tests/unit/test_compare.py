@@ -11,7 +11,7 @@ from benchmarks.compare import main
 from benchmarks.sections import pieces
 from benchmarks.sources import file_labels, load
 from benchmarks.verdict import METRICS, compare_column, compare_files, families, gate, variants
-from parallel.measure.record import append
+from parallel.measure.record import append, parity_words
 from tests.unit.synthetic_runs import interleaved, run, runs
 
 STEP = METRICS["step_time_p50_s"]
@@ -212,6 +212,12 @@ def test_a_case_that_is_gone_does_not_pass_the_gate():
     assert (outcome.exit_status(), outcome.exit_status(5)) == (0, 0)
 
 
+def test_ten_classes_and_a_thousand_are_not_the_same_work(tmp_path, capsys):
+    sides = [[replace(r, model="resnet", n_classes=n) for r in runs(A, first=i)] for i, n in ((0, 10), (1, 1000))]
+    assert main([write(tmp_path / f"{name}.csv", side) for name, side in zip("ab", sides, strict=True)]) == 3
+    assert "number of classes: 10 / 1000: run both with one --n-classes" in capsys.readouterr().out
+
+
 def test_a_variant_that_failed_parity_is_not_better(tmp_path, capsys):
     wrong = runs([t / 2 for t in A], parity=False, parameter_difference_max=0.68)
     a, b = write(tmp_path / "a.csv", runs(A, parity=True)), write(tmp_path / "b.csv", wrong)
@@ -230,6 +236,36 @@ def test_one_run_that_passed_parity_speaks_for_its_variant():
     proven = [replace(r, parity=True if i == 0 else None) for i, r in enumerate(runs(A))]
     (found,) = compare_files(proven, runs(A, first=1), STEP).comparisons
     assert (found.base_parity, found.other_parity) == (True, None)
+
+
+SOME, NONE = "2 of 32 blocks", "not proven: the reference does not fit"
+
+
+@pytest.mark.parametrize(
+    ("cells", "words"),
+    [
+        ([{"parity": True}], "passed"),
+        ([{"parity": True, "parity_scope": "whole"}, {}], "passed"),
+        ([{"parity": True, "parity_scope": SOME}, {}], f"passed on {SOME}"),
+        ([{"parity": True, "parity_scope": SOME}, {"parity": True, "parity_scope": "whole"}], "passed"),
+        ([{"parity": False, "parity_scope": SOME}, {"parity": True, "parity_scope": "whole"}], f"FAILED on {SOME}"),
+        ([{"parity_scope": NONE, "parity_result": NONE}, {}], NONE),
+        ([{}], "not checked"),
+    ],
+)
+def test_parity_in_words_says_on_how_much_it_was_proved(cells, words):
+    assert parity_words([replace(run(i), **each) for i, each in enumerate(cells)]) == words
+
+
+def test_parity_that_was_proved_on_a_part_is_never_shown_as_passed(tmp_path, capsys):
+    part = write(tmp_path / "a.csv", runs(A, parity=True, parity_scope=SOME, parity_result="passed"))
+    none = write(tmp_path / "b.csv", runs(A, first=1, parity_scope=NONE, parity_result=NONE))
+    for form in ("text", "markdown", "csv", "json"):
+        assert main([part, none, "--format", form]) == 0
+        out = capsys.readouterr().out
+        assert f"passed on {SOME}" in out and NONE in out
+    assert main([part, none]) == 0
+    assert f"\nparity passed on {SOME}: a ddp\nparity {NONE}: b ddp\n" in capsys.readouterr().out
 
 
 def test_a_run_that_stands_twice_counts_once(tmp_path, capsys):

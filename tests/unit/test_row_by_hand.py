@@ -350,6 +350,7 @@ DESCRIBED: dict[str, Any] = {
     "unit": "tokens",
     "sequence_length": 16,
     "image_size_px": None,
+    "n_classes": None,
     "norm": None,
     "micro_batch_size": 2,
     "accumulation": 2,
@@ -477,7 +478,7 @@ def test_a_column_of_a_process_alone(alone: RunRecord, column: str) -> None:
 
 
 def test_the_time_since_the_command(row: RunRecord) -> None:
-    assert row.wall_s is not None and 100.0 <= row.wall_s < 160.0
+    assert row.wall_s is not None and 100.0 <= row.wall_s <= (STARTED.elapsed_s or 0.0)
 
 
 def test_what_is_not_computed_again_is_no_further_use_of_the_device(alone: RunRecord) -> None:

@@ -4,6 +4,7 @@ from dataclasses import replace
 
 import pytest
 
+from parallel.measure import record as rec
 from parallel.measure.record import RunRecord
 from parallel.tour import Table, TourConfig, choose, conclusions, next_commands
 
@@ -60,6 +61,25 @@ def test_a_strategy_that_computes_something_else_says_what_differs(capsys: pytes
     assert " ".join(said.split()) == (
         "zero3 differs from one process: loss 9.0e-08, gradient norm 2.0e-07 (relative), parameters 1.0e-04"
     )
+
+
+@pytest.mark.parametrize(
+    ("cells", "cell", "said"),
+    [
+        ({"parity_scope": "2 of 32 blocks"}, "part", "zero3: parity passed on 2 of 32 blocks"),
+        ({"parity": None, "parity_result": rec.NOT_PROVEN}, "none", f"zero3: parity {rec.NOT_PROVEN}"),
+        ({"parity_scope": rec.WHOLE}, "passed", ""),
+    ],
+)
+def test_parity_on_a_part_is_not_shown_as_passed(
+    cells: dict[str, object], cell: str, said: str, capsys: pytest.CaptureFixture
+) -> None:
+    found = replace(ROWS[1], tokens_per_s=1.0, **cells)
+    Table(9).row(found)
+    first, below = capsys.readouterr().out.split("\n", 1)
+    assert first.split()[2] == cell and " ".join(below.split()) == said
+    agrees = conclusions([ROWS[0], found], cores=2.0)[0]
+    assert ("zero3 on a part of the work" in agrees) == (cell == "part")
 
 
 def test_three_sentences_say_what_one_saw() -> None:
