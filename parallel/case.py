@@ -24,6 +24,7 @@ from parallel.cluster import Mesh, Rank, default_backend
 from parallel.data.dataset import Batch
 from parallel.errors import DivergedError, RankError
 from parallel.failure import Failure, Progress
+from parallel.layout import Layout
 from parallel.measure import memory
 from parallel.measure.clock import Moment
 from parallel.measure.environment import Environment
@@ -36,6 +37,7 @@ from parallel.measure.roofline import device_peak
 from parallel.measure.steady import StepTimes, summarise
 from parallel.measure.telemetry import Sampler, Telemetry
 from parallel.measure.timeline import Timeline, bubble_share, bubble_theory_share
+from parallel.named import find
 from parallel.optimizer import learning_rate
 from parallel.parity import Certificate, training_batches
 from parallel.phases import Phases, hidden
@@ -67,6 +69,13 @@ class Asked:
     launcher: str = "python"
     started: Moment = field(default_factory=Moment.now)
     run_id: str = field(default_factory=lambda: uuid4().hex[:12])
+
+    @property
+    def zero(self) -> int | None:
+        """The ZeRO stage of the layout, else of the strategy, that was asked for; None where neither was."""
+        if self.layout is not None:
+            return Layout.parse(self.layout).zero
+        return find(self.strategy).layout(find(self.strategy).least).zero if self.strategy is not None else None
 
 
 def shared(asked: Asked) -> Asked:
@@ -354,7 +363,7 @@ def describe(work: Work, asked: Asked, rank: Rank, device: torch.device) -> dict
         "dp": layout.dp,
         "tp": layout.tp,
         "pp": layout.pp,
-        "zero_requested": layout.zero,
+        "zero_requested": asked.zero,
         "zero": layout.zero,
         "schedule": layout.schedule,
         "micro_batches": layout.micro_batches,

@@ -82,3 +82,20 @@ def test_a_row_tells_what_deepspeed_keeps_on_the_host() -> None:
     run = RunConfig(size="tiny", strategy="zero3", nproc=2, engine="deepspeed", ds_config=file)
     got = case.describe(resolve(run), case.Asked(), Rank.from_env(), torch.device("cpu"))
     assert got["offload"] == "optimizer+parameters"
+
+
+@pytest.mark.parametrize(
+    ("asked", "stage"),
+    [
+        (case.Asked(), None),
+        (case.Asked(strategy="ddp"), 0),
+        (case.Asked(strategy="zero3", nproc=1), 3),
+        (case.Asked(strategy="3d"), 0),
+        (case.Asked(layout="dp2.tp2/zero2"), 2),
+        (case.Asked(strategy="zero1", layout="dp2/zero1"), 1),
+    ],
+)
+def test_the_stage_that_was_requested_is_that_of_what_was_typed(asked: case.Asked, stage: int | None) -> None:
+    work = resolve(RunConfig(size="tiny", strategy="zero2", nproc=2))
+    row = case.describe(work, asked, Rank.from_env(), torch.device("cpu"))
+    assert (row["zero_requested"], row["zero"]) == (stage, 2)

@@ -153,7 +153,7 @@ RESULTS = [_result(rank) for rank in range(4)]
 STARTED = replace(Moment.now(), epoch_s=1_700_000_000.25, monotonic_s=time.monotonic() - 100.0)
 ASKED = Asked(
     strategy="pipeline",
-    layout="dp2.pp2",
+    layout="dp2.pp2/zero1",
     engine="auto",
     nproc=8,
     precision="bf16",
@@ -315,7 +315,7 @@ DESCRIBED: dict[str, Any] = {
     # requested and realised
     "strategy_requested": "pipeline",
     "strategy": "dp+pp",
-    "layout_requested": "dp2.pp2",
+    "layout_requested": "dp2.pp2/zero1",
     "layout": "dp2.pp2/1f1b/mb2",
     "engine_requested": "auto",
     "engine": "torch",
@@ -328,7 +328,7 @@ DESCRIBED: dict[str, Any] = {
     "dp": 2,
     "tp": 1,
     "pp": 2,
-    "zero_requested": 0,
+    "zero_requested": 1,
     "zero": 0,
     "schedule": "1f1b",
     "micro_batches": 2,
