@@ -1,4 +1,4 @@
-"""Closed forms of what each strategy sends: bytes per rank and optimizer step.
+"""Closed forms of what a collective sends, in bytes per rank.
 
 *Payload* is the whole logical buffer of a collective (all ranks' parts together where it is split). Two numbers say
 what one rank sends for it, both as a mean over the ranks of the group:
@@ -13,8 +13,6 @@ Values are `Fraction`, so that a counted step and its prediction can be compared
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from fractions import Fraction
 from math import prod
-
-from parallel.layout import Schedule
 
 
 def ring_share(op: str, ranks: int) -> Fraction:
@@ -88,61 +86,6 @@ _GLOO: Mapping[str, Callable[[int, int], Fraction]] = {
 }
 
 
-# --- strategies, by ring algorithms
-
-
-def ddp_bytes(gradient_bytes: int, *, dp: int) -> Fraction:
-    """Predict replicated data parallelism: one all-reduce of all gradients (Li et al. 2020, PyTorch Distributed).
-
-    `gradient_bytes` counts a shared parameter once. Broadcasts of module buffers come on top.
-    """
-    return ring_bytes("all_reduce", gradient_bytes, dp)
-
-
-def zero1_bytes(parameter_bytes: int, *, gradient_bytes: int | None = None, dp: int) -> Fraction:
-    """Predict ZeRO-1 as torch's ZeroRedundancyOptimizer does it: DDP, then each owner broadcasts what it updated.
-
-    The three parts of (dp - 1) / dp are one more than in Rajbhandari et al. 2020 (ZeRO, section 7), whose
-    gradients are reduced to their owner only.
-    """
-    gradients = parameter_bytes if gradient_bytes is None else gradient_bytes
-    return ddp_bytes(gradients, dp=dp) + ring_bytes("broadcast", parameter_bytes, dp)
-
-
 def fsdp_padded_numel(shapes: Iterable[Sequence[int]], *, dp: int) -> int:
     """Return the elements that FSDP2 moves for parameters of these shapes: dimension 0 rounded up to dp."""
     return sum(-(-shape[0] // dp) * dp * prod(shape[1:]) for shape in shapes)
-
-
-def fsdp_bytes(gathered_bytes: int, *, dp: int, gathers: int = 2, reduced_bytes: int | None = None) -> Fraction:
-    """Predict sharded parameters: all-gathers in forward and backward, one reduce-scatter (ZeRO, section 7.2.2).
-
-    gathered_bytes: padded parameters in the type they are gathered in (see `fsdp_padded_numel`).
-    gathers: 2 when parameters are freed after forward (ZeRO-3), 1 when they are kept until backward.
-    reduced_bytes: padded gradients in the type they are reduced in, when it is another one.
-    """
-    reduced = gathered_bytes if reduced_bytes is None else reduced_bytes
-    return gathers * ring_bytes("all_gather", gathered_bytes, dp) + ring_bytes("reduce_scatter", reduced, dp)
-
-
-def tensor_block_bytes(activation_bytes: int, *, tp: int, blocks: int, micro_batches: int = 1) -> Fraction:
-    """Predict tensor parallelism: four all-reduces a transformer block, two in forward and two in backward.
-
-    activation_bytes: one micro-batch at a block's boundary, (batch, seq, hidden), unsharded.
-    Source: Shoeybi et al. 2019 (Megatron-LM), section 3. Sequence parallelism replaces each all-reduce by an
-    all-gather and a reduce-scatter of the same bytes (Korthikanti et al. 2022, section 4.2.2).
-    """
-    return 4 * blocks * micro_batches * ring_bytes("all_reduce", activation_bytes, tp)
-
-
-def pipeline_bytes(activation_bytes: int, *, schedule: Schedule, pp: int, pp_rank: int, micro_batches: int) -> Fraction:
-    """Predict one pipeline rank's sends: an activation to the next stage and a gradient to the one before.
-
-    activation_bytes: what one micro-batch carries over a boundary between stages. Boundaries inside a rank
-    (the bottom of a V) are free. Source: Narayanan et al. 2021, section 3.2 (PTD-P), point-to-point per micro-batch.
-    """
-    last = pp * schedule.stages_per_rank - 1
-    stages = schedule.stages_of(pp_rank, pp)
-    neighbours = [other for stage in stages for other in (stage - 1, stage + 1) if 0 <= other <= last]
-    remote = sum(schedule.rank_of(other, pp) != pp_rank for other in neighbours)
-    return micro_batches * remote * ring_bytes("send", activation_bytes, pp)

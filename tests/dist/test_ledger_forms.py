@@ -26,7 +26,7 @@ from torch.distributed.tensor.parallel import (
 )
 from torch.nn.parallel import DistributedDataParallel
 
-from parallel.layout import SCHEDULES
+from parallel.layout import SCHEDULES, Schedule
 from parallel.measure import forms
 from parallel.measure.ledger import CommLedger
 from parallel.measure.memory import MemoryCensus
@@ -40,6 +40,58 @@ ACTIVATION_BYTES = 4 * BATCH * SEQ * WIDTH
 MICRO_BYTES = 4 * BATCH // MICRO_BATCHES * WIDTH
 
 Case = Callable[[DeviceMesh], object]
+
+
+def ddp_bytes(gradient_bytes: int, *, dp: int) -> Fraction:
+    """Predict replicated data parallelism: one all-reduce of all gradients (Li et al. 2020, PyTorch Distributed).
+
+    `gradient_bytes` counts a shared parameter once. Broadcasts of module buffers come on top.
+    """
+    return forms.ring_bytes("all_reduce", gradient_bytes, dp)
+
+
+def zero1_bytes(parameter_bytes: int, *, gradient_bytes: int | None = None, dp: int) -> Fraction:
+    """Predict ZeRO-1 as torch's ZeroRedundancyOptimizer does it: DDP, then each owner broadcasts what it updated.
+
+    The three parts of (dp - 1) / dp are one more than in Rajbhandari et al. 2020 (ZeRO, section 7), whose
+    gradients are reduced to their owner only.
+    """
+    gradients = parameter_bytes if gradient_bytes is None else gradient_bytes
+    return ddp_bytes(gradients, dp=dp) + forms.ring_bytes("broadcast", parameter_bytes, dp)
+
+
+def fsdp_bytes(gathered_bytes: int, *, dp: int, gathers: int = 2, reduced_bytes: int | None = None) -> Fraction:
+    """Predict sharded parameters: all-gathers in forward and backward, one reduce-scatter (ZeRO, section 7.2.2).
+
+    gathered_bytes: padded parameters in the type they are gathered in (see `forms.fsdp_padded_numel`).
+    gathers: 2 when parameters are freed after forward (ZeRO-3), 1 when they are kept until backward.
+    reduced_bytes: padded gradients in the type they are reduced in, when it is another one.
+    """
+    reduced = gathered_bytes if reduced_bytes is None else reduced_bytes
+    return gathers * forms.ring_bytes("all_gather", gathered_bytes, dp) + forms.ring_bytes("reduce_scatter", reduced, dp)
+
+
+def tensor_block_bytes(activation_bytes: int, *, tp: int, blocks: int, micro_batches: int = 1) -> Fraction:
+    """Predict tensor parallelism: four all-reduces a transformer block, two in forward and two in backward.
+
+    activation_bytes: one micro-batch at a block's boundary, (batch, seq, hidden), unsharded.
+    Source: Shoeybi et al. 2019 (Megatron-LM), section 3. Sequence parallelism replaces each all-reduce by an
+    all-gather and a reduce-scatter of the same bytes (Korthikanti et al. 2022, section 4.2.2).
+    """
+    return 4 * blocks * micro_batches * forms.ring_bytes("all_reduce", activation_bytes, tp)
+
+
+def pipeline_bytes(activation_bytes: int, *, schedule: Schedule, pp: int, pp_rank: int, micro_batches: int) -> Fraction:
+    """Predict one pipeline rank's sends: an activation to the next stage and a gradient to the one before.
+
+    activation_bytes: what one micro-batch carries over a boundary between stages. Boundaries inside a rank
+    (the bottom of a V) are free. Source: Narayanan et al. 2021, section 3.2 (PTD-P), point-to-point per micro-batch.
+    """
+    last = pp * schedule.stages_per_rank - 1
+    stages = schedule.stages_of(pp_rank, pp)
+    neighbours = [other for stage in stages for other in (stage - 1, stage + 1) if 0 <= other <= last]
+    remote = sum(schedule.rank_of(other, pp) != pp_rank for other in neighbours)
+    return micro_batches * remote * forms.ring_bytes("send", activation_bytes, pp)
 
 
 def _net() -> nn.Sequential:
@@ -273,14 +325,14 @@ def _calls(rows: list) -> dict[str, tuple[int, int]]:
 @pytest.mark.parametrize("rank", range(RANKS))
 def test_replicated_data_parallelism_reduces_all_gradients_once(results: list[dict], rank: int) -> None:
     rows = results[rank]["ddp"]
-    assert _sent(rows, "dp") == forms.ddp_bytes(NET_BYTES, dp=RANKS)
+    assert _sent(rows, "dp") == ddp_bytes(NET_BYTES, dp=RANKS)
     assert _calls(rows) == {"all_reduce": (1, NET_BYTES)}
 
 
 @pytest.mark.parametrize("rank", range(RANKS))
 def test_zero1_also_broadcasts_every_parameter(results: list[dict], rank: int) -> None:
     rows = results[rank]["zero1"]
-    assert _sent(rows, "dp") == forms.zero1_bytes(NET_BYTES, dp=RANKS)
+    assert _sent(rows, "dp") == zero1_bytes(NET_BYTES, dp=RANKS)
     assert _calls(rows)["broadcast"] == (len(SHAPES), NET_BYTES)
 
 
@@ -289,7 +341,7 @@ def test_zero1_also_broadcasts_every_parameter(results: list[dict], rank: int) -
 def test_sharded_parameters_move_padded(results: list[dict], rank: int, case: str, gathers: int) -> None:
     rows = results[rank][case]
     assert PADDED_BYTES > NET_BYTES
-    assert _sent(rows, "dp") == forms.fsdp_bytes(PADDED_BYTES, dp=RANKS, gathers=gathers)
+    assert _sent(rows, "dp") == fsdp_bytes(PADDED_BYTES, dp=RANKS, gathers=gathers)
     assert _calls(rows) == {
         "all_gather": (2 * gathers, gathers * PADDED_BYTES),
         "reduce_scatter": (2, PADDED_BYTES),
@@ -300,7 +352,7 @@ def test_sharded_parameters_move_padded(results: list[dict], rank: int, case: st
 @pytest.mark.parametrize("case", ["tensor", "sequence"])
 def test_tensor_parallel_block_sends_four_all_reduces(results: list[dict], rank: int, case: str) -> None:
     rows = results[rank][case]
-    assert _sent(rows, "tp") == forms.tensor_block_bytes(ACTIVATION_BYTES, tp=RANKS, blocks=1)
+    assert _sent(rows, "tp") == tensor_block_bytes(ACTIVATION_BYTES, tp=RANKS, blocks=1)
     four = (4, 4 * ACTIVATION_BYTES)
     assert _calls(rows) == ({"all_reduce": four} if case == "tensor" else {"all_gather": four, "reduce_scatter": four})
 
@@ -309,7 +361,7 @@ def test_tensor_parallel_block_sends_four_all_reduces(results: list[dict], rank:
 @pytest.mark.parametrize("name", ["1f1b", "interleaved", "zbv"])
 def test_pipeline_boundaries(results: list[dict], rank: int, name: str) -> None:
     rows = results[rank][name]
-    predicted = forms.pipeline_bytes(
+    predicted = pipeline_bytes(
         MICRO_BYTES, schedule=SCHEDULES[name], pp=RANKS, pp_rank=rank, micro_batches=MICRO_BATCHES
     )
     assert _sent(rows, "pp") == predicted > 0
