@@ -32,7 +32,7 @@ from parallel.measure.exposed import ExposedCommunication, Split, exposed_share,
 from parallel.measure.ledger import CommLedger, CommRow
 from parallel.measure.memory import MemoryCensus
 from parallel.measure.nvml import cuda_uuid
-from parallel.measure.record import COLLECTIVES, RunRecord, SpanRecord, StepLog, StepRecord, append, read
+from parallel.measure.record import COLLECTIVES, MemoryRecord, RunRecord, SpanRecord, StepLog, StepRecord, append, read
 from parallel.measure.roofline import device_peak
 from parallel.measure.steady import StepTimes, summarise
 from parallel.measure.telemetry import Sampler, Telemetry
@@ -159,6 +159,7 @@ def run_case(
     if log is not None:
         for span in result.spans:
             log.write(span)
+        log.write(_memory_of(rank.rank, result))
         log.close()
     scope = proof.scope if proof else None
     results = _gather(_with_peak(result, work, mesh), mesh)
@@ -297,6 +298,11 @@ def _write_steps(log: StepLog, work: Work, result: RankResult) -> None:
                 measured=timed >= 0,
             )
         )
+
+
+def _memory_of(rank: int, result: RankResult) -> MemoryRecord:
+    categories = {f"{category}_bytes": size for category, size in result.memory.items()}
+    return MemoryRecord(rank=rank, process_peak_bytes=result.process_peak_bytes, **categories)
 
 
 def _record(

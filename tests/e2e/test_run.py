@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch.distributed as dist
 
-from parallel.measure.record import read
+from parallel.measure.record import MemoryRecord, log_paths, read, read_log
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 QUICK = ["--size", "tiny", "--steps", "6", "--warmup", "1"]
@@ -31,6 +31,12 @@ def test_plain_python_starts_its_own_processes(tmp_path: Path) -> None:
     assert row.comm_dp_ring_bytes == pytest.approx(3 * 4 * row.parameters / 2, rel=0.15)
     assert row.comm_dp_sent_bytes == pytest.approx(4 * 4 * row.parameters / 2, rel=0.15)
     assert row.memory_optimizer_bytes == pytest.approx(8 * row.parameters / 2, rel=0.05)
+    held = [
+        record for path in log_paths(out, row.run_id) for record in read_log(path) if isinstance(record, MemoryRecord)
+    ]
+    assert [record.rank for record in held] == [0, 1]
+    assert max(record.optimizer_bytes for record in held) == row.memory_optimizer_bytes
+    assert max(record.process_peak_bytes for record in held) == row.process_peak_bytes
     assert 0 < row.exposed_comm_share < 1 <= row.straggler_ratio and row.slowest_rank in (0, 1)
     assert (row.hfu, row.compile_s) == (row.mfu, 0.0)
     assert row.gpu_power_mean_w is None
