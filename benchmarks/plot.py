@@ -35,7 +35,7 @@ def main(argv: Sequence[str]) -> int:
     options = parser.parse_args(list(argv))
     if options.out.suffix.lower() not in _FORMATS:
         raise UsageError(f"--out {options.out} is no picture that can be written: end it in {', '.join(_FORMATS)}")
-    check_writable(options.out)
+    check_writable(options.out, inputs=options.sources)
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         picture = _draw(options.sources, options.out.suffix.lower().removeprefix("."))

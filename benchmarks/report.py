@@ -41,7 +41,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the command and return its exit status."""
     try:
         options = _parser().parse_args(argv)
-        check_writable(options.out)
+        check_writable(options.out, inputs=options.files)
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")
             page = render(options.files, title=options.title, caught=caught)

@@ -13,7 +13,6 @@ A variant that failed parity, or that fails more often than its baseline, gets n
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from math import isfinite
 from typing import Literal
 
 from benchmarks import drift, stats, work
@@ -25,6 +24,7 @@ LEVEL = 0.05
 LEAST_RUNS = 4
 MOST_FAILED_SHARE = 0.5  # a variant that fails so often, and more often than its baseline, is judged by that alone
 REGRESSION, NOT_COMPARABLE, UNDECIDED = 2, 3, 4  # exit status
+_LEAST, _MOST = 1e-30, 1e30  # nothing that is measured lies outside, and ratios of what lies within are finite
 
 Verdict = Literal[
     "better", "worse", "~", "not interleaved", "insufficient", "failed", "fails more", "fails less", "parity failed",
@@ -85,7 +85,7 @@ class Arm:
     def measured(self, metric: Metric) -> list[RunRecord]:
         """Return the good runs that have a usable number."""
         cells = [(run, getattr(run, metric.column)) for run in self.good]
-        return [run for run, cell in cells if cell is not None and isfinite(cell) and cell > 0]
+        return [run for run, cell in cells if cell is not None and _LEAST < cell < _MOST]
 
     def samples(self, metric: Metric) -> list[float]:
         """Return one number for each good run that has it."""
@@ -387,11 +387,13 @@ def compare_column(
             first = _example(base)
             name = work.work_label(first) + (f", {first.strategy} as {first.layout}" if several else "")
             outcome.comparisons += Family(base, others).compare(metric, name=name)
-    if not outcome.comparisons and not outcome.refusals and len(lone) > 1:
-        _settle(outcome, [(lone[0], arm) for arm in lone[1:]], metric, force)
+    other_work = [] if outcome.comparisons or outcome.refusals else [arm for arm in lone[1:] if _apart(lone[0], arm)]
+    if other_work:
+        _settle(outcome, [(lone[0], arm) for arm in other_work], metric, force)
     else:
         firsts = [arm.runs[0] for arm in lone]
-        labels = work.method_labels(firsts)
+        plain = work.method_labels(firsts)
+        labels = [f"{arm.file}: {label}" if arm.file else label for arm, label in zip(lone, plain, strict=True)]
         outcome.alone = [f"{label} ({work.work_label(run)})" for label, run in zip(labels, firsts, strict=True)]
     return outcome
 
@@ -556,7 +558,8 @@ def parity_failures(arm: Arm) -> list[str]:
                ("parameters", "parameter_difference_max"))  # fmt: skip
     known = [(name, [cell for run in wrong if (cell := getattr(run, column)) is not None]) for name, column in columns]
     off = ", ".join(f"{name} off by {max(cells):.2g}" for name, cells in known if cells)
-    return [f"{arm.label}: {len(wrong)} of {len(arm.runs)} runs do not compute what one process computes ({off})"]
+    said = f"{arm.label}: {len(wrong)} of {len(arm.runs)} runs do not compute what one process computes"
+    return [f"{said} ({off})" if off else said]
 
 
 def failures(arm: Arm) -> list[str]:

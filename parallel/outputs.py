@@ -2,6 +2,7 @@
 
 import os
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 
 from parallel.errors import UsageError
@@ -9,14 +10,18 @@ from parallel.errors import UsageError
 _ELSEWHERE = "choose another place with --out"
 
 
-def check_writable(path: Path, *, make_folders: bool = False, advice: str = _ELSEWHERE) -> None:
-    """Raise UsageError when a file could not be written, and leave nothing behind.
+def check_writable(
+    path: Path, *, inputs: Sequence[Path] = (), make_folders: bool = False, advice: str = _ELSEWHERE
+) -> None:
+    """Raise UsageError when a file could not be written, or is one of those that are read; leave nothing behind.
 
     make_folders: whether the folders above it will be made where they are missing. advice: what to type instead.
     """
+    if path.resolve() in {read.resolve() for read in inputs}:
+        raise UsageError(f"{path} is one of the files that are read, and would be replaced: {advice}")
     try:
         if path.exists():
-            with open(path, "r+b"):
+            with open(path, "r+b" if path.is_file() else "ab"):  # a pipe cannot be read
                 return
         folder = next(f for f in path.absolute().parents if f.exists()) if make_folders else path.parent
         with tempfile.TemporaryFile(dir=folder):
@@ -28,8 +33,17 @@ def check_writable(path: Path, *, make_folders: bool = False, advice: str = _ELS
 def write_whole(path: Path, content: bytes) -> None:
     """Write a file beside its place and move it there, so that no half of it is ever seen.
 
+    A link is followed, and what is no file (`/dev/stdout`) is written to as it is.
+
     Raises: UsageError when it cannot be written.
     """
+    try:
+        if path.exists() and not path.is_file():
+            path.write_bytes(content)
+            return
+    except OSError as error:
+        raise _refusal(path, error) from None
+    path = path.resolve()
     partial = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         partial.write_bytes(content)

@@ -10,7 +10,7 @@ from torch import Tensor
 USED_FOR = {"train": "training", "validation": "validation"}  # what the splits are for, in sentences
 SPLIT_NAMES = {  # how people call the splits, in lower case
     **dict.fromkeys(("train", "training"), "train"),
-    **dict.fromkeys(("val", "valid", "validation", "dev"), "validation"),
+    **dict.fromkeys(("val", "valid", "validation", "dev", "eval"), "validation"),
     **dict.fromkeys(("test", "testing"), "test"),
 }
 

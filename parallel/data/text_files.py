@@ -242,11 +242,11 @@ def _json_rows(path: Path, column: str) -> Iterator[Any]:
         where, line = next(lines, ("", ""))
         records: Iterable[tuple[str, Any]]
         if line.lstrip().startswith("["):
-            listed = _parsed(line + file.read(), f"{path}")
+            listed = _parsed(line + file.read(), f"{path}", column)
             records = ((f"record {i}", record) for i, record in enumerate(listed, start=1))
         else:
             unread = chain([(where, line)], lines) if line else ()
-            records = ((where, _parsed(line, f"{where} of {path}")) for where, line in unread)
+            records = ((where, _parsed(line, f"{where} of {path}", column)) for where, line in unread)
         columns = None
         for where, record in records:
             if not isinstance(record, dict):
@@ -258,9 +258,17 @@ def _json_rows(path: Path, column: str) -> Iterator[Any]:
             yield record.get(column)
 
 
-def _parsed(text: str, what: str) -> Any:
+def _parsed(text: str, what: str, column: str) -> Any:
+    """Return what JSON says. Raises: DataError where it is no JSON, or a record has the column twice."""
+
+    def record(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        values = dict(pairs)
+        if len(values) < len(pairs) and [key for key, _ in pairs].count(column) > 1:
+            raise DataError(f"{what} has {column!r} twice in one record: remove one of them")
+        return values
+
     try:
-        return json.loads(text)
+        return json.loads(text, object_pairs_hook=record)
     except (ValueError, RecursionError) as error:
         raise DataError(
             f"{what} is not whole JSON ({first_line(error)}): mend it or make the file again (one record a line, or a "
@@ -278,6 +286,8 @@ def _csv_rows(path: Path, column: str) -> Iterator[Any]:
         try:
             names = next(reader, [])
             check_column(column, names, name=str(path))
+            if names.count(column) > 1:
+                raise DataError(f"{path} has the column {column!r} twice: rename one of them")
             for row in filter(None, reader):
                 if len(row) != len(names):
                     raise DataError(

@@ -659,6 +659,8 @@ class _Reader:
 
     def row(self, line: Line) -> RunRecord:
         place = f"{self._path} line {line.number}"
+        if line.cells == self._columns:
+            raise DataError(f"{place} has the names of the columns again: remove the line")
         if len(line.cells) != len(self._columns):
             count = f"{len(line.cells)} cells, {len(self._columns)} are needed"
             raise DataError(f"{place} has {count}: correct the line or remove it")

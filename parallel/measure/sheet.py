@@ -36,7 +36,7 @@ class Sheet:
 
     columns: list[str]
     lines: list[Line]
-    finished: bool  # whether the last line ends with a line break; where it does not, it is left out
+    finished: bool  # False where our own last line lacks its line break (a writer died): it is left out
 
 
 def parse(content: bytes, path: Path) -> Sheet:
@@ -44,7 +44,11 @@ def parse(content: bytes, path: Path) -> Sheet:
 
     Raises: DataError for another encoding, or cells that do not parse.
     """
-    text, finished = _finished(_decoded(content, path))
+    text = _decoded(content, path)
+    if not marks_of_another_program(content):  # those write a file at once, some without a last line break
+        text, finished = _finished(text)
+    else:
+        finished = True
     delimiter = _delimiter(text)
     found = _lines(text, delimiter, path)
     head = next(found, Line(1, []))

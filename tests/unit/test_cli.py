@@ -14,6 +14,7 @@ import pytest
 from parallel import cli
 from parallel.errors import DivergedError, LayoutError
 from parallel.measure import allowed
+from parallel.outputs import check_writable, write_whole
 
 
 def run_command(monkeypatch: pytest.MonkeyPatch, function, *argv: str) -> int:
@@ -172,3 +173,26 @@ def test_without_the_locks_of_unix_a_line_names_wsl(
 def test_cores_are_counted_where_the_system_does_not_say_which_are_ours(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delattr(os, "sched_getaffinity")  # macOS
     assert allowed.affinity() == os.cpu_count()
+
+
+@pytest.mark.parametrize(("command", "name"), [("report", "r.csv"), ("plot", "r.svg")])
+def test_what_is_read_is_not_written_over(
+    command: str, name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / name).write_text("rows\n")
+    (tmp_path / f"link-{name}").symlink_to(name)
+    assert cli.main([command, str(tmp_path / name), "--out", str(tmp_path / f"link-{name}")]) == 2
+    assert "one of the files that are read" in capsys.readouterr().err
+    assert (tmp_path / name).read_text() == "rows\n"
+
+
+def test_a_link_is_written_through_and_what_is_no_file_stays_what_it_is(tmp_path: Path) -> None:
+    link, fifo = tmp_path / "link", tmp_path / "fifo"
+    link.symlink_to("target")
+    os.mkfifo(fifo)
+    with open(os.open(fifo, os.O_RDONLY | os.O_NONBLOCK), "rb") as reader:
+        for place in (link, fifo):
+            check_writable(place)
+            write_whole(place, b"content")
+        assert reader.read() == b"content"
+    assert link.is_symlink() and fifo.is_fifo() and (tmp_path / "target").read_bytes() == b"content"

@@ -1,6 +1,7 @@
 import csv
 import io
 import json
+import re
 from dataclasses import replace
 
 import numpy as np
@@ -360,6 +361,20 @@ def test_bad_requests_end_with_one_line_and_status_3(files, capsys, arguments, s
     assert main(given) == 3
     error = capsys.readouterr().err
     assert said in error and error.count("\n") == 1
+
+
+def test_files_that_do_not_differ_in_the_column_are_listed(files, capsys):
+    assert main([*files, "--by", "strategy"]) == 3
+    said = capsys.readouterr().out
+    assert "without a partner: before: ddp" in said and "without a partner: after: ddp" in said
+
+
+@pytest.mark.parametrize("form", ["text", "json", "csv", "markdown"])
+def test_a_number_that_nothing_measured_is_not_compared(tmp_path, capsys, form):
+    a, b = write(tmp_path / "a.csv", runs(A)), write(tmp_path / "b.csv", runs([1e308] * 5))
+    assert main([a, b, "--format", form, "--fail-over", "5"]) == 4
+    said = capsys.readouterr()
+    assert "no data" in said.out and not re.search(r"\b(nan|inf)\b", said.out, re.IGNORECASE) and not said.err
 
 
 def test_one_file_needs_a_column(files, capsys):

@@ -218,6 +218,7 @@ SAVED = {
     "empty columns": lambda t: t.replace("\n", ",,\n").encode(),
     "capitals": lambda t: t.replace("false", "FALSE").encode(),
     "floats": lambda t: t.replace(",7,", ",7.0,").encode(),
+    "CRLF without a last line break": lambda t: t.replace("\n", "\r\n").rstrip().encode(),
 }
 
 
@@ -249,6 +250,7 @@ def test_what_a_spreadsheet_saved_is_read_and_not_written_to(tmp_path, form):
         (lambda t: t.replace("\na,", "\n,").replace(",a,", ",,"), "line 2: run_id is ''"),
         (lambda t: t.replace("model,", "status,", 1), "lacks model"),
         (lambda t: t.replace("reason,", "size,", 1), "has the column size twice"),
+        (lambda t: t + t, "line 3 has the names of the columns again: remove the line"),
         (lambda t: "\0".join(t), "zero bytes"),
     ],
 )
