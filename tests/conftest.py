@@ -1,6 +1,8 @@
 """Settings of all tests."""
 
 import os
+import sys
+from collections.abc import Iterator
 
 import pytest
 from hypothesis import HealthCheck, settings
@@ -17,3 +19,16 @@ def pytest_configure(config: pytest.Config) -> None:
     """Hide GPUs from all tests but those marked `gpu`, run by `-m gpu`: they are about processes on a CPU."""
     if config.option.markexpr != "gpu":
         os.environ["CUDA_VISIBLE_DEVICES"] = ""
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    """Tensors this small are slower on several threads, by far where the cores are busy; a command sets its own."""
+
+    def reset() -> None:
+        if torch := sys.modules.get("torch"):
+            torch.set_num_threads(1)
+
+    reset()
+    yield
+    reset()

@@ -27,15 +27,6 @@ ALONE = Mesh(Layout(), torch.device("cpu"))
 STEPS = 4
 
 
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    """Tensors this small are slower on several threads, by far where the cores are busy."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
 def work_of(**options: Any) -> Work:
     return resolve(RunConfig(**{"size": "tiny", "nproc": 1, "global_batch_size": 8, "steps": STEPS, **options}))
 
