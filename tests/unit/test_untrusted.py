@@ -80,6 +80,7 @@ def payloads(marker: Path, folder: Path) -> list[bytes]:
     return made
 
 
+@pytest.mark.filterwarnings("ignore:.*the last line is not finished")  # as in payloads without an end of line
 @pytest.mark.parametrize("name", READERS)
 def test_nothing_that_is_read_can_run_code(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PARALAB_CACHE", str(tmp_path / "cache"))
