@@ -71,17 +71,19 @@ def config_from(theirs: "TheirConfig") -> GPT2Config:
 def take(tensors: Mapping[str, Tensor], config: GPT2Config, *, out_in: bool = False) -> dict[str, Tensor]:
     """Return our state in fp32 of their tensors.
 
-    tensors, raises: as in `placed`. out_in: matrices are (out, in), as nanoGPT has them, and not (in, out).
+    tensors, out_in, raises: as in `placed`.
     """
-    state = {name: _to_ours(value, name, config, out_in=out_in) for name, value in placed(tensors, config).items()}
+    found = placed(tensors, config, out_in=out_in)
+    state = {name: _to_ours(value, name, config, out_in=out_in) for name, value in found.items()}
     state["head.weight"] = state["embed.tokens.weight"]
     return state
 
 
-def placed(tensors: Mapping[str, Tensor], config: GPT2Config) -> dict[str, Tensor]:
+def placed(tensors: Mapping[str, Tensor], config: GPT2Config, *, out_in: bool = False) -> dict[str, Tensor]:
     """Return their tensors, as they are, under our names; each has to have a place.
 
-    tensors: those of GPT2LMHeadModel by name, or of GPT2Model, whose names lack the first part.
+    tensors: those of GPT2LMHeadModel by name, or of GPT2Model, whose names lack the first part. out_in: matrices are
+    (out, in), as nanoGPT has them, and not (in, out).
     Raises: ValueError for one that is missing, that has no place in this GPT-2, or that it does not compute with.
     """
     found = {name.removeprefix("transformer."): tensor for name, tensor in tensors.items() if not _MASK.search(name)}
@@ -97,7 +99,23 @@ def placed(tensors: Mapping[str, Tensor], config: GPT2Config) -> dict[str, Tenso
         )
     if _HEAD in found and not torch.equal(found[_HEAD].to(embedding.dtype), embedding):
         raise ValueError(f"its output layer {_HEAD} was trained apart from the embedding, and this GPT-2 shares them")
+    for ours, name in names.items():
+        shape, tensor = _shape(ours, config, out_in=out_in), found[name]
+        if tensor.shape != shape or not tensor.is_floating_point():
+            kind = str(tensor.dtype).removeprefix("torch.")
+            raise ValueError(f"{name} is {kind} {tuple(tensor.shape)}, floating-point {shape} is needed")
     return {ours: found[name] for ours, name in names.items()}
+
+
+def _shape(ours: str, config: GPT2Config, *, out_in: bool) -> tuple[int, ...]:
+    """Return the shape that their tensor has to have, by our name of it."""
+    width = config.hidden
+    if ours.startswith("embed"):
+        return (config.vocab_size if "tokens" in ours else config.seq_len, width)
+    inputs, outputs = {"qkv": (1, 3), "up": (1, 4), "down": (4, 1)}.get(ours.split(".")[-2], (1, 1))
+    if not _is_matrix(ours):
+        return (outputs * width,)
+    return (outputs * width, inputs * width) if out_in else (inputs * width, outputs * width)
 
 
 def _some(names: list[str]) -> str:

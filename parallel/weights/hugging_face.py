@@ -1,19 +1,23 @@
 """GPT-2 checkpoints of Hugging Face, read from a folder or the hub and written to a folder (safetensors)."""
 
 import json
+import pickle
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors import SafetensorError
 from torch import Tensor
 
 from models.gpt2 import GPT2Config
 from models.gpt2_hf import config_from, placed, take, to_transformers
 from parallel.errors import DataError
+from parallel.weights.tokenizer_files import differs_from
 
 _NEEDED = "use gpt2, gpt2-medium, gpt2-large, gpt2-xl or a model of that form"
-_INDEX = "model.safetensors.index.json"  # of a checkpoint in several files
+_SAFETENSORS, _PICKLE = "model.safetensors", "pytorch_model.bin"
+_INDEX = ".index.json"  # behind a name: of a checkpoint in several files
 
 
 def from_hugging_face(folder_or_name: str | Path, *, trust: bool = False) -> tuple[GPT2Config, dict[str, Tensor]]:
@@ -26,7 +30,7 @@ def from_hugging_face(folder_or_name: str | Path, *, trust: bool = False) -> tup
     folder = _folder(folder_or_name)
     config = read_config(folder, trust=trust)
     try:
-        return config, take(_tensors(folder), config)
+        return config, take(_tensors(folder, trust=trust), config)
     except ValueError as error:
         raise DataError(f"{folder} is not a GPT-2 that can be used here ({error}): {_NEEDED}") from error
 
@@ -35,7 +39,7 @@ def check(folder: Path, *, trust: bool = False) -> GPT2Config:
     """Return the config of a folder whose tensors all have a place. trust, raises: as in `from_hugging_face`."""
     config = read_config(folder, trust=trust)
     try:
-        placed(_tensors(folder), config)
+        placed(_tensors(folder, trust=trust), config)
     except ValueError as error:
         raise DataError(f"{folder} is not a GPT-2 that can be used here ({error}): {_NEEDED}") from error
     return config
@@ -43,6 +47,7 @@ def check(folder: Path, *, trust: bool = False) -> GPT2Config:
 
 def read_config(folder: Path, *, trust: bool = False) -> GPT2Config:
     """Return the config of a folder. trust, raises: as in `from_hugging_face`."""
+    from huggingface_hub.errors import StrictDataclassError
     from transformers import GPT2Config as TheirConfig
 
     values = _json(folder / "config.json", folder)
@@ -50,9 +55,27 @@ def read_config(folder: Path, *, trust: bool = False) -> GPT2Config:
         if values.get("model_type") != "gpt2":
             raise ValueError(f"its model_type is {values.get('model_type')!r}")
         _refuse_what_changes_it(folder, values, trust=trust)
-        return config_from(TheirConfig.from_dict(values))
-    except (ValueError, TypeError) as error:
-        raise DataError(f"{folder} is not a GPT-2 that can be used here ({_line(error)}): {_NEEDED}") from error
+        config = config_from(TheirConfig.from_dict(values))
+    except (ValueError, TypeError, StrictDataclassError) as error:
+        raise DataError(
+            f"{folder} is not a GPT-2 that can be used here ({' '.join(str(error).split())}): {_NEEDED}"
+        ) from error
+    _check_encoding(folder, config.tokenizer)
+    return config
+
+
+def _check_encoding(folder: Path, name: str) -> None:
+    """Raise DataError where the folder has an encoding of its own: its numbers of tokens would be taken for ours."""
+    try:
+        file = differs_from(name, folder)
+    except (OSError, ValueError, RecursionError) as error:
+        raise _unreadable(folder, f"its tokenizer: {_line(error)}") from error
+    if file:
+        ours = "bytes, as its vocabulary of 257 says" if name == "bytes" else "GPT-2's"
+        raise DataError(
+            f"{folder} has an encoding of its own ({file} is not {ours}), with which texts are not read here: give a "
+            f"model with GPT-2's encoding, or remove {file} if it is not the one that the model was trained with"
+        )
 
 
 def _refuse_what_changes_it(folder: Path, values: Mapping[str, Any], *, trust: bool) -> None:
@@ -61,6 +84,11 @@ def _refuse_what_changes_it(folder: Path, values: Mapping[str, Any], *, trust: b
         raise DataError(
             f"{folder} has an adapter ({adapter}), which would not be read: merge it first, "
             "model.merge_and_unload().save_pretrained(FOLDER) in peft, and give that folder"
+        )
+    if values.get("quantization_config"):
+        raise DataError(
+            f"{folder} is quantized (quantization_config in config.json), and training starts from whole weights: "
+            "give the model that it was made from"
         )
     if "auto_map" in values and not trust:
         raise DataError(
@@ -92,21 +120,48 @@ def _folder(folder_or_name: str | Path) -> Path:
         ) from error
 
 
-def _tensors(folder: Path) -> dict[str, Tensor]:
-    """Return every tensor of the files of a folder, on the CPU, by its name there."""
-    from safetensors.torch import load_file
-
-    names = ["model.safetensors"]
-    if (folder / _INDEX).is_file():
-        placed = _json(folder / _INDEX, folder).get("weight_map")
-        names = sorted(set(placed.values())) if isinstance(placed, dict) else []
+def _tensors(folder: Path, *, trust: bool) -> dict[str, Tensor]:
+    """Return every tensor of the files of a folder, on the CPU, by its name there. trust: also those in pickles."""
+    names = _files(folder, _SAFETENSORS)
+    if not any((folder / name).is_file() for name in names) and (folder / _PICKLE).is_file():
+        names = [_PICKLE]
+    elif not (folder / _SAFETENSORS).is_file() and (folder / f"{_PICKLE}{_INDEX}").is_file():
+        names = _files(folder, _PICKLE)
+    if names[0].endswith(".bin") and not trust:
+        raise DataError(
+            f"{folder} has its weights in a pickle ({names[0]}), which can run any program with your rights when it is "
+            "read: add --trust if you know who wrote it"
+        )
     tensors: dict[str, Tensor] = {}
     for name in names:
         try:
-            tensors |= load_file(folder / Path(name).name)
-        except (OSError, SafetensorError) as error:
+            tensors |= _load(folder / Path(name).name)
+        except (OSError, SafetensorError, RuntimeError, EOFError, ValueError, pickle.UnpicklingError) as error:
             raise _unreadable(folder, f"{name}: {_line(error)}") from error
     return tensors
+
+
+def _files(folder: Path, name: str) -> list[str]:
+    """Return the files that hold the weights: this one, or those that the index beside it lists."""
+    index = folder / f"{name}{_INDEX}"
+    if not index.is_file():
+        return [name]
+    placed = _json(index, folder).get("weight_map")
+    names = placed.values() if isinstance(placed, dict) else ()
+    if not names or not all(isinstance(name, str) for name in names):
+        raise _unreadable(folder, f"{index.name} lists no files")
+    return sorted(set(names))
+
+
+def _load(file: Path) -> dict[str, Tensor]:
+    from safetensors.torch import load_file
+
+    if file.suffix != ".bin":
+        return load_file(file)
+    values = torch.load(file, map_location="cpu", weights_only=True)  # tensors alone: nothing else is made of it
+    if not isinstance(values, dict) or not all(isinstance(value, Tensor) for value in values.values()):
+        raise ValueError("it holds something else than tensors by name")
+    return values
 
 
 def _json(file: Path, folder: Path) -> dict[str, Any]:

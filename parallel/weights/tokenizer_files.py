@@ -1,5 +1,6 @@
 """The tokenizer of a GPT-2 as the files that `AutoTokenizer.from_pretrained` reads."""
 
+import json
 from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -16,9 +17,8 @@ def save(name: str, folder: Path, *, longest: int) -> None:
     """Write tokenizer.json and tokenizer_config.json of the encoding "gpt2" or "bytes". longest: tokens of a window."""
     from transformers import PreTrainedTokenizerFast
 
-    ranks = {bytes([byte]): byte for byte in range(256)} if name == "bytes" else encoding()._mergeable_ranks
     PreTrainedTokenizerFast(
-        tokenizer_object=_byte_pairs(ranks, split=name != "bytes"),
+        tokenizer_object=_byte_pairs(_ranks(name), split=name != "bytes"),
         bos_token=END_OF_TEXT,
         eos_token=END_OF_TEXT,
         unk_token=END_OF_TEXT,
@@ -27,15 +27,44 @@ def save(name: str, folder: Path, *, longest: int) -> None:
     ).save_pretrained(folder)
 
 
-def _byte_pairs(ranks: dict[bytes, int], *, split: bool) -> "Tokenizer":
-    """Return byte pairs as the library of that name has them; split: into GPT-2's words first."""
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+def differs_from(name: str, folder: Path) -> str:
+    """Return the file of a folder that holds another encoding than "gpt2" or "bytes"; empty where there is none.
+
+    Tokens after those of the encoding are special ones or fill the vocabulary up. Raises: OSError, ValueError.
+    """
+    for file, places in (("tokenizer.json", ("model", "vocab")), ("vocab.json", ())):
+        if (folder / file).is_file():
+            theirs = json.loads((folder / file).read_text(encoding="utf-8-sig"))
+            for place in places:
+                theirs = theirs.get(place) if isinstance(theirs, dict) else None
+            ours = _texts(_ranks(name))
+            same = isinstance(theirs, dict) and ours == {
+                text: number for text, number in theirs.items() if isinstance(number, int) and number < len(ours)
+            }
+            return "" if same else file
+    return ""
+
+
+def _ranks(name: str) -> dict[bytes, int]:
+    return {bytes([byte]): byte for byte in range(256)} if name == "bytes" else encoding()._mergeable_ranks
+
+
+def _texts(ranks: dict[bytes, int]) -> dict[str, int]:
+    """Return tokens as files write them: a letter for each byte."""
     from transformers.convert_slow_tokenizer import bytes_to_unicode
 
     letters = bytes_to_unicode()
-    text = {token: "".join(letters[byte] for byte in token) for token in ranks}
+    return {"".join(letters[byte] for byte in token): rank for token, rank in ranks.items()}
+
+
+def _byte_pairs(ranks: dict[bytes, int], *, split: bool) -> "Tokenizer":
+    """Return byte pairs as the library of that name has them; split: into GPT-2's words first."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+
+    vocabulary = _texts(ranks)
+    text = dict(zip(ranks, vocabulary, strict=True))
     merges = [(text[left], text[right]) for left, right in _merges(ranks)]
-    tokenizer = Tokenizer(models.BPE({text[token]: rank for token, rank in ranks.items()}, merges))
+    tokenizer = Tokenizer(models.BPE(vocabulary, merges))
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=split)
     tokenizer.decoder = decoders.ByteLevel()
     tokenizer.add_special_tokens([END_OF_TEXT])  # its id follows the others, as in both encodings

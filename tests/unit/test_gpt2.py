@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from torch import Tensor
 from torch.testing import assert_close
 from torch.utils.flop_counter import FlopCounterMode
@@ -13,7 +14,8 @@ from torch.utils.flop_counter import FlopCounterMode
 from models.gpt2 import GPT2, SIZES, SPEC, GPT2Config, size_of
 from models.gpt2_hf import from_transformers, to_transformers
 from parallel.errors import DataError
-from parallel.weights.hugging_face import from_hugging_face, to_hugging_face
+from parallel.weights import tokenizer_files
+from parallel.weights.hugging_face import check, from_hugging_face, read_config, to_hugging_face
 
 # four heads: with three, the order of heads and of q, k, v could not be told apart
 CONFIG = GPT2Config(n_layers=3, hidden=48, n_heads=4, seq_len=12, vocab_size=101)
@@ -155,6 +157,78 @@ def test_a_base_model_in_several_files_is_read(tmp_path: Path) -> None:
     next((tmp_path / "parts").glob("model-*.safetensors")).unlink()
     with pytest.raises(DataError, match=r"cannot be read \(model-0"):
         from_hugging_face(tmp_path / "parts")
+
+
+@pytest.mark.parametrize(
+    ("name", "tensor", "said"),
+    [
+        ("transformer.wte.weight", torch.ones(50_257, 64, dtype=torch.int8), "is int8 .*, floating-point"),
+        ("transformer.ln_f.bias", torch.zeros(31), r"ln_f\.bias is float32 \(31,\), floating-point \(32,\) is needed"),
+    ],
+)
+def test_tensors_of_another_kind_or_shape_are_refused(name: str, tensor: Tensor, said: str, tmp_path: Path) -> None:
+    random_checkpoint(tmp_path)
+    change(tmp_path, **{name.replace(".", "__"): tensor})
+    with pytest.raises(DataError, match=said):
+        check(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "said"),
+    [("quantization_config", {"bits": 4}, "is quantized"), ("n_layer", "2", "field 'n_layer'.*expected int")],
+)
+def test_a_configuration_that_says_something_else_is_refused(
+    key: str, value: object, said: str, tmp_path: Path
+) -> None:
+    random_checkpoint(tmp_path)
+    file = tmp_path / "config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {key: value}))
+    with pytest.raises(DataError, match=said):
+        read_config(tmp_path)
+
+
+@pytest.mark.parametrize("several", [False, True])
+def test_weights_in_pickles_are_read_when_they_are_trusted_and_run_nothing(several: bool, tmp_path: Path) -> None:
+    random_checkpoint(tmp_path)
+    want = from_hugging_face(tmp_path)[1]
+    file = tmp_path / "model.safetensors"
+    values = list(load_file(file).items())
+    file.unlink()
+    names = ["pytorch_model-1.bin", "pytorch_model-2.bin"] if several else ["pytorch_model.bin"]
+    for part, name in enumerate(names):
+        torch.save(dict(values[part :: len(names)]), tmp_path / name)
+    places = {name: names[i % len(names)] for i, (name, _) in enumerate(values)}
+    if several:
+        (tmp_path / "pytorch_model.bin.index.json").write_text(json.dumps({"weight_map": places}))
+    with pytest.raises(DataError, match=r"in a pickle \(pytorch_model.*add --trust"):
+        from_hugging_face(tmp_path)
+    got = from_hugging_face(tmp_path, trust=True)[1]
+    assert all(torch.equal(got[name], value) for name, value in want.items())
+    torch.save({"x": Path("no tensor")}, tmp_path / names[0])
+    with pytest.raises(DataError, match="cannot be read"):
+        from_hugging_face(tmp_path, trust=True)
+
+
+@pytest.mark.parametrize("name", ["gpt2", "bytes"])
+def test_another_encoding_is_told_from_ours(name: str, tmp_path: Path) -> None:
+    tokenizer_files.save(name, tmp_path, longest=8)
+    assert tokenizer_files.differs_from(name, tmp_path) == ""
+    file = tmp_path / "tokenizer.json"
+    values = json.loads(file.read_text())
+    theirs = values["model"]["vocab"]
+    file.unlink()
+    (tmp_path / "vocab.json").write_text(json.dumps(theirs | {"<|endoftext|>": len(theirs)}))
+    assert tokenizer_files.differs_from(name, tmp_path) == ""
+    one, other = list(theirs)[60:62]
+    (tmp_path / "vocab.json").write_text(json.dumps(theirs | {one: theirs[other], other: theirs[one]}))
+    assert tokenizer_files.differs_from(name, tmp_path) == "vocab.json"
+
+
+def test_a_gpt2_with_an_encoding_of_its_own_is_refused(tmp_path: Path) -> None:
+    random_checkpoint(tmp_path)
+    (tmp_path / "vocab.json").write_text('{"der": 0, "die": 1}')
+    with pytest.raises(DataError, match=r"has an encoding of its own \(vocab\.json is not GPT-2's\)"):
+        check(tmp_path)
 
 
 def test_an_adapter_beside_the_weights_is_refused(tmp_path: Path) -> None:
