@@ -7,29 +7,13 @@ beside it, which other work on the machine disturbs little.
 """
 
 import statistics
-import time
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import NamedTuple
 
-import torch
-import torch.distributed as dist
-
 from benchmarks.stats import median_interval
-from parallel import cluster, engines
-from parallel.case import RankResult, timed_steps
-from parallel.cluster import Mesh, Rank
+from parallel import heading
 from parallel.config import RunConfig, option
 from parallel.config import resolve as read_config
-from parallel.data.dataset import Batch
-from parallel.failure import Progress
-from parallel.launch import launch
-from parallel.measure.clock import Moment
-from parallel.parity import training_batches
-from parallel.phases import Phases
-from parallel.planner import fit
-from parallel.resolve import Work, resolve
-from parallel.spec import Engine
 
 LIMIT = 1.01
 
@@ -52,13 +36,20 @@ class OverheadConfig(RunConfig):
 def main(argv: list[str]) -> int:
     """Print the ratio of step times. Returns: 1 when measuring certainly costs more than 1%."""
     config = read_config(argv, config=OverheadConfig, prog="paralab overhead", description=__doc__)
+    pairs = f"{config.pairs} pairs of {config.steps} steps"
+    heading.show(f"overhead of {heading.model_of(config)}: {heading.joined(heading.division_of(config), pairs)}")
+    from parallel.cluster import Rank
+    from parallel.launch import launch
+    from parallel.planner import fit
+    from parallel.resolve import resolve
+
     work = resolve(config)
     fit.check(work, force=config.force)
     work.show_data("train")
-    pairs = launch("benchmarks.overhead:alternate", work.run, nproc=work.layout.world_size, config=config)
+    taken = launch("benchmarks.stretches:alternate", work.run, nproc=work.layout.world_size, config=config)
     if not Rank.from_env().is_main:
         return 0
-    text, status = verdict(pairs, steps=config.steps)
+    text, status = verdict(taken, steps=config.steps)
     print(f"{work.spec.name} {work.size}, {work.strategy} as {work.layout}, {work.run.precision}\n{text}")
     return status
 
@@ -77,38 +68,3 @@ def verdict(pairs: list[Pair], *, steps: int) -> tuple[str, int]:
         f"  ratio {ratio:.4f}, 95% interval {low:.4f} to {high:.4f}: {says}\n"
         f"  the sampler took {sampler_share:.2%} of a core"
     ), int(low > LIMIT)
-
-
-def alternate(rank: Rank, progress: Progress, run: OverheadConfig) -> list[Pair]:
-    """Take the stretches on this rank and return their times."""
-    work = resolve(run)
-    fit.agree(work, rank, force=run.force)
-    mesh = cluster.make_mesh(work.layout, rank.device)
-    engine = engines.build(work.context(mesh), run.engine, ds_config=run.ds_config)
-    batches = training_batches(work, mesh)
-    pairs = []
-    with Phases(Moment.now(), shown=rank.is_main) as phases:
-        phases.begin(f"warming up: {run.warmup} steps")
-        for _ in range(run.warmup):
-            engine.step(next(batches))
-        phases.begin(f"{run.pairs} pairs of {run.steps} steps with measuring and {run.steps} without", total=run.pairs)
-        for number in range(run.pairs):
-            bare_s = _bare(engine, batches, work, mesh) if number % 2 else None
-            result = RankResult()
-            timed_steps(engine, batches, work, mesh, result, progress)
-            bare_s = _bare(engine, batches, work, mesh) if bare_s is None else bare_s
-            assert result.telemetry is not None
-            pairs.append(Pair(sum(result.step_times_s), bare_s, result.telemetry.sampler_share))
-            phases.advance()
-    return pairs
-
-
-def _bare(engine: Engine, batches: Iterator[Batch], work: Work, mesh: Mesh) -> float:
-    if mesh.world is not None:
-        dist.barrier(group=mesh.world)
-    began_s = time.perf_counter()
-    for _ in range(work.run.steps):
-        engine.step(next(batches))
-    if mesh.device.type == "cuda":
-        torch.cuda.synchronize()
-    return time.perf_counter() - began_s

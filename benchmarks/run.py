@@ -1,7 +1,9 @@
 """Run one case under any launcher and append one row to a CSV file.
 
-python benchmarks/run.py --strategy zero3 --nproc 4
-torchrun --nproc-per-node 4 benchmarks/run.py --layout tp2.pp2/1f1b/mb4
+    python benchmarks/run.py --strategy zero3 --nproc 4
+    torchrun --nproc-per-node 4 benchmarks/run.py --layout tp2.pp2/1f1b/mb4
+
+The row goes to runs/results.csv, or where --out says.
 """
 
 import sys
@@ -11,8 +13,10 @@ from pathlib import Path
 if __name__ == "__main__":  # started as a file: the packages are beside this folder
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
+from parallel import heading
 from parallel.config import RunConfig, option
 from parallel.config import resolve as read_config
+from parallel.measure.clock import Moment
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,10 +30,13 @@ class CaseConfig(RunConfig):
 
 def main(argv: list[str]) -> int:
     """Run a case; rank 0 prints its row in short. Returns the exit status."""
+    began = Moment.now()
     config = read_config(argv, config=CaseConfig, prog="paralab run", description=__doc__)
+    steps = heading.joined(heading.division_of(config), f"{config.steps} steps")
+    heading.show(f"running {heading.model_of(config)}: {steps}")
     from benchmarks.worker import run
 
-    return run(config)
+    return run(config, began=began)
 
 
 if __name__ == "__main__":

@@ -29,6 +29,7 @@ from uuid import uuid4
 from benchmarks import levers as device_levers
 from benchmarks.run import CaseConfig
 from benchmarks.work import WORK
+from parallel import heading
 from parallel.config import ENGINES, flags_of, option
 from parallel.config import resolve as read_config
 from parallel.errors import ConfigError, UsageError
@@ -96,6 +97,7 @@ def main(argv: list[str]) -> int:
     """Run a sweep. Returns: 0, or 1 when a case failed."""
     config = read_config(argv, config=SweepConfig, prog="paralab bench", description=__doc__)
     check(config)
+    heading.show(_heading(config))
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # ends the case that runs, as Ctrl-C does
     base = _base(config)
     named = device_levers.cases(base, config.levers) if config.levers else strategies(config)
@@ -119,6 +121,15 @@ def main(argv: list[str]) -> int:
     print("".join(f"\n{line}" for line in runner.notes()), end="")
     print(f"\nrows in {out}; compare: paralab compare {out} {_by(config)}; read: paralab report {out}")
     return 0 if all(map(_is_good, rows)) else 1
+
+
+def _heading(config: SweepConfig) -> str:
+    """Return what will be swept, as far as it is known before strategies are looked at."""
+    models = ", ".join(config.models or [_model(config)])
+    ways = map(str, config.levers or config.layouts or config.strategies or ["every strategy"])
+    counts = config.nprocs or [config.nproc or (config.layout.world_size if config.layout else 0)]
+    processes = f"{' or '.join(map(str, counts))} processes" if any(counts) else ""
+    return f"a sweep of {models}: {heading.joined(*ways, processes, f'{config.repeats} repeats')}"
 
 
 # option -> what it takes the place of

@@ -10,6 +10,7 @@ from parallel.cluster import Rank
 from parallel.errors import RankError
 from parallel.failure import Failure, Progress, guard
 from parallel.launch import launch
+from parallel.measure.clock import Moment
 from parallel.measure.record import WHOLE, RunRecord, StepLog, append, check_appendable, log_path, sent_bytes
 from parallel.parity import References
 from parallel.phases import Phases
@@ -20,8 +21,8 @@ from parallel.scope import prove_on
 _NOTABLY_SLOW = 1.2  # times what the other ranks need
 
 
-def run(config: Any) -> int:
-    """Check a case, start its processes, print the row. Returns the exit status."""
+def run(config: Any, *, began: Moment) -> int:
+    """Check a case, start its processes, print the row. began: the moment of the command. Returns the exit status."""
     rank = Rank.from_env()
     asked = Asked(
         strategy=config.strategy,
@@ -32,6 +33,7 @@ def run(config: Any) -> int:
         group=config.group,
         repeat=config.repeat,
         launcher=rank.launcher,
+        started=began,
     )
     if rank.launcher != "python" and config.nproc is None and config.layout is None:
         config = replace(config, nproc=rank.world_size)

@@ -17,9 +17,9 @@ from parallel.errors import ParalabError, StoppedError, UsageError, did_you_mean
 
 # name -> what it does, and the function that does it: it takes the arguments and returns the exit status
 COMMANDS = {
-    "tour": ("train one model under every strategy that fits this machine, side by side", "parallel.tour:main"),
+    "tour": ("train one model under every strategy that fits this machine, side by side", "parallel.commands:tour"),
     "run": ("run one case and append its result to a CSV file", "benchmarks.run:main"),
-    "verify": ("prove that strategies compute what one process computes", "parallel.verify:main"),
+    "verify": ("prove that strategies compute what one process computes", "parallel.commands:verify"),
     "strategies": ("list the strategies: layout, when to use it, what it costs", "parallel.list_strategies:main"),
     "check-model": ("check a model against the rules that strategies rely on", "parallel.check_model:main"),
     "bench": ("sweep strategies, models and sizes, repeats interleaved", "benchmarks.sweep:main"),

@@ -17,9 +17,9 @@ import torch.distributed as dist
 from parallel import cluster, named
 from parallel.case import Asked, failed, run_case
 from parallel.cluster import Rank
-from parallel.config import RunConfig, option
-from parallel.config import resolve as read_config
-from parallel.errors import ConfigError, FitError, LayoutError, RankError
+from parallel.commands import TourConfig
+from parallel.config import RunConfig
+from parallel.errors import FitError, LayoutError, RankError
 from parallel.failure import Failure, Progress, guard
 from parallel.launch import launch
 from parallel.measure.allowed import cores_allowed
@@ -44,19 +44,8 @@ from parallel.scope import prove_on
 DEFAULT_OUT = "runs/tour.csv"
 
 
-@dataclass(frozen=True, kw_only=True)
-class TourConfig(RunConfig):
-    """What all strategies of a tour share."""
-
-    steps: int = option(8, "optimizer steps, warm-up not counted", group="steps", at_least=1)
-    warmup: int = option(2, "steps run first and left out of the timing", group="steps", at_least=0)
-
-
-def main(argv: list[str]) -> int:
+def run(config: TourConfig) -> int:
     """Run the tour. Returns: 0, or 1 when a strategy failed or its parity did."""
-    config = read_config(argv, config=TourConfig, prog="paralab tour", description=__doc__)
-    if config.strategy is not None or config.layout is not None:
-        raise ConfigError("paralab tour runs every strategy: use paralab run for one, or leave it out")
     nproc = config.nproc or machine_processes()
     out = config.out or DEFAULT_OUT
     check_appendable(out)

@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from parallel import named
+from parallel import heading, named
 from parallel.config import RunConfig, make_parser, option
 from parallel.config import resolve as read_config
 from parallel.errors import ConfigError, RankError, did_you_mean
@@ -147,7 +147,7 @@ def main(argv: list[str]) -> int:
     """Train. Returns: 0 when it was trained to the end, 128 + the signal when one stopped it."""
     began = Moment.now()
     typed, given = _read(argv)
-    with Phases(began, shown=_is_first_process()) as phases:
+    with Phases(began, shown=heading.is_first_process()) as phases:
         phases.begin(_heading(typed))
         return _train(argv, typed, given, began, phases)
 
@@ -223,20 +223,12 @@ def read(argv: list[str], rank: "Rank") -> TrainConfig:
     return _divide(config, given, rank)
 
 
-def _is_first_process() -> bool:
-    """Return whether this is rank 0, or started by no launcher. `Rank` reads these in earnest, and needs torch."""
-    names = ("RANK", "OMPI_COMM_WORLD_RANK", "PMI_RANK", "SLURM_PROCID")
-    return next((os.environ[name] for name in names if name in os.environ), "0") == "0"
-
-
 def _heading(config: TrainConfig) -> str:
     """Return what will be trained, on what and where, as far as it is known before anything is loaded."""
-    model = " ".join(filter(None, [config.model, config.size]))
-    division = str(config.layout or config.strategy or "")
-    processes = f"{config.nproc} processes" if config.nproc and config.nproc > 1 else ""
-    how = ", ".join(filter(None, [division, processes, f"{config.steps} steps"]))
+    how = heading.joined(heading.division_of(config), f"{config.steps} steps")
     again = ", going on" if config.resume else ""
-    return f"training {model} on {config.data or 'its default data'}: {how}, in {config.out}{again}"
+    data = config.data or "its default data"
+    return f"training {heading.model_of(config)} on {data}: {how}, in {config.out}{again}"
 
 
 def _read(argv: list[str]) -> tuple[TrainConfig, Mapping[str, Any]]:

@@ -5,7 +5,7 @@ process, then the largest difference of loss, global gradient norm and every par
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -15,35 +15,23 @@ from models import SPECS
 from parallel import around, cluster, model_rules, named, parity, scope
 from parallel.around import Agreement
 from parallel.cluster import Rank
-from parallel.config import RunConfig, option
-from parallel.config import resolve as read_config
+from parallel.commands import VerifyConfig
 from parallel.errors import FitError, LayoutError, UsageError
 from parallel.failure import Progress
 from parallel.launch import launch
 from parallel.layout import SCHEDULES, Layout
+from parallel.measure.clock import Moment
 from parallel.parity import Certificate, References
+from parallel.phases import Phases
 from parallel.planner import fit
 from parallel.resolve import Work, machine_processes, resolve
 
 _COLUMNS = (("strategy", 9), ("layout", 30), ("accumulation", 12), ("loss", 9), ("grad norm", 9), ("parameters", 10))
 
 
-@dataclass(frozen=True, kw_only=True)
-class VerifyConfig(RunConfig):
-    """What to prove. Without --strategy or --layout: every strategy, schedule and accumulation that fits."""
-
-    precision: str | None = option(  # type: ignore[assignment]
-        None,
-        "fp64 for models with kinks (a ReLU at zero flips with the last bit), else fp32",
-        group="memory and speed",
-        choices=("fp32", "bf16", "fp16", "fp64"),
-    )
-
-
-def main(argv: list[str]) -> int:
+def run(config: VerifyConfig) -> int:
     """Print a table of certificates. Returns: 0 when all pass, 1 when one fails."""
-    config = read_config(argv, config=VerifyConfig, prog="paralab verify", description=__doc__)
-    spec = SPECS[config.model]
+    began, spec = Moment.now(), SPECS[config.model]
     precision = config.precision or ("fp32" if spec.smooth else "fp64")
     config = replace(config, precision=precision, size=config.size or spec.tiny_size)
     nproc = config.nproc or (config.layout.world_size if config.layout else machine_processes())
@@ -60,6 +48,9 @@ def main(argv: list[str]) -> int:
         f"Tolerance: loss {tolerance.loss:.0e} and gradient norm {tolerance.grad_norm:.0e}, relative; "
         f"parameters {tolerance.parameters:.1g} of what the steps move them by (taken without warm-up).\n"
     )
+    if nproc > 1:
+        with Phases(began) as phases:
+            phases.begin(f"starting {nproc} processes")
     print("  ".join(f"{name:<{width}}" for name, width in _COLUMNS), flush=True)
     compared = launch("parallel.verify:certify_all", runs, nproc=nproc, config=config)
     failed = [result for result in compared if not result.passed]
@@ -163,10 +154,11 @@ def certify_all(rank: Rank, progress: Progress, runs: list[VerifyConfig]) -> lis
 
     Where the reference does not fit, a case is proved on a part of it; where no part fits, it is said and not counted.
     """
-    references, whole = References(), True
+    references, whole, phases = References(), True, Phases(Moment.now(), shown=rank.is_main, transient=True)
     compared: list[Certificate | Agreement] = []
-    for run in runs:
+    for number, run in enumerate(runs, start=1):
         work = resolve(run)
+        phases.begin(f"case {number} of {len(runs)}: {work.layout}, accumulation {run.accumulation}, {run.precision}")
         mesh = cluster.make_mesh(work.layout, rank.device)
         if rank.rank < work.layout.world_size:
             part: Work | None = work
@@ -177,18 +169,23 @@ def certify_all(rank: Rank, progress: Progress, runs: list[VerifyConfig]) -> lis
             remarks = [] if run.precision == runs[0].precision else [str(run.precision)]
             if part is not work:
                 whole, remarks = False, [*remarks, scope.describe(part, work)]
+            phases.end()
             if rank.is_main:
                 remark = f"  ({'; '.join(remarks)})" if remarks else ""
                 print(_line(work.strategy, str(work.layout), run.accumulation, certificate) + remark, flush=True)
         if dist.is_initialized():
             dist.barrier()
+    phases.end()
     for work in _surrounded(runs, rank) if whole else ():
+        phases.begin(f"data order, validation and checkpoints under {work.layout}")
         mesh = cluster.make_mesh(work.layout, rank.device)
         for agreement in around.compare(work, mesh, validates=_validates(work)):
             compared.append(agreement)
+            phases.end()
             if rank.is_main:
                 name, verdict = f"{agreement.name}, {agreement.layout}", "passed" if agreement.passed else "FAILED"
                 print(f"{name:<{sum(width for _, width in _COLUMNS[:3]) + 4}}  {agreement.difference:<9.1e}  {verdict}")
+    phases.end()
     return compared
 
 

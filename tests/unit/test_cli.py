@@ -2,9 +2,11 @@
 
 import ast
 import os
+import signal
 import subprocess
 import sys
 import time
+from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
 from types import SimpleNamespace
@@ -14,6 +16,7 @@ import pytest
 from parallel import cli
 from parallel.errors import DivergedError, LayoutError
 from parallel.measure import allowed
+from parallel.measure.environment import Environment
 from parallel.outputs import check_writable, write_whole
 
 
@@ -136,7 +139,7 @@ def test_what_cannot_be_written_is_refused_before_the_work(
 
 
 # Their options stand in modules that work with tensors.
-_HELP_IMPORTS_TORCH = {"tour", "verify", "overhead", "elastic", "soak", "check-model"}
+_HELP_IMPORTS_TORCH = {"elastic", "soak", "check-model"}
 
 
 def test_the_help_of_a_command_answers_without_torch() -> None:
@@ -151,6 +154,35 @@ def test_the_help_of_a_command_answers_without_torch() -> None:
     names = [name for name in cli.COMMANDS if name not in _HELP_IMPORTS_TORCH]
     done = subprocess.run([sys.executable, "-c", code, *names], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        ("run --size tiny --strategy zero3 --nproc 4", "running gpt2 tiny: zero3, 4 processes, 20 steps"),
+        ("run --model resnet --layout dp2.tp2", "running resnet: dp2.tp2, 4 processes, 20 steps"),
+        ("tour", "a tour of gpt2: every strategy"),
+        ("verify --nproc 1", "verifying gpt2 in its smallest size: every strategy, 1 process"),
+        ("overhead --strategy ddp", "overhead of gpt2: ddp, 20 pairs of 20 steps"),
+        ("bench --strategies ddp,zero3 --nprocs 2,4", "a sweep of gpt2: ddp, zero3, 2 or 4 processes, 6 repeats"),
+        ("peers --repeats 3", "peers of gpt2 small: every loop, 3 runs of each"),
+    ],
+)
+@pytest.mark.parametrize("rank", ["0", "1"])
+def test_the_first_line_comes_from_rank_0_before_torch_is_there(
+    words: str, said: str, rank: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    name, *rest = words.split()
+    module, function = cli.COMMANDS[name][1].split(":")
+    command = getattr(import_module(module), function)
+    monkeypatch.setenv("RANK", rank)
+    for imported in ("torch", "parallel.resolve", "parallel.tour", "parallel.verify", "benchmarks.worker"):
+        monkeypatch.setitem(sys.modules, imported, None)  # an import from here on fails
+    monkeypatch.setattr(signal, "signal", lambda *_: None)
+    monkeypatch.setattr(Environment, "read", lambda: import_module("torch"))
+    with pytest.raises(ImportError):
+        command(rest)
+    assert capsys.readouterr().out == (f"{said}\n" if rank == "0" else "")
 
 
 def test_a_path_that_cannot_be_used_is_one_line(

@@ -2,10 +2,15 @@
 
 import io
 import re
+import sys
 
 import pytest
 
-from parallel import phases
+from parallel import phases, verify
+from parallel.cluster import Rank
+from parallel.commands import VerifyConfig
+from parallel.failure import Progress
+from parallel.layout import Layout
 from parallel.measure.clock import Moment
 from parallel.phases import Phases, hidden, is_phase
 
@@ -50,6 +55,21 @@ def test_a_bar_is_not_drawn_more_often_than_ten_times_a_second(monkeypatch: pyte
         for _ in range(5000):  # half a second and more of that clock
             shown.advance()
     assert 4 <= file.getvalue().count("/5000") <= 12
+
+
+def test_verify_shows_the_case_that_it_works_on(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "stderr", Terminal())
+    run = VerifyConfig(size="tiny", layout=Layout(), precision="fp32", global_batch_size=2, seq_len=8)
+    compared = verify.certify_all(Rank(0, 1, 0, 1, "python"), Progress(), [run])
+    drawn = sys.stderr.getvalue().split("\r\x1b[K")
+    assert [line[11:] for line in drawn if line] == [
+        "case 1 of 1: dp1, accumulation 1, fp32 ...",
+        "data order, validation and checkpoints under dp1 ...",
+    ]
+    assert drawn[-1] == "" and all(result.passed for result in compared)
+    assert capsys.readouterr().out.startswith("single     dp1")
 
 
 def test_transient_lines_leave_nothing() -> None:

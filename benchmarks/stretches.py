@@ -1,0 +1,55 @@
+"""The stretches of `paralab overhead` on one rank: steps with measuring beside them, and bare ones."""
+
+import time
+from collections.abc import Iterator
+
+import torch
+import torch.distributed as dist
+
+from benchmarks.overhead import OverheadConfig, Pair
+from parallel import cluster, engines
+from parallel.case import RankResult, timed_steps
+from parallel.cluster import Mesh, Rank
+from parallel.data.dataset import Batch
+from parallel.failure import Progress
+from parallel.measure.clock import Moment
+from parallel.parity import training_batches
+from parallel.phases import Phases
+from parallel.planner import fit
+from parallel.resolve import Work, resolve
+from parallel.spec import Engine
+
+
+def alternate(rank: Rank, progress: Progress, run: OverheadConfig) -> list[Pair]:
+    """Take the stretches on this rank and return their times."""
+    work = resolve(run)
+    fit.agree(work, rank, force=run.force)
+    mesh = cluster.make_mesh(work.layout, rank.device)
+    engine = engines.build(work.context(mesh), run.engine, ds_config=run.ds_config)
+    batches = training_batches(work, mesh)
+    pairs = []
+    with Phases(Moment.now(), shown=rank.is_main) as phases:
+        phases.begin(f"warming up: {run.warmup} steps")
+        for _ in range(run.warmup):
+            engine.step(next(batches))
+        phases.begin(f"{run.pairs} pairs of {run.steps} steps with measuring and {run.steps} without", total=run.pairs)
+        for number in range(run.pairs):
+            bare_s = _bare(engine, batches, work, mesh) if number % 2 else None
+            result = RankResult()
+            timed_steps(engine, batches, work, mesh, result, progress)
+            bare_s = _bare(engine, batches, work, mesh) if bare_s is None else bare_s
+            assert result.telemetry is not None
+            pairs.append(Pair(sum(result.step_times_s), bare_s, result.telemetry.sampler_share))
+            phases.advance()
+    return pairs
+
+
+def _bare(engine: Engine, batches: Iterator[Batch], work: Work, mesh: Mesh) -> float:
+    if mesh.world is not None:
+        dist.barrier(group=mesh.world)
+    began_s = time.perf_counter()
+    for _ in range(work.run.steps):
+        engine.step(next(batches))
+    if mesh.device.type == "cuda":
+        torch.cuda.synchronize()
+    return time.perf_counter() - began_s

@@ -1,0 +1,37 @@
+"""The first line of a command, printed before torch is imported: what will be run, as far as it is known by then."""
+
+import os
+
+from parallel.config import RunConfig
+
+
+def show(text: str) -> None:
+    """Print the first line, on stdout, where this is rank 0 or was started by no launcher."""
+    if is_first_process():
+        print(text, flush=True)
+
+
+def is_first_process() -> bool:
+    """Return whether this is rank 0, or started by no launcher. `Rank` reads these in earnest, and needs torch."""
+    names = ("RANK", "OMPI_COMM_WORLD_RANK", "PMI_RANK", "SLURM_PROCID")
+    return next((os.environ[name] for name in names if name in os.environ), "0") == "0"
+
+
+def model_of(config: RunConfig, *, size: str = "") -> str:
+    """Return model and size. size: what stands for one that was not asked for."""
+    return " ".join(filter(None, [config.model, config.size or size]))
+
+
+def division_of(config: RunConfig, *, strategies: str = "") -> str:
+    """Return layout or strategy, and the number of processes where it is given, joined by a comma.
+
+    strategies: what stands for one that was not asked for.
+    """
+    processes = config.layout.world_size if config.layout else config.nproc
+    counted = f"{processes} process{'es' if processes > 1 else ''}" if processes else ""
+    return ", ".join(filter(None, [str(config.layout or config.strategy or strategies), counted]))
+
+
+def joined(*parts: str) -> str:
+    """Return what is known of these, joined by commas."""
+    return ", ".join(filter(None, parts))
