@@ -30,21 +30,27 @@ MARGIN_S = 10.0  # for noticing a failure, telling it, and ending; half of it wh
 
 
 class Runner:
-    """A process that runs commands with faults in them, one after another."""
+    """A process that runs commands with faults in them, one after another; started again where a test ended it."""
 
     def __init__(self, folder: Path) -> None:
         self.said = folder / "said"
-        self.process = subprocess.Popen(
+        self.said.touch()
+        self.process = self._start()
+
+    def _start(self) -> subprocess.Popen[str]:
+        return subprocess.Popen(
             [sys.executable, "-m", "tests.e2e.faults"],
             cwd=REPOSITORY,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
-            stderr=self.said.open("w"),
+            stderr=self.said.open("a"),
             text=True,
         )
 
     def begin(self, *words: str, folder: Path, fault: str = "none", who: int = 1, when: int = 7) -> None:
         folder.mkdir(exist_ok=True)
+        if self.process.poll() is not None:
+            self.process = self._start()
         self.before = len(self.said.read_text())
         request = {"words": words, "folder": str(folder), "fault": fault, "who": who, "when": when}
         assert self.process.stdin is not None
@@ -218,10 +224,10 @@ def test_a_measured_case_that_is_stopped_leaves_a_row(runner: Runner, tmp_path: 
 
 
 def test_no_rank_outlives_a_launcher_that_is_killed(runner: Runner, tmp_path: Path) -> None:
-    """The last one: it takes the runner with it."""
     runner.begin(*TRAIN, "--steps", "100000", "--out", str(tmp_path), folder=tmp_path)
     wait_until_it_happens(tmp_path)
     runner.process.kill()
+    runner.process.wait(timeout=10)
     wait_for_end(tmp_path, within_s=5)
     (row,) = read(tmp_path / "runs.csv")
     assert (row.status, row.reason) == ("aborted", "stopped by SIGTERM")
