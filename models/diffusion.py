@@ -7,6 +7,7 @@ zero gate would hide from parity checks of the first steps.
 """
 
 import math
+import re
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
@@ -285,10 +286,31 @@ def tensor_divides(config: Config) -> dict[str, int]:
     return {"n_heads": config.n_heads} | width if isinstance(config, DiTConfig) else width
 
 
-def _mnist(*, hidden: int, n_heads: int, patch_size: int) -> DiTConfig:
+def _mnist(*, hidden: int, n_heads: int, patch_size: int, n_blocks: int = 8) -> DiTConfig:
     return DiTConfig(
-        hidden=hidden, n_blocks=8, n_heads=n_heads, patch_size=patch_size, image_size=28, channels=1, n_classes=10
+        hidden=hidden,
+        n_blocks=n_blocks,
+        n_heads=n_heads,
+        patch_size=patch_size,
+        image_size=28,
+        channels=1,
+        n_classes=10,
     )
+
+
+_CUSTOM = re.compile(r"dit-mnist-([1-9]\d*)x([1-9]\d*)x([1-9]\d*)/([1-9]\d*)")
+
+
+def custom_size(text: str) -> DiTConfig | None:
+    """Read a size such as dit-mnist-8x128x4/4 (layers, width, heads, patch); None for another form.
+
+    Raises: ValueError when the heads do not divide the width, or the patches the image.
+    """
+    match = _CUSTOM.fullmatch(text)
+    if match is None:
+        return None
+    n_blocks, hidden, n_heads, patch_size = map(int, match.groups())
+    return _mnist(hidden=hidden, n_heads=n_heads, patch_size=patch_size, n_blocks=n_blocks)
 
 
 SIZES = {
@@ -306,6 +328,8 @@ SIZES = {
 SPEC = ModelSpec(
     name="diffusion",
     sizes=SIZES,
+    custom_size=custom_size,
+    custom_form="dit-mnist-LAYERSxWIDTHxHEADS/PATCH such as dit-mnist-8x128x4/4",
     default_size="points",
     tiny_size="tiny-points",
     build=Denoiser,

@@ -6,8 +6,6 @@ import pytest
 import torch.distributed as dist
 from torch import Tensor
 
-from models import SPECS
-from models.gpt2 import GPT2Config
 from parallel import cluster, parity, scope, strategies
 from parallel.cluster import Mesh, Rank
 from parallel.config import RunConfig
@@ -21,15 +19,9 @@ from parallel.planner.memory import state_bytes
 from parallel.resolve import resolve
 from parallel.strategies import ddp, zero
 
-# The real vocabulary, padded from 50,257 to 50,304 rows; and a small one whose last rank of eight holds only padding.
-SPECS["gpt2"].sizes["vocabulary"] = GPT2Config(n_layers=2, hidden=16, n_heads=8, seq_len=8)  # type: ignore[index]
-SPECS["gpt2"].sizes["padding"] = GPT2Config(  # type: ignore[index]
-    n_layers=2, hidden=16, n_heads=8, seq_len=8, vocab_size=257, tokenizer="bytes"
-)
-
 # As many blocks as most layouts have stages: under tensor parallelism a case takes as long as its blocks are many.
-SPECS["gpt2"].sizes["shallow"] = replace(SPECS["gpt2"].sizes["tiny"], n_layers=4)  # type: ignore[index]
-SPECS["diffusion"].sizes["shallow-dit"] = replace(SPECS["diffusion"].sizes["tiny-dit"], n_blocks=4)  # type: ignore[index]
+SHALLOW_GPT2 = {"size": "4x32x4v257", "seq_len": 16}
+SHALLOW_DIT = {"size": "dit-mnist-4x32x4/7"}
 
 _references = parity.References()
 

@@ -12,7 +12,7 @@ from parallel.measure.ledger import CommLedger
 from parallel.parity import training_batches
 from parallel.planner.communication import Sent, predicted_sent, predicted_transfers
 from parallel.resolve import resolve
-from tests.dist import cases  # noqa: F401  (the shallow sizes)
+from tests.dist.cases import SHALLOW_GPT2
 from tests.dist.workers import WorkerPool
 
 
@@ -36,7 +36,7 @@ def check(workers: WorkerPool, model: str, layout: str, **changes: Any) -> None:
     name, _, size = model.partition("-")
     run = RunConfig(
         model=name,
-        size=size or ("shallow" if name == "gpt2" else "tiny"),
+        **(SHALLOW_GPT2 if model == "gpt2" else {"size": size or "tiny"}),
         layout=Layout.parse(layout),
         global_batch_size=16,
         **changes,
@@ -92,7 +92,7 @@ def test_accumulation(workers: WorkerPool, layout: str) -> None:
     check(workers, "gpt2", layout, accumulation=2)
 
 
-@pytest.mark.parametrize("model", ["resnet", "diffusion-tiny-points", "diffusion-shallow-dit"])
+@pytest.mark.parametrize("model", ["resnet", "diffusion-tiny-points", "diffusion-dit-mnist-4x32x4/7"])
 @pytest.mark.parametrize(
     "layout",
     [
@@ -110,7 +110,7 @@ def test_other_models(workers: WorkerPool, model: str, layout: str) -> None:
     check(workers, model, layout)
 
 
-@pytest.mark.parametrize("model", ["gpt2", "resnet", "diffusion-shallow-dit"])
+@pytest.mark.parametrize("model", ["gpt2", "resnet", "diffusion-dit-mnist-4x32x4/7"])
 @pytest.mark.parametrize("layout", ["dp2", "tp2", "dp2/zero3", "tp2.pp2/mb2"])
 def test_recomputed_blocks_send_again(workers: WorkerPool, model: str, layout: str) -> None:
     check(workers, model, layout, checkpointing="2")
@@ -118,7 +118,7 @@ def test_recomputed_blocks_send_again(workers: WorkerPool, model: str, layout: s
 
 def test_what_is_recomputed_for_each_layer_is_not_predicted() -> None:
     layout = Layout.parse("dp2.tp2.pp2/zbv/mb2")
-    run = RunConfig(model="gpt2", size="shallow", layout=layout, global_batch_size=16, checkpointing="2")
+    run = RunConfig(model="gpt2", **SHALLOW_GPT2, layout=layout, global_batch_size=16, checkpointing="2")
     assert predicted_transfers(resolve(run)).keys() == {"dp", "pp", "world"}
 
 

@@ -12,16 +12,17 @@ import pytest
 from parallel.config import RunConfig
 from parallel.layout import Layout
 from parallel.named import STRATEGIES
+from tests.dist.cases import SHALLOW_DIT, SHALLOW_GPT2
 from tests.dist.workers import WorkerPool
 
 MODELS: dict[str, dict[str, Any]] = {
-    "gpt2": {"model": "gpt2", "size": "shallow"},
+    "gpt2": {"model": "gpt2", **SHALLOW_GPT2},
     # in fp32 a ReLU whose input is zero but for rounding falls to either side
     "resnet": {"model": "resnet", "size": "tiny", "precision": "fp64"},
     "points": {"model": "diffusion", "size": "tiny-points"},
-    "dit": {"model": "diffusion", "size": "shallow-dit"},
+    "dit": {"model": "diffusion", **SHALLOW_DIT},
 }
-DEEPER = {"shallow": "tiny", "shallow-dit": "tiny-dit"}  # for layouts of more stages than those have blocks
+DEEPER = {SHALLOW_GPT2["size"]: "tiny", SHALLOW_DIT["size"]: "tiny-dit"}  # where those have too few blocks
 PROCESSES = {2: ("ddp", "model", "pipeline", "zero1", "zero2", "zero3", "tensor"), 8: ("3d",)}
 PROCESSES[4] = (*PROCESSES[2], "2d")
 
@@ -206,11 +207,12 @@ def test_fp16_with_clipping_that_bites(workers: WorkerPool, layout: str) -> None
     check(workers, "gpt2", layout, precision="fp16", **BITES)
 
 
-# Its embedding is also large enough for the collectives that work in place instead of in buckets.
-@pytest.mark.parametrize("size", ["vocabulary", "padding"])
+# The real vocabulary, padded from 50,257 to 50,304 rows: its embedding is also large enough for the collectives that
+# work in place instead of in buckets. And a small one, of which the last rank of eight holds padding alone.
+@pytest.mark.parametrize("size", ["2x16x8", "2x16x8v257"], ids=["vocabulary", "padding"])
 @pytest.mark.parametrize("layout", ["tp2", "tp4", "tp8", "tp2.pp2/mb2", "dp2/zero1", "dp2.tp4/zero3", "tp8/sp"])
 def test_a_vocabulary_that_does_not_divide(workers: WorkerPool, size: str, layout: str) -> None:
-    check_exactly(workers, "gpt2", layout, size=size, global_batch_size=4)
+    check_exactly(workers, "gpt2", layout, size=size, seq_len=8, global_batch_size=4)
 
 
 @pytest.mark.parametrize("norm", ["batch", "group"])

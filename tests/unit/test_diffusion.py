@@ -165,3 +165,12 @@ def test_config_refuses() -> None:
         replace(config, n_heads=5)
     with pytest.raises(ValueError, match="patch_size=5"):
         replace(config, patch_size=5)
+
+
+def test_a_denoiser_of_digits_has_the_size_that_is_written() -> None:
+    assert SPEC.config("dit-mnist-8x128x4/4") == SPEC.config("dit-mnist")
+    assert SPEC.config("DiT-MNIST-2x32x4/7") == replace(SPEC.config("tiny-dit"), n_blocks=2)
+    with pytest.raises(ValueError, match="image_size=28 is not a multiple of patch_size=5"):
+        SPEC.config("dit-mnist-8x128x4/5")
+    with pytest.raises(KeyError):
+        SPEC.config("dit-mnist-8x128/4")
