@@ -10,11 +10,11 @@ from torch.distributed.tensor import DTensor
 from parallel import checkpoint, cluster, engines, parity
 from parallel.cluster import Mesh, Rank
 from parallel.config import RunConfig
-from parallel.training.evaluate import Evaluator, Validation
 from parallel.measure.exposed import ExposedCommunication, Split
 from parallel.measure.memory import MemoryCensus, MemoryReport
 from parallel.parity import Certificate, Trace
 from parallel.resolve import Work, resolve
+from parallel.training.evaluate import Evaluator, Validation
 from parallel.weights.start_from import start_from
 
 STEPS = 3
@@ -104,7 +104,7 @@ def relay(rank: Rank, legs: list[tuple[str, RunConfig]], folder: str, steps: int
 
 
 def evaluated(rank: Rank, run: RunConfig, engine: str, weights: str) -> tuple[Validation, Validation, list[float]]:
-    """Start from the weights of a checkpoint; evaluate, train, evaluate, train. Return what was found and the losses."""
+    """Start from weights; evaluate, train, evaluate, train. Return what was found and the losses."""
     built = _built(rank, run, engine)
     start_from(built, weights)
     evaluator = Evaluator(resolve(run), built, most_samples=5)  # not the same number on each rank

@@ -2,7 +2,6 @@
 
 import math
 import resource
-from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 
@@ -10,7 +9,6 @@ import pytest
 import torch
 import torch.distributed as dist
 
-from models import SPECS
 from parallel import checkpoint, strategies
 from parallel.checkpoint import Saver
 from parallel.cluster import Rank, make_mesh

@@ -29,7 +29,9 @@ def counted(rank: Rank, run: RunConfig) -> Sent | None:
     with CommLedger(mesh.groups()) as ledger:
         engine.step(next(batches))
     axes = {row.axis for row in ledger.rows()}
-    return Sent({axis: ledger.ring_bytes(axis=axis) for axis in axes}, {axis: ledger.wire_bytes(axis=axis) for axis in axes})
+    return Sent(
+        {axis: ledger.ring_bytes(axis=axis) for axis in axes}, {axis: ledger.wire_bytes(axis=axis) for axis in axes}
+    )
 
 
 def check(workers: WorkerPool, model: str, layout: str, **changes: Any) -> None:

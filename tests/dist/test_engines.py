@@ -242,7 +242,9 @@ def test_accelerate_drives_deepspeed(pair: WorkerPool, name: str) -> None:
 
 
 def test_accelerate_refuses_what_its_configuration_is_not(pair: WorkerPool) -> None:
-    with pytest.raises(Failed, match=r"ConfigError: Accelerate runs deepspeed here, which is --strategy zero1 or zero2"):
+    with pytest.raises(
+        Failed, match=r"ConfigError: Accelerate runs deepspeed here, which is --strategy zero1 or zero2"
+    ):
         check(pair, case("gpt2", "dp2"), "accelerate", "", CONFIGS / "zero1.json")
 
 

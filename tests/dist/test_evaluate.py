@@ -8,10 +8,10 @@ import torch
 from parallel import cluster, strategies
 from parallel.cluster import Rank
 from parallel.config import RunConfig
-from parallel.training.evaluate import Evaluator, Validation
 from parallel.layout import Layout
 from parallel.parity import training_batches
 from parallel.resolve import resolve
+from parallel.training.evaluate import Evaluator, Validation
 from tests.dist.workers import WorkerPool
 
 SAMPLES = 21  # with 16 a batch: the last one divides by nothing, and leaves some data ranks without any

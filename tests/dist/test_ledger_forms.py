@@ -68,7 +68,9 @@ def fsdp_bytes(gathered_bytes: int, *, dp: int, gathers: int = 2, reduced_bytes:
     reduced_bytes: padded gradients in the type they are reduced in, when it is another one.
     """
     reduced = gathered_bytes if reduced_bytes is None else reduced_bytes
-    return gathers * forms.ring_bytes("all_gather", gathered_bytes, dp) + forms.ring_bytes("reduce_scatter", reduced, dp)
+    return gathers * forms.ring_bytes("all_gather", gathered_bytes, dp) + forms.ring_bytes(
+        "reduce_scatter", reduced, dp
+    )
 
 
 def tensor_block_bytes(activation_bytes: int, *, tp: int, blocks: int, micro_batches: int = 1) -> Fraction:

@@ -9,10 +9,10 @@ from models import SPECS
 from parallel import cluster, parity, strategies
 from parallel.cluster import Rank
 from parallel.config import RunConfig
-from parallel.weights.hugging_face import to_hugging_face
 from parallel.initialise import initialise
 from parallel.layout import Layout
 from parallel.resolve import resolve
+from parallel.weights.hugging_face import to_hugging_face
 from parallel.weights.start_from import start_from
 from tests.dist.workers import WorkerPool
 
