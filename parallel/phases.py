@@ -25,17 +25,25 @@ class Phases:
     """Shows one phase after the other. Leave the `with` block to end the last one.
 
     began: the moment that times are counted from. shown: False shows nothing, as on ranks other than 0.
-    transient: leave no line behind; then nothing is shown where there is no terminal.
+    transient: leave no line behind; then nothing is shown where there is no terminal. after_s: show a phase once it has
+    taken so long, at the next step of it.
     """
 
     def __init__(
-        self, began: Moment, *, shown: bool = True, transient: bool = False, file: TextIO | None = None
+        self,
+        began: Moment,
+        *,
+        shown: bool = True,
+        transient: bool = False,
+        after_s: float = 0.0,
+        file: TextIO | None = None,
     ) -> None:
         self._began, self._file = began, file or sys.stderr
         self._on_terminal = self._file.isatty()
-        self._transient = transient
+        self._transient, self._after_s = transient, after_s
         self._shown = shown and (self._on_terminal or not transient)
         self._name, self._total, self._done = "", 0, 0
+        self._is_out = False  # whether the phase is on the screen, or its line written
         self._at_s = self._phase_began_s = self._drawn_s = 0.0
 
     def __enter__(self) -> "Phases":
@@ -49,24 +57,37 @@ class Phases:
         self.end()
         self._name, self._total, self._done = name, total, 0
         self._at_s, self._phase_began_s = self._began.elapsed_s or 0.0, time.monotonic()
-        if self._shown and self._on_terminal:
-            self._draw()
-        elif self._shown:
-            print(self._line(), file=self._file, flush=True)
+        self._is_out = False
+        if not self._after_s:
+            self._show()
 
     def advance(self) -> None:
         """Take note that one step of the phase is done."""
         self._done += 1
-        if self._shown and self._on_terminal and time.monotonic() - self._drawn_s >= _REDRAW_S:
+        now_s = time.monotonic()
+        if not self._is_out:
+            if now_s - self._phase_began_s >= self._after_s:
+                self._show()
+        elif self._on_terminal and now_s - self._drawn_s >= _REDRAW_S:
             self._draw()
 
     def end(self) -> None:
         """End the phase: its line stays without its bar, or goes away where lines are transient."""
-        if self._name and self._shown and self._on_terminal:
+        if self._name and self._is_out and self._on_terminal:
             left = "" if self._transient else f"{self._line()}\n"
             self._file.write(f"{_LINE_START}{left}")
             self._file.flush()
         self._name = ""
+
+    def _show(self) -> None:
+        """Write the line of the phase, or draw it for the first time."""
+        if not self._shown:
+            return
+        self._is_out = True
+        if self._on_terminal:
+            self._draw()
+        else:
+            print(self._line(), file=self._file, flush=True)
 
     def _line(self) -> str:
         return f"[{self._at_s:6.1f} s] {self._name}"

@@ -10,7 +10,10 @@ from filelock import FileLock
 
 from parallel.data.files import cache_folder, read_bytes
 from parallel.errors import DataError
+from parallel.measure.clock import Moment
+from parallel.phases import Phases
 
+_SILENT_S = 2.0  # what takes longer is said
 _FORMAT = 1  # part of the key: raise it when the same files would give another sum, or are checked for more
 
 
@@ -19,7 +22,8 @@ def contents_sha256(files: Sequence[tuple[str, Path]], *, check: Callable[[bytes
 
     files: a name that does not depend on where the files lie, and the path. check: called with the content of each,
     to raise DataError. The sum is kept in the cache folder, where there is one, under sizes, times and inodes of the
-    files; of several processes that ask at the same time one reads and the others wait.
+    files; of several processes that ask at the same time one reads, and says so on stderr where it takes long, and the
+    others wait.
 
     Raises: DataError when a file cannot be read.
     """
@@ -33,10 +37,13 @@ def contents_sha256(files: Sequence[tuple[str, Path]], *, check: Callable[[bytes
         if known is not None:
             return known
         digest = hashlib.sha256()
-        for name, path in files:
-            content = read_bytes(path)
-            check(content, path)
-            digest.update(f"{name}\t{hashlib.sha256(content).hexdigest()}\n".encode(errors="surrogateescape"))
+        with Phases(Moment.now(), after_s=_SILENT_S) as phases:
+            phases.begin(f"reading {len(files):,} files{' for the first time' if kept else ''}", total=len(files))
+            for name, path in files:
+                content = read_bytes(path)
+                check(content, path)
+                digest.update(f"{name}\t{hashlib.sha256(content).hexdigest()}\n".encode(errors="surrogateescape"))
+                phases.advance()
         if kept:
             kept.write_text(json.dumps({"sha256": digest.hexdigest()}))
     return digest.hexdigest()

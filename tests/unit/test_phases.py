@@ -57,6 +57,24 @@ def test_a_bar_is_not_drawn_more_often_than_ten_times_a_second(monkeypatch: pyte
     assert 4 <= file.getvalue().count("/5000") <= 12
 
 
+@pytest.mark.parametrize(("step_s", "out"), [(0.25, False), (0.5, True)])
+@pytest.mark.parametrize("kind", [io.StringIO, Terminal])
+def test_a_phase_that_is_shown_when_it_takes_long(
+    kind: type[io.StringIO], step_s: float, out: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now_s = [50.0]
+    monkeypatch.setattr(phases.time, "monotonic", lambda: now_s[0])
+    file = kind()
+    with Phases(Moment(boot="", monotonic_s=50.0, epoch_s=0.0), file=file, after_s=2.0) as shown:
+        shown.begin("reading", total=6)
+        for _ in range(6):
+            now_s[0] += step_s
+            shown.advance()
+    assert ("reading" in file.getvalue()) == out
+    if kind is io.StringIO:
+        assert file.getvalue().count("\n") == int(out)
+
+
 def test_verify_shows_the_case_that_it_works_on(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
