@@ -1,7 +1,9 @@
 """The processes of one run: who am I, how do we meet, which ranks form which axis.
 
-This is the only place that reads rank variables, starts process groups and starts local processes. Nothing
-after it looks at the environment.
+`Rank.from_env` reads what launchers say of ranks, and every module but `heading` (which loads nothing heavy) asks it.
+`join` makes the process group of a run, `make_mesh` those of its axes. Elsewhere: `meeting` finds where the ranks of
+Slurm and MPI meet, `launch` starts the processes of this machine, and checkpoints, the training loop and the engines
+of others make further groups of ranks that have met.
 """
 
 import ctypes
