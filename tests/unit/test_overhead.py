@@ -1,8 +1,10 @@
 """What the pairs of `paralab overhead` say, and that both halves of a pair run."""
 
+import re
+
 import pytest
 
-from benchmarks.overhead import Pair, main, verdict
+from benchmarks.overhead import LIMIT, Pair, main, verdict
 
 
 def pairs(*ratios: float) -> list[Pair]:
@@ -29,5 +31,9 @@ def test_noise_is_no_evidence() -> None:
 
 def test_the_halves_run(capsys: pytest.CaptureFixture[str]) -> None:
     words = ["--size", "tiny", "--strategy", "single", "--steps", "2", "--pairs", "6", "--global-batch-size", "2"]
-    assert main(words) in (0, 1)
-    assert "gpt2 tiny, single as dp1, fp32\n  step " in capsys.readouterr().out
+    status, said = main(words), capsys.readouterr().out
+    assert "gpt2 tiny, single as dp1, fp32\n  step " in said and "6 pairs of 2" in said
+    times = re.search(r"step (\S+) s measured, (\S+) s bare", said)
+    assert times and all(0 < float(time_s) < 60 for time_s in times.groups())
+    low = re.search(r"interval (\S+) to", said)
+    assert low and (float(low[1]) > LIMIT) == ("more than 1%" in said) == bool(status)
