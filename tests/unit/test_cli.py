@@ -207,6 +207,27 @@ def test_cores_are_counted_where_the_system_does_not_say_which_are_ours(monkeypa
     assert allowed.affinity() == os.cpu_count()
 
 
+def test_every_module_is_imported_and_a_case_runs_without_what_macos_lacks(tmp_path: Path) -> None:
+    code = f"""
+import os, sys, psutil, torch
+for name in [name for name in dir(os) if name.startswith("sched_") and name != "sched_yield"] + ["pidfd_open"]:
+    hasattr(os, name) and delattr(os, name)
+sys.platform = "darwin"
+import importlib, pkgutil, benchmarks, models, parallel
+for room in (models, parallel, benchmarks):
+    for module in pkgutil.walk_packages(room.__path__, room.__name__ + "."):
+        importlib.import_module(module.name)
+from parallel.cli import main
+words = ["--strategy", "single", "--size", "tiny", "--steps", "2", "--warmup", "1", "--no-parity"]
+assert main(["cluster", "--nodes", "2", "--", "true"]) == 2
+sys.platform = "linux"  # for torch, whose build this is
+sys.exit(main(["run", *words, "--out", {str(tmp_path / "rows.csv")!r}]))
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "paralab: error: paralab cluster needs Linux" in done.stderr
+
+
 @pytest.mark.parametrize(("command", "name"), [("report", "r.csv"), ("plot", "r.svg")])
 def test_what_is_read_is_not_written_over(
     command: str, name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
