@@ -47,16 +47,27 @@ class Rank:
 
     @classmethod
     def from_env(cls, env: Mapping[str, str] = os.environ) -> "Rank":
-        """Read the variables of torchrun, deepspeed, accelerate, Slurm or MPI; a plain process is rank 0 of 1."""
+        """Read the variables of torchrun, deepspeed, accelerate, Slurm or MPI; a plain process is rank 0 of 1.
+
+        Raises: WorldError where they hold no numbers, or a rank that there is not.
+        """
+        env = {name: value for name, value in env.items() if value}  # one that is empty says nothing
         for launcher, marker, names in _LAUNCHERS:
             if launcher == "slurm" and not meeting.is_slurm_step(env):
                 continue  # a batch script or a shell: it starts its own processes
             if marker in env and names[0] in env and names[1] in env:
-                world, local = int(env[names[1]]), int(env.get(names[2], 0))
-                here = next((int(env[name]) for name in names[3:] if name in env), None)
+                own, world = meeting.number(env, names[0]), meeting.number(env, names[1])
+                if own >= world:
+                    raise WorldError(
+                        f"the environment says {names[0]}={own} and {names[1]}={world}, and ranks count from 0 to "
+                        f"{names[1]} - 1: correct them, or type env -u {names[0]} before the command where no "
+                        "launcher starts it"
+                    )
+                local = meeting.number(env, names[2]) if names[2] in env else 0
+                here = next((meeting.number(env, name) for name in names[3:] if name in env), None)
                 here = here or meeting.slurm_tasks_here(env)
                 return cls(
-                    int(env[names[0]]),
+                    own,
                     world,
                     local,
                     here or world,
@@ -286,6 +297,8 @@ def join(
     if init_method == "env://" and rank.launcher in ("slurm", "mpi"):
         alone_here = rank.local_told and rank.local_world_size == rank.world_size
         os.environ.update(meeting.meeting_point(os.environ, launcher=rank.launcher, on_one_machine=alone_here))
+    if init_method == "env://":
+        meeting.check_meeting_point(os.environ)
     try:
         store, _, _ = next(dist.rendezvous(init_method, rank.rank, rank.world_size, timeout=timeout))
     except (dist.DistStoreError, dist.DistNetworkError) as error:

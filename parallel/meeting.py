@@ -24,17 +24,29 @@ def is_slurm_step(env: Mapping[str, str]) -> bool:
     In a batch script and in an interactive shell the rank variables are set as well, for the one process that may
     start others.
     """
-    if "SLURM_PROCID" not in env or int(slurm_tasks(env) or 1) < 2:
+    if "SLURM_PROCID" not in env or (slurm_tasks(env) or 1) < 2:
         return False
     step = env.get("SLURM_STEP_ID")
     if step is None:  # as in a batch script; a further task is srun's
-        return "SLURM_STEP_NUM_TASKS" in env or int(env["SLURM_PROCID"]) > 0
+        return "SLURM_STEP_NUM_TASKS" in env or number(env, "SLURM_PROCID") > 0
     return step.isdecimal() and int(step) < _FIRST_SPECIAL_STEP
 
 
-def slurm_tasks(env: Mapping[str, str]) -> str | None:
+def number(env: Mapping[str, str], name: str) -> int:
+    """Return the whole number in a variable. Raises: WorldError when it holds something else."""
+    written = env[name].strip()
+    if not written.isdecimal():
+        raise WorldError(
+            f"the environment says {name}={env[name]!r}, and a number from 0 is needed: set it to one, or type "
+            f"env -u {name} before the command where no launcher starts it"
+        )
+    return int(written)
+
+
+def slurm_tasks(env: Mapping[str, str]) -> int | None:
     """Return the number of tasks of this step, or else of the job."""
-    return next((env[n] for n in ("SLURM_STEP_NUM_TASKS", "SLURM_NTASKS", "SLURM_NPROCS") if n in env), None)
+    names = ("SLURM_STEP_NUM_TASKS", "SLURM_NTASKS", "SLURM_NPROCS")
+    return next((number(env, name) for name in names if name in env), None)
 
 
 def slurm_tasks_here(env: Mapping[str, str]) -> int | None:
@@ -62,6 +74,17 @@ def meeting_point(env: Mapping[str, str], *, launcher: str, on_one_machine: bool
     if "MASTER_PORT" not in env:
         missing["MASTER_PORT"] = str(_port(env))
     return missing
+
+
+def check_meeting_point(env: Mapping[str, str]) -> None:
+    """Raise WorldError where ranks that a launcher started are not told where they meet."""
+    if missing := [name for name in ("MASTER_ADDR", "MASTER_PORT") if not env.get(name)]:
+        raise WorldError(
+            f"RANK and WORLD_SIZE are set without {' and '.join(missing)}: type export MASTER_ADDR=NAME "
+            "MASTER_PORT=29500 with the machine of rank 0 before the command, or start it with torchrun"
+        )
+    if not 0 < number(env, "MASTER_PORT") < 1 << 16:
+        raise WorldError(f"MASTER_PORT={env['MASTER_PORT']} is no port: set it to a number from 1 to 65535")
 
 
 def _address(env: Mapping[str, str], *, launcher: str, on_one_machine: bool) -> str:

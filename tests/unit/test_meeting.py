@@ -6,7 +6,7 @@ import pytest
 
 from parallel.cluster import Rank
 from parallel.errors import WorldError
-from parallel.meeting import hosts, meeting_point
+from parallel.meeting import check_meeting_point, hosts, meeting_point
 
 # of a batch script that asked for four tasks: the rank variables are set, and nothing was started yet
 BATCH = {
@@ -34,6 +34,39 @@ OPEN_MPI = {
     "PMIX_RANK": "1",
 }
 MPICH = {"PMI_RANK": "3", "PMI_SIZE": "4", "MPI_LOCALRANKID": "1", "MPI_LOCALNRANKS": "2"}
+
+
+@pytest.mark.parametrize(
+    ("env", "said"),
+    [
+        ({"RANK": "x", "WORLD_SIZE": "2"}, "RANK='x', and a number from 0 is needed"),
+        ({"RANK": "5", "WORLD_SIZE": "2"}, "RANK=5 and WORLD_SIZE=2"),
+        ({"RANK": "0", "WORLD_SIZE": "0"}, "RANK=0 and WORLD_SIZE=0"),
+        ({"RANK": "0", "WORLD_SIZE": "2", "LOCAL_RANK": "-1"}, "LOCAL_RANK='-1'"),
+        ({"SLURM_PROCID": "0", "SLURM_NTASKS": "many"}, "SLURM_NTASKS='many'"),
+    ],
+)
+def test_variables_that_make_no_rank_are_one_line(env: dict[str, str], said: str) -> None:
+    with pytest.raises(WorldError, match=said):
+        Rank.from_env(env)
+
+
+def test_an_empty_variable_says_nothing() -> None:
+    assert Rank.from_env({"RANK": "", "WORLD_SIZE": "", "SLURM_PROCID": ""}) == Rank(0, 1, 0, 1, "python")
+
+
+@pytest.mark.parametrize(
+    ("env", "said"),
+    [
+        ({"MASTER_PORT": "29500"}, "without MASTER_ADDR: type export"),
+        ({}, "without MASTER_ADDR and MASTER_PORT"),
+        ({"MASTER_ADDR": "a", "MASTER_PORT": "abc"}, "MASTER_PORT='abc'"),
+        ({"MASTER_ADDR": "a", "MASTER_PORT": "70000"}, "MASTER_PORT=70000 is no port"),
+    ],
+)
+def test_ranks_that_are_not_told_where_to_meet_say_what_to_type(env: dict[str, str], said: str) -> None:
+    with pytest.raises(WorldError, match=said):
+        check_meeting_point(env)
 
 
 @pytest.mark.parametrize(
