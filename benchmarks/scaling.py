@@ -18,6 +18,7 @@ from statistics import mean, median
 
 from benchmarks.run import CaseConfig
 from benchmarks.sweep import progress
+from models import NAMES
 from parallel.config import flags_of, option
 from parallel.config import resolve as read_config
 from parallel.errors import ConfigError, RankError, UsageError
@@ -32,7 +33,7 @@ DEFAULT_OUT = "runs/scale.csv"
 class ScaleConfig(CaseConfig):
     """The case, and the clusters it is run on. Every other option is that of the case."""
 
-    model: str = option("resnet", "what to train", group="work", choices=("gpt2", "resnet", "diffusion"))
+    model: str = option("resnet", "what to train", group="work", choices=NAMES)
     nodes: list[int] | None = option(
         None, "numbers of nodes, one process each (default: 1,2,3)", group="cluster", at_least=1, metavar="N,M,..."
     )

@@ -71,220 +71,231 @@ COMM_AXES = ("dp", "tp", "pp", "world")
 COLLECTIVES = ("all_reduce", "all_gather", "reduce_scatter", "all_to_all", "broadcast", "send")
 
 
+def column(meaning: str, *, default: Any = None, required: bool = False) -> Any:
+    """Declare a column: what is in its cells, beyond what its name says; `docs/columns.md` is made from it."""
+    return field(metadata={"meaning": meaning}) if required else field(default=default, metadata={"meaning": meaning})
+
+
 @dataclass(frozen=True, kw_only=True)
 class RunRecord:
-    """One run, failed ones included. None is unknown."""
+    """One run, failed ones included. None is unknown.
 
-    # identity
-    schema: int = SCHEMA
-    run_id: str
-    group: str | None = None  # the sweep or experiment that the run belongs to
-    repeat: int | None = None
-    started_at: str  # ISO 8601, UTC
-    status: Status
-    failed_rank: int | None = None  # the first to fail
-    failed_step: int | None = None
-    reason: str | None = None
-    command: str | None = None  # runs the same case again
-    restarts: int | None = None
-    wall_s: float | None = None
-    goodput_share: float | None = None  # time in steps that were kept / wall time
-    recovery_s: float | None = None  # from the last step before each interruption to the next one, in all
-    steps_lost: int | None = None  # taken again, from the last checkpoint on
+    Of communication, payload is the size of the tensor of the call (the gathered one, the one before scattering); ring
+    is what a ring algorithm sends for it; sent is what leaves the rank with its backend (`parallel.measure.forms`), by
+    ring algorithms where that was not measured (NCCL).
+    """
 
-    # requested and realised
-    strategy_requested: str
-    strategy: str | None = None
-    layout_requested: str | None = None
-    layout: str | None = None
-    engine_requested: str | None = None
-    engine: str | None = None
-    launcher: str | None = None
-    device: Device | None = None
-    backend: str | None = None
-    world_size_requested: int | None = None
-    world_size: int | None = None
-    nodes: int | None = None
-    dp: int | None = None
-    tp: int | None = None
-    pp: int | None = None
-    zero_requested: int | None = None
-    zero: int | None = None
-    schedule: str | None = None
-    micro_batches: int | None = None
-    sequence_parallel: bool | None = None
-    precision_requested: str | None = None
-    precision: str | None = None
-    checkpointing: str | None = None  # "none", "full" or every n-th block
-    compile: str | None = None  # "none" or the mode
-    offload: str | None = None  # "none" or what lives on the host
-    channels_last: bool | None = None  # of a model of images
-    loader_workers: int | None = None
-    pin_memory: bool | None = None
-    non_blocking: bool | None = None
-    cast_on_device: bool | None = None
+    schema: int = column("number of the set of columns", default=SCHEMA)
+    run_id: str = column("name of the run, also of its logs", required=True)
+    group: str | None = column("sweep or experiment that the run belongs to")
+    repeat: int | None = column("number of the repeat within its group")
+    started_at: str = column("ISO 8601, UTC", required=True)
+    status: Status = column("how the run ended", required=True)
+    failed_rank: int | None = column("the first rank to fail")
+    failed_step: int | None = column("step in which it failed")
+    reason: str | None = column("why it failed")
+    command: str | None = column("runs the same case again")
+    restarts: int | None = column("times that a launcher of several nodes started the run again")
+    wall_s: float | None = column("from the command to the end")
+    goodput_share: float | None = column("time in steps that were kept / wall time")
+    recovery_s: float | None = column("from the last step before each interruption to the next one, in all")
+    steps_lost: int | None = column("steps taken again, from the last checkpoint on")
 
-    # work
-    model: str
-    size: str | None = None
-    parameters: int | None = None
-    unit: Literal["tokens", "images", "points"] | None = None
-    sequence_length: int | None = None
-    image_size_px: int | None = None
-    n_classes: int | None = None  # of a model of labelled images
-    norm: str | None = None  # of a model that has a choice
-    micro_batch_size: int | None = None
-    accumulation: int | None = None
-    global_batch_size: int | None = None  # samples in one optimizer step
-    optimizer: str | None = None
-    seed: int | None = None
-    data: str | None = None
-    data_sha256: str | None = None
+    strategy_requested: str = column("strategy that was typed, else the one chosen", required=True)
+    strategy: str | None = column("the one that was typed where the layout is its, else what the layout divides")
+    layout_requested: str | None = column("layout that was typed")
+    layout: str | None = column("layout that ran")
+    engine_requested: str | None = column("engine that was typed")
+    engine: str | None = column("engine that ran the steps")
+    launcher: str | None = column("what started the processes")
+    device: Device | None = column("kind of device")
+    backend: str | None = column("backend of the process group")
+    world_size_requested: int | None = column("processes that were typed")
+    world_size: int | None = column("processes that ran")
+    nodes: int | None = column("machines")
+    dp: int | None = column("data ranks")
+    tp: int | None = column("tensor ranks")
+    pp: int | None = column("pipeline ranks")
+    zero_requested: int | None = column("ZeRO stage of the layout or strategy that was typed")
+    zero: int | None = column("ZeRO stage that ran")
+    schedule: str | None = column("pipeline schedule")
+    micro_batches: int | None = column("micro-batches of a pipeline")
+    sequence_parallel: bool | None = column("whether tensor ranks split activations along the sequence")
+    precision_requested: str | None = column("precision that was typed")
+    precision: str | None = column("precision of the arithmetic")
+    checkpointing: str | None = column("blocks whose activations are computed again: none, full, or every n-th")
+    compile: str | None = column("mode of torch.compile, or none")
+    offload: str | None = column("what lives on the host, or none")
+    channels_last: bool | None = column("whether a model of images has its channels last")
+    loader_workers: int | None = column("processes that prepare batches, per rank")
+    pin_memory: bool | None = column("whether batches are in page-locked memory")
+    non_blocking: bool | None = column("whether batches are copied while computing")
+    cast_on_device: bool | None = column("whether batches are copied as they are stored and converted on the device")
 
-    # timing
-    startup_s: float | None = None  # from the command to the first step
-    compile_s: float | None = None  # in torch.compile, for parity as well; 0 where nothing is compiled
-    warmup_steps: int | None = None
-    warmup_rule: str | None = None  # how the cut was chosen
-    measured_steps: int | None = None
-    steady: bool | None = None
-    step_time_p50_s: float | None = None
-    step_time_p50_low_s: float | None = None  # 95% interval of the median
-    step_time_p50_high_s: float | None = None
-    step_time_p95_s: float | None = None
-    step_time_p99_s: float | None = None
-    step_time_mad_s: float | None = None
-    samples_per_s: float | None = None
-    samples_per_s_per_device: float | None = None
-    tokens_per_s: float | None = None
-    tokens_per_s_per_device: float | None = None
-    data_wait_share: float | None = None  # in the loader; a GPU may have work meanwhile
-    # waiting for communication, mean over ranks (parallel.measure.exposed); 0 for one process
-    exposed_comm_share: float | None = None
-    # the time that the slowest rank needs itself over that of the others, their median (before schema 9: the median of
-    # all); 1 for one process
-    straggler_ratio: float | None = None
-    slowest_rank: int | None = None  # the one that the others wait for
+    model: str = column("name of the model", required=True)
+    size: str | None = column("preset or written size")
+    parameters: int | None = column("of the whole model; a shared one counts once")
+    unit: Literal["tokens", "images", "points"] | None = column("what throughput counts")
+    sequence_length: int | None = column("tokens of a sample")
+    image_size_px: int | None = column("height and width of an image")
+    n_classes: int | None = column("classes of a model of labelled images")
+    norm: str | None = column("normalisation, of a model that has a choice")
+    micro_batch_size: int | None = column("samples in one forward pass of one rank")
+    accumulation: int | None = column("backward passes in one optimizer step")
+    global_batch_size: int | None = column("samples in one optimizer step")
+    optimizer: str | None = column("name of the optimizer")
+    seed: int | None = column("of weights, shuffling and noise")
+    data: str | None = column("data set")
+    data_sha256: str | None = column("hash of the content of the training data")
 
-    # efficiency
-    model_tflops_per_device: float | None = None  # TFLOP/s
-    flop_formula: str | None = None
-    peak_tflops_per_device: float | None = None
-    # "datasheet: ..." or "measured: ...", and whether the run exceeded it: then it is no peak, and no share is known
-    peak_source: str | None = None
-    mfu: float | None = None
-    hfu: float | None = None  # with what activation checkpointing computes again
-    energy_j: float | None = None  # all devices, over all timed steps, those cut as warm-up included
-    energy_source: str | None = None
-    gpu_utilisation_mean_share: float | None = None
-    gpu_utilisation_max_share: float | None = None
-    gpu_power_mean_w: float | None = None
-    gpu_power_max_w: float | None = None
-    gpu_clock_mean_mhz: float | None = None
-    gpu_clock_max_mhz: float | None = None
-    gpu_temperature_mean_c: float | None = None
-    gpu_temperature_max_c: float | None = None
-    gpu_power_limit_w: float | None = None
-    gpu_throttle_reasons: str | None = None  # joined by "; "
-    cpu_utilisation_mean_share: float | None = None  # of the cores allowed, by all ranks of a node, mean over nodes
-    cpu_utilisation_max_share: float | None = None  # at most: the sum of what each rank used when it used most
-    throttled: bool | None = None
+    startup_s: float | None = column("from the command to the first step")
+    compile_s: float | None = column("in torch.compile, for parity as well; 0 where nothing is compiled")
+    warmup_steps: int | None = column("steps left out of the timing")
+    warmup_rule: str | None = column("how the cut was chosen")
+    measured_steps: int | None = column("steps that were timed")
+    steady: bool | None = column("whether the timed steps show no trend")
+    step_time_p50_s: float | None = column("median of a step, of the slowest rank in each")
+    step_time_p50_low_s: float | None = column("lower end of the 95% interval of the median")
+    step_time_p50_high_s: float | None = column("upper end of the 95% interval of the median")
+    step_time_p95_s: float | None = column("95th percentile of a step")
+    step_time_p99_s: float | None = column("99th percentile of a step")
+    step_time_mad_s: float | None = column("median absolute deviation of a step from the median")
+    samples_per_s: float | None = column("samples of the global batch over the median step")
+    samples_per_s_per_device: float | None = column("the same, for each device")
+    tokens_per_s: float | None = column("tokens of the global batch over the median step")
+    tokens_per_s_per_device: float | None = column("the same, for each device")
+    data_wait_share: float | None = column("of the time, in the loader; a GPU may have work meanwhile")
+    exposed_comm_share: float | None = column("of the time, waiting for communication, mean over ranks; 0 alone")
+    straggler_ratio: float | None = column(
+        "own time of the slowest rank over the median of the others (up to schema 8: of all)"
+    )
+    slowest_rank: int | None = column("the one that the others wait for")
 
-    # memory
-    gpu_allocated_peak_bytes: int | None = None
-    gpu_reserved_peak_bytes: int | None = None
-    gpu_used_mean_bytes: int | None = None  # of the whole device, as the driver counts
-    gpu_used_max_bytes: int | None = None
-    memory_parameters_bytes: int | None = None
-    memory_gradients_bytes: int | None = None
-    memory_optimizer_bytes: int | None = None
-    memory_activations_bytes: int | None = None
-    memory_buffers_bytes: int | None = None  # of communication: buckets, gathered parameters, what is received
-    memory_other_bytes: int | None = None  # buffers of modules
-    memory_tensors_peak_bytes: int | None = None  # all categories at the moment when their sum is largest
-    process_peak_bytes: int | None = None
-    memory_state_peak_bytes: int | None = None  # the most that parameters, gradients and optimizer took together
-    predicted_state_bytes: int | None = None  # the same, by formula
+    model_tflops_per_device: float | None = column("what the model needs by its formula, over the time")
+    flop_formula: str | None = column("name of the formula that counts the model's operations")
+    peak_tflops_per_device: float | None = column("the most that a device can do in this precision")
+    peak_source: str | None = column("datasheet or measured, and whether the run exceeded it: then no share is known")
+    mfu: float | None = column("model FLOP utilisation: model_tflops_per_device over the peak")
+    hfu: float | None = column("the same with what activation checkpointing computes again")
+    energy_j: float | None = column("all devices, over all timed steps, those cut as warm-up included")
+    energy_source: str | None = column("what counted the energy")
+    gpu_utilisation_mean_share: float | None = column("of the time in which a kernel ran, mean")
+    gpu_utilisation_max_share: float | None = column("of the time in which a kernel ran, most")
+    gpu_power_mean_w: float | None = column("power of a GPU, mean")
+    gpu_power_max_w: float | None = column("power of a GPU, most")
+    gpu_clock_mean_mhz: float | None = column("clock of a GPU, mean")
+    gpu_clock_max_mhz: float | None = column("clock of a GPU, most")
+    gpu_temperature_mean_c: float | None = column("temperature of a GPU, mean")
+    gpu_temperature_max_c: float | None = column("temperature of a GPU, most")
+    gpu_power_limit_w: float | None = column("limit that the driver holds the power to")
+    gpu_throttle_reasons: str | None = column('why clocks were held down, joined by "; "')
+    cpu_utilisation_mean_share: float | None = column("of the cores allowed, by all ranks of a node, mean over nodes")
+    cpu_utilisation_max_share: float | None = column("at most: the sum of what each rank used when it used most")
+    throttled: bool | None = column("whether clocks were held down")
 
-    # communication of the rank that sends most, in one optimizer step. Payload is the size of the tensor of the call
-    # (the gathered one, the one before scattering); ring is what a ring algorithm sends for it; sent is what leaves the
-    # rank with its backend (parallel.measure.forms), by ring algorithms where that was not measured (NCCL).
-    comm_dp_calls: int | None = None
-    comm_dp_payload_bytes: int | None = None
-    comm_dp_ring_bytes: float | None = None
-    comm_dp_predicted_ring_bytes: float | None = None
-    comm_dp_sent_bytes: float | None = None
-    comm_dp_predicted_sent_bytes: float | None = None
-    comm_tp_calls: int | None = None
-    comm_tp_payload_bytes: int | None = None
-    comm_tp_ring_bytes: float | None = None
-    comm_tp_predicted_ring_bytes: float | None = None
-    comm_tp_sent_bytes: float | None = None
-    comm_tp_predicted_sent_bytes: float | None = None
-    comm_pp_calls: int | None = None
-    comm_pp_payload_bytes: int | None = None
-    comm_pp_ring_bytes: float | None = None
-    comm_pp_predicted_ring_bytes: float | None = None
-    comm_pp_sent_bytes: float | None = None
-    comm_pp_predicted_sent_bytes: float | None = None
-    comm_world_calls: int | None = None
-    comm_world_payload_bytes: int | None = None
-    comm_world_ring_bytes: float | None = None
-    comm_world_predicted_ring_bytes: float | None = None
-    comm_world_sent_bytes: float | None = None
-    comm_world_predicted_sent_bytes: float | None = None
-    comm_all_reduce_calls: int | None = None
-    comm_all_reduce_payload_bytes: int | None = None
-    comm_all_gather_calls: int | None = None
-    comm_all_gather_payload_bytes: int | None = None
-    comm_reduce_scatter_calls: int | None = None
-    comm_reduce_scatter_payload_bytes: int | None = None
-    comm_all_to_all_calls: int | None = None
-    comm_all_to_all_payload_bytes: int | None = None
-    comm_broadcast_calls: int | None = None
-    comm_broadcast_payload_bytes: int | None = None
-    comm_send_calls: int | None = None
-    comm_send_payload_bytes: int | None = None
-    comm_detail_json: str | None = None  # {axis: {collective: {"calls", "payload_bytes"}}}: the two above, crossed
+    gpu_allocated_peak_bytes: int | None = column("most that tensors took of a GPU")
+    gpu_reserved_peak_bytes: int | None = column("most that torch held of a GPU")
+    gpu_used_mean_bytes: int | None = column("of the whole device, as the driver counts, mean")
+    gpu_used_max_bytes: int | None = column("of the whole device, as the driver counts, most")
+    memory_parameters_bytes: int | None = column("parameters, when all categories together are largest")
+    memory_gradients_bytes: int | None = column("gradients, at that moment")
+    memory_optimizer_bytes: int | None = column("states of the optimizer, at that moment")
+    memory_activations_bytes: int | None = column("activations, inputs and temporary tensors, at that moment")
+    memory_buffers_bytes: int | None = column("buckets, gathered parameters and what is received, at that moment")
+    memory_other_bytes: int | None = column("buffers of modules, at that moment")
+    memory_tensors_peak_bytes: int | None = column("all categories at the moment when their sum is largest")
+    process_peak_bytes: int | None = column("most resident memory of a process")
+    memory_state_peak_bytes: int | None = column("the most that parameters, gradients and optimizer took together")
+    predicted_state_bytes: int | None = column("the same, by formula")
 
-    # pipeline
-    bubble_share: float | None = None
-    bubble_theory_share: float | None = None
+    comm_dp_calls: int | None = column("collectives over the data axis")
+    comm_dp_payload_bytes: int | None = column("payload over the data axis")
+    comm_dp_ring_bytes: float | None = column("that a ring algorithm sends over the data axis")
+    comm_dp_predicted_ring_bytes: float | None = column("the same, predicted")
+    comm_dp_sent_bytes: float | None = column("that leave the rank over the data axis")
+    comm_dp_predicted_sent_bytes: float | None = column("the same, predicted")
+    comm_tp_calls: int | None = column("collectives over the tensor axis")
+    comm_tp_payload_bytes: int | None = column("payload over the tensor axis")
+    comm_tp_ring_bytes: float | None = column("that a ring algorithm sends over the tensor axis")
+    comm_tp_predicted_ring_bytes: float | None = column("the same, predicted")
+    comm_tp_sent_bytes: float | None = column("that leave the rank over the tensor axis")
+    comm_tp_predicted_sent_bytes: float | None = column("the same, predicted")
+    comm_pp_calls: int | None = column("collectives over the pipeline axis")
+    comm_pp_payload_bytes: int | None = column("payload over the pipeline axis")
+    comm_pp_ring_bytes: float | None = column("that a ring algorithm sends over the pipeline axis")
+    comm_pp_predicted_ring_bytes: float | None = column("the same, predicted")
+    comm_pp_sent_bytes: float | None = column("that leave the rank over the pipeline axis")
+    comm_pp_predicted_sent_bytes: float | None = column("the same, predicted")
+    comm_world_calls: int | None = column("collectives over the group of all ranks")
+    comm_world_payload_bytes: int | None = column("payload over the group of all ranks")
+    comm_world_ring_bytes: float | None = column("that a ring algorithm sends over the group of all ranks")
+    comm_world_predicted_ring_bytes: float | None = column("the same, predicted")
+    comm_world_sent_bytes: float | None = column("that leave the rank over the group of all ranks")
+    comm_world_predicted_sent_bytes: float | None = column("the same, predicted")
+    comm_all_reduce_calls: int | None = column("calls of all_reduce, over all axes")
+    comm_all_reduce_payload_bytes: int | None = column("payload of all_reduce, over all axes")
+    comm_all_gather_calls: int | None = column("calls of all_gather, over all axes")
+    comm_all_gather_payload_bytes: int | None = column("payload of all_gather, over all axes")
+    comm_reduce_scatter_calls: int | None = column("calls of reduce_scatter, over all axes")
+    comm_reduce_scatter_payload_bytes: int | None = column("payload of reduce_scatter, over all axes")
+    comm_all_to_all_calls: int | None = column("calls of all_to_all, over all axes")
+    comm_all_to_all_payload_bytes: int | None = column("payload of all_to_all, over all axes")
+    comm_broadcast_calls: int | None = column("calls of broadcast, over all axes")
+    comm_broadcast_payload_bytes: int | None = column("payload of broadcast, over all axes")
+    comm_send_calls: int | None = column("calls of send, over all axes")
+    comm_send_payload_bytes: int | None = column("payload of send, over all axes")
+    comm_detail_json: str | None = column('{axis: {collective: {"calls", "payload_bytes"}}}: calls and payload by both')
 
-    # correctness
-    loss_first: float | None = None
-    loss_last: float | None = None
-    loss_difference_max: float | None = None  # to the run of one process with the same work
-    grad_norm_last: float | None = None
-    grad_norm_difference_max: float | None = None
-    parameter_difference_max: float | None = None  # of what the reference moved it by (up to schema 9: learning rates)
-    parity: bool | None = None  # whether all three are within their tolerance
-    parity_scope: str | None = None  # how much of the run was compared: whole, or so many blocks and samples of all
-    parity_result: str | None = None  # in words: passed, or what differs, by how much and how much is allowed
-    parity_precision: str | None = None  # that of the arithmetic while they were compared
+    bubble_share: float | None = column("of the time, in which pipeline ranks are idle, measured")
+    bubble_theory_share: float | None = column("the same, of the schedule with passes of equal length")
 
-    # environment
-    git_commit: str | None = None
-    git_dirty: bool | None = None
-    paralab_version: str | None = None
-    python_version: str | None = None
-    torch_version: str | None = None
-    deepspeed_version: str | None = None
-    accelerate_version: str | None = None
-    transformers_version: str | None = None
-    cuda_version: str | None = None
-    nccl_version: str | None = None
-    driver_version: str | None = None
-    gpu_name: str | None = None
-    gpu_count: int | None = None
-    cpu_model: str | None = None
-    cores_allowed: float | None = None  # by the cgroup and the affinity mask
-    link_mbit_per_s: float | None = None  # of each node, where `paralab cluster` shaped it
-    threads: int | None = None  # of one rank
-    host_hash: str | None = None  # tells machines apart without naming them
+    loss_first: float | None = column("of the first step, mean over the global batch")
+    loss_last: float | None = column("of the last step")
+    loss_difference_max: float | None = column("relative, to the run of one process with the same work")
+    grad_norm_last: float | None = column("norm of the gradient over all parameters in the last step, before clipping")
+    grad_norm_difference_max: float | None = column("relative, to the run of one process")
+    parameter_difference_max: float | None = column(
+        "over what the reference moved it by (up to schema 9: learning rates)"
+    )
+    parity: bool | None = column("whether all three are within their tolerance")
+    parity_scope: str | None = column("how much of the run was compared: whole, or so many blocks and samples of all")
+    parity_result: str | None = column("in words: passed, or what differs, by how much and how much is allowed")
+    parity_precision: str | None = column("precision of the arithmetic while they were compared")
+
+    git_commit: str | None = column("commit of the checkout")
+    git_dirty: bool | None = column("whether files differed from the commit")
+    paralab_version: str | None = column("version of paralab")
+    python_version: str | None = column("version of Python")
+    torch_version: str | None = column("version of torch")
+    deepspeed_version: str | None = column("version of DeepSpeed")
+    accelerate_version: str | None = column("version of Accelerate")
+    transformers_version: str | None = column("version of transformers")
+    cuda_version: str | None = column("version of CUDA that torch was built with")
+    nccl_version: str | None = column("version of NCCL")
+    driver_version: str | None = column("version of the GPU driver")
+    gpu_name: str | None = column("name of the GPU")
+    gpu_count: int | None = column("GPUs of the machine")
+    cpu_model: str | None = column("name of the processor")
+    cores_allowed: float | None = column("by the control group and the affinity mask")
+    link_mbit_per_s: float | None = column("of each node, where paralab cluster shaped it")
+    threads: int | None = column("CPU threads of one rank")
+    host_hash: str | None = column("tells machines apart without naming them")
 
 
-_REQUIRED = ("schema", *(column.name for column in fields(RunRecord) if column.default is MISSING))
+# the column that each group begins with: what the group is about
+GROUPS = {
+    "schema": "identity",
+    "strategy_requested": "requested and realised",
+    "model": "work",
+    "startup_s": "timing",
+    "model_tflops_per_device": "efficiency",
+    "gpu_allocated_peak_bytes": "memory",
+    "comm_dp_calls": "communication of the rank that sends most, in one optimizer step",
+    "bubble_share": "pipeline",
+    "loss_first": "correctness",
+    "git_commit": "environment",
+}
+_REQUIRED = ("schema", *(found.name for found in fields(RunRecord) if found.default is MISSING))
 
 
 def parity_words(records: Sequence[RunRecord]) -> str:
