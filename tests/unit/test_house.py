@@ -9,6 +9,7 @@ from importlib import metadata
 from pathlib import Path
 
 import pytest
+import yaml
 from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
 from packaging.utils import canonicalize_name
@@ -107,6 +108,19 @@ def test_scripts_are_executable_and_parse(script: str) -> None:
     path = ROOT / script
     assert path.stat().st_mode & 0o111
     subprocess.run(["bash", "-n", str(path)], check=True, timeout=10)
+
+
+def test_the_packages_say_and_ship_that_they_are_typed() -> None:
+    setup = ConfigParser()
+    setup.read(ROOT / "setup.cfg", encoding="utf-8")
+    assert "py.typed" in setup["options.package_data"]["*"]
+    assert all((ROOT / package / "py.typed").is_file() for package in ("parallel", "models", "benchmarks"))
+
+
+def test_a_commit_is_checked_by_the_same_script() -> None:
+    (repository,) = yaml.safe_load((ROOT / ".pre-commit-config.yaml").read_text())["repos"]
+    (hook,) = repository["hooks"]
+    assert (repository["repo"], hook["entry"], hook["language"]) == ("local", "./check", "system")
 
 
 def test_launch_help_names_every_door(tmp_path: Path) -> None:
