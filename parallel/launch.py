@@ -4,6 +4,7 @@ A task is `module:function`, called as function(rank, progress, *args) in every 
 started by torch's elastic launcher.
 """
 
+import contextlib
 import importlib
 import json
 import logging
@@ -12,10 +13,12 @@ import os
 import signal
 import sys
 import tempfile
-from collections.abc import Callable, Mapping
+import threading
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from types import FrameType
 from typing import TYPE_CHECKING, Any
 from uuid import uuid4
 
@@ -35,6 +38,8 @@ if TYPE_CHECKING:
 
 
 _SOCKET_PATH = 107 if sys.platform == "linux" else 103  # bytes of sockaddr_un.sun_path, unix(7), without its end
+_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT)  # those that torch's launcher hears
+_AGAIN_S = 0.1  # until a signal that came too early is tried again
 _LOST_EXIT_STATUS = 255  # what multiprocessing says of a process whose fork server has ended
 
 
@@ -126,12 +131,14 @@ def _start_in(folder: str, task: str, args: tuple, config: RunConfig | None, *, 
         monitor_interval=0.1,
         start_method="forkserver",
         logs_specs=DefaultLogsSpecs(log_dir=folder),
+        signals_to_handle="",  # `_signals_between_starts` does
     )
     # imported once, by what all are forked from; every optimizer brings the compiler along
     multiprocessing.set_forkserver_preload([task.partition(":")[0], "torch._dynamo"])
     try:
         _start_fork_server()
-        return elastic_launch(local, _work)(task, args, config, os.getpid(), f"file://{folder}/ranks")[0]
+        with _signals_between_starts():
+            return elastic_launch(local, _work)(task, args, config, os.getpid(), f"file://{folder}/ranks")[0]
     except ChildFailedError as error:
         raise _said(error.failures, Path(folder), oom_killer) from None
     except (ConnectionError, EOFError) as error:  # of Python's fork server
@@ -166,6 +173,38 @@ def _start_fork_server() -> None:
         forkserver.ensure_running()
     finally:
         signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
+
+
+@contextlib.contextmanager
+def _signals_between_starts() -> Iterator[None]:
+    """Raise what torch's launcher ends all processes on, but not while it starts them.
+
+    It would leave alone the one that it has started and does not know yet, which then misses what it should be told.
+    """
+    from torch.distributed.elastic.multiprocessing.api import SignalException
+
+    def hear(number: int, frame: FrameType | None) -> None:
+        if _starts_processes(frame):
+            threading.Timer(_AGAIN_S, os.kill, (os.getpid(), number)).start()
+        else:
+            raise SignalException(f"signal {number}", sigval=signal.Signals(number))
+
+    if threading.current_thread() is not threading.main_thread():  # no other hears signals
+        yield
+        return
+    before = {number: signal.signal(number, hear) for number in _SIGNALS}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _starts_processes(frame: FrameType | None) -> bool:
+    """Return whether torch's launcher is about to start processes, and not to watch them."""
+    while frame is not None and frame.f_code.co_name != "_start_workers":
+        frame = frame.f_back
+    return frame is not None
 
 
 def _said(failures: Mapping[int, "ProcessFailure"], folder: Path, oom_killer: OomKiller) -> RankError:

@@ -28,9 +28,8 @@ class Roll:
         """Say that this rank is there, and return when all are. Raises: WorldError naming those that did not come."""
         me = psutil.Process()
         self._store.set(f"came/{self.rank}", json.dumps([socket.gethostname(), me.pid, me.create_time()]))
-        came = [f"came/{rank}" for rank in range(self.world_size)]
         began_s, said = time.monotonic(), False
-        while not self._store.check(came):
+        while not self._all_came():
             waited_s = time.monotonic() - began_s
             if waited_s > timeout_s:
                 raise WorldError(
@@ -40,6 +39,9 @@ class Roll:
                 print(f"paralab: {self._late()}", file=sys.stderr, flush=True)
                 said = True
             time.sleep(min(0.02 + waited_s / 10, 0.5))
+
+    def _all_came(self) -> bool:
+        return self._store.check([f"came/{rank}" for rank in range(self.world_size)])
 
     def _late(self) -> str:
         came = self._marked("came")
@@ -81,6 +83,8 @@ class Roll:
     def lost(self) -> tuple[int, str] | None:
         """Return a rank that has ended or is stopped (on this machine) or has left, and which of these; or None."""
         with contextlib.suppress(RuntimeError):
+            if not self._all_came():  # the store would wait for what one that has not come says
+                return None
             for rank, process in self._neighbours.items():
                 if state := _state(process):
                     return rank, state

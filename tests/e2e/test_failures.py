@@ -65,25 +65,53 @@ def test_no_process_is_left(tmp_path: Path) -> None:
     assert not [pid for pid in pids if Path(f"/proc/{pid}").exists()]
 
 
-@pytest.mark.parametrize("after_s", [0.8, 3.0])  # in an import, which may swallow it, and in a start
-def test_ctrl_c_while_processes_start_is_one_line(tmp_path: Path, after_s: float) -> None:
+# Ctrl-C once a process has its task, and the launcher does not know of the process yet
+INTERRUPTED = """
+import os, signal, sys
+from multiprocessing.popen_forkserver import Popen
+from parallel import cli
+
+launch = Popen._launch
+
+def interrupted(self, process):
+    launch(self, process)
+    if process.name.endswith("-1"):
+        os.killpg(0, signal.SIGINT)
+
+Popen._launch = interrupted
+sys.exit(cli.main(sys.argv[1:]))
+"""
+
+
+@pytest.mark.parametrize(
+    ("program", "after_s"),
+    [
+        (["-m", "parallel.cli"], 0.8),  # in an import, which may swallow it
+        (["-c", INTERRUPTED], None),
+    ],
+    ids=["import", "start"],
+)
+def test_ctrl_c_while_processes_start_is_one_line(tmp_path: Path, program: list[str], after_s: float | None) -> None:
     """From the terminal it comes to all processes of the group at once."""
     words = ["run", "--strategy", "ddp", "--nproc", "2", "--size", "tiny", "--steps", "100000", "--no-parity"]
     process = subprocess.Popen(
-        [sys.executable, "-m", "parallel.cli", *words, "--out", str(tmp_path / "rows.csv")],
+        [sys.executable, *program, *words, "--out", str(tmp_path / "rows.csv")],
         cwd=REPOSITORY,
         stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE,
         text=True,
         start_new_session=True,
     )
-    time.sleep(after_s)
-    os.killpg(process.pid, signal.SIGINT)
+    if after_s is not None:
+        time.sleep(after_s)
+        os.killpg(process.pid, signal.SIGINT)
     _, said = process.communicate(timeout=60)
     ended = [line for line in said.splitlines() if not line.startswith("[")]  # after the phases it was in
     assert (process.returncode, ended) == (130, ["paralab: interrupted"])
-    with pytest.raises(ProcessLookupError):
-        os.killpg(process.pid, 0)
+    with pytest.raises(ProcessLookupError):  # what ranks are forked from ends by itself
+        for _ in range(100):
+            os.killpg(process.pid, 0)
+            time.sleep(0.1)
 
 
 def test_tasks_of_slurm_meet_without_an_address(tmp_path: Path) -> None:

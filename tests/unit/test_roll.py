@@ -3,7 +3,9 @@
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator
+from datetime import timedelta
 from pathlib import Path
 
 import psutil
@@ -113,6 +115,19 @@ def test_the_peer_that_does_not_answer_is_named_and_without_one_nobody(monkeypat
     told = failing(monkeypatch, first, NO_ANSWER)
     assert told is not None and told.rank is None
     assert told.reason.startswith("all ranks waited for each other (Timed out waiting 4000ms")
+
+
+def test_a_rank_that_is_stopped_before_all_have_come_waits_for_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(failure, "_STOPPING_GRACE_S", 0.1)
+    store = dist.HashStore()
+    store.set_timeout(timedelta(seconds=5))
+    roll = Roll(store, 0, 2)
+    with pytest.raises(WorldError):
+        roll.call(0.0)
+    began_s = time.monotonic()
+    told = failing(monkeypatch, roll, StoppedError(15))
+    assert told is not None and (told.rank, told.reason) == (0, "stopped by SIGTERM")
+    assert time.monotonic() - began_s < 4
 
 
 def test_a_connection_that_broke_without_a_victim_blames_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
