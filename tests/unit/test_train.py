@@ -338,6 +338,7 @@ def test_a_launcher_that_starts_again_takes_over_from_a_start_that_it_has_ended(
             pass
         with FolderLock(tmp_path, starts_again=True, launch="a"):
             assert "which has gone away" in capsys.readouterr().err
+    monkeypatch.setattr(lock, "_WAIT_S", 60.0)  # on a busy machine a timer is late
     ended = FolderLock(tmp_path)
     ended.__enter__()
     threading.Timer(0.1, ended.__exit__).start()
