@@ -1,8 +1,9 @@
 """What is asked becomes work, or one line that says what was got, what is needed and what to type."""
 
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from types import ModuleType, SimpleNamespace
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -14,7 +15,7 @@ from PIL import Image
 
 from benchmarks import worker
 from models import SPECS
-from parallel import cli, strategies, tour, verify
+from parallel import cli, commands, strategies, tour, verify
 from parallel import resolve as resolve_module
 from parallel.cluster import Rank
 from parallel.config import RunConfig
@@ -355,23 +356,11 @@ def test_a_tour_of_one_process_says_how_to_see_the_others(
     assert left_out.keys() == {"others"} and hint in left_out["others"]
 
 
-@pytest.mark.parametrize("command", [tour, verify])
-def test_nothing_that_fits_is_one_line(command: ModuleType, tmp_path: Path) -> None:
+@pytest.mark.parametrize("command", [commands.tour, commands.verify])
+def test_nothing_that_fits_is_one_line(command: Callable[[list[str]], int], tmp_path: Path) -> None:
+    words = "--nproc 9 --global-batch-size 1 --accumulation 2 --size tiny --out"
     with pytest.raises(LayoutError):
-        command.main(
-            [
-                "--nproc",
-                "9",
-                "--global-batch-size",
-                "1",
-                "--accumulation",
-                "2",
-                "--size",
-                "tiny",
-                "--out",
-                str(tmp_path / "rows.csv"),
-            ]
-        )
+        command([*words.split(), str(tmp_path / "rows.csv")])
 
 
 @pytest.mark.parametrize("command", ["run", "tour", "verify"])
