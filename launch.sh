@@ -9,7 +9,7 @@ stamp=$venv/.paralab-installed # written last, so that an interrupted installati
 usage() {
     cat <<'EOF'
 usage: ./launch.sh                  set up if needed, then compare every strategy that fits this machine
-       ./launch.sh test [ARG...]    the test suite (arguments go to pytest)
+       ./launch.sh test [ARG...]    the test suite (arguments go to pytest; --quick: under a minute)
        ./launch.sh check [--fix]    lint, format and types
        ./launch.sh COMMAND [ARG...] any paralab command, such as ./launch.sh verify --model gpt2
        ./launch.sh --nodes N --node-rank R --rendezvous HOST:PORT [OPTION...] -- COMMAND [ARG...]

@@ -14,6 +14,8 @@ from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
 from packaging.utils import canonicalize_name
 
+from tests.conftest import QUICK
+
 ROOT = Path(__file__).resolve().parents[2]
 OWN = {"parallel", "models", "benchmarks", "tests"} | {path.stem for path in (ROOT / "tests").rglob("*.py")}
 # what a dependency of ours always brings along
@@ -108,6 +110,12 @@ def test_scripts_are_executable_and_parse(script: str) -> None:
     path = ROOT / script
     assert path.stat().st_mode & 0o111
     subprocess.run(["bash", "-n", str(path)], check=True, timeout=10)
+
+
+def test_the_quick_tests_are_there() -> None:
+    names = QUICK.split()
+    assert names == sorted(set(names))
+    assert [name for name in names if not (ROOT / f"tests/unit/test_{name}.py").is_file()] == []
 
 
 def test_the_packages_say_and_ship_that_they_are_typed() -> None:
