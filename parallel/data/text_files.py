@@ -255,7 +255,9 @@ def _json_rows(path: Path, column: str) -> Iterator[Any]:
             if columns is None:
                 columns = list(record)
                 check_column(column, columns, name=str(path))
-            yield record.get(column)
+            if column not in record:
+                raise DataError(f"{where} of {path} has no {column!r}, as others have: add it (null for no text)")
+            yield record[column]
 
 
 def _parsed(text: str, what: str, column: str) -> Any:

@@ -103,7 +103,10 @@ class Shown:
             f"{work.spec.name} {work.size}, {work.n_parameters / 1e6:.1f} M parameters, on {work.dataset().name}: "
             f"{work.strategy} as {work.layout}, {work.division.global_batch_size} samples a step, {run.precision}"
         )
-        self.say(f"in {self.folder}, from step {step} to {total}")
+        if step < total:
+            self.say(f"in {self.folder}, from step {step} to {total}")
+        else:
+            self.say(f"in {self.folder}, at step {step}: nothing is left to train, give a --steps above {total}")
 
     def step(self, done: int) -> None:
         self.bar.update(self.task, completed=done)

@@ -105,7 +105,11 @@ def test_ctrl_c_while_processes_start_is_one_line(tmp_path: Path, program: list[
     if after_s is not None:
         time.sleep(after_s)
         os.killpg(process.pid, signal.SIGINT)
-    _, said = process.communicate(timeout=60)
+    try:
+        _, said = process.communicate(timeout=60)
+    finally:
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGKILL)
     ended = [line for line in said.splitlines() if not line.startswith("[")]  # after the phases it was in
     assert (process.returncode, ended) == (130, ["paralab: interrupted"])
     with pytest.raises(ProcessLookupError):  # what ranks are forked from ends by itself

@@ -369,6 +369,7 @@ BROKEN = {
     "list.json": (lambda: b'["a", "b"]', "record 1 of .* is str"),
     "other.jsonl": (lambda: b'{"text": "a"}\n7', "line 2 of .* is int"),
     "half.jsonl": (lambda: b'{"text": "\\ud800"}', "holds half a character"),
+    "lacks.jsonl": (lambda: b'{"text": "a"}\n{"text": null}\n{"b": ""}', "line 3 of .* has no 'text', as others have"),
     "twice.jsonl": (lambda: b'{"text": ""}\n{"text": "", "text": ""}', "line 2 of .* has 'text' twice in one record"),
     "twice.csv": (lambda: b"text,id,text\n1,a,b\n", "has the column 'text' twice: rename one of them"),
     "ragged.csv": (lambda: b"id,text\n1,a\n2,b,c\n", "line 3 of .* has 3 fields, the header 2"),

@@ -355,7 +355,9 @@ def test_resuming_from_a_path(finished: Path, tmp_path: Path) -> None:
         run(tmp_path / "c", *words, str(finished / "step-8"), "--seed", "1")
 
 
-def test_a_run_goes_on_with_the_content_it_was_trained_on_under_any_path(tmp_path: Path) -> None:
+def test_a_run_goes_on_with_the_content_it_was_trained_on_under_any_path(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     text, moved = tmp_path / "text.txt", tmp_path / "moved.txt"
     text.write_text("all work and no play\n" * 200)
     words = [*QUICK, "--steps", "1", "--data", f"file:{text}"]
@@ -365,6 +367,9 @@ def test_a_run_goes_on_with_the_content_it_was_trained_on_under_any_path(tmp_pat
     with pytest.raises(ConfigError, match=rf"was trained on file:{text} .* has changed since: give --data what it was"):
         run(tmp_path / "run", "--resume", "--steps", "2")
     assert run(tmp_path / "run", "--resume", "--steps", "2", "--data", f"file:{moved}") == 0
+    capsys.readouterr()
+    assert run(tmp_path / "run", "--resume", "--steps", "2", "--data", f"file:{moved}") == 0
+    assert "at step 2: nothing is left to train, give a --steps above 2" in capsys.readouterr().out
     with pytest.raises(ConfigError, match=r"alice \(sha256 502852fbc455\) is other data"):
         run(tmp_path / "other", *QUICK, "--resume", str(tmp_path / "run" / "step-2"), "--data", "alice")
 
