@@ -151,7 +151,8 @@ def test_buckets_are_buffers_not_activations(pair: WorkerPool, tmp_path: Path, l
         assert elements > 5 * n  # so that nothing else is as large
         assert 0 <= report.peak["buffers"] - 4 * elements * buckets < 4 * elements
         assert report.peak["activations"] < 4 * elements
-        assert report.rest["buffers"] == (4 * elements if layout.endswith("zero3") else 0)
+        kept = 4 * elements if layout.endswith("zero3") else 0
+        assert 0 <= report.rest["buffers"] - kept < 64  # a scalar that was reduced, such as the loss, may be left
 
 
 @pytest.mark.parametrize("layout", ["dp2/zero1", "dp2/zero3"])
