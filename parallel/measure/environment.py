@@ -53,7 +53,7 @@ class Environment:
             git_dirty=dirty,
             paralab_version=_version("paralab"),
             python_version=platform.python_version(),
-            torch_version=_version("torch"),
+            torch_version=str(torch.__version__),  # with its build, such as +cu130, which the package does not name
             deepspeed_version=_version("deepspeed"),
             accelerate_version=_version("accelerate"),
             transformers_version=_version("transformers"),
