@@ -8,6 +8,7 @@ memory and waiting are looked at in further steps, which are not timed.
 import json
 import math
 import statistics
+import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
@@ -22,7 +23,7 @@ import torch.distributed as dist
 from parallel import engines, parity
 from parallel.cluster import Mesh, Rank, default_backend
 from parallel.data.dataset import Batch
-from parallel.errors import DivergedError, RankError
+from parallel.errors import DivergedError, RankError, WriteError
 from parallel.failure import Failure, Progress
 from parallel.layout import Layout
 from parallel.measure import memory
@@ -564,7 +565,14 @@ def failed(work: Work, asked: Asked, rank: Rank, failure: Failure) -> RunRecord:
 
 
 def record_failure(rows: str | Path, work: Work, asked: Asked, rank: Rank, error: RankError) -> None:
-    """Append the row of a run that failed, unless one of its ranks has; called by the process that started them."""
-    if Path(rows).exists() and any(row.run_id == asked.run_id for row in read(rows)):
+    """Append the row of a run that failed, unless one of its ranks has; called by the process that started them.
+
+    A row that cannot be written is said, and does not hide what failed.
+    """
+    path = Path(rows)
+    if path.exists() and path.stat().st_size and any(row.run_id == asked.run_id for row in read(path)):
         return
-    append(rows, failed(work, asked, rank, Failure(None, None, "crash", error.reason or str(error))))
+    try:
+        append(path, failed(work, asked, rank, Failure(None, None, "crash", error.reason or str(error))))
+    except WriteError as unwritten:
+        print(f"paralab: this failure has no row: {unwritten}", file=sys.stderr)

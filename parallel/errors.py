@@ -53,6 +53,10 @@ class FitError(UsageError):
     """A run needs more memory than is free on this machine."""
 
 
+class WriteError(ParalabError, OSError):
+    """A result cannot be written, as when its disk is full."""
+
+
 class RankError(ParalabError):
     """A rank failed while training. reason: why, where the message is empty because the rank has said it."""
 

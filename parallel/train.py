@@ -211,8 +211,7 @@ def _launch(work: "Work", config: TrainConfig, argv: list[str], rank: "Rank", be
     except SignalException as stopped:  # the ranks have had the signal too, and have saved
         return 128 + int(stopped.sigval)
     except RankError as error:
-        with contextlib.suppress(OSError):  # a full disk must not hide what failed
-            record_failure(rows, work, asked, rank, error)
+        record_failure(rows, work, asked, rank, error)
         raise
     return outcome.exit_status if outcome is not None else 0  # None: this process stood by
 

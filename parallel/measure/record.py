@@ -19,6 +19,7 @@ import math
 import operator
 import os
 import re
+import tempfile
 import types
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
@@ -28,7 +29,7 @@ from hashlib import sha256
 from pathlib import Path
 from typing import IO, Any, Literal, Protocol, Union, get_args, get_origin, get_type_hints
 
-from parallel.errors import DataError, UsageError
+from parallel.errors import DataError, UsageError, WriteError
 from parallel.measure import sheet
 from parallel.measure.sheet import Line
 from parallel.outputs import check_writable
@@ -405,11 +406,21 @@ def append(path: str | Path, record: RunRecord) -> None:
 
     What a writer that died left unfinished at the end of the file is cut off first. Returns when the row is on disk.
 
-    Raises: UsageError when the file has another header, or was saved by another program.
+    Raises: UsageError when the file has another header, or was saved by another program; WriteError when the row cannot
+    be written, as when the disk is full: it is kept among the temporary files, if there is room.
     """
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
     row = _line(_encode(value, name, RunRecord) for name, value in vars(record).items())
+    try:
+        _append(path, row)
+    except OSError as error:
+        kept = _kept(_line(header()) + row, f"paralab-{record.run_id}.csv")
+        where = f", and the row is kept in {kept}" if kept else ""
+        raise WriteError(f"{path} cannot be written ({error.strerror}): make room there{where}") from error
+
+
+def _append(path: Path, row: bytes) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
     with os.fdopen(descriptor, "r+b", buffering=0) as file:
         fcntl.flock(file, fcntl.LOCK_EX)  # released when the file is closed
@@ -418,8 +429,29 @@ def append(path: str | Path, record: RunRecord) -> None:
         whole = content[: content.rfind(b"\n") + 1]
         file.truncate(len(whole))
         file.seek(len(whole))
-        _write_all(file, row if whole else _line(header()) + row)
-        os.fsync(file.fileno())
+        try:
+            _write_all(file, row if whole else _line(header()) + row)
+            os.fsync(file.fileno())
+        except OSError:
+            file.truncate(len(whole))  # no part of a row stays
+            raise
+
+
+def _kept(content: bytes, name: str) -> Path | None:
+    """Write a file among the temporary ones; None where there is no room for it either.
+
+    One that is there stays: the row of the failure, which follows, does not take the place of what was measured.
+    """
+    path = Path(tempfile.gettempdir()) / name
+    try:
+        with open(path, "xb") as file:
+            file.write(content)
+    except FileExistsError:
+        return path
+    except OSError:
+        path.unlink(missing_ok=True)
+        return None
+    return path
 
 
 def read(path: str | Path) -> list[RunRecord]:
@@ -510,11 +542,16 @@ class StepLog:
         path.parent.mkdir(parents=True, exist_ok=True)
         if path.exists() and not (content := path.read_bytes()).endswith(b"\n"):
             os.truncate(path, content.rfind(b"\n") + 1)
-        self._file = open(path, "a", encoding="utf-8", buffering=1)
+        self._path, self._file = path, open(path, "ab", buffering=0)
 
     def write(self, record: LogRecord) -> None:
+        """Add a line. Raises: WriteError when it cannot be written."""
         cells = {name: _json_value(value) for name, value in asdict(record).items() if value is not None}
-        self._file.write(json.dumps({"record": _LOG_NAMES[type(record)], **cells}, allow_nan=False) + "\n")
+        line = json.dumps({"record": _LOG_NAMES[type(record)], **cells}, allow_nan=False) + "\n"
+        try:
+            _write_all(self._file, line.encode())
+        except OSError as error:
+            raise WriteError(f"{self._path} cannot be written ({error.strerror}): make room there") from error
 
     def close(self) -> None:
         self._file.close()

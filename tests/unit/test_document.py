@@ -1,5 +1,6 @@
 """The reference pages are what the declarations say today, and leave nothing out."""
 
+import re
 from dataclasses import fields
 from pathlib import Path
 
@@ -7,6 +8,8 @@ import pytest
 
 from benchmarks import document
 from parallel.config import RunConfig, make_parser
+from parallel.errors import LayoutError
+from parallel.layout import Layout
 from parallel.measure.record import GROUPS, RunRecord
 
 DOCS = Path(__file__).resolve().parents[2] / "docs"
@@ -59,3 +62,16 @@ def test_a_unit_is_the_end_of_the_name(column: str, unit: str) -> None:
 def test_another_page_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
     assert document.main(["colours"]) == 2
     assert "options|columns" in capsys.readouterr().err
+
+
+def test_every_layout_that_a_document_types_can_run() -> None:
+    typed = {}
+    for page in (DOCS.parent / "README.md", *DOCS.glob("*.md")):
+        found = re.findall(r"--layouts? ([a-z0-9./,]*\d[a-z0-9./,]*)", page.read_text(encoding="utf-8"))
+        typed |= {layout.rstrip(".,"): page.name for words in found for layout in words.split(",") if layout}
+    assert len(typed) > 3
+    for layout, page in typed.items():
+        try:
+            Layout.parse(layout).check_schedule()
+        except LayoutError as error:
+            pytest.fail(f"{page}: {error}")

@@ -1,8 +1,11 @@
+import contextlib
 import csv
 import json
 import math
+import resource
 import subprocess
 import sys
+from collections.abc import Iterator
 from dataclasses import fields, replace
 from hashlib import sha256
 from pathlib import Path
@@ -11,7 +14,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from parallel.errors import DataError, UsageError
+from parallel.errors import DataError, UsageError, WriteError
 from parallel.measure import record as rec
 from parallel.measure.record import MemoryRecord, RunRecord, SpanRecord, StepLog, StepRecord
 
@@ -52,6 +55,46 @@ def test_any_record_comes_back_as_it_was(tmp_path_factory, values):
     rec.append(path, PLAIN)
     assert rec.read(path) == [written, PLAIN]
     assert path.read_bytes().count(b"\n") == 3, "one run is one line"
+
+
+@contextlib.contextmanager
+def room_for(size_bytes: int) -> Iterator[None]:
+    """Let files grow to so many bytes: a write beyond fails as on a full disk."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size_bytes, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+def test_a_row_that_the_disk_has_no_room_for_is_kept_elsewhere(tmp_path, monkeypatch):
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "other"))
+    (tmp_path / "other").mkdir()
+    path = tmp_path / "r.csv"
+    rec.append(path, PLAIN)
+    while path.stat().st_size < 3 * len(",".join(rec.header())):
+        rec.append(path, PLAIN)
+    before = path.read_bytes()
+    with (
+        room_for(len(before) + 5),
+        pytest.raises(WriteError, match=r"r\.csv cannot be written .*kept in .*paralab-b\.csv"),
+    ):
+        rec.append(path, replace(PLAIN, run_id="b"))
+    with room_for(len(before) + 5), pytest.raises(WriteError):  # of that it could not be written
+        rec.append(path, replace(PLAIN, run_id="b", status="crash"))
+    assert path.read_bytes() == before, "no part of the row is left"
+    (kept,) = rec.read(tmp_path / "other" / "paralab-b.csv")
+    assert (kept.run_id, kept.status) == ("b", "ok")
+    with room_for(5), pytest.raises(WriteError, match=r"new\.csv cannot be written \([^)]*\): make room there$"):
+        rec.append(tmp_path / "new.csv", PLAIN)
+
+
+def test_a_log_that_the_disk_has_no_room_for_is_named(tmp_path):
+    log = StepLog(tmp_path / "rank0.jsonl")
+    with room_for(5), pytest.raises(WriteError, match=r"rank0\.jsonl cannot be written"):
+        log.write(StepRecord(step=1))
+    log.close()
 
 
 def test_numbers_that_are_not_finite_come_back(tmp_path):
