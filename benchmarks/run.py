@@ -16,7 +16,7 @@ if __name__ == "__main__":  # started as a file: the packages are beside this fo
 from parallel import heading
 from parallel.config import RunConfig, option
 from parallel.config import resolve as read_config
-from parallel.measure.clock import Moment
+from parallel.console.clock import Moment
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -10,11 +10,11 @@ from benchmarks.overhead import OverheadConfig, Pair
 from parallel import cluster, engines
 from parallel.case import RankResult, timed_steps
 from parallel.cluster import Mesh, Rank
+from parallel.console.clock import Moment
+from parallel.console.phases import Phases
 from parallel.data.dataset import Batch
 from parallel.failure import Progress
-from parallel.measure.clock import Moment
 from parallel.parity import training_batches
-from parallel.phases import Phases
 from parallel.planner import fit
 from parallel.resolve import Work, resolve
 from parallel.spec import Engine

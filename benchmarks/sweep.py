@@ -32,13 +32,13 @@ from benchmarks.work import WORK
 from parallel import heading
 from parallel.config import ENGINES, flags_of, option
 from parallel.config import resolve as read_config
+from parallel.console.phases import is_phase
 from parallel.errors import ConfigError, UsageError
 from parallel.layout import Layout
 from parallel.measure.environment import repository_state
 from parallel.measure.oom_killer import OomKiller
 from parallel.measure.record import RunRecord, append, parity_words, read
 from parallel.named import ALIASES, STRATEGIES
-from parallel.phases import is_phase
 
 _ROOT = Path(__file__).resolve().parent.parent
 DEFAULT_OUT = "runs/bench.csv"

@@ -22,12 +22,13 @@ import torch.distributed as dist
 
 from parallel import engines, parity
 from parallel.cluster import Mesh, Rank, default_backend
+from parallel.console.clock import Moment
+from parallel.console.phases import Phases, hidden
 from parallel.data.dataset import Batch
 from parallel.errors import DivergedError, RankError, WriteError
 from parallel.failure import Failure, Progress
 from parallel.layout import Layout
 from parallel.measure import memory
-from parallel.measure.clock import Moment
 from parallel.measure.environment import Environment
 from parallel.measure.exposed import ExposedCommunication, Split, exposed_share, straggler
 from parallel.measure.ledger import CommLedger, CommRow
@@ -41,7 +42,6 @@ from parallel.measure.timeline import Timeline, bubble_share, bubble_theory_shar
 from parallel.named import find
 from parallel.optimizer import learning_rate
 from parallel.parity import Certificate, training_batches
-from parallel.phases import Phases, hidden
 from parallel.planner.communication import predicted_sent, splits_backward
 from parallel.planner.memory import state_bytes
 from parallel.precision import DTYPES

@@ -12,7 +12,8 @@ from importlib import import_module
 from importlib.util import find_spec
 from types import FrameType
 
-from parallel import __version__, streams
+from parallel import __version__
+from parallel.console import streams
 from parallel.errors import ParalabError, StoppedError, UsageError, did_you_mean
 
 # name -> what it does, and the function that does it: it takes the arguments and returns the exit status

@@ -24,9 +24,10 @@ from uuid import uuid4
 
 import torch
 
-from parallel import cluster, streams
+from parallel import cluster
 from parallel.cluster import Rank
 from parallel.config import RunConfig
+from parallel.console import streams
 from parallel.errors import RankError, WorldError
 from parallel.failure import VICTIM_EXIT_STATUS, Failure, Progress, end_with, guard, heed_alarm, stopping
 from parallel.measure.oom_killer import OomKiller

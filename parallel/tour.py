@@ -19,11 +19,12 @@ from parallel.case import Asked, failed, run_case
 from parallel.cluster import Rank
 from parallel.commands import TourConfig
 from parallel.config import RunConfig
+from parallel.console.clock import Moment
+from parallel.console.phases import Phases
 from parallel.errors import FitError, LayoutError, RankError
 from parallel.failure import Failure, Progress, guard
 from parallel.launch import launch
 from parallel.measure.allowed import cores_allowed
-from parallel.measure.clock import Moment
 from parallel.measure.record import (
     WHOLE,
     RunRecord,
@@ -36,7 +37,6 @@ from parallel.measure.record import (
     sent_bytes,
 )
 from parallel.parity import References
-from parallel.phases import Phases
 from parallel.planner import fit
 from parallel.resolve import Work, machine_processes, resolve
 from parallel.scope import prove_on

@@ -18,10 +18,10 @@ from typing import TYPE_CHECKING, Any
 from parallel import heading, named
 from parallel.config import RunConfig, make_parser, option
 from parallel.config import resolve as read_config
+from parallel.console.clock import Moment
+from parallel.console.phases import Phases
 from parallel.errors import ConfigError, RankError, did_you_mean
 from parallel.files import load
-from parallel.measure.clock import Moment
-from parallel.phases import Phases
 from parallel.training import sinks
 
 if TYPE_CHECKING:  # they import torch: `--help` and the first line do not wait for it

@@ -16,13 +16,13 @@ from parallel import around, cluster, model_rules, named, parity, scope
 from parallel.around import Agreement
 from parallel.cluster import Rank
 from parallel.commands import VerifyConfig
+from parallel.console.clock import Moment
+from parallel.console.phases import Phases
 from parallel.errors import FitError, LayoutError, UsageError
 from parallel.failure import Progress
 from parallel.launch import launch
 from parallel.layout import SCHEDULES, Layout
-from parallel.measure.clock import Moment
 from parallel.parity import Certificate, References
-from parallel.phases import Phases
 from parallel.planner import fit
 from parallel.resolve import Work, machine_processes, resolve
 

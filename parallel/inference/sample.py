@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from parallel.arguments import Parser, whole
+from parallel.console.outputs import check_writable
 from parallel.errors import ConfigError, DataError
-from parallel.outputs import check_writable
 
 if TYPE_CHECKING:
     import torch

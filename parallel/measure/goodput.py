@@ -13,7 +13,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from parallel.measure.clock import Moment
+from parallel.console.clock import Moment
 from parallel.measure.record import LogRecord, StepRecord
 
 FILE = "progress.json"

@@ -29,10 +29,10 @@ from hashlib import sha256
 from pathlib import Path
 from typing import IO, Any, Literal, Protocol, Union, get_args, get_origin, get_type_hints
 
+from parallel.console.outputs import check_writable
 from parallel.errors import DataError, UsageError, WriteError
 from parallel.measure import sheet
 from parallel.measure.sheet import Line
-from parallel.outputs import check_writable
 
 
 @dataclass(frozen=True)

@@ -23,17 +23,17 @@ from parallel import checkpoint, cluster, engines
 from parallel.case import Asked, describe, failed, shared
 from parallel.checkpoint import Saver
 from parallel.cluster import Mesh, Rank
+from parallel.console.clock import Moment
+from parallel.console.phases import Phases
 from parallel.errors import DataError, DivergedError
 from parallel.failure import Failure, Progress, guard
 from parallel.initialise import seed_generators
 from parallel.measure import memory
-from parallel.measure.clock import Moment
 from parallel.measure.goodput import Pulse, read_progress
 from parallel.measure.record import LogWriter, RunRecord, StepLog, StepRecord, append, read_log, set_aside
 from parallel.measure.roofline import device_peak, share_of_peak
 from parallel.optimizer import learning_rate
 from parallel.parity import training_batches
-from parallel.phases import Phases
 from parallel.planner import fit
 from parallel.precision import DTYPES
 from parallel.resolve import Work, resolve

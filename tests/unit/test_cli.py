@@ -14,10 +14,10 @@ from types import SimpleNamespace
 import pytest
 
 from parallel import cli
+from parallel.console.outputs import check_writable, write_whole
 from parallel.errors import DivergedError, LayoutError
 from parallel.measure import allowed
 from parallel.measure.environment import Environment
-from parallel.outputs import check_writable, write_whole
 
 
 def run_command(monkeypatch: pytest.MonkeyPatch, function, *argv: str) -> int:

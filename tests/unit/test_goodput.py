@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from parallel.measure import clock as measure_clock
-from parallel.measure.clock import Moment
+from parallel.console import clock as measure_clock
+from parallel.console.clock import Moment
 from parallel.measure.goodput import FILE, Pulse, RunProgress, read_progress
 from parallel.measure.record import StepRecord
 

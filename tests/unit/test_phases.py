@@ -6,13 +6,14 @@ import sys
 
 import pytest
 
-from parallel import phases, verify
+from parallel import verify
 from parallel.cluster import Rank
 from parallel.commands import VerifyConfig
+from parallel.console import phases
+from parallel.console.clock import Moment
+from parallel.console.phases import Phases, hidden, is_phase
 from parallel.failure import Progress
 from parallel.layout import Layout
-from parallel.measure.clock import Moment
-from parallel.phases import Phases, hidden, is_phase
 
 
 class Terminal(io.StringIO):

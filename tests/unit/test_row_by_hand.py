@@ -19,9 +19,9 @@ from parallel import case
 from parallel.case import Asked, RankResult
 from parallel.cluster import Mesh, Rank
 from parallel.config import RunConfig
+from parallel.console.clock import Moment
 from parallel.failure import Failure
 from parallel.measure import roofline
-from parallel.measure.clock import Moment
 from parallel.measure.environment import Environment
 from parallel.measure.exposed import Split
 from parallel.measure.ledger import CommRow
