@@ -27,9 +27,9 @@ from benchmarks.verdict import (
     compare_files,
 )
 from benchmarks.work import amount
-from parallel.arguments import Parser
 from parallel.errors import ParalabError, UsageError, did_you_mean
 from parallel.measure.record import harmless, one_line
+from parallel.options.arguments import Parser
 
 _EPILOG = """exit status:
   0  fine; with --fail-over: no variant is worse by more than PERCENT

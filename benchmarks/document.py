@@ -16,8 +16,8 @@ from benchmarks.run import CaseConfig
 from benchmarks.scaling import ScaleConfig
 from benchmarks.sweep import SweepConfig
 from parallel.commands import TourConfig, VerifyConfig
-from parallel.config import RunConfig, make_parser
 from parallel.measure.record import GROUPS, RENAMED, SCHEMA, RunRecord
+from parallel.options.config import RunConfig, make_parser
 from parallel.train import TrainConfig
 
 # the commands whose options go beyond those of every run, and what they build on

@@ -6,10 +6,10 @@ from itertools import count
 from typing import Any
 
 from benchmarks.run import CaseConfig
-from parallel.config import COMPILE_MODES
 from parallel.errors import UsageError
-from parallel.measure.allowed import memory_allowed_bytes
 from parallel.measure.record import RunRecord
+from parallel.options.config import COMPILE_MODES
+from parallel.processes.allowed import memory_allowed_bytes
 
 BATCH = "batch"  # doubled until it does not fit
 SMALLEST_BATCH = 8
@@ -106,7 +106,7 @@ def _changed(base: CaseConfig, name: str, **change: Any) -> CaseConfig | None:
 
 def _realised(case: CaseConfig) -> dict[str, Any]:
     """Return the options of a case with nothing left open."""
-    from parallel.cluster import Rank
+    from parallel.processes.cluster import Rank
     from parallel.resolve import resolve
 
     work = resolve(case)

@@ -11,9 +11,9 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from benchmarks.stats import median_interval
-from parallel import heading
-from parallel.config import RunConfig, option
-from parallel.config import resolve as read_config
+from parallel.options import heading
+from parallel.options.config import RunConfig, option
+from parallel.options.config import resolve as read_config
 
 LIMIT = 1.01
 
@@ -38,9 +38,9 @@ def main(argv: list[str]) -> int:
     config = read_config(argv, config=OverheadConfig, prog="paralab overhead", description=__doc__)
     pairs = f"{config.pairs} pairs of {config.steps} steps"
     heading.show(f"overhead of {heading.model_of(config)}: {heading.joined(heading.division_of(config), pairs)}")
-    from parallel.cluster import Rank
-    from parallel.launch import launch
     from parallel.planner import fit
+    from parallel.processes.cluster import Rank
+    from parallel.processes.launch import launch
     from parallel.resolve import resolve
 
     work = resolve(config)

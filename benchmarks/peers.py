@@ -17,13 +17,13 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from parallel import heading
-from parallel.config import RunConfig, option
-from parallel.config import resolve as read_config
 from parallel.errors import RankError, WorldError
 from parallel.layout import Layout
 from parallel.measure.environment import Environment
 from parallel.measure.record import MEMORY_CATEGORIES, RunRecord
+from parallel.options import heading
+from parallel.options.config import RunConfig, option
+from parallel.options.config import resolve as read_config
 
 _ROOT = Path(__file__).resolve().parent.parent
 _PREFIX = "peers-result "  # torchrun mixes other lines into the output
@@ -199,7 +199,7 @@ def _table(results: Results, config: PeersConfig, targets: Mapping[tuple[str, st
 
 def _memory(config: PeersConfig) -> list[RunRecord]:
     """Measure one step of each ZeRO stage. Called last: it changes the environment of processes started after it."""
-    from parallel.launch import launch
+    from parallel.processes.launch import launch
 
     run = {declared.name: getattr(config, declared.name) for declared in fields(RunConfig)}
     records = []
@@ -213,8 +213,8 @@ def _memory(config: PeersConfig) -> list[RunRecord]:
 
 def measure_memory(rank: Any, progress: Any, run: RunConfig) -> RunRecord:
     """Return the record of a case, on every rank."""
-    from parallel import cluster
     from parallel.case import Asked, run_case
+    from parallel.processes import cluster
     from parallel.resolve import resolve
 
     work = resolve(run)
@@ -246,11 +246,12 @@ def _work(arm: str, argv: list[str]) -> int:
     import torch.distributed as dist
 
     from benchmarks import by_hand
-    from parallel import cluster, engines
-    from parallel.cluster import Rank
+    from parallel import engines
     from parallel.measure.roofline import measured_peak
     from parallel.parity import training_batches
     from parallel.precision import DTYPES
+    from parallel.processes import cluster
+    from parallel.processes.cluster import Rank
     from parallel.resolve import resolve
 
     config = read_config(argv, config=PeersConfig, prog="paralab peers")

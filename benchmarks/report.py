@@ -20,10 +20,10 @@ from benchmarks import sections, work
 from benchmarks.compare import ratio_text, verdict_text
 from benchmarks.sources import Source, load
 from benchmarks.work import amount
-from parallel.arguments import Parser
 from parallel.console.outputs import check_writable, write_whole
 from parallel.errors import ParalabError, UsageError
 from parallel.measure.record import one_line
+from parallel.options.arguments import Parser
 
 HERE = Path(__file__).parent
 

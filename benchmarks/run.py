@@ -13,10 +13,10 @@ from pathlib import Path
 if __name__ == "__main__":  # started as a file: the packages are beside this folder
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
-from parallel import heading
-from parallel.config import RunConfig, option
-from parallel.config import resolve as read_config
 from parallel.console.clock import Moment
+from parallel.options import heading
+from parallel.options.config import RunConfig, option
+from parallel.options.config import resolve as read_config
 
 
 @dataclass(frozen=True, kw_only=True)

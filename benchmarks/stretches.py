@@ -7,15 +7,16 @@ import torch
 import torch.distributed as dist
 
 from benchmarks.overhead import OverheadConfig, Pair
-from parallel import cluster, engines
+from parallel import engines
 from parallel.case import RankResult, timed_steps
-from parallel.cluster import Mesh, Rank
 from parallel.console.clock import Moment
 from parallel.console.phases import Phases
 from parallel.data.dataset import Batch
-from parallel.failure import Progress
 from parallel.parity import training_batches
 from parallel.planner import fit
+from parallel.processes import cluster
+from parallel.processes.cluster import Mesh, Rank
+from parallel.processes.failure import Progress
 from parallel.resolve import Work, resolve
 from parallel.spec import Engine
 

@@ -29,16 +29,16 @@ from uuid import uuid4
 from benchmarks import levers as device_levers
 from benchmarks.run import CaseConfig
 from benchmarks.work import WORK
-from parallel import heading
-from parallel.config import ENGINES, flags_of, option
-from parallel.config import resolve as read_config
 from parallel.console.phases import is_phase
 from parallel.errors import ConfigError, UsageError
 from parallel.layout import Layout
 from parallel.measure.environment import repository_state
-from parallel.measure.oom_killer import OomKiller
 from parallel.measure.record import RunRecord, append, parity_words, read
 from parallel.named import ALIASES, STRATEGIES
+from parallel.options import heading
+from parallel.options.config import ENGINES, flags_of, option
+from parallel.options.config import resolve as read_config
+from parallel.processes.oom_killer import OomKiller
 
 _ROOT = Path(__file__).resolve().parent.parent
 DEFAULT_OUT = "runs/bench.csv"

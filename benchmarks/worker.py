@@ -4,17 +4,17 @@ import sys
 from dataclasses import replace
 from typing import Any
 
-from parallel import cluster
 from parallel.case import Asked, failed, record_failure, run_case, shared
-from parallel.cluster import Rank
 from parallel.console.clock import Moment
 from parallel.console.phases import Phases
 from parallel.errors import RankError
-from parallel.failure import Failure, Progress, guard
-from parallel.launch import launch
 from parallel.measure.record import WHOLE, RunRecord, StepLog, append, check_appendable, log_path, sent_bytes
 from parallel.parity import References
 from parallel.planner import fit
+from parallel.processes import cluster
+from parallel.processes.cluster import Rank
+from parallel.processes.failure import Failure, Progress, guard
+from parallel.processes.launch import launch
 from parallel.resolve import alone, resolve
 from parallel.scope import prove_on
 

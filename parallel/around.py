@@ -10,10 +10,10 @@ import torch
 import torch.distributed as dist
 
 from parallel import checkpoint, engines, parity
-from parallel.cluster import Mesh
 from parallel.data.dataset import Batch
 from parallel.layout import Layout
 from parallel.parity import training_batches
+from parallel.processes.cluster import Mesh
 from parallel.resolve import Work
 from parallel.training.evaluate import Evaluator
 

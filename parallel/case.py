@@ -21,12 +21,10 @@ import torch
 import torch.distributed as dist
 
 from parallel import engines, parity
-from parallel.cluster import Mesh, Rank, default_backend
 from parallel.console.clock import Moment
 from parallel.console.phases import Phases, hidden
 from parallel.data.dataset import Batch
 from parallel.errors import DivergedError, RankError, WriteError
-from parallel.failure import Failure, Progress
 from parallel.layout import Layout
 from parallel.measure import memory
 from parallel.measure.environment import Environment
@@ -45,6 +43,8 @@ from parallel.parity import Certificate, training_batches
 from parallel.planner.communication import predicted_sent, splits_backward
 from parallel.planner.memory import state_bytes
 from parallel.precision import DTYPES
+from parallel.processes.cluster import Mesh, Rank, default_backend
+from parallel.processes.failure import Failure, Progress
 from parallel.recompute import recomputation_ratio
 from parallel.resolve import Work
 from parallel.scope import Proof

@@ -13,9 +13,9 @@ from pathlib import Path
 
 from models import SPECS
 from models.spec import ModelSpec
-from parallel.arguments import Parser
 from parallel.errors import ConfigError, ModelError, did_you_mean
 from parallel.model_rules import broken
+from parallel.options.arguments import Parser
 
 
 def main(argv: list[str]) -> int:

@@ -2,10 +2,10 @@
 
 from dataclasses import dataclass
 
-from parallel import heading
-from parallel.config import RunConfig, option
-from parallel.config import resolve as read_config
 from parallel.errors import ConfigError
+from parallel.options import heading
+from parallel.options.config import RunConfig, option
+from parallel.options.config import resolve as read_config
 
 _TOUR = """Train one model under every strategy that fits this machine, side by side: `paralab tour`.
 

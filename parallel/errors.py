@@ -7,6 +7,10 @@ line and ends with `exit_status`; no stack trace is shown for these.
 import signal
 from collections.abc import Iterable
 from difflib import get_close_matches
+from typing import Literal
+
+# How a run ended, as its row says it.
+Status = Literal["ok", "oom", "hang", "crash", "diverged", "aborted"]
 
 
 class ParalabError(Exception):

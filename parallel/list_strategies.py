@@ -3,8 +3,8 @@
 import argparse
 from collections.abc import Sequence
 
-from parallel.arguments import Parser, whole
 from parallel.named import STRATEGIES, Strategy, example
+from parallel.options.arguments import Parser, whole
 
 
 def main(argv: Sequence[str]) -> int:

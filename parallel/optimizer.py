@@ -13,8 +13,8 @@ import torch
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
-from parallel.config import RunConfig
 from parallel.initialise import local
+from parallel.options.config import RunConfig
 
 
 def learning_rate(run: RunConfig, step: int) -> float:

@@ -14,13 +14,13 @@ import torch.distributed as dist
 from torch import Tensor
 
 from parallel import engines
-from parallel.cluster import Mesh
-from parallel.config import RunConfig
 from parallel.data import batches
 from parallel.data.dataset import Batch
 from parallel.initialise import first_value, local, local_slices
 from parallel.layout import Layout
 from parallel.movement import Compared, Measure, by_element, by_projection, by_rms, compare, over_pieces
+from parallel.options.config import RunConfig
+from parallel.processes.cluster import Mesh
 from parallel.resolve import Work
 from parallel.spec import Engine
 

@@ -13,15 +13,16 @@ from torch import nn
 
 from models import SPECS
 from models.spec import ModelSpec
-from parallel import cluster, engines, named, strategies
-from parallel.cluster import Mesh, Rank
-from parallel.config import RunConfig, flags_of
+from parallel import engines, named, strategies
 from parallel.data import Compact, TextOptions, count_classes, open_dataset
 from parallel.data.dataset import Dataset
 from parallel.errors import ConfigError, LayoutError, did_you_mean
 from parallel.layout import Division, Layout
 from parallel.named import STRATEGIES
+from parallel.options.config import RunConfig, flags_of
 from parallel.precision import weight_dtype
+from parallel.processes import cluster
+from parallel.processes.cluster import Mesh, Rank
 from parallel.spec import BuildContext
 
 # Samples in a step when none is asked for: a second or so of work on a laptop at the default size.

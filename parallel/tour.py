@@ -14,17 +14,12 @@ from typing import ClassVar
 import torch
 import torch.distributed as dist
 
-from parallel import cluster, named
+from parallel import named
 from parallel.case import Asked, failed, run_case
-from parallel.cluster import Rank
 from parallel.commands import TourConfig
-from parallel.config import RunConfig
 from parallel.console.clock import Moment
 from parallel.console.phases import Phases
 from parallel.errors import FitError, LayoutError, RankError
-from parallel.failure import Failure, Progress, guard
-from parallel.launch import launch
-from parallel.measure.allowed import cores_allowed
 from parallel.measure.record import (
     WHOLE,
     RunRecord,
@@ -36,8 +31,14 @@ from parallel.measure.record import (
     read,
     sent_bytes,
 )
+from parallel.options.config import RunConfig
 from parallel.parity import References
 from parallel.planner import fit
+from parallel.processes import cluster
+from parallel.processes.allowed import cores_allowed
+from parallel.processes.cluster import Rank
+from parallel.processes.failure import Failure, Progress, guard
+from parallel.processes.launch import launch
 from parallel.resolve import Work, machine_processes, resolve
 from parallel.scope import prove_on
 

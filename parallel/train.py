@@ -15,17 +15,18 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from parallel import heading, named
-from parallel.config import RunConfig, make_parser, option
-from parallel.config import resolve as read_config
+from parallel import named
 from parallel.console.clock import Moment
 from parallel.console.phases import Phases
 from parallel.errors import ConfigError, RankError, did_you_mean
-from parallel.files import load
+from parallel.options import heading
+from parallel.options.config import RunConfig, make_parser, option
+from parallel.options.config import resolve as read_config
+from parallel.options.files import load
 from parallel.training import sinks
 
 if TYPE_CHECKING:  # they import torch: `--help` and the first line do not wait for it
-    from parallel.cluster import Rank
+    from parallel.processes.cluster import Rank
     from parallel.resolve import Work
 
 PRESETS: Mapping[str, Mapping[str, Any]] = {
@@ -153,7 +154,7 @@ def main(argv: list[str]) -> int:
 
 
 def _train(argv: list[str], typed: TrainConfig, given: Mapping[str, Any], began: Moment, phases: Phases) -> int:
-    from parallel.cluster import Rank
+    from parallel.processes.cluster import Rank
     from parallel.resolve import resolve
 
     rank = Rank.from_env()
@@ -183,8 +184,8 @@ def _launch(work: "Work", config: TrainConfig, argv: list[str], rank: "Rank", be
     from torch.distributed.elastic.multiprocessing.api import SignalException
 
     from parallel.case import Asked, failed, record_failure
-    from parallel.launch import launch
     from parallel.measure.record import append
+    from parallel.processes.launch import launch
 
     if rank.elastic and rank.is_main and rank.world_size > work.layout.world_size:
         print(_standing_by(work, rank), flush=True)

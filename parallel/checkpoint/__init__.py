@@ -37,10 +37,10 @@ from parallel.checkpoint.folder import (
     read_facts,
     verify,
 )
-from parallel.cluster import Mesh
 from parallel.engines.deepspeed import ZeroEngine
 from parallel.engines.native import NativeEngine
 from parallel.errors import ConfigError, DataError, NewerFormatError
+from parallel.processes.cluster import Mesh
 from parallel.resolve import Work
 from parallel.spec import BuildContext
 

@@ -9,11 +9,11 @@ from torch import Tensor, nn
 
 from parallel import checkpoint
 from parallel.checkpoint.folder import FACTS
-from parallel.cluster import Rank
-from parallel.config import RunConfig
 from parallel.errors import DataError, UsageError
 from parallel.initialise import tie
 from parallel.layout import Layout
+from parallel.options.config import RunConfig
+from parallel.processes.cluster import Rank
 from parallel.resolve import Work, resolve
 
 # What says which model it is, and not how it was divided.

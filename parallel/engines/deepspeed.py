@@ -20,12 +20,12 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from parallel import cluster
 from parallel.data.dataset import Batch
 from parallel.engines import deepspeed_config, realised
 from parallel.engines.native import LossScale
 from parallel.errors import WorldError
 from parallel.optimizer import learning_rate, make_optimizer, make_pieces
+from parallel.processes import cluster
 from parallel.spec import BuildContext, Engine, StepResult
 from parallel.strategies import hybrid, pipeline
 

@@ -10,7 +10,6 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from parallel.config import RunConfig
 from parallel.engines.deepspeed_keys import (
     KEYS,
     OPTIMIZER_PARAMS,
@@ -22,7 +21,8 @@ from parallel.engines.deepspeed_keys import (
     Rule,
 )
 from parallel.errors import ConfigError, did_you_mean
-from parallel.files import load
+from parallel.options.config import RunConfig
+from parallel.options.files import load
 from parallel.spec import Planned
 
 PRECISIONS = ("fp32", "bf16")

@@ -11,11 +11,11 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
-from parallel.cluster import Mesh
 from parallel.data.dataset import Batch
 from parallel.initialise import local
 from parallel.optimizer import Piece, learning_rate
 from parallel.precision import in_dtype, weight_dtype
+from parallel.processes.cluster import Mesh
 from parallel.spec import BuildContext, StepResult
 
 

@@ -5,8 +5,8 @@ from typing import Any
 
 from torch import nn
 
-from parallel.config import RunConfig
 from parallel.errors import ConfigError
+from parallel.options.config import RunConfig
 from parallel.recompute import is_recomputed
 
 

@@ -5,8 +5,8 @@ import sys
 from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING
 
-from parallel.arguments import Parser, positive, share, whole
 from parallel.errors import ConfigError
+from parallel.options.arguments import Parser, positive, share, whole
 
 if TYPE_CHECKING:
     from parallel.data.tokenizer import Tokenizer

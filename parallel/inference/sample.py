@@ -9,9 +9,9 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from parallel.arguments import Parser, whole
 from parallel.console.outputs import check_writable
 from parallel.errors import ConfigError, DataError
+from parallel.options.arguments import Parser, whole
 
 if TYPE_CHECKING:
     import torch

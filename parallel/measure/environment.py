@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
-from parallel.measure.allowed import cores_allowed
 from parallel.measure.nvml import NvmlDevice, cuda_uuid
+from parallel.processes.allowed import cores_allowed
 
 LINK = "PARALAB_LINK_MBIT_PER_S"  # set by `paralab cluster`
 _REPOSITORY = Path(__file__).resolve().parents[2]

@@ -30,7 +30,7 @@ from pathlib import Path
 from typing import IO, Any, Literal, Protocol, Union, get_args, get_origin, get_type_hints
 
 from parallel.console.outputs import check_writable
-from parallel.errors import DataError, UsageError, WriteError
+from parallel.errors import DataError, Status, UsageError, WriteError
 from parallel.measure import sheet
 from parallel.measure.sheet import Line
 
@@ -62,7 +62,6 @@ CHANGES: dict[int, Change] = {
 RENAMED = {old: new for number in sorted(CHANGES) for old, new in CHANGES[number].renamed.items()}
 SCHEMA = max(CHANGES, default=COUNTED_FROM)
 
-Status = Literal["ok", "oom", "hang", "crash", "diverged", "aborted"]
 Device = Literal["cpu", "cuda"]
 
 STATE_CATEGORIES = ("parameters", "gradients", "optimizer")

@@ -13,8 +13,8 @@ from pathlib import Path
 
 import psutil
 
-from parallel.measure.allowed import cores_allowed
 from parallel.measure.nvml import NvmlDevice
+from parallel.processes.allowed import cores_allowed
 
 
 @dataclass(frozen=True, kw_only=True)

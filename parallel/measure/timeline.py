@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 import torch
 import torch.distributed as dist
 
-from parallel.cluster import Mesh
 from parallel.measure.record import SpanRecord
+from parallel.processes.cluster import Mesh
 
 if TYPE_CHECKING:
     from torch.distributed.pipelining import PipelineStage

@@ -10,7 +10,6 @@ import socket
 import time
 from datetime import timedelta
 
-import psutil
 import torch.distributed as dist
 from torch.distributed.elastic.rendezvous import RendezvousInfo, RendezvousParameters, rendezvous_handler_registry
 from torch.distributed.elastic.rendezvous.api import RendezvousStoreInfo
@@ -18,6 +17,7 @@ from torch.distributed.elastic.rendezvous.c10d_rendezvous_backend import C10dRen
 from torch.distributed.elastic.rendezvous.dynamic_rendezvous import DynamicRendezvousHandler, RendezvousTimeout
 
 from parallel.errors import WorldError
+from parallel.processes.interfaces import resolve
 
 RENDEZVOUS = "paralab"  # the name under which torch's launcher finds it
 
@@ -102,7 +102,7 @@ def listen(address: str, port: int) -> socket.socket:
 
     Raises: WorldError when the port is taken (a free one is named) or the address belongs to another machine.
     """
-    family, target = _resolve(address, port)
+    family, target = resolve(address, port)
     try:
         return socket.create_server(target, family=family)
     except OSError as error:
@@ -120,7 +120,7 @@ def listen(address: str, port: int) -> socket.socket:
 
 def wait_for_port(host: str, port: int, *, timeout_s: float) -> None:
     """Return when `host` accepts connections on `port`. Raises: WorldError after `timeout_s`."""
-    _, target = _resolve(host, port)
+    _, target = resolve(host, port)
     deadline_s = time.monotonic() + timeout_s
     while True:
         try:
@@ -137,24 +137,7 @@ def wait_for_port(host: str, port: int, *, timeout_s: float) -> None:
 
 def address_towards(host: str, port: int) -> str:
     """Return the address of this machine that reaches `host`, by its routing table; sends nothing."""
-    family, target = _resolve(host, port)
+    family, target = resolve(host, port)
     with socket.socket(family, socket.SOCK_DGRAM) as probe:
         probe.connect(target)
         return probe.getsockname()[0]
-
-
-def interface_of(address: str) -> str:
-    """Return the name of the network interface that has `address` (a name or a number), such as eth0."""
-    _, (number, _) = _resolve(address, 0)
-    for name, addresses in psutil.net_if_addrs().items():
-        if any(found.address.split("%")[0] == number for found in addresses):
-            return name
-    return "lo"  # every other address of 127.0.0.0/8
-
-
-def _resolve(host: str, port: int) -> tuple[socket.AddressFamily, tuple[str, int]]:
-    try:
-        family, _, _, _, target = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
-    except socket.gaierror as error:
-        raise WorldError(f"{host} is not known here ({error.strerror}): give an address that node 0 has") from error
-    return family, (str(target[0]), int(target[1]))

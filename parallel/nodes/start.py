@@ -18,11 +18,11 @@ from dataclasses import dataclass
 from types import FrameType
 from typing import TYPE_CHECKING, NoReturn
 
-from parallel.arguments import Parser
 from parallel.cli import COMMANDS
 from parallel.cli import main as paralab
 from parallel.errors import UsageError, WorldError, did_you_mean
-from parallel.measure.oom_killer import OomKiller
+from parallel.options.arguments import Parser
+from parallel.processes.oom_killer import OomKiller
 
 if TYPE_CHECKING:
     from torch.distributed.elastic.multiprocessing.errors import ProcessFailure
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
     from parallel.nodes.roster import Roster
 
-VICTIM_EXIT_STATUS = 70  # of `parallel.failure`: a rank that ended because another one did
+VICTIM_EXIT_STATUS = 70  # of `parallel.processes.failure`: a rank that ended because another one did
 
 
 @dataclass(frozen=True)
@@ -142,8 +142,9 @@ def _report(roster: "Roster", who: str, failure: "ProcessFailure", oom_killer: O
 def _launch_config(request: NodeRequest, roster: "Roster") -> "LaunchConfig":
     from torch.distributed.launcher.api import LaunchConfig
 
-    from parallel.cluster import ALARM, ELASTIC, LAUNCH
-    from parallel.nodes.rendezvous import interface_of, register_rendezvous
+    from parallel.nodes.rendezvous import register_rendezvous
+    from parallel.processes.cluster import ALARM, ELASTIC, LAUNCH
+    from parallel.processes.interfaces import interface_of
 
     if not request.max_restarts:  # one line says what failed; of restarts, torch tells
         logging.disable(logging.ERROR)

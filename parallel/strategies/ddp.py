@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from models.spec import Reducing
-from parallel.cluster import Mesh
 from parallel.initialise import local
+from parallel.processes.cluster import Mesh
 
 BUCKET_BYTES = 25 << 20  # as DistributedDataParallel
 

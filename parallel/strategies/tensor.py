@@ -25,9 +25,9 @@ from torch.distributed.tensor.parallel import (
 )
 
 from models.spec import Style
-from parallel.cluster import Mesh
 from parallel.initialise import local
 from parallel.layout import Layout
+from parallel.processes.cluster import Mesh
 
 _SEQUENCE = Shard(1)  # activations are (batch, sequence, hidden)
 

@@ -19,14 +19,12 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from parallel import checkpoint, cluster, engines
+from parallel import checkpoint, engines
 from parallel.case import Asked, describe, failed, shared
 from parallel.checkpoint import Saver
-from parallel.cluster import Mesh, Rank
 from parallel.console.clock import Moment
 from parallel.console.phases import Phases
 from parallel.errors import DataError, DivergedError
-from parallel.failure import Failure, Progress, guard
 from parallel.initialise import seed_generators
 from parallel.measure import memory
 from parallel.measure.goodput import Pulse, read_progress
@@ -36,6 +34,9 @@ from parallel.optimizer import learning_rate
 from parallel.parity import training_batches
 from parallel.planner import fit
 from parallel.precision import DTYPES
+from parallel.processes import cluster
+from parallel.processes.cluster import Mesh, Rank
+from parallel.processes.failure import Failure, Progress, guard
 from parallel.resolve import Work, resolve
 from parallel.spec import StepResult
 from parallel.train import IN_FOLDER, SET_ASIDE, TrainConfig, config_file, log_file

@@ -7,8 +7,8 @@
 import argparse
 from pathlib import Path
 
-from parallel.arguments import Parser, new_folder
 from parallel.errors import ConfigError
+from parallel.options.arguments import Parser, new_folder
 
 
 def main(argv: list[str]) -> int:

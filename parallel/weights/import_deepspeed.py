@@ -10,8 +10,8 @@ import contextlib
 import sys
 from pathlib import Path
 
-from parallel.arguments import Parser, new_folder
 from parallel.errors import ConfigError, DataError
+from parallel.options.arguments import Parser, new_folder
 
 
 def main(argv: list[str]) -> int:

@@ -6,16 +6,17 @@ import pytest
 import torch.distributed as dist
 from torch import Tensor
 
-from parallel import cluster, parity, scope, strategies
-from parallel.cluster import Mesh, Rank
-from parallel.config import RunConfig
+from parallel import parity, scope, strategies
 from parallel.errors import FitError
 from parallel.initialise import local, local_slice
 from parallel.layout import Layout
 from parallel.measure.memory import MemoryCensus
+from parallel.options.config import RunConfig
 from parallel.parity import Certificate
 from parallel.planner import fit
 from parallel.planner.memory import state_bytes
+from parallel.processes import cluster
+from parallel.processes.cluster import Mesh, Rank
 from parallel.resolve import resolve
 from parallel.strategies import ddp, zero
 

@@ -7,12 +7,13 @@ from typing import Any
 import torch.distributed as dist
 from torch.distributed.tensor import DTensor
 
-from parallel import checkpoint, cluster, engines, parity
-from parallel.cluster import Mesh, Rank
-from parallel.config import RunConfig
+from parallel import checkpoint, engines, parity
 from parallel.measure.exposed import ExposedCommunication, Split
 from parallel.measure.memory import MemoryCensus, MemoryReport
+from parallel.options.config import RunConfig
 from parallel.parity import Certificate, Trace
+from parallel.processes import cluster
+from parallel.processes.cluster import Mesh, Rank
 from parallel.resolve import Work, resolve
 from parallel.training.evaluate import Evaluator, Validation
 from parallel.weights.start_from import start_from

@@ -11,12 +11,12 @@ import torch.distributed as dist
 
 from parallel import checkpoint, strategies
 from parallel.checkpoint import Saver
-from parallel.cluster import Rank, make_mesh
-from parallel.config import RunConfig
 from parallel.engines.native import NativeEngine
 from parallel.errors import DataError
 from parallel.layout import Layout
+from parallel.options.config import RunConfig
 from parallel.parity import training_batches
+from parallel.processes.cluster import Rank, make_mesh
 from parallel.resolve import resolve
 from tests.dist.workers import WorkerPool
 

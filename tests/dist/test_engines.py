@@ -12,10 +12,10 @@ import torch
 
 from models import SPECS
 from parallel import cli, strategies
-from parallel.cluster import Mesh
-from parallel.config import RunConfig
 from parallel.layout import Layout
+from parallel.options.config import RunConfig
 from parallel.parity import training_batches
+from parallel.processes.cluster import Mesh
 from parallel.resolve import resolve
 from parallel.weights.start_from import start_from
 from tests.dist.workers import Failed, WorkerPool

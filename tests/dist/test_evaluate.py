@@ -5,11 +5,12 @@ from typing import Any
 import pytest
 import torch
 
-from parallel import cluster, strategies
-from parallel.cluster import Rank
-from parallel.config import RunConfig
+from parallel import strategies
 from parallel.layout import Layout
+from parallel.options.config import RunConfig
 from parallel.parity import training_batches
+from parallel.processes import cluster
+from parallel.processes.cluster import Rank
 from parallel.resolve import resolve
 from parallel.training.evaluate import Evaluator, Validation
 from tests.dist.workers import WorkerPool

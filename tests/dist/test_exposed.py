@@ -2,9 +2,9 @@
 
 import pytest
 
-from parallel.config import RunConfig
 from parallel.layout import Layout
 from parallel.measure.exposed import exposed_share, straggler
+from parallel.options.config import RunConfig
 from tests.dist.workers import WorkerPool
 
 

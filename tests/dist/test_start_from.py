@@ -6,11 +6,12 @@ import pytest
 import torch
 
 from models import SPECS
-from parallel import cluster, parity, strategies
-from parallel.cluster import Rank
-from parallel.config import RunConfig
+from parallel import parity, strategies
 from parallel.initialise import initialise
 from parallel.layout import Layout
+from parallel.options.config import RunConfig
+from parallel.processes import cluster
+from parallel.processes.cluster import Rank
 from parallel.resolve import resolve
 from parallel.weights.hugging_face import to_hugging_face
 from parallel.weights.start_from import start_from

@@ -4,8 +4,8 @@ from dataclasses import replace
 
 import pytest
 
-from parallel.config import RunConfig
 from parallel.layout import Layout
+from parallel.options.config import RunConfig
 from tests.dist.workers import WorkerPool
 
 

@@ -4,13 +4,14 @@ from itertools import product
 
 import pytest
 
-from parallel import cluster, engines
-from parallel.cluster import Rank
-from parallel.config import RunConfig
+from parallel import engines
 from parallel.layout import Layout
 from parallel.measure.record import SpanRecord
 from parallel.measure.timeline import Timeline, bubble_share
+from parallel.options.config import RunConfig
 from parallel.parity import training_batches
+from parallel.processes import cluster
+from parallel.processes.cluster import Rank
 from parallel.resolve import resolve
 from parallel.strategies.pipeline import pass_order, stages_of
 from tests.dist.workers import WorkerPool

@@ -79,7 +79,7 @@ class WorkerPool:
 
 
 def _work(rank: int, world_size: int, store: str, inbox: Any, outbox: Any) -> None:
-    from parallel import cluster
+    from parallel.processes import cluster
 
     me = cluster.Rank(rank, world_size, rank, world_size, "pool")
     cluster.join(me, threads=1, init_method=f"file://{store}")

@@ -21,12 +21,13 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from parallel import cli, launch
+from parallel import cli
 from parallel.checkpoint.storage import Writer
-from parallel.cluster import Rank
 from parallel.data.dataset import Batch
 from parallel.engines.native import NativeEngine
-from parallel.failure import Progress
+from parallel.processes import launch
+from parallel.processes.cluster import Rank
+from parallel.processes.failure import Progress
 from parallel.spec import StepResult
 from parallel.training import loop as training
 

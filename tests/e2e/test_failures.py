@@ -18,7 +18,7 @@ from parallel.cli import main
 import parallel.cli as cli
 
 def run(argv):
-    from parallel.launch import launch
+    from parallel.processes.launch import launch
     launch(argv[0], *[int(x) if x.isdigit() else x for x in argv[2:]], nproc=int(argv[1]))
     return 0
 

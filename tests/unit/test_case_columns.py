@@ -8,9 +8,9 @@ import torch
 
 from models import SPECS
 from parallel import case
-from parallel.cluster import Rank
-from parallel.config import RunConfig
 from parallel.measure.steady import summarise
+from parallel.options.config import RunConfig
+from parallel.processes.cluster import Rank
 from parallel.recompute import recomputation_ratio
 from parallel.resolve import resolve
 

@@ -20,12 +20,12 @@ from parallel import checkpoint, strategies
 from parallel.checkpoint import Saver, folder
 from parallel.checkpoint.restore import restore
 from parallel.checkpoint.storage import Writer
-from parallel.cluster import make_mesh
-from parallel.config import RunConfig
 from parallel.engines.native import NativeEngine
 from parallel.errors import ConfigError, DataError, NewerFormatError
 from parallel.layout import Layout
+from parallel.options.config import RunConfig
 from parallel.parity import training_batches
+from parallel.processes.cluster import make_mesh
 from parallel.resolve import resolve
 
 # One block: what is tested here does not depend on more.

@@ -16,8 +16,8 @@ import pytest
 from parallel import cli
 from parallel.console.outputs import check_writable, write_whole
 from parallel.errors import DivergedError, LayoutError
-from parallel.measure import allowed
 from parallel.measure.environment import Environment
+from parallel.processes import allowed
 
 
 def run_command(monkeypatch: pytest.MonkeyPatch, function, *argv: str) -> int:
@@ -41,14 +41,15 @@ def test_help_is_quick_and_imports_nothing_heavy() -> None:
 
 
 def test_a_configuration_is_read_without_torch() -> None:
-    code = "import sys, parallel.config as c; c.resolve(['--layout', 'dp2']); sys.exit('torch' in sys.modules)"
+    code = "import sys, parallel.options.config as c; c.resolve(['--layout', 'dp2']); sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], timeout=30).returncode == 0
 
 
 def test_a_pipeline_is_resolved_without_the_compiler() -> None:
     """It takes half a second to import, in this process and then in the one that ranks are forked from."""
     code = (
-        "import sys, parallel.case; from parallel.config import RunConfig; from parallel.resolve import resolve; "
+        "import sys, parallel.case; from parallel.options.config import RunConfig; "
+        "from parallel.resolve import resolve; "
         "work = resolve(RunConfig(strategy='pipeline', nproc=4, size='tiny')); work.n_parameters; "
         "sys.exit('torch._dynamo' in sys.modules)"
     )

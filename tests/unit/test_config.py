@@ -9,12 +9,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from parallel.arguments import SYNONYMS
-from parallel.config import RunConfig, make_parser, option, resolve
 from parallel.errors import ConfigError, LayoutError, UsageError
-from parallel.files import load
 from parallel.layout import Layout
 from parallel.named import STRATEGIES
+from parallel.options.arguments import SYNONYMS
+from parallel.options.config import RunConfig, make_parser, option, resolve
+from parallel.options.files import load
 from parallel.train import TrainConfig
 
 

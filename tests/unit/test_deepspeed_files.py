@@ -11,12 +11,12 @@ import pytest
 import torch
 from pydantic import BaseModel
 
-from parallel.cluster import Mesh
-from parallel.config import RunConfig
 from parallel.engines import deepspeed_config
 from parallel.engines.deepspeed_keys import KEYS, Decided, Handed, LeftOut, Off
 from parallel.errors import ConfigError
 from parallel.layout import Layout
+from parallel.options.config import RunConfig
+from parallel.processes.cluster import Mesh
 from parallel.resolve import resolve
 from parallel.spec import BuildContext
 

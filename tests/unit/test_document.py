@@ -7,10 +7,10 @@ from pathlib import Path
 import pytest
 
 from benchmarks import document
-from parallel.config import RunConfig, make_parser
 from parallel.errors import LayoutError
 from parallel.layout import Layout
 from parallel.measure.record import GROUPS, RunRecord
+from parallel.options.config import RunConfig, make_parser
 
 DOCS = Path(__file__).resolve().parents[2] / "docs"
 

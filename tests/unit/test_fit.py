@@ -7,10 +7,10 @@ import torch
 
 from models import SPECS
 from parallel import scope, tour
-from parallel.cluster import Mesh, Rank
-from parallel.config import RunConfig
 from parallel.errors import FitError
+from parallel.options.config import RunConfig
 from parallel.planner import fit
+from parallel.processes.cluster import Mesh, Rank
 from parallel.resolve import Work, resolve
 
 FORKED = Rank.from_env()

@@ -9,13 +9,13 @@ from models.generation import Cache, Choice, generate, keep_likely, next_logits
 from models.gpt2 import GPT2, GPT2Config, init
 from parallel import checkpoint, strategies
 from parallel.checkpoint.restore import restore
-from parallel.cluster import make_mesh
-from parallel.config import RunConfig
 from parallel.data.tokenizer import get_tokenizer
 from parallel.errors import ConfigError, UsageError
 from parallel.inference import generate as command
 from parallel.initialise import generator_for
 from parallel.layout import Layout
+from parallel.options.config import RunConfig
+from parallel.processes.cluster import make_mesh
 from parallel.resolve import resolve
 
 CONFIG = GPT2Config(n_layers=3, hidden=32, n_heads=4, seq_len=12, vocab_size=257, tokenizer="bytes")

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from parallel.measure import environment, roofline
-from parallel.measure.allowed import cores_allowed, memory_allowed_bytes, memory_available_bytes
+from parallel.processes.allowed import cores_allowed, memory_allowed_bytes, memory_available_bytes
 
 AFFINITY = float(len(os.sched_getaffinity(0))) if hasattr(os, "sched_getaffinity") else float(os.cpu_count() or 1)
 

@@ -11,12 +11,12 @@ import pytest
 
 from models import NAMES, SPECS
 from parallel import cli
-from parallel.config import RunConfig, make_parser
-from parallel.config import resolve as read_config
 from parallel.errors import LayoutError
 from parallel.layout import Layout
 from parallel.list_strategies import markdown
 from parallel.named import ALIASES, STRATEGIES, layout_of, name_of, stands_for
+from parallel.options.config import RunConfig, make_parser
+from parallel.options.config import resolve as read_config
 from parallel.resolve import resolve
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -10,11 +10,12 @@ from types import SimpleNamespace
 import pytest
 
 from parallel.errors import UsageError, WorldError
-from parallel.nodes import box, rendezvous, standby
+from parallel.nodes import box, rendezvous
 from parallel.nodes import roster as roster_module
 from parallel.nodes import start as nodes
 from parallel.nodes.roster import Roster
 from parallel.nodes.start import NodeRequest
+from parallel.processes import interfaces, standby
 
 
 def request(
@@ -135,7 +136,7 @@ def test_an_address_of_another_machine_is_refused() -> None:
 
 
 def test_the_interface_of_an_address() -> None:
-    assert rendezvous.interface_of("127.0.0.1") == "lo"
+    assert interfaces.interface_of("127.0.0.1") == "lo"
     assert rendezvous.address_towards("127.0.0.9", 1) == "127.0.0.1"
 
 

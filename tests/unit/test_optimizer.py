@@ -14,13 +14,13 @@ from torch.testing import assert_close
 
 from models.gpt2 import GPT2
 from parallel import parity, strategies
-from parallel.cluster import Mesh
-from parallel.config import RunConfig
 from parallel.data.dataset import Batch
 from parallel.engines.native import LossScale, _row_norms
 from parallel.initialise import initialise
 from parallel.layout import Layout
 from parallel.optimizer import learning_rate, make_optimizer, make_pieces, share_of_rows
+from parallel.options.config import RunConfig
+from parallel.processes.cluster import Mesh
 from parallel.resolve import Work, resolve
 
 ALONE = Mesh(Layout(), torch.device("cpu"))

@@ -10,11 +10,11 @@ import torch
 
 from models import SPECS
 from parallel import around, movement, parity
-from parallel.cluster import Mesh
-from parallel.config import RunConfig
 from parallel.layout import Division, Layout
 from parallel.movement import Compared, Measure, by_element, by_projection, by_rms, over_pieces
+from parallel.options.config import RunConfig
 from parallel.parity import Trace
+from parallel.processes.cluster import Mesh
 from parallel.resolve import Work, resolve
 
 

@@ -19,10 +19,10 @@ from benchmarks.peers import (
     _table,
 )
 from parallel import engines, parity
-from parallel.cluster import Mesh
 from parallel.errors import ConfigError, WorldError
 from parallel.layout import Layout
 from parallel.measure.record import RunRecord
+from parallel.processes.cluster import Mesh
 from parallel.resolve import resolve
 
 STEPS = 3

@@ -7,13 +7,13 @@ import sys
 import pytest
 
 from parallel import verify
-from parallel.cluster import Rank
 from parallel.commands import VerifyConfig
 from parallel.console import phases
 from parallel.console.clock import Moment
 from parallel.console.phases import Phases, hidden, is_phase
-from parallel.failure import Progress
 from parallel.layout import Layout
+from parallel.processes.cluster import Rank
+from parallel.processes.failure import Progress
 
 
 class Terminal(io.StringIO):

@@ -17,12 +17,12 @@ from benchmarks import worker
 from models import SPECS
 from parallel import cli, commands, strategies, tour, verify
 from parallel import resolve as resolve_module
-from parallel.cluster import Rank
-from parallel.config import RunConfig
-from parallel.config import resolve as read_config
 from parallel.errors import ConfigError, DataError, LayoutError, UsageError, WorldError
 from parallel.layout import Layout
 from parallel.named import STRATEGIES, name_of
+from parallel.options.config import RunConfig
+from parallel.options.config import resolve as read_config
+from parallel.processes.cluster import Rank
 from parallel.resolve import Work, alone, resolve
 from parallel.tour import TourConfig, choose
 from parallel.verify import VerifyConfig, cases

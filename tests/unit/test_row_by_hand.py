@@ -17,10 +17,7 @@ import torch
 from benchmarks.worker import summary
 from parallel import case
 from parallel.case import Asked, RankResult
-from parallel.cluster import Mesh, Rank
-from parallel.config import RunConfig
 from parallel.console.clock import Moment
-from parallel.failure import Failure
 from parallel.measure import roofline
 from parallel.measure.environment import Environment
 from parallel.measure.exposed import Split
@@ -28,8 +25,11 @@ from parallel.measure.ledger import CommRow
 from parallel.measure.record import SCHEMA, LogRecord, RunRecord, SpanRecord, StepRecord, append, read
 from parallel.measure.steady import summarise
 from parallel.measure.telemetry import Telemetry
+from parallel.options.config import RunConfig
 from parallel.parity import TOLERANCES, Certificate
 from parallel.planner.communication import predicted_sent
+from parallel.processes.cluster import Mesh, Rank
+from parallel.processes.failure import Failure
 from parallel.resolve import Work, resolve
 
 TESTS = Path(__file__).resolve().parents[1]

@@ -10,12 +10,12 @@ from torch import Tensor
 
 from models.sampling import SAMPLERS, log_probability, noise_levels, with_zero
 from parallel import checkpoint, strategies
-from parallel.cluster import make_mesh
-from parallel.config import RunConfig
 from parallel.errors import UsageError
 from parallel.inference import sample as command
 from parallel.inference.two_sample import energy_test
 from parallel.layout import Layout
+from parallel.options.config import RunConfig
+from parallel.processes.cluster import make_mesh
 from parallel.resolve import resolve
 
 # Three Gaussians in the plane: weights, means, standard deviations. Mean 0, variance 1 over both coordinates.

@@ -12,11 +12,11 @@ from models.gpt2 import GPT2, GPT2Config, tokenizer_of
 from models.gpt2_hf import to_transformers
 from parallel import cli, train
 from parallel.checkpoint.restore import restore
-from parallel.cluster import Mesh
 from parallel.errors import ConfigError, DataError
 from parallel.layout import Layout
 from parallel.measure.record import read_log
 from parallel.parity import training_batches
+from parallel.processes.cluster import Mesh
 from parallel.weights.hugging_face import from_hugging_face, to_hugging_face
 
 QUICK = ["--model", "gpt2", "--size", "tiny", "--global-batch-size", "8", "--eval-samples", "8", "--eval-every", "3"]

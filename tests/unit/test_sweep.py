@@ -12,10 +12,10 @@ from hypothesis import strategies as st
 from benchmarks import levers
 from benchmarks.run import CaseConfig
 from benchmarks.sweep import Case, Runner, SweepConfig, check, main, progress, strategies
-from parallel.config import RunConfig, flags_of, resolve
 from parallel.errors import ConfigError
 from parallel.layout import Layout
 from parallel.measure.record import RunRecord, append, read
+from parallel.options.config import RunConfig, flags_of, resolve
 
 
 def cases_of(*words: str) -> list[Case]:

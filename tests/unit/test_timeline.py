@@ -7,10 +7,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from parallel.cluster import Mesh
 from parallel.layout import SCHEDULES, Layout
 from parallel.measure.record import SpanRecord
 from parallel.measure.timeline import Pass, Timeline, bubble_share, bubble_theory_share, idle_shares
+from parallel.processes.cluster import Mesh
 from parallel.strategies.pipeline import pass_order
 
 

@@ -21,12 +21,20 @@ from types import FrameType
 
 import torch
 
-from parallel import cluster
-from parallel.cluster import ALARM, Rank
-from parallel.errors import DivergedError, FitError, FolderInUseError, ParalabError, RankError, StoppedError, WorldError
-from parallel.measure.oom_killer import OomKiller
-from parallel.measure.record import Status
-from parallel.roll import Roll
+from parallel.errors import (
+    DivergedError,
+    FitError,
+    FolderInUseError,
+    ParalabError,
+    RankError,
+    Status,
+    StoppedError,
+    WorldError,
+)
+from parallel.processes import cluster
+from parallel.processes.cluster import ALARM, Rank
+from parallel.processes.liveness import Roll
+from parallel.processes.oom_killer import OomKiller
 
 _LOST_PEER = ("Connection closed by peer", "Connection reset by peer", "Broken pipe", "Connection refused")
 _NO_ANSWER = ("Timed out waiting", "Socket Timeout", "timed out after", "Wait timeout")

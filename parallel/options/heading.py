@@ -2,7 +2,7 @@
 
 import os
 
-from parallel.config import RunConfig
+from parallel.options.config import RunConfig
 
 
 def show(text: str) -> None:

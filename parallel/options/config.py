@@ -17,11 +17,11 @@ from pathlib import Path
 from typing import Any, NoReturn, TypeVar, Union, get_args, get_origin
 
 from models import NAMES
-from parallel.arguments import MOST, Parser, hint
 from parallel.errors import ConfigError, did_you_mean
-from parallel.files import load
 from parallel.layout import MOST_RANKS, Layout
 from parallel.named import ALIASES, STRATEGIES
+from parallel.options.arguments import MOST, Parser, hint
+from parallel.options.files import load
 
 ENGINES = ("auto", "torch", "deepspeed", "accelerate")
 COMPILE_MODES = ("none", "default", "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs")

@@ -23,11 +23,11 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.distributed.device_mesh import DeviceMesh
 
-from parallel import meeting
 from parallel.errors import WorldError
 from parallel.layout import Layout
-from parallel.measure.allowed import affinity
-from parallel.roll import Roll
+from parallel.processes import meeting
+from parallel.processes.allowed import affinity
+from parallel.processes.liveness import Roll
 
 MESH_AXES = ("pp", "dp", "tp")  # outermost first: neighbours in tp are neighbours on a node
 

@@ -24,15 +24,14 @@ from uuid import uuid4
 
 import torch
 
-from parallel import cluster
-from parallel.cluster import Rank
-from parallel.config import RunConfig
 from parallel.console import streams
 from parallel.errors import RankError, WorldError
-from parallel.failure import VICTIM_EXIT_STATUS, Failure, Progress, end_with, guard, heed_alarm, stopping
-from parallel.measure.oom_killer import OomKiller
-from parallel.nodes import standby
-from parallel.nodes.rendezvous import interface_of
+from parallel.options.config import RunConfig
+from parallel.processes import cluster, standby
+from parallel.processes.cluster import Rank
+from parallel.processes.failure import VICTIM_EXIT_STATUS, Failure, Progress, end_with, guard, heed_alarm, stopping
+from parallel.processes.interfaces import interface_of
+from parallel.processes.oom_killer import OomKiller
 
 if TYPE_CHECKING:
     from torch.distributed.elastic.multiprocessing.errors import ProcessFailure

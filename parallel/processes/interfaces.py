@@ -1,0 +1,25 @@
+"""The network interfaces of this machine, and the addresses that host names stand for."""
+
+import socket
+
+import psutil
+
+from parallel.errors import WorldError
+
+
+def interface_of(address: str) -> str:
+    """Return the name of the network interface that has `address` (a name or a number), such as eth0."""
+    _, (number, _) = resolve(address, 0)
+    for name, addresses in psutil.net_if_addrs().items():
+        if any(found.address.split("%")[0] == number for found in addresses):
+            return name
+    return "lo"  # every other address of 127.0.0.0/8
+
+
+def resolve(host: str, port: int) -> tuple[socket.AddressFamily, tuple[str, int]]:
+    """Return the address family and the numeric address of a host. Raises: WorldError for an unknown one."""
+    try:
+        family, _, _, _, target = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+    except socket.gaierror as error:
+        raise WorldError(f"{host} is not known here ({error.strerror}): give an address that node 0 has") from error
+    return family, (str(target[0]), int(target[1]))
