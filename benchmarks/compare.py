@@ -28,8 +28,8 @@ from benchmarks.verdict import (
 )
 from benchmarks.work import amount
 from parallel.errors import ParalabError, UsageError, did_you_mean
-from parallel.measure.record import harmless, one_line
 from parallel.options.arguments import Parser
+from parallel.records.row import harmless, one_line
 
 _EPILOG = """exit status:
   0  fine; with --fail-over: no variant is worse by more than PERCENT

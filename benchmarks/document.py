@@ -16,8 +16,8 @@ from benchmarks.run import CaseConfig
 from benchmarks.scaling import ScaleConfig
 from benchmarks.sweep import SweepConfig
 from parallel.commands import TourConfig, VerifyConfig
-from parallel.measure.record import GROUPS, RENAMED, SCHEMA, RunRecord
 from parallel.options.config import RunConfig, make_parser
+from parallel.records.row import GROUPS, RENAMED, SCHEMA, RunRecord
 from parallel.train import TrainConfig
 
 # the commands whose options go beyond those of every run, and what they build on
@@ -62,7 +62,7 @@ the file, the file over the default. Where there is no default, what suits the m
 COLUMNS_HEAD = """\
 # Columns of result files
 
-Schema {schema}, made by `python -m benchmarks.document columns` from `parallel/measure/record.py`. An empty cell is
+Schema {schema}, made by `python -m benchmarks.document columns` from `parallel/records/row.py`. An empty cell is
 unknown. Over ranks, times and memory are the largest, utilisation is the mean, and throughput is that of the global
 batch over the slowest rank."""
 

@@ -16,8 +16,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from benchmarks.local_nodes import LocalNodes, train_alone
-from parallel.measure.record import RunRecord, StepRecord, read, read_log
 from parallel.options.arguments import Parser, whole
+from parallel.records.row import RunRecord, StepRecord, read, read_log
 
 TOLERANCE = 1e-5  # of a loss, relative
 SAVE_EVERY = 10

@@ -7,9 +7,9 @@ from typing import Any
 
 from benchmarks.run import CaseConfig
 from parallel.errors import UsageError
-from parallel.measure.record import RunRecord
 from parallel.options.config import COMPILE_MODES
 from parallel.processes.allowed import memory_allowed_bytes
+from parallel.records.row import RunRecord
 
 BATCH = "batch"  # doubled until it does not fit
 SMALLEST_BATCH = 8

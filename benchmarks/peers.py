@@ -19,11 +19,12 @@ from typing import Any
 
 from parallel.errors import RankError, WorldError
 from parallel.layout import Layout
-from parallel.measure.environment import Environment
-from parallel.measure.record import MEMORY_CATEGORIES, RunRecord
+from parallel.measure.categories import MEMORY_CATEGORIES
 from parallel.options import heading
 from parallel.options.config import RunConfig, option
 from parallel.options.config import resolve as read_config
+from parallel.records.environment import Environment
+from parallel.records.row import RunRecord
 
 _ROOT = Path(__file__).resolve().parent.parent
 _PREFIX = "peers-result "  # torchrun mixes other lines into the output

@@ -19,9 +19,9 @@ from benchmarks.sources import Source
 from benchmarks.sources import load as load_results
 from parallel.console.outputs import check_writable, write_whole
 from parallel.errors import ConfigError, DataError, UsageError
-from parallel.measure.record import RunRecord, StepRecord, one_line, read_log
 from parallel.options.arguments import Parser
 from parallel.options.files import load
+from parallel.records.row import RunRecord, StepRecord, one_line, read_log
 
 _FORMATS = (".svg", ".png", ".pdf")
 _COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00")  # Okabe and Ito: all eyes tell them apart

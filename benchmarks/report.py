@@ -22,8 +22,8 @@ from benchmarks.sources import Source, load
 from benchmarks.work import amount
 from parallel.console.outputs import check_writable, write_whole
 from parallel.errors import ParalabError, UsageError
-from parallel.measure.record import one_line
 from parallel.options.arguments import Parser
+from parallel.records.row import one_line
 
 HERE = Path(__file__).parent
 

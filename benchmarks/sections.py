@@ -15,17 +15,9 @@ from benchmarks.sources import Source
 from benchmarks.verdict import METRICS, Arm, Comparison, Family, families, parity_failures, variants
 from benchmarks.work import ENVIRONMENT, HARDWARE, METHOD, WORK, Column, amount, show, value
 from parallel.errors import DataError
-from parallel.measure.record import (
-    COMM_AXES,
-    MEMORY_CATEGORIES,
-    LogRecord,
-    MemoryRecord,
-    RunRecord,
-    SpanRecord,
-    StepRecord,
-    log_paths,
-    read_log,
-)
+from parallel.measure.categories import MEMORY_CATEGORIES
+from parallel.measure.span import SpanRecord
+from parallel.records.row import COMM_AXES, LogRecord, MemoryRecord, RunRecord, StepRecord, log_paths, read_log
 
 STEP_TIME = METRICS["step_time_p50_s"]
 MOST_POINTS = 200  # of a curve

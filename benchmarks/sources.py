@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from parallel.errors import DataError
-from parallel.measure.record import RunRecord, read_lines
+from parallel.records.row import RunRecord, read_lines
 
 
 @dataclass(frozen=True)

@@ -32,13 +32,13 @@ from benchmarks.work import WORK
 from parallel.console.phases import is_phase
 from parallel.errors import ConfigError, UsageError
 from parallel.layout import Layout
-from parallel.measure.environment import repository_state
-from parallel.measure.record import RunRecord, append, parity_words, read
 from parallel.named import ALIASES, STRATEGIES
 from parallel.options import heading
 from parallel.options.config import ENGINES, flags_of, option
 from parallel.options.config import resolve as read_config
 from parallel.processes.oom_killer import OomKiller
+from parallel.records.environment import repository_state
+from parallel.records.row import RunRecord, append, parity_words, read
 
 _ROOT = Path(__file__).resolve().parent.parent
 DEFAULT_OUT = "runs/bench.csv"

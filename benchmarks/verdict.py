@@ -18,7 +18,7 @@ from typing import Literal
 from benchmarks import drift, stats, work
 from benchmarks.work import ENVIRONMENT, METHOD, WORK, Column, Difference
 from parallel.errors import UsageError, did_you_mean
-from parallel.measure.record import RunRecord, header, parity_words
+from parallel.records.row import RunRecord, header, parity_words
 
 LEVEL = 0.05
 LEAST_RUNS = 4

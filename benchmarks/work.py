@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from parallel.measure.record import RunRecord
+from parallel.records.row import RunRecord
 
 
 @dataclass(frozen=True)

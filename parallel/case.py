@@ -27,13 +27,12 @@ from parallel.data.dataset import Batch
 from parallel.errors import DivergedError, RankError, WriteError
 from parallel.layout import Layout
 from parallel.measure import memory
-from parallel.measure.environment import Environment
 from parallel.measure.exposed import ExposedCommunication, Split, exposed_share, straggler
 from parallel.measure.ledger import CommLedger, CommRow
 from parallel.measure.memory import MemoryCensus
 from parallel.measure.nvml import cuda_uuid
-from parallel.measure.record import COLLECTIVES, MemoryRecord, RunRecord, SpanRecord, StepLog, StepRecord, append, read
 from parallel.measure.roofline import device_peak
+from parallel.measure.span import SpanRecord
 from parallel.measure.steady import StepTimes, summarise
 from parallel.measure.telemetry import Sampler, Telemetry
 from parallel.measure.timeline import Timeline, bubble_share, bubble_theory_share
@@ -46,6 +45,8 @@ from parallel.precision import DTYPES
 from parallel.processes.cluster import Mesh, Rank, default_backend
 from parallel.processes.failure import Failure, Progress
 from parallel.recompute import recomputation_ratio
+from parallel.records.environment import Environment
+from parallel.records.row import COLLECTIVES, MemoryRecord, RunRecord, StepLog, StepRecord, append, read
 from parallel.resolve import Work
 from parallel.scope import Proof
 from parallel.spec import Engine

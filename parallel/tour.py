@@ -20,7 +20,15 @@ from parallel.commands import TourConfig
 from parallel.console.clock import Moment
 from parallel.console.phases import Phases
 from parallel.errors import FitError, LayoutError, RankError
-from parallel.measure.record import (
+from parallel.options.config import RunConfig
+from parallel.parity import References
+from parallel.planner import fit
+from parallel.processes import cluster
+from parallel.processes.allowed import cores_allowed
+from parallel.processes.cluster import Rank
+from parallel.processes.failure import Failure, Progress, guard
+from parallel.processes.launch import launch
+from parallel.records.row import (
     WHOLE,
     RunRecord,
     StepLog,
@@ -31,14 +39,6 @@ from parallel.measure.record import (
     read,
     sent_bytes,
 )
-from parallel.options.config import RunConfig
-from parallel.parity import References
-from parallel.planner import fit
-from parallel.processes import cluster
-from parallel.processes.allowed import cores_allowed
-from parallel.processes.cluster import Rank
-from parallel.processes.failure import Failure, Progress, guard
-from parallel.processes.launch import launch
 from parallel.resolve import Work, machine_processes, resolve
 from parallel.scope import prove_on
 

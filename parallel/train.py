@@ -184,8 +184,8 @@ def _launch(work: "Work", config: TrainConfig, argv: list[str], rank: "Rank", be
     from torch.distributed.elastic.multiprocessing.api import SignalException
 
     from parallel.case import Asked, failed, record_failure
-    from parallel.measure.record import append
     from parallel.processes.launch import launch
+    from parallel.records.row import append
 
     if rank.elastic and rank.is_main and rank.world_size > work.layout.world_size:
         print(_standing_by(work, rank), flush=True)
@@ -414,7 +414,7 @@ def _by_number(name: str) -> tuple[int, str]:
 
 def _check_outputs(folder: Path, *, goes_on: bool) -> None:
     """Refuse what could not be written to, or gone on with, after the work is done."""
-    from parallel.measure.record import check_appendable, read_log
+    from parallel.records.row import check_appendable, read_log
 
     rows, log = rows_file(folder), log_file(folder, 0)
     check_appendable(rows, advice=f"move it away to begin a new one: mv {rows} {rows}.before")

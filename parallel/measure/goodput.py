@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from parallel.console.clock import Moment
-from parallel.measure.record import LogRecord, StepRecord
+from parallel.records.row import LogRecord, StepRecord
 
 FILE = "progress.json"
 _BYTES = 1024  # of the file, padded: it is written in place, by one call

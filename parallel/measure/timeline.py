@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 import torch
 import torch.distributed as dist
 
-from parallel.measure.record import SpanRecord
+from parallel.measure.span import SpanRecord
 from parallel.processes.cluster import Mesh
 
 if TYPE_CHECKING:

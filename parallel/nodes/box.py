@@ -27,11 +27,11 @@ from typing import IO
 
 from parallel.cli import COMMANDS
 from parallel.errors import ParalabError, UsageError
-from parallel.measure.environment import LINK
 from parallel.nodes import cpu_quota
 from parallel.nodes.cpu_quota import cpu_quotas
 from parallel.nodes.start import add_shared_options, command_of
 from parallel.options.arguments import Parser
+from parallel.records.environment import LINK
 
 MOST_NODES = 90  # torch ranks nodes by the text of their addresses: 10.77.0.10 to .99 sort as numbers do
 PORT = 29500  # of the rendezvous: nothing else runs on these nodes

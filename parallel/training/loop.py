@@ -28,7 +28,6 @@ from parallel.errors import DataError, DivergedError
 from parallel.initialise import seed_generators
 from parallel.measure import memory
 from parallel.measure.goodput import Pulse, read_progress
-from parallel.measure.record import LogWriter, RunRecord, StepLog, StepRecord, append, read_log, set_aside
 from parallel.measure.roofline import device_peak, share_of_peak
 from parallel.optimizer import learning_rate
 from parallel.parity import training_batches
@@ -37,6 +36,7 @@ from parallel.precision import DTYPES
 from parallel.processes import cluster
 from parallel.processes.cluster import Mesh, Rank
 from parallel.processes.failure import Failure, Progress, guard
+from parallel.records.row import LogWriter, RunRecord, StepLog, StepRecord, append, read_log, set_aside
 from parallel.resolve import Work, resolve
 from parallel.spec import StepResult
 from parallel.train import IN_FOLDER, SET_ASIDE, TrainConfig, config_file, log_file

@@ -6,7 +6,7 @@ import pytest
 
 from parallel import engines
 from parallel.layout import Layout
-from parallel.measure.record import SpanRecord
+from parallel.measure.span import SpanRecord
 from parallel.measure.timeline import Timeline, bubble_share
 from parallel.options.config import RunConfig
 from parallel.parity import training_batches

@@ -16,8 +16,8 @@ import pytest
 from parallel import checkpoint
 from parallel.checkpoint.folder import verify
 from parallel.errors import UsageError
-from parallel.measure.record import read
 from parallel.nodes.box import permitted_unshare
+from parallel.records.row import read
 from tests.e2e.on_nodes import BYTES
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -216,7 +216,7 @@ def test_without_the_right_it_says_what_to_type() -> None:
 
 def test_a_share_of_a_core(marker: str) -> None:
     burn = (
-        "import time; from parallel.measure.environment import Environment as E\n"
+        "import time; from parallel.records.environment import Environment as E\n"
         "r = E.read(); u = time.process_time(); t = time.monotonic()\n"
         "while time.monotonic() < t + 1: pass\nprint(r.cores_allowed, r.link_mbit_per_s, time.process_time() - u)"
     )

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from parallel.measure.record import read
+from parallel.records.row import read
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 SCRIPT = """

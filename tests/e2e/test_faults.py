@@ -19,7 +19,7 @@ import pytest
 
 from parallel import checkpoint
 from parallel.checkpoint.folder import verify
-from parallel.measure.record import RunRecord, read
+from parallel.records.row import RunRecord, read
 from tests.e2e.faults import memory_group
 
 REPOSITORY = Path(__file__).resolve().parents[2]

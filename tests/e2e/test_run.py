@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch.distributed as dist
 
-from parallel.measure.record import MemoryRecord, log_paths, read, read_log
+from parallel.records.row import MemoryRecord, log_paths, read, read_log
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 QUICK = ["--size", "tiny", "--steps", "6", "--warmup", "1"]

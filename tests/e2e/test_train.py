@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from parallel.measure.record import read, read_log
+from parallel.records.row import read, read_log
 from parallel.train import main
 
 REPOSITORY = Path(__file__).resolve().parents[2]

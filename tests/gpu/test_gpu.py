@@ -14,9 +14,9 @@ from torch.testing import assert_close
 from models.cross_entropy import LinearCrossEntropy
 from parallel import parity
 from parallel.layout import Layout
-from parallel.measure.record import read, read_log
 from parallel.options.config import RunConfig
 from parallel.processes.cluster import Mesh
+from parallel.records.row import read, read_log
 from parallel.resolve import Work, resolve
 
 REPOSITORY = Path(__file__).resolve().parents[2]

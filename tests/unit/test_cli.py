@@ -16,8 +16,8 @@ import pytest
 from parallel import cli
 from parallel.console.outputs import check_writable, write_whole
 from parallel.errors import DivergedError, LayoutError
-from parallel.measure.environment import Environment
 from parallel.processes import allowed
+from parallel.records.environment import Environment
 
 
 def run_command(monkeypatch: pytest.MonkeyPatch, function, *argv: str) -> int:

@@ -12,7 +12,7 @@ from benchmarks.compare import main
 from benchmarks.sections import pieces
 from benchmarks.sources import file_labels, load
 from benchmarks.verdict import METRICS, compare_column, compare_files, families, gate, variants
-from parallel.measure.record import append, parity_words
+from parallel.records.row import append, parity_words
 from tests.unit.synthetic_runs import interleaved, run, runs
 
 STEP = METRICS["step_time_p50_s"]

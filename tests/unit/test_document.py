@@ -9,8 +9,8 @@ import pytest
 from benchmarks import document
 from parallel.errors import LayoutError
 from parallel.layout import Layout
-from parallel.measure.record import GROUPS, RunRecord
 from parallel.options.config import RunConfig, make_parser
+from parallel.records.row import GROUPS, RunRecord
 
 DOCS = Path(__file__).resolve().parents[2] / "docs"
 

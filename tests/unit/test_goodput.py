@@ -9,7 +9,7 @@ import pytest
 from parallel.console import clock as measure_clock
 from parallel.console.clock import Moment
 from parallel.measure.goodput import FILE, Pulse, RunProgress, read_progress
-from parallel.measure.record import StepRecord
+from parallel.records.row import StepRecord
 
 
 class Clock:

@@ -8,7 +8,7 @@ import pytest
 
 from benchmarks import plot
 from parallel.errors import DataError, UsageError
-from parallel.measure.record import StepLog, StepRecord, append
+from parallel.records.row import StepLog, StepRecord, append
 from tests.unit.synthetic_runs import run
 
 pytest.importorskip("matplotlib")

@@ -19,10 +19,9 @@ from parallel import case
 from parallel.case import Asked, RankResult
 from parallel.console.clock import Moment
 from parallel.measure import roofline
-from parallel.measure.environment import Environment
 from parallel.measure.exposed import Split
 from parallel.measure.ledger import CommRow
-from parallel.measure.record import SCHEMA, LogRecord, RunRecord, SpanRecord, StepRecord, append, read
+from parallel.measure.span import SpanRecord
 from parallel.measure.steady import summarise
 from parallel.measure.telemetry import Telemetry
 from parallel.options.config import RunConfig
@@ -30,6 +29,8 @@ from parallel.parity import TOLERANCES, Certificate
 from parallel.planner.communication import predicted_sent
 from parallel.processes.cluster import Mesh, Rank
 from parallel.processes.failure import Failure
+from parallel.records.environment import Environment
+from parallel.records.row import SCHEMA, LogRecord, RunRecord, StepRecord, append, read
 from parallel.resolve import Work, resolve
 
 TESTS = Path(__file__).resolve().parents[1]

@@ -14,9 +14,9 @@ from parallel import cli, train
 from parallel.checkpoint.restore import restore
 from parallel.errors import ConfigError, DataError
 from parallel.layout import Layout
-from parallel.measure.record import read_log
 from parallel.parity import training_batches
 from parallel.processes.cluster import Mesh
+from parallel.records.row import read_log
 from parallel.weights.hugging_face import from_hugging_face, to_hugging_face
 
 QUICK = ["--model", "gpt2", "--size", "tiny", "--global-batch-size", "8", "--eval-samples", "8", "--eval-every", "3"]

@@ -14,8 +14,8 @@ from benchmarks.run import CaseConfig
 from benchmarks.sweep import Case, Runner, SweepConfig, check, main, progress, strategies
 from parallel.errors import ConfigError
 from parallel.layout import Layout
-from parallel.measure.record import RunRecord, append, read
 from parallel.options.config import RunConfig, flags_of, resolve
+from parallel.records.row import RunRecord, append, read
 
 
 def cases_of(*words: str) -> list[Case]:

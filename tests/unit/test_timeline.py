@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from parallel.layout import SCHEDULES, Layout
-from parallel.measure.record import SpanRecord
+from parallel.measure.span import SpanRecord
 from parallel.measure.timeline import Pass, Timeline, bubble_share, bubble_theory_share, idle_shares
 from parallel.processes.cluster import Mesh
 from parallel.strategies.pipeline import pass_order

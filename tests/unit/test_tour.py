@@ -4,8 +4,8 @@ from dataclasses import replace
 
 import pytest
 
-from parallel.measure import record as rec
-from parallel.measure.record import RunRecord
+from parallel.records import row as rec
+from parallel.records.row import RunRecord
 from parallel.tour import Table, TourConfig, choose, conclusions, next_commands
 
 MIB = 2**20

@@ -29,10 +29,10 @@ from parallel.data import open_dataset
 from parallel.engines.native import NativeEngine
 from parallel.errors import ConfigError, DivergedError, FolderInUseError, LayoutError, RankError, UsageError
 from parallel.measure import goodput, roofline
-from parallel.measure.record import StepRecord, read, read_log
 from parallel.measure.roofline import Peak
 from parallel.options.files import load
 from parallel.processes.cluster import Mesh, Rank
+from parallel.records.row import StepRecord, read, read_log
 from parallel.resolve import resolve
 from parallel.training import lock, loop, screen
 from parallel.training.evaluate import Evaluator, Validation

@@ -18,8 +18,8 @@ from parallel.data import open_dataset
 from parallel.engines import deepspeed_config
 from parallel.errors import ParalabError
 from parallel.inference.sample import _read_points
-from parallel.measure.record import read, read_log
 from parallel.options import files
+from parallel.records.row import read, read_log
 from parallel.weights.hugging_face import from_hugging_face
 
 

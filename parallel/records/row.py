@@ -31,8 +31,9 @@ from typing import IO, Any, Literal, Protocol, Union, get_args, get_origin, get_
 
 from parallel.console.outputs import check_writable
 from parallel.errors import DataError, Status, UsageError, WriteError
-from parallel.measure import sheet
-from parallel.measure.sheet import Line
+from parallel.measure.span import SpanRecord
+from parallel.records import sheet
+from parallel.records.sheet import Line
 
 
 @dataclass(frozen=True)
@@ -64,9 +65,7 @@ SCHEMA = max(CHANGES, default=COUNTED_FROM)
 
 Device = Literal["cpu", "cuda"]
 
-STATE_CATEGORIES = ("parameters", "gradients", "optimizer")
 WHOLE, NOT_PROVEN = "whole", "not proven: the reference does not fit"  # scopes of parity; else so much of so much
-MEMORY_CATEGORIES = (*STATE_CATEGORIES, "activations", "buffers", "other")
 COMM_AXES = ("dp", "tp", "pp", "world")
 COLLECTIVES = ("all_reduce", "all_gather", "reduce_scatter", "all_to_all", "broadcast", "send")
 
@@ -336,22 +335,6 @@ class StepRecord:
 
 
 @dataclass(frozen=True, kw_only=True)
-class SpanRecord:
-    """One forward (F), backward (B) or weight (W) pass of one micro-batch in a pipeline stage.
-
-    Times are seconds since a moment that is the same on all ranks.
-    """
-
-    step: int
-    rank: int
-    stage: int
-    kind: Literal["F", "B", "W"]
-    micro_batch: int
-    start_s: float
-    end_s: float
-
-
-@dataclass(frozen=True, kw_only=True)
 class MemoryRecord:
     """Memory of one rank at its peak."""
 
@@ -461,7 +444,7 @@ def read(path: str | Path) -> list[RunRecord]:
 def read_lines(path: str | Path) -> list[tuple[int, RunRecord]]:
     """Return the rows of a CSV file, each with its line, counted from 1.
 
-    Files of an older schema are read, and files as spreadsheets save them (`parallel.measure.sheet`).
+    Files of an older schema are read, and files as spreadsheets save them (`parallel.records.sheet`).
 
     Warns of a last line that was not finished, of rows without a filled cell and of columns that have no place here;
     these are passed over.
