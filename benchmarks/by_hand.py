@@ -16,10 +16,10 @@ from torch.nn.parallel import DistributedDataParallel
 
 from models.gpt2 import GPT2Config
 from models.gpt2_hf import to_transformers
+from parallel.axes.initialise import initialise, tie
+from parallel.axes.precision import DTYPES
 from parallel.data.dataset import Batch
-from parallel.initialise import initialise, tie
-from parallel.precision import DTYPES
-from parallel.resolve import Work
+from parallel.plan.resolve import Work
 
 
 class Block(nn.Module):

@@ -38,10 +38,10 @@ def main(argv: list[str]) -> int:
     config = read_config(argv, config=OverheadConfig, prog="paralab overhead", description=__doc__)
     pairs = f"{config.pairs} pairs of {config.steps} steps"
     heading.show(f"overhead of {heading.model_of(config)}: {heading.joined(heading.division_of(config), pairs)}")
-    from parallel.planner import fit
+    from parallel.plan import fit
+    from parallel.plan.resolve import resolve
     from parallel.processes.cluster import Rank
     from parallel.processes.launch import launch
-    from parallel.resolve import resolve
 
     work = resolve(config)
     fit.check(work, force=config.force)

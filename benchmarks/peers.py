@@ -215,8 +215,8 @@ def _memory(config: PeersConfig) -> list[RunRecord]:
 def measure_memory(rank: Any, progress: Any, run: RunConfig) -> RunRecord:
     """Return the record of a case, on every rank."""
     from parallel.case import Asked, run_case
+    from parallel.plan.resolve import resolve
     from parallel.processes import cluster
-    from parallel.resolve import resolve
 
     work = resolve(run)
     mesh = cluster.make_mesh(work.layout, rank.device)
@@ -248,12 +248,12 @@ def _work(arm: str, argv: list[str]) -> int:
 
     from benchmarks import by_hand
     from parallel import engines
+    from parallel.axes.precision import DTYPES
     from parallel.measure.roofline import measured_peak
     from parallel.parity import training_batches
-    from parallel.precision import DTYPES
+    from parallel.plan.resolve import resolve
     from parallel.processes import cluster
     from parallel.processes.cluster import Rank
-    from parallel.resolve import resolve
 
     config = read_config(argv, config=PeersConfig, prog="paralab peers")
     ours = arm.startswith("ours ")

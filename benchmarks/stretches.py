@@ -8,17 +8,17 @@ import torch.distributed as dist
 
 from benchmarks.overhead import OverheadConfig, Pair
 from parallel import engines
+from parallel.axes.spec import Engine
 from parallel.case import RankResult, timed_steps
 from parallel.console.clock import Moment
 from parallel.console.phases import Phases
 from parallel.data.dataset import Batch
 from parallel.parity import training_batches
-from parallel.planner import fit
+from parallel.plan import fit
+from parallel.plan.resolve import Work, resolve
 from parallel.processes import cluster
 from parallel.processes.cluster import Mesh, Rank
 from parallel.processes.failure import Progress
-from parallel.resolve import Work, resolve
-from parallel.spec import Engine
 
 
 def alternate(rank: Rank, progress: Progress, run: OverheadConfig) -> list[Pair]:

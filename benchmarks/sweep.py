@@ -32,7 +32,7 @@ from benchmarks.work import WORK
 from parallel.console.phases import is_phase
 from parallel.errors import ConfigError, UsageError
 from parallel.layout import Layout
-from parallel.named import ALIASES, STRATEGIES
+from parallel.layout.strategies import ALIASES, STRATEGIES
 from parallel.options import heading
 from parallel.options.config import ENGINES, flags_of, option
 from parallel.options.config import resolve as read_config
@@ -88,7 +88,7 @@ class Case:
     @cached_property
     def command(self) -> str:
         """What its rows say in the column `command`."""
-        from parallel.resolve import resolve
+        from parallel.plan.resolve import resolve
 
         return resolve(self.config).command
 
@@ -165,7 +165,7 @@ def strategies(config: SweepConfig) -> Iterator[device_levers.Named]:
     What does not fit is said. One process has strategy single only, where that is one of them, and
     single one process, also where other counts are asked for.
     """
-    from parallel.resolve import resolve
+    from parallel.plan.resolve import resolve
 
     for case in _product(config):
         try:
@@ -178,7 +178,7 @@ def strategies(config: SweepConfig) -> Iterator[device_levers.Named]:
 
 def _show_data(cases: Sequence[Case]) -> None:
     """Say what was found in the data set of each model, before anything is measured. Raises: DataError."""
-    from parallel.resolve import resolve
+    from parallel.plan.resolve import resolve
 
     for config in {(case.config.model, case.config.size): case.config for case in cases}.values():
         resolve(config).show_data("train")
@@ -202,7 +202,7 @@ def _divisions(config: SweepConfig) -> Iterator[dict[str, Any]]:
     if config.layouts:
         yield from ({"layout": layout, "strategy": None, "nproc": None} for layout in config.layouts)
         return
-    from parallel.resolve import machine_processes
+    from parallel.plan.resolve import machine_processes
 
     counts = config.nprocs or [config.nproc or machine_processes()]
     strategies = config.strategies or list(STRATEGIES)

@@ -9,13 +9,13 @@ from parallel.console.clock import Moment
 from parallel.console.phases import Phases
 from parallel.errors import RankError
 from parallel.parity import References
-from parallel.planner import fit
+from parallel.plan import fit
+from parallel.plan.resolve import alone, resolve
 from parallel.processes import cluster
 from parallel.processes.cluster import Rank
 from parallel.processes.failure import Failure, Progress, guard
 from parallel.processes.launch import launch
 from parallel.records.row import WHOLE, RunRecord, StepLog, append, check_appendable, log_path, sent_bytes
-from parallel.resolve import alone, resolve
 from parallel.scope import prove_on
 
 _NOTABLY_SLOW = 1.2  # times what the other ranks need

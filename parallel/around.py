@@ -13,8 +13,8 @@ from parallel import checkpoint, engines, parity
 from parallel.data.dataset import Batch
 from parallel.layout import Layout
 from parallel.parity import training_batches
+from parallel.plan.resolve import Work
 from parallel.processes.cluster import Mesh
-from parallel.resolve import Work
 from parallel.training.evaluate import Evaluator
 
 _EVALUATED = 7  # samples: no multiple of the usual numbers of ranks

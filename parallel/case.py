@@ -21,11 +21,20 @@ import torch
 import torch.distributed as dist
 
 from parallel import engines, parity
+from parallel.axes.communication import predicted_sent, splits_backward
+from parallel.axes.memory import state_bytes
+from parallel.axes.optimizer import learning_rate
+from parallel.axes.pipeline import pass_order
+from parallel.axes.precision import DTYPES
+from parallel.axes.recompute import recomputation_ratio
+from parallel.axes.spec import Engine
 from parallel.console.clock import Moment
 from parallel.console.phases import Phases, hidden
 from parallel.data.dataset import Batch
+from parallel.engines.native import stages_of
 from parallel.errors import DivergedError, RankError, WriteError
 from parallel.layout import Layout
+from parallel.layout.strategies import find
 from parallel.measure import memory
 from parallel.measure.exposed import ExposedCommunication, Split, exposed_share, straggler
 from parallel.measure.ledger import CommLedger, CommRow
@@ -36,21 +45,13 @@ from parallel.measure.span import SpanRecord
 from parallel.measure.steady import StepTimes, summarise
 from parallel.measure.telemetry import Sampler, Telemetry
 from parallel.measure.timeline import Timeline, bubble_share, bubble_theory_share
-from parallel.named import find
-from parallel.optimizer import learning_rate
 from parallel.parity import Certificate, training_batches
-from parallel.planner.communication import predicted_sent, splits_backward
-from parallel.planner.memory import state_bytes
-from parallel.precision import DTYPES
+from parallel.plan.resolve import Work
 from parallel.processes.cluster import Mesh, Rank, default_backend
 from parallel.processes.failure import Failure, Progress
-from parallel.recompute import recomputation_ratio
 from parallel.records.environment import Environment
 from parallel.records.row import COLLECTIVES, MemoryRecord, RunRecord, StepLog, StepRecord, append, read
-from parallel.resolve import Work
 from parallel.scope import Proof
-from parallel.spec import Engine
-from parallel.strategies.pipeline import pass_order, stages_of
 
 EXCEEDED = "exceeded by the run"  # a peak that is not one: no share of it is recorded
 _SPLIT_STEPS = 3  # in which waiting is told from working: one alone would be at the mercy of a hiccup

@@ -3,7 +3,7 @@
 import argparse
 from collections.abc import Sequence
 
-from parallel.named import STRATEGIES, Strategy, example
+from parallel.layout.strategies import STRATEGIES, Strategy, example
 from parallel.options.arguments import Parser, whole
 
 

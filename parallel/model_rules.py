@@ -19,9 +19,9 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from models.spec import ModelSpec, Reducing, Style
+from parallel.axes.pipeline import cut_stage
 from parallel.errors import ModelError, did_you_mean
 from parallel.layout import Layout
-from parallel.strategies.pipeline import cut_stage
 
 _STYLES: tuple[str, ...] = get_args(Style)
 _SPLIT = ("column", "row", "channels")  # the styles that leave a rank with a part of a module's features

@@ -14,15 +14,15 @@ import torch.distributed as dist
 from torch import Tensor
 
 from parallel import engines
+from parallel.axes.initialise import first_value, local, local_slices
+from parallel.axes.spec import Engine
 from parallel.data import batches
 from parallel.data.dataset import Batch
-from parallel.initialise import first_value, local, local_slices
 from parallel.layout import Layout
 from parallel.movement import Compared, Measure, by_element, by_projection, by_rms, compare, over_pieces
 from parallel.options.config import RunConfig
+from parallel.plan.resolve import Work
 from parallel.processes.cluster import Mesh
-from parallel.resolve import Work
-from parallel.spec import Engine
 
 # Of Adam, while parity is checked. An element whose true gradient is zero (the bias of an attention key) has only
 # rounding noise, which the usual 1e-8 would turn into full steps of either sign.

@@ -12,14 +12,14 @@ import torch.distributed as dist
 from torch import Tensor
 
 from parallel import parity
+from parallel.axes.memory import state_bytes_of_all
+from parallel.axes.precision import weight_dtype
+from parallel.axes.recompute import checkpoint_blocks
 from parallel.parity import References, Trace
-from parallel.planner.memory import state_bytes_of_all
-from parallel.precision import weight_dtype
+from parallel.plan.resolve import Work
 from parallel.processes.allowed import memory_available_bytes
 from parallel.processes.cluster import Mesh, Rank
-from parallel.recompute import checkpoint_blocks
 from parallel.records.row import NOT_PROVEN, WHOLE
-from parallel.resolve import Work
 
 _LEAST_BLOCKS = 2  # so that something is passed from block to block
 

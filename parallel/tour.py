@@ -14,15 +14,16 @@ from typing import ClassVar
 import torch
 import torch.distributed as dist
 
-from parallel import named
 from parallel.case import Asked, failed, run_case
 from parallel.commands import TourConfig
 from parallel.console.clock import Moment
 from parallel.console.phases import Phases
 from parallel.errors import FitError, LayoutError, RankError
+from parallel.layout import strategies as named
 from parallel.options.config import RunConfig
 from parallel.parity import References
-from parallel.planner import fit
+from parallel.plan import fit
+from parallel.plan.resolve import Work, machine_processes, resolve
 from parallel.processes import cluster
 from parallel.processes.allowed import cores_allowed
 from parallel.processes.cluster import Rank
@@ -39,7 +40,6 @@ from parallel.records.row import (
     read,
     sent_bytes,
 )
-from parallel.resolve import Work, machine_processes, resolve
 from parallel.scope import prove_on
 
 DEFAULT_OUT = "runs/tour.csv"

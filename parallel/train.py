@@ -15,10 +15,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from parallel import named
 from parallel.console.clock import Moment
 from parallel.console.phases import Phases
 from parallel.errors import ConfigError, RankError, did_you_mean
+from parallel.layout import strategies as named
 from parallel.options import heading
 from parallel.options.config import RunConfig, make_parser, option
 from parallel.options.config import resolve as read_config
@@ -26,8 +26,8 @@ from parallel.options.files import load
 from parallel.training import sinks
 
 if TYPE_CHECKING:  # they import torch: `--help` and the first line do not wait for it
+    from parallel.plan.resolve import Work
     from parallel.processes.cluster import Rank
-    from parallel.resolve import Work
 
 PRESETS: Mapping[str, Mapping[str, Any]] = {
     "alice": {
@@ -154,8 +154,8 @@ def main(argv: list[str]) -> int:
 
 
 def _train(argv: list[str], typed: TrainConfig, given: Mapping[str, Any], began: Moment, phases: Phases) -> int:
+    from parallel.plan.resolve import resolve
     from parallel.processes.cluster import Rank
-    from parallel.resolve import resolve
 
     rank = Rank.from_env()
     config = _divide(typed, given, rank)
@@ -335,7 +335,7 @@ def _standing_by(work: "Work", rank: "Rank") -> str:
 
 def check(work: "Work") -> None:
     """Refuse what is known to fail before processes are started."""
-    from parallel.planner import fit
+    from parallel.plan import fit
 
     run = work.run
     assert isinstance(run, TrainConfig) and run.out is not None

@@ -12,20 +12,21 @@ import torch
 import torch.distributed as dist
 
 from models import SPECS
-from parallel import around, model_rules, named, parity, scope
+from parallel import around, model_rules, parity, scope
 from parallel.around import Agreement
 from parallel.commands import VerifyConfig
 from parallel.console.clock import Moment
 from parallel.console.phases import Phases
 from parallel.errors import FitError, LayoutError, UsageError
 from parallel.layout import SCHEDULES, Layout
+from parallel.layout import strategies as named
 from parallel.parity import Certificate, References
-from parallel.planner import fit
+from parallel.plan import fit
+from parallel.plan.resolve import Work, machine_processes, resolve
 from parallel.processes import cluster
 from parallel.processes.cluster import Rank
 from parallel.processes.failure import Progress
 from parallel.processes.launch import launch
-from parallel.resolve import Work, machine_processes, resolve
 
 _COLUMNS = (("strategy", 9), ("layout", 30), ("accumulation", 12), ("loss", 9), ("grad norm", 9), ("parameters", 10))
 

@@ -14,6 +14,7 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.distributed.checkpoint.api import CheckpointException
 
+from parallel.axes.spec import BuildContext
 from parallel.checkpoint import storage, zero
 from parallel.checkpoint.chunks import (
     Chunks,
@@ -40,9 +41,8 @@ from parallel.checkpoint.folder import (
 from parallel.engines.deepspeed import ZeroEngine
 from parallel.engines.native import NativeEngine
 from parallel.errors import ConfigError, DataError, NewerFormatError
+from parallel.plan.resolve import Work
 from parallel.processes.cluster import Mesh
-from parallel.resolve import Work
-from parallel.spec import BuildContext
 
 __all__ = [
     "Facts",

@@ -8,13 +8,13 @@ import torch
 from torch import Tensor, nn
 
 from parallel import checkpoint
+from parallel.axes.initialise import tie
 from parallel.checkpoint.folder import FACTS
 from parallel.errors import DataError, UsageError
-from parallel.initialise import tie
 from parallel.layout import Layout
 from parallel.options.config import RunConfig
+from parallel.plan.resolve import Work, resolve
 from parallel.processes.cluster import Rank
-from parallel.resolve import Work, resolve
 
 # What says which model it is, and not how it was divided.
 _KEPT = ("model", "size", "data", "seq_len", "norm", "seed", "channels_last", "precision")

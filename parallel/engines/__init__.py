@@ -8,10 +8,10 @@ import os
 from collections.abc import Mapping
 from pathlib import Path
 
+from parallel.axes.spec import BuildContext, Engine, Planned
 from parallel.engines import accelerate_settings, deepspeed_config, realised
 from parallel.errors import ConfigError, LayoutError
 from parallel.layout import Layout
-from parallel.spec import BuildContext, Engine, Planned
 
 ABLE = {
     "torch": "every strategy",
@@ -98,9 +98,9 @@ def _built(context: BuildContext, engine: str, ds_config: str | Path | None) -> 
         from parallel.engines.accelerate import build_accelerate
 
         return build_accelerate(context, ds_config)
-    from parallel import strategies
+    from parallel.engines import native
 
-    return strategies.build(context)
+    return native.build(context)
 
 
 def offloaded(ds_config: str | Path | None) -> str:

@@ -20,14 +20,15 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from parallel.axes import compose as hybrid
+from parallel.axes import pipeline
+from parallel.axes.optimizer import learning_rate, make_optimizer, make_pieces
+from parallel.axes.spec import BuildContext, Engine, StepResult
 from parallel.data.dataset import Batch
 from parallel.engines import deepspeed_config, realised
 from parallel.engines.native import LossScale
 from parallel.errors import WorldError
-from parallel.optimizer import learning_rate, make_optimizer, make_pieces
 from parallel.processes import cluster
-from parallel.spec import BuildContext, Engine, StepResult
-from parallel.strategies import hybrid, pipeline
 
 
 def build_deepspeed(context: BuildContext, config_path: str | Path | None = None) -> Engine:

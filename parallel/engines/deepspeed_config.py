@@ -10,6 +10,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from parallel.axes.spec import Planned
 from parallel.engines.deepspeed_keys import (
     KEYS,
     OPTIMIZER_PARAMS,
@@ -23,7 +24,6 @@ from parallel.engines.deepspeed_keys import (
 from parallel.errors import ConfigError, did_you_mean
 from parallel.options.config import RunConfig
 from parallel.options.files import load
-from parallel.spec import Planned
 
 PRECISIONS = ("fp32", "bf16")
 # Elements of a bucket where there is no file: 25 MiB in fp32, as torch's DistributedDataParallel has (bucket_cap_mb).

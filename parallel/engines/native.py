@@ -1,22 +1,34 @@
 """The engine on plain torch: forward and backward, finish the gradients, clip, update.
 
-A strategy hands it the parts, the optimizer and the callables; it never asks which strategy it is.
+The axes of a layout hand it the parts, the optimizer and the callables (`axes.compose`); it never asks which layout
+it is.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
+from parallel.axes.compose import compose
+from parallel.axes.initialise import local
+from parallel.axes.optimizer import Piece, learning_rate
+from parallel.axes.pipeline import PipelineSchedule
+from parallel.axes.precision import in_dtype, weight_dtype
+from parallel.axes.spec import BuildContext, Engine, StepResult
 from parallel.data.dataset import Batch
-from parallel.initialise import local
-from parallel.optimizer import Piece, learning_rate
-from parallel.precision import in_dtype, weight_dtype
 from parallel.processes.cluster import Mesh
-from parallel.spec import BuildContext, StepResult
+
+if TYPE_CHECKING:
+    from torch.distributed.pipelining import PipelineStage
+
+
+def build(context: BuildContext) -> "NativeEngine":
+    """Build the engine of a layout on this rank."""
+    return NativeEngine(context, **vars(compose(context)))
 
 
 class LossScale:
@@ -42,13 +54,7 @@ class LossScale:
 
 @dataclass
 class NativeEngine:
-    """One optimizer step over the parts of a model that this rank holds.
-
-    pieces: what the optimizer updates. share: what brings updated pieces to the other ranks, if anything.
-    forward_backward(batch, loss_scale): accumulate the gradient of the mean loss of this rank's rows; return that
-    mean on ranks that hold the loss, zero on others. finish: what completes the gradients, in order.
-    duplicates: ids of parameters that another stage counts in the gradient norm.
-    """
+    """One optimizer step over the parts of a model that this rank holds; its fields are those of `Composed`."""
 
     context: BuildContext
     parts: list[nn.Module]
@@ -169,3 +175,9 @@ def copies(parameter: Tensor, mesh: Mesh) -> int:
         for size, placement in zip(parameter.device_mesh.shape, parameter.placements, strict=True):
             n = n if placement.is_replicate() else n // size
     return n
+
+
+def stages_of(engine: Engine) -> "list[PipelineStage]":
+    """Return the stages that an engine runs on this rank; none where its pipeline is not torch's, or it has none."""
+    forward_backward = getattr(engine, "forward_backward", None)
+    return forward_backward.stages if isinstance(forward_backward, PipelineSchedule) else []

@@ -5,9 +5,9 @@ from typing import Any
 
 from torch import nn
 
+from parallel.axes.recompute import is_recomputed
 from parallel.errors import ConfigError
 from parallel.options.config import RunConfig
-from parallel.recompute import is_recomputed
 
 
 def compare(engine: str, wanted: Mapping[str, Any], got: Mapping[str, Any]) -> None:

@@ -11,35 +11,26 @@ import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 import torch.distributed as dist
 
+from parallel.layout.schedules import Pass, PassKind
 from parallel.measure.span import SpanRecord
 from parallel.processes.cluster import Mesh
 
 if TYPE_CHECKING:
     from torch.distributed.pipelining import PipelineStage
 
-Kind = Literal["F", "B", "I", "W"]
-
 # In forward passes. A backward is twice a forward (two products for each one), and splits evenly into the gradient
 # of the input and that of the weights (Qi et al. 2023, Zero Bubble Pipeline Parallelism, section 2).
-_COSTS: Mapping[Kind, int] = {"F": 1, "B": 2, "I": 1, "W": 1}
+_COSTS: Mapping[PassKind, int] = {"F": 1, "B": 2, "I": 1, "W": 1}
 _METHODS: Mapping[str, Literal["F", "B", "W"]] = {
     "forward_one_chunk": "F",
     "backward_one_chunk": "B",
     "backward_weight_one_chunk": "W",
 }
-
-
-class Pass(NamedTuple):
-    """One step of a schedule. B is a whole backward; I and W are its halves, input and weights."""
-
-    kind: Kind
-    stage: int
-    micro_batch: int
 
 
 @dataclass(frozen=True)

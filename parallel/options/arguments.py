@@ -9,7 +9,7 @@ from typing import Any, NoReturn
 
 from parallel.console.outputs import check_writable
 from parallel.errors import UsageError, did_you_mean
-from parallel.named import STRATEGIES
+from parallel.layout.strategies import STRATEGIES
 
 # What other programs call an option -> what to type here. Offered where a command has the option.
 SYNONYMS = {

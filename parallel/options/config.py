@@ -19,7 +19,7 @@ from typing import Any, NoReturn, TypeVar, Union, get_args, get_origin
 from models import NAMES
 from parallel.errors import ConfigError, did_you_mean
 from parallel.layout import MOST_RANKS, Layout
-from parallel.named import ALIASES, STRATEGIES
+from parallel.layout.strategies import ALIASES, STRATEGIES
 from parallel.options.arguments import MOST, Parser, hint
 from parallel.options.files import load
 

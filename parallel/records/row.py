@@ -80,7 +80,7 @@ class RunRecord:
     """One run, failed ones included. None is unknown.
 
     Of communication, payload is the size of the tensor of the call (the gathered one, the one before scattering); ring
-    is what a ring algorithm sends for it; sent is what leaves the rank with its backend (`parallel.measure.forms`), by
+    is what a ring algorithm sends for it; sent is what leaves the rank with its backend (`parallel.axes.forms`), by
     ring algorithms where that was not measured (NCCL).
     """
 

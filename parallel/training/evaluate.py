@@ -15,13 +15,13 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule
 
+from parallel.axes.pipeline import boundary_shapes
+from parallel.axes.precision import in_dtype, weight_dtype
 from parallel.checkpoint import Resumable
 from parallel.data.dataset import Batch
 from parallel.engines.deepspeed import ZeroEngine
 from parallel.layout import SCHEDULES
-from parallel.precision import in_dtype, weight_dtype
-from parallel.resolve import Work
-from parallel.strategies.pipeline import boundary_shapes
+from parallel.plan.resolve import Work
 
 
 @dataclass(frozen=True)

@@ -20,25 +20,25 @@ import torch.distributed as dist
 from torch import Tensor
 
 from parallel import checkpoint, engines
+from parallel.axes.initialise import seed_generators
+from parallel.axes.optimizer import learning_rate
+from parallel.axes.precision import DTYPES
+from parallel.axes.spec import StepResult
 from parallel.case import Asked, describe, failed, shared
 from parallel.checkpoint import Saver
 from parallel.console.clock import Moment
 from parallel.console.phases import Phases
 from parallel.errors import DataError, DivergedError
-from parallel.initialise import seed_generators
 from parallel.measure import memory
 from parallel.measure.goodput import Pulse, read_progress
 from parallel.measure.roofline import device_peak, share_of_peak
-from parallel.optimizer import learning_rate
 from parallel.parity import training_batches
-from parallel.planner import fit
-from parallel.precision import DTYPES
+from parallel.plan import fit
+from parallel.plan.resolve import Work, resolve
 from parallel.processes import cluster
 from parallel.processes.cluster import Mesh, Rank
 from parallel.processes.failure import Failure, Progress, guard
 from parallel.records.row import LogWriter, RunRecord, StepLog, StepRecord, append, read_log, set_aside
-from parallel.resolve import Work, resolve
-from parallel.spec import StepResult
 from parallel.train import IN_FOLDER, SET_ASIDE, TrainConfig, config_file, log_file
 from parallel.training.evaluate import Evaluator, Validation
 from parallel.training.lock import FolderLock

@@ -12,7 +12,7 @@ from typing import Any, Protocol
 
 import torch
 
-from parallel.resolve import Work
+from parallel.plan.resolve import Work
 from parallel.train import TrainConfig
 from parallel.training.evaluate import Validation
 from parallel.training.sinks import open_sinks

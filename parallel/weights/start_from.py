@@ -13,9 +13,9 @@ from torch import Tensor, nn
 from models import SPECS
 from models.gpt2 import GPT2Config, size_of
 from parallel import checkpoint
+from parallel.axes.initialise import local, local_slice
 from parallel.engines.deepspeed import ZeroEngine
 from parallel.errors import ConfigError, DataError
-from parallel.initialise import local, local_slice
 from parallel.options.config import RunConfig
 
 Kind = Literal["checkpoint", "hugging face", "nanogpt", "safetensors"]

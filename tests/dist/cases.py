@@ -6,19 +6,21 @@ import pytest
 import torch.distributed as dist
 from torch import Tensor
 
-from parallel import parity, scope, strategies
+from parallel import parity, scope
+from parallel.axes import data as ddp
+from parallel.axes import zero
+from parallel.axes.initialise import local, local_slice
+from parallel.axes.memory import state_bytes
+from parallel.engines import native
 from parallel.errors import FitError
-from parallel.initialise import local, local_slice
 from parallel.layout import Layout
 from parallel.measure.memory import MemoryCensus
 from parallel.options.config import RunConfig
 from parallel.parity import Certificate
-from parallel.planner import fit
-from parallel.planner.memory import state_bytes
+from parallel.plan import fit
+from parallel.plan.resolve import resolve
 from parallel.processes import cluster
 from parallel.processes.cluster import Mesh, Rank
-from parallel.resolve import resolve
-from parallel.strategies import ddp, zero
 
 # As many blocks as most layouts have stages: under tensor parallelism a case takes as long as its blocks are many.
 SHALLOW_GPT2 = {"size": "4x32x4v257", "seq_len": 16}
@@ -98,7 +100,7 @@ def state_memory(rank: Rank, run: RunConfig) -> tuple[int, int] | None:
     mesh = cluster.make_mesh(work.layout, rank.device)
     if rank.rank >= work.layout.world_size:
         return None
-    engine = strategies.build(work.context(mesh))
+    engine = native.build(work.context(mesh))
     batches = parity.training_batches(work, mesh)
     engine.step(next(batches))
     with MemoryCensus(engine.parts, engine.optimizers, held=engine.held) as census:

@@ -12,9 +12,9 @@ from parallel.measure.exposed import ExposedCommunication, Split
 from parallel.measure.memory import MemoryCensus, MemoryReport
 from parallel.options.config import RunConfig
 from parallel.parity import Certificate, Trace
+from parallel.plan.resolve import Work, resolve
 from parallel.processes import cluster
 from parallel.processes.cluster import Mesh, Rank
-from parallel.resolve import Work, resolve
 from parallel.training.evaluate import Evaluator, Validation
 from parallel.weights.start_from import start_from
 

@@ -9,15 +9,16 @@ import pytest
 import torch
 import torch.distributed as dist
 
-from parallel import checkpoint, strategies
+from parallel import checkpoint
 from parallel.checkpoint import Saver
+from parallel.engines import native
 from parallel.engines.native import NativeEngine
 from parallel.errors import DataError
 from parallel.layout import Layout
 from parallel.options.config import RunConfig
 from parallel.parity import training_batches
+from parallel.plan.resolve import resolve
 from parallel.processes.cluster import Rank, make_mesh
-from parallel.resolve import resolve
 from tests.dist.workers import WorkerPool
 
 SHORT = {"size": "2x32x4v257", "seq_len": 16}  # so that the many pairs are quick
@@ -57,7 +58,7 @@ def engine_and_saver(rank: Rank, run: RunConfig, folder: str) -> tuple[NativeEng
     work = resolve(run)
     mesh = make_mesh(work.layout, rank.device)
     saver = Saver(folder, mesh=mesh, keep_last=3)
-    return strategies.build(work.context(mesh)) if rank.rank < work.layout.world_size else None, saver
+    return native.build(work.context(mesh)) if rank.rank < work.layout.world_size else None, saver
 
 
 def train(engine: NativeEngine, steps: int) -> list[float]:

@@ -5,14 +5,14 @@ from typing import Any
 import pytest
 
 from parallel import engines
+from parallel.axes.communication import Sent, predicted_sent, predicted_transfers
 from parallel.layout import Layout
 from parallel.measure.ledger import CommLedger
 from parallel.options.config import RunConfig
 from parallel.parity import training_batches
-from parallel.planner.communication import Sent, predicted_sent, predicted_transfers
+from parallel.plan.resolve import resolve
 from parallel.processes import cluster
 from parallel.processes.cluster import Rank
-from parallel.resolve import resolve
 from tests.dist.cases import SHALLOW_GPT2
 from tests.dist.workers import WorkerPool
 

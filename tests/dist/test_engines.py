@@ -11,12 +11,13 @@ import pytest
 import torch
 
 from models import SPECS
-from parallel import cli, strategies
+from parallel import cli
+from parallel.engines import native
 from parallel.layout import Layout
 from parallel.options.config import RunConfig
 from parallel.parity import training_batches
+from parallel.plan.resolve import resolve
 from parallel.processes.cluster import Mesh
-from parallel.resolve import resolve
 from parallel.weights.start_from import start_from
 from tests.dist.workers import Failed, WorkerPool
 
@@ -164,7 +165,7 @@ def test_training_starts_from_what_deepspeed_saved(pair: WorkerPool, tmp_path: P
     assert cli.main([*words, "--trust"]) == 0
     work = resolve(replace(run, layout=Layout(), learning_rate=0.0))
     mesh = Mesh(Layout(), torch.device("cpu"))
-    engine = strategies.build(work.context(mesh))
+    engine = native.build(work.context(mesh))
     start_from(engine, tmp_path / "weights")
     _, batch = islice(training_batches(work, mesh), 2)
     assert engine.step(batch).loss.item() == pytest.approx(wanted, rel=1e-6)

@@ -5,13 +5,13 @@ from typing import Any
 import pytest
 import torch
 
-from parallel import strategies
+from parallel.engines import native
 from parallel.layout import Layout
 from parallel.options.config import RunConfig
 from parallel.parity import training_batches
+from parallel.plan.resolve import resolve
 from parallel.processes import cluster
 from parallel.processes.cluster import Rank
-from parallel.resolve import resolve
 from parallel.training.evaluate import Evaluator, Validation
 from tests.dist.workers import WorkerPool
 
@@ -27,7 +27,7 @@ def evaluate(rank: Rank, run: RunConfig) -> tuple[Validation, Validation, float]
     mesh = cluster.make_mesh(work.layout, rank.device)
     if rank.rank >= work.layout.world_size:
         return None
-    engine = strategies.build(work.context(mesh))
+    engine = native.build(work.context(mesh))
     evaluator = Evaluator(work, engine, most_samples=SAMPLES)
     batches = training_batches(work, mesh)
     engine.step(next(batches))
@@ -84,7 +84,7 @@ def evaluate_plainly(rank: Rank, run: RunConfig) -> tuple[Validation, tuple[floa
     mesh = cluster.make_mesh(work.layout, rank.device)
     if rank.rank >= work.layout.world_size:
         return None
-    engine = strategies.build(work.context(mesh))
+    engine = native.build(work.context(mesh))
     engine.step(next(training_batches(work, mesh)))
     got = Evaluator(work, engine, most_samples=SAMPLES)()
     (model,) = engine.parts

@@ -26,8 +26,8 @@ from torch.distributed.tensor.parallel import (
 )
 from torch.nn.parallel import DistributedDataParallel
 
+from parallel.axes import forms
 from parallel.layout import SCHEDULES, Schedule
-from parallel.measure import forms
 from parallel.measure.ledger import CommLedger
 from parallel.measure.memory import MemoryCensus
 

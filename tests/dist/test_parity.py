@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from parallel.layout import Layout
-from parallel.named import STRATEGIES
+from parallel.layout.strategies import STRATEGIES
 from parallel.options.config import RunConfig
 from tests.dist.cases import SHALLOW_DIT, SHALLOW_GPT2
 from tests.dist.workers import WorkerPool

@@ -6,13 +6,14 @@ import pytest
 import torch
 
 from models import SPECS
-from parallel import parity, strategies
-from parallel.initialise import initialise
+from parallel import parity
+from parallel.axes.initialise import initialise
+from parallel.engines import native
 from parallel.layout import Layout
 from parallel.options.config import RunConfig
+from parallel.plan.resolve import resolve
 from parallel.processes import cluster
 from parallel.processes.cluster import Rank
-from parallel.resolve import resolve
 from parallel.weights.hugging_face import to_hugging_face
 from parallel.weights.start_from import start_from
 from tests.dist.workers import WorkerPool
@@ -24,7 +25,7 @@ def loss(rank: Rank, run: RunConfig, folder: str) -> float | None:
     mesh = cluster.make_mesh(work.layout, rank.device)
     if rank.rank >= work.layout.world_size:
         return None
-    engine = strategies.build(work.context(mesh))
+    engine = native.build(work.context(mesh))
     start_from(engine, folder)
     return engine.step(next(parity.training_batches(work, mesh))).loss.item()
 

@@ -5,15 +5,16 @@ from itertools import product
 import pytest
 
 from parallel import engines
+from parallel.axes.pipeline import pass_order
+from parallel.engines.native import stages_of
 from parallel.layout import Layout
 from parallel.measure.span import SpanRecord
 from parallel.measure.timeline import Timeline, bubble_share
 from parallel.options.config import RunConfig
 from parallel.parity import training_batches
+from parallel.plan.resolve import resolve
 from parallel.processes import cluster
 from parallel.processes.cluster import Rank
-from parallel.resolve import resolve
-from parallel.strategies.pipeline import pass_order, stages_of
 from tests.dist.workers import WorkerPool
 
 

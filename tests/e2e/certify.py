@@ -11,8 +11,8 @@ from pathlib import Path
 sys.path[0] = str(Path(__file__).resolve().parents[2])
 
 from parallel.options.config import RunConfig  # noqa: E402
+from parallel.plan.resolve import resolve  # noqa: E402
 from parallel.processes import cluster  # noqa: E402
-from parallel.resolve import resolve  # noqa: E402
 from tests.dist.engine_cases import certify  # noqa: E402
 
 

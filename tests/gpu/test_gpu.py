@@ -15,9 +15,9 @@ from models.cross_entropy import LinearCrossEntropy
 from parallel import parity
 from parallel.layout import Layout
 from parallel.options.config import RunConfig
+from parallel.plan.resolve import Work, resolve
 from parallel.processes.cluster import Mesh
 from parallel.records.row import read, read_log
-from parallel.resolve import Work, resolve
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 

@@ -8,11 +8,11 @@ import torch
 
 from models import SPECS
 from parallel import case
+from parallel.axes.recompute import recomputation_ratio
 from parallel.measure.steady import summarise
 from parallel.options.config import RunConfig
+from parallel.plan.resolve import resolve
 from parallel.processes.cluster import Rank
-from parallel.recompute import recomputation_ratio
-from parallel.resolve import resolve
 
 
 @pytest.mark.parametrize(("model", "size"), [("gpt2", "tiny"), ("resnet", "20"), ("diffusion", "points")])

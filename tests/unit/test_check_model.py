@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from models import SPECS
-from parallel import strategies
+from parallel.axes.check import check_split
 from parallel.cli import main
 from parallel.errors import LayoutError
 from parallel.layout import Layout
@@ -204,8 +204,8 @@ def test_sequence_parallelism_without_its_place_is_refused_before_any_process_st
     plan = {pattern: style for pattern, style in spec.tensor_plan(None).items() if style != "scatter_sequence"}
     lacking = replace(spec, tensor_plan=lambda config: plan)
     with pytest.raises(LayoutError, match="no 'scatter_sequence'"):
-        strategies.check(Layout.parse("tp2/sp"), spec=lacking, config=spec.config("tiny"))
-    strategies.check(Layout.parse("tp2"), spec=lacking, config=spec.config("tiny"))
+        check_split(Layout.parse("tp2/sp"), spec=lacking, config=spec.config("tiny"))
+    check_split(Layout.parse("tp2"), spec=lacking, config=spec.config("tiny"))
 
 
 def test_under_sequence_parallelism_every_parameter_has_a_style() -> None:

@@ -16,17 +16,18 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from parallel import checkpoint, strategies
+from parallel import checkpoint
 from parallel.checkpoint import Saver, folder
 from parallel.checkpoint.restore import restore
 from parallel.checkpoint.storage import Writer
+from parallel.engines import native
 from parallel.engines.native import NativeEngine
 from parallel.errors import ConfigError, DataError, NewerFormatError
 from parallel.layout import Layout
 from parallel.options.config import RunConfig
 from parallel.parity import training_batches
+from parallel.plan.resolve import resolve
 from parallel.processes.cluster import make_mesh
-from parallel.resolve import resolve
 
 # One block: what is tested here does not depend on more.
 ONE_BLOCK = {"size": "1x32x4v257", "seq_len": 16}
@@ -36,7 +37,7 @@ def build(**options: object) -> NativeEngine:
     model = {} if "model" in options else {"model": "gpt2", **ONE_BLOCK}
     run = RunConfig(**{**model, "layout": Layout(), "global_batch_size": 4, **options})
     work = resolve(run)
-    return strategies.build(work.context(make_mesh(work.layout, torch.device("cpu"))))
+    return native.build(work.context(make_mesh(work.layout, torch.device("cpu"))))
 
 
 def train(engine: NativeEngine, steps: int) -> list[float]:

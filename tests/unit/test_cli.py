@@ -49,7 +49,7 @@ def test_a_pipeline_is_resolved_without_the_compiler() -> None:
     """It takes half a second to import, in this process and then in the one that ranks are forked from."""
     code = (
         "import sys, parallel.case; from parallel.options.config import RunConfig; "
-        "from parallel.resolve import resolve; "
+        "from parallel.plan.resolve import resolve; "
         "work = resolve(RunConfig(strategy='pipeline', nproc=4, size='tiny')); work.n_parameters; "
         "sys.exit('torch._dynamo' in sys.modules)"
     )
@@ -177,7 +177,7 @@ def test_the_first_line_comes_from_rank_0_before_torch_is_there(
     module, function = cli.COMMANDS[name][1].split(":")
     command = getattr(import_module(module), function)
     monkeypatch.setenv("RANK", rank)
-    for imported in ("torch", "parallel.resolve", "parallel.tour", "parallel.verify", "benchmarks.worker"):
+    for imported in ("torch", "parallel.plan.resolve", "parallel.tour", "parallel.verify", "benchmarks.worker"):
         monkeypatch.setitem(sys.modules, imported, None)  # an import from here on fails
     monkeypatch.setattr(signal, "signal", lambda *_: None)
     monkeypatch.setattr(Environment, "read", lambda: import_module("torch"))

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from parallel.errors import ConfigError, LayoutError, UsageError
 from parallel.layout import Layout
-from parallel.named import STRATEGIES
+from parallel.layout.strategies import STRATEGIES
 from parallel.options.arguments import SYNONYMS
 from parallel.options.config import RunConfig, make_parser, option, resolve
 from parallel.options.files import load

@@ -11,14 +11,14 @@ import pytest
 import torch
 from pydantic import BaseModel
 
+from parallel.axes.spec import BuildContext
 from parallel.engines import deepspeed_config
 from parallel.engines.deepspeed_keys import KEYS, Decided, Handed, LeftOut, Off
 from parallel.errors import ConfigError
 from parallel.layout import Layout
 from parallel.options.config import RunConfig
+from parallel.plan.resolve import resolve
 from parallel.processes.cluster import Mesh
-from parallel.resolve import resolve
-from parallel.spec import BuildContext
 
 ROOT = Path(__file__).resolve().parents[2]
 CONFIGS = ROOT / "ds_configs"

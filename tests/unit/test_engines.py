@@ -10,14 +10,14 @@ import torch
 from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import checkpoint_wrapper
 
 from parallel import engines
+from parallel.axes.spec import BuildContext
 from parallel.engines import accelerate_settings, realised
 from parallel.engines.accelerate_settings import kind_of
 from parallel.errors import ConfigError, LayoutError
 from parallel.layout import Layout
 from parallel.options.config import RunConfig
+from parallel.plan.resolve import resolve
 from parallel.processes.cluster import Mesh
-from parallel.resolve import resolve
-from parallel.spec import BuildContext
 
 CONFIGS = Path(__file__).resolve().parents[2] / "ds_configs"
 

@@ -9,9 +9,9 @@ from models import SPECS
 from parallel import scope, tour
 from parallel.errors import FitError
 from parallel.options.config import RunConfig
-from parallel.planner import fit
+from parallel.plan import fit
+from parallel.plan.resolve import Work, resolve
 from parallel.processes.cluster import Mesh, Rank
-from parallel.resolve import Work, resolve
 
 FORKED = Rank.from_env()
 

@@ -7,16 +7,17 @@ import torch
 
 from models.generation import Cache, Choice, generate, keep_likely, next_logits
 from models.gpt2 import GPT2, GPT2Config, init
-from parallel import checkpoint, strategies
+from parallel import checkpoint
+from parallel.axes.initialise import generator_for
 from parallel.checkpoint.restore import restore
 from parallel.data.tokenizer import get_tokenizer
+from parallel.engines import native
 from parallel.errors import ConfigError, UsageError
 from parallel.inference import generate as command
-from parallel.initialise import generator_for
 from parallel.layout import Layout
 from parallel.options.config import RunConfig
+from parallel.plan.resolve import resolve
 from parallel.processes.cluster import make_mesh
-from parallel.resolve import resolve
 
 CONFIG = GPT2Config(n_layers=3, hidden=32, n_heads=4, seq_len=12, vocab_size=257, tokenizer="bytes")
 
@@ -90,7 +91,7 @@ def run_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("run")
     for model, size in (("gpt2", "tiny"), ("resnet", "tiny")):
         work = resolve(RunConfig(model=model, size=size, layout=Layout(), global_batch_size=4))
-        engine = strategies.build(work.context(make_mesh(work.layout, torch.device("cpu"))))
+        engine = native.build(work.context(make_mesh(work.layout, torch.device("cpu"))))
         checkpoint.save(engine, folder / model)
     return folder
 

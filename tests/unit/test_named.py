@@ -13,11 +13,11 @@ from models import NAMES, SPECS
 from parallel import cli
 from parallel.errors import LayoutError
 from parallel.layout import Layout
+from parallel.layout.strategies import ALIASES, STRATEGIES, layout_of, name_of, stands_for
 from parallel.list_strategies import markdown
-from parallel.named import ALIASES, STRATEGIES, layout_of, name_of, stands_for
 from parallel.options.config import RunConfig, make_parser
 from parallel.options.config import resolve as read_config
-from parallel.resolve import resolve
+from parallel.plan.resolve import resolve
 
 ROOT = Path(__file__).resolve().parents[2]
 

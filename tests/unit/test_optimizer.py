@@ -13,15 +13,16 @@ from torch.nn import functional as F
 from torch.testing import assert_close
 
 from models.gpt2 import GPT2
-from parallel import parity, strategies
+from parallel import parity
+from parallel.axes.initialise import initialise
+from parallel.axes.optimizer import learning_rate, make_optimizer, make_pieces, share_of_rows
 from parallel.data.dataset import Batch
+from parallel.engines import native
 from parallel.engines.native import LossScale, _row_norms
-from parallel.initialise import initialise
 from parallel.layout import Layout
-from parallel.optimizer import learning_rate, make_optimizer, make_pieces, share_of_rows
 from parallel.options.config import RunConfig
+from parallel.plan.resolve import Work, resolve
 from parallel.processes.cluster import Mesh
-from parallel.resolve import Work, resolve
 
 ALONE = Mesh(Layout(), torch.device("cpu"))
 STEPS = 4
@@ -75,7 +76,7 @@ def by_hand(work: Work) -> tuple[list[float], list[float], dict[str, Tensor]]:
 )
 def test_one_process_is_the_loop_written_by_hand(options: dict[str, Any], accumulation: int) -> None:
     work = work_of(precision="fp64", accumulation=accumulation, **options)
-    engine = strategies.build(work.context(ALONE))
+    engine = native.build(work.context(ALONE))
     results = [engine.step(batch) for batch in batches_of(work)]
     losses, norms, parameters = by_hand(work)
     assert_close([r.loss.item() for r in results], losses, rtol=1e-12, atol=0)
@@ -159,7 +160,7 @@ def test_the_loss_scale_moves_as_that_of_torch(monkeypatch: pytest.MonkeyPatch) 
 
 def test_fp16_skips_a_step_that_overflows_and_goes_on() -> None:
     work = work_of(precision="fp16")
-    engine = strategies.build(work.context(ALONE))
+    engine = native.build(work.context(ALONE))
     engine.loss_scale.value = scale = 2.0**100
     before = {name: p.detach().clone() for name, p in engine.parameters()}
     first, second = islice(batches_of(work), 2)

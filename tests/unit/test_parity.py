@@ -14,8 +14,8 @@ from parallel.layout import Division, Layout
 from parallel.movement import Compared, Measure, by_element, by_projection, by_rms, over_pieces
 from parallel.options.config import RunConfig
 from parallel.parity import Trace
+from parallel.plan.resolve import Work, resolve
 from parallel.processes.cluster import Mesh
-from parallel.resolve import Work, resolve
 
 
 def work_of(model: str = "gpt2", **options: Any) -> Work:

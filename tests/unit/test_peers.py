@@ -21,9 +21,9 @@ from benchmarks.peers import (
 from parallel import engines, parity
 from parallel.errors import ConfigError, WorldError
 from parallel.layout import Layout
+from parallel.plan.resolve import resolve
 from parallel.processes.cluster import Mesh
 from parallel.records.row import RunRecord
-from parallel.resolve import resolve
 
 STEPS = 3
 

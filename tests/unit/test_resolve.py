@@ -15,15 +15,16 @@ from PIL import Image
 
 from benchmarks import worker
 from models import SPECS
-from parallel import cli, commands, strategies, tour, verify
-from parallel import resolve as resolve_module
+from parallel import cli, commands, tour, verify
+from parallel.axes.check import check_split
 from parallel.errors import ConfigError, DataError, LayoutError, UsageError, WorldError
 from parallel.layout import Layout
-from parallel.named import STRATEGIES, name_of
+from parallel.layout.strategies import STRATEGIES, name_of
 from parallel.options.config import RunConfig
 from parallel.options.config import resolve as read_config
+from parallel.plan import resolve as resolve_module
+from parallel.plan.resolve import Work, alone, resolve
 from parallel.processes.cluster import Rank
-from parallel.resolve import Work, alone, resolve
 from parallel.tour import TourConfig, choose
 from parallel.verify import VerifyConfig, cases
 
@@ -104,7 +105,7 @@ def test_the_tensor_degrees_that_are_offered_are_accepted() -> None:
     with pytest.raises(LayoutError) as caught:
         asked(layout="tp3")
     for tp in str(caught.value).split("use a tp of ")[1].split(", "):
-        strategies.check(Layout(tp=int(tp)), spec=SPECS["gpt2"], config=SPECS["gpt2"].config("tiny"))
+        check_split(Layout(tp=int(tp)), spec=SPECS["gpt2"], config=SPECS["gpt2"].config("tiny"))
 
 
 def test_the_pipeline_degree_that_is_offered_is_accepted() -> None:

@@ -16,6 +16,7 @@ import torch
 
 from benchmarks.worker import summary
 from parallel import case
+from parallel.axes.communication import predicted_sent
 from parallel.case import Asked, RankResult
 from parallel.console.clock import Moment
 from parallel.measure import roofline
@@ -26,12 +27,11 @@ from parallel.measure.steady import summarise
 from parallel.measure.telemetry import Telemetry
 from parallel.options.config import RunConfig
 from parallel.parity import TOLERANCES, Certificate
-from parallel.planner.communication import predicted_sent
+from parallel.plan.resolve import Work, resolve
 from parallel.processes.cluster import Mesh, Rank
 from parallel.processes.failure import Failure
 from parallel.records.environment import Environment
 from parallel.records.row import SCHEMA, LogRecord, RunRecord, StepRecord, append, read
-from parallel.resolve import Work, resolve
 
 TESTS = Path(__file__).resolve().parents[1]
 

@@ -9,14 +9,15 @@ import torch
 from torch import Tensor
 
 from models.sampling import SAMPLERS, log_probability, noise_levels, with_zero
-from parallel import checkpoint, strategies
+from parallel import checkpoint
+from parallel.engines import native
 from parallel.errors import UsageError
 from parallel.inference import sample as command
 from parallel.inference.two_sample import energy_test
 from parallel.layout import Layout
 from parallel.options.config import RunConfig
+from parallel.plan.resolve import resolve
 from parallel.processes.cluster import make_mesh
-from parallel.resolve import resolve
 
 # Three Gaussians in the plane: weights, means, standard deviations. Mean 0, variance 1 over both coordinates.
 WEIGHTS = torch.tensor([0.25, 0.25, 0.5], dtype=torch.float64)
@@ -107,7 +108,7 @@ def run_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("run")
     for size in ("tiny-points", "tiny-dit"):
         work = resolve(RunConfig(model="diffusion", size=size, layout=Layout(), global_batch_size=4))
-        engine = strategies.build(work.context(make_mesh(work.layout, torch.device("cpu"))))
+        engine = native.build(work.context(make_mesh(work.layout, torch.device("cpu"))))
         checkpoint.save(engine, folder / size)
     return folder
 

@@ -7,11 +7,12 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from parallel.axes.pipeline import pass_order
 from parallel.layout import SCHEDULES, Layout
+from parallel.layout.schedules import Pass
 from parallel.measure.span import SpanRecord
-from parallel.measure.timeline import Pass, Timeline, bubble_share, bubble_theory_share, idle_shares
+from parallel.measure.timeline import Timeline, bubble_share, bubble_theory_share, idle_shares
 from parallel.processes.cluster import Mesh
-from parallel.strategies.pipeline import pass_order
 
 
 def theory(schedule: str, pp: int, micro_batches: int) -> float:

@@ -21,7 +21,8 @@ import pytest
 import torch
 from PIL import Image
 
-from parallel import checkpoint, initialise, train
+from parallel import checkpoint, train
+from parallel.axes import initialise
 from parallel.case import Asked
 from parallel.checkpoint.restore import restore
 from parallel.console.clock import Moment
@@ -31,9 +32,9 @@ from parallel.errors import ConfigError, DivergedError, FolderInUseError, Layout
 from parallel.measure import goodput, roofline
 from parallel.measure.roofline import Peak
 from parallel.options.files import load
+from parallel.plan.resolve import resolve
 from parallel.processes.cluster import Mesh, Rank
 from parallel.records.row import StepRecord, read, read_log
-from parallel.resolve import resolve
 from parallel.training import lock, loop, screen
 from parallel.training.evaluate import Evaluator, Validation
 from parallel.training.lock import FolderLock

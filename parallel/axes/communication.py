@@ -2,7 +2,7 @@
 
 What a strategy calls is known in closed form; the shapes it needs are read off a forward pass of each pipeline stage
 on tensors without values. The communication ledger counts the same numbers, to the byte, by ring algorithms and as the
-backend sends them (parallel.measure.forms).
+backend sends them (parallel.axes.forms).
 """
 
 import contextlib
@@ -18,12 +18,12 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from models.spec import Reducing, Style
-from parallel.initialise import tie
+from parallel.axes.forms import fsdp_padded_numel, ring_bytes, wire_bytes
+from parallel.axes.initialise import tie
+from parallel.axes.pipeline import cut_stage, pass_order
+from parallel.axes.precision import DTYPES, in_dtype, weight_dtype
 from parallel.layout import SCHEDULES
-from parallel.measure.forms import fsdp_padded_numel, ring_bytes, wire_bytes
-from parallel.precision import DTYPES, in_dtype, weight_dtype
-from parallel.resolve import Work
-from parallel.strategies.pipeline import cut_stage, pass_order
+from parallel.plan.resolve import Work
 
 _SPLIT_DIM: Mapping[Style, int] = {"column": 0, "row": 1, "vocab_embedding": 0, "vocab_loss": 0, "channels": 0}
 

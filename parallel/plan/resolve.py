@@ -13,17 +13,19 @@ from torch import nn
 
 from models import SPECS
 from models.spec import ModelSpec
-from parallel import engines, named, strategies
+from parallel import engines
+from parallel.axes.check import check_split
+from parallel.axes.precision import weight_dtype
+from parallel.axes.spec import BuildContext
 from parallel.data import Compact, TextOptions, count_classes, open_dataset
 from parallel.data.dataset import Dataset
 from parallel.errors import ConfigError, LayoutError, did_you_mean
 from parallel.layout import Division, Layout
-from parallel.named import STRATEGIES
+from parallel.layout import strategies as named
+from parallel.layout.strategies import STRATEGIES
 from parallel.options.config import RunConfig, flags_of
-from parallel.precision import weight_dtype
 from parallel.processes import cluster
 from parallel.processes.cluster import Mesh, Rank
-from parallel.spec import BuildContext
 
 # Samples in a step when none is asked for: a second or so of work on a laptop at the default size.
 _GLOBAL_BATCH = {"tokens": 16, "images": 64, "points": 512}
@@ -114,7 +116,7 @@ def resolve(run: RunConfig) -> Work:
     rank = Rank.from_env()
     layout = _layout(run, rank)
     rank.check_gpus(layout.world_size)
-    strategies.check(layout, spec=spec, config=config)
+    check_split(layout, spec=spec, config=config)
     layout.check_schedule(run.accumulation)
     parts = layout.dp * layout.micro_batches * run.accumulation
     default_batch = -(-_GLOBAL_BATCH[spec.unit(config)] // parts) * parts

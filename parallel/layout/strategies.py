@@ -1,6 +1,6 @@
 """The strategies: named layouts, in one list. Options, help, tables, tests and the tour all read this one.
 
-What an axis does to modules, optimizer and gradients stands in `parallel.strategies`; a strategy only says which
+What an axis does to modules, optimizer and gradients stands in `parallel.axes`; a strategy only says which
 layout a name stands for, when to use it and what it costs. This module imports no torch.
 """
 

@@ -15,12 +15,12 @@ from itertools import islice
 import torch
 import torch.distributed as dist
 
+from parallel.axes.memory import state_bytes, state_bytes_of_all
 from parallel.errors import FitError, UsageError
 from parallel.layout import Layout
-from parallel.planner.memory import state_bytes, state_bytes_of_all
+from parallel.plan.resolve import Work, resolve
 from parallel.processes.allowed import cores_allowed, memory_available_bytes
 from parallel.processes.cluster import Rank
-from parallel.resolve import Work, resolve
 
 # Memory of an idle process on a CPU with torch 2.13, by smaps_rollup, beside what it shares with the others that were
 # forked with it. Those of a launcher are there already when this is asked.

@@ -9,10 +9,10 @@ import torch
 from torch import Tensor, nn
 
 from models.spec import ModelSpec
+from parallel.axes.precision import weight_dtype
 from parallel.data.dataset import Batch, Dataset
 from parallel.layout import Division, Layout
 from parallel.options.config import RunConfig
-from parallel.precision import weight_dtype
 from parallel.processes.cluster import Mesh
 
 

@@ -18,16 +18,16 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from models.spec import ModelSpec
+from parallel.axes.initialise import local
+from parallel.axes.precision import in_dtype, weight_dtype
+from parallel.axes.spec import BuildContext
+from parallel.axes.tensor import boundary
 from parallel.data.dataset import Batch
-from parallel.initialise import local
 from parallel.layout import SCHEDULES, Layout
-from parallel.measure.timeline import Pass
-from parallel.precision import in_dtype, weight_dtype
-from parallel.spec import BuildContext, Engine
-from parallel.strategies.tensor import boundary
+from parallel.layout.schedules import Pass
 
 if TYPE_CHECKING:
-    from torch.distributed.pipelining import PipelineStage
+    pass
 
 _CLASSES = {
     "naive": "ScheduleGPipe",
@@ -154,12 +154,6 @@ def boundary_shapes(context: BuildContext) -> list[tuple[Tensor, ...]]:
         hidden = out if isinstance(out, tuple) else (out,)
         shapes.append(tuple(boundary(x, context.layout).detach().requires_grad_() for x in hidden))
     return [*shapes, (torch.empty((), dtype=dtype, device="meta"),)]  # the last stage returns the loss
-
-
-def stages_of(engine: Engine) -> "list[PipelineStage]":
-    """Return the stages that an engine runs on this rank; none where its pipeline is not torch's, or it has none."""
-    forward_backward = getattr(engine, "forward_backward", None)
-    return forward_backward.stages if isinstance(forward_backward, PipelineSchedule) else []
 
 
 def pass_order(schedule: str, *, pp: int, micro_batches: int) -> list[list[Pass]]:

@@ -25,7 +25,7 @@ from torch.distributed.tensor.parallel import (
 )
 
 from models.spec import Style
-from parallel.initialise import local
+from parallel.axes.initialise import local
 from parallel.layout import Layout
 from parallel.processes.cluster import Mesh
 

@@ -18,9 +18,9 @@ import torch.distributed as dist
 from torch import nn
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 
-from parallel.initialise import local
-from parallel.optimizer import Piece, share_of_rows
-from parallel.precision import DTYPES
+from parallel.axes.initialise import local
+from parallel.axes.optimizer import Piece, share_of_rows
+from parallel.axes.precision import DTYPES
 from parallel.processes.cluster import Mesh
 
 IN_PLACE_BYTES = 1 << 20

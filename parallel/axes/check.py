@@ -1,21 +1,14 @@
-"""What each axis does to a model, and the checks that a layout passes before anything is built."""
+"""Whether a model can be split as a layout says, refused before anything is built."""
 
 from typing import Any
 
 from models.spec import ModelSpec
 from parallel.errors import LayoutError
 from parallel.layout import SCHEDULES, Layout
-from parallel.named import STRATEGIES, name_of, names_in
-from parallel.spec import BuildContext, Engine
-from parallel.strategies import hybrid
+from parallel.layout.strategies import STRATEGIES, name_of, names_in
 
 
-def build(context: BuildContext) -> Engine:
-    """Build the engine of a layout on this rank."""
-    return hybrid.build(context)
-
-
-def check(layout: Layout, *, spec: ModelSpec, config: Any) -> None:
+def check_split(layout: Layout, *, spec: ModelSpec, config: Any) -> None:
     """Raise LayoutError when the model cannot be split this way."""
     if refused := sorted(names_in(layout) & spec.refuses.keys()):
         able = ", ".join(s.name for s in STRATEGIES.values() if not names_in(s.layout(s.least)) & spec.refuses.keys())
@@ -32,7 +25,7 @@ def check(layout: Layout, *, spec: ModelSpec, config: Any) -> None:
     if layout.sequence_parallel and config.seq_len % layout.tp:
         raise LayoutError(f"tp={layout.tp} with sp does not divide seq_len={config.seq_len}: use another tp, or no sp")
     blocks = spec.n_blocks(config)
-    if layout.stages > blocks:
+    if layout.schedule is not None and layout.stages > blocks:
         most = blocks // SCHEDULES[layout.schedule].stages_per_rank
         raise LayoutError(
             f"{layout.stages} pipeline stages for the {blocks} blocks of {spec.name}: use pp{most} or less "

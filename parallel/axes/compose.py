@@ -1,27 +1,48 @@
 """Several axes at once: pipeline split, then tensor plan, then data or ZeRO over each part.
 
-`build` is the one way an engine of native torch is made: every strategy is a layout, and axes of size one drop
+`compose` is the one way a model is split for native torch: every strategy is a layout, and axes of size one drop
 out. The order matters (see the module of each axis): stages are cut while the model has no values, layers are
 split before FSDP shards what is left of them, and values come last, so a rank only ever makes its own.
 """
 
 import contextlib
 from collections.abc import Callable
+from dataclasses import dataclass, field
 
+import torch
 from torch import Tensor, nn
 
+from parallel.axes import data as ddp
+from parallel.axes import pipeline, tensor, zero
+from parallel.axes.initialise import initialise, tie
+from parallel.axes.optimizer import Piece, make_optimizer, make_pieces
+from parallel.axes.precision import autocast_forward
+from parallel.axes.recompute import checkpoint_blocks
+from parallel.axes.spec import BuildContext
 from parallel.data.dataset import Batch
-from parallel.engines.native import NativeEngine
-from parallel.initialise import initialise, tie
-from parallel.optimizer import make_optimizer, make_pieces
-from parallel.precision import autocast_forward
-from parallel.recompute import checkpoint_blocks
-from parallel.spec import BuildContext
-from parallel.strategies import ddp, pipeline, tensor, zero
 
 
-def build(context: BuildContext) -> NativeEngine:
-    """Build the engine of a layout on this rank."""
+@dataclass
+class Composed:
+    """What the axes of a layout make of a model on one rank: the parts it holds, and how a step runs over them.
+
+    pieces: what the optimizer updates. share: what brings updated pieces to the other ranks, if anything.
+    forward_backward(batch, loss_scale): accumulate the gradient of the mean loss of this rank's rows; return that
+    mean on ranks that hold the loss, zero on others. finish: what completes the gradients, in order.
+    duplicates: ids of parameters that another stage counts in the gradient norm.
+    """
+
+    parts: list[nn.Module]
+    pieces: list[Piece]
+    optimizer: torch.optim.Optimizer
+    forward_backward: Callable[[Batch, float], Tensor]
+    finish: list[Callable[[], None]] = field(default_factory=list)
+    share: Callable[[], None] | None = None
+    duplicates: set[int] = field(default_factory=set)
+
+
+def compose(context: BuildContext) -> Composed:
+    """Split a model as its layout says, and give this rank's parts their values."""
     layout, mesh = context.layout, context.mesh
     parts = pipeline.make_stages(context) if layout.pp > 1 else {0: context.new_model()}
     for part in parts.values():
@@ -46,8 +67,7 @@ def build(context: BuildContext) -> NativeEngine:
     parameters = [p for module in modules for p in module.parameters()]
     split = layout.zero == 1
     pieces = make_pieces(parameters, rank=mesh.rank("dp"), ranks=layout.dp if split else 1)
-    return NativeEngine(
-        context,
+    return Composed(
         modules,
         pieces,
         make_optimizer(pieces, context.run),

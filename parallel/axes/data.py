@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from models.spec import Reducing
-from parallel.initialise import local
+from parallel.axes.initialise import local
 from parallel.processes.cluster import Mesh
 
 BUCKET_BYTES = 25 << 20  # as DistributedDataParallel

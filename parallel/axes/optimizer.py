@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
-from parallel.initialise import local
+from parallel.axes.initialise import local
 from parallel.options.config import RunConfig
 
 

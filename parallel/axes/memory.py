@@ -12,10 +12,10 @@ from fnmatch import fnmatchcase
 
 from torch import nn
 
+from parallel.axes.pipeline import cut_stage
+from parallel.axes.precision import DTYPES, weight_dtype
 from parallel.layout import SCHEDULES
-from parallel.precision import DTYPES, weight_dtype
-from parallel.resolve import Work
-from parallel.strategies.pipeline import cut_stage
+from parallel.plan.resolve import Work
 
 _WHOLE = ("sequence", "scatter_sequence")  # styles that split no parameter
 

@@ -11,72 +11,12 @@ import re
 from dataclasses import dataclass, replace
 
 from parallel.errors import LayoutError, did_you_mean
+from parallel.layout.division import Division
+from parallel.layout.schedules import SCHEDULES
 
-
-@dataclass(frozen=True)
-class Schedule:
-    """A pipeline schedule: its name, how many stages each rank holds, and what it asks of micro-batches."""
-
-    name: str
-    stages_per_rank: int
-    v_shaped: bool = False  # the second stage of a rank counts from the end, so first and last share rank 0
-
-    def stages_of(self, pp_rank: int, pp: int) -> tuple[int, ...]:
-        """Return the stage indices that one pipeline rank holds, first to last."""
-        if self.v_shaped:
-            return (pp_rank, 2 * pp - 1 - pp_rank)
-        return tuple(pp_rank + i * pp for i in range(self.stages_per_rank))
-
-    def rank_of(self, stage: int, pp: int) -> int:
-        """Return the pipeline rank that holds a stage."""
-        return next(rank for rank in range(pp) if stage in self.stages_of(rank, pp))
-
-
-# `naive` is the layer split without overlap: GPipe with a single micro-batch.
-SCHEDULES = {
-    s.name: s
-    for s in (
-        Schedule("naive", 1),
-        Schedule("gpipe", 1),
-        Schedule("1f1b", 1),
-        Schedule("interleaved", 2),
-        Schedule("zero-bubble", 2),
-        Schedule("zbv", 2, v_shaped=True),
-        Schedule("dualpipev", 2, v_shaped=True),
-    )
-}
 DEGREES = ("dp", "tp", "pp")
 MOST_RANKS = 1_000_000  # of a layout: more than any machine has, and few enough to count with
 _FORM = "dp2.tp2.pp2/zero1/1f1b/mb4/sp"
-
-
-@dataclass(frozen=True)
-class Division:
-    """How a global batch is cut: contiguous (accumulation, micro_batches, dp, micro_batch_size) blocks.
-
-    The order puts `dp` inside the micro-batch, so that the samples which all data ranks see together are a
-    contiguous slice of the global batch: batch statistics over them are those of one process.
-    """
-
-    accumulation: int
-    micro_batches: int
-    dp: int
-    micro_batch_size: int
-
-    @property
-    def global_batch_size(self) -> int:
-        return self.accumulation * self.micro_batches * self.dp * self.micro_batch_size
-
-    @property
-    def chunks(self) -> int:
-        """Forward passes of one rank in one optimizer step."""
-        return self.accumulation * self.micro_batches
-
-    def rows_of(self, dp_rank: int) -> list[int]:
-        """Return the rows of the global batch that one data rank eats, in the order it eats them."""
-        size = self.micro_batch_size
-        starts = ((chunk * self.dp + dp_rank) * size for chunk in range(self.chunks))
-        return [start + i for start in starts for i in range(size)]
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,48 @@
+"""Pipeline schedules: how stages lie on ranks, and the passes that a schedule is made of. Imports no torch."""
+
+from dataclasses import dataclass
+from typing import Literal, NamedTuple
+
+PassKind = Literal["F", "B", "I", "W"]
+
+
+class Pass(NamedTuple):
+    """One step of a schedule. B is a whole backward; I and W are its halves, input and weights."""
+
+    kind: PassKind
+    stage: int
+    micro_batch: int
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """A pipeline schedule: its name, how many stages each rank holds, and what it asks of micro-batches."""
+
+    name: str
+    stages_per_rank: int
+    v_shaped: bool = False  # the second stage of a rank counts from the end, so first and last share rank 0
+
+    def stages_of(self, pp_rank: int, pp: int) -> tuple[int, ...]:
+        """Return the stage indices that one pipeline rank holds, first to last."""
+        if self.v_shaped:
+            return (pp_rank, 2 * pp - 1 - pp_rank)
+        return tuple(pp_rank + i * pp for i in range(self.stages_per_rank))
+
+    def rank_of(self, stage: int, pp: int) -> int:
+        """Return the pipeline rank that holds a stage."""
+        return next(rank for rank in range(pp) if stage in self.stages_of(rank, pp))
+
+
+# `naive` is the layer split without overlap: GPipe with a single micro-batch.
+SCHEDULES = {
+    s.name: s
+    for s in (
+        Schedule("naive", 1),
+        Schedule("gpipe", 1),
+        Schedule("1f1b", 1),
+        Schedule("interleaved", 2),
+        Schedule("zero-bubble", 2),
+        Schedule("zbv", 2, v_shaped=True),
+        Schedule("dualpipev", 2, v_shaped=True),
+    )
+}

@@ -1,0 +1,1 @@
+"""What will run (everything chosen and checked), and whether it fits."""

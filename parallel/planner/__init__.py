@@ -1,1 +1,0 @@
-"""Predict what a layout needs before running it."""
