@@ -15,10 +15,11 @@ from benchmarks.peers import PeersConfig
 from benchmarks.run import CaseConfig
 from benchmarks.scaling import ScaleConfig
 from benchmarks.sweep import SweepConfig
-from parallel.commands import TourConfig, VerifyConfig
+from benchmarks.tour import TourConfig
+from parallel.commands.verify import VerifyConfig
 from parallel.options.config import RunConfig, make_parser
 from parallel.records.row import GROUPS, RENAMED, SCHEMA, RunRecord
-from parallel.train import TrainConfig
+from parallel.training.options import TrainConfig
 
 # the commands whose options go beyond those of every run, and what they build on
 COMMANDS: dict[str, tuple[type[RunConfig], type[RunConfig]]] = {

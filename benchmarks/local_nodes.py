@@ -10,8 +10,8 @@ from pathlib import Path
 
 import psutil
 
-from parallel.measure.goodput import RunProgress, read_progress
 from parallel.nodes.rendezvous import listen
+from parallel.training.goodput import RunProgress, read_progress
 
 HOST = "127.0.0.1"
 POLL_S = 0.05

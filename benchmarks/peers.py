@@ -214,9 +214,10 @@ def _memory(config: PeersConfig) -> list[RunRecord]:
 
 def measure_memory(rank: Any, progress: Any, run: RunConfig) -> RunRecord:
     """Return the record of a case, on every rank."""
-    from parallel.case import Asked, run_case
+    from benchmarks.case import run_case
     from parallel.plan.resolve import resolve
     from parallel.processes import cluster
+    from parallel.records.requested import Asked
 
     work = resolve(run)
     mesh = cluster.make_mesh(work.layout, rank.device)

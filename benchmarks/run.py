@@ -34,7 +34,7 @@ def main(argv: list[str]) -> int:
     config = read_config(argv, config=CaseConfig, prog="paralab run", description=__doc__)
     steps = heading.joined(heading.division_of(config), f"{config.steps} steps")
     heading.show(f"running {heading.model_of(config)}: {steps}")
-    from benchmarks.worker import run
+    from benchmarks.run_worker import run
 
     return run(config, began=began)
 

@@ -20,7 +20,7 @@ from benchmarks.run import CaseConfig
 from benchmarks.sweep import progress
 from models import NAMES
 from parallel.errors import ConfigError, RankError, UsageError
-from parallel.nodes.box import bits_per_s
+from parallel.nodes.simulated import bits_per_s
 from parallel.options.config import flags_of, option
 from parallel.options.config import resolve as read_config
 from parallel.processes.allowed import cores_allowed

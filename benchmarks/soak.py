@@ -24,8 +24,8 @@ from benchmarks.elastic import START_S, WORK, loss_difference
 from benchmarks.local_nodes import LocalNodes, train_alone, wait, wait_until
 from parallel import checkpoint
 from parallel.errors import RankError, UsageError
-from parallel.measure.goodput import RunProgress
 from parallel.options.arguments import Parser, positive
+from parallel.training.goodput import RunProgress
 
 NODES = 3
 SAVE_EVERY = 4  # steps: often, so that there is an older checkpoint soon

@@ -6,10 +6,10 @@ from collections.abc import Iterator
 import torch
 import torch.distributed as dist
 
+from benchmarks.case import RankResult, timed_steps
 from benchmarks.overhead import OverheadConfig, Pair
 from parallel import engines
 from parallel.axes.spec import Engine
-from parallel.case import RankResult, timed_steps
 from parallel.console.clock import Moment
 from parallel.console.phases import Phases
 from parallel.data.dataset import Batch

@@ -15,30 +15,31 @@ from types import FrameType
 from parallel import __version__
 from parallel.console import streams
 from parallel.errors import ParalabError, StoppedError, UsageError, did_you_mean
+from parallel.options.commands import COMMANDS
 
-# name -> what it does, and the function that does it: it takes the arguments and returns the exit status
-COMMANDS = {
-    "tour": ("train one model under every strategy that fits this machine, side by side", "parallel.commands:tour"),
-    "run": ("run one case and append its result to a CSV file", "benchmarks.run:main"),
-    "verify": ("prove that strategies compute what one process computes", "parallel.commands:verify"),
-    "strategies": ("list the strategies: layout, when to use it, what it costs", "parallel.list_strategies:main"),
-    "check-model": ("check a model against the rules that strategies rely on", "parallel.check_model:main"),
-    "bench": ("sweep strategies, models and sizes, repeats interleaved", "benchmarks.sweep:main"),
-    "compare": ("compare two result files, with a verdict", "benchmarks.compare:main"),
-    "report": ("make one HTML file of result files", "benchmarks.report:main"),
-    "plot": ("draw result files, or training curves, into one picture", "benchmarks.plot:main"),
-    "peers": ("compare our speed with hand-written loops and transformers", "benchmarks.peers:main"),
-    "elastic": ("lose a node of a training and get it back, over and over", "benchmarks.elastic:main"),
-    "soak": ("hurt a training with random faults and see whether anything is lost", "benchmarks.soak:main"),
-    "overhead": ("measure what measuring costs", "benchmarks.overhead:main"),
-    "node": ("start this machine's part of a run on several nodes", "parallel.nodes.start:main"),
-    "cluster": ("run a command on several nodes inside this machine", "parallel.nodes.box:main"),
-    "scale": ("run a case on 1, 2, 3 ... nodes of such a cluster, at several link speeds", "benchmarks.scaling:main"),
-    "train": ("train a model for real, with checkpoints", "parallel.train:main"),
-    "export": ("write the weights of a checkpoint for Hugging Face, or as safetensors", "parallel.weights.export:main"),
-    "import-deepspeed": ("take the weights of a DeepSpeed ZeRO checkpoint", "parallel.weights.import_deepspeed:main"),
-    "generate": ("write on from a prompt with a trained GPT-2", "parallel.inference.generate:main"),
-    "sample": ("draw samples from a trained denoiser", "parallel.inference.sample:main"),
+# name -> the function that does it: it takes the arguments and returns the exit status
+TARGETS = {
+    "tour": "benchmarks.tour:main",
+    "run": "benchmarks.run:main",
+    "verify": "parallel.commands.verify:main",
+    "strategies": "parallel.commands.strategies:main",
+    "check-model": "parallel.commands.check_model:main",
+    "bench": "benchmarks.sweep:main",
+    "compare": "benchmarks.compare:main",
+    "report": "benchmarks.report:main",
+    "plot": "benchmarks.plot:main",
+    "peers": "benchmarks.peers:main",
+    "elastic": "benchmarks.elastic:main",
+    "soak": "benchmarks.soak:main",
+    "overhead": "benchmarks.overhead:main",
+    "node": "parallel.commands.node:main",
+    "cluster": "parallel.commands.cluster:main",
+    "scale": "benchmarks.scaling:main",
+    "train": "parallel.commands.train:main",
+    "export": "parallel.commands.export:main",
+    "import-deepspeed": "parallel.commands.import_deepspeed:main",
+    "generate": "parallel.commands.generate:main",
+    "sample": "parallel.commands.sample:main",
 }
 
 INTERRUPTED = 130  # 128 + SIGINT, as shells report it
@@ -46,7 +47,7 @@ INTERRUPTED = 130  # 128 + SIGINT, as shells report it
 
 def usage() -> str:
     width = max(map(len, COMMANDS))
-    lines = [f"  {name:<{width}}  {help}" for name, (help, _) in COMMANDS.items()]
+    lines = [f"  {name:<{width}}  {help}" for name, help in COMMANDS.items()]
     return "\n".join(
         [
             "usage: paralab COMMAND [OPTION...]",
@@ -114,11 +115,11 @@ def _dispatch(words: list[str]) -> int:
         print(f"paralab {__version__}")
         return 0
     name, *rest = words
-    if name not in COMMANDS:
-        raise UsageError(f"command {name!r} is unknown{did_you_mean(name, COMMANDS)}: see paralab --help")
+    if name not in TARGETS:
+        raise UsageError(f"command {name!r} is unknown{did_you_mean(name, TARGETS)}: see paralab --help")
     if find_spec("fcntl") is None:
         raise UsageError("paralab runs on Linux and macOS, and this is neither: on Windows, install and type it in WSL")
-    module, function = COMMANDS[name][1].split(":")
+    module, function = TARGETS[name].split(":")
     return getattr(import_module(module), function)(rest)
 
 

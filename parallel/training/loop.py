@@ -24,13 +24,11 @@ from parallel.axes.initialise import seed_generators
 from parallel.axes.optimizer import learning_rate
 from parallel.axes.precision import DTYPES
 from parallel.axes.spec import StepResult
-from parallel.case import Asked, describe, failed, shared
 from parallel.checkpoint import Saver
 from parallel.console.clock import Moment
 from parallel.console.phases import Phases
 from parallel.errors import DataError, DivergedError
 from parallel.measure import memory
-from parallel.measure.goodput import Pulse, read_progress
 from parallel.measure.roofline import device_peak, share_of_peak
 from parallel.parity import training_batches
 from parallel.plan import fit
@@ -38,10 +36,13 @@ from parallel.plan.resolve import Work, resolve
 from parallel.processes import cluster
 from parallel.processes.cluster import Mesh, Rank
 from parallel.processes.failure import Failure, Progress, guard
+from parallel.records.describe import describe, failed
+from parallel.records.requested import Asked, shared
 from parallel.records.row import LogWriter, RunRecord, StepLog, StepRecord, append, read_log, set_aside
-from parallel.train import IN_FOLDER, SET_ASIDE, TrainConfig, config_file, log_file
 from parallel.training.evaluate import Evaluator, Validation
+from parallel.training.goodput import Pulse, read_progress
 from parallel.training.lock import FolderLock
+from parallel.training.options import IN_FOLDER, SET_ASIDE, TrainConfig, config_file, log_file
 from parallel.training.screen import Metrics, open_screen
 from parallel.weights.start_from import start_from
 

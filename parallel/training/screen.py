@@ -13,8 +13,8 @@ from typing import Any, Protocol
 import torch
 
 from parallel.plan.resolve import Work
-from parallel.train import TrainConfig
 from parallel.training.evaluate import Validation
+from parallel.training.options import TrainConfig
 from parallel.training.sinks import open_sinks
 
 

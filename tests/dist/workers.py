@@ -26,7 +26,7 @@ class WorkerPool:
     def _start(self) -> None:
         context = mp.get_context("forkserver")
         # imported once, not by each of them
-        context.set_forkserver_preload(["parallel.case", "tests.dist.cases", "torch._dynamo"])
+        context.set_forkserver_preload(["benchmarks.case", "tests.dist.cases", "torch._dynamo"])
         self.folder = tempfile.TemporaryDirectory()
         self.inboxes = [context.SimpleQueue() for _ in range(self.world_size)]
         self.outbox = context.Queue()

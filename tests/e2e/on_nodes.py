@@ -46,8 +46,8 @@ def fail(how: str) -> None:
 
 def train_cut_off(folder: Path) -> None:
     """Train as `paralab train` does; at step 5 node 1 loses its link for ever."""
+    from parallel.commands.train import main
     from parallel.engines.native import NativeEngine
-    from parallel.train import main
 
     take = NativeEngine.step
 

@@ -16,7 +16,7 @@ import pytest
 from parallel import checkpoint
 from parallel.checkpoint.folder import verify
 from parallel.errors import UsageError
-from parallel.nodes.box import permitted_unshare
+from parallel.nodes.simulated import permitted_unshare
 from parallel.records.row import read
 from tests.e2e.on_nodes import BYTES
 

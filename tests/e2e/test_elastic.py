@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks.elastic import SAVE_EVERY, WORK, attempt, loss_difference
-from parallel.train import main
+from parallel.commands.train import main
 
 ROOT = Path(__file__).resolve().parents[2]
 

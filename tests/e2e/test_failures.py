@@ -23,7 +23,7 @@ def run(argv):
     return 0
 
 if __name__ == "__main__":
-    cli.COMMANDS["test"] = ("", "__main__:run")
+    cli.TARGETS["test"] = "__main__:run"
     sys.exit(main(["test", *sys.argv[1:]]))
 """
 

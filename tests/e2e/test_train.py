@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from parallel.commands.train import main
 from parallel.records.row import read, read_log
-from parallel.train import main
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 TRAIN = [sys.executable, "-m", "parallel.cli", "train"]

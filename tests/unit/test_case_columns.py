@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from benchmarks import case
 from models import SPECS
-from parallel import case
 from parallel.axes.recompute import recomputation_ratio
 from parallel.measure.steady import summarise
 from parallel.options.config import RunConfig

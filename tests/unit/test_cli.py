@@ -22,7 +22,7 @@ from parallel.records.environment import Environment
 
 def run_command(monkeypatch: pytest.MonkeyPatch, function, *argv: str) -> int:
     """Run `paralab probe ARGV...`, with a command of that name which calls `function`."""
-    monkeypatch.setitem(cli.COMMANDS, "probe", ("for this test", "probe_module:start"))
+    monkeypatch.setitem(cli.TARGETS, "probe", "probe_module:start")
     monkeypatch.setitem(sys.modules, "probe_module", SimpleNamespace(start=function))
     return cli.main(["probe", *argv])
 
@@ -48,7 +48,7 @@ def test_a_configuration_is_read_without_torch() -> None:
 def test_a_pipeline_is_resolved_without_the_compiler() -> None:
     """It takes half a second to import, in this process and then in the one that ranks are forked from."""
     code = (
-        "import sys, parallel.case; from parallel.options.config import RunConfig; "
+        "import sys, benchmarks.case; from parallel.options.config import RunConfig; "
         "from parallel.plan.resolve import resolve; "
         "work = resolve(RunConfig(strategy='pipeline', nproc=4, size='tiny')); work.n_parameters; "
         "sys.exit('torch._dynamo' in sys.modules)"
@@ -56,9 +56,13 @@ def test_a_pipeline_is_resolved_without_the_compiler() -> None:
     assert subprocess.run([sys.executable, "-c", code], timeout=60).returncode == 0
 
 
-@pytest.mark.parametrize("name", sorted(cli.COMMANDS))
+def test_every_command_has_a_function_and_a_line_of_help() -> None:
+    assert list(cli.TARGETS) == list(cli.COMMANDS)
+
+
+@pytest.mark.parametrize("name", sorted(cli.TARGETS))
 def test_every_command_points_at_a_function(name: str) -> None:
-    module, function = cli.COMMANDS[name][1].split(":")
+    module, function = cli.TARGETS[name].split(":")
     spec = find_spec(module)
     assert spec is not None and spec.origin is not None, f"{module} does not exist"
     body = ast.parse(Path(spec.origin).read_text(encoding="utf-8")).body  # not imported: that may load torch
@@ -174,10 +178,11 @@ def test_the_first_line_comes_from_rank_0_before_torch_is_there(
     words: str, said: str, rank: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:
     name, *rest = words.split()
-    module, function = cli.COMMANDS[name][1].split(":")
+    module, function = cli.TARGETS[name].split(":")
     command = getattr(import_module(module), function)
     monkeypatch.setenv("RANK", rank)
-    for imported in ("torch", "parallel.plan.resolve", "parallel.tour", "parallel.verify", "benchmarks.worker"):
+    workers = ("benchmarks.tour_worker", "parallel.commands.verify_cases", "benchmarks.run_worker")
+    for imported in ("torch", "parallel.plan.resolve", *workers):
         monkeypatch.setitem(sys.modules, imported, None)  # an import from here on fails
     monkeypatch.setattr(signal, "signal", lambda *_: None)
     monkeypatch.setattr(Environment, "read", lambda: import_module("torch"))

@@ -15,7 +15,7 @@ from parallel.layout.strategies import STRATEGIES
 from parallel.options.arguments import SYNONYMS
 from parallel.options.config import RunConfig, make_parser, option, resolve
 from parallel.options.files import load
-from parallel.train import TrainConfig
+from parallel.training.options import TrainConfig
 
 
 def write(folder: Path, name: str, text: str) -> Path:

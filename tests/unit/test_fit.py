@@ -5,8 +5,9 @@ from typing import Any
 import pytest
 import torch
 
+from benchmarks import tour_worker as tour
 from models import SPECS
-from parallel import scope, tour
+from parallel import scope
 from parallel.errors import FitError
 from parallel.options.config import RunConfig
 from parallel.plan import fit

@@ -8,8 +8,8 @@ import pytest
 
 from parallel.console import clock as measure_clock
 from parallel.console.clock import Moment
-from parallel.measure.goodput import FILE, Pulse, RunProgress, read_progress
 from parallel.records.row import StepRecord
+from parallel.training.goodput import FILE, Pulse, RunProgress, read_progress
 
 
 class Clock:

@@ -11,10 +11,10 @@ import pytest
 
 from models import NAMES, SPECS
 from parallel import cli
+from parallel.commands.strategies import markdown
 from parallel.errors import LayoutError
 from parallel.layout import Layout
 from parallel.layout.strategies import ALIASES, STRATEGIES, layout_of, name_of, stands_for
-from parallel.list_strategies import markdown
 from parallel.options.config import RunConfig, make_parser
 from parallel.options.config import resolve as read_config
 from parallel.plan.resolve import resolve

@@ -9,11 +9,11 @@ from types import SimpleNamespace
 
 import pytest
 
+from parallel.commands import cluster, node
 from parallel.errors import UsageError, WorldError
-from parallel.nodes import box, rendezvous
-from parallel.nodes import roster as roster_module
+from parallel.nodes import membership, rendezvous, simulated
 from parallel.nodes import start as nodes
-from parallel.nodes.roster import Roster
+from parallel.nodes.membership import Roster
 from parallel.nodes.start import NodeRequest
 from parallel.processes import interfaces, standby
 
@@ -104,7 +104,7 @@ def test_a_node_zero_that_is_not_there_is_named(port: int) -> None:
 def test_the_cause_is_reported_and_not_a_victim(
     port: int, reports: Sequence[tuple[str, float]], cause: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(roster_module, "SETTLE_S", 0.0)
+    monkeypatch.setattr(membership, "SETTLE_S", 0.0)
     with Roster.meet(request(0, port, count=1)) as roster:
         for text, at_s in reports:
             roster.report(text, at_s=at_s)
@@ -144,10 +144,10 @@ GOOD = ["--nodes", "2", "--node-rank", "0", "--rendezvous", "[::1]:29500", "--",
 
 
 def test_a_command_line_of_a_node() -> None:
-    asked = nodes.parse([*GOOD[:-4], "--procs-per-node", "3", *GOOD[-4:]])
+    asked = node.parse([*GOOD[:-4], "--procs-per-node", "3", *GOOD[-4:]])
     assert (asked.host, asked.port, asked.procs_per_node, asked.elastic) == ("::1", 29500, 3, False)
     assert asked.command == ("run", "--model", "gpt2")
-    assert nodes.parse(["--nodes", "1:3", *GOOD[2:]]).elastic
+    assert node.parse(["--nodes", "1:3", *GOOD[2:]]).elastic
 
 
 @pytest.mark.parametrize(
@@ -164,7 +164,7 @@ def test_a_command_line_of_a_node() -> None:
 def test_a_wrong_command_line_of_a_node(place: int, word: str, message: str) -> None:
     words = [*GOOD[:place], word, *GOOD[place + 1 :]]
     with pytest.raises(UsageError, match=message):
-        nodes.worker_command(nodes.parse(words).command)
+        nodes.worker_command(node.parse(words).command)
 
 
 @pytest.mark.parametrize(
@@ -179,17 +179,17 @@ def test_a_wrong_command_line_of_a_node(place: int, word: str, message: str) -> 
 )
 def test_a_wrong_command_line_of_a_cluster(words: list[str], message: str) -> None:
     with pytest.raises(UsageError, match=message):
-        box.parse(words)
+        cluster.parse(words)
 
 
 def test_missing_tools_are_named(tmp_path) -> None:
     with pytest.raises(UsageError, match="apt-get install iproute2 util-linux"):
-        box.permitted_unshare({"PATH": str(tmp_path)})
+        simulated.permitted_unshare({"PATH": str(tmp_path)})
 
 
 @pytest.mark.parametrize(("bandwidth", "size"), [("10mbit", 65536), ("1gbit", 250_000), ("2.5gbit", 625_000)])
 def test_bursts(bandwidth: str, size: int) -> None:
-    assert box.burst_bytes(bandwidth) == size
+    assert simulated.burst_bytes(bandwidth) == size
 
 
 @pytest.mark.parametrize("restarts", [["--nodes", "1:3"], ["--nodes", "3", "--max-restarts", "2"]])
@@ -197,20 +197,18 @@ def test_a_training_that_is_started_again_has_to_go_on(restarts: list[str]) -> N
     where = ["--node-rank", "0", "--rendezvous", "127.0.0.1:29500", "--procs-per-node", "1", *restarts, "--", "train"]
     for words in ([], ["--resume", "runs/a/step-3"], ["--out", "--resume=x"]):
         with pytest.raises(UsageError, match="add --resume, without a path"):
-            nodes.parse([*where, *words])
-    assert nodes.parse([*where, "--resume", "--out", "a"]).command == ("train", "--resume", "--out", "a")
+            node.parse([*where, *words])
+    assert node.parse([*where, "--resume", "--out", "a"]).command == ("train", "--resume", "--out", "a")
 
 
 def test_a_node_that_is_silent_is_gone_on_without(
     port: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     ended: list[str] = []
-    monkeypatch.setattr(roster_module, "SILENT_S", 0.1)
+    monkeypatch.setattr(membership, "SILENT_S", 0.1)
     old = SimpleNamespace(kill=lambda: ended.append("a process"), create_time=lambda: 0.0)
     young = SimpleNamespace(kill=lambda: ended.append("one without that node"), create_time=time.time)
-    monkeypatch.setattr(
-        roster_module.psutil, "Process", lambda: SimpleNamespace(children=lambda recursive: [old, young])
-    )
+    monkeypatch.setattr(membership.psutil, "Process", lambda: SimpleNamespace(children=lambda recursive: [old, young]))
     two = replace(request(0, port, least=1), node_timeout_s=0.3), replace(request(1, port, least=1), node_timeout_s=0.3)
     with Roster.meet(two[0]) as first:
         first.wait_for_all()

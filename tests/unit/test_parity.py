@@ -9,7 +9,8 @@ import pytest
 import torch
 
 from models import SPECS
-from parallel import around, movement, parity
+from parallel import movement, parity
+from parallel.commands import around
 from parallel.layout import Division, Layout
 from parallel.movement import Compared, Measure, by_element, by_projection, by_rms, over_pieces
 from parallel.options.config import RunConfig

@@ -6,8 +6,8 @@ import sys
 
 import pytest
 
-from parallel import verify
-from parallel.commands import VerifyConfig
+from parallel.commands import verify_cases as verify
+from parallel.commands.verify import VerifyConfig
 from parallel.console import phases
 from parallel.console.clock import Moment
 from parallel.console.phases import Phases, hidden, is_phase

@@ -13,10 +13,18 @@ import pytest
 import torch
 from PIL import Image
 
-from benchmarks import worker
+from benchmarks import run_worker as worker
+from benchmarks import tour as tour_command
+from benchmarks import tour_worker as tour
+from benchmarks.tour import TourConfig
+from benchmarks.tour_worker import choose
 from models import SPECS
-from parallel import cli, commands, tour, verify
+from parallel import cli
 from parallel.axes.check import check_split
+from parallel.commands import verify as verify_command
+from parallel.commands import verify_cases as verify
+from parallel.commands.verify import VerifyConfig
+from parallel.commands.verify_cases import cases
 from parallel.errors import ConfigError, DataError, LayoutError, UsageError, WorldError
 from parallel.layout import Layout
 from parallel.layout.strategies import STRATEGIES, name_of
@@ -25,8 +33,6 @@ from parallel.options.config import resolve as read_config
 from parallel.plan import resolve as resolve_module
 from parallel.plan.resolve import Work, alone, resolve
 from parallel.processes.cluster import Rank
-from parallel.tour import TourConfig, choose
-from parallel.verify import VerifyConfig, cases
 
 TINY = {"gpt2": "tiny", "resnet": "tiny", "diffusion": "tiny-points"}
 
@@ -357,7 +363,7 @@ def test_a_tour_of_one_process_says_how_to_see_the_others(
     assert left_out.keys() == {"others"} and hint in left_out["others"]
 
 
-@pytest.mark.parametrize("command", [commands.tour, commands.verify])
+@pytest.mark.parametrize("command", [tour_command.main, verify_command.main])
 def test_nothing_that_fits_is_one_line(command: Callable[[list[str]], int], tmp_path: Path) -> None:
     words = "--nproc 9 --global-batch-size 1 --accumulation 2 --size tiny --out"
     with pytest.raises(LayoutError):

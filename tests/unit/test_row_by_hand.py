@@ -14,10 +14,10 @@ from typing import Any
 import pytest
 import torch
 
-from benchmarks.worker import summary
-from parallel import case
+from benchmarks import case
+from benchmarks.case import RankResult
+from benchmarks.run_worker import summary
 from parallel.axes.communication import predicted_sent
-from parallel.case import Asked, RankResult
 from parallel.console.clock import Moment
 from parallel.measure import roofline
 from parallel.measure.exposed import Split
@@ -30,7 +30,9 @@ from parallel.parity import TOLERANCES, Certificate
 from parallel.plan.resolve import Work, resolve
 from parallel.processes.cluster import Mesh, Rank
 from parallel.processes.failure import Failure
+from parallel.records.describe import failed
 from parallel.records.environment import Environment
+from parallel.records.requested import Asked
 from parallel.records.row import SCHEMA, LogRecord, RunRecord, StepRecord, append, read
 
 TESTS = Path(__file__).resolve().parents[1]
@@ -608,7 +610,7 @@ def test_the_log_of_a_rank_has_the_numbers_of_each_step() -> None:
 
 def test_a_run_that_failed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Environment, "read", lambda device_index=0: ENVIRONMENT)
-    got = case.failed(WORK, ASKED, Rank(0, 4, 0, 3, "torchrun"), Failure(3, 5, "oom", "no memory is left"))
+    got = failed(WORK, ASKED, Rank(0, 4, 0, 3, "torchrun"), Failure(3, 5, "oom", "no memory is left"))
     assert (got.status, got.failed_rank, got.failed_step, got.reason) == ("oom", 3, 5, "no memory is left")
     assert (got.layout, got.world_size, got.step_time_p50_s, got.parity) == ("dp2.pp2/1f1b/mb2", 4, None, None)
 

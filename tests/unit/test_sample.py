@@ -10,9 +10,9 @@ from torch import Tensor
 
 from models.sampling import SAMPLERS, log_probability, noise_levels, with_zero
 from parallel import checkpoint
+from parallel.commands import sample as command
 from parallel.engines import native
 from parallel.errors import UsageError
-from parallel.inference import sample as command
 from parallel.inference.two_sample import energy_test
 from parallel.layout import Layout
 from parallel.options.config import RunConfig

@@ -4,7 +4,7 @@ import pytest
 
 from benchmarks.scaling import main, table
 from parallel.errors import ConfigError, UsageError
-from parallel.nodes.box import bits_per_s
+from parallel.nodes.simulated import bits_per_s
 from tests.unit.synthetic_runs import run
 
 MIB = 2**20

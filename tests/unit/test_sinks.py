@@ -7,7 +7,7 @@ from types import ModuleType
 
 import pytest
 
-from parallel import train
+from parallel.commands import train
 from parallel.errors import ConfigError
 from parallel.training import sinks
 

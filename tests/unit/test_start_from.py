@@ -10,8 +10,9 @@ from transformers import GPT2LMHeadModel
 
 from models.gpt2 import GPT2, GPT2Config, tokenizer_of
 from models.gpt2_hf import to_transformers
-from parallel import cli, train
+from parallel import cli
 from parallel.checkpoint.restore import restore
+from parallel.commands import train
 from parallel.errors import ConfigError, DataError
 from parallel.layout import Layout
 from parallel.parity import training_batches

@@ -4,9 +4,10 @@ from dataclasses import replace
 
 import pytest
 
+from benchmarks.tour import TourConfig
+from benchmarks.tour_worker import Table, choose, conclusions, next_commands
 from parallel.records import row as rec
 from parallel.records.row import RunRecord
-from parallel.tour import Table, TourConfig, choose, conclusions, next_commands
 
 MIB = 2**20
 

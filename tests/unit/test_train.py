@@ -21,21 +21,22 @@ import pytest
 import torch
 from PIL import Image
 
-from parallel import checkpoint, train
+from parallel import checkpoint
 from parallel.axes import initialise
-from parallel.case import Asked
 from parallel.checkpoint.restore import restore
+from parallel.commands import train
 from parallel.console.clock import Moment
 from parallel.data import open_dataset
 from parallel.engines.native import NativeEngine
 from parallel.errors import ConfigError, DivergedError, FolderInUseError, LayoutError, RankError, UsageError
-from parallel.measure import goodput, roofline
+from parallel.measure import roofline
 from parallel.measure.roofline import Peak
 from parallel.options.files import load
 from parallel.plan.resolve import resolve
 from parallel.processes.cluster import Mesh, Rank
+from parallel.records.requested import Asked
 from parallel.records.row import StepRecord, read, read_log
-from parallel.training import lock, loop, screen
+from parallel.training import goodput, lock, loop, screen
 from parallel.training.evaluate import Evaluator, Validation
 from parallel.training.lock import FolderLock
 
@@ -159,7 +160,7 @@ def test_what_it_does_is_told_from_the_start_and_the_bar_moves_each_step(
 
 
 def test_the_first_line_waits_for_nothing_heavy() -> None:
-    code = "import sys, parallel.train; print(sorted({'torch', 'numpy', 'rich'} & set(sys.modules)))"
+    code = "import sys, parallel.commands.train; print(sorted({'torch', 'numpy', 'rich'} & set(sys.modules)))"
     said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60)
     assert said.stdout == "[]\n"
 

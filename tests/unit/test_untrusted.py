@@ -14,10 +14,10 @@ from transformers import GPT2Config as GPT2HF
 
 from models.gpt2 import GPT2Config
 from models.resnet import ResNetConfig
+from parallel.commands.sample import _read_points
 from parallel.data import open_dataset
 from parallel.engines import deepspeed_config
 from parallel.errors import ParalabError
-from parallel.inference.sample import _read_points
 from parallel.options import files
 from parallel.records.row import read, read_log
 from parallel.weights.hugging_face import from_hugging_face

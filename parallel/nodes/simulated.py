@@ -1,4 +1,4 @@
-"""`paralab cluster`: run a command on several nodes that are Linux network namespaces on this machine.
+"""A simulated cluster: several nodes that are Linux network namespaces on this machine (`paralab cluster`).
 
 Each node has a network, an address, a host name and cores of its own, and a link of the bandwidth asked for to the
 bridge between them. All of it stands inside namespaces of the run: nothing on the machine has a name that could be
@@ -6,7 +6,6 @@ left behind, and when the first process in them ends, however that happens, the 
 network down.
 """
 
-import argparse
 import os
 import re
 import shlex
@@ -25,12 +24,10 @@ from tempfile import NamedTemporaryFile
 from types import FrameType
 from typing import IO
 
-from parallel.cli import COMMANDS
 from parallel.errors import ParalabError, UsageError
 from parallel.nodes import cpu_quota
 from parallel.nodes.cpu_quota import cpu_quotas
-from parallel.nodes.start import add_shared_options, command_of
-from parallel.options.arguments import Parser
+from parallel.options.commands import COMMANDS, PROGRAM
 from parallel.records.environment import LINK
 
 MOST_NODES = 90  # torch ranks nodes by the text of their addresses: 10.77.0.10 to .99 sort as numbers do
@@ -73,25 +70,40 @@ class Request:
     command: tuple[str, ...]
 
 
-def main(argv: Sequence[str] | None = None) -> int:
+def run(request: Request, inside: Sequence[str]) -> int:
     """Run a command line in namespaces made for it, hand signals on to it, and return its exit status.
 
-    Raises: UsageError when the command line is wrong, or when tools or rights are missing.
+    inside: the command of the first process in them, which calls `be_first`.
+    Raises: UsageError when tools or rights are missing.
     """
-    words = list(sys.argv[1:] if argv is None else argv)
-    request = parse(words)
     environment = os.environ | {"PATH": f"{os.environ.get('PATH', os.defpath)}:{_SYSTEM_FOLDERS}"}
     unshare = permitted_unshare(environment)
-    inside = [*unshare, sys.executable, "-m", "parallel.nodes.box", *words]
     # A session of its own: a Ctrl-C reaches this process alone, which hands it on. The pipe is the leash: when this
     # process is gone, the other end notices.
     with cpu_quotas(request.nodes, request.cores_per_node) as groups:
         environment[_CPU_GROUPS] = os.pathsep.join(map(str, groups))
-        with subprocess.Popen(inside, env=environment, stdin=subprocess.PIPE, start_new_session=True) as box:
-            assert box.stdin is not None
-            with _handing_on_signals(box.stdin):
-                status = box.wait()
+        command = [*unshare, *inside]
+        with subprocess.Popen(command, env=environment, stdin=subprocess.PIPE, start_new_session=True) as first:
+            assert first.stdin is not None
+            with _handing_on_signals(first.stdin):
+                status = first.wait()
     return shell_status(status)
+
+
+def be_first(request: Request) -> int:
+    """Be the first process of the namespaces: build, run, and end all that is left."""
+    cluster = None
+    try:
+        cluster = Cluster(request)
+        return cluster.run()
+    except ParalabError as error:
+        print(f"paralab: error: {' '.join(str(error).split())}", file=sys.stderr)
+        return error.exit_status
+    finally:
+        with suppress(ProcessLookupError):
+            os.kill(-1, signal.SIGKILL)  # every other process in these namespaces
+        if cluster is not None:
+            cluster.drain()
 
 
 @contextmanager
@@ -285,7 +297,7 @@ class Cluster:
         if not (command[0].endswith(".py") or command[0] == "paralab" or command[0] in COMMANDS):
             return command
         return (
-            *(sys.executable, "-m", "parallel.cli", "node", "--node-rank", str(node.rank)),
+            *(*PROGRAM, "node", "--node-rank", str(node.rank)),
             *("--rendezvous", f"{self._nodes[0].address}:{PORT}", *self._request.node_option, "--", *command),
         )
 
@@ -390,95 +402,3 @@ def _run(*words: str) -> None:
     done = subprocess.run(words, capture_output=True, text=True, stdin=subprocess.DEVNULL)
     if done.returncode:
         raise ParalabError(f"{shlex.join(words)}: {' '.join(done.stderr.split())}")
-
-
-def inside(words: Sequence[str]) -> int:
-    """Be the first process of the namespaces: build, run, and end all that is left."""
-    cluster = None
-    try:
-        cluster = Cluster(parse(words))
-        return cluster.run()
-    except ParalabError as error:
-        print(f"paralab: error: {' '.join(str(error).split())}", file=sys.stderr)
-        return error.exit_status
-    finally:
-        with suppress(ProcessLookupError):
-            os.kill(-1, signal.SIGKILL)  # every other process in these namespaces
-        if cluster is not None:
-            cluster.drain()
-
-
-def _bandwidth(text: str) -> str:
-    try:
-        bits_per_s(text)
-    except UsageError as error:
-        raise argparse.ArgumentTypeError(str(error)) from None
-    return text
-
-
-def _cores(text: str) -> float:
-    if not re.fullmatch(r"[0-9]+(\.[0-9]+)?", text) or float(text) < 0.01:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a number of cores: write 0.5, 1 or 2")
-    return float(text)
-
-
-def _event(text: str) -> Event:
-    match = re.fullmatch(rf"([0-9]+(?:\.[0-9]+)?):({'|'.join(ACTIONS)}):([0-9]+)", text)
-    if not match:
-        raise argparse.ArgumentTypeError(
-            f"{text!r} is not an event: write SECONDS:ACTION:NODE, such as 20:cut:1; actions: {', '.join(ACTIONS)}"
-        )
-    return Event(float(match[1]), match[2], int(match[3]))
-
-
-def parse(words: Sequence[str]) -> Request:
-    """Read the command line. Raises: UsageError."""
-    parser = Parser(
-        prog="paralab cluster",
-        description="Run a command on several nodes inside this machine, with links of a given bandwidth.",
-        epilog="A Python file or a paralab command is started as `paralab node` would; any other command finds"
-        " NODE_RANK, NNODES, NPROC_PER_NODE, MASTER_ADDR, MASTER_PORT and PARALAB_NODE_ADDRESS, and a bare torchrun"
-        " in it spans the nodes.",
-    )
-    parser.add_argument("--bandwidth", type=_bandwidth, metavar="RATE", help="of each link, such as 100mbit or 1gbit")
-    parser.add_argument(
-        "--cores-per-node", type=_cores, metavar="X", help="CPU quota of each node, such as 0.5 (needs root)"
-    )
-    parser.add_argument(
-        "--at",
-        type=_event,
-        action="append",
-        default=[],
-        metavar="S:ACTION:NODE",
-        help="after S seconds cut, heal, kill or start a node (0:kill:N leaves it out at first); repeatable",
-    )
-    parser.add_argument(
-        "--grace", type=float, default=10.0, metavar="S", help="seconds to end in after a signal (default: 10)"
-    )
-    add_shared_options(parser)
-    options = parser.parse_args(words)
-    fewest, most = options.nodes
-    if most > MOST_NODES:
-        raise UsageError(f"--nodes {most}: a cluster has at most {MOST_NODES}")
-    for event in options.at:
-        if event.node >= most:
-            raise UsageError(f"--at {event.at_s:g}:{event.action}:{event.node}: nodes are 0 to {most - 1}")
-    procs = options.procs_per_node or 1
-    return Request(
-        nodes=most,
-        node_option=(
-            *("--nodes", f"{fewest}:{most}" if fewest < most else f"{most}", "--procs-per-node", str(procs)),
-            *("--max-restarts", str(options.max_restarts), "--join-timeout", str(options.join_timeout)),
-            *("--node-timeout", str(options.node_timeout)),
-        ),
-        procs_per_node=procs,
-        bandwidth=options.bandwidth,
-        cores_per_node=options.cores_per_node,
-        events=tuple(options.at),
-        grace_s=options.grace,
-        command=command_of(options),
-    )
-
-
-if __name__ == "__main__":
-    sys.exit(inside(sys.argv[1:]))

@@ -8,14 +8,11 @@ memory and waiting are looked at in further steps, which are not timed.
 import json
 import math
 import statistics
-import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from itertools import islice
-from pathlib import Path
 from typing import Any
-from uuid import uuid4
 
 import torch
 import torch.distributed as dist
@@ -28,13 +25,10 @@ from parallel.axes.pipeline import pass_order
 from parallel.axes.precision import DTYPES
 from parallel.axes.recompute import recomputation_ratio
 from parallel.axes.spec import Engine
-from parallel.console.clock import Moment
 from parallel.console.phases import Phases, hidden
 from parallel.data.dataset import Batch
 from parallel.engines.native import stages_of
-from parallel.errors import DivergedError, RankError, WriteError
-from parallel.layout import Layout
-from parallel.layout.strategies import find
+from parallel.errors import DivergedError
 from parallel.measure import memory
 from parallel.measure.exposed import ExposedCommunication, Split, exposed_share, straggler
 from parallel.measure.ledger import CommLedger, CommRow
@@ -48,49 +42,14 @@ from parallel.measure.timeline import Timeline, bubble_share, bubble_theory_shar
 from parallel.parity import Certificate, training_batches
 from parallel.plan.resolve import Work
 from parallel.processes.cluster import Mesh, Rank, default_backend
-from parallel.processes.failure import Failure, Progress
-from parallel.records.environment import Environment
-from parallel.records.row import COLLECTIVES, MemoryRecord, RunRecord, StepLog, StepRecord, append, read
+from parallel.processes.failure import Progress
+from parallel.records.describe import describe, nodes_of
+from parallel.records.requested import Asked
+from parallel.records.row import COLLECTIVES, MemoryRecord, RunRecord, StepLog, StepRecord
 from parallel.scope import Proof
 
 EXCEEDED = "exceeded by the run"  # a peak that is not one: no share of it is recorded
 _SPLIT_STEPS = 3  # in which waiting is told from working: one alone would be at the mercy of a hiccup
-
-
-@dataclass(frozen=True)
-class Asked:
-    """What was asked for, before anything was chosen, and by whom; recorded beside what became of it."""
-
-    strategy: str | None = None
-    layout: str | None = None
-    engine: str = "auto"
-    nproc: int | None = None
-    precision: str = "fp32"
-    command: str | None = None
-    group: str | None = None
-    repeat: int | None = None
-    launcher: str = "python"
-    started: Moment = field(default_factory=Moment.now)
-    run_id: str = field(default_factory=lambda: uuid4().hex[:12])
-
-    @property
-    def zero(self) -> int | None:
-        """The ZeRO stage of the layout, else of the strategy, that was asked for; None where neither was."""
-        if self.layout is not None:
-            return Layout.parse(self.layout).zero
-        return find(self.strategy).layout(find(self.strategy).least).zero if self.strategy is not None else None
-
-
-def shared(asked: Asked) -> Asked:
-    """Return what rank 0 was asked, on all ranks: one start has one id and one beginning. Collective.
-
-    Where a launcher has started them, each has read the command line by itself.
-    """
-    if not dist.is_initialized():
-        return asked
-    told: list[Any] = [asked]
-    dist.broadcast_object_list(told, src=0)
-    return told[0]
 
 
 @dataclass
@@ -332,7 +291,7 @@ def _record(
         "grad_norm_last": results[0].grad_norms[-1],
         **_timing_columns(work, results, times),
         **_efficiency_columns(work, results, times, slowest),
-        **_telemetry_columns([r.telemetry for r in results if r.telemetry is not None], nodes=_nodes(work, rank)),
+        **_telemetry_columns([r.telemetry for r in results if r.telemetry is not None], nodes=nodes_of(work, rank)),
         **_memory_columns(work, results),
         **_comm_columns(work, results, mesh.device.type),
         **_bubble_columns(work, results),
@@ -345,64 +304,6 @@ def _record(
         fields["parity"] = certificate.passed
         fields["parity_precision"] = parity.judged(work).run.precision
     return RunRecord(**fields)
-
-
-def describe(work: Work, asked: Asked, rank: Rank, device: torch.device) -> dict[str, Any]:
-    """Return the columns known before the first step: identity, what was asked and realised, work, environment."""
-    run, layout, config = work.run, work.layout, work.model_config
-    dataset = work.dataset()
-    return {
-        "run_id": asked.run_id,
-        "group": asked.group,
-        "repeat": asked.repeat,
-        "started_at": asked.started.iso,
-        "command": asked.command,
-        "strategy_requested": asked.strategy or work.strategy,
-        "strategy": work.strategy,
-        "layout_requested": asked.layout,
-        "layout": str(layout),
-        "engine_requested": asked.engine,
-        "engine": run.engine,
-        "launcher": asked.launcher,
-        "device": device.type,
-        "backend": dist.get_backend() if dist.is_initialized() and layout.world_size > 1 else None,
-        "world_size_requested": asked.nproc,
-        "world_size": layout.world_size,
-        "nodes": _nodes(work, rank),
-        "dp": layout.dp,
-        "tp": layout.tp,
-        "pp": layout.pp,
-        "zero_requested": asked.zero,
-        "zero": layout.zero,
-        "schedule": layout.schedule,
-        "micro_batches": layout.micro_batches,
-        "sequence_parallel": layout.sequence_parallel,
-        "precision_requested": asked.precision,
-        "precision": run.precision,
-        "checkpointing": run.checkpointing,
-        "compile": run.compile,
-        "offload": engines.offloaded(run.ds_config),
-        "channels_last": getattr(config, "channels_last", None),
-        "loader_workers": run.loader_workers,
-        **work.copies(device),
-        "cast_on_device": run.cast_on_device,
-        "model": work.spec.name,
-        "size": work.size,
-        "parameters": work.n_parameters,
-        "unit": work.spec.unit(config),
-        "sequence_length": getattr(config, "seq_len", None),
-        "image_size_px": getattr(config, "image_size", None),
-        "n_classes": getattr(config, "n_classes", None),
-        "norm": getattr(config, "norm", None),
-        "micro_batch_size": work.division.micro_batch_size,
-        "accumulation": run.accumulation,
-        "global_batch_size": work.division.global_batch_size,
-        "optimizer": run.optimizer,
-        "seed": run.seed,
-        "data": run.data or work.spec.data(config),
-        "data_sha256": dataset.sha256,
-        **vars(replace(Environment.read(device.index or 0), threads=torch.get_num_threads())),
-    }
 
 
 def _timing_columns(work: Work, results: list[RankResult], times: StepTimes) -> dict[str, Any]:
@@ -457,10 +358,6 @@ def _efficiency_columns(
         "mfu": None if exceeded else per_device / peak,
         "hfu": per_device * recomputation / peak if recomputation and not exceeded else None,
     }
-
-
-def _nodes(work: Work, rank: Rank) -> int:
-    return max(1, -(-work.layout.world_size // rank.local_world_size))
 
 
 def _telemetry_columns(seen: list[Telemetry], *, nodes: int) -> dict[str, Any]:
@@ -553,28 +450,3 @@ def _bubble_columns(work: Work, results: list[RankResult]) -> dict[str, Any]:
         "bubble_share": bubble_share(spans) if spans else None,
         "bubble_theory_share": bubble_theory_share(order),
     }
-
-
-def failed(work: Work, asked: Asked, rank: Rank, failure: Failure) -> RunRecord:
-    """Return the row of a run that failed."""
-    return RunRecord(
-        **describe(work, asked, rank, rank.device),
-        status=failure.status,
-        failed_rank=failure.rank,
-        failed_step=failure.step,
-        reason=failure.reason,
-    )
-
-
-def record_failure(rows: str | Path, work: Work, asked: Asked, rank: Rank, error: RankError) -> None:
-    """Append the row of a run that failed, unless one of its ranks has; called by the process that started them.
-
-    A row that cannot be written is said, and does not hide what failed.
-    """
-    path = Path(rows)
-    if path.exists() and path.stat().st_size and any(row.run_id == asked.run_id for row in read(path)):
-        return
-    try:
-        append(path, failed(work, asked, rank, Failure(None, None, "crash", error.reason or str(error))))
-    except WriteError as unwritten:
-        print(f"paralab: this failure has no row: {unwritten}", file=sys.stderr)

@@ -14,8 +14,8 @@ from typing import ClassVar
 import torch
 import torch.distributed as dist
 
-from parallel.case import Asked, failed, run_case
-from parallel.commands import TourConfig
+from benchmarks.case import run_case
+from benchmarks.tour import TourConfig
 from parallel.console.clock import Moment
 from parallel.console.phases import Phases
 from parallel.errors import FitError, LayoutError, RankError
@@ -29,6 +29,8 @@ from parallel.processes.allowed import cores_allowed
 from parallel.processes.cluster import Rank
 from parallel.processes.failure import Failure, Progress, guard
 from parallel.processes.launch import launch
+from parallel.records.describe import failed
+from parallel.records.requested import Asked
 from parallel.records.row import (
     WHOLE,
     RunRecord,
@@ -62,7 +64,7 @@ def run(config: TourConfig) -> int:
     ids = [stop.asked.run_id for stop in stops]
     while remaining := [stop for stop in stops if stop.asked.run_id not in _rows(out, ids)]:
         try:
-            launch("parallel.tour:visit", remaining, table, out, nproc=nproc, config=config)
+            launch("benchmarks.tour_worker:visit", remaining, table, out, nproc=nproc, config=config)
         except RankError:
             pass  # the rank that failed has said so, and left a row
         if not _rows(out, [stop.asked.run_id for stop in remaining]):

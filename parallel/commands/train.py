@@ -6,12 +6,10 @@ continued with `--resume` under any layout.
 """
 
 import contextlib
-import os
 import shlex
-import warnings
 from collections.abc import Mapping
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,128 +18,17 @@ from parallel.console.phases import Phases
 from parallel.errors import ConfigError, RankError, did_you_mean
 from parallel.layout import strategies as named
 from parallel.options import heading
-from parallel.options.config import RunConfig, make_parser, option
+from parallel.options.config import make_parser
 from parallel.options.config import resolve as read_config
 from parallel.options.files import load
-from parallel.training import sinks
+from parallel.training.checks import check, check_resume
+from parallel.training.options import IN_FOLDER, PRESETS, TrainConfig, config_file, rows_file
 
 if TYPE_CHECKING:  # they import torch: `--help` and the first line do not wait for it
     from parallel.plan.resolve import Work
     from parallel.processes.cluster import Rank
 
-PRESETS: Mapping[str, Mapping[str, Any]] = {
-    "alice": {
-        "model": "gpt2",
-        "size": "nano",
-        "data": "alice",
-        "steps": 300,
-        "global_batch_size": 16,
-        "learning_rate": 2e-3,
-        "lr_warmup_steps": 30,
-        "eval_every": 25,
-        "early_stop": 3,
-        "save_every": 100,
-    },
-    "gpt2-124m": {  # add --data NAME, a Hugging Face text set
-        "model": "gpt2",
-        "size": "124m",
-        "precision": "bf16",
-        "steps": 20_000,
-        "global_batch_size": 480,
-        "accumulation": 5,
-        "learning_rate": 6e-4,
-        "lr_warmup_steps": 700,
-        "eval_every": 500,
-        "eval_samples": 1000,
-        "save_every": 1000,
-    },
-    "mnist": {
-        "model": "resnet",
-        "size": "20",
-        "data": "mnist",
-        "steps": 1000,
-        "global_batch_size": 64,
-        "learning_rate": 4e-3,
-        "weight_decay": 0.05,
-        "lr_warmup_steps": 30,
-        "min_lr_ratio": 0.01,
-        "eval_every": 100,
-        "save_every": 100,
-    },
-    "points": {
-        "model": "diffusion",
-        "size": "points",
-        "data": "two_moons",
-        "steps": 2000,
-        "global_batch_size": 512,
-        "learning_rate": 2e-3,
-        "weight_decay": 0.0,
-        "lr_warmup_steps": 100,
-        "min_lr_ratio": 0.01,
-        "log_every": 100,
-        "eval_every": 500,
-        "save_every": 1000,
-    },
-    "dit-mnist": {
-        "model": "diffusion",
-        "size": "dit-mnist",
-        "data": "mnist",
-        "steps": 5000,
-        "global_batch_size": 64,
-        "learning_rate": 1e-3,
-        "weight_decay": 0.0,
-        "lr_warmup_steps": 200,
-        "min_lr_ratio": 0.01,
-        "eval_every": 500,
-        "eval_samples": 500,
-        "save_every": 500,
-    },
-}
 _DIVISION = ("strategy", "layout", "nproc")
-IN_FOLDER = "in the folder"  # what a bare --resume stands for
-SET_ASIDE = "set-aside"  # in the folder of logs: steps of an earlier start that were taken again
-
-
-@dataclass(frozen=True, kw_only=True)
-class TrainConfig(RunConfig):
-    """A training run."""
-
-    preset: str | None = option(None, "values for a known task; other options go over them", group="work")
-    steps: int = option(1000, "optimizer steps, warm-up not counted", group="steps", at_least=1)
-    warmup: int = option(0, "further steps at the start, marked in the log as not measured", group="steps", at_least=0)
-    out: str | None = option(None, "folder of the run (default: runs/MODEL-SIZE)", group="steps", metavar="DIR")
-    resume: str | None = option(
-        None, "go on from this checkpoint; without PATH from the newest in --out", group="steps", metavar="[PATH]"
-    )
-    init_from: str | None = option(
-        None,
-        "start with the weights of a Hugging Face GPT-2, whose sizes the model takes, of paralab export, of a "
-        "checkpoint, or of nanoGPT's ckpt.pt",
-        group="steps",
-        metavar="DIR",
-    )
-    trust: bool = option(
-        False,
-        "read the weights of --init-from even where that can run any program with your rights (ckpt.pt), or where "
-        "their folder brings Python of its own, which is not run",
-        group="steps",
-    )
-    save_every: int = option(200, "steps between checkpoints", group="steps", at_least=1)
-    keep_last: int = option(3, "checkpoints kept, besides the best one", group="steps", at_least=1)
-    log_every: int = option(10, "steps between lines of metrics", group="steps", at_least=1)
-    eval_every: int = option(100, "steps between evaluations on held-out data", group="steps", at_least=1)
-    eval_samples: int | None = option(None, "held-out samples used, the first ones", group="steps", at_least=1)
-    early_stop: int | None = option(
-        None, "end after so many evaluations in a row without a better loss", group="steps", at_least=1
-    )
-    log_to: list[str] | None = option(
-        None,
-        "send metrics there as well: tensorboard, trackio, or both",
-        group="steps",
-        choices=tuple(sinks.SINKS),
-        metavar="NAME,NAME",
-    )
-    profile_step: int | None = option(None, "write a torch.profiler trace of this step", group="steps", at_least=0)
 
 
 def main(argv: list[str]) -> int:
@@ -183,8 +70,9 @@ def _locked(work: "Work", rank: "Rank") -> AbstractContextManager[Any]:
 def _launch(work: "Work", config: TrainConfig, argv: list[str], rank: "Rank", began: Moment) -> int:
     from torch.distributed.elastic.multiprocessing.api import SignalException
 
-    from parallel.case import Asked, failed, record_failure
     from parallel.processes.launch import launch
+    from parallel.records.describe import failed, record_failure
+    from parallel.records.requested import Asked
     from parallel.records.row import append
 
     if rank.elastic and rank.is_main and rank.world_size > work.layout.world_size:
@@ -333,123 +221,6 @@ def _standing_by(work: "Work", rank: "Rank") -> str:
     )
 
 
-def check(work: "Work") -> None:
-    """Refuse what is known to fail before processes are started."""
-    from parallel.plan import fit
-
-    run = work.run
-    assert isinstance(run, TrainConfig) and run.out is not None
-    if run.engine != "torch":
-        _check_engine(work)
-    sinks.check(run.log_to or ())
-    _check_checkpoints(run)
-    _check_outputs(Path(run.out), goes_on=run.resume is not None)
-    fit.check(work, force=run.force)
-    work.show_data("train", "validation")
-    from parallel import checkpoint
-
-    if run.resume is not None:
-        checkpoint.check_same_work(run.out if run.resume == IN_FOLDER else run.resume, work)
-
-
-def check_resume(run: TrainConfig, rank: "Rank") -> None:
-    """Refuse to go on where there is no checkpoint."""
-    from parallel import checkpoint
-
-    if run.resume not in (None, IN_FOLDER):
-        _check_resumable(Path(run.resume or ""))
-    # `paralab node` starts the same command again and again: its first start finds nothing
-    elif run.resume == IN_FOLDER and rank.launch is None and not checkpoint.latest(run.out or ""):
-        raise ConfigError(
-            f"--resume: {_without_checkpoint(Path(run.out or ''))}: give --out what it was trained in, or leave "
-            "--resume out to start at step 0"
-        )
-
-
-def _check_checkpoints(run: TrainConfig) -> None:
-    """Refuse a folder that has checkpoints where none is asked for, or newer ones, which would come to be replaced."""
-    from parallel import checkpoint
-
-    there = checkpoint.checkpoints(Path(run.out or ""))
-    for path in there:
-        checkpoint.check_format(path)
-    if there and run.resume is None:
-        raise ConfigError(f"{run.out} has {there[0].name} already: add --resume to go on, or give another --out")
-
-
-def _check_resumable(path: Path) -> None:
-    """Refuse a --resume PATH that is no checkpoint, and no folder of a run that has one."""
-    from parallel import checkpoint
-
-    folder = path if path.name.startswith("step-") else checkpoint.latest(path)
-    if folder is None or not folder.is_dir():
-        raise ConfigError(
-            f"--resume {path}: {_without_checkpoint(path)}: give one such as RUN/step-200, or the folder of a run"
-        )
-    checkpoint.check_format(folder)
-
-
-def _without_checkpoint(path: Path) -> str:
-    """Say that there is no checkpoint at a path, and what beside it has one and may be meant."""
-    from parallel import checkpoint
-
-    beside = path.parent.iterdir() if path.parent.is_dir() else ()
-    others = [
-        each.name
-        for each in beside
-        if each.is_dir() and each != path and (each.name.startswith("step-") or checkpoint.latest(each))
-    ]
-    if path.name.startswith("step-") and not path.exists() and others:
-        return f"there is no {path}, {path.parent} has {', '.join(sorted(others, key=_by_number))}"
-    meant = did_you_mean(path.name, others)
-    if not meant and len(others) == 1:
-        meant = f" (did you mean {others[0]}?)"
-    what = "does not exist" if not path.exists() else "has no checkpoint" if path.is_dir() else "is not a folder"
-    return f"{path} {what}{meant.replace('mean ', f'mean {path.parent}/') if path.parent != Path() else meant}"
-
-
-def _by_number(name: str) -> tuple[int, str]:
-    return len(name), name
-
-
-def _check_outputs(folder: Path, *, goes_on: bool) -> None:
-    """Refuse what could not be written to, or gone on with, after the work is done."""
-    from parallel.records.row import check_appendable, read_log
-
-    rows, log = rows_file(folder), log_file(folder, 0)
-    check_appendable(rows, advice=f"move it away to begin a new one: mv {rows} {rows}.before")
-    if log.parent.exists() and not log.parent.is_dir():
-        raise ConfigError(f"{log.parent} is a file, and the logs of the ranks go there: move it away")
-    for file in (log, folder / "validation.jsonl", folder / "progress.json", config_file(folder)):
-        if file.exists() and not (file.is_file() and os.access(file, os.W_OK)):
-            raise ConfigError(f"{file} cannot be written: move it away, or give another --out")
-    if goes_on and log.exists():
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of a line that was not finished: it is set aside
-            read_log(log)
-
-
-def _check_engine(work: "Work") -> None:
-    """Refuse an engine whose state has no way into a checkpoint."""
-    run, pp = work.run, work.layout.pp
-    if run.engine != "deepspeed" or pp > 1:
-        what = "DeepSpeed's pipelines" if pp > 1 else "Accelerate"
-        raise ConfigError(
-            f"paralab train with --engine {run.engine}, layout {work.layout}: the states of {what} cannot be saved in "
-            "its checkpoints, use --engine torch, or --engine deepspeed with --strategy ddp, zero1, zero2 or zero3"
-        )
-    if run.ds_config is None:
-        return
-    from parallel.engines import deepspeed_config
-
-    zero = deepspeed_config.read(run.ds_config).get("zero_optimization", {})
-    if unreadable := deepspeed_config.unreadable(zero):
-        raise ConfigError(
-            f"{unreadable} of zero_optimization in {run.ds_config}: optimizer states kept so cannot be saved in the "
-            "checkpoints of paralab train, remove it, or use --engine torch"
-        )
-
-
 def _with_resume_value(argv: list[str]) -> list[str]:
     """Give a bare --resume its value."""
     words = []
@@ -472,15 +243,3 @@ def _preset(name: str | None) -> dict[str, Any]:
     if name not in PRESETS:
         raise ConfigError(f"--preset {name} is unknown{did_you_mean(name, PRESETS)}: use one of {', '.join(PRESETS)}")
     return dict(PRESETS[name])
-
-
-def rows_file(folder: str | os.PathLike) -> Path:
-    return Path(folder) / "runs.csv"
-
-
-def log_file(folder: str | os.PathLike, rank: int) -> Path:
-    return Path(folder) / "log" / f"rank{rank}.jsonl"
-
-
-def config_file(folder: str | os.PathLike) -> Path:
-    return Path(folder) / "config.toml"

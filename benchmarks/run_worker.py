@@ -4,7 +4,7 @@ import sys
 from dataclasses import replace
 from typing import Any
 
-from parallel.case import Asked, failed, record_failure, run_case, shared
+from benchmarks.case import run_case
 from parallel.console.clock import Moment
 from parallel.console.phases import Phases
 from parallel.errors import RankError
@@ -15,6 +15,8 @@ from parallel.processes import cluster
 from parallel.processes.cluster import Rank
 from parallel.processes.failure import Failure, Progress, guard
 from parallel.processes.launch import launch
+from parallel.records.describe import failed, record_failure
+from parallel.records.requested import Asked, shared
 from parallel.records.row import WHOLE, RunRecord, StepLog, append, check_appendable, log_path, sent_bytes
 from parallel.scope import prove_on
 
@@ -50,7 +52,7 @@ def run(config: Any, *, began: Moment) -> int:
             phases.begin(f"starting {work.layout.world_size} processes")
     try:
         record = launch(
-            "benchmarks.worker:measure",
+            "benchmarks.run_worker:measure",
             work.run,
             asked,
             out,

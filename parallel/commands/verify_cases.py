@@ -12,9 +12,10 @@ import torch
 import torch.distributed as dist
 
 from models import SPECS
-from parallel import around, model_rules, parity, scope
-from parallel.around import Agreement
-from parallel.commands import VerifyConfig
+from parallel import model_rules, parity, scope
+from parallel.commands import around
+from parallel.commands.around import Agreement
+from parallel.commands.verify import VerifyConfig
 from parallel.console.clock import Moment
 from parallel.console.phases import Phases
 from parallel.errors import FitError, LayoutError, UsageError
@@ -54,7 +55,7 @@ def run(config: VerifyConfig) -> int:
         with Phases(began) as phases:
             phases.begin(f"starting {nproc} processes")
     print("  ".join(f"{name:<{width}}" for name, width in _COLUMNS), flush=True)
-    compared = launch("parallel.verify:certify_all", runs, nproc=nproc, config=config)
+    compared = launch("parallel.commands.verify_cases:certify_all", runs, nproc=nproc, config=config)
     failed = [result for result in compared if not result.passed]
     print(f"\n{len(compared) - len(failed)} of {len(compared)} passed")
     if not compared:

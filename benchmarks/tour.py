@@ -1,0 +1,30 @@
+"""Train one model under every strategy that fits this machine, side by side: `paralab tour`.
+
+All strategies run one after the other in the same processes, so that the table costs one start-up.
+"""
+
+from dataclasses import dataclass
+
+from parallel.errors import ConfigError
+from parallel.options import heading
+from parallel.options.config import RunConfig, option
+from parallel.options.config import resolve as read_config
+
+
+@dataclass(frozen=True, kw_only=True)
+class TourConfig(RunConfig):
+    """What all strategies of a tour share."""
+
+    steps: int = option(8, "optimizer steps, warm-up not counted", group="steps", at_least=1)
+    warmup: int = option(2, "steps run first and left out of the timing", group="steps", at_least=0)
+
+
+def main(argv: list[str]) -> int:
+    """Run the tour. Returns: the exit status."""
+    config = read_config(argv, config=TourConfig, prog="paralab tour", description=__doc__)
+    if config.strategy is not None or config.layout is not None:
+        raise ConfigError("paralab tour runs every strategy: use paralab run for one, or leave it out")
+    heading.show(f"a tour of {heading.model_of(config)}: {heading.division_of(config, strategies='every strategy')}")
+    from benchmarks.tour_worker import run
+
+    return run(config)

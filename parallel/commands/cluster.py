@@ -1,0 +1,99 @@
+"""`paralab cluster`: run a command on several nodes of a simulated cluster inside this machine.
+
+Each node has a network, an address, a host name and cores of its own, and a link of the requested bandwidth.
+"""
+
+import argparse
+import re
+import sys
+from collections.abc import Sequence
+
+from parallel.commands.node import add_shared_options, command_of
+from parallel.errors import UsageError
+from parallel.nodes import simulated
+from parallel.nodes.simulated import ACTIONS, MOST_NODES, Event, Request, bits_per_s
+from parallel.options.arguments import Parser
+
+
+def main(argv: Sequence[str]) -> int:
+    """Run a command line on the nodes of a simulated cluster; return its exit status.
+
+    Raises: UsageError when the command line is wrong, or when tools or rights are missing.
+    """
+    return simulated.run(parse(argv), [sys.executable, "-m", "parallel.commands.cluster", *argv])
+
+
+def _bandwidth(text: str) -> str:
+    try:
+        bits_per_s(text)
+    except UsageError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
+    return text
+
+
+def _cores(text: str) -> float:
+    if not re.fullmatch(r"[0-9]+(\.[0-9]+)?", text) or float(text) < 0.01:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number of cores: write 0.5, 1 or 2")
+    return float(text)
+
+
+def _event(text: str) -> Event:
+    match = re.fullmatch(rf"([0-9]+(?:\.[0-9]+)?):({'|'.join(ACTIONS)}):([0-9]+)", text)
+    if not match:
+        raise argparse.ArgumentTypeError(
+            f"{text!r} is not an event: write SECONDS:ACTION:NODE, such as 20:cut:1; actions: {', '.join(ACTIONS)}"
+        )
+    return Event(float(match[1]), match[2], int(match[3]))
+
+
+def parse(words: Sequence[str]) -> Request:
+    """Read the command line. Raises: UsageError."""
+    parser = Parser(
+        prog="paralab cluster",
+        description="Run a command on several nodes inside this machine, with links of a given bandwidth.",
+        epilog="A Python file or a paralab command is started as `paralab node` would; any other command finds"
+        " NODE_RANK, NNODES, NPROC_PER_NODE, MASTER_ADDR, MASTER_PORT and PARALAB_NODE_ADDRESS, and a bare torchrun"
+        " in it spans the nodes.",
+    )
+    parser.add_argument("--bandwidth", type=_bandwidth, metavar="RATE", help="of each link, such as 100mbit or 1gbit")
+    parser.add_argument(
+        "--cores-per-node", type=_cores, metavar="X", help="CPU quota of each node, such as 0.5 (needs root)"
+    )
+    parser.add_argument(
+        "--at",
+        type=_event,
+        action="append",
+        default=[],
+        metavar="S:ACTION:NODE",
+        help="after S seconds cut, heal, kill or start a node (0:kill:N leaves it out at first); repeatable",
+    )
+    parser.add_argument(
+        "--grace", type=float, default=10.0, metavar="S", help="seconds to end in after a signal (default: 10)"
+    )
+    add_shared_options(parser)
+    options = parser.parse_args(words)
+    fewest, most = options.nodes
+    if most > MOST_NODES:
+        raise UsageError(f"--nodes {most}: a cluster has at most {MOST_NODES}")
+    for event in options.at:
+        if event.node >= most:
+            raise UsageError(f"--at {event.at_s:g}:{event.action}:{event.node}: nodes are 0 to {most - 1}")
+    procs = options.procs_per_node or 1
+    return Request(
+        nodes=most,
+        node_option=(
+            *("--nodes", f"{fewest}:{most}" if fewest < most else f"{most}", "--procs-per-node", str(procs)),
+            *("--max-restarts", str(options.max_restarts), "--join-timeout", str(options.join_timeout)),
+            *("--node-timeout", str(options.node_timeout)),
+        ),
+        procs_per_node=procs,
+        bandwidth=options.bandwidth,
+        cores_per_node=options.cores_per_node,
+        events=tuple(options.at),
+        grace_s=options.grace,
+        command=command_of(options),
+    )
+
+
+if __name__ == "__main__":  # as the first process inside
+    sys.exit(simulated.be_first(parse(sys.argv[1:])))

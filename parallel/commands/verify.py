@@ -1,0 +1,33 @@
+"""Prove that strategies compute what one process computes: `paralab verify --model gpt2 --nproc 4`.
+
+For each strategy, schedule and accumulation: a few optimizer steps on the same weights, data and seed as one
+process, then the largest difference of loss, global gradient norm and every parameter against a tolerance.
+"""
+
+from dataclasses import dataclass
+
+from parallel.options import heading
+from parallel.options.config import RunConfig, option
+from parallel.options.config import resolve as read_config
+
+
+@dataclass(frozen=True, kw_only=True)
+class VerifyConfig(RunConfig):
+    """What to prove. Without --strategy or --layout: every strategy, schedule and accumulation that fits."""
+
+    precision: str | None = option(  # type: ignore[assignment]
+        None,
+        "fp64 for models with kinks (a ReLU at zero flips with the last bit), else fp32",
+        group="memory and speed",
+        choices=("fp32", "bf16", "fp16", "fp64"),
+    )
+
+
+def main(argv: list[str]) -> int:
+    """Print a table of certificates. Returns: the exit status."""
+    config = read_config(argv, config=VerifyConfig, prog="paralab verify", description=__doc__)
+    model = heading.model_of(config, size="in its smallest size")
+    heading.show(f"verifying {model}: {heading.division_of(config, strategies='every strategy')}")
+    from parallel.commands.verify_cases import run
+
+    return run(config)

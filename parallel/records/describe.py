@@ -1,0 +1,106 @@
+"""The columns of a row that are known before the first step, and the row of a run that failed."""
+
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+from parallel import engines
+from parallel.errors import RankError, WriteError
+from parallel.plan.resolve import Work
+from parallel.processes.cluster import Rank
+from parallel.processes.failure import Failure
+from parallel.records.environment import Environment
+from parallel.records.requested import Asked
+from parallel.records.row import RunRecord, append, read
+
+
+def describe(work: Work, asked: Asked, rank: Rank, device: torch.device) -> dict[str, Any]:
+    """Return the columns known before the first step: identity, what was asked and realised, work, environment."""
+    run, layout, config = work.run, work.layout, work.model_config
+    dataset = work.dataset()
+    return {
+        "run_id": asked.run_id,
+        "group": asked.group,
+        "repeat": asked.repeat,
+        "started_at": asked.started.iso,
+        "command": asked.command,
+        "strategy_requested": asked.strategy or work.strategy,
+        "strategy": work.strategy,
+        "layout_requested": asked.layout,
+        "layout": str(layout),
+        "engine_requested": asked.engine,
+        "engine": run.engine,
+        "launcher": asked.launcher,
+        "device": device.type,
+        "backend": dist.get_backend() if dist.is_initialized() and layout.world_size > 1 else None,
+        "world_size_requested": asked.nproc,
+        "world_size": layout.world_size,
+        "nodes": nodes_of(work, rank),
+        "dp": layout.dp,
+        "tp": layout.tp,
+        "pp": layout.pp,
+        "zero_requested": asked.zero,
+        "zero": layout.zero,
+        "schedule": layout.schedule,
+        "micro_batches": layout.micro_batches,
+        "sequence_parallel": layout.sequence_parallel,
+        "precision_requested": asked.precision,
+        "precision": run.precision,
+        "checkpointing": run.checkpointing,
+        "compile": run.compile,
+        "offload": engines.offloaded(run.ds_config),
+        "channels_last": getattr(config, "channels_last", None),
+        "loader_workers": run.loader_workers,
+        **work.copies(device),
+        "cast_on_device": run.cast_on_device,
+        "model": work.spec.name,
+        "size": work.size,
+        "parameters": work.n_parameters,
+        "unit": work.spec.unit(config),
+        "sequence_length": getattr(config, "seq_len", None),
+        "image_size_px": getattr(config, "image_size", None),
+        "n_classes": getattr(config, "n_classes", None),
+        "norm": getattr(config, "norm", None),
+        "micro_batch_size": work.division.micro_batch_size,
+        "accumulation": run.accumulation,
+        "global_batch_size": work.division.global_batch_size,
+        "optimizer": run.optimizer,
+        "seed": run.seed,
+        "data": run.data or work.spec.data(config),
+        "data_sha256": dataset.sha256,
+        **vars(replace(Environment.read(device.index or 0), threads=torch.get_num_threads())),
+    }
+
+
+def nodes_of(work: Work, rank: Rank) -> int:
+    """Return the number of machines that the ranks of a run are on."""
+    return max(1, -(-work.layout.world_size // rank.local_world_size))
+
+
+def failed(work: Work, asked: Asked, rank: Rank, failure: Failure) -> RunRecord:
+    """Return the row of a run that failed."""
+    return RunRecord(
+        **describe(work, asked, rank, rank.device),
+        status=failure.status,
+        failed_rank=failure.rank,
+        failed_step=failure.step,
+        reason=failure.reason,
+    )
+
+
+def record_failure(rows: str | Path, work: Work, asked: Asked, rank: Rank, error: RankError) -> None:
+    """Append the row of a run that failed, unless one of its ranks has; called by the process that started them.
+
+    A row that cannot be written is said, and does not hide what failed.
+    """
+    path = Path(rows)
+    if path.exists() and path.stat().st_size and any(row.run_id == asked.run_id for row in read(path)):
+        return
+    try:
+        append(path, failed(work, asked, rank, Failure(None, None, "crash", error.reason or str(error))))
+    except WriteError as unwritten:
+        print(f"paralab: this failure has no row: {unwritten}", file=sys.stderr)

@@ -1,0 +1,47 @@
+"""What was requested of a run before anything was chosen, and by whom; recorded beside what became of it."""
+
+from dataclasses import dataclass, field
+from typing import Any
+from uuid import uuid4
+
+import torch.distributed as dist
+
+from parallel.console.clock import Moment
+from parallel.layout import Layout
+from parallel.layout.strategies import find
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What was asked for, before anything was chosen, and by whom; recorded beside what became of it."""
+
+    strategy: str | None = None
+    layout: str | None = None
+    engine: str = "auto"
+    nproc: int | None = None
+    precision: str = "fp32"
+    command: str | None = None
+    group: str | None = None
+    repeat: int | None = None
+    launcher: str = "python"
+    started: Moment = field(default_factory=Moment.now)
+    run_id: str = field(default_factory=lambda: uuid4().hex[:12])
+
+    @property
+    def zero(self) -> int | None:
+        """The ZeRO stage of the layout, else of the strategy, that was asked for; None where neither was."""
+        if self.layout is not None:
+            return Layout.parse(self.layout).zero
+        return find(self.strategy).layout(find(self.strategy).least).zero if self.strategy is not None else None
+
+
+def shared(asked: Asked) -> Asked:
+    """Return what rank 0 was asked, on all ranks: one start has one id and one beginning. Collective.
+
+    Where a launcher has started them, each has read the command line by itself.
+    """
+    if not dist.is_initialized():
+        return asked
+    told: list[Any] = [asked]
+    dist.broadcast_object_list(told, src=0)
+    return told[0]
