@@ -17,7 +17,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from parallel import engines, parity
+from parallel import engines
 from parallel.axes.communication import predicted_sent, splits_backward
 from parallel.axes.memory import state_bytes
 from parallel.axes.optimizer import learning_rate
@@ -39,14 +39,17 @@ from parallel.measure.span import SpanRecord
 from parallel.measure.steady import StepTimes, summarise
 from parallel.measure.telemetry import Sampler, Telemetry
 from parallel.measure.timeline import Timeline, bubble_share, bubble_theory_share
-from parallel.parity import Certificate, training_batches
+from parallel.parity.prove import prove
+from parallel.parity.result import ParityResult
+from parallel.parity.scope import Proof
+from parallel.parity.tolerances import as_judged
+from parallel.plan.batches import training_batches
 from parallel.plan.resolve import Work
 from parallel.processes.cluster import Mesh, Rank, default_backend
 from parallel.processes.failure import Progress
 from parallel.records.describe import describe, nodes_of
 from parallel.records.requested import Asked
 from parallel.records.row import COLLECTIVES, MemoryRecord, RunRecord, StepLog, StepRecord
-from parallel.scope import Proof
 
 EXCEEDED = "exceeded by the run"  # a peak that is not one: no share of it is recorded
 _SPLIT_STEPS = 3  # in which waiting is told from working: one alone would be at the mercy of a hiccup
@@ -95,7 +98,7 @@ def run_case(
     certificate = None
     if proof is not None and proof.work is not None and proof.want is not None:
         phases.begin(f"parity: the same steps under {proof.work.layout}")
-        certificate = parity.prove(proof.work, mesh, proof.want)
+        certificate = prove(proof.work, mesh, proof.want)
     phases.begin("building the model")
     memory.reset_process_peak()
     memory.reset_device_peak(mesh.device)
@@ -273,7 +276,7 @@ def _record(
     rank: Rank,
     mesh: Mesh,
     results: list[RankResult],
-    certificate: Certificate | None,
+    certificate: ParityResult | None,
     startup_s: float | None,
     *,
     scope: str | None = None,
@@ -302,7 +305,7 @@ def _record(
         fields["grad_norm_difference_max"] = certificate.grad_norm_difference
         fields["parameter_difference_max"] = certificate.parameter_difference
         fields["parity"] = certificate.passed
-        fields["parity_precision"] = parity.judged(work).run.precision
+        fields["parity_precision"] = as_judged(work).run.precision
     return RunRecord(**fields)
 
 

@@ -251,7 +251,7 @@ def _work(arm: str, argv: list[str]) -> int:
     from parallel import engines
     from parallel.axes.precision import DTYPES
     from parallel.measure.roofline import measured_peak
-    from parallel.parity import training_batches
+    from parallel.plan.batches import training_batches
     from parallel.plan.resolve import resolve
     from parallel.processes import cluster
     from parallel.processes.cluster import Rank

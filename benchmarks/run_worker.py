@@ -8,7 +8,8 @@ from benchmarks.case import run_case
 from parallel.console.clock import Moment
 from parallel.console.phases import Phases
 from parallel.errors import RankError
-from parallel.parity import References
+from parallel.parity.reference import References
+from parallel.parity.scope import prove_on
 from parallel.plan import fit
 from parallel.plan.resolve import alone, resolve
 from parallel.processes import cluster
@@ -18,7 +19,6 @@ from parallel.processes.launch import launch
 from parallel.records.describe import failed, record_failure
 from parallel.records.requested import Asked, shared
 from parallel.records.row import WHOLE, RunRecord, StepLog, append, check_appendable, log_path, sent_bytes
-from parallel.scope import prove_on
 
 _NOTABLY_SLOW = 1.2  # times what the other ranks need
 

@@ -13,8 +13,8 @@ from parallel.axes.spec import Engine
 from parallel.console.clock import Moment
 from parallel.console.phases import Phases
 from parallel.data.dataset import Batch
-from parallel.parity import training_batches
 from parallel.plan import fit
+from parallel.plan.batches import training_batches
 from parallel.plan.resolve import Work, resolve
 from parallel.processes import cluster
 from parallel.processes.cluster import Mesh, Rank

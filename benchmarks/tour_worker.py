@@ -21,7 +21,8 @@ from parallel.console.phases import Phases
 from parallel.errors import FitError, LayoutError, RankError
 from parallel.layout import strategies as named
 from parallel.options.config import RunConfig
-from parallel.parity import References
+from parallel.parity.reference import References
+from parallel.parity.scope import prove_on
 from parallel.plan import fit
 from parallel.plan.resolve import Work, machine_processes, resolve
 from parallel.processes import cluster
@@ -42,7 +43,6 @@ from parallel.records.row import (
     read,
     sent_bytes,
 )
-from parallel.scope import prove_on
 
 DEFAULT_OUT = "runs/tour.csv"
 

@@ -9,10 +9,12 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from parallel import checkpoint, engines, parity
+from parallel import checkpoint, engines
 from parallel.data.dataset import Batch
 from parallel.layout import Layout
-from parallel.parity import training_batches
+from parallel.parity.reference import STEPS, reference_work, trace
+from parallel.parity.tolerances import tolerance_of
+from parallel.plan.batches import training_batches
 from parallel.plan.resolve import Work
 from parallel.processes.cluster import Mesh
 from parallel.training.evaluate import Evaluator
@@ -39,11 +41,11 @@ def compare(work: Work, mesh: Mesh, *, validates: bool) -> list[Agreement]:
 
     validates: whether the data have a validation split.
     """
-    alone, layout = parity.reference_work(work), str(work.layout)
-    allowed = parity.tolerance(work).loss
-    engine, _ = parity.trace(work, mesh, steps=parity.STEPS)
+    alone, layout = reference_work(work), str(work.layout)
+    allowed = tolerance_of(work).loss
+    engine, _ = trace(work, mesh, steps=STEPS)
     found = [Agreement("data order", layout, _over_ranks(_data_difference(work, alone, mesh), mesh), 0.0)]
-    one: Any = parity.trace(alone, _one(mesh), steps=parity.STEPS)[0] if _is_main(mesh) else None
+    one: Any = trace(alone, _one(mesh), steps=STEPS)[0] if _is_main(mesh) else None
     if validates:
         got = Evaluator(work, engine, most_samples=_EVALUATED)().loss  # type: ignore[arg-type]
         want = _from_main(Evaluator(alone, one, most_samples=_EVALUATED)().loss if one is not None else None, mesh)
@@ -84,7 +86,7 @@ def _resumed(work: Work, alone: Work, engine: Any, mesh: Mesh) -> tuple[float, f
             step = checkpoint.load(one, folder)
             loss = one.step(next(training_batches(alone, _one(mesh), start_step=step))).loss.item()
         there = _from_main(loss, mesh)
-    here = engine.step(next(training_batches(work, mesh, start_step=parity.STEPS))).loss.item()
+    here = engine.step(next(training_batches(work, mesh, start_step=STEPS))).loss.item()
     return there, here
 
 

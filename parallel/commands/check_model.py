@@ -14,8 +14,8 @@ from pathlib import Path
 from models import SPECS
 from models.spec import ModelSpec
 from parallel.errors import ConfigError, ModelError, did_you_mean
-from parallel.model_rules import broken
 from parallel.options.arguments import Parser
+from parallel.parity.model_rules import broken
 
 
 def main(argv: list[str]) -> int:

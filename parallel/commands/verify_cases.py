@@ -12,7 +12,6 @@ import torch
 import torch.distributed as dist
 
 from models import SPECS
-from parallel import model_rules, parity, scope
 from parallel.commands import around
 from parallel.commands.around import Agreement
 from parallel.commands.verify import VerifyConfig
@@ -21,7 +20,11 @@ from parallel.console.phases import Phases
 from parallel.errors import FitError, LayoutError, UsageError
 from parallel.layout import SCHEDULES, Layout
 from parallel.layout import strategies as named
-from parallel.parity import Certificate, References
+from parallel.parity import model_rules, scope
+from parallel.parity.prove import prove
+from parallel.parity.reference import STEPS, References
+from parallel.parity.result import ParityResult
+from parallel.parity.tolerances import tolerance_of
 from parallel.plan import fit
 from parallel.plan.resolve import Work, machine_processes, resolve
 from parallel.processes import cluster
@@ -44,9 +47,9 @@ def run(config: VerifyConfig) -> int:
     work = resolve(runs[0])
     model_rules.check(spec, work.model_config)
     work.show_data("train")
-    tolerance = parity.tolerance(work)
+    tolerance = tolerance_of(work)
     print(
-        f"{config.model} {config.size} in {precision}, {parity.STEPS} steps of {config.optimizer}, {nproc} "
+        f"{config.model} {config.size} in {precision}, {STEPS} steps of {config.optimizer}, {nproc} "
         f"process{'es' if nproc > 1 else ''} against one in {'fp64' if precision == 'fp64' else 'fp32'}.\n"
         f"Tolerance: loss {tolerance.loss:.0e} and gradient norm {tolerance.grad_norm:.0e}, relative; "
         f"parameters {tolerance.parameters:.1g} of what the steps move them by (taken without warm-up).\n"
@@ -64,7 +67,7 @@ def run(config: VerifyConfig) -> int:
     return 1 if failed else 0
 
 
-def _not_covered(runs: list[VerifyConfig], compared: list[Certificate | Agreement]) -> Iterator[str]:
+def _not_covered(runs: list[VerifyConfig], compared: list[ParityResult | Agreement]) -> Iterator[str]:
     """Yield what strategies can do and was not compared here, and what to type for it."""
     layouts = [run.layout for run in runs if run.layout is not None]
     if not any(layout.sequence_parallel for layout in layouts) and SPECS[runs[0].model].sequence_parallel:
@@ -86,7 +89,7 @@ def _not_covered(runs: list[VerifyConfig], compared: list[Certificate | Agreemen
         yield "torch.compile (--compile default)"
     if not torch.cuda.is_available():
         yield "GPUs"
-    yield f"more than {parity.STEPS} steps"
+    yield f"more than {STEPS} steps"
 
 
 def cases(config: VerifyConfig, nproc: int) -> Iterator[VerifyConfig]:
@@ -152,13 +155,13 @@ def _layouts(layout: Layout) -> Iterator[Layout]:
             yield replace(layout, schedule=schedule.name)
 
 
-def certify_all(rank: Rank, progress: Progress, runs: list[VerifyConfig]) -> list[Certificate | Agreement]:
+def certify_all(rank: Rank, progress: Progress, runs: list[VerifyConfig]) -> list[ParityResult | Agreement]:
     """Certify each case on this rank, and what surrounds the steps of some; rank 0 prints as it goes.
 
     Where the reference does not fit, a case is proved on a part of it; where no part fits, it is said and not counted.
     """
     references, whole, phases = References(), True, Phases(Moment.now(), shown=rank.is_main, transient=True)
-    compared: list[Certificate | Agreement] = []
+    compared: list[ParityResult | Agreement] = []
     for number, run in enumerate(runs, start=1):
         work = resolve(run)
         phases.begin(f"case {number} of {len(runs)}: {work.layout}, accumulation {run.accumulation}, {run.precision}")
@@ -167,7 +170,7 @@ def certify_all(rank: Rank, progress: Progress, runs: list[VerifyConfig]) -> lis
             part: Work | None = work
             if work.size != work.spec.tiny_size:
                 part = scope.choose(work, mesh, processes=scope.processes_here(work, rank))
-            certificate = parity.prove(part, mesh, references.get(part, mesh)) if part is not None else None
+            certificate = prove(part, mesh, references.get(part, mesh)) if part is not None else None
             compared += [certificate] if certificate is not None else []
             remarks = [] if run.precision == runs[0].precision else [str(run.precision)]
             if part is not work:
@@ -208,7 +211,7 @@ def _validates(work: Work) -> bool:
         return False
 
 
-def _line(strategy: str, layout: str, accumulation: int, c: Certificate | None) -> str:
+def _line(strategy: str, layout: str, accumulation: int, c: ParityResult | None) -> str:
     differences = (c.loss_difference, c.grad_norm_difference, c.parameter_difference) if c is not None else ()
     cells = (strategy, layout, str(accumulation), *(f"{difference:.1e}" for difference in differences))
     return "  ".join(f"{cell:<{width}}" for cell, (_, width) in zip(cells, _COLUMNS, strict=False)) + f"  {c or ''}"

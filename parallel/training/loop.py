@@ -30,8 +30,8 @@ from parallel.console.phases import Phases
 from parallel.errors import DataError, DivergedError
 from parallel.measure import memory
 from parallel.measure.roofline import device_peak, share_of_peak
-from parallel.parity import training_batches
 from parallel.plan import fit
+from parallel.plan.batches import training_batches
 from parallel.plan.resolve import Work, resolve
 from parallel.processes import cluster
 from parallel.processes.cluster import Mesh, Rank

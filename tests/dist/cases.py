@@ -6,7 +6,6 @@ import pytest
 import torch.distributed as dist
 from torch import Tensor
 
-from parallel import parity, scope
 from parallel.axes import data as ddp
 from parallel.axes import zero
 from parallel.axes.initialise import local, local_slice
@@ -16,8 +15,12 @@ from parallel.errors import FitError
 from parallel.layout import Layout
 from parallel.measure.memory import MemoryCensus
 from parallel.options.config import RunConfig
-from parallel.parity import Certificate
+from parallel.parity import scope
+from parallel.parity.prove import prove
+from parallel.parity.reference import STEPS, References, reference_work, trace
+from parallel.parity.result import ParityResult
 from parallel.plan import fit
+from parallel.plan.batches import training_batches
 from parallel.plan.resolve import resolve
 from parallel.processes import cluster
 from parallel.processes.cluster import Mesh, Rank
@@ -26,19 +29,19 @@ from parallel.processes.cluster import Mesh, Rank
 SHALLOW_GPT2 = {"size": "4x32x4v257", "seq_len": 16}
 SHALLOW_DIT = {"size": "dit-mnist-4x32x4/7"}
 
-_references = parity.References()
+_references = References()
 
 
-def certificate(rank: Rank, run: RunConfig) -> Certificate | None:
+def certificate(rank: Rank, run: RunConfig) -> ParityResult | None:
     """Train a case and compare it with one process; ranks outside the layout return None."""
     work = resolve(run)
     mesh = cluster.make_mesh(work.layout, rank.device)
     if rank.rank >= work.layout.world_size:
         return None
-    return parity.prove(work, mesh, _references.get(work, mesh))
+    return prove(work, mesh, _references.get(work, mesh))
 
 
-def certificate_where_little_is_free(rank: Rank, run: RunConfig, free_bytes: int) -> tuple[str, Certificate | None]:
+def certificate_where_little_is_free(rank: Rank, run: RunConfig, free_bytes: int) -> tuple[str, ParityResult | None]:
     """Prove what fits of a case into so much memory; return how much that is. Ranks outside the layout take no part."""
     work = resolve(run)
     mesh = cluster.make_mesh(work.layout, rank.device)
@@ -49,7 +52,7 @@ def certificate_where_little_is_free(rank: Rank, run: RunConfig, free_bytes: int
         proof = scope.prove_on(work, mesh, rank, _references)
     if proof.work is None or proof.want is None:
         return proof.scope, None
-    return proof.scope, parity.prove(proof.work, mesh, proof.want)
+    return proof.scope, prove(proof.work, mesh, proof.want)
 
 
 def refusal(rank: Rank, run: RunConfig, free_bytes: list[int]) -> str | None:
@@ -64,7 +67,7 @@ def refusal(rank: Rank, run: RunConfig, free_bytes: list[int]) -> str | None:
     return None
 
 
-def certificate_with_small_buckets(rank: Rank, run: RunConfig) -> Certificate | None:
+def certificate_with_small_buckets(rank: Rank, run: RunConfig) -> ParityResult | None:
     """Do the same with collectives of a few parameters each, as in a model that does not fit into one bucket."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(ddp, "BUCKET_BYTES", 10_000)
@@ -80,12 +83,12 @@ def buffer_difference(rank: Rank, run: RunConfig) -> tuple[int, float]:
         return 0, 0.0
     sent: list[dict[str, Tensor] | None] = [None]
     if rank.is_main:
-        alone, _ = parity.trace(parity.reference_work(work), Mesh(Layout(), rank.device), steps=parity.STEPS)
+        alone, _ = trace(reference_work(work), Mesh(Layout(), rank.device), steps=STEPS)
         sent = [dict(alone.parts[0].named_buffers())]
     dist.broadcast_object_list(sent, src=0, group=mesh.world)
     (want,) = sent
     assert want is not None
-    engine, _ = parity.trace(work, mesh, steps=parity.STEPS)
+    engine, _ = trace(work, mesh, steps=STEPS)
     differences = [
         (local(buffer) - local_slice(want[name], buffer)).abs().max().item()
         for part in engine.parts
@@ -101,7 +104,7 @@ def state_memory(rank: Rank, run: RunConfig) -> tuple[int, int] | None:
     if rank.rank >= work.layout.world_size:
         return None
     engine = native.build(work.context(mesh))
-    batches = parity.training_batches(work, mesh)
+    batches = training_batches(work, mesh)
     engine.step(next(batches))
     with MemoryCensus(engine.parts, engine.optimizers, held=engine.held) as census:
         engine.step(next(batches))

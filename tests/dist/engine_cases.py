@@ -7,11 +7,14 @@ from typing import Any
 import torch.distributed as dist
 from torch.distributed.tensor import DTensor
 
-from parallel import checkpoint, engines, parity
+from parallel import checkpoint, engines
 from parallel.measure.exposed import ExposedCommunication, Split
 from parallel.measure.memory import MemoryCensus, MemoryReport
 from parallel.options.config import RunConfig
-from parallel.parity import Certificate, Trace
+from parallel.parity.prove import judge
+from parallel.parity.reference import Trace, reference, reference_key
+from parallel.parity.result import ParityResult
+from parallel.plan.batches import training_batches
 from parallel.plan.resolve import Work, resolve
 from parallel.processes import cluster
 from parallel.processes.cluster import Mesh, Rank
@@ -22,20 +25,20 @@ STEPS = 3
 _references: dict[tuple, Trace] = {}
 
 
-def certificate(rank: Rank, run: RunConfig, engine: str, ds_config: str | None = None) -> tuple[str, Certificate]:
+def certificate(rank: Rank, run: RunConfig, engine: str, ds_config: str | None = None) -> tuple[str, ParityResult]:
     """Train a case with an engine and compare it with one process; return the engine's class as well."""
     work = resolve(run)
     return certify(work, cluster.make_mesh(work.layout, rank.device), engine, ds_config)
 
 
-def certify(work: Work, mesh: Mesh, engine: str, ds_config: str | None) -> tuple[str, Certificate]:
-    key = parity.reference_key(work)
+def certify(work: Work, mesh: Mesh, engine: str, ds_config: str | None) -> tuple[str, ParityResult]:
+    key = reference_key(work)
     if key not in _references:
-        _references[key] = parity.reference(work, mesh, steps=STEPS)
+        _references[key] = reference(work, mesh, steps=STEPS)
     built = engines.build(work.context(mesh), engine, ds_config=ds_config)
-    results = [built.step(batch) for batch in islice(parity.training_batches(work, mesh), STEPS)]
+    results = [built.step(batch) for batch in islice(training_batches(work, mesh), STEPS)]
     got = Trace([r.loss.item() for r in results], [r.grad_norm.item() for r in results])
-    return type(built).__name__, parity.certify(built, got, _references[key], work, mesh)
+    return type(built).__name__, judge(built, got, _references[key], work, mesh)
 
 
 def sharded(rank: Rank, run: RunConfig) -> set[bool]:
@@ -52,7 +55,7 @@ def split_with_a_slow_rank(rank: Rank, run: RunConfig, engine: str, slept_s: flo
     if rank.rank >= work.layout.world_size:
         return None
     built = engines.build(work.context(mesh), engine)
-    batches = parity.training_batches(work, mesh)
+    batches = training_batches(work, mesh)
     built.step(next(batches))
     if rank.rank == 0:
         naps = iter([slept_s])
@@ -69,7 +72,7 @@ def memory(rank: Rank, run: RunConfig, engine: str, ds_config: str | None = None
     work = resolve(run)
     mesh = cluster.make_mesh(work.layout, rank.device)
     built = engines.build(work.context(mesh), engine, ds_config=ds_config)
-    batches = parity.training_batches(work, mesh)
+    batches = training_batches(work, mesh)
     built.step(next(batches))
     with MemoryCensus(built.parts, built.optimizers, held=built.held) as census:
         built.step(next(batches))
@@ -81,7 +84,7 @@ def saved_by_deepspeed(rank: Rank, run: RunConfig, folder: str) -> float:
     work = resolve(run)
     mesh = cluster.make_mesh(work.layout, rank.device)
     built: Any = engines.build(work.context(mesh), "deepspeed")
-    batches = parity.training_batches(work, mesh)
+    batches = training_batches(work, mesh)
     built.step(next(batches))
     built.engine.save_checkpoint(folder)
     return built.step(next(batches)).loss.item()
@@ -120,5 +123,5 @@ def _built(rank: Rank, run: RunConfig, engine: str) -> Any:
 
 
 def _losses(built: Any, steps: int) -> list[float]:
-    batches = parity.training_batches(resolve(built.context.run), built.context.mesh, start_step=built.steps_done)
+    batches = training_batches(resolve(built.context.run), built.context.mesh, start_step=built.steps_done)
     return [built.step(batch).loss.item() for batch in islice(batches, steps)]

@@ -9,7 +9,7 @@ from parallel.axes.communication import Sent, predicted_sent, predicted_transfer
 from parallel.layout import Layout
 from parallel.measure.ledger import CommLedger
 from parallel.options.config import RunConfig
-from parallel.parity import training_batches
+from parallel.plan.batches import training_batches
 from parallel.plan.resolve import resolve
 from parallel.processes import cluster
 from parallel.processes.cluster import Rank

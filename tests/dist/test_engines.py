@@ -15,7 +15,7 @@ from parallel import cli
 from parallel.engines import native
 from parallel.layout import Layout
 from parallel.options.config import RunConfig
-from parallel.parity import training_batches
+from parallel.plan.batches import training_batches
 from parallel.plan.resolve import resolve
 from parallel.processes.cluster import Mesh
 from parallel.weights.start_from import start_from

@@ -8,7 +8,7 @@ import torch
 from parallel.engines import native
 from parallel.layout import Layout
 from parallel.options.config import RunConfig
-from parallel.parity import training_batches
+from parallel.plan.batches import training_batches
 from parallel.plan.resolve import resolve
 from parallel.processes import cluster
 from parallel.processes.cluster import Rank

@@ -6,11 +6,11 @@ import pytest
 import torch
 
 from models import SPECS
-from parallel import parity
 from parallel.axes.initialise import initialise
 from parallel.engines import native
 from parallel.layout import Layout
 from parallel.options.config import RunConfig
+from parallel.plan.batches import training_batches
 from parallel.plan.resolve import resolve
 from parallel.processes import cluster
 from parallel.processes.cluster import Rank
@@ -27,7 +27,7 @@ def loss(rank: Rank, run: RunConfig, folder: str) -> float | None:
         return None
     engine = native.build(work.context(mesh))
     start_from(engine, folder)
-    return engine.step(next(parity.training_batches(work, mesh))).loss.item()
+    return engine.step(next(training_batches(work, mesh))).loss.item()
 
 
 @pytest.fixture(scope="module")

@@ -11,7 +11,7 @@ from parallel.layout import Layout
 from parallel.measure.span import SpanRecord
 from parallel.measure.timeline import Timeline, bubble_share
 from parallel.options.config import RunConfig
-from parallel.parity import training_batches
+from parallel.plan.batches import training_batches
 from parallel.plan.resolve import resolve
 from parallel.processes import cluster
 from parallel.processes.cluster import Rank

@@ -12,9 +12,11 @@ from torch.nn import functional as F
 from torch.testing import assert_close
 
 from models.cross_entropy import LinearCrossEntropy
-from parallel import parity
 from parallel.layout import Layout
 from parallel.options.config import RunConfig
+from parallel.parity.prove import prove
+from parallel.parity.reference import reference
+from parallel.parity.result import ParityResult
 from parallel.plan.resolve import Work, resolve
 from parallel.processes.cluster import Mesh
 from parallel.records.row import read, read_log
@@ -35,11 +37,11 @@ MODELS: dict[str, dict[str, Any]] = {
 }
 
 
-def certificate(**options: Any) -> parity.Certificate:
+def certificate(**options: Any) -> ParityResult:
     """Train on the first GPU and compare with one process on the CPU."""
     work: Work = resolve(RunConfig(**{"nproc": 1, "global_batch_size": 16, "steps": 20, **options}))
-    want = parity.reference(work, Mesh(Layout(), torch.device("cpu")))
-    return parity.prove(work, Mesh(Layout(), torch.device("cuda", 0)), want)
+    want = reference(work, Mesh(Layout(), torch.device("cpu")))
+    return prove(work, Mesh(Layout(), torch.device("cuda", 0)), want)
 
 
 @pytest.mark.parametrize("model", MODELS)

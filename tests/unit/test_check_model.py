@@ -11,7 +11,7 @@ from parallel.axes.check import check_split
 from parallel.cli import main
 from parallel.errors import LayoutError
 from parallel.layout import Layout
-from parallel.model_rules import broken, check
+from parallel.parity.model_rules import broken, check
 
 MODEL = """
 import torch

@@ -25,7 +25,7 @@ from parallel.engines.native import NativeEngine
 from parallel.errors import ConfigError, DataError, NewerFormatError
 from parallel.layout import Layout
 from parallel.options.config import RunConfig
-from parallel.parity import training_batches
+from parallel.plan.batches import training_batches
 from parallel.plan.resolve import resolve
 from parallel.processes.cluster import make_mesh
 

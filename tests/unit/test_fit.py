@@ -7,9 +7,9 @@ import torch
 
 from benchmarks import tour_worker as tour
 from models import SPECS
-from parallel import scope
 from parallel.errors import FitError
 from parallel.options.config import RunConfig
+from parallel.parity import scope
 from parallel.plan import fit
 from parallel.plan.resolve import Work, resolve
 from parallel.processes.cluster import Mesh, Rank

@@ -13,7 +13,6 @@ from torch.nn import functional as F
 from torch.testing import assert_close
 
 from models.gpt2 import GPT2
-from parallel import parity
 from parallel.axes.initialise import initialise
 from parallel.axes.optimizer import learning_rate, make_optimizer, make_pieces, share_of_rows
 from parallel.data.dataset import Batch
@@ -21,6 +20,7 @@ from parallel.engines import native
 from parallel.engines.native import LossScale, _row_norms
 from parallel.layout import Layout
 from parallel.options.config import RunConfig
+from parallel.plan.batches import training_batches
 from parallel.plan.resolve import Work, resolve
 from parallel.processes.cluster import Mesh
 
@@ -33,7 +33,7 @@ def work_of(**options: Any) -> Work:
 
 
 def batches_of(work: Work) -> Iterator[Batch]:
-    return islice(parity.training_batches(work, ALONE), STEPS)
+    return islice(training_batches(work, ALONE), STEPS)
 
 
 def by_hand(work: Work) -> tuple[list[float], list[float], dict[str, Tensor]]:

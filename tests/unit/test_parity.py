@@ -8,13 +8,19 @@ from typing import Any
 import pytest
 import torch
 
+import parallel.parity.prove as prove_module
 from models import SPECS
-from parallel import movement, parity
+from parallel import engines
 from parallel.commands import around
 from parallel.layout import Division, Layout
-from parallel.movement import Compared, Measure, by_element, by_projection, by_rms, over_pieces
 from parallel.options.config import RunConfig
-from parallel.parity import Trace
+from parallel.parity import movement
+from parallel.parity.movement import Compared, Measure, by_element, by_projection, by_rms, over_pieces
+from parallel.parity.prove import judge, prove
+from parallel.parity.reference import STEPS, Trace, reference, reference_work, trace
+from parallel.parity.result import ParityResult
+from parallel.parity.tolerances import as_judged, tolerance_of
+from parallel.plan.batches import training_batches
 from parallel.plan.resolve import Work, resolve
 from parallel.processes.cluster import Mesh
 
@@ -41,19 +47,19 @@ class Alone:
     def __init__(self, **options: Any) -> None:
         self.work = work_of(**options, strategy="single")
         self.mesh = Mesh(self.work.layout, torch.device("cpu"))
-        self.want = parity.reference(self.work, self.mesh)
-        engine, _ = parity.trace(self.work, self.mesh, steps=0)
+        self.want = reference(self.work, self.mesh)
+        engine, _ = trace(self.work, self.mesh, steps=0)
         self.start = {name: p.detach().clone() for name, p in engine.parameters()}
-        self.engine, self.got = parity.trace(self.work, self.mesh, steps=parity.STEPS)
+        self.engine, self.got = trace(self.work, self.mesh, steps=STEPS)
 
     @torch.no_grad()
-    def certificate(self, name: str | None = None, times: float = 1.0) -> parity.Certificate:
+    def certificate(self, name: str | None = None, times: float = 1.0) -> ParityResult:
         """Compare; with a name after that parameter has moved so many times as far as it did."""
         parameter = dict(self.engine.parameters())[name] if name else torch.empty(0)
         end = parameter.clone()
         if name:
             parameter.copy_(self.start[name] + times * (end - self.start[name]))
-        result = parity.certify(self.engine, self.got, self.want, self.work, self.mesh)
+        result = judge(self.engine, self.got, self.want, self.work, self.mesh)
         parameter.copy_(end)
         return result
 
@@ -93,7 +99,7 @@ def test_a_parameter_that_no_rank_compares_is_no_pass(monkeypatch: pytest.Monkey
     wrong = alone.certificate()
     assert not wrong.passed and str(wrong) == "FAILED: norm.bias was compared on no rank (2 parameter(s) were not)"
     monkeypatch.setattr(alone.engine, "parameters", lambda: iter(()))
-    assert parity.certify(alone.engine, alone.got, alone.want, alone.work, alone.mesh).missing == tuple(sorted(there))
+    assert judge(alone.engine, alone.got, alone.want, alone.work, alone.mesh).missing == tuple(sorted(there))
 
 
 def test_parameters_are_compared_while_they_are_gathered(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -108,7 +114,7 @@ def test_parameters_are_compared_while_they_are_gathered(monkeypatch: pytest.Mon
             whole.set_(torch.empty(0))
 
     monkeypatch.setattr(alone.engine, "parameters", gathered)
-    right = parity.certify(alone.engine, alone.got, alone.want, alone.work, alone.mesh)
+    right = judge(alone.engine, alone.got, alone.want, alone.work, alone.mesh)
     assert right.passed and right.parameters == len(there)
 
 
@@ -134,9 +140,9 @@ def test_at_a_learning_rate_of_zero_nothing_may_move() -> None:
 def test_a_skipped_step_of_fp16_is_taken_again_with_a_smaller_loss_scale() -> None:
     work = work_of("diffusion", precision="fp16", strategy="single", seed=1)
     mesh = Mesh(work.layout, torch.device("cpu"))
-    first = parity.engines.build(work.context(mesh), "torch").step(next(parity.training_batches(work, mesh)))
+    first = engines.build(work.context(mesh), "torch").step(next(training_batches(work, mesh)))
     assert not first.grad_norm.isfinite(), "nothing overflows: take another seed"
-    assert parity.prove(work, mesh, parity.reference(work, mesh)).passed
+    assert prove(work, mesh, reference(work, mesh)).passed
 
 
 def compare(piece: list[float], start: list[float], end: list[float], measure: Measure) -> Compared:
@@ -178,9 +184,9 @@ def test_a_piece_counts_as_the_rank_has_it_that_is_furthest_off() -> None:
 def test_a_loss_or_norm_that_is_off_is_seen(field: str) -> None:
     work = work_of(strategy="single")
     mesh = Mesh(work.layout, torch.device("cpu"))
-    engine, got = parity.trace(work, mesh, steps=1)
-    want = replace(parity.reference(work, mesh, steps=1), **{field: [1.0001 * x for x in getattr(got, field)]})
-    assert not parity.certify(engine, got, want, work, mesh).passed
+    engine, got = trace(work, mesh, steps=1)
+    want = replace(reference(work, mesh, steps=1), **{field: [1.0001 * x for x in getattr(got, field)]})
+    assert not judge(engine, got, want, work, mesh).passed
 
 
 @pytest.mark.parametrize("worst_rank", range(4))
@@ -190,13 +196,13 @@ def test_the_worst_parameter_of_all_ranks_counts(worst_rank: int, monkeypatch: p
         [Compared(f"of rank {rank}", (), 0.25 * (1 + (rank == worst_rank)), judged=rank > 0, along=1.0, squared=1.0)]
         for rank in range(4)
     ]
-    monkeypatch.setattr(parity, "_compare", lambda engine, want, work, **options: gathered[0])
+    monkeypatch.setattr(prove_module, "_compare", lambda engine, want, work, **options: gathered[0])
     monkeypatch.setattr(
-        parity.dist, "all_gather_object", lambda got, mine, group: got.__setitem__(slice(None), gathered)
+        prove_module.dist, "all_gather_object", lambda got, mine, group: got.__setitem__(slice(None), gathered)
     )
     mesh: Any = SimpleNamespace(world=object())
     names = {f"of rank {rank}": torch.empty(0) for rank in range(4)}
-    certificate = parity.certify(Any, Trace([2.0, 3.0], [4.0]), Trace([2.0, 2.0], [5.0], names), work, mesh)  # type: ignore
+    certificate = judge(Any, Trace([2.0, 3.0], [4.0]), Trace([2.0, 2.0], [5.0], names), work, mesh)  # type: ignore
     assert (certificate.parameter_difference, certificate.worst_parameter) == (0.5, f"of rank {worst_rank}")
     assert (certificate.parameters, certificate.unjudged) == (4, 1)
     assert (certificate.loss_difference, certificate.grad_norm_difference) == (1.0 / 2.0, 1.0 / 5.0)
@@ -216,11 +222,11 @@ def test_the_worst_parameter_of_all_ranks_counts(worst_rank: int, monkeypatch: p
 def test_models_with_kinks_are_judged_in_fp64_where_the_engine_can(
     model: str, options: dict[str, Any], precision: str
 ) -> None:
-    assert parity.judged(work_of(model, **options)).run.precision == precision
+    assert as_judged(work_of(model, **options)).run.precision == precision
 
 
 def test_only_the_norm_of_other_engines_is_judged_less_strictly() -> None:
-    ours, theirs = (parity.tolerance(work_of(layout="dp2", engine=engine)) for engine in ("torch", "deepspeed"))
+    ours, theirs = (tolerance_of(work_of(layout="dp2", engine=engine)) for engine in ("torch", "deepspeed"))
     assert (ours.loss, ours.parameters) == (theirs.loss, theirs.parameters)
     assert ours.grad_norm == 1e-5 < theirs.grad_norm == 1e-3
 
@@ -243,12 +249,12 @@ def test_a_reference_that_accumulates_is_said() -> None:
     assert said["pp2/1f1b/mb4"] == "passed, against one process that accumulates 4 micro-batches"
 
 
-def result(work: Work) -> parity.Certificate:
+def result(work: Work) -> ParityResult:
     """Return the result of an engine that is the reference itself."""
     mesh = Mesh(Layout(), torch.device("cpu"))
-    engine, got = parity.trace(parity.reference_work(work), mesh, steps=1)
-    want = parity.reference(work, mesh, steps=1)
-    return parity.certify(engine, got, want, work, mesh)
+    engine, got = trace(reference_work(work), mesh, steps=1)
+    want = reference(work, mesh, steps=1)
+    return judge(engine, got, want, work, mesh)
 
 
 def test_what_surrounds_the_steps_agrees_and_is_seen_where_it_does_not(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -258,5 +264,5 @@ def test_what_surrounds_the_steps_agrees_and_is_seen_where_it_does_not(monkeypat
     found = around.compare(work, mesh, validates=True)
     assert [(x.name, x.passed) for x in found] == [(name, True) for name in names]
     monkeypatch.setattr(Division, "rows_of", lambda division, dp_rank: list(reversed(range(8))))
-    monkeypatch.setattr(around.checkpoint, "load", lambda engine, folder: parity.STEPS)
+    monkeypatch.setattr(around.checkpoint, "load", lambda engine, folder: STEPS)
     assert [x.passed for x in around.compare(work, mesh, validates=False)] == [False, False]

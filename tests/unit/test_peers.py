@@ -18,9 +18,10 @@ from benchmarks.peers import (
     _memory_table,
     _table,
 )
-from parallel import engines, parity
+from parallel import engines
 from parallel.errors import ConfigError, WorldError
 from parallel.layout import Layout
+from parallel.plan.batches import training_batches
 from parallel.plan.resolve import resolve
 from parallel.processes.cluster import Mesh
 from parallel.records.row import RunRecord
@@ -45,7 +46,7 @@ def results(**step_s: list[float]) -> dict[str, list[dict[str, Any]]]:
 def test_one_process_by_hand_trains_as_ours_does(arm: str, precision: str) -> None:
     work = resolve(config(precision=precision))
     mesh = Mesh(Layout(), torch.device("cpu"))
-    batches = list(islice(parity.training_batches(work, mesh), STEPS))
+    batches = list(islice(training_batches(work, mesh), STEPS))
     engine = engines.build(work.context(mesh), "torch")
     step = by_hand.make_step(arm, work, mesh.device)
     runs = {

@@ -26,7 +26,8 @@ from parallel.measure.span import SpanRecord
 from parallel.measure.steady import summarise
 from parallel.measure.telemetry import Telemetry
 from parallel.options.config import RunConfig
-from parallel.parity import TOLERANCES, Certificate
+from parallel.parity.result import ParityResult
+from parallel.parity.tolerances import TOLERANCES
 from parallel.plan.resolve import Work, resolve
 from parallel.processes.cluster import Mesh, Rank
 from parallel.processes.failure import Failure
@@ -167,7 +168,7 @@ ASKED = Asked(
     started=STARTED,
     run_id="abc",
 )
-CERTIFICATE = Certificate(3, 1e-6, 2e-6, 3e-3, "head.weight", TOLERANCES["fp32"])
+CERTIFICATE = ParityResult(3, 1e-6, 2e-6, 3e-3, "head.weight", TOLERANCES["fp32"])
 ENVIRONMENT = Environment(
     git_commit="c0ffee",
     git_dirty=True,
@@ -378,7 +379,7 @@ ELSEWHERE = {
 }
 
 
-def _row(work: Work, results: list[RankResult], certificate: Certificate | None, **asked: Any) -> RunRecord:
+def _row(work: Work, results: list[RankResult], certificate: ParityResult | None, **asked: Any) -> RunRecord:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Environment, "read", lambda device_index=0: ENVIRONMENT)
         mesh = Mesh(work.layout, torch.device("cpu"))

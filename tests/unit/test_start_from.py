@@ -15,7 +15,7 @@ from parallel.checkpoint.restore import restore
 from parallel.commands import train
 from parallel.errors import ConfigError, DataError
 from parallel.layout import Layout
-from parallel.parity import training_batches
+from parallel.plan.batches import training_batches
 from parallel.processes.cluster import Mesh
 from parallel.records.row import read_log
 from parallel.weights.hugging_face import from_hugging_face, to_hugging_face

@@ -11,11 +11,11 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from parallel import parity
 from parallel.axes.memory import state_bytes_of_all
 from parallel.axes.precision import weight_dtype
 from parallel.axes.recompute import checkpoint_blocks
-from parallel.parity import References, Trace
+from parallel.parity.reference import References, Trace, reference_work
+from parallel.parity.tolerances import as_judged
 from parallel.plan.resolve import Work
 from parallel.processes.allowed import memory_available_bytes
 from parallel.processes.cluster import Mesh, Rank
@@ -35,7 +35,7 @@ class Proof:
 
 def prove_on(work: Work, mesh: Mesh, rank: Rank, references: References) -> Proof:
     """Choose what the parity of a case is proved on, and get its reference. Collective over the ranks of the mesh."""
-    judged = parity.judged(work)
+    judged = as_judged(work)
     part = choose(judged, mesh, processes=processes_here(work, rank))
     want = references.get(part, mesh) if part is not None else None
     return Proof(describe(part, judged), part, want)
@@ -83,7 +83,7 @@ def fits(work: Work, device: torch.device, *, processes: int) -> bool:
     """Return whether a work and its reference can be trained, one after the other, in the memory that is free now."""
     weights = work.n_parameters * weight_dtype(work.run.precision).itemsize
     host = memory_available_bytes()
-    reference = parity.reference_work(work)
+    reference = reference_work(work)
     alone = state_bytes_of_all(reference) + activation_bytes(reference)
     # the reference's weights are kept, made into one message, and read on every rank
     shared = (2 + 2 * processes) * weights

@@ -1,0 +1,74 @@
+"""Train a layout for some steps and compare it with its reference."""
+
+from collections.abc import Iterator
+from itertools import chain
+
+import torch.distributed as dist
+
+from parallel.axes.initialise import local, local_slices
+from parallel.axes.spec import Engine
+from parallel.parity.movement import Compared, compare, over_pieces
+from parallel.parity.reference import STEPS, Trace, global_statistics, reference_work, start_value, trace
+from parallel.parity.result import ParityResult
+from parallel.parity.tolerances import NOISE, measure, tolerance_of
+from parallel.plan.resolve import Work
+from parallel.processes.cluster import Mesh
+
+
+def prove(work: Work, mesh: Mesh, want: Trace, *, steps: int = STEPS) -> ParityResult:
+    """Train a layout for some steps and hold it against the reference. Collective over the ranks of the mesh."""
+    engine, got = trace(work, mesh, steps=steps)
+    return judge(engine, got, want, work, mesh)
+
+
+def judge(engine: Engine, got: Trace, want: Trace, work: Work, mesh: Mesh) -> ParityResult:
+    """Compare a traced engine with its reference. Collective over the ranks of the mesh."""
+    held_to, steps = tolerance_of(work), len(got.losses)
+    pieces = list(_compare(engine, want, work, steps=steps, tolerance=held_to.parameters))
+    if mesh.world is not None:
+        every: list = [None] * work.layout.world_size
+        dist.all_gather_object(every, pieces, group=mesh.world)
+        pieces = [piece for of_rank in every for piece in of_rank]
+    differences = over_pieces(pieces, measure(work))
+    missing = want.parameters.keys() - {work.spec.tied.get(name, name) for name in differences}
+    worsts = [(difference, name) for name, difference in differences.items()] or [(0.0, "")]
+    difference, worst = max(worsts)
+    judged = {piece.name for piece in pieces if piece.judged}
+    return ParityResult(
+        steps=steps,
+        loss_difference=_largest_relative(got.losses, want.losses[:steps]),
+        grad_norm_difference=_largest_relative(got.grad_norms, want.grad_norms[:steps]),
+        parameter_difference=difference,
+        worst_parameter=worst,
+        tolerance=held_to,
+        parameters=len(differences),
+        unjudged=len(differences.keys() - judged),
+        missing=tuple(sorted(missing)),
+        micro_batches=reference_work(work).run.accumulation,
+    )
+
+
+def _compare(engine: Engine, want: Trace, work: Work, *, steps: int, tolerance: float) -> Iterator[Compared]:
+    """Yield what this rank holds of each parameter, compared with the reference."""
+    how, noise = measure(work), NOISE[work.run.optimizer] * want.largest_movement
+    # one at a time: some are gathered
+    for name, parameter in chain(engine.parameters(), global_statistics(engine, work)):
+        piece = local(parameter.detach()).cpu()
+        if piece.numel():
+            end = want.parameters[work.spec.tied.get(name, name)]
+            yield compare(
+                name,
+                piece,
+                where=local_slices(parameter),
+                start=start_value(work, name, end),
+                end=end,
+                noise=noise,
+                steps=steps,
+                tolerance=tolerance,
+                measure=how,
+            )
+
+
+def _largest_relative(got: list[float], want: list[float]) -> float:
+    differences = [abs(a - b) / max(abs(b), 1e-12) for a, b in zip(got, want, strict=True)]
+    return max((d if d == d else float("inf") for d in differences), default=0.0)

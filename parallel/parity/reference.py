@@ -1,0 +1,146 @@
+"""The reference of a parity check: the same steps in one process, trained once and sent to the other ranks."""
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
+from itertools import islice
+
+import torch.distributed as dist
+from torch import Tensor
+
+from parallel import engines
+from parallel.axes.initialise import first_value
+from parallel.axes.spec import Engine
+from parallel.layout import Layout
+from parallel.options.config import RunConfig
+from parallel.plan.batches import training_batches
+from parallel.plan.resolve import Work
+from parallel.processes.cluster import Mesh
+
+# Of Adam, while parity is checked. An element whose true gradient is zero (the bias of an attention key) has only
+# rounding noise, which the usual 1e-8 would turn into full steps of either sign.
+EPS = 1e-5
+STEPS = 3
+
+
+@dataclass(frozen=True)
+class Trace:
+    """What a run computed: loss and gradient norm of each step, and the parameters after the last one."""
+
+    losses: list[float]
+    grad_norms: list[float]
+    parameters: dict[str, Tensor] = field(default_factory=dict)  # canonical name -> full tensor, CPU
+    largest_movement: float = 0.0  # of any element of the parameters, over all steps
+
+
+def reference_work(work: Work) -> Work:
+    """Return the same work for one process in fp32 (fp64 for fp64).
+
+    The whole batch is one micro-batch, unless the model takes statistics over the samples it sees together: then
+    the reference sees the same samples together.
+    """
+    division, statistics = work.division, work.spec.batch_statistics(work.model_config)
+    accumulation = {"none": 1, "global": division.chunks, "rank": division.chunks * division.dp}[statistics]
+    layout = Layout()
+    run = replace(
+        _judged_run(work.run),
+        engine="torch",
+        ds_config=None,
+        layout=layout,
+        strategy="single",
+        nproc=1,
+        accumulation=accumulation,
+        precision="fp64" if work.run.precision == "fp64" else "fp32",
+        checkpointing="none",
+        compile="none",
+        cast_on_device=False,
+    )
+    return replace(work, run=run, layout=layout, division=layout.divide(division.global_batch_size, accumulation))
+
+
+def _judged_run(run: RunConfig) -> RunConfig:
+    """Return the options that the steps of a parity check are taken with, by the layout and by the reference.
+
+    A warm-up is left out: its first steps are so short that a parameter could stay where it was and nobody would see.
+    """
+    return replace(run, eps=EPS, lr_warmup_steps=0)
+
+
+def reference_key(work: Work) -> tuple:
+    """Return what two works must share to have the same reference."""
+    return work.model_config, reference_work(work).run
+
+
+def trace(work: Work, mesh: Mesh, *, steps: int) -> tuple[Engine, Trace]:
+    """Train for some steps on this rank; return the engine and its losses and gradient norms.
+
+    Under fp16 a step whose gradients overflow is skipped and the next one is taken with half the loss scale. The
+    reference knows no such steps, so training begins anew with the smaller scale until none is skipped.
+    """
+    work = replace(work, run=_judged_run(work.run))
+    loss_scale: float | None = None
+    while True:
+        engine = engines.build(work.context(mesh), work.run.engine, ds_config=work.run.ds_config)
+        scale = getattr(engine, "loss_scale", None)
+        if scale is not None and loss_scale is not None:
+            scale.value = loss_scale
+        began = scale.value if scale is not None and scale.enabled else 1.0
+        results = [engine.step(batch) for batch in islice(training_batches(work, mesh), steps)]
+        got = Trace([r.loss.item() for r in results], [r.grad_norm.item() for r in results])
+        if began <= 1.0 or all(map(math.isfinite, got.grad_norms)):
+            return engine, got
+        loss_scale = began / 2
+
+
+def reference(work: Work, mesh: Mesh, *, steps: int = STEPS) -> Trace:
+    """Train the same work in one process, on this rank alone; parameters included."""
+    alone = Mesh(Layout(), mesh.device)
+    engine, traced = trace(reference_work(work), alone, steps=steps)
+    parameters = {name: p.detach().cpu().clone() for name, p in engine.parameters()}
+    statistics = {name: buffer.detach().cpu().clone() for name, buffer in global_statistics(engine, work)}
+    movements = ((end - start_value(work, name, end)).abs().max().item() for name, end in parameters.items())
+    return replace(traced, parameters=parameters | statistics, largest_movement=max(movements))
+
+
+def global_statistics(engine: Engine, work: Work) -> Iterator[tuple[str, Tensor]]:
+    """Yield running statistics that are those of the global batch on every rank."""
+    if work.spec.batch_statistics(work.model_config) == "global":
+        for part in engine.parts:
+            yield from ((name, buffer) for name, buffer in part.named_buffers() if buffer.is_floating_point())
+
+
+def start_value(work: Work, name: str, end: Tensor) -> Tensor:
+    """Return the whole parameter as every layout begins with it; `end` is the same one after the steps."""
+    return first_value(name, like=end, spec=work.spec, config=work.model_config, seed=work.run.seed)
+
+
+class References:
+    """References by what they depend on: trained once, on rank 0, and sent to the other ranks of each mesh size.
+
+    Ranks outside a mesh have not seen its references, so whether to send is decided by the size and not by whether
+    rank 0 happens to know.
+    """
+
+    def __init__(self) -> None:
+        self._trained: dict[tuple, Trace] = {}
+        self._shared: dict[tuple, Trace] = {}
+
+    def get(self, work: Work, mesh: Mesh) -> Trace:
+        """Return the reference of a work. Collective over the ranks of the mesh."""
+        key = reference_key(work)
+        shared = (key, mesh.layout.world_size)
+        if shared not in self._shared:
+            self._shared[shared] = self._share(work, mesh, key)
+        return self._shared[shared]
+
+    def _share(self, work: Work, mesh: Mesh, key: tuple) -> Trace:
+        alone = mesh.world is None
+        traced: list[Trace | None] = [None]
+        if alone or dist.get_rank() == 0:
+            if key not in self._trained:
+                self._trained[key] = reference(work, mesh)
+            traced = [self._trained[key]]
+        if not alone:
+            dist.broadcast_object_list(traced, src=0, group=mesh.world)
+        assert traced[0] is not None
+        return traced[0]
