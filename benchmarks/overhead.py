@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 from benchmarks.stats import median_interval
 from parallel.options import heading
-from parallel.options.config import RunConfig, option
+from parallel.options.config import STEPS, RunConfig, changed, option
 from parallel.options.config import resolve as read_config
 
 LIMIT = 1.01
@@ -30,7 +30,10 @@ class Pair(NamedTuple):
 class OverheadConfig(RunConfig):
     """A case, and how often it is taken with measuring and without."""
 
-    pairs: int = option(20, "stretches of --steps steps, each taken twice", group="steps", at_least=6)
+    steps: int = changed("steps", 20, help="Number of optimizer steps in each half of a pair")
+    pairs: int = option(
+        20, "Number of pairs: --steps steps with measuring and --steps steps without", group=STEPS, at_least=6
+    )
 
 
 def main(argv: list[str]) -> int:

@@ -21,7 +21,7 @@ from parallel.errors import RankError, WorldError
 from parallel.layout import Layout
 from parallel.measure.categories import MEMORY_CATEGORIES
 from parallel.options import heading
-from parallel.options.config import RunConfig, option
+from parallel.options.config import MEMORY, STEPS, RunConfig, changed, option
 from parallel.options.config import resolve as read_config
 from parallel.records.environment import Environment
 from parallel.records.row import RunRecord
@@ -66,19 +66,34 @@ STATE_FORMULAS = {
 class PeersConfig(RunConfig):
     """The work that all arms share. `steps` are timed after `warmup` ones."""
 
-    size: str | None = option("small", "preset of the model", group="work")
-    global_batch_size: int | None = option(8, "samples per optimizer step", group="division", at_least=1)
-    steps: int = option(5, "timed steps of each run", group="steps", at_least=1)
-    warmup: int = option(2, "steps before them", group="steps", at_least=1)
-    repeats: int = option(5, "runs of each arm, interleaved", group="steps", at_least=1)
+    size: str | None = changed("size", "small")
+    global_batch_size: int | None = changed("global_batch_size", 8)
+    steps: int = changed("steps", 5)
+    warmup: int = option(
+        2, "Number of warm-up steps, which come first and are left out of the timing", group=STEPS, at_least=1
+    )
+    out: str | None = changed("out", None, help="JSON file to write every run to", unset="not written")
+    repeats: int = option(5, "Number of runs of each variant, interleaved", group=STEPS, at_least=1)
     arms: list[str] | None = option(
-        None, f"which to run: {', '.join(ARMS)}", group="steps", choices=tuple(ARMS), metavar="A,B,..."
+        None,
+        f"Variants to run, each with the one of ours that it is compared with: {', '.join(ARMS)}",
+        group=STEPS,
+        choices=tuple(ARMS),
+        metavar="A,B,...",
+        unset="all that fit this machine",
     )
-    precision: str = option("fp32", "of the arithmetic", group="memory and speed", choices=tuple(TOLERANCES))
-    lr_schedule: str = option(
-        "constant", "of the learning rate; loops by hand have none", group="optimizer", choices=("constant",)
+    precision: str = changed(
+        "precision",
+        "fp32",
+        help="Precision of the arithmetic; weights and optimizer states stay fp32",
+        choices=tuple(TOLERANCES),
     )
-    memory: bool = option(True, f"measure each ZeRO stage on {MEMORY_PROCESSES} processes", group="memory and speed")
+    lr_schedule: str = changed(
+        "lr_schedule", "constant", help="Learning-rate schedule; the baselines have no other", choices=("constant",)
+    )
+    memory: bool = option(
+        True, f"Also measure the peak memory of each ZeRO stage on {MEMORY_PROCESSES} processes", group=MEMORY
+    )
 
 
 def main(argv: list[str]) -> int:

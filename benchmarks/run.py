@@ -15,7 +15,7 @@ if __name__ == "__main__":  # started as a file: the packages are beside this fo
 
 from parallel.console.clock import Moment
 from parallel.options import heading
-from parallel.options.config import RunConfig, option
+from parallel.options.config import STEPS, RunConfig, option
 from parallel.options.config import resolve as read_config
 
 
@@ -23,9 +23,17 @@ from parallel.options.config import resolve as read_config
 class CaseConfig(RunConfig):
     """One measured case."""
 
-    parity: bool = option(True, "compare the first steps with one process", group="steps")
-    group: str | None = option(None, "sweep or experiment the row belongs to", group="steps")
-    repeat: int | None = option(None, "which repeat of the case this is", group="steps", at_least=0)
+    parity: bool = option(True, "Prove parity: compare the first steps with those of one process", group=STEPS)
+    group: str | None = option(
+        None, "Name of the sweep or experiment, kept in the column group of the row", group=STEPS, unset="none"
+    )
+    repeat: int | None = option(
+        None,
+        "Number of this repeat of the case, from 0, kept in the column repeat of the row",
+        group=STEPS,
+        at_least=0,
+        unset="none",
+    )
 
 
 def main(argv: list[str]) -> int:

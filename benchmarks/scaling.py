@@ -18,33 +18,43 @@ from statistics import mean, median
 
 from benchmarks.run import CaseConfig
 from benchmarks.sweep import progress
-from models import NAMES
 from parallel.errors import ConfigError, RankError, UsageError
 from parallel.nodes.simulated import bits_per_s
-from parallel.options.config import flags_of, option
+from parallel.options.config import changed, flags_of, option
 from parallel.options.config import resolve as read_config
 from parallel.processes.allowed import cores_allowed
 from parallel.records.row import RunRecord, read
 
 DEFAULT_OUT = "runs/scale.csv"
+CLUSTER = "simulated cluster"  # the title of the group of options
 
 
 @dataclass(frozen=True, kw_only=True)
 class ScaleConfig(CaseConfig):
     """The case, and the clusters it is run on. Every other option is that of the case."""
 
-    model: str = option("resnet", "what to train", group="work", choices=NAMES)
+    model: str = changed("model", "resnet")
+    out: str | None = changed("out", None, unset=DEFAULT_OUT)
     nodes: list[int] | None = option(
-        None, "numbers of nodes, one process each (default: 1,2,3)", group="cluster", at_least=1, metavar="N,M,..."
+        None,
+        "Numbers of nodes to compare; each node runs one process",
+        group=CLUSTER,
+        at_least=1,
+        metavar="N,M,...",
+        unset="1,2,3",
     )
     bandwidths: list[str] | None = option(
-        None, "of each link (default: 1gbit,20mbit)", group="cluster", metavar="A,B,..."
+        None, "Bandwidths of the link of each node to compare", group=CLUSTER, metavar="A,B,...", unset="1gbit,20mbit"
     )
     cores_per_node: float | None = option(
-        None, "CPU quota of a node (default: the cores of this machine over the most nodes)", group="cluster", above=0
+        None,
+        "CPU cores that each node may use, as a quota, which may be a fraction",
+        group=CLUSTER,
+        above=0,
+        unset="the cores of this machine, divided by the largest number of nodes",
     )
-    repeats: int = option(3, "runs of each case, interleaved", group="cluster", at_least=1)
-    time_limit_s: int = option(600, "for one run", group="cluster", at_least=1)
+    repeats: int = option(3, "Number of runs of each case, interleaved", group=CLUSTER, at_least=1)
+    time_limit_s: int = option(600, "Seconds that one run may take before it is ended", group=CLUSTER, at_least=1)
 
 
 def main(argv: list[str]) -> int:

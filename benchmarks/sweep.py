@@ -34,7 +34,7 @@ from parallel.errors import ConfigError, UsageError
 from parallel.layout import Layout
 from parallel.layout.strategies import ALIASES, STRATEGIES
 from parallel.options import heading
-from parallel.options.config import ENGINES, flags_of, option
+from parallel.options.config import ENGINES, changed, flags_of, option
 from parallel.options.config import resolve as read_config
 from parallel.processes.oom_killer import OomKiller
 from parallel.records.environment import repository_state
@@ -42,36 +42,71 @@ from parallel.records.row import RunRecord, append, parity_words, read
 
 _ROOT = Path(__file__).resolve().parent.parent
 DEFAULT_OUT = "runs/bench.csv"
+SWEEP = "sweep"  # the title of the group of options
 
 
 @dataclass(frozen=True, kw_only=True)
 class SweepConfig(CaseConfig):
     """What to sweep; every other option is shared by all cases. Lists are joined by commas."""
 
+    out: str | None = changed("out", None, unset=DEFAULT_OUT)
     strategies: list[str] | None = option(
         None,
-        "strategies to compare; all when left out",
-        group="sweep",
+        "Strategies to compare",
+        group=SWEEP,
         choices=tuple(STRATEGIES),
         aliases=ALIASES,
         metavar="A,B,...",
+        unset="every strategy that fits",
     )
-    layouts: list[Layout] | None = option(None, "layouts, in place of strategies", group="sweep", metavar="A,B,...")
+    layouts: list[Layout] | None = option(
+        None, "Layouts to compare, in place of strategies", group=SWEEP, metavar="A,B,...", unset="none"
+    )
     engines: list[str] | None = option(
-        None, "engines to run each of them on", group="sweep", choices=ENGINES, metavar="A,B,..."
+        None,
+        "Engines to run each strategy on",
+        group=SWEEP,
+        choices=ENGINES,
+        metavar="A,B,...",
+        unset="that of --engine",
     )
-    models: list[str] | None = option(None, "models, with sizes as gpt2:nano", group="sweep", metavar="A,B,...")
-    nprocs: list[int] | None = option(None, "process counts", group="sweep", at_least=1, metavar="N,M,...")
-    global_batch_sizes: list[int] | None = option(None, "samples a step", group="sweep", at_least=1, metavar="N,M,...")
+    models: list[str] | None = option(
+        None,
+        "Models to compare, with a size as in gpt2:nano",
+        group=SWEEP,
+        metavar="A,B,...",
+        unset="that of --model and --size",
+    )
+    nprocs: list[int] | None = option(
+        None,
+        "Numbers of processes to compare",
+        group=SWEEP,
+        at_least=1,
+        metavar="N,M,...",
+        unset="that of --nproc",
+    )
+    global_batch_sizes: list[int] | None = option(
+        None,
+        "Global batch sizes to compare, in samples per optimizer step",
+        group=SWEEP,
+        at_least=1,
+        metavar="N,M,...",
+        unset="that of --global-batch-size",
+    )
     levers: list[str] | None = option(
         None,
-        f"change one thing at a time: {', '.join(device_levers.NAMES)}",
-        group="sweep",
+        f"Options to vary one at a time, each compared with the case as it is: {', '.join(device_levers.NAMES)}",
+        group=SWEEP,
         choices=device_levers.NAMES,
         metavar="A,B,...",
+        unset="none",
     )
-    repeats: int = option(6, "runs of each case; a verdict needs at least 4", group="sweep", at_least=1)
-    time_limit_s: int = option(600, "for one run, after which it counts as hung", group="sweep", at_least=1)
+    repeats: int = option(
+        6, "Number of runs of each case, interleaved; a verdict needs at least 4", group=SWEEP, at_least=1
+    )
+    time_limit_s: int = option(
+        600, "Seconds that one run may take, after which it is ended and counts as hung", group=SWEEP, at_least=1
+    )
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from parallel.errors import ConfigError
 from parallel.options import heading
-from parallel.options.config import RunConfig, option
+from parallel.options.config import RunConfig, changed
 from parallel.options.config import resolve as read_config
 
 
@@ -15,8 +15,9 @@ from parallel.options.config import resolve as read_config
 class TourConfig(RunConfig):
     """What all strategies of a tour share."""
 
-    steps: int = option(8, "optimizer steps, warm-up not counted", group="steps", at_least=1)
-    warmup: int = option(2, "steps run first and left out of the timing", group="steps", at_least=0)
+    steps: int = changed("steps", 8)
+    warmup: int = changed("warmup", 2)
+    out: str | None = changed("out", None, unset="runs/tour.csv")
 
 
 def main(argv: list[str]) -> int:

@@ -1,8 +1,10 @@
-"""Train a model for real: `paralab train --preset alice --out runs/alice`.
+"""Train a model, with checkpoints, evaluation on held-out data and early stopping.
 
-A run is a folder: the configuration as it was realised, a log of steps for each rank, the held-out losses, the
-checkpoints, and one row for each time it was started. It can be stopped at any moment, by a signal as well, and
-continued with `--resume` under any layout.
+    paralab train --preset alice --strategy zero2 --nproc 2 --out runs/alice
+
+A run is a folder: its configuration, a log of steps for each rank, held-out losses, checkpoints, and one row of results
+for each time that it was started. It can be stopped at any moment, also by a signal, and continued with --resume, under
+any layout.
 """
 
 import contextlib
@@ -125,7 +127,7 @@ def _read(argv: list[str]) -> tuple[TrainConfig, Mapping[str, Any]]:
     Returns: the configuration, and what of it was given now.
     """
     words = _with_resume_value(argv)
-    preset = read_config(words, config=TrainConfig, prog="paralab train", description=_description()).preset
+    preset = read_config(words, config=TrainConfig, prog="paralab train", description=__doc__).preset
     given = {name: value for name, value in vars(_parser().parse_args(words)).items() if value is not None}
     given.pop("local_rank", None)
     file = given.pop("config", None)
@@ -230,11 +232,7 @@ def _with_resume_value(argv: list[str]) -> list[str]:
 
 
 def _parser() -> Any:
-    return make_parser(TrainConfig, prog="paralab train", description=_description())
-
-
-def _description() -> str:
-    return f"{(__doc__ or '').split(': `')[0]}. Presets: {', '.join(PRESETS)}."
+    return make_parser(TrainConfig, prog="paralab train", description=__doc__)
 
 
 def _preset(name: str | None) -> dict[str, Any]:

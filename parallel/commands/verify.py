@@ -7,7 +7,7 @@ process, then the largest difference of loss, global gradient norm and every par
 from dataclasses import dataclass
 
 from parallel.options import heading
-from parallel.options.config import RunConfig, option
+from parallel.options.config import RunConfig, changed
 from parallel.options.config import resolve as read_config
 
 
@@ -15,11 +15,12 @@ from parallel.options.config import resolve as read_config
 class VerifyConfig(RunConfig):
     """What to prove. Without --strategy or --layout: every strategy, schedule and accumulation that fits."""
 
-    precision: str | None = option(  # type: ignore[assignment]
+    size: str | None = changed("size", None, unset="the smallest")
+    strategy: str | None = changed("strategy", None, unset="every strategy that fits")
+    precision: str | None = changed(  # type: ignore[assignment]
+        "precision",
         None,
-        "fp64 for models with kinks (a ReLU at zero flips with the last bit), else fp32",
-        group="memory and speed",
-        choices=("fp32", "bf16", "fp16", "fp64"),
+        unset="fp64 for models with kinks, where a ReLU near zero flips with the last bit; fp32 for others",
     )
 
 

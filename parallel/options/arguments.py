@@ -102,7 +102,8 @@ class Parser(argparse.ArgumentParser):
     complaint: type[UsageError] = UsageError
 
     def __init__(self, **options: Any) -> None:
-        super().__init__(allow_abbrev=False, **{"formatter_class": _Paragraphs, **options})
+        super().__init__(allow_abbrev=False, add_help=False, **{"formatter_class": _Paragraphs, **options})
+        self.add_argument("-h", "--help", action="help", help="Show this help and exit")
 
     def error(self, message: str) -> NoReturn:
         bare = re.fullmatch(r"argument (\S+): expected one argument", message)

@@ -27,7 +27,11 @@ ENGINES = ("auto", "torch", "deepspeed", "accelerate")
 COMPILE_MODES = ("none", "default", "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs")
 _CUDA_GRAPHS = ("reduce-overhead", "max-autotune")  # the modes that record them, on a GPU
 
+MODEL, PARALLELISM, STEPS = "model and data", "parallelism", "steps and results"  # titles of groups of options
+OPTIMIZER, MEMORY = "optimizer", "precision, memory and speed"
+
 _A_YEAR_S = 365 * 24 * 3600
+_ON_GPUS = "on with GPUs, off without"
 
 ConfigT = TypeVar("ConfigT", bound="RunConfig")
 
@@ -45,12 +49,14 @@ def option(
     below: float = math.inf,
     pattern: str = "",
     metavar: str = "",
+    unset: str = "",
 ) -> Any:
     """Declare an option: a dataclass field with all that its flag, its help and its checks need.
 
     Bounds apply to numbers (`above` and `below` exclude the bound itself) and to each part of a tuple. `aliases`
     are further names that are read as one of the choices. `pattern` is a regular expression for strings. A list is
-    written with commas as a flag; choices and bounds apply to each part.
+    written with commas as a flag; choices and bounds apply to each part. Where the default is None, `unset` says what
+    is used then, as it stands in --help after "default:".
     """
     return field(
         default=default,
@@ -62,8 +68,15 @@ def option(
             "bounds": (at_least, above, at_most, below),
             "pattern": pattern,
             "metavar": metavar,
+            "unset": unset,
         },
     )
+
+
+def changed(name: str, default: Any, **changes: Any) -> Any:
+    """Declare an option of every run again, with another default. changes: to what `option` was told of it."""
+    declared = RunConfig.__dataclass_fields__[name]
+    return field(default=default, metadata={**declared.metadata, **changes})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,106 +86,203 @@ class RunConfig:
     Raises: ConfigError for a value that is not allowed, LayoutError for a layout that does not fit.
     """
 
-    model: str = option("gpt2", "what to train", group="work", choices=NAMES)
-    size: str | None = option(None, "preset of the model, such as nano or 124M", group="work")
-    data: str | None = option(None, "built-in data set, file, folder or Hugging Face name", group="work")
-    seq_len: int | None = option(None, "tokens per sample (text models)", group="work", at_least=1)
-    text_column: str = option("text", "column that holds the text, where there are columns", group="work")
-    streaming: bool = option(False, "read a Hugging Face set without storing it (its tokens are)", group="work")
-    max_tokens: int | None = option(None, "read at most this many tokens of each split", group="work", at_least=1)
+    model: str = option("gpt2", "Model to train", group=MODEL, choices=NAMES)
+    size: str | None = option(
+        None, "Size of the model, such as nano or 124m", group=MODEL, unset="one that trains on a laptop"
+    )
+    data: str | None = option(
+        None,
+        "Data set: the name of a built-in one, a file, a folder, or the name of a Hugging Face data set",
+        group=MODEL,
+        unset="a built-in one that suits the model",
+    )
+    seq_len: int | None = option(
+        None, "Tokens per sample (text models)", group=MODEL, at_least=1, unset="that of the size"
+    )
+    text_column: str = option("text", "Column that holds the text, where the data has columns", group=MODEL)
+    streaming: bool = option(
+        False,
+        "Stream a Hugging Face data set instead of storing it on disk; its tokens are stored either way",
+        group=MODEL,
+    )
+    max_tokens: int | None = option(
+        None, "Read at most this many tokens from each split of a text", group=MODEL, at_least=1, unset="all of them"
+    )
     n_classes: int | None = option(
-        None, "classes of images the model tells apart (default: as many as the data has)", group="work", at_least=1
+        None, "Number of classes (models of labelled images)", group=MODEL, at_least=1, unset="as many as the data has"
     )
     norm: str | None = option(
-        None, "normalisation (image models)", group="work", choices=("batch", "syncbatch", "group")
+        None,
+        "Normalisation layers (image models): batch norm of each rank, batch norm over all data ranks, or group norm",
+        group=MODEL,
+        choices=("batch", "syncbatch", "group"),
+        unset="syncbatch",
     )
-    seed: int = option(0, "seeds weights, shuffling and noise", group="work", at_least=0)
+    seed: int = option(0, "Seed of the initial weights, of shuffling and of noise", group=MODEL, at_least=0)
 
     strategy: str | None = option(
         None,
-        "how to split the work; paralab strategies lists when to use each and what it costs",
-        group="division",
+        "Parallelism strategy; paralab strategies lists when to use each and what it costs",
+        group=PARALLELISM,
         choices=tuple(STRATEGIES),
         aliases=ALIASES,
+        unset="ddp, or single where there is one process",
     )
-    layout: Layout | None = option(None, "exact division, such as dp2.tp2.pp2/zero1/1f1b/mb4/sp", group="division")
-    nproc: int | None = option(None, "processes, one per device", group="division", at_least=1, at_most=MOST_RANKS)
+    layout: Layout | None = option(
+        None,
+        "Exact layout in place of a strategy: degree of each axis and options, such as dp2.tp2.pp2/zero1/1f1b/mb4/sp",
+        group=PARALLELISM,
+        unset="that of the strategy",
+    )
+    nproc: int | None = option(
+        None,
+        "Number of processes, one per device",
+        group=PARALLELISM,
+        at_least=1,
+        at_most=MOST_RANKS,
+        unset="one per GPU; 4, or what the strategy needs, on a CPU",
+    )
     global_batch_size: int | None = option(
-        None, "samples per optimizer step, over all processes", group="division", at_least=1, at_most=10**7
+        None,
+        "Samples per optimizer step, over all processes together",
+        group=PARALLELISM,
+        at_least=1,
+        at_most=10**7,
+        unset="16 texts, 64 images or 512 points",
     )
-    accumulation: int = option(1, "backward passes per optimizer step", group="division", at_least=1, at_most=10**5)
-    engine: str = option("auto", "what runs the step; auto follows the launcher", group="division", choices=ENGINES)
+    accumulation: int = option(
+        1,
+        "Gradient accumulation: number of backward passes per optimizer step",
+        group=PARALLELISM,
+        at_least=1,
+        at_most=10**5,
+    )
+    engine: str = option(
+        "auto",
+        "Library that runs the training step; auto uses that of the launcher where it can, otherwise torch",
+        group=PARALLELISM,
+        choices=ENGINES,
+    )
     ds_config: str | None = option(
-        None, "DeepSpeed configuration, such as ds_configs/zero3.json", group="division", metavar="FILE"
+        None,
+        "DeepSpeed configuration file, such as ds_configs/zero3.json",
+        group=PARALLELISM,
+        metavar="FILE",
+        unset="made from the other options",
     )
     timeout_s: float = option(
-        1800.0, "seconds a rank waits for another one", group="division", above=0, at_most=_A_YEAR_S
+        1800.0,
+        "Seconds that a rank waits for the others before the run counts as hung",
+        group=PARALLELISM,
+        above=0,
+        at_most=_A_YEAR_S,
     )
-    force: bool = option(False, "start also where the memory of this machine does not suffice", group="division")
+    force: bool = option(
+        False, "Start even if the model is predicted not to fit into the memory of this machine", group=PARALLELISM
+    )
     debug_collectives: str | None = option(
         None,
-        "compare every collective over all ranks, name what differs, write flight recordings here (slow)",
-        group="division",
+        "For debugging (slow): check that all ranks call the same collectives, name the first that differs, and "
+        "write flight recordings to this folder when the run fails",
+        group=PARALLELISM,
         metavar="DIR",
+        unset="off",
     )
 
-    steps: int = option(20, "optimizer steps, warm-up not counted", group="steps", at_least=1)
-    warmup: int = option(3, "steps run first and left out of the timing", group="steps", at_least=0)
-    out: str | None = option(None, "append the result to this CSV file", group="steps", metavar="FILE")
+    steps: int = option(20, "Number of optimizer steps to time, after warm-up", group=STEPS, at_least=1)
+    warmup: int = option(
+        3, "Number of warm-up steps, which come first and are left out of the timing", group=STEPS, at_least=0
+    )
+    out: str | None = option(
+        None, "CSV file to append the result to, one row per run", group=STEPS, metavar="FILE", unset="runs/results.csv"
+    )
 
-    optimizer: str = option("adamw", "fused AdamW, or SGD with momentum", group="optimizer", choices=("adamw", "sgd"))
+    optimizer: str = option(
+        "adamw", "Optimizer: AdamW, or SGD with momentum, both fused", group=OPTIMIZER, choices=("adamw", "sgd")
+    )
     # learning rate, betas, weight decay, clipping and the floor of the schedule: Brown et al. 2020, appendix B
-    learning_rate: float = option(6e-4, "peak learning rate (sgd wants about 0.1)", group="optimizer", at_least=0)
-    weight_decay: float = option(0.1, "decoupled, on matrices only", group="optimizer", at_least=0)
-    betas: tuple[float, float] = option((0.9, 0.95), "of adamw", group="optimizer", at_least=0, below=1)
-    eps: float = option(1e-8, "of adamw, added to the root of the second moment", group="optimizer", above=0)
-    momentum: float = option(0.9, "of sgd", group="optimizer", at_least=0, below=1)
+    learning_rate: float = option(6e-4, "Peak learning rate; SGD usually needs about 0.1", group=OPTIMIZER, at_least=0)
+    weight_decay: float = option(
+        0.1,
+        "Weight decay of matrices (decoupled with AdamW, an L2 penalty with SGD); biases and norms have none",
+        group=OPTIMIZER,
+        at_least=0,
+    )
+    betas: tuple[float, float] = option(
+        (0.9, 0.95), "Decay rates of AdamW's first and second moments", group=OPTIMIZER, at_least=0, below=1
+    )
+    eps: float = option(
+        1e-8, "Epsilon of AdamW, added to the square root of the second moment", group=OPTIMIZER, above=0
+    )
+    momentum: float = option(0.9, "Momentum of SGD", group=OPTIMIZER, at_least=0, below=1)
     clip_norm: float | None = option(
-        1.0, "largest norm of the gradient over all ranks; none: no clipping", group="optimizer", above=0
+        1.0, "Clip the gradient to this norm, taken over all ranks; none does not clip", group=OPTIMIZER, above=0
     )
     lr_schedule: str = option(
-        "cosine", "of the learning rate after its warm-up", group="optimizer", choices=("cosine", "constant")
+        "cosine",
+        "Learning rate after its warm-up: cosine decay down to --min-lr-ratio, or constant",
+        group=OPTIMIZER,
+        choices=("cosine", "constant"),
     )
-    lr_warmup_steps: int = option(0, "steps of linear growth to the peak", group="optimizer", at_least=0)
+    lr_warmup_steps: int = option(
+        0, "Number of steps in which the learning rate rises linearly to its peak", group=OPTIMIZER, at_least=0
+    )
     min_lr_ratio: float = option(
-        0.1, "where cosine ends, as a part of the peak", group="optimizer", at_least=0, at_most=1
+        0.1,
+        "Learning rate at the end of cosine decay, as a fraction of the peak",
+        group=OPTIMIZER,
+        at_least=0,
+        at_most=1,
     )
 
     precision: str = option(
         "fp32",
-        "of the arithmetic; weights stay fp32 (fp64 all through, for parity)",
-        group="memory and speed",
+        "Precision of the arithmetic; weights and optimizer states stay fp32, except in fp64, which is for parity",
+        group=MEMORY,
         choices=("fp32", "bf16", "fp16", "fp64"),
     )
     checkpointing: str = option(
         "none",
-        "recompute activations: of no block, of all, or of every N-th",
-        group="memory and speed",
+        "Activation checkpointing, which recomputes activations to save memory: in no block, in all (full), or in "
+        "every N-th block",
+        group=MEMORY,
         pattern="none|full|[1-9][0-9]*",
         metavar="none|full|N",
     )
     compile: str = option(
         "none",
-        "torch.compile of each block, in one of its modes",
-        group="memory and speed",
+        "Mode of torch.compile, which compiles each block by itself; none does not compile",
+        group=MEMORY,
         choices=COMPILE_MODES,
         aliases={"false": "none", "true": "default"},
         metavar="|".join(COMPILE_MODES),
     )
-    channels_last: bool = option(False, "memory format of image tensors", group="memory and speed")
-    threads: int | None = option(None, "CPU threads per process", group="memory and speed", at_least=1)
-    backend: str | None = option(None, "of the collectives", group="memory and speed", choices=("gloo", "nccl"))
+    channels_last: bool = option(False, "Keep image tensors in channels-last memory format", group=MEMORY)
+    threads: int | None = option(
+        None,
+        "CPU threads per process",
+        group=MEMORY,
+        at_least=1,
+        unset="the CPU cores allowed, shared evenly by the processes of a machine",
+    )
+    backend: str | None = option(
+        None, "Process-group backend", group=MEMORY, choices=("gloo", "nccl"), unset="nccl on GPUs, gloo on a CPU"
+    )
     loader_workers: int = option(
-        0, "processes that prepare batches, per rank", group="memory and speed", at_least=0, at_most=256
+        0,
+        "Number of processes per rank that prepare batches; with 0 the rank prepares them itself",
+        group=MEMORY,
+        at_least=0,
+        at_most=256,
     )
     pin_memory: bool | None = option(
-        None, "batches in page-locked memory; default: with GPUs", group="memory and speed"
+        None, "Put batches into page-locked memory, from which copies to a GPU are faster", group=MEMORY, unset=_ON_GPUS
     )
-    non_blocking: bool | None = option(
-        None, "copy batches while computing; default: with GPUs", group="memory and speed"
-    )
+    non_blocking: bool | None = option(None, "Copy batches to the GPU while it computes", group=MEMORY, unset=_ON_GPUS)
     cast_on_device: bool = option(
-        False, "copy bytes and tokens as they are stored, make numbers of them there", group="memory and speed"
+        False,
+        "Copy images and tokens to the device in their stored integer types and convert them there, to copy less",
+        group=MEMORY,
     )
 
     def __post_init__(self) -> None:
@@ -266,7 +376,9 @@ def make_parser(
     Values stay text: `resolve` converts them, so that flags and files have the same checks and messages.
     """
     parser = _Parser(prog=prog, usage="%(prog)s [OPTION...]", description=description)
-    parser.add_argument("--config", metavar="FILE", help="TOML, YAML or JSON file with any of these options")
+    parser.add_argument(
+        "--config", metavar="FILE", help="Read options from this TOML, YAML or JSON file; flags override it"
+    )
     parser.add_argument("--local_rank", "--local-rank", help=argparse.SUPPRESS)
     groups: dict[str, Any] = {}
     for declared in fields(config):
@@ -306,8 +418,8 @@ def _refuse(parser: argparse.ArgumentParser, word: str) -> NoReturn:
 
 def _add_flag(group: Any, declared: Field) -> None:
     meta = declared.metadata
-    text = meta["help"] if declared.default is None else f"{meta['help']} (default: {_text(declared.default)})"
-    text = text.replace("%", "%%")
+    default = meta["unset"] if declared.default is None else _text(declared.default)
+    text = (f"{meta['help']} (default: {default})" if default else meta["help"]).replace("%", "%%")
     if bool in _kinds(declared):
         group.add_argument(_flag(declared), action=argparse.BooleanOptionalAction, default=None, help=text)
         return

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from parallel.options.config import RunConfig, option
+from parallel.options.config import MODEL, STEPS, RunConfig, changed, option
 from parallel.training import sinks
 
 PRESETS: Mapping[str, Mapping[str, Any]] = {
@@ -85,42 +85,70 @@ SET_ASIDE = "set-aside"  # in the folder of logs: steps of an earlier start that
 class TrainConfig(RunConfig):
     """A training run."""
 
-    preset: str | None = option(None, "values for a known task; other options go over them", group="work")
-    steps: int = option(1000, "optimizer steps, warm-up not counted", group="steps", at_least=1)
-    warmup: int = option(0, "further steps at the start, marked in the log as not measured", group="steps", at_least=0)
-    out: str | None = option(None, "folder of the run (default: runs/MODEL-SIZE)", group="steps", metavar="DIR")
+    preset: str | None = option(
+        None,
+        f"Options of a known task: {', '.join(PRESETS)}; other flags and the file override them",
+        group=MODEL,
+        unset="none",
+    )
+    nproc: int | None = changed("nproc", None, unset="those of the launcher; one per GPU; 1 on a CPU")
+    steps: int = changed("steps", 1000, help="Number of optimizer steps, warm-up not counted")
+    warmup: int = changed("warmup", 0, help="Number of further steps at the start, which the log marks as not measured")
+    out: str | None = option(
+        None,
+        "Folder of the run, which takes its logs, checkpoints and results",
+        group=STEPS,
+        metavar="DIR",
+        unset="runs/MODEL-SIZE",
+    )
     resume: str | None = option(
-        None, "go on from this checkpoint; without PATH from the newest in --out", group="steps", metavar="[PATH]"
+        None,
+        "Continue from this checkpoint, or without PATH from the newest one in --out",
+        group=STEPS,
+        metavar="[PATH]",
+        unset="start at step 0",
     )
     init_from: str | None = option(
         None,
-        "start with the weights of a Hugging Face GPT-2, whose sizes the model takes, of paralab export, of a "
-        "checkpoint, or of nanoGPT's ckpt.pt",
-        group="steps",
+        "Start from these weights: the folder of a Hugging Face GPT-2 (whose sizes the model takes), of paralab export "
+        "or of a checkpoint, or nanoGPT's ckpt.pt",
+        group=STEPS,
         metavar="DIR",
+        unset="random weights",
     )
     trust: bool = option(
         False,
-        "read the weights of --init-from even where that can run any program with your rights (ckpt.pt), or where "
-        "their folder brings Python of its own, which is not run",
-        group="steps",
+        "Read --init-from although its files can run any program with your rights (ckpt.pt), or although its folder "
+        "brings Python code, which is not run",
+        group=STEPS,
     )
-    save_every: int = option(200, "steps between checkpoints", group="steps", at_least=1)
-    keep_last: int = option(3, "checkpoints kept, besides the best one", group="steps", at_least=1)
-    log_every: int = option(10, "steps between lines of metrics", group="steps", at_least=1)
-    eval_every: int = option(100, "steps between evaluations on held-out data", group="steps", at_least=1)
-    eval_samples: int | None = option(None, "held-out samples used, the first ones", group="steps", at_least=1)
+    save_every: int = option(200, "Save a checkpoint every this many steps", group=STEPS, at_least=1)
+    keep_last: int = option(
+        3, "Number of checkpoints to keep: the newest ones; the best one is kept as well", group=STEPS, at_least=1
+    )
+    log_every: int = option(10, "Print and log metrics every this many steps", group=STEPS, at_least=1)
+    eval_every: int = option(100, "Evaluate on held-out data every this many steps", group=STEPS, at_least=1)
+    eval_samples: int | None = option(
+        None, "Evaluate on at most this many held-out samples, the first ones", group=STEPS, at_least=1, unset="all"
+    )
     early_stop: int | None = option(
-        None, "end after so many evaluations in a row without a better loss", group="steps", at_least=1
+        None,
+        "Stop after this many evaluations in a row without a better loss",
+        group=STEPS,
+        at_least=1,
+        unset="train to the last step",
     )
     log_to: list[str] | None = option(
         None,
-        "send metrics there as well: tensorboard, trackio, or both",
-        group="steps",
+        "Also send metrics to tensorboard, trackio, or both",
+        group=STEPS,
         choices=tuple(sinks.SINKS),
         metavar="NAME,NAME",
+        unset="neither",
     )
-    profile_step: int | None = option(None, "write a torch.profiler trace of this step", group="steps", at_least=0)
+    profile_step: int | None = option(
+        None, "Write a torch.profiler trace of this step", group=STEPS, at_least=0, unset="no trace"
+    )
 
 
 def rows_file(folder: str | os.PathLike) -> Path:
