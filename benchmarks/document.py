@@ -66,9 +66,9 @@ machine.
 COLUMNS_HEAD = """\
 # Columns of result files
 
-Schema {schema}, made by `python -m benchmarks.document columns` from `parallel/records/row.py`. An empty cell is
-unknown. Over ranks, times and memory are the largest, utilisation is the mean, and throughput is that of the global
-batch over the slowest rank."""
+Schema {schema}, made by `python -m benchmarks.document columns` from `parallel/records/row.py`. An empty cell means
+unknown. Times and memory are the maximum over ranks, utilisation is the mean over ranks, and throughput is the global
+batch over the time of the slowest rank."""
 
 
 def options() -> str:
@@ -127,7 +127,13 @@ def columns() -> str:
             lines += ["| column | holds | unit | meaning |", "|---|---|---|---|"]
         held, unit = _type(types[column.name]), _unit(column.name)
         lines.append(f"| `{column.name}` | {held} | {unit} | {_cell(column.metadata['meaning'])} |")
-    lines += ["", "## Renamed", "", "Files of older schemas are read; what they called otherwise is read as:", ""]
+    lines += [
+        "",
+        "## Renamed",
+        "",
+        "Files of older schemas are read as well. Their columns of these names are read as:",
+        "",
+    ]
     lines += [f"- `{old}`: `{new}`" for old, new in sorted(RENAMED.items())]
     return "\n".join(lines) + "\n"
 
