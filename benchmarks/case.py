@@ -24,9 +24,9 @@ from parallel.axes.optimizer import learning_rate
 from parallel.axes.pipeline import pass_order
 from parallel.axes.precision import DTYPES
 from parallel.axes.recompute import recomputation_ratio
-from parallel.axes.spec import Engine
 from parallel.console.phases import Phases, hidden
 from parallel.data.dataset import Batch
+from parallel.engines.engine import Engine
 from parallel.engines.native import stages_of
 from parallel.errors import DivergedError
 from parallel.measure import memory

@@ -9,10 +9,10 @@ import torch.distributed as dist
 from benchmarks.case import RankResult, timed_steps
 from benchmarks.overhead import OverheadConfig, Pair
 from parallel import engines
-from parallel.axes.spec import Engine
 from parallel.console.clock import Moment
 from parallel.console.phases import Phases
 from parallel.data.dataset import Batch
+from parallel.engines.engine import Engine
 from parallel.plan import fit
 from parallel.plan.batches import training_batches
 from parallel.plan.resolve import Work, resolve

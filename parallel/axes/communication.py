@@ -18,12 +18,12 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from models.spec import Reducing, Style
+from parallel.axes.context import Planned
 from parallel.axes.forms import fsdp_padded_numel, ring_bytes, wire_bytes
 from parallel.axes.initialise import tie
 from parallel.axes.pipeline import cut_stage, pass_order
 from parallel.axes.precision import DTYPES, in_dtype, weight_dtype
 from parallel.layout import SCHEDULES
-from parallel.plan.resolve import Work
 
 _SPLIT_DIM: Mapping[Style, int] = {"column": 0, "row": 1, "vocab_embedding": 0, "vocab_loss": 0, "channels": 0}
 
@@ -45,7 +45,7 @@ class Sent:
     wire_bytes: dict[str, Fraction]
 
 
-def predicted_sent(work: Work, pp_rank: int = 0, *, device_type: str = "cpu", backend: str = "gloo") -> Sent:
+def predicted_sent(work: Planned, pp_rank: int = 0, *, device_type: str = "cpu", backend: str = "gloo") -> Sent:
     """Return what each rank of one pipeline rank sends in a step of the native engine. See `predicted_transfers`."""
     transfers = predicted_transfers(work, pp_rank, device_type=device_type)
 
@@ -58,7 +58,7 @@ def predicted_sent(work: Work, pp_rank: int = 0, *, device_type: str = "cpu", ba
     return Sent(ring_bytes=each(ring_bytes), wire_bytes=each(partial(wire_bytes, backend=backend)))
 
 
-def predicted_transfers(work: Work, pp_rank: int = 0, *, device_type: str = "cpu") -> dict[str, list[Transfer]]:
+def predicted_transfers(work: Planned, pp_rank: int = 0, *, device_type: str = "cpu") -> dict[str, list[Transfer]]:
     """Return {axis: what each rank of one pipeline rank calls} in a step of the native engine.
 
     Axes are named as by `CommLedger`: what all ranks reduce together is "world", or the one axis there is. Where
@@ -112,19 +112,19 @@ class _Stage:
     sent_bytes: int = 0  # to the next one
 
 
-def _held(work: Work, pp_rank: int) -> tuple[int, ...]:
+def _held(work: Planned, pp_rank: int) -> tuple[int, ...]:
     layout = work.layout
     return SCHEDULES[layout.schedule].stages_of(pp_rank, layout.pp) if layout.schedule else (0,)
 
 
-def _weight_bytes(work: Work) -> int:
+def _weight_bytes(work: Planned) -> int:
     return weight_dtype(work.run.precision).itemsize
 
 
 # --- a forward pass of each stage, without values
 
 
-def _stages(work: Work, *, last: int, device_type: str) -> Iterator[_Stage]:
+def _stages(work: Planned, *, last: int, device_type: str) -> Iterator[_Stage]:
     """Yield the stages up to `last`, each run on what the one before returned."""
     precision = work.run.precision
     lower = precision in ("bf16", "fp16")
@@ -148,13 +148,13 @@ def _stages(work: Work, *, last: int, device_type: str) -> Iterator[_Stage]:
         yield stage
 
 
-def _boundary(hidden: tuple[Tensor, ...], work: Work) -> int:
+def _boundary(hidden: tuple[Tensor, ...], work: Planned) -> int:
     """Return the bytes that cross between stages: a piece of the sequence under sequence parallelism."""
     return sum(x.nbytes for x in hidden) // (work.layout.tp if work.layout.sequence_parallel else 1)
 
 
 @contextlib.contextmanager
-def _noted(stage: _Stage, work: Work) -> Iterator[None]:
+def _noted(stage: _Stage, work: Planned) -> Iterator[None]:
     """Note the collectives of the modules that run inside."""
 
     running: list[int | None] = [None]  # the block
@@ -183,7 +183,7 @@ def _noted(stage: _Stage, work: Work) -> Iterator[None]:
             hook.remove()
 
 
-def _calls_before(name: str, module: nn.Module, x: Tensor, work: Work) -> Iterator[_Call]:
+def _calls_before(name: str, module: nn.Module, x: Tensor, work: Planned) -> Iterator[_Call]:
     """Yield what a module communicates about its input."""
     style, sequence, block = _style(name, work), work.layout.sequence_parallel, _block_of(name)
     wide = 8 if x.dtype == torch.float64 else 4  # bytes of what losses and statistics are computed in
@@ -203,7 +203,7 @@ def _calls_before(name: str, module: nn.Module, x: Tensor, work: Work) -> Iterat
         yield _Call("dp", "all_reduce", 2 * channels * wide, backward=True, block=block)
 
 
-def _calls_after(name: str, out: Tensor, work: Work) -> Iterator[_Call]:
+def _calls_after(name: str, out: Tensor, work: Planned) -> Iterator[_Call]:
     """Yield what a module communicates about its output."""
     style, sequence, block = _style(name, work), work.layout.sequence_parallel, _block_of(name)
     if style == "row":  # each rank has a term of the output
@@ -214,7 +214,7 @@ def _calls_after(name: str, out: Tensor, work: Work) -> Iterator[_Call]:
         yield _Call("tp", "all_gather", out.nbytes, backward=True, block=block)
 
 
-def _style(module: str, work: Work) -> Style | None:
+def _style(module: str, work: Planned) -> Style | None:
     plan = work.spec.tensor_plan(work.model_config) if work.layout.tp > 1 else {}
     return next((style for pattern, style in plan.items() if fnmatchcase(module, pattern)), None)
 
@@ -227,17 +227,17 @@ def _block_of(name: str) -> int | None:
 # --- how often
 
 
-def _times(call: _Call, work: Work) -> int:
+def _times(call: _Call, work: Planned) -> int:
     """Return how often a collective runs in one step: once a micro-batch, and again where forward is recomputed."""
     return work.division.chunks * (2 if _recomputed(call, work) else 1)
 
 
-def _recomputed(call: _Call, work: Work) -> bool:
+def _recomputed(call: _Call, work: Planned) -> bool:
     every = work.run.checkpoint_every
     return bool(call.again and every and call.block is not None and call.block % every == 0)
 
 
-def splits_backward(work: Work) -> bool:
+def splits_backward(work: Planned) -> bool:
     """Return whether the schedule takes the gradients of weights in passes of their own."""
     layout = work.layout
     if layout.schedule is None:
@@ -246,7 +246,7 @@ def splits_backward(work: Work) -> bool:
     return any(step.kind == "W" for steps in order for step in steps)
 
 
-def _reductions(work: Work) -> int:
+def _reductions(work: Planned) -> int:
     """Return how often FSDP gathers and reduces in one step: once a backward, once a flush of a pipeline."""
     return 1 if work.layout.pp > 1 and work.layout.schedule != "naive" else work.division.chunks
 
@@ -254,7 +254,7 @@ def _reductions(work: Work) -> int:
 # --- parameters and gradients
 
 
-def _local_shapes(stage: _Stage, work: Work) -> dict[str, tuple[int, ...]]:
+def _local_shapes(stage: _Stage, work: Planned) -> dict[str, tuple[int, ...]]:
     """Return the shape of what a tensor rank holds of each parameter."""
     shapes = {}
     for name, parameter in stage.part.named_parameters():
@@ -266,7 +266,7 @@ def _local_shapes(stage: _Stage, work: Work) -> dict[str, tuple[int, ...]]:
     return shapes
 
 
-def _updating(stage: _Stage, work: Work) -> Iterator[Transfer]:
+def _updating(stage: _Stage, work: Planned) -> Iterator[Transfer]:
     """Yield what brings gradients together and updated parameters to where they are needed, over dp."""
     layout, shapes = work.layout, _local_shapes(stage, work)
     if layout.zero >= 2:
@@ -279,7 +279,7 @@ def _updating(stage: _Stage, work: Work) -> Iterator[Transfer]:
         yield Transfer("all_gather", layout.dp, rows * _weight_bytes(work))
 
 
-def _sharding(shapes: Mapping[str, tuple[int, ...]], work: Work) -> Iterator[Transfer]:
+def _sharding(shapes: Mapping[str, tuple[int, ...]], work: Planned) -> Iterator[Transfer]:
     """Yield what FSDP gathers in forward and backward, and what it reduces (ZeRO, section 7.2.2)."""
     layout, times = work.layout, _reductions(work)
     for name, shape in shapes.items():
@@ -290,7 +290,7 @@ def _sharding(shapes: Mapping[str, tuple[int, ...]], work: Work) -> Iterator[Tra
         yield Transfer("reduce_scatter", layout.dp, times * padded * _weight_bytes(work))
 
 
-def _aligning(stage: _Stage, work: Work) -> Iterator[Transfer]:
+def _aligning(stage: _Stage, work: Planned) -> Iterator[Transfer]:
     """Yield the sum over tp of gradients that each rank made from its piece of the sequence: those of the norms."""
     if not work.layout.sequence_parallel:
         return
@@ -305,7 +305,7 @@ def _aligning(stage: _Stage, work: Work) -> Iterator[Transfer]:
 # --- between stages
 
 
-def _over_boundaries(stage: _Stage, work: Work, pp_rank: int) -> Transfer:
+def _over_boundaries(stage: _Stage, work: Planned, pp_rank: int) -> Transfer:
     """Return an activation to the next stage and a gradient to the one before, for each micro-batch."""
     layout = work.layout
     assert layout.schedule is not None
@@ -317,7 +317,7 @@ def _over_boundaries(stage: _Stage, work: Work, pp_rank: int) -> Transfer:
     return Transfer("send", layout.pp, work.division.chunks * sent)
 
 
-def _tied(stage: _Stage, work: Work) -> Transfer:
+def _tied(stage: _Stage, work: Planned) -> Transfer:
     """Return the exchange of gradients of tied parameters, where first and last stage lie on two ranks."""
     layout = work.layout
     assert layout.schedule is not None

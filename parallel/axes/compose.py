@@ -14,11 +14,11 @@ from torch import Tensor, nn
 
 from parallel.axes import data as ddp
 from parallel.axes import pipeline, tensor, zero
+from parallel.axes.context import BuildContext
 from parallel.axes.initialise import initialise, tie
 from parallel.axes.optimizer import Piece, make_optimizer, make_pieces
 from parallel.axes.precision import autocast_forward
 from parallel.axes.recompute import checkpoint_blocks
-from parallel.axes.spec import BuildContext
 from parallel.data.dataset import Batch
 
 

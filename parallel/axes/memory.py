@@ -12,10 +12,10 @@ from fnmatch import fnmatchcase
 
 from torch import nn
 
+from parallel.axes.context import Planned
 from parallel.axes.pipeline import cut_stage
 from parallel.axes.precision import DTYPES, weight_dtype
 from parallel.layout import SCHEDULES
-from parallel.plan.resolve import Work
 
 _WHOLE = ("sequence", "scatter_sequence")  # styles that split no parameter
 
@@ -33,19 +33,19 @@ class StateBytes:
         return round(self.parameters + self.gradients + self.optimizer)
 
 
-def state_bytes(work: Work) -> StateBytes:
+def state_bytes(work: Planned) -> StateBytes:
     """Return the predicted state of the rank that holds most."""
     return _state_bytes(work, max(_held_parameters(work, pp_rank) for pp_rank in range(work.layout.pp)))
 
 
-def state_bytes_of_all(work: Work) -> int:
+def state_bytes_of_all(work: Planned) -> int:
     """Return the predicted state of all ranks together."""
     layout = work.layout
     held = (_held_parameters(work, pp_rank) for pp_rank in range(layout.pp))
     return sum(_state_bytes(work, parameters).total for parameters in held) * layout.dp * layout.tp
 
 
-def _state_bytes(work: Work, held: float) -> StateBytes:
+def _state_bytes(work: Planned, held: float) -> StateBytes:
     layout = work.layout
     weights = held * weight_dtype(work.run.precision).itemsize
     moments = 2 if work.run.optimizer == "adamw" else 1 if work.run.momentum else 0
@@ -56,7 +56,7 @@ def _state_bytes(work: Work, held: float) -> StateBytes:
     )
 
 
-def _held_parameters(work: Work, pp_rank: int) -> float:
+def _held_parameters(work: Planned, pp_rank: int) -> float:
     """Count the parameters of one pipeline rank, those of split layers by their share."""
     layout = work.layout
     stages = SCHEDULES[layout.schedule].stages_of(pp_rank, layout.pp) if layout.schedule else (0,)
@@ -65,13 +65,13 @@ def _held_parameters(work: Work, pp_rank: int) -> float:
     return sum(_count(_part(work, stage), split, layout.tp) for stage in stages)
 
 
-def _sharded_gradients(work: Work, weights: float) -> float:
+def _sharded_gradients(work: Planned, weights: float) -> float:
     """Return the bytes of gradients at their peak: shards, and the largest set still whole, in the precision used."""
     whole, dp = _unreduced(work), work.layout.dp
     return weights / dp + whole * (DTYPES[work.run.precision].itemsize - weight_dtype(work.run.precision).itemsize / dp)
 
 
-def _unreduced(work: Work) -> float:
+def _unreduced(work: Planned) -> float:
     """Count the largest set of gradients that FSDP reduces at once."""
     sizes = []
     for stage in range(work.layout.stages):
@@ -82,7 +82,7 @@ def _unreduced(work: Work) -> float:
     return max(sizes) / work.layout.tp
 
 
-def _part(work: Work, stage: int) -> nn.Module:
+def _part(work: Planned, stage: int) -> nn.Module:
     return cut_stage(work.new_model(), spec=work.spec, config=work.model_config, layout=work.layout, stage=stage)
 
 

@@ -18,9 +18,9 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from models.spec import ModelSpec
+from parallel.axes.context import BuildContext
 from parallel.axes.initialise import local
 from parallel.axes.precision import in_dtype, weight_dtype
-from parallel.axes.spec import BuildContext
 from parallel.axes.tensor import boundary
 from parallel.data.dataset import Batch
 from parallel.layout import SCHEDULES, Layout

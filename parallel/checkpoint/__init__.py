@@ -14,7 +14,7 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.distributed.checkpoint.api import CheckpointException
 
-from parallel.axes.spec import BuildContext
+from parallel.axes.context import BuildContext
 from parallel.checkpoint import storage, zero
 from parallel.checkpoint.chunks import (
     Chunks,

@@ -17,9 +17,9 @@ from torch.distributed.checkpoint.metadata import ChunkStorageMetadata
 from torch.distributed.tensor import DTensor
 from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
 
+from parallel.axes.context import BuildContext
 from parallel.axes.initialise import local
 from parallel.axes.optimizer import Piece
-from parallel.axes.spec import BuildContext
 from parallel.engines.native import NativeEngine
 
 

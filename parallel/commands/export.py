@@ -16,7 +16,7 @@ def main(argv: list[str]) -> int:
     options = _parse(argv)
     target = options.target
     from parallel import checkpoint
-    from parallel.checkpoint.restore import find
+    from parallel.inference.restore import find
 
     path = find(Path(options.checkpoint))
     if options.format == "safetensors":
@@ -29,7 +29,7 @@ def main(argv: list[str]) -> int:
 
 def _to_hugging_face(path: Path, target: Path) -> None:
     from models.gpt2 import GPT2Config
-    from parallel.checkpoint.restore import restore
+    from parallel.inference.restore import restore
     from parallel.weights import tokenizer_files
     from parallel.weights.hugging_face import to_hugging_face
 

@@ -21,8 +21,8 @@ def main(argv: list[str]) -> int:
 
     from models.generation import Choice, generate
     from models.gpt2 import GPT2
-    from parallel.checkpoint.restore import restore
     from parallel.data.tokenizer import get_tokenizer
+    from parallel.inference.restore import restore
 
     trained = restore(options.checkpoint)
     work = trained.work

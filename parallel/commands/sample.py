@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     import torch
     from matplotlib.axes import Axes
 
-    from parallel.checkpoint.restore import Trained
+    from parallel.inference.restore import Trained
 
 TESTED = 2000  # points of each side in the two-sample test: the distances between them take 128 MB
 _SHOWN_PATHS = 40
@@ -29,7 +29,7 @@ def main(argv: list[str]) -> int:
     import torch
 
     from models.sampling import SAMPLERS, noise_levels, with_zero
-    from parallel.checkpoint.restore import restore
+    from parallel.inference.restore import restore
 
     trained = restore(options.checkpoint)
     config = trained.work.model_config

@@ -8,8 +8,9 @@ import os
 from collections.abc import Mapping
 from pathlib import Path
 
-from parallel.axes.spec import BuildContext, Engine, Planned
+from parallel.axes.context import BuildContext, Planned
 from parallel.engines import accelerate_settings, deepspeed_config, realised
+from parallel.engines.engine import Engine
 from parallel.errors import ConfigError, LayoutError
 from parallel.layout import Layout
 

@@ -18,13 +18,14 @@ from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
 
+from parallel.axes.context import BuildContext
 from parallel.axes.optimizer import make_optimizer, make_pieces
 from parallel.axes.precision import DTYPES, in_dtype, weight_dtype
-from parallel.axes.spec import BuildContext, Engine, StepResult
 from parallel.data.dataset import Batch
 from parallel.engines import accelerate_settings, realised
 from parallel.engines import deepspeed as ds
 from parallel.engines.accelerate_settings import SWITCHES
+from parallel.engines.engine import Engine, StepResult
 from parallel.errors import ConfigError, WorldError
 from parallel.processes import cluster
 

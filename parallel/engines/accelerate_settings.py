@@ -8,7 +8,7 @@ known is refused as well, unless it is off. The engine then gives Accelerate its
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from parallel.axes.spec import Planned
+from parallel.axes.context import Planned
 from parallel.errors import ConfigError
 
 SWITCHES = {

@@ -22,10 +22,11 @@ from torch import Tensor, nn
 
 from parallel.axes import compose as hybrid
 from parallel.axes import pipeline
+from parallel.axes.context import BuildContext
 from parallel.axes.optimizer import learning_rate, make_optimizer, make_pieces
-from parallel.axes.spec import BuildContext, Engine, StepResult
 from parallel.data.dataset import Batch
 from parallel.engines import deepspeed_config, realised
+from parallel.engines.engine import Engine, StepResult
 from parallel.engines.native import LossScale
 from parallel.errors import WorldError
 from parallel.processes import cluster

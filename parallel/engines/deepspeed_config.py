@@ -10,7 +10,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from parallel.axes.spec import Planned
+from parallel.axes.context import Planned
 from parallel.engines.deepspeed_keys import (
     KEYS,
     OPTIMIZER_PARAMS,

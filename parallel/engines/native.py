@@ -14,12 +14,13 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
 from parallel.axes.compose import compose
+from parallel.axes.context import BuildContext
 from parallel.axes.initialise import local
 from parallel.axes.optimizer import Piece, learning_rate
 from parallel.axes.pipeline import PipelineSchedule
 from parallel.axes.precision import in_dtype, weight_dtype
-from parallel.axes.spec import BuildContext, Engine, StepResult
 from parallel.data.dataset import Batch
+from parallel.engines.engine import Engine, StepResult
 from parallel.processes.cluster import Mesh
 
 if TYPE_CHECKING:

@@ -1,1 +1,1 @@
-"""Measuring a run: communication, memory, step times, utilisation, the device's peak and the environment."""
+"""Instruments: communication, memory, step times, waiting, utilisation and the peak of the device."""

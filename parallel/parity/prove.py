@@ -6,7 +6,7 @@ from itertools import chain
 import torch.distributed as dist
 
 from parallel.axes.initialise import local, local_slices
-from parallel.axes.spec import Engine
+from parallel.engines.engine import Engine
 from parallel.parity.movement import Compared, compare, over_pieces
 from parallel.parity.reference import STEPS, Trace, global_statistics, reference_work, start_value, trace
 from parallel.parity.result import ParityResult

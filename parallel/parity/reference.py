@@ -10,7 +10,7 @@ from torch import Tensor
 
 from parallel import engines
 from parallel.axes.initialise import first_value
-from parallel.axes.spec import Engine
+from parallel.engines.engine import Engine
 from parallel.layout import Layout
 from parallel.options.config import RunConfig
 from parallel.plan.batches import training_batches

@@ -15,8 +15,8 @@ from models import SPECS
 from models.spec import ModelSpec
 from parallel import engines
 from parallel.axes.check import check_split
+from parallel.axes.context import BuildContext
 from parallel.axes.precision import weight_dtype
-from parallel.axes.spec import BuildContext
 from parallel.data import Compact, TextOptions, count_classes, open_dataset
 from parallel.data.dataset import Dataset
 from parallel.errors import ConfigError, LayoutError, did_you_mean

@@ -10,9 +10,9 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 from parallel.measure.nvml import NvmlDevice, cuda_uuid
+from parallel.nodes.simulated import LINK
 from parallel.processes.allowed import cores_allowed
 
-LINK = "PARALAB_LINK_MBIT_PER_S"  # set by `paralab cluster`
 _REPOSITORY = Path(__file__).resolve().parents[2]
 
 

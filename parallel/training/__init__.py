@@ -1,1 +1,1 @@
-"""What `paralab train` is made of: the loop, evaluation on held-out data, and what it shows."""
+"""A training run: its options and presets, the loop, evaluation on held-out data, what it shows and what stops cost."""

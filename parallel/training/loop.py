@@ -23,10 +23,10 @@ from parallel import checkpoint, engines
 from parallel.axes.initialise import seed_generators
 from parallel.axes.optimizer import learning_rate
 from parallel.axes.precision import DTYPES
-from parallel.axes.spec import StepResult
 from parallel.checkpoint import Saver
 from parallel.console.clock import Moment
 from parallel.console.phases import Phases
+from parallel.engines.engine import StepResult
 from parallel.errors import DataError, DivergedError
 from parallel.measure import memory
 from parallel.measure.roofline import device_peak, share_of_peak

@@ -22,9 +22,9 @@ import torch
 import torch.distributed as dist
 
 from parallel import cli
-from parallel.axes.spec import StepResult
 from parallel.checkpoint.storage import Writer
 from parallel.data.dataset import Batch
+from parallel.engines.engine import StepResult
 from parallel.engines.native import NativeEngine
 from parallel.processes import launch
 from parallel.processes.cluster import Rank

@@ -16,8 +16,8 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 
-from parallel.axes.spec import StepResult
 from parallel.data.dataset import Batch
+from parallel.engines.engine import StepResult
 
 BYTES = 4 << 20
 

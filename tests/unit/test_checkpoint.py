@@ -18,11 +18,11 @@ import torch
 
 from parallel import checkpoint
 from parallel.checkpoint import Saver, folder
-from parallel.checkpoint.restore import restore
 from parallel.checkpoint.storage import Writer
 from parallel.engines import native
 from parallel.engines.native import NativeEngine
 from parallel.errors import ConfigError, DataError, NewerFormatError
+from parallel.inference.restore import restore
 from parallel.layout import Layout
 from parallel.options.config import RunConfig
 from parallel.plan.batches import training_batches

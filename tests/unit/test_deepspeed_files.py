@@ -11,7 +11,7 @@ import pytest
 import torch
 from pydantic import BaseModel
 
-from parallel.axes.spec import BuildContext
+from parallel.axes.context import BuildContext
 from parallel.engines import deepspeed_config
 from parallel.engines.deepspeed_keys import KEYS, Decided, Handed, LeftOut, Off
 from parallel.errors import ConfigError

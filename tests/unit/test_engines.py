@@ -10,7 +10,7 @@ import torch
 from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import checkpoint_wrapper
 
 from parallel import engines
-from parallel.axes.spec import BuildContext
+from parallel.axes.context import BuildContext
 from parallel.engines import accelerate_settings, realised
 from parallel.engines.accelerate_settings import kind_of
 from parallel.errors import ConfigError, LayoutError

@@ -9,11 +9,11 @@ from models.generation import Cache, Choice, generate, keep_likely, next_logits
 from models.gpt2 import GPT2, GPT2Config, init
 from parallel import checkpoint
 from parallel.axes.initialise import generator_for
-from parallel.checkpoint.restore import restore
 from parallel.commands import generate as command
 from parallel.data.tokenizer import get_tokenizer
 from parallel.engines import native
 from parallel.errors import ConfigError, UsageError
+from parallel.inference.restore import restore
 from parallel.layout import Layout
 from parallel.options.config import RunConfig
 from parallel.plan.resolve import resolve

@@ -11,9 +11,9 @@ from transformers import GPT2LMHeadModel
 from models.gpt2 import GPT2, GPT2Config, tokenizer_of
 from models.gpt2_hf import to_transformers
 from parallel import cli
-from parallel.checkpoint.restore import restore
 from parallel.commands import train
 from parallel.errors import ConfigError, DataError
+from parallel.inference.restore import restore
 from parallel.layout import Layout
 from parallel.plan.batches import training_batches
 from parallel.processes.cluster import Mesh

@@ -23,12 +23,12 @@ from PIL import Image
 
 from parallel import checkpoint
 from parallel.axes import initialise
-from parallel.checkpoint.restore import restore
 from parallel.commands import train
 from parallel.console.clock import Moment
 from parallel.data import open_dataset
 from parallel.engines.native import NativeEngine
 from parallel.errors import ConfigError, DivergedError, FolderInUseError, LayoutError, RankError, UsageError
+from parallel.inference.restore import restore
 from parallel.measure import roofline
 from parallel.measure.roofline import Peak
 from parallel.options.files import load
