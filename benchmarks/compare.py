@@ -1,6 +1,10 @@
-"""`paralab compare`: print which of two ways is better, from their CSV files.
+"""Compare result files: print which variant is better, or that there is not enough evidence.
 
-It reads exit statuses like a gate: see `_EPILOG`.
+    paralab compare before.csv after.csv --fail-over 5
+    paralab compare runs.csv --by engine
+
+Without --by, two files are compared case by case; with it, the values of one column. Each run counts once, with its
+median step time or another --metric. The exit status makes it a gate for continuous integration.
 """
 
 import argparse
@@ -32,14 +36,17 @@ from parallel.options.arguments import Parser
 from parallel.records.row import harmless, one_line
 
 _EPILOG = """exit status:
-  0  fine; with --fail-over: no variant is worse by more than PERCENT
-  2  with --fail-over: a variant is worse by more than PERCENT, or fails more often than its baseline;
-     always: a variant failed parity, so it does not compute what one process computes
-  3  not comparable: other work, a baseline that failed parity, no such file, no such option
-  4  with --fail-over: the runs cannot decide, so the gate does not pass: too few good runs, no usable number, runs not
-     made in turns on a machine that may have drifted, medians that differ by more than PERCENT without evidence,
-     more failures than the baseline that may be chance, a case that only the baseline has
-"""
+  0  compared; with --fail-over: no variant is worse by more than PERCENT
+  2  a variant failed parity, so it does not compute what one process computes;
+     with --fail-over also: a variant is worse by more than PERCENT, or fails
+     more often than its baseline
+  3  not comparable: different work, a baseline that failed parity, a file that
+     is missing, an unknown option
+  4  with --fail-over: not enough evidence, so the gate does not pass: too few
+     good runs, no usable number, runs that were not interleaved on a machine
+     that may have drifted, medians that differ by more than PERCENT without
+     evidence, more failures than the baseline that may be chance, a case that
+     only the baseline has"""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -84,22 +91,24 @@ def _look(options: argparse.Namespace) -> tuple[Outcome, Metric]:
 
 
 def _parser() -> argparse.ArgumentParser:
-    summary = (__doc__ or "").split("\n", 1)[0].split("`: ")[1]
-    parser = Parser(
-        prog="paralab compare",
-        description=summary.capitalize(),
-        epilog=_EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument("files", nargs="+", type=Path, metavar="FILE.csv", help="the baseline first")
-    parser.add_argument("--by", metavar="COLUMN", help="compare the values of one column, such as strategy or engine")
-    parser.add_argument("--baseline", metavar="VALUE", help="with --by: what the others are compared with")
-    parser.add_argument("--metric", default="step_time_p50_s", help=f"one of {', '.join(METRICS)}")
-    parser.add_argument("--force", action="store_true", help="compare other work too, and mark it")
+    parser = Parser(prog="paralab compare", description=__doc__, epilog=_EPILOG)
+    parser.add_argument("files", nargs="+", type=Path, metavar="FILE.csv", help="Result files, the baseline first")
+    parser.add_argument("--by", metavar="COLUMN", help="Compare the values of this column, such as strategy or engine")
+    parser.add_argument("--baseline", metavar="VALUE", help="With --by: the value that the others are compared with")
     parser.add_argument(
-        "--fail-over", type=_percent, metavar="PERCENT", help="be a gate: pass only when no worse by more than this"
+        "--metric",
+        default="step_time_p50_s",
+        metavar="COLUMN",
+        help=f"Column to judge by: {', '.join(METRICS)} (default: step_time_p50_s)",
     )
-    parser.add_argument("--format", choices=FORMATS, default="text")
+    parser.add_argument("--force", action="store_true", help="Also compare runs that did different work, and mark them")
+    parser.add_argument(
+        "--fail-over",
+        type=_percent,
+        metavar="PERCENT",
+        help="Act as a gate: pass only if no variant is worse by more than PERCENT",
+    )
+    parser.add_argument("--format", choices=FORMATS, default="text", help="Format of the output (default: text)")
     return parser
 
 

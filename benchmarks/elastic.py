@@ -1,10 +1,10 @@
-"""Lose a node and get it back, over and over: does the training go on, and is it still the same training?
+"""Kill a node of a training run and start it again, many times, and check that no loss differs from an undisturbed run.
 
     paralab elastic --times 10
 
 Three nodes on the loopback address train the smallest GPT-2. Node 2 is killed, and started again when the two others
-have gone on. A try has succeeded when all three then go on and end in order when asked to, nothing but the last steps
-before the kill was taken twice, and every loss is that of one process that nothing disturbed.
+have continued without it. A trial succeeds if all three then continue, and end in order when they are told to; if only
+the last steps before the kill are repeated; and if every loss is that of one process that nothing disturbed.
 """
 
 import os
@@ -45,8 +45,8 @@ class Tried:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Try and print how many tries succeeded. Returns: 0 when all did."""
-    parser = Parser(prog="paralab elastic", description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--times", type=whole(1), default=10, help="tries (default: 10)")
+    parser = Parser(prog="paralab elastic", description=__doc__)
+    parser.add_argument("--times", type=whole(1), default=10, metavar="N", help="Number of trials (default: 10)")
     times = parser.parse_args(argv).times
     os.environ.setdefault("OMP_NUM_THREADS", "1")  # there are more processes than cores
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # ends the nodes, as Ctrl-C does

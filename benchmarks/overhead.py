@@ -1,9 +1,11 @@
-"""What measuring itself costs: `paralab overhead --size nano --strategy ddp --nproc 2`.
+"""Measure how much the measuring itself slows training.
 
-One case, one start. Stretches of steps as `paralab run` takes them (a clock after every step, the sampler of
-utilisation and power beside them) alternate with stretches of bare steps, which come first in every other pair. Each
-pair gives one ratio; what else the machine does meets both of its halves. The sampler's own processor time is printed
-beside it, which other work on the machine disturbs little.
+    paralab overhead --size nano --strategy ddp --nproc 2
+
+The model is trained in one run. Intervals of steps that are measured as in paralab run (the time of every step, with
+utilisation and power sampled alongside) alternate with intervals of bare steps, which come first in every other pair.
+Each pair gives one ratio, so that other load on the machine affects both of its halves. The CPU time of the sampler is
+printed as well; other load hardly changes it.
 """
 
 import statistics

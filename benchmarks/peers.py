@@ -1,9 +1,11 @@
-"""The same GPT-2 through paralab and through what one would write by hand: `paralab peers`.
+"""Compare paralab's speed with baselines: the same GPT-2 in a plain torch loop, raw DDP and FSDP2, and transformers.
 
-Batch, precision, data, starting weights and process count are the same; each arm runs in its own processes, repeats
-interleaved. The others run in the environment as it is, written the usual way; ours is started as paralab starts its
-workers. Losses must agree, or there is no comparison. At the end the peak memory of each ZeRO stage is set beside its
-arithmetic.
+    paralab peers --steps 4 --arms "ours single,plain loop,transformers"
+
+Batch, precision, data, initial weights and number of processes are the same. Each variant runs in its own processes,
+repeats interleaved. The baselines are written the usual way and run in the environment as it is; ours are started as
+paralab starts its processes. If the losses do not agree, nothing is compared. At the end the peak memory of each ZeRO
+stage is printed next to the figure of its formula.
 """
 
 import json

@@ -1,8 +1,11 @@
-"""Draw results or training curves into one picture: `paralab plot FILES... --out results.svg`.
+"""Draw results or training curves into one picture.
 
-Result files (.csv) become dots, one a run: throughput by strategy, a panel for each model of a file. Folders of
-`paralab train` become curves: the loss of every run over its steps, held-out loss as circles, and below how far each is
-from the first.
+    paralab plot runs/bench.csv --out results.svg
+    paralab plot runs/alice-ddp runs/alice-zero3 --out curves.svg
+
+Result files (.csv) become dots, one per run: throughput by strategy, in a panel for each model of a file. Folders of
+paralab train become curves: the loss of every run over its steps, held-out losses as circles, and below them how far
+each run is from the first.
 """
 
 import io
@@ -30,8 +33,16 @@ _COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00")  #
 def main(argv: Sequence[str]) -> int:
     """Draw a picture. Returns: 0."""
     parser = Parser(prog="paralab plot", description=__doc__)
-    parser.add_argument("sources", nargs="+", type=Path, metavar="FILE|FOLDER")
-    parser.add_argument("--out", type=Path, default=Path("plot.svg"), help="picture to write (.svg, .png, .pdf)")
+    parser.add_argument(
+        "sources", nargs="+", type=Path, metavar="FILE|FOLDER", help="Result file (.csv), or folder of a training run"
+    )
+    parser.add_argument(
+        "--out",
+        type=Path,
+        default=Path("plot.svg"),
+        metavar="FILE",
+        help="Picture to write: .svg, .png or .pdf (default: plot.svg)",
+    )
     options = parser.parse_args(list(argv))
     if options.out.suffix.lower() not in _FORMATS:
         raise UsageError(f"--out {options.out} is no picture that can be written: end it in {', '.join(_FORMATS)}")

@@ -1,6 +1,8 @@
-"""`paralab report`: one HTML file that tells what some runs found. It opens offline and asks the network for nothing.
+"""Write an HTML report of result files: tables, charts and verdicts in one file that opens offline.
 
-The page has no script. Its content security policy allows one style sheet, by hash, and nothing else.
+    paralab report runs/bench.csv --out report.html
+
+The page has no script and loads nothing from the network: its content security policy allows one style sheet, by hash.
 """
 
 import argparse
@@ -54,9 +56,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
-def render(
-    paths: Sequence[Path], *, title: str = "What the runs found", caught: Sequence[warnings.WarningMessage] = ()
-) -> str:
+def render(paths: Sequence[Path], *, title: str = "Results", caught: Sequence[warnings.WarningMessage] = ()) -> str:
     """Return the page for some CSV files. Logs of the ranks are read from the folders beside them.
 
     `caught` collects warnings while the files are read; they become caveats of the page.
@@ -96,10 +96,16 @@ def _download(source: Source) -> Download:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = Parser(prog="paralab report", description="Write what runs found as one HTML file.")
-    parser.add_argument("files", nargs="+", type=Path, metavar="FILE.csv")
-    parser.add_argument("--out", type=Path, default=Path("report.html"), metavar="FILE.html")
-    parser.add_argument("--title", default="What the runs found")
+    parser = Parser(prog="paralab report", description=__doc__)
+    parser.add_argument("files", nargs="+", type=Path, metavar="FILE.csv", help="Result file")
+    parser.add_argument(
+        "--out",
+        type=Path,
+        default=Path("report.html"),
+        metavar="FILE.html",
+        help="Report to write (default: report.html)",
+    )
+    parser.add_argument("--title", default="Results", metavar="TEXT", help="Title of the report (default: Results)")
     return parser
 
 

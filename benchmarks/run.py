@@ -1,9 +1,10 @@
-"""Run one case under any launcher and append one row to a CSV file.
+"""Measure one training run, under any launcher, and append its result as one row to a CSV file.
 
-    python benchmarks/run.py --strategy zero3 --nproc 4
+    paralab run --strategy zero3 --nproc 4
     torchrun --nproc-per-node 4 benchmarks/run.py --layout tp2.pp2/1f1b/mb4
 
-The row goes to runs/results.csv, or where --out says.
+The first steps are compared with those of one process (parity), then steps are timed. The row goes to runs/results.csv,
+or to the file that --out names.
 """
 
 import sys

@@ -1,10 +1,10 @@
-"""What more nodes bring, at several link speeds, tried in a box: `paralab scale`.
+"""Measure what more nodes bring at several link speeds, in a simulated cluster on this machine.
 
     paralab scale --nodes 1,2,3 --bandwidths 1gbit,20mbit --cores-per-node 0.6
 
 Each case is `paralab cluster ... -- run ...`: the same global batch on 1, 2 and 3 nodes (strong scaling), each node
-with the same share of the CPU, repeats interleaved. Beside what was measured stands the formula: computing divided by
-the nodes, plus a ring all-reduce of the gradients over the link, nothing hidden behind computing.
+with the same share of the CPU, repeats interleaved. Next to each measured step time stands a predicted one: the compute
+time divided by the number of nodes, plus a ring all-reduce of the gradients over the link, with nothing overlapped.
 """
 
 import shlex

@@ -1,9 +1,11 @@
-"""Hurt a training for a long time and see whether anything is lost: `paralab soak --minutes 120 --seed 0`.
+"""Inject random faults into a training run for a long time, and check that nothing is lost.
 
-Three nodes on the loopback address train the smallest GPT-2 while faults, chosen from the seed, befall them one after
-another: a rank killed or stopped for a while, a launcher asked to end, the newest checkpoint damaged, a node gone.
-What has ended is started again. After the time all nodes are asked to end, one process trains as many steps with
-nothing to disturb it, and every loss and the last weights are compared.
+    paralab soak --minutes 120 --seed 0
+
+Three nodes on the loopback address train the smallest GPT-2 while faults, chosen from the seed, are injected one after
+another: a rank is killed or paused, a launcher is told to end, the newest checkpoint is damaged, a node is killed. What
+has ended is started again. After the given time all nodes are told to end, one process trains as many steps
+undisturbed, and every loss and the last weights are compared.
 """
 
 import os
@@ -180,12 +182,33 @@ class Soak:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Soak, print the table, compare. Returns: 0 when nothing was lost."""
-    parser = Parser(prog="paralab soak", description=(__doc__ or "").split(": `")[0] + ".")
-    parser.add_argument("--minutes", type=positive, default=120.0, help="of faults (default: 120)")
-    parser.add_argument("--seed", type=int, default=0, help="which faults, where and when (default: 0)")
-    parser.add_argument("--pause-s", type=positive, default=8.0, help="between faults, about (default: 8)")
+    parser = Parser(prog="paralab soak", description=__doc__)
     parser.add_argument(
-        "--out", default="runs/soak", metavar="DIR", help="everything is kept here (default: runs/soak)"
+        "--minutes",
+        type=positive,
+        default=120.0,
+        metavar="X",
+        help="Minutes during which faults are injected (default: 120)",
+    )
+    parser.add_argument(
+        "--seed",
+        type=int,
+        default=0,
+        metavar="N",
+        help="Seed that chooses the faults, their nodes and times (default: 0)",
+    )
+    parser.add_argument(
+        "--pause-s",
+        type=positive,
+        default=8.0,
+        metavar="X",
+        help="Mean number of seconds between two faults (default: 8)",
+    )
+    parser.add_argument(
+        "--out",
+        default="runs/soak",
+        metavar="DIR",
+        help="New folder for the run, its checkpoints and logs (default: runs/soak)",
     )
     options = parser.parse_args(argv)
     folder = Path(options.out)

@@ -1,13 +1,13 @@
-"""Sweep strategies, models, sizes and process counts: `paralab bench`.
+"""Measure every combination of strategies, models, sizes and process counts, several times each.
 
     paralab bench --strategies ddp,zero1,zero3 --nprocs 2,4 --repeats 6
     paralab bench --strategies ddp,zero3 --engines torch,deepspeed --nprocs 2
     paralab bench --layouts pp4/1f1b/mb4,pp4/1f1b/mb8 --global-batch-sizes 16,32
     paralab bench --levers batch,precision,compile --strategy single
 
-Each case runs in its own processes, repeats interleaved (A B C A B C), so that a machine that drifts drifts for all.
-Parity is proved in the first repeat. A case that fails, hangs or runs out of memory leaves a row and the sweep goes
-on. The same command again continues where it was interrupted.
+Each case runs in its own processes. Repeats are interleaved (A B C A B C), so that a machine whose speed drifts affects
+all cases alike. Parity is checked in the first repeat. A case that fails, hangs or runs out of memory leaves a row, and
+the sweep continues. The same command, typed again, continues a sweep that was interrupted.
 """
 
 import hashlib

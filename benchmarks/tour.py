@@ -1,6 +1,8 @@
-"""Train one model under every strategy that fits this machine, side by side: `paralab tour`.
+"""Train one model under every strategy that fits this machine, and compare them in one table.
 
-All strategies run one after the other in the same processes, so that the table costs one start-up.
+    paralab tour --model gpt2 --nproc 4
+
+The strategies run one after the other in the same processes, so that processes start only once.
 """
 
 from dataclasses import dataclass

@@ -52,13 +52,14 @@ def usage() -> str:
         [
             "usage: paralab COMMAND [OPTION...]",
             "",
-            "Train GPT-2, ResNet and diffusion models under every parallelism strategy, prove that the strategies",
-            "agree, and measure what each costs.",
+            "Train GPT-2, ResNet and diffusion models under every parallelism strategy, prove",
+            "that all strategies compute the same, and measure what each one costs.",
             "",
             "commands:",
             *lines,
             "",
-            "paralab COMMAND --help lists the options of a command; paralab --version prints the version.",
+            "paralab COMMAND --help lists the options of a command.",
+            "paralab --version prints the version.",
         ]
     )
 

@@ -1,10 +1,11 @@
-"""Check a model against the rules that strategies rely on: `paralab check-model --model gpt2`.
-
-The rules stand in models/spec.py and docs/models.md. The model is built without values and run on the meta device:
-whole, as two pipeline stages, and as one of several tensor ranks. What it breaks is said with the line of its file.
+"""Check a model against the rules that strategies rely on.
 
     paralab check-model --model resnet --size 50
     paralab check-model --model my_model.py:SPEC
+
+The rules are listed in models/spec.py and docs/models.md. The model is built on the meta device, which takes no memory,
+and run there: whole, as two pipeline stages, and as one of several tensor ranks. Each broken rule is printed with the
+line of the model's file that breaks it.
 """
 
 import sys
@@ -22,9 +23,12 @@ def main(argv: list[str]) -> int:
     """Print what a model breaks. Returns: 0 when it keeps every rule. Raises: ModelError when it does not."""
     parser = Parser(prog="paralab check-model", description=__doc__)
     parser.add_argument(
-        "--model", metavar="NAME", default="gpt2", help="a built-in model, or FILE.py:NAME of a ModelSpec (gpt2)"
+        "--model",
+        metavar="NAME",
+        default="gpt2",
+        help="Model to check: a built-in one, or FILE.py:NAME of a ModelSpec (default: gpt2)",
     )
-    parser.add_argument("--size", metavar="NAME", help="preset of the model (default: its smallest)")
+    parser.add_argument("--size", metavar="NAME", help="Size of the model (default: the smallest)")
     options = parser.parse_args(argv)
     spec = load(options.model)
     size = options.size or spec.tiny_size

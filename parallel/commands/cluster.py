@@ -1,6 +1,8 @@
-"""`paralab cluster`: run a command on several nodes of a simulated cluster inside this machine.
+"""Run a command on a simulated cluster: several nodes inside this machine, with links of a chosen bandwidth.
 
-Each node has a network, an address, a host name and cores of its own, and a link of the requested bandwidth.
+    paralab cluster --nodes 3 --bandwidth 1gbit -- run --layout dp3
+
+Each node is a Linux network namespace with an address, a host name and CPU cores of its own.
 """
 
 import argparse
@@ -50,14 +52,23 @@ def parse(words: Sequence[str]) -> Request:
     """Read the command line. Raises: UsageError."""
     parser = Parser(
         prog="paralab cluster",
-        description="Run a command on several nodes inside this machine, with links of a given bandwidth.",
-        epilog="A Python file or a paralab command is started as `paralab node` would; any other command finds"
-        " NODE_RANK, NNODES, NPROC_PER_NODE, MASTER_ADDR, MASTER_PORT and PARALAB_NODE_ADDRESS, and a bare torchrun"
-        " in it spans the nodes.",
+        usage="%(prog)s OPTION... -- COMMAND [OPTION...]",
+        description=__doc__,
+        epilog="A Python file or a paralab command is started on each node as paralab node does. Any other command is"
+        " run as it is: it finds NODE_RANK, NNODES, NPROC_PER_NODE, MASTER_ADDR, MASTER_PORT and PARALAB_NODE_ADDRESS"
+        " in its environment, and torchrun in it spans the nodes without further options.",
     )
-    parser.add_argument("--bandwidth", type=_bandwidth, metavar="RATE", help="of each link, such as 100mbit or 1gbit")
     parser.add_argument(
-        "--cores-per-node", type=_cores, metavar="X", help="CPU quota of each node, such as 0.5 (needs root)"
+        "--bandwidth",
+        type=_bandwidth,
+        metavar="RATE",
+        help="Bandwidth of each node's link, such as 100mbit or 1gbit (default: not limited)",
+    )
+    parser.add_argument(
+        "--cores-per-node",
+        type=_cores,
+        metavar="X",
+        help="CPU cores that each node may use, such as 0.5; needs root (default: not limited)",
     )
     parser.add_argument(
         "--at",
@@ -65,12 +76,17 @@ def parse(words: Sequence[str]) -> Request:
         action="append",
         default=[],
         metavar="S:ACTION:NODE",
-        help="after S seconds cut, heal, kill or start a node (0:kill:N leaves it out at first); repeatable",
+        help="After S seconds, cut or heal the link of a node, kill its processes, or start it again; 0:kill:2 leaves "
+        "node 2 out at first. May be given several times",
     )
     parser.add_argument(
-        "--grace", type=float, default=10.0, metavar="S", help="seconds to end in after a signal (default: 10)"
+        "--grace",
+        type=float,
+        default=10.0,
+        metavar="S",
+        help="Seconds that processes have to end after a signal, before they are killed (default: 10)",
     )
-    add_shared_options(parser)
+    add_shared_options(parser, procs_per_node="1")
     options = parser.parse_args(words)
     fewest, most = options.nodes
     if most > MOST_NODES:

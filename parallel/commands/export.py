@@ -1,7 +1,9 @@
-"""Weights of a checkpoint for other programs: `paralab export runs/alice DIR --format hf`.
+"""Write the weights of a checkpoint for other programs.
 
-`hf` is a folder that `AutoModelForCausalLM` and `AutoTokenizer` read, `safetensors` one file under our own names.
-`paralab train --init-from DIR` starts from either.
+    paralab export runs/alice alice-hf --format hf
+
+hf writes a folder that AutoModelForCausalLM and AutoTokenizer of transformers read; safetensors writes one file with
+paralab's own parameter names. paralab train --init-from starts from either.
 """
 
 import argparse
@@ -43,8 +45,12 @@ def _to_hugging_face(path: Path, target: Path) -> None:
 
 
 def _parse(argv: list[str]) -> argparse.Namespace:
-    parser = Parser(prog="paralab export", description=(__doc__ or "").split(": `")[0] + ".")
-    parser.add_argument("checkpoint", metavar="CHECKPOINT", help="RUN/step-N, or RUN for its best one")
-    parser.add_argument("target", type=new_folder, metavar="DIR", help="new folder")
-    parser.add_argument("--format", choices=("hf", "safetensors"), default="hf", help="(default: hf)")
+    parser = Parser(prog="paralab export", description=__doc__)
+    parser.add_argument(
+        "checkpoint",
+        metavar="CHECKPOINT",
+        help="Checkpoint to read: a folder RUN/step-N, or a folder RUN, whose best checkpoint is read",
+    )
+    parser.add_argument("target", type=new_folder, metavar="DIR", help="New folder to write to")
+    parser.add_argument("--format", choices=("hf", "safetensors"), default="hf", help="Format to write (default: hf)")
     return parser.parse_args(argv)

@@ -1,4 +1,9 @@
-"""Write on from a prompt with a trained GPT-2: `paralab generate --checkpoint runs/alice --prompt "Alice"`."""
+"""Generate text from a prompt with a trained GPT-2.
+
+    paralab generate --checkpoint runs/alice --prompt "Alice"
+
+The prompt is printed, and after it each token as it is drawn, up to the end of the text or to --tokens tokens.
+"""
 
 import argparse
 import sys
@@ -68,15 +73,35 @@ def pieces(ids: Iterable[int], tokenizer: "Tokenizer") -> Iterator[str]:
 
 
 def _parse(argv: list[str]) -> argparse.Namespace:
-    parser = Parser(prog="paralab generate", description=(__doc__ or "").split(": `")[0] + ".")
-    parser.add_argument("--checkpoint", required=True, metavar="DIR", help="RUN/step-N, or RUN for its best one")
-    parser.add_argument("--prompt", required=True, metavar="TEXT", help="what the text begins with")
-    parser.add_argument("--tokens", type=whole(1), default=100, metavar="N", help="most to write (default: 100)")
-    parser.add_argument("--greedy", action="store_true", help="always the likeliest token")
-    parser.add_argument("--temperature", type=positive, default=1.0, metavar="X", help="below 1: bolder (default: 1)")
-    parser.add_argument("--top-k", type=whole(1), metavar="K", help="only among the K likeliest tokens")
-    parser.add_argument("--top-p", type=share, metavar="P", help="only among the fewest whose probability reaches P")
-    parser.add_argument("--seed", type=whole(0), default=0, metavar="N", help="of what is drawn (default: 0)")
+    parser = Parser(prog="paralab generate", description=__doc__)
+    parser.add_argument(
+        "--checkpoint",
+        required=True,
+        metavar="DIR",
+        help="Checkpoint to read: a folder RUN/step-N, or a folder RUN, whose best checkpoint is read",
+    )
+    parser.add_argument("--prompt", required=True, metavar="TEXT", help="Text to continue")
+    parser.add_argument(
+        "--tokens", type=whole(1), default=100, metavar="N", help="Generate at most this many tokens (default: 100)"
+    )
+    parser.add_argument("--greedy", action="store_true", help="Always take the most likely token, instead of sampling")
+    parser.add_argument(
+        "--temperature",
+        type=positive,
+        default=1.0,
+        metavar="X",
+        help="Divide the logits by this: below 1 sharpens the distribution, above 1 flattens it (default: 1)",
+    )
+    parser.add_argument(
+        "--top-k", type=whole(1), metavar="K", help="Sample only from the K most likely tokens (default: from all)"
+    )
+    parser.add_argument(
+        "--top-p",
+        type=share,
+        metavar="P",
+        help="Nucleus sampling: sample only from the fewest tokens whose probabilities add up to P (default: from all)",
+    )
+    parser.add_argument("--seed", type=whole(0), default=0, metavar="N", help="Seed of the sampling (default: 0)")
     options = parser.parse_args(argv)
     if not options.prompt:
         raise ConfigError("--prompt is empty: give at least one letter to begin with")

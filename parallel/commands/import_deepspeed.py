@@ -1,8 +1,10 @@
-"""Weights that DeepSpeed saved under ZeRO: `paralab import-deepspeed FOLDER DIR --trust`, for `train --init-from DIR`.
+"""Convert the weights of a DeepSpeed ZeRO checkpoint, for paralab train --init-from.
 
-FOLDER is what `engine.save_checkpoint` wrote, by a program of your own with the names of our parameters. Weights are
-put together by DeepSpeed's own `zero_to_fp32` and written in fp32 to `DIR/model.safetensors`; optimizer states are not.
-Its files are pickles, which can run any program with your rights: hence `--trust`.
+    paralab import-deepspeed saved weights --trust
+
+FOLDER is what engine.save_checkpoint wrote, in a program of your own that trains a model with paralab's parameter
+names. DeepSpeed's own zero_to_fp32 puts the weights together, and they are written in fp32 to DIR/model.safetensors.
+Optimizer states are not converted. The files are pickles, which can run any program with your rights: hence --trust.
 """
 
 import argparse
@@ -48,8 +50,12 @@ def import_deepspeed(source: Path, target: Path) -> None:
 
 
 def _parse(argv: list[str]) -> argparse.Namespace:
-    parser = Parser(prog="paralab import-deepspeed", description=(__doc__ or "").split(": `")[0] + ".")
-    parser.add_argument("source", metavar="FOLDER", help="what DeepSpeed's save_checkpoint wrote")
-    parser.add_argument("target", type=new_folder, metavar="DIR", help="new folder")
-    parser.add_argument("--trust", action="store_true", help="unpickle it: who wrote it may run anything as you")
+    parser = Parser(prog="paralab import-deepspeed", description=__doc__)
+    parser.add_argument("source", metavar="FOLDER", help="Folder that DeepSpeed's save_checkpoint wrote")
+    parser.add_argument("target", type=new_folder, metavar="DIR", help="New folder to write to")
+    parser.add_argument(
+        "--trust",
+        action="store_true",
+        help="Read the pickles of FOLDER (required); whoever wrote them can run any program with your rights",
+    )
     return parser.parse_args(argv)

@@ -1,4 +1,9 @@
-"""`paralab node`: start this machine's processes of a run on several nodes (`./launch.sh --nodes N ...` comes here)."""
+"""Start this machine's processes of a run on several nodes.
+
+    paralab node --nodes 2 --node-rank 0 --rendezvous 10.0.0.5:29500 -- train
+
+Type it on every machine, with its own --node-rank. `./launch.sh --nodes N ...` does the same and sets up first.
+"""
 
 import argparse
 import re
@@ -29,22 +34,51 @@ def positive(text: str) -> int:
     return int(text)
 
 
-def add_shared_options(parser: argparse.ArgumentParser) -> None:
-    """Add the options that `paralab node` and `paralab cluster` have in common."""
+def add_shared_options(parser: argparse.ArgumentParser, *, procs_per_node: str) -> None:
+    """Add the options that `paralab node` and `paralab cluster` have in common.
+
+    procs_per_node: the default of that option, in words.
+    """
     parser.add_argument(
-        "--nodes", type=node_counts, required=True, metavar="N|MIN:MAX", help="how many; MIN:MAX may come and go"
-    )
-    parser.add_argument("--procs-per-node", type=positive, metavar="P", help="default: its GPUs, or one")
-    parser.add_argument(
-        "--max-restarts", type=int, default=0, metavar="K", help="start again after a failure, this often (default: 0)"
-    )
-    parser.add_argument(
-        "--join-timeout", type=float, default=300.0, metavar="S", help="seconds to wait for all nodes (default: 300)"
+        "--nodes",
+        type=node_counts,
+        required=True,
+        metavar="N|MIN:MAX",
+        help="Number of nodes, or MIN:MAX for a run whose nodes may come and go",
     )
     parser.add_argument(
-        "--node-timeout", type=float, default=30.0, metavar="S", help="seconds a node may be silent (default: 30)"
+        "--procs-per-node",
+        type=positive,
+        metavar="P",
+        help=f"Number of processes on each node (default: {procs_per_node})",
     )
-    parser.add_argument("command", nargs=argparse.REMAINDER, metavar="-- COMMAND", help="what to run")
+    parser.add_argument(
+        "--max-restarts",
+        type=int,
+        default=0,
+        metavar="K",
+        help="Restart the processes after a failure, at most this many times (default: 0)",
+    )
+    parser.add_argument(
+        "--join-timeout",
+        type=float,
+        default=300.0,
+        metavar="S",
+        help="Seconds to wait for all nodes at the start (default: 300)",
+    )
+    parser.add_argument(
+        "--node-timeout",
+        type=float,
+        default=30.0,
+        metavar="S",
+        help="Seconds after which a node that does not answer counts as lost (default: 30)",
+    )
+    parser.add_argument(
+        "command",
+        nargs=argparse.REMAINDER,
+        metavar="-- COMMAND",
+        help="Command of paralab, or Python file, to run on every node, with its options",
+    )
 
 
 def command_of(options: argparse.Namespace) -> tuple[str, ...]:
@@ -57,12 +91,15 @@ def command_of(options: argparse.Namespace) -> tuple[str, ...]:
 
 def parse(argv: Sequence[str] | None) -> NodeRequest:
     """Read the command line. Raises: UsageError."""
-    parser = Parser(prog="paralab node", description="Start this machine's part of a run on several nodes.")
-    parser.add_argument("--node-rank", type=int, required=True, metavar="R", help="this node's number, from 0")
+    parser = Parser(prog="paralab node", usage="%(prog)s OPTION... -- COMMAND [OPTION...]", description=__doc__)
+    parser.add_argument("--node-rank", type=int, required=True, metavar="R", help="Number of this node, from 0")
     parser.add_argument(
-        "--rendezvous", required=True, metavar="HOST:PORT", help="an address of node 0; it listens there and only there"
+        "--rendezvous",
+        required=True,
+        metavar="HOST:PORT",
+        help="Address and port of node 0, where the nodes meet; node 0 listens on this address only",
     )
-    add_shared_options(parser)
+    add_shared_options(parser, procs_per_node="one per GPU, or 1")
     options = parser.parse_args(argv)
     fewest, most = options.nodes
     if not 0 <= options.node_rank < most:

@@ -1,4 +1,6 @@
-"""Draw samples from a trained denoiser: `paralab sample --checkpoint runs/points --n 2000 --out points.png`.
+"""Draw samples from a trained diffusion model.
+
+    paralab sample --checkpoint runs/points --n 2000 --out points.png
 
 Points are compared with held-out ones by a two-sample test. They are in the coordinates of training: mean 0 and
 standard deviation 1.
@@ -57,15 +59,39 @@ def main(argv: list[str]) -> int:
 
 
 def _parse(argv: list[str]) -> argparse.Namespace:
-    parser = Parser(prog="paralab sample", description=(__doc__ or "").split(": `")[0] + ".")
-    parser.add_argument("--checkpoint", required=True, metavar="DIR", help="RUN/step-N, or RUN for its best one")
-    parser.add_argument("--n", type=whole(1), default=TESTED, metavar="N", help=f"how many (default: {TESTED})")
-    parser.add_argument("--sampler", choices=("ddim", "sde"), default="ddim", help="flow ODE or reverse SDE")
-    parser.add_argument("--steps", type=whole(2), default=100, metavar="S", help="noise levels (default: 100)")
-    parser.add_argument("--seed", type=whole(0), default=0, metavar="N", help="of what is drawn (default: 0)")
-    parser.add_argument("--out", metavar="FILE", help="picture (.png), or samples, paths and noise levels (.npz)")
+    parser = Parser(prog="paralab sample", description=__doc__)
     parser.add_argument(
-        "--log-prob", metavar="FILE", help="print the log density of these points (.npy, or .csv of x,y) instead"
+        "--checkpoint",
+        required=True,
+        metavar="DIR",
+        help="Checkpoint to read: a folder RUN/step-N, or a folder RUN, whose best checkpoint is read",
+    )
+    parser.add_argument(
+        "--n", type=whole(1), default=TESTED, metavar="N", help=f"Number of samples to draw (default: {TESTED})"
+    )
+    parser.add_argument(
+        "--sampler",
+        choices=("ddim", "sde"),
+        default="ddim",
+        help="Sampler: ddim follows the probability-flow ODE, sde the reverse SDE (default: ddim)",
+    )
+    parser.add_argument(
+        "--steps",
+        type=whole(2),
+        default=100,
+        metavar="S",
+        help="Number of noise levels, and so of evaluations of the model (default: 100)",
+    )
+    parser.add_argument("--seed", type=whole(0), default=0, metavar="N", help="Seed of the sampling (default: 0)")
+    parser.add_argument(
+        "--out",
+        metavar="FILE",
+        help="File to write: a picture (.png), or samples, paths and noise levels (.npz) (default: none)",
+    )
+    parser.add_argument(
+        "--log-prob",
+        metavar="FILE",
+        help="Instead of sampling, print the log density at the points of this file (.npy, or .csv with x,y)",
     )
     options = parser.parse_args(argv)
     if options.log_prob and options.out:

@@ -1,4 +1,9 @@
-"""`paralab strategies`: every strategy with its layout, when to use it and what it costs."""
+"""List the strategies: the layout that each stands for, when to use it and what it costs.
+
+    paralab strategies --nproc 8
+
+A strategy is a name for a layout: --strategy of paralab run, train and other commands takes it.
+"""
 
 import argparse
 from collections.abc import Sequence
@@ -44,10 +49,14 @@ def _layout(strategy: Strategy, nproc: int, *, quote: str = "") -> str:
 def _parse(argv: Sequence[str]) -> argparse.Namespace:
     parser = Parser(
         prog="paralab strategies",
-        description="Show every strategy: the layout that it stands for, when to use it and what it costs.",
+        description=__doc__,
     )
     parser.add_argument(
-        "--nproc", type=whole(1), default=4, metavar="N", help="processes that the layouts are for (default: 4)"
+        "--nproc",
+        type=whole(1),
+        default=4,
+        metavar="N",
+        help="Number of processes to show the layouts for (default: 4)",
     )
-    parser.add_argument("--markdown", action="store_true", help="as the table of the README")
+    parser.add_argument("--markdown", action="store_true", help="Print a Markdown table, as in the README")
     return parser.parse_args(list(argv))

@@ -1,7 +1,10 @@
-"""Prove that strategies compute what one process computes: `paralab verify --model gpt2 --nproc 4`.
+"""Prove that strategies compute what one process computes.
 
-For each strategy, schedule and accumulation: a few optimizer steps on the same weights, data and seed as one
-process, then the largest difference of loss, global gradient norm and every parameter against a tolerance.
+    paralab verify --model gpt2 --nproc 4
+
+Each strategy, pipeline schedule and accumulation takes a few optimizer steps, from the same weights, data and seed as
+one process. The largest differences of the loss, of the global gradient norm and of every parameter are compared with
+tolerances.
 """
 
 from dataclasses import dataclass

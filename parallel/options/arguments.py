@@ -3,7 +3,9 @@
 import argparse
 import math
 import re
+import textwrap
 from collections.abc import Callable, Sequence
+from itertools import groupby
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -91,11 +93,13 @@ class _Paragraphs(argparse.HelpFormatter):
     """Fills the paragraphs of a description, and keeps indented lines, such as examples to type, as they are."""
 
     def _fill_text(self, text: str, width: int, indent: str) -> str:
-        paragraphs = (paragraph.strip("\n") for paragraph in re.split(r"\n\s*\n", text))
-        return "\n\n".join(
-            paragraph if paragraph.startswith(" ") else super(_Paragraphs, self)._fill_text(paragraph, width, indent)
-            for paragraph in paragraphs
-        )
+        lines = text.strip("\n").split("\n")
+        paragraphs = groupby(lines, key=lambda line: not line or line.startswith(" "))
+        filled = (part if kept else self._split_lines(" ".join(part), width) for kept, part in paragraphs)
+        return "\n".join(indent + line for part in filled for line in part)
+
+    def _split_lines(self, text: str, width: int) -> list[str]:
+        return textwrap.wrap(" ".join(text.split()), width, break_on_hyphens=False)  # --flags stay whole
 
 
 class Parser(argparse.ArgumentParser):

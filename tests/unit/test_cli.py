@@ -1,5 +1,6 @@
 """The command frame: quick help, one line per error, exit statuses, and a table that points at real functions."""
 
+import argparse
 import ast
 import os
 import signal
@@ -16,6 +17,7 @@ import pytest
 from parallel import cli
 from parallel.console.outputs import check_writable, write_whole
 from parallel.errors import DivergedError, LayoutError
+from parallel.options.arguments import Parser
 from parallel.processes import allowed
 from parallel.records.environment import Environment
 
@@ -113,17 +115,26 @@ def test_no_command_prints_the_usage_and_fails(capsys: pytest.CaptureFixture[str
     assert "usage: paralab" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("command", ["run", "bench", "scale", "check-model"])
-def test_examples_in_the_help_are_lines_to_type_that_fit(
-    command: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("command", sorted(cli.COMMANDS))
+def test_a_help_fits_into_80_columns_and_has_an_example_and_a_text_for_each_option(
+    command: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    shown: list[Parser] = []
     monkeypatch.setenv("COLUMNS", "80")
+    monkeypatch.setattr(Parser, "print_help", lambda self: shown.append(self))
     with pytest.raises(SystemExit):
         cli.main([command, "--help"])
-    lines = capsys.readouterr().out.split("options:")[0].splitlines()
-    examples = [line for line in lines if line.startswith("    ")]
-    assert examples and all(f"{command} --" in line or "run.py --" in line for line in examples)
+    (parser,) = shown
+    lines = parser.format_help().splitlines()
     assert max(map(len, lines)) <= 80
+    examples = [line for line in (parser.description or "").splitlines() if line.startswith("    ")]
+    assert examples and all(f"paralab {command} " in line or "run.py --" in line for line in examples)
+    texts = [action.help or "" for action in parser._actions if action.help != argparse.SUPPRESS]
+    assert all(text[:1].isupper() and not text.endswith(".") for text in texts), texts
+
+
+def test_the_usage_fits_into_80_columns() -> None:
+    assert max(map(len, cli.usage().splitlines())) <= 80
 
 
 @pytest.mark.parametrize(
