@@ -1,4 +1,4 @@
-"""The levers of one device: what each changes in a run, one thing at a time."""
+"""Options of one device that can be varied one at a time, and what each changes in a run."""
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
@@ -29,7 +29,7 @@ Named = tuple[str, CaseConfig]
 
 
 def cases(base: CaseConfig, names: Sequence[str]) -> Iterator[Named]:
-    """Yield the case itself, then the case with each change of each lever but `batch`; what cannot run is said."""
+    """Yield the case itself, then the case with each change of each option but `batch`; what cannot run is said."""
     import torch
 
     yield "as it is", base

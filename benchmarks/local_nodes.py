@@ -1,4 +1,4 @@
-"""Several nodes of one training on this machine's loopback address, to be hurt: killed, stopped, started again."""
+"""Several nodes of one training run on this machine's loopback address, which tests kill, stop and start again."""
 
 import signal
 import subprocess

@@ -31,7 +31,7 @@ from parallel.records.row import RunRecord
 _ROOT = Path(__file__).resolve().parent.parent
 _PREFIX = "peers-result "  # torchrun mixes other lines into the output
 
-# arm -> (processes, strategy of ours that it is held against; None for ours)
+# variant -> (processes, strategy of ours that it is compared with; None for ours)
 ARMS: dict[str, tuple[int, str | None]] = {
     "ours single": (1, None),
     "plain loop": (1, "ours single"),
@@ -43,7 +43,7 @@ ARMS: dict[str, tuple[int, str | None]] = {
     "ours zero1": (2, None),
     "ZeroRedundancyOptimizer": (2, "ours zero1"),
 }
-Results = dict[str, list[dict[str, Any]]]  # what each run of an arm measured
+Results = dict[str, list[dict[str, Any]]]  # what each run of a variant measured
 TARGETS = {  # on a CPU
     ("plain loop", "fp32"): 1.2,
     ("transformers", "fp32"): 1.3,
@@ -66,7 +66,7 @@ STATE_FORMULAS = {
 
 @dataclass(frozen=True, kw_only=True)
 class PeersConfig(RunConfig):
-    """The work that all arms share. `steps` are timed after `warmup` ones."""
+    """The work that all variants share. `steps` are timed after `warmup` ones."""
 
     size: str | None = changed("size", "small")
     global_batch_size: int | None = changed("global_batch_size", 8)
@@ -99,7 +99,7 @@ class PeersConfig(RunConfig):
 
 
 def main(argv: list[str]) -> int:
-    """Run all arms and print ratios. Returns: 0, or 1 when losses do not agree."""
+    """Run all variants and print ratios. Returns: 0, or 1 when losses do not agree."""
     if argv[:1] == ["--arm"]:
         return _work(argv[1], argv[2:])
     config = read_config(argv, config=PeersConfig, prog="paralab peers", description=__doc__)
@@ -134,11 +134,11 @@ def main(argv: list[str]) -> int:
 
 
 def _chosen(names: list[str] | None, *, gpus: int | None) -> list[str]:
-    """Return the arms to run, each after the one of ours that it is held against. Raises: WorldError."""
+    """Return the variants to run, each after the one of ours that it is compared with. Raises: WorldError."""
     arms = names or [arm for arm, (nproc, _) in ARMS.items() if _room_for(nproc, gpus)]
     for arm in arms:
         if not _room_for(ARMS[arm][0], gpus):
-            raise WorldError(f"arm {arm} needs {ARMS[arm][0]} GPUs, {gpus} here: leave it out of --arms")
+            raise WorldError(f"variant {arm} needs {ARMS[arm][0]} GPUs, {gpus} here: leave it out of --arms")
     ours = [ARMS[arm][1] for arm in arms if ARMS[arm][1]]
     return [arm for arm in ARMS if arm in arms or arm in ours]
 
@@ -157,7 +157,7 @@ def _room_for(processes: int, gpus: int | None) -> bool:
 
 
 def _run(arm: str, argv: list[str]) -> dict[str, Any]:
-    """Run one arm once in processes of its own and return what rank 0 measured."""
+    """Run one variant once in processes of its own and return what rank 0 measured."""
     nproc, _ = ARMS[arm]
     start = [sys.executable]
     if nproc > 1:
@@ -171,11 +171,11 @@ def _run(arm: str, argv: list[str]) -> dict[str, Any]:
     for line in done.stdout.splitlines():
         if line.startswith(_PREFIX):
             return json.loads(line.removeprefix(_PREFIX))
-    raise RankError(f"arm {arm} gave no result (exit status {done.returncode}): {done.stderr.strip()[-300:]}")
+    raise RankError(f"variant {arm} gave no result (exit status {done.returncode}): {done.stderr.strip()[-300:]}")
 
 
 def _disagreeing(results: Results, precision: str) -> list[str]:
-    """Return the arms whose losses are not those of ours, which started from the same weights and saw the same data."""
+    """Return the variants whose losses differ from ours, which start from the same weights and see the same data."""
     lines = []
     for arm, runs in results.items():
         ours = ARMS[arm][1]
@@ -192,11 +192,12 @@ def _disagreeing(results: Results, precision: str) -> list[str]:
 def _table(results: Results, config: PeersConfig, targets: Mapping[tuple[str, str], float]) -> str:
     """Return the medians, the ratios repeat by repeat with their spread, and the share of the roofline.
 
-    targets: the least ratio asked for, by arm and precision.
+    targets: the least ratio required, by variant and precision.
     """
     lines = [
         f"{config.precision}, global batch {config.global_batch_size}, medians of {config.repeats} interleaved runs",
-        f"{'arm':<25}{'processes':>9}{'step s':>9}{'loss':>9}{'of roofline':>13}{'ours is faster by':>26}{'target':>8}",
+        f"{'variant':<25}{'processes':>9}{'step s':>9}{'loss':>9}{'of roofline':>13}"
+        f"{'ours is faster by':>26}{'target':>8}",
     ]
     for arm, runs in results.items():
         nproc, ours = ARMS[arm]
@@ -260,7 +261,7 @@ def _memory_table(records: list[RunRecord]) -> str:
 
 
 def _work(arm: str, argv: list[str]) -> int:
-    """Train one arm in this process, one of its ranks, and print the result on rank 0."""
+    """Train one variant in this process, one of its ranks, and print the result on rank 0."""
     import torch
     import torch.distributed as dist
 

@@ -99,7 +99,7 @@ def summary(record: RunRecord, out: str) -> str:
     unit = record.unit if record.tokens_per_s else "samples"
     share = f", {record.mfu:.0%} of" if record.mfu is not None else ", share unknown of"
     peak = f"{share} {record.peak_source}" if record.peak_source else ""
-    parity = record.parity_result or "not asked for"
+    parity = record.parity_result or "not requested"
     if record.parity is not None and record.parity_scope != WHOLE:
         parity += f", on {record.parity_scope}"
     return (

@@ -57,7 +57,7 @@ class Overcome:
 
 
 class Soak:
-    """A training that is being hurt."""
+    """A training run into which faults are injected."""
 
     def __init__(self, nodes: LocalNodes, *, seed: int, pause_s: float) -> None:
         self.nodes, self.pause_s = nodes, pause_s

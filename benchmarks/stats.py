@@ -26,7 +26,7 @@ def ratio_interval(
 ) -> tuple[float, float]:
     """Return the bootstrap interval of median(other) / median(base).
 
-    Percentiles over resampled runs (Efron and Tibshirani 1993, chapter 13). With five runs an arm it is a little
+    Percentiles over resampled runs (Efron and Tibshirani 1993, chapter 13). With five runs a variant it is a little
     too narrow, which is why a verdict also needs `mann_whitney`. The same input gives the same interval.
     """
     rng = np.random.default_rng(seed)
@@ -42,13 +42,13 @@ def median_interval(values: Sequence[float], *, confidence: float = 0.95, seed: 
 
 
 def mann_whitney(a: Sequence[float], b: Sequence[float]) -> float:
-    """Return the two-sided p value of the Mann-Whitney U test (1947): do both arms draw from one distribution?
+    """Return the two-sided p value of the Mann-Whitney U test (1947): do both variants draw from one distribution?
 
     Exact, given the ties, up to `EXACT_LIMIT` runs in all; beyond, the normal approximation with the corrections for
-    ties and continuity (Lehmann 1975, section 1.4). Raises: ValueError for an empty arm or a value that is not finite.
+    ties and continuity (Lehmann 1975, section 1.4). Raises: ValueError for an empty variant or an infinite value.
     """
     if not a or not b or not all(map(isfinite, (*a, *b))):
-        raise ValueError("Mann-Whitney needs finite values in both arms")
+        raise ValueError("Mann-Whitney needs finite values in both variants")
     ranks = _doubled_ranks([*a, *b])
     observed = abs(2 * sum(ranks[: len(a)]) - 2 * len(a) * (len(ranks) + 1))  # from the mean, times four
     if len(ranks) <= EXACT_LIMIT:

@@ -198,7 +198,7 @@ def strategies(config: SweepConfig) -> Iterator[device_levers.Named]:
     """Yield models x batches x process counts x strategies (or layouts) x engines, without what does not fit.
 
     What does not fit is said. One process has strategy single only, where that is one of them, and
-    single one process, also where other counts are asked for.
+    single one process, also where other counts are requested.
     """
     from parallel.plan.resolve import resolve
 
@@ -262,7 +262,7 @@ def _shared(config: SweepConfig) -> CaseConfig:
 
 
 def _base(config: SweepConfig) -> CaseConfig:
-    """Return the case that levers change: on one process unless another division is asked for."""
+    """Return the case that `levers` change: on one process unless another division is requested."""
     shared = _shared(config)
     return shared if shared.layout else replace(shared, strategy=shared.strategy or "single")
 
@@ -394,7 +394,7 @@ def _failure_row(
         command=case.command,
         status=status,  # type: ignore[arg-type]
         reason=reason,
-        strategy_requested=config.strategy or "ddp",  # what a run is divided by when nothing is asked for
+        strategy_requested=config.strategy or "ddp",  # what a run is divided by when nothing is requested
         layout_requested=str(config.layout) if config.layout else None,
         model=config.model,
         wall_s=wall_s,

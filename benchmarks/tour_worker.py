@@ -84,7 +84,7 @@ def run(config: TourConfig) -> int:
 
 @dataclass(frozen=True)
 class Stop:
-    """One strategy of a tour: the run, and what was asked for, with the id that all ranks log under."""
+    """One strategy of a tour: the run, and what was requested, with the id that all ranks log under."""
 
     run: RunConfig
     asked: Asked

@@ -145,7 +145,7 @@ class Comparison:
 
 @dataclass(frozen=True)
 class Refusal:
-    """Two arms that did not do the same work."""
+    """Two variants that did not do the same work."""
 
     base: str
     other: str

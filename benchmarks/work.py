@@ -89,7 +89,7 @@ class Difference:
 
 
 def value(record: RunRecord, column: Column) -> object:
-    """Return what a run did, or what was asked of it where it failed too early to know."""
+    """Return what a run did, or what was requested of it where it failed too early to know."""
     realised = getattr(record, column.name)
     return getattr(record, f"{column.name}_requested", None) if realised is None else realised
 

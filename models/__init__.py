@@ -11,7 +11,7 @@ NAMES = ("gpt2", "resnet", "diffusion")  # the only list of models: modules of t
 
 
 class _Specs(MutableMapping[str, "ModelSpec"]):
-    """The specs by name. A module, and torch with it, is imported when its spec is first asked for."""
+    """The specs by name. A module, and torch with it, is imported when its spec is first requested."""
 
     def __init__(self) -> None:
         self._held: dict[str, ModelSpec | None] = dict.fromkeys(NAMES)

@@ -48,7 +48,7 @@ class LinearCrossEntropy(nn.Module, Reducing):
         rows = min(max(self.vocab_size - self.row_offset, 0), weight.shape[0])
         if targets is None:
             return nn.functional.linear(x, weight[:rows])
-        device_type = "cpu" if x.is_meta else x.device.type  # there is no autocast without values
+        device_type = "cpu" if x.is_meta else x.device.type  # there is no autocast on the meta device
         dtype = torch.get_autocast_dtype(device_type) if torch.is_autocast_enabled(device_type) else x.dtype
         with torch.autocast(device_type, enabled=False):
             return _LinearCrossEntropy.apply(

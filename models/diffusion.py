@@ -239,7 +239,7 @@ class Denoiser(nn.Module):
 
 
 def init(config: Config, name: str, tensor: Tensor, generator: torch.Generator) -> None:
-    """Fill a full parameter: biases 0, N(0, 0.02) where DiT has it (and instead of its zeros), else Xavier."""
+    """Initialise a full parameter: biases 0, N(0, 0.02) where DiT has it (and instead of its zeros), else Xavier."""
     if name.endswith(".bias"):
         tensor.zero_()
     elif "modulation" in name or name in ("embed.positions", "embed.labels.weight", "head.linear.weight"):

@@ -123,7 +123,7 @@ class GPT2(nn.Module):
 
 
 def init(config: GPT2Config, name: str, tensor: Tensor, generator: torch.Generator) -> None:
-    """Fill a full parameter: N(0, 0.02), projections into the residual stream / sqrt(2 layers) (GPT-2, section 2.3)."""
+    """Initialise a full parameter: N(0, 0.02), into the residual stream / sqrt(2 layers) (GPT-2, section 2.3)."""
     kind = name.rsplit(".", 2)[-2:]
     if kind[0].startswith("norm") and kind[1] == "weight":
         tensor.fill_(1.0)

@@ -192,7 +192,7 @@ class _ChannelsLast(torch.autograd.Function):
 
 
 def init(config: ResNetConfig, name: str, tensor: Tensor, generator: torch.Generator) -> None:
-    """Fill a full tensor: He et al. 2015 (fan out) for convolutions, N(0, 0.01) for the linear layer."""
+    """Initialise a full tensor: He et al. 2015 (fan out) for convolutions, N(0, 0.01) for the linear layer."""
     kind = name.rpartition(".")[2]
     if tensor.dim() == 4:
         nn.init.kaiming_normal_(tensor, mode="fan_out", nonlinearity="relu", generator=generator)

@@ -75,7 +75,7 @@ class ModelSpec:
     default_size: str  # trains on a laptop
     tiny_size: str  # a second or less a step: what tests use
     build: Callable[[Any], nn.Module]
-    init: Callable[[Any, str, Tensor, torch.Generator], None]  # config, full name, full CPU tensor to fill
+    init: Callable[[Any, str, Tensor, torch.Generator], None]  # config, full name, full CPU tensor to initialise
     example: Callable[[Any, int], tuple[tuple[Tensor, ...], Tensor]]  # batch size -> inputs, targets: shapes, dtypes
     n_blocks: Callable[[Any], int]
     with_blocks: Callable[[Any, int], Any] | None = None  # the same config with so many blocks, or the fewest above
@@ -122,7 +122,7 @@ class ModelSpec:
 
 
 class _WithoutInit(TorchFunctionMode):
-    """Leaves out the random numbers of `torch.nn.init`: on tensors without values they bring the compiler along."""
+    """Leaves out the random numbers of `torch.nn.init`: on the meta device they bring the compiler along."""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}

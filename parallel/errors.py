@@ -46,7 +46,7 @@ class FolderInUseError(UsageError):
 
 
 class WorldError(UsageError):
-    """The processes that were started are not the ones that were asked for."""
+    """The processes that were started are not the ones that were requested."""
 
 
 class ModelError(UsageError):

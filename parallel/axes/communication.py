@@ -1,7 +1,7 @@
 """Predict what a rank sends in one optimizer step, by axis, from shapes alone.
 
 What a strategy calls is known in closed form; the shapes it needs are read off a forward pass of each pipeline stage
-on tensors without values. The communication ledger counts the same numbers, to the byte, by ring algorithms and as the
+on the meta device. The communication ledger counts the same numbers, to the byte, by ring algorithms and as the
 backend sends them (parallel.axes.forms).
 """
 
@@ -121,7 +121,7 @@ def _weight_bytes(work: Planned) -> int:
     return weight_dtype(work.run.precision).itemsize
 
 
-# --- a forward pass of each stage, without values
+# --- a forward pass of each stage, on the meta device
 
 
 def _stages(work: Planned, *, last: int, device_type: str) -> Iterator[_Stage]:

@@ -79,7 +79,7 @@ def compose(context: BuildContext) -> Composed:
 
 
 def fill_part(part: nn.Module, context: BuildContext) -> None:
-    """Split, wrap and fill one part, in place."""
+    """Split, wrap and initialise one part, in place."""
     layout, mesh, run, tied = context.layout, context.mesh, context.run, context.spec.tied
     if layout.tp > 1:
         tensor.split_layers(part, context.spec.tensor_plan(context.model_config), mesh=mesh)

@@ -61,5 +61,5 @@ class BuildContext:
         return self.mesh.device
 
     def new_model(self) -> nn.Module:
-        """Return the whole model without values, in the precision of its weights."""
+        """Return the whole model on the meta device, in the precision of its weights."""
         return self.spec.without_values(self.model_config, weight_dtype(self.run.precision))

@@ -1,4 +1,4 @@
-"""Data parallelism: every rank holds the whole model and eats its share of the batch; gradients are averaged.
+"""Data parallelism: every rank holds the whole model and consumes its share of the batch; gradients are averaged.
 
 On its own it is torch's DistributedDataParallel, which overlaps the all-reduce with backward (Li et al. 2020,
 arXiv:2006.15704). Beside a tensor or pipeline axis the gradients are averaged once, after the last backward:

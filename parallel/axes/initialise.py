@@ -67,7 +67,7 @@ def first_value(name: str, *, like: Tensor, spec: ModelSpec, config: object, see
 
 @torch.no_grad()
 def initialise(part: nn.Module, *, spec: ModelSpec, config: object, seed: int) -> None:
-    """Fill every parameter and persistent buffer of a part of the model."""
+    """Initialise every parameter and persistent buffer of a part of the model."""
     for name, tensor in part.state_dict(keep_vars=True).items():
         full = first_value(name, like=tensor, spec=spec, config=config, seed=seed)
         local(tensor).copy_(local_slice(full, tensor))

@@ -54,7 +54,7 @@ def stage_blocks(n_blocks: int, stages: int, stage: int) -> range:
 
 
 def cut_stage(model: nn.Module, *, spec: ModelSpec, config: Any, layout: Layout, stage: int) -> nn.Module:
-    """Delete from a whole model (without values) what one stage does not hold. Names stay as they are."""
+    """Delete from a whole model (on the meta device) what one stage does not hold. Names stay as they are."""
     stages = layout.stages
     keep = stage_blocks(spec.n_blocks(config), stages, stage)
     for key in list(model.blocks):
@@ -66,7 +66,7 @@ def cut_stage(model: nn.Module, *, spec: ModelSpec, config: Any, layout: Layout,
 
 
 def make_stages(context: BuildContext) -> dict[int, nn.Module]:
-    """Build the stages that this rank holds, without values, by stage index."""
+    """Build the stages that this rank holds, on the meta device, by stage index."""
     pp, layout = context.mesh.rank("pp"), context.layout
     mine = SCHEDULES[layout.schedule].stages_of(pp, layout.pp)
     whole = context.new_model()
@@ -142,7 +142,7 @@ def _match_strides(parts: list[nn.Module]) -> None:
 
 
 def boundary_shapes(context: BuildContext) -> list[tuple[Tensor, ...]]:
-    """Return what enters each stage, and what leaves the last, for one micro-batch, as tensors without values."""
+    """Return what enters each stage, and what leaves the last, for one micro-batch, as meta tensors."""
     inputs, _ = context.spec.example(context.model_config, context.division.micro_batch_size)
     dtype = weight_dtype(context.run.precision)
     hidden = tuple(in_dtype(x, dtype).to("meta") for x in inputs)

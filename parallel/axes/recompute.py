@@ -31,7 +31,7 @@ def is_recomputed(block: nn.Module) -> bool:
 def recomputation_ratio(spec: ModelSpec, config: Any, every: int | None) -> float:
     """Return the FLOPs of forward and backward with recomputation over those without: 1 where nothing is recomputed.
 
-    Counted from the matrix products and convolutions of one sample, on tensors without values. Recomputing ends at the
+    Counted from the matrix products and convolutions of one sample, on the meta device. Recomputing ends at the
     last tensor that backward needs, so it is a little less than the forward pass of the blocks.
     """
     return _flops(spec, config, every) / _flops(spec, config, None) if every else 1.0

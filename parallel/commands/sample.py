@@ -26,7 +26,7 @@ _SHOWN_PATHS = 40
 
 
 def main(argv: list[str]) -> int:
-    """Sample, write what was asked for, print what was found."""
+    """Sample, write what was requested, print what was found."""
     options = _parse(argv)
     import torch
 

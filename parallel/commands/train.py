@@ -108,7 +108,7 @@ def _launch(work: "Work", config: TrainConfig, argv: list[str], rank: "Rank", be
 
 
 def read(argv: list[str], rank: "Rank") -> TrainConfig:
-    """Read what is asked for, and divide it over the processes that are there."""
+    """Read what is requested, and divide it over the processes that are there."""
     config, given = _read(argv)
     return _divide(config, given, rank)
 
@@ -164,7 +164,7 @@ def _adopt(config: TrainConfig, source: str, *, shown: bool) -> TrainConfig:
 
 
 def _without_division(values: dict[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
-    """Drop how a run was divided where something else is asked for now."""
+    """Drop how a run was divided where something else is requested now."""
     dropped: set[str] = set()
     if set(_DIVISION) & set(given):
         dropped = {"layout", "nproc"}

@@ -28,7 +28,7 @@ class VerifyConfig(RunConfig):
 
 
 def main(argv: list[str]) -> int:
-    """Print a table of certificates. Returns: the exit status."""
+    """Print a table of parity results. Returns: the exit status."""
     config = read_config(argv, config=VerifyConfig, prog="paralab verify", description=__doc__)
     model = heading.model_of(config, size="in its smallest size")
     heading.show(f"verifying {model}: {heading.division_of(config, strategies='every strategy')}")

@@ -36,7 +36,7 @@ _COLUMNS = (("strategy", 9), ("layout", 30), ("accumulation", 12), ("loss", 9), 
 
 
 def run(config: VerifyConfig) -> int:
-    """Print a table of certificates. Returns: 0 when all pass, 1 when one fails."""
+    """Print a table of parity results. Returns: 0 when all pass, 1 when one fails."""
     began, spec = Moment.now(), SPECS[config.model]
     precision = config.precision or ("fp32" if spec.smooth else "fp64")
     config = replace(config, precision=precision, size=config.size or spec.tiny_size)
@@ -93,7 +93,7 @@ def _not_covered(runs: list[VerifyConfig], compared: list[ParityResult | Agreeme
 
 
 def cases(config: VerifyConfig, nproc: int) -> Iterator[VerifyConfig]:
-    """Yield the cases: what was asked for, or all that fit."""
+    """Yield the cases: what was requested, or all that fit."""
     if config.layout is not None:
         fit.refuse(resolve(config), force=config.force)
         yield config
@@ -156,7 +156,7 @@ def _layouts(layout: Layout) -> Iterator[Layout]:
 
 
 def certify_all(rank: Rank, progress: Progress, runs: list[VerifyConfig]) -> list[ParityResult | Agreement]:
-    """Certify each case on this rank, and what surrounds the steps of some; rank 0 prints as it goes.
+    """Prove each case on this rank, and what surrounds the steps of some; rank 0 prints as it goes.
 
     Where the reference does not fit, a case is proved on a part of it; where no part fits, it is said and not counted.
     """

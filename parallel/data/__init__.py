@@ -70,7 +70,7 @@ def _check_name(name: str, *, kind: str) -> None:
     use = "use " + ", ".join(filter(None, [*known, _ELSEWHERE[kind]]))
     if name in BUILT_IN:
         if BUILT_IN[name] != kind:
-            raise DataError(f"data {name!r} is {BUILT_IN[name]}, this model eats {kind}: {use}")
+            raise DataError(f"data {name!r} is {BUILT_IN[name]}, this model consumes {kind}: {use}")
         return
     hint = did_you_mean(name, known)
     is_path = kind != "points" and path_of(name) is not None

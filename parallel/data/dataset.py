@@ -1,4 +1,4 @@
-"""What training eats: `Batch`, and the contract `Dataset` of everything that makes batches."""
+"""What training consumes: `Batch`, and the contract `Dataset` of everything that makes batches."""
 
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable

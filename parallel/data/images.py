@@ -56,7 +56,7 @@ class ArrayImages:
 
 
 class FolderImages:
-    """Picture files, decoded when asked for. sha256 is over classes, names and contents of both splits."""
+    """Picture files, decoded when requested. sha256 is over classes, names and contents of both splits."""
 
     def __init__(self, pictures: PictureSet, *, split: str, config: Any) -> None:
         if config.channels not in (1, 3):

@@ -1,4 +1,4 @@
-"""Which samples a data rank eats at which step: shuffled by seed, resumable by step number alone."""
+"""Which samples a data rank consumes at which step: shuffled by seed, resumable by step number alone."""
 
 from collections.abc import Iterator
 
@@ -19,7 +19,7 @@ class SampleOrder:
         self._epoch, self._permutation = -1, np.empty(0, dtype=np.int64)
 
     def permutation(self, epoch: int) -> np.ndarray:
-        """Return the sample indices of one epoch, (n_samples,) int64. The last one asked for is kept."""
+        """Return the sample indices of one epoch, (n_samples,) int64. The last one requested is kept."""
         if epoch != self._epoch:
             self._epoch = epoch
             generator = np.random.default_rng([self.seed, epoch])

@@ -115,7 +115,7 @@ def _either(names: Iterable[str]) -> str:
 
 
 def check_no_column(column: str, *, name: str) -> None:
-    """Raise DataError where a column was asked for of a text that has none."""
+    """Raise DataError where a column was requested of a text that has none."""
     if column != TEXT_COLUMN:
         raise DataError(f"--text-column {column} with {name}, which has no columns: leave it out")
 

@@ -1,7 +1,7 @@
 """What runs the optimizer step: torch itself, DeepSpeed or Accelerate.
 
 All of them train the same weights on the same batches with the same optimizer, so that they can be compared and
-held against the same reference. Nothing is imported from an engine before it is chosen.
+compared with the same reference. Nothing is imported from an engine before it is chosen.
 """
 
 import os
@@ -29,10 +29,10 @@ _PRECISIONS = {
 
 
 def choose(engine: str, *, launcher: str, layout: Layout, precision: str, ds_config: str | Path | None = None) -> str:
-    """Return the engine to use: the one asked for, or for `auto` the launcher's own where it is able, else torch.
+    """Return the engine to use: the requested one, or for `auto` the launcher's own where it is able, else torch.
 
     A DeepSpeed file under a launcher without an engine of its own is as good as asking for DeepSpeed.
-    Raises: LayoutError or ConfigError when the engine asked for cannot run the layout.
+    Raises: LayoutError or ConfigError when the requested engine cannot run the layout.
     """
     if engine == "auto" and ds_config is not None and launcher != "accelerate":
         engine = "deepspeed"
@@ -65,7 +65,7 @@ def deepspeed_file(engine: str, ds_config: str | None, env: Mapping[str, str] = 
 def check(work: Planned, *, requested: str, launcher: str, env: Mapping[str, str] = os.environ) -> None:
     """Refuse a configuration file that says something else than a run, before any of its processes is started.
 
-    requested: the engine asked for, `auto` included. env: what Accelerate's launcher set.
+    requested: the requested engine, `auto` included. env: what Accelerate's launcher set.
     Raises: ConfigError.
     """
     engine, ds_config = work.run.engine, work.run.ds_config
@@ -83,7 +83,7 @@ def build(context: BuildContext, engine: str, *, ds_config: str | Path | None = 
 
     ds_config: DeepSpeed's JSON file, for `deepspeed` and for the plugin of `accelerate`.
     Raises: ConfigError when a configuration file and the run disagree, or the engine has something else than the run
-    asked for; WorldError when an engine sees other processes.
+    requested; WorldError when an engine sees other processes.
     """
     built = _built(context, engine, ds_config)
     realised.check_blocks(engine, built.parts, context.run)

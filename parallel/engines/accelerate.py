@@ -149,7 +149,7 @@ def _fsdp_plugin(model: nn.Module, context: BuildContext) -> Any:
 
 
 def _accelerator(context: BuildContext, kind: str, **plugins: Any) -> Any:
-    """Start Accelerate, and check that it runs what was asked for. Raises: ConfigError, WorldError."""
+    """Start Accelerate, and check that it runs what was requested. Raises: ConfigError, WorldError."""
     from accelerate import Accelerator, DistributedType, PartialState
     from accelerate.state import AcceleratorState, GradientState
     from accelerate.utils import GradientAccumulationPlugin
@@ -158,7 +158,7 @@ def _accelerator(context: BuildContext, kind: str, **plugins: Any) -> Any:
     GradientState._reset_state()
     on_cpu = context.device.type == "cpu"
     if on_cpu and kind != "ddp":
-        # Told that this is a CPU, it runs DDP whatever it is asked for; with a backend alone it takes the CPU for
+        # Told that this is a CPU, it runs DDP whatever is requested; with a backend alone it takes the CPU for
         # want of anything else, and offers FSDP to every type of device but that.
         state = PartialState(backend="gloo")
         state.distributed_type = DistributedType.MULTI_GPU if kind == "fsdp" else DistributedType.DEEPSPEED
@@ -173,7 +173,7 @@ def _accelerator(context: BuildContext, kind: str, **plugins: Any) -> Any:
     types = {"ddp": ("MULTI_CPU", "MULTI_GPU"), "fsdp": ("FSDP",), "deepspeed": ("DEEPSPEED",)}[kind]
     got = str(accelerator.distributed_type).rpartition(".")[2]
     if got not in types:
-        raise ConfigError(f"Accelerate started as {got}, {kind} was asked for: use --engine torch")
+        raise ConfigError(f"Accelerate started as {got}, {kind} was requested: use --engine torch")
     if accelerator.num_processes != context.layout.world_size:
         raise WorldError(
             f"Accelerate sees {accelerator.num_processes} process(es), layout {context.layout} needs "

@@ -108,7 +108,7 @@ class ZeroEngine:
         return StepResult(mean, self._norm if self.stage == 0 else grad_norm(self.engine, mean.device))
 
     def parameters(self) -> Iterator[tuple[str, Tensor]]:
-        """Yield whole parameters. Stage 3 gathers each on all ranks, and drops it when the next is asked for."""
+        """Yield whole parameters. Stage 3 gathers each on all ranks, and drops it when the next is requested."""
         import deepspeed
 
         for name, parameter in self.parts[0].named_parameters():

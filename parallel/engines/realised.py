@@ -11,11 +11,11 @@ from parallel.options.config import RunConfig
 
 
 def compare(engine: str, wanted: Mapping[str, Any], got: Mapping[str, Any]) -> None:
-    """Raise ConfigError for the first of the facts that is not what this run asked for."""
+    """Raise ConfigError for the first of the facts that is not what this run requested."""
     for name, value in wanted.items():
         if got[name] != value:
             said = f"{engine} started with {name} {got[name]}"
-            raise ConfigError(f"{said}, this run asked for {value}: use --engine torch")
+            raise ConfigError(f"{said}, this run requested {value}: use --engine torch")
 
 
 def check_blocks(engine: str, parts: Iterable[nn.Module], run: RunConfig) -> None:

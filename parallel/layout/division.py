@@ -26,7 +26,7 @@ class Division:
         return self.accumulation * self.micro_batches
 
     def rows_of(self, dp_rank: int) -> list[int]:
-        """Return the rows of the global batch that one data rank eats, in the order it eats them."""
+        """Return the rows of the global batch that one data rank consumes, in the order it consumes them."""
         size = self.micro_batch_size
         starts = ((chunk * self.dp + dp_rank) * size for chunk in range(self.chunks))
         return [start + i for start in starts for i in range(size)]

@@ -117,7 +117,7 @@ class Layout:
         if self.world_size != world_size:
             product = " x ".join(f"{axis}{getattr(self, axis)}" for axis in DEGREES)
             raise LayoutError(
-                f"layout {self} needs {product} = {self.world_size} processes, {world_size} asked for: "
+                f"layout {self} needs {product} = {self.world_size} processes, {world_size} requested: "
                 f"use --nproc {self.world_size}, or degrees that multiply to {world_size}"
             )
 

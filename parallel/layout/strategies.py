@@ -45,7 +45,7 @@ def _three_axes(nproc: int) -> Layout:
 
 def _need(met: bool, name: str, needs: str, nproc: int) -> None:
     if not met:
-        raise LayoutError(f"strategy {name} is {needs}; {nproc} asked for: give another --nproc, or --layout")
+        raise LayoutError(f"strategy {name} is {needs}; {nproc} requested: give another --nproc, or --layout")
 
 
 _ALL = (
@@ -147,7 +147,7 @@ def layout_of(name: str, nproc: int) -> Layout:
     """Return a strategy's layout for so many processes. Raises: ConfigError; LayoutError where it has none."""
     strategy = find(name)
     if nproc == 1 and not runs_alone(name):
-        raise LayoutError(f"{name} needs 2 processes or more, 1 asked for: use --nproc 2 or more, or --strategy single")
+        raise LayoutError(f"{name} needs 2 processes or more, 1 requested: use --nproc 2 or more, or --strategy single")
     return strategy.layout(nproc)
 
 

@@ -89,7 +89,7 @@ _measured: dict[tuple[str, torch.dtype, int | None], Peak] = {}
 def measured_peak(device_type: str, dtype: torch.dtype, *, threads: int | None = None, again: bool = False) -> Peak:
     """Return the fastest square matrix product of a few sizes that this process has seen.
 
-    Measured within about a second when it is first asked for, and `again`: a machine that was busy then gives too low a
+    Measured within about a second when it is first requested, and `again`: a machine that was busy then gives too low a
     peak. threads: those torch uses on a CPU. Ranks that share a machine measure what each gets while all measure.
     """
     key = (device_type, dtype, threads)

@@ -1,4 +1,4 @@
-"""Cores of a node in a box: a control group of Linux with a CPU quota, which may be a fraction of a core."""
+"""CPU cores of a simulated node: a control group of Linux with a CPU quota, which may be a fraction of a core."""
 
 import os
 import time

@@ -1,6 +1,6 @@
 """A simulated cluster: several nodes that are Linux network namespaces on this machine (`paralab cluster`).
 
-Each node has a network, an address, a host name and cores of its own, and a link of the bandwidth asked for to the
+Each node has a network, an address, a host name and cores of its own, and a link of the requested bandwidth to the
 bridge between them. All of it stands inside namespaces of the run: nothing on the machine has a name that could be
 left behind, and when the first process in them ends, however that happens, the kernel ends the others and takes the
 network down.

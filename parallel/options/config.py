@@ -1,4 +1,4 @@
-"""What one run is asked to do: defaults < configuration file < flags. Imports no torch.
+"""The options of one run: defaults < configuration file < flags. Imports no torch.
 
 Each option is declared once, as a dataclass field made by `option`: the flag, its line in --help, the key of the
 configuration file and the checks all come from there. None means "choose what suits the model and the machine".
@@ -81,7 +81,7 @@ def changed(name: str, default: Any, **changes: Any) -> Any:
 
 @dataclass(frozen=True, kw_only=True)
 class RunConfig:
-    """One run, as asked for. Values are checked when it is made, against each other as well.
+    """One run, as requested. Values are checked when it is made, against each other as well.
 
     Raises: ConfigError for a value that is not allowed, LayoutError for a layout that does not fit.
     """
@@ -298,7 +298,7 @@ class RunConfig:
         return self.compile in _CUDA_GRAPHS
 
     def _check_layout(self) -> None:
-        """Refuse, before any process is started, a layout that cannot run as asked."""
+        """Refuse, before any process is started, a layout that cannot run as requested."""
         if self.layout is None:
             return
         if self.nproc is not None:

@@ -18,14 +18,14 @@ def is_first_process() -> bool:
 
 
 def model_of(config: RunConfig, *, size: str = "") -> str:
-    """Return model and size. size: what stands for one that was not asked for."""
+    """Return model and size. size: what stands for one that was not requested."""
     return " ".join(filter(None, [config.model, config.size or size]))
 
 
 def division_of(config: RunConfig, *, strategies: str = "") -> str:
     """Return layout or strategy, and the number of processes where it is given, joined by a comma.
 
-    strategies: what stands for one that was not asked for.
+    strategies: what stands for one that was not requested.
     """
     processes = config.layout.world_size if config.layout else config.nproc
     counted = f"{processes} process{'es' if processes > 1 else ''}" if processes else ""

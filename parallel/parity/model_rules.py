@@ -1,7 +1,7 @@
 """The rules of `models/spec.py`, applied to a model on the meta device: which one it breaks, where, and what is needed.
 
-Nothing is trained and no process is started. A forward pass without values shows what a pipeline, a tensor split or a
-parity check would trip over later, with the line of the model's own file.
+Nothing is trained and no process is started. A forward pass on the meta device shows what a pipeline, a tensor split
+or a parity check would trip over later, with the line of the model's own file.
 """
 
 import copy
@@ -112,7 +112,7 @@ def _structure(subject: _Subject) -> Iterator[Broken]:
     try:
         model = subject.model()
     except Exception as error:
-        yield Broken("3, modules are created without values", subject.line_of(error), _short(error))
+        yield Broken("3, modules are created on the meta device", subject.line_of(error), _short(error))
         return
     blocks, here = getattr(model, "blocks", None), subject.place(model)
     if not isinstance(blocks, nn.ModuleDict):
@@ -150,8 +150,9 @@ def _values(subject: _Subject) -> Iterator[Broken]:
     for name, module in model.named_modules():
         for key, value in vars(module).items():
             if isinstance(value, Tensor):
-                problem = f"self.{key} of {name or 'the model'} is a plain tensor: it stays without values; register it"
-                yield Broken(rule, subject.place(module), f"{problem} as a buffer, or compute it in forward")
+                problem = f"self.{key} of {name or 'the model'} is a plain tensor, which stays on the meta device"
+                needed = "register it as a buffer, or compute it in forward"
+                yield Broken(rule, subject.place(module), f"{problem}: {needed}")
     for name, _ in model.named_buffers():
         if name not in state:
             owner = model.get_submodule(name.rpartition(".")[0])

@@ -95,7 +95,7 @@ def fits(work: Work, device: torch.device, *, processes: int) -> bool:
 
 
 def activation_bytes(work: Work) -> int:
-    """Estimate what a single process keeps of the forward pass of a micro-batch, from a sample without values.
+    """Estimate what a single process keeps of the forward pass of a micro-batch, from a sample on the meta device.
 
     It is what autograd saves beside the parameters, and the prediction; the loss makes its gradient in place.
     """

@@ -1,4 +1,4 @@
-"""From what was asked to what will run: the model, its layout and how the batch divides, all checked.
+"""From what was requested to what will run: the model, its layout and how the batch divides, all checked.
 
 Everything that can be refused without starting a process is refused here.
 """
@@ -27,7 +27,7 @@ from parallel.options.config import RunConfig, flags_of
 from parallel.processes import cluster
 from parallel.processes.cluster import Mesh, Rank
 
-# Samples in a step when none is asked for: a second or so of work on a laptop at the default size.
+# Samples in a step when none is requested: a second or so of work on a laptop at the default size.
 _GLOBAL_BATCH = {"tokens": 16, "images": 64, "points": 512}
 _CPU_PROCESSES = 4
 
@@ -45,7 +45,7 @@ class Work:
 
     @property
     def strategy(self) -> str:
-        """The strategy asked for where the layout is its, else the name of the layout."""
+        """The requested strategy where the layout is its, else the name of the layout."""
         return self.run.strategy or named.name_of(self.layout)
 
     @property
@@ -64,7 +64,7 @@ class Work:
         return f"paralab run {shlex.join(words)}"
 
     def new_model(self) -> nn.Module:
-        """Return the whole model without values, in the precision of its weights."""
+        """Return the whole model on the meta device, in the precision of its weights."""
         return self.spec.without_values(self.model_config, weight_dtype(self.run.precision))
 
     def context(self, mesh: Mesh) -> BuildContext:
@@ -76,7 +76,7 @@ class Work:
         return self.dataset().sha256
 
     def copies(self, device: torch.device) -> dict[str, bool]:
-        """Return how batches get to a device (pin_memory, non_blocking): as asked, or what suits it.
+        """Return how batches get to a device (pin_memory, non_blocking): as requested, or what suits it.
 
         A copy to a GPU from memory that is not pinned waits for all that the GPU was told before.
         """
@@ -104,7 +104,7 @@ class Work:
 
 
 def resolve(run: RunConfig) -> Work:
-    """Choose what was left open and check what was asked. Raises: UsageError."""
+    """Choose what was left open and check what was requested. Raises: UsageError."""
     _check_machine(run)
     spec = SPECS[run.model]
     size = run.size or spec.default_size
@@ -249,7 +249,7 @@ def _model_config(run: RunConfig, spec: ModelSpec, size: str) -> Any:
 
 
 def _with_classes(config: Any, run: RunConfig, spec: ModelSpec) -> Any:
-    """Give a model of images as many classes as its data has, unless a number was asked for. Raises: DataError."""
+    """Give a model of images as many classes as its data has, unless a number was requested. Raises: DataError."""
     if run.n_classes is not None or not hasattr(config, "n_classes"):
         return config
     return replace(config, n_classes=count_classes(run.data or spec.data(config)))

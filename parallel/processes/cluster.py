@@ -264,7 +264,7 @@ def default_threads(local_world_size: int) -> int:
 
 
 def default_backend(device_type: str) -> str:
-    """Return the process-group backend that is used when none is asked for."""
+    """Return the process-group backend that is used when none is requested."""
     return "nccl" if device_type == "cuda" else "gloo"
 
 
@@ -325,7 +325,7 @@ _roll: Roll | None = None
 
 
 def roll() -> Roll | None:
-    """Return the roll of the ranks that this process has joined; None alone."""
+    """Return the liveness of the ranks that this process has joined; None alone."""
     return _roll
 
 

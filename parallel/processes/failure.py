@@ -180,7 +180,7 @@ def guard(rank: Rank, progress: Progress, on_first: Callable[[Failure], None] = 
 
 
 def _leave_word(failure: Failure | None, rank: Rank, error: BaseException) -> None:
-    """Print the failure, and write it where torch's launcher looks; write the flight recording that was asked for."""
+    """Print the failure, and write it where torch's launcher looks; write the flight recording that was requested."""
     if failure is not None:
         if not isinstance(error, StoppedError) or not error.is_interruption:
             print(f"paralab: error: {failure}", file=sys.stderr)

@@ -19,7 +19,7 @@ from parallel.records.row import RunRecord, append, read
 
 
 def describe(work: Work, asked: Asked, rank: Rank, device: torch.device) -> dict[str, Any]:
-    """Return the columns known before the first step: identity, what was asked and realised, work, environment."""
+    """Return the columns known before the first step: identity, what was requested and realised, work, environment."""
     run, layout, config = work.run, work.layout, work.model_config
     dataset = work.dataset()
     return {

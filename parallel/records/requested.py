@@ -13,7 +13,7 @@ from parallel.layout.strategies import find
 
 @dataclass(frozen=True)
 class Asked:
-    """What was asked for, before anything was chosen, and by whom; recorded beside what became of it."""
+    """What was requested, before anything was chosen, and by whom; recorded beside what became of it."""
 
     strategy: str | None = None
     layout: str | None = None
@@ -29,14 +29,14 @@ class Asked:
 
     @property
     def zero(self) -> int | None:
-        """The ZeRO stage of the layout, else of the strategy, that was asked for; None where neither was."""
+        """The ZeRO stage of the layout, else of the strategy, that was requested; None where neither was."""
         if self.layout is not None:
             return Layout.parse(self.layout).zero
         return find(self.strategy).layout(find(self.strategy).least).zero if self.strategy is not None else None
 
 
 def shared(asked: Asked) -> Asked:
-    """Return what rank 0 was asked, on all ranks: one start has one id and one beginning. Collective.
+    """Return the request of rank 0 on all ranks: one start has one id and one beginning. Collective.
 
     Where a launcher has started them, each has read the command line by itself.
     """

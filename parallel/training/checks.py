@@ -48,7 +48,7 @@ def check_resume(run: TrainConfig, rank: "Rank") -> None:
 
 
 def _check_checkpoints(run: TrainConfig) -> None:
-    """Refuse a folder that has checkpoints where none is asked for, or newer ones, which would come to be replaced."""
+    """Refuse a folder that has checkpoints where none is requested, or newer ones, which would come to be replaced."""
     from parallel import checkpoint
 
     there = checkpoint.checkpoints(Path(run.out or ""))

@@ -113,7 +113,7 @@ def _is_of_form(values: Mapping[str, Any]) -> bool:
 
 
 class Pulse:
-    """Keeps `progress.json` of one start up to date. began: when it was asked for. goes_on: with the run in there."""
+    """Keeps `progress.json` of one start up to date. began: when it was typed. goes_on: whether it continues a run."""
 
     def __init__(
         self, folder: str | Path, *, launch: str | None, began: Moment, processes: int, step: int, goes_on: bool

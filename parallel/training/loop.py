@@ -154,7 +154,7 @@ class Training:
         return self.outcome
 
     def _start(self) -> None:
-        """Load what is asked for, keep the configuration, say what will be done."""
+        """Load what is requested, keep the configuration, say what will be done."""
         run = self.options
         if run.resume == IN_FOLDER:
             self.outcome.step = checkpoint.resume(self.engine, self.folder, say=self.screen.say)
@@ -168,7 +168,7 @@ class Training:
         self.log = self._open_log()
         if self.is_main:
             self.pulse = pulse = self._open_pulse()
-            if self.rank.launch is None or not pulse.now.restarts:  # on fewer nodes it was divided as it was not asked
+            if self.rank.launch is None or not pulse.now.restarts:  # on fewer nodes it is divided otherwise
                 replace(run, resume=None).save(config_file(self.folder))
         self.screen.begin(self.work, step=self.outcome.step, total=self.total)
 

@@ -46,8 +46,8 @@ def kind_of(path: Path) -> Kind:
 def adopt(run: RunT, path: str | Path, *, trust: bool) -> tuple[RunT, str]:
     """Return the run with the sizes of the GPT-2 that it starts from, and a line on what was taken over.
 
-    The window is the one asked for, or that of the size asked for where theirs is longer. The line is empty where
-    nothing but what was asked for is taken.
+    The window is the requested one, or that of the requested size where theirs is longer. The line is empty where
+    nothing but what was requested is taken.
     Raises: ConfigError or DataError when the weights cannot be used.
     """
     theirs = _config(Path(path), trust=trust)
@@ -67,7 +67,7 @@ def adopt(run: RunT, path: str | Path, *, trust: bool) -> tuple[RunT, str]:
 
 
 def _preset(size: str | None) -> GPT2Config | None:
-    """Return the config of the size asked for; None without one, or where it is unknown, which is refused later."""
+    """Return the config of the requested size; None without one, or where it is unknown, which is refused later."""
     try:
         return SPECS["gpt2"].config(size) if size is not None else None
     except (KeyError, ValueError):

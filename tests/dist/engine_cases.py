@@ -1,4 +1,4 @@
-"""Certificates of engines, for workers and for scripts under a launcher."""
+"""Parity results of engines, for workers and for scripts under a launcher."""
 
 import time
 from itertools import islice

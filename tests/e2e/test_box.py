@@ -1,4 +1,4 @@
-"""A cluster in a box: real launchers on network namespaces, shaped links, and nothing left behind."""
+"""A simulated cluster: real launchers on network namespaces, shaped links, and nothing left behind."""
 
 import json
 import os

@@ -1,4 +1,4 @@
-"""The same certificates on a GPU: one device against the CPU, several against one."""
+"""The same parity results on a GPU: one device against the CPU, several against one."""
 
 import os
 import subprocess

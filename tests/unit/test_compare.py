@@ -451,4 +451,4 @@ def test_runs_that_differ_in_a_lever_are_two_arms(column, one, other) -> None:
     assert case.base_runs == case.other_runs == 5
     engines = [*rows, *runs(A, first=200, engine="deepspeed", **{column: one})]
     (found,) = compare_column(engines, "engine", STEP).comparisons
-    assert (found.base_runs, found.other_runs) == (5, 5), "the runs with the lever are no part of the base"
+    assert (found.base_runs, found.other_runs) == (5, 5), "the runs with the option are no part of the base"

@@ -131,7 +131,7 @@ def test_next_epoch_draws_new_noise() -> None:
     ("name", "config", "options", "message"),
     [
         ("spirals", POINTS, {}, "did you mean spiral"),
-        ("mnist", POINTS, {}, "is images, this model eats points: use two_moons, spiral, checkerboard"),
+        ("mnist", POINTS, {}, "is images, this model consumes points: use two_moons, spiral, checkerboard"),
         ("spiral", replace(POINTS, dims=3), {}, "set dims=2"),
         ("spiral", POINTS, {"seq_len": 8}, "leave them out"),
     ],

@@ -391,7 +391,7 @@ def test_gray_equals_pil(tmp_path: Path) -> None:
     ("name", "config", "message"),
     [
         ("mnits", CONFIG, "did you mean mnist"),
-        ("alice", CONFIG, "is text, this model eats images: use mnist"),
+        ("alice", CONFIG, "is text, this model consumes images: use mnist"),
         ("mnist", replace(CONFIG, n_classes=9), "mnist has 10 classes"),
     ],
 )

@@ -565,7 +565,7 @@ def test_hub_set_without_a_network_says_what_to_type(monkeypatch: pytest.MonkeyP
     ("name", "config", "options", "message"),
     [
         ("alise", CONFIG, {}, "did you mean alice"),
-        ("mnist", CONFIG, {}, "'mnist' is images, this model eats text: use alice"),
+        ("mnist", CONFIG, {}, "'mnist' is images, this model consumes text: use alice"),
         ("file:none.txt", CONFIG, {}, "none.txt does not exist"),
         ("alice", replace(CONFIG, tokenizer="byte"), {}, "did you mean bytes"),
         ("alice", replace(CONFIG, tokenizer="gpt2"), {}, "vocab_size=257 does not hold the 50257 tokens"),

@@ -231,10 +231,10 @@ def test_the_file_of_a_run_may_be_named_by_accelerates_own(tmp_path: Path) -> No
 @pytest.mark.parametrize("changes", [{"checkpointing": "full"}, {"checkpointing": "2"}, {"compile": "default"}])
 def test_an_engine_with_other_blocks_than_recorded_is_refused(changes: dict) -> None:
     built = engines.build(context("dp1", **changes), "torch")
-    with pytest.raises(ConfigError, match=r"torch started with (recomputed|compiled) blocks \[0.*asked for \[\]"):
+    with pytest.raises(ConfigError, match=r"torch started with (recomputed|compiled) blocks \[0.*requested \[\]"):
         realised.check_blocks("torch", built.parts, context("dp1").run)
     plain = engines.build(context("dp1"), "torch")
-    with pytest.raises(ConfigError, match=r"torch started with (recomputed|compiled) blocks \[\].*asked for \[0"):
+    with pytest.raises(ConfigError, match=r"torch started with (recomputed|compiled) blocks \[\].*requested \[0"):
         realised.check_blocks("torch", plain.parts, context("dp1", **changes).run)
 
 

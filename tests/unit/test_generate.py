@@ -1,4 +1,4 @@
-"""Text generation: the cache changes nothing, and tokens are drawn as asked."""
+"""Text generation: the cache changes nothing, and tokens are drawn as requested."""
 
 from pathlib import Path
 

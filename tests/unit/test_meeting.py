@@ -8,7 +8,7 @@ from parallel.errors import WorldError
 from parallel.processes.cluster import Rank
 from parallel.processes.meeting import check_meeting_point, hosts, meeting_point
 
-# of a batch script that asked for four tasks: the rank variables are set, and nothing was started yet
+# of a batch script that requested four tasks: the rank variables are set, and nothing was started yet
 BATCH = {
     "SLURM_JOB_ID": "4711",
     "SLURM_PROCID": "0",

@@ -1,4 +1,4 @@
-"""What a certificate is held to, and that it fails for one parameter that was not updated, or twice as far."""
+"""What a parity result is compared with, and that it fails for one parameter that was not updated, or twice as far."""
 
 from collections.abc import Iterator
 from dataclasses import replace
@@ -103,7 +103,7 @@ def test_a_parameter_that_no_rank_compares_is_no_pass(monkeypatch: pytest.Monkey
 
 
 def test_parameters_are_compared_while_they_are_gathered(monkeypatch: pytest.MonkeyPatch) -> None:
-    """As ZeRO-3 of DeepSpeed has them: each is there until the next one is asked for."""
+    """As ZeRO-3 of DeepSpeed has them: each is there until the next one is requested."""
     alone = Alone()
     there = dict(alone.engine.parameters())
 

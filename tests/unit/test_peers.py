@@ -1,4 +1,4 @@
-"""The arms of `paralab peers` compute one thing, and what they do not agree on is not compared."""
+"""The variants of `paralab peers` compute one thing, and what they do not agree on is not compared."""
 
 from itertools import islice
 from typing import Any
@@ -34,7 +34,7 @@ def config(**values: Any) -> PeersConfig:
 
 
 def results(**step_s: list[float]) -> dict[str, list[dict[str, Any]]]:
-    """Return runs of arms by name with _ for spaces; all have the same losses."""
+    """Return runs of variants by name with _ for spaces; all have the same losses."""
     return {
         arm.replace("_", " "): [{"step_s": value, "losses": [10.0, 9.0], "roofline": 0.5} for value in values]
         for arm, values in step_s.items()

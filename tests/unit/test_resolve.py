@@ -1,4 +1,4 @@
-"""What is asked becomes work, or one line that says what was got, what is needed and what to type."""
+"""What is requested becomes work, or one line that says what was got, what is needed and what to type."""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -47,9 +47,9 @@ def asked(*, layout: str | None = None, **options: Any) -> Work:
     ("options", "got", "needed", "typed"),
     [
         # a world size that the degrees do not multiply to
-        ({"layout": "dp2.tp2", "nproc": 3}, "3 asked for", "needs dp2 x tp2 x pp1 = 4 processes", "--nproc 4"),
-        ({"strategy": "2d", "nproc": 5}, "5 asked for", "tensor 2 x pipeline", "--nproc"),
-        ({"strategy": "3d", "nproc": 6}, "6 asked for", "8, 12, 16", "--nproc"),
+        ({"layout": "dp2.tp2", "nproc": 3}, "3 requested", "needs dp2 x tp2 x pp1 = 4 processes", "--nproc 4"),
+        ({"strategy": "2d", "nproc": 5}, "5 requested", "tensor 2 x pipeline", "--nproc"),
+        ({"strategy": "3d", "nproc": 6}, "6 requested", "8, 12, 16", "--nproc"),
         ({"strategy": "single", "nproc": 2}, "--nproc 2", "--strategy single", "--nproc 1"),
         ({"strategy": "tensor", "nproc": 1}, "2 processes or more", "--nproc 2", "--strategy single"),
         ({"strategy": "ddp", "layout": "dp1/zero3"}, "--strategy ddp", "which is zero3", "--strategy zero3"),

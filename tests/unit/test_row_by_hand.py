@@ -623,4 +623,4 @@ def test_a_parity_that_failed_is_said_with_what_differs() -> None:
     right = _row(WORK, RESULTS, CERTIFICATE)
     assert "parity passed\n" in summary(right, "")
     assert "parity passed, on 2 of 8 blocks\n" in summary(replace(right, parity_scope="2 of 8 blocks"), "")
-    assert "parity not asked for\n" in summary(_row(WORK, RESULTS, None), "")
+    assert "parity not requested\n" in summary(_row(WORK, RESULTS, None), "")

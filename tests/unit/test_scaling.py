@@ -1,4 +1,4 @@
-"""The table of a cluster in a box: speed-up, the formula beside it, and the link where more nodes stop helping."""
+"""The table of a simulated cluster: speed-up, the formula beside it, and the link where more nodes stop helping."""
 
 import pytest
 
