@@ -9,10 +9,12 @@ import pytest
 from benchmarks import document
 from parallel.errors import LayoutError
 from parallel.layout import Layout
+from parallel.options.commands import COMMANDS
 from parallel.options.config import RunConfig, make_parser
 from parallel.records.row import GROUPS, RunRecord
 
-DOCS = Path(__file__).resolve().parents[2] / "docs"
+ROOT = Path(__file__).resolve().parents[2]
+DOCS = ROOT / "docs"
 
 
 @pytest.mark.parametrize("page", document.PAGES)
@@ -75,3 +77,31 @@ def test_every_layout_that_a_document_types_can_run() -> None:
             Layout.parse(layout).check_schedule()
         except LayoutError as error:
             pytest.fail(f"{page}: {error}")
+
+
+def test_every_decision_is_listed_and_named_by_what_holds_it() -> None:
+    index = (DOCS / "design" / "README.md").read_text(encoding="utf-8")
+    pages = {page.name: page for page in (DOCS / "design").glob("*.md") if page.name != "README.md"}
+    listed = dict(re.findall(r"^- \[(.+)\]\((.+)\)$", index, flags=re.MULTILINE))
+    assert listed == {_title(page): name for name, page in pages.items()}
+    for page in pages.values():
+        text = page.read_text(encoding="utf-8")
+        held = text.partition("**Held true by**\n\n")[2]
+        assert held.startswith("- `"), f"{page.name}: name the test or the command that holds it"
+        for file, test in re.findall(r"`(tests/[^:`]+)::(\w+)`", held):
+            assert f"def {test}(" in (ROOT / file).read_text(encoding="utf-8"), f"{page.name}: {file} has no {test}"
+        for command in re.findall(r"`paralab ([\w-]+)", held):
+            assert command in COMMANDS, f"{page.name}: there is no paralab {command}"
+
+
+def _title(page: Path) -> str:
+    return page.read_text(encoding="utf-8").partition("\n")[0].removeprefix("# ")
+
+
+def test_every_path_that_a_document_names_is_there() -> None:
+    for page in (ROOT / "README.md", ROOT / "CONTRIBUTING.md", *DOCS.rglob("*.md")):
+        text = page.read_text(encoding="utf-8")
+        named = re.findall(r"`((?:parallel|models|benchmarks|tests|docs|ds_configs)/[\w./-]*\w/?)[`:]", text)
+        linked = re.findall(r"\]\(([^)#:]+)\)", text)
+        for path in [ROOT / name for name in named] + [page.parent / name for name in linked]:
+            assert path.exists(), f"{page.relative_to(ROOT)} names {path}, which is not there"
