@@ -23,7 +23,7 @@ from parallel.nodes.simulated import bits_per_s
 from parallel.options.config import changed, flags_of, option
 from parallel.options.config import resolve as read_config
 from parallel.processes.allowed import cores_allowed
-from parallel.records.row import RunRecord, read
+from parallel.records.row import RunRecord, read, sent_bytes
 
 DEFAULT_OUT = "runs/scale.csv"
 CLUSTER = "simulated cluster"  # the title of the group of options
@@ -119,7 +119,7 @@ def table(records: Sequence[RunRecord], bandwidths: Sequence[str], cores: float)
         for nodes in sorted({r.world_size for r in runs if r.world_size}):
             mine = [r for r in runs if r.world_size == nodes]
             step_s = median(map(_step_s, mine))
-            sent = mine[0].comm_dp_sent_bytes or 0.0
+            sent = sent_bytes(mine[0]) or 0.0
             formula_s = alone_s / nodes + 8 * sent / bits_per_s(bandwidth)
             rate = median(float(r.samples_per_s or 0) for r in mine)
             waiting = [r.exposed_comm_share for r in mine if r.exposed_comm_share is not None]
@@ -144,7 +144,7 @@ def _crossover(runs: Sequence[RunRecord], alone_s: float) -> str:
     """
     largest = max(runs, key=lambda r: r.world_size or 0)
     nodes = largest.world_size or 1
-    all_bytes = (largest.comm_dp_sent_bytes or 0.0) * nodes / max(nodes - 1, 1)  # S
+    all_bytes = (sent_bytes(largest) or 0.0) * nodes / max(nodes - 1, 1)  # S
     return f"{'':>8} by the formula more nodes help on links faster than {all_bytes / alone_s * 8 / 1e6:,.0f} Mbit/s"
 
 

@@ -6,6 +6,7 @@ backend sends them (parallel.axes.forms).
 """
 
 import contextlib
+from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
@@ -23,7 +24,7 @@ from parallel.axes.forms import fsdp_padded_numel, ring_bytes, wire_bytes
 from parallel.axes.initialise import tie
 from parallel.axes.pipeline import cut_stage, pass_order
 from parallel.axes.precision import DTYPES, in_dtype, weight_dtype
-from parallel.layout import SCHEDULES
+from parallel.layout import DP_REPLICATE, SCHEDULES
 
 _SPLIT_DIM: Mapping[Style, int] = {"column": 0, "row": 1, "vocab_embedding": 0, "vocab_loss": 0, "channels": 0}
 
@@ -61,7 +62,8 @@ def predicted_sent(work: Planned, pp_rank: int = 0, *, device_type: str = "cpu",
 def predicted_transfers(work: Planned, pp_rank: int = 0, *, device_type: str = "cpu") -> dict[str, list[Transfer]]:
     """Return {axis: what each rank of one pipeline rank calls} in a step of the native engine.
 
-    Axes are named as by `CommLedger`: what all ranks reduce together is "world", or the one axis there is. Where
+    Axes are named as by `CommLedger`: what all ranks reduce together is "world", or the one axis there is; where ZeRO
+    divides over groups of data ranks, what passes within and between them is "dp_shard" and "dp_replicate". Where
     rows do not divide by dp, it is the rank that sends most. device_type decides what autocast lowers. An axis that
     recomputed blocks use is left out under schedules that split backward: there torch computes a block again for
     each of its layers, once a layer (torch.distributed.pipelining._backward, stage_backward_weight).
@@ -72,14 +74,15 @@ def predicted_transfers(work: Planned, pp_rank: int = 0, *, device_type: str = "
     mine = _held(work, pp_rank)
     stages = list(_stages(work, last=max(mine), device_type=device_type))
     world = layout.axes[0] if len(layout.axes) == 1 else "world"
-    called: dict[str, list[Transfer]] = {axis: [] for axis in (*layout.axes, world)}
+    called: dict[str, list[Transfer]] = defaultdict(list)
     called[world].append(Transfer("all_reduce", layout.world_size, 2 * _weight_bytes(work)))  # loss and gradient norm
     for stage in (stages[i] for i in mine):
         for call in stage.calls:
             ranks = getattr(layout, call.axis)
             called[call.axis].append(Transfer(call.op, ranks, _times(call, work) * call.payload_bytes))
         if layout.dp > 1:
-            called["dp"] += _updating(stage, work)
+            for axis, transfer in _updating(stage, work):
+                called[axis].append(transfer)
         if layout.tp > 1:
             called["tp"] += _aligning(stage, work)
         if layout.pp > 1:
@@ -266,28 +269,35 @@ def _local_shapes(stage: _Stage, work: Planned) -> dict[str, tuple[int, ...]]:
     return shapes
 
 
-def _updating(stage: _Stage, work: Planned) -> Iterator[Transfer]:
-    """Yield what brings gradients together and updated parameters to where they are needed, over dp."""
+def _updating(stage: _Stage, work: Planned) -> Iterator[tuple[str, Transfer]]:
+    """Yield what brings gradients together and updated parameters to where they are needed: (axis, calls)."""
     layout, shapes = work.layout, _local_shapes(stage, work)
     if layout.zero >= 2:
         yield from _sharding(shapes, work)
         return
     gradients = sum(prod(shape) for shape in shapes.values())
-    yield Transfer("all_reduce", layout.dp, gradients * _weight_bytes(work))
+    yield "dp", Transfer("all_reduce", layout.dp, gradients * _weight_bytes(work))
     if layout.zero == 1:
-        rows = fsdp_padded_numel(shapes.values(), dp=layout.dp)  # each rank has an equal share of the rows
-        yield Transfer("all_gather", layout.dp, rows * _weight_bytes(work))
+        rows = fsdp_padded_numel(shapes.values(), dp=layout.dp_shard)  # each rank has an equal share of the rows
+        yield layout.shard_axis, Transfer("all_gather", layout.dp_shard, rows * _weight_bytes(work))
 
 
-def _sharding(shapes: Mapping[str, tuple[int, ...]], work: Planned) -> Iterator[Transfer]:
-    """Yield what FSDP gathers in forward and backward, and what it reduces (ZeRO, section 7.2.2)."""
-    layout, times = work.layout, _reductions(work)
+def _sharding(shapes: Mapping[str, tuple[int, ...]], work: Planned) -> Iterator[tuple[str, Transfer]]:
+    """Yield what FSDP gathers in forward and backward, and what it reduces (ZeRO, section 7.2.2): (axis, calls).
+
+    Between groups of data ranks it is the shards of the gradients, once a step where no pipeline flushes more often.
+    """
+    layout, times, ranks = work.layout, _reductions(work), work.layout.dp_shard
     for name, shape in shapes.items():
-        padded = fsdp_padded_numel([shape], dp=layout.dp)
+        padded = fsdp_padded_numel([shape], dp=ranks)
         # What is outside the blocks stays gathered from forward to backward, and so does all of a pipeline.
         gathers = 2 if layout.zero == 3 and layout.pp == 1 and _block_of(name) is not None else 1
-        yield Transfer("all_gather", layout.dp, times * gathers * padded * DTYPES[work.run.precision].itemsize)
-        yield Transfer("reduce_scatter", layout.dp, times * padded * _weight_bytes(work))
+        gathered = times * gathers * padded * DTYPES[work.run.precision].itemsize
+        yield layout.shard_axis, Transfer("all_gather", ranks, gathered)
+        yield layout.shard_axis, Transfer("reduce_scatter", ranks, times * padded * _weight_bytes(work))
+        if layout.shard:
+            reduced = (times if layout.pp > 1 else 1) * padded // ranks * _weight_bytes(work)
+            yield DP_REPLICATE, Transfer("all_reduce", layout.dp_replicate, reduced)
 
 
 def _aligning(stage: _Stage, work: Planned) -> Iterator[Transfer]:
@@ -326,6 +336,6 @@ def _tied(stage: _Stage, work: Planned) -> Transfer:
     if SCHEDULES[layout.schedule].rank_of(last, layout.pp) == 0:
         names = []
     shapes = _local_shapes(stage, work)
-    share = layout.dp if layout.zero >= 2 else 1
+    share = layout.dp_shard if layout.zero >= 2 else 1
     numel = sum(fsdp_padded_numel([shapes[name]], dp=share) // share for name in names)
     return Transfer("send", layout.pp, numel * _weight_bytes(work))

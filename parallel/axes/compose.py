@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.fsdp import FSDPModule
 
 from parallel.axes import data as ddp
 from parallel.axes import pipeline, tensor, zero
@@ -66,7 +67,7 @@ def compose(context: BuildContext) -> Composed:
     run_chunks = pipeline.PipelineSchedule(parts, context) if layout.pp > 1 else Accumulate(forward, context)
     parameters = [p for module in modules for p in module.parameters()]
     split = layout.zero == 1
-    pieces = make_pieces(parameters, rank=mesh.rank("dp"), ranks=layout.dp if split else 1)
+    pieces = make_pieces(parameters, rank=mesh.rank(layout.shard_axis), ranks=layout.dp_shard if split else 1)
     return Composed(
         modules,
         pieces,
@@ -105,18 +106,23 @@ def fill_part(part: nn.Module, context: BuildContext) -> None:
 class Accumulate:
     """Forward and backward of each micro-batch in turn; gradients are averaged over ranks after the last one.
 
-    FSDP reduces after every micro-batch instead: keeping whole gradients would undo what it is for.
+    FSDP reduces after every micro-batch instead: keeping whole gradients would undo what it is for. Between groups of
+    data ranks (`shardN`) it too waits for the last one.
     """
 
     def __init__(self, model: nn.Module, context: BuildContext) -> None:
         self.model = model
         self.chunks = context.division.chunks
+        self.groups = context.layout.shard is not None
 
     def __call__(self, batch: Batch, loss_scale: float) -> Tensor:
         """Return the mean loss of this rank's rows."""
         total: Tensor | float = 0.0
         for i, chunk in enumerate(batch.split(self.chunks)):
-            with self._unsynchronised(last=i == self.chunks - 1):
+            last = i == self.chunks - 1
+            if self.groups and isinstance(self.model, FSDPModule):
+                self.model.set_requires_all_reduce(last)
+            with self._unsynchronised(last=last):
                 loss = self.model(*chunk.inputs, targets=chunk.targets)
                 total = total + loss.detach()
                 weight = loss_scale / self.chunks

@@ -1,10 +1,10 @@
 """Predict the memory of parameters, gradients and optimizer states on the fullest rank of a layout.
 
 The arithmetic is that of Rajbhandari et al. 2020 (ZeRO, section 3.1) for the recipe used here: weights, gradients
-and two Adam moments in fp32, 16 bytes a parameter (12 with SGD and momentum). Stage 1 divides the moments by dp,
-stages 2 and 3 everything. What FSDP gathers while a block runs is an activation, not a state; but the whole gradients
-of one group (a block, or all outside the blocks) stand beside the shards until they are reduced, in a pipeline those
-of a whole stage.
+and two Adam moments in fp32, 16 bytes a parameter (12 with SGD and momentum). Stage 1 divides the moments by the data
+ranks (under `shardN` by those of a group), stages 2 and 3 everything. What FSDP gathers while a block runs is an
+activation, not a state; but the whole gradients of one unit (a block, or all outside the blocks) stand beside the
+shards until they are reduced, in a pipeline those of a whole stage.
 """
 
 from dataclasses import dataclass
@@ -50,9 +50,9 @@ def _state_bytes(work: Planned, held: float) -> StateBytes:
     weights = held * weight_dtype(work.run.precision).itemsize
     moments = 2 if work.run.optimizer == "adamw" else 1 if work.run.momentum else 0
     return StateBytes(
-        parameters=weights / (layout.dp if layout.zero >= 2 else 1),
+        parameters=weights / (layout.dp_shard if layout.zero >= 2 else 1),
         gradients=_sharded_gradients(work, weights) if layout.zero >= 2 else weights,
-        optimizer=moments * weights / (layout.dp if layout.zero >= 1 else 1),
+        optimizer=moments * weights / layout.dp_shard,
     )
 
 
@@ -67,8 +67,9 @@ def _held_parameters(work: Planned, pp_rank: int) -> float:
 
 def _sharded_gradients(work: Planned, weights: float) -> float:
     """Return the bytes of gradients at their peak: shards, and the largest set still whole, in the precision used."""
-    whole, dp = _unreduced(work), work.layout.dp
-    return weights / dp + whole * (DTYPES[work.run.precision].itemsize - weight_dtype(work.run.precision).itemsize / dp)
+    whole, ranks = _unreduced(work), work.layout.dp_shard
+    kept = weight_dtype(work.run.precision).itemsize / ranks
+    return weights / ranks + whole * (DTYPES[work.run.precision].itemsize - kept)
 
 
 def _unreduced(work: Planned) -> float:

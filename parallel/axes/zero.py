@@ -9,6 +9,10 @@ stage 2 differs from DeepSpeed's, which keeps a full copy of the parameters at a
 while a step runs, and only a share between steps.
 
 Over one rank all of it is that rank's share: the same code runs, on shards that are whole, and nothing is sent.
+
+With `shardN` the ranks that share are a group of N neighbours, and the groups are replicas of each other (hybrid
+sharding: Zhao et al. 2023, PyTorch FSDP, section 3.2.2). What is gathered stays within a group, such as a node, and
+gradients are averaged between the groups as shards, 1/N of them from each rank.
 """
 
 import math
@@ -32,8 +36,8 @@ def shard(part: nn.Module, *, mesh: Mesh, precision: str) -> None:
     reshard = mesh.layout.zero == 3 and mesh.size("pp") == 1
     policy, root_policy = _policies(precision)
     for block in part.blocks.values():
-        fully_shard(block, mesh=mesh["dp"], reshard_after_forward=reshard, mp_policy=policy)
-    fully_shard(part, mesh=mesh["dp"], reshard_after_forward=False, mp_policy=root_policy)
+        fully_shard(block, mesh=mesh.sharding, reshard_after_forward=reshard, mp_policy=policy)
+    fully_shard(part, mesh=mesh.sharding, reshard_after_forward=False, mp_policy=root_policy)
 
 
 class ShareUpdates:
@@ -43,7 +47,7 @@ class ShareUpdates:
     """
 
     def __init__(self, pieces: list[Piece], *, mesh: Mesh) -> None:
-        self.group, self.ranks = mesh.group("dp"), mesh.size("dp")
+        self.group, self.ranks = mesh.group(mesh.layout.shard_axis), mesh.layout.dp_shard
         whole = [x for x in pieces if local(x.parameter).nbytes >= IN_PLACE_BYTES and self._divides(x)]
         self.in_place = [(local(x.parameter.detach()), x.updated.detach()) for x in whole]
         in_place = {id(x) for x in whole}

@@ -116,6 +116,8 @@ def _same_file(a: str, b: str) -> bool:
 
 
 def _runs(engine: str, layout: Layout) -> bool:
+    if layout.shard:  # ZeRO within groups of data ranks
+        return engine == "torch"
     if engine == "deepspeed":
         piped = layout.schedule == "1f1b" and layout.zero == (1 if layout.dp > 1 else 0)
         return layout.tp == 1 and (layout.pp == 1 or piped)

@@ -2,7 +2,8 @@
 
 A layout is written `dp2.tp2.pp2/zero1/1f1b/mb4/sp`: degrees first, joined by dots, then options. Degrees of
 one are left out when printing (`dp1` stands for a single process), and every layout parses back to itself. A single
-process may have a ZeRO stage (`dp1/zero3`): the stage runs and has nothing to divide.
+process may have a ZeRO stage (`dp1/zero3`): the stage runs and has nothing to divide. `dp4/zero3/shard2` is ZeRO
+within groups of two neighbouring data ranks, and replicas between the groups (hybrid sharded data parallelism).
 This module imports no torch, so that a bad layout is refused before anything heavy is loaded.
 """
 
@@ -15,6 +16,7 @@ from parallel.layout.division import Division
 from parallel.layout.schedules import SCHEDULES
 
 DEGREES = ("dp", "tp", "pp")
+DP_REPLICATE, DP_SHARD = "dp_replicate", "dp_shard"  # the data axis in two, outermost first: neighbours share a shard
 MOST_RANKS = 1_000_000  # of a layout: more than any machine has, and few enough to count with
 _FORM = "dp2.tp2.pp2/zero1/1f1b/mb4/sp"
 
@@ -24,6 +26,7 @@ class Layout:
     """Degrees of data (dp), tensor (tp) and pipeline (pp) parallelism, and the options that go with them.
 
     zero: 0 keeps full replicas, 1 shards optimizer states, 2 also gradients, 3 also parameters (over dp).
+    shard: ZeRO only; it divides over groups of so many neighbouring data ranks, None over all of them.
     schedule, micro_batches: pipeline only; None and 1 without one.
     sequence_parallel: tensor only; activations between the tensor-parallel parts are split along the sequence.
     """
@@ -32,6 +35,7 @@ class Layout:
     tp: int = 1
     pp: int = 1
     zero: int = 0
+    shard: int | None = None
     schedule: str | None = None
     micro_batches: int = 1
     sequence_parallel: bool = False
@@ -60,6 +64,23 @@ class Layout:
             raise LayoutError("sp without tensor parallelism: add a degree such as tp2, or leave sp out")
         if self.zero and self.dp == 1 and self.world_size > 1:
             raise LayoutError(f"zero{self.zero} with dp1: there is nothing to shard over, add a degree such as dp2")
+        if self.shard is not None:
+            self._check_shard(self.shard)
+
+    def _check_shard(self, shard: int) -> None:
+        """Raise LayoutError unless ZeRO divides over groups of so many data ranks."""
+        if not self.zero:
+            raise LayoutError(f"shard{shard} without ZeRO: nothing is sharded, add zero3, or leave shard{shard} out")
+        if shard == self.dp > 1:
+            raise LayoutError(
+                f"shard{shard} with dp{self.dp}: one group of all data ranks is plain ZeRO, leave shard{shard} out"
+            )
+        if not 1 < shard < self.dp or self.dp % shard:
+            nearest = sorted((n for n in range(2, self.dp) if self.dp % n == 0), key=lambda n: abs(n - shard))[:2]
+            raise LayoutError(
+                f"shard{shard} with dp{self.dp}: two groups or more of at least 2 data ranks each are needed, "
+                f"use {' or '.join(f'shard{n}' for n in nearest) or 'another dp'}, or leave shard{shard} out"
+            )
 
     @property
     def world_size(self) -> int:
@@ -75,10 +96,31 @@ class Layout:
         """The axes with more than one rank, in mesh order (pp outermost, tp innermost)."""
         return tuple(axis for axis in ("pp", "dp", "tp") if getattr(self, axis) > 1)
 
+    @property
+    def dp_shard(self) -> int:
+        """Data ranks that ZeRO divides over: all of them, or those of a group; 1 without ZeRO."""
+        return (self.shard or self.dp) if self.zero else 1
+
+    @property
+    def dp_replicate(self) -> int:
+        """Data ranks that hold the same of the parameters' states: the groups, or without ZeRO every data rank."""
+        return self.dp // self.dp_shard
+
+    @property
+    def sub_axes(self) -> tuple[str, ...]:
+        """The two axes within dp, outermost first, where ZeRO divides over groups; else none."""
+        return (DP_REPLICATE, DP_SHARD) if self.shard else ()
+
+    @property
+    def shard_axis(self) -> str:
+        """The axis that ZeRO divides over."""
+        return DP_SHARD if self.shard else "dp"
+
     def __str__(self) -> str:
         degrees = [f"{axis}{getattr(self, axis)}" for axis in DEGREES if getattr(self, axis) > 1] or ["dp1"]
         options = [
             f"zero{self.zero}" if self.zero else "",
+            f"shard{self.shard}" if self.shard else "",
             self.schedule or "",
             f"mb{self.micro_batches}" if self.micro_batches > 1 else "",
             "sp" if self.sequence_parallel else "",
@@ -101,6 +143,8 @@ class Layout:
         for option in options:
             if match := re.fullmatch(r"zero([0-9]{1,9})", option):
                 _put(fields, "zero", int(match[1]), text)
+            elif match := re.fullmatch(r"shard([0-9]{1,9})", option):
+                _put(fields, "shard", int(match[1]), text)
             elif match := re.fullmatch(r"mb([0-9]{1,9})", option):
                 _put(fields, "micro_batches", int(match[1]), text)
             elif option == "sp":
@@ -108,7 +152,7 @@ class Layout:
             elif option in SCHEDULES:
                 _put(fields, "schedule", option, text)
             else:
-                hint = did_you_mean(option, [*SCHEDULES, "zero1", "zero2", "zero3", "mb4", "sp"])
+                hint = did_you_mean(option, [*SCHEDULES, "zero1", "zero2", "zero3", "shard2", "mb4", "sp"])
                 raise LayoutError(f"{option!r} in layout {text!r} is unknown{hint}: write it like {_FORM}")
         return cls(**fields)
 
@@ -124,13 +168,15 @@ class Layout:
     def on(self, world_size: int, *, parts_of: int | None, accumulation: int = 1) -> "Layout":
         """Return this layout with as many data ranks as there are processes for; the rest of it stays.
 
-        parts_of: a global batch that has to divide by them: some processes may be left over.
+        parts_of: a global batch that has to divide by them: some processes may be left over. Groups that ZeRO divides
+        over stay where they divide the data ranks; else it divides over all of them.
         Raises: LayoutError when there are too few processes for one data rank.
         """
         inside, each = self.tp * self.pp, self.micro_batches * accumulation
         for dp in range(world_size // inside, 0, -1):
             if parts_of is None or dp == 1 or parts_of % (dp * each) == 0:
-                return replace(self, dp=dp, zero=self.zero if dp > 1 or inside == 1 else 0)
+                shard = self.shard if self.shard and self.shard < dp and dp % self.shard == 0 else None
+                return replace(self, dp=dp, zero=self.zero if dp > 1 or inside == 1 else 0, shard=shard)
         raise LayoutError(
             f"layout {self} on {world_size} process(es): tp{self.tp} x pp{self.pp} = {inside} needed for one data"
             f" rank: use more --procs-per-node or nodes, or a smaller tp or pp"

@@ -43,6 +43,11 @@ def _three_axes(nproc: int) -> Layout:
     return _pipeline(2, tp=2, dp=nproc // 4)
 
 
+def _two_groups(nproc: int) -> Layout:
+    _need(nproc % 2 == 0 and nproc >= 4, "hsdp", "two groups of data ranks: 4, 6, 8 ... processes", nproc)
+    return Layout(dp=nproc, zero=3, shard=nproc // 2)
+
+
 def _need(met: bool, name: str, needs: str, nproc: int) -> None:
     if not met:
         raise LayoutError(f"strategy {name} is {needs}; {nproc} requested: give another --nproc, or --layout")
@@ -105,6 +110,14 @@ _ALL = (
         costs="a second all-gather of parameters: 1.5 times the bytes of ddp (gloo: twice)",
         layout=lambda nproc: Layout(dp=nproc, zero=3),
         aliases=("fsdp",),
+    ),
+    Strategy(
+        name="hsdp",
+        axes=("dp",),
+        least=4,
+        when="zero3 fits within one node, and the links between nodes are slow (two groups; shardN for more)",
+        costs="a full copy per group; the bytes of zero3 within a group, an all-reduce of gradient shards between them",
+        layout=_two_groups,
     ),
     Strategy(
         name="tensor",
@@ -173,6 +186,8 @@ def name_of(layout: Layout) -> str:
         return next((s.name for s in _ALL if s.axes == axes), "+".join(axes))
     if layout.pp > 1:
         return "model" if layout.schedule == "naive" else "pipeline"
+    if layout.shard:
+        return "hsdp"
     if layout.zero:
         return f"zero{layout.zero}"
     if layout.dp > 1:
@@ -184,7 +199,7 @@ def names_in(layout: Layout) -> set[str]:
     """Return the name of a layout and those of its axes alone: ddp, tensor and dp+tp of dp2.tp2."""
     alone = {axis: Layout(**{axis: getattr(layout, axis)}) for axis in layout.axes}
     if "dp" in alone:
-        alone["dp"] = replace(alone["dp"], zero=layout.zero)
+        alone["dp"] = replace(alone["dp"], zero=layout.zero, shard=layout.shard)
     if "pp" in alone:
         alone["pp"] = replace(alone["pp"], schedule=layout.schedule)
     return {name_of(layout), *map(name_of, alone.values())}

@@ -29,8 +29,6 @@ from parallel.processes import meeting
 from parallel.processes.allowed import affinity
 from parallel.processes.liveness import Roll
 
-MESH_AXES = ("pp", "dp", "tp")  # outermost first: neighbours in tp are neighbours on a node
-
 
 @dataclass(frozen=True)
 class Rank:
@@ -154,32 +152,44 @@ def start_line(launcher: str, nproc: int, *, gpus: bool) -> str:
 
 @dataclass(frozen=True)
 class Mesh:
-    """The ranks of a layout as a (pp, dp, tp) grid; without a process group, a single rank."""
+    """The ranks of a layout as a (pp, dp, tp) grid; without a process group, a single rank.
+
+    data: the whole data axis, where the grid has two axes in its place (`Layout.sub_axes`).
+    """
 
     layout: Layout
     device: torch.device
     device_mesh: DeviceMesh | None = None
     world: dist.ProcessGroup | None = None
+    data: DeviceMesh | None = None
 
-    def __getitem__(self, axis: str) -> DeviceMesh:
+    def __getitem__(self, axis: str | tuple[str, ...]) -> DeviceMesh:
         assert self.device_mesh is not None, f"no {axis} axis in a single process"
-        return self.device_mesh[axis]
+        return self.data if axis == "dp" and self.data is not None else self.device_mesh[axis]
+
+    @property
+    def sharding(self) -> DeviceMesh:
+        """The mesh that ZeRO shards parameters on: the data axis, or (replicas, shards)."""
+        return self[self.layout.sub_axes or "dp"]
 
     def size(self, axis: str) -> int:
         return getattr(self.layout, axis)
 
     def rank(self, axis: str) -> int:
-        return self.device_mesh.get_local_rank(axis) if self.device_mesh is not None else 0
+        return self[axis].get_local_rank() if self.device_mesh is not None else 0
 
     def group(self, axis: str) -> dist.ProcessGroup:
         return self[axis].get_group()
 
     def groups(self) -> dict[str, dist.ProcessGroup]:
-        """Return the process group of each axis with more than one rank, and of all ranks as `world`."""
+        """Return the process group of each axis with more than one rank, and of all ranks as `world`.
+
+        Where ZeRO divides over groups, those of both axes within dp are there beside that of dp.
+        """
         world = (
             {"world": self.world} if self.world is not None and len(self.layout.axes) > 1 else {}
         )  # an axis of all ranks is that axis
-        return world | {axis: self.group(axis) for axis in self.layout.axes}
+        return world | {axis: self.group(axis) for axis in (*self.layout.axes, *self.layout.sub_axes)}
 
     def all_reduce(self, axis: str) -> Callable[..., Tensor]:
         """Return `all_reduce(tensor, op)` over an axis, the form that `models.spec.Reducing` calls."""
@@ -192,7 +202,7 @@ class Mesh:
         return all_reduce
 
 
-_MESHES: dict[tuple, tuple[DeviceMesh, dist.ProcessGroup]] = {}
+_MESHES: dict[tuple, tuple[DeviceMesh, dist.ProcessGroup, DeviceMesh | None]] = {}
 
 
 def make_mesh(layout: Layout, device: torch.device) -> Mesh:
@@ -208,13 +218,14 @@ def make_mesh(layout: Layout, device: torch.device) -> Mesh:
     if layout.world_size == 1 and not layout.zero:
         return Mesh(layout, device)
     join_alone(device)
-    shape = tuple(getattr(layout, axis) for axis in MESH_AXES)
+    axes = ("pp", *(layout.sub_axes or ("dp",)), "tp")  # outermost first: neighbours in tp are neighbours on a node
+    shape = tuple(getattr(layout, axis) for axis in axes)
     key = (shape, device.type, id(dist.group.WORLD))
     if key not in _MESHES:
         ranks = list(range(layout.world_size))
         world: Any = dist.group.WORLD if layout.world_size == started else dist.new_group(ranks)
-        grid = DeviceMesh(device.type, torch.tensor(ranks).view(shape), mesh_dim_names=MESH_AXES)
-        _MESHES[key] = (grid, world)
+        grid = DeviceMesh(device.type, torch.tensor(ranks).view(shape), mesh_dim_names=axes)
+        _MESHES[key] = (grid, world, grid[layout.sub_axes]._flatten("dp") if layout.sub_axes else None)
     return Mesh(layout, device, *_MESHES[key])
 
 

@@ -41,6 +41,7 @@ def describe(work: Work, asked: Asked, rank: Rank, device: torch.device) -> dict
         "world_size": layout.world_size,
         "nodes": nodes_of(work, rank),
         "dp": layout.dp,
+        "dp_shard": layout.dp_shard,
         "tp": layout.tp,
         "pp": layout.pp,
         "zero_requested": asked.zero,

@@ -49,6 +49,8 @@ class Change:
 # of the columns is a line here, and a test holds the line against the columns.
 UNCOUNTED, COUNTED_FROM = 1, 6
 _WIRE = [f"comm_{axis}_{kind}" for axis in ("dp", "tp", "pp", "world") for kind in ("", "predicted_")]
+_COUNTS = ("calls", "payload_bytes", "ring_bytes", "sent_bytes", "predicted_ring_bytes", "predicted_sent_bytes")
+_PARTS_OF_DP = tuple(f"comm_{axis}_{count}" for axis in ("dp_shard", "dp_replicate") for count in _COUNTS)
 CHANGES: dict[int, Change] = {
     # what was called wire bytes were those of a ring, whatever the backend sent
     7: Change(
@@ -59,6 +61,7 @@ CHANGES: dict[int, Change] = {
     9: Change(added=("slowest_rank",)),
     10: Change(added=("parity_scope", "parity_result")),  # until then parameter_difference_max was in learning rates
     11: Change(added=("n_classes",)),
+    12: Change(added=("dp_shard", *_PARTS_OF_DP)),
 }
 RENAMED = {old: new for number in sorted(CHANGES) for old, new in CHANGES[number].renamed.items()}
 SCHEMA = max(CHANGES, default=COUNTED_FROM)
@@ -66,7 +69,7 @@ SCHEMA = max(CHANGES, default=COUNTED_FROM)
 Device = Literal["cpu", "cuda"]
 
 WHOLE, NOT_PROVEN = "whole", "not proven: the reference does not fit"  # scopes of parity; else so much of so much
-COMM_AXES = ("dp", "tp", "pp", "world")
+COMM_AXES = ("dp", "dp_shard", "dp_replicate", "tp", "pp", "world")  # each call is counted over one of them
 COLLECTIVES = ("all_reduce", "all_gather", "reduce_scatter", "all_to_all", "broadcast", "send")
 
 
@@ -82,6 +85,9 @@ class RunRecord:
     Of communication, payload is the size of the tensor of a call: of an all-gather the gathered one, of a
     reduce-scatter the one before scattering. Ring is what a ring algorithm would send for it. Sent is what leaves the
     rank with the backend in use (`parallel.axes.forms`); where that was not measured (NCCL), it is the same as ring.
+    Each call is counted over one axis, and all axes together are all that is sent. With `shardN` in the layout,
+    dp_shard is what passes within the groups of data ranks, dp_replicate what passes between them, and dp what all
+    data ranks exchange in one group, such as batch statistics and the gradients of ZeRO-1.
     """
 
     schema: int = column("Number of the schema: of the set of columns that the row has", default=SCHEMA)
@@ -117,6 +123,7 @@ class RunRecord:
     world_size: int | None = column("Number of processes that ran")
     nodes: int | None = column("Number of machines")
     dp: int | None = column("Degree of data parallelism: number of data ranks")
+    dp_shard: int | None = column("Number of data ranks that ZeRO divides over: N of shardN, else dp; 1 without ZeRO")
     tp: int | None = column("Degree of tensor parallelism: number of tensor ranks")
     pp: int | None = column("Degree of pipeline parallelism: number of pipeline ranks")
     zero_requested: int | None = column("ZeRO stage of the requested layout or strategy")
@@ -237,6 +244,18 @@ class RunRecord:
     comm_dp_predicted_ring_bytes: float | None = column("Prediction of comm_dp_ring_bytes")
     comm_dp_sent_bytes: float | None = column("What leaves the rank over the data axis")
     comm_dp_predicted_sent_bytes: float | None = column("Prediction of comm_dp_sent_bytes")
+    comm_dp_shard_calls: int | None = column("Number of collectives within groups of data ranks")
+    comm_dp_shard_payload_bytes: int | None = column("Payload within groups of data ranks")
+    comm_dp_shard_ring_bytes: float | None = column("What ring algorithms would send within groups of data ranks")
+    comm_dp_shard_predicted_ring_bytes: float | None = column("Prediction of comm_dp_shard_ring_bytes")
+    comm_dp_shard_sent_bytes: float | None = column("What leaves the rank within groups of data ranks")
+    comm_dp_shard_predicted_sent_bytes: float | None = column("Prediction of comm_dp_shard_sent_bytes")
+    comm_dp_replicate_calls: int | None = column("Number of collectives between groups of data ranks")
+    comm_dp_replicate_payload_bytes: int | None = column("Payload between groups of data ranks")
+    comm_dp_replicate_ring_bytes: float | None = column("What ring algorithms would send between groups of data ranks")
+    comm_dp_replicate_predicted_ring_bytes: float | None = column("Prediction of comm_dp_replicate_ring_bytes")
+    comm_dp_replicate_sent_bytes: float | None = column("What leaves the rank between groups of data ranks")
+    comm_dp_replicate_predicted_sent_bytes: float | None = column("Prediction of comm_dp_replicate_sent_bytes")
     comm_tp_calls: int | None = column("Number of collectives over the tensor axis")
     comm_tp_payload_bytes: int | None = column("Payload over the tensor axis")
     comm_tp_ring_bytes: float | None = column("What ring algorithms would send over the tensor axis")

@@ -28,18 +28,21 @@ LAYOUTS = {
     "ddp": "dp2",
     "zero1": "dp2/zero1",
     "zero3": "dp4/zero3",
+    "hsdp": "dp4/zero3/shard2",
     "tensor": "tp2",
     "pipeline": "pp2/1f1b/mb2",
     "2d": "tp2.pp2/1f1b/mb2",
     "3d": "dp2.tp2.pp2/1f1b/mb2",
 }
-# What the eight leave out: several stages a rank, both ends on one rank, ZeRO beside other axes, uneven shards.
+# What these leave out: several stages a rank, both ends on one rank, ZeRO beside other axes, uneven shards.
 RELAY = (
     "dp8/zero3",
     "pp2/zbv/mb4",
     "dp2.tp2/zero1",
     "pp2/interleaved/mb4",
     "dp2.tp2/zero3/sp",
+    "dp4/zero1/shard2",
+    "dp4.tp2/zero3/shard2",
     "dp2.pp2/zero1/zbv/mb2",
     "pp4/dualpipev/mb8",
     "dp2.pp2/zero2/gpipe/mb2",

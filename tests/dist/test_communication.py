@@ -61,6 +61,9 @@ def check(workers: WorkerPool, model: str, layout: str, **changes: Any) -> None:
         "dp2/zero1",
         "dp2/zero2",
         "dp4/zero3",
+        "dp4/zero1/shard2",
+        "dp4/zero2/shard2",
+        "dp8/zero3/shard4",
         "tp2",
         "tp2/sp",
         "tp4/sp",
@@ -81,6 +84,8 @@ def check(workers: WorkerPool, model: str, layout: str, **changes: Any) -> None:
         "dp2.tp2.pp2/mb2",
         "dp2.tp2.pp2/zero1/mb2",
         "dp2.tp2.pp2/zero3/zero-bubble/mb2/sp",
+        "dp4.tp2/zero3/shard2/sp",
+        "dp4.pp2/zero3/shard2/mb2",
     ],
 )
 def test_gpt2(workers: WorkerPool, layout: str) -> None:
@@ -89,7 +94,18 @@ def test_gpt2(workers: WorkerPool, layout: str) -> None:
 
 @pytest.mark.parametrize(
     "layout",
-    ["dp2", "dp2/zero2", "dp2/zero3", "tp2/sp", "dp2.tp2/zero3/sp", "pp2/naive", "pp2/mb2", "dp2.pp2/zero2/naive"],
+    [
+        "dp2",
+        "dp2/zero2",
+        "dp2/zero3",
+        "dp4/zero3/shard2",
+        "tp2/sp",
+        "dp2.tp2/zero3/sp",
+        "pp2/naive",
+        "pp2/mb2",
+        "dp2.pp2/zero2/naive",
+        "dp4.pp2/zero2/shard2/naive",
+    ],
 )
 def test_accumulation(workers: WorkerPool, layout: str) -> None:
     check(workers, "gpt2", layout, accumulation=2)
@@ -102,6 +118,7 @@ def test_accumulation(workers: WorkerPool, layout: str) -> None:
         "dp2",
         "dp4/zero1",
         "dp2/zero3",
+        "dp4/zero3/shard2",
         "tp2",
         "pp2/mb2",
         "pp2/zbv/mb4",
@@ -126,6 +143,8 @@ def test_what_is_recomputed_for_each_layer_is_not_predicted() -> None:
 
 
 @pytest.mark.parametrize("precision", ["bf16", "fp64"])
-@pytest.mark.parametrize("layout", ["dp2/zero1", "dp2/zero3", "tp2", "tp2/sp", "pp2/mb2", "dp2.tp2/zero3/sp"])
+@pytest.mark.parametrize(
+    "layout", ["dp2/zero1", "dp2/zero3", "dp4/zero3/shard2", "tp2", "tp2/sp", "pp2/mb2", "dp2.tp2/zero3/sp"]
+)
 def test_precision_sets_the_bytes(workers: WorkerPool, layout: str, precision: str) -> None:
     check(workers, "gpt2", layout, precision=precision)

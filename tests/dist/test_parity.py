@@ -23,8 +23,8 @@ MODELS: dict[str, dict[str, Any]] = {
     "dit": {"model": "diffusion", **SHALLOW_DIT},
 }
 DEEPER = {SHALLOW_GPT2["size"]: "tiny", SHALLOW_DIT["size"]: "tiny-dit"}  # where those have too few blocks
-PROCESSES = {2: ("ddp", "model", "pipeline", "zero1", "zero2", "zero3", "tensor"), 8: ("3d",)}
-PROCESSES[4] = (*PROCESSES[2], "2d")
+PROCESSES = {2: ("ddp", "model", "pipeline", "zero1", "zero2", "zero3", "tensor"), 8: ("3d", "hsdp")}
+PROCESSES[4] = (*PROCESSES[2], "2d", "hsdp")
 
 
 def check(workers: WorkerPool, model: str = "gpt2", layout: str | None = None, **options: Any) -> None:
@@ -79,6 +79,26 @@ def test_axes_compose(workers: WorkerPool, model: str, layout: str) -> None:
     check(workers, model, layout)
 
 
+# Each stage of ZeRO within groups of data ranks, alone and beside each other axis.
+@cases(
+    "gpt2",
+    [
+        "dp4/zero1/shard2",
+        "dp8/zero2/shard2",
+        "dp6/zero3/shard3",
+        "dp4.tp2/zero1/shard2",
+        "dp4.tp2/zero3/shard2/sp",
+        "dp4.pp2/zero1/shard2/mb2",
+        "dp4.pp2/zero3/shard2/zbv/mb2",
+    ],
+    resnet=["dp4/zero1/shard2", "dp4.tp2/zero3/shard2", "dp4.pp2/zero3/shard2/mb2"],
+    dit=["dp4.tp2/zero3/shard2"],
+    points=["dp8/zero3/shard2"],
+)
+def test_zero_within_groups(workers: WorkerPool, model: str, layout: str) -> None:
+    check(workers, model, layout, global_batch_size=24 if "dp6" in layout else 16)
+
+
 # GPT-2's tied embedding lies on both end ranks, or on rank 0 alone in the V-shaped schedules (zbv, dualpipev).
 ON_2 = ["naive", "gpipe/mb4", "1f1b/mb2", "interleaved/mb4", "zero-bubble/mb2", "zbv/mb2", "dualpipev/mb4"]
 ON_4 = ["naive", "gpipe/mb2", "1f1b/mb8", "interleaved/mb4", "zero-bubble/mb8", "zbv/mb4", "dualpipev/mb8"]
@@ -109,6 +129,8 @@ def test_every_schedule_in_three_dimensions(workers: WorkerPool, layout: str) ->
         "dp2/zero1",
         "dp2/zero2",
         "dp2/zero3",
+        "dp4/zero2/shard2",
+        "dp4/zero3/shard2",
         "tp2",
         "dp2.tp2/zero3",
         "pp2/naive",
@@ -133,6 +155,7 @@ BITES = {"optimizer": "sgd", "learning_rate": 0.1, "clip_norm": 0.05}
         "dp2/zero1",
         "dp2/zero2",
         "dp2/zero3",
+        "dp4/zero3/shard2",
         "tp4",
         "pp2/1f1b/mb2",
         "pp4/zbv/mb4",
@@ -188,7 +211,8 @@ def test_activation_checkpointing_of_every_third_block(workers: WorkerPool, layo
     check_exactly(workers, "gpt2", layout, checkpointing="3")
 
 
-MIXED = ["dp1", "dp2", "dp2/zero1", "dp2/zero3", "tp2", "tp2/sp", "pp2/1f1b/mb2", "dp2.tp2.pp2/zero3/mb2"]
+MIXED = ["dp1", "dp2", "dp2/zero1", "dp2/zero3", "dp4/zero3/shard2", "tp2", "tp2/sp", "pp2/1f1b/mb2"]
+MIXED += ["dp2.tp2.pp2/zero3/mb2"]
 
 
 @cases("gpt2", MIXED, resnet=["dp2/zero3", "tp2"], points=["dp2"], dit=["dp2/zero3", "tp2", "pp2/1f1b/mb2"])

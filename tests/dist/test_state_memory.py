@@ -10,7 +10,19 @@ from tests.dist.workers import WorkerPool
 
 
 @pytest.mark.parametrize(
-    "layout", ["dp1", "dp4", "dp4/zero1", "dp4/zero2", "dp4/zero3", "tp4", "pp4/1f1b/mb4", "tp2.pp2/1f1b/mb2"]
+    "layout",
+    [
+        "dp1",
+        "dp4",
+        "dp4/zero1",
+        "dp4/zero2",
+        "dp4/zero3",
+        "dp4/zero1/shard2",
+        "dp4/zero3/shard2",
+        "tp4",
+        "pp4/1f1b/mb4",
+        "tp2.pp2/1f1b/mb2",
+    ],
 )
 def test_measured_state_is_the_predicted_one(workers: WorkerPool, layout: str) -> None:
     run = RunConfig(layout=Layout.parse(layout), global_batch_size=8, seq_len=32)

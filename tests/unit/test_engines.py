@@ -58,7 +58,10 @@ def test_auto_follows_the_launcher_where_its_engine_is_able(
 
 
 @pytest.mark.parametrize("engine", ["deepspeed", "accelerate"])
-@pytest.mark.parametrize("layout", ["tp2", "dp2.tp2", "pp2/gpipe/mb4", "dp2.pp2/mb4", "dp2.pp2/zero2/mb4"])
+@pytest.mark.parametrize(
+    "layout",
+    ["tp2", "dp2.tp2", "pp2/gpipe/mb4", "dp2.pp2/mb4", "dp2.pp2/zero2/mb4", "dp4/zero3/shard2", "dp4.pp2/zero1/shard2"],
+)
 def test_an_engine_asked_for_names_what_it_can(engine: str, layout: str) -> None:
     with pytest.raises(
         LayoutError, match=rf"--engine {engine} cannot run layout .* it runs single, ddp.*--engine torch"

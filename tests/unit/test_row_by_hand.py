@@ -330,6 +330,7 @@ DESCRIBED: dict[str, Any] = {
     "world_size": 4,
     "nodes": 2,  # three processes on the first, one on the second
     "dp": 2,
+    "dp_shard": 1,
     "tp": 1,
     "pp": 2,
     "zero_requested": 1,
@@ -376,6 +377,18 @@ ELSEWHERE = {
     "recovery_s": "unit/test_goodput.py::test_a_start_after_a_kill_counts_what_was_lost",
     "steps_lost": "unit/test_goodput.py::test_a_start_after_a_kill_counts_what_was_lost",
     "goodput_share": "unit/test_goodput.py::test_goodput_is_the_time_in_steps_that_were_kept",
+    **{
+        f"comm_{axis}_{counted}": "unit/test_row_by_hand.py::test_bytes_within_and_between_groups_of_data_ranks"
+        for axis in ("dp_shard", "dp_replicate")
+        for counted in (
+            "calls",
+            "payload_bytes",
+            "ring_bytes",
+            "sent_bytes",
+            "predicted_ring_bytes",
+            "predicted_sent_bytes",
+        )
+    },
 }
 
 
@@ -499,6 +512,25 @@ def test_predicted_bytes_are_those_of_the_backend(layout: str, ring: float, gloo
     assert got["comm_dp_predicted_sent_bytes"] == gloo * 4 * PARAMETERS + small
 
 
+def test_bytes_within_and_between_groups_of_data_ranks() -> None:
+    """Within a group of two all parameters are gathered and all gradients scattered; between groups, half of these."""
+    work = resolve(RunConfig(size="tiny", layout="dp4/zero2/shard2", global_batch_size=16))
+    comm = [
+        CommRow("dp_replicate", "all_reduce", 2, 1, 40, F(40), F(41)),
+        CommRow("dp_shard", "all_gather", 2, 2, 50, F(25), F(26)),
+        CommRow("dp_shard", "reduce_scatter", 2, 3, 60, F(30), F(61)),
+    ]
+    got = case._comm_columns(work, [RankResult(comm=comm)] * 4, "cpu")
+    counted = ("calls", "payload_bytes", "ring_bytes", "sent_bytes")
+    assert [got[f"comm_dp_shard_{name}"] for name in counted] == [5, 110, 55, 87]
+    assert [got[f"comm_dp_replicate_{name}"] for name in counted] == [1, 40, 40, 41]
+    for kind, scattered in (("ring", 1 / 2), ("sent", 2 * 1 / 2)):  # gloo scatters as it reduces
+        assert got[f"comm_dp_shard_predicted_{kind}_bytes"] == (1 / 2 + scattered) * 4 * PARAMETERS
+        assert got[f"comm_dp_replicate_predicted_{kind}_bytes"] == 2 * (1 / 2) * 4 * PARAMETERS / 2
+        assert got[f"comm_dp_predicted_{kind}_bytes"] == 2 * (3 / 4) * 2 * 4  # loss and gradient norm
+    assert got.keys() - {"comm_detail_json"} < {f.name for f in fields(RunRecord)}
+
+
 @pytest.mark.parametrize(("checkpointing", "peak_flops"), [("none", 0.99), ("full", 1.05)])
 def test_a_peak_that_the_run_exceeds_is_no_peak(checkpointing: str, peak_flops: float) -> None:
     """Also where only what is computed again exceeds it. peak_flops: over what the model needs."""
@@ -546,6 +578,8 @@ def test_the_short_form_of_a_row(row: RunRecord, alone: RunRecord) -> None:
         # and the whole gradients of a block, of which the shard is counted already
         ({"layout": "dp4/zero2"}, (4 + 4 + 8) / 4, 4 * BLOCK * 3 / 4),
         ({"layout": "dp4/zero3"}, (4 + 4 + 8) / 4, 4 * BLOCK * 3 / 4),
+        ({"layout": "dp4/zero1/shard2"}, 4 + 4 + 8 / 2, 0),
+        ({"layout": "dp4/zero3/shard2"}, (4 + 4 + 8) / 2, 4 * BLOCK * 1 / 2),
     ],
 )
 def test_predicted_state_by_hand(options: dict[str, Any], per_parameter: float, more: float) -> None:
