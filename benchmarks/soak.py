@@ -32,14 +32,14 @@ from parallel.training.goodput import RunProgress
 NODES = 3
 SAVE_EVERY = 4  # steps: often, so that there is an older checkpoint soon
 SILENT_S = 60  # seconds after which a rank counts as hung
-GO_ON_STEPS = 3  # taken by all nodes, and a fault counts as overcome
-KIND_COLUMNS = ("fault", "times", "restarts", "steps again", "all nodes again after, median", "longest")
-COLUMNS = ("at", "step", "fault", "restarts", "steps again", "all nodes again after", "what it said")
+GO_ON_STEPS = 3  # steps of all nodes after which a run has recovered from a fault
+KIND_COLUMNS = ("fault", "times", "restarts", "repeated steps", "time to recover, median", "longest")
+COLUMNS = ("at", "step", "fault", "restarts", "repeated steps", "time to recover", "message")
 
 
 @dataclass(frozen=True)
 class Overcome:
-    """One fault and what became of it. steps_again: those lost since the last checkpoint."""
+    """One fault and the recovery from it. steps_again: those repeated from the last checkpoint on."""
 
     at_s: float
     step: int
@@ -72,7 +72,7 @@ class Soak:
         ]
 
     def run(self, *, minutes: float) -> Iterator[Overcome]:
-        """Yield each fault when it is overcome. Raises: TimeoutError when one is not."""
+        """Yield each fault when the run has recovered from it. Raises: TimeoutError when it does not."""
         self.nodes.start_all()
         self.nodes.await_steps(GO_ON_STEPS, processes=NODES, timeout_s=START_S)
         self.began_s = time.monotonic()
@@ -108,7 +108,7 @@ class Soak:
         return now
 
     def _help_up(self, before: RunProgress, *, timeout_s: float) -> None:
-        """Start what has ended until all nodes take steps again. Raises: TimeoutError."""
+        """Restart what has ended until all nodes take steps again. Raises: TimeoutError."""
         deadline_s = time.monotonic() + timeout_s
         time.sleep(1.0)  # for the fault to show
         first: tuple[RunProgress, int] | None = None  # a start on all nodes, and its step when it was first seen
@@ -181,7 +181,7 @@ class Soak:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Soak, print the table, compare. Returns: 0 when nothing was lost."""
+    """Inject faults, print the table, compare. Returns: 0 when nothing was lost."""
     parser = Parser(prog="paralab soak", description=__doc__)
     parser.add_argument(
         "--minutes",
@@ -233,7 +233,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def by_kind(overcome: Sequence[Overcome]) -> Iterator[tuple[str, ...]]:
-    """Yield the cells of each kind of fault: how often, what it cost in all, and how long the return took."""
+    """Yield the cells of each kind of fault: how often, what it cost in all, and how long recovery took."""
     for kind in sorted({fault.kind for fault in overcome}):
         these = [fault for fault in overcome if fault.kind == kind]
         backs_s = [fault.back_s for fault in these]
@@ -247,13 +247,13 @@ def _compare(folder: Path, run: Path, overcome: list[Overcome], *, steps: int, m
     train_alone(alone, *WORK, "--steps", str(steps))
     again = sum(fault.steps_again for fault in overcome)
     print("", _row(KIND_COLUMNS), _row(["---"] * len(KIND_COLUMNS)), *map(_row, by_kind(overcome)), sep="\n")
-    print(f"\n{len(overcome)} faults in {minutes:.1f} minutes, {steps} steps, {again} of them taken again")
+    print(f"\n{len(overcome)} faults in {minutes:.1f} minutes, {steps} steps, {again} of them repeated")
     try:
         difference = loss_difference(run, alone, steps=steps)
     except AssertionError as error:
         print(f"LOST: {error}")
         return 1
-    print(f"every loss is that of one process without faults, within {difference:.1e} (relative)")
+    print(f"every loss equals that of one process without faults, within {difference:.1e} (relative)")
     newest = checkpoint.latest(run)
     if newest is None or newest.name != f"step-{steps}":
         print(f"LOST: the last checkpoint is {newest}, step-{steps} was expected")
