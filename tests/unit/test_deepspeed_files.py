@@ -417,6 +417,6 @@ def test_the_documentation_lists_every_key() -> None:
         for line in (ROOT / "docs" / "launchers.md").read_text().splitlines()
         if len(cells := [cell.strip() for cell in line.strip("|").split("|")]) == 2 and line.startswith("|")
     }
-    kinds = {"taken": Handed, "left out": LeftOut, "the run's": Decided, "refused if on": Off}
+    kinds = {"used": Handed, "ignored": LeftOut, "must agree with the run": Decided, "refused if switched on": Off}
     for name, kind in kinds.items():
         assert rows[name] == {key for key, rule in KEYS.items() if isinstance(rule, kind)}, name
