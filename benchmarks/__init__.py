@@ -1,0 +1,1 @@
+"""What measures, and what reads measurements: one case, sweeps, baselines, faults, comparisons, reports and pages."""

@@ -1,7 +1,7 @@
-"""Reference pages from declarations: `python -m benchmarks.document options > docs/options.md`, and so for columns.
+"""Reference pages from declarations: `python -m benchmarks.document options > docs/options.md`, and so for the others.
 
-Options are read from the configurations of the commands, columns from `RunRecord`. A test fails when a page is not
-what this prints.
+Options are read from the configurations of the commands, columns from `RunRecord`, the architecture from the imports of
+all modules. A test fails when a page is not what this prints.
 """
 
 import sys
@@ -10,6 +10,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import Field, fields
 from typing import Any, get_args, get_origin, get_type_hints
 
+from benchmarks import architecture
 from benchmarks.overhead import OverheadConfig
 from benchmarks.peers import PeersConfig
 from benchmarks.run import CaseConfig
@@ -168,7 +169,12 @@ def _cell(text: str) -> str:
     return text.replace("|", "\\|")
 
 
-PAGES = {"options": options, "columns": columns}
+PAGES = {
+    "options": options,
+    "columns": columns,
+    "architecture": architecture.page,
+    "architecture.svg": architecture.picture,
+}
 
 
 def main(argv: Sequence[str]) -> int:
