@@ -1,7 +1,7 @@
 """The engine on plain torch: forward and backward, finish the gradients, clip, update.
 
-The axes of a layout hand it the parts, the optimizer and the callables (`axes.compose`); it never asks which layout
-it is.
+The axes of a layout hand it the parts, the optimizer and the callables (`parallel.axes.compose`); it never asks which
+layout it is.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping

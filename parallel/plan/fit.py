@@ -3,8 +3,8 @@
 Where a launcher has started them, it is decided when they have met, for all of them: what is free differs from moment
 to moment and from machine to machine, and a rank that went on alone would wait for one that refused.
 
-Counted are the states of the model (`planner.memory`) and what a process takes that does nothing. Activations are not:
-what is refused here is sure not to fit, what is not refused may still be too large.
+Counted are the states of the model (`parallel.axes.memory`) and what a process takes that does nothing. Activations are
+not: what is refused here is sure not to fit, what is not refused may still be too large.
 """
 
 import sys

@@ -15,6 +15,7 @@ from parallel.records.row import GROUPS, RunRecord
 
 ROOT = Path(__file__).resolve().parents[2]
 DOCS = ROOT / "docs"
+_FOLDERS = "(?:parallel|models|benchmarks|tests|docs|ds_configs)"
 
 
 @pytest.mark.parametrize("page", document.PAGES)
@@ -99,10 +100,25 @@ def _title(page: Path) -> str:
     return page.read_text(encoding="utf-8").partition("\n")[0].removeprefix("# ")
 
 
-def test_every_path_that_a_document_names_is_there() -> None:
-    for page in (ROOT / "README.md", ROOT / "CONTRIBUTING.md", *DOCS.rglob("*.md")):
+def test_every_path_and_module_that_is_named_is_there() -> None:
+    sources = [path for folder in ("parallel", "models", "benchmarks") for path in (ROOT / folder).rglob("*.py")]
+    pages = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "tests" / "README.md", *DOCS.rglob("*.md")]
+    for page in pages + sources:
         text = page.read_text(encoding="utf-8")
-        named = re.findall(r"`((?:parallel|models|benchmarks|tests|docs|ds_configs)/[\w./-]*\w/?)[`:]", text)
-        linked = re.findall(r"\]\(([^)#:]+)\)", text)
-        for path in [ROOT / name for name in named] + [page.parent / name for name in linked]:
+        named = [ROOT / name for name in re.findall(rf"`({_FOLDERS}/[\w./-]*\w/?)[`:]", text)]
+        linked = [page.parent / name for name in re.findall(r"\]\(([^)#:{]+)\)", text)] if page in pages else []
+        for path in named + linked:
             assert path.exists(), f"{page.relative_to(ROOT)} names {path}, which is not there"
+        for name in re.findall(rf"`({_FOLDERS}(?:\.\w+)+)`", text):
+            assert _is_there(name), f"{page.relative_to(ROOT)} names {name}, which is not there"
+
+
+def _is_there(name: str) -> bool:
+    """Return whether a dotted name is a module or a folder, or a name that is in one."""
+    path = ROOT.joinpath(*name.split("."))
+    if path.is_dir() or path.with_suffix(".py").exists():
+        return True
+    module = next(
+        (place for place in (path.parent.with_suffix(".py"), path.parent / "__init__.py") if place.exists()), None
+    )
+    return module is not None and re.search(rf"\b{path.name}\b", module.read_text(encoding="utf-8")) is not None
