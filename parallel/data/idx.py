@@ -74,12 +74,10 @@ class IdxSet:
         """Say what was found and what is used for what."""
         seen = np.unique(np.concatenate(list(self.labels.values())))
         missing = sorted(set(range(self.n_classes)) - set(seen.tolist()))
-        none_of = (
-            f", no picture of {', '.join(map(str, missing[:5]))}{' ...' if missing[5:] else ''}" if missing else ""
-        )
+        none_of = f", no image of {', '.join(map(str, missing[:5]))}{' ...' if missing[5:] else ''}" if missing else ""
         purposes = {self.role(split): f"for {use}" for split, use in USED_FOR.items()}
         uses = (
-            f"{role} {len(self.labels[role]):,} pictures {purposes.get(role, 'not used')}"
+            f"{role} {len(self.labels[role]):,} images {purposes.get(role, 'not used')}"
             for role in ("train", "validation", "test")
             if role in self.labels
         )
@@ -134,6 +132,6 @@ def _parse(content: bytes, *, path: Path, n_dims: int) -> np.ndarray:
     if raw[:4] != bytes([0, 0, _UNSIGNED_BYTES, n_dims]) or len(raw) != header + math.prod(sizes):
         raise DataError(f"{path} is not a whole IDX file of unsigned bytes in {n_dims} dimensions: download it again")
     if not math.prod(sizes):
-        what = "pictures of no size" if sizes[0] else "no pictures" if n_dims > 1 else "no labels"
+        what = "images of no size" if sizes[0] else "no images" if n_dims > 1 else "no labels"
         raise DataError(f"{path} holds {what} (sizes {' x '.join(map(str, sizes))}): use files that hold some")
     return np.frombuffer(raw, dtype=np.uint8, offset=header).reshape(sizes)

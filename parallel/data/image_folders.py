@@ -1,7 +1,7 @@
-"""Folders of pictures: which of them are splits, which are classes, and what is found in them.
+"""Folders of images: which of them are splits, which are classes, and what is found in them.
 
-A class folder holds pictures; a split folder (train, valid, test under their usual names) holds class folders. So a
-class may be called `train`. Hidden folders and folders without pictures count as nothing. Classes are numbered once
+A class folder holds images; a split folder (train, valid, test under their usual names) holds class folders. So a
+class may be called `train`. Hidden folders and folders without images count as nothing. Classes are numbered once
 over all splits. Whatever could be meant in two ways is refused, with what was found and what to type.
 """
 
@@ -17,50 +17,50 @@ from parallel.data.dataset import SPLIT_NAMES, USED_FOR
 from parallel.data.pixels import SUFFIXES
 from parallel.errors import DataError
 
-HELD_OUT = 10  # of a set without splits: one picture in ten
+HELD_OUT = 10  # of a set without splits: one image in ten
 _HIDDEN = {"__macosx", "@eadir", "$recycle.bin", "system volume information"}  # of macOS, Synology, Windows
 _SHOWN = 10  # classes named in a line
-_FORM = "FOLDER/CLASS/picture.png, or FOLDER/train/CLASS/picture.png and FOLDER/valid/CLASS/picture.png"
+_FORM = "FOLDER/CLASS/image.png, or FOLDER/train/CLASS/image.png and FOLDER/valid/CLASS/image.png"
 
 
 @dataclass
 class Folder:
-    """What is visible in a folder. folders: those that hold pictures at any depth, by name."""
+    """What is visible in a folder. folders: those that hold images at any depth, by name."""
 
     path: Path
     pictures: list[Path] = field(default_factory=list)
     folders: dict[str, "Folder"] = field(default_factory=dict)
-    others: Counter[str] = field(default_factory=Counter)  # files that are no pictures, by ending, at any depth
+    others: Counter[str] = field(default_factory=Counter)  # files that are no images, by ending, at any depth
 
     @cached_property
     def n_pictures(self) -> int:
-        """Pictures at any depth."""
+        """Images at any depth."""
         return len(self.pictures) + sum(folder.n_pictures for folder in self.folders.values())
 
     def all_pictures(self) -> list[Path]:
-        """Return the pictures at any depth, sorted."""
+        """Return the images at any depth, sorted."""
         return sorted([*self.pictures, *(file for folder in self.folders.values() for file in folder.all_pictures())])
 
     @property
     def holds_classes(self) -> bool:
-        """Whether its pictures lie in folders, but for some that were left beside them."""
+        """Whether its images lie in folders, but for some that were left beside them."""
         return self.n_pictures > 2 * len(self.pictures)
 
 
 @dataclass(frozen=True)
 class Split:
-    """One split. name: that of its folder, empty where the set has none. pictures: class and file, in order."""
+    """One split. name: that of its folder, empty where the set has none. images: class and file, in order."""
 
     name: str
     pictures: Sequence[tuple[str, Path]]
 
     def count(self, number: int) -> str:
-        return f"{self.name} {number:,} pictures".strip() if number != 1 else f"{self.name} 1 picture".strip()
+        return f"{self.name} {number:,} images".strip() if number != 1 else f"{self.name} 1 image".strip()
 
 
 @dataclass(frozen=True)
 class PictureSet:
-    """A folder of pictures that was understood. splits: by role (train, validation, test), or by "" the only one."""
+    """A folder of images that was understood. splits: by role (train, validation, test), or by "" the only one."""
 
     root: Path
     classes: tuple[str, ...]
@@ -82,13 +82,13 @@ class PictureSet:
         return next((role for role in roles if role in self.splits), None)
 
     def pictures(self, split: str) -> list[tuple[str, Path]]:
-        """Return class and file of each picture of a split. Raises: DataError when it has none."""
+        """Return class and file of each image of a split. Raises: DataError when it has none."""
         role = self.role(split)
         if role is None:
             only = next(iter(self.splits.values())).name
             raise DataError(
                 f"{self.root} has no split for {USED_FOR[split]}, only {only}: add a folder valid, or use "
-                f"--data file:{self.root / only}, of which one picture in {HELD_OUT} is held out"
+                f"--data file:{self.root / only}, of which one image in {HELD_OUT} is held out"
                 if split == "validation"
                 else f"{self.root} has no split for training, only {only}: call its folder train"
             )
@@ -97,13 +97,13 @@ class PictureSet:
             pictures = [x for i, x in enumerate(pictures, 1) if (i % HELD_OUT == 0) == (split == "validation")]
         if not pictures:
             raise DataError(
-                f"{self.root} has {len(self.splits[''].pictures)} pictures, of which one in {HELD_OUT} is held out for "
+                f"{self.root} has {len(self.splits[''].pictures)} images, of which one in {HELD_OUT} is held out for "
                 f"validation: too few for {USED_FOR[split]}, add some, or a folder valid beside a folder train"
             )
         return pictures
 
     def used(self) -> Iterator[tuple[str, str, Path]]:
-        """Yield purpose, class and file of each picture that a training reads, in order."""
+        """Yield purpose, class and file of each image that a training reads, in order."""
         roles = {self.role(split): split for split in ("validation", "train")}
         for role, split in reversed(roles.items()):
             if role is not None:
@@ -180,8 +180,8 @@ def _splits(root: Folder) -> dict[str, Folder]:
         return {}  # `train` beside `bus` and `car` is a class
     if not nested:
         raise DataError(
-            f"{root.path} has {_and(named)}, which hold pictures and no folder for each class: "
-            f"put the pictures into folders named by their class, as in {_FORM}"
+            f"{root.path} has {_and(named)}, which hold images and no folder for each class: "
+            f"put the images into folders named by their class, as in {_FORM}"
         )
     if alone:
         split = root.folders[nested[0]]
@@ -200,9 +200,9 @@ def _splits(root: Folder) -> dict[str, Folder]:
 
 
 def _classes(level: Folder) -> Iterator[tuple[str, Path]]:
-    """Yield class and file of each picture of a folder of classes. Raises: DataError when it is none."""
+    """Yield class and file of each image of a folder of classes. Raises: DataError when it is none."""
     if not level.folders:
-        what = f"{len(level.pictures)} pictures and no folder of any" if level.pictures else "no pictures"
+        what = f"{len(level.pictures)} images and no folder of any" if level.pictures else "no images"
         others = f" ({sum(level.others.values())} other files: {_and(sorted(level.others))})" if level.others else ""
         raise DataError(
             f"{level.path} has {what}{others}: IDX files are needed (train-images-idx3-ubyte, ...), or one "
@@ -212,16 +212,16 @@ def _classes(level: Folder) -> Iterator[tuple[str, Path]]:
         inside = _and(level.folders[without[0]].folders)
         leads = " or ".join(f"--data file:{path}" for path in _sets_in(level.folders[name] for name in without))
         raise DataError(
-            f"in {level.path}, {without[0]} holds no pictures itself, but folders of them ({inside}): "
+            f"in {level.path}, {without[0]} holds no images itself, but folders of them ({inside}): "
             + (f"use {leads}, or " if leads else "")
-            + f"put the pictures of each class into its folder itself, as in {_FORM}"
+            + f"put the images of each class into its folder itself, as in {_FORM}"
         )
     for name, folder in level.folders.items():
         yield from ((unicodedata.normalize("NFC", name), path) for path in folder.all_pictures())
 
 
 def _without_own(level: Folder) -> list[str]:
-    """Return the folders that hold pictures only in folders of their own: they are no classes."""
+    """Return the folders that hold images only in folders of their own: they are no classes."""
     return [name for name, folder in level.folders.items() if not folder.pictures]
 
 
@@ -250,16 +250,16 @@ def _check_case(classes: Sequence[str], root: Path) -> None:
 def _left_out(found: dict[str, Split], beside: Sequence[Folder], strays: int, others: Counter[str]) -> Iterator[str]:
     """Yield what is there and not used, and classes that cannot be learnt."""
     for folder in beside:
-        yield f"{folder.path.name} {folder.n_pictures:,} pictures not used: it holds no split with classes"
+        yield f"{folder.path.name} {folder.n_pictures:,} images not used: it holds no split with classes"
     if strays:
-        yield f"{strays:,} pictures outside of class folders not used"
+        yield f"{strays:,} images outside of class folders not used"
     if others:
         yield f"{sum(others.values()):,} other files not read ({', '.join(sorted(others)[:5])})"
     if "train" in found:
         learnt = {name for name, _ in found["train"].pictures}
         unseen = sorted({name for split in found.values() for name, _ in split.pictures} - learnt)
         if unseen:
-            yield f"no picture of {_and(unseen)} for training"
+            yield f"no image of {_and(unseen)} for training"
 
 
 def _and(names: Sequence[str] | dict) -> str:

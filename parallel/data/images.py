@@ -56,12 +56,12 @@ class ArrayImages:
 
 
 class FolderImages:
-    """Picture files, decoded when requested. sha256 is over classes, names and contents of both splits."""
+    """Image files, decoded when requested. sha256 is over classes, names and contents of both splits."""
 
     def __init__(self, pictures: PictureSet, *, split: str, config: Any) -> None:
         if config.channels not in (1, 3):
             raise DataError(
-                f"{pictures.root} holds pictures of 1 or 3 channels, this model takes {config.channels}: "
+                f"{pictures.root} holds images of 1 or 3 channels, this model takes {config.channels}: "
                 "use another --size"
             )
         classes = {name: i for i, name in enumerate(pictures.classes)}
@@ -125,7 +125,7 @@ class Digits:
     """The built-in digits."""
 
     n_classes = 10
-    found = f"mnist, 10 classes (0 to 9); {MNIST_TRAIN:,} pictures for training, {MNIST_HELD_OUT:,} for validation"
+    found = f"mnist, 10 classes (0 to 9); {MNIST_TRAIN:,} images for training, {MNIST_HELD_OUT:,} for validation"
 
     def arrays(self, split: str) -> tuple[np.ndarray, np.ndarray, str]:
         """Return images (n, 28, 28) and labels (n,) of a split, both uint8, and the sha256 of the file."""

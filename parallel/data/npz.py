@@ -1,4 +1,4 @@
-"""Pictures and labels in one .npz file: `images` and `labels`, or a pair for each split under the names in use."""
+"""Images and labels in one .npz file: `images` and `labels`, or a pair for each split under the names in use."""
 
 import io
 import re
@@ -66,7 +66,7 @@ class NpzSet:
                 f"{self.root} has {len(images)} images and {labels.size} labels of type {labels.dtype}: {_NEEDS}"
             )
         if not images.size or labels.min() < 0:
-            what = "labels below 0" if images.size else "no pictures"
+            what = "labels below 0" if images.size else "no images"
             raise DataError(f"{self.root} holds {what}: {_NEEDS}")
         return images, labels.reshape(-1).astype(np.int64)  # MedMNIST's are (number, 1)
 
@@ -88,7 +88,7 @@ class NpzSet:
             mine = (np.arange(1, len(labels) + 1) % HELD_OUT == 0) == (split == "validation")
             images, labels = images[mine], labels[mine]
         if not len(labels):
-            raise DataError(f"{self.root} has too few pictures to hold out one in {HELD_OUT}: add some")
+            raise DataError(f"{self.root} has too few images to hold out one in {HELD_OUT}: add some")
         return images, labels, sha256(self.content).hexdigest()
 
     @property
@@ -103,9 +103,9 @@ class NpzSet:
         if "" in self._splits:
             n = len(self._splits[""][1])
             held_out = n // HELD_OUT
-            return f"{head}; {n - held_out:,} pictures for training, {held_out:,} (one in {HELD_OUT}) for validation"
+            return f"{head}; {n - held_out:,} images for training, {held_out:,} (one in {HELD_OUT}) for validation"
         purposes = {self._role(split): f"for {use}" for split, use in USED_FOR.items()}
-        uses = (f"{role} {len(y):,} pictures {purposes.get(role, 'not used')}" for role, (_, y) in self._splits.items())
+        uses = (f"{role} {len(y):,} images {purposes.get(role, 'not used')}" for role, (_, y) in self._splits.items())
         return f"{head}; {', '.join(uses)}"
 
 

@@ -1,7 +1,7 @@
-"""Pixels: a picture file as numbers, and these in the size and channels that a model takes.
+"""Pixels: an image file as numbers, and these in the size and channels that a model takes.
 
-Every picture becomes float32 in [0, 1] by the full range of its form: 8 bits over 255, 16 bits over 65,535. What is
-transparent is laid over white, as a page shows it. The orientation that a camera noted is applied. Of pictures with
+Every image becomes float32 in [0, 1] by the full range of its form: 8 bits over 255, 16 bits over 65,535. What is
+transparent is laid over white, as a page shows it. The orientation that a camera noted is applied. Of images with
 several frames the first is used. Numbers whose range nobody knows (32-bit integers, floating point) are refused.
 """
 
@@ -51,13 +51,13 @@ def _to_channels(x: Tensor, channels: int) -> Tensor:
         return x.expand(-1, channels, -1, -1)
     if channels == 1:
         return torch.einsum("nchw,c->nhw", x, x.new_tensor(_LUMA))[:, None]
-    raise DataError(f"pictures have {x.shape[1]} channels, this model takes {channels}: use another --size")
+    raise DataError(f"images have {x.shape[1]} channels, this model takes {channels}: use another --size")
 
 
 def decode(content: bytes, *, path: Path) -> Tensor:
-    """Return the picture as float32 (1 or 3 channels, height, width) in [0, 1].
+    """Return the image as float32 (1 or 3 channels, height, width) in [0, 1].
 
-    path: names the file in errors. Raises: DataError when it is damaged, no picture, or of a range nobody knows.
+    path: names the file in errors. Raises: DataError when it is damaged, no image, or of a range nobody knows.
     """
     import PIL
     from PIL import Image
@@ -70,16 +70,16 @@ def decode(content: bytes, *, path: Path) -> Tensor:
     except DataError:
         raise
     except PIL.UnidentifiedImageError as error:
-        what = "is no picture that can be read" if content else "is empty"
-        raise DataError(f"picture {path} {what}: repair or remove it") from error
+        what = "is no image that can be read" if content else "is empty"
+        raise DataError(f"image {path} {what}: repair or remove it") from error
     # the decoders of damaged files raise nearly everything
     except Exception as error:
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise DataError(f"picture {path} cannot be decoded ({reason}): repair, save it again or remove it") from error
+        raise DataError(f"image {path} cannot be decoded ({reason}): repair, save it again or remove it") from error
 
 
 def check(content: bytes, *, path: Path, most_pixels: int) -> int:
-    """Decode a picture of at most so many pixels, and read the header of a larger one. Returns: pixels decoded.
+    """Decode an image of at most so many pixels, and read the header of a larger one. Returns: pixels decoded.
 
     Raises: DataError as `decode` does.
     """
@@ -100,7 +100,7 @@ def check(content: bytes, *, path: Path, most_pixels: int) -> int:
 
 
 def _planes(image: "Image", *, path: Path) -> np.ndarray:
-    """Return (1 or 3, height, width) float32 in [0, 1] of an opened picture."""
+    """Return (1 or 3, height, width) float32 in [0, 1] of an opened image."""
     from PIL import Image, ImageOps
 
     ImageOps.exif_transpose(image, in_place=True)
@@ -108,7 +108,7 @@ def _planes(image: "Image", *, path: Path) -> np.ndarray:
         return _sixteen_bits(image)[None]
     if image.mode in ("I", "F"):
         kind = "signed or 32-bit integers" if image.mode == "I" else "floating-point numbers"
-        raise DataError(f"picture {path} holds {kind}, whose range is not known: save it with 8 or 16 bits a channel")
+        raise DataError(f"image {path} holds {kind}, whose range is not known: save it with 8 or 16 bits a channel")
     if image.mode in ("LA", "La", "PA", "RGBA", "RGBa") or "transparency" in image.info:
         upon = Image.new("RGBA", image.size, "white")
         image = Image.alpha_composite(upon, _rgba(image)).convert("RGB")
@@ -127,7 +127,7 @@ def _rgba(image: "Image") -> "Image":
 
 
 def _sixteen_bits(image: "Image") -> np.ndarray:
-    """Return (height, width) float32 in [0, 1] of a grey picture of up to 16 bits."""
+    """Return (height, width) float32 in [0, 1] of a grey image of up to 16 bits."""
     tags = getattr(image, "tag_v2", {})
     bits = tags.get(_BITS_PER_SAMPLE, (16,))[0]
     values = np.array(image).astype(np.float32)

@@ -150,7 +150,7 @@ def test_damaged_image_names_its_path(tmp_path: Path) -> None:
     broken = tmp_path / "b" / "0.png"
     bomb = whole[:16] + struct.pack(">II", 1 << 20, 1 << 20) + whole[24:29]
     for content, message in (
-        (b"no image", "is no picture that can be read"),
+        (b"no image", "is no image that can be read"),
         (b"", "is empty"),
         (whole[:-30], "cannot be decoded"),
         (bomb + struct.pack(">I", zlib.crc32(bomb[12:])) + whole[33:], "cannot be decoded .*pixels"),
@@ -172,7 +172,7 @@ def with_text(png: bytes, *, size: int) -> bytes:
 
 
 def write_tree(root: Path, counts: dict[str, int]) -> Path:
-    """Write so many grey pictures into each folder, each of another shade."""
+    """Write so many grey images into each folder, each of another shade."""
     shade = 0
     for name, n in counts.items():
         (root / name).mkdir(parents=True, exist_ok=True)
@@ -195,27 +195,27 @@ def load_all(folder: Path, split: str) -> tuple[torch.Tensor, torch.Tensor]:
     ("counts", "found"),
     [
         ({"train/a": 2, "train/b": 1, "val/b": 1},
-         "2 classes (a, b); train 3 pictures for training, val 1 picture for validation"),
+         "2 classes (a, b); train 3 images for training, val 1 image for validation"),
         ({"TRAINING/a": 2, "TRAINING/b": 1, "Testing/b": 1},
-         "2 classes (a, b); TRAINING 3 pictures for training, "
-         "Testing 1 picture for validation, as no other split is there for it"),
+         "2 classes (a, b); TRAINING 3 images for training, "
+         "Testing 1 image for validation, as no other split is there for it"),
         ({"train/a": 1, "train/b": 1, "valid/a": 2, "test/b": 3},
-         "2 classes (a, b); train 2 pictures for training, valid 2 pictures for validation, test 3 pictures not used"),
+         "2 classes (a, b); train 2 images for training, valid 2 images for validation, test 3 images not used"),
         ({"Train/a": 1, "Train/b": 1, "DEV/b": 1, "test": 4, "thumbs": 2},
-         "2 classes (a, b); Train 2 pictures for training, DEV 1 picture for validation; "
-         "test 4 pictures not used: it holds no split with classes; "
-         "thumbs 2 pictures not used: it holds no split with classes"),
+         "2 classes (a, b); Train 2 images for training, DEV 1 image for validation; "
+         "test 4 images not used: it holds no split with classes; "
+         "thumbs 2 images not used: it holds no split with classes"),
         ({"train/a": 1, "train/c": 1, "val/a": 1, "val/b": 1, "test/c": 1},
-         "3 classes (a, b, c); train 2 pictures for training, val 2 pictures for validation, test 1 picture not used; "
-         "no picture of b for training"),
+         "3 classes (a, b, c); train 2 images for training, val 2 images for validation, test 1 image not used; "
+         "no image of b for training"),
         ({"train/a": 1, "train/b": 1, "train": 1, "val/a": 1},
-         "2 classes (a, b); train 2 pictures for training, val 1 picture for validation; "
-         "1 pictures outside of class folders not used"),
+         "2 classes (a, b); train 2 images for training, val 1 image for validation; "
+         "1 images outside of class folders not used"),
         ({"bus": 8, "car": 8, "train": 8},
-         "3 classes (bus, car, train); 22 pictures for training, 2 (one in 10) for validation"),
-        ({"data": 11, "test": 9}, "2 classes (data, test); 18 pictures for training, 2 (one in 10) for validation"),
+         "3 classes (bus, car, train); 22 images for training, 2 (one in 10) for validation"),
+        ({"data": 11, "test": 9}, "2 classes (data, test); 18 images for training, 2 (one in 10) for validation"),
         ({"a": 5, "b": 5, ".c": 9, "__MACOSX/a": 9, "empty": 0, "b/._x": 3},
-         "2 classes (a, b); 9 pictures for training, 1 (one in 10) for validation"),
+         "2 classes (a, b); 9 images for training, 1 (one in 10) for validation"),
     ],
 )  # fmt: skip
 def test_what_is_found_in_a_folder(tmp_path: Path, counts: dict[str, int], found: str) -> None:
@@ -234,10 +234,10 @@ def test_classes_are_numbered_over_all_splits(tmp_path: Path) -> None:
     ("counts", "message"),
     [
         ({"flowers/a": 3, "flowers/b": 3},
-         "in {root}, flowers holds no pictures itself.*use --data file:{root}/flowers, or"),
+         "in {root}, flowers holds no images itself.*use --data file:{root}/flowers, or"),
         ({"x/flowers/train/a": 3, "x/flowers/train/b": 3}, "use --data file:{root}/x/flowers, or"),
         ({"one/a": 1, "one/b": 1, "two/a": 1, "two/b": 1}, "use --data file:{root}/one or --data file:{root}/two, or"),
-        ({"train": 4, "test": 4}, "{root} has test and train, which hold pictures and no folder for each class"),
+        ({"train": 4, "test": 4}, "{root} has test and train, which hold images and no folder for each class"),
         ({"train/a": 1, "train/b": 1, "bus": 1},
          "{root}/train holds folders as a split does .a and b. and is beside bus"),
         ({"train/a": 1, "train/b": 1, "val/a": 1, "dev/a": 1}, "dev and val, which are both its validation split"),
@@ -245,8 +245,8 @@ def test_classes_are_numbered_over_all_splits(tmp_path: Path) -> None:
         ({"a": 1, "A": 1}, "A and a, which differ in case alone"),
         ({"a": 12}, "has one class, and nothing to tell apart"),
         ({"train/images": 1, "valid/images": 1}, "has one class, and nothing to tell apart"),
-        ({"": 3}, "{root} has 3 pictures and no folder of any"),
-        ({"a": 0, "b": 0}, "{root} has no pictures: IDX files are needed"),
+        ({"": 3}, "{root} has 3 images and no folder of any"),
+        ({"a": 0, "b": 0}, "{root} has no images: IDX files are needed"),
     ],
 )  # fmt: skip
 def test_folders_of_another_form_are_refused(tmp_path: Path, counts: dict[str, int], message: str) -> None:
@@ -354,7 +354,7 @@ def test_idx_files_under_their_other_names(tmp_path: Path, stem: str) -> None:
             path.write_bytes(idx(array))
     dataset = open_dataset(str(tmp_path), config=replace(CONFIG, n_classes=13), split="validation")
     assert dataset.n_samples == 5 and count_classes(str(tmp_path)) == 13
-    found = "13 classes (0 to 12, no picture of 0); train 12 pictures for training, test 5 pictures for validation"
+    found = "13 classes (0 to 12, no image of 0); train 12 images for training, test 5 images for validation"
     assert dataset.found == found
     (tmp_path / "emnist-digits-train-images-idx3-ubyte.gz").write_bytes(b"")
     with pytest.raises(DataError, match="IDX files of 2 sets"):
@@ -425,12 +425,12 @@ def test_the_line_about_a_folder_can_be_printed(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("names", "found"),
     [
-        (("images", "labels"), "4 classes (0 to 3); 18 pictures for training, 2 (one in 10) for validation"),
+        (("images", "labels"), "4 classes (0 to 3); 18 images for training, 2 (one in 10) for validation"),
         (("x_train", "y_train", "x_test", "y_test"),
-         "4 classes (0 to 3); train 20 pictures for training, test 20 pictures for validation"),
+         "4 classes (0 to 3); train 20 images for training, test 20 images for validation"),
         (("train_images", "train_labels", "val_images", "val_labels", "test_images", "test_labels"),
-         "4 classes (0 to 3); train 20 pictures for training, validation 20 pictures for validation, "
-         "test 20 pictures not used"),
+         "4 classes (0 to 3); train 20 images for training, validation 20 images for validation, "
+         "test 20 images not used"),
     ],
 )  # fmt: skip
 def test_npz_files(tmp_path: Path, names: tuple[str, ...], found: str) -> None:
@@ -451,7 +451,7 @@ def test_npz_files(tmp_path: Path, names: tuple[str, ...], found: str) -> None:
     [
         ({"images": np.zeros((4, 8, 8)), "labels": np.arange(4)}, "type float64: save them as uint8"),
         ({"images": np.zeros((4, 8, 8), np.uint8), "labels": np.arange(3)}, "4 images and 3 labels"),
-        ({"images": np.zeros((0, 8, 8), np.uint8), "labels": np.arange(0)}, "holds no pictures"),
+        ({"images": np.zeros((0, 8, 8), np.uint8), "labels": np.arange(0)}, "holds no images"),
         ({"images": np.array([{}]), "labels": np.arange(1)}, "not a readable .npz file"),
         ({"samples": np.zeros(3)}, "holds samples: arrays images and labels are needed"),
     ],
