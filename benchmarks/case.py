@@ -114,7 +114,7 @@ def run_case(
         phases.advance()
     phases.begin(f"measuring: {run.steps} steps", total=run.steps)
     timed_steps(engine, batches, work, mesh, result, progress, on_step=phases.advance)
-    phases.begin("looking at bytes, memory and waiting, in steps that are not timed")
+    phases.begin("measuring bytes, memory and waiting, in steps that are not timed")
     result.compile_s = _compile_s(work) - compiled_before_s
     if log is not None:
         _write_steps(log, work, result)

@@ -197,7 +197,7 @@ def _first(outcome: Outcome) -> list[str]:
     """Say before any number which variants do not compute what one process computes."""
     failed = [label for words, labels in _by_parity(outcome).items() if words.startswith("FAILED") for label in labels]
     names = ", ".join(label.removesuffix(" (parity FAILED)") for label in failed)
-    said = f"parity FAILED: {names}: does not compute what one process computes, so its speed counts for nothing"
+    said = f"parity FAILED: {names}: does not compute what one process computes, so its speed is not compared"
     return [said] if names else []
 
 

@@ -69,13 +69,13 @@ def batches(base: CaseConfig, run: Callable[[Named], RunRecord], *, time_limit_s
 def _reason_to_end(row: RunRecord, before: RunRecord | None, *, time_limit_s: float) -> str | None:
     """Return why twice the batch is not tried, None where it is."""
     if row.wall_s is not None and 2 * row.wall_s > time_limit_s:
-        return f"twice of it would take about {2 * row.wall_s:.0f} s, more than --time-limit-s {time_limit_s:g}"
+        return f"twice as many would take about {2 * row.wall_s:.0f} s, more than --time-limit-s {time_limit_s:g}"
     used, limit = _memory_bytes(row), _memory_limit_bytes(row)
     if used is None or limit is None or before is None or (used_before := _memory_bytes(before)) is None:
         return None
     needed = used + 2 * max(0, used - used_before)
     if needed > limit:
-        return f"twice of it would take about {needed / 2**30:.1f} GiB, there are {limit / 2**30:.1f}"
+        return f"twice as many would take about {needed / 2**30:.1f} GiB, there are {limit / 2**30:.1f}"
     return None
 
 

@@ -103,8 +103,8 @@ def main(argv: list[str]) -> int:
     if argv[:1] == ["--arm"]:
         return _work(argv[1], argv[2:])
     config = read_config(argv, config=PeersConfig, prog="paralab peers", description=__doc__)
-    loops = ", ".join(config.arms or ["every loop"])
-    heading.show(f"peers of {heading.model_of(config)}: {loops}, {config.repeats} runs of each")
+    loops = ", ".join(config.arms or ["every variant"])
+    heading.show(f"baselines of {heading.model_of(config)}: {loops}, {config.repeats} runs of each")
     machine = Environment.read()
     arms = _chosen(config.arms, gpus=machine.gpu_count)
     with_memory = config.memory and _room_for(MEMORY_PROCESSES, machine.gpu_count)

@@ -45,7 +45,9 @@ def main(argv: Sequence[str]) -> int:
     )
     options = parser.parse_args(list(argv))
     if options.out.suffix.lower() not in _FORMATS:
-        raise UsageError(f"--out {options.out} is no picture that can be written: end it in {', '.join(_FORMATS)}")
+        raise UsageError(
+            f"--out {options.out} cannot be written as a picture: use a name ending in {', '.join(_FORMATS)}"
+        )
     check_writable(options.out, inputs=options.sources)
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")

@@ -153,7 +153,7 @@ def _with_rank(path: Path) -> list[LogRecord]:
 def _parity(piece: Piece) -> list[str]:
     """Say which ways do not compute what one process computes: their speed counts for nothing."""
     said = [note for way in piece.ways for note in parity_failures(way.arm)]
-    return [f"Parity FAILED, so its speed counts for nothing. {note}." for note in said]
+    return [f"Parity FAILED, so its speed is not compared. {note}." for note in said]
 
 
 def _alone(piece: Piece) -> str:
@@ -161,7 +161,7 @@ def _alone(piece: Piece) -> str:
     if not way.step_times:
         return "No run came to its end."
     time = amount(stats.median(way.step_times), STEP_TIME.column)
-    return f"{way.arm.label}: {time} a step. No other way ran, so there is nothing to compare it with."
+    return f"{way.arm.label}: {time} a step. No other variant ran, so there is nothing to compare it with."
 
 
 _SAID = {
@@ -210,7 +210,7 @@ def caveats(sources: Sequence[Source], found: Sequence[Piece]) -> list[str]:
     counted = (
         (on_cpu, "runs used CPUs: they show how the strategies compare there, and nothing about GPUs"),
         (len(records) - len(good), "runs failed, and count for no median"),
-        (sum(record.steady is False for record in good), "runs never settled to a steady step time"),
+        (sum(record.steady is False for record in good), "runs never reached a steady step time"),
         (sum(record.throttled is True for record in good), "runs were throttled"),
         (sum(record.git_dirty is True for record in records), "runs used code with uncommitted changes"),
     )

@@ -46,7 +46,7 @@ def load(paths: Sequence[Path]) -> list[Source]:
         found.append(Source(path, label, tuple(new)))
     if repeated:
         told = ", ".join(f"{count} {'rows' if count > 1 else 'row'} of {path}" for path, count in repeated.items())
-        warnings.warn(f"a run that stands twice counts once: passed over {told}", stacklevel=2)
+        warnings.warn(f"runs that are there twice count once: skipped {told}", stacklevel=2)
     return found
 
 

@@ -17,7 +17,7 @@ RESAMPLES = 10_000
 def median(values: Sequence[float]) -> float:
     """Return the middle value, or the mean of the two in the middle. Raises: ValueError when there are none."""
     if not values:
-        raise ValueError("the median of nothing")
+        raise ValueError("the median of no values")
     return float(np.median(values))
 
 

@@ -317,9 +317,9 @@ class Runner:
     def notes(self) -> Iterator[str]:
         """Yield what a reader of the table has to know of the rows before."""
         if self.kept:
-            yield f"{self.kept} of these runs had their rows in {self.out} already: another --out takes them again"
+            yield f"{self.kept} of these runs had their rows in {self.out} already: use another --out to run them again"
         if self.again:
-            yield f"{self.again} of these runs were taken again; their rows from before stay in {self.out}"
+            yield f"{self.again} of these runs were run again; their earlier rows stay in {self.out}"
 
     def _row(self, case: Case, repeat: int) -> RunRecord | None:
         """Return the last row of this sweep for one repeat of a case."""
@@ -372,7 +372,7 @@ def _is_good(row: RunRecord) -> bool:
 
 
 def _end(code: int) -> str:
-    return f"ended by {signal.Signals(-code).name}" if code < 0 else f"ended with status {code}, without a word"
+    return f"ended by {signal.Signals(-code).name}" if code < 0 else f"ended with status {code}, without a message"
 
 
 def _failure_row(

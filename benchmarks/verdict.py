@@ -154,7 +154,7 @@ class Refusal:
     def __str__(self) -> str:
         told = "; ".join(map(str, self.differences))
         advice = "; ".join(dict.fromkeys(d.column.advice for d in self.differences if d.column.advice))
-        end = "use --force to look anyway" if self.can_force else "a CPU and a GPU never stand in one ranking"
+        end = "use --force to compare anyway" if self.can_force else "CPU and GPU runs are never compared"
         joint = (", or " if self.can_force else "; ") if advice else ""
         return f"{self.base} and {self.other} differ in {told}: {advice}{joint}{end}"
 
@@ -493,7 +493,7 @@ def _measured(base: Arm, other: Arm, metric: Metric, name: str) -> Comparison:
     drifting = drift.judge(left, right, *times)
     if not drifting.in_turns:
         low, high = min(low, ratio / drifting.factor), max(high, ratio * drifting.factor)
-        said = "not interleaved: the runs were not made in turns, so p and interval allow for a machine that drifts"
+        said = "not interleaved: p and interval allow for a machine whose speed drifts"
         found = _with_note(found, said)
     return replace(found, low=low, high=high, p_independent=independent, p=max(independent, drifting.p))
 
@@ -520,7 +520,8 @@ def _judged(found: Comparison, metric: Metric, *, tests: int) -> Comparison:
     if found.p < LEVEL and not found.low <= 1 <= found.high:
         return replace(found, verdict="better" if (found.ratio < 1) == (metric.better == "lower") else "worse")
     if found.p_independent < LEVEL and found.p > found.p_independent:
-        note = f"a machine that drifts could differ by as much (p = {found.p:.2g}): run them in turns, as `bench` does"
+        drift = f"a machine whose speed drifts could differ by as much (p = {found.p:.2g})"
+        note = f"{drift}: interleave the runs, as paralab bench does"
         return _with_note(replace(found, verdict="not interleaved"), note)
     return replace(found, verdict="~")
 
@@ -543,7 +544,10 @@ def _notes(base: Arm, other: Arm) -> list[str]:
     notes += [str(difference) for difference in _apart(base, other, ENVIRONMENT)]
     for arm in (base, other):
         good = [run for run in arm.runs if run.status == "ok"]
-        for column, wrong, said in (("steady", False, "never settled"), ("throttled", True, "were throttled")):
+        for column, wrong, said in (
+            ("steady", False, "never reached a steady step time"),
+            ("throttled", True, "were throttled"),
+        ):
             if count := sum(getattr(run, column) is wrong for run in good):
                 notes.append(f"{arm.label}: {count} of {len(good)} runs {said}")
     return notes

@@ -68,5 +68,5 @@ def load(name: str) -> ModelSpec:
         raise ConfigError(f"--model {name}: {file} cannot be imported ({type(error).__name__}: {error})") from error
     spec = getattr(module, attribute, None)
     if not isinstance(spec, ModelSpec):
-        raise ConfigError(f"--model {name}: {attribute} in {file} is no ModelSpec")
+        raise ConfigError(f"--model {name}: {attribute} in {file} is not a ModelSpec")
     return spec

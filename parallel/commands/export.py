@@ -39,7 +39,7 @@ def _to_hugging_face(path: Path, target: Path) -> None:
     config = trained.work.model_config
     if not isinstance(config, GPT2Config):
         name = trained.work.spec.name
-        raise ConfigError(f"{path} is a {name} model, which Hugging Face's GPT-2 is not: use --format safetensors")
+        raise ConfigError(f"{path} is a {name} model, and --format hf is for gpt2: use --format safetensors")
     to_hugging_face(target, config, trained.model.state_dict())
     tokenizer_files.save(config.tokenizer, target, longest=config.seq_len)
 

@@ -106,5 +106,5 @@ def _parse(argv: list[str]) -> argparse.Namespace:
     if not options.prompt:
         raise ConfigError("--prompt is empty: give at least one letter to begin with")
     if options.greedy and (options.temperature != 1.0 or options.top_k or options.top_p):
-        raise ConfigError("--greedy draws nothing: leave --temperature, --top-k and --top-p out")
+        raise ConfigError("--greedy does not sample: leave --temperature, --top-k and --top-p out")
     return options

@@ -116,7 +116,7 @@ def read(argv: list[str], rank: "Rank") -> TrainConfig:
 def _heading(config: TrainConfig) -> str:
     """Return what will be trained, on what and where, as far as it is known before anything is loaded."""
     how = heading.joined(heading.division_of(config), f"{config.steps} steps")
-    again = ", going on" if config.resume else ""
+    again = ", continuing" if config.resume else ""
     data = config.data or "its default data"
     return f"training {heading.model_of(config)} on {data}: {how}, in {config.out}{again}"
 
@@ -199,14 +199,14 @@ def _adapt(config: TrainConfig, rank: "Rank") -> TrainConfig:
     """
     if config.engine != "torch":
         raise ConfigError(
-            f"--engine {config.engine} on nodes that come and go: it takes all of them, use --engine torch"
+            f"--engine {config.engine} on nodes that join and leave: it needs a fixed number, use --engine torch"
         )
     layout = config.layout
     if layout is None:
         name = config.strategy or "ddp"
         if not named.runs_alone(name):
             raise ConfigError(
-                f"--strategy {name} on nodes that come and go: its data axis is not known, give a whole layout such"
+                f"--strategy {name} on nodes that join and leave: its data axis is not known, give a whole layout such"
                 " as --layout dp3.tp2, or one of --strategy ddp, zero1, zero2, zero3"
             )
         dp = max(2, rank.world_size)
@@ -218,8 +218,8 @@ def _adapt(config: TrainConfig, rank: "Rank") -> TrainConfig:
 def _standing_by(work: "Work", rank: "Rank") -> str:
     used, batch = work.layout.world_size, work.division.global_batch_size
     return (
-        f"{rank.world_size} processes, of which {work.layout} uses {used} and {rank.world_size - used} stand(s) by:"
-        f" a global batch of {batch} divides no further"
+        f"{rank.world_size} processes, of which {work.layout} uses {used} and {rank.world_size - used} wait(s):"
+        f" a global batch of {batch} cannot be divided further"
     )
 
 

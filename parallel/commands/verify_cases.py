@@ -52,7 +52,7 @@ def run(config: VerifyConfig) -> int:
         f"{config.model} {config.size} in {precision}, {STEPS} steps of {config.optimizer}, {nproc} "
         f"process{'es' if nproc > 1 else ''} against one in {'fp64' if precision == 'fp64' else 'fp32'}.\n"
         f"Tolerance: loss {tolerance.loss:.0e} and gradient norm {tolerance.grad_norm:.0e}, relative; "
-        f"parameters {tolerance.parameters:.1g} of what the steps move them by (taken without warm-up).\n"
+        f"parameters {tolerance.parameters:.1g} of how far the steps move them (without learning-rate warm-up).\n"
     )
     if nproc > 1:
         with Phases(began) as phases:
@@ -62,7 +62,9 @@ def run(config: VerifyConfig) -> int:
     failed = [result for result in compared if not result.passed]
     print(f"\n{len(compared) - len(failed)} of {len(compared)} passed")
     if not compared:
-        raise FitError("nothing was proved, the reference fits in no part: use a smaller --size, or more memory")
+        raise FitError(
+            "nothing was proved, no part of the reference fits into memory: use a smaller --size, or more memory"
+        )
     print(f"Not covered: {', '.join(_not_covered(runs, compared))}.")
     return 1 if failed else 0
 

@@ -92,7 +92,7 @@ def path_of(name: str) -> Path | None:
     if not _looks_like_path(name) and not same_stem:
         return None
     if path.is_symlink():
-        raise DataError(f"data {name!r} is a link to {os.readlink(path)}, which does not exist: mend the link")
+        raise DataError(f"data {name!r} is a link to {os.readlink(path)}, which does not exist: repair the link")
     hint = f" (did you mean {path.with_name(same_stem[0])}?)" if same_stem else _closest(path, near)
     raise DataError(f"data {path} does not exist{hint}: give an existing path, as in --data file:PATH")
 

@@ -152,7 +152,7 @@ def _read(path: Path, above: frozenset[str] = frozenset()) -> Folder:
     try:
         entries = sorted(os.scandir(path), key=lambda entry: entry.name)
     except OSError as error:
-        raise DataError(f"folder {path} cannot be read ({error.strerror}): check its rights") from error
+        raise DataError(f"folder {path} cannot be read ({error.strerror}): check its permissions") from error
     for entry in entries:
         if entry.name.startswith(".") or entry.name.lower() in _HIDDEN:
             continue

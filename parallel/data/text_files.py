@@ -141,7 +141,7 @@ def strings(values: Iterable[Any], *, name: str, column: str) -> Iterator[str]:
             value.encode()
         except UnicodeEncodeError as error:
             raise DataError(
-                f"column {column!r} of {name} holds half a character ({value[error.start]!r}): mend or remove the row"
+                f"column {column!r} of {name} holds half a character ({value[error.start]!r}): repair or remove the row"
             ) from error
         yield value
 
@@ -273,8 +273,8 @@ def _parsed(text: str, what: str, column: str) -> Any:
         return json.loads(text, object_pairs_hook=record)
     except (ValueError, RecursionError) as error:
         raise DataError(
-            f"{what} is not whole JSON ({first_line(error)}): mend it or make the file again (one record a line, or a "
-            "list of records)"
+            f"{what} is not whole JSON ({first_line(error)}): repair it, or write the file again (one record per "
+            "line, or a list of records)"
         ) from error
 
 
@@ -293,11 +293,11 @@ def _csv_rows(path: Path, column: str) -> Iterator[Any]:
             for row in filter(None, reader):
                 if len(row) != len(names):
                     raise DataError(
-                        f"line {reader.line_num} of {path} has {len(row)} fields, the header {len(names)}: mend the row"
+                        f"line {reader.line_num} of {path} has {len(row)} fields, the header {len(names)}: correct it"
                     )
                 yield row[names.index(column)]
         except csv.Error as error:
-            raise DataError(f"line {reader.line_num} of {path} cannot be read ({error}): mend its quotes") from error
+            raise DataError(f"line {reader.line_num} of {path} cannot be read ({error}): correct its quotes") from error
 
 
 def _parquet_rows(path: Path, column: str) -> Iterator[Any]:

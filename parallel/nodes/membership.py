@@ -170,7 +170,7 @@ class Roster:
                 with suppress(psutil.NoSuchProcess):
                     # younger ones were started without it: a rendezvous waits SILENT_S for those that may yet come
                     if time.time() - process.create_time() > silent_s - SILENT_S:
-                        line = f"paralab: node {node} has not answered for {limit_s:g} s: without it"
+                        line = f"paralab: node {node} has not answered for {limit_s:g} s: continuing without it"
                         print(line, file=sys.stderr, flush=True)
                         process.kill()
         self._given_up = silent

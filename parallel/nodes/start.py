@@ -126,10 +126,10 @@ def _report(roster: "Roster", who: str, failure: "ProcessFailure", oom_killer: O
     elif failure.error_file != no_file:
         message = failure.error_file_data["message"]
         text = message["message"] if isinstance(message, dict) else message
-        line = f"{text} (said by {who})" if "failed first" in text else f"{who} failed: {text}"
+        line = f"{text} (reported by {who})" if "failed first" in text else f"{who} failed: {text}"
         roster.report(line, at_s=failure.timestamp, exit_status=code)
     else:
-        text = f"{who} ended with status {code}: its message stands above"
+        text = f"{who} ended with status {code}: its message is above"
         roster.report(text, at_s=failure.timestamp, exit_status=code, victim=code == VICTIM_EXIT_STATUS)
 
 

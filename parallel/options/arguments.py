@@ -142,7 +142,7 @@ def new_folder(text: str) -> Path:
     folder = Path(text)
     try:
         if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-            raise argparse.ArgumentTypeError(f"{folder} is there already: give a new folder")
+            raise argparse.ArgumentTypeError(f"{folder} exists already: give a new folder")
         check_writable(folder / "a file", make_folders=True, advice="give a new folder in another place")
     except OSError as error:
         raise argparse.ArgumentTypeError(f"{folder} cannot be read ({error.strerror}): give a new folder") from None

@@ -1,6 +1,6 @@
 """Configuration files: TOML, YAML and JSON, read so that nothing in them has a second meaning.
 
-A key that stands twice is refused with its line, since all three formats would take one of the two without a word
+A key that occurs twice is refused with its line, since all three formats would take one of the two without a word
 (TOML refuses it itself). YAML is read as version 1.2 has it, where yes, on, 1:30 and 2026-01-31 are text; 010, which
 is eight in version 1.1 and ten in 1.2, is refused. Imports neither torch nor PyYAML before it is needed.
 """
@@ -45,7 +45,7 @@ def load(path: str | Path) -> dict[str, Any]:
 
 
 def _twice(key: object, line: int) -> ValueError:
-    return ValueError(f"key {str(key)!r} stands twice, the second time in line {line}: remove one of them")
+    return ValueError(f"key {str(key)!r} occurs twice, the second time in line {line}: remove one of them")
 
 
 def _parse_toml(text: str) -> dict[str, Any]:

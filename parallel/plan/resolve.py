@@ -111,7 +111,7 @@ def resolve(run: RunConfig) -> Work:
     config = _with_classes(_model_config(run, spec, size), run, spec)
     if run.cast_on_device and config.task not in ("text", "classify"):
         raise ConfigError(
-            f"--cast-on-device with {spec.name} {size}: its noise is added to numbers, before the copy; leave it out"
+            f"--cast-on-device with {spec.name} {size}: its inputs have noise added before the copy, leave it out"
         )
     rank = Rank.from_env()
     layout = _layout(run, rank)
@@ -123,8 +123,8 @@ def resolve(run: RunConfig) -> Work:
     division = layout.divide(run.global_batch_size or default_batch, run.accumulation)
     if run.cuda_graphs and torch.accelerator.is_available() and division.chunks > 1:
         raise ConfigError(
-            f"--compile {run.compile} with {division.chunks} micro-batches a step: a CUDA graph overwrites what the"
-            " one before it has made, use --compile default or max-autotune-no-cudagraphs"
+            f"--compile {run.compile} with {division.chunks} micro-batches a step: a CUDA graph overwrites the"
+            " output of the one before, use --compile default or max-autotune-no-cudagraphs"
         )
     engine = engines.choose(
         run.engine,
@@ -165,15 +165,15 @@ def _check_machine(run: RunConfig) -> None:
     if torch.accelerator.is_available():
         return
     if run.pin_memory:
-        raise ConfigError("--pin-memory without a GPU: only copies to one gain from it, leave it out")
+        raise ConfigError("--pin-memory without a GPU: it only speeds up copies to a GPU, leave it out")
     if run.non_blocking:
         raise ConfigError("--non-blocking without a GPU: nothing is copied, leave it out")
     if run.compile == "reduce-overhead":
-        raise ConfigError("--compile reduce-overhead without a GPU: it is CUDA graphs, use default or max-autotune")
+        raise ConfigError("--compile reduce-overhead without a GPU: it uses CUDA graphs, use default or max-autotune")
     if run.compile == "max-autotune-no-cudagraphs":
-        raise ConfigError(f"--compile {run.compile} without a GPU: there are no such graphs here, use max-autotune")
+        raise ConfigError(f"--compile {run.compile} without a GPU: there are no CUDA graphs there, use max-autotune")
     if run.cast_on_device and not run.loader_workers:
-        raise ConfigError("--cast-on-device without a GPU: only loader workers gain from it, add --loader-workers 1")
+        raise ConfigError("--cast-on-device without a GPU: it only helps loader workers, add --loader-workers 1")
 
 
 def machine_processes() -> int:

@@ -54,10 +54,13 @@ _ALARMED_S = 3.5  # from the alarm of `paralab node` to the end of a rank that w
 _CLAIM_S = 0.5
 
 _WHAT_BEFELL: dict[str, tuple[Status, str]] = {
-    "ended": ("crash", "its process is gone without a word, as when it is killed"),
+    "ended": ("crash", "its process ended without a message, as when it is killed"),
     "out of memory": ("oom", "its process is gone, and the kernel has ended one for want of memory"),
     "stopped": ("hang", "its process is stopped (SIGSTOP), and was ended"),
-    "left": ("crash", "it had finished while others still waited for it: do all ranks have as many batches?"),
+    "left": (
+        "crash",
+        "it had finished while others still waited for it: do all ranks have the same number of batches?",
+    ),
 }
 
 
@@ -112,7 +115,7 @@ def _own_failure(rank: int, progress: Progress, error: BaseException) -> Failure
     if isinstance(error, StoppedError):
         reason = str(error)
     if isinstance(error, StopIteration):
-        reason = "its batches have ended before those of the others"
+        reason = "it had fewer batches than the other ranks"
     status = error.exit_status if isinstance(error, ParalabError) else 1
     return Failure(rank, progress.step, _status(error), reason, status)
 
@@ -132,7 +135,7 @@ def _search(roll: Roll, progress: Progress, error: BaseException) -> Failure | N
         return None
     advice = "use --debug-collectives DIR to see which operation"
     if _says(error, _LOST_PEER):
-        elsewhere = "a rank on another machine ended without a word"
+        elsewhere = "a rank on another machine ended without a message"
         here = f"connections broke although no rank has ended: do all call the same collectives? {advice}"
         return Failure(None, progress.step, "crash", f"{here if roll.is_local else elsewhere} ({_text(error)})")
     if silent := roll.silent():

@@ -142,7 +142,9 @@ def _start_in(folder: str, task: str, args: tuple, config: RunConfig | None, *, 
     except ChildFailedError as error:
         raise _said(error.failures, Path(folder), oom_killer) from None
     except (ConnectionError, EOFError) as error:  # of Python's fork server
-        raise RankError(f"what starts the ranks is gone, as when it is killed ({type(error).__name__})") from None
+        raise RankError(
+            f"the process that starts the ranks has ended, as when it is killed ({type(error).__name__})"
+        ) from None
     except SignalException as error:  # the launcher has ended the processes
         if error.sigval == signal.SIGINT:
             raise KeyboardInterrupt from None
@@ -220,7 +222,7 @@ def _said(failures: Mapping[int, "ProcessFailure"], folder: Path, oom_killer: Oo
         error.reason, error.exit_status = told["message"], told["errorCode"]
         return error
     if codes and all(code == _LOST_EXIT_STATUS for code in codes.values()):
-        return RankError("what starts the ranks is gone, as when it is killed")
+        return RankError("the process that starts the ranks has ended, as when it is killed")
     for rank, code in sorted(codes.items(), key=lambda item: item[1] != -signal.SIGKILL):  # SIGTERM is for victims
         if code < 0:
             memory = f" {oom_killer.BLAME}" if code == -signal.SIGKILL and oom_killer.has_struck else ""

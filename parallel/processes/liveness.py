@@ -46,7 +46,7 @@ class Roll:
     def _late(self) -> str:
         came = self._marked("came")
         late = [str(rank) for rank in range(self.world_size) if rank not in came]
-        return f"{len(came)} of {self.world_size} ranks came, waiting for rank {', '.join(late)}"
+        return f"{len(came)} of {self.world_size} ranks joined, waiting for rank {', '.join(late)}"
 
     def claim(self) -> bool:
         """Return whether this rank is the first to fail."""

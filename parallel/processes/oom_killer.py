@@ -9,7 +9,7 @@ class OomKiller:
     The limit of a container counts as well. Unknown, away from Linux, is no. Source: `oom_kill` of /proc/vmstat.
     """
 
-    BLAME = "while the kernel ended a process for want of memory"
+    BLAME = "while the kernel killed a process because memory was short"
 
     def __init__(self, root: Path = Path("/proc")) -> None:
         self._file = root / "vmstat"

@@ -742,7 +742,7 @@ class _Reader:
     def row(self, line: Line) -> RunRecord:
         place = f"{self._path} line {line.number}"
         if line.cells == self._columns:
-            raise DataError(f"{place} has the names of the columns again: remove the line")
+            raise DataError(f"{place} repeats the names of the columns: remove the line")
         if len(line.cells) != len(self._columns):
             count = f"{len(line.cells)} cells, {len(self._columns)} are needed"
             raise DataError(f"{place} has {count}: correct the line or remove it")
@@ -787,7 +787,7 @@ class _Reader:
         """Name the columns that were not read."""
         pairs = zip(self._columns, self._names, strict=True)
         extra = [column or "(without a name)" for column, name in pairs if name is None]
-        return f"columns that this version does not know were passed over: {', '.join(extra)}" if extra else ""
+        return f"columns that this version does not know were skipped: {', '.join(extra)}" if extra else ""
 
 
 def _present_name(column: str) -> str | None:
@@ -805,7 +805,7 @@ def _blank(lines: Sequence[Line]) -> str:
     numbers = [str(line.number) for line in lines if line.blank]
     if not numbers:
         return ""
-    return f"{'lines' if len(numbers) > 1 else 'line'} {_few(numbers)} without a filled cell: passed over"
+    return f"{'lines' if len(numbers) > 1 else 'line'} {_few(numbers)} without a filled cell: skipped"
 
 
 def _few(names: Sequence[str]) -> str:

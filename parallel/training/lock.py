@@ -45,7 +45,7 @@ class FolderLock:
                 continue
             holder = self._holder()
             if self.launch is not None and holder.get("launch") == self.launch:
-                print(f"{self.folder} is still locked by {_named(holder)}, which has gone away", file=sys.stderr)
+                print(f"{self.folder} is still locked by {_named(holder)}, which has ended", file=sys.stderr)
                 break
             raise FolderInUseError(
                 f"{self.folder} is in use by the training of {_named(holder)}: wait until it has ended, or "
@@ -81,7 +81,10 @@ class FolderLock:
         except OSError as error:
             if error.errno not in _NO_LOCKS:
                 raise
-            print(f"{self.folder} has no locks ({error.strerror}): start no second training there", file=sys.stderr)
+            print(
+                f"{self.folder} does not support locks ({error.strerror}): start no second training there",
+                file=sys.stderr,
+            )
         if not self._is_named(descriptor):  # its holder has just deleted it
             os.close(descriptor)
             return self._taken()

@@ -137,7 +137,7 @@ class Shown:
     def end(self, step: int, best: Validation | None, best_step: int | None, *, stopped_by: int | None) -> None:
         if stopped_by:
             name = signal.Signals(stopped_by).name
-            self.say(f"stopped by {name} after step {step}, saved: --resume --out {self.folder} goes on")
+            self.say(f"stopped by {name} after step {step}, saved: continue with --resume --out {self.folder}")
             return
         best_line = f"; the best is step-{best_step}: {best}" if best is not None else ""
         self.say(f"saved in {self.folder}{best_line}")

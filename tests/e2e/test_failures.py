@@ -51,7 +51,7 @@ def test_a_killed_rank_is_named(tmp_path: Path) -> None:
     assert done.returncode == 1
     lines = [line for line in done.stderr.splitlines() if line.startswith("paralab: error")]
     assert len(lines) == 1
-    assert lines[0].startswith("paralab: error: rank 1 failed first at step 5: its process is gone without a word")
+    assert lines[0].startswith("paralab: error: rank 1 failed first at step 5: its process ended without a message")
     assert "Traceback" not in done.stderr
 
 

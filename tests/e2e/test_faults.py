@@ -105,11 +105,11 @@ def ended(runner: Runner, folder: Path, *, within_s: float) -> tuple[int, str, R
 
 FAULTS: dict[str, dict[str, Any]] = {
     "fail": {"reason": "ValueError: sample 17 is not an image"},
-    "kill": {"reason": "its process is gone without a word, as when it is killed"},
+    "kill": {"reason": "its process ended without a message, as when it is killed"},
     "stop": {"status": "hang", "reason": "its process is stopped (SIGSTOP), and was ended"},
     "run_on": {"status": "hang", "reason": "it did not answer the others in time (Timed out waiting 4000ms for"},
     "ask_for_memory": {"status": "oom", "reason": "RuntimeError: [enforce fail at alloc_cpu.cpp"},
-    "fewer_batches": {"reason": "its batches have ended before those of the others"},
+    "fewer_batches": {"reason": "it had fewer batches than the other ranks"},
 }
 
 

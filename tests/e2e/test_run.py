@@ -69,7 +69,7 @@ def test_a_rank_that_does_not_come_leaves_a_row(tmp_path: Path) -> None:
     assert done.returncode == 2
     (row,) = read(out)
     assert (row.status, row.failed_rank, row.failed_step) == ("crash", None, None)
-    assert row.reason is not None and row.reason.startswith("1 of 2 ranks came, waiting for rank 1")
+    assert row.reason is not None and row.reason.startswith("1 of 2 ranks joined, waiting for rank 1")
     assert done.stderr.count("paralab: error") == 1
 
 

@@ -208,13 +208,13 @@ def test_compile_was_once_true_or_false_in_files(written: str, mode: str, tmp_pa
 @pytest.mark.parametrize(
     ("name", "text", "says"),
     [
-        ("a.yaml", "steps: 3\nseed: 1\nsteps: 4\n", "key 'steps' stands twice, the second time in line 3"),
-        ("a.yaml", "a: {b: 1,\n b: 2}\n", "key 'b' stands twice, the second time in line 2"),
-        ("a.json", '{"a": {"b": 1},\n "b": 1,\n\n "a": 2}', "key 'a' stands twice, the second time in line 4"),
+        ("a.yaml", "steps: 3\nseed: 1\nsteps: 4\n", "key 'steps' occurs twice, the second time in line 3"),
+        ("a.yaml", "a: {b: 1,\n b: 2}\n", "key 'b' occurs twice, the second time in line 2"),
+        ("a.json", '{"a": {"b": 1},\n "b": 1,\n\n "a": 2}', "key 'a' occurs twice, the second time in line 4"),
         (
             "a.json",
             '{"x": [{"a": 1}, {"a": 2}],\r\n "a": 3,\r\n"a": 4}',
-            "key 'a' stands twice, the second time in line 3",
+            "key 'a' occurs twice, the second time in line 3",
         ),
         ("a.toml", "steps = 3\nsteps = 4\n", "line 2"),
         ("a.yaml", "steps: 010\n", "010 in line 1 is octal to some programs and decimal to others: write 10 or 0o10"),

@@ -125,7 +125,7 @@ def test_the_command_writes_the_text_of_the_model(run_folder: Path, capsys: pyte
         (["--temperature", "0"], "above 0"),
         (["--top-p", "1.5"], "up to 1"),
         (["--top-k", "none"], "at least 1"),
-        (["--greedy", "--top-k", "3"], "--greedy draws nothing"),
+        (["--greedy", "--top-k", "3"], "--greedy does not sample"),
         (["--prompt", ""], "--prompt is empty"),
     ],
 )

@@ -34,7 +34,7 @@ def test_it_is_blamed_for_sigkill_alone(struck: bool, tmp_path: Path) -> None:
     vmstat(tmp_path, int(struck))
     ended = {0: -signal.SIGTERM, 1: -signal.SIGKILL, 2: -signal.SIGTERM}
     failures = {rank: SimpleNamespace(exitcode=code) for rank, code in ended.items()}
-    blame = " while the kernel ended a process for want of memory" if struck else ""
+    blame = " while the kernel killed a process because memory was short" if struck else ""
     assert str(_said(failures, tmp_path, killer)) == f"rank 1 was ended by SIGKILL{blame}"
     crashed = {0: SimpleNamespace(exitcode=-signal.SIGSEGV)}
     assert str(_said(crashed, tmp_path, killer)) == "rank 0 was ended by SIGSEGV"

@@ -221,7 +221,7 @@ def rows_of(number, **cells):
 def test_older_schemas_are_read_under_the_names_of_today(tmp_path, later):
     path = tmp_path / "r.csv"
     path.write_text(rows_of(6, step_time_s=0.25, mood="calm"))
-    with pytest.warns(UserWarning, match="passed over: mood") as caught:
+    with pytest.warns(UserWarning, match="skipped: mood") as caught:
         (row,) = rec.read(path)
     assert (row.step_time_p50_s, row.straggler_ratio) == (0.25, None) and len(caught) == 1
     path.write_text(rows_of(7, step_time_p50_s=0.5))
@@ -295,7 +295,7 @@ def test_what_a_spreadsheet_saved_is_read_and_not_written_to(tmp_path, form):
         (lambda t: t.replace("\na,", "\n,").replace(",a,", ",,"), "line 2: run_id is ''"),
         (lambda t: t.replace("model,", "status,", 1), "lacks model"),
         (lambda t: t.replace("reason,", "size,", 1), "has the column size twice"),
-        (lambda t: t + t, "line 3 has the names of the columns again: remove the line"),
+        (lambda t: t + t, "line 3 repeats the names of the columns: remove the line"),
         (lambda t: "\0".join(t), "zero bytes"),
     ],
 )
@@ -315,7 +315,7 @@ def test_a_cleared_row_and_a_column_of_ones_own_are_passed_over_and_said(tmp_pat
     with pytest.warns(UserWarning) as caught:
         assert rec.read(path) == [PLAIN]
     said = [str(warning.message) for warning in caught]
-    assert len(said) == 2 and "passed over: notes" in said[0] and "line 2 without a filled cell" in said[1]
+    assert len(said) == 2 and "skipped: notes" in said[0] and "line 2 without a filled cell" in said[1]
 
 
 def test_a_place_where_no_rows_can_be_added_is_refused_before(tmp_path):

@@ -247,7 +247,7 @@ def test_a_way_that_failed_parity_is_said_first(tmp_path):
     wrong = runs([t / 2 for t in A], strategy="zero1", parity=False, parameter_difference_max=0.68)
     page = render([write(tmp_path / "a.csv", [*runs(A, parity=True), *wrong])])
     first = page[page.index("Verdict") : page.index("Before you believe it")]
-    said = "Parity FAILED, so its speed counts for nothing. zero1 (parity FAILED): 6 of 6 runs"
+    said = "Parity FAILED, so its speed is not compared. zero1 (parity FAILED): 6 of 6 runs"
     assert f'<span class="is-failed">{said}' in first
     assert "Not compared, as parity failed: zero1" in first and "Faster" not in first
     assert "Parity was not checked" not in page

@@ -66,7 +66,7 @@ def test_a_rank_that_does_not_come_is_named(capsys: pytest.CaptureFixture[str]) 
         thread.start()
     for thread in threads:
         thread.join()
-    assert [line.split(",")[:2] for line in said] == [["2 of 3 ranks came", " waiting for rank 1"]] * 2
+    assert [line.split(",")[:2] for line in said] == [["2 of 3 ranks joined", " waiting for rank 1"]] * 2
 
 
 def test_who_raises_first_tells_it_and_nobody_else(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -100,7 +100,7 @@ def test_a_peer_that_has_left_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     first, second = called(monkeypatch, [psutil.Process()] * 2)
     second.mark("left")
     told = failing(monkeypatch, first, LOST)
-    assert told is not None and told.rank == 1 and "do all ranks have as many batches?" in told.reason
+    assert told is not None and told.rank == 1 and "do all ranks have the same number of batches?" in told.reason
 
 
 def test_the_peer_that_does_not_answer_is_named_and_without_one_nobody(monkeypatch: pytest.MonkeyPatch) -> None:

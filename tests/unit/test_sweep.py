@@ -192,7 +192,7 @@ def test_a_row_that_does_not_stand_is_run_again_and_the_old_one_is_kept(
     assert (ran, status) == ([("gpt2 tiny zero1 x2", 0)], 0)
     captured = capsys.readouterr()
     assert said in captured.err
-    assert "1 of these runs were taken again; their rows from before stay in" in captured.out
+    assert "1 of these runs were run again; their earlier rows stay in" in captured.out
     assert len(read(tmp_path / "rows.csv")) == 3
     assert [line.split()[4:6] for line in captured.out.splitlines() if line.startswith("gpt2 tiny zero1")][-1] == [
         "1",
@@ -214,9 +214,9 @@ def test_other_code_is_another_sweep(monkeypatch: pytest.MonkeyPatch, tmp_path: 
     ("end", "said"),
     [
         ({"status": "oom", "reason": "no memory"}, "batch 64 did not run: oom, no memory"),
-        ({"wall_s": 200.0}, "no batch above 64: twice of it would take about 400 s, more than --time-limit-s 300"),
+        ({"wall_s": 200.0}, "no batch above 64: twice as many would take about 400 s, more than --time-limit-s 300"),
         # 2 GiB more on two processes than the one before, and so 4 more in the next step
-        ({"process_peak_bytes": 2 << 30}, "no batch above 64: twice of it would take about 8.0 GiB, there are 7.0"),
+        ({"process_peak_bytes": 2 << 30}, "no batch above 64: twice as many would take about 8.0 GiB, there are 7.0"),
     ],
     ids=["it failed", "it takes long", "it would not fit"],
 )

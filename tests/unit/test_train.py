@@ -340,7 +340,7 @@ def test_a_launcher_that_starts_again_takes_over_from_a_start_that_it_has_ended(
         with pytest.raises(FolderInUseError), FolderLock(tmp_path, starts_again=True, launch="b"):
             pass
         with FolderLock(tmp_path, starts_again=True, launch="a"):
-            assert "which has gone away" in capsys.readouterr().err
+            assert "which has ended" in capsys.readouterr().err
     monkeypatch.setattr(lock, "_WAIT_S", 60.0)  # on a busy machine a timer is late
     ended = FolderLock(tmp_path)
     ended.__enter__()
