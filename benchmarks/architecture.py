@@ -8,6 +8,7 @@ import ast
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 from benchmarks.drawing import Box, draw
@@ -168,7 +169,8 @@ FLOW = (
 # --- what is imported from where
 
 
-def modules(root: Path = ROOT) -> dict[str, Path]:
+@cache
+def modules(root: Path = ROOT) -> Mapping[str, Path]:
     """Return the file of every module, by its dotted name; a package is its `__init__.py`."""
     found = {}
     for package in ("parallel", "models", "benchmarks"):
@@ -214,7 +216,8 @@ def parsed(source: str) -> ast.Module:
     return tree
 
 
-def uses() -> dict[str, set[str]]:
+@cache
+def uses() -> Mapping[str, set[str]]:
     """Return the rooms that each room imports from."""
     files = modules()
     found: dict[str, set[str]] = {room: set() for room in FLOORS}

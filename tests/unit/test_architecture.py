@@ -4,7 +4,7 @@ import itertools
 import re
 import sys
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from types import FrameType
@@ -12,6 +12,7 @@ from typing import Any
 from xml.etree import ElementTree
 
 import pytest
+from PIL import ImageFont
 
 from benchmarks import architecture, drawing
 from benchmarks.architecture import FLOORS, FLOW, ROOT, on_floors, uses, without_shortcuts
@@ -22,7 +23,7 @@ from parallel.records.row import append, read
 SVG = "{http://www.w3.org/2000/svg}"
 
 
-def reached(used: dict[str, set[str]], room: str) -> set[str]:
+def reached(used: Mapping[str, set[str]], room: str) -> set[str]:
     return used[room].union(*(reached(used, other) for other in used[room]))
 
 
@@ -68,13 +69,28 @@ WIDE = [[Box("a", "")], [Box("b", ""), Box("c", ""), Box("d", "")], [Box("e", ""
 ALL = [("a", "b"), ("a", "e"), ("a", "f"), ("b", "f"), ("c", "e"), ("d", "e"), ("d", "f"), ("e", "f")]
 
 
-@pytest.mark.parametrize("svg", [architecture.picture(), draw(WIDE, ALL, title="")], ids=["rooms", "all"])
-def test_no_box_lies_on_another_and_no_arrow_crosses_one(svg: str) -> None:
-    boxes = drawn_boxes(svg)
+@pytest.mark.parametrize("make", [architecture.picture, lambda: draw(WIDE, ALL, title="")], ids=["rooms", "all"])
+def test_no_box_lies_on_another_and_no_arrow_crosses_one(make: Callable[[], str]) -> None:
+    boxes = drawn_boxes(svg := make())
     for (x, y), (other_x, other_y) in itertools.combinations(boxes, 2):
         assert abs(x - other_x) >= WIDTH or abs(y - other_y) >= HEIGHT
     for x, y in drawn_points(svg):
         assert not any(left < x < left + WIDTH and top < y < top + HEIGHT for left, top in boxes)
+
+
+def test_texts_stay_in_their_boxes_and_apart() -> None:
+    svg = architecture.picture()
+    texts = list(ElementTree.fromstring(svg).iter(f"{SVG}text"))
+    reaches = []  # of each text: left, right, baseline
+    for text in texts:
+        size = 15 if text.get("class") == "name" else 11
+        length = 1.2 * ImageFont.load_default(size).getlength(text.text or "")  # other fonts are wider
+        x, ends = float(text.attrib["x"]), text.get("class") == "corner"
+        reaches.append((x - length * ends, x + length * (not ends), float(text.attrib["y"])))
+    for left, right, y in reaches:
+        assert any(x < left and right < x + WIDTH and top < y < top + HEIGHT for x, top in drawn_boxes(svg))
+    for (left, right, y), (other_left, other_right, other_y) in itertools.combinations(reaches, 2):
+        assert abs(y - other_y) >= 11 or right < other_left or other_right < left
 
 
 def test_arrows_to_one_box_share_their_way_and_each_end_has_a_head() -> None:
@@ -88,6 +104,11 @@ def test_arrows_go_down_and_texts_fit() -> None:
         draw(WIDE, [("e", "a")], title="")
     with pytest.raises(ValueError, match="4 lines"):
         draw([[Box("a", "x" * (drawing.CHARACTERS * drawing.LINES + 1))]], [], title="")
+
+
+def test_a_function_that_is_not_there_has_to_be_corrected() -> None:
+    with pytest.raises(ValueError, match="correct FLOW"):
+        architecture._where(["parallel/cli.py:main", "parallel/cli.py:start"])
 
 
 def test_a_step_goes_the_way_that_the_page_tells(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
