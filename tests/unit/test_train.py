@@ -503,6 +503,7 @@ def adapted(nodes: int, *words: str) -> str:
         ((), ["dp1", "dp2", "dp2", "dp4"]),  # 8 samples do not divide by 3: one process stands by
         (("--strategy", "zero3"), ["dp1/zero3", "dp2/zero3", "dp2/zero3", "dp4/zero3"]),
         (("--layout", "dp8.tp2/zero1"), [None, "tp2", "tp2", "dp2.tp2/zero1"]),
+        (("--layout", "dp8/zero3/shard2"), ["dp1/zero3", "dp2/zero3", "dp2/zero3", "dp4/zero3/shard2"]),
         (("--global-batch-size", "12"), ["dp1", "dp2", "dp3", "dp4"]),
         (("--accumulation", "4"), ["dp1", "dp2", "dp2", "dp2"]),
     ],
