@@ -60,7 +60,8 @@ The options of the commands that train something, as `--help` prints them. This 
 
 Each option is a flag and also, with `_` in place of `-`, a key of the TOML, YAML or JSON file of `--config FILE`.
 Flags override the file, and the file overrides the defaults. A default in words is chosen to suit the model and the
-machine.
+machine. `paralab config COMMAND [OPTION...]` prints every option of a command with the value that it will have, and
+where that value came from; nothing is run.
 
 `{commands}` take all options of the first list. The other commands have few options, which their `--help` lists.
 """

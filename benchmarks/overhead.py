@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from benchmarks.stats import median_interval
+from parallel.errors import ConfigError
 from parallel.options import heading
 from parallel.options.config import STEPS, RunConfig, changed, option
 from parallel.options.config import resolve as read_config
@@ -33,6 +34,7 @@ class OverheadConfig(RunConfig):
     """A case, and how often it is taken with measuring and without."""
 
     steps: int = changed("steps", 20, help="Number of optimizer steps in each half of a pair")
+    out: str | None = changed("out", None, help="Not used: the result is printed", unset="not used")
     pairs: int = option(
         20, "Number of pairs: --steps steps with measuring and --steps steps without", group=STEPS, at_least=6
     )
@@ -41,6 +43,7 @@ class OverheadConfig(RunConfig):
 def main(argv: list[str]) -> int:
     """Print the ratio of step times. Returns: 1 when measuring certainly costs more than 1%."""
     config = read_config(argv, config=OverheadConfig, prog="paralab overhead", description=__doc__)
+    check(config)
     pairs = f"{config.pairs} pairs of {config.steps} steps"
     heading.show(f"overhead of {heading.model_of(config)}: {heading.joined(heading.division_of(config), pairs)}")
     from parallel.plan import fit
@@ -57,6 +60,12 @@ def main(argv: list[str]) -> int:
     text, status = verdict(taken, steps=config.steps)
     print(f"{work.spec.name} {work.size}, {work.strategy} as {work.layout}, {work.run.precision}\n{text}")
     return status
+
+
+def check(config: OverheadConfig) -> None:
+    """Refuse an option without use. Raises: ConfigError."""
+    if config.out is not None:
+        raise ConfigError("--out of paralab overhead has no use (the result is printed): leave it out")
 
 
 def verdict(pairs: list[Pair], *, steps: int) -> tuple[str, int]:

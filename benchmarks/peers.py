@@ -106,7 +106,7 @@ def main(argv: list[str]) -> int:
     loops = ", ".join(config.arms or ["every variant"])
     heading.show(f"baselines of {heading.model_of(config)}: {loops}, {config.repeats} runs of each")
     machine = Environment.read()
-    arms = _chosen(config.arms, gpus=machine.gpu_count)
+    arms = chosen(config.arms, gpus=machine.gpu_count)
     with_memory = config.memory and _room_for(MEMORY_PROCESSES, machine.gpu_count)
     for line in _left_out(config, arms, gpus=machine.gpu_count):
         print(line, flush=True)
@@ -133,7 +133,7 @@ def main(argv: list[str]) -> int:
     return 1 if disagreeing else 0
 
 
-def _chosen(names: list[str] | None, *, gpus: int | None) -> list[str]:
+def chosen(names: list[str] | None, *, gpus: int | None) -> list[str]:
     """Return the variants to run, each after the one of ours that it is compared with. Raises: WorldError."""
     arms = names or [arm for arm, (nproc, _) in ARMS.items() if _room_for(nproc, gpus)]
     for arm in arms:
@@ -141,6 +141,13 @@ def _chosen(names: list[str] | None, *, gpus: int | None) -> list[str]:
             raise WorldError(f"variant {arm} needs {ARMS[arm][0]} GPUs, {gpus} here: leave it out of --arms")
     ours = [ARMS[arm][1] for arm in arms if ARMS[arm][1]]
     return [arm for arm in ARMS if arm in arms or arm in ours]
+
+
+def run_of(arm: str, config: PeersConfig) -> PeersConfig:
+    """Return the run that a variant is: one of ours, or for a baseline the plainest with as many processes."""
+    nproc, _ = ARMS[arm]
+    strategy = arm.removeprefix("ours ") if arm.startswith("ours ") else {1: "single", 2: "ddp"}[nproc]
+    return replace(config, strategy=strategy, nproc=nproc, engine="torch")
 
 
 def _left_out(config: PeersConfig, arms: list[str], *, gpus: int | None) -> Iterator[str]:
@@ -276,8 +283,7 @@ def _work(arm: str, argv: list[str]) -> int:
 
     config = read_config(argv, config=PeersConfig, prog="paralab peers")
     ours = arm.startswith("ours ")
-    strategy = arm.removeprefix("ours ") if ours else {1: "single", 2: "ddp"}[ARMS[arm][0]]
-    work = resolve(replace(config, strategy=strategy, nproc=ARMS[arm][0], engine="torch"))
+    work = resolve(run_of(arm, config))
     rank = Rank.from_env()
     if ours:
         cluster.join(rank)

@@ -11,7 +11,7 @@ from parallel.errors import RankError
 from parallel.parity.reference import References
 from parallel.parity.scope import prove_on
 from parallel.plan import fit
-from parallel.plan.resolve import alone, resolve
+from parallel.plan.resolve import alone, resolve, with_processes_of
 from parallel.processes import cluster
 from parallel.processes.cluster import Rank
 from parallel.processes.failure import Failure, Progress, guard
@@ -37,9 +37,7 @@ def run(config: Any, *, began: Moment) -> int:
         launcher=rank.launcher,
         started=began,
     )
-    if rank.launcher != "python" and config.nproc is None and config.layout is None:
-        config = replace(config, nproc=rank.world_size)
-    work = resolve(config)
+    work = resolve(with_processes_of(config, rank))
     asked = replace(asked, command=work.command)
     if (told := alone(work, rank)) and rank.is_main:
         print(told, file=sys.stderr)

@@ -15,6 +15,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 from itertools import product
 from statistics import mean, median
+from typing import NamedTuple
 
 from benchmarks.run import CaseConfig
 from benchmarks.sweep import progress
@@ -60,6 +61,30 @@ class ScaleConfig(CaseConfig):
 def main(argv: list[str]) -> int:
     """Run every case and print the table. Returns: 0."""
     config = read_config(argv, config=ScaleConfig, prog="paralab scale", description=__doc__)
+    clusters = clusters_of(config)
+    out, group = config.out or DEFAULT_OUT, f"scale-{time.strftime('%Y%m%d-%H%M%S')}"
+    runs = list(product(range(config.repeats), clusters.bandwidths, clusters.nodes))
+    with progress(len(runs), "scale") as bar:
+        for repeat, bandwidth, nodes in runs:
+            case = replace(case_on(nodes, config), out=out, group=group, repeat=repeat)
+            _run(case, nodes, bandwidth, clusters.cores_per_node, config.time_limit_s)
+            bar.advance(f"repeat {repeat + 1}: {nodes} nodes at {bandwidth}")
+    records = [record for record in read(out) if record.group == group]
+    print(table(records, clusters.bandwidths, clusters.cores_per_node))
+    print(f"\nrows in {out}; read: paralab report {out}")
+    return 0
+
+
+class Clusters(NamedTuple):
+    """The clusters to simulate: each number of nodes at each bandwidth."""
+
+    nodes: list[int]
+    bandwidths: list[str]
+    cores_per_node: float
+
+
+def clusters_of(config: ScaleConfig) -> Clusters:
+    """Return the clusters that are requested, or chosen. Raises: UsageError for what cannot be simulated here."""
     counts = config.nodes or [1, 2, 3]
     bandwidths = config.bandwidths or ["1gbit", "20mbit"]
     for bandwidth in bandwidths:
@@ -75,24 +100,19 @@ def main(argv: list[str]) -> int:
         raise UsageError(
             f"--cores-per-node {needed} nodes, {cores_allowed():g} cores here: nodes would share, use less"
         )
+    return Clusters(counts, bandwidths, cores)
+
+
+def case_on(nodes: int, config: ScaleConfig) -> CaseConfig:
+    """Return what each node of a cluster of this size takes part in."""
     case = CaseConfig(**{f.name: getattr(config, f.name) for f in fields(CaseConfig)})
-    out, group = config.out or DEFAULT_OUT, f"scale-{time.strftime('%Y%m%d-%H%M%S')}"
-    runs = list(product(range(config.repeats), bandwidths, counts))
-    with progress(len(runs), "scale") as bar:
-        for repeat, bandwidth, nodes in runs:
-            strategy = "single" if nodes == 1 else case.strategy or "ddp"
-            named = replace(case, out=out, group=group, repeat=repeat, strategy=strategy)
-            _run(named, nodes, bandwidth, cores, config.time_limit_s)
-            bar.advance(f"repeat {repeat + 1}: {nodes} nodes at {bandwidth}")
-    records = [record for record in read(out) if record.group == group]
-    print(table(records, bandwidths, cores))
-    print(f"\nrows in {out}; read: paralab report {out}")
-    return 0
+    strategy = "single" if nodes == 1 else case.strategy or "ddp"
+    return replace(case, strategy=strategy, threads=case.threads or 1)
 
 
 def _run(case: CaseConfig, nodes: int, bandwidth: str, cores: float, limit_s: int) -> None:
     box = ["--nodes", str(nodes), "--bandwidth", bandwidth, "--cores-per-node", str(cores)]
-    words = ["cluster", *box, "--", "run", *flags_of(replace(case, threads=case.threads or 1))]
+    words = ["cluster", *box, "--", "run", *flags_of(case)]
     command = [sys.executable, "-m", "parallel.cli", *words]
     typed = shlex.join(["paralab", *words])
     try:

@@ -134,18 +134,14 @@ def main(argv: list[str]) -> int:
     check(config)
     heading.show(_heading(config))
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # ends the case that runs, as Ctrl-C does
-    base = _base(config)
-    named = device_levers.cases(base, config.levers) if config.levers else strategies(config)
-    cases = [Case(*pair) for pair in named]
-    if not cases:
-        raise UsageError("no case of this sweep can run: see the lines above, and change --strategies or --nprocs")
+    cases = cases_of(config)
     _show_data(cases)
     with progress(len(cases) * config.repeats, "bench") as bar:
         runner = Runner(config, cases, bar)
         rows = [runner.run(case) for case in cases]
         if device_levers.BATCH in (config.levers or ()):
             found = device_levers.batches(
-                base, lambda named: runner.run_new(Case(*named)), time_limit_s=config.time_limit_s
+                _base(config), lambda named: runner.run_new(Case(*named)), time_limit_s=config.time_limit_s
             )
             fitting = [Case(*named) for named in found]
             bar.extend(len(fitting) * (config.repeats - 1))
@@ -192,6 +188,15 @@ def check(config: SweepConfig) -> None:
             if name in given and other in given:
                 flag, instead = (word.replace("_", "-") for word in (other, name))
                 raise ConfigError(f"--{flag} beside --{instead}, which takes its place: leave one of them out")
+
+
+def cases_of(config: SweepConfig) -> list[Case]:
+    """Return the cases of a sweep, without the batches that `--levers batch` finds. Raises: UsageError without any."""
+    named = device_levers.cases(_base(config), config.levers) if config.levers else strategies(config)
+    cases = [Case(*pair) for pair in named]
+    if not cases:
+        raise UsageError("no case of this sweep can run: see the lines above, and change --strategies or --nprocs")
+    return cases
 
 
 def strategies(config: SweepConfig) -> Iterator[device_levers.Named]:

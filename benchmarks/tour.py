@@ -25,9 +25,14 @@ class TourConfig(RunConfig):
 def main(argv: list[str]) -> int:
     """Run the tour. Returns: the exit status."""
     config = read_config(argv, config=TourConfig, prog="paralab tour", description=__doc__)
-    if config.strategy is not None or config.layout is not None:
-        raise ConfigError("paralab tour runs every strategy: use paralab run for one, or leave it out")
+    check(config)
     heading.show(f"a tour of {heading.model_of(config)}: {heading.division_of(config, strategies='every strategy')}")
     from benchmarks.tour_worker import run
 
     return run(config)
+
+
+def check(config: TourConfig) -> None:
+    """Refuse options that a tour decides itself. Raises: ConfigError."""
+    if config.strategy is not None or config.layout is not None:
+        raise ConfigError("paralab tour runs every strategy: use paralab run for one, or leave it out")

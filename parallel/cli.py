@@ -24,6 +24,7 @@ TARGETS = {
     "verify": "parallel.commands.verify:main",
     "strategies": "parallel.commands.strategies:main",
     "check-model": "parallel.commands.check_model:main",
+    "config": "benchmarks.config:main",
     "bench": "benchmarks.sweep:main",
     "compare": "benchmarks.compare:main",
     "report": "benchmarks.report:main",

@@ -20,9 +20,9 @@ from parallel.console.phases import Phases
 from parallel.errors import ConfigError, RankError, did_you_mean
 from parallel.layout import strategies as named
 from parallel.options import heading
-from parallel.options.config import make_parser
-from parallel.options.config import resolve as read_config
+from parallel.options.config import read as read_config
 from parallel.options.files import load
+from parallel.options.settings import Origin
 from parallel.training.checks import check, check_resume
 from parallel.training.options import IN_FOLDER, PRESETS, TrainConfig, config_file, rows_file
 
@@ -31,25 +31,24 @@ if TYPE_CHECKING:  # they import torch: `--help` and the first line do not wait 
     from parallel.processes.cluster import Rank
 
 _DIVISION = ("strategy", "layout", "nproc")
+Origins = Mapping[str, Origin]  # of the options that have no default, by name
 
 
 def main(argv: list[str]) -> int:
     """Train. Returns: 0 when it was trained to the end, 128 + the signal when one stopped it."""
     began = Moment.now()
-    typed, given = _read(argv)
+    typed, origins = _read(argv)
     with Phases(began, shown=heading.is_first_process()) as phases:
         phases.begin(_heading(typed))
-        return _train(argv, typed, given, began, phases)
+        return _train(argv, typed, origins, began, phases)
 
 
-def _train(argv: list[str], typed: TrainConfig, given: Mapping[str, Any], began: Moment, phases: Phases) -> int:
+def _train(argv: list[str], typed: TrainConfig, origins: Origins, began: Moment, phases: Phases) -> int:
     from parallel.plan.resolve import resolve
     from parallel.processes.cluster import Rank
 
     rank = Rank.from_env()
-    config = _divide(typed, given, rank)
-    if config.init_from is not None and (_begins(config) or Path(config.init_from).exists()):
-        config = _adopt(config, config.init_from, shown=rank.is_main)
+    config = _adopt(_divide(typed, origins, rank), shown=rank.is_main)
     work = resolve(config)
     check_resume(config, rank)  # before the folder is made, where it is missing
     with _locked(work, rank):
@@ -109,8 +108,23 @@ def _launch(work: "Work", config: TrainConfig, argv: list[str], rank: "Rank", be
 
 def read(argv: list[str], rank: "Rank") -> TrainConfig:
     """Read what is requested, and divide it over the processes that are there."""
-    config, given = _read(argv)
-    return _divide(config, given, rank)
+    return _divide(*_read(argv), rank)
+
+
+def planned(argv: list[str], rank: "Rank") -> tuple[TrainConfig, TrainConfig, Origins]:
+    """Return what is requested, the same as it will be trained by these processes, and where each value came from.
+
+    The sizes of weights that a run starts from count as requested. Starts nothing and prints nothing.
+    """
+    typed, origins = _read(argv)
+    divided = _divide(typed, origins, rank)
+    adopted = _adopt(divided, shown=False)
+    taken = {name: value for name, value in vars(adopted).items() if value != getattr(divided, name)}
+    return (
+        replace(typed, **taken),
+        adopted,
+        {**origins, **dict.fromkeys(taken, Origin("weights", typed.init_from or ""))},
+    )
 
 
 def _heading(config: TrainConfig) -> str:
@@ -121,29 +135,30 @@ def _heading(config: TrainConfig) -> str:
     return f"training {heading.model_of(config)} on {data}: {how}, in {config.out}{again}"
 
 
-def _read(argv: list[str]) -> tuple[TrainConfig, Mapping[str, Any]]:
+def _read(argv: list[str]) -> tuple[TrainConfig, Origins]:
     """Read the flags, over a file, over what the run in the folder was started with if it goes on, over a preset.
 
-    Returns: the configuration, and what of it was given now.
+    Returns: the configuration, and where each value that is no default came from.
     """
     words = _with_resume_value(argv)
-    preset = read_config(words, config=TrainConfig, prog="paralab train", description=__doc__).preset
-    given = {name: value for name, value in vars(_parser().parse_args(words)).items() if value is not None}
-    given.pop("local_rank", None)
-    file = given.pop("config", None)
-    given = (load(file) if file else {}) | given
-    config = TrainConfig.from_dict(_preset(preset) | given, source=file or "")
+    typed, origins = read_config(words, config=TrainConfig, prog="paralab train", description=__doc__)
+    given = {name: getattr(typed, name) for name in origins}
+    below, origin = _preset(typed.preset), Origin("preset", typed.preset or "")
+    config = TrainConfig.from_dict(below | given)
     folder = config.out or f"runs/{config.model}" + (f"-{config.size}" if config.size else "")
     started_with = config_file(folder)
     if config.resume == IN_FOLDER and started_with.exists():
-        config = TrainConfig.from_dict(_without_division(load(started_with), given) | given, source=str(started_with))
-    return replace(config, out=folder, engine="torch" if config.engine == "auto" else config.engine), given
+        below, origin = _without_division(load(started_with), given), Origin("run", folder)
+        config = TrainConfig.from_dict(below | given, source=str(started_with))
+    config = replace(config, out=folder, engine="torch" if config.engine == "auto" else config.engine)
+    return config, {**dict.fromkeys(below, origin), **origins}
 
 
-def _divide(config: TrainConfig, given: Mapping[str, Any], rank: "Rank") -> TrainConfig:
+def _divide(config: TrainConfig, origins: Origins, rank: "Rank") -> TrainConfig:
     if rank.elastic:
         return _adapt(config, rank)
-    return config if {"layout", "nproc"} & set(given) else _fit(config, rank, strategy_given="strategy" in given)
+    given = {name for name, origin in origins.items() if origin.kind in ("flag", "file")}
+    return config if {"layout", "nproc"} & given else _fit(config, rank, strategy_given="strategy" in given)
 
 
 def _begins(config: TrainConfig) -> bool:
@@ -153,8 +168,11 @@ def _begins(config: TrainConfig) -> bool:
     return config.resume is None or (config.resume == IN_FOLDER and checkpoint.latest(config.out or "") is None)
 
 
-def _adopt(config: TrainConfig, source: str, *, shown: bool) -> TrainConfig:
-    """Take over the sizes of the weights that a run starts from."""
+def _adopt(config: TrainConfig, *, shown: bool) -> TrainConfig:
+    """Take over the sizes of the weights that a run starts from, if there are any."""
+    source = config.init_from
+    if source is None or not (_begins(config) or Path(source).exists()):
+        return config
     from parallel.weights import start_from
 
     config, note = start_from.adopt(config, source, trust=config.trust)
@@ -229,10 +247,6 @@ def _with_resume_value(argv: list[str]) -> list[str]:
     for word, following in zip(argv, [*argv[1:], "--"], strict=True):
         words += [word, IN_FOLDER] if word == "--resume" and following.startswith("--") else [word]
     return words
-
-
-def _parser() -> Any:
-    return make_parser(TrainConfig, prog="paralab train", description=__doc__)
 
 
 def _preset(name: str | None) -> dict[str, Any]:

@@ -9,9 +9,10 @@ tolerances.
 
 from dataclasses import dataclass
 
+from parallel.errors import ConfigError
 from parallel.options import heading
-from parallel.options.config import RunConfig, changed
-from parallel.options.config import resolve as read_config
+from parallel.options.config import RunConfig, changed, read
+from parallel.options.settings import Origin
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -19,6 +20,9 @@ class VerifyConfig(RunConfig):
     """What to prove. Without --strategy or --layout: every strategy, schedule and accumulation that fits."""
 
     size: str | None = changed("size", None, unset="the smallest")
+    steps: int = changed("steps", 20, help="Not used: each case takes three steps")
+    warmup: int = changed("warmup", 3, help="Not used: nothing is timed")
+    out: str | None = changed("out", None, help="Not used: the results are printed", unset="not used")
     strategy: str | None = changed("strategy", None, unset="every strategy that fits")
     precision: str | None = changed(  # type: ignore[assignment]
         "precision",
@@ -29,9 +33,22 @@ class VerifyConfig(RunConfig):
 
 def main(argv: list[str]) -> int:
     """Print a table of parity results. Returns: the exit status."""
-    config = read_config(argv, config=VerifyConfig, prog="paralab verify", description=__doc__)
+    config, _ = requested(argv)
     model = heading.model_of(config, size="in its smallest size")
     heading.show(f"verifying {model}: {heading.division_of(config, strategies='every strategy')}")
     from parallel.commands.verify_cases import run
 
     return run(config)
+
+
+def requested(argv: list[str]) -> tuple[VerifyConfig, dict[str, Origin]]:
+    """Read what to prove, and where each given option came from. Raises: ConfigError for a flag without use."""
+    config, origins = read(argv, config=VerifyConfig, prog="paralab verify", description=__doc__)
+    for name in ("steps", "warmup", "out"):
+        if origins.get(name) == Origin("flag"):
+            raise ConfigError(f"--{name} of paralab verify has no use ({_help(name)}): leave it out")
+    return config, origins
+
+
+def _help(name: str) -> str:
+    return VerifyConfig.__dataclass_fields__[name].metadata["help"].removeprefix("Not used: ")

@@ -38,9 +38,8 @@ _COLUMNS = (("strategy", 9), ("layout", 30), ("accumulation", 12), ("loss", 9), 
 def run(config: VerifyConfig) -> int:
     """Print a table of parity results. Returns: 0 when all pass, 1 when one fails."""
     began, spec = Moment.now(), SPECS[config.model]
-    precision = config.precision or ("fp32" if spec.smooth else "fp64")
-    config = replace(config, precision=precision, size=config.size or spec.tiny_size)
-    nproc = config.nproc or (config.layout.world_size if config.layout else machine_processes())
+    config, nproc = completed(config)
+    precision = config.precision
     runs = list(cases(config, nproc))
     if not runs:
         raise LayoutError("no case fits, see the lines above: change --nproc, --strategy or --engine")
@@ -67,6 +66,14 @@ def run(config: VerifyConfig) -> int:
         )
     print(f"Not covered: {', '.join(_not_covered(runs, compared))}.")
     return 1 if failed else 0
+
+
+def completed(config: VerifyConfig) -> tuple[VerifyConfig, int]:
+    """Return what to prove with its size and precision chosen, and the number of processes."""
+    spec = SPECS[config.model]
+    precision = config.precision or ("fp32" if spec.smooth else "fp64")
+    nproc = config.nproc or (config.layout.world_size if config.layout else machine_processes())
+    return replace(config, precision=precision, size=config.size or spec.tiny_size), nproc
 
 
 def _not_covered(runs: list[VerifyConfig], compared: list[ParityResult | Agreement]) -> Iterator[str]:

@@ -8,6 +8,7 @@ COMMANDS = {
     "verify": "prove that strategies compute what one process computes",
     "strategies": "list the strategies: layout, when to use it, what it costs",
     "check-model": "check a model against the rules that strategies rely on",
+    "config": "print every option of a command, and where its value is from",
     "bench": "measure strategies, models and sizes in interleaved repeats",
     "compare": "compare result files and print verdicts",
     "report": "write an HTML report of result files",

@@ -22,6 +22,7 @@ from parallel.layout import MOST_RANKS, Layout
 from parallel.layout.strategies import ALIASES, STRATEGIES
 from parallel.options.arguments import MOST, Parser, hint
 from parallel.options.files import load
+from parallel.options.settings import Origin, plain, shown
 
 ENGINES = ("auto", "torch", "deepspeed", "accelerate")
 COMPILE_MODES = ("none", "default", "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs")
@@ -316,7 +317,7 @@ class RunConfig:
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain values (str, int, float, bool, list, None) by name; `from_dict` is its inverse."""
-        return {declared.name: _plain(getattr(self, declared.name)) for declared in fields(self)}
+        return {declared.name: plain(getattr(self, declared.name)) for declared in fields(self)}
 
     @classmethod
     def from_dict(cls: type[ConfigT], values: Mapping[str, Any], *, source: str = "") -> ConfigT:
@@ -347,7 +348,19 @@ def resolve(
     prog: str = "paralab run",
     description: str | None = None,
 ) -> ConfigT:
-    """Read flags over a configuration file over defaults.
+    """Read flags over a configuration file over defaults: see `read`."""
+    return read(argv, file=file, config=config, prog=prog, description=description)[0]
+
+
+def read(
+    argv: Sequence[str],
+    *,
+    file: str | Path | None = None,
+    config: type[ConfigT] = RunConfig,  # type: ignore[assignment]
+    prog: str = "paralab run",
+    description: str | None = None,
+) -> tuple[ConfigT, dict[str, Origin]]:
+    """Read flags over a configuration file over defaults; return the options, and the origin of each that was given.
 
     `--config FILE` among the flags takes the place of `file`. `--local_rank` and `--local-rank`, which some
     launchers add, are ignored: ranks come from the environment. `--help` prints and raises SystemExit(0).
@@ -362,10 +375,12 @@ def resolve(
     given.pop("local_rank", None)
     file = given.pop("config", file)
     values = _read_table(config, load(file), source=str(file)) if file else {}
+    origins = dict.fromkeys(values, Origin("file", str(file)))
     for declared in fields(config):
         if declared.name in given:
             values[declared.name] = _convert(declared, given[declared.name], where=_flag(declared))
-    return config(**values)
+            origins[declared.name] = Origin("flag")
+    return config(**values), origins
 
 
 def make_parser(
@@ -418,7 +433,7 @@ def _refuse(parser: argparse.ArgumentParser, word: str) -> NoReturn:
 
 def _add_flag(group: Any, declared: Field) -> None:
     meta = declared.metadata
-    default = meta["unset"] if declared.default is None else _text(declared.default)
+    default = meta["unset"] if declared.default is None else shown(declared.default)
     text = (f"{meta['help']} (default: {default})" if default else meta["help"]).replace("%", "%%")
     if bool in _kinds(declared):
         group.add_argument(_flag(declared), action=argparse.BooleanOptionalAction, default=None, help=text)
@@ -589,23 +604,11 @@ _CONVERTERS = {
 }
 
 
-def _plain(value: Any) -> Any:
-    if isinstance(value, Layout):
-        return str(value)
-    return [_plain(part) for part in value] if isinstance(value, (tuple, list)) else value
-
-
-def _text(value: Any) -> str:
-    if isinstance(value, tuple):
-        return ",".join(str(part) for part in value)
-    return {True: "on", False: "off"}[value] if isinstance(value, bool) else str(value)
-
-
 def _to_toml(config: RunConfig) -> str:
     """Write `key = value` lines under a comment per group. None, which TOML lacks, is left out or "none"."""
     lines, group = [], None
     for declared in fields(config):
-        value = _plain(getattr(config, declared.name))
+        value = plain(getattr(config, declared.name))
         if value is None and declared.default is None:
             continue
         if declared.metadata["group"] != group:

@@ -6,7 +6,7 @@ Everything that can be refused without starting a process is refused here.
 import os
 import shlex
 from dataclasses import dataclass, fields, replace
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import nn
@@ -30,6 +30,8 @@ from parallel.processes.cluster import Mesh, Rank
 # Samples in a step when none is requested: a second or so of work on a laptop at the default size.
 _GLOBAL_BATCH = {"tokens": 16, "images": 64, "points": 512}
 _CPU_PROCESSES = 4
+
+RunT = TypeVar("RunT", bound=RunConfig)
 
 
 @dataclass(frozen=True)
@@ -82,6 +84,23 @@ class Work:
         """
         asked = {"pin_memory": self.run.pin_memory, "non_blocking": self.run.non_blocking}
         return {name: device.type != "cpu" if value is None else value for name, value in asked.items()}
+
+    def every_option(self, rank: Rank) -> dict[str, Any]:
+        """Return the options of the run by name, with what will be used where nothing was given.
+
+        None stands where an option has no use in this run. rank: a process of the run, or the one that will start them.
+        """
+        here = rank.local_world_size if rank.launcher != "python" else self.layout.world_size
+        backend = self.run.backend or cluster.default_backend(rank.device.type)
+        return {
+            **vars(self.run),
+            "data": self.run.data or self.spec.data(self.model_config),
+            "seq_len": getattr(self.model_config, "seq_len", None),
+            "norm": getattr(self.model_config, "norm", None),
+            "threads": self.run.threads or cluster.default_threads(here),
+            "backend": backend if self.layout.world_size > 1 else None,
+            **self.copies(rank.device),
+        }
 
     def dataset(self, split: str = "train") -> Dataset:
         """Open the data set of the run. Raises: DataError."""
@@ -155,6 +174,13 @@ def resolve(run: RunConfig) -> Work:
     if run.cast_on_device:
         work.dataset()  # refuses some
     return work
+
+
+def with_processes_of(run: RunT, rank: Rank) -> RunT:
+    """Return a run that takes the number of its processes from the launcher, where there is one and none was given."""
+    if rank.launcher == "python" or run.nproc is not None or run.layout is not None:
+        return run
+    return replace(run, nproc=rank.world_size)
 
 
 def _check_machine(run: RunConfig) -> None:

@@ -12,11 +12,11 @@ from benchmarks.peers import (
     TARGETS,
     TOLERANCES,
     PeersConfig,
-    _chosen,
     _disagreeing,
     _left_out,
     _memory_table,
     _table,
+    chosen,
 )
 from parallel import engines
 from parallel.errors import ConfigError, WorldError
@@ -59,15 +59,19 @@ def test_one_process_by_hand_trains_as_ours_does(arm: str, precision: str) -> No
 
 
 def test_an_arm_brings_ours_along_in_order() -> None:
-    chosen = _chosen(["transformers", "raw FSDP2"], gpus=None)
-    assert chosen == ["ours single", "transformers", "ours zero3", "raw FSDP2"]
-    assert _chosen(None, gpus=None) == _chosen(None, gpus=2) == list(ARMS)
+    assert chosen(["transformers", "raw FSDP2"], gpus=None) == [
+        "ours single",
+        "transformers",
+        "ours zero3",
+        "raw FSDP2",
+    ]
+    assert chosen(None, gpus=None) == chosen(None, gpus=2) == list(ARMS)
 
 
 def test_arms_have_a_gpu_for_each_process() -> None:
-    assert _chosen(None, gpus=1) == ["ours single", "plain loop", "transformers"]
+    assert chosen(None, gpus=1) == ["ours single", "plain loop", "transformers"]
     with pytest.raises(WorldError, match="raw DDP needs 2 GPUs, 1 here"):
-        _chosen(["raw DDP"], gpus=1)
+        chosen(["raw DDP"], gpus=1)
 
 
 def test_what_is_left_out_is_said() -> None:
@@ -75,7 +79,7 @@ def test_what_is_left_out_is_said() -> None:
     assert list(_left_out(everything, list(ARMS), gpus=None)) == []
     (line,) = _left_out(everything, list(ARMS), gpus=2)
     assert line == "memory of the ZeRO stages left out: it needs 4 GPUs, 2 here"
-    assert len(list(_left_out(everything, _chosen(None, gpus=1), gpus=1))) == len(ARMS) - 3 + 1
+    assert len(list(_left_out(everything, chosen(None, gpus=1), gpus=1))) == len(ARMS) - 3 + 1
 
 
 def test_an_unknown_arm_is_refused_with_a_suggestion() -> None:

@@ -364,10 +364,12 @@ def test_a_tour_of_one_process_says_how_to_see_the_others(
 
 
 @pytest.mark.parametrize("command", [tour_command.main, verify_command.main])
-def test_nothing_that_fits_is_one_line(command: Callable[[list[str]], int], tmp_path: Path) -> None:
-    words = "--nproc 9 --global-batch-size 1 --accumulation 2 --size tiny --out"
+def test_nothing_that_fits_is_one_line(
+    command: Callable[[list[str]], int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)  # where rows would go
     with pytest.raises(LayoutError):
-        command([*words.split(), str(tmp_path / "rows.csv")])
+        command("--nproc 9 --global-batch-size 1 --accumulation 2 --size tiny".split())
 
 
 @pytest.mark.parametrize("command", ["run", "tour", "verify"])
@@ -376,12 +378,12 @@ def test_a_file_that_is_missing_is_refused_before_any_process_is_started(
 ) -> None:
     for module in (worker, tour, verify):
         monkeypatch.setattr(module, "launch", lambda *_, **__: pytest.fail("processes were started"))
-    out = tmp_path / "rows.csv"
-    words = [command, "--nproc", "2", "--size", "tiny", "--data", f"file:{tmp_path / 'nothing.txt'}", "--out", str(out)]
+    monkeypatch.chdir(tmp_path)  # where rows would go
+    words = [command, "--nproc", "2", "--size", "tiny", "--data", f"file:{tmp_path / 'nothing.txt'}"]
     assert cli.main(words) == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert "nothing.txt does not exist: give an existing path, as in --data file:PATH" in line
-    assert not out.exists()
+    assert not list(tmp_path.rglob("*.csv"))
 
 
 def test_what_was_found_is_said_once_by_rank_0(
