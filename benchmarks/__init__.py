@@ -1,1 +1,1 @@
-"""What measures, and what reads measurements: one case, sweeps, baselines, faults, comparisons, reports and pages."""
+"""Measuring and reading measurements: cases, sweeps, baselines, injected faults, comparisons, reports and pages."""

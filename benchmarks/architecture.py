@@ -1,4 +1,4 @@
-"""The rooms of the code, read from the imports of all modules, and the way of one step through them.
+"""The rooms (folders) of the code, read from the imports of all modules, and the flow of one step through them.
 
 `python -m benchmarks.document architecture` prints the page, `architecture.svg` in its place the picture. A room is a
 folder or a file of `parallel`, or a package beside it, and imports only from those below (`tests/unit/test_floors.py`).

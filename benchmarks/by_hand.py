@@ -1,4 +1,4 @@
-"""GPT-2 training as one would write it without paralab: what `benchmarks/peers.py` measures against.
+"""The baselines of `paralab peers`: GPT-2 training as one would write it without paralab.
 
 Plain on purpose: `nn.Linear`, `F.cross_entropy` on all logits, autocast, AdamW as constructed by default, and torch's
 wrappers for several processes, each used the way its documentation shows.

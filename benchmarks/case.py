@@ -1,4 +1,4 @@
-"""One measured case: build, prove parity, warm up, time, look inside. Rank 0 returns the row.
+"""Measure one case on every rank: build, prove parity, warm up, time steps, measure memory. Rank 0 returns the row.
 
 The order keeps measuring out of what is measured: timed steps carry nothing but the clock, the sampler and, where
 somebody watches on a terminal, a bar that is drawn ten times a second; bytes,

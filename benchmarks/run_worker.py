@@ -1,4 +1,4 @@
-"""The processes of a measured case: what `benchmarks/run.py` starts, on every rank."""
+"""What `paralab run` starts: check a case, start its processes, and append the row."""
 
 import sys
 from dataclasses import replace

@@ -1,4 +1,4 @@
-"""What the parts of a report hold: verdicts, tables and charts, made from runs and the logs of their ranks."""
+"""The sections of a report: verdicts, tables and charts, from the rows of runs and the logs of their ranks."""
 
 import shlex
 import warnings

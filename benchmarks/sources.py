@@ -1,4 +1,4 @@
-"""Result files as commands that read them are given them: named so that they are told apart, each run counted once."""
+"""Result files as the user gives them: each with a distinct label, and each run counted once."""
 
 import warnings
 from collections.abc import Sequence

@@ -1,4 +1,4 @@
-"""Statistics of a few runs. One number stands for one run: the steps inside a run are not independent.
+"""Statistics over a few runs. Each run gives one number, because the steps of a run are not independent.
 
 (Not named `statistics`: `python benchmarks/run.py` puts this folder before the standard library.)
 """

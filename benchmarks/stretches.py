@@ -1,4 +1,4 @@
-"""The stretches of `paralab overhead` on one rank: steps with measuring beside them, and bare ones."""
+"""What `paralab overhead` does on one rank: intervals of steps with measuring and without, in pairs."""
 
 import time
 from collections.abc import Iterator

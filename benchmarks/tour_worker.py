@@ -1,4 +1,4 @@
-"""Train one model under every strategy that fits this machine, side by side: `paralab tour`.
+"""What `paralab tour` starts: all strategies that fit this machine, one after the other, in the same processes.
 
 All strategies run one after the other in the same processes, so that the table costs one start-up.
 """

@@ -1,4 +1,4 @@
-"""Which of two ways is better, by how much, and how sure that is: the one place that decides, for every command.
+"""Decide which of two variants is better, by how much and with which evidence. Every command decides here.
 
 The run is the unit: each gives one number, for example its median step. Variants are compared only when they did the
 same work on the same hardware, and only with the baseline that differs from them in one thing (a file, an engine, a

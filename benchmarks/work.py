@@ -1,4 +1,4 @@
-"""Which columns make two runs the same work, which say how it was done, and which only surround it."""
+"""Which columns say what work a run did, which say how it was done, and which describe the surroundings."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass

@@ -1,4 +1,4 @@
-"""Text from GPT-2, token by token, with a key-value cache: each step computes the new token only."""
+"""Generate text with GPT-2, token by token, with a key-value cache: each step computes only the new token."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass

@@ -1,4 +1,4 @@
-"""GPT-2 between this project and Hugging Face transformers: the same numbers under other names and in another order.
+"""Convert GPT-2 weights to and from Hugging Face transformers: other names, other order, the same numbers.
 
 Their linear layers hold (in, out) matrices, ours (out, in). Their joint projection holds all queries, then all keys,
 then all values; ours goes head by head. They have no padding rows in the vocabulary.

@@ -1,4 +1,4 @@
-"""Samples and probabilities from a variance-exploding denoiser (Song et al. 2021): DDIM, reverse SDE, flow ODE.
+"""Samplers and log probabilities of a diffusion model (Song et al. 2021): DDIM, reverse SDE, probability-flow ODE.
 
 The noise level sigma is the time. With x = clean + sigma * noise, a network that predicts the noise gives the score
 as -noise / sigma, and the probability-flow ODE is dx / dsigma = noise (Karras et al. 2022, equation 1).

@@ -1,4 +1,4 @@
-"""Whether a model can be split as a layout says, refused before anything is built."""
+"""Check that a model can be divided as a layout says, before anything is built."""
 
 from typing import Any
 

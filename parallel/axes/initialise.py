@@ -1,4 +1,4 @@
-"""Values for parameters that do not depend on the layout.
+"""Initialise parameters so that their values do not depend on the layout.
 
 Each parameter is drawn in full from a generator seeded by (seed, its full name), and a rank keeps its piece.
 So every layout starts from the same weights, and a rank makes only the parameters it holds.

@@ -1,4 +1,4 @@
-"""Activation checkpointing: keep a block's input, compute its inside again in backward (Chen et al. 2016)."""
+"""Activation checkpointing: keep the input of a block and recompute its activations in backward (Chen et al. 2016)."""
 
 import contextlib
 import functools

@@ -1,4 +1,4 @@
-"""Checkpoints that move between layouts: save under any, continue under any other, at any number of processes."""
+"""Checkpoints that move between layouts: saved under one, loaded under any other, at any number of processes."""
 
 import contextlib
 import json

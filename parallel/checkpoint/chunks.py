@@ -1,4 +1,4 @@
-"""The state of an engine as named chunks: which part of which full tensor lies in which local tensor.
+"""The state of an engine as named chunks: each local tensor with its place in the full tensor.
 
 The names and the full shapes are those of one process, so a checkpoint knows nothing of the layout that wrote it:
 

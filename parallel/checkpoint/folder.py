@@ -1,4 +1,4 @@
-"""Checkpoints on disk: one folder each, whole or not there, with a checksum of every file.
+"""Checkpoints on disk: a folder each, written atomically, with a checksum of every file.
 
     RUN/latest                   the name of the newest checkpoint
     RUN/step-200/facts.json      step, run, layout, loss scale

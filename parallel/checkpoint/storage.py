@@ -1,4 +1,4 @@
-"""How chunks reach the disk and come back: torch.distributed.checkpoint, with safetensors as the file format.
+"""Write chunks to disk and read them back: torch.distributed.checkpoint, with safetensors as the file format.
 
 DCP decides who writes what (a chunk that several ranks hold is written once), finds which pieces of which files
 fill a chunk under another layout, and carries the failure of one rank to all. Its default format describes the

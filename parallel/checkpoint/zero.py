@@ -1,4 +1,4 @@
-"""The state of an engine on DeepSpeed as named chunks, the same that every other engine has.
+"""The state of a DeepSpeed engine as the same named chunks that every other engine has.
 
 ZeRO cuts its flat buffers where a rank's share ends, in the middle of a row as well: no box of the full tensor is such
 a piece. So parameters and optimizer states are gathered whole, one at a time, and each rank keeps those of its

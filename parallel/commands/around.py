@@ -1,4 +1,4 @@
-"""What surrounds the steps of a layout and has to agree with one process as well: data, validation, checkpoints."""
+"""Compare with one process what surrounds the steps of a layout: data order, validation and checkpoints."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass

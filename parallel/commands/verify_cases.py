@@ -1,4 +1,4 @@
-"""Prove that strategies compute what one process computes: `paralab verify --model gpt2 --nproc 4`.
+"""The cases of `paralab verify`, and how they are compared on every rank.
 
 For each strategy, schedule and accumulation: a few optimizer steps on the same weights, data and seed as one
 process, then the largest difference of loss, global gradient norm and every parameter against a tolerance.

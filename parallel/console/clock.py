@@ -1,4 +1,4 @@
-"""How long ago something was: across processes, restarts and machines, whatever is done to the time of day.
+"""Elapsed time across processes, restarts and machines, even if the system clock is changed.
 
 The monotonic clock of Linux counts from the start of a machine and is the same for all of its processes, so a duration
 is a difference of it wherever both ends lie on one machine. Between machines only the time of day is left.

@@ -1,4 +1,4 @@
-"""Files that a command writes at its end: refused before the work where they cannot be written, whole or not there."""
+"""Output files of a command: checked before the work whether they can be written, and written atomically."""
 
 import os
 import tempfile

@@ -1,4 +1,4 @@
-"""What a command does at the moment, and since when: lines on stderr, so that stdout holds results alone.
+"""Progress of a command on stderr: the current phase and how long it has taken. stdout is for results.
 
     [   0.9 s] starting 4 processes
     [   8.0 s] parity: the same steps in one process

@@ -1,4 +1,4 @@
-"""Standard streams that outlive whoever was to read them: closed ones, and pipes whose reader has gone.
+"""Keep standard streams usable when they are closed, or when nobody reads the pipe any more.
 
 A training must not end because `| head` has read enough, or because a daemon starts it with nothing open. What nobody
 can read is dropped; the exit status is that of the work.

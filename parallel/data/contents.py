@@ -1,4 +1,4 @@
-"""The identity of many files by what is in them: read once, and again only when one has changed."""
+"""Checksum of many files by their contents: computed once, and again only when a file has changed."""
 
 import hashlib
 import json

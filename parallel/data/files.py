@@ -1,4 +1,4 @@
-"""Files on disk: their sha256, where caches live, and how a name on the command line becomes a path."""
+"""Data files: their sha256, the cache folder, and how a name on the command line becomes a path."""
 
 import hashlib
 import os

@@ -1,4 +1,4 @@
-"""IDX files (yann.lecun.com/exdb/mnist), under the names that they come by: MNIST, Fashion-MNIST, EMNIST, KMNIST."""
+"""IDX files (yann.lecun.com/exdb/mnist) under their usual names: MNIST, Fashion-MNIST, EMNIST, KMNIST."""
 
 import gzip
 import hashlib

@@ -1,4 +1,4 @@
-"""Pixels: an image file as numbers, and these in the size and channels that a model takes.
+"""Read an image file as numbers, and bring it to the size and channels that a model takes.
 
 Every image becomes float32 in [0, 1] by the full range of its form: 8 bits over 255, 16 bits over 65,535. What is
 transparent is laid over white, as a page shows it. The orientation that a camera noted is applied. Of images with

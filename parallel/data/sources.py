@@ -1,4 +1,4 @@
-"""Where text comes from: the built-in book, files and folders, a Hugging Face set; and how it is parted.
+"""Sources of text (the built-in book, files and folders, Hugging Face data sets) and how they are split.
 
 A source that has no validation split of its own gives up a fixed part for it: the last chapter of the book, the
 last tenth of a text, every twentieth of many documents.

@@ -1,4 +1,4 @@
-"""What `accelerate launch` says in environment variables, compared with the run.
+"""Compare what `accelerate launch` sets in environment variables with the options of the run.
 
 Accelerate's file and flags reach a process as variables, most of them also where nobody set them. Each has one of
 three meanings here: it may say anything (`TAKEN`), it must say what the run says, or it must be off. One that is not

@@ -1,4 +1,4 @@
-"""A DeepSpeed configuration: read from a file, filled from the run, refused where the two disagree.
+"""Read a DeepSpeed configuration file, complete it from the run, and refuse it where the two disagree.
 
 DeepSpeed itself ignores keys it does not know (`zero_optimisation` trains with stage 0), and lets a file overrule
 the command line. Here every key is known (`deepspeed_keys`), and every value that the run decides is the run's: a

@@ -1,4 +1,4 @@
-"""What each key of a DeepSpeed file means here: handed to DeepSpeed, left out, decided by the run, or refused.
+"""What each key of a DeepSpeed file means here: used, ignored, must agree with the run, or refused.
 
 The names are those of DeepSpeed 0.19 (`deepspeed/runtime/config.py`, `deepspeed/runtime/zero/config.py`) and of the
 examples that its users copy. The tables are the only list: reading a file and docs/launchers.md both follow them.

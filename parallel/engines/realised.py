@@ -1,4 +1,4 @@
-"""What an engine really has, read back from it after it was built. A difference from the run is refused."""
+"""Read back from an engine what it was really built with, and fail if it is not what was requested."""
 
 from collections.abc import Iterable, Mapping
 from typing import Any

@@ -1,1 +1,1 @@
-"""A trained model out of a checkpoint, ready to be used, and whether its samples are like the data."""
+"""Restoring a trained model from a checkpoint for use, and testing whether its samples match the data."""

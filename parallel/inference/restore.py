@@ -1,4 +1,4 @@
-"""A trained model from a checkpoint, whole and in this process, whatever the layout that wrote it."""
+"""Restore a trained model from a checkpoint of any layout, whole, in this process."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass

@@ -1,4 +1,4 @@
-"""Were two sets of points drawn from the same distribution? The energy distance, tested by permutation."""
+"""Test whether two sets of points are from the same distribution: the energy distance with a permutation test."""
 
 from dataclasses import dataclass
 

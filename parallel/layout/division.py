@@ -1,4 +1,4 @@
-"""How the global batch is cut into micro-batches for the data ranks. Imports no torch."""
+"""Divide the global batch into micro-batches for the data ranks. Imports no torch."""
 
 from dataclasses import dataclass
 

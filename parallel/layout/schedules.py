@@ -1,4 +1,4 @@
-"""Pipeline schedules: how stages lie on ranks, and the passes that a schedule is made of. Imports no torch."""
+"""Pipeline schedules: which stages a rank has, and of which passes a schedule consists. Imports no torch."""
 
 from dataclasses import dataclass
 from typing import Literal, NamedTuple

@@ -1,4 +1,4 @@
-"""What memory is counted as: states of the model, and what a step takes beside them. Imports no torch."""
+"""The categories of memory: states of the model, and what a step needs besides them. Imports no torch."""
 
 STATE_CATEGORIES = ("parameters", "gradients", "optimizer")
 MEMORY_CATEGORIES = (*STATE_CATEGORIES, "activations", "buffers", "other")

@@ -1,4 +1,4 @@
-"""Communication that computing does not hide: how long one rank stands still for it in a step.
+"""Exposed communication: how long one rank waits for communication in a step, while it does not compute.
 
 On a CPU it is the time in which the thread that runs the step waits for a collective or a message: in `Work.wait`,
 which every blocking call of torch.distributed ends in (FSDP2, pipelines, DeepSpeed and our own strategies use it), in

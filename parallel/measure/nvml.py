@@ -1,4 +1,4 @@
-"""One NVIDIA device as its driver sees it, through NVML. What the device cannot say is None."""
+"""Query one NVIDIA device through NVML. What the device cannot report is None."""
 
 from typing import Any
 

@@ -1,4 +1,4 @@
-"""The most FLOP/s a device can do, from its datasheet or measured here, and how much of it a run used."""
+"""Peak FLOP/s of a device, from its datasheet or measured here, and the share of it that a run used."""
 
 import time
 from collections.abc import Callable

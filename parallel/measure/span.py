@@ -1,4 +1,4 @@
-"""One pass of a pipeline stage, as the timeline notes it and the log of a rank keeps it. Imports no torch."""
+"""One pass of a pipeline stage, as the timeline records it and the log of a rank keeps it. Imports no torch."""
 
 from dataclasses import dataclass
 from typing import Literal

@@ -1,4 +1,4 @@
-"""Cut the warm-up from a series of step times by a stated rule, and say what the rest is worth.
+"""Cut the warm-up from a series of step times by a fixed rule, and test whether the rest is steady.
 
 The rule is MSER (White 1997, "An effective truncation heuristic for bias reduction in simulation output"; its
 answers in the second half are not trusted, as in Hoad, Robinson and Davies 2010): drop the first d steps, where d

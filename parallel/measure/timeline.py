@@ -1,4 +1,4 @@
-"""When each pipeline stage worked in one step, how much of it the ranks stood idle, and how much a schedule must.
+"""Timeline of a pipeline step: when each stage worked, how long ranks were idle, and how long they must be by schedule.
 
 A pass is the forward (F), backward (B) or weight (W) computation of one micro-batch in one stage. What a rank waits
 for between passes is idle time: the bubble. Collectives inside a pass (tensor parallelism, batch statistics) count

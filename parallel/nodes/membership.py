@@ -1,4 +1,4 @@
-"""What the nodes of one run know of each other: who joined, who is alive, what failed first.
+"""Membership of the nodes of one run: which have joined, which are alive, and which failed first.
 
 All of it stands in one store that node 0 hosts, the one that the rendezvous uses too.
 """

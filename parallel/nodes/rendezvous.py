@@ -1,4 +1,4 @@
-"""How the nodes of a run find each other: ports on one address only, and torch's rendezvous over them.
+"""The rendezvous of the nodes of a run: ports on one address only, and torch's rendezvous over them.
 
 torch's own stores listen on every interface; those made here listen on the address they are given. Whoever reaches
 it can still read and change what the nodes tell each other: nothing is encrypted and nobody is asked who they are.

@@ -1,4 +1,4 @@
-"""Flags of the commands that are no runs: errors are UsageErrors, numbers have bounds, nothing is abbreviated."""
+"""Command-line parser of every command: errors are UsageErrors, numbers have bounds, flags are not abbreviated."""
 
 import argparse
 import math

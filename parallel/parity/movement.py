@@ -1,4 +1,4 @@
-"""How far parameters end from where the reference ends, measured in what the reference moved them by.
+"""Differences of parameters from the reference, relative to how far the reference moved them.
 
 A parameter that is never updated differs by 1, and so does one that is moved twice as far, whatever the learning rate,
 the optimizer and the warm-up are. What cannot be told from rounding is not judged, and is counted.

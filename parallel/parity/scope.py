@@ -1,4 +1,4 @@
-"""How much of a run its parity is proved on: all of it where the reference fits, else fewer blocks and samples.
+"""Choose how much of a run its parity is proved on: all if the reference fits, else fewer blocks and samples.
 
 The reference trains the whole model and the whole batch in one process. Where memory does not allow that, the same
 layout is proved with a micro-batch of one sample, and if need be with as few blocks as it has stages.

@@ -1,4 +1,4 @@
-"""How far a layout may be from one process, by precision and by what a model can be judged by."""
+"""Tolerances of parity: by precision, and by whether the model is smooth."""
 
 from dataclasses import dataclass, replace
 

@@ -1,4 +1,4 @@
-"""Whether a run fits into the memory of this machine, said before any process is started.
+"""Predict whether a run fits into the memory of this machine, before any process is started.
 
 Where a launcher has started them, it is decided when they have met, for all of them: what is free differs from moment
 to moment and from machine to machine, and a rank that went on alone would wait for one that refused.

@@ -1,1 +1,1 @@
-"""The processes of one run: who each is, how they meet, what starts them, and what is said when one fails."""
+"""The processes of one run: ranks, meshes, launching, liveness, and which rank failed first."""

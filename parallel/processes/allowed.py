@@ -1,4 +1,4 @@
-"""What of the machine this process may use: cores and memory, the smaller of the machine's and its control group's."""
+"""CPU cores and memory that this process may use: those of the machine, or of its control group if that has less."""
 
 import os
 from collections.abc import Iterator

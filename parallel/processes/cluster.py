@@ -1,4 +1,4 @@
-"""The processes of one run: who am I, how do we meet, which ranks form which axis.
+"""The processes of one run: rank and world size, the process group, and the mesh of axes.
 
 `Rank.from_env` reads what launchers say of ranks, and every module but `heading` (which loads nothing heavy) asks it.
 `join` makes the process group of a run, `make_mesh` those of its axes. Elsewhere: `meeting` finds where the ranks of

@@ -1,4 +1,4 @@
-"""Run a task in the processes of a run: the ones a launcher started, of which this is one, or new local ones.
+"""Run a task in the processes of a run: those that a launcher started, including this one, or new local ones.
 
 A task is `module:function`, called as function(rank, progress, *args) in every process. Local processes are
 started by torch's elastic launcher.

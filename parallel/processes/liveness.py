@@ -1,4 +1,4 @@
-"""The roll of a run: which ranks have come, left, ended or stopped, told through the store that all of them reach."""
+"""Liveness of the ranks of a run: which have joined, left, ended or stopped, recorded in the store that all share."""
 
 import contextlib
 import json

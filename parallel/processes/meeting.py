@@ -1,4 +1,4 @@
-"""Where the ranks of `srun` and `mpirun` meet: these say who a process is, but not where rank 0 is.
+"""Where the ranks of `srun` and `mpirun` connect: these launchers say which rank a process is, but not where rank 0 is.
 
 Slurm names its nodes, and its first task is on the first one. MPI says whether all processes are on this machine;
 where they are not, nobody but the user knows.

@@ -1,4 +1,4 @@
-"""Whether the kernel has ended a process for want of memory."""
+"""Whether the kernel has killed a process because memory was short."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""Processes that a layout has no use for: where nodes come and go, their number does not always divide the batch."""
+"""Processes that wait because the layout does not need them: their number does not always divide the batch."""
 
 import os
 from datetime import timedelta

@@ -1,4 +1,4 @@
-"""What one run leaves behind: a row in a CSV file, and beside it one log of typed lines for each rank.
+"""The results of one run: a row in a CSV file, and a log of typed lines for each rank.
 
 `RunRecord` is the only schema of results. The header of a CSV file is its fields in order, and the types of the
 cells are its annotations. `SCHEMA` numbers the set of columns and each row holds it: files of an older schema are read

@@ -1,4 +1,4 @@
-"""Take a CSV file apart into lines of cells, whatever saved it last.
+"""Parse a CSV file into lines of cells, whichever program saved it last.
 
 Spreadsheets save the same table with a byte order mark or as UTF-16, with semicolons or tabs between cells, with CRLF
 at the ends of lines and with lines that hold nothing. All of these are read; what cannot be read without a guess is

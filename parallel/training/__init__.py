@@ -1,1 +1,1 @@
-"""A training run: its options and presets, the loop, evaluation on held-out data, what it shows and what stops cost."""
+"""A training run: options and presets, the loop, evaluation on held-out data, output, and the cost of interruptions."""

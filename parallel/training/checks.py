@@ -1,4 +1,4 @@
-"""What is refused before a training run starts its processes: checkpoints, outputs and engines that do not fit."""
+"""Checks before a training run starts its processes: checkpoints, output files and engines."""
 
 import os
 import warnings

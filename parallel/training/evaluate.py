@@ -1,4 +1,4 @@
-"""Loss on held-out data while training, under any layout: forward passes only, every sample once.
+"""Evaluate the loss on held-out data during training, under any layout: only forward passes, each sample once.
 
 A pipeline is not run by its schedule here (some of torch's cannot go forward alone, and all need whole
 micro-batches): each stage receives from the one before it and sends to the next, batch after batch.

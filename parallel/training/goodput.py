@@ -1,4 +1,4 @@
-"""What interruptions cost a run: restarts, steps that had to be taken again, and time in which no step was taken.
+"""The cost of interruptions to a run: restarts, repeated steps, and time in which no step was taken.
 
 A process that is killed cannot tell, so rank 0 keeps `progress.json` in the folder of the run up to date after every
 step; the next start reads how far the one before came. The counts go on from start to start until the run ends in

@@ -1,4 +1,4 @@
-"""One training at a time in a folder: a lock that ends with the process that holds it, however that ends.
+"""Lock the folder of a training run against a second one: the lock ends with the process that holds it.
 
 The kernel keeps it (flock), and so do file servers that several nodes share: NFS for one, where a lock reaches the
 server. Where a file system has no locks that is said, and training goes on without one.

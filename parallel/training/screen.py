@@ -1,4 +1,4 @@
-"""What a training run shows: lines of metrics, a progress bar on a terminal; the same metrics for `--log-to`."""
+"""Output of a training run: lines of metrics, a progress bar on a terminal, and the same metrics for `--log-to`."""
 
 import contextlib
 import json

@@ -1,1 +1,1 @@
-"""Weights from and for elsewhere: Hugging Face, safetensors, DeepSpeed."""
+"""Importing and exporting weights: Hugging Face, safetensors, nanoGPT, DeepSpeed."""

@@ -1,4 +1,4 @@
-"""Weights to start training from, whatever wrote them, put into the pieces that this rank holds."""
+"""Start training from existing weights, whichever program wrote them: each rank takes its own pieces."""
 
 from collections.abc import Mapping
 from dataclasses import replace
