@@ -113,7 +113,7 @@ FLOW = (
     ),
     Stage(
         "the axes cut it",
-        ("parallel/axes/compose.py:fill_part",),
+        ("parallel/axes/compose.py:build_part",),
         "this rank's parts: stages, then split layers, recomputed and compiled blocks, then shards",
     ),
     Stage(
@@ -181,9 +181,9 @@ def modules(root: Path = ROOT) -> Mapping[str, Path]:
 
 
 def room_of(module: str) -> str:
-    """Return the room of a module: its folder in `parallel`, else its package; `parallel` itself is on the ground."""
+    """Return the room of a module: its folder in `parallel`, else its package; `parallel` itself is a door too."""
     package, _, rest = module.partition(".")
-    return package if package != "parallel" else rest.partition(".")[0] or "errors"
+    return package if package != "parallel" else rest.partition(".")[0] or "cli"
 
 
 def imported(tree: ast.AST, known: set[str]) -> Iterator[tuple[int, str]]:

@@ -18,12 +18,13 @@ import torch
 import torch.distributed as dist
 
 from parallel import engines
-from parallel.axes.communication import predicted_sent, splits_backward
-from parallel.axes.memory import state_bytes
+from parallel.axes.held import state_bytes
 from parallel.axes.optimizer import learning_rate
-from parallel.axes.pipeline import pass_order
+from parallel.axes.pipeline import splits_backward
+from parallel.axes.pipeline.stages import pass_order
 from parallel.axes.precision import DTYPES
 from parallel.axes.recompute import recomputation_ratio
+from parallel.axes.sent import predicted_sent
 from parallel.console.phases import Phases, hidden
 from parallel.data.dataset import Batch
 from parallel.engines.engine import Engine
@@ -49,7 +50,7 @@ from parallel.processes.cluster import Mesh, Rank, default_backend
 from parallel.processes.failure import Progress
 from parallel.records.describe import describe, nodes_of
 from parallel.records.requested import Asked
-from parallel.records.row import COLLECTIVES, MemoryRecord, RunRecord, StepLog, StepRecord
+from parallel.records.row import COLLECTIVES, MemoryRecord, RunRecord, StepLog, StepRecord, with_axes
 
 EXCEEDED = "exceeded by the run"  # a peak that is not one: no share of it is recorded
 _SPLIT_STEPS = 3  # in which waiting is told from working: one alone would be at the mercy of a hiccup
@@ -306,7 +307,7 @@ def _record(
         fields["parameter_difference_max"] = certificate.parameter_difference
         fields["parity"] = certificate.passed
         fields["parity_precision"] = as_judged(work).run.precision
-    return RunRecord(**fields)
+    return RunRecord(**with_axes(fields))
 
 
 def _timing_columns(work: Work, results: list[RankResult], times: StepTimes) -> dict[str, Any]:
@@ -428,7 +429,7 @@ def _comm_columns(work: Work, results: list[RankResult], device_type: str) -> di
                 columns[f"{key}_ring_bytes"] = columns.get(f"{key}_ring_bytes", 0.0) + float(row.ring_bytes)
                 columns[f"{key}_sent_bytes"] = columns.get(f"{key}_sent_bytes", 0.0) + float(row.wire_bytes)
     if work.run.engine == "torch":
-        pp_rank = busiest // (work.layout.dp * work.layout.tp)
+        pp_rank = busiest // (work.layout.world_size // work.layout.pp)
         backend = dist.get_backend() if dist.is_initialized() else default_backend(device_type)
         sent = predicted_sent(work, pp_rank, device_type=device_type, backend=backend)
         columns |= {f"comm_{axis}_predicted_ring_bytes": float(size) for axis, size in sent.ring_bytes.items()}

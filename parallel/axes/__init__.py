@@ -1,1 +1,33 @@
-"""The ways of splitting: what each does to modules, gradients and optimizer, what it sends and holds."""
+"""The ways of splitting: what each does to modules, gradients and optimizer, what it sends and what it holds.
+
+`AXES` is the one list of them, outermost first: neighbours on the last axis are neighbours on a node. A new axis is a
+subclass of `Axis` in a file of its own and its place in this list; `register` adds one of the user's own.
+"""
+
+from parallel.axes.axis import Axis
+from parallel.axes.data import DataAxis
+from parallel.axes.pipeline import PipelineAxis
+from parallel.axes.tensor import TensorAxis
+from parallel.layout import Layout, words
+from parallel.layout.words import register, unregister
+
+for _axis in (PipelineAxis(), DataAxis(), TensorAxis()):
+    register(_axis)
+
+__all__ = ["Axis", "all_axes", "register", "unregister", "used"]
+
+
+def all_axes() -> list[Axis]:
+    """Return every axis, outermost first."""
+    return [axis for axis in words.AXES if isinstance(axis, Axis)]
+
+
+def used(layout: Layout) -> list[Axis]:
+    """Return the axes that a layout uses, outermost first."""
+    return [axis for axis in all_axes() if axis.is_used(layout)]
+
+
+def finishing_order(layout: Layout) -> list[Axis]:
+    """Return the used axes in the order in which they complete gradients: innermost first, averages last."""
+    inner_first = used(layout)[::-1]
+    return [axis for axis in inner_first if not axis.averages] + [axis for axis in inner_first if axis.averages]

@@ -1,26 +1,30 @@
-"""Several axes at once: pipeline split, then tensor plan, then data or ZeRO over each part.
+"""Several axes at once: each is asked in turn what it does to the model and to a step.
 
-`compose` is the one way a model is split for native torch: every strategy is a layout, and axes of size one drop
-out. The order matters (see the module of each axis): stages are cut while the model has no values, layers are
-split before FSDP shards what is left of them, and values come last, so a rank only ever makes its own.
+`compose` is the one way a model is split for native torch: every strategy is a layout, and axes that a layout does not
+use drop out. The order matters: stages are cut while the model is on the meta device, layers are split before FSDP
+shards what is left of them, and values come last, so a rank only ever makes its own.
 """
 
 import contextlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
+from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule
 
-from parallel.axes import data as ddp
-from parallel.axes import pipeline, tensor, zero
+from parallel.axes import finishing_order, used
+from parallel.axes.axis import Updates
+from parallel.axes.blocks import blocks_of
 from parallel.axes.context import BuildContext
 from parallel.axes.initialise import initialise, tie
 from parallel.axes.optimizer import Piece, make_optimizer, make_pieces
 from parallel.axes.precision import autocast_forward
 from parallel.axes.recompute import checkpoint_blocks
 from parallel.data.dataset import Batch
+
+T = TypeVar("T")
 
 
 @dataclass
@@ -44,62 +48,52 @@ class Composed:
 
 def compose(context: BuildContext) -> Composed:
     """Split a model as its layout says, and give this rank's parts their values."""
-    layout, mesh = context.layout, context.mesh
-    parts = pipeline.make_stages(context) if layout.pp > 1 else {0: context.new_model()}
+    axes = used(context.layout)
+    parts = _first(axis.stages(context) for axis in axes) or {0: context.new_model()}
     for part in parts.values():
-        fill_part(part, context)
-    finish: list[Callable[[], None]] = []
+        build_part(part, context)
     modules = list(parts.values())
-    wrapped = layout.dp > 1 and layout.zero < 2 and layout.axes == ("dp",)
-    if wrapped:
-        forward = ddp.replicate(modules[0], mesh=mesh)
-    else:
-        forward = modules[0]
-    if layout.tp > 1 and layout.zero < 2:
-        finish.append(lambda: tensor.align_gradients(modules, mesh=mesh))
-    duplicates: set[int] = set()
-    if layout.pp > 1 and context.spec.tied:
-        tied = pipeline.TiedGradients(parts, context)
-        finish.append(tied)
-        duplicates = tied.duplicates
-    if layout.dp > 1 and layout.zero < 2 and not wrapped:
-        finish.append(lambda: ddp.average_gradients(modules, mesh=mesh))
-    run_chunks = pipeline.PipelineSchedule(parts, context) if layout.pp > 1 else Accumulate(forward, context)
+    forward = _first(axis.forward(modules[0], context) for axis in axes) or modules[0]
+    finish = [done for axis in finishing_order(context.layout) if (done := axis.after_backward(parts, context))]
     parameters = [p for module in modules for p in module.parameters()]
-    split = layout.zero == 1
-    pieces = make_pieces(parameters, rank=mesh.rank(layout.shard_axis), ranks=layout.dp_shard if split else 1)
+    updates = _first(axis.updates(parameters, context) for axis in axes) or Updates(make_pieces(parameters), None)
     return Composed(
         modules,
-        pieces,
-        make_optimizer(pieces, context.run),
-        run_chunks,
-        finish,
-        zero.ShareUpdates(pieces, mesh=mesh) if split and layout.dp > 1 else None,
-        duplicates,
+        updates.pieces,
+        make_optimizer(updates.pieces, context.run),
+        _first(axis.schedule(parts, context) for axis in axes) or Accumulate(forward, context),
+        list(finish),
+        updates.share,
+        {parameter for done in finish for parameter in done.duplicates},
     )
 
 
-def fill_part(part: nn.Module, context: BuildContext) -> None:
-    """Split, wrap and initialise one part, in place."""
-    layout, mesh, run, tied = context.layout, context.mesh, context.run, context.spec.tied
-    if layout.tp > 1:
-        tensor.split_layers(part, context.spec.tensor_plan(context.model_config), mesh=mesh)
-        tie(part, tied)
-    if layout.dp > 1:
-        ddp.connect(part, mesh=mesh)
+def _first(answers: Iterable[T | None]) -> T | None:
+    """Return the answer of the axis that gives one."""
+    return next((answer for answer in answers if answer is not None), None)
+
+
+def build_part(part: nn.Module, context: BuildContext) -> None:
+    """Split and wrap one part, in place, and give it its values.
+
+    The order: what the axes split, activation checkpointing, compile, what they wrap (FSDP), values.
+    """
+    axes, run = used(context.layout), context.run
+    for axis in reversed(axes):  # innermost first
+        axis.split(part, context)
     checkpoint_blocks(part, run.checkpoint_every)
     if run.compile != "none":
-        for block in part.blocks.values():
+        for block in blocks_of(part).values():
             block.compile(mode=run.compile)
-    if layout.zero >= 2:
-        zero.shard(part, mesh=mesh, precision=run.precision)
-    elif run.precision in ("bf16", "fp16"):
+    for axis in axes:
+        axis.wrap(part, context)
+    if run.precision in ("bf16", "fp16") and not any(axis.casts(context.layout) for axis in axes):
         autocast_forward(part, device_type=context.device.type, precision=run.precision)
     part.to_empty(device=context.device)
-    tie(part, tied)
+    tie(part, context.spec.tied)
     initialise(part, spec=context.spec, config=context.model_config, seed=run.seed)
-    if layout.zero >= 2:
-        zero.settle(part)
+    for axis in axes:
+        axis.finalise(part, context)
     part.train()
 
 
@@ -113,14 +107,13 @@ class Accumulate:
     def __init__(self, model: nn.Module, context: BuildContext) -> None:
         self.model = model
         self.chunks = context.division.chunks
-        self.groups = context.layout.shard is not None
 
     def __call__(self, batch: Batch, loss_scale: float) -> Tensor:
         """Return the mean loss of this rank's rows."""
-        total: Tensor | float = 0.0
+        total = torch.zeros((), device=batch.targets.device)
         for i, chunk in enumerate(batch.split(self.chunks)):
             last = i == self.chunks - 1
-            if self.groups and isinstance(self.model, FSDPModule):
+            if isinstance(self.model, FSDPModule):
                 self.model.set_requires_all_reduce(last)
             with self._unsynchronised(last=last):
                 loss = self.model(*chunk.inputs, targets=chunk.targets)

@@ -228,7 +228,7 @@ def _adapt(config: TrainConfig, rank: "Rank") -> TrainConfig:
                 " as --layout dp3.tp2, or one of --strategy ddp, zero1, zero2, zero3"
             )
         dp = max(2, rank.world_size)
-        layout = replace(named.layout_of(name, dp), dp=dp)
+        layout = named.layout_of(name, dp).but(dp=dp)
     layout = layout.on(rank.world_size, parts_of=config.global_batch_size, accumulation=config.accumulation)
     return replace(config, strategy=None, layout=layout, nproc=None)
 

@@ -161,7 +161,7 @@ def _layouts(layout: Layout) -> Iterator[Layout]:
         return
     for schedule in SCHEDULES.values():
         if schedule.name != "naive":
-            yield replace(layout, schedule=schedule.name)
+            yield layout.but(schedule=schedule.name)
 
 
 def certify_all(rank: Rank, progress: Progress, runs: list[VerifyConfig]) -> list[ParityResult | Agreement]:

@@ -20,10 +20,10 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from parallel.axes import compose as hybrid
-from parallel.axes import pipeline
+from parallel.axes.compose import build_part
 from parallel.axes.context import BuildContext
 from parallel.axes.optimizer import learning_rate, make_optimizer, make_pieces
+from parallel.axes.pipeline import stages as pipeline
 from parallel.data.dataset import Batch
 from parallel.engines import deepspeed_config, realised
 from parallel.engines.engine import Engine, StepResult
@@ -193,7 +193,7 @@ class Tied(nn.Module):
 def _stage(context: BuildContext) -> nn.Module:
     """Return this rank's stage with its values. It sets its own precision: the loss runs outside DeepSpeed's."""
     (part,) = pipeline.make_stages(context).values()
-    hybrid.fill_part(part, replace(context, layout=replace(context.layout, zero=0)))
+    build_part(part, replace(context, layout=context.layout.but(zero=0)))
     return part
 
 
@@ -217,8 +217,8 @@ def _pipeline_module(part: nn.Module, context: BuildContext) -> nn.Module:
 def whole_model(context: BuildContext) -> nn.Module:
     """Return the whole model on this rank, with its values. The engine itself lowers the precision of arithmetic."""
     model = context.new_model()
-    plain = replace(context, layout=replace(context.layout, zero=0), run=replace(context.run, precision="fp32"))
-    hybrid.fill_part(model, plain)
+    plain = replace(context, layout=context.layout.but(zero=0), run=replace(context.run, precision="fp32"))
+    build_part(model, plain)
     return model
 
 

@@ -6,18 +6,19 @@ layout it is.
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
+from math import prod
 from typing import TYPE_CHECKING
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.distributed.tensor import DTensor
 
+from parallel.axes import used
 from parallel.axes.compose import compose
 from parallel.axes.context import BuildContext
 from parallel.axes.initialise import local
 from parallel.axes.optimizer import Piece, learning_rate
-from parallel.axes.pipeline import PipelineSchedule
+from parallel.axes.pipeline.stages import PipelineSchedule
 from parallel.axes.precision import in_dtype, weight_dtype
 from parallel.data.dataset import Batch
 from parallel.engines.engine import Engine, StepResult
@@ -105,7 +106,8 @@ class NativeEngine:
         Ranks that hold the same value each give an equal share of it, so a plain sum over all ranks is right.
         """
         mesh = self.context.mesh
-        totals = torch.stack([loss.to(self.dtype) / (mesh.size("dp") * mesh.size("tp")), self._squared_norm_share()])
+        alike = prod(axis.loss_copies(mesh.layout) for axis in used(mesh.layout))
+        totals = torch.stack([loss.to(self.dtype) / alike, self._squared_norm_share()])
         if mesh.world is not None:
             dist.all_reduce(totals, group=mesh.world)
         return totals[0], totals[1].sqrt() / self.loss_scale.value
@@ -170,12 +172,8 @@ def _row_norms(grad: Tensor) -> Tensor:
 
 
 def copies(parameter: Tensor, mesh: Mesh) -> int:
-    """Return on how many ranks of a stage the same piece of a parameter lies."""
-    n = mesh.size("dp") * mesh.size("tp")
-    if isinstance(parameter, DTensor):
-        for size, placement in zip(parameter.device_mesh.shape, parameter.placements, strict=True):
-            n = n if placement.is_replicate() else n // size
-    return n
+    """Return on how many ranks the same piece of a parameter lies."""
+    return prod(axis.copies(parameter, mesh) for axis in used(mesh.layout))
 
 
 def stages_of(engine: Engine) -> "list[PipelineStage]":

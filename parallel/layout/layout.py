@@ -1,4 +1,4 @@
-"""How one training step is divided over processes: degrees, ZeRO stage, pipeline schedule, micro-batches.
+"""How one training step is divided over processes: a degree for each axis, and the options that axes declare.
 
 A layout is written `dp2.tp2.pp2/zero1/1f1b/mb4/sp`: degrees first, joined by dots, then options. Degrees of
 one are left out when printing (`dp1` stands for a single process), and every layout parses back to itself. A single
@@ -9,82 +9,89 @@ This module imports no torch, so that a bad layout is refused before anything he
 
 import math
 import re
-from dataclasses import dataclass, replace
+from collections.abc import Iterator
+from typing import Any
 
 from parallel.errors import LayoutError, did_you_mean
+from parallel.layout import words
 from parallel.layout.division import Division
 from parallel.layout.schedules import SCHEDULES
 
-DEGREES = ("dp", "tp", "pp")
-DP_REPLICATE, DP_SHARD = "dp_replicate", "dp_shard"  # the data axis in two, outermost first: neighbours share a shard
 MOST_RANKS = 1_000_000  # of a layout: more than any machine has, and few enough to count with
 _FORM = "dp2.tp2.pp2/zero1/1f1b/mb4/sp"
 
 
-@dataclass(frozen=True)
 class Layout:
-    """Degrees of data (dp), tensor (tp) and pipeline (pp) parallelism, and the options that go with them.
+    """Degrees by the names of axes, and the options of those axes; what is left out has its default.
 
-    zero: 0 keeps full replicas, 1 shards optimizer states, 2 also gradients, 3 also parameters (over dp).
-    shard: ZeRO only; it divides over groups of so many neighbouring data ranks, None over all of them.
-    schedule, micro_batches: pipeline only; None and 1 without one.
-    sequence_parallel: tensor only; activations between the tensor-parallel parts are split along the sequence.
+    `Layout(dp=4, zero=3).dp` is 4 and its `.tp` is 1. Layouts do not change, compare by value and can be keys.
+    Raises: LayoutError where degrees and options do not fit together.
     """
 
-    dp: int = 1
-    tp: int = 1
-    pp: int = 1
-    zero: int = 0
-    shard: int | None = None
-    schedule: str | None = None
-    micro_batches: int = 1
-    sequence_parallel: bool = False
+    _values: dict[str, Any]  # those that are not the default
 
-    def __post_init__(self) -> None:
-        for axis in DEGREES:
-            if getattr(self, axis) < 1:
-                raise LayoutError(f"{axis}={getattr(self, axis)} in a layout: a degree is at least 1")
+    def __init__(self, **values: Any) -> None:
+        defaults = _defaults()
+        if unknown := values.keys() - defaults.keys():
+            raise TypeError(f"a layout has no {', '.join(sorted(unknown))}: it has {', '.join(defaults)}")
+        for axis in words.AXES:
+            values |= axis.complete(defaults | values)
+        kept = {name: value for name, value in values.items() if value != defaults[name]}
+        object.__setattr__(self, "_values", kept)
+        self._check()
+
+    def _check(self) -> None:
+        for axis in words.printed():
+            if self.size(axis.name) < 1:
+                raise LayoutError(f"{axis.name}={self.size(axis.name)} in a layout: a degree is at least 1")
         if self.world_size > MOST_RANKS or self.micro_batches > MOST_RANKS:
             raise LayoutError(f"layout {self} has more than {MOST_RANKS} ranks or micro-batches: use fewer")
-        if self.zero not in (0, 1, 2, 3):
-            raise LayoutError(f"zero{self.zero} in a layout: the ZeRO stage is 0, 1, 2 or 3")
-        if self.micro_batches < 1:
-            raise LayoutError(f"mb{self.micro_batches} in a layout: at least mb1 is needed")
-        if self.schedule is not None and self.schedule not in SCHEDULES:
-            hint = did_you_mean(self.schedule, SCHEDULES)
-            raise LayoutError(f"schedule {self.schedule!r} is unknown{hint}: use one of {', '.join(SCHEDULES)}")
-        if self.pp == 1 and (self.schedule is not None or self.micro_batches != 1):
-            got = self.schedule or f"mb{self.micro_batches}"
-            raise LayoutError(f"{got} without a pipeline: add a degree such as pp2, or leave {got} out")
-        if self.pp > 1 and self.schedule is None:
-            object.__setattr__(self, "schedule", "1f1b")
-        if self.schedule == "naive" and self.micro_batches != 1:
-            raise LayoutError(f"mb{self.micro_batches} with the naive schedule: it runs one micro-batch, use gpipe")
-        if self.sequence_parallel and self.tp == 1:
-            raise LayoutError("sp without tensor parallelism: add a degree such as tp2, or leave sp out")
-        if self.zero and self.dp == 1 and self.world_size > 1:
-            raise LayoutError(f"zero{self.zero} with dp1: there is nothing to shard over, add a degree such as dp2")
-        if self.shard is not None:
-            self._check_shard(self.shard)
+        for axis in words.printed():
+            axis.check_layout(self)
 
-    def _check_shard(self, shard: int) -> None:
-        """Raise LayoutError unless ZeRO divides over groups of so many data ranks."""
-        if not self.zero:
-            raise LayoutError(f"shard{shard} without ZeRO: nothing is sharded, add zero3, or leave shard{shard} out")
-        if shard == self.dp > 1:
-            raise LayoutError(
-                f"shard{shard} with dp{self.dp}: one group of all data ranks is plain ZeRO, leave shard{shard} out"
-            )
-        if not 1 < shard < self.dp or self.dp % shard:
-            nearest = sorted((n for n in range(2, self.dp) if self.dp % n == 0), key=lambda n: abs(n - shard))[:2]
-            raise LayoutError(
-                f"shard{shard} with dp{self.dp}: two groups or more of at least 2 data ranks each are needed, "
-                f"use {' or '.join(f'shard{n}' for n in nearest) or 'another dp'}, or leave shard{shard} out"
-            )
+    def __getattr__(self, name: str) -> Any:
+        if not name.startswith("_"):
+            if name in self._values:
+                return self._values[name]
+            for axis in words.AXES:
+                if name == axis.name:
+                    return 1
+                for option in axis.options:
+                    if name == option.name:
+                        return option.default
+        raise AttributeError(f"a layout has no {name}")
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        raise AttributeError("a layout does not change: use layout.but(...)")
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Layout) and self._values == other._values
+
+    def __hash__(self) -> int:
+        return hash(frozenset(self._values.items()))
+
+    def __repr__(self) -> str:
+        return f"Layout({', '.join(f'{name}={value!r}' for name, value in self._values.items())})"
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _made, (self._values,)
+
+    def but(self, **values: Any) -> "Layout":
+        """Return this layout with other degrees or options. Raises: LayoutError."""
+        return Layout(**self._values | values)
+
+    def size(self, name: str) -> int:
+        """Return the number of ranks along an axis, or along one of the mesh dims of an axis. Raises: KeyError."""
+        for axis in words.AXES:
+            if name == axis.name:
+                return self._values.get(name, 1)
+            if name in (dims := axis.dims(self)):
+                return dims[name]
+        raise KeyError(name)
 
     @property
     def world_size(self) -> int:
-        return self.dp * self.tp * self.pp
+        return math.prod(self.size(axis.name) for axis in words.AXES)
 
     @property
     def stages(self) -> int:
@@ -93,39 +100,18 @@ class Layout:
 
     @property
     def axes(self) -> tuple[str, ...]:
-        """The axes with more than one rank, in mesh order (pp outermost, tp innermost)."""
-        return tuple(axis for axis in ("pp", "dp", "tp") if getattr(self, axis) > 1)
+        """The axes with more than one rank, in mesh order: neighbours on the last one are neighbours on a node."""
+        return tuple(axis.name for axis in words.AXES if self.size(axis.name) > 1)
 
     @property
-    def dp_shard(self) -> int:
-        """Data ranks that ZeRO divides over: all of them, or those of a group; 1 without ZeRO."""
-        return (self.shard or self.dp) if self.zero else 1
-
-    @property
-    def dp_replicate(self) -> int:
-        """Data ranks that hold the same of the parameters' states: the groups, or without ZeRO every data rank."""
-        return self.dp // self.dp_shard
-
-    @property
-    def sub_axes(self) -> tuple[str, ...]:
-        """The two axes within dp, outermost first, where ZeRO divides over groups; else none."""
-        return (DP_REPLICATE, DP_SHARD) if self.shard else ()
-
-    @property
-    def shard_axis(self) -> str:
-        """The axis that ZeRO divides over."""
-        return DP_SHARD if self.shard else "dp"
+    def dims(self) -> dict[str, int]:
+        """The dims of the mesh, outermost first: a dim for each axis, or several where an axis is divided in itself."""
+        return {name: size for axis in words.AXES for name, size in axis.dims(self).items()}
 
     def __str__(self) -> str:
-        degrees = [f"{axis}{getattr(self, axis)}" for axis in DEGREES if getattr(self, axis) > 1] or ["dp1"]
-        options = [
-            f"zero{self.zero}" if self.zero else "",
-            f"shard{self.shard}" if self.shard else "",
-            self.schedule or "",
-            f"mb{self.micro_batches}" if self.micro_batches > 1 else "",
-            "sp" if self.sequence_parallel else "",
-        ]
-        return "/".join([".".join(degrees), *filter(None, options)])
+        degrees = [f"{axis.name}{self.size(axis.name)}" for axis in words.printed() if self.size(axis.name) > 1]
+        written = [o.write(self._values[o.name]) for o in words.options() if o.name in self._values]
+        return "/".join([".".join(degrees or ["dp1"]), *written])
 
     @classmethod
     def parse(cls, text: str) -> "Layout":
@@ -133,33 +119,27 @@ class Layout:
 
         Raises: LayoutError naming the part that is not understood.
         """
-        degrees, *options = text.strip().lower().split("/")
-        fields: dict = {}
+        degrees, *rest = text.strip().lower().split("/")
+        values: dict[str, Any] = {}
+        names = [axis.name for axis in words.AXES]
         for part in degrees.split("."):
             match = re.fullmatch(r"([a-z]+)([0-9]{1,9})", part)
-            if not match or match[1] not in DEGREES:
+            if not match or match[1] not in names:
                 raise LayoutError(f"{part!r} in layout {text!r} is not a degree: write it like {_FORM}")
-            _put(fields, match[1], int(match[2]), text)
-        for option in options:
-            if match := re.fullmatch(r"zero([0-9]{1,9})", option):
-                _put(fields, "zero", int(match[1]), text)
-            elif match := re.fullmatch(r"shard([0-9]{1,9})", option):
-                _put(fields, "shard", int(match[1]), text)
-            elif match := re.fullmatch(r"mb([0-9]{1,9})", option):
-                _put(fields, "micro_batches", int(match[1]), text)
-            elif option == "sp":
-                _put(fields, "sequence_parallel", True, text)
-            elif option in SCHEDULES:
-                _put(fields, "schedule", option, text)
+            _put(values, match[1], int(match[2]), text)
+        for word in rest:
+            for name, value in _meanings(word):
+                _put(values, name, value, text)
+                break
             else:
-                hint = did_you_mean(option, [*SCHEDULES, "zero1", "zero2", "zero3", "shard2", "mb4", "sp"])
-                raise LayoutError(f"{option!r} in layout {text!r} is unknown{hint}: write it like {_FORM}")
-        return cls(**fields)
+                hint = did_you_mean(word, [example for option in words.options() for example in option.examples])
+                raise LayoutError(f"{word!r} in layout {text!r} is unknown{hint}: write it like {_FORM}")
+        return cls(**values)
 
     def check_world(self, world_size: int) -> None:
         """Raise LayoutError unless the degrees multiply to the number of processes."""
         if self.world_size != world_size:
-            product = " x ".join(f"{axis}{getattr(self, axis)}" for axis in DEGREES)
+            product = " x ".join(f"{axis.name}{self.size(axis.name)}" for axis in words.printed())
             raise LayoutError(
                 f"layout {self} needs {product} = {self.world_size} processes, {world_size} requested: "
                 f"use --nproc {self.world_size}, or degrees that multiply to {world_size}"
@@ -172,14 +152,16 @@ class Layout:
         over stay where they divide the data ranks; else it divides over all of them.
         Raises: LayoutError when there are too few processes for one data rank.
         """
-        inside, each = self.tp * self.pp, self.micro_batches * accumulation
+        inside, each = self.world_size // self.dp, self.micro_batches * accumulation
         for dp in range(world_size // inside, 0, -1):
             if parts_of is None or dp == 1 or parts_of % (dp * each) == 0:
                 shard = self.shard if self.shard and self.shard < dp and dp % self.shard == 0 else None
-                return replace(self, dp=dp, zero=self.zero if dp > 1 or inside == 1 else 0, shard=shard)
+                return self.but(dp=dp, zero=self.zero if dp > 1 or inside == 1 else 0, shard=shard)
+        others = [axis.name for axis in words.printed() if axis.name != "dp"]
+        product = " x ".join(f"{name}{self.size(name)}" for name in others)
         raise LayoutError(
-            f"layout {self} on {world_size} process(es): tp{self.tp} x pp{self.pp} = {inside} needed for one data"
-            f" rank: use more --procs-per-node or nodes, or a smaller tp or pp"
+            f"layout {self} on {world_size} process(es): {product} = {inside} needed for one data"
+            f" rank: use more --procs-per-node or nodes, or a smaller {' or '.join(others)}"
         )
 
     def check_schedule(self, accumulation: int = 1) -> None:
@@ -198,7 +180,7 @@ class Layout:
         needed = f"a multiple of {multiple} is" if multiple > 1 else f"at least {least} are"
         raise LayoutError(
             f"{total} micro-batches for {self.stages} stages under {self.schedule}: {needed} needed, "
-            f"write the layout as {replace(self, micro_batches=enough)}, or use gpipe"
+            f"write the layout as {self.but(micro_batches=enough)}, or use gpipe"
         )
 
     def divide(self, global_batch_size: int, accumulation: int = 1) -> Division:
@@ -217,7 +199,23 @@ class Layout:
         return Division(accumulation, self.micro_batches, self.dp, global_batch_size // parts)
 
 
-def _put(fields: dict, key: str, value: object, text: str) -> None:
-    if key in fields:
+def _defaults() -> dict[str, Any]:
+    degrees = {axis.name: 1 for axis in words.printed()}
+    return degrees | {option.name: option.default for option in words.options()}
+
+
+def _made(values: dict[str, Any]) -> Layout:
+    return Layout(**values)
+
+
+def _meanings(word: str) -> Iterator[tuple[str, Any]]:
+    """Yield (name, value) of each option that a word may be of."""
+    for option in words.options():
+        if (value := option.read(word)) is not None:
+            yield option.name, value
+
+
+def _put(values: dict[str, Any], key: str, value: object, text: str) -> None:
+    if key in values:
         raise LayoutError(f"layout {text!r} gives {key} twice: write it like {_FORM}")
-    fields[key] = value
+    values[key] = value

@@ -5,10 +5,10 @@ layout a name stands for, when to use it and what it costs. This module imports 
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from parallel.errors import ConfigError, LayoutError, did_you_mean
-from parallel.layout import DEGREES, Layout
+from parallel.layout import Layout, words
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -181,7 +181,7 @@ def name_of(layout: Layout) -> str:
 
     A combination of axes that no strategy has is named by them: `dp+tp`, `dp+pp`.
     """
-    axes = tuple(axis for axis in DEGREES if axis in layout.axes)
+    axes = tuple(axis.name for axis in words.printed() if axis.name in layout.axes)
     if len(axes) > 1:
         return next((s.name for s in _ALL if s.axes == axes), "+".join(axes))
     if layout.pp > 1:
@@ -192,16 +192,16 @@ def name_of(layout: Layout) -> str:
         return f"zero{layout.zero}"
     if layout.dp > 1:
         return "ddp"
-    return "tensor" if layout.tp > 1 else "single"
+    return "tensor" if layout.tp > 1 else "+".join(axes) or "single"
 
 
 def names_in(layout: Layout) -> set[str]:
     """Return the name of a layout and those of its axes alone: ddp, tensor and dp+tp of dp2.tp2."""
     alone = {axis: Layout(**{axis: getattr(layout, axis)}) for axis in layout.axes}
     if "dp" in alone:
-        alone["dp"] = replace(alone["dp"], zero=layout.zero, shard=layout.shard)
+        alone["dp"] = alone["dp"].but(zero=layout.zero, shard=layout.shard)
     if "pp" in alone:
-        alone["pp"] = replace(alone["pp"], schedule=layout.schedule)
+        alone["pp"] = alone["pp"].but(schedule=layout.schedule)
     return {name_of(layout), *map(name_of, alone.values())}
 
 

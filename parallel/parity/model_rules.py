@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from models.spec import ModelSpec, Reducing, Style
-from parallel.axes.pipeline import cut_stage
+from parallel.axes.pipeline.stages import cut_stage
 from parallel.errors import ModelError, did_you_mean
 from parallel.layout import Layout
 

@@ -11,7 +11,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from parallel.axes.memory import state_bytes_of_all
+from parallel.axes.held import state_bytes_of_all
 from parallel.axes.precision import weight_dtype
 from parallel.axes.recompute import checkpoint_blocks
 from parallel.parity.reference import References, Trace, reference_work

@@ -3,7 +3,7 @@
 Where a launcher has started them, it is decided when they have met, for all of them: what is free differs from moment
 to moment and from machine to machine, and a rank that went on alone would wait for one that refused.
 
-Counted are the states of the model (`parallel.axes.memory`) and what a process takes that does nothing. Activations are
+Counted are the states of the model (`parallel.axes.held`) and what a process takes that does nothing. Activations are
 not: what is refused here is sure not to fit, what is not refused may still be too large.
 """
 
@@ -15,7 +15,7 @@ from itertools import islice
 import torch
 import torch.distributed as dist
 
-from parallel.axes.memory import state_bytes, state_bytes_of_all
+from parallel.axes.held import state_bytes, state_bytes_of_all
 from parallel.errors import FitError, UsageError
 from parallel.layout import Layout
 from parallel.plan.resolve import Work, resolve

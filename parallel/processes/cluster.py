@@ -12,7 +12,7 @@ import os
 import resource
 import sys
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import timedelta
 from functools import cache
 from pathlib import Path
@@ -24,7 +24,7 @@ from torch import Tensor
 from torch.distributed.device_mesh import DeviceMesh
 
 from parallel.errors import WorldError
-from parallel.layout import Layout
+from parallel.layout import Layout, words
 from parallel.processes import meeting
 from parallel.processes.allowed import affinity
 from parallel.processes.liveness import Roll
@@ -152,28 +152,24 @@ def start_line(launcher: str, nproc: int, *, gpus: bool) -> str:
 
 @dataclass(frozen=True)
 class Mesh:
-    """The ranks of a layout as a (pp, dp, tp) grid; without a process group, a single rank.
+    """The ranks of a layout as a grid with the dims of its axes; without a process group, a single rank.
 
-    data: the whole data axis, where the grid has two axes in its place (`Layout.sub_axes`).
+    whole: the axes that have several dims in the grid, each as one.
     """
 
     layout: Layout
     device: torch.device
     device_mesh: DeviceMesh | None = None
     world: dist.ProcessGroup | None = None
-    data: DeviceMesh | None = None
+    whole: Mapping[str, DeviceMesh] = field(default_factory=dict)
 
     def __getitem__(self, axis: str | tuple[str, ...]) -> DeviceMesh:
+        """Return the mesh along an axis, a dim of one, or several dims."""
         assert self.device_mesh is not None, f"no {axis} axis in a single process"
-        return self.data if axis == "dp" and self.data is not None else self.device_mesh[axis]
-
-    @property
-    def sharding(self) -> DeviceMesh:
-        """The mesh that ZeRO shards parameters on: the data axis, or (replicas, shards)."""
-        return self[self.layout.sub_axes or "dp"]
+        return self.whole[axis] if isinstance(axis, str) and axis in self.whole else self.device_mesh[axis]
 
     def size(self, axis: str) -> int:
-        return getattr(self.layout, axis)
+        return self.layout.size(axis)
 
     def rank(self, axis: str) -> int:
         return self[axis].get_local_rank() if self.device_mesh is not None else 0
@@ -184,12 +180,12 @@ class Mesh:
     def groups(self) -> dict[str, dist.ProcessGroup]:
         """Return the process group of each axis with more than one rank, and of all ranks as `world`.
 
-        Where ZeRO divides over groups, those of both axes within dp are there beside that of dp.
+        The dims of an axis that has several are there beside it. An axis of all ranks stands for the world.
         """
-        world = (
-            {"world": self.world} if self.world is not None and len(self.layout.axes) > 1 else {}
-        )  # an axis of all ranks is that axis
-        return world | {axis: self.group(axis) for axis in (*self.layout.axes, *self.layout.sub_axes)}
+        several = self.world is not None and len(self.layout.axes) > 1
+        world = {"world": self.world} if self.world is not None and several else {}
+        dims = [name for axis in words.AXES if axis.name in self.whole for name in axis.dims(self.layout)]
+        return world | {axis: self.group(axis) for axis in (*self.layout.axes, *dims)}
 
     def all_reduce(self, axis: str) -> Callable[..., Tensor]:
         """Return `all_reduce(tensor, op)` over an axis, the form that `models.spec.Reducing` calls."""
@@ -202,7 +198,7 @@ class Mesh:
         return all_reduce
 
 
-_MESHES: dict[tuple, tuple[DeviceMesh, dist.ProcessGroup, DeviceMesh | None]] = {}
+_MESHES: dict[tuple, tuple[DeviceMesh, dist.ProcessGroup, Mapping[str, DeviceMesh]]] = {}
 
 
 def make_mesh(layout: Layout, device: torch.device) -> Mesh:
@@ -215,17 +211,17 @@ def make_mesh(layout: Layout, device: torch.device) -> Mesh:
         raise WorldError(
             f"layout {layout} needs {layout.world_size} processes, {started} started: use --nproc {layout.world_size}"
         )
-    if layout.world_size == 1 and not layout.zero:
+    if not any(axis.is_used(layout) for axis in words.AXES):
         return Mesh(layout, device)
     join_alone(device)
-    axes = ("pp", *(layout.sub_axes or ("dp",)), "tp")  # outermost first: neighbours in tp are neighbours on a node
-    shape = tuple(getattr(layout, axis) for axis in axes)
-    key = (shape, device.type, id(dist.group.WORLD))
+    dims = layout.dims
+    key = (*dims.items(), device.type, id(dist.group.WORLD))
     if key not in _MESHES:
         ranks = list(range(layout.world_size))
         world: Any = dist.group.WORLD if layout.world_size == started else dist.new_group(ranks)
-        grid = DeviceMesh(device.type, torch.tensor(ranks).view(shape), mesh_dim_names=axes)
-        _MESHES[key] = (grid, world, grid[layout.sub_axes]._flatten("dp") if layout.sub_axes else None)
+        grid = DeviceMesh(device.type, torch.tensor(ranks).view(*dims.values()), mesh_dim_names=tuple(dims))
+        several = {axis.name: own for axis in words.AXES if axis.name not in (own := tuple(axis.dims(layout)))}
+        _MESHES[key] = (grid, world, {name: grid[own]._flatten(name) for name, own in several.items()})
     return Mesh(layout, device, *_MESHES[key])
 
 

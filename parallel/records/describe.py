@@ -10,12 +10,13 @@ import torch.distributed as dist
 
 from parallel import engines
 from parallel.errors import RankError, WriteError
+from parallel.layout import words
 from parallel.plan.resolve import Work
 from parallel.processes.cluster import Rank
 from parallel.processes.failure import Failure
 from parallel.records.environment import Environment
 from parallel.records.requested import Asked
-from parallel.records.row import RunRecord, append, read
+from parallel.records.row import RunRecord, append, read, with_axes
 
 
 def describe(work: Work, asked: Asked, rank: Rank, device: torch.device) -> dict[str, Any]:
@@ -40,15 +41,8 @@ def describe(work: Work, asked: Asked, rank: Rank, device: torch.device) -> dict
         "world_size_requested": asked.nproc,
         "world_size": layout.world_size,
         "nodes": nodes_of(work, rank),
-        "dp": layout.dp,
-        "dp_shard": layout.dp_shard,
-        "tp": layout.tp,
-        "pp": layout.pp,
         "zero_requested": asked.zero,
-        "zero": layout.zero,
-        "schedule": layout.schedule,
-        "micro_batches": layout.micro_batches,
-        "sequence_parallel": layout.sequence_parallel,
+        **{name: value for axis in words.AXES for name, value in axis.columns(layout).items()},
         "precision_requested": asked.precision,
         "precision": run.precision,
         "checkpointing": run.checkpointing,
@@ -84,13 +78,13 @@ def nodes_of(work: Work, rank: Rank) -> int:
 
 def failed(work: Work, asked: Asked, rank: Rank, failure: Failure) -> RunRecord:
     """Return the row of a run that failed."""
-    return RunRecord(
-        **describe(work, asked, rank, rank.device),
-        status=failure.status,
-        failed_rank=failure.rank,
-        failed_step=failure.step,
-        reason=failure.reason,
-    )
+    values = describe(work, asked, rank, rank.device) | {
+        "status": failure.status,
+        "failed_rank": failure.rank,
+        "failed_step": failure.step,
+        "reason": failure.reason,
+    }
+    return RunRecord(**with_axes(values))
 
 
 def record_failure(rows: str | Path, work: Work, asked: Asked, rank: Rank, error: RankError) -> None:

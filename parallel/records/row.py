@@ -31,6 +31,7 @@ from typing import IO, Any, Literal, Protocol, Union, get_args, get_origin, get_
 
 from parallel.console.outputs import check_writable
 from parallel.errors import DataError, Status, UsageError, WriteError
+from parallel.layout import Layout, words
 from parallel.measure.span import SpanRecord
 from parallel.records import sheet
 from parallel.records.sheet import Line
@@ -62,6 +63,7 @@ CHANGES: dict[int, Change] = {
     10: Change(added=("parity_scope", "parity_result")),  # until then parameter_difference_max was in learning rates
     11: Change(added=("n_classes",)),
     12: Change(added=("dp_shard", *_PARTS_OF_DP)),
+    13: Change(added=("axes_json",)),
 }
 RENAMED = {old: new for number in sorted(CHANGES) for old, new in CHANGES[number].renamed.items()}
 SCHEMA = max(CHANGES, default=COUNTED_FROM)
@@ -131,6 +133,9 @@ class RunRecord:
     schedule: str | None = column("Pipeline schedule")
     micro_batches: int | None = column("Number of micro-batches in a pipeline")
     sequence_parallel: bool | None = column("Whether tensor ranks split activations along the sequence")
+    axes_json: str | None = column(
+        "{column: value}: what axes that have no columns of their own, such as those of a user, say of a run"
+    )
     precision_requested: str | None = column("Precision that was requested")
     precision: str | None = column("Precision of the arithmetic")
     checkpointing: str | None = column(
@@ -346,6 +351,28 @@ GROUPS = {
     "loss_first": "correctness",
     "git_commit": "environment",
 }
+
+
+def with_axes(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the values of a row in which those of axes without columns of their own are gathered in `axes_json`.
+
+    Raises: KeyError for a name that is neither a column nor of an axis.
+    """
+    columns = {found.name for found in fields(RunRecord)}
+    others = {name: value for name, value in values.items() if name not in columns}
+    if unknown := others.keys() - _columns_of_axes():
+        raise KeyError(f"a row has no {', '.join(sorted(unknown))}")
+    kept = {name: value for name, value in values.items() if name in columns}
+    return kept | {"axes_json": json.dumps(others) if others else None}
+
+
+def _columns_of_axes() -> set[str]:
+    """Return every column that an axis says something in: its degree and options, and what is sent along it."""
+    names = {name for axis in words.AXES for name in axis.columns(Layout())}
+    dims = [axis.name for axis in words.AXES]
+    return names | {f"comm_{dim}_{count}" for dim in dims for count in _COUNTS}
+
+
 _REQUIRED = ("schema", *(found.name for found in fields(RunRecord) if found.default is MISSING))
 
 
@@ -367,7 +394,9 @@ def sent_bytes(record: RunRecord) -> float | None:
     """Return what leaves the rank that sends most in one step, over all axes; None where it was not recorded."""
     if record.world_size == 1:
         return 0.0
+    others = json.loads(record.axes_json) if record.axes_json else {}
     sizes = [getattr(record, f"comm_{axis}_sent_bytes") for axis in COMM_AXES]
+    sizes += [size for name, size in others.items() if re.fullmatch(r"comm_\w+(?<!predicted)_sent_bytes", name)]
     known = [size for size in sizes if size is not None]
     return sum(known) if known else None
 

@@ -15,7 +15,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule
 
-from parallel.axes.pipeline import boundary_shapes
+from parallel.axes.pipeline.stages import boundary_shapes
 from parallel.axes.precision import in_dtype, weight_dtype
 from parallel.checkpoint import Resumable
 from parallel.data.dataset import Batch

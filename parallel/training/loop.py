@@ -38,7 +38,7 @@ from parallel.processes.cluster import Mesh, Rank
 from parallel.processes.failure import Failure, Progress, guard
 from parallel.records.describe import describe, failed
 from parallel.records.requested import Asked, shared
-from parallel.records.row import LogWriter, RunRecord, StepLog, StepRecord, append, read_log, set_aside
+from parallel.records.row import LogWriter, RunRecord, StepLog, StepRecord, append, read_log, set_aside, with_axes
 from parallel.training.evaluate import Evaluator, Validation
 from parallel.training.goodput import Pulse, read_progress
 from parallel.training.lock import FolderLock
@@ -413,8 +413,8 @@ def _record(work: Work, asked: Asked, rank: Rank, mesh: Mesh, training: Training
     samples_per_s = outcome.steps * work.division.global_batch_size / outcome.steps_s if outcome.steps else None
     is_text = work.spec.unit(work.model_config) == "tokens"
     tokens = work.spec.units_per_sample(work.model_config)
-    return RunRecord(
-        **describe(work, asked, rank, mesh.device),
+    values = dict(
+        describe(work, asked, rank, mesh.device),
         status="aborted" if outcome.stopped_by else "ok",
         reason=f"stopped by {signal.Signals(outcome.stopped_by).name}" if outcome.stopped_by else None,
         **training.cost(),
@@ -427,3 +427,4 @@ def _record(work: Work, asked: Asked, rank: Rank, mesh: Mesh, training: Training
         loss_last=outcome.last_loss,
         grad_norm_last=outcome.last_grad_norm,
     )
+    return RunRecord(**with_axes(values))

@@ -6,10 +6,9 @@ import pytest
 import torch.distributed as dist
 from torch import Tensor
 
-from parallel.axes import data as ddp
-from parallel.axes import zero
+from parallel.axes.data import ddp, zero
+from parallel.axes.held import state_bytes
 from parallel.axes.initialise import local, local_slice
-from parallel.axes.memory import state_bytes
 from parallel.engines import native
 from parallel.errors import FitError
 from parallel.layout import Layout

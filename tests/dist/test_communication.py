@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from parallel import engines
-from parallel.axes.communication import Sent, predicted_sent, predicted_transfers
+from parallel.axes.sent import Sent, predicted_sent, predicted_transfers
 from parallel.layout import Layout
 from parallel.measure.ledger import CommLedger
 from parallel.options.config import RunConfig

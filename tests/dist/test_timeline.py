@@ -5,7 +5,7 @@ from itertools import product
 import pytest
 
 from parallel import engines
-from parallel.axes.pipeline import pass_order
+from parallel.axes.pipeline.stages import pass_order
 from parallel.engines.native import stages_of
 from parallel.layout import Layout
 from parallel.measure.span import SpanRecord

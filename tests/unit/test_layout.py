@@ -1,11 +1,13 @@
 """Properties of parallel/layout.py: what is printed parses back, and the batch is cut without loss."""
 
-from dataclasses import replace
+import pickle
+from math import prod
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from parallel.axes.data import shard_ranks
 from parallel.errors import LayoutError
 from parallel.layout import SCHEDULES, Division, Layout
 
@@ -15,11 +17,14 @@ def layouts(draw: st.DrawFn) -> Layout:
     """Any legal layout."""
     dp, tp, pp = (draw(st.integers(1, 16)) for _ in range(3))
     schedule = draw(st.sampled_from(sorted(SCHEDULES))) if pp > 1 else None
+    zero = draw(st.integers(0, 3)) if dp > 1 or tp == pp == 1 else 0
+    groups = [n for n in range(2, dp) if dp % n == 0 and zero]
     return Layout(
         dp=dp,
         tp=tp,
         pp=pp,
-        zero=draw(st.integers(0, 3)) if dp > 1 or tp == pp == 1 else 0,
+        zero=zero,
+        shard=draw(st.sampled_from([None, *groups])),
         schedule=schedule,
         micro_batches=draw(st.integers(1, 32)) if pp > 1 and schedule != "naive" else 1,
         sequence_parallel=draw(st.booleans()) if tp > 1 else False,
@@ -40,6 +45,35 @@ def test_one_process_may_have_a_zero_stage(stage: int) -> None:
     layout = Layout.parse(f"dp1/zero{stage}")
     assert layout == Layout(zero=stage) and str(layout) == f"dp1/zero{stage}" and layout.world_size == 1
     assert Layout(dp=4, zero=stage).on(1, parts_of=None) == layout  # nodes that go leave one
+
+
+@given(layouts())
+def test_the_dims_of_the_mesh_make_up_the_axes(layout: Layout) -> None:
+    assert prod(layout.dims.values()) == layout.world_size
+    assert ("dp_shard" in layout.dims) == (layout.shard is not None)
+    assert all(layout.size(name) == size for name, size in layout.dims.items())
+
+
+def test_a_layout_does_not_change() -> None:
+    with pytest.raises(AttributeError, match="but"):
+        Layout(dp=2).dp = 3
+    with pytest.raises(TypeError, match="micro_batch"):
+        Layout(micro_batch=2)
+    assert pickle.loads(pickle.dumps(Layout(dp=2, zero=3))) == Layout(zero=3).but(dp=2) != Layout(dp=2)
+
+
+@given(layouts())
+def test_groups_of_data_ranks_make_up_the_data_axis(layout: Layout) -> None:
+    assert (shard_ranks(layout) > 1) == (layout.zero > 0 and layout.dp > 1)
+    assert layout.dp % shard_ranks(layout) == 0
+    assert (layout.shard is not None) == (layout.zero > 0 and shard_ranks(layout) < layout.dp)
+
+
+@pytest.mark.parametrize(
+    ("processes", "there"), [(8, "dp8/zero3/shard2"), (3, "dp3/zero3"), (2, "dp2/zero3"), (1, "dp1/zero3")]
+)
+def test_groups_stay_where_they_divide_the_data_ranks_that_are_left(processes: int, there: str) -> None:
+    assert str(Layout.parse("dp4/zero3/shard2").on(processes, parts_of=None)) == there
 
 
 @given(layouts(), st.randoms(use_true_random=False))
@@ -137,7 +171,7 @@ def test_1f1b_needs_a_micro_batch_for_each_stage() -> None:
     enough = Layout.parse("pp4/1f1b/mb4")
     enough.check_schedule()
     with pytest.raises(LayoutError, match="pp4/1f1b/mb4"):
-        replace(enough, micro_batches=3).check_schedule()
+        enough.but(micro_batches=3).check_schedule()
 
 
 @pytest.mark.parametrize(
@@ -159,6 +193,13 @@ def test_1f1b_needs_a_micro_batch_for_each_stage() -> None:
         ("pp2/naive/mb2", "use gpipe"),
         ("dp2/sp", "without tensor"),
         ("tp2/zero1", "nothing to shard"),
+        ("dp4/shard2", "without ZeRO.*add zero3"),
+        ("dp4/zero3/shard4", "plain ZeRO, leave shard4 out"),
+        ("dp4/zero3/shard1", "use shard2, or"),
+        ("dp12/zero3/shard5", "use shard4 or shard6, or"),
+        ("dp3/zero3/shard2", "use another dp, or"),
+        ("dp4/zero3/shard2/shard2", "twice"),
+        ("dp4/zero3/shrad2", r"did you mean shard2\?"),
     ],
 )
 def test_a_bad_layout_is_refused_in_one_line(text: str, says: str) -> None:

@@ -30,6 +30,7 @@ PINS = {
     10: "cea0a59caba14c7752cf4c14bfd24ed06305921aac68dcbf91f9f7a576283380",
     11: "95107ce9b8270f67681e1b0b68cc3749c7aab40a6616f2176b3f4cb0bb52048a",
     12: "b913309eaf1393c50a87652fff0345eeec3ee7112e2cd6e74ac54c260325c536",
+    13: "220fd7452dd4d89b5653304de55305822a2b99cd5ab5aad0b13344cdccca6aaf",
 }
 DANGEROUS = ["=1+1", "+1", "-1", "@SUM(A1)", "\t=1", "\r=1", "\n=1", "＝1", "'=1", "'", "", '"', "a,b", "\\", "\\u0041"]
 

@@ -17,7 +17,7 @@ import torch
 from benchmarks import case
 from benchmarks.case import RankResult
 from benchmarks.run_worker import summary
-from parallel.axes.communication import predicted_sent
+from parallel.axes.sent import predicted_sent
 from parallel.console.clock import Moment
 from parallel.measure import roofline
 from parallel.measure.exposed import Split
@@ -372,6 +372,7 @@ ELSEWHERE = {
     "wall_s": "unit/test_row_by_hand.py::test_the_time_since_the_command",
     "data_sha256": "unit/test_row_by_hand.py::test_the_data_are_known_by_their_hash",
     "schema": "unit/test_row_by_hand.py::test_a_row_goes_through_a_file",
+    "axes_json": "unit/test_a_new_axis.py::test_a_row_has_its_columns",
     "comm_detail_json": "unit/test_row_by_hand.py::test_calls_by_axis_and_collective",
     "restarts": "unit/test_goodput.py::test_a_start_after_a_kill_counts_what_was_lost",
     "recovery_s": "unit/test_goodput.py::test_a_start_after_a_kill_counts_what_was_lost",

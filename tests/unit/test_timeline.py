@@ -7,7 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from parallel.axes.pipeline import pass_order
+from parallel.axes.pipeline.stages import pass_order
 from parallel.layout import SCHEDULES, Layout
 from parallel.layout.schedules import Pass
 from parallel.measure.span import SpanRecord

@@ -18,10 +18,10 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from models.spec import ModelSpec
+from parallel.axes import used
 from parallel.axes.context import BuildContext
 from parallel.axes.initialise import local
 from parallel.axes.precision import in_dtype, weight_dtype
-from parallel.axes.tensor import boundary
 from parallel.data.dataset import Batch
 from parallel.layout import SCHEDULES, Layout
 from parallel.layout.schedules import Pass
@@ -152,8 +152,15 @@ def boundary_shapes(context: BuildContext) -> list[tuple[Tensor, ...]]:
         with torch.device("meta"):
             out = _stage_of(whole, context, stage)(*hidden)
         hidden = out if isinstance(out, tuple) else (out,)
-        shapes.append(tuple(boundary(x, context.layout).detach().requires_grad_() for x in hidden))
+        shapes.append(tuple(_handed_on(x, context.layout).detach().requires_grad_() for x in hidden))
     return [*shapes, (torch.empty((), dtype=dtype, device="meta"),)]  # the last stage returns the loss
+
+
+def _handed_on(hidden: Tensor, layout: Layout) -> Tensor:
+    """Return the piece of what a stage returned that a rank hands to the next one."""
+    for axis in used(layout):
+        hidden = axis.boundary(hidden, layout)
+    return hidden
 
 
 def pass_order(schedule: str, *, pp: int, micro_batches: int) -> list[list[Pass]]:

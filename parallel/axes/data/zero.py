@@ -22,6 +22,7 @@ import torch.distributed as dist
 from torch import nn
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 
+from parallel.axes.data import shard_dim, shard_ranks, sharding_dims
 from parallel.axes.initialise import local
 from parallel.axes.optimizer import Piece, share_of_rows
 from parallel.axes.precision import DTYPES
@@ -35,9 +36,10 @@ def shard(part: nn.Module, *, mesh: Mesh, precision: str) -> None:
     # A pipeline runs a stage many times a step: gathering again for every micro-batch would cost more than it saves.
     reshard = mesh.layout.zero == 3 and mesh.size("pp") == 1
     policy, root_policy = _policies(precision)
+    sharding = mesh[sharding_dims(mesh.layout)]  # the data axis, or (replicas, shards)
     for block in part.blocks.values():
-        fully_shard(block, mesh=mesh.sharding, reshard_after_forward=reshard, mp_policy=policy)
-    fully_shard(part, mesh=mesh.sharding, reshard_after_forward=False, mp_policy=root_policy)
+        fully_shard(block, mesh=sharding, reshard_after_forward=reshard, mp_policy=policy)
+    fully_shard(part, mesh=sharding, reshard_after_forward=False, mp_policy=root_policy)
 
 
 class ShareUpdates:
@@ -47,7 +49,7 @@ class ShareUpdates:
     """
 
     def __init__(self, pieces: list[Piece], *, mesh: Mesh) -> None:
-        self.group, self.ranks = mesh.group(mesh.layout.shard_axis), mesh.layout.dp_shard
+        self.group, self.ranks = mesh.group(shard_dim(mesh.layout)), shard_ranks(mesh.layout)
         whole = [x for x in pieces if local(x.parameter).nbytes >= IN_PLACE_BYTES and self._divides(x)]
         self.in_place = [(local(x.parameter.detach()), x.updated.detach()) for x in whole]
         in_place = {id(x) for x in whole}

@@ -26,7 +26,6 @@ from torch.distributed.tensor.parallel import (
 
 from models.spec import Style
 from parallel.axes.initialise import local
-from parallel.layout import Layout
 from parallel.processes.cluster import Mesh
 
 _SEQUENCE = Shard(1)  # activations are (batch, sequence, hidden)
@@ -40,11 +39,6 @@ def split_layers(part: nn.Module, plan: Mapping[str, Style], *, mesh: Mesh) -> N
         for pattern, style in plan.items():
             if fnmatchcase(name, pattern):
                 parallelize_module(module, mesh["tp"], _style(style, module, mesh=mesh, sequence=sequence))
-
-
-def boundary(hidden: Tensor, layout: Layout) -> Tensor:
-    """Return the shape that travels between pipeline stages: a piece of the sequence under sequence parallelism."""
-    return hidden.tensor_split(layout.tp, dim=1)[0].contiguous() if layout.sequence_parallel else hidden
 
 
 def align_gradients(parts: list[nn.Module], *, mesh: Mesh) -> None:

@@ -1,0 +1,194 @@
+"""What an axis is: one way of splitting, with everything that is known about it in one place.
+
+An axis says how it cuts modules, what it does after backward, how many copies of a parameter it leaves, which bytes it
+sends, which share of memory it holds, what it refuses and which words it adds to a layout. All the rest of the house
+asks the list of axes. This module imports no torch, and neither does what an axis says of itself: the code that needs
+it is imported when a model is split.
+"""
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+from parallel.layout import Layout
+from parallel.layout.words import AxisWords
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+    from models.spec import ModelSpec
+    from parallel.axes.context import BuildContext, Planned
+    from parallel.axes.optimizer import Piece
+    from parallel.data.dataset import Batch
+    from parallel.processes.cluster import Mesh
+
+    ForwardBackward = Callable[[Batch, float], Tensor]
+
+
+@dataclass(frozen=True)
+class Call:
+    """A collective of one module in each micro-batch.
+
+    axis: the axis, or a dim of it. payload_bytes: of one call. backward: whether it belongs to backward. block: the
+    number of the block that the module lies in. again: whether a recomputed forward makes the call again; it stops at
+    the last tensor that backward needs.
+    """
+
+    axis: str
+    op: str
+    payload_bytes: int
+    backward: bool = False
+    block: int | None = None
+    again: bool = False
+
+
+@dataclass(frozen=True)
+class Transfer:
+    """All calls of one collective in a step. payload_bytes: of all of them together."""
+
+    op: str
+    ranks: int
+    payload_bytes: int
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A pipeline stage (or the whole model) as one rank plans it, before it is split or has values.
+
+    part: its modules, whole. received_bytes, sent_bytes: what crosses into it and out of it in one micro-batch.
+    shapes: of what a rank holds of each parameter while a block runs, by name.
+    """
+
+    index: int
+    pp_rank: int
+    part: "nn.Module"
+    shapes: Mapping[str, tuple[int, ...]]
+    received_bytes: int = 0
+    sent_bytes: int = 0
+
+
+@dataclass(frozen=True)
+class StageMemory:
+    """Bytes of the states of a model on one rank, at their peak."""
+
+    parameters: float
+    gradients: float
+    optimizer: float
+
+    @property
+    def total(self) -> int:
+        return round(self.parameters + self.gradients + self.optimizer)
+
+    def but(self, **bytes_: float) -> "StageMemory":
+        """Return the same with other numbers."""
+        return replace(self, **bytes_)
+
+
+class Finish:
+    """What completes the gradients of a step once backward is done: `finish()`.
+
+    duplicates: ids of parameters that another stage counts in the gradient norm.
+    """
+
+    def __init__(self, run: Callable[[], None], duplicates: Iterable[int] = ()) -> None:
+        self.run, self.duplicates = run, frozenset(duplicates)
+
+    def __call__(self) -> None:
+        self.run()
+
+
+@dataclass(frozen=True)
+class Updates:
+    """What the optimizer of a rank updates where that is not every parameter it holds.
+
+    pieces: its pieces. share: what brings them to the other ranks after the update.
+    """
+
+    pieces: "list[Piece]"
+    share: Callable[[], None] | None
+
+
+class Axis(AxisWords):
+    """One way of splitting. Its defaults are those of an axis whose ranks all hold and do the same.
+
+    Methods are called for the axes that a layout uses (`is_used`), and those that change modules in this order:
+    stages, split, [activation checkpointing, compile], wrap, [values], finalise.
+    """
+
+    averages = False  # whether its ranks see other samples, so that gradients are averaged over them, last of all
+
+    def check_model(self, layout: Layout, spec: "ModelSpec", config: Any) -> None:
+        """Raise LayoutError where a model cannot be split this way: what was got, what is needed, what to type."""
+
+    # --- the model, before and after it has values
+
+    def stages(self, context: "BuildContext") -> "dict[int, nn.Module] | None":
+        """Return the parts of the model that this rank holds, on the meta device, by stage; None for the whole one."""
+        return None
+
+    def split(self, part: "nn.Module", context: "BuildContext") -> None:
+        """Split the modules of a part in place, while it is on the meta device."""
+
+    def casts(self, layout: Layout) -> bool:
+        """Return whether `wrap` also makes a part compute in the precision of the run."""
+        return False
+
+    def wrap(self, part: "nn.Module", context: "BuildContext") -> None:
+        """Wrap a part, in place, after its blocks are recomputed and compiled as the run says."""
+
+    def finalise(self, part: "nn.Module", context: "BuildContext") -> None:
+        """Finish what had to wait for values."""
+
+    # --- a step
+
+    def forward(self, part: "nn.Module", context: "BuildContext") -> "nn.Module | None":
+        """Return what runs the forward pass in the place of a part; None for the part itself."""
+        return None
+
+    def schedule(self, parts: "Mapping[int, nn.Module]", context: "BuildContext") -> "ForwardBackward | None":
+        """Return what runs all forward and backward passes of a step; None where they run one after the other."""
+        return None
+
+    def after_backward(self, parts: "Mapping[int, nn.Module]", context: "BuildContext") -> Finish | None:
+        """Return what completes the gradients of a step; None where nothing is missing."""
+        return None
+
+    def updates(self, parameters: "Sequence[Tensor]", context: "BuildContext") -> Updates | None:
+        """Return what the optimizer of this rank updates; None for every parameter that it holds."""
+        return None
+
+    def copies(self, parameter: "Tensor", mesh: "Mesh") -> int:
+        """Return on how many ranks of this axis the same piece of a parameter lies."""
+        from parallel.axes.placements import sharded_over
+
+        return mesh.size(self.name) // sharded_over(parameter, self.dims(mesh.layout))
+
+    def loss_copies(self, layout: Layout) -> int:
+        """Return how many ranks of this axis give the same loss to the sum over all ranks, or one to be averaged."""
+        return layout.size(self.name)
+
+    # --- what it sends and holds, before anything runs
+
+    def boundary(self, hidden: "Tensor", layout: Layout) -> "Tensor":
+        """Return the piece of an activation (batch, ...) that a rank hands to the next pipeline stage."""
+        return hidden
+
+    def local_shape(self, name: str, shape: tuple[int, ...], plan: "Planned") -> tuple[int, ...]:
+        """Return the shape that a rank works with of a parameter, given that of the axes before."""
+        return shape
+
+    def calls_before(self, name: str, module: "nn.Module", x: "Tensor", plan: "Planned") -> Iterator[Call]:
+        """Yield what a module communicates about its input x in one micro-batch."""
+        yield from ()
+
+    def calls_after(self, name: str, module: "nn.Module", out: "Tensor", plan: "Planned") -> Iterator[Call]:
+        """Yield what a module communicates about its output in one micro-batch."""
+        yield from ()
+
+    def sent(self, stage: Stage, plan: "Planned") -> Iterator[tuple[str, Transfer]]:
+        """Yield what a rank communicates about a stage once a step: (axis or dim, calls). Equals the ledger exactly."""
+        yield from ()
+
+    def held(self, memory: StageMemory, plan: "Planned") -> StageMemory:
+        """Return the states that a rank holds, given those it would hold without this axis."""
+        return memory

@@ -1,0 +1,218 @@
+"""The data axis: ranks see different samples of the batch, and hold the model whole, or a share of it (ZeRO).
+
+Plain data parallelism is in `ddp`, ZeRO and hybrid sharding (`shardN`) in `zero`. What a ZeRO stage sends and holds is
+the arithmetic of Rajbhandari et al. 2020 (sections 3.1 and 7): weights, gradients and two Adam moments in fp32, 16
+bytes a parameter (12 with SGD and momentum). Stage 1 divides the moments by the data ranks (under `shardN` by those of
+a group), stages 2 and 3 everything.
+"""
+
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from math import prod
+from typing import TYPE_CHECKING, Any
+
+from parallel.axes.axis import Axis, Call, Finish, Stage, StageMemory, Transfer, Updates
+from parallel.axes.blocks import block_of
+from parallel.axes.forms import fsdp_padded_numel
+from parallel.axes.shapes import compute_bytes, local_shape, local_shapes, parts, weight_bytes
+from parallel.errors import LayoutError
+from parallel.layout import Layout
+from parallel.layout.words import number_option
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+    from parallel.axes.context import BuildContext, Planned
+
+REPLICATE, SHARD = "dp_replicate", "dp_shard"  # the dims of the axis under `shardN`: neighbours share a shard
+
+
+def shard_ranks(layout: Layout) -> int:
+    """Return the data ranks that ZeRO divides over: all of them, or those of a group; 1 without ZeRO."""
+    return (layout.shard or layout.dp) if layout.zero else 1
+
+
+def shard_dim(layout: Layout) -> str:
+    """Return the dim of the mesh that ZeRO divides over."""
+    return SHARD if layout.shard else "dp"
+
+
+def sharding_dims(layout: Layout) -> tuple[str, ...]:
+    """Return the dims of the mesh that FSDP works on: the data axis, or (replicas, shards)."""
+    return (REPLICATE, SHARD) if layout.shard else ("dp",)
+
+
+class DataAxis(Axis):
+    """Data parallelism, in all stages of ZeRO."""
+
+    name, title, place = "dp", "data", 0
+    options = (
+        number_option("zero", "zero", default=0, examples=("zero1", "zero2", "zero3"), place=0),
+        number_option("shard", "shard", default=None, examples=("shard2",), place=1),
+    )
+    averages = True
+
+    # --- words
+
+    def is_used(self, layout: Layout) -> bool:
+        return layout.dp > 1 or layout.zero > 0
+
+    def dims(self, layout: Layout) -> Mapping[str, int]:
+        ranks = shard_ranks(layout)
+        sizes = {REPLICATE: layout.dp // ranks, SHARD: ranks, "dp": layout.dp}
+        return {name: sizes[name] for name in sharding_dims(layout)}
+
+    def columns(self, layout: Layout) -> Mapping[str, Any]:
+        return {"dp": layout.dp, "zero": layout.zero, "dp_shard": shard_ranks(layout)}
+
+    def check_layout(self, layout: Layout) -> None:
+        if layout.zero not in (0, 1, 2, 3):
+            raise LayoutError(f"zero{layout.zero} in a layout: the ZeRO stage is 0, 1, 2 or 3")
+        if layout.zero and layout.dp == 1 and layout.world_size > 1:
+            raise LayoutError(f"zero{layout.zero} with dp1: there is nothing to shard over, add a degree such as dp2")
+        if layout.shard is not None:
+            _check_shard(layout.shard, layout)
+
+    # --- the model
+
+    def split(self, part: "nn.Module", context: "BuildContext") -> None:
+        if context.layout.dp > 1:
+            from parallel.axes.data import ddp
+
+            ddp.connect(part, mesh=context.mesh)
+
+    def casts(self, layout: Layout) -> bool:
+        return layout.zero >= 2
+
+    def wrap(self, part: "nn.Module", context: "BuildContext") -> None:
+        if context.layout.zero >= 2:
+            from parallel.axes.data import zero
+
+            zero.shard(part, mesh=context.mesh, precision=context.run.precision)
+
+    def finalise(self, part: "nn.Module", context: "BuildContext") -> None:
+        if context.layout.zero >= 2:
+            from parallel.axes.data import zero
+
+            zero.settle(part)
+
+    # --- a step
+
+    def forward(self, part: "nn.Module", context: "BuildContext") -> "nn.Module | None":
+        from parallel.axes.data import ddp
+
+        return ddp.replicate(part, mesh=context.mesh) if _overlaps(context.layout) else None
+
+    def after_backward(self, parts: "Mapping[int, nn.Module]", context: "BuildContext") -> Finish | None:
+        layout = context.layout
+        if layout.dp == 1 or layout.zero >= 2 or _overlaps(layout):
+            return None
+        from parallel.axes.data import ddp
+
+        return Finish(lambda: ddp.average_gradients(list(parts.values()), mesh=context.mesh))
+
+    def updates(self, parameters: "Sequence[Tensor]", context: "BuildContext") -> Updates | None:
+        layout, mesh = context.layout, context.mesh
+        if layout.zero != 1:
+            return None
+        from parallel.axes.data import zero
+        from parallel.axes.optimizer import make_pieces
+
+        pieces = make_pieces(parameters, rank=mesh.rank(shard_dim(layout)), ranks=shard_ranks(layout))
+        return Updates(pieces, zero.ShareUpdates(pieces, mesh=mesh) if layout.dp > 1 else None)
+
+    # --- what it sends and holds
+
+    def calls_before(self, name: str, module: "nn.Module", x: "Tensor", plan: "Planned") -> Iterator[Call]:
+        from models.spec import Reducing
+
+        if isinstance(module, Reducing) and module.axis == "dp" and plan.layout.dp > 1:
+            # For each channel two sums, and the count, in fp64; in backward two sums (models.norms).
+            (channels,), block = local_shape(f"{name}.weight", (x.shape[1],), plan), block_of(name)
+            wide = max(x.element_size(), 4)  # bytes of what statistics are computed in
+            yield Call("dp", "all_reduce", (2 * channels + 1) * 8, block=block)
+            yield Call("dp", "all_reduce", 2 * channels * wide, backward=True, block=block)
+
+    def sent(self, stage: Stage, plan: "Planned") -> Iterator[tuple[str, Transfer]]:
+        """Yield what brings gradients together and updated parameters to where they are needed."""
+        layout, element = plan.layout, weight_bytes(plan)
+        if layout.dp == 1:
+            return
+        if layout.zero >= 2:
+            yield from _sharding(stage, plan)
+            return
+        gradients = sum(prod(shape) for shape in stage.shapes.values())
+        yield "dp", Transfer("all_reduce", layout.dp, gradients * element)
+        if layout.zero == 1:
+            ranks = shard_ranks(layout)
+            rows = fsdp_padded_numel(stage.shapes.values(), dp=ranks)  # each rank has an equal share of the rows
+            yield shard_dim(layout), Transfer("all_gather", ranks, rows * element)
+
+    def held(self, memory: StageMemory, plan: "Planned") -> StageMemory:
+        layout, ranks = plan.layout, shard_ranks(plan.layout)
+        memory = memory.but(optimizer=memory.optimizer / ranks)
+        if layout.zero < 2:
+            return memory
+        return memory.but(
+            parameters=memory.parameters / ranks,
+            gradients=memory.gradients / ranks + _unreduced_bytes(plan, ranks),
+        )
+
+
+def _overlaps(layout: Layout) -> bool:
+    """Return whether DistributedDataParallel averages gradients during backward: it knows no other axis."""
+    return layout.dp > 1 and layout.zero < 2 and layout.axes == ("dp",)
+
+
+def _check_shard(shard: int, layout: Layout) -> None:
+    """Raise LayoutError unless ZeRO divides over groups of so many data ranks."""
+    if not layout.zero:
+        raise LayoutError(f"shard{shard} without ZeRO: nothing is sharded, add zero3, or leave shard{shard} out")
+    if shard == layout.dp > 1:
+        raise LayoutError(
+            f"shard{shard} with dp{layout.dp}: one group of all data ranks is plain ZeRO, leave shard{shard} out"
+        )
+    if not 1 < shard < layout.dp or layout.dp % shard:
+        nearest = sorted((n for n in range(2, layout.dp) if layout.dp % n == 0), key=lambda n: abs(n - shard))[:2]
+        raise LayoutError(
+            f"shard{shard} with dp{layout.dp}: two groups or more of at least 2 data ranks each are needed, "
+            f"use {' or '.join(f'shard{n}' for n in nearest) or 'another dp'}, or leave shard{shard} out"
+        )
+
+
+def reductions(plan: "Planned") -> int:
+    """Return how often FSDP gathers and reduces in one step: once a backward, once a flush of a pipeline."""
+    return 1 if plan.layout.pp > 1 and plan.layout.schedule != "naive" else plan.division.chunks
+
+
+def _sharding(stage: Stage, plan: "Planned") -> Iterator[tuple[str, Transfer]]:
+    """Yield what FSDP gathers in forward and backward, and what it reduces (ZeRO, section 7.2.2).
+
+    Between groups of data ranks it is the shards of the gradients, once a step where no pipeline flushes more often.
+    """
+    layout, times, ranks = plan.layout, reductions(plan), shard_ranks(plan.layout)
+    dim = shard_dim(layout)
+    for name, shape in stage.shapes.items():
+        padded = fsdp_padded_numel([shape], dp=ranks)
+        # What is outside the blocks stays gathered from forward to backward, and so does all of a pipeline.
+        gathers = 2 if layout.zero == 3 and layout.pp == 1 and block_of(name) is not None else 1
+        yield dim, Transfer("all_gather", ranks, times * gathers * padded * compute_bytes(plan))
+        yield dim, Transfer("reduce_scatter", ranks, times * padded * weight_bytes(plan))
+        if layout.shard:
+            reduced = (times if layout.pp > 1 else 1) * padded // ranks * weight_bytes(plan)
+            yield REPLICATE, Transfer("all_reduce", layout.dp // ranks, reduced)
+
+
+def _unreduced_bytes(plan: "Planned", ranks: int) -> float:
+    """Return what the largest set of gradients that FSDP reduces at once takes beyond its own shards.
+
+    What is gathered while a block runs is an activation, not a state; but the whole gradients of one unit (a block, or
+    all outside the blocks) stand beside the shards until they are reduced, in a pipeline those of a whole stage.
+    """
+    largest = 0
+    for part in parts(plan):
+        units: Counter[int | None] = Counter()
+        for name, shape in local_shapes(part, plan).items():
+            units[block_of(name) if plan.layout.pp == 1 else None] += prod(shape)
+        largest = max(largest, *units.values())
+    return largest * (compute_bytes(plan) - weight_bytes(plan) / ranks)

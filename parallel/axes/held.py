@@ -1,0 +1,33 @@
+"""Predict the memory of parameters, gradients and optimizer states on a rank: the sum over what the axes say."""
+
+from math import prod
+
+from parallel.axes import used
+from parallel.axes.axis import StageMemory
+from parallel.axes.context import Planned
+from parallel.axes.shapes import local_shapes, part, weight_bytes
+from parallel.layout import SCHEDULES
+
+
+def state_bytes(plan: Planned) -> StageMemory:
+    """Return the predicted state of the rank that holds most, in bytes."""
+    return max((_held(plan, pp_rank) for pp_rank in range(plan.layout.pp)), key=lambda memory: memory.total)
+
+
+def state_bytes_of_all(plan: Planned) -> int:
+    """Return the predicted state of all ranks together, in bytes."""
+    each = sum(_held(plan, pp_rank).total for pp_rank in range(plan.layout.pp))
+    return each * plan.layout.world_size // plan.layout.pp
+
+
+def _held(plan: Planned, pp_rank: int) -> StageMemory:
+    """Return the state of the ranks of one pipeline rank: of what they hold whole, then as each axis divides it."""
+    layout = plan.layout
+    stages = SCHEDULES[layout.schedule].stages_of(pp_rank, layout.pp) if layout.schedule else (0,)
+    shapes = (shape for stage in stages for shape in local_shapes(part(plan, stage), plan).values())
+    weights = float(sum(map(prod, shapes)) * weight_bytes(plan))
+    moments = 2 if plan.run.optimizer == "adamw" else 1 if plan.run.momentum else 0
+    memory = StageMemory(parameters=weights, gradients=weights, optimizer=moments * weights)
+    for axis in used(layout):
+        memory = axis.held(memory, plan)
+    return memory

@@ -1,0 +1,124 @@
+"""The pipeline axis: consecutive blocks on consecutive ranks, micro-batches in flight between them.
+
+How stages are cut and run is in `stages`; the schedules are those of torch.distributed.pipelining. Accumulation is
+more micro-batches: they all pass in one flush, which shrinks the bubble (except under `naive`, which never has two
+under way).
+"""
+
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING, Any
+
+from parallel.axes.axis import Axis, Finish, Stage, Transfer
+from parallel.axes.shapes import weight_bytes
+from parallel.errors import LayoutError, did_you_mean
+from parallel.layout import SCHEDULES, Layout
+from parallel.layout.words import choice_option, number_option
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+    from models.spec import ModelSpec
+    from parallel.axes.axis import ForwardBackward
+    from parallel.axes.context import BuildContext, Planned
+    from parallel.processes.cluster import Mesh
+
+
+class PipelineAxis(Axis):
+    """Pipeline parallelism, and the plain layer split (`naive`)."""
+
+    name, title, place = "pp", "pipeline", 2
+    options = (
+        choice_option("schedule", tuple(SCHEDULES), place=2),
+        number_option("micro_batches", "mb", default=1, examples=("mb4",), place=3),
+    )
+
+    def complete(self, values: Mapping[str, Any]) -> Mapping[str, Any]:
+        return {"schedule": "1f1b"} if values["pp"] > 1 and values["schedule"] is None else {}
+
+    def check_layout(self, layout: Layout) -> None:
+        if layout.micro_batches < 1:
+            raise LayoutError(f"mb{layout.micro_batches} in a layout: at least mb1 is needed")
+        if layout.schedule is not None and layout.schedule not in SCHEDULES:
+            hint = did_you_mean(layout.schedule, SCHEDULES)
+            raise LayoutError(f"schedule {layout.schedule!r} is unknown{hint}: use one of {', '.join(SCHEDULES)}")
+        if layout.pp == 1 and (layout.schedule is not None or layout.micro_batches != 1):
+            got = layout.schedule or f"mb{layout.micro_batches}"
+            raise LayoutError(f"{got} without a pipeline: add a degree such as pp2, or leave {got} out")
+        if layout.schedule == "naive" and layout.micro_batches != 1:
+            raise LayoutError(f"mb{layout.micro_batches} with the naive schedule: it runs one micro-batch, use gpipe")
+
+    def check_model(self, layout: Layout, spec: "ModelSpec", config: Any) -> None:
+        blocks = spec.n_blocks(config)
+        if layout.stages > blocks:
+            most = blocks // SCHEDULES[layout.schedule].stages_per_rank
+            raise LayoutError(
+                f"{layout.stages} pipeline stages for the {blocks} blocks of {spec.name}: use pp{most} or less "
+                f"with {layout.schedule}, or a larger --size"
+            )
+
+    def stages(self, context: "BuildContext") -> "dict[int, nn.Module]":
+        from parallel.axes.pipeline import stages
+
+        return stages.make_stages(context)
+
+    def schedule(self, parts: "Mapping[int, nn.Module]", context: "BuildContext") -> "ForwardBackward":
+        from parallel.axes.pipeline import stages
+
+        return stages.PipelineSchedule(parts, context)
+
+    def after_backward(self, parts: "Mapping[int, nn.Module]", context: "BuildContext") -> Finish | None:
+        if not context.spec.tied:
+            return None
+        from parallel.axes.pipeline import stages
+
+        tied = stages.TiedGradients(parts, context)
+        return Finish(tied, tied.duplicates)
+
+    def copies(self, parameter: "Tensor", mesh: "Mesh") -> int:
+        """Return 1: every stage has parameters of its own; those that two stages share are named as duplicates."""
+        return 1
+
+    def loss_copies(self, layout: Layout) -> int:
+        """Return 1: the last stage alone has the loss, the others add zero."""
+        return 1
+
+    def sent(self, stage: Stage, plan: "Planned") -> Iterator[tuple[str, Transfer]]:
+        yield "pp", _over_boundaries(stage, plan)
+        yield "pp", _tied(stage, plan)
+
+
+def _over_boundaries(stage: Stage, plan: "Planned") -> Transfer:
+    """Return an activation to the next stage and a gradient to the one before, for each micro-batch."""
+    layout, sent = plan.layout, 0
+    rank_of = SCHEDULES[layout.schedule].rank_of
+    if stage.index > 0 and rank_of(stage.index - 1, layout.pp) != stage.pp_rank:
+        sent += stage.received_bytes
+    if stage.index < layout.stages - 1 and rank_of(stage.index + 1, layout.pp) != stage.pp_rank:
+        sent += stage.sent_bytes
+    return Transfer("send", layout.pp, plan.division.chunks * sent)
+
+
+def _tied(stage: Stage, plan: "Planned") -> Transfer:
+    """Return the exchange of gradients of tied parameters, where first and last stage lie on two ranks."""
+    from parallel.axes.data import shard_ranks
+    from parallel.axes.forms import fsdp_padded_numel
+
+    layout = plan.layout
+    last = layout.stages - 1
+    names = {0: list(plan.spec.tied.values()), last: list(plan.spec.tied)}.get(stage.index, [])
+    if SCHEDULES[layout.schedule].rank_of(last, layout.pp) == 0:
+        names = []
+    share = shard_ranks(layout) if layout.zero >= 2 else 1
+    numel = sum(fsdp_padded_numel([stage.shapes[name]], dp=share) // share for name in names)
+    return Transfer("send", layout.pp, numel * weight_bytes(plan))
+
+
+def splits_backward(plan: "Planned") -> bool:
+    """Return whether the schedule takes the gradients of weights in passes of their own."""
+    layout = plan.layout
+    if layout.schedule is None:
+        return False
+    from parallel.axes.pipeline.stages import pass_order
+
+    order = pass_order(layout.schedule, pp=layout.pp, micro_batches=plan.division.chunks)
+    return any(step.kind == "W" for steps in order for step in steps)

@@ -1,0 +1,174 @@
+"""Predict what a rank sends in one optimizer step, by axis, from shapes alone: the sum of what the axes say.
+
+What an axis calls is known in closed form; the shapes it needs are read off a forward pass of each pipeline stage
+on tensors without values. The communication ledger counts the same numbers, to the byte, by ring algorithms and as the
+backend sends them (parallel.axes.forms).
+"""
+
+import contextlib
+from collections import defaultdict
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field, replace
+from fractions import Fraction
+from functools import partial
+
+import torch
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+from parallel.axes import used
+from parallel.axes.axis import Call, Stage, Transfer
+from parallel.axes.blocks import block_of
+from parallel.axes.context import Planned
+from parallel.axes.forms import ring_bytes, wire_bytes
+from parallel.axes.initialise import tie
+from parallel.axes.pipeline import splits_backward
+from parallel.axes.precision import DTYPES, in_dtype, weight_dtype
+from parallel.axes.shapes import local_shapes, part, weight_bytes
+from parallel.layout import SCHEDULES, Layout
+
+
+@dataclass(frozen=True)
+class Sent:
+    """What one rank sends in a step: axis -> bytes, by ring algorithms and with its backend."""
+
+    ring_bytes: dict[str, Fraction]
+    wire_bytes: dict[str, Fraction]
+
+
+def predicted_sent(plan: Planned, pp_rank: int = 0, *, device_type: str = "cpu", backend: str = "gloo") -> Sent:
+    """Return what each rank of one pipeline rank sends in a step of the native engine. See `predicted_transfers`."""
+    transfers = predicted_transfers(plan, pp_rank, device_type=device_type)
+
+    def each(size: Callable[[str, int, int], Fraction]) -> dict[str, Fraction]:
+        return {
+            axis: sum((size(call.op, call.payload_bytes, call.ranks) for call in calls), Fraction(0))
+            for axis, calls in transfers.items()
+        }
+
+    return Sent(ring_bytes=each(ring_bytes), wire_bytes=each(partial(wire_bytes, backend=backend)))
+
+
+def predicted_transfers(plan: Planned, pp_rank: int = 0, *, device_type: str = "cpu") -> dict[str, list[Transfer]]:
+    """Return {axis: what each rank of one pipeline rank calls} in a step of the native engine.
+
+    Axes are named as by `CommLedger`: what all ranks reduce together is "world", or the one axis there is; an axis
+    that has several dims in the mesh is named by them for what passes along each. Where rows do not divide by dp, it is
+    the rank that sends most. device_type decides what autocast lowers. An axis that recomputed blocks use is left out
+    under schedules that split backward: there torch computes a block again for each of its layers, once a layer
+    (torch.distributed.pipelining._backward, stage_backward_weight).
+    """
+    layout = plan.layout
+    if layout.world_size == 1:
+        return {}
+    called: dict[str, list[Transfer]] = defaultdict(list)
+    # the engine's own: loss and gradient norm
+    called[_world(layout)].append(Transfer("all_reduce", layout.world_size, 2 * weight_bytes(plan)))
+    unknown = set()
+    for noted in _held_stages(plan, pp_rank, device_type=device_type):
+        for call in noted.calls:
+            payload = _times(call, plan) * call.payload_bytes
+            called[call.axis].append(Transfer(call.op, layout.size(call.axis), payload))
+            unknown |= {call.axis} if _recomputed(call, plan) else set()
+        for axis in used(layout):
+            for name, transfer in axis.sent(noted.stage, plan):
+                called[name].append(transfer)
+    unknown = unknown if splits_backward(plan) else set()
+    return {axis: transfers for axis, transfers in called.items() if axis not in unknown}
+
+
+def _world(layout: Layout) -> str:
+    return layout.axes[0] if len(layout.axes) == 1 else "world"
+
+
+@dataclass
+class _Noted:
+    """A stage, and what its modules communicate in one micro-batch."""
+
+    stage: Stage
+    calls: list[Call] = field(default_factory=list)
+
+
+# --- a forward pass of each stage, without values
+
+
+def _held_stages(plan: Planned, pp_rank: int, *, device_type: str) -> Iterator[_Noted]:
+    """Yield the stages of one pipeline rank, each run on what the stage before it returned."""
+    layout, precision = plan.layout, plan.run.precision
+    mine = SCHEDULES[layout.schedule].stages_of(pp_rank, layout.pp) if layout.schedule else (0,)
+    lower, casts = precision in ("bf16", "fp16"), any(axis.casts(layout) for axis in used(layout))
+    inputs, _ = plan.spec.example(plan.model_config, plan.division.micro_batch_size)
+    fake = FakeTensorMode(allow_non_fake_inputs=True)
+    with fake:
+        hidden = tuple(in_dtype(torch.empty_like(x, device=device_type), weight_dtype(precision)) for x in inputs)
+    for index in range(max(mine) + 1):
+        module = part(plan, index)
+        stage = Stage(index, pp_rank, module, local_shapes(module, plan), received_bytes=_boundary(hidden, layout))
+        noted = _Noted(stage)
+        if lower and casts:  # FSDP casts parameters and what enters
+            module.to(DTYPES[precision])
+            hidden = tuple(in_dtype(x, DTYPES[precision]) for x in hidden)
+        autocast = torch.autocast(device_type, DTYPES[precision], enabled=lower and not casts)
+        with fake, _noting(noted, plan), autocast:
+            module.to_empty(device=device_type)
+            tie(module, plan.spec.tied)
+            out = module(*hidden)
+        hidden = tuple(in_dtype(x, weight_dtype(precision)) for x in (out if isinstance(out, tuple) else (out,)))
+        noted.stage = replace(stage, sent_bytes=_boundary(hidden, layout))
+        if index in mine:
+            yield noted
+
+
+def _boundary(hidden: tuple[Tensor, ...], layout: Layout) -> int:
+    """Return the bytes that cross between stages."""
+    if layout.pp == 1:
+        return 0
+    for axis in used(layout):
+        hidden = tuple(axis.boundary(x, layout) if x.ndim > 1 else x for x in hidden)
+    return sum(x.nbytes for x in hidden)
+
+
+@contextlib.contextmanager
+def _noting(noted: _Noted, plan: Planned) -> Iterator[None]:
+    """Note the collectives of the modules that run inside."""
+    running: list[int | None] = [None]  # the block
+    axes = used(plan.layout)
+
+    def before(name: str, module: nn.Module, x: Tensor) -> None:
+        running[0] = block_of(name)
+        for axis in axes:
+            noted.calls += axis.calls_before(name, module, x, plan)
+
+    def after(name: str, module: nn.Module, out: Tensor) -> None:
+        for axis in axes:
+            noted.calls += axis.calls_after(name, module, out, plan)
+
+    def keep(tensor: Tensor) -> Tensor:
+        noted.calls = [
+            replace(call, again=call.again or (call.block == running[0] and not call.backward)) for call in noted.calls
+        ]
+        return tensor
+
+    hooks = []
+    for name, module in noted.stage.part.named_modules():
+        hooks.append(module.register_forward_pre_hook(lambda m, args, name=name: before(name, m, args[0])))
+        hooks.append(module.register_forward_hook(lambda m, args, out, name=name: after(name, m, out)))
+    try:
+        with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+            yield
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+# --- how often
+
+
+def _times(call: Call, plan: Planned) -> int:
+    """Return how often a collective runs in one step: once a micro-batch, and again where forward is recomputed."""
+    return plan.division.chunks * (2 if _recomputed(call, plan) else 1)
+
+
+def _recomputed(call: Call, plan: Planned) -> bool:
+    every = plan.run.checkpoint_every
+    return bool(call.again and every and call.block is not None and call.block % every == 0)

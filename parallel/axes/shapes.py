@@ -1,0 +1,51 @@
+"""What is known of a run's tensors before anything runs: sizes of elements, the stages of a model, local shapes."""
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+from parallel.axes.axis import Axis
+from parallel.layout import words
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from parallel.axes.context import Planned
+
+
+def weight_bytes(plan: "Planned") -> int:
+    """Return the bytes of an element of parameters, gradients and optimizer states."""
+    from parallel.axes.precision import weight_dtype
+
+    return weight_dtype(plan.run.precision).itemsize
+
+
+def compute_bytes(plan: "Planned") -> int:
+    """Return the bytes of an element in the precision that matrices are multiplied in."""
+    from parallel.axes.precision import DTYPES
+
+    return DTYPES[plan.run.precision].itemsize
+
+
+def parts(plan: "Planned") -> "Iterator[nn.Module]":
+    """Yield the stages of a model, first to last, on the meta device; the whole model where there is one stage."""
+    return (part(plan, stage) for stage in range(plan.layout.stages))
+
+
+def part(plan: "Planned", stage: int) -> "nn.Module":
+    """Return one stage of a model on the meta device."""
+    from parallel.axes.pipeline.stages import cut_stage
+
+    return cut_stage(plan.new_model(), spec=plan.spec, config=plan.model_config, layout=plan.layout, stage=stage)
+
+
+def local_shape(name: str, shape: tuple[int, ...], plan: "Planned") -> tuple[int, ...]:
+    """Return the shape that a rank works with of the parameter of a name, given that of the whole parameter."""
+    for axis in words.AXES:
+        if isinstance(axis, Axis) and axis.is_used(plan.layout):
+            shape = axis.local_shape(name, shape, plan)
+    return shape
+
+
+def local_shapes(part: "nn.Module", plan: "Planned") -> dict[str, tuple[int, ...]]:
+    """Return the shape that a rank works with of each parameter of a part, by name."""
+    return {name: local_shape(name, tuple(p.shape), plan) for name, p in part.named_parameters()}

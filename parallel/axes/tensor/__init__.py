@@ -1,0 +1,121 @@
+"""The tensor axis: each layer is split over ranks, following the model's plan (`models.spec.Style`).
+
+What the split layers do is in `layers`. With `sp` the activations between them are split along the sequence.
+"""
+
+from collections.abc import Iterator, Mapping
+from fnmatch import fnmatchcase
+from math import prod
+from typing import TYPE_CHECKING, Any
+
+from parallel.axes.axis import Axis, Call, Finish, Stage, Transfer
+from parallel.axes.blocks import block_of
+from parallel.axes.shapes import compute_bytes, weight_bytes
+from parallel.errors import LayoutError
+from parallel.layout import Layout
+from parallel.layout.words import flag_option
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+    from models.spec import ModelSpec, Style
+    from parallel.axes.context import BuildContext, Planned
+
+_SPLIT_DIM = {"column": 0, "row": 1, "vocab_embedding": 0, "vocab_loss": 0, "channels": 0}
+
+
+class TensorAxis(Axis):
+    """Tensor parallelism (Megatron-LM, Shoeybi et al. 2019, section 3) and sequence parallelism."""
+
+    name, title, place = "tp", "tensor", 1
+    options = (flag_option("sequence_parallel", "sp", place=4),)
+
+    def check_layout(self, layout: Layout) -> None:
+        if layout.sequence_parallel and layout.tp == 1:
+            raise LayoutError("sp without tensor parallelism: add a degree such as tp2, or leave sp out")
+
+    def check_model(self, layout: Layout, spec: "ModelSpec", config: Any) -> None:
+        for quantity, n in spec.tensor_divides(config).items():
+            if n % layout.tp:
+                fits = ", ".join(str(tp) for tp in range(1, n + 1) if _divides(tp, spec, config))
+                raise LayoutError(f"tp={layout.tp} does not divide {quantity}={n} of {spec.name}: use a tp of {fits}")
+        if not layout.sequence_parallel:
+            return
+        if not spec.sequence_parallel:
+            raise LayoutError(f"{spec.name} has no sequence-parallel form: leave sp out of the layout")
+        if lacking := spec.sequence_problems(config):
+            raise LayoutError(f"{spec.name}: {'; '.join(lacking)}; leave sp out of the layout, or see docs/models.md")
+        if config.seq_len % layout.tp:
+            raise LayoutError(
+                f"tp={layout.tp} with sp does not divide seq_len={config.seq_len}: use another tp, or no sp"
+            )
+
+    def split(self, part: "nn.Module", context: "BuildContext") -> None:
+        from parallel.axes.initialise import tie
+        from parallel.axes.tensor import layers
+
+        layers.split_layers(part, context.spec.tensor_plan(context.model_config), mesh=context.mesh)
+        tie(part, context.spec.tied)
+
+    def after_backward(self, parts: "Mapping[int, nn.Module]", context: "BuildContext") -> Finish | None:
+        if context.layout.zero >= 2:  # FSDP has brought its gradients to the placement of the parameters
+            return None
+        from parallel.axes.tensor import layers
+
+        return Finish(lambda: layers.align_gradients(list(parts.values()), mesh=context.mesh))
+
+    def boundary(self, hidden: "Tensor", layout: Layout) -> "Tensor":
+        """Return a piece of the sequence of (batch, sequence, hidden) under sequence parallelism."""
+        return hidden.tensor_split(layout.tp, dim=1)[0].contiguous() if layout.sequence_parallel else hidden
+
+    def local_shape(self, name: str, shape: tuple[int, ...], plan: "Planned") -> tuple[int, ...]:
+        style = _style(name.rpartition(".")[0], plan)
+        dim = _SPLIT_DIM.get(style, len(shape)) if style else len(shape)
+        if dim >= len(shape):  # the bias beside a weight that is split by inputs stays whole
+            return shape
+        return (*shape[:dim], shape[dim] // plan.layout.tp, *shape[dim + 1 :])
+
+    def calls_before(self, name: str, module: "nn.Module", x: "Tensor", plan: "Planned") -> Iterator[Call]:
+        style, sequence, block = _style(name, plan), plan.layout.sequence_parallel, block_of(name)
+        if style in ("column", "vocab_loss") and sequence:
+            yield Call("tp", "all_gather", x.nbytes, block=block)
+        if style == "column":  # each rank has a term of the gradient of x
+            yield Call("tp", "reduce_scatter" if sequence else "all_reduce", x.nbytes, backward=True, block=block)
+        if style == "vocab_loss":
+            # For each word: the largest logit; the sum of exponentials and the target's logit. Then the gradient of x,
+            # which is made in forward (models.cross_entropy).
+            words = x.numel() // x.shape[-1]
+            yield Call("tp", "all_reduce", (3 * words + x.numel()) * max(x.element_size(), 4))
+
+    def calls_after(self, name: str, module: "nn.Module", out: "Tensor", plan: "Planned") -> Iterator[Call]:
+        style, sequence, block = _style(name, plan), plan.layout.sequence_parallel, block_of(name)
+        if style == "row":  # each rank has a term of the output
+            yield Call("tp", "reduce_scatter" if sequence else "all_reduce", out.nbytes, block=block)
+        if style == "vocab_embedding":
+            yield Call("tp", "all_reduce", out.nbytes)
+        if style in ("row", "scatter_sequence") and sequence:  # each rank has the gradient of its piece
+            yield Call("tp", "all_gather", out.nbytes, backward=True, block=block)
+
+    def sent(self, stage: Stage, plan: "Planned") -> Iterator[tuple[str, Transfer]]:
+        """Yield the sum of gradients that each rank made from its piece of the sequence: those of the norms."""
+        if not plan.layout.sequence_parallel:
+            return
+        from parallel.axes.data import reductions
+
+        seen = [prod(shape) for name, shape in stage.shapes.items() if _style(name.rpartition(".")[0], plan) == _NORM]
+        sharded = plan.layout.zero >= 2
+        element = compute_bytes(plan) if sharded and plan.layout.pp == 1 else weight_bytes(plan)
+        times = reductions(plan) if sharded else 1
+        yield "tp", Transfer("all_reduce", plan.layout.tp, times * sum(seen) * element)
+
+
+_NORM = "sequence"  # the style of what is whole on every rank and sees a piece of the sequence
+
+
+def _style(module: str, plan: "Planned") -> "Style | None":
+    styles = plan.spec.tensor_plan(plan.model_config)
+    return next((style for pattern, style in styles.items() if fnmatchcase(module, pattern)), None)
+
+
+def _divides(tp: int, spec: "ModelSpec", config: Any) -> bool:
+    return all(n % tp == 0 for n in spec.tensor_divides(config).values())

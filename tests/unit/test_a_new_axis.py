@@ -1,0 +1,105 @@
+"""A new axis is a class of a few lines, and no other file knows of it: layouts, predictions and rows have it.
+
+`tests/dist/test_a_new_axis.py` runs the same axis on several ranks.
+"""
+
+import inspect
+import json
+from collections.abc import Iterator
+from math import prod
+from typing import Any
+
+import pytest
+import torch.distributed as dist
+
+from parallel.axes import Axis, all_axes, register, unregister
+from parallel.axes.axis import Finish, Transfer
+from parallel.axes.held import state_bytes, state_bytes_of_all
+from parallel.axes.initialise import local
+from parallel.axes.sent import predicted_sent
+from parallel.axes.shapes import weight_bytes
+from parallel.errors import LayoutError
+from parallel.layout import Layout
+from parallel.layout.strategies import name_of
+from parallel.layout.words import number_option
+from parallel.options.config import RunConfig
+from parallel.plan.resolve import resolve
+from parallel.processes.cluster import Rank
+from parallel.processes.failure import Failure
+from parallel.records.describe import failed
+from parallel.records.requested import Asked
+from parallel.records.row import RunRecord
+
+
+class Twins(Axis):
+    """Ranks that see the same samples, and average the gradients that each of them made of these."""
+
+    name, title = "tw", "twin"
+    options = (number_option("every", "every", default=1, examples=("every2",)),)
+
+    def after_backward(self, parts: Any, context: Any) -> Finish:
+        def average() -> None:
+            for grad in (local(p.grad) for part in parts.values() for p in part.parameters()):
+                dist.all_reduce(grad, group=context.mesh.group("tw"))
+                grad /= context.layout.tw
+
+        return Finish(average)
+
+    def sent(self, stage: Any, plan: Any) -> Iterator[tuple[str, Transfer]]:
+        yield "tw", Transfer("all_reduce", plan.layout.tw, sum(map(prod, stage.shapes.values())) * weight_bytes(plan))
+
+
+@pytest.fixture
+def twins() -> Iterator[Twins]:
+    axis = Twins()
+    register(axis)
+    yield axis
+    unregister(axis)
+
+
+def test_an_axis_takes_few_lines() -> None:
+    lines = [line for line in inspect.getsource(Twins).splitlines() if line.strip() and '"""' not in line]
+    assert len(lines) <= 15
+
+
+def test_its_layout_parses_and_prints(twins: Twins) -> None:
+    layout = Layout.parse("dp2.tw3/every2/zero1")
+    assert (layout.tw, layout.every, layout.world_size, layout.axes) == (3, 2, 6, ("dp", "tw"))
+    assert str(layout) == "dp2.tw3/zero1/every2" and Layout.parse(str(layout)) == layout
+    assert layout.dims == {"pp": 1, "dp": 2, "tp": 1, "tw": 3}
+    assert (name_of(layout), name_of(Layout(tw=2))) == ("dp+tw", "tw")
+    with pytest.raises(LayoutError, match="every2"):
+        Layout.parse("tw2/evry2")
+    with pytest.raises(LayoutError, match="tw3"):
+        layout.check_world(8)
+
+
+def test_a_layout_without_it_is_what_it_was(twins: Twins) -> None:
+    assert Layout.parse("dp2/zero1") == Layout(dp=2, zero=1) and Layout(dp=2).tw == 1
+
+
+def test_it_is_predicted(twins: Twins) -> None:
+    work = resolve(RunConfig(model="gpt2", size="tiny", layout=Layout(tw=2)))
+    gradients = 4 * work.n_parameters
+    assert predicted_sent(work).ring_bytes == {"tw": gradients + 8}  # of two ranks, beside the loss and the norm
+    alone = resolve(RunConfig(model="gpt2", size="tiny", layout=Layout()))
+    assert state_bytes(work) == state_bytes(alone)
+    assert state_bytes_of_all(work) == 2 * state_bytes_of_all(alone)
+
+
+def test_a_row_has_its_columns(twins: Twins) -> None:
+    work = resolve(RunConfig(model="gpt2", size="tiny", layout=Layout(tw=2, every=3)))
+    row = failed(work, Asked(), Rank(0, 2, 0, 2, "torchrun"), Failure(0, 1, "crash", "for this test"))
+    assert row.layout == "tw2/every3" and json.loads(row.axes_json or "") == {"tw": 2, "every": 3}
+
+
+def test_a_name_is_taken_once(twins: Twins) -> None:
+    with pytest.raises(ValueError, match="tw"):
+        register(Twins())
+
+
+def test_the_built_in_axes_have_columns_of_their_own() -> None:
+    columns = set(RunRecord.__dataclass_fields__)
+    for axis in all_axes():
+        assert set(axis.columns(Layout())) <= columns
+        assert {f"comm_{axis.name}_{count}" for count in ("calls", "sent_bytes", "predicted_sent_bytes")} <= columns
