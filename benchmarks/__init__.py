@@ -1,1 +1,1 @@
-"""Measuring and reading measurements: cases, sweeps, baselines, injected faults, comparisons, reports and pages."""
+"""Measurements and their evaluation: cases, sweeps, baselines, injected faults, comparisons and reports."""
