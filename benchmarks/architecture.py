@@ -109,7 +109,7 @@ FLOW = (
     Stage(
         "the model is made on the meta device",
         ("parallel/axes/context.py:BuildContext.new_model",),
-        "a plain `nn.Module` without values, which knows nothing of ranks",
+        "a plain `nn.Module` that knows nothing of ranks",
     ),
     Stage(
         "the axes cut it",

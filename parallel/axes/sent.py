@@ -1,7 +1,7 @@
 """Predict what a rank sends in one optimizer step, by axis, from shapes alone: the sum of what the axes say.
 
 What an axis calls is known in closed form; the shapes it needs are read off a forward pass of each pipeline stage
-on tensors without values. The communication ledger counts the same numbers, to the byte, by ring algorithms and as the
+on the meta device. The communication ledger counts the same numbers, to the byte, by ring algorithms and as the
 backend sends them (parallel.axes.forms).
 """
 
@@ -89,7 +89,7 @@ class _Noted:
     calls: list[Call] = field(default_factory=list)
 
 
-# --- a forward pass of each stage, without values
+# --- a forward pass of each stage, on the meta device
 
 
 def _held_stages(plan: Planned, pp_rank: int, *, device_type: str) -> Iterator[_Noted]:

@@ -134,7 +134,7 @@ class RunRecord:
     micro_batches: int | None = column("Number of micro-batches in a pipeline")
     sequence_parallel: bool | None = column("Whether tensor ranks split activations along the sequence")
     axes_json: str | None = column(
-        "{column: value}: what axes that have no columns of their own, such as those of a user, say of a run"
+        "{column: value}: columns of axes that have none of their own in this file, such as axes that a user added"
     )
     precision_requested: str | None = column("Precision that was requested")
     precision: str | None = column("Precision of the arithmetic")
