@@ -28,7 +28,6 @@ from parallel.axes.sent import predicted_sent
 from parallel.console.phases import Phases, hidden
 from parallel.data.dataset import Batch
 from parallel.engines.engine import Engine
-from parallel.engines.native import stages_of
 from parallel.errors import DivergedError
 from parallel.measure import memory
 from parallel.measure.exposed import ExposedCommunication, Split, exposed_share, straggler
@@ -217,7 +216,7 @@ def _look_inside(engine: Engine, batches: Iterator[Batch], mesh: Mesh, result: R
     several = mesh.layout.world_size > 1  # ZeRO over one rank has a group as well, and sends nothing
     if several:
         result.split = _split(engine, batches, mesh)
-    if stages := stages_of(engine):
+    if stages := engine.stages:
         with Timeline(stages, mesh) as timeline:
             engine.step(next(batches))
         result.spans = timeline.spans(step=len(result.losses), rank=dist.get_rank())

@@ -15,18 +15,7 @@ from torch import Tensor
 from torch.distributed.checkpoint.api import CheckpointException
 
 from parallel.axes.context import BuildContext
-from parallel.checkpoint import storage, zero
-from parallel.checkpoint.chunks import (
-    Chunks,
-    Shapes,
-    model_chunks,
-    new_optimizer_chunks,
-    new_random_chunks,
-    optimizer_chunks,
-    random_chunks,
-    set_random,
-    whole,
-)
+from parallel.checkpoint import storage
 from parallel.checkpoint.folder import (
     LATEST,
     Facts,
@@ -38,15 +27,15 @@ from parallel.checkpoint.folder import (
     read_facts,
     verify,
 )
-from parallel.engines.deepspeed import ZeroEngine
-from parallel.engines.native import NativeEngine
+from parallel.checkpoint.random import new_random_chunks, random_chunks, set_random
+from parallel.engines.engine import Engine
+from parallel.engines.state import Shapes, model_chunks, whole
 from parallel.errors import ConfigError, DataError, NewerFormatError
 from parallel.plan.resolve import Work
 from parallel.processes.cluster import Mesh
 
 __all__ = [
     "Facts",
-    "Resumable",
     "Saver",
     "best",
     "check_format",
@@ -63,7 +52,6 @@ __all__ = [
 ]
 
 PathLike = str | Path
-Resumable = NativeEngine | ZeroEngine
 
 _PLACES = ("out", "resume")  # where a run writes and reads: two that do the same elsewhere save the same bytes
 _GRACE_S = 2.0  # for a checkpoint that is being written when a run fails
@@ -88,13 +76,13 @@ class Saver:
         self._group = _background_group(mesh, timeout_s)
         self._pending: tuple[storage.Writer, Future[Any]] | None = None
 
-    def save(self, engine: Resumable, *, metric: float | None = None) -> None:
+    def save(self, engine: Engine, *, metric: float | None = None) -> None:
         """Save the state after `engine.steps_done` steps. Training may go on as soon as this returns.
 
         metric: a validation loss, for `keep_best`. Raises: DataError when the save before this one failed.
         """
         self.join()
-        chunks = _state_chunks(engine) | random_chunks(engine.context)
+        chunks = engine.state() | random_chunks(engine.context)
         writer = storage.Writer(
             self.folder, facts=_facts(engine, metric), keep_last=self.keep_last, keep_best=self.keep_best
         )
@@ -120,13 +108,13 @@ class Saver:
             wait([self._pending[1]], timeout=_GRACE_S)
 
 
-def save(engine: Resumable, folder: PathLike, *, metric: float | None = None, **keep: Any) -> None:
+def save(engine: Engine, folder: PathLike, *, metric: float | None = None, **keep: Any) -> None:
     """Save one checkpoint into the folder of a run and wait for it. `keep`: options of `Saver`. Collective."""
     with Saver(folder, mesh=engine.context.mesh, **keep) as saver:
         saver.save(engine, metric=metric)
 
 
-def load(engine: Resumable, path: PathLike) -> int:
+def load(engine: Engine, path: PathLike) -> int:
     """Continue from a checkpoint: `step-N`, or the newest one when the folder of a run is given. Collective.
 
     Returns: the steps done, where the data goes on.
@@ -136,12 +124,9 @@ def load(engine: Resumable, path: PathLike) -> int:
     folder, facts, saved = _together(world, lambda rank, ranks: _open(Path(path), rank=rank, ranks=ranks))
     _check_same_work(folder, facts, engine.context)
     random = new_random_chunks(engine.context, saved)
-    if isinstance(engine, ZeroEngine):
-        chunks = zero.new_gathered_chunks(engine, saved)
-        storage.load(chunks | random, folder, group=world)
-        zero.take_chunks(engine, chunks, saved)
-    else:
-        storage.load(model_chunks(engine) | new_optimizer_chunks(engine, saved) | random, folder, group=world)
+    chunks = engine.new_state(saved)
+    storage.load(chunks | random, folder, group=world)
+    engine.take_state(chunks, saved)
     set_random(engine.context, random)
     engine.steps_done = facts.step
     if facts.run.get("precision") == engine.context.run.precision:  # another one has a scale of its own
@@ -149,7 +134,7 @@ def load(engine: Resumable, path: PathLike) -> int:
     return facts.step
 
 
-def resume(engine: Resumable, folder: PathLike, *, say: Callable[[str], None]) -> int:
+def resume(engine: Engine, folder: PathLike, *, say: Callable[[str], None]) -> int:
     """Continue from the newest checkpoint of a run that can be read. Collective.
 
     say: is told of each damaged one that is passed over (on every rank).
@@ -202,18 +187,12 @@ def export_safetensors(path: PathLike, target: PathLike) -> Path:
     return file
 
 
-def import_safetensors(engine: NativeEngine, folder: PathLike) -> None:
+def import_safetensors(engine: Engine, folder: PathLike) -> None:
     """Fill the model from safetensors files with canonical names; the optimizer stays as it is. Collective.
 
     Raises: DataError when a tensor is missing or of another shape.
     """
     storage.load(model_chunks(engine, prefix=""), Path(folder), group=engine.context.mesh.world)
-
-
-def _state_chunks(engine: Resumable) -> Chunks:
-    if isinstance(engine, ZeroEngine):
-        return zero.gathered_chunks(engine)
-    return model_chunks(engine) | optimizer_chunks(engine)
 
 
 def _open(path: Path, *, rank: int = 0, ranks: int = 1) -> tuple[Path, Facts, Shapes]:
@@ -261,7 +240,7 @@ def _together(world: dist.ProcessGroup | None, function: Callable[[int, int], An
     return answers[0]
 
 
-def _facts(engine: Resumable, metric: float | None) -> Facts:
+def _facts(engine: Engine, metric: float | None) -> Facts:
     return Facts(
         step=engine.steps_done,
         metric=metric,

@@ -31,8 +31,8 @@ from torch.distributed.checkpoint.storage import WriteResult
 from torch.futures import Future
 
 from parallel.checkpoint import folder as disk
-from parallel.checkpoint.chunks import Chunk, Chunks, Shapes
 from parallel.checkpoint.folder import Digest, Facts
+from parallel.engines.state import Chunk, Chunks, Shapes
 from parallel.errors import DataError, ParalabError
 
 _HEADERS = 1 << 20  # bytes allowed for names, shapes and JSON when the free space is checked

@@ -47,7 +47,7 @@ def compare(work: Work, mesh: Mesh, *, validates: bool) -> list[Agreement]:
     found = [Agreement("data order", layout, _over_ranks(_data_difference(work, alone, mesh), mesh), 0.0)]
     one: Any = trace(alone, _one(mesh), steps=STEPS)[0] if _is_main(mesh) else None
     if validates:
-        got = Evaluator(work, engine, most_samples=_EVALUATED)().loss  # type: ignore[arg-type]
+        got = Evaluator(work, engine, most_samples=_EVALUATED)().loss
         want = _from_main(Evaluator(alone, one, most_samples=_EVALUATED)().loss if one is not None else None, mesh)
         found.append(Agreement("validation loss", layout, abs(got - want) / abs(want), allowed))
     there, here = _resumed(work, alone, engine, mesh)

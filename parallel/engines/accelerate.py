@@ -7,7 +7,7 @@ FSDP2, and ZeRO 1, which FSDP2 has not, is DeepSpeed's. The process group exists
 
 import contextlib
 import os
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +25,7 @@ from parallel.data.dataset import Batch
 from parallel.engines import accelerate_settings, realised
 from parallel.engines import deepspeed as ds
 from parallel.engines.accelerate_settings import SWITCHES
-from parallel.engines.engine import Engine, StepResult
+from parallel.engines.engine import Engine, LossScale, StepResult
 from parallel.errors import ConfigError, WorldError
 from parallel.processes import cluster
 
@@ -55,15 +55,18 @@ def build_accelerate(context: BuildContext, config_path: str | Path | None = Non
         return _build_plain(context, kind)
 
 
-class AccelerateEngine:
+class AccelerateEngine(Engine):
     """Accelerate's training loop over DistributedDataParallel or FSDP2."""
 
+    can_save = False
+
     def __init__(self, context: BuildContext, accelerator: Any, model: nn.Module, optimizer: Any) -> None:
-        self.context, self.accelerator, self.model, self.optimizer = context, accelerator, model, optimizer
+        self.context, self.accelerator, self.wrapped, self.optimizer = context, accelerator, model, optimizer
         self.parts: list[nn.Module] = [accelerator.unwrap_model(model)]
         self.optimizers: list[torch.optim.Optimizer] = [optimizer.optimizer]
         self.dtype = weight_dtype(context.run.precision)
         self.steps_done = 0
+        self.loss_scale = LossScale(enabled=False)
 
     def step(self, batch: Batch) -> StepResult:
         ds.set_learning_rate(self.optimizers, self.context, self.steps_done)
@@ -74,21 +77,15 @@ class AccelerateEngine:
         dist.all_reduce(mean, group=self.context.mesh.world)
         return StepResult(mean, self._norm)
 
-    def parameters(self) -> Iterator[tuple[str, Tensor]]:
-        yield from self.parts[0].named_parameters()
-
-    def held(self) -> Mapping[str, Iterable[Tensor]]:
-        return {}
-
     def _run(self, chunk: Batch) -> Tensor:
         """Run one micro-batch forward and backward, and update with the last one. Return its loss."""
-        with self.accelerator.accumulate(self.model):
+        with self.accelerator.accumulate(self.wrapped):
             inputs = (in_dtype(x, self.dtype) for x in chunk.inputs)
-            loss = self.model(*inputs, targets=in_dtype(chunk.targets, self.dtype))
+            loss = self.wrapped(*inputs, targets=in_dtype(chunk.targets, self.dtype))
             self.accelerator.backward(loss)
             if self.accelerator.sync_gradients:
                 limit = self.context.run.clip_norm or float("inf")
-                norm = self.accelerator.clip_grad_norm_(self.model.parameters(), limit)
+                norm = self.accelerator.clip_grad_norm_(self.wrapped.parameters(), limit)
                 self._norm = norm.full_tensor() if isinstance(norm, DTensor) else norm
             self.optimizer.step()
             self.optimizer.zero_grad()

@@ -26,8 +26,8 @@ from parallel.axes.optimizer import learning_rate, make_optimizer, make_pieces
 from parallel.axes.pipeline import stages as pipeline
 from parallel.data.dataset import Batch
 from parallel.engines import deepspeed_config, realised
-from parallel.engines.engine import Engine, StepResult
-from parallel.engines.native import LossScale
+from parallel.engines.engine import Engine, LossScale, StepResult
+from parallel.engines.state import Chunks, Shapes
 from parallel.errors import WorldError
 from parallel.processes import cluster
 
@@ -86,7 +86,7 @@ def prepare(context: BuildContext) -> None:
     deepspeed.init_distributed(dist.get_backend(), verbose=False)
 
 
-class ZeroEngine:
+class ZeroEngine(Engine):
     """Data parallelism and ZeRO: the whole model on each rank, which DeepSpeed wraps and partitions.
 
     engine: what `deepspeed.initialize` made of the model and its optimizer.
@@ -118,6 +118,32 @@ class ZeroEngine:
     def held(self) -> Mapping[str, Iterable[Tensor]]:
         return held_by(self.engine.optimizer)
 
+    @property
+    def model(self) -> nn.Module:
+        return self.engine  # which sets the precision
+
+    def set_values(self, value_of: Callable[[str], Tensor]) -> None:
+        from parallel.engines.deepspeed_state import buffers_of
+
+        for name, buffer in buffers_of(self).items():
+            buffer.copy_(value_of(name))
+        self.set_parameters(value_of)
+
+    def state(self) -> Chunks:
+        from parallel.engines.deepspeed_state import gathered_chunks
+
+        return gathered_chunks(self)
+
+    def new_state(self, saved: Shapes) -> Chunks:
+        from parallel.engines.deepspeed_state import new_gathered_chunks
+
+        return new_gathered_chunks(self, saved)
+
+    def take_state(self, chunks: Chunks, saved: Shapes) -> None:
+        from parallel.engines.deepspeed_state import take_chunks
+
+        take_chunks(self, chunks, saved)
+
     @torch.no_grad()
     def set_parameters(self, value_of: Callable[[str], Tensor]) -> None:
         """Give each parameter the whole tensor, equal on all ranks, that is its name's. Collective."""
@@ -142,13 +168,16 @@ class ZeroEngine:
         return loss.detach()
 
 
-class PipelineEngine:
+class PipelineEngine(Engine):
     """DeepSpeed's 1F1B pipeline. Each of its layers is one whole stage, cut as for the native engine."""
+
+    can_save = False
 
     def __init__(self, context: BuildContext, part: nn.Module, optimizer: torch.optim.Optimizer, engine: Any) -> None:
         self.context, self.engine = context, engine
         self.parts, self.optimizers = [part], [optimizer]
         self.steps_done = 0
+        self.loss_scale = LossScale(enabled=False)
 
     def step(self, batch: Batch) -> StepResult:
         set_learning_rate(self.optimizers, self.context, self.steps_done)
@@ -156,9 +185,6 @@ class PipelineEngine:
         loss = self.engine.train_batch(iter([(chunk.inputs, chunk.targets) for chunk in chunks]))
         self.steps_done += 1
         return StepResult(loss.detach().clone(), grad_norm(self.engine, loss.device))
-
-    def parameters(self) -> Iterator[tuple[str, Tensor]]:
-        yield from self.parts[0].named_parameters()
 
     def held(self) -> Mapping[str, Iterable[Tensor]]:
         return held_by(self.engine.optimizer)

@@ -4,7 +4,7 @@ The axes of a layout hand it the parts, the optimizer and the callables (`parall
 layout it is.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from math import prod
 from typing import TYPE_CHECKING
@@ -21,7 +21,8 @@ from parallel.axes.optimizer import Piece, learning_rate
 from parallel.axes.pipeline.stages import PipelineSchedule
 from parallel.axes.precision import in_dtype, weight_dtype
 from parallel.data.dataset import Batch
-from parallel.engines.engine import Engine, StepResult
+from parallel.engines.engine import Engine, LossScale, StepResult
+from parallel.engines.state import Chunks, Shapes, model_chunks, new_optimizer_chunks, optimizer_chunks
 from parallel.processes.cluster import Mesh
 
 if TYPE_CHECKING:
@@ -33,29 +34,8 @@ def build(context: BuildContext) -> "NativeEngine":
     return NativeEngine(context, **vars(compose(context)))
 
 
-class LossScale:
-    """Dynamic loss scaling for fp16 (Micikevicius et al. 2018): double after 2,000 good steps, halve on overflow."""
-
-    GROWTH_STEPS = 2000
-
-    def __init__(self, *, enabled: bool) -> None:
-        self.value = 2.0**16 if enabled else 1.0
-        self.enabled = enabled
-        self.good_steps = 0
-
-    def update(self, *, finite: bool) -> None:
-        """Take note of one step whose gradients were finite, or not."""
-        if not self.enabled:
-            return
-        self.good_steps = self.good_steps + 1 if finite else 0
-        if not finite:
-            self.value = max(self.value / 2, 1.0)
-        elif self.good_steps % self.GROWTH_STEPS == 0:
-            self.value *= 2
-
-
 @dataclass
-class NativeEngine:
+class NativeEngine(Engine):
     """One optimizer step over the parts of a model that this rank holds; its fields are those of `Composed`."""
 
     context: BuildContext
@@ -70,6 +50,7 @@ class NativeEngine:
 
     def __post_init__(self) -> None:
         self.dtype = weight_dtype(self.context.run.precision)
+        self.optimizers = [self.optimizer]
         self.loss_scale = LossScale(enabled=self.context.run.precision == "fp16")
 
     def step(self, batch: Batch) -> StepResult:
@@ -89,16 +70,15 @@ class NativeEngine:
         self.steps_done += 1
         return StepResult(loss, grad_norm)
 
-    def parameters(self) -> Iterator[tuple[str, Tensor]]:
-        for part in self.parts:
-            yield from part.named_parameters()
-
-    def held(self) -> Mapping[str, Iterable[Tensor]]:
-        return {}  # gradients are the parameters' own; what torch communicates is seen where it does so
-
     @property
-    def optimizers(self) -> list[torch.optim.Optimizer]:
-        return [self.optimizer]
+    def stages(self) -> "list[PipelineStage]":
+        return self.forward_backward.stages if isinstance(self.forward_backward, PipelineSchedule) else []
+
+    def state(self) -> Chunks:
+        return model_chunks(self) | optimizer_chunks(self)
+
+    def new_state(self, saved: Shapes) -> Chunks:
+        return model_chunks(self) | new_optimizer_chunks(self, saved)
 
     def _over_ranks(self, loss: Tensor) -> tuple[Tensor, Tensor]:
         """Return the loss of the global batch and the gradient norm over all parameters, in one small all-reduce.
@@ -174,9 +154,3 @@ def _row_norms(grad: Tensor) -> Tensor:
 def copies(parameter: Tensor, mesh: Mesh) -> int:
     """Return on how many ranks the same piece of a parameter lies."""
     return prod(axis.copies(parameter, mesh) for axis in used(mesh.layout))
-
-
-def stages_of(engine: Engine) -> "list[PipelineStage]":
-    """Return the stages that an engine runs on this rank; none where its pipeline is not torch's, or it has none."""
-    forward_backward = getattr(engine, "forward_backward", None)
-    return forward_backward.stages if isinstance(forward_backward, PipelineSchedule) else []

@@ -81,10 +81,10 @@ def trace(work: Work, mesh: Mesh, *, steps: int) -> tuple[Engine, Trace]:
     loss_scale: float | None = None
     while True:
         engine = engines.build(work.context(mesh), work.run.engine, ds_config=work.run.ds_config)
-        scale = getattr(engine, "loss_scale", None)
-        if scale is not None and loss_scale is not None:
+        scale = engine.loss_scale
+        if loss_scale is not None:
             scale.value = loss_scale
-        began = scale.value if scale is not None and scale.enabled else 1.0
+        began = scale.value if scale.enabled else 1.0
         results = [engine.step(batch) for batch in islice(training_batches(work, mesh), steps)]
         got = Trace([r.loss.item() for r in results], [r.grad_norm.item() for r in results])
         if began <= 1.0 or all(map(math.isfinite, got.grad_norms)):

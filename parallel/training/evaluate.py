@@ -8,6 +8,7 @@ import contextlib
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from math import prod
 
 import numpy as np
 import torch
@@ -15,11 +16,11 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule
 
+from parallel.axes import used
 from parallel.axes.pipeline.stages import boundary_shapes
 from parallel.axes.precision import in_dtype, weight_dtype
-from parallel.checkpoint import Resumable
 from parallel.data.dataset import Batch
-from parallel.engines.deepspeed import ZeroEngine
+from parallel.engines.engine import Engine
 from parallel.layout import SCHEDULES
 from parallel.plan.resolve import Work
 
@@ -42,13 +43,11 @@ class Validation:
 class Evaluator:
     """Evaluates an engine on the validation split, or on the first `most_samples` of it. Collective."""
 
-    def __init__(self, work: Work, engine: Resumable, *, most_samples: int | None = None) -> None:
+    def __init__(self, work: Work, engine: Engine, *, most_samples: int | None = None) -> None:
         self.work, self.engine = work, engine
         self.dataset = work.dataset("validation")
         self.samples = min(self.dataset.n_samples, most_samples or self.dataset.n_samples)
         self.forward = Stages(engine) if work.layout.pp > 1 else self._whole
-        # DeepSpeed's module around the model sets the precision.
-        self.model = engine.engine if isinstance(engine, ZeroEngine) else engine.parts[0]
         self.right: Tensor | None = None  # answers in the last batch, where a classifier's head is
 
     def __call__(self) -> Validation:
@@ -63,7 +62,7 @@ class Evaluator:
                     right = self.right if self.right is not None else 0.0
                     totals += torch.stack([loss.double() * weight, torch.as_tensor(right).to(totals)])
         if mesh.world is not None:
-            totals /= mesh.size("tp")  # each of these ranks holds the same
+            totals /= prod(axis.loss_copies(mesh.layout) for axis in used(mesh.layout) if not axis.averages)
             dist.all_reduce(totals, group=mesh.world)
         loss, right = (totals / self.samples).tolist()
         return Validation(self.samples, loss, right if self._classifies else None, self._bits_per_byte(loss))
@@ -82,7 +81,7 @@ class Evaluator:
         return batch, len(mine)
 
     def _whole(self, batch: Batch) -> Tensor | None:
-        return self.model(*batch.inputs, targets=batch.targets)
+        return self.engine.model(*batch.inputs, targets=batch.targets)
 
     @property
     def _classifies(self) -> bool:
@@ -118,7 +117,7 @@ class Evaluator:
 class Stages:
     """Runs a batch of any size through the stages of a pipeline. Ranks with the last stage return the loss."""
 
-    def __init__(self, engine: Resumable) -> None:
+    def __init__(self, engine: Engine) -> None:
         self.context, layout = engine.context, engine.context.layout
         self.group = self.context.mesh.group("pp")
         self.schedule = SCHEDULES[layout.schedule or ""]

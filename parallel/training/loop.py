@@ -122,7 +122,7 @@ class Training:
         self.stop = Stop(mesh)
         seed_generators(work.run.seed, stage=mesh.rank("pp"), data_rank=mesh.rank("dp"))
         engine = engines.build(work.context(mesh), work.run.engine, ds_config=work.run.ds_config)
-        assert isinstance(engine, checkpoint.Resumable), "checkpoints and evaluation are made for these"
+        assert engine.can_save, "refused before processes are started"
         self.engine = engine
         self.evaluate = Evaluator(work, self.engine, most_samples=work.run.eval_samples)
         self.total = work.run.steps + work.run.warmup

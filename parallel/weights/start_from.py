@@ -8,13 +8,12 @@ from typing import Literal, TypeVar
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
-from torch import Tensor, nn
+from torch import Tensor
 
 from models import SPECS
 from models.gpt2 import GPT2Config, size_of
 from parallel import checkpoint
-from parallel.axes.initialise import local, local_slice
-from parallel.engines.deepspeed import ZeroEngine
+from parallel.engines.engine import Engine
 from parallel.errors import ConfigError, DataError
 from parallel.options.config import RunConfig
 
@@ -84,7 +83,7 @@ def _config(path: Path, *, trust: bool) -> GPT2Config | None:
     return nanogpt.from_nanogpt(_pickle(path), trust=trust)[0] if kind == "nanogpt" else None
 
 
-def start_from(engine: checkpoint.Resumable, path: str | Path, *, trust: bool = False) -> None:
+def start_from(engine: Engine, path: str | Path, *, trust: bool = False) -> None:
     """Fill the model with the weights of a folder; the optimizer stays as it is. Every rank reads all of them.
 
     path: a Hugging Face GPT-2, a folder that `paralab export` wrote, a checkpoint, or a ckpt.pt of nanoGPT.
@@ -126,7 +125,7 @@ def _read(file: Path) -> dict[str, Tensor]:
 
 
 @torch.no_grad()
-def _fill(engine: checkpoint.Resumable, state: Mapping[str, Tensor], folder: Path) -> None:
+def _fill(engine: Engine, state: Mapping[str, Tensor], folder: Path) -> None:
     tied = engine.context.spec.tied
     _check_places(state, engine, folder)
     # Others may keep a tied parameter under its other name.
@@ -138,13 +137,10 @@ def _fill(engine: checkpoint.Resumable, state: Mapping[str, Tensor], folder: Pat
             if full is None or full.shape != shape:
                 got = "is missing" if full is None else f"has shape {tuple(full.shape)}, not {tuple(shape)}"
                 raise ConfigError(f"--init-from {folder}: {name} {got}; use the --model, --size and --seq-len it has")
-            if not (isinstance(engine, ZeroEngine) and isinstance(tensor, nn.Parameter)):
-                local(tensor).copy_(local_slice(full, tensor))
-    if isinstance(engine, ZeroEngine):
-        engine.set_parameters(lambda name: state[tied.get(name, name)])
+    engine.set_values(lambda name: state[tied.get(name, name)])
 
 
-def _check_places(state: Mapping[str, Tensor], engine: checkpoint.Resumable, folder: Path) -> None:
+def _check_places(state: Mapping[str, Tensor], engine: Engine, folder: Path) -> None:
     """Raise ConfigError for a tensor that has no place in the model, or that differs from the one it is tied to."""
     extra = sorted(state.keys() - engine.context.new_model().state_dict().keys())
     if extra:

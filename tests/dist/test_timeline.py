@@ -6,7 +6,6 @@ import pytest
 
 from parallel import engines
 from parallel.axes.pipeline.stages import pass_order
-from parallel.engines.native import stages_of
 from parallel.layout import Layout
 from parallel.measure.span import SpanRecord
 from parallel.measure.timeline import Timeline, bubble_share
@@ -27,7 +26,7 @@ def spans(rank: Rank, run: RunConfig) -> list[SpanRecord]:
     engine = engines.build(work.context(mesh), "torch")
     batches = training_batches(work, mesh)
     engine.step(next(batches))
-    with Timeline(stages_of(engine), mesh) as timeline:
+    with Timeline(engine.stages, mesh) as timeline:
         engine.step(next(batches))
     return timeline.spans(step=1, rank=rank.rank)
 

@@ -8,19 +8,21 @@ The names and the full shapes are those of one process, so a checkpoint knows no
 """
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
-import torch.distributed as dist
 from torch import Tensor
 from torch.distributed.checkpoint.metadata import ChunkStorageMetadata
 from torch.distributed.tensor import DTensor
 from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
 
-from parallel.axes.context import BuildContext
 from parallel.axes.initialise import local
 from parallel.axes.optimizer import Piece
-from parallel.engines.native import NativeEngine
+
+if TYPE_CHECKING:
+    from parallel.engines.engine import Engine
+    from parallel.engines.native import NativeEngine
 
 
 @dataclass(frozen=True)
@@ -53,14 +55,14 @@ def chunk_of(tensor: Tensor) -> Chunk:
     return Chunk(local(tensor), tuple(offsets), tuple(tensor.shape))
 
 
-def model_chunks(engine: NativeEngine, *, prefix: str = "model.") -> Chunks:
+def model_chunks(engine: "Engine", *, prefix: str = "model.") -> Chunks:
     """Return the parameters and persistent buffers of this rank, to be read or written in place."""
     tied = engine.context.spec.tied
     tensors = ((name, tensor) for part in engine.parts for name, tensor in part.state_dict().items())
     return _gather((prefix + tied.get(name, name), chunk_of(tensor)) for name, tensor in tensors)
 
 
-def optimizer_chunks(engine: NativeEngine) -> Chunks:
+def optimizer_chunks(engine: "NativeEngine") -> Chunks:
     """Return what the optimizer of this rank remembers."""
     return _gather(
         (f"optimizer.{name}.{slot}", _chunk_of_state(value, piece))
@@ -70,7 +72,7 @@ def optimizer_chunks(engine: NativeEngine) -> Chunks:
     )
 
 
-def new_optimizer_chunks(engine: NativeEngine, saved: Shapes) -> Chunks:
+def new_optimizer_chunks(engine: "NativeEngine", saved: Shapes) -> Chunks:
     """Make the optimizer forget everything and give it empty tensors for what a checkpoint has."""
     slots: dict[str, list[str]] = {}
     for key in saved:
@@ -87,37 +89,7 @@ def new_optimizer_chunks(engine: NativeEngine, saved: Shapes) -> Chunks:
     return optimizer_chunks(engine)
 
 
-def random_chunks(context: BuildContext) -> Chunks:
-    """Return the state of the generators that torch draws from on this rank."""
-    states = {"cpu": torch.get_rng_state()}
-    device = context.device
-    if device.type != "cpu":
-        states[device.type] = torch.get_device_module(device).get_rng_state(device)
-    rank = dist.get_rank(context.mesh.world) if context.mesh.world is not None else 0
-    return {f"random.{kind}.{rank}": [whole(state)] for kind, state in states.items()}
-
-
-def new_random_chunks(context: BuildContext, saved: Shapes) -> Chunks:
-    """Return tensors for the generators' states. Where there are more ranks than were saved, some share a state."""
-    chunks = {}
-    for key, (chunk,) in random_chunks(context).items():
-        kind, rank = key.rsplit(".", 1)
-        ranks = sum(name.startswith(f"{kind}.") for name in saved)
-        if ranks:
-            chunks[f"{kind}.{int(rank) % ranks}"] = [replace(chunk, data=torch.empty_like(chunk.data))]
-    return chunks
-
-
-def set_random(context: BuildContext, chunks: Chunks) -> None:
-    """Put the generators of this rank into the states that were read."""
-    for key, (chunk,) in chunks.items():
-        if key.startswith("random.cpu."):
-            torch.set_rng_state(chunk.data)
-        else:
-            torch.get_device_module(context.device).set_rng_state(chunk.data, context.device)
-
-
-def _named_pieces(engine: NativeEngine) -> Iterator[tuple[str, Piece]]:
+def _named_pieces(engine: "NativeEngine") -> Iterator[tuple[str, Piece]]:
     """Yield what the optimizer of this rank updates, with the name of its parameter."""
     tied = engine.context.spec.tied
     names = {id(p): tied.get(name, name) for name, p in engine.parameters()}

@@ -13,8 +13,8 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.nn.functional import pad
 
-from parallel.checkpoint.chunks import Chunks, Shapes, whole
 from parallel.engines.deepspeed import ZeroEngine
+from parallel.engines.state import Chunks, Shapes, whole
 
 
 def gathered_chunks(engine: ZeroEngine) -> Chunks:
@@ -136,12 +136,16 @@ def _set_state(engine: ZeroEngine, parameter: Tensor, slot: str, full: Tensor) -
         safe_set_local_optimizer_state(parameter, flat[share * mesh.rank("dp") :][:share], slot)
 
 
-def _buffer_chunks(engine: ZeroEngine) -> Chunks:
-    """Return the persistent buffers, which every rank has whole, to be read or written in place."""
+def buffers_of(engine: ZeroEngine) -> dict[str, Tensor]:
+    """Return the persistent buffers, which every rank has whole, by name."""
     (part,) = engine.parts
     parameters = dict(part.named_parameters(remove_duplicate=False))
-    state = part.state_dict()
-    return {f"model.{name}": [whole(tensor)] for name, tensor in state.items() if name not in parameters}
+    return {name: tensor for name, tensor in part.state_dict().items() if name not in parameters}
+
+
+def _buffer_chunks(engine: ZeroEngine) -> Chunks:
+    """Return the buffers, to be read or written in place."""
+    return {f"model.{name}": [whole(tensor)] for name, tensor in buffers_of(engine).items()}
 
 
 def _owner(engine: ZeroEngine, position: int) -> int:
