@@ -3,4 +3,4 @@
 from parallel import axes  # which puts the built-in axes into the list that layouts are read by
 
 __all__ = ["axes"]
-__version__ = "0.1.0"
+__version__ = "0.2.0"
