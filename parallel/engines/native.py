@@ -51,6 +51,9 @@ class NativeEngine(Engine):
     def __post_init__(self) -> None:
         self.dtype = weight_dtype(self.context.run.precision)
         self.optimizers = [self.optimizer]
+        mesh = self.context.mesh  # which does not change, and neither does where parameters lie
+        self.loss_copies = prod(axis.loss_copies(mesh.layout) for axis in used(mesh.layout))
+        self.copies = {id(piece.parameter): copies(piece.parameter, mesh) for piece in self.pieces}
         self.loss_scale = LossScale(enabled=self.context.run.precision == "fp16")
 
     def step(self, batch: Batch) -> StepResult:
@@ -86,8 +89,7 @@ class NativeEngine(Engine):
         Ranks that hold the same value each give an equal share of it, so a plain sum over all ranks is right.
         """
         mesh = self.context.mesh
-        alike = prod(axis.loss_copies(mesh.layout) for axis in used(mesh.layout))
-        totals = torch.stack([loss.to(self.dtype) / alike, self._squared_norm_share()])
+        totals = torch.stack([loss.to(self.dtype) / self.loss_copies, self._squared_norm_share()])
         if mesh.world is not None:
             dist.all_reduce(totals, group=mesh.world)
         return totals[0], totals[1].sqrt() / self.loss_scale.value
@@ -97,7 +99,7 @@ class NativeEngine(Engine):
         by_copies: dict[int, list[Tensor]] = {}
         for p in (piece.parameter for piece in self.pieces):
             if p.grad is not None and id(p) not in self.duplicates:
-                by_copies.setdefault(copies(p, mesh), []).append(local(p.grad))
+                by_copies.setdefault(self.copies[id(p)], []).append(local(p.grad))
         total = torch.zeros((), dtype=self.dtype, device=mesh.device)
         for n_copies, grads in by_copies.items():
             norms = torch.stack(torch._foreach_norm([_row_norms(grad) for grad in grads], dtype=self.dtype))
