@@ -1,4 +1,4 @@
-"""Properties of parallel/layout.py: what is printed parses back, and the batch is cut without loss."""
+"""Properties of parallel/layout/layout.py: what is printed parses back, and the batch is cut without loss."""
 
 import pickle
 from math import prod
