@@ -23,6 +23,8 @@ from parallel.plan.resolve import Work
 
 
 class Block(nn.Module):
+    """One layer of the transformer, attention and MLP in one module."""
+
     def __init__(self, config: GPT2Config) -> None:
         super().__init__()
         self.n_heads = config.n_heads
@@ -37,6 +39,7 @@ class Block(nn.Module):
         )
 
     def forward(self, x: Tensor) -> Tensor:
+        """Take and return the residual stream (batch, seq, hidden)."""
         batch, seq, hidden = x.shape
         qkv = self.c_attn(self.ln_1(x)).split(hidden, dim=2)
         q, k, v = (t.view(batch, seq, self.n_heads, -1).transpose(1, 2) for t in qkv)
@@ -46,6 +49,8 @@ class Block(nn.Module):
 
 
 class PlainGPT2(nn.Module):
+    """GPT-2 with all logits held at once, as most write it."""
+
     def __init__(self, config: GPT2Config) -> None:
         super().__init__()
         self.wte = nn.Embedding(config.vocab_size, config.hidden)
@@ -56,6 +61,7 @@ class PlainGPT2(nn.Module):
         self.lm_head.weight = self.wte.weight
 
     def forward(self, tokens: Tensor, targets: Tensor) -> Tensor:
+        """Return the mean loss () of tokens and targets, both (batch, seq) int64."""
         x = self.wte(tokens) + self.wpe(torch.arange(tokens.shape[1], device=tokens.device))
         for block in self.h:
             x = block(x)
@@ -64,11 +70,14 @@ class PlainGPT2(nn.Module):
 
 
 class HuggingFace(nn.Module):
+    """GPT2LMHeadModel with the loss of ours: its own would shift the targets once more."""
+
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
         self.model = model
 
     def forward(self, tokens: Tensor, targets: Tensor) -> Tensor:
+        """Return the mean loss () of tokens and targets, both (batch, seq) int64."""
         logits = self.model(input_ids=tokens, use_cache=False).logits
         return F.cross_entropy(logits.flatten(0, 1), targets.flatten())
 

@@ -31,7 +31,10 @@ _COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00")  #
 
 
 def main(argv: Sequence[str]) -> int:
-    """Draw a picture. Returns: 0."""
+    """Draw a picture. Returns: 0.
+
+    Raises: UsageError for a file that is no picture or cannot be written; DataError for results that cannot be read.
+    """
     parser = Parser(prog="paralab plot", description=__doc__)
     parser.add_argument(
         "sources", nargs="+", type=Path, metavar="FILE|FOLDER", help="Result file (.csv), or folder of a training run"
@@ -73,8 +76,11 @@ def _draw(sources: Sequence[Path], form: str) -> bytes:
 
 
 def results(files: Sequence[Path]) -> Any:
-    """Return a figure with a panel for each model of a file: rows are strategies (of each size, where there are
-    several), dots are runs, colours what else differs."""
+    """Return a figure with a panel for each model of a file.
+
+    Rows are strategies (of each size, where there are several), dots are runs, colours what else differs.
+    Raises: DataError where no run has succeeded.
+    """
     panels = [(source.label, records) for source in load_results(files) for records in _by_model(source)]
     if not panels:
         raise DataError("no run in these files has succeeded: there is nothing to draw")

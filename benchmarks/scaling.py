@@ -59,7 +59,10 @@ class ScaleConfig(CaseConfig):
 
 
 def main(argv: list[str]) -> int:
-    """Run every case and print the table. Returns: 0."""
+    """Run every case and print the table. Returns: 0.
+
+    Raises: ConfigError for an option that the command chooses itself; UsageError where the nodes would share cores.
+    """
     config = read_config(argv, config=ScaleConfig, prog="paralab scale", description=__doc__)
     clusters = clusters_of(config)
     out, group = config.out or DEFAULT_OUT, f"scale-{time.strftime('%Y%m%d-%H%M%S')}"

@@ -181,7 +181,10 @@ class Soak:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Inject faults, print the table, compare. Returns: 0 when nothing was lost."""
+    """Inject faults, print the table, compare. Returns: 0 when nothing was lost.
+
+    Raises: UsageError when the folder is there already; RankError when the run ends by itself.
+    """
     parser = Parser(prog="paralab soak", description=__doc__)
     parser.add_argument(
         "--minutes",

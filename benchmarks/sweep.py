@@ -129,7 +129,10 @@ class Case:
 
 
 def main(argv: list[str]) -> int:
-    """Run a sweep. Returns: 0, or 1 when a case failed."""
+    """Run a sweep. Returns: 0, or 1 when a case failed.
+
+    Raises: UsageError when no case can run.
+    """
     config = read_config(argv, config=SweepConfig, prog="paralab bench", description=__doc__)
     check(config)
     heading.show(_heading(config))

@@ -23,7 +23,10 @@ class TourConfig(RunConfig):
 
 
 def main(argv: list[str]) -> int:
-    """Run the tour. Returns: the exit status."""
+    """Run the tour. Returns: the exit status.
+
+    Raises: ConfigError where a single strategy or layout is requested.
+    """
     config = read_config(argv, config=TourConfig, prog="paralab tour", description=__doc__)
     check(config)
     heading.show(f"a tour of {heading.model_of(config)}: {heading.division_of(config, strategies='every strategy')}")

@@ -48,7 +48,10 @@ DEFAULT_OUT = "runs/tour.csv"
 
 
 def run(config: TourConfig) -> int:
-    """Run the tour. Returns: 0, or 1 when a strategy failed or its parity did."""
+    """Run the tour. Returns: 0, or 1 when a strategy failed or its parity did.
+
+    Raises: RankError when the processes end before a first row is written.
+    """
     nproc = config.nproc or machine_processes()
     out = config.out or DEFAULT_OUT
     check_appendable(out)
@@ -113,7 +116,10 @@ def _say(text: str) -> None:
 
 
 def choose(config: TourConfig, nproc: int) -> tuple[list[Work], dict[str, str]]:
-    """Return the strategies that fit nproc processes and this model, and why the others do not."""
+    """Return the strategies that fit nproc processes and this model, and why the others do not.
+
+    Raises: LayoutError when none fits.
+    """
     works: list[Work] = []
     left_out: dict[str, str] = {}
     if nproc == 1:

@@ -57,7 +57,10 @@ class LinearCrossEntropy(nn.Module, Reducing):
 
 
 def local(parameter: Tensor) -> Tensor:
-    """Return the part of a sharded parameter that this rank holds, and a plain one as it is."""
+    """Return the part of a sharded parameter that this rank holds, and a plain one as it is.
+
+    A vocabulary (padded_vocab, hidden) split over tp ranks gives (padded_vocab / tp, hidden).
+    """
     return parameter.to_local() if hasattr(parameter, "to_local") else parameter
 
 

@@ -40,6 +40,8 @@ class DiTConfig:
 
     The label `n_classes` stands for "none given" (classifier-free guidance, Ho & Salimans 2022, trains with it
     now and then); so does leaving the labels out. sigma_data is that of Karras et al. 2022, table 1.
+
+    Raises: ValueError when the heads do not divide the width, or the patches the image.
     """
 
     hidden: int
@@ -62,10 +64,12 @@ class DiTConfig:
 
     @property
     def n_patches(self) -> int:
+        """Patches of one image: the length of its sequence."""
         return (self.image_size // self.patch_size) ** 2
 
     @property
     def patch_values(self) -> int:
+        """Values of one patch, over all channels."""
         return self.patch_size**2 * self.channels
 
 
@@ -73,17 +77,18 @@ Config = PointsConfig | DiTConfig
 
 
 def normalize(x: Tensor) -> Tensor:
-    return F.layer_norm(x, x.shape[-1:], eps=1e-6)  # no parameters: the noise level gives scale and shift
+    """Normalize each vector of x (..., hidden). There are no parameters: the noise level gives scale and shift."""
+    return F.layer_norm(x, x.shape[-1:], eps=1e-6)
 
 
 def patchify(images: Tensor, size: int) -> Tensor:
-    """(batch, channels, h size, w size) -> (batch, h w, channels size size)"""
+    """Cut images (batch, channels, h size, w size) into h w patches: (batch, h w, channels size size)."""
     x = images.unflatten(3, (-1, size)).unflatten(2, (-1, size))  # (batch, channels, h, size, w, size)
     return x.permute(0, 2, 4, 1, 3, 5).flatten(3).flatten(1, 2)
 
 
 def unpatchify(x: Tensor, size: int) -> Tensor:
-    """Undo patchify for square images."""
+    """Undo `patchify` for square images: (batch, h h, channels size size) -> (batch, channels, h size, h size)."""
     side = math.isqrt(x.shape[1])
     x = x.unflatten(1, (side, side)).unflatten(3, (-1, size, size))  # (batch, h, w, channels, size, size)
     return x.permute(0, 3, 1, 4, 2, 5).flatten(4).flatten(2, 3)
@@ -98,7 +103,8 @@ class NoiseEmbed(nn.Module):
         self.down = nn.Linear(config.hidden, config.hidden)
 
     def forward(self, sigma: Tensor, dtype: torch.dtype) -> Tensor:
-        # (batch,) -> (batch, hidden). log(sigma) / 4 spans about [-1.2, 1.1]: waves of 8 down to 1/8.
+        """Return (batch, hidden) in `dtype`, the weights', for noise levels sigma (batch,) above zero."""
+        # log(sigma) / 4 spans about [-1.2, 1.1]: waves of 8 down to 1/8.
         sigma = at_least_fp32(sigma)
         waves = 2 * math.pi * torch.logspace(-3, 3, N_FEATURES // 2, base=2, dtype=sigma.dtype, device=sigma.device)
         angles = (sigma.log() / 4)[:, None] * waves
@@ -107,13 +113,16 @@ class NoiseEmbed(nn.Module):
 
 
 def scale_input(x: Tensor, sigma: Tensor, sigma_data: float) -> Tensor:
-    """Bring noisy samples to standard deviation 1: c_in of Karras et al. 2022, table 1."""
+    """Bring noisy samples x (batch, ...) at sigma (batch,) to standard deviation 1, in their dtype.
+
+    This is c_in of Karras et al. 2022, table 1.
+    """
     c_in = (at_least_fp32(sigma) ** 2 + sigma_data**2).rsqrt()
     return x * c_in.reshape(-1, *[1] * (x.dim() - 1)).to(x.dtype)
 
 
 class PointEmbed(nn.Module):
-    """Noisy points (batch, dims) and sigma (batch,) -> hidden state and condition, both (batch, hidden)."""
+    """The first layers of a denoiser of points: their place and the noise level as vectors."""
 
     def __init__(self, config: PointsConfig) -> None:
         super().__init__()
@@ -122,13 +131,13 @@ class PointEmbed(nn.Module):
         self.noise = NoiseEmbed(config)
 
     def forward(self, points: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor]:
+        """Take points (batch, dims) and sigma (batch,); return hidden state and condition, both (batch, hidden)."""
         x = self.linear(scale_input(points, sigma, self.sigma_data))
         return x, self.noise(sigma, points.dtype)
 
 
 class ImageEmbed(nn.Module):
-    """Noisy images (batch, channels, size, size), sigma (batch,) and labels (batch,) int64 -> hidden state
-    (batch, n_patches, hidden) and condition (batch, 1, hidden)."""
+    """The first layers of a denoiser of images: patches with their positions, noise level and label as vectors."""
 
     def __init__(self, config: DiTConfig) -> None:
         super().__init__()
@@ -141,6 +150,10 @@ class ImageEmbed(nn.Module):
         self.labels = nn.Embedding(config.n_classes + 1, config.hidden)
 
     def forward(self, images: Tensor, sigma: Tensor, label: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Return the hidden state (batch, n_patches, hidden) and the condition (batch, 1, hidden).
+
+        images (batch, channels, size, size), sigma (batch,), label (batch,) int64 or None for no labels.
+        """
         if label is None:
             label = torch.full(sigma.shape, self.no_label, device=sigma.device)
         x = self.linear(patchify(scale_input(images, sigma, self.sigma_data), self.patch_size)) + self.positions
@@ -148,12 +161,15 @@ class ImageEmbed(nn.Module):
 
 
 class MLP(nn.Module):
+    """Two linear layers with GELU between them, `MLP_RATIO` times as wide in the middle."""
+
     def __init__(self, hidden: int) -> None:
         super().__init__()
         self.up = nn.Linear(hidden, MLP_RATIO * hidden)
         self.down = nn.Linear(MLP_RATIO * hidden, hidden)
 
     def forward(self, x: Tensor) -> Tensor:
+        """Take and return (..., hidden)."""
         return self.down(F.gelu(self.up(x), approximate="tanh"))
 
 
@@ -170,6 +186,7 @@ class Attention(nn.Module):
         self.proj = nn.Linear(config.hidden, config.hidden)
 
     def forward(self, x: Tensor) -> Tensor:
+        """Take and return (batch, n_patches, hidden)."""
         heads = self.qkv(x).unflatten(-1, (-1, 3, self.head_dim))  # (batch, patches, heads, 3, head_dim)
         q, k, v = heads.transpose(1, 2).unbind(-2)  # (batch, heads, patches, head_dim)
         y = F.scaled_dot_product_attention(q, k, v)
@@ -177,17 +194,22 @@ class Attention(nn.Module):
 
 
 class PointBlock(nn.Module):
+    """A residual MLP that the noise level steers."""
+
     def __init__(self, config: PointsConfig) -> None:
         super().__init__()
         self.modulation = nn.Linear(config.hidden, 3 * config.hidden)
         self.mlp = MLP(config.hidden)
 
     def forward(self, x: Tensor, cond: Tensor) -> Tensor:
+        """Take x and the condition, both (batch, hidden); return (batch, hidden)."""
         shift, scale, gate = self.modulation(F.silu(cond)).chunk(3, dim=-1)
         return x + gate * self.mlp(normalize(x) * (1 + scale) + shift)
 
 
 class ImageBlock(nn.Module):
+    """A DiT block: attention, then an MLP, both steered by noise level and label."""
+
     def __init__(self, config: DiTConfig) -> None:
         super().__init__()
         self.modulation = nn.Linear(config.hidden, 6 * config.hidden)
@@ -195,6 +217,7 @@ class ImageBlock(nn.Module):
         self.mlp = MLP(config.hidden)
 
     def forward(self, x: Tensor, cond: Tensor) -> Tensor:
+        """Take x (batch, n_patches, hidden) and the condition (batch, 1, hidden); return x's shape."""
         shift1, scale1, gate1, shift2, scale2, gate2 = self.modulation(F.silu(cond)).chunk(6, dim=-1)
         x = x + gate1 * self.attn(normalize(x) * (1 + scale1) + shift1)
         return x + gate2 * self.mlp(normalize(x) * (1 + scale2) + shift2)
@@ -210,6 +233,11 @@ class Head(nn.Module):
         self.linear = nn.Linear(config.hidden, config.patch_values if isinstance(config, DiTConfig) else config.dims)
 
     def forward(self, x: Tensor, cond: Tensor, targets: Tensor | None) -> Tensor:
+        """Return the noise in the samples' shape, (batch, dims) or (batch, channels, size, size).
+
+        x (batch, hidden) or (batch, n_patches, hidden); cond as the first layers made it. With targets, the true noise,
+        return the mean squared error, fp32, shape ().
+        """
         shift, scale = self.modulation(F.silu(cond)).chunk(2, dim=-1)
         noise = self.linear(normalize(x) * (1 + scale) + shift)
         if self.patch_size is not None:
@@ -239,7 +267,7 @@ class Denoiser(nn.Module):
 
 
 def init(config: Config, name: str, tensor: Tensor, generator: torch.Generator) -> None:
-    """Initialise a full parameter: biases 0, N(0, 0.02) where DiT has it (and instead of its zeros), else Xavier."""
+    """Initialise a full tensor of any shape: biases 0, N(0, 0.02) where DiT has it (and for its zeros), else Xavier."""
     if name.endswith(".bias"):
         tensor.zero_()
     elif "modulation" in name or name in ("embed.positions", "embed.labels.weight", "head.linear.weight"):
@@ -266,6 +294,10 @@ def flops(config: Config) -> Flops:
 
 
 def example(config: Config, batch_size: int) -> tuple[tuple[Tensor, ...], Tensor]:
+    """Return zeros in the form of a batch: (samples, sigma (batch,)[, labels (batch,) int64]) and noise, fp32.
+
+    Samples and noise are (batch, channels, image_size, image_size) for images and (batch, dims) for points.
+    """
     sigma = torch.ones(batch_size)
     if isinstance(config, DiTConfig):
         images = torch.zeros(batch_size, config.channels, config.image_size, config.image_size)
@@ -275,6 +307,7 @@ def example(config: Config, batch_size: int) -> tuple[tuple[Tensor, ...], Tensor
 
 
 def tensor_plan(config: Config) -> dict[str, Style]:
+    """Split the width of the MLPs, and in DiT the heads of attention."""
     plan: dict[str, Style] = {"blocks.*.mlp.up": "column", "blocks.*.mlp.down": "row"}
     if isinstance(config, DiTConfig):
         plan |= {"blocks.*.attn.qkv": "column", "blocks.*.attn.proj": "row"}
@@ -282,6 +315,7 @@ def tensor_plan(config: Config) -> dict[str, Style]:
 
 
 def tensor_divides(config: Config) -> dict[str, int]:
+    """Return what tp has to divide: the width of an MLP and, in DiT, the number of heads."""
     width = {"mlp_width": MLP_RATIO * config.hidden}
     return {"n_heads": config.n_heads} | width if isinstance(config, DiTConfig) else width
 

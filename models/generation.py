@@ -44,7 +44,11 @@ def keep_likely(logits: Tensor, *, top_k: int | None = None, top_p: float | None
 
 
 class Cache:
-    """Keys and values of the tokens that a model has seen, for each of its blocks."""
+    """Keys and values of the tokens that a model has seen, for each of its blocks.
+
+    `keys_and_values` is (n_layers, 2, batch, n_heads, seq_len, head_dim), in the dtype and on the device of `like`, a
+    tensor of any shape.
+    """
 
     def __init__(self, config: GPT2Config, *, batch_size: int, like: Tensor) -> None:
         shape = (config.n_layers, 2, batch_size, config.n_heads, config.seq_len, config.hidden // config.n_heads)
@@ -53,6 +57,7 @@ class Cache:
 
     @property
     def room(self) -> int:
+        """Tokens that still fit."""
         return self.keys_and_values.shape[-2] - self.length
 
 

@@ -23,7 +23,10 @@ VOCAB_MULTIPLE = 64
 
 @dataclass(frozen=True)
 class GPT2Config:
-    """Sizes of one model. `tokenizer` names the encoding its vocabulary belongs to ("gpt2" or "bytes")."""
+    """Sizes of one model. `tokenizer` names the encoding its vocabulary belongs to ("gpt2" or "bytes").
+
+    Raises: ValueError when the heads do not divide the width.
+    """
 
     n_layers: int
     hidden: int
@@ -39,6 +42,7 @@ class GPT2Config:
 
     @property
     def padded_vocab(self) -> int:
+        """Rows of the embedding: the vocabulary, rounded up to a multiple of `VOCAB_MULTIPLE`."""
         return -(-self.vocab_size // VOCAB_MULTIPLE) * VOCAB_MULTIPLE
 
 
@@ -56,7 +60,7 @@ class Embed(nn.Module):
         self.positions = nn.Embedding(config.seq_len, config.hidden)
 
     def forward(self, tokens: Tensor) -> Tensor:
-        # (batch, seq) int64 -> (batch, seq, hidden)
+        """Take tokens (batch, seq) int64; return (batch, seq, hidden)."""
         return self.tokens(tokens) + self.positions.weight[: tokens.shape[1]]
 
 
@@ -70,6 +74,7 @@ class Attention(nn.Module):
         self.proj = nn.Linear(config.hidden, config.hidden)
 
     def forward(self, x: Tensor) -> Tensor:
+        """Take and return (batch, seq, hidden)."""
         qkv = self.qkv(x)  # (batch, seq', 3 heads head_dim); seq' > seq under sequence parallelism
         # Taken apart before heads and seq change places: so backward puts the three gradients together in one copy.
         q, k, v = (x.transpose(1, 2) for x in qkv.unflatten(-1, (-1, 3, self.head_dim)).unbind(-2))
@@ -78,16 +83,21 @@ class Attention(nn.Module):
 
 
 class MLP(nn.Module):
+    """Two linear layers with GELU between them, four times as wide in the middle."""
+
     def __init__(self, config: GPT2Config) -> None:
         super().__init__()
         self.up = nn.Linear(config.hidden, 4 * config.hidden)
         self.down = nn.Linear(4 * config.hidden, config.hidden)
 
     def forward(self, x: Tensor) -> Tensor:
+        """Take and return (batch, seq, hidden)."""
         return self.down(F.gelu(self.up(x), approximate="tanh"))
 
 
 class Block(nn.Module):
+    """One layer of the transformer: attention, then an MLP, each after a norm and added to the residual stream."""
+
     def __init__(self, config: GPT2Config) -> None:
         super().__init__()
         self.norm1 = nn.LayerNorm(config.hidden)
@@ -96,6 +106,7 @@ class Block(nn.Module):
         self.mlp = MLP(config)
 
     def forward(self, x: Tensor) -> Tensor:
+        """Take and return the residual stream (batch, seq, hidden)."""
         x = x + self.attn(self.norm1(x))
         return x + self.mlp(self.norm2(x))
 
@@ -114,7 +125,11 @@ class GPT2(nn.Module):
         self.head.weight = self.embed.tokens.weight
 
     def forward(self, x: Tensor, *, targets: Tensor | None = None) -> Tensor:
-        """Take tokens (batch, seq) int64, or the hidden state (batch, seq, hidden) of the stage before."""
+        """Take tokens (batch, seq) int64, or the hidden state (batch, seq, hidden) of the stage before.
+
+        Returns: the mean loss () in fp32 with targets (batch, seq) int64, logits (batch, seq, vocab_size) without, or
+        the hidden state for the stage that follows.
+        """
         if self.embed is not None:
             x = self.embed(x)
         for block in self.blocks.values():
@@ -123,7 +138,10 @@ class GPT2(nn.Module):
 
 
 def init(config: GPT2Config, name: str, tensor: Tensor, generator: torch.Generator) -> None:
-    """Initialise a full parameter: N(0, 0.02), into the residual stream / sqrt(2 layers) (GPT-2, section 2.3)."""
+    """Initialise a full tensor of any shape: N(0, 0.02), and for the layers that add to the residual stream less.
+
+    Their standard deviation is divided by sqrt(2 layers) (GPT-2, section 2.3).
+    """
     kind = name.rsplit(".", 2)[-2:]
     if kind[0].startswith("norm") and kind[1] == "weight":
         tensor.fill_(1.0)
@@ -147,6 +165,7 @@ def flops(config: GPT2Config) -> Flops:
 
 
 def example(config: GPT2Config, batch_size: int) -> tuple[tuple[Tensor, ...], Tensor]:
+    """Return zeros in the form of a batch: ((tokens,), targets), both (batch, seq_len) int64."""
     tokens = torch.zeros(batch_size, config.seq_len, dtype=torch.int64)
     return (tokens,), tokens
 

@@ -40,8 +40,9 @@ _NEEDED = {
 
 
 def from_transformers(model: "GPT2LMHeadModel") -> tuple[GPT2Config, dict[str, Tensor]]:
-    """Return the config, and the state in fp32 as `GPT2.load_state_dict` takes it (the tied weight under both names).
+    """Return the config, and the state in fp32 as `GPT2.load_state_dict` takes it.
 
+    Weights of linear layers are (out, in), the vocabulary (padded_vocab, hidden), the tied weight under both names.
     Raises: ValueError for a variant of GPT-2 that computes something else.
     """
     config = config_from(model.config)
@@ -69,7 +70,7 @@ def config_from(theirs: "TheirConfig") -> GPT2Config:
 
 
 def take(tensors: Mapping[str, Tensor], config: GPT2Config, *, out_in: bool = False) -> dict[str, Tensor]:
-    """Return our state in fp32 of their tensors.
+    """Return our state in fp32, of the shapes that `GPT2` has, from their tensors.
 
     tensors, out_in, raises: as in `placed`.
     """
@@ -80,7 +81,7 @@ def take(tensors: Mapping[str, Tensor], config: GPT2Config, *, out_in: bool = Fa
 
 
 def placed(tensors: Mapping[str, Tensor], config: GPT2Config, *, out_in: bool = False) -> dict[str, Tensor]:
-    """Return their tensors, as they are, under our names; each has to have a place.
+    """Return their tensors, as they are, under our names; each has to have a place and its shape.
 
     tensors: those of GPT2LMHeadModel by name, or of GPT2Model, whose names lack the first part. out_in: matrices are
     (out, in), as nanoGPT has them, and not (in, out).
@@ -123,8 +124,9 @@ def _some(names: list[str]) -> str:
 
 
 def to_transformers(config: GPT2Config, state: Mapping[str, Tensor]) -> "GPT2LMHeadModel":
-    """Return their model (fp32, no dropout) with the parameters of a state by canonical names.
+    """Return their model (fp32, no dropout).
 
+    state: the parameters by canonical name, each of its whole shape in `GPT2`.
     Raises: KeyError when a parameter is missing.
     """
     from transformers import GPT2Config as TheirConfig

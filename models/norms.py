@@ -27,6 +27,7 @@ class BatchNorm2d(nn.BatchNorm2d):
     momentum: float
 
     def forward(self, x: Tensor) -> Tensor:
+        """Normalize (batch, channels, height, width), by the statistics of this batch in training."""
         if self.training and self.track_running_stats:
             self.num_batches_tracked.add_(1)
         known = self.track_running_stats or not self.training
@@ -34,7 +35,7 @@ class BatchNorm2d(nn.BatchNorm2d):
         return F.batch_norm(x, mean, var, *self.scale_and_shift(), self.training, self.momentum, self.eps)
 
     def scale_and_shift(self) -> tuple[Tensor, Tensor]:
-        """Return weight and bias in the dtype of the statistics."""
+        """Return weight and bias, both (channels,), in the dtype of the statistics."""
         dtype = self.running_mean.dtype
         return self.weight.to(dtype), self.bias.to(dtype)
 
@@ -47,6 +48,7 @@ class GroupNorm(nn.GroupNorm):
     """
 
     def forward(self, x: Tensor) -> Tensor:
+        """Normalize (batch, channels, height, width) over each group of channels, in the dtype of x."""
         x_hat = F.group_norm(x, self.num_groups, eps=self.eps)
         return torch.addcmul(self.bias[:, None, None], x_hat, self.weight[:, None, None]).to(x.dtype)
 

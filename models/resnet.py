@@ -23,6 +23,8 @@ class ResNetConfig:
     norm: "batch" (statistics of one rank's micro-batch), "syncbatch" (of all data ranks') or "group".
     imagenet_stem: 7x7 convolution with stride 2 and max pooling, instead of a 3x3 convolution.
     channels_last: run convolutions in that memory format; results are the same up to rounding.
+
+    Raises: ValueError for depths without widths or the reverse, an unknown norm, and groups that do not divide.
     """
 
     depths: tuple[int, ...]
@@ -56,6 +58,7 @@ class BlockShape(NamedTuple):
 
     @property
     def channels_out(self) -> int:
+        """Channels that the block returns."""
         return self.width * self.expansion
 
     @property
@@ -65,6 +68,7 @@ class BlockShape(NamedTuple):
 
 
 def block_shapes(config: ResNetConfig) -> list[BlockShape]:
+    """Return the shape of every block, from first to last."""
     expansion = 4 if config.bottleneck else 1
     channels = config.widths[0]
     shapes = []
@@ -76,16 +80,20 @@ def block_shapes(config: ResNetConfig) -> list[BlockShape]:
 
 
 def conv(channels_in: int, channels_out: int, kernel: int, stride: int = 1) -> nn.Conv2d:
+    """Return a convolution without bias that keeps the size of the image, but for its stride."""
     return nn.Conv2d(channels_in, channels_out, kernel, stride, padding=kernel // 2, bias=False)
 
 
 def norm(config: ResNetConfig, channels: int) -> nn.Module:
+    """Return the norm that the config names, over so many channels."""
     if config.norm == "group":
         return GroupNorm(config.groups, channels)
     return {"batch": BatchNorm2d, "syncbatch": SyncBatchNorm2d}[config.norm](channels)
 
 
 class Stem(nn.Module):
+    """The first convolution, its norm and, for ImageNet, max pooling."""
+
     def __init__(self, config: ResNetConfig) -> None:
         super().__init__()
         kernel, stride = (7, 2) if config.imagenet_stem else (3, 1)
@@ -95,7 +103,7 @@ class Stem(nn.Module):
         self.channels_last = config.channels_last
 
     def forward(self, images: Tensor) -> Tensor:
-        # (batch, channels, size, size) -> (batch, widths[0], size, size), size / 4 after an ImageNet stem
+        """Take (batch, channels, size, size); return (batch, widths[0], size, size), size / 4 for ImageNet."""
         x = self.conv(images)
         if self.channels_last:  # the convolution did not see it: with one channel both formats are the same
             x = x.contiguous(memory_format=torch.channels_last)
@@ -104,16 +112,21 @@ class Stem(nn.Module):
 
 
 class Shortcut(nn.Module):
+    """A 1x1 convolution and its norm, where the shortcut of a block has to change shape."""
+
     def __init__(self, config: ResNetConfig, shape: BlockShape) -> None:
         super().__init__()
         self.conv = conv(shape.channels_in, shape.channels_out, 1, shape.stride)
         self.norm = norm(config, shape.channels_out)
 
     def forward(self, x: Tensor) -> Tensor:
+        """Take (batch, channels_in, size, size); return (batch, channels_out, size', size'), divided by the stride."""
         return self.norm(self.conv(x))
 
 
 class BasicBlock(nn.Module):
+    """Two 3x3 convolutions and a shortcut (He et al. 2016, figure 5, left)."""
+
     def __init__(self, config: ResNetConfig, shape: BlockShape) -> None:
         super().__init__()
         self.conv1 = conv(shape.channels_in, shape.width, 3, shape.stride)
@@ -123,11 +136,14 @@ class BasicBlock(nn.Module):
         self.shortcut = Shortcut(config, shape) if shape.projects else nn.Identity()
 
     def forward(self, x: Tensor) -> Tensor:
+        """Take (batch, channels_in, size, size); return (batch, channels_out, size', size'), divided by the stride."""
         y = F.relu(self.norm1(self.conv1(x)))
         return F.relu(self.norm2(self.conv2(y)) + self.shortcut(x))
 
 
 class Bottleneck(nn.Module):
+    """A 1x1, a 3x3 and a 1x1 convolution, the first narrowing, and a shortcut (He et al. 2016, figure 5, right)."""
+
     def __init__(self, config: ResNetConfig, shape: BlockShape) -> None:
         super().__init__()
         self.conv1 = conv(shape.channels_in, shape.width, 1)
@@ -139,6 +155,7 @@ class Bottleneck(nn.Module):
         self.shortcut = Shortcut(config, shape) if shape.projects else nn.Identity()
 
     def forward(self, x: Tensor) -> Tensor:
+        """Take (batch, channels_in, size, size); return (batch, channels_out, size', size'), divided by the stride."""
         y = F.relu(self.norm1(self.conv1(x)))
         y = F.relu(self.norm2(self.conv2(y)))
         return F.relu(self.norm3(self.conv3(y)) + self.shortcut(x))
@@ -152,6 +169,10 @@ class Head(nn.Module):
         self.linear = nn.Linear(block_shapes(config)[-1].channels_out, config.n_classes)
 
     def forward(self, x: Tensor, targets: Tensor | None) -> Tensor:
+        """Take x (batch, channels, size, size); return logits (batch, n_classes).
+
+        With targets (batch,) int64 return the mean cross entropy, fp32, shape ().
+        """
         logits = self.linear(x.mean((2, 3)))  # (batch, n_classes)
         return logits if targets is None else F.cross_entropy(at_least_fp32(logits), targets)
 
@@ -168,7 +189,11 @@ class ResNet(nn.Module):
         self.head = Head(config)
 
     def forward(self, x: Tensor, *, targets: Tensor | None = None) -> Tensor:
-        """Take images (batch, channels, size, size), or the feature map of the stage before."""
+        """Take images (batch, channels, size, size), or the feature map of the stage before.
+
+        Returns: the mean loss () in fp32 with targets (batch,) int64, logits (batch, n_classes) without, or the feature
+        map for the stage that follows.
+        """
         if self.channels_last:
             x = _ChannelsLast.apply(x)
         if self.stem is not None:
@@ -192,7 +217,10 @@ class _ChannelsLast(torch.autograd.Function):
 
 
 def init(config: ResNetConfig, name: str, tensor: Tensor, generator: torch.Generator) -> None:
-    """Initialise a full tensor: He et al. 2015 (fan out) for convolutions, N(0, 0.01) for the linear layer."""
+    """Initialise a full tensor of any shape.
+
+    Convolutions: He et al. 2015 (fan out). Linear layer: N(0, 0.01). Norms: scale 1, shift 0.
+    """
     kind = name.rpartition(".")[2]
     if tensor.dim() == 4:
         nn.init.kaiming_normal_(tensor, mode="fan_out", nonlinearity="relu", generator=generator)
@@ -235,6 +263,7 @@ def _halve(size: int) -> int:
 
 
 def example(config: ResNetConfig, batch_size: int) -> tuple[tuple[Tensor, ...], Tensor]:
+    """Return zeros in the form of a batch: ((images (batch, channels, size, size),), labels (batch,) int64)."""
     images = torch.zeros(batch_size, config.channels, config.image_size, config.image_size)
     return (images,), torch.zeros(batch_size, dtype=torch.int64)
 
@@ -246,11 +275,13 @@ def tensor_plan(config: ResNetConfig) -> dict[str, Style]:
 
 
 def tensor_divides(config: ResNetConfig) -> dict[str, int]:
+    """Return what tp has to divide: every width and, with group norm, the number of groups."""
     divides = {"width": math.gcd(*config.widths)}
     return divides | {"groups": config.groups} if config.norm == "group" else divides
 
 
 def batch_statistics(config: ResNetConfig) -> Literal["none", "rank", "global"]:
+    """Return over which samples the norms take statistics: none, those of one rank, or all ("global")."""
     kinds: dict[str, Literal["none", "rank", "global"]] = {"batch": "rank", "syncbatch": "global", "group": "none"}
     return kinds[config.norm]
 

@@ -17,30 +17,34 @@ Predict = Callable[[Tensor, Tensor], Tensor]
 
 
 class Sampler(Protocol):
-    """Takes x (batch, ...) from the first of the descending levels to the last.
+    """Takes samples from the first of the descending noise levels to the last.
 
-    Returns: x at every level, (levels, batch, ...).
+    x: (batch, ...). levels: (levels,). Returns: x at every level, (levels, batch, ...).
     """
 
     def __call__(
         self, predict: Predict, x: Tensor, *, levels: Tensor, generator: torch.Generator | None = None
-    ) -> Tensor: ...
+    ) -> Tensor:
+        """Return x (batch, ...) at every level, (levels, batch, ...)."""
 
 
 def noise_levels(steps: int, *, sigma_min: float, sigma_max: float, rho: float = 7.0) -> Tensor:
-    """Return `steps` noise levels from sigma_max down to sigma_min, fp64 (Karras et al. 2022, equation 5)."""
+    """Return noise levels (steps,) from sigma_max down to sigma_min, fp64 (Karras et al. 2022, equation 5)."""
     high, low = sigma_max ** (1 / rho), sigma_min ** (1 / rho)
     return torch.linspace(high, low, steps, dtype=torch.float64) ** rho
 
 
 def with_zero(levels: Tensor) -> Tensor:
-    """Return the levels followed by zero, where samples are clean."""
+    """Return levels (n,) followed by zero, where samples are clean: (n + 1,)."""
     return torch.cat([levels, levels.new_zeros(1)])
 
 
 @torch.no_grad()
 def ddim(predict: Predict, x: Tensor, *, levels: Tensor, generator: torch.Generator | None = None) -> Tensor:
-    """Follow the probability-flow ODE by Euler's steps, which is DDIM (Song et al. 2020). Nothing is drawn."""
+    """Follow the probability-flow ODE by Euler's steps, which is DDIM (Song et al. 2020). Nothing is drawn.
+
+    x: (batch, ...). levels: (levels,). Returns: x at every level, (levels, batch, ...).
+    """
     path = [x]
     for high, low in pairwise(levels.tolist()):
         x = x + (low - high) * predict(x, _full(x, high))
@@ -50,7 +54,10 @@ def ddim(predict: Predict, x: Tensor, *, levels: Tensor, generator: torch.Genera
 
 @torch.no_grad()
 def reverse_sde(predict: Predict, x: Tensor, *, levels: Tensor, generator: torch.Generator | None = None) -> Tensor:
-    """Follow the reverse SDE by ancestral steps (Song et al. 2021, appendix F, equation 47)."""
+    """Follow the reverse SDE by ancestral steps (Song et al. 2021, appendix F, equation 47).
+
+    x: (batch, ...). levels: (levels,). Returns: x at every level, (levels, batch, ...).
+    """
     path = [x]
     for high, low in pairwise(levels.tolist()):
         noise = torch.randn(x.shape, generator=generator, dtype=x.dtype, device=x.device)

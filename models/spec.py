@@ -34,12 +34,15 @@ Style = Literal["column", "row", "vocab_embedding", "vocab_loss", "channels", "s
 
 
 def keep(tensor: Tensor, op: str = "sum") -> Tensor:
-    """Return the tensor as it is: the reduction over a single rank."""
+    """Return a tensor of any shape as it is: the reduction over a single rank."""
     return tensor
 
 
 def at_least_fp32(tensor: Tensor) -> Tensor:
-    """Return the tensor in fp32, or as it is when it is wider: what losses and statistics are computed in."""
+    """Return a tensor of any shape in fp32, or as it is when it is wider.
+
+    Losses and statistics are computed in this dtype.
+    """
     return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
 
 

@@ -161,9 +161,10 @@ def resume(engine: Engine, folder: PathLike, *, say: Callable[[str], None]) -> i
 
 
 def read_weights(path: PathLike) -> dict[str, Tensor]:
-    """Read the parameters and buffers of a checkpoint, whole, on the CPU, in this process alone.
+    """Read the parameters and buffers of a checkpoint in this process alone.
 
-    Raises: DataError.
+    Returns: canonical name -> tensor of its whole shape on the CPU, in the dtype it was saved in.
+    Raises: DataError when the checkpoint is missing, damaged or of a newer format.
     """
     folder, _, saved = _open(Path(path))
     tensors = {

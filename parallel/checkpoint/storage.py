@@ -55,7 +55,10 @@ class Writer(dcp.HuggingFaceStorageWriter):
         return plan
 
     def prepare_global_plan(self, plans: list[SavePlan]) -> list[SavePlan]:
-        """Make room and check it, on one rank, before any rank writes."""
+        """Make room and check it, on one rank, before any rank writes.
+
+        Raises: DataError when the disk has less free than the checkpoint needs; NewerFormatError as `check_format`.
+        """
         self.run_folder.mkdir(parents=True, exist_ok=True)
         disk.check_format(self.unfinished.with_suffix(""))  # one of a newer version would be replaced
         disk.remove_unfinished(self.run_folder)

@@ -20,7 +20,10 @@ from parallel.parity.model_rules import broken
 
 
 def main(argv: list[str]) -> int:
-    """Print what a model breaks. Returns: 0 when it keeps every rule. Raises: ModelError when it does not."""
+    """Print what a model breaks. Returns: 0 when it keeps every rule.
+
+    Raises: ModelError when it breaks one; ConfigError for a model or size that is unknown.
+    """
     parser = Parser(prog="paralab check-model", description=__doc__)
     parser.add_argument(
         "--model",

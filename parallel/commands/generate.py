@@ -20,7 +20,10 @@ _LONGEST_LETTER = 4  # bytes of UTF-8, and so the most tokens that one is spread
 
 
 def main(argv: list[str]) -> int:
-    """Print the prompt and what follows it, as it is drawn; on stderr, which checkpoint was read."""
+    """Print the prompt and what follows it, as it is drawn; on stderr, which checkpoint was read. Returns: 0.
+
+    Raises: ConfigError for a checkpoint of another model; DataError for one that cannot be read.
+    """
     options = _parse(argv)
     import torch
 

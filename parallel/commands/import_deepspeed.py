@@ -17,7 +17,10 @@ from parallel.options.arguments import Parser, new_folder
 
 
 def main(argv: list[str]) -> int:
-    """Write the folder; print where."""
+    """Write the folder; print where. Returns: 0.
+
+    Raises: ConfigError without --trust; DataError when the source cannot be read.
+    """
     options = _parse(argv)
     source, target = Path(options.source), options.target
     if not options.trust:

@@ -20,7 +20,7 @@ def main(argv: Sequence[str]) -> int:
 
 
 def node_counts(text: str) -> tuple[int, int]:
-    """Read `3` or `1:3` as the fewest and the most nodes."""
+    """Read `3` or `1:3` as the fewest and the most nodes. Raises: ArgumentTypeError for anything else."""
     match = re.fullmatch(r"([1-9][0-9]*)(?::([1-9][0-9]*))?", text)
     if not match or int(match[1]) > int(match[2] or match[1]):
         raise argparse.ArgumentTypeError(f"{text!r} is not a number of nodes: write 3, or 1:3 for one to three")
@@ -28,7 +28,7 @@ def node_counts(text: str) -> tuple[int, int]:
 
 
 def positive(text: str) -> int:
-    """Read a whole number of at least one."""
+    """Read a whole number of at least one. Raises: ArgumentTypeError for anything else."""
     if not re.fullmatch("[1-9][0-9]*", text):
         raise argparse.ArgumentTypeError(f"{text!r} is not a whole number above zero")
     return int(text)

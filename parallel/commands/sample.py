@@ -26,7 +26,10 @@ _SHOWN_PATHS = 40
 
 
 def main(argv: list[str]) -> int:
-    """Sample, write what was requested, print what was found."""
+    """Sample, write what was requested, print what was found. Returns: 0.
+
+    Raises: ConfigError for a checkpoint of another model; DataError for one that cannot be read.
+    """
     options = _parse(argv)
     import torch
 

@@ -36,7 +36,10 @@ _COLUMNS = (("strategy", 9), ("layout", 30), ("accumulation", 12), ("loss", 9), 
 
 
 def run(config: VerifyConfig) -> int:
-    """Print a table of parity results. Returns: 0 when all pass, 1 when one fails."""
+    """Print a table of parity results. Returns: 0 when all pass, 1 when one fails.
+
+    Raises: LayoutError when no case fits; ModelError when the model breaks a rule; UsageError for what cannot run.
+    """
     began, spec = Moment.now(), SPECS[config.model]
     config, nproc = completed(config)
     precision = config.precision

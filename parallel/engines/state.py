@@ -44,11 +44,15 @@ Shapes = Mapping[str, tuple[tuple[int, ...], torch.dtype]]  # of the full tensor
 
 
 def whole(tensor: Tensor) -> Chunk:
+    """Return a tensor of any shape as the one chunk of itself, sharing its storage."""
     return Chunk(tensor, (0,) * tensor.ndim, tuple(tensor.shape))
 
 
 def chunk_of(tensor: Tensor) -> Chunk:
-    """Return this rank's chunk of a tensor, sharing its storage."""
+    """Return this rank's chunk of a tensor, sharing its storage.
+
+    The local shape, its offsets and the whole shape are those that a DTensor gives; a plain tensor is whole.
+    """
     if not isinstance(tensor, DTensor):
         return whole(tensor)
     _, offsets = compute_local_shape_and_global_offset(tensor.shape, tensor.device_mesh, tensor.placements)
