@@ -154,11 +154,14 @@ class Axis(AxisWords):
         return None
 
     def updates(self, parameters: "Sequence[Tensor]", context: "BuildContext") -> Updates | None:
-        """Return what the optimizer of this rank updates; None for every parameter that it holds."""
+        """Return what the optimizer of this rank updates; None for every parameter that it holds.
+
+        parameters: of any shape, sharded ones as DTensors.
+        """
         return None
 
     def copies(self, parameter: "Tensor", mesh: "Mesh") -> int:
-        """Return on how many ranks of this axis the same piece of a parameter lies."""
+        """Return on how many ranks of this axis the same piece of a parameter (of any shape) lies."""
         from parallel.axes.placements import sharded_over
 
         return mesh.size(self.name) // sharded_over(parameter, self.dims(mesh.layout))
@@ -178,11 +181,17 @@ class Axis(AxisWords):
         return shape
 
     def calls_before(self, name: str, module: "nn.Module", x: "Tensor", plan: "Planned") -> Iterator[Call]:
-        """Yield what a module communicates about its input x in one micro-batch."""
+        """Yield what a module communicates about its input x in one micro-batch.
+
+        name: of the module. x: on the meta device, of the shape that the module sees on one rank.
+        """
         yield from ()
 
     def calls_after(self, name: str, module: "nn.Module", out: "Tensor", plan: "Planned") -> Iterator[Call]:
-        """Yield what a module communicates about its output in one micro-batch."""
+        """Yield what a module communicates about its output in one micro-batch.
+
+        name: of the module. out: on the meta device, of the shape that the module gives on one rank.
+        """
         yield from ()
 
     def sent(self, stage: Stage, plan: "Planned") -> Iterator[tuple[str, Transfer]]:

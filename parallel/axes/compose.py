@@ -109,7 +109,7 @@ class Accumulate:
         self.chunks = context.division.chunks
 
     def __call__(self, batch: Batch, loss_scale: float) -> Tensor:
-        """Return the mean loss of this rank's rows."""
+        """Return the mean loss () of this rank's rows, whose gradient times `loss_scale` is in the parameters then."""
         total = torch.zeros((), device=batch.targets.device)
         for i, chunk in enumerate(batch.split(self.chunks)):
             last = i == self.chunks - 1

@@ -39,12 +39,15 @@ def _derived(seed: int, name: str) -> int:
 
 
 def local_slice(full: Tensor, like: Tensor) -> Tensor:
-    """Return the piece of a full tensor that this rank holds of `like` (all of it for a plain tensor)."""
+    """Return the piece of a full tensor that this rank holds of `like`: its local shape, or all for a plain tensor."""
     return full[local_slices(like)]
 
 
 def local_slices(like: Tensor) -> tuple[slice, ...]:
-    """Return where in the full tensor the piece lies that this rank holds: a slice a dim, none for a plain tensor."""
+    """Return where in the full tensor the piece lies that this rank holds.
+
+    Returns: a slice for each dim of a DTensor, whatever its shape; () for a plain tensor, which takes all of it.
+    """
     if not isinstance(like, DTensor):
         return ()
     shape, offset = compute_local_shape_and_global_offset(like.shape, like.device_mesh, like.placements)
@@ -52,7 +55,7 @@ def local_slices(like: Tensor) -> tuple[slice, ...]:
 
 
 def local(tensor: Tensor) -> Tensor:
-    """Return this rank's piece of a tensor, sharing its storage."""
+    """Return this rank's piece of a tensor, of its local shape, sharing its storage."""
     return tensor._local_tensor if isinstance(tensor, DTensor) else tensor
 
 

@@ -38,12 +38,15 @@ class Piece:
     rows: slice
 
     def of(self, grad: Tensor) -> Tensor:
-        """Return the same piece of the parameter's gradient."""
+        """Return the same piece, of the shape of `updated`, of the parameter's gradient."""
         return local(grad)[self.rows]
 
 
 def make_pieces(parameters: Iterable[Tensor], *, rank: int = 0, ranks: int = 1) -> list[Piece]:
-    """Return this rank's piece of each parameter: all of its local tensor, or its share of the rows (ZeRO-1)."""
+    """Return this rank's piece of each parameter: all of its local tensor, or its share of the rows (ZeRO-1).
+
+    parameters: (rows, ...). `updated` is (rows / ranks, ...), rounded up, and shorter or empty on the last ranks.
+    """
     pieces = []
     for p in parameters:
         rows = share_of_rows(local(p).shape[0], rank=rank, ranks=ranks) if ranks > 1 else slice(None)

@@ -7,7 +7,10 @@ from torch.distributed.tensor import DTensor
 
 
 def sharded_over(parameter: Tensor, dims: Collection[str]) -> int:
-    """Return into how many different pieces these dims of the mesh divide a parameter; 1 for a plain tensor."""
+    """Return into how many different pieces these dims of the mesh divide a parameter, of any shape.
+
+    A plain tensor is one piece.
+    """
     pieces = 1
     if isinstance(parameter, DTensor):
         mesh = parameter.device_mesh

@@ -12,7 +12,7 @@ def weight_dtype(precision: str) -> torch.dtype:
 
 
 def in_dtype(tensor: Tensor, dtype: torch.dtype) -> Tensor:
-    """Return a floating-point tensor in a dtype, and any other as it is."""
+    """Return a floating-point tensor of any shape in a dtype, and any other as it is."""
     return tensor.to(dtype) if tensor.is_floating_point() else tensor
 
 

@@ -64,6 +64,8 @@ class Saver:
     of its own; every rank of the layout saves at the same steps. Older checkpoints are deleted, but for the
     `keep_last` newest ones and, with `keep_best`, the one with the smallest metric. timeout_s: how long a rank waits
     for one that does not answer.
+
+    Raises: ConfigError where none would be kept.
     """
 
     def __init__(

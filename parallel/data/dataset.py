@@ -26,6 +26,7 @@ class Batch:
         return self.targets.shape[0]
 
     def to(self, device: torch.device | str, *, non_blocking: bool = False) -> "Batch":
+        """Return the batch on a device; non_blocking: without waiting for the copy."""
         inputs = tuple(x.to(device, non_blocking=non_blocking) for x in self.inputs)
         return Batch(inputs, self.targets.to(device, non_blocking=non_blocking))
 

@@ -41,6 +41,7 @@ class ArrayImages:
         self.size, self.channels = config.image_size, config.channels
 
     def load(self, indices: np.ndarray) -> tuple[Tensor, ...]:
+        """Return images (rows, channels, size, size) float32 and labels (rows,) int64 at `indices` (rows,)."""
         stored, labels = self.stored(indices)
         return self.cast(stored), labels
 
@@ -51,12 +52,18 @@ class ArrayImages:
         return images, torch.from_numpy(self.labels[indices])
 
     def cast(self, stored: Tensor) -> Tensor:
-        """Return stored images as a model takes them, on the device they are on."""
+        """Return stored images as a model takes them, on the device they are on.
+
+        stored: uint8 (rows, 1 or 3, height, width). Returns: float32 (rows, channels, size, size) in [-1, 1].
+        """
         return pixels.fit(stored, size=self.size, channels=self.channels)
 
 
 class FolderImages:
-    """Image files, decoded when requested. sha256 is over classes, names and contents of both splits."""
+    """Picture files, decoded when requested. sha256 is over classes, names and contents of both splits.
+
+    Raises: DataError for a model of other than 1 or 3 channels.
+    """
 
     def __init__(self, pictures: PictureSet, *, split: str, config: Any) -> None:
         if config.channels not in (1, 3):
@@ -73,6 +80,7 @@ class FolderImages:
         self.size, self.channels = config.image_size, config.channels
 
     def load(self, indices: np.ndarray) -> tuple[Tensor, ...]:
+        """Return images (rows, channels, size, size) float32 and labels (rows,) int64 at `indices` (rows,)."""
         images = torch.stack([self._decode(self.files[i]) for i in indices])
         return images, torch.from_numpy(self.labels[indices])
 

@@ -65,7 +65,8 @@ class Points:
         self.sha256 = hashlib.sha256(self.xy.tobytes()).hexdigest()
 
     def load(self, indices: np.ndarray) -> tuple[Tensor, ...]:
-        return (torch.from_numpy(self.xy[indices]),)  # (rows, 2)
+        """Return the points at `indices` (rows,), (rows, 2) float32."""
+        return (torch.from_numpy(self.xy[indices]),)
 
 
 def open_points(name: str, *, config: Any, split: str) -> Samples:

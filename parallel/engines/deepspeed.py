@@ -108,7 +108,7 @@ class ZeroEngine(Engine):
         return StepResult(mean, self._norm if self.stage == 0 else grad_norm(self.engine, mean.device))
 
     def parameters(self) -> Iterator[tuple[str, Tensor]]:
-        """Yield whole parameters. Stage 3 gathers each on all ranks, and drops it when the next is requested."""
+        """Yield parameters of their whole shapes. Stage 3 gathers each on all ranks, and drops it at the next one."""
         import deepspeed
 
         for name, parameter in self.parts[0].named_parameters():
@@ -116,6 +116,7 @@ class ZeroEngine(Engine):
                 yield name, parameter
 
     def held(self) -> Mapping[str, Iterable[Tensor]]:
+        """Return buckets and shards of gradients, of the flat shapes (n,) that DeepSpeed gives them."""
         return held_by(self.engine.optimizer)
 
     @property
@@ -123,6 +124,7 @@ class ZeroEngine(Engine):
         return self.engine  # which sets the precision
 
     def set_values(self, value_of: Callable[[str], Tensor]) -> None:
+        """Give parameters and persistent buffers the tensors, of whole shapes, that are their names'. Collective."""
         from parallel.engines.deepspeed_state import buffers_of
 
         for name, buffer in buffers_of(self).items():
@@ -146,7 +148,7 @@ class ZeroEngine(Engine):
 
     @torch.no_grad()
     def set_parameters(self, value_of: Callable[[str], Tensor]) -> None:
-        """Give each parameter the whole tensor, equal on all ranks, that is its name's. Collective."""
+        """Give each parameter the tensor, of its whole shape and equal on all ranks, that is its name's. Collective."""
         import deepspeed
 
         for name, parameter in self.parts[0].named_parameters():
@@ -187,6 +189,7 @@ class PipelineEngine(Engine):
         return StepResult(loss.detach().clone(), grad_norm(self.engine, loss.device))
 
     def held(self) -> Mapping[str, Iterable[Tensor]]:
+        """Return buckets and shards of gradients, of the flat shapes (n,) that DeepSpeed gives them."""
         return held_by(self.engine.optimizer)
 
 
@@ -198,9 +201,11 @@ class Stage(nn.Module):
         self.part, self.last = part, last
 
     def forward(self, x: Tensor | tuple[Tensor, ...]) -> Tensor | tuple[Tensor, ...]:
+        """Return what the next stage takes, (micro_batch, ...); the last stage hands on what it was given."""
         return x if self.last else self.part(*_as_tuple(x))
 
     def loss(self, x: Tensor | tuple[Tensor, ...], targets: Tensor) -> Tensor:
+        """Return the mean loss () of what the last stage was given and targets, both (micro_batch, ...)."""
         return self.part(*_as_tuple(x), targets=targets)
 
 
@@ -213,6 +218,7 @@ class Tied(nn.Module):
             self.register_parameter(f"tied{i}", parameter)
 
     def forward(self, x: Tensor | tuple[Tensor, ...]) -> Tensor | tuple[Tensor, ...]:
+        """Return what it is given, of any shape: the parameters that it holds are used elsewhere."""
         return x
 
 
@@ -261,8 +267,8 @@ def grad_norm(engine: Any, device: torch.device) -> Tensor:
 def held_by(optimizer: Any) -> dict[str, list[Tensor]]:
     """Return the buckets in which gradients wait to be sent, and the shards of gradients, of a ZeRO optimizer.
 
-    Stages 1 and 2 have buckets from the first gradient of a backward pass to its end, stage 3 has them all the time.
-    Stage 0 has no optimizer of its own, and sends what it is done with.
+    All are flat, (n,). Stages 1 and 2 have buckets from the first gradient of a backward pass to its end, stage 3 has
+    them all the time. Stage 0 has no optimizer of its own, and sends what it is done with.
     """
     buckets = [bucket.buffer for bucket in getattr(optimizer, "ipg_buckets", {}).values()]
     buffers = [tensor for bucket in buckets for tensor in (bucket if isinstance(bucket, list) else [bucket])]

@@ -137,7 +137,7 @@ def _set_state(engine: ZeroEngine, parameter: Tensor, slot: str, full: Tensor) -
 
 
 def buffers_of(engine: ZeroEngine) -> dict[str, Tensor]:
-    """Return the persistent buffers, which every rank has whole, by name."""
+    """Return the persistent buffers by name: of whole shapes, on every rank."""
     (part,) = engine.parts
     parameters = dict(part.named_parameters(remove_duplicate=False))
     return {name: tensor for name, tensor in part.state_dict().items() if name not in parameters}

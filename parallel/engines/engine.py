@@ -74,7 +74,10 @@ class Engine:
             yield from part.named_parameters()
 
     def held(self) -> Mapping[str, Iterable[Tensor]]:
-        """Return what the engine holds for itself at this moment, by category of memory: gradients and buffers."""
+        """Return what the engine holds for itself at this moment, by category of memory: gradients and buffers.
+
+        Their shapes are the engine's own affair: their bytes are counted.
+        """
         return {}
 
     @property
@@ -89,7 +92,10 @@ class Engine:
 
     @torch.no_grad()
     def set_values(self, value_of: Callable[[str], Tensor]) -> None:
-        """Give parameters and persistent buffers the whole tensors that are their names', on the CPU. Collective."""
+        """Give parameters and persistent buffers the tensors that are their names', of whole shapes. Collective.
+
+        value_of: a full name -> a tensor on the CPU.
+        """
         for part in self.parts:
             for name, tensor in part.state_dict(keep_vars=True).items():
                 local(tensor).copy_(local_slice(value_of(name), tensor))

@@ -154,5 +154,5 @@ def _row_norms(grad: Tensor) -> Tensor:
 
 
 def copies(parameter: Tensor, mesh: Mesh) -> int:
-    """Return on how many ranks the same piece of a parameter lies."""
+    """Return on how many ranks the same piece of a parameter (of any shape) lies."""
     return prod(axis.copies(parameter, mesh) for axis in used(mesh.layout))

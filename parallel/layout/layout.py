@@ -25,7 +25,7 @@ class Layout:
     """Degrees by the names of axes, and the options of those axes; what is left out has its default.
 
     `Layout(dp=4, zero=3).dp` is 4 and its `.tp` is 1. Layouts do not change, compare by value and can be keys.
-    Raises: LayoutError where degrees and options do not fit together.
+    Raises: LayoutError where degrees and options do not fit together; TypeError for a name that no axis has.
     """
 
     _values: dict[str, Any]  # those that are not the default

@@ -150,7 +150,10 @@ def permitted_unshare(environment: dict[str, str]) -> list[str]:
 
 
 class Node:
-    """One host. A process that sleeps holds its network and its host name, whether or not the command runs."""
+    """One host. A process that sleeps holds its network and its host name, whether or not the command runs.
+
+    Raises: ParalabError when the system does not allow to make one.
+    """
 
     def __init__(self, rank: int, *, cores: set[int], cpu_group: Path | None) -> None:
         self.rank = rank

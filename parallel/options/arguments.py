@@ -138,7 +138,10 @@ def whole(least: int) -> Callable[[str], int]:
 
 
 def new_folder(text: str) -> Path:
-    """Read the path of a folder that is not there yet, or is empty, and that can be written."""
+    """Read the path of a folder that is not there yet, or is empty, and that can be written.
+
+    Raises: ArgumentTypeError for any other.
+    """
     folder = Path(text)
     try:
         if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):

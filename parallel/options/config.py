@@ -329,7 +329,10 @@ class RunConfig:
         return cls(**_read_table(cls, values, source=source))
 
     def save(self, path: str | Path) -> None:
-        """Write every value to a TOML or JSON file (by its suffix) that `--config` reads back."""
+        """Write every value to a TOML or JSON file (by its suffix) that `--config` reads back.
+
+        Raises: ConfigError for another suffix.
+        """
         path = Path(path)
         if path.suffix == ".json":
             text = json.dumps(self.to_dict(), indent=2) + "\n"

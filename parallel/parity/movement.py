@@ -34,8 +34,9 @@ Measure = Callable[[Tensor, Tensor, float, float], float]
 def by_element(gap: Tensor, moved: Tensor, largest: float, noise: float) -> float:
     """Return the largest gap of an element, in the largest movement of the whole parameter.
 
-    gap: what rounding does not explain of this piece, at least 0. moved: what the reference moved the same piece by.
-    largest: the largest movement of the whole parameter. noise: what rounding noise in gradients may move an element.
+    gap: what rounding does not explain of this piece, at least 0, of the piece's shape. moved: what the reference moved
+    the same piece by, of that shape. largest: the largest movement of the whole parameter. noise: what rounding noise
+    in gradients may move an element.
     """
     return _ratio(gap.max().item(), max(largest, 10 * noise))
 
@@ -43,15 +44,19 @@ def by_element(gap: Tensor, moved: Tensor, largest: float, noise: float) -> floa
 def by_rms(gap: Tensor, moved: Tensor, largest: float, noise: float) -> float:
     """Return the root mean square of the gaps in that of the movement, for arithmetic in which elements go astray.
 
-    Elements that move less than noise have no gradient but rounding, of which Adam makes full steps in low precision:
-    they are left out, except those that the reference leaves exactly where they were.
+    Arguments and shapes are those of `by_element`. Elements that move less than noise have no gradient but rounding, of
+    which Adam makes full steps in low precision: they are left out, except those that the reference leaves exactly
+    where they were.
     """
     kept = (moved.abs() >= noise) | (moved == 0)
     return _ratio(gap[kept].norm().item(), moved[kept].norm().item()) if kept.any() else 0.0
 
 
 def by_projection(gap: Tensor, moved: Tensor, largest: float, noise: float) -> float:
-    """Return 0 where `over_pieces` judges, from the whole parameter; infinity where it moved and should not have."""
+    """Return 0 where `over_pieces` judges, from the whole parameter; infinity where it moved and should not have.
+
+    Arguments and shapes are those of `by_element`.
+    """
     return 0.0 if moved.any() else _ratio(gap.max().item(), 0.0)
 
 
@@ -69,8 +74,8 @@ def compare(
 ) -> Compared:
     """Compare a piece of a parameter after some steps with the reference.
 
-    piece: at `where` in the whole parameter. start, end: the whole parameter before and after the reference's steps.
-    noise: as for the measures. tolerance: what the difference is held to.
+    piece: at `where` in the whole parameter, of the shape that those slices cut. start, end: the whole parameter before
+    and after the reference's steps. noise: as for the measures. tolerance: what the difference is compared with.
     """
     whole = end - start
     moved, end, start = whole[where], end[where], start[where]

@@ -103,14 +103,14 @@ def reference(work: Work, mesh: Mesh, *, steps: int = STEPS) -> Trace:
 
 
 def global_statistics(engine: Engine, work: Work) -> Iterator[tuple[str, Tensor]]:
-    """Yield running statistics that are those of the global batch on every rank."""
+    """Yield (name, running statistics (channels,)) that are those of the global batch on every rank."""
     if work.spec.batch_statistics(work.model_config) == "global":
         for part in engine.parts:
             yield from ((name, buffer) for name, buffer in part.named_buffers() if buffer.is_floating_point())
 
 
 def start_value(work: Work, name: str, end: Tensor) -> Tensor:
-    """Return the whole parameter as every layout begins with it; `end` is the same one after the steps."""
+    """Return the whole parameter as every layout begins with it; `end`, of the same shape, is it after the steps."""
     return first_value(name, like=end, spec=work.spec, config=work.model_config, seed=work.run.seed)
 
 

@@ -103,7 +103,10 @@ class Work:
         }
 
     def dataset(self, split: str = "train") -> Dataset:
-        """Open the data set of the run. Raises: DataError."""
+        """Open the data set of the run. split: "train" or "validation".
+
+        Raises: DataError when it is missing or damaged; ConfigError for --cast-on-device where it has no compact form.
+        """
         run = self.run
         text = TextOptions(column=run.text_column, streaming=run.streaming, max_tokens=run.max_tokens)
         name = run.data or self.spec.data(self.model_config)

@@ -158,6 +158,7 @@ def guard(rank: Rank, progress: Progress, on_first: Callable[[Failure], None] = 
 
     With other ranks around the process ends at once, since leaving in good order would wait for them. Alone, a
     user's error passes through and any other becomes a RankError.
+    Raises: RankError, or the user's error, where there are no other ranks.
     """
     global _tell, _failing
     outer, _tell = _tell, on_first

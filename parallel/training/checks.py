@@ -34,7 +34,7 @@ def check(work: "Work") -> None:
 
 
 def check_resume(run: TrainConfig, rank: "Rank") -> None:
-    """Refuse to go on where there is no checkpoint."""
+    """Raise ConfigError where there is no checkpoint to go on from."""
     from parallel import checkpoint
 
     if run.resume not in (None, IN_FOLDER):

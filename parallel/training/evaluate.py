@@ -126,6 +126,7 @@ class Stages:
         self.shapes: dict[int, list[tuple[Tensor, ...]]] = {}  # by rows: what enters each stage
 
     def __call__(self, batch: Batch) -> Tensor | None:
+        """Return the mean loss () of a batch on ranks that hold the last stage, None on others. Collective."""
         last = self.context.layout.stages - 1
         out: tuple[Tensor, ...] = ()
         for stage, part in self.parts.items():

@@ -37,6 +37,7 @@ class FolderLock:
         self._descriptor: int | None = None
 
     def __enter__(self) -> "FolderLock":
+        """Take the folder. Raises: FolderInUseError; ConfigError where nothing can be written."""
         self._is_new = not self.folder.exists()
         deadline_s = time.monotonic() + self.wait_s
         while not self._taken():

@@ -21,9 +21,10 @@ _INDEX = ".index.json"  # behind a name: of a checkpoint in several files
 
 
 def from_hugging_face(folder_or_name: str | Path, *, trust: bool = False) -> tuple[GPT2Config, dict[str, Tensor]]:
-    """Read a checkpoint such as `gpt2`, or a folder of one; return the config and the state by canonical names.
+    """Read a checkpoint such as `gpt2`, or a folder of one; return the config and the state.
 
-    Every tensor in its files has a place in the state, or the checkpoint is refused. Python files are never run.
+    The state has the parameters by canonical names, in fp32 and of the whole shapes that `GPT2` has. Every tensor in
+    its files has a place there, or the checkpoint is refused. Python files are never run.
     trust: take a folder that brings Python of its own for the plain GPT-2 that its config.json says it is.
     Raises: DataError when it cannot be read, is damaged or is not this GPT-2.
     """
@@ -36,7 +37,10 @@ def from_hugging_face(folder_or_name: str | Path, *, trust: bool = False) -> tup
 
 
 def check(folder: Path, *, trust: bool = False) -> GPT2Config:
-    """Return the config of a folder whose tensors all have a place. trust, raises: as in `from_hugging_face`."""
+    """Return the config of a folder whose tensors all have a place. trust: as in `from_hugging_face`.
+
+    Raises: DataError when it cannot be read, is damaged or is not this GPT-2.
+    """
     config = read_config(folder, trust=trust)
     try:
         placed(_tensors(folder, trust=trust), config)
@@ -46,7 +50,10 @@ def check(folder: Path, *, trust: bool = False) -> GPT2Config:
 
 
 def read_config(folder: Path, *, trust: bool = False) -> GPT2Config:
-    """Return the config of a folder. trust, raises: as in `from_hugging_face`."""
+    """Return the config of a folder. trust: as in `from_hugging_face`.
+
+    Raises: DataError when it cannot be read or is not that of this GPT-2.
+    """
     from huggingface_hub.errors import StrictDataclassError
     from transformers import GPT2Config as TheirConfig
 
@@ -98,7 +105,10 @@ def _refuse_what_changes_it(folder: Path, values: Mapping[str, Any], *, trust: b
 
 
 def to_hugging_face(folder: str | Path, config: GPT2Config, state: Mapping[str, Tensor]) -> None:
-    """Write a checkpoint that `GPT2LMHeadModel.from_pretrained(folder)` reads. `state` holds full parameters."""
+    """Write a checkpoint that `GPT2LMHeadModel.from_pretrained(folder)` reads.
+
+    state: the parameters by canonical names, of the whole shapes that `GPT2` has.
+    """
     to_transformers(config, state).save_pretrained(folder)
 
 

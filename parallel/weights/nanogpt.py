@@ -25,7 +25,8 @@ _COMPILED = "_orig_mod."  # before every name where the model was compiled
 def from_nanogpt(file: Path, *, trust: bool) -> tuple[GPT2Config, dict[str, Tensor]]:
     """Read a checkpoint; return the config and the state by canonical names.
 
-    Its GELU is the exact one, ours the approximation by tanh, as in the first GPT-2: they differ by up to 5e-4.
+    The state is fp32 and has the shapes that `GPT2` has. Its GELU is the exact one, ours the approximation by tanh, as
+    in the first GPT-2: they differ by up to 5e-4.
     Raises: ConfigError without `trust`; DataError when it cannot be read or is not this GPT-2.
     """
     values = _load(file, trust=trust)

@@ -93,9 +93,10 @@ def start_from(engine: Engine, path: str | Path, *, trust: bool = False) -> None
 
 
 def read(path: Path, config: object, *, trust: bool = False) -> Mapping[str, Tensor]:
-    """Return full tensors on the CPU by canonical names, those of positions cut to the window of the config.
+    """Return tensors of whole shapes on the CPU by canonical names, those of positions cut to the window of the config.
 
-    Raises: as `start_from`.
+    path, trust: as in `start_from`.
+    Raises: DataError when it cannot be read; ConfigError when it holds another model.
     """
     from parallel.weights import hugging_face, nanogpt
 

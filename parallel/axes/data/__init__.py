@@ -66,6 +66,7 @@ class DataAxis(Axis):
         return {"dp": layout.dp, "zero": layout.zero, "dp_shard": shard_ranks(layout)}
 
     def check_layout(self, layout: Layout) -> None:
+        """Raise LayoutError for a stage or a group of ZeRO that the data ranks do not allow."""
         if layout.zero not in (0, 1, 2, 3):
             raise LayoutError(f"zero{layout.zero} in a layout: the ZeRO stage is 0, 1, 2 or 3")
         if layout.zero and layout.dp == 1 and layout.world_size > 1:
@@ -112,6 +113,7 @@ class DataAxis(Axis):
         return Finish(lambda: ddp.average_gradients(list(parts.values()), mesh=context.mesh))
 
     def updates(self, parameters: "Sequence[Tensor]", context: "BuildContext") -> Updates | None:
+        """Return each rank's share of the rows under ZeRO-1; parameters are (rows, ...)."""
         layout, mesh = context.layout, context.mesh
         if layout.zero != 1:
             return None
@@ -124,6 +126,7 @@ class DataAxis(Axis):
     # --- what it sends and holds
 
     def calls_before(self, name: str, module: "nn.Module", x: "Tensor", plan: "Planned") -> Iterator[Call]:
+        """Yield the sums of a batch norm over the samples of all ranks; x is (batch, channels, height, width)."""
         from models.spec import Reducing
 
         if isinstance(module, Reducing) and module.axis == "dp" and plan.layout.dp > 1:

@@ -36,6 +36,7 @@ class PipelineAxis(Axis):
         return {"schedule": "1f1b"} if values["pp"] > 1 and values["schedule"] is None else {}
 
     def check_layout(self, layout: Layout) -> None:
+        """Raise LayoutError for an unknown schedule, and for a schedule or micro-batches that have no use."""
         if layout.micro_batches < 1:
             raise LayoutError(f"mb{layout.micro_batches} in a layout: at least mb1 is needed")
         if layout.schedule is not None and layout.schedule not in SCHEDULES:
@@ -48,6 +49,7 @@ class PipelineAxis(Axis):
             raise LayoutError(f"mb{layout.micro_batches} with the naive schedule: it runs one micro-batch, use gpipe")
 
     def check_model(self, layout: Layout, spec: "ModelSpec", config: Any) -> None:
+        """Raise LayoutError where the model has fewer blocks than there are stages."""
         blocks = spec.n_blocks(config)
         if layout.stages > blocks:
             most = blocks // SCHEDULES[layout.schedule].stages_per_rank
@@ -75,7 +77,10 @@ class PipelineAxis(Axis):
         return Finish(tied, tied.duplicates)
 
     def copies(self, parameter: "Tensor", mesh: "Mesh") -> int:
-        """Return 1: every stage has parameters of its own; those that two stages share are named as duplicates."""
+        """Return 1, for a parameter of any shape.
+
+        Every stage has parameters of its own; those that two stages share are named as duplicates.
+        """
         return 1
 
     def loss_copies(self, layout: Layout) -> int:

@@ -116,7 +116,7 @@ class PipelineSchedule:
         )
 
     def __call__(self, batch: Batch, loss_scale: float) -> Tensor:
-        """Return the mean loss of this rank's rows on ranks that hold the last stage, zero on others."""
+        """Return the mean loss () of this rank's rows on ranks that hold the last stage, zero on others."""
         self.weight = loss_scale / self.chunks
         losses: list[Tensor] = []
         for part in batch.split(self.flushes):
@@ -142,7 +142,11 @@ def _match_strides(parts: list[nn.Module]) -> None:
 
 
 def boundary_shapes(context: BuildContext) -> list[tuple[Tensor, ...]]:
-    """Return what enters each stage, and what leaves the last, for one micro-batch, as meta tensors."""
+    """Return what enters each stage, and what leaves the last, for one micro-batch, as meta tensors.
+
+    Returns: stages + 1 tuples. The first is the model's inputs, (micro_batch, ...); then what a rank hands on, as its
+    axes divide it; the last is the loss, shape ().
+    """
     inputs, _ = context.spec.example(context.model_config, context.division.micro_batch_size)
     dtype = weight_dtype(context.run.precision)
     hidden = tuple(in_dtype(x, dtype).to("meta") for x in inputs)

@@ -31,10 +31,12 @@ class TensorAxis(Axis):
     options = (flag_option("sequence_parallel", "sp", place=4),)
 
     def check_layout(self, layout: Layout) -> None:
+        """Raise LayoutError for sequence parallelism without tensor parallelism."""
         if layout.sequence_parallel and layout.tp == 1:
             raise LayoutError("sp without tensor parallelism: add a degree such as tp2, or leave sp out")
 
     def check_model(self, layout: Layout, spec: "ModelSpec", config: Any) -> None:
+        """Raise LayoutError where a layer, or the sequence, does not divide over the ranks."""
         for quantity, n in spec.tensor_divides(config).items():
             if n % layout.tp:
                 fits = ", ".join(str(tp) for tp in range(1, n + 1) if _divides(tp, spec, config))
@@ -76,6 +78,7 @@ class TensorAxis(Axis):
         return (*shape[:dim], shape[dim] // plan.layout.tp, *shape[dim + 1 :])
 
     def calls_before(self, name: str, module: "nn.Module", x: "Tensor", plan: "Planned") -> Iterator[Call]:
+        """Yield what a split layer does to its input x (batch, sequence, hidden), and to the gradient of it."""
         style, sequence, block = _style(name, plan), plan.layout.sequence_parallel, block_of(name)
         if style in ("column", "vocab_loss") and sequence:
             yield Call("tp", "all_gather", x.nbytes, block=block)
@@ -88,6 +91,7 @@ class TensorAxis(Axis):
             yield Call("tp", "all_reduce", (3 * words + x.numel()) * max(x.element_size(), 4))
 
     def calls_after(self, name: str, module: "nn.Module", out: "Tensor", plan: "Planned") -> Iterator[Call]:
+        """Yield what a split layer does to its output (batch, sequence, hidden), and to the gradient of it."""
         style, sequence, block = _style(name, plan), plan.layout.sequence_parallel, block_of(name)
         if style == "row":  # each rank has a term of the output
             yield Call("tp", "reduce_scatter" if sequence else "all_reduce", out.nbytes, block=block)
