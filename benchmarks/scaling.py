@@ -114,8 +114,8 @@ def case_on(nodes: int, config: ScaleConfig) -> CaseConfig:
 
 
 def _run(case: CaseConfig, nodes: int, bandwidth: str, cores: float, limit_s: int) -> None:
-    box = ["--nodes", str(nodes), "--bandwidth", bandwidth, "--cores-per-node", str(cores)]
-    words = ["cluster", *box, "--", "run", *flags_of(case)]
+    nodes_shape = ["--nodes", str(nodes), "--bandwidth", bandwidth, "--cores-per-node", str(cores)]
+    words = ["cluster", *nodes_shape, "--", "run", *flags_of(case)]
     command = [sys.executable, "-m", "parallel.cli", *words]
     typed = shlex.join(["paralab", *words])
     try:

@@ -46,8 +46,8 @@ class Failure:
     exit_status: int = 1
 
 
-class Roster:
-    """One node's view of all. Made by `Roster.meet`."""
+class Membership:
+    """One node's view of all. Made by `Membership.meet`."""
 
     def __init__(self, request: NodeRequest, address: str) -> None:
         self.address = address  # of this node, as the others reach it
@@ -66,7 +66,7 @@ class Roster:
 
     @classmethod
     @contextmanager
-    def meet(cls, request: NodeRequest) -> Iterator["Roster"]:
+    def meet(cls, request: NodeRequest) -> Iterator["Membership"]:
         """Open the store on node 0, connect to it on the others; node 0 closes it last.
 
         Raises: WorldError when the port is taken, or when node 0 does not answer within the join timeout.
@@ -76,11 +76,11 @@ class Roster:
         else:
             wait_for_port(request.host, request.port, timeout_s=request.join_timeout_s)
             address, hosted = address_towards(request.host, request.port), None
-        roster = cls(request, address)
+        membership = cls(request, address)
         try:
-            yield roster
+            yield membership
         finally:
-            roster._leave()
+            membership._leave()
             del hosted  # closes it
 
     def wait_for_all(self) -> None:

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from torch.distributed.elastic.multiprocessing.errors import ProcessFailure
     from torch.distributed.launcher.api import LaunchConfig
 
-    from parallel.nodes.membership import Roster
+    from parallel.nodes.membership import Membership
 
 VICTIM_EXIT_STATUS = 70  # of `parallel.processes.failure`: a rank that ended because another one did
 
@@ -71,69 +71,69 @@ def take_part(request: NodeRequest) -> int:
 
 
 def _take_part(request: NodeRequest, entry: Sequence[str]) -> int:
-    from parallel.nodes.membership import Roster
+    from parallel.nodes.membership import Membership
 
-    with Roster.meet(request) as roster:
+    with Membership.meet(request) as membership:
         try:
-            roster.wait_for_all()
+            membership.wait_for_all()
         except WorldError as error:
-            roster.report(str(error))
+            membership.report(str(error))
             raise
-        roster.keep_watch()
-        return _launch(request, roster, entry)
+        membership.keep_watch()
+        return _launch(request, membership, entry)
 
 
 def _stop(number: int, frame: FrameType | None) -> NoReturn:
     raise Stopped(number)
 
 
-def _launch(request: NodeRequest, roster: "Roster", entry: Sequence[str]) -> int:
+def _launch(request: NodeRequest, membership: "Membership", entry: Sequence[str]) -> int:
     from torch.distributed.elastic.multiprocessing.api import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.launcher.api import elastic_launch
 
     oom_killer = OomKiller()
     try:
-        elastic_launch(_launch_config(request, roster), entry[0])(*entry[1:])
+        elastic_launch(_launch_config(request, membership), entry[0])(*entry[1:])
         return 0
     except ChildFailedError as error:
         signal.signal(signal.SIGTERM, signal.SIG_IGN)  # the alarm of the watch has nothing left to end
         for rank, failure in error.failures.items():
-            _report(roster, f"rank {rank} on node {request.node_rank}", failure, oom_killer)
-        raise roster.first_failure() from None
+            _report(membership, f"rank {rank} on node {request.node_rank}", failure, oom_killer)
+        raise membership.first_failure() from None
     except (SignalException, Stopped, KeyboardInterrupt) as stopped:
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
-        if roster.alarmed:
-            raise roster.first_failure() from None
+        if membership.alarmed:
+            raise membership.first_failure() from None
         number = int(getattr(stopped, "sigval", getattr(stopped, "number", signal.SIGINT)))
         if not request.elastic:  # otherwise the others go on without this node
-            roster.report(f"node {request.node_rank} was ended by {signal.Signals(number).name}")
+            membership.report(f"node {request.node_rank} was ended by {signal.Signals(number).name}")
         return 128 + number
     except Exception as error:
-        roster.report(f"node {request.node_rank}: {type(error).__name__}: {error}")
+        membership.report(f"node {request.node_rank}: {type(error).__name__}: {error}")
         raise
 
 
-def _report(roster: "Roster", who: str, failure: "ProcessFailure", oom_killer: OomKiller) -> None:
+def _report(membership: "Membership", who: str, failure: "ProcessFailure", oom_killer: OomKiller) -> None:
     """Tell the other nodes how one process of this node ended."""
     no_file = "<N/A>"  # torch's word for a process that wrote no error file
     code = failure.exitcode
     if code == -signal.SIGTERM:  # by the launcher, as a rule, because of another one
-        roster.report(f"{who} was ended by SIGTERM", at_s=failure.timestamp, victim=True)
+        membership.report(f"{who} was ended by SIGTERM", at_s=failure.timestamp, victim=True)
     elif code < 0:
         memory = f" {oom_killer.BLAME}" if code == -signal.SIGKILL and oom_killer.has_struck else ""
-        roster.report(f"{who} was ended by {signal.Signals(-code).name}{memory}", at_s=failure.timestamp)
+        membership.report(f"{who} was ended by {signal.Signals(-code).name}{memory}", at_s=failure.timestamp)
     elif failure.error_file != no_file:
         message = failure.error_file_data["message"]
         text = message["message"] if isinstance(message, dict) else message
         line = f"{text} (reported by {who})" if "failed first" in text else f"{who} failed: {text}"
-        roster.report(line, at_s=failure.timestamp, exit_status=code)
+        membership.report(line, at_s=failure.timestamp, exit_status=code)
     else:
         text = f"{who} ended with status {code}: its message is above"
-        roster.report(text, at_s=failure.timestamp, exit_status=code, victim=code == VICTIM_EXIT_STATUS)
+        membership.report(text, at_s=failure.timestamp, exit_status=code, victim=code == VICTIM_EXIT_STATUS)
 
 
-def _launch_config(request: NodeRequest, roster: "Roster") -> "LaunchConfig":
+def _launch_config(request: NodeRequest, membership: "Membership") -> "LaunchConfig":
     from torch.distributed.launcher.api import LaunchConfig
 
     from parallel.nodes.rendezvous import register_rendezvous
@@ -142,9 +142,9 @@ def _launch_config(request: NodeRequest, roster: "Roster") -> "LaunchConfig":
 
     if not request.max_restarts:  # one line says what failed; of restarts, torch tells
         logging.disable(logging.ERROR)
-    os.environ[LAUNCH], os.environ[ELASTIC] = roster.launch, "1" if request.elastic else "0"
-    os.environ[ALARM] = str(roster.alarm_file)
-    interface = interface_of(roster.address)
+    os.environ[LAUNCH], os.environ[ELASTIC] = membership.launch, "1" if request.elastic else "0"
+    os.environ[ALARM] = str(membership.alarm_file)
+    interface = interface_of(membership.address)
     os.environ.setdefault("GLOO_SOCKET_IFNAME", interface)
     os.environ.setdefault("NCCL_SOCKET_IFNAME", f"={interface}")
     if request.procs_per_node > 1:
@@ -159,7 +159,7 @@ def _launch_config(request: NodeRequest, roster: "Roster") -> "LaunchConfig":
         # once the fewest nodes are there, wait this long for more of them
         rdzv_configs={"join_timeout": int(request.join_timeout_s) + 1, "last_call_timeout": 3},
         run_id="paralab",
-        local_addr=roster.address,
+        local_addr=membership.address,
         monitor_interval=0.1,
     )
 

@@ -27,7 +27,7 @@ from parallel.errors import WorldError
 from parallel.layout import Layout, words
 from parallel.processes import meeting
 from parallel.processes.allowed import affinity
-from parallel.processes.liveness import Roll
+from parallel.processes.liveness import Liveness
 
 
 @dataclass(frozen=True)
@@ -289,7 +289,7 @@ def join(
     timeout_s: how long a rank waits for another one, now and in every collective. recordings: compare what the ranks
     call in every collective, and write flight recordings there when the run fails. Raises: WorldError.
     """
-    global _roll
+    global _liveness
     keep_pages(rank.local_world_size)
     torch.set_num_threads(threads or default_threads(rank.local_world_size))
     if rank.device.type == "cuda":
@@ -314,8 +314,8 @@ def join(
             f"the {rank.world_size} ranks have not met at {where}: {str(error).splitlines()[0]}: start all of them,"
             " check MASTER_ADDR, take another MASTER_PORT if it is in use, or raise --timeout-s"
         ) from error
-    _roll = Roll(store, rank.rank, rank.world_size, recordings=recordings)
-    _roll.call(timeout_s)
+    _liveness = Liveness(store, rank.rank, rank.world_size, recordings=recordings)
+    _liveness.join(timeout_s)
     backend = backend or default_backend(rank.device.type)
     store = dist.PrefixStore("default_pg", store)
     dist.init_process_group(backend, store=store, rank=rank.rank, world_size=rank.world_size, timeout=timeout)
@@ -328,20 +328,20 @@ def _debug_collectives() -> None:
     dist.Logger.set_construction_data_and_log = lambda *facts: None  # type: ignore[method-assign]
 
 
-_roll: Roll | None = None
+_liveness: Liveness | None = None
 
 
-def roll() -> Roll | None:
+def liveness() -> Liveness | None:
     """Return the liveness of the ranks that this process has joined; None alone."""
-    return _roll
+    return _liveness
 
 
 def leave() -> None:
     """Close the process groups; gloo aborts at exit without it."""
-    global _roll
+    global _liveness
     _MESHES.clear()
-    if _roll is not None:
-        _roll.mark("left")
-        _roll = None
+    if _liveness is not None:
+        _liveness.mark("left")
+        _liveness = None
     if dist.is_initialized():
         dist.destroy_process_group()

@@ -33,7 +33,7 @@ from parallel.errors import (
 )
 from parallel.processes import cluster
 from parallel.processes.cluster import ALARM, Rank
-from parallel.processes.liveness import Roll
+from parallel.processes.liveness import Liveness
 from parallel.processes.oom_killer import OomKiller
 
 _LOST_PEER = ("Connection closed by peer", "Connection reset by peer", "Broken pipe", "Connection refused")
@@ -92,16 +92,16 @@ class Failure:
 def first_failure(rank: int, progress: Progress, error: BaseException) -> Failure | None:
     """Return the first failure of the run if it falls to this rank to tell it, None when another one tells it."""
     own = _own_failure(rank, progress, error)
-    roll = cluster.roll()
-    if roll is None:
+    liveness = cluster.liveness()
+    if liveness is None:
         return own
     perhaps_another = None
     if isinstance(error, StoppedError) or _says(error, _LOST_PEER + _NO_ANSWER):
-        perhaps_another = _search(roll, progress, error)
-    if not roll.claim():
+        perhaps_another = _search(liveness, progress, error)
+    if not liveness.claim():
         return None
     if perhaps_another is not None and perhaps_another.status == "hang" and perhaps_another.rank is not None:
-        roll.end(perhaps_another.rank)
+        liveness.end(perhaps_another.rank)
     return perhaps_another or own
 
 
@@ -120,12 +120,12 @@ def _own_failure(rank: int, progress: Progress, error: BaseException) -> Failure
     return Failure(rank, progress.step, _status(error), reason, status)
 
 
-def _search(roll: Roll, progress: Progress, error: BaseException) -> Failure | None:
+def _search(liveness: Liveness, progress: Progress, error: BaseException) -> Failure | None:
     """Return the failure of another rank that led to this one's error; None where this one's is the first."""
-    roll.mark("waited")
+    liveness.mark("waited")
     deadline_s = time.monotonic() + (_STOPPING_GRACE_S if isinstance(error, StoppedError) else _GRACE_S)
-    while time.monotonic() < deadline_s and not roll.claimed():
-        if lost := roll.lost():
+    while time.monotonic() < deadline_s and not liveness.claimed():
+        if lost := liveness.lost():
             rank, what = lost
             if what == "ended" and progress.oom_killer.has_struck:
                 what = "out of memory"
@@ -137,8 +137,8 @@ def _search(roll: Roll, progress: Progress, error: BaseException) -> Failure | N
     if _says(error, _LOST_PEER):
         elsewhere = "a rank on another machine ended without a message"
         here = f"connections broke although no rank has ended: do all call the same collectives? {advice}"
-        return Failure(None, progress.step, "crash", f"{here if roll.is_local else elsewhere} ({_text(error)})")
-    if silent := roll.silent():
+        return Failure(None, progress.step, "crash", f"{here if liveness.is_local else elsewhere} ({_text(error)})")
+    if silent := liveness.silent():
         return Failure(silent[0], progress.step, "hang", f"it did not answer the others in time ({_text(error)})")
     return Failure(None, progress.step, "hang", f"all ranks waited for each other ({_text(error)}): {advice}")
 
@@ -194,12 +194,12 @@ def _leave_word(failure: Failure | None, rank: Rank, error: BaseException) -> No
             extra = {"py_callstack": str(failure), "timestamp": str(int(time.time()))}
             message = {"message": str(failure), "errorCode": failure.exit_status, "extraInfo": extra}
             Path(file).write_text(json.dumps({"message": message}))
-    roll = cluster.roll()
-    if roll is not None and roll.recordings is not None:
+    liveness = cluster.liveness()
+    if liveness is not None and liveness.recordings is not None:
         from torch._C._distributed_c10d import _dump_fr_trace_json  # type: ignore[attr-defined]
 
-        roll.recordings.mkdir(parents=True, exist_ok=True)
-        (roll.recordings / f"flight-rank{rank.rank}.json").write_bytes(_dump_fr_trace_json())
+        liveness.recordings.mkdir(parents=True, exist_ok=True)
+        (liveness.recordings / f"flight-rank{rank.rank}.json").write_bytes(_dump_fr_trace_json())
 
 
 def _ignore_signals() -> None:
@@ -268,8 +268,8 @@ def heed_alarm(rank: Rank, progress: Progress) -> None:
         with contextlib.suppress(OSError):
             alarm = json.loads(Path(file).read_text())
             last_word = alarm["decides"] and rank.local_rank == 0  # where the store is on a node that is gone
-            roll = cluster.roll()
-            if last_word if roll is None else roll.claim_within(_CLAIM_S, otherwise=last_word):
+            liveness = cluster.liveness()
+            if last_word if liveness is None else liveness.claim_within(_CLAIM_S, otherwise=last_word):
                 _tell(Failure(None, progress.step, "crash", alarm["reason"]))
         os._exit(VICTIM_EXIT_STATUS)
 

@@ -250,7 +250,7 @@ def _work(
     heed_alarm(rank, progress)
 
     def on_first(failure: Failure) -> None:
-        if cluster.roll() is not None or rank.is_main:
+        if cluster.liveness() is not None or rank.is_main:
             on_failure(failure)
 
     streams.keep_open()

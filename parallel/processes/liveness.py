@@ -17,36 +17,36 @@ from parallel.errors import WorldError
 _SAY_AFTER_S = 10.0  # a start that takes longer says whom it waits for
 
 
-class Roll:
+class Liveness:
     """One rank's view of all ranks. recordings: the folder for flight recordings, None where none are made."""
 
     def __init__(self, store: dist.Store, rank: int, world_size: int, *, recordings: Path | None = None) -> None:
         self._store = dist.PrefixStore("paralab", store)
         self.rank, self.world_size, self.recordings = rank, world_size, recordings
 
-    def call(self, timeout_s: float) -> None:
+    def join(self, timeout_s: float) -> None:
         """Say that this rank is there, and return when all are. Raises: WorldError naming those that did not come."""
         me = psutil.Process()
-        self._store.set(f"came/{self.rank}", json.dumps([socket.gethostname(), me.pid, me.create_time()]))
+        self._store.set(f"joined/{self.rank}", json.dumps([socket.gethostname(), me.pid, me.create_time()]))
         began_s, said = time.monotonic(), False
-        while not self._all_came():
+        while not self._all_joined():
             waited_s = time.monotonic() - began_s
             if waited_s > timeout_s:
                 raise WorldError(
-                    f"{self._late()}, given up after {timeout_s:g} s: see what keeps it, or use --timeout-s"
+                    f"{self._who_is_missing()}, given up after {timeout_s:g} s: see what keeps it, or use --timeout-s"
                 )
-            if waited_s > _SAY_AFTER_S and not said and self.rank == min(self._marked("came")):
-                print(f"paralab: {self._late()}", file=sys.stderr, flush=True)
+            if waited_s > _SAY_AFTER_S and not said and self.rank == min(self._marked("joined")):
+                print(f"paralab: {self._who_is_missing()}", file=sys.stderr, flush=True)
                 said = True
             time.sleep(min(0.02 + waited_s / 10, 0.5))
 
-    def _all_came(self) -> bool:
-        return self._store.check([f"came/{rank}" for rank in range(self.world_size)])
+    def _all_joined(self) -> bool:
+        return self._store.check([f"joined/{rank}" for rank in range(self.world_size)])
 
-    def _late(self) -> str:
-        came = self._marked("came")
-        late = [str(rank) for rank in range(self.world_size) if rank not in came]
-        return f"{len(came)} of {self.world_size} ranks joined, waiting for rank {', '.join(late)}"
+    def _who_is_missing(self) -> str:
+        joined = self._marked("joined")
+        missing = [str(rank) for rank in range(self.world_size) if rank not in joined]
+        return f"{len(joined)} of {self.world_size} ranks joined, waiting for rank {', '.join(missing)}"
 
     def claim(self) -> bool:
         """Return whether this rank is the first to fail."""
@@ -83,7 +83,7 @@ class Roll:
     def lost(self) -> tuple[int, str] | None:
         """Return a rank that has ended or is stopped (on this machine) or has left, and which of these; or None."""
         with contextlib.suppress(RuntimeError):
-            if not self._all_came():  # the store would wait for what one that has not come says
+            if not self._all_joined():  # the store would wait for what a rank that has not joined says
                 return None
             for rank, process in self._neighbours.items():
                 if state := _state(process):
@@ -114,7 +114,7 @@ class Roll:
         """Return the other ranks on this machine; None for one that has ended."""
         found: dict[int, psutil.Process | None] = {}
         for rank in range(self.world_size):
-            host, pid, created = json.loads(self._store.get(f"came/{rank}"))
+            host, pid, created = json.loads(self._store.get(f"joined/{rank}"))
             if rank != self.rank and host == socket.gethostname():
                 found[rank] = _process(pid, created)
         return found

@@ -1,4 +1,4 @@
-"""What test_box starts on every node: on_nodes.py FOLDER WHAT; results go to FOLDER.
+"""What test_simulated_cluster starts on every node: on_nodes.py FOLDER WHAT; results go to FOLDER.
 
 WHAT: all_reduce, raise, lose_launcher, cut or cut_3_s.
 """

@@ -13,7 +13,7 @@ from parallel.commands import cluster, node
 from parallel.errors import UsageError, WorldError
 from parallel.nodes import membership, rendezvous, simulated
 from parallel.nodes import start as nodes
-from parallel.nodes.membership import Roster
+from parallel.nodes.membership import Membership
 from parallel.nodes.start import NodeRequest
 from parallel.processes import interfaces, standby
 
@@ -47,11 +47,11 @@ def together(*requests: NodeRequest) -> list[str | None]:
 
     def join(place: int) -> None:
         try:
-            with Roster.meet(requests[place]) as roster:
+            with Membership.meet(requests[place]) as member:
                 try:
-                    roster.wait_for_all()
+                    member.wait_for_all()
                 except WorldError as error:
-                    roster.report(str(error))
+                    member.report(str(error))
                     raise
         except WorldError as error:
             told[place] = str(error)
@@ -105,10 +105,10 @@ def test_the_cause_is_reported_and_not_a_victim(
     port: int, reports: Sequence[tuple[str, float]], cause: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(membership, "SETTLE_S", 0.0)
-    with Roster.meet(request(0, port, count=1)) as roster:
+    with Membership.meet(request(0, port, count=1)) as member:
         for text, at_s in reports:
-            roster.report(text, at_s=at_s)
-        assert str(roster.first_failure()) == reports[cause][0]
+            member.report(text, at_s=at_s)
+        assert str(member.first_failure()) == reports[cause][0]
 
 
 def test_the_store_listens_on_the_address_given_and_on_no_other(port: int) -> None:
@@ -210,9 +210,9 @@ def test_a_node_that_is_silent_is_gone_on_without(
     young = SimpleNamespace(kill=lambda: ended.append("one without that node"), create_time=time.time)
     monkeypatch.setattr(membership.psutil, "Process", lambda: SimpleNamespace(children=lambda recursive: [old, young]))
     two = replace(request(0, port, least=1), node_timeout_s=0.3), replace(request(1, port, least=1), node_timeout_s=0.3)
-    with Roster.meet(two[0]) as first:
+    with Membership.meet(two[0]) as first:
         first.wait_for_all()
-        with Roster.meet(two[1]) as second:  # it comes, is killed and comes again, and never beats
+        with Membership.meet(two[1]) as second:  # it comes, is killed and comes again, and never beats
             second.wait_for_all()
             second.wait_for_all()
             first._go_on_without_silent()

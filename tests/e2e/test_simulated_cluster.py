@@ -135,15 +135,15 @@ def test_the_first_node_that_fails_ends_the_others(marker: str) -> None:
 )
 def test_nothing_outlives_the_command(number: int, status: int, marker: str) -> None:
     inner = ["bash", "-c", f"setsid bash -c 'sleep 100; true' {marker} & sleep 100; true", marker]
-    box = subprocess.Popen([*PARALAB, "cluster", "--nodes", "2", "--", *inner], cwd=ROOT, env=ENVIRONMENT)
+    running = subprocess.Popen([*PARALAB, "cluster", "--nodes", "2", "--", *inner], cwd=ROOT, env=ENVIRONMENT)
     try:
         wait_for(lambda: len([line for line in marked(marker) if line[0] == "bash"]) == 4)
-        box.send_signal(number)
+        running.send_signal(number)
         began_s = time.monotonic()
-        assert box.wait(timeout=20) == status
+        assert running.wait(timeout=20) == status
         assert time.monotonic() - began_s < 8  # less than the grace: the command has heard the signal
     finally:
-        box.kill()
+        running.kill()
 
 
 def wait_for(condition: Callable[[], bool], timeout_s: float = 20) -> None:

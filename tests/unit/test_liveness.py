@@ -15,27 +15,27 @@ import torch.distributed as dist
 from parallel.errors import DataError, StoppedError, WorldError
 from parallel.processes import cluster, failure
 from parallel.processes.failure import Progress, first_failure
-from parallel.processes.liveness import Roll
+from parallel.processes.liveness import Liveness
 
 LOST = RuntimeError("[/somewhere/pair.cc:547] Connection closed by peer [127.0.0.1]:1")
 NO_ANSWER = RuntimeError("[/somewhere/buffer.cc:78] Timed out waiting 4000ms for recv operation to complete")
 
 
-def called(monkeypatch: pytest.MonkeyPatch, processes: list[psutil.Process]) -> list[Roll]:
-    """Return the rolls of one rank for each process."""
-    store, rolls, threads = dist.HashStore(), [], []
+def joined(monkeypatch: pytest.MonkeyPatch, processes: list[psutil.Process]) -> list[Liveness]:
+    """Return what each rank sees, one rank for each process, when all have joined."""
+    store, views, threads = dist.HashStore(), [], []
     for rank, process in enumerate(processes):
         monkeypatch.setattr(psutil, "Process", lambda pid=None, process=process: process)
-        roll = Roll(store, rank, len(processes))
-        rolls.append(roll)
-        threads.append(threading.Thread(target=roll.call, args=(10.0,)))
+        liveness = Liveness(store, rank, len(processes))
+        views.append(liveness)
+        threads.append(threading.Thread(target=liveness.join, args=(10.0,)))
         threads[-1].start()
-        while not store.check([f"paralab/came/{rank}"]):
+        while not store.check([f"paralab/joined/{rank}"]):
             pass
         monkeypatch.undo()
     for thread in threads:
         thread.join()
-    return rolls
+    return views
 
 
 @pytest.fixture
@@ -46,10 +46,10 @@ def sleeper() -> Iterator[psutil.Process]:
     process.wait()
 
 
-def failing(monkeypatch: pytest.MonkeyPatch, roll: Roll, error: Exception) -> failure.Failure | None:
-    monkeypatch.setattr(cluster, "_roll", roll)
+def failing(monkeypatch: pytest.MonkeyPatch, liveness: Liveness, error: Exception) -> failure.Failure | None:
+    monkeypatch.setattr(cluster, "_liveness", liveness)
     monkeypatch.setattr(failure, "_GRACE_S", 0.3)
-    return first_failure(roll.rank, Progress(5), error)
+    return first_failure(liveness.rank, Progress(5), error)
 
 
 def test_a_rank_that_does_not_come_is_named(capsys: pytest.CaptureFixture[str]) -> None:
@@ -58,7 +58,7 @@ def test_a_rank_that_does_not_come_is_named(capsys: pytest.CaptureFixture[str]) 
 
     def come(rank: int) -> None:
         with pytest.raises(WorldError) as raised:
-            Roll(store, rank, 3).call(0.5)
+            Liveness(store, rank, 3).join(0.5)
         said.append(str(raised.value))
 
     threads = [threading.Thread(target=come, args=(rank,)) for rank in (0, 2)]
@@ -71,7 +71,7 @@ def test_a_rank_that_does_not_come_is_named(capsys: pytest.CaptureFixture[str]) 
 
 def test_who_raises_first_tells_it_and_nobody_else(monkeypatch: pytest.MonkeyPatch) -> None:
     me = psutil.Process()
-    first, second = called(monkeypatch, [me, me])
+    first, second = joined(monkeypatch, [me, me])
     told = failing(monkeypatch, first, DataError("no such file"))
     assert str(told) == "rank 0 failed first at step 5: DataError: no such file"
     assert told is not None and told.exit_status == 2
@@ -82,14 +82,14 @@ def test_who_raises_first_tells_it_and_nobody_else(monkeypatch: pytest.MonkeyPat
 def test_a_peer_that_was_killed_is_named_by_whoever_notices(
     error: Exception, sleeper: psutil.Process, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    first, _ = called(monkeypatch, [psutil.Process(), sleeper])
+    first, _ = joined(monkeypatch, [psutil.Process(), sleeper])
     sleeper.kill()
     told = failing(monkeypatch, first, error)
     assert told is not None and (told.rank, told.step, told.status) == (1, 5, "crash")
 
 
 def test_a_peer_that_is_stopped_is_named_and_ended(sleeper: psutil.Process, monkeypatch: pytest.MonkeyPatch) -> None:
-    first, _ = called(monkeypatch, [psutil.Process(), sleeper])
+    first, _ = joined(monkeypatch, [psutil.Process(), sleeper])
     sleeper.suspend()
     told = failing(monkeypatch, first, NO_ANSWER)
     assert told is not None and (told.rank, told.status) == (1, "hang") and "is stopped" in told.reason
@@ -97,20 +97,20 @@ def test_a_peer_that_is_stopped_is_named_and_ended(sleeper: psutil.Process, monk
 
 
 def test_a_peer_that_has_left_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    first, second = called(monkeypatch, [psutil.Process()] * 2)
+    first, second = joined(monkeypatch, [psutil.Process()] * 2)
     second.mark("left")
     told = failing(monkeypatch, first, LOST)
     assert told is not None and told.rank == 1 and "do all ranks have the same number of batches?" in told.reason
 
 
 def test_the_peer_that_does_not_answer_is_named_and_without_one_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
-    first, _, third = called(monkeypatch, [psutil.Process()] * 3)
+    first, _, third = joined(monkeypatch, [psutil.Process()] * 3)
     third.mark("waited")
-    monkeypatch.setattr(Roll, "end", lambda roll, rank: None)
+    monkeypatch.setattr(Liveness, "end", lambda liveness, rank: None)
     told = failing(monkeypatch, first, NO_ANSWER)
     assert told is not None and (told.rank, told.status) == (1, "hang")
 
-    first, second = called(monkeypatch, [psutil.Process()] * 2)
+    first, second = joined(monkeypatch, [psutil.Process()] * 2)
     second.mark("waited")
     told = failing(monkeypatch, first, NO_ANSWER)
     assert told is not None and told.rank is None
@@ -121,17 +121,17 @@ def test_a_rank_that_is_stopped_before_all_have_come_waits_for_nobody(monkeypatc
     monkeypatch.setattr(failure, "_STOPPING_GRACE_S", 0.1)
     store = dist.HashStore()
     store.set_timeout(timedelta(seconds=5))
-    roll = Roll(store, 0, 2)
+    liveness = Liveness(store, 0, 2)
     with pytest.raises(WorldError):
-        roll.call(0.0)
+        liveness.join(0.0)
     began_s = time.monotonic()
-    told = failing(monkeypatch, roll, StoppedError(15))
+    told = failing(monkeypatch, liveness, StoppedError(15))
     assert told is not None and (told.rank, told.reason) == (0, "stopped by SIGTERM")
     assert time.monotonic() - began_s < 4
 
 
 def test_a_connection_that_broke_without_a_victim_blames_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
-    first, _ = called(monkeypatch, [psutil.Process()] * 2)
+    first, _ = joined(monkeypatch, [psutil.Process()] * 2)
     told = failing(monkeypatch, first, LOST)
     assert told is not None and told.rank is None and "do all call the same collectives?" in told.reason
 
@@ -142,7 +142,7 @@ def test_without_a_launcher_rank_zero_has_the_last_word(monkeypatch: pytest.Monk
             raise RuntimeError("the store's host has ended")
 
     me = psutil.Process()
-    for rank, roll in enumerate(called(monkeypatch, [me, me])):
-        roll._store = Gone()  # type: ignore[assignment]
-        told = failing(monkeypatch, roll, StoppedError(15))
+    for rank, liveness in enumerate(joined(monkeypatch, [me, me])):
+        liveness._store = Gone()  # type: ignore[assignment]
+        told = failing(monkeypatch, liveness, StoppedError(15))
         assert (told is not None) == (rank == 0)
