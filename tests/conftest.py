@@ -17,9 +17,10 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 # Of --quick: no ranks, and together under a minute. What finds most mistakes per second.
 QUICK = (
-    "compare config cross_entropy data_images data_order data_text deepspeed_files diffusion document goodput gpt2 "
-    "house layout measure_forms measure_steady meeting model_rules named oom_killer phases record resnet resolve "
-    "stats untrusted"
+    "axes/forms benchmarks/compare benchmarks/stats console/phases data/images data/order data/text document "
+    "engines/deepspeed_files house layout/layout layout/named measure/steady models/cross_entropy "
+    "models/diffusion models/gpt2 models/resnet options/config parity/model_rules plan/resolve processes/meeting "
+    "processes/oom_killer records/record training/goodput untrusted"
 )
 
 
@@ -31,8 +32,9 @@ def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool 
     """Leave out, of --quick, every file of tests that is not in the list."""
     if not config.option.quick or not collection_path.name.startswith("test_"):
         return None
-    quick = {f"test_{name}.py" for name in QUICK.split()}
-    return None if collection_path.parent.name == "unit" and collection_path.name in quick else True
+    unit = config.rootpath / "tests" / "unit"
+    quick = {unit / Path(name).with_name(f"test_{Path(name).name}.py") for name in QUICK.split()}
+    return None if collection_path in quick else True
 
 
 def pytest_configure(config: pytest.Config) -> None:

@@ -17,7 +17,7 @@ from parallel.processes.cluster import Rank
 from parallel.records.requested import Asked
 from parallel.records.row import RunRecord
 from tests.dist.workers import WorkerPool
-from tests.unit.test_a_new_axis import Twins
+from tests.unit.axes.test_a_new_axis import Twins
 
 
 def measured(rank: Rank, layout: str, model: str) -> tuple[RunRecord, dict[str, float]] | None:

@@ -115,7 +115,17 @@ def test_scripts_are_executable_and_parse(script: str) -> None:
 def test_the_quick_tests_are_there() -> None:
     names = QUICK.split()
     assert names == sorted(set(names))
-    assert [name for name in names if not (ROOT / f"tests/unit/test_{name}.py").is_file()] == []
+    paths = [ROOT / "tests" / "unit" / Path(name).with_name(f"test_{Path(name).name}.py") for name in names]
+    assert [path for path in paths if not path.is_file()] == []
+
+
+def test_the_unit_tests_mirror_the_packages() -> None:
+    rooms = {
+        path.parent.name for folder in ("parallel", "models", "benchmarks") for path in ROOT.glob(f"{folder}/**/*.py")
+    }
+    folders = {path.parent.name for path in (ROOT / "tests" / "unit").glob("*/test_*.py")}
+    assert folders <= rooms
+    assert all((ROOT / "tests" / "unit" / folder / "__init__.py").is_file() for folder in folders)
 
 
 def test_the_packages_say_and_ship_that_they_are_typed() -> None:

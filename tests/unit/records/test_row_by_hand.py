@@ -36,7 +36,7 @@ from parallel.records.environment import Environment
 from parallel.records.requested import Asked
 from parallel.records.row import SCHEMA, LogRecord, RunRecord, StepRecord, append, read
 
-TESTS = Path(__file__).resolve().parents[1]
+TESTS = Path(__file__).resolve().parents[2]
 
 # --- the run: GPT-2 of 8 layers, 32 wide, 16 tokens, 257 words padded to 320, on two data ranks times two stages
 
@@ -366,20 +366,20 @@ DESCRIBED: dict[str, Any] = {
 }
 # Columns that are known elsewhere, and the test that reads them there.
 ELSEWHERE = {
-    "failed_rank": "unit/test_row_by_hand.py::test_a_run_that_failed",
-    "failed_step": "unit/test_row_by_hand.py::test_a_run_that_failed",
-    "reason": "unit/test_row_by_hand.py::test_a_run_that_failed",
-    "wall_s": "unit/test_row_by_hand.py::test_the_time_since_the_command",
-    "data_sha256": "unit/test_row_by_hand.py::test_the_data_are_known_by_their_hash",
-    "schema": "unit/test_row_by_hand.py::test_a_row_goes_through_a_file",
-    "axes_json": "unit/test_a_new_axis.py::test_a_row_has_its_columns",
-    "comm_detail_json": "unit/test_row_by_hand.py::test_calls_by_axis_and_collective",
-    "restarts": "unit/test_goodput.py::test_a_start_after_a_kill_counts_what_was_lost",
-    "recovery_s": "unit/test_goodput.py::test_a_start_after_a_kill_counts_what_was_lost",
-    "steps_lost": "unit/test_goodput.py::test_a_start_after_a_kill_counts_what_was_lost",
-    "goodput_share": "unit/test_goodput.py::test_goodput_is_the_time_in_steps_that_were_kept",
+    "failed_rank": "unit/records/test_row_by_hand.py::test_a_run_that_failed",
+    "failed_step": "unit/records/test_row_by_hand.py::test_a_run_that_failed",
+    "reason": "unit/records/test_row_by_hand.py::test_a_run_that_failed",
+    "wall_s": "unit/records/test_row_by_hand.py::test_the_time_since_the_command",
+    "data_sha256": "unit/records/test_row_by_hand.py::test_the_data_are_known_by_their_hash",
+    "schema": "unit/records/test_row_by_hand.py::test_a_row_goes_through_a_file",
+    "axes_json": "unit/axes/test_a_new_axis.py::test_a_row_has_its_columns",
+    "comm_detail_json": "unit/records/test_row_by_hand.py::test_calls_by_axis_and_collective",
+    "restarts": "unit/training/test_goodput.py::test_a_start_after_a_kill_counts_what_was_lost",
+    "recovery_s": "unit/training/test_goodput.py::test_a_start_after_a_kill_counts_what_was_lost",
+    "steps_lost": "unit/training/test_goodput.py::test_a_start_after_a_kill_counts_what_was_lost",
+    "goodput_share": "unit/training/test_goodput.py::test_goodput_is_the_time_in_steps_that_were_kept",
     **{
-        f"comm_{axis}_{counted}": "unit/test_row_by_hand.py::test_bytes_within_and_between_groups_of_data_ranks"
+        f"comm_{axis}_{counted}": "unit/records/test_row_by_hand.py::test_bytes_within_and_between_groups_of_data_ranks"
         for axis in ("dp_shard", "dp_replicate")
         for counted in (
             "calls",

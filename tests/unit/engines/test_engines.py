@@ -19,7 +19,7 @@ from parallel.options.config import RunConfig
 from parallel.plan.resolve import resolve
 from parallel.processes.cluster import Mesh
 
-CONFIGS = Path(__file__).resolve().parents[2] / "ds_configs"
+CONFIGS = Path(__file__).resolve().parents[3] / "ds_configs"
 
 
 def context(layout: str, **changes: Any) -> BuildContext:

@@ -19,7 +19,7 @@ from parallel.options.config import RunConfig, make_parser
 from parallel.options.config import resolve as read_config
 from parallel.plan.resolve import resolve
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[3]
 
 
 @pytest.mark.parametrize("name", STRATEGIES)

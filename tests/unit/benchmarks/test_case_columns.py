@@ -78,7 +78,7 @@ def test_a_row_tells_how_batches_were_loaded_and_what_is_where(monkeypatch: pyte
 
 
 def test_a_row_tells_what_deepspeed_keeps_on_the_host() -> None:
-    file = str(Path(__file__).resolve().parents[2] / "ds_configs" / "zero3_offload.json")
+    file = str(Path(__file__).resolve().parents[3] / "ds_configs" / "zero3_offload.json")
     run = RunConfig(size="tiny", strategy="zero3", nproc=2, engine="deepspeed", ds_config=file)
     got = case.describe(resolve(run), case.Asked(), Rank.from_env(), torch.device("cpu"))
     assert got["offload"] == "optimizer+parameters"

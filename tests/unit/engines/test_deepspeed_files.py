@@ -20,7 +20,7 @@ from parallel.options.config import RunConfig
 from parallel.plan.resolve import resolve
 from parallel.processes.cluster import Mesh
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[3]
 CONFIGS = ROOT / "ds_configs"
 FP16 = {"enabled": "auto", "loss_scale": 0, "loss_scale_window": 1000, "initial_scale_power": 16, "hysteresis": 2}
 ADAM = {"lr": "auto", "betas": "auto", "eps": "auto", "weight_decay": "auto"}

@@ -20,7 +20,7 @@ from parallel.records import row as rec
 from parallel.records.row import MemoryRecord, RunRecord, StepLog, StepRecord
 
 PLAIN = RunRecord(run_id="a", started_at="2025-01-01T00:00:00+00:00", status="ok", strategy_requested="ddp", model="m")
-PUBLISHED = sorted((Path(__file__).parents[2] / "benchmarks" / "results").glob("*.csv"))
+PUBLISHED = sorted((Path(__file__).parents[3] / "benchmarks" / "results").glob("*.csv"))
 # Of each schema, the sha256 of its sorted columns, joined by commas. Never change a line, only add one.
 PINS = {
     6: "afc746d966b38090f71a567467a1b65d443b69432fd8945b79cc09a3ee820019",
@@ -159,7 +159,7 @@ def test_writers_at_the_same_time_lose_nothing(tmp_path):
         "row = r.RunRecord(run_id='', started_at='t', status='ok', strategy_requested='ddp', model='m')\n"
         f"[r.append(sys.argv[1], replace(row, run_id=sys.argv[2], repeat=i)) for i in range({each})]\n"
     )
-    root = Path(__file__).parents[2]
+    root = Path(__file__).parents[3]
     jobs = [subprocess.Popen([sys.executable, "-c", code, path, str(w)], cwd=root) for w in range(writers)]
     assert [job.wait(timeout=60) for job in jobs] == [0] * writers
     found = [(row.run_id, row.repeat) for row in rec.read(path)]
