@@ -12,7 +12,7 @@ from markupsafe import Markup
 from benchmarks import charts, stats, work
 from benchmarks.charts import Bar, Row, Series, Span
 from benchmarks.sources import Source
-from benchmarks.verdict import METRICS, Arm, Comparison, Family, families, parity_failures, variants
+from benchmarks.verdict import METRICS, Comparison, Family, Variant, families, parity_failures, variants
 from benchmarks.work import ENVIRONMENT, HARDWARE, METHOD, WORK, Column, amount, show, value
 from parallel.errors import DataError
 from parallel.measure.categories import MEMORY_CATEGORIES
@@ -37,21 +37,21 @@ class Chart:
 class Way:
     """One way of doing a piece of work, and how it compares with its baseline."""
 
-    arm: Arm
+    variant: Variant
     logs: list[LogRecord]  # of one good run, all ranks
     against_base: Comparison | None = None  # None where it is the baseline of others, or has none
 
     @property
     def good(self) -> list[RunRecord]:
-        return self.arm.good
+        return self.variant.good
 
     @property
     def parity(self) -> str:
-        return self.arm.parity_words
+        return self.variant.parity_words
 
     @cached_property
     def step_times(self) -> list[float]:
-        return self.arm.samples(STEP_TIME)
+        return self.variant.samples(STEP_TIME)
 
     def median(self, column: str) -> float | None:
         """Return the median over good runs of a column, or None where no run knows it."""
@@ -84,7 +84,7 @@ class Piece:
 
     @property
     def labels(self) -> list[str]:
-        return [way.arm.label for way in self.ways]
+        return [way.variant.label for way in self.ways]
 
     @property
     def memory_name(self) -> str:
@@ -111,21 +111,21 @@ def pieces(sources: Sequence[Source]) -> list[Piece]:
 def _references(piece: Piece, found: Sequence[Piece]) -> list[Way]:
     """Return the runs of one process that ate the same data as a piece, on whatever hardware."""
     same = [column for column in WORK if column not in HARDWARE and column.name != "precision"]
-    mine = work.key(piece.ways[0].arm.runs[0], same)
+    mine = work.key(piece.ways[0].variant.runs[0], same)
     singles = [way for other in found for way in other.ways if _is_single(way) and way.good]
     return [way for way in singles if work.key(way.good[0], same) == mine][:1]
 
 
 def _piece(records: list[RunRecord], origin: dict[int, Source]) -> Piece:
     files = {id(record): origin[id(record)].label for record in records}
-    ways = [Way(arm, _logs(arm, origin)) for arm in variants(records, files)]
+    ways = [Way(variant, _logs(variant, origin)) for variant in variants(records, files)]
     first = next((record for record in records if record.status == "ok"), records[0])
     piece = Piece(work.work_label(first), first.device or "unknown", first.unit or "samples", ways)
-    of_arm = {id(way.arm): way for way in ways}
-    for family in families([way.arm for way in ways]):
+    of_variant = {id(way.variant): way for way in ways}
+    for family in families([way.variant for way in ways]):
         compared = family.compare(STEP_TIME, name=piece.name)
-        for arm, comparison in zip(family.others, compared, strict=True):
-            of_arm[id(arm)].against_base = comparison
+        for variant, comparison in zip(family.others, compared, strict=True):
+            of_variant[id(variant)].against_base = comparison
         piece.verdict.append(_verdict(family, compared))
     columns = ("gpu_allocated_peak_bytes", "memory_tensors_peak_bytes", "process_peak_bytes")
     known = (column for column in columns if all(way.median(column) is not None for way in piece.ranked))
@@ -134,9 +134,9 @@ def _piece(records: list[RunRecord], origin: dict[int, Source]) -> Piece:
     return piece
 
 
-def _logs(arm: Arm, origin: dict[int, Source]) -> list[LogRecord]:
+def _logs(variant: Variant, origin: dict[int, Source]) -> list[LogRecord]:
     """Return what the ranks of the last good run wrote; of the last run where none is good. Damaged logs only warn."""
-    run = next((run for run in reversed(arm.runs) if run.status == "ok"), arm.runs[-1])
+    run = next((run for run in reversed(variant.runs) if run.status == "ok"), variant.runs[-1])
     try:
         return [row for path in log_paths(origin[id(run)].path, run.run_id) for row in _with_rank(path)]
     except DataError as error:
@@ -152,7 +152,7 @@ def _with_rank(path: Path) -> list[LogRecord]:
 
 def _parity(piece: Piece) -> list[str]:
     """Say which ways do not compute what one process computes: their speed counts for nothing."""
-    said = [note for way in piece.ways for note in parity_failures(way.arm)]
+    said = [note for way in piece.ways for note in parity_failures(way.variant)]
     return [f"Parity FAILED, so its speed is not compared. {note}." for note in said]
 
 
@@ -161,7 +161,7 @@ def _alone(piece: Piece) -> str:
     if not way.step_times:
         return "No run came to its end."
     time = amount(stats.median(way.step_times), STEP_TIME.column)
-    return f"{way.arm.label}: {time} a step. No other variant ran, so there is nothing to compare it with."
+    return f"{way.variant.label}: {time} a step. No other variant ran, so there is nothing to compare it with."
 
 
 _SAID = {
@@ -237,7 +237,7 @@ def _unproven(results: Sequence[str]) -> Iterator[str]:
 
 
 def _dots(piece: Piece) -> Chart | None:
-    rows = [Row(way.arm.label, way.step_times, stats.median(way.step_times), way.interval) for way in piece.ranked]
+    rows = [Row(way.variant.label, way.step_times, stats.median(way.step_times), way.interval) for way in piece.ranked]
     if not rows:
         return None
     drawing = charts.dots(rows, title="Step time of every run", unit=_unit(STEP_TIME.column))
@@ -249,7 +249,7 @@ def _throughput_against_memory(piece: Piece) -> Chart | None:
     for way in piece.ways:
         memory, speed = way.median(piece.memory_column), way.median(piece.throughput_column)
         if memory is not None and speed is not None:
-            points.append((way.arm.label, memory, speed))
+            points.append((way.variant.label, memory, speed))
     if len(points) < 2:
         return None
     names = (f"memory of a rank ({piece.memory_name})", f"{piece.throughput_column[:-6]}/s")
@@ -279,12 +279,12 @@ def _memory_bars(way: Way) -> list[Bar]:
     named: list[tuple[str, MemoryRecord | RunRecord, str]]
     if len(ranks) > MOST_RANKS:
         least, *_, most = sorted(ranks, key=_held_bytes)
-        named = [(f"{way.arm.label}, {which} rank {row.rank}", row, "{}_bytes")
+        named = [(f"{way.variant.label}, {which} rank {row.rank}", row, "{}_bytes")
                  for which, row in (("fullest", most), ("emptiest", least))]  # fmt: skip
     elif ranks:
-        named = [(f"{way.arm.label}, rank {row.rank}", row, "{}_bytes") for row in ranks]
+        named = [(f"{way.variant.label}, rank {row.rank}", row, "{}_bytes") for row in ranks]
     else:
-        named = [(way.arm.label, way.good[-1], "memory_{}_bytes")] if way.good else []
+        named = [(way.variant.label, way.good[-1], "memory_{}_bytes")] if way.good else []
     bars = []
     for label, row, pattern in named:
         parts = {kind: getattr(row, pattern.format(kind)) for kind in MEMORY_CATEGORIES}
@@ -299,7 +299,7 @@ def _held_bytes(row: MemoryRecord) -> int:
 
 
 def _communication(piece: Piece) -> Chart | None:
-    runs = {way.arm.label: way.good[-1] for way in piece.ways if way.good}
+    runs = {way.variant.label: way.good[-1] for way in piece.ways if way.good}
     kind, note = "sent", "Bytes that leave the rank which sends most, in one step."
     # rows of older versions say what a ring would send, not what the backend did: then all of them are shown by that
     if any(_over_axes(run, "ring") and not _over_axes(run, "sent") for run in runs.values()):
@@ -321,10 +321,10 @@ def _over_axes(run: RunRecord, kind: str) -> dict[str, float]:
 
 
 def _loss(piece: Piece) -> Chart | None:
-    own = [(way.arm.label, way) for way in piece.ways]
+    own = [(way.variant.label, way) for way in piece.ways]
     known = {id(way) for way in piece.ways}
     curves = [_curve(label, way) for label, way in own]
-    curves += [_curve(f"{way.arm.label} (1 process)", way) for way in piece.references if id(way) not in known]
+    curves += [_curve(f"{way.variant.label} (1 process)", way) for way in piece.references if id(way) not in known]
     series = [curve for curve in curves if curve.points]
     if not any(label == curve.label for label, _ in own for curve in series):
         return None
@@ -340,14 +340,14 @@ def _curve(label: str, way: Way) -> Series:
 
 
 def _is_single(way: Way) -> bool:
-    return value(way.arm.runs[0], METHOD[0]) == "single"
+    return value(way.variant.runs[0], METHOD[0]) == "single"
 
 
 def _timelines(piece: Piece) -> list[Chart]:
     found = []
     for way in piece.ways:
         if boxes := _boxes([row for row in way.logs if isinstance(row, SpanRecord)]):
-            title = f"Pipeline timeline: {way.arm.label}"
+            title = f"Pipeline timeline: {way.variant.label}"
             drawing = charts.gantt(boxes, title=title, unit=_unit("at_s"), kinds=SPAN_KINDS)
             pale = "faded: a later stage of the rank" if any(box.pale for box in boxes) else ""
             caption = ", ".join(filter(None, (_bubble(way), "numbers are micro-batches", pale)))
@@ -436,7 +436,7 @@ def _efficiency(runs: Sequence[RunRecord], how: str) -> Chart | None:
 
 def failures(found: Sequence[Piece]) -> list[tuple[str, str, RunRecord]]:
     """Return work, method and run of everything that failed."""
-    return [(piece.name, way.arm.label, run) for piece in found for way in piece.ways for run in way.arm.failed]
+    return [(piece.name, way.variant.label, run) for piece in found for way in piece.ways for run in way.variant.failed]
 
 
 def environment(sources: Sequence[Source]) -> list[tuple[str, list[tuple[str, int]]]]:
@@ -457,10 +457,10 @@ def environment(sources: Sequence[Source]) -> list[tuple[str, list[tuple[str, in
 def commands(found: Iterable[Piece]) -> list[tuple[str, str, str]]:
     """Return work, method and a command that runs it again, once for each: the first, which checks parity."""
     cases = [
-        (piece.name, way.arm.label, again(run.command))
+        (piece.name, way.variant.label, again(run.command))
         for piece in found
         for way in piece.ways
-        for run in way.arm.runs
+        for run in way.variant.runs
         if run.command
     ]
     return list({case[:2]: case for case in reversed(cases)}.values())[::-1]

@@ -38,7 +38,7 @@ COLUMNS = ("at", "step", "fault", "restarts", "repeated steps", "time to recover
 
 
 @dataclass(frozen=True)
-class Overcome:
+class Recovery:
     """One fault and the recovery from it. steps_again: those repeated from the last checkpoint on."""
 
     at_s: float
@@ -47,13 +47,13 @@ class Overcome:
     fault: str
     restarts: int
     steps_again: int
-    back_s: float
+    recovery_s: float
     said: str
 
     def cells(self) -> list[str]:
         at = f"{int(self.at_s) // 60}:{int(self.at_s) % 60:02d}"
-        back = f"{self.back_s:.0f} s"
-        return [at, str(self.step), self.fault, str(self.restarts), str(self.steps_again), back, self.said]
+        took = f"{self.recovery_s:.0f} s"
+        return [at, str(self.step), self.fault, str(self.restarts), str(self.steps_again), took, self.said]
 
 
 class Soak:
@@ -71,7 +71,7 @@ class Soak:
             ("SIGKILL of all processes of node {}", self.nodes.kill),
         ]
 
-    def run(self, *, minutes: float) -> Iterator[Overcome]:
+    def run(self, *, minutes: float) -> Iterator[Recovery]:
         """Yield each fault when the run has recovered from it. Raises: TimeoutError when it does not."""
         self.nodes.start_all()
         self.nodes.await_steps(GO_ON_STEPS, processes=NODES, timeout_s=START_S)
@@ -80,25 +80,25 @@ class Soak:
         while time.monotonic() < self.began_s + 60 * minutes:
             bag = bag or self.chance.sample(self.faults, len(self.faults))  # each one as often as the others
             time.sleep(self.chance.uniform(0.5, 1.5) * self.pause_s)
-            yield self._befall(*bag.pop())
+            yield self._inject(*bag.pop())
 
-    def _befall(self, name: str, fault: Callable[[int], None]) -> Overcome:
+    def _inject(self, name: str, fault: Callable[[int], None]) -> Recovery:
         node, self.stop_s = self.chance.randrange(NODES), self.chance.uniform(1, 5)
         before, heard = self._now(), self._said_bytes()
-        hurt_s = time.monotonic()
+        injected_s = time.monotonic()
         fault(node)
-        self._help_up(before, timeout_s=2 * START_S)
-        back_s = time.monotonic() - hurt_s
+        self._recover(before, timeout_s=2 * START_S)
+        recovery_s = time.monotonic() - injected_s
         after = self._now()
         same = after.began_at == before.began_at  # otherwise counted anew, after an end in order
-        return Overcome(
-            at_s=hurt_s - self.began_s,
+        return Recovery(
+            at_s=injected_s - self.began_s,
             step=before.step,
             kind=name.split(" on node")[0].split(" of node")[0],
             fault=name.format(node, self.stop_s),
             restarts=after.restarts - before.restarts if same else after.restarts + 1,
             steps_again=after.steps_lost - before.steps_lost if same else after.steps_lost,
-            back_s=back_s,
+            recovery_s=recovery_s,
             said=self._said_since(heard),
         )
 
@@ -107,7 +107,7 @@ class Soak:
             time.sleep(0.01)
         return now
 
-    def _help_up(self, before: RunProgress, *, timeout_s: float) -> None:
+    def _recover(self, before: RunProgress, *, timeout_s: float) -> None:
         """Restart what has ended until all nodes take steps again. Raises: TimeoutError."""
         deadline_s = time.monotonic() + timeout_s
         time.sleep(1.0)  # for the fault to show
@@ -221,36 +221,36 @@ def main(argv: Sequence[str] | None = None) -> int:
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # ends the nodes, as Ctrl-C does
     command = [*WORK, "--steps", "1000000000", "--save-every", str(SAVE_EVERY), "--timeout-s", str(SILENT_S)]
     print(_row(COLUMNS), _row(["---"] * len(COLUMNS)), sep="\n", flush=True)
-    overcome = []
+    recoveries = []
     with LocalNodes(folder, count=NODES, command=command, max_restarts=1_000_000) as nodes:
         soak = Soak(nodes, seed=options.seed, pause_s=options.pause_s)
         try:
-            for fault in soak.run(minutes=options.minutes):
-                overcome.append(fault)
-                print(_row(fault.cells()), flush=True)
+            for recovery in soak.run(minutes=options.minutes):
+                recoveries.append(recovery)
+                print(_row(recovery.cells()), flush=True)
             steps = nodes.end(timeout_s=START_S)
         except (TimeoutError, AssertionError) as error:
             raise RankError(f"{error}: see {folder}/node*.txt") from error
         minutes = (time.monotonic() - soak.began_s) / 60
-    return _compare(folder, nodes.run, overcome, steps=steps, minutes=minutes)
+    return _compare(folder, nodes.run, recoveries, steps=steps, minutes=minutes)
 
 
-def by_kind(overcome: Sequence[Overcome]) -> Iterator[tuple[str, ...]]:
+def by_kind(recoveries: Sequence[Recovery]) -> Iterator[tuple[str, ...]]:
     """Yield the cells of each kind of fault: how often, what it cost in all, and how long recovery took."""
-    for kind in sorted({fault.kind for fault in overcome}):
-        these = [fault for fault in overcome if fault.kind == kind]
-        backs_s = [fault.back_s for fault in these]
-        restarts, again = sum(fault.restarts for fault in these), sum(fault.steps_again for fault in these)
-        yield kind, str(len(these)), str(restarts), str(again), f"{median(backs_s):.0f} s", f"{max(backs_s):.0f} s"
+    for kind in sorted({recovery.kind for recovery in recoveries}):
+        these = [recovery for recovery in recoveries if recovery.kind == kind]
+        times_s = [recovery.recovery_s for recovery in these]
+        restarts, again = sum(one.restarts for one in these), sum(one.steps_again for one in these)
+        yield kind, str(len(these)), str(restarts), str(again), f"{median(times_s):.0f} s", f"{max(times_s):.0f} s"
 
 
-def _compare(folder: Path, run: Path, overcome: list[Overcome], *, steps: int, minutes: float) -> int:
+def _compare(folder: Path, run: Path, recoveries: list[Recovery], *, steps: int, minutes: float) -> int:
     alone = folder / "alone"
     shutil.rmtree(alone, ignore_errors=True)
     train_alone(alone, *WORK, "--steps", str(steps))
-    again = sum(fault.steps_again for fault in overcome)
-    print("", _row(KIND_COLUMNS), _row(["---"] * len(KIND_COLUMNS)), *map(_row, by_kind(overcome)), sep="\n")
-    print(f"\n{len(overcome)} faults in {minutes:.1f} minutes, {steps} steps, {again} of them repeated")
+    again = sum(recovery.steps_again for recovery in recoveries)
+    print("", _row(KIND_COLUMNS), _row(["---"] * len(KIND_COLUMNS)), *map(_row, by_kind(recoveries)), sep="\n")
+    print(f"\n{len(recoveries)} faults in {minutes:.1f} minutes, {steps} steps, {again} of them repeated")
     try:
         difference = loss_difference(run, alone, steps=steps)
     except AssertionError as error:

@@ -30,7 +30,7 @@ def ratio_interval(
     too narrow, which is why a verdict also needs `mann_whitney`. The same input gives the same interval.
     """
     rng = np.random.default_rng(seed)
-    medians = [np.median(rng.choice(np.asarray(arm), (RESAMPLES, len(arm))), axis=1) for arm in (base, other)]
+    medians = [np.median(rng.choice(np.asarray(times), (RESAMPLES, len(times))), axis=1) for times in (base, other)]
     tail = 100 * (1 - confidence) / 2
     low, high = np.percentile(medians[1] / medians[0], [tail, 100 - tail])
     return float(low), float(high)

@@ -3,7 +3,7 @@
     paralab bench --strategies ddp,zero1,zero3 --nprocs 2,4 --repeats 6
     paralab bench --strategies ddp,zero3 --engines torch,deepspeed --nprocs 2
     paralab bench --layouts pp4/1f1b/mb4,pp4/1f1b/mb8 --global-batch-sizes 16,32
-    paralab bench --levers batch,precision,compile --strategy single
+    paralab bench --vary batch,precision,compile --strategy single
 
 Each case runs in its own processes. Repeats are interleaved (A B C A B C), so that a machine whose speed drifts affects
 all cases alike. Parity is checked in the first repeat. A case that fails, hangs or runs out of memory leaves a row, and
@@ -26,7 +26,7 @@ from statistics import median
 from typing import Any
 from uuid import uuid4
 
-from benchmarks import levers as device_levers
+from benchmarks import variations
 from benchmarks.run import CaseConfig
 from benchmarks.work import WORK
 from parallel.console.phases import is_phase
@@ -93,11 +93,11 @@ class SweepConfig(CaseConfig):
         metavar="N,M,...",
         unset="that of --global-batch-size",
     )
-    levers: list[str] | None = option(
+    vary: list[str] | None = option(
         None,
-        f"Options to vary one at a time, each compared with the case as it is: {', '.join(device_levers.NAMES)}",
+        f"Options to vary one at a time, each compared with the case as it is: {', '.join(variations.NAMES)}",
         group=SWEEP,
-        choices=device_levers.NAMES,
+        choices=variations.NAMES,
         metavar="A,B,...",
         unset="none",
     )
@@ -142,8 +142,8 @@ def main(argv: list[str]) -> int:
     with progress(len(cases) * config.repeats, "bench") as bar:
         runner = Runner(config, cases, bar)
         rows = [runner.run(case) for case in cases]
-        if device_levers.BATCH in (config.levers or ()):
-            found = device_levers.batches(
+        if variations.BATCH in (config.vary or ()):
+            found = variations.batches(
                 _base(config), lambda named: runner.run_new(Case(*named)), time_limit_s=config.time_limit_s
             )
             fitting = [Case(*named) for named in found]
@@ -160,7 +160,7 @@ def main(argv: list[str]) -> int:
 def _heading(config: SweepConfig) -> str:
     """Return what will be swept, as far as it is known before strategies are looked at."""
     models = ", ".join(config.models or [_model(config)])
-    ways = map(str, config.levers or config.layouts or config.strategies or ["every strategy"])
+    ways = map(str, config.vary or config.layouts or config.strategies or ["every strategy"])
     counts = config.nprocs or [config.nproc or (config.layout.world_size if config.layout else 0)]
     processes = f"{' or '.join(map(str, counts))} processes" if any(counts) else ""
     return f"a sweep of {models}: {heading.joined(*ways, processes, f'{config.repeats} repeats')}"
@@ -175,7 +175,7 @@ _REPLACES = {
     "models": ("model", "size"),
     "strategies": ("strategy",),
     "layouts": ("strategy", "layout", "strategies", "nproc", "nprocs"),
-    "levers": _LISTS,
+    "vary": _LISTS,
     "repeats": ("repeat",),
 }
 
@@ -184,8 +184,8 @@ def check(config: SweepConfig) -> None:
     """Refuse options that would change nothing. Raises: ConfigError."""
     given = {f.name for f in fields(config) if getattr(config, f.name) != f.default} | {"repeats"}
     for single, several in (("strategy", "strategies"), ("layout", "layouts")):
-        if single in given and "levers" not in given:
-            raise ConfigError(f"--{single} of paralab bench is for --levers: use --{several}")
+        if single in given and "vary" not in given:
+            raise ConfigError(f"--{single} of paralab bench is for --vary: use --{several}")
     for name, others in _REPLACES.items():
         for other in others:
             if name in given and other in given:
@@ -194,15 +194,15 @@ def check(config: SweepConfig) -> None:
 
 
 def cases_of(config: SweepConfig) -> list[Case]:
-    """Return the cases of a sweep, without the batches that `--levers batch` finds. Raises: UsageError without any."""
-    named = device_levers.cases(_base(config), config.levers) if config.levers else strategies(config)
+    """Return the cases of a sweep, without the batches that `--vary batch` finds. Raises: UsageError without any."""
+    named = variations.cases(_base(config), config.vary) if config.vary else strategies(config)
     cases = [Case(*pair) for pair in named]
     if not cases:
         raise UsageError("no case of this sweep can run: see the lines above, and change --strategies or --nprocs")
     return cases
 
 
-def strategies(config: SweepConfig) -> Iterator[device_levers.Named]:
+def strategies(config: SweepConfig) -> Iterator[variations.Named]:
     """Yield models x batches x process counts x strategies (or layouts) x engines, without what does not fit.
 
     What does not fit is said. One process has strategy single only, where that is one of them, and
@@ -270,17 +270,17 @@ def _shared(config: SweepConfig) -> CaseConfig:
 
 
 def _base(config: SweepConfig) -> CaseConfig:
-    """Return the case that `levers` change: on one process unless another division is requested."""
+    """Return the case that `--vary` changes: on one process unless another division is requested."""
     shared = _shared(config)
     return shared if shared.layout else replace(shared, strategy=shared.strategy or "single")
 
 
 def _by(config: SweepConfig) -> str:
     """Return the options of `paralab compare` for what the cases of a sweep differ in first."""
-    if not config.levers:
+    if not config.vary:
         return "--by strategy"
-    (first,) = config.levers[:1]
-    column = "global_batch_size" if first == device_levers.BATCH else next(iter(device_levers.CHANGES[first][0]))
+    (first,) = config.vary[:1]
+    column = "global_batch_size" if first == variations.BATCH else next(iter(variations.CHANGES[first][0]))
     return f"--by {column}" + (" --force" if column in {known.name for known in WORK} else "")
 
 
@@ -293,7 +293,7 @@ class Runner:
 
     def __init__(self, config: SweepConfig, cases: list[Case], bar: "progress") -> None:
         self.code = repository_state()
-        key = repr(([case.command for case in cases], config.levers, self.code))
+        key = repr(([case.command for case in cases], config.vary, self.code))
         self.group = config.group or f"bench-{hashlib.sha256(key.encode()).hexdigest()[:8]}"
         self.config, self.bar, self.out = config, bar, config.out or DEFAULT_OUT
         self.rows: dict[str, list[RunRecord]] = {}  # of this sweep, by the name of the case

@@ -58,7 +58,7 @@ METRICS = {
 
 
 @dataclass(frozen=True)
-class Arm:
+class Variant:
     """Runs of one way of doing a piece of work, failed ones included."""
 
     label: str
@@ -224,8 +224,8 @@ _FACTORS = (_FILE, *(Factor((c.name,)) for c in METHOD if c.name not in _STRATEG
 class Family:
     """Variants that are compared with one baseline, from which they differ in one thing where that is possible."""
 
-    base: Arm
-    others: tuple[Arm, ...]
+    base: Variant
+    others: tuple[Variant, ...]
 
     def compare(self, metric: Metric, *, name: str) -> list[Comparison]:
         """Compare each with the baseline; p values are corrected for how many there are."""
@@ -239,39 +239,39 @@ class Family:
         return found
 
 
-def arms(runs: Sequence[RunRecord], column: Column = METHOD[0]) -> list[Arm]:
+def variants_by(runs: Sequence[RunRecord], column: Column = METHOD[0]) -> list[Variant]:
     """Split the runs of one piece of work by a column; a strategy in two layouts is two variants."""
     by_method = column in METHOD
     parts = list(work.group(runs, METHOD if by_method else (column,)).values())
     first = [part[0] for part in parts]
     cells = [work.show(work.value(run, column)) for run in first]
     labels = work.method_labels(first, after=column) if by_method else cells
-    return [Arm(f"{label}{_mark(part)}", part) for label, part in zip(labels, parts, strict=True)]
+    return [Variant(f"{label}{_mark(part)}", part) for label, part in zip(labels, parts, strict=True)]
 
 
 def _mark(runs: Sequence[RunRecord]) -> str:
     return " (parity FAILED)" if parity(runs) is False else ""
 
 
-def variants(runs: Sequence[RunRecord], files: Mapping[int, str], column: Column = METHOD[0]) -> list[Arm]:
+def variants(runs: Sequence[RunRecord], files: Mapping[int, str], column: Column = METHOD[0]) -> list[Variant]:
     """Split the runs of one piece of work by method, and by file where several files hold the same method.
 
     files: the name of the file of a run, by the `id` of the run; may be empty.
     """
-    whole = arms(runs, column)
-    places = [list(dict.fromkeys(files.get(id(run), "") for run in arm.runs)) for arm in whole]
+    whole = variants_by(runs, column)
+    places = [list(dict.fromkeys(files.get(id(run), "") for run in variant.runs)) for variant in whole]
     if all(len(names) == 1 for names in places):
         return whole
     found = []
-    for arm, names in zip(whole, places, strict=True):
-        plain = arm.label.removesuffix(_mark(arm.runs))
+    for variant, names in zip(whole, places, strict=True):
+        plain = variant.label.removesuffix(_mark(variant.runs))
         for name in names:
-            mine = [run for run in arm.runs if files.get(id(run), "") == name]
-            found.append(Arm(f"{name}: {plain}{_mark(mine)}", mine, file=name))
+            mine = [run for run in variant.runs if files.get(id(run), "") == name]
+            found.append(Variant(f"{name}: {plain}{_mark(mine)}", mine, file=name))
     return found
 
 
-def families(ways: Sequence[Arm]) -> list[Family]:
+def families(ways: Sequence[Variant]) -> list[Family]:
     """Give every variant of one piece of work but one a baseline, which differs from it in as little as possible."""
     found, remaining = [], list(ways)
     for factor in _FACTORS:
@@ -285,21 +285,21 @@ def families(ways: Sequence[Arm]) -> list[Family]:
     return found
 
 
-def base_of(ways: Sequence[Arm]) -> Arm:
+def base_of(ways: Sequence[Variant]) -> Variant:
     """Choose what others are compared with: one process, else plain data parallelism, else the first that ran."""
     good = [way for way in ways if way.good] or list(ways)
     names = [_cell(way, METHOD[0]) for way in good]
     return next((good[names.index(name)] for name in ("single", "ddp") if name in names), good[0])
 
 
-def _family(group: Sequence[Arm], base: Arm) -> Family:
+def _family(group: Sequence[Variant], base: Variant) -> Family:
     return Family(base, tuple(way for way in group if way is not base))
 
 
-def _alike_but_for(ways: Sequence[Arm], factor: Factor) -> list[list[Arm]]:
+def _alike_but_for(ways: Sequence[Variant], factor: Factor) -> list[list[Variant]]:
     """Group variants that agree in everything except one factor."""
     columns = [column for column in METHOD if column.name not in factor.columns]
-    by_file: dict[str | None, list[Arm]] = {}
+    by_file: dict[str | None, list[Variant]] = {}
     for way in ways:
         by_file.setdefault(None if factor is _FILE else way.file, []).append(way)
     found = []
@@ -309,7 +309,7 @@ def _alike_but_for(ways: Sequence[Arm], factor: Factor) -> list[list[Arm]]:
     return found
 
 
-def _example(way: Arm) -> RunRecord:
+def _example(way: Variant) -> RunRecord:
     """Return a run that knows how it was done: a good one where there is one."""
     return next(iter(way.good), way.runs[0])
 
@@ -330,10 +330,10 @@ def compare_files(
     of_base = {id(run) for run in base}
     cases = []
     for runs in work.group([*base, *other], WORK).values():
-        for case in arms(runs):
+        for case in variants_by(runs):
             plain = case.label.removesuffix(_mark(case.runs))
             halves = [run for run in case.runs if id(run) in of_base], [r for r in case.runs if id(r) not in of_base]
-            cases.append([Arm(f"{n} {plain}{_mark(half)}", half) for n, half in zip(names, halves, strict=True)])
+            cases.append([Variant(f"{n} {plain}{_mark(half)}", half) for n, half in zip(names, halves, strict=True)])
     pairs = [(left, right) for left, right in cases if left.runs and right.runs]
     left_over = [left for left, right in cases if not right.runs]
     right_over = [right for left, right in cases if not left.runs]
@@ -344,9 +344,12 @@ def compare_files(
     refused = _take_pairs(left_over, right_over, _nearest_of_strategy)
     if not pairs and not refused:
         refused = _take_pairs(left_over, right_over, _nearest)
-    _settle(outcome, refused, metric, force)
-    outcome.gone = [f"{arm.label} ({work.work_label(arm.runs[0])})" for arm in left_over]
-    outcome.alone = [*outcome.gone, *(f"{arm.label} ({work.work_label(arm.runs[0])})" for arm in right_over)]
+    _refuse_or_force(outcome, refused, metric, force)
+    outcome.gone = [f"{variant.label} ({work.work_label(variant.runs[0])})" for variant in left_over]
+    outcome.alone = [
+        *outcome.gone,
+        *(f"{variant.label} ({work.work_label(variant.runs[0])})" for variant in right_over),
+    ]
     return outcome
 
 
@@ -369,36 +372,40 @@ def compare_column(
         raise UsageError(f"--by {by} is not a column{did_you_mean(by, header())}: use --by strategy, engine or layout")
     column = next((c for c in (*WORK, *METHOD, *ENVIRONMENT) if c.name == by), Column(by, by))
     pieces = _pieces(records, column, files or {})
-    names = {name for piece in pieces for arm in piece for name in (arm.label, _cell(arm, column))}
+    names = {name for piece in pieces for variant in piece for name in (variant.label, _cell(variant, column))}
     if baseline is not None and baseline not in names:
         hint = did_you_mean(baseline, names)
         raise UsageError(f"--baseline {baseline} is not among the runs{hint}: use one of {', '.join(sorted(names))}")
     outcome, lone = Outcome(), []
     several = "layout" not in _FOLLOWS.get(by, ()) and len({record.layout for record in records}) > 1
     for piece in pieces:
-        chosen = [arm for arm in piece if baseline in (arm.label, _cell(arm, column))]
+        chosen = [variant for variant in piece if baseline in (variant.label, _cell(variant, column))]
         base = base_of(piece) if baseline is None else next(iter(chosen), None)
-        others = tuple(arm for arm in piece if arm is not base)
+        others = tuple(variant for variant in piece if variant is not base)
         if base is None or not others:
             lone += piece
         elif column in WORK:
-            _settle(outcome, [(base, arm) for arm in others], metric, force)
+            _refuse_or_force(outcome, [(base, variant) for variant in others], metric, force)
         else:
             first = _example(base)
             name = work.work_label(first) + (f", {first.strategy} as {first.layout}" if several else "")
             outcome.comparisons += Family(base, others).compare(metric, name=name)
-    other_work = [] if outcome.comparisons or outcome.refusals else [arm for arm in lone[1:] if _apart(lone[0], arm)]
+    other_work = (
+        [] if outcome.comparisons or outcome.refusals else [variant for variant in lone[1:] if _apart(lone[0], variant)]
+    )
     if other_work:
-        _settle(outcome, [(lone[0], arm) for arm in other_work], metric, force)
+        _refuse_or_force(outcome, [(lone[0], variant) for variant in other_work], metric, force)
     else:
-        firsts = [arm.runs[0] for arm in lone]
+        firsts = [variant.runs[0] for variant in lone]
         plain = work.method_labels(firsts)
-        labels = [f"{arm.file}: {label}" if arm.file else label for arm, label in zip(lone, plain, strict=True)]
+        labels = [
+            f"{variant.file}: {label}" if variant.file else label for variant, label in zip(lone, plain, strict=True)
+        ]
         outcome.alone = [f"{label} ({work.work_label(run)})" for label, run in zip(labels, firsts, strict=True)]
     return outcome
 
 
-def _named(group: Sequence[Arm], column: Column) -> list[Arm]:
+def _named(group: Sequence[Variant], column: Column) -> list[Variant]:
     """Name the variants of a group by the column in which they differ, and by no more than tells them apart."""
     labels = work.method_labels([_example(way) for way in group], after=column)
     return [
@@ -407,55 +414,55 @@ def _named(group: Sequence[Arm], column: Column) -> list[Arm]:
     ]
 
 
-def _pieces(records: Sequence[RunRecord], column: Column, files: Mapping[int, str]) -> list[list[Arm]]:
+def _pieces(records: Sequence[RunRecord], column: Column, files: Mapping[int, str]) -> list[list[Variant]]:
     """Return groups of variants that differ in one column, and in what follows from it, alone."""
     if column in METHOD:
         factor = Factor(_FOLLOWS.get(column.name, (column.name,)))
         whole = [variants(runs, files, column) for runs in work.group(records, WORK).values()]
         return [_named(group, column) for piece in whole for group in _alike_but_for(piece, factor)]
     same = tuple(c for c in (*WORK, *METHOD) if c != column)
-    return [arms(runs, column) for runs in work.group(records, same).values()]
+    return [variants_by(runs, column) for runs in work.group(records, same).values()]
 
 
-_Choose = Callable[[Arm, Sequence[Arm], Sequence[Arm]], Arm | None]
+_Choose = Callable[[Variant, Sequence[Variant], Sequence[Variant]], Variant | None]
 
 
-def _cell(arm: Arm, column: Column) -> str:
-    return work.show(work.value(_example(arm), column))
+def _cell(variant: Variant, column: Column) -> str:
+    return work.show(work.value(_example(variant), column))
 
 
-def _take_pairs(left: list[Arm], right: list[Arm], choose: _Choose) -> list[tuple[Arm, Arm]]:
+def _take_pairs(left: list[Variant], right: list[Variant], choose: _Choose) -> list[tuple[Variant, Variant]]:
     """Move the pairs that `choose` finds out of both lists."""
     pairs = []
-    for arm in list(left):
-        if (partner := choose(arm, left, right)) is not None:
-            pairs.append((arm, partner))
-            left.remove(arm)
+    for variant in list(left):
+        if (partner := choose(variant, left, right)) is not None:
+            pairs.append((variant, partner))
+            left.remove(variant)
             right.remove(partner)
     return pairs
 
 
-def _only_same_work(arm: Arm, left: Sequence[Arm], right: Sequence[Arm]) -> Arm | None:
-    mine = [other for other in left if not _apart(arm, other)]
-    theirs = [other for other in right if not _apart(arm, other)]
+def _only_same_work(variant: Variant, left: Sequence[Variant], right: Sequence[Variant]) -> Variant | None:
+    mine = [other for other in left if not _apart(variant, other)]
+    theirs = [other for other in right if not _apart(variant, other)]
     return theirs[0] if len(mine) == len(theirs) == 1 else None
 
 
-def _nearest_of_strategy(arm: Arm, left: Sequence[Arm], right: Sequence[Arm]) -> Arm | None:
+def _nearest_of_strategy(variant: Variant, left: Sequence[Variant], right: Sequence[Variant]) -> Variant | None:
     same = ("model", "strategy")
-    alike = [o for o in right if all(d.column.name not in same for d in _apart(arm, o, (*WORK, *METHOD)))]
-    return _nearest(arm, left, alike)
+    alike = [o for o in right if all(d.column.name not in same for d in _apart(variant, o, (*WORK, *METHOD)))]
+    return _nearest(variant, left, alike)
 
 
-def _nearest(arm: Arm, left: Sequence[Arm], right: Sequence[Arm]) -> Arm | None:
-    return min(right, key=lambda other: len(_apart(arm, other, (*WORK, *METHOD))), default=None)
+def _nearest(variant: Variant, left: Sequence[Variant], right: Sequence[Variant]) -> Variant | None:
+    return min(right, key=lambda other: len(_apart(variant, other, (*WORK, *METHOD))), default=None)
 
 
-def _apart(arm: Arm, other: Arm, columns: Sequence[Column] = WORK) -> list[Difference]:
-    return work.differences(arm.runs, other.runs, columns)
+def _apart(variant: Variant, other: Variant, columns: Sequence[Column] = WORK) -> list[Difference]:
+    return work.differences(variant.runs, other.runs, columns)
 
 
-def _settle(outcome: Outcome, pairs: Sequence[tuple[Arm, Arm]], metric: Metric, force: bool) -> None:
+def _refuse_or_force(outcome: Outcome, pairs: Sequence[tuple[Variant, Variant]], metric: Metric, force: bool) -> None:
     """Refuse pairs that did other work, or compare and mark them where that is forced."""
     for left, right in pairs:
         refusal = Refusal(left.label, right.label, tuple(_apart(left, right)))
@@ -466,7 +473,7 @@ def _settle(outcome: Outcome, pairs: Sequence[tuple[Arm, Arm]], metric: Metric, 
             outcome.refusals.append(refusal)
 
 
-def _measured(base: Arm, other: Arm, metric: Metric, name: str) -> Comparison:
+def _measured(base: Variant, other: Variant, metric: Metric, name: str) -> Comparison:
     """Fill in what the numbers say, without a verdict on speed where there are enough of them for one."""
     left, right = base.samples(metric), other.samples(metric)
     found = Comparison(
@@ -489,7 +496,7 @@ def _measured(base: Arm, other: Arm, metric: Metric, name: str) -> Comparison:
         return _with_note(found, f"a verdict needs {LEAST_RUNS} good runs of each: {_more(found, LEAST_RUNS)}")
     low, high = stats.ratio_interval(left, right)
     independent = stats.mann_whitney(left, right)
-    times = [[run.started_at for run in arm.measured(metric)] for arm in (base, other)]
+    times = [[run.started_at for run in variant.measured(metric)] for variant in (base, other)]
     drifting = drift.judge(left, right, *times)
     if not drifting.in_turns:
         low, high = min(low, ratio / drifting.factor), max(high, ratio * drifting.factor)
@@ -498,9 +505,9 @@ def _measured(base: Arm, other: Arm, metric: Metric, name: str) -> Comparison:
     return replace(found, low=low, high=high, p_independent=independent, p=max(independent, drifting.p))
 
 
-def _reliability(base: Arm, other: Arm) -> Verdict | None:
+def _reliability(base: Variant, other: Variant) -> Verdict | None:
     """Judge by failures alone, where one of two fails in most of its runs or more often than chance lets it."""
-    counts = [(len(arm.failed), len(arm.runs)) for arm in (base, other)]
+    counts = [(len(variant.failed), len(variant.runs)) for variant in (base, other)]
     shares = [failed / runs for failed, runs in counts]
     if shares[0] == shares[1]:
         return None
@@ -536,42 +543,42 @@ def _more(found: Comparison, needed: int) -> str:
     return ", ".join(f"{needed - runs} more of {label}" for label, runs in counts if runs < needed)
 
 
-def _notes(base: Arm, other: Arm) -> list[str]:
+def _notes(base: Variant, other: Variant) -> list[str]:
     """Say what a reader of the ratio must know: parity, other work, failures, environment, how runs were made."""
-    notes = [note for arm in (base, other) for note in parity_failures(arm)]
+    notes = [note for variant in (base, other) for note in parity_failures(variant)]
     notes += [f"not the same work: {difference}" for difference in _apart(base, other)]
-    notes += [note for arm in (base, other) for note in failures(arm)]
+    notes += [note for variant in (base, other) for note in failures(variant)]
     notes += [str(difference) for difference in _apart(base, other, ENVIRONMENT)]
-    for arm in (base, other):
-        good = [run for run in arm.runs if run.status == "ok"]
+    for variant in (base, other):
+        good = [run for run in variant.runs if run.status == "ok"]
         for column, wrong, said in (
             ("steady", False, "never reached a steady step time"),
             ("throttled", True, "were throttled"),
         ):
             if count := sum(getattr(run, column) is wrong for run in good):
-                notes.append(f"{arm.label}: {count} of {len(good)} runs {said}")
+                notes.append(f"{variant.label}: {count} of {len(good)} runs {said}")
     return notes
 
 
-def parity_failures(arm: Arm) -> list[str]:
+def parity_failures(variant: Variant) -> list[str]:
     """Say by how much a variant computes something else than one process, where it does."""
-    wrong = [run for run in arm.runs if run.parity is False]
+    wrong = [run for run in variant.runs if run.parity is False]
     if not wrong:
         return []
     columns = (("loss", "loss_difference_max"), ("gradient norm", "grad_norm_difference_max"),
                ("parameters", "parameter_difference_max"))  # fmt: skip
     known = [(name, [cell for run in wrong if (cell := getattr(run, column)) is not None]) for name, column in columns]
     off = ", ".join(f"{name} off by {max(cells):.2g}" for name, cells in known if cells)
-    said = f"{arm.label}: {len(wrong)} of {len(arm.runs)} runs do not compute what one process computes"
+    said = f"{variant.label}: {len(wrong)} of {len(variant.runs)} runs do not compute what one process computes"
     return [f"{said} ({off})" if off else said]
 
 
-def failures(arm: Arm) -> list[str]:
+def failures(variant: Variant) -> list[str]:
     """Say for each way in which runs of a variant failed how many did, where and why."""
     said: dict[str, int] = {}
-    for run in arm.failed:
+    for run in variant.failed:
         place = (("rank", run.failed_rank), ("step", run.failed_step))
         at = ", ".join(f"{name} {number}" for name, number in place if number is not None)
         text = " ".join(filter(None, (run.status, f"at {at}" if at else "", f"({run.reason})" if run.reason else "")))
         said[text] = said.get(text, 0) + 1
-    return [f"{arm.label}: {count} of {len(arm.runs)} runs failed: {text}" for text, count in said.items()]
+    return [f"{variant.label}: {count} of {len(variant.runs)} runs failed: {text}" for text, count in said.items()]

@@ -9,7 +9,7 @@ torch.distributed. The module follows four rules, and every strategy works from 
    `spec.first`, what runs after it (loss included) in `spec.last`. A pipeline stage is a copy in which the
    other blocks are deleted and the other named modules are None: `forward` skips what is None, takes what
    the previous stage returned (a tensor or a tuple of floating-point tensors) and returns what the next takes.
-3. Modules are created without values (`spec.without_values`): `spec.init` gives every parameter and
+3. Modules are created on the meta device, without values (`spec.on_meta`): `spec.init` gives every parameter and
    persistent buffer its value from a generator seeded by its full name.
 4. A module whose result depends on ranks it cannot see holds `all_reduce` (see `Reducing`).
 """
@@ -118,7 +118,7 @@ class ModelSpec:
             if style not in styles
         ]
 
-    def without_values(self, config: Any, dtype: torch.dtype = torch.float32) -> nn.Module:
+    def on_meta(self, config: Any, dtype: torch.dtype = torch.float32) -> nn.Module:
         """Return the whole model on the meta device, its weights of that dtype."""
         with torch.device("meta"), _WithoutInit():
             return self.build(config).to(dtype)

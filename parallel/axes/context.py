@@ -62,4 +62,4 @@ class BuildContext:
 
     def new_model(self) -> nn.Module:
         """Return the whole model on the meta device, in the precision of its weights."""
-        return self.spec.without_values(self.model_config, weight_dtype(self.run.precision))
+        return self.spec.on_meta(self.model_config, weight_dtype(self.run.precision))

@@ -38,7 +38,7 @@ def recomputation_ratio(spec: ModelSpec, config: Any, every: int | None) -> floa
 
 
 def _flops(spec: ModelSpec, config: Any, every: int | None) -> int:
-    model = spec.without_values(config)
+    model = spec.on_meta(config)
     checkpoint_blocks(model, every)
     inputs, _ = spec.example(config, 1)
     with FlopCounterMode(display=False) as counter:

@@ -122,7 +122,7 @@ def agreed(kind: str, work: Planned, config_path: object = None) -> dict[str, Ag
         for what in () if config_path else ("OPTIMIZER", "PARAM"):
             found[f"ACCELERATE_DEEPSPEED_OFFLOAD_{what}_DEVICE"] = offload
     if kind == "fsdp":
-        blocks = {type(block).__name__ for block in work.spec.without_values(work.model_config).blocks.values()}
+        blocks = {type(block).__name__ for block in work.spec.on_meta(work.model_config).blocks.values()}
         whole = layout.zero == 3
         sharding = ("full_shard", "1") if whole else ("shard_grad_op", "2", "full_shard", "1")  # FSDP2 does not read it
         recomputed = ("true", "false") if run.checkpointing == "full" else ("false",)

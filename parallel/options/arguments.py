@@ -67,6 +67,8 @@ SYNONYMS = {
     **dict.fromkeys(("timeout", "timeout-seconds"), "--timeout-s"),
     **dict.fromkeys(("num-threads", "cpus"), "--threads"),
     **dict.fromkeys(("random-seed",), "--seed"),
+    # names of earlier versions
+    "levers": "--vary",
 }
 
 

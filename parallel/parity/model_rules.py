@@ -67,7 +67,7 @@ class _Subject:
         self.file = _file_of(spec.build)
 
     def model(self) -> Any:
-        return self.spec.without_values(self.config)
+        return self.spec.on_meta(self.config)
 
     def batch(self) -> tuple[tuple[Tensor, ...], Tensor]:
         inputs, targets = self.spec.example(self.config, _SAMPLES)

@@ -67,7 +67,7 @@ class Work:
 
     def new_model(self) -> nn.Module:
         """Return the whole model on the meta device, in the precision of its weights."""
-        return self.spec.without_values(self.model_config, weight_dtype(self.run.precision))
+        return self.spec.on_meta(self.model_config, weight_dtype(self.run.precision))
 
     def context(self, mesh: Mesh) -> BuildContext:
         return BuildContext(self.spec, self.model_config, self.run, self.layout, self.division, mesh, data=self.dataset)

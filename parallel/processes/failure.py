@@ -53,7 +53,7 @@ _LAST_WORDS_S = 4.0  # from the end of the launcher to that of its ranks
 _ALARMED_S = 3.5  # from the alarm of `paralab node` to the end of a rank that waits for ever; it is killed after 5
 _CLAIM_S = 0.5
 
-_WHAT_BEFELL: dict[str, tuple[Status, str]] = {
+_WHAT_HAPPENED: dict[str, tuple[Status, str]] = {
     "ended": ("crash", "its process ended without a message, as when it is killed"),
     "out of memory": ("oom", "its process is gone, and the kernel has ended one for want of memory"),
     "stopped": ("hang", "its process is stopped (SIGSTOP), and was ended"),
@@ -129,7 +129,7 @@ def _search(liveness: Liveness, progress: Progress, error: BaseException) -> Fai
             rank, what = lost
             if what == "ended" and progress.oom_killer.has_struck:
                 what = "out of memory"
-            return Failure(rank, progress.step, *_WHAT_BEFELL[what])
+            return Failure(rank, progress.step, *_WHAT_HAPPENED[what])
         time.sleep(0.05)
     if isinstance(error, StoppedError):
         return None

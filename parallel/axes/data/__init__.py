@@ -95,7 +95,7 @@ class DataAxis(Axis):
         if context.layout.zero >= 2:
             from parallel.axes.data import zero
 
-            zero.settle(part)
+            zero.finalise(part)
 
     # --- a step
 

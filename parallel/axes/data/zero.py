@@ -94,7 +94,7 @@ def _policies(precision: str) -> tuple[MixedPrecisionPolicy, MixedPrecisionPolic
     return MixedPrecisionPolicy(**dtypes), MixedPrecisionPolicy(**dtypes, output_dtype=torch.float32)
 
 
-def settle(part: nn.Module) -> None:
+def finalise(part: nn.Module) -> None:
     """Let FSDP pad its shards now, so that the local tensors that the optimizer holds stay the same objects."""
     for module in part.modules():
         if isinstance(module, FSDPModule):

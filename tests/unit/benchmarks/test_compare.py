@@ -64,8 +64,8 @@ def test_under_four_repeats_is_insufficient():
 
 
 def test_many_arms_need_more_repeats_and_say_how_many():
-    arms = [r for i in range(4) for r in runs([t * (1 + i / 10) for t in A[:4]], strategy=f"s{i}")]
-    outcome = compare_column(arms, "strategy", STEP)
+    rows = [r for i in range(4) for r in runs([t * (1 + i / 10) for t in A[:4]], strategy=f"s{i}")]
+    outcome = compare_column(rows, "strategy", STEP)
     assert {c.verdict for c in outcome.comparisons} == {"insufficient"}
     assert outcome.comparisons[0].notes == (
         "a verdict on 3 variants beside one baseline needs 5 good runs of each: 1 more of s0, 1 more of s1",
@@ -73,11 +73,11 @@ def test_many_arms_need_more_repeats_and_say_how_many():
 
 
 def test_arms_beside_one_base_are_corrected():
-    arms = [r for i in range(4) for r in runs([t * (1 + i / 5) for t in A], strategy=f"s{i}")]
-    outcome = compare_column(arms, "strategy", STEP)
+    rows = [r for i in range(4) for r in runs([t * (1 + i / 5) for t in A], strategy=f"s{i}")]
+    outcome = compare_column(rows, "strategy", STEP)
     assert [c.p for c in outcome.comparisons] == pytest.approx([3 * 2 / 252] * 3)
     assert [(c.base, c.other) for c in outcome.comparisons] == [("s0", "s1"), ("s0", "s2"), ("s0", "s3")]
-    outcome = compare_column(arms, "strategy", STEP, baseline="s2")
+    outcome = compare_column(rows, "strategy", STEP, baseline="s2")
     assert [c.verdict for c in outcome.comparisons] == ["better", "better", "worse"]
 
 
@@ -425,13 +425,13 @@ def test_markdown_is_a_table(files, capsys):
 
 
 def test_engines_under_several_strategies_say_which() -> None:
-    arms = [
+    rows = [
         record
         for strategy, layout in (("ddp", "dp2"), ("zero3", "dp2/zero3"))
         for engine in ("torch", "deepspeed")
         for record in runs(A, strategy=strategy, layout=layout, engine=engine)
     ]
-    names = [comparison.work for comparison in compare_column(arms, "engine", STEP).comparisons]
+    names = [comparison.work for comparison in compare_column(rows, "engine", STEP).comparisons]
     assert [name.rpartition(", ")[2] for name in names] == ["ddp as dp2", "zero3 as dp2/zero3"]
 
 
@@ -447,7 +447,7 @@ def test_engines_under_several_strategies_say_which() -> None:
         ("compile", "none", "max-autotune"),
     ],
 )
-def test_runs_that_differ_in_a_lever_are_two_arms(column, one, other) -> None:
+def test_runs_that_differ_in_an_option_are_two_variants(column, one, other) -> None:
     rows = [*runs(A, **{column: one}), *runs(SLOWER, **{column: other})]
     (found,) = compare_column(rows, column, STEP).comparisons
     assert (found.base_runs, found.other_runs, found.verdict) == (5, 5, "worse")

@@ -2,23 +2,23 @@
 
 from dataclasses import replace
 
-from benchmarks.soak import Overcome, by_kind
+from benchmarks.soak import Recovery, by_kind
 
-KILLED = Overcome(
+KILLED = Recovery(
     at_s=3.0,
     step=5,
     kind="SIGKILL of the rank",
     fault="SIGKILL of the rank on node 1",
     restarts=1,
     steps_again=2,
-    back_s=20.0,
+    recovery_s=20.0,
     said="",
 )
 
 
 def test_kinds_are_added_up() -> None:
-    stopped = replace(KILLED, kind="SIGSTOP of the rank", restarts=0, steps_again=0, back_s=4.4)
-    faults = [KILLED, stopped, replace(KILLED, steps_again=3, back_s=11.0), replace(KILLED, back_s=90.0)]
+    stopped = replace(KILLED, kind="SIGSTOP of the rank", restarts=0, steps_again=0, recovery_s=4.4)
+    faults = [KILLED, stopped, replace(KILLED, steps_again=3, recovery_s=11.0), replace(KILLED, recovery_s=90.0)]
     assert list(by_kind(faults)) == [
         ("SIGKILL of the rank", "3", "3", "7", "20 s", "90 s"),
         ("SIGSTOP of the rank", "1", "0", "0", "4 s", "4 s"),

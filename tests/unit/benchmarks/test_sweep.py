@@ -9,7 +9,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from benchmarks import levers
+from benchmarks import variations
 from benchmarks.run import CaseConfig
 from benchmarks.sweep import Case, Runner, SweepConfig, check, main, progress, strategies
 from parallel.errors import ConfigError
@@ -94,7 +94,7 @@ def test_lists_are_checked_part_by_part(words: tuple[str, ...], said: str) -> No
         (("--nproc", "4", "--nprocs", "2"), "--nproc beside --nprocs"),
         (("--engine", "deepspeed", "--engines", "torch"), "--engine beside --engines"),
         (("--size", "20", "--models", "resnet"), "--size beside --models"),
-        (("--levers", "compile", "--engines", "torch"), "--engines beside --levers"),
+        (("--vary", "compile", "--engines", "torch"), "--engines beside --vary"),
     ],
 )
 def test_options_that_would_change_nothing_are_refused(words: tuple[str, ...], said: str) -> None:
@@ -102,16 +102,19 @@ def test_options_that_would_change_nothing_are_refused(words: tuple[str, ...], s
         check(resolve(words, config=SweepConfig))
 
 
-@pytest.mark.parametrize(
-    "words", [(), ("--levers", "compile", "--strategy", "ddp"), ("--nproc", "2", "--size", "nano")]
-)
+@pytest.mark.parametrize("words", [(), ("--vary", "compile", "--strategy", "ddp"), ("--nproc", "2", "--size", "nano")])
 def test_what_fits_together_is_not(words: tuple[str, ...]) -> None:
     check(resolve(words, config=SweepConfig))
 
 
-def test_levers_change_one_thing_at_a_time() -> None:
+def test_the_earlier_name_of_vary_says_what_to_type() -> None:
+    with pytest.raises(ConfigError, match=r"--levers is unknown \(did you mean --vary\?\)"):
+        resolve(["--levers", "batch"], config=SweepConfig)
+
+
+def test_options_are_varied_one_at_a_time() -> None:
     base = CaseConfig(size="nano", strategy="single", loader_workers=4)
-    (_, same), *changed = levers.cases(base, ["precision", "checkpointing", "compile", "casting"])
+    (_, same), *changed = variations.cases(base, ["precision", "checkpointing", "compile", "casting"])
     assert same == base and len(changed) >= 6
     for name, case in changed:
         (differing,) = {field for field in vars(case) if getattr(case, field) != getattr(base, field)}
@@ -119,8 +122,8 @@ def test_levers_change_one_thing_at_a_time() -> None:
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without a GPU")
-def test_levers_that_change_nothing_here_are_left_out(capsys: pytest.CaptureFixture) -> None:
-    names = [name for name, _ in levers.cases(CaseConfig(strategy="single"), ["pinned", "compile"])]
+def test_options_that_change_nothing_here_are_left_out(capsys: pytest.CaptureFixture) -> None:
+    names = [name for name, _ in variations.cases(CaseConfig(strategy="single"), ["pinned", "compile"])]
     assert names == ["as it is", "compile default", "compile max-autotune"]
     said = capsys.readouterr().out
     assert "pin_memory True, non_blocking True left out" in said and "compile reduce-overhead left out" in said
@@ -223,15 +226,15 @@ def test_other_code_is_another_sweep(monkeypatch: pytest.MonkeyPatch, tmp_path: 
 def test_the_batch_is_doubled_until_it_does_not_fit(
     end: dict, said: str, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(levers, "memory_allowed_bytes", lambda: 7 << 30)
+    monkeypatch.setattr(variations, "memory_allowed_bytes", lambda: 7 << 30)
     ran = []
 
-    def run(named: levers.Named) -> RunRecord:
+    def run(named: variations.Named) -> RunRecord:
         ran.append(named[1].global_batch_size)
         return replace(ROW, **end) if ran[-1] == 64 else ROW
 
     base = CaseConfig(layout=Layout.parse("dp16"))
-    found = [case.global_batch_size for _, case in levers.batches(base, run, time_limit_s=300)]
+    found = [case.global_batch_size for _, case in variations.batches(base, run, time_limit_s=300)]
     assert ran == [16, 32, 64]
     assert found == (ran if end.get("status", "ok") == "ok" else ran[:-1])
     assert said in capsys.readouterr().out
@@ -240,12 +243,12 @@ def test_the_batch_is_doubled_until_it_does_not_fit(
 def test_the_first_batch_is_one_that_the_division_takes() -> None:
     cases = []
 
-    def fail(named: levers.Named) -> RunRecord:
+    def fail(named: variations.Named) -> RunRecord:
         cases.append(named[1])
         return replace(ROW, status="oom", reason="")
 
     base = CaseConfig(layout=Layout.parse("dp3"), accumulation=2)
-    assert list(levers.batches(base, fail, time_limit_s=300)) == []
+    assert list(variations.batches(base, fail, time_limit_s=300)) == []
     assert [(case.global_batch_size, case.parity) for case in cases] == [(12, False)]
 
 
@@ -259,7 +262,7 @@ def test_a_batch_that_does_not_fit_ends_the_doubling_and_fails_nothing(
         return leave_row(runner, case, repeat, status="oom" if case.name == "batch 32" else "ok")
 
     monkeypatch.setattr(Runner, "_run", run)
-    words = ["--levers", "batch", "--strategy", "single", "--repeats", "2", "--out", str(tmp_path / "rows.csv")]
+    words = ["--vary", "batch", "--strategy", "single", "--repeats", "2", "--out", str(tmp_path / "rows.csv")]
     assert main(words) == 0
     firsts = ["as it is", "batch 8", "batch 16", "batch 32"]
     # 16 samples are what there is as it is: one run of this work in the second repeat

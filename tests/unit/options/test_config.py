@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from benchmarks.sweep import SweepConfig
 from parallel.errors import ConfigError, LayoutError, UsageError
 from parallel.layout import Layout
 from parallel.layout.strategies import STRATEGIES
@@ -273,7 +274,9 @@ def test_names_of_other_programs_say_what_to_type(typed: str, meant: str) -> Non
 
 
 def test_every_name_of_another_program_stands_for_an_option_that_some_command_has() -> None:
-    known = {name for config in (RunConfig, TrainConfig) for name in make_parser(config)._option_string_actions}
+    known = {
+        name for config in (RunConfig, TrainConfig, SweepConfig) for name in make_parser(config)._option_string_actions
+    }
     assert {typed.split()[0].rstrip(",") for typed in SYNONYMS.values()} <= known
 
 

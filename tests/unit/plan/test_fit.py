@@ -84,11 +84,11 @@ def test_a_model_with_fewer_blocks_has_its_own_width(model: str, size: str, bloc
     spec, config = SPECS[model], SPECS[model].config(size)
     assert spec.with_blocks is not None
     short = spec.with_blocks(config, blocks)
-    parameters = spec.without_values(short).named_parameters()
+    parameters = spec.on_meta(short).named_parameters()
     assert {name.split(".")[1] for name, _ in parameters if name.startswith("blocks.")} == set(map(str, range(least)))
     assert spec.n_blocks(short) == least
-    whole = dict(spec.without_values(config).named_parameters())
-    for name, parameter in spec.without_values(short).named_parameters():
+    whole = dict(spec.on_meta(config).named_parameters())
+    for name, parameter in spec.on_meta(short).named_parameters():
         if not name.startswith("blocks."):
             assert parameter.shape == whole[name].shape, name
 
