@@ -23,6 +23,7 @@ from parallel.errors import RankError, WorldError
 from parallel.layout import Layout
 from parallel.measure.categories import MEMORY_CATEGORIES
 from parallel.options import heading
+from parallel.options.choices import LrSchedule, Precision
 from parallel.options.config import MEMORY, STEPS, RunConfig, changed, option
 from parallel.options.config import resolve as read_config
 from parallel.records.environment import Environment
@@ -52,7 +53,7 @@ TARGETS = {  # on a CPU
 }
 # Relative differences of the loss: at the first step rounding alone; later also that AdamW as constructed by default
 # decays biases and norms, which ours leaves alone.
-TOLERANCES = {"fp32": (1e-5, 2e-3), "bf16": (2e-3, 1e-2)}
+TOLERANCES: Mapping[Precision, tuple[float, float]] = {"fp32": (1e-5, 2e-3), "bf16": (2e-3, 1e-2)}
 
 MEMORY_PROCESSES = 4
 # bytes of N parameters on one of d ranks: 4 of the weight, 4 of the gradient, 8 of the two moments, all in fp32
@@ -84,13 +85,13 @@ class PeersConfig(RunConfig):
         metavar="A,B,...",
         unset="all that fit this machine",
     )
-    precision: str = changed(
+    precision: Precision = changed(
         "precision",
         "fp32",
         help="Precision of the arithmetic; weights and optimizer states stay fp32",
         choices=tuple(TOLERANCES),
     )
-    lr_schedule: str = changed(
+    lr_schedule: LrSchedule = changed(
         "lr_schedule", "constant", help="Learning-rate schedule; the baselines have no other", choices=("constant",)
     )
     memory: bool = option(
@@ -181,7 +182,7 @@ def _run(arm: str, argv: list[str]) -> dict[str, Any]:
     raise RankError(f"variant {arm} gave no result (exit status {done.returncode}): {done.stderr.strip()[-300:]}")
 
 
-def _disagreeing(results: Results, precision: str) -> list[str]:
+def _disagreeing(results: Results, precision: Precision) -> list[str]:
     """Return the variants whose losses differ from ours, which start from the same weights and see the same data."""
     lines = []
     for arm, runs in results.items():

@@ -23,7 +23,7 @@ from functools import cached_property
 from itertools import product
 from pathlib import Path
 from statistics import median
-from typing import Any
+from typing import Any, get_args
 from uuid import uuid4
 
 from benchmarks import variations
@@ -34,7 +34,8 @@ from parallel.errors import ConfigError, UsageError
 from parallel.layout import Layout
 from parallel.layout.strategies import ALIASES, STRATEGIES
 from parallel.options import heading
-from parallel.options.config import ENGINES, changed, flags_of, option
+from parallel.options.choices import EngineChoice
+from parallel.options.config import changed, flags_of, option
 from parallel.options.config import resolve as read_config
 from parallel.processes.oom_killer import OomKiller
 from parallel.records.environment import repository_state
@@ -66,7 +67,7 @@ class SweepConfig(CaseConfig):
         None,
         "Engines to run each strategy on",
         group=SWEEP,
-        choices=ENGINES,
+        choices=get_args(EngineChoice),
         metavar="A,B,...",
         unset="that of --engine",
     )

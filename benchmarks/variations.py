@@ -3,11 +3,11 @@
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from itertools import count
-from typing import Any
+from typing import Any, get_args
 
 from benchmarks.run import CaseConfig
 from parallel.errors import UsageError
-from parallel.options.config import COMPILE_MODES
+from parallel.options.choices import CompileMode
 from parallel.processes.allowed import memory_allowed_bytes
 from parallel.records.row import RunRecord
 
@@ -20,7 +20,7 @@ CHANGES: dict[str, tuple[dict[str, Any], ...]] = {
     "casting": ({"cast_on_device": True},),
     "precision": ({"precision": "bf16"},),
     "channels-last": ({"channels_last": True},),
-    "compile": tuple({"compile": mode} for mode in COMPILE_MODES if mode != "none"),
+    "compile": tuple({"compile": mode} for mode in get_args(CompileMode) if mode != "none"),
     "checkpointing": ({"checkpointing": "full"}, {"checkpointing": "2"}),
     "accumulation": ({"accumulation": 2}, {"accumulation": 4}),
 }

@@ -2,11 +2,12 @@
 
 from collections.abc import Iterator, MutableMapping
 from importlib import import_module
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 if TYPE_CHECKING:
     from models.spec import ModelSpec
 
+Norm = Literal["batch", "syncbatch", "group"]  # the normalisation layers of an image model
 NAMES = ("gpt2", "resnet", "diffusion")  # the only list of models: modules of this package, each with a SPEC
 
 

@@ -6,12 +6,13 @@ as torchvision does. No batch norm starts at zero: a branch scaled by zero would
 
 import math
 from dataclasses import dataclass, replace
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, get_args
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from models import Norm
 from models.norms import BatchNorm2d, GroupNorm, SyncBatchNorm2d
 from models.spec import Flops, ModelSpec, Style, at_least_fp32
 
@@ -34,7 +35,7 @@ class ResNetConfig:
     image_size: int = 28
     channels: int = 1
     n_classes: int = 10
-    norm: Literal["batch", "syncbatch", "group"] = "syncbatch"
+    norm: Norm = "syncbatch"
     groups: int = 8  # of norm "group"
     channels_last: bool = False
     task: str = "classify"
@@ -42,8 +43,8 @@ class ResNetConfig:
     def __post_init__(self) -> None:
         if len(self.depths) != len(self.widths):
             raise ValueError(f"depths={self.depths} and widths={self.widths} differ in length")
-        if self.norm not in ("batch", "syncbatch", "group"):
-            raise ValueError(f"norm={self.norm!r} is unknown: use batch, syncbatch or group")
+        if self.norm not in get_args(Norm):
+            raise ValueError(f"norm={self.norm!r} is unknown: use {', '.join(get_args(Norm))}")
         if self.norm == "group" and any(width % self.groups for width in self.widths):
             raise ValueError(f"groups={self.groups} does not divide widths={self.widths}")
 

@@ -6,7 +6,6 @@ from parallel.axes import used
 from parallel.axes.axis import StageMemory
 from parallel.axes.context import Planned
 from parallel.axes.shapes import local_shapes, part, weight_bytes
-from parallel.layout import SCHEDULES
 
 
 def state_bytes(plan: Planned) -> StageMemory:
@@ -23,7 +22,7 @@ def state_bytes_of_all(plan: Planned) -> int:
 def _held(plan: Planned, pp_rank: int) -> StageMemory:
     """Return the state of the ranks of one pipeline rank: of what they hold whole, then as each axis divides it."""
     layout = plan.layout
-    stages = SCHEDULES[layout.schedule].stages_of(pp_rank, layout.pp) if layout.schedule else (0,)
+    stages = layout.pipeline.stages_of(pp_rank, layout.pp) if layout.schedule else (0,)
     shapes = (shape for stage in stages for shape in local_shapes(part(plan, stage), plan).values())
     weights = float(sum(map(prod, shapes)) * weight_bytes(plan))
     moments = 2 if plan.run.optimizer == "adamw" else 1 if plan.run.momentum else 0

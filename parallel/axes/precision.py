@@ -1,12 +1,21 @@
 """Precisions: fp32; bf16 and fp16, in which matrices are multiplied while weights stay fp32; fp64, for parity."""
 
+from collections.abc import Mapping
+
 import torch
 from torch import Tensor, nn
 
-DTYPES = {"fp64": torch.float64, "fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+from parallel.options.choices import Precision
+
+DTYPES: Mapping[Precision, torch.dtype] = {
+    "fp64": torch.float64,
+    "fp32": torch.float32,
+    "bf16": torch.bfloat16,
+    "fp16": torch.float16,
+}
 
 
-def weight_dtype(precision: str) -> torch.dtype:
+def weight_dtype(precision: Precision) -> torch.dtype:
     """Return the dtype of parameters, optimizer states and losses."""
     return torch.float64 if precision == "fp64" else torch.float32
 
@@ -16,7 +25,7 @@ def in_dtype(tensor: Tensor, dtype: torch.dtype) -> Tensor:
     return tensor.to(dtype) if tensor.is_floating_point() else tensor
 
 
-def autocast_forward(part: nn.Module, *, device_type: str, precision: str) -> None:
+def autocast_forward(part: nn.Module, *, device_type: str, precision: Precision) -> None:
     """Run a part's forward in a lower precision; what it returns (loss, or what the next stage gets) is fp32."""
     forward = part.forward
 

@@ -25,7 +25,7 @@ from parallel.axes.initialise import tie
 from parallel.axes.pipeline import splits_backward
 from parallel.axes.precision import DTYPES, in_dtype, weight_dtype
 from parallel.axes.shapes import local_shapes, part, weight_bytes
-from parallel.layout import SCHEDULES, Layout
+from parallel.layout import Layout
 
 
 @dataclass(frozen=True)
@@ -95,7 +95,7 @@ class _Noted:
 def _held_stages(plan: Planned, pp_rank: int, *, device_type: str) -> Iterator[_Noted]:
     """Yield the stages of one pipeline rank, each run on what the stage before it returned."""
     layout, precision = plan.layout, plan.run.precision
-    mine = SCHEDULES[layout.schedule].stages_of(pp_rank, layout.pp) if layout.schedule else (0,)
+    mine = layout.pipeline.stages_of(pp_rank, layout.pp) if layout.schedule else (0,)
     lower, casts = precision in ("bf16", "fp16"), any(axis.casts(layout) for axis in used(layout))
     inputs, _ = plan.spec.example(plan.model_config, plan.division.micro_batch_size)
     fake = FakeTensorMode(allow_non_fake_inputs=True)

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 from parallel.errors import ConfigError
 from parallel.options import heading
+from parallel.options.choices import Precision
 from parallel.options.config import RunConfig, changed, read
 from parallel.options.settings import Origin
 
@@ -24,7 +25,7 @@ class VerifyConfig(RunConfig):
     warmup: int = changed("warmup", 3, help="Not used: nothing is timed")
     out: str | None = changed("out", None, help="Not used: the results are printed", unset="not used")
     strategy: str | None = changed("strategy", None, unset="every strategy that fits")
-    precision: str | None = changed(  # type: ignore[assignment]
+    precision: Precision | None = changed(  # type: ignore[assignment]
         "precision",
         None,
         unset="fp64 for models with kinks, where a ReLU near zero flips with the last bit; fp32 for others",

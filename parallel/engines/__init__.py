@@ -13,22 +13,31 @@ from parallel.engines import accelerate_settings, deepspeed_config, realised
 from parallel.engines.engine import Engine
 from parallel.errors import ConfigError, LayoutError
 from parallel.layout import Layout
+from parallel.options.choices import EngineChoice, EngineName, Precision
+from parallel.processes.meeting import Launcher
 
-ABLE = {
+ABLE: Mapping[EngineName, str] = {
     "torch": "every strategy",
     "deepspeed": "single, ddp, zero1, zero2, zero3, and 1f1b pipelines (with zero1 over several data ranks)",
     "accelerate": (
         "single, ddp, zero1 (by its DeepSpeed plugin, as zero2 and zero3 with --ds-config), zero2 and zero3 (FSDP2)"
     ),
 }
-_PRECISIONS = {
+_PRECISIONS: Mapping[EngineName, tuple[Precision, ...]] = {
     "torch": ("fp32", "bf16", "fp16", "fp64"),
     "deepspeed": deepspeed_config.PRECISIONS,
     "accelerate": accelerate_settings.PRECISIONS,
 }
 
 
-def choose(engine: str, *, launcher: str, layout: Layout, precision: str, ds_config: str | Path | None = None) -> str:
+def choose(
+    engine: EngineChoice,
+    *,
+    launcher: Launcher,
+    layout: Layout,
+    precision: Precision,
+    ds_config: str | Path | None = None,
+) -> EngineName:
     """Return the engine to use: the requested one, or for `auto` the launcher's own where it is able, else torch.
 
     A DeepSpeed file under a launcher without an engine of its own is as good as asking for DeepSpeed.
@@ -37,7 +46,7 @@ def choose(engine: str, *, launcher: str, layout: Layout, precision: str, ds_con
     if engine == "auto" and ds_config is not None and launcher != "accelerate":
         engine = "deepspeed"
     if engine == "auto":
-        own = launcher if launcher in ABLE else "torch"
+        own: EngineName = launcher if launcher == "deepspeed" or launcher == "accelerate" else "torch"
         return own if _runs(own, layout) and precision in _PRECISIONS[own] else "torch"
     if not _runs(engine, layout):
         raise LayoutError(
@@ -49,7 +58,7 @@ def choose(engine: str, *, launcher: str, layout: Layout, precision: str, ds_con
     return engine
 
 
-def deepspeed_file(engine: str, ds_config: str | None, env: Mapping[str, str] = os.environ) -> str | None:
+def deepspeed_file(engine: EngineChoice, ds_config: str | None, env: Mapping[str, str] = os.environ) -> str | None:
     """Return the DeepSpeed file of a run: that of --ds-config, or under Accelerate the one its own file names.
 
     Raises: ConfigError where both are there and differ.
@@ -62,7 +71,7 @@ def deepspeed_file(engine: str, ds_config: str | None, env: Mapping[str, str] = 
     return ds_config or said
 
 
-def check(work: Planned, *, requested: str, launcher: str, env: Mapping[str, str] = os.environ) -> None:
+def check(work: Planned, *, requested: EngineChoice, launcher: Launcher, env: Mapping[str, str] = os.environ) -> None:
     """Refuse a configuration file that says something else than a run, before any of its processes is started.
 
     requested: the requested engine, `auto` included. env: what Accelerate's launcher set.
@@ -78,7 +87,7 @@ def check(work: Planned, *, requested: str, launcher: str, env: Mapping[str, str
         deepspeed_config.of_run(work, ds_config)
 
 
-def build(context: BuildContext, engine: str, *, ds_config: str | Path | None = None) -> Engine:
+def build(context: BuildContext, engine: EngineChoice, *, ds_config: str | Path | None = None) -> Engine:
     """Build an engine on this rank, whose process group has been joined, and read back what it has.
 
     ds_config: DeepSpeed's JSON file, for `deepspeed` and for the plugin of `accelerate`.
@@ -90,7 +99,7 @@ def build(context: BuildContext, engine: str, *, ds_config: str | Path | None = 
     return built
 
 
-def _built(context: BuildContext, engine: str, ds_config: str | Path | None) -> Engine:
+def _built(context: BuildContext, engine: EngineChoice, ds_config: str | Path | None) -> Engine:
     if engine == "deepspeed":
         from parallel.engines.deepspeed import build_deepspeed
 
@@ -115,7 +124,7 @@ def _same_file(a: str, b: str) -> bool:
     return Path(a).resolve() == Path(b).resolve()
 
 
-def _runs(engine: str, layout: Layout) -> bool:
+def _runs(engine: EngineName, layout: Layout) -> bool:
     if layout.shard:  # ZeRO within groups of data ranks
         return engine == "torch"
     if engine == "deepspeed":

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 from parallel.axes.context import Planned
 from parallel.errors import ConfigError
+from parallel.options.choices import Precision
 
 SWITCHES = {
     "fsdp": "ACCELERATE_USE_FSDP",
@@ -18,7 +19,7 @@ SWITCHES = {
 }
 CONFIG_FILE = "ACCELERATE_DEEPSPEED_CONFIG_FILE"
 STAGES = {"ddp": (0,), "fsdp": (2, 3), "deepspeed": (1, 2, 3)}
-PRECISIONS = ("fp32", "bf16", "fp64")
+PRECISIONS: tuple[Precision, ...] = ("fp32", "bf16", "fp64")
 PREFIXES = ("ACCELERATE_", "FSDP_", "PARALLELISM_CONFIG_", "MEGATRON_LM_")
 
 _PARALLELISM = "ACCELERATE_USE_PARALLELISM_CONFIG"

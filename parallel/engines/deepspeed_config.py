@@ -22,10 +22,11 @@ from parallel.engines.deepspeed_keys import (
     Rule,
 )
 from parallel.errors import ConfigError, did_you_mean
+from parallel.options.choices import LrSchedule, Precision
 from parallel.options.config import RunConfig
 from parallel.options.files import load
 
-PRECISIONS = ("fp32", "bf16")
+PRECISIONS: tuple[Precision, ...] = ("fp32", "bf16")
 # Elements of a bucket where there is no file: 25 MiB in fp32, as torch's DistributedDataParallel has (bucket_cap_mb).
 # DeepSpeed's own default of 5e8 elements is 2 GB on every rank.
 BUCKET_ELEMENTS = 25 * 2**20 // 4
@@ -38,7 +39,7 @@ DEFAULTS: dict[str, Any] = {
 _AUTO = "auto"
 _BF16_NOTE = "bf16 is run as torch_autocast: the weights stay fp32"
 _DECAYS = ("adamw", "adam", "torchadam")  # names of AdamW in DeepSpeed's files
-_SCHEDULES = {"WarmupLR": "constant", "WarmupCosineLR": "cosine"}
+_SCHEDULES: Mapping[str, LrSchedule] = {"WarmupLR": "constant", "WarmupCosineLR": "cosine"}
 
 
 def read(path: str | Path) -> dict[str, Any]:
@@ -195,7 +196,7 @@ def _auto_buckets(zero: Mapping[str, Any], work: Planned) -> dict[str, Any]:
     return {key: size for key, size in sizes.items() if zero.get(key) == _AUTO}
 
 
-def _arithmetic(precision: str) -> dict[str, Any]:
+def _arithmetic(precision: Precision) -> dict[str, Any]:
     if precision not in PRECISIONS:
         # Under `torch_autocast` in fp16 it clips by the norm of the scaled gradient, and nothing is trained in fp64.
         raise ConfigError(f"--precision {precision} with DeepSpeed: use {' or '.join(PRECISIONS)}, or --engine torch")

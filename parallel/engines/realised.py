@@ -7,18 +7,19 @@ from torch import nn
 
 from parallel.axes.recompute import is_recomputed
 from parallel.errors import ConfigError
+from parallel.options.choices import EngineChoice
 from parallel.options.config import RunConfig
 
 
 def compare(engine: str, wanted: Mapping[str, Any], got: Mapping[str, Any]) -> None:
-    """Raise ConfigError for the first of the facts that is not what this run requested."""
+    """Raise ConfigError for the first of the facts that is not what this run requested. engine: for the message."""
     for name, value in wanted.items():
         if got[name] != value:
             said = f"{engine} started with {name} {got[name]}"
             raise ConfigError(f"{said}, this run requested {value}: use --engine torch")
 
 
-def check_blocks(engine: str, parts: Iterable[nn.Module], run: RunConfig) -> None:
+def check_blocks(engine: EngineChoice, parts: Iterable[nn.Module], run: RunConfig) -> None:
     """Raise ConfigError unless exactly the blocks that the run says are recomputed in backward, and compiled.
 
     parts: what a rank holds of the model, with its blocks numbered from 0 over the whole model.

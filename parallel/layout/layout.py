@@ -15,7 +15,7 @@ from typing import Any
 from parallel.errors import LayoutError, did_you_mean
 from parallel.layout import words
 from parallel.layout.division import Division
-from parallel.layout.schedules import SCHEDULES
+from parallel.layout.schedules import SCHEDULES, Schedule, ScheduleName
 
 MOST_RANKS = 1_000_000  # of a layout: more than any machine has, and few enough to count with
 _FORM = "dp2.tp2.pp2/zero1/1f1b/mb4/sp"
@@ -29,6 +29,16 @@ class Layout:
     """
 
     _values: dict[str, Any]  # those that are not the default
+
+    # The axes of this house and their options, for the type checker; what another axis declares is Any to it.
+    dp: int
+    tp: int
+    pp: int
+    zero: int
+    shard: int | None
+    schedule: ScheduleName | None
+    micro_batches: int
+    sequence_parallel: bool
 
     def __init__(self, **values: Any) -> None:
         defaults = _defaults()
@@ -94,9 +104,15 @@ class Layout:
         return math.prod(self.size(axis.name) for axis in words.AXES)
 
     @property
+    def pipeline(self) -> Schedule:
+        """The pipeline schedule, of a layout that has one."""
+        assert self.schedule is not None, f"{self} has no pipeline"
+        return SCHEDULES[self.schedule]
+
+    @property
     def stages(self) -> int:
         """Pipeline stages in all: pp times the stages per rank of the schedule."""
-        return self.pp * SCHEDULES[self.schedule].stages_per_rank if self.schedule else 1
+        return self.pp * self.pipeline.stages_per_rank if self.schedule else 1
 
     @property
     def axes(self) -> tuple[str, ...]:

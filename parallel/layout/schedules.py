@@ -1,9 +1,11 @@
 """Pipeline schedules: which stages a rank has, and of which passes a schedule consists. Imports no torch."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
 PassKind = Literal["F", "B", "I", "W"]
+ScheduleName = Literal["naive", "gpipe", "1f1b", "interleaved", "zero-bubble", "zbv", "dualpipev"]
 
 
 class Pass(NamedTuple):
@@ -18,7 +20,7 @@ class Pass(NamedTuple):
 class Schedule:
     """A pipeline schedule: its name, how many stages each rank holds, and what it asks of micro-batches."""
 
-    name: str
+    name: ScheduleName
     stages_per_rank: int
     v_shaped: bool = False  # the second stage of a rank counts from the end, so first and last share rank 0
 
@@ -34,7 +36,7 @@ class Schedule:
 
 
 # `naive` is the layer split without overlap: GPipe with a single micro-batch.
-SCHEDULES = {
+SCHEDULES: Mapping[ScheduleName, Schedule] = {
     s.name: s
     for s in (
         Schedule("naive", 1),

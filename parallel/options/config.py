@@ -14,18 +14,17 @@ import types
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import Field, dataclass, field, fields
 from pathlib import Path
-from typing import Any, NoReturn, TypeVar, Union, get_args, get_origin
+from typing import Any, Literal, NoReturn, TypeVar, Union, get_args, get_origin
 
-from models import NAMES
+from models import NAMES, Norm
 from parallel.errors import ConfigError, did_you_mean
 from parallel.layout import MOST_RANKS, Layout
 from parallel.layout.strategies import ALIASES, STRATEGIES
 from parallel.options.arguments import MOST, Parser, hint
+from parallel.options.choices import Backend, CompileMode, EngineChoice, LrSchedule, OptimizerName, Precision
 from parallel.options.files import load
 from parallel.options.settings import Origin, plain, shown
 
-ENGINES = ("auto", "torch", "deepspeed", "accelerate")
-COMPILE_MODES = ("none", "default", "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs")
 _CUDA_GRAPHS = ("reduce-overhead", "max-autotune")  # the modes that record them, on a GPU
 
 MODEL, PARALLELISM, STEPS = "model and data", "parallelism", "steps and results"  # titles of groups of options
@@ -112,11 +111,11 @@ class RunConfig:
     n_classes: int | None = option(
         None, "Number of classes (models of labelled images)", group=MODEL, at_least=1, unset="as many as the data has"
     )
-    norm: str | None = option(
+    norm: Norm | None = option(
         None,
         "Normalisation layers (image models): batch norm of each rank, batch norm over all data ranks, or group norm",
         group=MODEL,
-        choices=("batch", "syncbatch", "group"),
+        choices=get_args(Norm),
         unset="syncbatch",
     )
     seed: int = option(0, "Seed of the initial weights, of shuffling and of noise", group=MODEL, at_least=0)
@@ -158,11 +157,11 @@ class RunConfig:
         at_least=1,
         at_most=10**5,
     )
-    engine: str = option(
+    engine: EngineChoice = option(
         "auto",
         "Library that runs the training step; auto uses that of the launcher where it can, otherwise torch",
         group=PARALLELISM,
-        choices=ENGINES,
+        choices=get_args(EngineChoice),
     )
     ds_config: str | None = option(
         None,
@@ -198,8 +197,11 @@ class RunConfig:
         None, "CSV file to append the result to, one row per run", group=STEPS, metavar="FILE", unset="runs/results.csv"
     )
 
-    optimizer: str = option(
-        "adamw", "Optimizer: AdamW, or SGD with momentum, both fused", group=OPTIMIZER, choices=("adamw", "sgd")
+    optimizer: OptimizerName = option(
+        "adamw",
+        "Optimizer: AdamW, or SGD with momentum, both fused",
+        group=OPTIMIZER,
+        choices=get_args(OptimizerName),
     )
     # learning rate, betas, weight decay, clipping and the floor of the schedule: Brown et al. 2020, appendix B
     learning_rate: float = option(6e-4, "Peak learning rate; SGD usually needs about 0.1", group=OPTIMIZER, at_least=0)
@@ -219,11 +221,11 @@ class RunConfig:
     clip_norm: float | None = option(
         1.0, "Clip the gradient to this norm, taken over all ranks; none does not clip", group=OPTIMIZER, above=0
     )
-    lr_schedule: str = option(
+    lr_schedule: LrSchedule = option(
         "cosine",
         "Learning rate after its warm-up: cosine decay down to --min-lr-ratio, or constant",
         group=OPTIMIZER,
-        choices=("cosine", "constant"),
+        choices=get_args(LrSchedule),
     )
     lr_warmup_steps: int = option(
         0, "Number of steps in which the learning rate rises linearly to its peak", group=OPTIMIZER, at_least=0
@@ -236,11 +238,11 @@ class RunConfig:
         at_most=1,
     )
 
-    precision: str = option(
+    precision: Precision = option(
         "fp32",
         "Precision of the arithmetic; weights and optimizer states stay fp32, except in fp64, which is for parity",
         group=MEMORY,
-        choices=("fp32", "bf16", "fp16", "fp64"),
+        choices=get_args(Precision),
     )
     checkpointing: str = option(
         "none",
@@ -250,13 +252,13 @@ class RunConfig:
         pattern="none|full|[1-9][0-9]*",
         metavar="none|full|N",
     )
-    compile: str = option(
+    compile: CompileMode = option(
         "none",
         "Mode of torch.compile, which compiles each block by itself; none does not compile",
         group=MEMORY,
-        choices=COMPILE_MODES,
+        choices=get_args(CompileMode),
         aliases={"false": "none", "true": "default"},
-        metavar="|".join(COMPILE_MODES),
+        metavar="|".join(get_args(CompileMode)),
     )
     channels_last: bool = option(False, "Keep image tensors in channels-last memory format", group=MEMORY)
     threads: int | None = option(
@@ -266,8 +268,12 @@ class RunConfig:
         at_least=1,
         unset="the CPU cores allowed, shared evenly by the processes of a machine",
     )
-    backend: str | None = option(
-        None, "Process-group backend", group=MEMORY, choices=("gloo", "nccl"), unset="nccl on GPUs, gloo on a CPU"
+    backend: Backend | None = option(
+        None,
+        "Process-group backend",
+        group=MEMORY,
+        choices=get_args(Backend),
+        unset="nccl on GPUs, gloo on a CPU",
     )
     loader_workers: int = option(
         0,
@@ -456,7 +462,13 @@ def _kinds(declared: Field) -> tuple[type, ...]:
     """Return the types an option may have: `int | None` gives (int, NoneType), `tuple[float, float]` (tuple,)."""
     annotation = declared.type
     parts = get_args(annotation) if get_origin(annotation) in (Union, types.UnionType) else (annotation,)
-    return tuple(get_origin(part) or part for part in parts)
+    return tuple(_origin(part) for part in parts)
+
+
+def _origin(annotation: Any) -> type:
+    """Return the type of the values of an annotation: `str` for words, `list` for `list[int]`."""
+    origin = get_origin(annotation)
+    return str if origin is Literal else origin or annotation
 
 
 def _read_table(config: type[RunConfig], values: Mapping[str, Any], *, source: str) -> dict[str, Any]:
@@ -520,7 +532,7 @@ def _known(meta: Mapping[str, Any], value: Any, where: str) -> Any:
 def _element(declared: Field) -> type:
     """Return the type of what a list option holds: `list[int] | None` gives int."""
     parts = get_args(declared.type) if get_origin(declared.type) in (Union, types.UnionType) else (declared.type,)
-    return next(get_args(part)[0] for part in parts if get_origin(part) is list)
+    return next(_origin(get_args(part)[0]) for part in parts if get_origin(part) is list)
 
 
 def _words(value: Any, where: str) -> list[Any]:

@@ -1,7 +1,9 @@
 """Tolerances of parity: by precision, and by whether the model is smooth."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
+from parallel.options.choices import OptimizerName, Precision
 from parallel.parity.movement import Measure, by_element, by_projection, by_rms
 from parallel.plan.resolve import Work
 
@@ -18,7 +20,7 @@ class Tolerance:
 # fp64, fp32: rounding alone. bf16 and fp16 are compared with the fp32 reference: 8 and 11 bits of mantissa. Seen over
 # seeds, layouts, optimizers and sizes: parameters differ by 1e-12 of their movement in fp64, 1e-4 in fp32, and up to
 # 0.25 in bf16. One that stays where it was differs by 1, and so does one that moves twice as far.
-TOLERANCES = {
+TOLERANCES: Mapping[Precision, Tolerance] = {
     "fp64": Tolerance(loss=1e-10, grad_norm=1e-10, parameters=1e-6),
     "fp32": Tolerance(loss=1e-5, grad_norm=1e-5, parameters=1e-2),
     "bf16": Tolerance(loss=1e-2, grad_norm=1e-1, parameters=0.5),
@@ -30,7 +32,7 @@ _ROUGH_PARAMETERS = 0.45  # by projection: where ReLUs flip, 0.27 to 1.31 of the
 _NORM_OF_OTHERS = 1e-3
 # What rounding alone may move, as a share of the largest movement of any element of the model. The first step of Adam
 # is g / (|g| + EPS) learning rates: rounding noise of 1e-7 in g makes a hundredth of one. SGD does not enlarge it.
-NOISE = {"adamw": 1e-2, "sgd": 1e-6}
+NOISE: Mapping[OptimizerName, float] = {"adamw": 1e-2, "sgd": 1e-6}
 
 
 def tolerance_of(work: Work) -> Tolerance:

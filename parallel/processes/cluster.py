@@ -28,6 +28,7 @@ from parallel.layout import Layout, words
 from parallel.processes import meeting
 from parallel.processes.allowed import affinity
 from parallel.processes.liveness import Liveness
+from parallel.processes.meeting import Launcher
 
 
 @dataclass(frozen=True)
@@ -38,7 +39,7 @@ class Rank:
     world_size: int
     local_rank: int
     local_world_size: int
-    launcher: str
+    launcher: Launcher
     launch: str | None = None  # names the launcher of several nodes that may start the run again
     elastic: bool = False  # whether it does so with the nodes that are there
     local_told: bool = True  # whether the launcher says how many processes it starts on this machine
@@ -120,7 +121,7 @@ ALARM = "PARALAB_ALARM"  # likewise: a file, in which it says why it ends its pr
 _ACCELERATE = "ACCELERATE_MIXED_PRECISION"
 _TORCH = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "LOCAL_SIZE")  # the last is DeepSpeed's
 # (launcher, a variable that only it sets, its names of: rank, world size, local rank, local world size (any of them))
-_LAUNCHERS = (
+_LAUNCHERS: tuple[tuple[Launcher, str, tuple[str, ...]], ...] = (
     ("accelerate", _ACCELERATE, _TORCH),
     ("torchrun", "TORCHELASTIC_RUN_ID", _TORCH),
     ("deepspeed", "CROSS_SIZE", _TORCH),
@@ -137,17 +138,18 @@ _LAUNCHERS = (
 )
 
 
-def start_line(launcher: str, nproc: int, *, gpus: bool) -> str:
+def start_line(launcher: Launcher, nproc: int, *, gpus: bool) -> str:
     """Return what to type to start that many processes on this machine."""
     cpu = "" if gpus else "ACCELERATE_USE_CPU=true "
-    return {
+    lines: Mapping[Launcher, str] = {
         "python": f"--nproc {nproc}",
         "torchrun": f"torchrun --nproc-per-node {nproc} benchmarks/run.py ...",
         "deepspeed": f"deepspeed --num_gpus {nproc} benchmarks/run.py ...",
         "accelerate": f"{cpu}accelerate launch --multi_gpu --num_processes {nproc} benchmarks/run.py ...",
         "slurm": f"srun --ntasks {nproc} python benchmarks/run.py ...",
         "mpi": f"mpirun -n {nproc} python benchmarks/run.py ...",
-    }[launcher]
+    }
+    return lines[launcher]
 
 
 @dataclass(frozen=True)

@@ -6,8 +6,11 @@ where they are not, nobody but the user knows.
 
 import re
 from collections.abc import Iterator, Mapping
+from typing import Literal
 
 from parallel.errors import WorldError
+
+Launcher = Literal["python", "torchrun", "deepspeed", "accelerate", "slurm", "mpi"]  # what started a process
 
 _FIRST_PORT, _PORTS = 15000, 17000  # below the ports that Linux hands out by itself (from 32768 on)
 _DEFAULT_PORT = 29500  # torch's, where nothing tells two jobs apart
@@ -62,7 +65,7 @@ def slurm_tasks_here(env: Mapping[str, str]) -> int | None:
     return tasks[node] if node < len(tasks) else None
 
 
-def meeting_point(env: Mapping[str, str], *, launcher: str, on_one_machine: bool) -> dict[str, str]:
+def meeting_point(env: Mapping[str, str], *, launcher: Launcher, on_one_machine: bool) -> dict[str, str]:
     """Return MASTER_ADDR and MASTER_PORT, as far as they are missing.
 
     on_one_machine: whether the launcher says that all ranks are on this one.
@@ -87,7 +90,7 @@ def check_meeting_point(env: Mapping[str, str]) -> None:
         raise WorldError(f"MASTER_PORT={env['MASTER_PORT']} is no port: set it to a number from 1 to 65535")
 
 
-def _address(env: Mapping[str, str], *, launcher: str, on_one_machine: bool) -> str:
+def _address(env: Mapping[str, str], *, launcher: Launcher, on_one_machine: bool) -> str:
     if on_one_machine:
         return "127.0.0.1"
     written = next((env[name] for name in _NODELISTS if env.get(name)), None)

@@ -9,6 +9,8 @@ import torch.distributed as dist
 from parallel.console.clock import Moment
 from parallel.layout import Layout
 from parallel.layout.strategies import find
+from parallel.options.choices import EngineChoice, Precision
+from parallel.processes.meeting import Launcher
 
 
 @dataclass(frozen=True)
@@ -17,13 +19,13 @@ class Asked:
 
     strategy: str | None = None
     layout: str | None = None
-    engine: str = "auto"
+    engine: EngineChoice = "auto"
     nproc: int | None = None
-    precision: str = "fp32"
+    precision: Precision = "fp32"
     command: str | None = None
     group: str | None = None
     repeat: int | None = None
-    launcher: str = "python"
+    launcher: Launcher = "python"
     started: Moment = field(default_factory=Moment.now)
     run_id: str = field(default_factory=lambda: uuid4().hex[:12])
 

@@ -21,7 +21,6 @@ from parallel.axes.pipeline.stages import boundary_shapes
 from parallel.axes.precision import in_dtype, weight_dtype
 from parallel.data.dataset import Batch
 from parallel.engines.engine import Engine
-from parallel.layout import SCHEDULES
 from parallel.plan.resolve import Work
 
 
@@ -120,7 +119,7 @@ class Stages:
     def __init__(self, engine: Engine) -> None:
         self.context, layout = engine.context, engine.context.layout
         self.group = self.context.mesh.group("pp")
-        self.schedule = SCHEDULES[layout.schedule or ""]
+        self.schedule = layout.pipeline
         self.rank = self.context.mesh.rank("pp")
         self.parts = dict(zip(self.schedule.stages_of(self.rank, layout.pp), engine.parts, strict=True))
         self.shapes: dict[int, list[tuple[Tensor, ...]]] = {}  # by rows: what enters each stage

@@ -26,12 +26,13 @@ from parallel.axes.data import shard_dim, shard_ranks, sharding_dims
 from parallel.axes.initialise import local
 from parallel.axes.optimizer import Piece, share_of_rows
 from parallel.axes.precision import DTYPES
+from parallel.options.choices import Precision
 from parallel.processes.cluster import Mesh
 
 IN_PLACE_BYTES = 1 << 20
 
 
-def shard(part: nn.Module, *, mesh: Mesh, precision: str) -> None:
+def shard(part: nn.Module, *, mesh: Mesh, precision: Precision) -> None:
     """Split parameters, gradients and optimizer states of a part over the data ranks, in place."""
     # A pipeline runs a stage many times a step: gathering again for every micro-batch would cost more than it saves.
     reshard = mesh.layout.zero == 3 and mesh.size("pp") == 1
@@ -86,7 +87,7 @@ class ShareUpdates:
                 rows.copy_(room[: rows.numel()].view_as(rows))
 
 
-def _policies(precision: str) -> tuple[MixedPrecisionPolicy, MixedPrecisionPolicy]:
+def _policies(precision: Precision) -> tuple[MixedPrecisionPolicy, MixedPrecisionPolicy]:
     """Return the policy of blocks and of the root, whose output (loss, or what the next stage gets) is fp32."""
     if precision in ("fp32", "fp64"):
         return MixedPrecisionPolicy(), MixedPrecisionPolicy()

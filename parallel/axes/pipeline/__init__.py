@@ -52,7 +52,7 @@ class PipelineAxis(Axis):
         """Raise LayoutError where the model has fewer blocks than there are stages."""
         blocks = spec.n_blocks(config)
         if layout.stages > blocks:
-            most = blocks // SCHEDULES[layout.schedule].stages_per_rank
+            most = blocks // layout.pipeline.stages_per_rank
             raise LayoutError(
                 f"{layout.stages} pipeline stages for the {blocks} blocks of {spec.name}: use pp{most} or less "
                 f"with {layout.schedule}, or a larger --size"
@@ -95,7 +95,7 @@ class PipelineAxis(Axis):
 def _over_boundaries(stage: Stage, plan: "Planned") -> Transfer:
     """Return an activation to the next stage and a gradient to the one before, for each micro-batch."""
     layout, sent = plan.layout, 0
-    rank_of = SCHEDULES[layout.schedule].rank_of
+    rank_of = layout.pipeline.rank_of
     if stage.index > 0 and rank_of(stage.index - 1, layout.pp) != stage.pp_rank:
         sent += stage.received_bytes
     if stage.index < layout.stages - 1 and rank_of(stage.index + 1, layout.pp) != stage.pp_rank:
@@ -111,7 +111,7 @@ def _tied(stage: Stage, plan: "Planned") -> Transfer:
     layout = plan.layout
     last = layout.stages - 1
     names = {0: list(plan.spec.tied.values()), last: list(plan.spec.tied)}.get(stage.index, [])
-    if SCHEDULES[layout.schedule].rank_of(last, layout.pp) == 0:
+    if layout.pipeline.rank_of(last, layout.pp) == 0:
         names = []
     share = shard_ranks(layout) if layout.zero >= 2 else 1
     numel = sum(fsdp_padded_numel([stage.shapes[name]], dp=share) // share for name in names)

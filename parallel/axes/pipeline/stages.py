@@ -24,12 +24,12 @@ from parallel.axes.initialise import local
 from parallel.axes.precision import in_dtype, weight_dtype
 from parallel.data.dataset import Batch
 from parallel.layout import SCHEDULES, Layout
-from parallel.layout.schedules import Pass
+from parallel.layout.schedules import Pass, ScheduleName
 
 if TYPE_CHECKING:
     pass
 
-_CLASSES = {
+_CLASSES: Mapping[ScheduleName, str] = {
     "naive": "ScheduleGPipe",
     "gpipe": "ScheduleGPipe",
     "1f1b": "Schedule1F1B",
@@ -40,7 +40,7 @@ _CLASSES = {
 }
 
 
-def _class_of(schedule: str) -> Any:
+def _class_of(schedule: ScheduleName) -> Any:
     from torch.distributed.pipelining import schedules  # half a second: it brings the compiler along
 
     return getattr(schedules, _CLASSES[schedule])
@@ -68,7 +68,7 @@ def cut_stage(model: nn.Module, *, spec: ModelSpec, config: Any, layout: Layout,
 def make_stages(context: BuildContext) -> dict[int, nn.Module]:
     """Build the stages that this rank holds, on the meta device, by stage index."""
     pp, layout = context.mesh.rank("pp"), context.layout
-    mine = SCHEDULES[layout.schedule].stages_of(pp, layout.pp)
+    mine = layout.pipeline.stages_of(pp, layout.pp)
     whole = context.new_model()
     return {stage: _stage_of(whole, context, stage) for stage in mine}
 
@@ -103,8 +103,8 @@ class PipelineSchedule:
             )
             for index, part in parts.items()
         ]
-        kind = _class_of(layout.schedule)
-        single = SCHEDULES[layout.schedule].stages_per_rank == 1
+        kind = _class_of(layout.pipeline.name)
+        single = layout.pipeline.stages_per_rank == 1
         self.weight = 1.0  # of a micro-batch's loss, so that gradients need no scaling afterwards
         # The plain layer split has one micro-batch under way at any time, also when it accumulates.
         self.flushes = self.chunks if layout.schedule == "naive" else 1
@@ -167,10 +167,10 @@ def _handed_on(hidden: Tensor, layout: Layout) -> Tensor:
     return hidden
 
 
-def pass_order(schedule: str, *, pp: int, micro_batches: int) -> list[list[Pass]]:
+def pass_order(schedule: ScheduleName, *, pp: int, micro_batches: int) -> list[list[Pass]]:
     """Return the passes of each rank in the order in which a schedule runs them."""
     if SCHEDULES[schedule].stages_per_rank == 1:
-        warm_up = {"naive": 1, "gpipe": micro_batches}  # forwards before the first backward
+        warm_up: dict[ScheduleName, int] = {"naive": 1, "gpipe": micro_batches}  # forwards before the first backward
         return [_single_stage_order(rank, micro_batches, warm_up.get(schedule, pp - rank)) for rank in range(pp)]
     # torch plans for all ranks when a schedule is made, from numbers alone.
     held, stages = SCHEDULES[schedule].stages_of(0, pp), SCHEDULES[schedule].stages_per_rank * pp
@@ -208,7 +208,7 @@ class TiedGradients:
         named = {stage: dict(part.named_parameters()) for stage, part in parts.items()}
         ends = {0: tied.values(), layout.stages - 1: tied.keys()}
         self.copies = [[named[stage][name] for name in ends[stage]] for stage in ends if stage in named]
-        last = SCHEDULES[layout.schedule].rank_of(layout.stages - 1, layout.pp)
+        last = layout.pipeline.rank_of(layout.stages - 1, layout.pp)
         self.peer = None if last == 0 else {0: last, last: 0}.get(context.mesh.rank("pp"))
         self.group = context.mesh.group("pp")
         last_named = named.get(layout.stages - 1, {})

@@ -1,0 +1,11 @@
+"""The words that options take, each set declared once: a type for the checker, and the choices of the flag from it."""
+
+from typing import Literal
+
+EngineName = Literal["torch", "deepspeed", "accelerate"]
+EngineChoice = Literal["auto", EngineName]
+OptimizerName = Literal["adamw", "sgd"]
+LrSchedule = Literal["cosine", "constant"]
+Precision = Literal["fp32", "bf16", "fp16", "fp64"]
+CompileMode = Literal["none", "default", "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs"]
+Backend = Literal["gloo", "nccl"]
