@@ -2,6 +2,7 @@
 
 import pickle
 from math import prod
+from typing import get_args
 
 import pytest
 from hypothesis import given
@@ -9,7 +10,8 @@ from hypothesis import strategies as st
 
 from parallel.axes.data import shard_ranks
 from parallel.errors import LayoutError
-from parallel.layout import SCHEDULES, Division, Layout
+from parallel.layout import SCHEDULES, Division, Layout, words
+from parallel.layout.schedules import ScheduleName
 
 
 @st.composite
@@ -52,6 +54,15 @@ def test_the_dims_of_the_mesh_make_up_the_axes(layout: Layout) -> None:
     assert prod(layout.dims.values()) == layout.world_size
     assert ("dp_shard" in layout.dims) == (layout.shard is not None)
     assert all(layout.size(name) == size for name, size in layout.dims.items())
+
+
+def test_the_type_checker_knows_the_axes_and_options_of_the_house() -> None:
+    declared = {axis.name for axis in words.AXES} | {option.name for option in words.options()}
+    assert {name for name in Layout.__annotations__ if not name.startswith("_")} == declared
+
+
+def test_every_schedule_stands_under_its_name() -> None:
+    assert tuple(SCHEDULES) == get_args(ScheduleName) == tuple(schedule.name for schedule in SCHEDULES.values())
 
 
 def test_a_layout_does_not_change() -> None:

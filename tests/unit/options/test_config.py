@@ -4,12 +4,15 @@ import json
 import math
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
+from typing import Any, Literal, get_args, get_origin
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from benchmarks.peers import PeersConfig
 from benchmarks.sweep import SweepConfig
+from parallel.commands.verify import VerifyConfig
 from parallel.errors import ConfigError, LayoutError, UsageError
 from parallel.layout import Layout
 from parallel.layout.strategies import STRATEGIES
@@ -83,6 +86,24 @@ def test_every_option_has_a_flag_with_help_in_a_group() -> None:
         assert f"--{declared.name.replace('_', '-')}" in text
         assert declared.metadata["help"]
         assert f"\n{declared.metadata['group']}:\n" in text
+
+
+def words_of(annotation: Any) -> set[str]:
+    """Return the words of the Literal inside an annotation such as `list[Precision] | None`; none without one."""
+    if get_origin(annotation) is Literal:
+        return set(get_args(annotation))
+    return set().union(*map(words_of, get_args(annotation)))
+
+
+@pytest.mark.parametrize("config", [RunConfig, TrainConfig, SweepConfig, VerifyConfig, PeersConfig])
+def test_the_choices_of_an_option_are_the_words_of_its_type(config: type[RunConfig]) -> None:
+    typed = {declared: words for declared in fields(config) if (words := words_of(declared.type))}
+    assert {"engine", "precision", "compile", "optimizer"} <= {declared.name for declared in typed}
+    for declared, words in typed.items():
+        choices = set(declared.metadata["choices"])
+        # a command may offer fewer than every run
+        assert choices == words or (config is not RunConfig and choices < words), declared.name
+        assert declared.default in choices or declared.default is None, declared.name
 
 
 def test_help_leaves_with_zero(capsys: pytest.CaptureFixture[str]) -> None:
