@@ -31,7 +31,7 @@ SHALLOW_DIT = {"size": "dit-mnist-4x32x4/7"}
 _references = References()
 
 
-def certificate(rank: Rank, run: RunConfig) -> ParityResult | None:
+def parity_result(rank: Rank, run: RunConfig) -> ParityResult | None:
     """Train a case and compare it with one process; ranks outside the layout return None."""
     work = resolve(run)
     mesh = cluster.make_mesh(work.layout, rank.device)
@@ -40,7 +40,7 @@ def certificate(rank: Rank, run: RunConfig) -> ParityResult | None:
     return prove(work, mesh, _references.get(work, mesh))
 
 
-def certificate_where_little_is_free(rank: Rank, run: RunConfig, free_bytes: int) -> tuple[str, ParityResult | None]:
+def parity_result_where_little_is_free(rank: Rank, run: RunConfig, free_bytes: int) -> tuple[str, ParityResult | None]:
     """Prove what fits of a case into so much memory; return how much that is. Ranks outside the layout take no part."""
     work = resolve(run)
     mesh = cluster.make_mesh(work.layout, rank.device)
@@ -66,12 +66,12 @@ def refusal(rank: Rank, run: RunConfig, free_bytes: list[int]) -> str | None:
     return None
 
 
-def certificate_with_small_buckets(rank: Rank, run: RunConfig) -> ParityResult | None:
+def parity_result_with_small_buckets(rank: Rank, run: RunConfig) -> ParityResult | None:
     """Do the same with collectives of a few parameters each, as in a model that does not fit into one bucket."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(ddp, "BUCKET_BYTES", 10_000)
         patch.setattr(zero, "IN_PLACE_BYTES", 10_000)
-        return certificate(rank, run)
+        return parity_result(rank, run)
 
 
 def buffer_difference(rank: Rank, run: RunConfig) -> tuple[int, float]:

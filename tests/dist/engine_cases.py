@@ -25,13 +25,13 @@ STEPS = 3
 _references: dict[tuple, Trace] = {}
 
 
-def certificate(rank: Rank, run: RunConfig, engine: str, ds_config: str | None = None) -> tuple[str, ParityResult]:
+def parity_result(rank: Rank, run: RunConfig, engine: str, ds_config: str | None = None) -> tuple[str, ParityResult]:
     """Train a case with an engine and compare it with one process; return the engine's class as well."""
     work = resolve(run)
-    return certify(work, cluster.make_mesh(work.layout, rank.device), engine, ds_config)
+    return prove_engine(work, cluster.make_mesh(work.layout, rank.device), engine, ds_config)
 
 
-def certify(work: Work, mesh: Mesh, engine: str, ds_config: str | None) -> tuple[str, ParityResult]:
+def prove_engine(work: Work, mesh: Mesh, engine: str, ds_config: str | None) -> tuple[str, ParityResult]:
     key = reference_key(work)
     if key not in _references:
         _references[key] = reference(work, mesh, steps=STEPS)

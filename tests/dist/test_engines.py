@@ -73,9 +73,9 @@ def case(model: str, layout: str, **changes: Any) -> RunConfig:
 
 def check(pool: WorkerPool, run: RunConfig, engine: str, built: str, ds_config: str | Path | None = None) -> None:
     """Fail unless every rank built what was requested, and its parity result passed."""
-    for name, certificate in pool.run("tests.dist.engine_cases:certificate", run, engine, ds_config and str(ds_config)):
+    for name, result in pool.run("tests.dist.engine_cases:parity_result", run, engine, ds_config and str(ds_config)):
         assert name == built
-        assert certificate.passed, certificate
+        assert result.passed, result
 
 
 def test_every_file_is_run() -> None:

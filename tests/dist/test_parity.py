@@ -34,10 +34,10 @@ def check(workers: WorkerPool, model: str = "gpt2", layout: str | None = None, *
     run = RunConfig(**{"global_batch_size": 16, "steps": 20, **MODELS[model], **options})
     if run.layout is not None and run.layout.stages > 4:
         run = replace(run, size=DEEPER.get(str(run.size), run.size))
-    certificate = workers.run("tests.dist.cases:certificate", run)[0]
-    assert certificate.passed, certificate
+    result = workers.run("tests.dist.cases:parity_result", run)[0]
+    assert result.passed, result
     if run.precision in ("bf16", "fp16"):
-        assert certificate.grad_norm_difference > 1e-6, "this was no lower precision"
+        assert result.grad_norm_difference > 1e-6, "this was no lower precision"
 
 
 def check_exactly(workers: WorkerPool, model: str = "gpt2", layout: str | None = None, **options: Any) -> None:
@@ -173,8 +173,8 @@ def test_sgd_with_clipping_that_bites(workers: WorkerPool, model: str, layout: s
 @pytest.mark.parametrize("layout", ["dp4/zero1", "dp2.tp2/zero1", "dp2.pp2/zero1/mb2"])
 def test_gradients_in_several_buckets(workers: WorkerPool, layout: str) -> None:
     run = RunConfig(**MODELS["gpt2"], precision="fp64", layout=Layout.parse(layout), global_batch_size=16, steps=20)
-    certificate = workers.run("tests.dist.cases:certificate_with_small_buckets", run)[0]
-    assert certificate.passed, certificate
+    result = workers.run("tests.dist.cases:parity_result_with_small_buckets", run)[0]
+    assert result.passed, result
 
 
 @pytest.mark.parametrize("layout", ["dp2", "tp2", "pp2/1f1b/mb2", "dp2.tp2.pp2/zero3/mb2"])
@@ -294,7 +294,7 @@ def test_parity_is_proved_on_what_fits(
     workers: WorkerPool, model: str, layout: str, free_mb: float, scope: str
 ) -> None:
     run = RunConfig(**MODELS[model], layout=Layout.parse(layout), global_batch_size=16, steps=20)
-    got = workers.run("tests.dist.cases:certificate_where_little_is_free", run, int(free_mb * 1e6))
-    for chosen, certificate in got[: run.layout.world_size]:
+    got = workers.run("tests.dist.cases:parity_result_where_little_is_free", run, int(free_mb * 1e6))
+    for chosen, result in got[: run.layout.world_size]:
         assert chosen == scope
-        assert certificate is None if scope.startswith("not") else certificate.passed
+        assert result is None if scope.startswith("not") else result.passed

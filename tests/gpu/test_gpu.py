@@ -37,7 +37,7 @@ MODELS: dict[str, dict[str, Any]] = {
 }
 
 
-def certificate(**options: Any) -> ParityResult:
+def parity_result(**options: Any) -> ParityResult:
     """Train on the first GPU and compare with one process on the CPU."""
     work: Work = resolve(RunConfig(**{"nproc": 1, "global_batch_size": 16, "steps": 20, **options}))
     want = reference(work, Mesh(Layout(), torch.device("cpu")))
@@ -46,14 +46,14 @@ def certificate(**options: Any) -> ParityResult:
 
 @pytest.mark.parametrize("model", MODELS)
 def test_the_gpu_computes_what_the_cpu_does(model: str) -> None:
-    result = certificate(**MODELS[model], precision="fp64")
+    result = parity_result(**MODELS[model], precision="fp64")
     assert result.passed, result
 
 
 @pytest.mark.parametrize("precision", ["bf16", "fp16"])
 @pytest.mark.parametrize("model", ["gpt2", "dit"])
 def test_low_precision(model: str, precision: str) -> None:
-    result = certificate(**MODELS[model], precision=precision)
+    result = parity_result(**MODELS[model], precision=precision)
     assert result.passed, result
     assert result.grad_norm_difference > 1e-6, "this was no lower precision"
 
@@ -70,7 +70,7 @@ def test_low_precision(model: str, precision: str) -> None:
     ids=str,
 )
 def test_options(options: dict[str, Any]) -> None:
-    result = certificate(**MODELS["gpt2"], precision="fp64", **options)
+    result = parity_result(**MODELS["gpt2"], precision="fp64", **options)
     assert result.passed, result
 
 
@@ -83,12 +83,12 @@ IMAGES = MODELS["resnet"] | {"precision": "fp64", "channels_last": True}
     ids=["pinned", "pageable", "worker"],
 )
 def test_batches_arrive_whole(copies: dict[str, Any]) -> None:
-    result = certificate(**IMAGES, **copies)
+    result = parity_result(**IMAGES, **copies)
     assert result.passed, result
 
 
 def test_batches_that_are_cast_on_the_gpu() -> None:
-    result = certificate(**IMAGES, cast_on_device=True)
+    result = parity_result(**IMAGES, cast_on_device=True)
     # pixels become fp32 there, by a division that may differ in the last bit
     assert result.loss_difference < 1e-8 and result.grad_norm_difference < 1e-7, result
     assert result.parameter_difference < 3e-4, result

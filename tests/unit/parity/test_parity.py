@@ -42,7 +42,7 @@ SOME = [
 
 
 class Alone:
-    """A work trained in one process beside its reference; `certificate` compares what the engine holds now."""
+    """A work trained in one process beside its reference; `parity_result` compares what the engine holds now."""
 
     def __init__(self, **options: Any) -> None:
         self.work = work_of(**options, strategy="single")
@@ -53,7 +53,7 @@ class Alone:
         self.engine, self.got = trace(self.work, self.mesh, steps=STEPS)
 
     @torch.no_grad()
-    def certificate(self, name: str | None = None, times: float = 1.0) -> ParityResult:
+    def parity_result(self, name: str | None = None, times: float = 1.0) -> ParityResult:
         """Compare; with a name after that parameter has moved so many times as far as it did."""
         parameter = dict(self.engine.parameters())[name] if name else torch.empty(0)
         end = parameter.clone()
@@ -71,11 +71,11 @@ def test_one_parameter_left_alone_or_moved_twice_as_far_is_seen(
     optimizer: str, precision: str, options: dict[str, Any]
 ) -> None:
     alone = Alone(precision=precision, optimizer=optimizer, learning_rate=RATES[optimizer], **options)
-    right = alone.certificate()
+    right = alone.parity_result()
     assert right.passed and str(right) == "passed", right
     for name in SOME:
         for times in (0.0, 2.0):
-            wrong = alone.certificate(name, times)
+            wrong = alone.parity_result(name, times)
             assert not wrong.passed and wrong.worst_parameter == name, (name, times)
             assert wrong.parameter_difference == pytest.approx(1.0, abs=0.3)
 
@@ -84,10 +84,10 @@ def test_one_parameter_left_alone_or_moved_twice_as_far_is_seen(
 @pytest.mark.parametrize("optimizer", RATES)
 def test_so_it_is_in_a_model_with_kinks(optimizer: str, precision: str) -> None:
     alone = Alone(model="resnet", precision=precision, optimizer=optimizer, learning_rate=RATES[optimizer])
-    assert alone.certificate().passed
+    assert alone.parity_result().passed
     for name in ("stem.conv.weight", "blocks.7.norm2.bias", "head.linear.weight"):
         for times in (0.0, 2.0):
-            wrong = alone.certificate(name, times)
+            wrong = alone.parity_result(name, times)
             assert not wrong.passed and wrong.worst_parameter == name, (name, times)
 
 
@@ -96,7 +96,7 @@ def test_a_parameter_that_no_rank_compares_is_no_pass(monkeypatch: pytest.Monkey
     there = dict(alone.engine.parameters())
     left = {name: p for name, p in there.items() if not name.startswith("norm.")}
     monkeypatch.setattr(alone.engine, "parameters", lambda: iter(left.items()))
-    wrong = alone.certificate()
+    wrong = alone.parity_result()
     assert not wrong.passed and str(wrong) == "FAILED: norm.bias was compared on no rank (2 parameter(s) were not)"
     monkeypatch.setattr(alone.engine, "parameters", lambda: iter(()))
     assert judge(alone.engine, alone.got, alone.want, alone.work, alone.mesh).missing == tuple(sorted(there))
@@ -121,7 +121,7 @@ def test_parameters_are_compared_while_they_are_gathered(monkeypatch: pytest.Mon
 @pytest.mark.parametrize("rate", [1e-3, 1e-5, 1e-7])
 def test_a_small_learning_rate_hides_nothing_that_can_be_told_from_rounding(rate: float) -> None:
     alone = Alone(learning_rate=rate)
-    right, wrong = alone.certificate(), alone.certificate("blocks.3.mlp.up.bias", 0.0)
+    right, wrong = alone.parity_result(), alone.parity_result("blocks.3.mlp.up.bias", 0.0)
     assert right.passed and not wrong.passed
     # the weights of norms are 1: less than three roundings of that are not seen
     assert (right.unjudged > 0) == (rate < 1e-6) and ("move no further" in str(right)) == (rate < 1e-6)
@@ -129,11 +129,11 @@ def test_a_small_learning_rate_hides_nothing_that_can_be_told_from_rounding(rate
 
 def test_at_a_learning_rate_of_zero_nothing_may_move() -> None:
     alone = Alone(learning_rate=0.0)
-    right = alone.certificate()
+    right = alone.parity_result()
     assert right.passed and right.unjudged == right.parameters > 0 and "none may" in str(right)
     with torch.no_grad():
         dict(alone.engine.parameters())["norm.weight"].add_(1e-4)
-    wrong = alone.certificate()
+    wrong = alone.parity_result()
     assert not wrong.passed and wrong.worst_parameter == "norm.weight"
 
 
@@ -202,10 +202,10 @@ def test_the_worst_parameter_of_all_ranks_counts(worst_rank: int, monkeypatch: p
     )
     mesh: Any = SimpleNamespace(world=object())
     names = {f"of rank {rank}": torch.empty(0) for rank in range(4)}
-    certificate = judge(Any, Trace([2.0, 3.0], [4.0]), Trace([2.0, 2.0], [5.0], names), work, mesh)  # type: ignore
-    assert (certificate.parameter_difference, certificate.worst_parameter) == (0.5, f"of rank {worst_rank}")
-    assert (certificate.parameters, certificate.unjudged) == (4, 1)
-    assert (certificate.loss_difference, certificate.grad_norm_difference) == (1.0 / 2.0, 1.0 / 5.0)
+    result = judge(Any, Trace([2.0, 3.0], [4.0]), Trace([2.0, 2.0], [5.0], names), work, mesh)  # type: ignore
+    assert (result.parameter_difference, result.worst_parameter) == (0.5, f"of rank {worst_rank}")
+    assert (result.parameters, result.unjudged) == (4, 1)
+    assert (result.loss_difference, result.grad_norm_difference) == (1.0 / 2.0, 1.0 / 5.0)
 
 
 @pytest.mark.parametrize(
@@ -233,11 +233,11 @@ def test_only_the_norm_of_other_engines_is_judged_less_strictly() -> None:
 
 def test_running_statistics_are_compared() -> None:
     alone = Alone(model="resnet", precision="fp64")
-    assert alone.certificate().passed
+    assert alone.parity_result().passed
     buffers = dict(alone.engine.parts[0].named_buffers())
     for name in ("stem.norm.running_mean", "blocks.3.norm1.running_var"):
         buffers[name].mul_(1.001)
-        wrong = alone.certificate()
+        wrong = alone.parity_result()
         assert not wrong.passed and wrong.worst_parameter == name
         buffers[name].div_(1.001)
 

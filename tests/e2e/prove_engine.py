@@ -1,6 +1,6 @@
 """A script for launchers: train a case with an engine, compare it with one process, print what came of it.
 
-python tests/e2e/certify.py STRATEGY ENGINE [--ds-config FILE] [--precision P] [--local_rank R]
+python tests/e2e/prove_engine.py STRATEGY ENGINE [--ds-config FILE] [--precision P] [--local_rank R]
 """
 
 import argparse
@@ -13,7 +13,7 @@ sys.path[0] = str(Path(__file__).resolve().parents[2])
 from parallel.options.config import RunConfig  # noqa: E402
 from parallel.plan.resolve import resolve  # noqa: E402
 from parallel.processes import cluster  # noqa: E402
-from tests.dist.engine_cases import certify  # noqa: E402
+from tests.dist.engine_cases import prove_engine  # noqa: E402
 
 
 def main() -> None:
@@ -37,10 +37,10 @@ def main() -> None:
     work = resolve(run)
     engine = work.run.engine
     cluster.join(rank, threads=1)
-    built, certificate = certify(work, cluster.make_mesh(work.layout, rank.device), engine, work.run.ds_config)
+    built, result = prove_engine(work, cluster.make_mesh(work.layout, rank.device), engine, work.run.ds_config)
     if rank.is_main:
         report = {"launcher": rank.launcher, "world_size": rank.world_size, "engine": engine, "built": built}
-        print(json.dumps(report | {"certificate": str(certificate)}), flush=True)
+        print(json.dumps(report | {"parity": str(result)}), flush=True)
     cluster.leave()
 
 
