@@ -95,10 +95,10 @@ def run_case(
     """
     run, progress, phases = work.run, progress or Progress(), phases or hidden()
     compiled_before_s = _compile_s(work)
-    certificate = None
+    parity_result = None
     if proof is not None and proof.work is not None and proof.want is not None:
         phases.begin(f"parity: the same steps under {proof.work.layout}")
-        certificate = prove(proof.work, mesh, proof.want)
+        parity_result = prove(proof.work, mesh, proof.want)
     phases.begin("building the model")
     memory.reset_process_peak()
     memory.reset_device_peak(mesh.device)
@@ -128,10 +128,10 @@ def run_case(
         log.close()
     scope = proof.scope if proof else None
     results = _gather(_with_peak(result, work, mesh), mesh)
-    record = _record(work, asked, rank, mesh, results, certificate, startup_s, scope=scope)
+    record = _record(work, asked, rank, mesh, results, parity_result, startup_s, scope=scope)
     if record.mfu is None:  # on every rank: the machine was busy when the peak was measured
         results = _gather(_with_peak(result, work, mesh, again=True), mesh)
-        record = _record(work, asked, rank, mesh, results, certificate, startup_s, scope=scope)
+        record = _record(work, asked, rank, mesh, results, parity_result, startup_s, scope=scope)
     return record
 
 
@@ -276,7 +276,7 @@ def _record(
     rank: Rank,
     mesh: Mesh,
     results: list[RankResult],
-    certificate: ParityResult | None,
+    parity_result: ParityResult | None,
     startup_s: float | None,
     *,
     scope: str | None = None,
@@ -299,12 +299,12 @@ def _record(
         **_comm_columns(work, results, mesh.device.type),
         **_bubble_columns(work, results),
     }
-    fields["parity_scope"], fields["parity_result"] = scope, str(certificate or scope) if scope else None
-    if certificate is not None:
-        fields["loss_difference_max"] = certificate.loss_difference
-        fields["grad_norm_difference_max"] = certificate.grad_norm_difference
-        fields["parameter_difference_max"] = certificate.parameter_difference
-        fields["parity"] = certificate.passed
+    fields["parity_scope"], fields["parity_result"] = scope, str(parity_result or scope) if scope else None
+    if parity_result is not None:
+        fields["loss_difference_max"] = parity_result.loss_difference
+        fields["grad_norm_difference_max"] = parity_result.grad_norm_difference
+        fields["parameter_difference_max"] = parity_result.parameter_difference
+        fields["parity"] = parity_result.passed
         fields["parity_precision"] = as_judged(work).run.precision
     return RunRecord(**with_axes(fields))
 

@@ -168,8 +168,9 @@ def _peers(words: list[str], rank: "Rank") -> Planned:
     from parallel.records.environment import Environment
 
     config, origins = read(words, config=peers.PeersConfig, prog="paralab peers", description=peers.__doc__)
-    arms = peers.chosen(config.arms, gpus=Environment.read().gpu_count)
-    return Planned(config, origins, [resolve(peers.run_of(arm, config)) for arm in arms], {"arms": arms})
+    variants = peers.chosen(config.variants, gpus=Environment.read().gpu_count)
+    runs = [resolve(peers.run_of(variant, config)) for variant in variants]
+    return Planned(config, origins, runs, {"variants": variants})
 
 
 COMMANDS: dict[str, Callable[[list[str], "Rank"], Planned]] = {

@@ -1,6 +1,6 @@
 """Compare paralab's speed with baselines: the same GPT-2 in a plain torch loop, raw DDP and FSDP2, and transformers.
 
-    paralab peers --steps 4 --arms "ours single,plain loop,transformers"
+    paralab peers --steps 4 --variants "ours single,plain loop,transformers"
 
 Batch, precision, data, initial weights and number of processes are the same. Each variant runs in its own processes,
 repeats interleaved. The baselines are written the usual way and run in the environment as it is; ours are started as
@@ -33,7 +33,7 @@ _ROOT = Path(__file__).resolve().parent.parent
 _PREFIX = "peers-result "  # torchrun mixes other lines into the output
 
 # variant -> (processes, strategy of ours that it is compared with; None for ours)
-ARMS: dict[str, tuple[int, str | None]] = {
+VARIANTS: dict[str, tuple[int, str | None]] = {
     "ours single": (1, None),
     "plain loop": (1, "ours single"),
     "transformers": (1, "ours single"),
@@ -77,11 +77,11 @@ class PeersConfig(RunConfig):
     )
     out: str | None = changed("out", None, help="JSON file to write every run to", unset="not written")
     repeats: int = option(5, "Number of runs of each variant, interleaved", group=STEPS, at_least=1)
-    arms: list[str] | None = option(
+    variants: list[str] | None = option(
         None,
-        f"Variants to run, each with the one of ours that it is compared with: {', '.join(ARMS)}",
+        f"Variants to run, each with the one of ours that it is compared with: {', '.join(VARIANTS)}",
         group=STEPS,
-        choices=tuple(ARMS),
+        choices=tuple(VARIANTS),
         metavar="A,B,...",
         unset="all that fit this machine",
     )
@@ -101,21 +101,22 @@ class PeersConfig(RunConfig):
 
 def main(argv: list[str]) -> int:
     """Run all variants and print ratios. Returns: 0, or 1 when losses do not agree."""
-    if argv[:1] == ["--arm"]:
+    if argv[:1] == ["--variant"]:
         return _work(argv[1], argv[2:])
     config = read_config(argv, config=PeersConfig, prog="paralab peers", description=__doc__)
-    loops = ", ".join(config.arms or ["every variant"])
+    loops = ", ".join(config.variants or ["every variant"])
     heading.show(f"baselines of {heading.model_of(config)}: {loops}, {config.repeats} runs of each")
     machine = Environment.read()
-    arms = chosen(config.arms, gpus=machine.gpu_count)
+    variants = chosen(config.variants, gpus=machine.gpu_count)
     with_memory = config.memory and _room_for(MEMORY_PROCESSES, machine.gpu_count)
-    for line in _left_out(config, arms, gpus=machine.gpu_count):
+    for line in _left_out(config, variants, gpus=machine.gpu_count):
         print(line, flush=True)
-    results: Results = {arm: [] for arm in arms}
+    results: Results = {variant: [] for variant in variants}
     for repeat in range(config.repeats):
-        for arm in arms:
-            results[arm].append(_run(arm, argv))
-            print(f"[{repeat + 1}/{config.repeats}] {arm}: {results[arm][-1]['step_s']:.3f} s a step", flush=True)
+        for variant in variants:
+            results[variant].append(_run(variant, argv))
+            step_s = results[variant][-1]["step_s"]
+            print(f"[{repeat + 1}/{config.repeats}] {variant}: {step_s:.3f} s a step", flush=True)
     cpu = f"{machine.cpu_model}, {machine.cores_allowed:g} cores"
     print(f"\n{machine.gpu_name or cpu}, torch {machine.torch_version}")
     disagreeing = _disagreeing(results, config.precision)
@@ -136,26 +137,27 @@ def main(argv: list[str]) -> int:
 
 def chosen(names: list[str] | None, *, gpus: int | None) -> list[str]:
     """Return the variants to run, each after the one of ours that it is compared with. Raises: WorldError."""
-    arms = names or [arm for arm, (nproc, _) in ARMS.items() if _room_for(nproc, gpus)]
-    for arm in arms:
-        if not _room_for(ARMS[arm][0], gpus):
-            raise WorldError(f"variant {arm} needs {ARMS[arm][0]} GPUs, {gpus} here: leave it out of --arms")
-    ours = [ARMS[arm][1] for arm in arms if ARMS[arm][1]]
-    return [arm for arm in ARMS if arm in arms or arm in ours]
+    variants = names or [variant for variant, (nproc, _) in VARIANTS.items() if _room_for(nproc, gpus)]
+    for variant in variants:
+        nproc, _ = VARIANTS[variant]
+        if not _room_for(nproc, gpus):
+            raise WorldError(f"variant {variant} needs {nproc} GPUs, {gpus} here: leave it out of --variants")
+    ours = [VARIANTS[variant][1] for variant in variants if VARIANTS[variant][1]]
+    return [variant for variant in VARIANTS if variant in variants or variant in ours]
 
 
-def run_of(arm: str, config: PeersConfig) -> PeersConfig:
+def run_of(variant: str, config: PeersConfig) -> PeersConfig:
     """Return the run that a variant is: one of ours, or for a baseline the plainest with as many processes."""
-    nproc, _ = ARMS[arm]
-    strategy = arm.removeprefix("ours ") if arm.startswith("ours ") else {1: "single", 2: "ddp"}[nproc]
+    nproc, _ = VARIANTS[variant]
+    strategy = variant.removeprefix("ours ") if variant.startswith("ours ") else {1: "single", 2: "ddp"}[nproc]
     return replace(config, strategy=strategy, nproc=nproc, engine="torch")
 
 
-def _left_out(config: PeersConfig, arms: list[str], *, gpus: int | None) -> Iterator[str]:
+def _left_out(config: PeersConfig, variants: list[str], *, gpus: int | None) -> Iterator[str]:
     """Yield a line for what was not chosen because each process needs a GPU."""
-    for arm in ARMS if config.arms is None else ():
-        if arm not in arms:
-            yield f"{arm} left out: it needs {ARMS[arm][0]} GPUs, {gpus} here"
+    for variant in VARIANTS if config.variants is None else ():
+        if variant not in variants:
+            yield f"{variant} left out: it needs {VARIANTS[variant][0]} GPUs, {gpus} here"
     if config.memory and not _room_for(MEMORY_PROCESSES, gpus):
         yield f"memory of the ZeRO stages left out: it needs {MEMORY_PROCESSES} GPUs, {gpus} here"
 
@@ -164,14 +166,14 @@ def _room_for(processes: int, gpus: int | None) -> bool:
     return gpus is None or processes <= gpus
 
 
-def _run(arm: str, argv: list[str]) -> dict[str, Any]:
+def _run(variant: str, argv: list[str]) -> dict[str, Any]:
     """Run one variant once in processes of its own and return what rank 0 measured."""
-    nproc, _ = ARMS[arm]
+    nproc, _ = VARIANTS[variant]
     start = [sys.executable]
     if nproc > 1:
         start += ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(nproc)]
     done = subprocess.run(
-        [*start, str(_ROOT / "benchmarks" / "peers.py"), "--arm", arm, *argv],
+        [*start, str(_ROOT / "benchmarks" / "peers.py"), "--variant", variant, *argv],
         capture_output=True,
         text=True,
         cwd=_ROOT,
@@ -179,20 +181,20 @@ def _run(arm: str, argv: list[str]) -> dict[str, Any]:
     for line in done.stdout.splitlines():
         if line.startswith(_PREFIX):
             return json.loads(line.removeprefix(_PREFIX))
-    raise RankError(f"variant {arm} gave no result (exit status {done.returncode}): {done.stderr.strip()[-300:]}")
+    raise RankError(f"variant {variant} gave no result (exit status {done.returncode}): {done.stderr.strip()[-300:]}")
 
 
 def _disagreeing(results: Results, precision: Precision) -> list[str]:
     """Return the variants whose losses differ from ours, which start from the same weights and see the same data."""
     lines = []
-    for arm, runs in results.items():
-        ours = ARMS[arm][1]
+    for variant, runs in results.items():
+        ours = VARIANTS[variant][1]
         if ours is None:
             continue
         pairs = zip(runs[0]["losses"], results[ours][0]["losses"], strict=True)
         for step, (got, want) in enumerate(pairs):
             if not abs(got - want) <= TOLERANCES[precision][min(step, 1)] * abs(want):
-                lines.append(f"{arm} has loss {got:.6f} at step {step}, {ours} has {want:.6f}")
+                lines.append(f"{variant} has loss {got:.6f} at step {step}, {ours} has {want:.6f}")
                 break
     return lines
 
@@ -207,18 +209,18 @@ def _table(results: Results, config: PeersConfig, targets: Mapping[tuple[str, st
         f"{'variant':<25}{'processes':>9}{'step s':>9}{'loss':>9}{'of roofline':>13}"
         f"{'ours is faster by':>26}{'target':>8}",
     ]
-    for arm, runs in results.items():
-        nproc, ours = ARMS[arm]
+    for variant, runs in results.items():
+        nproc, ours = VARIANTS[variant]
         step_s = statistics.median(run["step_s"] for run in runs)
         share = statistics.median(run["roofline"] for run in runs)
         ratio = ""
         if ours is not None:
             ratios = sorted(b["step_s"] / a["step_s"] for a, b in zip(results[ours], runs, strict=True))
             ratio = f"{statistics.median(ratios):.2f}x ({ratios[0]:.2f} to {ratios[-1]:.2f})"
-        target = targets.get((arm, config.precision), 1.0) if ours else None
+        target = targets.get((variant, config.precision), 1.0) if ours else None
         loss = runs[0]["losses"][0]
         lines.append(
-            f"{arm:<25}{nproc:>9}{step_s:>9.3f}{loss:>9.4f}{f'{share:.0%}' if share <= 1 else 'exceeded':>13}"
+            f"{variant:<25}{nproc:>9}{step_s:>9.3f}{loss:>9.4f}{f'{share:.0%}' if share <= 1 else 'exceeded':>13}"
             f"{ratio:>26}{f'{target}x' if target else '':>8}"
         )
     return "\n".join(lines)
@@ -268,12 +270,12 @@ def _memory_table(records: list[RunRecord]) -> str:
     return "\n".join(lines)
 
 
-def _work(arm: str, argv: list[str]) -> int:
+def _work(variant: str, argv: list[str]) -> int:
     """Train one variant in this process, one of its ranks, and print the result on rank 0."""
     import torch
     import torch.distributed as dist
 
-    from benchmarks import by_hand
+    from benchmarks import baselines
     from parallel import engines
     from parallel.axes.precision import DTYPES
     from parallel.measure.roofline import measured_peak
@@ -283,8 +285,8 @@ def _work(arm: str, argv: list[str]) -> int:
     from parallel.processes.cluster import Rank
 
     config = read_config(argv, config=PeersConfig, prog="paralab peers")
-    ours = arm.startswith("ours ")
-    work = resolve(run_of(arm, config))
+    ours = variant.startswith("ours ")
+    work = resolve(run_of(variant, config))
     rank = Rank.from_env()
     if ours:
         cluster.join(rank)
@@ -296,7 +298,7 @@ def _work(arm: str, argv: list[str]) -> int:
         engine = engines.build(work.context(mesh), "torch")
         step: Callable[[Any], float] = lambda batch: engine.step(batch).loss.item()  # noqa: E731
     else:
-        step = by_hand.make_step(arm, work, rank.device)
+        step = baselines.make_step(variant, work, rank.device)
     losses, times = [], []
     for batch in batches:
         start = time.perf_counter()

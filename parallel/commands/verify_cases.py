@@ -60,7 +60,7 @@ def run(config: VerifyConfig) -> int:
         with Phases(began) as phases:
             phases.begin(f"starting {nproc} processes")
     print("  ".join(f"{name:<{width}}" for name, width in _COLUMNS), flush=True)
-    compared = launch("parallel.commands.verify_cases:certify_all", runs, nproc=nproc, config=config)
+    compared = launch("parallel.commands.verify_cases:prove_all", runs, nproc=nproc, config=config)
     failed = [result for result in compared if not result.passed]
     print(f"\n{len(compared) - len(failed)} of {len(compared)} passed")
     if not compared:
@@ -167,7 +167,7 @@ def _layouts(layout: Layout) -> Iterator[Layout]:
             yield layout.but(schedule=schedule.name)
 
 
-def certify_all(rank: Rank, progress: Progress, runs: list[VerifyConfig]) -> list[ParityResult | Agreement]:
+def prove_all(rank: Rank, progress: Progress, runs: list[VerifyConfig]) -> list[ParityResult | Agreement]:
     """Prove each case on this rank, and what surrounds the steps of some; rank 0 prints as it goes.
 
     Where the reference does not fit, a case is proved on a part of it; where no part fits, it is said and not counted.
@@ -182,15 +182,15 @@ def certify_all(rank: Rank, progress: Progress, runs: list[VerifyConfig]) -> lis
             part: Work | None = work
             if work.size != work.spec.tiny_size:
                 part = scope.choose(work, mesh, processes=scope.processes_here(work, rank))
-            certificate = prove(part, mesh, references.get(part, mesh)) if part is not None else None
-            compared += [certificate] if certificate is not None else []
+            parity_result = prove(part, mesh, references.get(part, mesh)) if part is not None else None
+            compared += [parity_result] if parity_result is not None else []
             remarks = [] if run.precision == runs[0].precision else [str(run.precision)]
             if part is not work:
                 whole, remarks = False, [*remarks, scope.describe(part, work)]
             phases.end()
             if rank.is_main:
                 remark = f"  ({'; '.join(remarks)})" if remarks else ""
-                print(_line(work.strategy, str(work.layout), run.accumulation, certificate) + remark, flush=True)
+                print(_line(work.strategy, str(work.layout), run.accumulation, parity_result) + remark, flush=True)
         if dist.is_initialized():
             dist.barrier()
     phases.end()

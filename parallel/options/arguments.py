@@ -68,6 +68,7 @@ SYNONYMS = {
     **dict.fromkeys(("num-threads", "cpus"), "--threads"),
     **dict.fromkeys(("random-seed",), "--seed"),
     # names of earlier versions
+    "arms": "--variants",
     "levers": "--vary",
 }
 

@@ -89,7 +89,7 @@ def start_from(engine: Engine, path: str | Path, *, trust: bool = False) -> None
     path: a Hugging Face GPT-2, a folder that `paralab export` wrote, a checkpoint, or a ckpt.pt of nanoGPT.
     Raises: DataError when it cannot be read; ConfigError when it holds another model.
     """
-    _fill(engine, read(Path(path), engine.context.model_config, trust=trust), Path(path))
+    _load_into(engine, read(Path(path), engine.context.model_config, trust=trust), Path(path))
 
 
 def read(path: Path, config: object, *, trust: bool = False) -> Mapping[str, Tensor]:
@@ -126,7 +126,7 @@ def _read(file: Path) -> dict[str, Tensor]:
 
 
 @torch.no_grad()
-def _fill(engine: Engine, state: Mapping[str, Tensor], folder: Path) -> None:
+def _load_into(engine: Engine, state: Mapping[str, Tensor], folder: Path) -> None:
     tied = engine.context.spec.tied
     _check_places(state, engine, folder)
     # Others may keep a tied parameter under its other name.

@@ -6,11 +6,11 @@ from typing import Any
 import pytest
 import torch
 
-from benchmarks import by_hand
+from benchmarks import baselines
 from benchmarks.peers import (
-    ARMS,
     TARGETS,
     TOLERANCES,
+    VARIANTS,
     PeersConfig,
     _disagreeing,
     _left_out,
@@ -21,6 +21,7 @@ from benchmarks.peers import (
 from parallel import engines
 from parallel.errors import ConfigError, WorldError
 from parallel.layout import Layout
+from parallel.options.config import resolve as read_config
 from parallel.plan.batches import training_batches
 from parallel.plan.resolve import resolve
 from parallel.processes.cluster import Mesh
@@ -36,39 +37,39 @@ def config(**values: Any) -> PeersConfig:
 def results(**step_s: list[float]) -> dict[str, list[dict[str, Any]]]:
     """Return runs of variants by name with _ for spaces; all have the same losses."""
     return {
-        arm.replace("_", " "): [{"step_s": value, "losses": [10.0, 9.0], "roofline": 0.5} for value in values]
-        for arm, values in step_s.items()
+        variant.replace("_", " "): [{"step_s": value, "losses": [10.0, 9.0], "roofline": 0.5} for value in values]
+        for variant, values in step_s.items()
     }
 
 
-@pytest.mark.parametrize("arm", ["plain loop", "transformers"])
+@pytest.mark.parametrize("variant", ["plain loop", "transformers"])
 @pytest.mark.parametrize("precision", list(TOLERANCES))
-def test_one_process_by_hand_trains_as_ours_does(arm: str, precision: str) -> None:
+def test_a_baseline_of_one_process_trains_as_ours_does(variant: str, precision: str) -> None:
     work = resolve(config(precision=precision))
     mesh = Mesh(Layout(), torch.device("cpu"))
     batches = list(islice(training_batches(work, mesh), STEPS))
     engine = engines.build(work.context(mesh), "torch")
-    step = by_hand.make_step(arm, work, mesh.device)
+    step = baselines.make_step(variant, work, mesh.device)
     runs = {
         "ours single": [{"losses": [engine.step(batch).loss.item() for batch in batches]}],
-        arm: [{"losses": [step(batch) for batch in batches]}],
+        variant: [{"losses": [step(batch) for batch in batches]}],
     }
     assert _disagreeing(runs, precision) == []
-    losses = runs[arm][0]["losses"]
+    losses = runs[variant][0]["losses"]
     assert losses[-1] < losses[0] - 0.01  # it trains
 
 
-def test_an_arm_brings_ours_along_in_order() -> None:
+def test_a_variant_brings_ours_along_in_order() -> None:
     assert chosen(["transformers", "raw FSDP2"], gpus=None) == [
         "ours single",
         "transformers",
         "ours zero3",
         "raw FSDP2",
     ]
-    assert chosen(None, gpus=None) == chosen(None, gpus=2) == list(ARMS)
+    assert chosen(None, gpus=None) == chosen(None, gpus=2) == list(VARIANTS)
 
 
-def test_arms_have_a_gpu_for_each_process() -> None:
+def test_variants_have_a_gpu_for_each_process() -> None:
     assert chosen(None, gpus=1) == ["ours single", "plain loop", "transformers"]
     with pytest.raises(WorldError, match="raw DDP needs 2 GPUs, 1 here"):
         chosen(["raw DDP"], gpus=1)
@@ -76,15 +77,20 @@ def test_arms_have_a_gpu_for_each_process() -> None:
 
 def test_what_is_left_out_is_said() -> None:
     everything = PeersConfig()
-    assert list(_left_out(everything, list(ARMS), gpus=None)) == []
-    (line,) = _left_out(everything, list(ARMS), gpus=2)
+    assert list(_left_out(everything, list(VARIANTS), gpus=None)) == []
+    (line,) = _left_out(everything, list(VARIANTS), gpus=2)
     assert line == "memory of the ZeRO stages left out: it needs 4 GPUs, 2 here"
-    assert len(list(_left_out(everything, chosen(None, gpus=1), gpus=1))) == len(ARMS) - 3 + 1
+    assert len(list(_left_out(everything, chosen(None, gpus=1), gpus=1))) == len(VARIANTS) - 3 + 1
 
 
-def test_an_unknown_arm_is_refused_with_a_suggestion() -> None:
+def test_an_unknown_variant_is_refused_with_a_suggestion() -> None:
     with pytest.raises(ConfigError, match=r"raw FSDP is unknown \(did you mean raw FSDP2\?\)"):
-        PeersConfig(arms=["raw FSDP"])
+        PeersConfig(variants=["raw FSDP"])
+
+
+def test_the_earlier_name_of_variants_says_what_to_type() -> None:
+    with pytest.raises(ConfigError, match=r"--arms is unknown \(did you mean --variants\?\)"):
+        read_config(["--arms", "plain loop"], config=PeersConfig)
 
 
 @pytest.mark.parametrize(("step", "factor", "refused"), [(0, 1e-4, True), (1, 1e-4, False), (1, 1e-2, True)])

@@ -81,7 +81,7 @@ def test_verify_shows_the_case_that_it_works_on(
 ) -> None:
     monkeypatch.setattr(sys, "stderr", Terminal())
     run = VerifyConfig(size="tiny", layout=Layout(), precision="fp32", global_batch_size=2, seq_len=8)
-    compared = verify.certify_all(Rank(0, 1, 0, 1, "python"), Progress(), [run])
+    compared = verify.prove_all(Rank(0, 1, 0, 1, "python"), Progress(), [run])
     drawn = sys.stderr.getvalue().split("\r\x1b[K")
     assert [line[11:] for line in drawn if line] == [
         "case 1 of 1: dp1, accumulation 1, fp32 ...",

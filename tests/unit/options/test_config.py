@@ -295,9 +295,8 @@ def test_names_of_other_programs_say_what_to_type(typed: str, meant: str) -> Non
 
 
 def test_every_name_of_another_program_stands_for_an_option_that_some_command_has() -> None:
-    known = {
-        name for config in (RunConfig, TrainConfig, SweepConfig) for name in make_parser(config)._option_string_actions
-    }
+    configs = (RunConfig, TrainConfig, SweepConfig, PeersConfig)
+    known = {name for config in configs for name in make_parser(config)._option_string_actions}
     assert {typed.split()[0].rstrip(",") for typed in SYNONYMS.values()} <= known
 
 

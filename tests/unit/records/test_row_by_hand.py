@@ -393,13 +393,13 @@ ELSEWHERE = {
 }
 
 
-def _row(work: Work, results: list[RankResult], certificate: ParityResult | None, **asked: Any) -> RunRecord:
+def _row(work: Work, results: list[RankResult], parity_result: ParityResult | None, **asked: Any) -> RunRecord:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Environment, "read", lambda device_index=0: ENVIRONMENT)
         mesh = Mesh(work.layout, torch.device("cpu"))
         rank = Rank(0, 4, 0, 3, "torchrun")
-        scope = "whole" if certificate else None
-        return case._record(work, replace(ASKED, **asked), rank, mesh, results, certificate, 1.5, scope=scope)
+        scope = "whole" if parity_result else None
+        return case._record(work, replace(ASKED, **asked), rank, mesh, results, parity_result, 1.5, scope=scope)
 
 
 @pytest.fixture(scope="module")

@@ -82,15 +82,15 @@ class HuggingFace(nn.Module):
         return F.cross_entropy(logits.flatten(0, 1), targets.flatten())
 
 
-def make_step(arm: str, work: Work, device: torch.device) -> Callable[[Batch], float]:
+def make_step(variant: str, work: Work, device: torch.device) -> Callable[[Batch], float]:
     """Return a function that trains one batch and gives the loss, averaged over ranks."""
     theirs = _transformers_model(work)
-    model = HuggingFace(theirs) if arm == "transformers" else _plain_model(work.model_config, theirs)
+    model = HuggingFace(theirs) if variant == "transformers" else _plain_model(work.model_config, theirs)
     model = model.to(device)
     dtype, lr = DTYPES[work.run.precision], work.run.learning_rate
     options = {"lr": lr, "betas": work.run.betas, "weight_decay": work.run.weight_decay}
     autocast = work.run.precision != "fp32"
-    if arm == "raw FSDP2":
+    if variant == "raw FSDP2":
         policy = (
             MixedPrecisionPolicy(param_dtype=dtype, reduce_dtype=torch.float32) if autocast else MixedPrecisionPolicy()
         )
@@ -101,7 +101,7 @@ def make_step(arm: str, work: Work, device: torch.device) -> Callable[[Batch], f
     elif dist.is_initialized():
         model = DistributedDataParallel(model)
     optimizer: torch.optim.Optimizer
-    if arm == "ZeroRedundancyOptimizer":
+    if variant == "ZeroRedundancyOptimizer":
         optimizer = ZeroRedundancyOptimizer(model.parameters(), optimizer_class=torch.optim.AdamW, **options)
     else:
         optimizer = torch.optim.AdamW(model.parameters(), **options)
@@ -111,7 +111,7 @@ def make_step(arm: str, work: Work, device: torch.device) -> Callable[[Batch], f
         with torch.autocast(device.type, dtype=dtype, enabled=autocast):
             loss = model(batch.inputs[0], batch.targets)
         loss.backward()
-        if arm == "raw FSDP2":
+        if variant == "raw FSDP2":
             norm = torch.nn.utils.clip_grad_norm_(model.parameters(), work.run.clip_norm)
             norm.full_tensor()
         else:
