@@ -28,6 +28,7 @@ SYNONYMS = {
     ),
     **dict.fromkeys(("zero", "zero-stage", "stage"), "--strategy zero1, zero2 or zero3"),
     **dict.fromkeys(("fsdp", "fsdp2", "full-shard"), "--strategy zero3"),
+    **dict.fromkeys(("hybrid-shard", "shard", "dp-shard", "dp-replicate"), "--strategy hsdp, or shard2 in --layout"),
     **{name: f"--strategy {name}" for name in STRATEGIES if name != "model"},  # which is an option of its own
     **{name: f"--layout {name[:1]}p2, or another degree" for name in ("tp", "pp", "dp")},
     **dict.fromkeys(("tensor-parallel-size", "tensor-model-parallel-size"), "--layout tp2, or another degree"),
