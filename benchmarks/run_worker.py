@@ -5,6 +5,7 @@ from dataclasses import replace
 from typing import Any
 
 from benchmarks.case import run_case
+from benchmarks.run import CaseConfig
 from parallel.console.clock import Moment
 from parallel.console.phases import Phases
 from parallel.errors import RankError
@@ -23,7 +24,7 @@ from parallel.records.row import WHOLE, RunRecord, StepLog, append, check_append
 _NOTABLY_SLOW = 1.2  # times what the other ranks need
 
 
-def run(config: Any, *, began: Moment) -> int:
+def run(config: CaseConfig, *, began: Moment) -> int:
     """Check a case, start its processes, print the row. began: the moment of the command. Returns the exit status."""
     rank = Rank.from_env()
     asked = Asked(

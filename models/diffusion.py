@@ -8,7 +8,7 @@ zero gate would hide from parity checks of the first steps.
 
 import math
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 
 import torch
@@ -32,6 +32,11 @@ class PointsConfig:
     sigma_max: float = 20.0
     sigma_data: float = 1.0
     task: str = "denoise_points"
+
+    @property
+    def sample_shape(self) -> tuple[int, ...]:
+        """The shape of one sample."""
+        return (self.dims,)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,6 +66,11 @@ class DiTConfig:
             raise ValueError(f"hidden={self.hidden} is not a multiple of n_heads={self.n_heads}")
         if self.image_size % self.patch_size:
             raise ValueError(f"image_size={self.image_size} is not a multiple of patch_size={self.patch_size}")
+
+    @property
+    def sample_shape(self) -> tuple[int, ...]:
+        """The shape of one sample."""
+        return (self.channels, self.image_size, self.image_size)
 
     @property
     def n_patches(self) -> int:
@@ -347,7 +357,7 @@ def custom_size(text: str) -> DiTConfig | None:
     return _mnist(hidden=hidden, n_heads=n_heads, patch_size=patch_size, n_blocks=n_blocks)
 
 
-SIZES = {
+SIZES: Mapping[str, Config] = {
     "points": PointsConfig(hidden=128, n_blocks=8),
     "tiny-points": PointsConfig(hidden=32, n_blocks=8),
     "dit-mnist": _mnist(hidden=128, n_heads=4, patch_size=4),

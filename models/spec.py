@@ -16,7 +16,7 @@ torch.distributed. The module follows four rules, and every strategy works from 
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, ClassVar, Generic, Literal, Protocol, TypeVar, runtime_checkable
 
 import torch
 from torch import Tensor, nn
@@ -59,6 +59,69 @@ class Reducing:
     all_reduce: Callable[[Tensor, str], Tensor] = staticmethod(keep)
 
 
+class ModelConfig(Protocol):
+    """Sizes of one model: a frozen dataclass with whatever fields the model has. All of them say what it is for.
+
+    task: "text", "classify", "denoise_images" or "denoise_points", from which follows what data the model consumes.
+    """
+
+    __dataclass_fields__: ClassVar[dict[str, Any]]
+
+    @property
+    def task(self) -> str: ...
+
+
+C = TypeVar("C", bound=ModelConfig)
+
+
+@runtime_checkable
+class SequenceConfig(ModelConfig, Protocol):
+    """The config of a model of sequences. seq_len: positions of the longest one."""
+
+    @property
+    def seq_len(self) -> int: ...
+
+
+@runtime_checkable
+class TextConfig(SequenceConfig, Protocol):
+    """What a text asks of a config. tokenizer: name of the encoding, "gpt2" or "bytes"."""
+
+    @property
+    def vocab_size(self) -> int: ...
+    @property
+    def tokenizer(self) -> str: ...
+
+
+@runtime_checkable
+class ImageConfig(ModelConfig, Protocol):
+    """What images ask of a config. image_size: pixels of height and of width. n_classes: labels are below it."""
+
+    @property
+    def image_size(self) -> int: ...
+    @property
+    def channels(self) -> int: ...
+    @property
+    def n_classes(self) -> int: ...
+
+
+@runtime_checkable
+class PointConfig(ModelConfig, Protocol):
+    """What points ask of a config. dims: coordinates of one."""
+
+    @property
+    def dims(self) -> int: ...
+
+
+@runtime_checkable
+class NoiseConfig(ModelConfig, Protocol):
+    """What denoising asks of a config: the smallest and largest standard deviation of the noise."""
+
+    @property
+    def sigma_min(self) -> float: ...
+    @property
+    def sigma_max(self) -> float: ...
+
+
 @dataclass(frozen=True)
 class Flops:
     """Floating-point operations of forward and backward for one sample, and the name of the formula."""
@@ -68,35 +131,37 @@ class Flops:
 
 
 @dataclass(frozen=True, kw_only=True)
-class ModelSpec:
+class ModelSpec(Generic[C]):
     """Declare a model to strategies, benchmarks and tests. Callables take the config of one size."""
 
     name: str
-    sizes: Mapping[str, Any]  # preset name -> frozen config dataclass
-    custom_size: Callable[[str], Any] = lambda text: None  # config of a size that is no preset; None for another form
+    sizes: Mapping[str, C]  # preset name -> frozen config dataclass
+    custom_size: Callable[[str], C | None] = lambda text: (
+        None
+    )  # config of a size that is no preset; None for another form
     custom_form: str = ""  # what such a size looks like, for messages
     default_size: str  # trains on a laptop
     tiny_size: str  # a second or less a step: what tests use
-    build: Callable[[Any], nn.Module]
-    init: Callable[[Any, str, Tensor, torch.Generator], None]  # config, full name, full CPU tensor to initialise
-    example: Callable[[Any, int], tuple[tuple[Tensor, ...], Tensor]]  # batch size -> inputs, targets: shapes, dtypes
-    n_blocks: Callable[[Any], int]
-    with_blocks: Callable[[Any, int], Any] | None = None  # the same config with so many blocks, or the fewest above
+    build: Callable[[C], nn.Module]
+    init: Callable[[C, str, Tensor, torch.Generator], None]  # config, full name, full CPU tensor to initialise
+    example: Callable[[C, int], tuple[tuple[Tensor, ...], Tensor]]  # batch size -> inputs, targets: shapes, dtypes
+    n_blocks: Callable[[C], int]
+    with_blocks: Callable[[C, int], C] | None = None  # the same config with so many blocks, or the fewest above
     first: tuple[str, ...]
     last: tuple[str, ...]
-    flops: Callable[[Any], Flops]
-    data: Callable[[Any], str]  # data set used without --data
-    unit: Callable[[Any], Literal["tokens", "images", "points"]]  # what throughput counts
-    units_per_sample: Callable[[Any], int] = lambda config: 1
-    tensor_plan: Callable[[Any], Mapping[str, Style]] = lambda config: {}  # fnmatch pattern of module -> style
-    tensor_divides: Callable[[Any], Mapping[str, int]] = lambda config: {}  # what tp must divide, by name
+    flops: Callable[[C], Flops]
+    data: Callable[[C], str]  # data set used without --data
+    unit: Callable[[C], Literal["tokens", "images", "points"]]  # what throughput counts
+    units_per_sample: Callable[[C], int] = lambda config: 1
+    tensor_plan: Callable[[C], Mapping[str, Style]] = lambda config: {}  # fnmatch pattern of module -> style
+    tensor_divides: Callable[[C], Mapping[str, int]] = lambda config: {}  # what tp must divide, by name
     sequence_parallel: bool = False
     smooth: bool = True  # False: has kinks (ReLU, max), where the last bit of an input can flip a gradient
-    batch_statistics: Callable[[Any], Literal["none", "rank", "global"]] = lambda config: "none"
+    batch_statistics: Callable[[C], Literal["none", "rank", "global"]] = lambda config: "none"
     tied: Mapping[str, str] = field(default_factory=dict)  # parameter -> the parameter whose storage it shares
     refuses: Mapping[str, str] = field(default_factory=dict)  # strategy -> why it cannot be in a layout of this model
 
-    def config(self, size: str | None = None) -> Any:
+    def config(self, size: str | None = None) -> C:
         """Return the config of a preset or of a custom size.
 
         Raises: KeyError when it is neither; ValueError when the numbers of a custom one do not fit together.
@@ -105,7 +170,7 @@ class ModelSpec:
         custom = self.custom_size(name) if name not in self.sizes else None
         return custom if custom is not None else self.sizes[name]
 
-    def sequence_problems(self, config: Any) -> list[str]:
+    def sequence_problems(self, config: C) -> list[str]:
         """Return what the tensor plan lacks for the sequence parallelism that the spec claims."""
         needed: dict[Style, str] = {
             "scatter_sequence": "the module after which the sequence is split",
@@ -118,7 +183,7 @@ class ModelSpec:
             if style not in styles
         ]
 
-    def on_meta(self, config: Any, dtype: torch.dtype = torch.float32) -> nn.Module:
+    def on_meta(self, config: C, dtype: torch.dtype = torch.float32) -> nn.Module:
         """Return the whole model on the meta device, its weights of that dtype."""
         with torch.device("meta"), _WithoutInit():
             return self.build(config).to(dtype)

@@ -8,7 +8,7 @@ it is imported when a model is split.
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from parallel.layout import Layout
 from parallel.layout.words import AxisWords
@@ -16,7 +16,7 @@ from parallel.layout.words import AxisWords
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-    from models.spec import ModelSpec
+    from models.spec import C, ModelSpec
     from parallel.axes.context import BuildContext, Planned
     from parallel.axes.optimizer import Piece
     from parallel.data.dataset import Batch
@@ -117,7 +117,7 @@ class Axis(AxisWords):
 
     averages = False  # whether its ranks see other samples, so that gradients are averaged over them, last of all
 
-    def check_model(self, layout: Layout, spec: "ModelSpec", config: Any) -> None:
+    def check_model(self, layout: Layout, spec: "ModelSpec[C]", config: "C") -> None:
         """Raise LayoutError where a model cannot be split this way: what was got, what is needed, what to type."""
 
     # --- the model, before and after it has values

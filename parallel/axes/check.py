@@ -1,15 +1,13 @@
 """Check that a model can be divided as a layout says, before anything is built."""
 
-from typing import Any
-
-from models.spec import ModelSpec
+from models.spec import C, ModelSpec
 from parallel.axes import all_axes
 from parallel.errors import LayoutError
 from parallel.layout import Layout
 from parallel.layout.strategies import STRATEGIES, name_of, names_in
 
 
-def check_split(layout: Layout, *, spec: ModelSpec, config: Any) -> None:
+def check_split(layout: Layout, *, spec: ModelSpec[C], config: C) -> None:
     """Raise LayoutError when the model cannot be split this way: it refuses the strategy, or an axis the model."""
     if refused := sorted(names_in(layout) & spec.refuses.keys()):
         able = ", ".join(s.name for s in STRATEGIES.values() if not names_in(s.layout(s.least)) & spec.refuses.keys())

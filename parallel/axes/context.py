@@ -3,12 +3,12 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, Protocol
+from typing import Protocol
 
 import torch
 from torch import nn
 
-from models.spec import ModelSpec
+from models.spec import ModelConfig, ModelSpec
 from parallel.axes.precision import weight_dtype
 from parallel.data.dataset import Dataset
 from parallel.layout import Division, Layout
@@ -23,7 +23,7 @@ class Planned(Protocol):
     def spec(self) -> ModelSpec: ...
 
     @property
-    def model_config(self) -> Any: ...
+    def model_config(self) -> ModelConfig: ...
 
     @property
     def run(self) -> RunConfig: ...
@@ -44,7 +44,7 @@ class BuildContext:
     """All that it takes to build an engine. data: opens the training split."""
 
     spec: ModelSpec
-    model_config: Any
+    model_config: ModelConfig
     run: RunConfig
     layout: Layout
     division: Division

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
 
-from models.spec import ModelSpec
+from models.spec import C, ModelSpec
 
 
 def generator_for(seed: int, name: str) -> torch.Generator:
@@ -60,7 +60,7 @@ def local(tensor: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def first_value(name: str, *, like: Tensor, spec: ModelSpec, config: object, seed: int) -> Tensor:
+def first_value(name: str, *, like: Tensor, spec: ModelSpec[C], config: C, seed: int) -> Tensor:
     """Return what a parameter or buffer begins with: the full tensor on the CPU, of the shape and dtype of `like`."""
     origin = spec.tied.get(name, name)
     full = torch.empty(like.shape, dtype=like.dtype)
@@ -69,7 +69,7 @@ def first_value(name: str, *, like: Tensor, spec: ModelSpec, config: object, see
 
 
 @torch.no_grad()
-def initialise(part: nn.Module, *, spec: ModelSpec, config: object, seed: int) -> None:
+def initialise(part: nn.Module, *, spec: ModelSpec[C], config: C, seed: int) -> None:
     """Initialise every parameter and persistent buffer of a part of the model."""
     for name, tensor in part.state_dict(keep_vars=True).items():
         full = first_value(name, like=tensor, spec=spec, config=config, seed=seed)

@@ -11,7 +11,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.checkpoint import checkpoint
 from torch.utils.flop_counter import FlopCounterMode
 
-from models.spec import ModelSpec
+from models.spec import C, ModelSpec
 
 
 def checkpoint_blocks(part: nn.Module, every: int | None) -> None:
@@ -28,7 +28,7 @@ def is_recomputed(block: nn.Module) -> bool:
     return ours or any(isinstance(module, CheckpointWrapper) for module in block.modules())
 
 
-def recomputation_ratio(spec: ModelSpec, config: Any, every: int | None) -> float:
+def recomputation_ratio(spec: ModelSpec[C], config: C, every: int | None) -> float:
     """Return the FLOPs of forward and backward with recomputation over those without: 1 where nothing is recomputed.
 
     Counted from the matrix products and convolutions of one sample, on the meta device. Recomputing ends at the
@@ -37,7 +37,7 @@ def recomputation_ratio(spec: ModelSpec, config: Any, every: int | None) -> floa
     return _flops(spec, config, every) / _flops(spec, config, None) if every else 1.0
 
 
-def _flops(spec: ModelSpec, config: Any, every: int | None) -> int:
+def _flops(spec: ModelSpec[C], config: C, every: int | None) -> int:
     model = spec.on_meta(config)
     checkpoint_blocks(model, every)
     inputs, _ = spec.example(config, 1)

@@ -28,23 +28,24 @@ def main(argv: list[str]) -> int:
     import torch
 
     from models.generation import Choice, generate
-    from models.gpt2 import GPT2
+    from models.gpt2 import GPT2, GPT2Config
     from parallel.data.tokenizer import get_tokenizer
     from parallel.inference.restore import restore
 
     trained = restore(options.checkpoint)
     work = trained.work
-    if not isinstance(trained.model, GPT2):
+    config = work.model_config
+    if not (isinstance(trained.model, GPT2) and isinstance(config, GPT2Config)):
         raise ConfigError(f"{trained.path} is a {work.spec.name} model: paralab generate needs gpt2")
     print(f"{work.spec.name} {work.size} from {trained.path}", file=sys.stderr)
-    tokenizer = get_tokenizer(work.model_config.tokenizer)
+    tokenizer = get_tokenizer(config.tokenizer)
     prompt = torch.from_numpy(tokenizer.encode([options.prompt])[0].astype("int64"))[None].to(trained.device)
     choice = Choice(greedy=options.greedy, temperature=options.temperature, top_k=options.top_k, top_p=options.top_p)
     generator = torch.Generator(trained.device).manual_seed(options.seed)
     drawn = generate(
         trained.model,
         prompt,
-        config=work.model_config,
+        config=config,
         tokens=options.tokens,
         choice=choice,
         generator=generator,

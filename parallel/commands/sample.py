@@ -9,7 +9,7 @@ standard deviation 1.
 import argparse
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from parallel.console.outputs import check_writable
 from parallel.errors import ConfigError, DataError
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     import torch
     from matplotlib.axes import Axes
 
+    from models.diffusion import Config, PointsConfig
     from parallel.inference.restore import Trained
 
 TESTED = 2000  # points of each side in the two-sample test: the distances between them take 128 MB
@@ -33,27 +34,30 @@ def main(argv: list[str]) -> int:
     options = _parse(argv)
     import torch
 
+    from models.diffusion import DiTConfig, PointsConfig
     from models.sampling import SAMPLERS, noise_levels, with_zero
     from parallel.inference.restore import restore
 
     trained = restore(options.checkpoint)
     config = trained.work.model_config
-    if trained.work.spec.name != "diffusion":
+    if not isinstance(config, (PointsConfig, DiTConfig)):
         raise ConfigError(f"{trained.path} is a {trained.work.spec.name} model: paralab sample needs diffusion")
     print(f"{trained.work.spec.name} {trained.work.size} from {trained.path}", file=sys.stderr)
     if options.log_prob:
-        _print_log_probabilities(trained, Path(options.log_prob), steps=options.steps)
+        if not isinstance(config, PointsConfig):
+            raise ConfigError(f"{trained.path} is a model of images: --log-prob is for points, leave it out")
+        _print_log_probabilities(trained, config, Path(options.log_prob), steps=options.steps)
         return 0
     levels = noise_levels(options.steps, sigma_min=config.sigma_min, sigma_max=config.sigma_max)
     generator = torch.Generator(trained.device).manual_seed(options.seed)
     start = config.sigma_max * torch.randn(
-        options.n, *_shape(config), generator=generator, dtype=_dtype(trained), device=trained.device
+        options.n, *config.sample_shape, generator=generator, dtype=_dtype(trained), device=trained.device
     )
-    labels = _labels(trained, options.n)
+    labels = _labels(config, options.n, trained.device)
     path = SAMPLERS[options.sampler](
         lambda x, sigma: trained.model(x, sigma, *labels), start, levels=with_zero(levels), generator=generator
     ).cpu()
-    if config.task == "denoise_points":
+    if isinstance(config, PointsConfig):
         print(_compare(trained, path[-1], seed=options.seed))
     if options.out:
         _write(Path(options.out), path, labels=labels, levels=levels)
@@ -106,24 +110,17 @@ def _parse(argv: list[str]) -> argparse.Namespace:
     return options
 
 
-def _shape(config: Any) -> tuple[int, ...]:
-    if config.task == "denoise_points":
-        return (config.dims,)
-    return (config.channels, config.image_size, config.image_size)
+def _labels(config: "Config", n: int, device: "torch.device") -> "tuple[torch.Tensor, ...]":
+    """Return the class of each sample, in turn: images are trained with labels, points without."""
+    import torch
+
+    from models.diffusion import DiTConfig
+
+    return (torch.arange(n, device=device) % config.n_classes,) if isinstance(config, DiTConfig) else ()
 
 
 def _dtype(trained: "Trained") -> "torch.dtype":
     return next(trained.model.parameters()).dtype
-
-
-def _labels(trained: "Trained", n: int) -> "tuple[torch.Tensor, ...]":
-    """Return the class of each sample, in turn: images are trained with labels, points without."""
-    import torch
-
-    config = trained.work.model_config
-    if config.task == "denoise_points":
-        return ()
-    return (torch.arange(n, device=trained.device) % config.n_classes,)
 
 
 def _compare(trained: "Trained", samples: "torch.Tensor", *, seed: int) -> str:
@@ -143,13 +140,10 @@ def _compare(trained: "Trained", samples: "torch.Tensor", *, seed: int) -> str:
     )
 
 
-def _print_log_probabilities(trained: "Trained", file: Path, *, steps: int) -> None:
+def _print_log_probabilities(trained: "Trained", config: "PointsConfig", file: Path, *, steps: int) -> None:
     """Print each point and the log density of the model there, in nats."""
     from models.sampling import log_probability, noise_levels
 
-    config = trained.work.model_config
-    if config.task != "denoise_points":
-        raise ConfigError(f"{trained.path} is a model of images: --log-prob is for points, leave it out")
     points = _read_points(file, dims=config.dims).to(trained.device, _dtype(trained))
     levels = noise_levels(steps, sigma_min=config.sigma_min, sigma_max=config.sigma_max)
     found = log_probability(trained.model, points, levels=levels, data_std=config.sigma_data)

@@ -1,8 +1,7 @@
 """Data: text, images and points as batches, the same for every layout. See `open_dataset` and `batches`."""
 
-from typing import Any
-
-from parallel.data.dataset import Batch, Compact, Dataset
+from models.spec import ImageConfig, ModelConfig, NoiseConfig, PointConfig, TextConfig
+from parallel.data.dataset import Batch, Compact, Dataset, Samples
 from parallel.data.files import path_of
 from parallel.data.images import ArrayImages, count_classes, open_images
 from parallel.data.order import batches
@@ -10,7 +9,7 @@ from parallel.data.points import SHAPES, open_points
 from parallel.data.tasks import Classify, ClassifyStored, Denoise
 from parallel.data.text import AS_IT_IS, TextOptions, open_text
 from parallel.data.tokenizer import encoding, get_tokenizer
-from parallel.errors import DataError, did_you_mean
+from parallel.errors import DataError, ModelError, did_you_mean
 
 __all__ = [
     "BUILT_IN",
@@ -38,7 +37,7 @@ _ELSEWHERE = {
 def open_dataset(
     name: str,
     *,
-    config: Any,
+    config: ModelConfig,
     seq_len: int | None = None,
     split: str = "train",
     text: TextOptions = AS_IT_IS,
@@ -46,22 +45,45 @@ def open_dataset(
     """Open the data set `name` in the form that a model config asks for by its `task`.
 
     split: "train" or "validation". seq_len: tokens a sample, by default what the model holds; text only.
-    Raises: DataError naming what can be used instead.
+    Raises: DataError naming what can be used instead; ModelError where the config lacks what its task needs.
     """
     kind = _KIND_OF_TASK[config.task]
     if split not in SPLITS:
         raise DataError(f"split {split!r} is unknown{did_you_mean(split, SPLITS)}: use one of {', '.join(SPLITS)}")
     _check_name(name, kind=kind)
     if kind == "text":
+        if not isinstance(config, TextConfig):
+            raise _incomplete(config, TextConfig)
         return open_text(name, config=config, split=split, seq_len=seq_len, options=text)
     if seq_len is not None or text != AS_IT_IS:
         raise DataError(
             f"--text-column, --streaming, --max-tokens or --seq-len with {name}, which is {kind}: leave them out"
         )
-    samples = (open_images if kind == "images" else open_points)(name, config=config, split=split)
+    samples = _samples(name, config=config, split=split)
     if config.task == "classify":
         return (ClassifyStored if isinstance(samples, ArrayImages) else Classify)(samples)
+    if not isinstance(config, NoiseConfig):
+        raise _incomplete(config, NoiseConfig)
     return Denoise(samples, sigma_min=config.sigma_min, sigma_max=config.sigma_max)
+
+
+def _samples(name: str, *, config: ModelConfig, split: str) -> Samples:
+    if _KIND_OF_TASK[config.task] == "images":
+        if not isinstance(config, ImageConfig):
+            raise _incomplete(config, ImageConfig)
+        return open_images(name, config=config, split=split)
+    if not isinstance(config, PointConfig):
+        raise _incomplete(config, PointConfig)
+    return open_points(name, config=config, split=split)
+
+
+def _incomplete(config: ModelConfig, form: type) -> ModelError:
+    """Say which fields a config lacks of those that its task needs."""
+    needed = [
+        name for base in reversed(form.__mro__) for name, found in vars(base).items() if isinstance(found, property)
+    ]
+    lacking = ", ".join(name for name in needed if not hasattr(config, name))
+    return ModelError(f"{type(config).__name__} has no {lacking}, which task {config.task!r} needs: add to its fields")
 
 
 def _check_name(name: str, *, kind: str) -> None:

@@ -8,12 +8,12 @@ longer side fits; one that is too small is padded with black on all sides, never
 import io
 from functools import cache
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from models.spec import ImageConfig
 from parallel.data import pixels
 from parallel.data.assets import SHA256, read_asset
 from parallel.data.contents import contents_sha256
@@ -34,7 +34,7 @@ class ArrayImages:
     """Images held in memory as uint8 (n, height, width) or (n, height, width, channels)."""
 
     def __init__(
-        self, name: str, *, found: str, sha256: str, images: np.ndarray, labels: np.ndarray, config: Any
+        self, name: str, *, found: str, sha256: str, images: np.ndarray, labels: np.ndarray, config: ImageConfig
     ) -> None:
         self.name, self.sha256, self.found, self.n_samples = name, sha256, found, len(images)
         self.images, self.labels = images, labels.astype(np.int64)
@@ -65,7 +65,7 @@ class FolderImages:
     Raises: DataError for a model of other than 1 or 3 channels.
     """
 
-    def __init__(self, pictures: PictureSet, *, split: str, config: Any) -> None:
+    def __init__(self, pictures: PictureSet, *, split: str, config: ImageConfig) -> None:
         if config.channels not in (1, 3):
             raise DataError(
                 f"{pictures.root} holds images of 1 or 3 channels, this model takes {config.channels}: "
@@ -89,7 +89,7 @@ class FolderImages:
         return pixels.fit(picture[None], size=self.size, channels=self.channels)[0]
 
 
-def open_images(name: str, *, config: Any, split: str) -> Samples:
+def open_images(name: str, *, config: ImageConfig, split: str) -> Samples:
     """Open `mnist`, a folder (IDX files under their usual names, or one subfolder a class), or an .npz file.
 
     config: a model config with `image_size`, `channels` and `n_classes`, which must cover the labels.

@@ -3,12 +3,12 @@
 import hashlib
 import math
 from collections.abc import Callable
-from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from models.spec import PointConfig
 from parallel.data.dataset import USED_FOR, Samples
 from parallel.errors import DataError
 
@@ -69,7 +69,7 @@ class Points:
         return (torch.from_numpy(self.xy[indices]),)
 
 
-def open_points(name: str, *, config: Any, split: str) -> Samples:
+def open_points(name: str, *, config: PointConfig, split: str) -> Samples:
     """Open a generated set of points by the name of its shape.
 
     Raises: DataError when the model config asks for other than two dimensions.

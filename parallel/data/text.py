@@ -1,11 +1,11 @@
 """Text as windows of tokens."""
 
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
 
+from models.spec import TextConfig
 from parallel.data import sources
 from parallel.data.dataset import USED_FOR, Batch
 from parallel.data.files import path_of
@@ -67,7 +67,7 @@ class TokenWindows:
 
 
 def open_text(
-    name: str, *, config: Any, split: str, seq_len: int | None = None, options: TextOptions = AS_IT_IS
+    name: str, *, config: TextConfig, split: str, seq_len: int | None = None, options: TextOptions = AS_IT_IS
 ) -> TokenWindows:
     """Open a text: `alice`, `file:PATH` of a file or folder, or a Hugging Face set `NAME[:CONFIG]`.
 

@@ -12,13 +12,13 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, Generic, get_args
 
 import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from models.spec import ModelSpec, Reducing, Style
+from models.spec import C, ModelSpec, Reducing, Style
 from parallel.axes.pipeline.stages import cut_stage
 from parallel.errors import ModelError, did_you_mean
 from parallel.layout import Layout
@@ -41,7 +41,7 @@ class Broken:
         return f"{self.where}: {self.problem} (rule: {self.rule})"
 
 
-def check(spec: ModelSpec, config: Any) -> None:
+def check(spec: ModelSpec[C], config: C) -> None:
     """Raise ModelError with the first rule that a model breaks, and how many more it does."""
     found = broken(spec, config)
     if found:
@@ -49,7 +49,7 @@ def check(spec: ModelSpec, config: Any) -> None:
         raise ModelError(f"{spec.name} breaks a rule that strategies rely on: {found[0]}{more}")
 
 
-def broken(spec: ModelSpec, config: Any) -> list[Broken]:
+def broken(spec: ModelSpec[C], config: C) -> list[Broken]:
     """Return the rules that a model breaks; those that build on a broken one are not looked at."""
     found = list(_structure(_Subject(spec, config)))
     if spec.with_blocks is not None:  # the others are alike
@@ -59,10 +59,10 @@ def broken(spec: ModelSpec, config: Any) -> list[Broken]:
     return found
 
 
-class _Subject:
+class _Subject(Generic[C]):
     """A model under check: what it is made from, and where its parts stand in its file."""
 
-    def __init__(self, spec: ModelSpec, config: Any) -> None:
+    def __init__(self, spec: ModelSpec[C], config: C) -> None:
         self.spec, self.config = spec, config
         self.file = _file_of(spec.build)
 
@@ -95,7 +95,7 @@ class _Subject:
         return f"{Path(self.file).name}:{frame.f_lineno}" if frame is not None else self.spec.name
 
 
-def _file_of(build: Callable[[Any], nn.Module]) -> str:
+def _file_of(build: Callable[[C], nn.Module]) -> str:
     try:
         return inspect.getsourcefile(build) or ""
     except TypeError:

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from models import SPECS
-from models.spec import ModelSpec
+from models.spec import C, ModelConfig, ModelSpec
 from parallel import engines
 from parallel.axes.check import check_split
 from parallel.axes.context import BuildContext
@@ -40,7 +40,7 @@ class Work:
 
     run: RunConfig
     spec: ModelSpec
-    model_config: Any
+    model_config: ModelConfig
     size: str
     layout: Layout
     division: Division
@@ -253,7 +253,7 @@ def alone(work: Work, rank: Rank) -> str | None:
     return f"paralab: {strategy} over 1 process: nothing is divided; for more: {more}"
 
 
-def _model_config(run: RunConfig, spec: ModelSpec, size: str) -> Any:
+def _model_config(run: RunConfig, spec: ModelSpec[C], size: str) -> C:
     """Return the config of a preset, or of a size of the user's own, with the overrides of the run."""
     try:
         config = spec.config(size)
@@ -277,7 +277,7 @@ def _model_config(run: RunConfig, spec: ModelSpec, size: str) -> Any:
     return replace(config, **{name: value for name, value in wanted.items() if value is not None})
 
 
-def _with_classes(config: Any, run: RunConfig, spec: ModelSpec) -> Any:
+def _with_classes(config: C, run: RunConfig, spec: ModelSpec[C]) -> C:
     """Give a model of images as many classes as its data has, unless a number was requested. Raises: DataError."""
     if run.n_classes is not None or not hasattr(config, "n_classes"):
         return config

@@ -17,7 +17,7 @@ from parallel.layout.words import choice_option, number_option
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-    from models.spec import ModelSpec
+    from models.spec import C, ModelSpec
     from parallel.axes.axis import ForwardBackward
     from parallel.axes.context import BuildContext, Planned
     from parallel.processes.cluster import Mesh
@@ -48,7 +48,7 @@ class PipelineAxis(Axis):
         if layout.schedule == "naive" and layout.micro_batches != 1:
             raise LayoutError(f"mb{layout.micro_batches} with the naive schedule: it runs one micro-batch, use gpipe")
 
-    def check_model(self, layout: Layout, spec: "ModelSpec", config: Any) -> None:
+    def check_model(self, layout: Layout, spec: "ModelSpec[C]", config: "C") -> None:
         """Raise LayoutError where the model has fewer blocks than there are stages."""
         blocks = spec.n_blocks(config)
         if layout.stages > blocks:

@@ -17,7 +17,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from models.spec import ModelSpec
+from models.spec import C, ModelSpec
 from parallel.axes import used
 from parallel.axes.context import BuildContext
 from parallel.axes.initialise import local
@@ -53,7 +53,7 @@ def stage_blocks(n_blocks: int, stages: int, stage: int) -> range:
     return range(start, start + base + (stage < extra))
 
 
-def cut_stage(model: nn.Module, *, spec: ModelSpec, config: Any, layout: Layout, stage: int) -> nn.Module:
+def cut_stage(model: nn.Module, *, spec: ModelSpec[C], config: C, layout: Layout, stage: int) -> nn.Module:
     """Delete from a whole model (on the meta device) what one stage does not hold. Names stay as they are."""
     stages = layout.stages
     keep = stage_blocks(spec.n_blocks(config), stages, stage)

@@ -6,7 +6,7 @@ What the split layers do is in `layers`. With `sp` the activations between them 
 from collections.abc import Iterator, Mapping
 from fnmatch import fnmatchcase
 from math import prod
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from parallel.axes.axis import Axis, Call, Finish, Stage, Transfer
 from parallel.axes.blocks import block_of
@@ -18,7 +18,7 @@ from parallel.layout.words import flag_option
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-    from models.spec import ModelSpec, Style
+    from models.spec import C, ModelSpec, Style
     from parallel.axes.context import BuildContext, Planned
 
 _SPLIT_DIM = {"column": 0, "row": 1, "vocab_embedding": 0, "vocab_loss": 0, "channels": 0}
@@ -35,7 +35,7 @@ class TensorAxis(Axis):
         if layout.sequence_parallel and layout.tp == 1:
             raise LayoutError("sp without tensor parallelism: add a degree such as tp2, or leave sp out")
 
-    def check_model(self, layout: Layout, spec: "ModelSpec", config: Any) -> None:
+    def check_model(self, layout: Layout, spec: "ModelSpec[C]", config: "C") -> None:
         """Raise LayoutError where a layer, or the sequence, does not divide over the ranks."""
         for quantity, n in spec.tensor_divides(config).items():
             if n % layout.tp:
@@ -47,7 +47,9 @@ class TensorAxis(Axis):
             raise LayoutError(f"{spec.name} has no sequence-parallel form: leave sp out of the layout")
         if lacking := spec.sequence_problems(config):
             raise LayoutError(f"{spec.name}: {'; '.join(lacking)}; leave sp out of the layout, or see docs/models.md")
-        if config.seq_len % layout.tp:
+        from models.spec import SequenceConfig
+
+        if isinstance(config, SequenceConfig) and config.seq_len % layout.tp:
             raise LayoutError(
                 f"tp={layout.tp} with sp does not divide seq_len={config.seq_len}: use another tp, or no sp"
             )
@@ -121,5 +123,5 @@ def _style(module: str, plan: "Planned") -> "Style | None":
     return next((style for pattern, style in styles.items() if fnmatchcase(module, pattern)), None)
 
 
-def _divides(tp: int, spec: "ModelSpec", config: Any) -> bool:
+def _divides(tp: int, spec: "ModelSpec[C]", config: "C") -> bool:
     return all(n % tp == 0 for n in spec.tensor_divides(config).values())

@@ -1,6 +1,6 @@
 """Noise that belongs to a sample, and the denoising task on points and images."""
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from itertools import islice
 
 import numpy as np
@@ -14,7 +14,7 @@ from models.diffusion import DiTConfig, PointsConfig
 from parallel.data import batches, open_dataset
 from parallel.data.noise import philox, to_normals, uniforms
 from parallel.data.points import SHAPES, Points
-from parallel.errors import DataError
+from parallel.errors import DataError, ModelError
 from parallel.layout import Division
 
 POINTS = PointsConfig(hidden=8, n_blocks=1)
@@ -139,3 +139,21 @@ def test_next_epoch_draws_new_noise() -> None:
 def test_bad_requests(name: str, config: PointsConfig, options: dict, message: str) -> None:
     with pytest.raises(DataError, match=message):
         open_dataset(name, config=config, **options)
+
+
+@dataclass(frozen=True)
+class OnlyTask:
+    task: str
+
+
+@pytest.mark.parametrize(
+    ("task", "name", "lacking"),
+    [
+        ("text", "alice", "seq_len, vocab_size, tokenizer"),
+        ("classify", "mnist", "image_size, channels, n_classes"),
+        ("denoise_points", "spiral", "dims"),
+    ],
+)
+def test_a_config_without_what_its_data_needs_is_named(task: str, name: str, lacking: str) -> None:
+    with pytest.raises(ModelError, match=f"OnlyTask has no {lacking}, which task '{task}' needs"):
+        open_dataset(name, config=OnlyTask(task))
