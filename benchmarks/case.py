@@ -48,7 +48,7 @@ from parallel.plan.resolve import Work
 from parallel.processes.cluster import Mesh, Rank, default_backend
 from parallel.processes.failure import Progress
 from parallel.records.describe import describe, nodes_of
-from parallel.records.requested import Asked
+from parallel.records.requested import Requested
 from parallel.records.row import COLLECTIVES, MemoryRecord, RunRecord, StepLog, StepRecord, with_axes
 
 EXCEEDED = "exceeded by the run"  # a peak that is not one: no share of it is recorded
@@ -80,7 +80,7 @@ class RankResult:
 def run_case(
     work: Work,
     *,
-    asked: Asked,
+    requested: Requested,
     rank: Rank,
     mesh: Mesh,
     proof: Proof | None = None,
@@ -105,7 +105,7 @@ def run_case(
     engine = engines.build(work.context(mesh), run.engine, ds_config=run.ds_config)
     batches = training_batches(work, mesh)
     result = RankResult()
-    startup_s = asked.started.elapsed_s
+    startup_s = requested.started.elapsed_s
     if run.warmup:
         phases.begin(f"warming up: {run.warmup} steps", total=run.warmup)
     for step in range(run.warmup):
@@ -128,10 +128,10 @@ def run_case(
         log.close()
     scope = proof.scope if proof else None
     results = _gather(_with_peak(result, work, mesh), mesh)
-    record = _record(work, asked, rank, mesh, results, parity_result, startup_s, scope=scope)
+    record = _record(work, requested, rank, mesh, results, parity_result, startup_s, scope=scope)
     if record.mfu is None:  # on every rank: the machine was busy when the peak was measured
         results = _gather(_with_peak(result, work, mesh, again=True), mesh)
-        record = _record(work, asked, rank, mesh, results, parity_result, startup_s, scope=scope)
+        record = _record(work, requested, rank, mesh, results, parity_result, startup_s, scope=scope)
     return record
 
 
@@ -272,7 +272,7 @@ def _memory_of(rank: int, result: RankResult) -> MemoryRecord:
 
 def _record(
     work: Work,
-    asked: Asked,
+    requested: Requested,
     rank: Rank,
     mesh: Mesh,
     results: list[RankResult],
@@ -285,10 +285,10 @@ def _record(
     slowest = [max(times) for times in zip(*(r.step_times_s for r in results), strict=True)]
     times = summarise(slowest)
     fields: dict[str, Any] = {
-        **describe(work, asked, rank, mesh.device),
+        **describe(work, requested, rank, mesh.device),
         "status": "ok",
         "startup_s": startup_s,
-        "wall_s": asked.started.elapsed_s,
+        "wall_s": requested.started.elapsed_s,
         "loss_first": results[0].losses[0],
         "loss_last": results[0].losses[-1],
         "grad_norm_last": results[0].grad_norms[-1],

@@ -245,11 +245,11 @@ def measure_memory(rank: Any, progress: Any, run: RunConfig) -> RunRecord:
     from benchmarks.case import run_case
     from parallel.plan.resolve import resolve
     from parallel.processes import cluster
-    from parallel.records.requested import Asked
+    from parallel.records.requested import Requested
 
     work = resolve(run)
     mesh = cluster.make_mesh(work.layout, rank.device)
-    return run_case(work, asked=Asked(), rank=rank, mesh=mesh, progress=progress)
+    return run_case(work, requested=Requested(), rank=rank, mesh=mesh, progress=progress)
 
 
 def _memory_table(records: list[RunRecord]) -> str:

@@ -18,7 +18,7 @@ from parallel.processes.cluster import Rank
 from parallel.processes.failure import Failure, Progress, guard
 from parallel.processes.launch import launch
 from parallel.records.describe import failed, record_failure
-from parallel.records.requested import Asked, shared
+from parallel.records.requested import Requested, shared
 from parallel.records.row import WHOLE, RunRecord, StepLog, append, check_appendable, log_path, sent_bytes
 
 _NOTABLY_SLOW = 1.2  # times what the other ranks need
@@ -27,7 +27,7 @@ _NOTABLY_SLOW = 1.2  # times what the other ranks need
 def run(config: CaseConfig, *, began: Moment) -> int:
     """Check a case, start its processes, print the row. began: the moment of the command. Returns the exit status."""
     rank = Rank.from_env()
-    asked = Asked(
+    requested = Requested(
         strategy=config.strategy,
         layout=str(config.layout) if config.layout else None,
         engine=config.engine,
@@ -39,7 +39,7 @@ def run(config: CaseConfig, *, began: Moment) -> int:
         started=began,
     )
     work = resolve(with_processes_of(config, rank))
-    asked = replace(asked, command=work.command)
+    requested = replace(requested, command=work.command)
     if (told := alone(work, rank)) and rank.is_main:
         print(told, file=sys.stderr)
     fit.check(work, force=config.force)
@@ -47,20 +47,20 @@ def run(config: CaseConfig, *, began: Moment) -> int:
     out = config.out or "runs/results.csv"
     check_appendable(out)
     if rank.launcher == "python" and work.layout.world_size > 1:
-        with Phases(asked.started) as phases:
+        with Phases(requested.started) as phases:
             phases.begin(f"starting {work.layout.world_size} processes")
     try:
         record = launch(
             "benchmarks.run_worker:measure",
             work.run,
-            asked,
+            requested,
             out,
             nproc=work.layout.world_size,
             config=config,
-            on_failure=lambda failure: append(out, failed(work, asked, rank, failure)),
+            on_failure=lambda failure: append(out, failed(work, requested, rank, failure)),
         )
     except RankError as error:
-        record_failure(out, work, asked, rank, error)
+        record_failure(out, work, requested, rank, error)
         raise
     if rank.is_main:
         print(summary(record, out))
@@ -68,24 +68,24 @@ def run(config: CaseConfig, *, began: Moment) -> int:
     return 0
 
 
-def measure(rank: Rank, progress: Progress, run: Any, asked: Asked, out: str) -> RunRecord:
+def measure(rank: Rank, progress: Progress, run: Any, requested: Requested, out: str) -> RunRecord:
     """Run one case on this rank and append its row, or the row of its failure."""
     work = resolve(run)
 
     def on_first(failure: Failure) -> None:
-        append(out, failed(work, asked, rank, failure))
+        append(out, failed(work, requested, rank, failure))
 
-    with guard(rank, progress, on_first), Phases(asked.started, shown=rank.is_main) as phases:
-        if asked.launcher != "python":
-            asked = shared(asked)
+    with guard(rank, progress, on_first), Phases(requested.started, shown=rank.is_main) as phases:
+        if requested.launcher != "python":
+            requested = shared(requested)
             fit.agree(work, rank, force=run.force)
         mesh = cluster.make_mesh(work.layout, rank.device)
         if run.parity:
             phases.begin("parity: a few steps in one process")
         proof = prove_on(work, mesh, rank, References()) if run.parity else None
-        log = StepLog(log_path(out, asked.run_id, rank.rank))
+        log = StepLog(log_path(out, requested.run_id, rank.rank))
         record = run_case(
-            work, asked=asked, rank=rank, mesh=mesh, proof=proof, log=log, progress=progress, phases=phases
+            work, requested=requested, rank=rank, mesh=mesh, proof=proof, log=log, progress=progress, phases=phases
         )
         if rank.is_main:
             append(out, record)

@@ -31,7 +31,7 @@ from parallel.processes.cluster import Rank
 from parallel.processes.failure import Failure, Progress, guard
 from parallel.processes.launch import launch
 from parallel.records.describe import failed
-from parallel.records.requested import Asked
+from parallel.records.requested import Requested
 from parallel.records.row import (
     WHOLE,
     RunRecord,
@@ -63,14 +63,14 @@ def run(config: TourConfig) -> int:
     print()
     table.header()
     started_s = time.monotonic()
-    stops = [Stop(work.run, _asked(work, group)) for work in works]
-    ids = [stop.asked.run_id for stop in stops]
-    while remaining := [stop for stop in stops if stop.asked.run_id not in _rows(out, ids)]:
+    stops = [Stop(work.run, _requested(work, group)) for work in works]
+    ids = [stop.requested.run_id for stop in stops]
+    while remaining := [stop for stop in stops if stop.requested.run_id not in _rows(out, ids)]:
         try:
             launch("benchmarks.tour_worker:visit", remaining, table, out, nproc=nproc, config=config)
         except RankError:
             pass  # the rank that failed has said so, and left a row
-        if not _rows(out, [stop.asked.run_id for stop in remaining]):
+        if not _rows(out, [stop.requested.run_id for stop in remaining]):
             raise RankError("no strategy could be started: see the lines above")
     table.rule()
     for name, reason in left_out.items():
@@ -90,11 +90,11 @@ class Stop:
     """One strategy of a tour: the run, and what was requested, with the id that all ranks log under."""
 
     run: RunConfig
-    asked: Asked
+    requested: Requested
 
 
-def _asked(work: Work, group: str) -> Asked:
-    return Asked(
+def _requested(work: Work, group: str) -> Requested:
+    return Requested(
         strategy=work.strategy,
         nproc=work.layout.world_size,
         precision=work.run.precision,
@@ -142,12 +142,12 @@ def choose(config: TourConfig, nproc: int) -> tuple[list[Work], dict[str, str]]:
 def visit(rank: Rank, progress: Progress, stops: list[Stop], table: "Table", out: str) -> None:
     """Measure each run in turn on this rank; rank 0 prints and writes its row."""
     references = References()
-    for run, asked in ((stop.run, replace(stop.asked, started=Moment.now())) for stop in stops):
+    for run, requested in ((stop.run, replace(stop.requested, started=Moment.now())) for stop in stops):
         work = resolve(run)
         progress.step = None
 
-        def on_first(failure: Failure, work: Work = work, asked: Asked = asked) -> None:
-            append(out, failed(work, asked, rank, failure))
+        def on_first(failure: Failure, work: Work = work, requested: Requested = requested) -> None:
+            append(out, failed(work, requested, rank, failure))
 
         with guard(rank, progress, on_first):
             mesh = cluster.make_mesh(work.layout, rank.device)
@@ -155,12 +155,19 @@ def visit(rank: Rank, progress: Progress, stops: list[Stop], table: "Table", out
                 threads = torch.get_num_threads()
                 if work.layout.world_size == 1 and not run.threads:
                     torch.set_num_threads(cluster.default_threads(1))  # the others are waiting
-                with Phases(asked.started, shown=rank.is_main, transient=True) as phases:
+                with Phases(requested.started, shown=rank.is_main, transient=True) as phases:
                     phases.begin(f"{work.strategy}: starting")
                     proof = prove_on(work, mesh, rank, references)
-                    log = StepLog(log_path(out, asked.run_id, rank.rank))
+                    log = StepLog(log_path(out, requested.run_id, rank.rank))
                     record = run_case(
-                        work, asked=asked, rank=rank, mesh=mesh, proof=proof, log=log, progress=progress, phases=phases
+                        work,
+                        requested=requested,
+                        rank=rank,
+                        mesh=mesh,
+                        proof=proof,
+                        log=log,
+                        progress=progress,
+                        phases=phases,
                     )
                 torch.set_num_threads(threads)
                 if rank.is_main:

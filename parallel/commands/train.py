@@ -73,12 +73,12 @@ def _launch(work: "Work", config: TrainConfig, argv: list[str], rank: "Rank", be
 
     from parallel.processes.launch import launch
     from parallel.records.describe import failed, record_failure
-    from parallel.records.requested import Asked
+    from parallel.records.requested import Requested
     from parallel.records.row import append
 
     if rank.elastic and rank.is_main and rank.world_size > work.layout.world_size:
         print(_standing_by(work, rank), flush=True)
-    asked = Asked(
+    requested = Requested(
         strategy=config.strategy,
         layout=str(config.layout) if config.layout else None,
         engine=config.engine,
@@ -93,15 +93,15 @@ def _launch(work: "Work", config: TrainConfig, argv: list[str], rank: "Rank", be
         outcome = launch(
             "parallel.training.loop:train",
             work.run,
-            asked,
+            requested,
             nproc=work.layout.world_size,
             config=config,
-            on_failure=lambda failure: append(rows, failed(work, asked, rank, failure)),
+            on_failure=lambda failure: append(rows, failed(work, requested, rank, failure)),
         )
     except SignalException as stopped:  # the ranks have had the signal too, and have saved
         return 128 + int(stopped.sigval)
     except RankError as error:
-        record_failure(rows, work, asked, rank, error)
+        record_failure(rows, work, requested, rank, error)
         raise
     return outcome.exit_status if outcome is not None else 0  # None: this process stood by
 

@@ -15,35 +15,35 @@ from parallel.plan.resolve import Work
 from parallel.processes.cluster import Rank
 from parallel.processes.failure import Failure
 from parallel.records.environment import Environment
-from parallel.records.requested import Asked
+from parallel.records.requested import Requested
 from parallel.records.row import RunRecord, append, read, with_axes
 
 
-def describe(work: Work, asked: Asked, rank: Rank, device: torch.device) -> dict[str, Any]:
+def describe(work: Work, requested: Requested, rank: Rank, device: torch.device) -> dict[str, Any]:
     """Return the columns known before the first step: identity, what was requested and realised, work, environment."""
     run, layout, config = work.run, work.layout, work.model_config
     dataset = work.dataset()
     return {
-        "run_id": asked.run_id,
-        "group": asked.group,
-        "repeat": asked.repeat,
-        "started_at": asked.started.iso,
-        "command": asked.command,
-        "strategy_requested": asked.strategy or work.strategy,
+        "run_id": requested.run_id,
+        "group": requested.group,
+        "repeat": requested.repeat,
+        "started_at": requested.started.iso,
+        "command": requested.command,
+        "strategy_requested": requested.strategy or work.strategy,
         "strategy": work.strategy,
-        "layout_requested": asked.layout,
+        "layout_requested": requested.layout,
         "layout": str(layout),
-        "engine_requested": asked.engine,
+        "engine_requested": requested.engine,
         "engine": run.engine,
-        "launcher": asked.launcher,
+        "launcher": requested.launcher,
         "device": device.type,
         "backend": dist.get_backend() if dist.is_initialized() and layout.world_size > 1 else None,
-        "world_size_requested": asked.nproc,
+        "world_size_requested": requested.nproc,
         "world_size": layout.world_size,
         "nodes": nodes_of(work, rank),
-        "zero_requested": asked.zero,
+        "zero_requested": requested.zero,
         **{name: value for axis in words.AXES for name, value in axis.columns(layout).items()},
-        "precision_requested": asked.precision,
+        "precision_requested": requested.precision,
         "precision": run.precision,
         "checkpointing": run.checkpointing,
         "compile": run.compile,
@@ -76,9 +76,9 @@ def nodes_of(work: Work, rank: Rank) -> int:
     return max(1, -(-work.layout.world_size // rank.local_world_size))
 
 
-def failed(work: Work, asked: Asked, rank: Rank, failure: Failure) -> RunRecord:
+def failed(work: Work, requested: Requested, rank: Rank, failure: Failure) -> RunRecord:
     """Return the row of a run that failed."""
-    values = describe(work, asked, rank, rank.device) | {
+    values = describe(work, requested, rank, rank.device) | {
         "status": failure.status,
         "failed_rank": failure.rank,
         "failed_step": failure.step,
@@ -87,15 +87,15 @@ def failed(work: Work, asked: Asked, rank: Rank, failure: Failure) -> RunRecord:
     return RunRecord(**with_axes(values))
 
 
-def record_failure(rows: str | Path, work: Work, asked: Asked, rank: Rank, error: RankError) -> None:
+def record_failure(rows: str | Path, work: Work, requested: Requested, rank: Rank, error: RankError) -> None:
     """Append the row of a run that failed, unless one of its ranks has; called by the process that started them.
 
     A row that cannot be written is said, and does not hide what failed.
     """
     path = Path(rows)
-    if path.exists() and path.stat().st_size and any(row.run_id == asked.run_id for row in read(path)):
+    if path.exists() and path.stat().st_size and any(row.run_id == requested.run_id for row in read(path)):
         return
     try:
-        append(path, failed(work, asked, rank, Failure(None, None, "crash", error.reason or str(error))))
+        append(path, failed(work, requested, rank, Failure(None, None, "crash", error.reason or str(error))))
     except WriteError as unwritten:
         print(f"paralab: this failure has no row: {unwritten}", file=sys.stderr)

@@ -14,7 +14,7 @@ from parallel.processes.meeting import Launcher
 
 
 @dataclass(frozen=True)
-class Asked:
+class Requested:
     """What was requested, before anything was chosen, and by whom; recorded beside what became of it."""
 
     strategy: str | None = None
@@ -37,13 +37,13 @@ class Asked:
         return find(self.strategy).layout(find(self.strategy).least).zero if self.strategy is not None else None
 
 
-def shared(asked: Asked) -> Asked:
+def shared(requested: Requested) -> Requested:
     """Return the request of rank 0 on all ranks: one start has one id and one beginning. Collective.
 
     Where a launcher has started them, each has read the command line by itself.
     """
     if not dist.is_initialized():
-        return asked
-    told: list[Any] = [asked]
+        return requested
+    told: list[Any] = [requested]
     dist.broadcast_object_list(told, src=0)
     return told[0]

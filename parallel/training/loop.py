@@ -37,7 +37,7 @@ from parallel.processes import cluster
 from parallel.processes.cluster import Mesh, Rank
 from parallel.processes.failure import Failure, Progress, guard
 from parallel.records.describe import describe, failed
-from parallel.records.requested import Asked, shared
+from parallel.records.requested import Requested, shared
 from parallel.records.row import LogWriter, RunRecord, StepLog, StepRecord, append, read_log, set_aside, with_axes
 from parallel.training.evaluate import Evaluator, Validation
 from parallel.training.goodput import Pulse, read_progress
@@ -67,28 +67,28 @@ class Outcome:
         return 128 + self.stopped_by if self.stopped_by else 0
 
 
-def train(rank: Rank, progress: Progress, run: TrainConfig, asked: Asked) -> Outcome:
+def train(rank: Rank, progress: Progress, run: TrainConfig, requested: Requested) -> Outcome:
     """Train on this rank until the steps are done or a signal comes; leave a row either way."""
     work = resolve(run)
     rows = Path(run.out or "") / "runs.csv"
 
     def on_first(failure: Failure) -> None:
         far, resumes = read_progress(run.out or ""), run.resume is not None
-        is_own = far is not None and far.has_start(launch=rank.launch, resumes=resumes, began=asked.started)
+        is_own = far is not None and far.has_start(launch=rank.launch, resumes=resumes, began=requested.started)
         cost = far.columns() if far is not None and is_own else {}  # else it is what another run left
-        append(rows, replace(failed(work, asked, rank, failure), **cost))
+        append(rows, replace(failed(work, requested, rank, failure), **cost))
 
-    phases = Phases(asked.started, shown=rank.is_main)
-    with _locked(work, rank, asked), guard(rank, progress, on_first), phases:
-        if asked.launcher != "python":
-            asked = shared(asked)
+    phases = Phases(requested.started, shown=rank.is_main)
+    with _locked(work, rank, requested), guard(rank, progress, on_first), phases:
+        if requested.launcher != "python":
+            requested = shared(requested)
             fit.agree(work, rank, force=run.force)
         phases.begin("building the model")
         mesh = cluster.make_mesh(work.layout, rank.device)
-        training = Training(work, rank, mesh, progress, asked.started, phases)
+        training = Training(work, rank, mesh, progress, requested.started, phases)
         outcome = training.run()
         if rank.is_main:
-            append(rows, _record(work, asked, rank, mesh, training))
+            append(rows, _record(work, requested, rank, mesh, training))
     if outcome.stopped_by and rank.world_size > 1:
         # A process that torch's launcher spawned waits, after it returns, for a launcher that is ending as well.
         cluster.leave()
@@ -97,9 +97,9 @@ def train(rank: Rank, progress: Progress, run: TrainConfig, asked: Asked) -> Out
     return outcome
 
 
-def _locked(work: Work, rank: Rank, asked: Asked) -> AbstractContextManager[Any]:
+def _locked(work: Work, rank: Rank, requested: Requested) -> AbstractContextManager[Any]:
     """Lock the folder of the run, from rank 0. A process that starts the others has done so before."""
-    if asked.launcher == "python" or not rank.is_main:
+    if requested.launcher == "python" or not rank.is_main:
         return contextlib.nullcontext()
     assert isinstance(work.run, TrainConfig) and work.run.out is not None
     return FolderLock(Path(work.run.out), starts_again=True, launch=rank.launch)
@@ -342,7 +342,7 @@ class Stop:
         self.group = None
         if mesh.world is not None:
             self.group = dist.new_group(list(range(mesh.layout.world_size)), backend="gloo")
-        self.asked: tuple[Tensor, dist.Work] | None = None
+        self.pending: tuple[Tensor, dist.Work] | None = None
 
     def __enter__(self) -> "Stop":
         self.before = {number: signal.signal(number, self._notice) for number in self.SIGNALS}
@@ -351,8 +351,8 @@ class Stop:
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         for number, handler in self.before.items():
             signal.signal(number, handler)
-        if self.asked is not None and kind is None:
-            self.asked[1].wait()
+        if self.pending is not None and kind is None:
+            self.pending[1].wait()
 
     def _notice(self, number: int, frame: FrameType | None) -> None:
         self.seen = number
@@ -362,12 +362,12 @@ class Stop:
         if self.group is None:
             return self.seen or None
         answer = None
-        if self.asked is not None:
-            numbers, work = self.asked
+        if self.pending is not None:
+            numbers, work = self.pending
             work.wait()
             answer = int(numbers) or None
         numbers = torch.tensor(self.seen)
-        self.asked = numbers, dist.all_reduce(numbers, op=dist.ReduceOp.MAX, group=self.group, async_op=True)
+        self.pending = numbers, dist.all_reduce(numbers, op=dist.ReduceOp.MAX, group=self.group, async_op=True)
         return answer
 
 
@@ -407,14 +407,14 @@ def _device_flops(work: Work, steps_per_s: float) -> float:
     return per_step * steps_per_s / work.layout.world_size
 
 
-def _record(work: Work, asked: Asked, rank: Rank, mesh: Mesh, training: Training) -> RunRecord:
+def _record(work: Work, requested: Requested, rank: Rank, mesh: Mesh, training: Training) -> RunRecord:
     """Return the row of a run that ended in order."""
     outcome = training.outcome
     samples_per_s = outcome.steps * work.division.global_batch_size / outcome.steps_s if outcome.steps else None
     is_text = work.spec.unit(work.model_config) == "tokens"
     tokens = work.spec.units_per_sample(work.model_config)
     values = dict(
-        describe(work, asked, rank, mesh.device),
+        describe(work, requested, rank, mesh.device),
         status="aborted" if outcome.stopped_by else "ok",
         reason=f"stopped by {signal.Signals(outcome.stopped_by).name}" if outcome.stopped_by else None,
         **training.cost(),

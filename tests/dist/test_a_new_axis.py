@@ -14,7 +14,7 @@ from parallel.parity.scope import prove_on
 from parallel.plan.resolve import resolve
 from parallel.processes import cluster
 from parallel.processes.cluster import Rank
-from parallel.records.requested import Asked
+from parallel.records.requested import Requested
 from parallel.records.row import RunRecord
 from tests.dist.workers import WorkerPool
 from tests.unit.axes.test_a_new_axis import Twins
@@ -34,7 +34,7 @@ def measured(rank: Rank, layout: str, model: str) -> tuple[RunRecord, dict[str, 
             return None
         assert mesh.size("tw") == 2 and mesh.group("tw").size() == 2
         proof = prove_on(work, mesh, rank, References())
-        row = run_case(work, asked=Asked(), rank=rank, mesh=mesh, proof=proof)
+        row = run_case(work, requested=Requested(), rank=rank, mesh=mesh, proof=proof)
         return row, {axis: float(sent) for axis, sent in predicted_sent(work).wire_bytes.items()}
     finally:
         unregister(axis)

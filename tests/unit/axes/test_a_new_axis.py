@@ -27,7 +27,7 @@ from parallel.plan.resolve import resolve
 from parallel.processes.cluster import Rank
 from parallel.processes.failure import Failure
 from parallel.records.describe import failed
-from parallel.records.requested import Asked
+from parallel.records.requested import Requested
 from parallel.records.row import RunRecord
 
 
@@ -89,7 +89,7 @@ def test_it_is_predicted(twins: Twins) -> None:
 
 def test_a_row_has_its_columns(twins: Twins) -> None:
     work = resolve(RunConfig(model="gpt2", size="tiny", layout=Layout(tw=2, every=3)))
-    row = failed(work, Asked(), Rank(0, 2, 0, 2, "torchrun"), Failure(0, 1, "crash", "for this test"))
+    row = failed(work, Requested(), Rank(0, 2, 0, 2, "torchrun"), Failure(0, 1, "crash", "for this test"))
     assert row.layout == "tw2/every3" and json.loads(row.axes_json or "") == {"tw": 2, "every": 3}
 
 

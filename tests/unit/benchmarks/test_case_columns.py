@@ -38,10 +38,10 @@ def test_recomputation_of_a_transformer_is_its_arithmetic() -> None:
     ("model", "size", "n_classes"), [("resnet", "tiny", 10), ("resnet", "tiny", 12), ("gpt2", "tiny", None)]
 )
 def test_a_row_has_the_classes_of_the_model(model: str, size: str, n_classes: int | None) -> None:
-    asked = n_classes if n_classes == 12 else None  # its data have ten
-    work = resolve(RunConfig(model=model, size=size, nproc=1, n_classes=asked))
+    requested = n_classes if n_classes == 12 else None  # its data have ten
+    work = resolve(RunConfig(model=model, size=size, nproc=1, n_classes=requested))
     rank = Rank(0, 1, 0, 1, "python")
-    assert case.describe(work, case.Asked(), rank, torch.device("cpu"))["n_classes"] == n_classes
+    assert case.describe(work, case.Requested(), rank, torch.device("cpu"))["n_classes"] == n_classes
 
 
 def test_compiling_is_timed() -> None:
@@ -72,7 +72,7 @@ def test_a_row_tells_how_batches_were_loaded_and_what_is_where(monkeypatch: pyte
     monkeypatch.setattr(torch.accelerator, "is_available", lambda: True)  # otherwise --non-blocking is refused
     options = {"loader_workers": 2, "cast_on_device": True, "channels_last": True, "norm": "group"}
     run = RunConfig(model="resnet", size="tiny", nproc=1, non_blocking=True, **options)
-    got = case.describe(resolve(run), case.Asked(), Rank.from_env(), torch.device("cpu"))
+    got = case.describe(resolve(run), case.Requested(), Rank.from_env(), torch.device("cpu"))
     assert {name: got[name] for name in options} == options
     assert (got["non_blocking"], got["pin_memory"], got["offload"]) == (True, False, "none")
 
@@ -80,22 +80,22 @@ def test_a_row_tells_how_batches_were_loaded_and_what_is_where(monkeypatch: pyte
 def test_a_row_tells_what_deepspeed_keeps_on_the_host() -> None:
     file = str(Path(__file__).resolve().parents[3] / "ds_configs" / "zero3_offload.json")
     run = RunConfig(size="tiny", strategy="zero3", nproc=2, engine="deepspeed", ds_config=file)
-    got = case.describe(resolve(run), case.Asked(), Rank.from_env(), torch.device("cpu"))
+    got = case.describe(resolve(run), case.Requested(), Rank.from_env(), torch.device("cpu"))
     assert got["offload"] == "optimizer+parameters"
 
 
 @pytest.mark.parametrize(
-    ("asked", "stage"),
+    ("requested", "stage"),
     [
-        (case.Asked(), None),
-        (case.Asked(strategy="ddp"), 0),
-        (case.Asked(strategy="zero3", nproc=1), 3),
-        (case.Asked(strategy="3d"), 0),
-        (case.Asked(layout="dp2.tp2/zero2"), 2),
-        (case.Asked(strategy="zero1", layout="dp2/zero1"), 1),
+        (case.Requested(), None),
+        (case.Requested(strategy="ddp"), 0),
+        (case.Requested(strategy="zero3", nproc=1), 3),
+        (case.Requested(strategy="3d"), 0),
+        (case.Requested(layout="dp2.tp2/zero2"), 2),
+        (case.Requested(strategy="zero1", layout="dp2/zero1"), 1),
     ],
 )
-def test_the_stage_that_was_requested_is_that_of_what_was_typed(asked: case.Asked, stage: int | None) -> None:
+def test_the_stage_that_was_requested_is_that_of_what_was_typed(requested: case.Requested, stage: int | None) -> None:
     work = resolve(RunConfig(size="tiny", strategy="zero2", nproc=2))
-    row = case.describe(work, asked, Rank.from_env(), torch.device("cpu"))
+    row = case.describe(work, requested, Rank.from_env(), torch.device("cpu"))
     assert (row["zero_requested"], row["zero"]) == (stage, 2)

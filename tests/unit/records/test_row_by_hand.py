@@ -33,7 +33,7 @@ from parallel.processes.cluster import Mesh, Rank
 from parallel.processes.failure import Failure
 from parallel.records.describe import failed
 from parallel.records.environment import Environment
-from parallel.records.requested import Asked
+from parallel.records.requested import Requested
 from parallel.records.row import SCHEMA, LogRecord, RunRecord, StepRecord, append, read
 
 TESTS = Path(__file__).resolve().parents[2]
@@ -155,7 +155,7 @@ def _result(rank: int) -> RankResult:
 
 RESULTS = [_result(rank) for rank in range(4)]
 STARTED = replace(Moment.now(), epoch_s=1_700_000_000.25, monotonic_s=time.monotonic() - 100.0)
-ASKED = Asked(
+REQUESTED = Requested(
     strategy="pipeline",
     layout="dp2.pp2/zero1",
     engine="auto",
@@ -393,13 +393,13 @@ ELSEWHERE = {
 }
 
 
-def _row(work: Work, results: list[RankResult], parity_result: ParityResult | None, **asked: Any) -> RunRecord:
+def _row(work: Work, results: list[RankResult], parity_result: ParityResult | None, **requested: Any) -> RunRecord:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Environment, "read", lambda device_index=0: ENVIRONMENT)
         mesh = Mesh(work.layout, torch.device("cpu"))
         rank = Rank(0, 4, 0, 3, "torchrun")
         scope = "whole" if parity_result else None
-        return case._record(work, replace(ASKED, **asked), rank, mesh, results, parity_result, 1.5, scope=scope)
+        return case._record(work, replace(REQUESTED, **requested), rank, mesh, results, parity_result, 1.5, scope=scope)
 
 
 @pytest.fixture(scope="module")
@@ -549,7 +549,9 @@ def test_a_peak_is_measured_again_where_a_run_exceeds_it(
     monkeypatch.setattr(roofline, "_measured", {})
     monkeypatch.setattr(roofline, "_measure", lambda *args, **kwargs: roofline.Peak(measured.pop(), "measured"))
     work = resolve(RunConfig(size="tiny", nproc=1, global_batch_size=2, warmup=0, steps=2, learning_rate=1e-3))
-    row = case.run_case(work, asked=ASKED, rank=Rank(0, 1, 0, 1, "python"), mesh=Mesh(work.layout, torch.device("cpu")))
+    row = case.run_case(
+        work, requested=REQUESTED, rank=Rank(0, 1, 0, 1, "python"), mesh=Mesh(work.layout, torch.device("cpu"))
+    )
     assert len(measured) == left
     if row.peak_tflops_per_device == 1e3:
         assert row.mfu is not None and 0 < row.mfu < 1 and row.peak_source == "measured"
@@ -646,7 +648,7 @@ def test_the_log_of_a_rank_has_the_numbers_of_each_step() -> None:
 
 def test_a_run_that_failed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Environment, "read", lambda device_index=0: ENVIRONMENT)
-    got = failed(WORK, ASKED, Rank(0, 4, 0, 3, "torchrun"), Failure(3, 5, "oom", "no memory is left"))
+    got = failed(WORK, REQUESTED, Rank(0, 4, 0, 3, "torchrun"), Failure(3, 5, "oom", "no memory is left"))
     assert (got.status, got.failed_rank, got.failed_step, got.reason) == ("oom", 3, 5, "no memory is left")
     assert (got.layout, got.world_size, got.step_time_p50_s, got.parity) == ("dp2.pp2/1f1b/mb2", 4, None, None)
 

@@ -34,7 +34,7 @@ from parallel.measure.roofline import Peak
 from parallel.options.files import load
 from parallel.plan.resolve import resolve
 from parallel.processes.cluster import Mesh, Rank
-from parallel.records.requested import Asked
+from parallel.records.requested import Requested
 from parallel.records.row import StepRecord, read, read_log
 from parallel.training import goodput, lock, loop, screen
 from parallel.training.evaluate import Evaluator, Validation
@@ -108,7 +108,7 @@ def test_the_row_of_a_run_is_its_outcome_by_hand(monkeypatch: pytest.MonkeyPatch
     )
     training: Any = SimpleNamespace(outcome=outcome, cost=lambda: {"restarts": 2})
     monkeypatch.setattr(loop.memory, "process_peak_bytes", lambda: 7000)
-    row = loop._record(work, Asked(), PYTHON, Mesh(work.layout, torch.device("cpu")), training)
+    row = loop._record(work, Requested(), PYTHON, Mesh(work.layout, torch.device("cpu")), training)
     assert (row.status, row.restarts, row.measured_steps, row.process_peak_bytes) == ("ok", 2, 6, 7000)
     assert (row.samples_per_s, row.tokens_per_s) == (6 * 8 / 3.0, 6 * 8 * 16 / 3.0)  # 16 tokens a sample
     assert row.data_wait_share == pytest.approx(0.1)
