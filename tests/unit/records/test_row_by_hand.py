@@ -168,7 +168,7 @@ REQUESTED = Requested(
     started=STARTED,
     run_id="abc",
 )
-CERTIFICATE = ParityResult(3, 1e-6, 2e-6, 3e-3, "head.weight", TOLERANCES["fp32"])
+PARITY = ParityResult(3, 1e-6, 2e-6, 3e-3, "head.weight", TOLERANCES["fp32"])
 ENVIRONMENT = Environment(
     git_commit="c0ffee",
     git_dirty=True,
@@ -404,7 +404,7 @@ def _row(work: Work, results: list[RankResult], parity_result: ParityResult | No
 
 @pytest.fixture(scope="module")
 def row() -> RunRecord:
-    return _row(WORK, RESULTS, CERTIFICATE)
+    return _row(WORK, RESULTS, PARITY)
 
 
 @pytest.mark.parametrize("column", [*MEASURED, *DESCRIBED])
@@ -654,10 +654,10 @@ def test_a_run_that_failed(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_a_parity_that_failed_is_said_with_what_differs() -> None:
-    wrong = replace(CERTIFICATE, parameter_difference=1.0)
+    wrong = replace(PARITY, parameter_difference=1.0)
     said = summary(_row(WORK, RESULTS, wrong), "rows.csv")
     assert "parity FAILED: head.weight differs by 1.0e+00 of what the steps moved it by (allowed 0.01)\n" in said
-    right = _row(WORK, RESULTS, CERTIFICATE)
+    right = _row(WORK, RESULTS, PARITY)
     assert "parity passed\n" in summary(right, "")
     assert "parity passed, on 2 of 8 blocks\n" in summary(replace(right, parity_scope="2 of 8 blocks"), "")
     assert "parity not requested\n" in summary(_row(WORK, RESULTS, None), "")
