@@ -25,6 +25,7 @@ FLOORS = (
     "weights",
     "checkpoint",
     "parity",
+    "running",
     "records",
     "measure",
     "plan",
@@ -93,12 +94,20 @@ FLOW = (
     ),
     Stage(
         "processes are started, or are there already, and meet",
-        ("parallel/processes/launch.py:launch", "parallel/processes/cluster.py:join"),
+        (
+            "parallel/running/task.py:start",
+            "parallel/processes/launch.py:launch",
+            "parallel/processes/cluster.py:join",
+        ),
         "in each process its `Rank`, and the process group of the run",
     ),
     Stage(
         "each rank finds its place",
-        ("benchmarks/run_worker.py:measure", "parallel/processes/cluster.py:make_mesh"),
+        (
+            "benchmarks/run_worker.py:measure",
+            "parallel/running/task.py:on_rank",
+            "parallel/processes/cluster.py:make_mesh",
+        ),
         "`Mesh`: the ranks as a grid of pipeline, data and tensor axes",
     ),
     Stage(

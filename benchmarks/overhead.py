@@ -46,16 +46,16 @@ def main(argv: list[str]) -> int:
     check(config)
     pairs = f"{config.pairs} pairs of {config.steps} steps"
     heading.show(f"overhead of {heading.model_of(config)}: {heading.joined(heading.division_of(config), pairs)}")
-    from parallel.plan import fit
     from parallel.plan.resolve import resolve
     from parallel.processes.cluster import Rank
-    from parallel.processes.launch import launch
+    from parallel.records.requested import Requested
+    from parallel.running import task
 
-    work = resolve(config)
-    fit.check(work, force=config.force)
-    work.show_data("train")
-    taken = launch("benchmarks.stretches:alternate", work.run, nproc=work.layout.world_size, config=config)
-    if not Rank.from_env().is_main:
+    work, rank = resolve(config), Rank.from_env()
+    task.check(work, "train")
+    nproc, requested = work.layout.world_size, Requested.of(config, rank)
+    taken = task.start("benchmarks.stretches:alternate", work.run, requested, nproc=nproc, config=config)
+    if not rank.is_main:
         return 0
     text, status = verdict(taken, steps=config.steps)
     print(f"{work.spec.name} {work.size}, {work.strategy} as {work.layout}, {work.run.precision}\n{text}")

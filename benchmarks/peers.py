@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, fields, replace
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from parallel.errors import RankError, WorldError
 from parallel.layout import Layout
@@ -28,6 +28,11 @@ from parallel.options.config import MEMORY, STEPS, RunConfig, changed, option
 from parallel.options.config import resolve as read_config
 from parallel.records.environment import Environment
 from parallel.records.row import RunRecord
+
+if TYPE_CHECKING:  # they import torch: `--help` does not wait for it
+    from parallel.plan.resolve import Work
+    from parallel.processes.cluster import Mesh, Rank
+    from parallel.processes.failure import Progress
 
 _ROOT = Path(__file__).resolve().parent.parent
 _PREFIX = "peers-result "  # torchrun mixes other lines into the output
@@ -228,7 +233,7 @@ def _table(results: Results, config: PeersConfig, targets: Mapping[tuple[str, st
 
 def _memory(config: PeersConfig) -> list[RunRecord]:
     """Measure one step of each ZeRO stage. Called last: it changes the environment of processes started after it."""
-    from parallel.processes.launch import launch
+    from parallel.running import task
 
     run = {declared.name: getattr(config, declared.name) for declared in fields(RunConfig)}
     records = []
@@ -236,20 +241,18 @@ def _memory(config: PeersConfig) -> list[RunRecord]:
         layout = Layout(dp=MEMORY_PROCESSES, zero=stage)
         case = RunConfig(**run | {"layout": layout, "steps": 1, "warmup": 1, "engine": "torch", "out": None})
         print(f"[memory] {strategy} on {MEMORY_PROCESSES} processes", flush=True)
-        records.append(launch("benchmarks.peers:measure_memory", case, nproc=MEMORY_PROCESSES))
+        records.append(task.start("benchmarks.peers:measure_memory", case, nproc=MEMORY_PROCESSES))
     return records
 
 
-def measure_memory(rank: Any, progress: Any, run: RunConfig) -> RunRecord:
+def measure_memory(rank: "Rank", progress: "Progress", run: RunConfig) -> RunRecord:
     """Return the record of a case, on every rank."""
     from benchmarks.case import run_case
-    from parallel.plan.resolve import resolve
-    from parallel.processes import cluster
-    from parallel.records.requested import Requested
+    from parallel.console.phases import hidden
+    from parallel.running import task
 
-    work = resolve(run)
-    mesh = cluster.make_mesh(work.layout, rank.device)
-    return run_case(work, requested=Requested(), rank=rank, mesh=mesh, progress=progress)
+    with task.on_rank(run, rank, progress, phases=hidden()) as here:
+        return run_case(here.work, requested=here.requested, rank=rank, mesh=here.mesh, progress=progress)
 
 
 def _memory_table(records: list[RunRecord]) -> str:
@@ -276,29 +279,54 @@ def _work(variant: str, argv: list[str]) -> int:
     import torch.distributed as dist
 
     from benchmarks import baselines
-    from parallel import engines
-    from parallel.axes.precision import DTYPES
-    from parallel.measure.roofline import measured_peak
-    from parallel.plan.batches import training_batches
     from parallel.plan.resolve import resolve
     from parallel.processes import cluster
     from parallel.processes.cluster import Rank
+    from parallel.running import task
 
     config = read_config(argv, config=PeersConfig, prog="paralab peers")
     ours = variant.startswith("ours ")
     work = resolve(run_of(variant, config))
     rank = Rank.from_env()
     if ours:
-        cluster.join(rank)
-    elif rank.world_size > 1:
-        dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
-    mesh = cluster.make_mesh(work.layout, rank.device)
-    batches = list(islice(training_batches(work, mesh), config.warmup + config.steps))
-    if ours:
-        engine = engines.build(work.context(mesh), "torch")
-        step: Callable[[Any], float] = lambda batch: engine.step(batch).loss.item()  # noqa: E731
+        result = task.start("benchmarks.peers:measure_ours", work.run, nproc=work.layout.world_size)
     else:
-        step = baselines.make_step(variant, work, rank.device)
+        if rank.world_size > 1:
+            dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
+        mesh = cluster.make_mesh(work.layout, rank.device)
+        result = _measured(work, rank, mesh, lambda: baselines.make_step(variant, work, rank.device))
+        cluster.leave()
+    if rank.is_main:
+        print(_PREFIX + json.dumps(result), flush=True)
+    return 0
+
+
+def measure_ours(rank: "Rank", progress: "Progress", run: PeersConfig) -> dict[str, Any]:
+    """Return the time of a step of paralab's, the losses and the share of the roofline, on every rank."""
+    from parallel import engines
+    from parallel.console.phases import hidden
+    from parallel.running import task
+
+    with task.on_rank(run, rank, progress, phases=hidden()) as here:
+
+        def make_step() -> Callable[[Any], float]:
+            engine = engines.build(here.work.context(here.mesh), "torch")
+            return lambda batch: engine.step(batch).loss.item()
+
+        return _measured(here.work, rank, here.mesh, make_step)
+
+
+def _measured(
+    work: "Work", rank: "Rank", mesh: "Mesh", make_step: Callable[[], Callable[[Any], float]]
+) -> dict[str, Any]:
+    """Take the steps of one variant on this rank. make_step: returns what takes a batch and gives its loss."""
+    from parallel.axes.precision import DTYPES
+    from parallel.measure.roofline import measured_peak
+    from parallel.plan.batches import training_batches
+
+    config = work.run
+    batches = list(islice(training_batches(work, mesh), config.warmup + config.steps))
+    step = make_step()
     losses, times = [], []
     for batch in batches:
         start = time.perf_counter()
@@ -311,11 +339,7 @@ def _work(variant: str, argv: list[str]) -> int:
     peak = measured_peak(rank.device.type, dtype)
     if achieved > peak.flops:
         peak = measured_peak(rank.device.type, dtype, again=True)
-    if rank.is_main:
-        result = {"step_s": step_s, "losses": losses, "roofline": achieved / peak.flops}
-        print(_PREFIX + json.dumps(result), flush=True)
-    cluster.leave()
-    return 0
+    return {"step_s": step_s, "losses": losses, "roofline": achieved / peak.flops}
 
 
 if __name__ == "__main__":

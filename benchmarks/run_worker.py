@@ -8,18 +8,14 @@ from benchmarks.case import run_case
 from benchmarks.run import CaseConfig
 from parallel.console.clock import Moment
 from parallel.console.phases import Phases
-from parallel.errors import RankError
 from parallel.parity.reference import References
 from parallel.parity.scope import prove_on
-from parallel.plan import fit
 from parallel.plan.resolve import alone, resolve, with_processes_of
-from parallel.processes import cluster
 from parallel.processes.cluster import Rank
-from parallel.processes.failure import Failure, Progress, guard
-from parallel.processes.launch import launch
-from parallel.records.describe import failed, record_failure
-from parallel.records.requested import Requested, shared
+from parallel.processes.failure import Progress
+from parallel.records.requested import Requested
 from parallel.records.row import WHOLE, RunRecord, StepLog, append, check_appendable, log_path, sent_bytes
+from parallel.running import task
 
 _NOTABLY_SLOW = 1.2  # times what the other ranks need
 
@@ -27,41 +23,24 @@ _NOTABLY_SLOW = 1.2  # times what the other ranks need
 def run(config: CaseConfig, *, began: Moment) -> int:
     """Check a case, start its processes, print the row. began: the moment of the command. Returns the exit status."""
     rank = Rank.from_env()
-    requested = Requested(
-        strategy=config.strategy,
-        layout=str(config.layout) if config.layout else None,
-        engine=config.engine,
-        nproc=config.nproc,
-        precision=config.precision,
-        group=config.group,
-        repeat=config.repeat,
-        launcher=rank.launcher,
-        started=began,
-    )
+    requested = Requested.of(config, rank, group=config.group, repeat=config.repeat, started=began)
     work = resolve(with_processes_of(config, rank))
     requested = replace(requested, command=work.command)
     if (told := alone(work, rank)) and rank.is_main:
         print(told, file=sys.stderr)
-    fit.check(work, force=config.force)
-    work.show_data("train")
-    out = config.out or "runs/results.csv"
+    task.check(work, "train")
+    out, nproc = config.out or "runs/results.csv", work.layout.world_size
     check_appendable(out)
-    if rank.launcher == "python" and work.layout.world_size > 1:
-        with Phases(requested.started) as phases:
-            phases.begin(f"starting {work.layout.world_size} processes")
-    try:
-        record = launch(
-            "benchmarks.run_worker:measure",
-            work.run,
-            requested,
-            out,
-            nproc=work.layout.world_size,
-            config=config,
-            on_failure=lambda failure: append(out, failed(work, requested, rank, failure)),
-        )
-    except RankError as error:
-        record_failure(out, work, requested, rank, error)
-        raise
+    task.announce(nproc, Phases(began, shown=rank.launcher == "python"))
+    record = task.start(
+        "benchmarks.run_worker:measure",
+        work.run,
+        requested,
+        out,
+        nproc=nproc,
+        config=config,
+        failure_row=task.FailureRow(out, work, requested),
+    )
     if rank.is_main:
         print(summary(record, out))
         return 0 if record.parity is not False else 1
@@ -70,22 +49,20 @@ def run(config: CaseConfig, *, began: Moment) -> int:
 
 def measure(rank: Rank, progress: Progress, run: Any, requested: Requested, out: str) -> RunRecord:
     """Run one case on this rank and append its row, or the row of its failure."""
-    work = resolve(run)
-
-    def on_first(failure: Failure) -> None:
-        append(out, failed(work, requested, rank, failure))
-
-    with guard(rank, progress, on_first), Phases(requested.started, shown=rank.is_main) as phases:
-        if requested.launcher != "python":
-            requested = shared(requested)
-            fit.agree(work, rank, force=run.force)
-        mesh = cluster.make_mesh(work.layout, rank.device)
+    phases = Phases(requested.started, shown=rank.is_main)
+    with task.on_rank(run, rank, progress, phases=phases, requested=requested, rows=out) as here:
         if run.parity:
             phases.begin("parity: a few steps in one process")
-        proof = prove_on(work, mesh, rank, References()) if run.parity else None
-        log = StepLog(log_path(out, requested.run_id, rank.rank))
+        proof = prove_on(here.work, here.mesh, rank, References()) if run.parity else None
         record = run_case(
-            work, requested=requested, rank=rank, mesh=mesh, proof=proof, log=log, progress=progress, phases=phases
+            here.work,
+            requested=here.requested,
+            rank=rank,
+            mesh=here.mesh,
+            proof=proof,
+            log=StepLog(log_path(out, here.requested.run_id, rank.rank)),
+            progress=progress,
+            phases=phases,
         )
         if rank.is_main:
             append(out, record)

@@ -13,23 +13,21 @@ from parallel.console.clock import Moment
 from parallel.console.phases import Phases
 from parallel.data.dataset import Batch
 from parallel.engines.engine import Engine
-from parallel.plan import fit
 from parallel.plan.batches import training_batches
-from parallel.plan.resolve import Work, resolve
-from parallel.processes import cluster
+from parallel.plan.resolve import Work
 from parallel.processes.cluster import Mesh, Rank
 from parallel.processes.failure import Progress
+from parallel.records.requested import Requested
+from parallel.running import task
 
 
-def alternate(rank: Rank, progress: Progress, run: OverheadConfig) -> list[Pair]:
+def alternate(rank: Rank, progress: Progress, run: OverheadConfig, requested: Requested) -> list[Pair]:
     """Take the stretches on this rank and return their times."""
-    work = resolve(run)
-    fit.agree(work, rank, force=run.force)
-    mesh = cluster.make_mesh(work.layout, rank.device)
-    engine = engines.build(work.context(mesh), run.engine, ds_config=run.ds_config)
-    batches = training_batches(work, mesh)
-    pairs = []
-    with Phases(Moment.now(), shown=rank.is_main) as phases:
+    pairs, phases = [], Phases(Moment.now(), shown=rank.is_main)
+    with task.on_rank(run, rank, progress, phases=phases, requested=requested) as here:
+        work, mesh = here.work, here.mesh
+        engine = engines.build(work.context(mesh), run.engine, ds_config=run.ds_config)
+        batches = training_batches(work, mesh)
         phases.begin(f"warming up: {run.warmup} steps")
         for _ in range(run.warmup):
             engine.step(next(batches))

@@ -28,9 +28,7 @@ from parallel.plan.resolve import Work, machine_processes, resolve
 from parallel.processes import cluster
 from parallel.processes.allowed import cores_allowed
 from parallel.processes.cluster import Rank
-from parallel.processes.failure import Failure, Progress, guard
-from parallel.processes.launch import launch
-from parallel.records.describe import failed
+from parallel.processes.failure import Progress
 from parallel.records.requested import Requested
 from parallel.records.row import (
     WHOLE,
@@ -43,6 +41,7 @@ from parallel.records.row import (
     read,
     sent_bytes,
 )
+from parallel.running import task
 
 DEFAULT_OUT = "runs/tour.csv"
 
@@ -67,7 +66,7 @@ def run(config: TourConfig) -> int:
     ids = [stop.requested.run_id for stop in stops]
     while remaining := [stop for stop in stops if stop.requested.run_id not in _rows(out, ids)]:
         try:
-            launch("benchmarks.tour_worker:visit", remaining, table, out, nproc=nproc, config=config)
+            task.start("benchmarks.tour_worker:visit", remaining, table, out, nproc=nproc, config=config)
         except RankError:
             pass  # the rank that failed has said so, and left a row
         if not _rows(out, [stop.requested.run_id for stop in remaining]):
@@ -143,38 +142,38 @@ def visit(rank: Rank, progress: Progress, stops: list[Stop], table: "Table", out
     """Measure each run in turn on this rank; rank 0 prints and writes its row."""
     references = References()
     for run, requested in ((stop.run, replace(stop.requested, started=Moment.now())) for stop in stops):
-        work = resolve(run)
-        progress.step = None
-
-        def on_first(failure: Failure, work: Work = work, requested: Requested = requested) -> None:
-            append(out, failed(work, requested, rank, failure))
-
-        with guard(rank, progress, on_first):
-            mesh = cluster.make_mesh(work.layout, rank.device)
-            if rank.rank < work.layout.world_size:
-                threads = torch.get_num_threads()
-                if work.layout.world_size == 1 and not run.threads:
-                    torch.set_num_threads(cluster.default_threads(1))  # the others are waiting
-                with Phases(requested.started, shown=rank.is_main, transient=True) as phases:
-                    phases.begin(f"{work.strategy}: starting")
-                    proof = prove_on(work, mesh, rank, references)
-                    log = StepLog(log_path(out, requested.run_id, rank.rank))
-                    record = run_case(
-                        work,
-                        requested=requested,
-                        rank=rank,
-                        mesh=mesh,
-                        proof=proof,
-                        log=log,
-                        progress=progress,
-                        phases=phases,
-                    )
-                torch.set_num_threads(threads)
+        phases = Phases(requested.started, shown=rank.is_main, transient=True)
+        with task.on_rank(run, rank, progress, phases=phases, requested=requested, rows=out) as here:
+            if rank.rank < here.work.layout.world_size:
+                phases.begin(f"{here.work.strategy}: starting")
+                record = _measured(here, rank, progress, phases, references, out)
+                phases.end()
                 if rank.is_main:
                     append(out, record)
                     table.row(record)
             if dist.is_initialized():
                 dist.barrier()
+
+
+def _measured(
+    here: task.Here, rank: Rank, progress: Progress, phases: Phases, references: References, out: str
+) -> RunRecord:
+    """Prove and measure one run on a rank of its mesh, on all threads where the others are waiting."""
+    work, threads = here.work, torch.get_num_threads()
+    if work.layout.world_size == 1 and not work.run.threads:
+        torch.set_num_threads(cluster.default_threads(1))
+    record = run_case(
+        work,
+        requested=here.requested,
+        rank=rank,
+        mesh=here.mesh,
+        proof=prove_on(work, here.mesh, rank, references),
+        log=StepLog(log_path(out, here.requested.run_id, rank.rank)),
+        progress=progress,
+        phases=phases,
+    )
+    torch.set_num_threads(threads)
+    return record
 
 
 _PARITY = {True: "passed", False: "FAILED", None: "none"}

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from parallel.console.clock import Moment
 from parallel.console.phases import Phases
-from parallel.errors import ConfigError, RankError, did_you_mean
+from parallel.errors import ConfigError, did_you_mean
 from parallel.layout import strategies as named
 from parallel.options import heading
 from parallel.options.config import read as read_config
@@ -46,6 +46,7 @@ def main(argv: list[str]) -> int:
 def _train(argv: list[str], typed: TrainConfig, origins: Origins, began: Moment, phases: Phases) -> int:
     from parallel.plan.resolve import resolve
     from parallel.processes.cluster import Rank
+    from parallel.running import task
 
     rank = Rank.from_env()
     config = _adopt(_divide(typed, origins, rank), shown=rank.is_main)
@@ -54,10 +55,7 @@ def _train(argv: list[str], typed: TrainConfig, origins: Origins, began: Moment,
     with _locked(work, rank):
         phases.begin("reading the data")
         check(work)
-        if work.layout.world_size > 1:
-            processes = f"{work.layout.world_size} processes"
-            phases.begin(f"starting {processes}" if rank.launcher == "python" else f"waiting for all {processes}")
-        phases.end()  # the processes say what follows
+        task.announce(work.layout.world_size, phases)
         return _launch(work, config, argv, rank, began)
 
 
@@ -71,38 +69,23 @@ def _locked(work: "Work", rank: "Rank") -> AbstractContextManager[Any]:
 def _launch(work: "Work", config: TrainConfig, argv: list[str], rank: "Rank", began: Moment) -> int:
     from torch.distributed.elastic.multiprocessing.api import SignalException
 
-    from parallel.processes.launch import launch
-    from parallel.records.describe import failed, record_failure
     from parallel.records.requested import Requested
-    from parallel.records.row import append
+    from parallel.running import task
 
     if rank.elastic and rank.is_main and rank.world_size > work.layout.world_size:
         print(_standing_by(work, rank), flush=True)
-    requested = Requested(
-        strategy=config.strategy,
-        layout=str(config.layout) if config.layout else None,
-        engine=config.engine,
-        nproc=config.nproc,
-        precision=config.precision,
-        command=f"paralab train {shlex.join(argv)}".strip(),
-        launcher=rank.launcher,
-        started=began,
-    )
-    rows = rows_file(work.run.out or "")
+    requested = Requested.of(config, rank, command=f"paralab train {shlex.join(argv)}".strip(), started=began)
     try:
-        outcome = launch(
+        outcome = task.start(
             "parallel.training.loop:train",
             work.run,
             requested,
             nproc=work.layout.world_size,
             config=config,
-            on_failure=lambda failure: append(rows, failed(work, requested, rank, failure)),
+            failure_row=task.FailureRow(rows_file(work.run.out or ""), work, requested),
         )
     except SignalException as stopped:  # the ranks have had the signal too, and have saved
         return 128 + int(stopped.sigval)
-    except RankError as error:
-        record_failure(rows, work, requested, rank, error)
-        raise
     return outcome.exit_status if outcome is not None else 0  # None: this process stood by
 
 

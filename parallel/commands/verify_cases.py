@@ -20,6 +20,7 @@ from parallel.console.phases import Phases
 from parallel.errors import FitError, LayoutError, UsageError
 from parallel.layout import SCHEDULES, Layout
 from parallel.layout import strategies as named
+from parallel.options import heading
 from parallel.parity import model_rules, scope
 from parallel.parity.prove import prove
 from parallel.parity.reference import STEPS, References
@@ -27,10 +28,9 @@ from parallel.parity.result import ParityResult
 from parallel.parity.tolerances import tolerance_of
 from parallel.plan import fit
 from parallel.plan.resolve import Work, machine_processes, resolve
-from parallel.processes import cluster
-from parallel.processes.cluster import Rank
+from parallel.processes.cluster import Mesh, Rank
 from parallel.processes.failure import Progress
-from parallel.processes.launch import launch
+from parallel.running import task
 
 _COLUMNS = (("strategy", 9), ("layout", 30), ("accumulation", 12), ("loss", 9), ("grad norm", 9), ("parameters", 10))
 
@@ -56,11 +56,9 @@ def run(config: VerifyConfig) -> int:
         f"Tolerance: loss {tolerance.loss:.0e} and gradient norm {tolerance.grad_norm:.0e}, relative; "
         f"parameters {tolerance.parameters:.1g} of how far the steps move them (without learning-rate warm-up).\n"
     )
-    if nproc > 1:
-        with Phases(began) as phases:
-            phases.begin(f"starting {nproc} processes")
+    task.announce(nproc, Phases(began, shown=heading.is_first_process()))
     print("  ".join(f"{name:<{width}}" for name, width in _COLUMNS), flush=True)
-    compared = launch("parallel.commands.verify_cases:prove_all", runs, nproc=nproc, config=config)
+    compared = task.start("parallel.commands.verify_cases:prove_all", runs, nproc=nproc, config=config)
     failed = [result for result in compared if not result.passed]
     print(f"\n{len(compared) - len(failed)} of {len(compared)} passed")
     if not compared:
@@ -175,36 +173,42 @@ def prove_all(rank: Rank, progress: Progress, runs: list[VerifyConfig]) -> list[
     references, whole, phases = References(), True, Phases(Moment.now(), shown=rank.is_main, transient=True)
     compared: list[ParityResult | Agreement] = []
     for number, run in enumerate(runs, start=1):
-        work = resolve(run)
-        phases.begin(f"case {number} of {len(runs)}: {work.layout}, accumulation {run.accumulation}, {run.precision}")
-        mesh = cluster.make_mesh(work.layout, rank.device)
-        if rank.rank < work.layout.world_size:
-            part: Work | None = work
-            if work.size != work.spec.tiny_size:
-                part = scope.choose(work, mesh, processes=scope.processes_here(work, rank))
-            parity_result = prove(part, mesh, references.get(part, mesh)) if part is not None else None
-            compared += [parity_result] if parity_result is not None else []
-            remarks = [] if run.precision == runs[0].precision else [str(run.precision)]
-            if part is not work:
-                whole, remarks = False, [*remarks, scope.describe(part, work)]
-            phases.end()
-            if rank.is_main:
-                remark = f"  ({'; '.join(remarks)})" if remarks else ""
-                print(_line(work.strategy, str(work.layout), run.accumulation, parity_result) + remark, flush=True)
-        if dist.is_initialized():
-            dist.barrier()
-    phases.end()
+        layout = resolve(run).layout
+        phases.begin(f"case {number} of {len(runs)}: {layout}, accumulation {run.accumulation}, {run.precision}")
+        with task.on_rank(run, rank, progress, phases=phases) as here:
+            if rank.rank < layout.world_size:
+                part = _part(here.work, here.mesh, rank)
+                result = prove(part, here.mesh, references.get(part, here.mesh)) if part is not None else None
+                compared += [result] if result is not None else []
+                whole = whole and part is here.work
+                phases.end()
+                if rank.is_main:
+                    print(_line(here.work, result) + _remark(here.work, part, runs[0]), flush=True)
+            if dist.is_initialized():
+                dist.barrier()
     for work in _surrounded(runs, rank) if whole else ():
         phases.begin(f"data order, validation and checkpoints under {work.layout}")
-        mesh = cluster.make_mesh(work.layout, rank.device)
-        for agreement in around.compare(work, mesh, validates=_validates(work)):
-            compared.append(agreement)
-            phases.end()
-            if rank.is_main:
-                name, verdict = f"{agreement.name}, {agreement.layout}", "passed" if agreement.passed else "FAILED"
-                print(f"{name:<{sum(width for _, width in _COLUMNS[:3]) + 4}}  {agreement.difference:<9.1e}  {verdict}")
-    phases.end()
+        with task.on_rank(work.run, rank, progress, phases=phases) as here:
+            for agreement in around.compare(here.work, here.mesh, validates=_validates(here.work)):
+                compared.append(agreement)
+                phases.end()
+                if rank.is_main:
+                    print(_line_of(agreement))
     return compared
+
+
+def _part(work: Work, mesh: Mesh, rank: Rank) -> Work | None:
+    """Return what of a case its reference fits for: all of it, a part, or None."""
+    if work.size == work.spec.tiny_size:
+        return work
+    return scope.choose(work, mesh, processes=scope.processes_here(work, rank))
+
+
+def _remark(work: Work, part: Work | None, first: VerifyConfig) -> str:
+    """Return in what a case differs from the first one, and on which part it was proved where that is not the whole."""
+    remarks = [] if work.run.precision == first.precision else [str(work.run.precision)]
+    remarks += [] if part is work else [scope.describe(part, work)]
+    return f"  ({'; '.join(remarks)})" if remarks else ""
 
 
 def _surrounded(runs: list[VerifyConfig], rank: Rank) -> list[Work]:
@@ -223,7 +227,13 @@ def _validates(work: Work) -> bool:
         return False
 
 
-def _line(strategy: str, layout: str, accumulation: int, c: ParityResult | None) -> str:
+def _line_of(agreement: Agreement) -> str:
+    name, verdict = f"{agreement.name}, {agreement.layout}", "passed" if agreement.passed else "FAILED"
+    return f"{name:<{sum(width for _, width in _COLUMNS[:3]) + 4}}  {agreement.difference:<9.1e}  {verdict}"
+
+
+def _line(work: Work, c: ParityResult | None) -> str:
     differences = (c.loss_difference, c.grad_norm_difference, c.parameter_difference) if c is not None else ()
-    cells = (strategy, layout, str(accumulation), *(f"{difference:.1e}" for difference in differences))
+    said = (work.strategy, str(work.layout), str(work.run.accumulation))
+    cells = (*said, *(f"{difference:.1e}" for difference in differences))
     return "  ".join(f"{cell:<{width}}" for cell, (_, width) in zip(cells, _COLUMNS, strict=False)) + f"  {c or ''}"

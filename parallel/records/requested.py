@@ -10,6 +10,8 @@ from parallel.console.clock import Moment
 from parallel.layout import Layout
 from parallel.layout.strategies import find
 from parallel.options.choices import EngineChoice, Precision
+from parallel.options.config import RunConfig
+from parallel.processes.cluster import Rank
 from parallel.processes.meeting import Launcher
 
 
@@ -28,6 +30,19 @@ class Requested:
     launcher: Launcher = "python"
     started: Moment = field(default_factory=Moment.now)
     run_id: str = field(default_factory=lambda: uuid4().hex[:12])
+
+    @classmethod
+    def of(cls, config: RunConfig, rank: Rank, **known: Any) -> "Requested":
+        """Return what a configuration requests of the launcher of a process. known: the fields that neither says."""
+        return cls(
+            strategy=config.strategy,
+            layout=str(config.layout) if config.layout else None,
+            engine=config.engine,
+            nproc=config.nproc,
+            precision=config.precision,
+            launcher=rank.launcher,
+            **known,
+        )
 
     @property
     def zero(self) -> int | None:

@@ -16,7 +16,7 @@ if TYPE_CHECKING:  # they import torch: `--help` and the first line do not wait 
 
 def check(work: "Work") -> None:
     """Refuse what is known to fail before processes are started."""
-    from parallel.plan import fit
+    from parallel.running import task
 
     run = work.run
     assert isinstance(run, TrainConfig) and run.out is not None
@@ -25,8 +25,7 @@ def check(work: "Work") -> None:
     sinks.check(run.log_to or ())
     _check_checkpoints(run)
     _check_outputs(Path(run.out), goes_on=run.resume is not None)
-    fit.check(work, force=run.force)
-    work.show_data("train", "validation")
+    task.check(work, "train", "validation")
     from parallel import checkpoint
 
     if run.resume is not None:

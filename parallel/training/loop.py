@@ -7,7 +7,7 @@ import re
 import signal
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from itertools import count
@@ -30,19 +30,19 @@ from parallel.engines.engine import StepResult
 from parallel.errors import DataError, DivergedError
 from parallel.measure import memory
 from parallel.measure.roofline import device_peak, share_of_peak
-from parallel.plan import fit
 from parallel.plan.batches import training_batches
-from parallel.plan.resolve import Work, resolve
+from parallel.plan.resolve import Work
 from parallel.processes import cluster
 from parallel.processes.cluster import Mesh, Rank
-from parallel.processes.failure import Failure, Progress, guard
-from parallel.records.describe import describe, failed
-from parallel.records.requested import Requested, shared
+from parallel.processes.failure import Progress
+from parallel.records.describe import describe
+from parallel.records.requested import Requested
 from parallel.records.row import LogWriter, RunRecord, StepLog, StepRecord, append, read_log, set_aside, with_axes
+from parallel.running import task
 from parallel.training.evaluate import Evaluator, Validation
 from parallel.training.goodput import Pulse, read_progress
 from parallel.training.lock import FolderLock
-from parallel.training.options import IN_FOLDER, SET_ASIDE, TrainConfig, config_file, log_file
+from parallel.training.options import IN_FOLDER, SET_ASIDE, TrainConfig, config_file, log_file, rows_file
 from parallel.training.screen import Metrics, open_screen
 from parallel.weights.start_from import start_from
 
@@ -69,26 +69,22 @@ class Outcome:
 
 def train(rank: Rank, progress: Progress, run: TrainConfig, requested: Requested) -> Outcome:
     """Train on this rank until the steps are done or a signal comes; leave a row either way."""
-    work = resolve(run)
-    rows = Path(run.out or "") / "runs.csv"
+    folder = Path(run.out or "")
+    rows = rows_file(folder)
 
-    def on_first(failure: Failure) -> None:
-        far, resumes = read_progress(run.out or ""), run.resume is not None
+    def cost(requested: Requested) -> Mapping[str, Any]:
+        far, resumes = read_progress(folder), run.resume is not None
         is_own = far is not None and far.has_start(launch=rank.launch, resumes=resumes, began=requested.started)
-        cost = far.columns() if far is not None and is_own else {}  # else it is what another run left
-        append(rows, replace(failed(work, requested, rank, failure), **cost))
+        return far.columns() if far is not None and is_own else {}  # else it is what another run left
 
     phases = Phases(requested.started, shown=rank.is_main)
-    with _locked(work, rank, requested), guard(rank, progress, on_first), phases:
-        if requested.launcher != "python":
-            requested = shared(requested)
-            fit.agree(work, rank, force=run.force)
+    part = task.on_rank(run, rank, progress, phases=phases, requested=requested, rows=rows, more=cost)
+    with _locked(run, rank, requested), part as here:
         phases.begin("building the model")
-        mesh = cluster.make_mesh(work.layout, rank.device)
-        training = Training(work, rank, mesh, progress, requested.started, phases)
+        training = Training(here.work, rank, here.mesh, progress, here.requested.started, phases)
         outcome = training.run()
         if rank.is_main:
-            append(rows, _record(work, requested, rank, mesh, training))
+            append(rows, _record(here.work, here.requested, rank, here.mesh, training))
     if outcome.stopped_by and rank.world_size > 1:
         # A process that torch's launcher spawned waits, after it returns, for a launcher that is ending as well.
         cluster.leave()
@@ -97,12 +93,11 @@ def train(rank: Rank, progress: Progress, run: TrainConfig, requested: Requested
     return outcome
 
 
-def _locked(work: Work, rank: Rank, requested: Requested) -> AbstractContextManager[Any]:
+def _locked(run: TrainConfig, rank: Rank, requested: Requested) -> AbstractContextManager[Any]:
     """Lock the folder of the run, from rank 0. A process that starts the others has done so before."""
     if requested.launcher == "python" or not rank.is_main:
         return contextlib.nullcontext()
-    assert isinstance(work.run, TrainConfig) and work.run.out is not None
-    return FolderLock(Path(work.run.out), starts_again=True, launch=rank.launch)
+    return FolderLock(Path(run.out or ""), starts_again=True, launch=rank.launch)
 
 
 class Training:
@@ -342,7 +337,7 @@ class Stop:
         self.group = None
         if mesh.world is not None:
             self.group = dist.new_group(list(range(mesh.layout.world_size)), backend="gloo")
-        self.pending: tuple[Tensor, dist.Work] | None = None
+        self.asked: tuple[Tensor, dist.Work] | None = None
 
     def __enter__(self) -> "Stop":
         self.before = {number: signal.signal(number, self._notice) for number in self.SIGNALS}
@@ -351,8 +346,8 @@ class Stop:
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         for number, handler in self.before.items():
             signal.signal(number, handler)
-        if self.pending is not None and kind is None:
-            self.pending[1].wait()
+        if self.asked is not None and kind is None:
+            self.asked[1].wait()
 
     def _notice(self, number: int, frame: FrameType | None) -> None:
         self.seen = number
@@ -362,12 +357,12 @@ class Stop:
         if self.group is None:
             return self.seen or None
         answer = None
-        if self.pending is not None:
-            numbers, work = self.pending
+        if self.asked is not None:
+            numbers, work = self.asked
             work.wait()
             answer = int(numbers) or None
         numbers = torch.tensor(self.seen)
-        self.pending = numbers, dist.all_reduce(numbers, op=dist.ReduceOp.MAX, group=self.group, async_op=True)
+        self.asked = numbers, dist.all_reduce(numbers, op=dist.ReduceOp.MAX, group=self.group, async_op=True)
         return answer
 
 

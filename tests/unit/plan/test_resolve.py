@@ -13,16 +13,13 @@ import pytest
 import torch
 from PIL import Image
 
-from benchmarks import run_worker as worker
 from benchmarks import tour as tour_command
-from benchmarks import tour_worker as tour
 from benchmarks.tour import TourConfig
 from benchmarks.tour_worker import choose
 from models import SPECS
 from parallel import cli
 from parallel.axes.check import check_split
 from parallel.commands import verify as verify_command
-from parallel.commands import verify_cases as verify
 from parallel.commands.verify import VerifyConfig
 from parallel.commands.verify_cases import cases
 from parallel.errors import ConfigError, DataError, LayoutError, UsageError, WorldError
@@ -33,6 +30,7 @@ from parallel.options.config import resolve as read_config
 from parallel.plan import resolve as resolve_module
 from parallel.plan.resolve import Work, alone, resolve
 from parallel.processes.cluster import Rank
+from parallel.running import task
 
 TINY = {"gpt2": "tiny", "resnet": "tiny", "diffusion": "tiny-points"}
 
@@ -376,8 +374,7 @@ def test_nothing_that_fits_is_one_line(
 def test_a_file_that_is_missing_is_refused_before_any_process_is_started(
     command: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:
-    for module in (worker, tour, verify):
-        monkeypatch.setattr(module, "launch", lambda *_, **__: pytest.fail("processes were started"))
+    monkeypatch.setattr(task, "launch", lambda *_, **__: pytest.fail("processes were started"))
     monkeypatch.chdir(tmp_path)  # where rows would go
     words = [command, "--nproc", "2", "--size", "tiny", "--data", f"file:{tmp_path / 'nothing.txt'}"]
     assert cli.main(words) == 2

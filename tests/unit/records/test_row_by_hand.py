@@ -549,9 +549,8 @@ def test_a_peak_is_measured_again_where_a_run_exceeds_it(
     monkeypatch.setattr(roofline, "_measured", {})
     monkeypatch.setattr(roofline, "_measure", lambda *args, **kwargs: roofline.Peak(measured.pop(), "measured"))
     work = resolve(RunConfig(size="tiny", nproc=1, global_batch_size=2, warmup=0, steps=2, learning_rate=1e-3))
-    row = case.run_case(
-        work, requested=REQUESTED, rank=Rank(0, 1, 0, 1, "python"), mesh=Mesh(work.layout, torch.device("cpu"))
-    )
+    rank, mesh = Rank(0, 1, 0, 1, "python"), Mesh(work.layout, torch.device("cpu"))
+    row = case.run_case(work, requested=REQUESTED, rank=rank, mesh=mesh)
     assert len(measured) == left
     if row.peak_tflops_per_device == 1e3:
         assert row.mfu is not None and 0 < row.mfu < 1 and row.peak_source == "measured"
