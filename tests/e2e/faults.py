@@ -26,9 +26,9 @@ from parallel.checkpoint.storage import Writer
 from parallel.data.dataset import Batch
 from parallel.engines.engine import StepResult
 from parallel.engines.native import NativeEngine
-from parallel.processes import launch
 from parallel.processes.cluster import Rank
 from parallel.processes.failure import Progress
+from parallel.running import task as running
 from parallel.training import loop as training
 
 
@@ -141,14 +141,14 @@ def _prepare(fault: str, when: int, note: Callable[[], None]) -> None:
 
 def answer(request: dict[str, Any]) -> int:
     """Run the command of a request with its fault; return the exit status."""
-    start, fault = launch.launch, [request[key] for key in ("folder", "fault", "who", "when")]
-    launch.launch = lambda task, *args, **options: start("tests.e2e.faults:do", task, *fault, *args, **options)
+    start, fault = running.launch, [request[key] for key in ("folder", "fault", "who", "when")]
+    running.launch = lambda task, *args, **options: start("tests.e2e.faults:do", task, *fault, *args, **options)
     try:
         return cli.main(request["words"])
     except SystemExit as end:
         return int(end.code or 0)
     finally:
-        launch.launch = start
+        running.launch = start
 
 
 if __name__ == "__main__":
