@@ -4,13 +4,16 @@ Plain on purpose: `nn.Linear`, `F.cross_entropy` on all logits, autocast, AdamW 
 wrappers for several processes, each used the way its documentation shows.
 """
 
+import math
 from collections.abc import Callable
+from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 from torch.distributed.optim import ZeroRedundancyOptimizer
+from torch.distributed.tensor import DTensor
 from torch.nn import functional as F
 from torch.nn.parallel import DistributedDataParallel
 
@@ -84,16 +87,20 @@ class HuggingFace(nn.Module):
 
 def make_step(variant: str, work: Work, device: torch.device) -> Callable[[Batch], float]:
     """Return a function that trains one batch and gives the loss, averaged over ranks."""
-    theirs = _transformers_model(work)
-    model = HuggingFace(theirs) if variant == "transformers" else _plain_model(work.model_config, theirs)
+    config = work.model_config
+    assert isinstance(config, GPT2Config)
+    theirs = _transformers_model(work, config)
+    model: nn.Module = HuggingFace(theirs) if variant == "transformers" else _plain_model(config, theirs)
     model = model.to(device)
     dtype, lr = DTYPES[work.run.precision], work.run.learning_rate
-    options = {"lr": lr, "betas": work.run.betas, "weight_decay": work.run.weight_decay}
+    clip_norm = math.inf if work.run.clip_norm is None else work.run.clip_norm
+    options: dict[str, Any] = {"lr": lr, "betas": work.run.betas, "weight_decay": work.run.weight_decay}
     autocast = work.run.precision != "fp32"
     if variant == "raw FSDP2":
         policy = (
             MixedPrecisionPolicy(param_dtype=dtype, reduce_dtype=torch.float32) if autocast else MixedPrecisionPolicy()
         )
+        assert isinstance(model, PlainGPT2)
         for block in model.h:
             fully_shard(block, mp_policy=policy)
         fully_shard(model, mp_policy=policy)
@@ -112,10 +119,11 @@ def make_step(variant: str, work: Work, device: torch.device) -> Callable[[Batch
             loss = model(batch.inputs[0], batch.targets)
         loss.backward()
         if variant == "raw FSDP2":
-            norm = torch.nn.utils.clip_grad_norm_(model.parameters(), work.run.clip_norm)
+            norm = torch.nn.utils.clip_grad_norm_(model.parameters(), clip_norm)
+            assert isinstance(norm, DTensor)
             norm.full_tensor()
         else:
-            torch.nn.utils.clip_grad_norm_(model.parameters(), work.run.clip_norm)
+            torch.nn.utils.clip_grad_norm_(model.parameters(), clip_norm)
         optimizer.step()
         loss = loss.detach().float()
         if dist.is_initialized():
@@ -126,12 +134,12 @@ def make_step(variant: str, work: Work, device: torch.device) -> Callable[[Batch
     return step
 
 
-def _transformers_model(work: Work) -> nn.Module:
+def _transformers_model(work: Work, config: GPT2Config) -> nn.Module:
     """Return their GPT-2 with the weights that ours starts from."""
     model = work.new_model().to_empty(device="cpu")
     tie(model, work.spec.tied)
-    initialise(model, spec=work.spec, config=work.model_config, seed=work.run.seed)
-    return to_transformers(work.model_config, model.state_dict()).train()
+    initialise(model, spec=work.spec, config=config, seed=work.run.seed)
+    return to_transformers(config, model.state_dict()).train()
 
 
 def _plain_model(config: GPT2Config, theirs: nn.Module) -> PlainGPT2:

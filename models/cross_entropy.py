@@ -14,6 +14,7 @@ section 3).
 import math
 from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -32,6 +33,7 @@ class LinearCrossEntropy(nn.Module, Reducing):
     """
 
     axis = "tp"
+    weight: Tensor
 
     def __init__(self, *, hidden: int, vocab_size: int, padded_vocab: int) -> None:
         super().__init__()
@@ -67,7 +69,7 @@ def local(parameter: Tensor) -> Tensor:
 class _LinearCrossEntropy(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx,
+        ctx: Any,
         x: Tensor,  # (n, hidden)
         weight: Tensor,  # (padded rows, hidden)
         targets: Tensor,  # (n,)
@@ -76,12 +78,11 @@ class _LinearCrossEntropy(torch.autograd.Function):
         dtype: torch.dtype,
         all_reduce: Callable[[Tensor, str], Tensor],
     ) -> Tensor:
-        with_grad = any(ctx.needs_input_grad)
         n, padded = x.shape[0], weight.shape[0]
         words, x_cast = weight.to(dtype), x.to(dtype)
         loss = torch.zeros((), dtype=torch.promote_types(dtype, torch.float32), device=x.device)
-        grad_x = torch.empty_like(x_cast) if with_grad else None
-        grad_weight = None
+        grad_x = torch.empty_like(x_cast) if any(ctx.needs_input_grad) else None
+        grad_weight: Tensor | None = None
         step = _chunk_rows(dtype.itemsize * padded)
         buffer = x_cast.new_empty(min(n, step), padded)
         for start in range(0, n, step):
@@ -94,10 +95,10 @@ class _LinearCrossEntropy(torch.autograd.Function):
                 project()
                 logits, chunk_loss = _split_softmax_loss(logits, targets[part] - offset, all_reduce)
                 loss += chunk_loss
-            if with_grad:  # logits are now their own gradient, times n
+            if grad_x is not None:  # logits are now their own gradient, times n
                 torch.mm(logits, words, out=grad_x[part])
                 grad_weight = _add_product(grad_weight, logits, x_cast[part])
-        if with_grad:
+        if grad_x is not None and grad_weight is not None:
             if all_reduce is not keep:
                 grad_x = all_reduce(at_least_fp32(grad_x), "sum")  # every rank saw its own words only
             grad_weight = grad_weight.to(weight.dtype, memory_format=torch.contiguous_format)
@@ -105,7 +106,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
         return loss / n
 
     @staticmethod
-    def backward(ctx, grad_loss: Tensor):
+    def backward(ctx: Any, grad_loss: Tensor) -> tuple[Tensor | None, Tensor | None, None, None, None, None, None]:
         grad_x, grad_weight = ctx.saved_tensors
         # Not in place: a zero-bubble schedule comes here twice, once for the input and once for the weight.
         if grad_loss.is_cuda or grad_loss.item() != 1.0:

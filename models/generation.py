@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from models.gpt2 import GPT2, Attention, GPT2Config
+from models.gpt2 import GPT2, Attention, Block, GPT2Config
 
 
 @dataclass(frozen=True)
@@ -70,6 +70,7 @@ def next_logits(model: GPT2, tokens: Tensor, cache: Cache) -> Tensor:
     positions = model.embed.positions.weight[cache.length : cache.length + tokens.shape[1]]
     x = model.embed.tokens(tokens) + positions  # (batch, new, hidden)
     for block, stored in zip(model.blocks.values(), cache.keys_and_values, strict=True):
+        assert isinstance(block, Block)
         x = x + _attend(block.attn, block.norm1(x), stored, cache.length)
         x = x + block.mlp(block.norm2(x))
     cache.length += tokens.shape[1]

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from models.cross_entropy import LinearCrossEntropy
-from models.spec import Flops, ModelSpec
+from models.spec import Flops, ModelSpec, Style
 
 VOCAB_MULTIPLE = 64
 
@@ -170,7 +170,7 @@ def example(config: GPT2Config, batch_size: int) -> tuple[tuple[Tensor, ...], Te
     return (tokens,), tokens
 
 
-_PLAN = {
+_PLAN: dict[str, Style] = {
     "embed.tokens": "vocab_embedding",
     "embed": "scatter_sequence",
     "blocks.*.norm?": "sequence",

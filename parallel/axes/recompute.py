@@ -12,11 +12,12 @@ from torch.utils.checkpoint import checkpoint
 from torch.utils.flop_counter import FlopCounterMode
 
 from models.spec import C, ModelSpec
+from parallel.axes.blocks import blocks_of
 
 
 def checkpoint_blocks(part: nn.Module, every: int | None) -> None:
     """Recompute every n-th block in backward (1: all of them; None: no block). Parameter names stay."""
-    for key, block in part.blocks.items():
+    for key, block in blocks_of(part).items():
         if every and int(key) % every == 0:
             # Replacing forward, not wrapping the module, keeps names and lets FSDP's hooks run outside.
             block.forward = functools.partial(_recomputed, block, block.forward)
@@ -71,7 +72,8 @@ class _StatisticsFrozen:
 
     def __init__(self, block: nn.Module) -> None:
         norms = [m for m in block.modules() if isinstance(m, _BatchNorm)]
-        self.kept = [(norm, norm.momentum, norm.num_batches_tracked) for norm in norms]
+        counts = [(norm, norm.num_batches_tracked) for norm in norms]
+        self.kept = [(norm, norm.momentum, count) for norm, count in counts if count is not None]
 
     def __enter__(self) -> None:
         for norm, _, count in self.kept:

@@ -18,6 +18,7 @@ from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
 
+from parallel.axes.blocks import blocks_of
 from parallel.axes.context import BuildContext
 from parallel.axes.optimizer import make_optimizer, make_pieces
 from parallel.axes.precision import DTYPES, in_dtype, weight_dtype
@@ -139,7 +140,7 @@ def _fsdp_plugin(model: nn.Module, context: BuildContext) -> Any:
         fsdp_version=2,
         reshard_after_forward=context.layout.zero == 3,
         auto_wrap_policy="transformer_based_wrap",
-        transformer_cls_names_to_wrap=sorted({type(block).__name__ for block in model.blocks.values()}),
+        transformer_cls_names_to_wrap=sorted({type(block).__name__ for block in blocks_of(model).values()}),
         cpu_ram_efficient_loading=False,  # it loads what is in place already, and parts tied parameters doing so
         mixed_precision_policy=bf16 if context.run.precision == "bf16" else None,
     )
@@ -185,7 +186,7 @@ def _check_started(accelerator: Any, model: nn.Module, context: BuildContext, ki
     wanted = {
         "sharding": "FSDP2" if sharded else "DistributedDataParallel",  # also over one process
         "mesh": (layout.world_size,) if sharded else None,
-        "units": [True] * len(accelerator.unwrap_model(model).blocks) if sharded else None,
+        "units": [True] * len(blocks_of(accelerator.unwrap_model(model))) if sharded else None,
         "resharding after forward": layout.zero == 3 if sharded else None,
         "precision": context.run.precision,
         "accumulation": context.division.chunks,
@@ -198,8 +199,8 @@ def _check_started(accelerator: Any, model: nn.Module, context: BuildContext, ki
     got = {
         "sharding": next((name for kind, name in kinds.items() if isinstance(model, kind)), "none"),
         "mesh": tuple(parameters[0].device_mesh.shape) if isinstance(parameters[0], DTensor) else None,
-        "units": [isinstance(block, FSDPModule) for block in inner.blocks.values()] if sharded else None,
-        "resharding after forward": all(_reshards(block) for block in inner.blocks.values()) if sharded else None,
+        "units": [isinstance(block, FSDPModule) for block in blocks_of(inner).values()] if sharded else None,
+        "resharding after forward": all(_reshards(block) for block in blocks_of(inner).values()) if sharded else None,
         "precision": _precision(accelerator, model),
         "accumulation": accelerator.gradient_accumulation_steps,
         "device": " and ".join(sorted({p.device.type for p in parameters})),

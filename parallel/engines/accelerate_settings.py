@@ -8,6 +8,7 @@ known is refused as well, unless it is off. The engine then gives Accelerate its
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from parallel.axes.blocks import blocks_of
 from parallel.axes.context import Planned
 from parallel.errors import ConfigError
 from parallel.options.choices import Precision
@@ -123,7 +124,7 @@ def agreed(kind: str, work: Planned, config_path: object = None) -> dict[str, Ag
         for what in () if config_path else ("OPTIMIZER", "PARAM"):
             found[f"ACCELERATE_DEEPSPEED_OFFLOAD_{what}_DEVICE"] = offload
     if kind == "fsdp":
-        blocks = {type(block).__name__ for block in work.spec.on_meta(work.model_config).blocks.values()}
+        blocks = {type(block).__name__ for block in blocks_of(work.spec.on_meta(work.model_config)).values()}
         whole = layout.zero == 3
         sharding = ("full_shard", "1") if whole else ("shard_grad_op", "2", "full_shard", "1")  # FSDP2 does not read it
         recomputed = ("true", "false") if run.checkpointing == "full" else ("false",)

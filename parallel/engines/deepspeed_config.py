@@ -256,7 +256,7 @@ def _check_batch(values: Mapping[str, Any], work: Planned, *, source: str) -> No
     if "gradient_accumulation_steps" in differ:
         words += [f"--accumulation {chunks}" if work.layout.pp == 1 else f"--layout with /mb{chunks}"]
     if "train_batch_size" in differ or "train_micro_batch_size_per_gpu" in differ:
-        words += [f"--global-batch-size {whole or micro * steps * dp}"]
+        words += [f"--global-batch-size {whole or (micro or division.micro_batch_size) * steps * dp}"]
     if "gradient_clipping" in differ:
         words += [f"--clip-norm {clip or 'none'}"]
     got = ", ".join(f"{key} {_text(values[key])}" for key in differ)

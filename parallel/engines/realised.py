@@ -5,6 +5,7 @@ from typing import Any
 
 from torch import nn
 
+from parallel.axes.blocks import blocks_of
 from parallel.axes.recompute import is_recomputed
 from parallel.errors import ConfigError
 from parallel.options.choices import EngineChoice
@@ -24,7 +25,7 @@ def check_blocks(engine: EngineChoice, parts: Iterable[nn.Module], run: RunConfi
 
     parts: what a rank holds of the model, with its blocks numbered from 0 over the whole model.
     """
-    blocks = [(int(key), block) for part in parts for key, block in part.blocks.items()]
+    blocks = [(int(key), block) for part in parts for key, block in blocks_of(part).items()]
     every = run.checkpoint_every
     wanted = {
         "recomputed blocks": [number for number, _ in blocks if every and number % every == 0],

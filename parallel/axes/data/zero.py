@@ -16,12 +16,14 @@ gradients are averaged between the groups as shards, 1/N of them from each rank.
 """
 
 import math
+from dataclasses import replace
 
 import torch
 import torch.distributed as dist
 from torch import nn
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 
+from parallel.axes.blocks import blocks_of
 from parallel.axes.data import shard_dim, shard_ranks, sharding_dims
 from parallel.axes.initialise import local
 from parallel.axes.optimizer import Piece, share_of_rows
@@ -38,7 +40,7 @@ def shard(part: nn.Module, *, mesh: Mesh, precision: Precision) -> None:
     reshard = mesh.layout.zero == 3 and mesh.size("pp") == 1
     policy, root_policy = _policies(precision)
     sharding = mesh[sharding_dims(mesh.layout)]  # the data axis, or (replicas, shards)
-    for block in part.blocks.values():
+    for block in blocks_of(part).values():
         fully_shard(block, mesh=sharding, reshard_after_forward=reshard, mp_policy=policy)
     fully_shard(part, mesh=sharding, reshard_after_forward=False, mp_policy=root_policy)
 
@@ -91,8 +93,8 @@ def _policies(precision: Precision) -> tuple[MixedPrecisionPolicy, MixedPrecisio
     """Return the policy of blocks and of the root, whose output (loss, or what the next stage gets) is fp32."""
     if precision in ("fp32", "fp64"):
         return MixedPrecisionPolicy(), MixedPrecisionPolicy()
-    dtypes = {"param_dtype": DTYPES[precision], "reduce_dtype": torch.float32}
-    return MixedPrecisionPolicy(**dtypes), MixedPrecisionPolicy(**dtypes, output_dtype=torch.float32)
+    policy = MixedPrecisionPolicy(param_dtype=DTYPES[precision], reduce_dtype=torch.float32)
+    return policy, replace(policy, output_dtype=torch.float32)
 
 
 def finalise(part: nn.Module) -> None:

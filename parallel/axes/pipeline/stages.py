@@ -9,7 +9,7 @@ In a pipeline, gradient accumulation is more micro-batches: they all pass in one
 """
 
 import copy
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from models.spec import C, ModelSpec
 from parallel.axes import used
+from parallel.axes.blocks import blocks_of
 from parallel.axes.context import BuildContext
 from parallel.axes.initialise import local
 from parallel.axes.precision import in_dtype, weight_dtype
@@ -57,9 +58,10 @@ def cut_stage(model: nn.Module, *, spec: ModelSpec[C], config: C, layout: Layout
     """Delete from a whole model (on the meta device) what one stage does not hold. Names stay as they are."""
     stages = layout.stages
     keep = stage_blocks(spec.n_blocks(config), stages, stage)
-    for key in list(model.blocks):
+    blocks = blocks_of(model)
+    for key in list(blocks):
         if int(key) not in keep:
-            del model.blocks[key]
+            del blocks[key]
     for name in (spec.first if stage > 0 else ()) + (spec.last if stage < stages - 1 else ()):
         setattr(model, name, None)
     return model
@@ -206,7 +208,7 @@ class TiedGradients:
     def __init__(self, parts: Mapping[int, nn.Module], context: BuildContext) -> None:
         layout, tied = context.layout, context.spec.tied
         named = {stage: dict(part.named_parameters()) for stage, part in parts.items()}
-        ends = {0: tied.values(), layout.stages - 1: tied.keys()}
+        ends: dict[int, Iterable[str]] = {0: tied.values(), layout.stages - 1: tied.keys()}
         self.copies = [[named[stage][name] for name in ends[stage]] for stage in ends if stage in named]
         last = layout.pipeline.rank_of(layout.stages - 1, layout.pp)
         self.peer = None if last == 0 else {0: last, last: 0}.get(context.mesh.rank("pp"))

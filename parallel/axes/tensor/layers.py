@@ -5,9 +5,9 @@ convolutions and norms over split channels run on their local pieces with the tw
 DTensor does not split convolutions by channels.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from fnmatch import fnmatchcase
-from typing import Any
+from typing import Any, Protocol, cast
 
 import torch
 import torch.distributed as dist
@@ -47,20 +47,20 @@ def align_gradients(parts: list[nn.Module], *, mesh: Mesh) -> None:
     Autograd leaves some as terms of a sum: a norm's under sequence parallelism, where each rank saw a piece of
     the sequence. Those of whole parameters are summed together, in one all-reduce.
     """
-    terms: list[nn.Parameter] = []
-    for p in (p for part in parts for p in part.parameters()):
+    terms: list[tuple[DTensor, Tensor]] = []  # parameters, and this rank's terms
+    for p in (p for part in parts for p in part.parameters() if isinstance(p, DTensor)):
         if isinstance(p.grad, DTensor) and p.grad.placements != p.placements:
             if all(placement.is_replicate() for placement in p.placements) and p.grad.placements[-1].is_partial():
-                terms.append(p)
+                terms.append((p, local(p.grad)))
             else:
                 p.grad = p.grad.redistribute(placements=p.placements)
     if not terms:
         return
-    pieces = [local(p.grad) for p in terms]
-    flat = torch.cat([piece.flatten() for piece in pieces])
+    flat = torch.cat([term.flatten() for _, term in terms])
     dist.all_reduce(flat, group=mesh.group("tp"))
-    for p, piece in zip(terms, flat.split([piece.numel() for piece in pieces]), strict=True):
-        p.grad = DTensor.from_local(piece.view(p.shape), p.device_mesh, p.placements)
+    for (parameter, _), piece in zip(terms, flat.split([term.numel() for _, term in terms]), strict=True):
+        whole = piece.view(parameter.shape)
+        parameter.grad = DTensor.from_local(whole, parameter.device_mesh, parameter.placements)
 
 
 def _style(style: Style, module: nn.Module, *, mesh: Mesh, sequence: bool) -> ParallelStyle:
@@ -86,6 +86,15 @@ class _Untouched(ParallelStyle):
         return module
 
 
+class _OutputLayer(Protocol):
+    """What a module of the style `vocab_loss` has: rows of a vocabulary, and a reduction over their ranks."""
+
+    weight: Tensor
+    row_offset: int
+    ranks: int
+    all_reduce: Callable[[Tensor, str], Tensor]
+
+
 class _SplitVocabulary(ParallelStyle):
     """Rows of the output layer over ranks. The module reduces the softmax itself (models.cross_entropy)."""
 
@@ -95,9 +104,10 @@ class _SplitVocabulary(ParallelStyle):
 
     def _apply(self, module: nn.Module, device_mesh: DeviceMesh) -> nn.Module:
         _distribute(module, {"weight": 0}, device_mesh)
-        module.row_offset = self.mesh.rank("tp") * (module.weight.shape[0] // self.mesh.size("tp"))
-        module.all_reduce = self.mesh.all_reduce("tp")
-        module.ranks = self.mesh.size("tp")
+        output = cast(_OutputLayer, module)
+        output.row_offset = self.mesh.rank("tp") * (output.weight.shape[0] // self.mesh.size("tp"))
+        output.all_reduce = self.mesh.all_reduce("tp")
+        output.ranks = self.mesh.size("tp")
         if self.sequence:
             gather = PrepareModuleInput(
                 input_layouts=(_SEQUENCE, None), desired_input_layouts=(Replicate(), None), use_local_output=True
@@ -154,15 +164,16 @@ def _distribute(module: nn.Module, shard_dims: Mapping[str, int], device_mesh: D
 def _run_locally(module: nn.Module) -> None:
     """Let forward see the local pieces of the module's DTensors; autograd carries gradients back to them."""
     kept: dict[str, Tensor] = {}
+    stores: tuple[dict[str, Any], ...] = (module._parameters, module._buffers)  # forward sees what is in there
 
     def swap_in(_: nn.Module, inputs: Any) -> None:
-        for store in (module._parameters, module._buffers):
+        for store in stores:
             for name, tensor in store.items():
                 if isinstance(tensor, DTensor):
                     kept[name], store[name] = tensor, tensor.to_local()
 
     def swap_out(_: nn.Module, inputs: Any, output: Any) -> None:
-        for store in (module._parameters, module._buffers):
+        for store in stores:
             for name in store.keys() & kept.keys():
                 store[name] = kept.pop(name)
 
