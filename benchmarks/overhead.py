@@ -46,12 +46,13 @@ def main(argv: list[str]) -> int:
     check(config)
     pairs = f"{config.pairs} pairs of {config.steps} steps"
     heading.show(f"overhead of {heading.model_of(config)}: {heading.joined(heading.division_of(config), pairs)}")
-    from parallel.plan.resolve import resolve
+    from parallel.plan.resolve import resolve, with_processes_of
     from parallel.processes.cluster import Rank
     from parallel.records.requested import Requested
     from parallel.running import task
 
-    work, rank = resolve(config), Rank.from_env()
+    rank = Rank.from_env()
+    work = resolve(with_processes_of(config, rank))
     task.check(work, "train")
     nproc, requested = work.layout.world_size, Requested.of(config, rank)
     taken = task.start("benchmarks.stretches:alternate", work.run, requested, nproc=nproc, config=config)

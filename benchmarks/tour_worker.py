@@ -20,11 +20,12 @@ from parallel.console.clock import Moment
 from parallel.console.phases import Phases
 from parallel.errors import FitError, LayoutError, RankError
 from parallel.layout import strategies as named
+from parallel.options import heading
 from parallel.options.config import RunConfig
 from parallel.parity.reference import References
 from parallel.parity.scope import prove_on
 from parallel.plan import fit
-from parallel.plan.resolve import Work, machine_processes, resolve
+from parallel.plan.resolve import Work, machine_processes, resolve, with_processes_of
 from parallel.processes import cluster
 from parallel.processes.allowed import cores_allowed
 from parallel.processes.cluster import Rank
@@ -51,6 +52,11 @@ def run(config: TourConfig) -> int:
 
     Raises: RankError when the processes end before a first row is written.
     """
+    with heading.printed_once():
+        return _run(with_processes_of(config, Rank.from_env()))
+
+
+def _run(config: TourConfig) -> int:
     nproc = config.nproc or machine_processes()
     out = config.out or DEFAULT_OUT
     check_appendable(out)
@@ -69,6 +75,8 @@ def run(config: TourConfig) -> int:
             task.start("benchmarks.tour_worker:visit", remaining, table, out, nproc=nproc, config=config)
         except RankError:
             pass  # the rank that failed has said so, and left a row
+        if not heading.is_first_process():
+            return 0  # the rows are those of the first process
         if not _rows(out, [stop.requested.run_id for stop in remaining]):
             raise RankError("no strategy could be started: see the lines above")
     table.rule()
@@ -99,6 +107,7 @@ def _requested(work: Work, group: str) -> Requested:
         precision=work.run.precision,
         group=group,
         command=work.command,
+        launcher=Rank.from_env().launcher,
     )
 
 

@@ -1,7 +1,8 @@
 """The ways of splitting: what each does to modules, gradients and optimizer, what it sends and what it holds.
 
-`AXES` is the one list of them, outermost first: neighbours on the last axis are neighbours on a node. A new axis is a
-subclass of `Axis` in a file of its own and its place in this list; `register` adds one of the user's own.
+The list of them is `parallel.layout.words.AXES`, outermost first: neighbours on the last axis are neighbours on a node.
+A new axis is a subclass of `Axis` in a file of its own and its place in the loop below; `register` adds one of the
+user's own.
 """
 
 from parallel.axes.axis import Axis

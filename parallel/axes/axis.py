@@ -6,6 +6,7 @@ asks the list of axes. This module imports no torch, and neither does what an ax
 it is imported when a model is split.
 """
 
+import contextlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
@@ -148,6 +149,13 @@ class Axis(AxisWords):
     def schedule(self, parts: "Mapping[int, nn.Module]", context: "BuildContext") -> "ForwardBackward | None":
         """Return what runs all forward and backward passes of a step; None where they run one after the other."""
         return None
+
+    def micro_batch(self, model: "nn.Module", *, last: bool) -> contextlib.AbstractContextManager[None]:
+        """Return what one of several micro-batches runs in, where forward and backward take turns.
+
+        An axis that reduces gradients during backward may put that off until the last one.
+        """
+        return contextlib.nullcontext()
 
     def after_backward(self, parts: "Mapping[int, nn.Module]", context: "BuildContext") -> Finish | None:
         """Return what completes the gradients of a step; None where nothing is missing."""

@@ -12,7 +12,6 @@ from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
-from torch.distributed.fsdp import FSDPModule
 
 from parallel.axes import finishing_order, used
 from parallel.axes.axis import Updates
@@ -23,6 +22,7 @@ from parallel.axes.optimizer import Piece, make_optimizer, make_pieces
 from parallel.axes.precision import autocast_forward
 from parallel.axes.recompute import checkpoint_blocks
 from parallel.data.dataset import Batch
+from parallel.errors import LayoutError
 
 T = TypeVar("T")
 
@@ -47,30 +47,39 @@ class Composed:
 
 
 def compose(context: BuildContext) -> Composed:
-    """Split a model as its layout says, and give this rank's parts their values."""
+    """Split a model as its layout says, and give this rank's parts their values.
+
+    Raises: LayoutError where two axes bring what a step has once.
+    """
     axes = used(context.layout)
-    parts = _first(axis.stages(context) for axis in axes) or {0: context.new_model()}
+    parts = _only(axis.stages(context) for axis in axes) or {0: context.new_model()}
     for part in parts.values():
         build_part(part, context)
     modules = list(parts.values())
-    forward = _first(axis.forward(modules[0], context) for axis in axes) or modules[0]
+    forward = _only(axis.forward(modules[0], context) for axis in axes) or modules[0]
     finish = [done for axis in finishing_order(context.layout) if (done := axis.after_backward(parts, context))]
     parameters = [p for module in modules for p in module.parameters()]
-    updates = _first(axis.updates(parameters, context) for axis in axes) or Updates(make_pieces(parameters), None)
+    updates = _only(axis.updates(parameters, context) for axis in axes) or Updates(make_pieces(parameters), None)
     return Composed(
         modules,
         updates.pieces,
         make_optimizer(updates.pieces, context.run),
-        _first(axis.schedule(parts, context) for axis in axes) or Accumulate(forward, context),
+        _only(axis.schedule(parts, context) for axis in axes) or Accumulate(forward, context),
         list(finish),
         updates.share,
         {parameter for done in finish for parameter in done.duplicates},
     )
 
 
-def _first(answers: Iterable[T | None]) -> T | None:
-    """Return the answer of the axis that gives one."""
-    return next((answer for answer in answers if answer is not None), None)
+def _only(answers: Iterable[T | None]) -> T | None:
+    """Return the answer of the axis that gives one. Raises: LayoutError where two do, since one would be dropped."""
+    given = [answer for answer in answers if answer is not None]
+    if len(given) > 1:
+        raise LayoutError(
+            f"two axes of this layout each bring a {type(given[0]).__name__} of their own, and a step has one: "
+            "use a layout with one of them"
+        )
+    return given[0] if given else None
 
 
 def build_part(part: nn.Module, context: BuildContext) -> None:
@@ -98,30 +107,21 @@ def build_part(part: nn.Module, context: BuildContext) -> None:
 
 
 class Accumulate:
-    """Forward and backward of each micro-batch in turn; gradients are averaged over ranks after the last one.
-
-    FSDP reduces after every micro-batch instead: keeping whole gradients would undo what it is for. Between groups of
-    data ranks (`shardN`) it too waits for the last one.
-    """
+    """Forward and backward of each micro-batch in turn. What an axis may put off, it does after the last one."""
 
     def __init__(self, model: nn.Module, context: BuildContext) -> None:
         self.model = model
-        self.chunks = context.division.chunks
+        self.chunks, self.axes = context.division.chunks, used(context.layout)
 
     def __call__(self, batch: Batch, loss_scale: float) -> Tensor:
         """Return the mean loss () of this rank's rows, whose gradient times `loss_scale` is in the parameters then."""
         total = torch.zeros((), device=batch.targets.device)
         for i, chunk in enumerate(batch.split(self.chunks)):
-            last = i == self.chunks - 1
-            if isinstance(self.model, FSDPModule):
-                self.model.set_requires_all_reduce(last)
-            with self._unsynchronised(last=last):
+            with contextlib.ExitStack() as around:
+                for axis in self.axes:
+                    around.enter_context(axis.micro_batch(self.model, last=i == self.chunks - 1))
                 loss = self.model(*chunk.inputs, targets=chunk.targets)
                 total = total + loss.detach()
                 weight = loss_scale / self.chunks
                 (loss if weight == 1.0 else loss * weight).backward()
         return total / self.chunks
-
-    def _unsynchronised(self, *, last: bool) -> contextlib.AbstractContextManager:
-        no_sync = getattr(self.model, "no_sync", None)
-        return contextlib.nullcontext() if last or no_sync is None else no_sync()

@@ -6,6 +6,7 @@ A strategy is a name for a layout: --strategy of paralab run, train and other co
 """
 
 import argparse
+import textwrap
 from collections.abc import Sequence
 
 from parallel.layout.strategies import STRATEGIES, Strategy, example
@@ -19,16 +20,20 @@ def main(argv: Sequence[str]) -> int:
 
 
 def text(nproc: int) -> str:
-    """Return three lines for each strategy."""
+    """Return the lines of each strategy, in 80 columns: layout, when to use it, what it costs."""
     lines = ["strategy  layout, when to use it and what it costs"]
     for strategy in STRATEGIES.values():
         also = f", also called {', '.join(strategy.aliases)}" if strategy.aliases else ""
         lines += [
             f"{strategy.name:<8}  {_layout(strategy, nproc)}{also}",
-            f"{'':<8}  when: {strategy.when}",
-            f"{'':<8}  costs: {strategy.costs}",
+            *_wrapped(f"when: {strategy.when}"),
+            *_wrapped(f"costs: {strategy.costs}"),
         ]
     return "\n".join(lines)
+
+
+def _wrapped(sentence: str) -> list[str]:
+    return textwrap.wrap(sentence, width=80, initial_indent=" " * 10, subsequent_indent=" " * 12)
 
 
 def markdown(nproc: int) -> str:

@@ -27,7 +27,7 @@ from parallel.parity.reference import STEPS, References
 from parallel.parity.result import ParityResult
 from parallel.parity.tolerances import tolerance_of
 from parallel.plan import fit
-from parallel.plan.resolve import Work, machine_processes, resolve
+from parallel.plan.resolve import Work, machine_processes, resolve, with_processes_of
 from parallel.processes.cluster import Mesh, Rank
 from parallel.processes.failure import Progress
 from parallel.running import task
@@ -40,6 +40,11 @@ def run(config: VerifyConfig) -> int:
 
     Raises: LayoutError when no case fits; ModelError when the model breaks a rule; UsageError for what cannot run.
     """
+    with heading.printed_once():
+        return _run(config)
+
+
+def _run(config: VerifyConfig) -> int:
     began, spec = Moment.now(), SPECS[config.model]
     config, nproc = completed(config)
     precision = config.precision
@@ -71,7 +76,7 @@ def run(config: VerifyConfig) -> int:
 
 def completed(config: VerifyConfig) -> tuple[VerifyConfig, int]:
     """Return what to prove with its size and precision chosen, and the number of processes."""
-    spec = SPECS[config.model]
+    spec, config = SPECS[config.model], with_processes_of(config, Rank.from_env())
     precision = config.precision or ("fp32" if spec.smooth else "fp64")
     nproc = config.nproc or (config.layout.world_size if config.layout else machine_processes())
     return replace(config, precision=precision, size=config.size or spec.tiny_size), nproc
@@ -83,7 +88,7 @@ def _not_covered(runs: list[VerifyConfig], compared: list[ParityResult | Agreeme
     if not any(layout.sequence_parallel for layout in layouts) and SPECS[runs[0].model].sequence_parallel:
         yield "sequence parallelism (--nproc 2 or more)"
     if not any(layout.dp % 2 and layout.dp > 1 and layout.zero for layout in layouts):
-        yield "rows that do not divide (--nproc 4)"
+        yield "rows that do not divide (--nproc 4 without --strategy)"
     if not any(len(layout.axes) == 3 for layout in layouts):
         yield "three axes at once (--strategy 3d --nproc 8)"
     if not any(isinstance(result, Agreement) for result in compared):

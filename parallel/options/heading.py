@@ -1,6 +1,8 @@
 """The first line of a command, printed before torch is imported: what will be run, as far as it is known by then."""
 
+import contextlib
 import os
+from collections.abc import Iterator
 
 from parallel.options.config import RunConfig
 
@@ -15,6 +17,16 @@ def is_first_process() -> bool:
     """Return whether this is rank 0, or started by no launcher. `Rank` reads these in earnest, and needs torch."""
     names = ("RANK", "OMPI_COMM_WORLD_RANK", "PMI_RANK", "SLURM_PROCID")
     return next((os.environ[name] for name in names if name in os.environ), "0") == "0"
+
+
+@contextlib.contextmanager
+def printed_once() -> Iterator[None]:
+    """Print to stdout from the first process alone, where a launcher has started several for the same command."""
+    if is_first_process():
+        yield
+        return
+    with open(os.devnull, "w") as nowhere, contextlib.redirect_stdout(nowhere):
+        yield
 
 
 def model_of(config: RunConfig, *, size: str = "") -> str:

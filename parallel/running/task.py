@@ -62,8 +62,8 @@ def check(work: Work, *splits: str) -> None:
 def announce(nproc: int, phases: Phases) -> None:
     """Show that several processes are started, or waited for where a launcher starts them."""
     if nproc > 1:
-        is_launcher = Rank.from_env().launcher == "python"
-        phases.begin(f"starting {nproc} processes" if is_launcher else f"waiting for all {nproc} processes")
+        starts_them = Rank.from_env().launcher == "python"
+        phases.begin(f"starting {nproc} processes" if starts_them else f"waiting for all {nproc} processes")
     phases.end()  # the processes say what follows
 
 

@@ -81,3 +81,21 @@ def test_a_run_that_diverges_leaves_a_row(tmp_path: Path) -> None:
     (row,) = read(out)
     assert row.status == "diverged" and row.failed_rank in (0, 1) and row.failed_step is not None
     assert done.stderr.count("paralab: error") == 1
+
+
+@pytest.mark.parametrize("command", ["tour", "verify"])
+def test_torchrun_starts_commands_of_several_cases(command: str, tmp_path: Path) -> None:
+    """They take its number of processes, and what is printed is printed once."""
+    program = ["-m", "torch.distributed.run", "--nproc-per-node", "2", "-m", "parallel.cli"]
+    words = [*program, command, "--model", "gpt2", "--size", "tiny"]
+    if command == "tour":
+        words += ["--steps", "1", "--warmup", "0", "--out", str(tmp_path / "tour.csv")]
+    else:
+        words += ["--strategy", "ddp"]
+    done = subprocess.run([sys.executable, *words], capture_output=True, text=True, timeout=200)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("strategy   layout" if command == "verify" else "strategy layout") == 1
+    assert done.stdout.count("passed\nNot covered" if command == "verify" else "compute what one process computes") == 1
+    if command == "tour":
+        rows = read(tmp_path / "tour.csv")
+        assert {row.launcher for row in rows} == {"torchrun"} and {row.world_size for row in rows} == {1, 2}

@@ -6,6 +6,7 @@ bytes a parameter (12 with SGD and momentum). Stage 1 divides the moments by the
 a group), stages 2 and 3 everything.
 """
 
+import contextlib
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from math import prod
@@ -103,6 +104,12 @@ class DataAxis(Axis):
         from parallel.axes.data import ddp
 
         return ddp.replicate(part, mesh=context.mesh) if _overlaps(context.layout) else None
+
+    def micro_batch(self, model: "nn.Module", *, last: bool) -> contextlib.AbstractContextManager[None]:
+        from parallel.axes.data import ddp, zero
+
+        zero.reduce_between_groups(model, now=last)
+        return contextlib.nullcontext() if last else ddp.unsynchronised(model)
 
     def after_backward(self, parts: "Mapping[int, nn.Module]", context: "BuildContext") -> Finish | None:
         layout = context.layout

@@ -5,6 +5,8 @@ arXiv:2006.15704). Beside a tensor or pipeline axis the gradients are averaged o
 DistributedDataParallel knows neither DTensors nor schedules that split backward in two.
 """
 
+import contextlib
+
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
@@ -26,6 +28,11 @@ def replicate(part: nn.Module, *, mesh: Mesh) -> DistributedDataParallel:
         forward_sync_buffers=False,
         init_sync=False,
     )
+
+
+def unsynchronised(model: nn.Module) -> contextlib.AbstractContextManager[None]:
+    """Return a context in which backward keeps the gradients of a wrapped model to this rank."""
+    return model.no_sync() if isinstance(model, DistributedDataParallel) else contextlib.nullcontext()
 
 
 def average_gradients(parts: list[nn.Module], *, mesh: Mesh) -> None:

@@ -45,6 +45,15 @@ def shard(part: nn.Module, *, mesh: Mesh, precision: Precision) -> None:
     fully_shard(part, mesh=sharding, reshard_after_forward=False, mp_policy=root_policy)
 
 
+def reduce_between_groups(model: nn.Module, *, now: bool) -> None:
+    """Have the next backward of a sharded model average gradients over the groups of `shardN`, or put that off.
+
+    Within a group FSDP reduces after every micro-batch: keeping whole gradients would undo what it is for.
+    """
+    if isinstance(model, FSDPModule):
+        model.set_requires_all_reduce(now)
+
+
 class ShareUpdates:
     """After the update, gather every parameter from the ranks that own its rows.
 

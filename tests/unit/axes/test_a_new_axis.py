@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import torch.distributed as dist
 
-from parallel.axes import Axis, all_axes, register, unregister
+from parallel.axes import Axis, all_axes, compose, register, unregister
 from parallel.axes.axis import Finish, Transfer
 from parallel.axes.held import state_bytes, state_bytes_of_all
 from parallel.axes.initialise import local
@@ -96,6 +96,12 @@ def test_a_row_has_its_columns(twins: Twins) -> None:
 def test_a_name_is_taken_once(twins: Twins) -> None:
     with pytest.raises(ValueError, match="tw"):
         register(Twins())
+
+
+def test_what_a_step_has_once_comes_from_one_axis() -> None:
+    assert (compose._only([None, "one"]), compose._only([None])) == ("one", None)
+    with pytest.raises(LayoutError, match="use a layout with one of them"):
+        compose._only(["one", None, "two"])
 
 
 def test_the_built_in_axes_have_columns_of_their_own() -> None:
