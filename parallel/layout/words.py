@@ -87,10 +87,18 @@ AXES: list[AxisWords] = []  # outermost first: neighbours on the last axis are n
 
 
 def register(axis: AxisWords) -> None:
-    """Put an axis at the end of the list, innermost. Raises: ValueError where one of its names is taken."""
+    """Put an axis at the end of the list, innermost.
+
+    Raises: ValueError where its name could not be written in a layout, or one of its names is taken.
+    """
+    from parallel.layout.layout import Layout  # which reads this list
+
+    if not re.fullmatch("[a-z]+", axis.name):
+        raise ValueError(f"axis {axis.name!r}: a layout writes it before its degree, use a name of the letters a to z")
+    names = {axis.name, *(option.name for option in axis.options)}
     taken = {name for other in AXES for name in (other.name, *(option.name for option in other.options))}
-    if clash := taken & {axis.name, *(option.name for option in axis.options)}:
-        raise ValueError(f"axis {axis.name!r}: {', '.join(sorted(clash))} belongs to another axis")
+    if clash := {name for name in names if name in taken or hasattr(Layout, name)}:
+        raise ValueError(f"axis {axis.name!r}: {', '.join(sorted(clash))} is taken, use another name")
     AXES.append(axis)
 
 

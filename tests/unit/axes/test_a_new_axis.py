@@ -93,9 +93,12 @@ def test_a_row_has_its_columns(twins: Twins) -> None:
     assert row.layout == "tw2/every3" and json.loads(row.axes_json or "") == {"tw": 2, "every": 3}
 
 
-def test_a_name_is_taken_once(twins: Twins) -> None:
-    with pytest.raises(ValueError, match="tw"):
-        register(Twins())
+@pytest.mark.parametrize("name", ["tw", "dp", "zero", "stages", "a1", "Tw", ""])
+def test_a_name_that_is_taken_or_cannot_be_written_is_refused(twins: Twins, name: str) -> None:
+    axis = Twins()
+    axis.name, axis.options = name, ()
+    with pytest.raises(ValueError, match="use"):
+        register(axis)
 
 
 def test_what_a_step_has_once_comes_from_one_axis() -> None:
