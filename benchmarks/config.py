@@ -105,11 +105,11 @@ def _run(words: list[str], rank: "Rank") -> Planned:
 
 
 def _overhead(words: list[str], rank: "Rank") -> Planned:
-    from parallel.plan.resolve import resolve
+    from parallel.plan.resolve import resolve, with_processes_of
 
     config, origins = read(words, config=overhead.OverheadConfig, prog="paralab overhead", description=overhead.__doc__)
     overhead.check(config)
-    return Planned(config, origins, [resolve(config)])
+    return Planned(config, origins, [resolve(with_processes_of(config, rank))])
 
 
 def _train(words: list[str], rank: "Rank") -> Planned:
@@ -121,12 +121,13 @@ def _train(words: list[str], rank: "Rank") -> Planned:
 
 def _tour(words: list[str], rank: "Rank") -> Planned:
     from benchmarks.tour_worker import choose
-    from parallel.plan.resolve import machine_processes
+    from parallel.plan.resolve import machine_processes, with_processes_of
 
     config, origins = read(words, config=tour.TourConfig, prog="paralab tour", description=tour.__doc__)
     tour.check(config)
-    nproc = config.nproc or machine_processes()
-    works, left_out = choose(config, nproc)
+    launched = with_processes_of(config, rank)
+    nproc = launched.nproc or machine_processes()
+    works, left_out = choose(launched, nproc)
     for name, reason in left_out.items():
         print(f"{name} left out: {reason}", file=sys.stderr)
     return Planned(config, origins, works, {"nproc": nproc})

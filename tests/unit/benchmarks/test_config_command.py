@@ -103,7 +103,7 @@ def test_sizes_that_are_taken_from_weights(show: Show, tmp_path: Path) -> None:
     ]
 
 
-@pytest.mark.parametrize("command", ["run", "train"])
+@pytest.mark.parametrize("command", ["run", "train", "tour", "verify", "overhead"])
 def test_what_the_launcher_decides(command: str, show: Show, monkeypatch: pytest.MonkeyPatch) -> None:
     for name, value in TORCHRUN.items():
         monkeypatch.setenv(name, value)
