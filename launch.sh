@@ -36,7 +36,7 @@ active_python() {
     local python
     python=$(command -v python) || return 1
     # -I: what is installed counts, not what happens to lie in the current folder
-    [[ $("$python" -I -c 'import os, parallel; print(os.path.realpath(parallel.__path__[0]))' 2>/dev/null) == "$root/parallel" ]] || return 1
+    [[ $("$python" -I -c 'import os, paralab; print(os.path.realpath(paralab.__path__[0]))' 2>/dev/null) == "$root/parallel" ]] || return 1
     printf '%s\n' "$python"
 }
 
@@ -106,18 +106,18 @@ case ${1:-} in
         ;;
     commands)
         set_up
-        exec "$python" -m parallel.cli --help
+        exec "$python" -m paralab.cli --help
         ;;
     --nodes | --nodes=*)
         set_up
-        exec "$python" -m parallel.cli node "$@"
+        exec "$python" -m paralab.cli node "$@"
         ;;
     "")
         set_up
-        exec "$python" -m parallel.cli tour
+        exec "$python" -m paralab.cli tour
         ;;
     *)
         set_up
-        exec "$python" -m parallel.cli "$@"
+        exec "$python" -m paralab.cli "$@"
         ;;
 esac

@@ -1,7 +1,8 @@
 """The rooms (folders) of the code, read from the imports of all modules, and the flow of one step through them.
 
-`python -m benchmarks.document architecture` prints the page, `architecture.svg` in its place the picture. A room is a
-folder or a file of `parallel`, or a package beside it, and imports only from those below (`tests/unit/test_floors.py`).
+`python -m paralab.benchmarks.document architecture` prints the page, `architecture.svg` in its place the picture. A
+room is a folder or a file of `parallel`, or a package beside it, and imports only from those below
+(`tests/unit/test_floors.py`).
 """
 
 import ast
@@ -11,7 +12,7 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
-from benchmarks.drawing import Box, draw
+from paralab.benchmarks.drawing import Box, draw
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -28,7 +29,7 @@ FLOORS = (
     "running",
     "records",
     "measure",
-    "plan",
+    "planning",
     "engines",
     "axes",
     "nodes",
@@ -40,12 +41,12 @@ FLOORS = (
     "models",
     "errors",
 )
-_TASK = re.compile(r"((?:parallel|models|benchmarks)(?:\.\w+)+):\w+")
+_TASK = re.compile(r"(paralab(?:\.\w+)+):\w+")
 
 HEAD = """\
 # Architecture
 
-Made by `python -m benchmarks.document architecture` from the code itself; a test fails when it is stale.
+Made by `python -m paralab.benchmarks.document architecture` from the code itself; a test fails when it is stale.
 
 The code is in rooms: the folders of `parallel`, and the packages beside it. A room imports only from rooms below it;
 `tests/unit/test_floors.py` reads every import. In the picture an arrow goes from a room to one that it imports from.
@@ -89,7 +90,7 @@ FLOW = (
     ),
     Stage(
         "what is left open is chosen, and all of it checked together",
-        ("benchmarks/run_worker.py:run", "parallel/plan/resolve.py:resolve", "parallel/plan/fit.py:check"),
+        ("benchmarks/run_worker.py:run", "parallel/planning/resolve.py:resolve", "parallel/planning/fit.py:check"),
         "`Work`: model config, layout, division of the batch, engine; refused here is what cannot run or cannot fit",
     ),
     Stage(
@@ -132,7 +133,7 @@ FLOW = (
     ),
     Stage(
         "batches are loaded",
-        ("parallel/plan/batches.py:training_batches",),
+        ("parallel/planning/batches.py:training_batches",),
         "for each step this rank's rows of the global batch",
     ),
     Stage(
@@ -182,17 +183,18 @@ FLOW = (
 def modules(root: Path = ROOT) -> Mapping[str, Path]:
     """Return the file of every module, by its dotted name; a package is its `__init__.py`."""
     found = {}
-    for package in ("parallel", "models", "benchmarks"):
-        for path in sorted((root / package).rglob("*.py")):
-            name = ".".join(path.relative_to(root).with_suffix("").parts)
+    for folder in ("parallel", "models", "benchmarks"):
+        for path in sorted((root / folder).rglob("*.py")):
+            _, *inside = path.relative_to(root).with_suffix("").parts
+            name = ".".join(["paralab", *([folder] if folder != "parallel" else []), *inside])
             found[name.removesuffix(".__init__")] = path
     return found
 
 
 def room_of(module: str) -> str:
-    """Return the room of a module: its folder in `parallel`, else its package; `parallel` itself is a door too."""
-    package, _, rest = module.partition(".")
-    return package if package != "parallel" else rest.partition(".")[0] or "cli"
+    """Return the room of a module: the package of `paralab` that it is in; `paralab` itself is a door, as `cli` is."""
+    _, _, inside = module.partition(".")
+    return inside.partition(".")[0] or "cli"
 
 
 def imported(tree: ast.AST, known: set[str]) -> Iterator[tuple[int, str]]:
@@ -271,19 +273,19 @@ def _box(room: str) -> Box:
 
 
 def _count(room: str) -> int:
-    return sum(room_of(name) == room and name != "parallel" for name in modules())
+    return sum(room_of(name) == room and name != "paralab" for name in modules())
 
 
 def _path(room: str) -> str:
     files = modules()
-    path = files.get(f"parallel.{room}") or files[room]
+    path = files[f"paralab.{room}"]
     return str((path.parent if path.name == "__init__.py" else path).relative_to(ROOT))
 
 
 def _purpose(room: str) -> str:
     """Return the first sentence that a room says of itself."""
     files = modules()
-    path = files.get(f"parallel.{room}") or files[room]
+    path = files[f"paralab.{room}"]
     text = ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))) or ""
     return re.split(r"(?<=\.)\s", " ".join(text.partition("\n\n")[0].split()))[0]
 

@@ -17,12 +17,12 @@ from torch.distributed.tensor import DTensor
 from torch.nn import functional as F
 from torch.nn.parallel import DistributedDataParallel
 
-from models.gpt2 import GPT2Config
-from models.gpt2_hf import to_transformers
-from parallel.axes.initialise import initialise, tie
-from parallel.axes.precision import DTYPES
-from parallel.data.dataset import Batch
-from parallel.plan.resolve import Work
+from paralab.axes.initialise import initialise, tie
+from paralab.axes.precision import DTYPES
+from paralab.data.dataset import Batch
+from paralab.models.gpt2 import GPT2Config
+from paralab.models.gpt2_hf import to_transformers
+from paralab.planning.resolve import Work
 
 
 class Block(nn.Module):

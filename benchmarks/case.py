@@ -17,39 +17,39 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from parallel import engines
-from parallel.axes.held import state_bytes
-from parallel.axes.optimizer import learning_rate
-from parallel.axes.pipeline import splits_backward
-from parallel.axes.pipeline.stages import pass_order
-from parallel.axes.precision import DTYPES
-from parallel.axes.recompute import recomputation_ratio
-from parallel.axes.sent import predicted_sent
-from parallel.console.phases import Phases, hidden
-from parallel.data.dataset import Batch
-from parallel.engines.engine import Engine
-from parallel.errors import DivergedError
-from parallel.measure import memory
-from parallel.measure.exposed import ExposedCommunication, Split, exposed_share, straggler
-from parallel.measure.ledger import CommLedger, CommRow
-from parallel.measure.memory import MemoryCensus
-from parallel.measure.nvml import cuda_uuid
-from parallel.measure.roofline import device_peak
-from parallel.measure.span import SpanRecord
-from parallel.measure.steady import StepTimes, summarise
-from parallel.measure.telemetry import Sampler, Telemetry
-from parallel.measure.timeline import Timeline, bubble_share, bubble_theory_share
-from parallel.parity.prove import prove
-from parallel.parity.result import ParityResult
-from parallel.parity.scope import Proof
-from parallel.parity.tolerances import as_judged
-from parallel.plan.batches import training_batches
-from parallel.plan.resolve import Work
-from parallel.processes.cluster import Mesh, Rank, default_backend
-from parallel.processes.failure import Progress
-from parallel.records.describe import describe, nodes_of
-from parallel.records.requested import Requested
-from parallel.records.row import COLLECTIVES, MemoryRecord, RunRecord, StepLog, StepRecord, with_axes
+from paralab import engines
+from paralab.axes.held import state_bytes
+from paralab.axes.optimizer import learning_rate
+from paralab.axes.pipeline import splits_backward
+from paralab.axes.pipeline.stages import pass_order
+from paralab.axes.precision import DTYPES
+from paralab.axes.recompute import recomputation_ratio
+from paralab.axes.sent import predicted_sent
+from paralab.console.phases import Phases, hidden
+from paralab.data.dataset import Batch
+from paralab.engines.engine import Engine
+from paralab.errors import DivergedError
+from paralab.measure import memory
+from paralab.measure.exposed import ExposedCommunication, Split, exposed_share, straggler
+from paralab.measure.ledger import CommLedger, CommRow
+from paralab.measure.memory import MemoryCensus
+from paralab.measure.nvml import cuda_uuid
+from paralab.measure.roofline import device_peak
+from paralab.measure.span import SpanRecord
+from paralab.measure.steady import StepTimes, summarise
+from paralab.measure.telemetry import Sampler, Telemetry
+from paralab.measure.timeline import Timeline, bubble_share, bubble_theory_share
+from paralab.parity.prove import prove
+from paralab.parity.result import ParityResult
+from paralab.parity.scope import Proof
+from paralab.parity.tolerances import as_judged
+from paralab.planning.batches import training_batches
+from paralab.planning.resolve import Work
+from paralab.processes.cluster import Mesh, Rank, default_backend
+from paralab.processes.failure import Progress
+from paralab.records.describe import describe, nodes_of
+from paralab.records.requested import Requested
+from paralab.records.row import COLLECTIVES, MemoryRecord, RunRecord, StepLog, StepRecord, with_axes
 
 EXCEEDED = "exceeded by the run"  # a peak that is not one: no share of it is recorded
 _SPLIT_STEPS = 3  # in which waiting is told from working: one alone would be at the mercy of a hiccup

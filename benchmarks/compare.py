@@ -19,8 +19,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, fields
 from pathlib import Path
 
-from benchmarks.sources import load
-from benchmarks.verdict import (
+from paralab.benchmarks.sources import load
+from paralab.benchmarks.verdict import (
     LEVEL,
     METRICS,
     NOT_COMPARABLE,
@@ -30,10 +30,10 @@ from benchmarks.verdict import (
     compare_column,
     compare_files,
 )
-from benchmarks.work import amount
-from parallel.errors import ParalabError, UsageError, did_you_mean
-from parallel.options.arguments import Parser
-from parallel.records.row import harmless, one_line
+from paralab.benchmarks.work import amount
+from paralab.errors import ParalabError, UsageError, did_you_mean
+from paralab.options.arguments import Parser
+from paralab.records.row import harmless, one_line
 
 _EPILOG = """exit status:
   0  compared; with --fail-over: no variant is worse by more than PERCENT

@@ -17,16 +17,16 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from typing import TYPE_CHECKING, Any
 
-from benchmarks import overhead, peers, run, scaling, sweep, tour
-from parallel.commands import train, verify
-from parallel.errors import UsageError, did_you_mean
-from parallel.options.arguments import Parser
-from parallel.options.config import RunConfig, read
-from parallel.options.settings import CHOSEN, DEFAULT, Origin, Setting, as_json, table
+from paralab.benchmarks import overhead, peers, run, scaling, sweep, tour
+from paralab.commands import train, verify
+from paralab.errors import UsageError, did_you_mean
+from paralab.options.arguments import Parser
+from paralab.options.config import RunConfig, read
+from paralab.options.settings import CHOSEN, DEFAULT, Origin, Setting, as_json, table
 
 if TYPE_CHECKING:
-    from parallel.plan.resolve import Work
-    from parallel.processes.cluster import Rank
+    from paralab.planning.resolve import Work
+    from paralab.processes.cluster import Rank
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,7 @@ def main(argv: Sequence[str]) -> int:
     """Print the options of a command. Returns: 0."""
     options = _parse(argv)
     words = [word for word in options.words if word != "--json"]
-    from parallel.processes.cluster import Rank
+    from paralab.processes.cluster import Rank
 
     rank = Rank.from_env()
     settings = list(settings_of(COMMANDS[options.command](words, rank), rank))
@@ -98,14 +98,14 @@ def _unused(name: str, planned: Planned) -> str:
 
 
 def _run(words: list[str], rank: "Rank") -> Planned:
-    from parallel.plan.resolve import resolve, with_processes_of
+    from paralab.planning.resolve import resolve, with_processes_of
 
     config, origins = read(words, config=run.CaseConfig, prog="paralab run", description=run.__doc__)
     return Planned(config, origins, [resolve(with_processes_of(config, rank))])
 
 
 def _overhead(words: list[str], rank: "Rank") -> Planned:
-    from parallel.plan.resolve import resolve, with_processes_of
+    from paralab.planning.resolve import resolve, with_processes_of
 
     config, origins = read(words, config=overhead.OverheadConfig, prog="paralab overhead", description=overhead.__doc__)
     overhead.check(config)
@@ -113,15 +113,15 @@ def _overhead(words: list[str], rank: "Rank") -> Planned:
 
 
 def _train(words: list[str], rank: "Rank") -> Planned:
-    from parallel.plan.resolve import resolve
+    from paralab.planning.resolve import resolve
 
     requested, config, origins = train.planned(words, rank)
     return Planned(requested, origins, [resolve(config)])
 
 
 def _tour(words: list[str], rank: "Rank") -> Planned:
-    from benchmarks.tour_worker import choose
-    from parallel.plan.resolve import machine_processes, with_processes_of
+    from paralab.benchmarks.tour_worker import choose
+    from paralab.planning.resolve import machine_processes, with_processes_of
 
     config, origins = read(words, config=tour.TourConfig, prog="paralab tour", description=tour.__doc__)
     tour.check(config)
@@ -134,9 +134,9 @@ def _tour(words: list[str], rank: "Rank") -> Planned:
 
 
 def _verify(words: list[str], rank: "Rank") -> Planned:
-    from parallel.commands.verify_cases import cases, completed
-    from parallel.parity.reference import STEPS
-    from parallel.plan.resolve import resolve
+    from paralab.commands.verify_cases import cases, completed
+    from paralab.parity.reference import STEPS
+    from paralab.planning.resolve import resolve
 
     config, origins = verify.requested(words)
     whole, nproc = completed(config)
@@ -146,7 +146,7 @@ def _verify(words: list[str], rank: "Rank") -> Planned:
 
 
 def _bench(words: list[str], rank: "Rank") -> Planned:
-    from parallel.plan.resolve import resolve
+    from paralab.planning.resolve import resolve
 
     config, origins = read(words, config=sweep.SweepConfig, prog="paralab bench", description=sweep.__doc__)
     sweep.check(config)
@@ -156,7 +156,7 @@ def _bench(words: list[str], rank: "Rank") -> Planned:
 
 
 def _scale(words: list[str], rank: "Rank") -> Planned:
-    from parallel.plan.resolve import resolve
+    from paralab.planning.resolve import resolve
 
     config, origins = read(words, config=scaling.ScaleConfig, prog="paralab scale", description=scaling.__doc__)
     clusters = scaling.clusters_of(config)
@@ -165,8 +165,8 @@ def _scale(words: list[str], rank: "Rank") -> Planned:
 
 
 def _peers(words: list[str], rank: "Rank") -> Planned:
-    from parallel.plan.resolve import resolve
-    from parallel.records.environment import Environment
+    from paralab.planning.resolve import resolve
+    from paralab.records.environment import Environment
 
     config, origins = read(words, config=peers.PeersConfig, prog="paralab peers", description=peers.__doc__)
     variants = peers.chosen(config.variants, gpus=Environment.read().gpu_count)

@@ -15,9 +15,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from benchmarks.local_nodes import LocalNodes, train_alone
-from parallel.options.arguments import Parser, whole
-from parallel.records.row import RunRecord, StepRecord, read, read_log
+from paralab.benchmarks.local_nodes import LocalNodes, train_alone
+from paralab.options.arguments import Parser, whole
+from paralab.records.row import RunRecord, StepRecord, read, read_log
 
 TOLERANCE = 1e-5  # of a loss, relative
 SAVE_EVERY = 10

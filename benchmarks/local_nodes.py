@@ -10,8 +10,8 @@ from pathlib import Path
 
 import psutil
 
-from parallel.nodes.rendezvous import listen
-from parallel.training.goodput import RunProgress, read_progress
+from paralab.nodes.rendezvous import listen
+from paralab.training.goodput import RunProgress, read_progress
 
 HOST = "127.0.0.1"
 POLL_S = 0.05
@@ -44,7 +44,7 @@ class LocalNodes:
             self.start(rank)
 
     def start(self, rank: int) -> None:
-        words = [sys.executable, "-m", "parallel.cli", "node", "--node-rank", str(rank)]
+        words = [sys.executable, "-m", "paralab.cli", "node", "--node-rank", str(rank)]
         words += ["--nodes", f"1:{self.count}", "--procs-per-node", "1", "--max-restarts", str(self._max_restarts)]
         words += ["--rendezvous", f"{HOST}:{self._port}", "--", "train", "--out", str(self.run), "--resume"]
         with (self.folder / f"node{rank}.txt").open("ab") as said:
@@ -132,7 +132,7 @@ def wait_until(condition: Callable[[], object], *, timeout_s: float, what: str) 
 
 def train_alone(folder: Path, *words: str) -> None:
     """Train in one process that nothing disturbs. Raises: RuntimeError with what it printed when it fails."""
-    command = [sys.executable, "-m", "parallel.cli", "train", "--out", str(folder), "--strategy", "single", *words]
+    command = [sys.executable, "-m", "paralab.cli", "train", "--out", str(folder), "--strategy", "single", *words]
     done = subprocess.run(command, capture_output=True, text=True, stdin=subprocess.DEVNULL)
     if done.returncode:
         raise RuntimeError(f"the run without faults failed: {done.stderr[-1000:]}")

@@ -12,11 +12,11 @@ import statistics
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from benchmarks.stats import median_interval
-from parallel.errors import ConfigError
-from parallel.options import heading
-from parallel.options.config import STEPS, RunConfig, changed, option
-from parallel.options.config import resolve as read_config
+from paralab.benchmarks.stats import median_interval
+from paralab.errors import ConfigError
+from paralab.options import heading
+from paralab.options.config import STEPS, RunConfig, changed, option
+from paralab.options.config import resolve as read_config
 
 LIMIT = 1.01
 
@@ -46,16 +46,16 @@ def main(argv: list[str]) -> int:
     check(config)
     pairs = f"{config.pairs} pairs of {config.steps} steps"
     heading.show(f"overhead of {heading.model_of(config)}: {heading.joined(heading.division_of(config), pairs)}")
-    from parallel.plan.resolve import resolve, with_processes_of
-    from parallel.processes.cluster import Rank
-    from parallel.records.requested import Requested
-    from parallel.running import task
+    from paralab.planning.resolve import resolve, with_processes_of
+    from paralab.processes.cluster import Rank
+    from paralab.records.requested import Requested
+    from paralab.running import task
 
     rank = Rank.from_env()
     work = resolve(with_processes_of(config, rank))
     task.check(work, "train")
     nproc, requested = work.layout.world_size, Requested.of(config, rank)
-    taken = task.start("benchmarks.stretches:alternate", work.run, requested, nproc=nproc, config=config)
+    taken = task.start("paralab.benchmarks.stretches:alternate", work.run, requested, nproc=nproc, config=config)
     if not rank.is_main:
         return 0
     text, status = verdict(taken, steps=config.steps)

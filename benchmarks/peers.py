@@ -19,20 +19,20 @@ from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from parallel.errors import RankError, WorldError
-from parallel.layout import Layout
-from parallel.measure.categories import MEMORY_CATEGORIES
-from parallel.options import heading
-from parallel.options.choices import LrSchedule, Precision
-from parallel.options.config import MEMORY, STEPS, RunConfig, changed, option
-from parallel.options.config import resolve as read_config
-from parallel.records.environment import Environment
-from parallel.records.row import RunRecord
+from paralab.errors import RankError, WorldError
+from paralab.layout import Layout
+from paralab.measure.categories import MEMORY_CATEGORIES
+from paralab.options import heading
+from paralab.options.choices import LrSchedule, Precision
+from paralab.options.config import MEMORY, STEPS, RunConfig, changed, option
+from paralab.options.config import resolve as read_config
+from paralab.records.environment import Environment
+from paralab.records.row import RunRecord
 
 if TYPE_CHECKING:  # they import torch: `--help` does not wait for it
-    from parallel.plan.resolve import Work
-    from parallel.processes.cluster import Mesh, Rank
-    from parallel.processes.failure import Progress
+    from paralab.planning.resolve import Work
+    from paralab.processes.cluster import Mesh, Rank
+    from paralab.processes.failure import Progress
 
 _ROOT = Path(__file__).resolve().parent.parent
 _PREFIX = "peers-result "  # torchrun mixes other lines into the output
@@ -233,7 +233,7 @@ def _table(results: Results, config: PeersConfig, targets: Mapping[tuple[str, st
 
 def _memory(config: PeersConfig) -> list[RunRecord]:
     """Measure one step of each ZeRO stage. Called last: it changes the environment of processes started after it."""
-    from parallel.running import task
+    from paralab.running import task
 
     run = {declared.name: getattr(config, declared.name) for declared in fields(RunConfig)}
     records = []
@@ -241,15 +241,15 @@ def _memory(config: PeersConfig) -> list[RunRecord]:
         layout = Layout(dp=MEMORY_PROCESSES, zero=stage)
         case = RunConfig(**run | {"layout": layout, "steps": 1, "warmup": 1, "engine": "torch", "out": None})
         print(f"[memory] {strategy} on {MEMORY_PROCESSES} processes", flush=True)
-        records.append(task.start("benchmarks.peers:measure_memory", case, nproc=MEMORY_PROCESSES))
+        records.append(task.start("paralab.benchmarks.peers:measure_memory", case, nproc=MEMORY_PROCESSES))
     return records
 
 
 def measure_memory(rank: "Rank", progress: "Progress", run: RunConfig) -> RunRecord:
     """Return the record of a case, on every rank."""
-    from benchmarks.case import run_case
-    from parallel.console.phases import hidden
-    from parallel.running import task
+    from paralab.benchmarks.case import run_case
+    from paralab.console.phases import hidden
+    from paralab.running import task
 
     with task.on_rank(run, rank, progress, phases=hidden()) as here:
         return run_case(here.work, requested=here.requested, rank=rank, mesh=here.mesh, progress=progress)
@@ -278,18 +278,18 @@ def _work(variant: str, argv: list[str]) -> int:
     import torch
     import torch.distributed as dist
 
-    from benchmarks import baselines
-    from parallel.plan.resolve import resolve
-    from parallel.processes import cluster
-    from parallel.processes.cluster import Rank
-    from parallel.running import task
+    from paralab.benchmarks import baselines
+    from paralab.planning.resolve import resolve
+    from paralab.processes import cluster
+    from paralab.processes.cluster import Rank
+    from paralab.running import task
 
     config = read_config(argv, config=PeersConfig, prog="paralab peers")
     ours = variant.startswith("ours ")
     work = resolve(run_of(variant, config))
     rank = Rank.from_env()
     if ours:
-        result = task.start("benchmarks.peers:measure_ours", work.run, nproc=work.layout.world_size)
+        result = task.start("paralab.benchmarks.peers:measure_ours", work.run, nproc=work.layout.world_size)
     else:
         if rank.world_size > 1:
             dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
@@ -303,9 +303,9 @@ def _work(variant: str, argv: list[str]) -> int:
 
 def measure_ours(rank: "Rank", progress: "Progress", run: PeersConfig) -> dict[str, Any]:
     """Return the time of a step of paralab's, the losses and the share of the roofline, on every rank."""
-    from parallel import engines
-    from parallel.console.phases import hidden
-    from parallel.running import task
+    from paralab import engines
+    from paralab.console.phases import hidden
+    from paralab.running import task
 
     with task.on_rank(run, rank, progress, phases=hidden()) as here:
 
@@ -320,9 +320,9 @@ def _measured(
     work: "Work", rank: "Rank", mesh: "Mesh", make_step: Callable[[], Callable[[Any], float]]
 ) -> dict[str, Any]:
     """Take the steps of one variant on this rank. make_step: returns what takes a batch and gives its loss."""
-    from parallel.axes.precision import DTYPES
-    from parallel.measure.roofline import measured_peak
-    from parallel.plan.batches import training_batches
+    from paralab.axes.precision import DTYPES
+    from paralab.measure.roofline import measured_peak
+    from paralab.planning.batches import training_batches
 
     config = work.run
     batches = list(islice(training_batches(work, mesh), config.warmup + config.steps))
@@ -344,6 +344,6 @@ def _measured(
 
 if __name__ == "__main__":
     sys.path[0] = str(_ROOT)
-    from parallel.cli import main as paralab
+    from paralab.cli import main as paralab
 
     sys.exit(paralab(["peers", *sys.argv[1:]]))

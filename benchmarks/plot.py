@@ -18,13 +18,13 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from benchmarks.sources import Source
-from benchmarks.sources import load as load_results
-from parallel.console.outputs import check_writable, write_whole
-from parallel.errors import ConfigError, DataError, UsageError
-from parallel.options.arguments import Parser
-from parallel.options.files import load
-from parallel.records.row import RunRecord, StepRecord, one_line, read_log
+from paralab.benchmarks.sources import Source
+from paralab.benchmarks.sources import load as load_results
+from paralab.console.outputs import check_writable, write_whole
+from paralab.errors import ConfigError, DataError, UsageError
+from paralab.options.arguments import Parser
+from paralab.options.files import load
+from paralab.records.row import RunRecord, StepRecord, one_line, read_log
 
 _FORMATS = (".svg", ".png", ".pdf")
 _COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00")  # Okabe and Ito: all eyes tell them apart

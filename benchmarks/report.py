@@ -18,14 +18,14 @@ from pathlib import Path
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
-from benchmarks import sections, work
-from benchmarks.compare import ratio_text, verdict_text
-from benchmarks.sources import Source, load
-from benchmarks.work import amount
-from parallel.console.outputs import check_writable, write_whole
-from parallel.errors import ParalabError, UsageError
-from parallel.options.arguments import Parser
-from parallel.records.row import one_line
+from paralab.benchmarks import sections, work
+from paralab.benchmarks.compare import ratio_text, verdict_text
+from paralab.benchmarks.sources import Source, load
+from paralab.benchmarks.work import amount
+from paralab.console.outputs import check_writable, write_whole
+from paralab.errors import ParalabError, UsageError
+from paralab.options.arguments import Parser
+from paralab.records.row import one_line
 
 HERE = Path(__file__).parent
 

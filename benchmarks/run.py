@@ -11,13 +11,14 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-if __name__ == "__main__":  # started as a file: the packages are beside this folder
+if __name__ in ("__main__", "__mp_main__"):  # started as a file: `paralab` is the checkout that the file lies in
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
+    import parallel  # noqa: F401
 
-from parallel.console.clock import Moment
-from parallel.options import heading
-from parallel.options.config import STEPS, RunConfig, option
-from parallel.options.config import resolve as read_config
+from paralab.console.clock import Moment
+from paralab.options import heading
+from paralab.options.config import STEPS, RunConfig, option
+from paralab.options.config import resolve as read_config
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,12 +44,12 @@ def main(argv: list[str]) -> int:
     config = read_config(argv, config=CaseConfig, prog="paralab run", description=__doc__)
     steps = heading.joined(heading.division_of(config), f"{config.steps} steps")
     heading.show(f"running {heading.model_of(config)}: {steps}")
-    from benchmarks.run_worker import run
+    from paralab.benchmarks.run_worker import run
 
     return run(config, began=began)
 
 
 if __name__ == "__main__":
-    from parallel.cli import main as paralab
+    from paralab.cli import main as paralab
 
     sys.exit(paralab(["run", *sys.argv[1:]]))

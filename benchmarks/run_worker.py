@@ -4,18 +4,18 @@ import sys
 from dataclasses import replace
 from typing import Any
 
-from benchmarks.case import run_case
-from benchmarks.run import CaseConfig
-from parallel.console.clock import Moment
-from parallel.console.phases import Phases
-from parallel.parity.reference import References
-from parallel.parity.scope import prove_on
-from parallel.plan.resolve import alone, resolve, with_processes_of
-from parallel.processes.cluster import Rank
-from parallel.processes.failure import Progress
-from parallel.records.requested import Requested
-from parallel.records.row import WHOLE, RunRecord, StepLog, append, check_appendable, log_path, sent_bytes
-from parallel.running import task
+from paralab.benchmarks.case import run_case
+from paralab.benchmarks.run import CaseConfig
+from paralab.console.clock import Moment
+from paralab.console.phases import Phases
+from paralab.parity.reference import References
+from paralab.parity.scope import prove_on
+from paralab.planning.resolve import alone, resolve, with_processes_of
+from paralab.processes.cluster import Rank
+from paralab.processes.failure import Progress
+from paralab.records.requested import Requested
+from paralab.records.row import WHOLE, RunRecord, StepLog, append, check_appendable, log_path, sent_bytes
+from paralab.running import task
 
 _NOTABLY_SLOW = 1.2  # times what the other ranks need
 
@@ -33,7 +33,7 @@ def run(config: CaseConfig, *, began: Moment) -> int:
     check_appendable(out)
     task.announce(nproc, Phases(began, shown=rank.launcher == "python"))
     record = task.start(
-        "benchmarks.run_worker:measure",
+        "paralab.benchmarks.run_worker:measure",
         work.run,
         requested,
         out,

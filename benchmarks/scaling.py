@@ -17,14 +17,14 @@ from itertools import product
 from statistics import mean, median
 from typing import NamedTuple
 
-from benchmarks.run import CaseConfig
-from benchmarks.sweep import progress
-from parallel.errors import ConfigError, RankError, UsageError
-from parallel.nodes.simulated import bits_per_s
-from parallel.options.config import changed, flags_of, option
-from parallel.options.config import resolve as read_config
-from parallel.processes.allowed import cores_allowed
-from parallel.records.row import RunRecord, read, sent_bytes
+from paralab.benchmarks.run import CaseConfig
+from paralab.benchmarks.sweep import progress
+from paralab.errors import ConfigError, RankError, UsageError
+from paralab.nodes.simulated import bits_per_s
+from paralab.options.config import changed, flags_of, option
+from paralab.options.config import resolve as read_config
+from paralab.processes.allowed import cores_allowed
+from paralab.records.row import RunRecord, read, sent_bytes
 
 DEFAULT_OUT = "runs/scale.csv"
 CLUSTER = "simulated cluster"  # the title of the group of options
@@ -116,7 +116,7 @@ def case_on(nodes: int, config: ScaleConfig) -> CaseConfig:
 def _run(case: CaseConfig, nodes: int, bandwidth: str, cores: float, limit_s: int) -> None:
     nodes_shape = ["--nodes", str(nodes), "--bandwidth", bandwidth, "--cores-per-node", str(cores)]
     words = ["cluster", *nodes_shape, "--", "run", *flags_of(case)]
-    command = [sys.executable, "-m", "parallel.cli", *words]
+    command = [sys.executable, "-m", "paralab.cli", *words]
     typed = shlex.join(["paralab", *words])
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=limit_s)

@@ -9,15 +9,15 @@ from pathlib import Path
 
 from markupsafe import Markup
 
-from benchmarks import charts, stats, work
-from benchmarks.charts import Bar, Row, Series, Span
-from benchmarks.sources import Source
-from benchmarks.verdict import METRICS, Comparison, Family, Variant, families, parity_failures, variants
-from benchmarks.work import ENVIRONMENT, HARDWARE, METHOD, WORK, Column, amount, show, value
-from parallel.errors import DataError
-from parallel.measure.categories import MEMORY_CATEGORIES
-from parallel.measure.span import SpanRecord
-from parallel.records.row import COMM_AXES, LogRecord, MemoryRecord, RunRecord, StepRecord, log_paths, read_log
+from paralab.benchmarks import charts, stats, work
+from paralab.benchmarks.charts import Bar, Row, Series, Span
+from paralab.benchmarks.sources import Source
+from paralab.benchmarks.verdict import METRICS, Comparison, Family, Variant, families, parity_failures, variants
+from paralab.benchmarks.work import ENVIRONMENT, HARDWARE, METHOD, WORK, Column, amount, show, value
+from paralab.errors import DataError
+from paralab.measure.categories import MEMORY_CATEGORIES
+from paralab.measure.span import SpanRecord
+from paralab.records.row import COMM_AXES, LogRecord, MemoryRecord, RunRecord, StepRecord, log_paths, read_log
 
 STEP_TIME = METRICS["step_time_p50_s"]
 MOST_POINTS = 200  # of a curve

@@ -22,12 +22,12 @@ from statistics import median
 
 import psutil
 
-from benchmarks.elastic import START_S, WORK, loss_difference
-from benchmarks.local_nodes import LocalNodes, train_alone, wait, wait_until
-from parallel import checkpoint
-from parallel.errors import RankError, UsageError
-from parallel.options.arguments import Parser, positive
-from parallel.training.goodput import RunProgress
+from paralab import checkpoint
+from paralab.benchmarks.elastic import START_S, WORK, loss_difference
+from paralab.benchmarks.local_nodes import LocalNodes, train_alone, wait, wait_until
+from paralab.errors import RankError, UsageError
+from paralab.options.arguments import Parser, positive
+from paralab.training.goodput import RunProgress
 
 NODES = 3
 SAVE_EVERY = 4  # steps: often, so that there is an older checkpoint soon

@@ -5,8 +5,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from parallel.errors import DataError
-from parallel.records.row import RunRecord, read_lines
+from paralab.errors import DataError
+from paralab.records.row import RunRecord, read_lines
 
 
 @dataclass(frozen=True)

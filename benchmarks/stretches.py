@@ -6,19 +6,19 @@ from collections.abc import Iterator
 import torch
 import torch.distributed as dist
 
-from benchmarks.case import RankResult, timed_steps
-from benchmarks.overhead import OverheadConfig, Pair
-from parallel import engines
-from parallel.console.clock import Moment
-from parallel.console.phases import Phases
-from parallel.data.dataset import Batch
-from parallel.engines.engine import Engine
-from parallel.plan.batches import training_batches
-from parallel.plan.resolve import Work
-from parallel.processes.cluster import Mesh, Rank
-from parallel.processes.failure import Progress
-from parallel.records.requested import Requested
-from parallel.running import task
+from paralab import engines
+from paralab.benchmarks.case import RankResult, timed_steps
+from paralab.benchmarks.overhead import OverheadConfig, Pair
+from paralab.console.clock import Moment
+from paralab.console.phases import Phases
+from paralab.data.dataset import Batch
+from paralab.engines.engine import Engine
+from paralab.planning.batches import training_batches
+from paralab.planning.resolve import Work
+from paralab.processes.cluster import Mesh, Rank
+from paralab.processes.failure import Progress
+from paralab.records.requested import Requested
+from paralab.running import task
 
 
 def alternate(rank: Rank, progress: Progress, run: OverheadConfig, requested: Requested) -> list[Pair]:

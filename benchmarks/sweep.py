@@ -26,20 +26,20 @@ from statistics import median
 from typing import Any, get_args
 from uuid import uuid4
 
-from benchmarks import variations
-from benchmarks.run import CaseConfig
-from benchmarks.work import WORK
-from parallel.console.phases import is_phase
-from parallel.errors import ConfigError, UsageError
-from parallel.layout import Layout
-from parallel.layout.strategies import ALIASES, STRATEGIES
-from parallel.options import heading
-from parallel.options.choices import EngineChoice
-from parallel.options.config import changed, flags_of, option
-from parallel.options.config import resolve as read_config
-from parallel.processes.oom_killer import OomKiller
-from parallel.records.environment import repository_state
-from parallel.records.row import RunRecord, append, parity_words, read
+from paralab.benchmarks import variations
+from paralab.benchmarks.run import CaseConfig
+from paralab.benchmarks.work import WORK
+from paralab.console.phases import is_phase
+from paralab.errors import ConfigError, UsageError
+from paralab.layout import Layout
+from paralab.layout.strategies import ALIASES, STRATEGIES
+from paralab.options import heading
+from paralab.options.choices import EngineChoice
+from paralab.options.config import changed, flags_of, option
+from paralab.options.config import resolve as read_config
+from paralab.processes.oom_killer import OomKiller
+from paralab.records.environment import repository_state
+from paralab.records.row import RunRecord, append, parity_words, read
 
 _ROOT = Path(__file__).resolve().parent.parent
 DEFAULT_OUT = "runs/bench.csv"
@@ -124,7 +124,7 @@ class Case:
     @cached_property
     def command(self) -> str:
         """What its rows say in the column `command`."""
-        from parallel.plan.resolve import resolve
+        from paralab.planning.resolve import resolve
 
         return resolve(self.config).command
 
@@ -209,7 +209,7 @@ def strategies(config: SweepConfig) -> Iterator[variations.Named]:
     What does not fit is said. One process has strategy single only, where that is one of them, and
     single one process, also where other counts are requested.
     """
-    from parallel.plan.resolve import resolve
+    from paralab.planning.resolve import resolve
 
     for case in _product(config):
         try:
@@ -222,7 +222,7 @@ def strategies(config: SweepConfig) -> Iterator[variations.Named]:
 
 def _show_data(cases: Sequence[Case]) -> None:
     """Say what was found in the data set of each model, before anything is measured. Raises: DataError."""
-    from parallel.plan.resolve import resolve
+    from paralab.planning.resolve import resolve
 
     for config in {(case.config.model, case.config.size): case.config for case in cases}.values():
         resolve(config).show_data("train")
@@ -246,7 +246,7 @@ def _divisions(config: SweepConfig) -> Iterator[dict[str, Any]]:
     if config.layouts:
         yield from ({"layout": layout, "strategy": None, "nproc": None} for layout in config.layouts)
         return
-    from parallel.plan.resolve import machine_processes
+    from paralab.planning.resolve import machine_processes
 
     counts = config.nprocs or [config.nproc or machine_processes()]
     strategies = config.strategies or list(STRATEGIES)

@@ -7,10 +7,10 @@ The strategies run one after the other in the same processes, so that processes 
 
 from dataclasses import dataclass
 
-from parallel.errors import ConfigError
-from parallel.options import heading
-from parallel.options.config import RunConfig, changed
-from parallel.options.config import resolve as read_config
+from paralab.errors import ConfigError
+from paralab.options import heading
+from paralab.options.config import RunConfig, changed
+from paralab.options.config import resolve as read_config
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,7 +30,7 @@ def main(argv: list[str]) -> int:
     config = read_config(argv, config=TourConfig, prog="paralab tour", description=__doc__)
     check(config)
     heading.show(f"a tour of {heading.model_of(config)}: {heading.division_of(config, strategies='every strategy')}")
-    from benchmarks.tour_worker import run
+    from paralab.benchmarks.tour_worker import run
 
     return run(config)
 

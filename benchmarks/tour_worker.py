@@ -14,24 +14,24 @@ from typing import ClassVar
 import torch
 import torch.distributed as dist
 
-from benchmarks.case import run_case
-from benchmarks.tour import TourConfig
-from parallel.console.clock import Moment
-from parallel.console.phases import Phases
-from parallel.errors import FitError, LayoutError, RankError
-from parallel.layout import strategies as named
-from parallel.options import heading
-from parallel.options.config import RunConfig
-from parallel.parity.reference import References
-from parallel.parity.scope import prove_on
-from parallel.plan import fit
-from parallel.plan.resolve import Work, machine_processes, resolve, with_processes_of
-from parallel.processes import cluster
-from parallel.processes.allowed import cores_allowed
-from parallel.processes.cluster import Rank
-from parallel.processes.failure import Progress
-from parallel.records.requested import Requested
-from parallel.records.row import (
+from paralab.benchmarks.case import run_case
+from paralab.benchmarks.tour import TourConfig
+from paralab.console.clock import Moment
+from paralab.console.phases import Phases
+from paralab.errors import FitError, LayoutError, RankError
+from paralab.layout import strategies as named
+from paralab.options import heading
+from paralab.options.config import RunConfig
+from paralab.parity.reference import References
+from paralab.parity.scope import prove_on
+from paralab.planning import fit
+from paralab.planning.resolve import Work, machine_processes, resolve, with_processes_of
+from paralab.processes import cluster
+from paralab.processes.allowed import cores_allowed
+from paralab.processes.cluster import Rank
+from paralab.processes.failure import Progress
+from paralab.records.requested import Requested
+from paralab.records.row import (
     WHOLE,
     RunRecord,
     StepLog,
@@ -42,7 +42,7 @@ from parallel.records.row import (
     read,
     sent_bytes,
 )
-from parallel.running import task
+from paralab.running import task
 
 DEFAULT_OUT = "runs/tour.csv"
 
@@ -72,7 +72,7 @@ def _run(config: TourConfig) -> int:
     ids = [stop.requested.run_id for stop in stops]
     while remaining := [stop for stop in stops if stop.requested.run_id not in _rows(out, ids)]:
         try:
-            task.start("benchmarks.tour_worker:visit", remaining, table, out, nproc=nproc, config=config)
+            task.start("paralab.benchmarks.tour_worker:visit", remaining, table, out, nproc=nproc, config=config)
         except RankError:
             pass  # the rank that failed has said so, and left a row
         if not heading.is_first_process():

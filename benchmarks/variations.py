@@ -5,11 +5,11 @@ from dataclasses import replace
 from itertools import count
 from typing import Any, get_args
 
-from benchmarks.run import CaseConfig
-from parallel.errors import UsageError
-from parallel.options.choices import CompileMode
-from parallel.processes.allowed import memory_allowed_bytes
-from parallel.records.row import RunRecord
+from paralab.benchmarks.run import CaseConfig
+from paralab.errors import UsageError
+from paralab.options.choices import CompileMode
+from paralab.processes.allowed import memory_allowed_bytes
+from paralab.records.row import RunRecord
 
 BATCH = "batch"  # doubled until it does not fit
 SMALLEST_BATCH = 8
@@ -47,7 +47,7 @@ def batches(base: CaseConfig, run: Callable[[Named], RunRecord], *, time_limit_s
     The first is the smallest of at least 8 that the division takes. Memory is taken to grow with the batch as it did
     in the last step; parity is left out, whose reference needs more. The reason for ending is printed.
     """
-    from parallel.plan.resolve import resolve
+    from paralab.planning.resolve import resolve
 
     division = resolve(replace(base, global_batch_size=None)).division
     parts = division.dp * division.chunks
@@ -106,8 +106,8 @@ def _changed(base: CaseConfig, name: str, **change: Any) -> CaseConfig | None:
 
 def _realised(case: CaseConfig) -> dict[str, Any]:
     """Return the options of a case with nothing left open."""
-    from parallel.plan.resolve import resolve
-    from parallel.processes.cluster import Rank
+    from paralab.planning.resolve import resolve
+    from paralab.processes.cluster import Rank
 
     work = resolve(case)
     return vars(work.run) | work.copies(Rank.from_env().device)

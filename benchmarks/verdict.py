@@ -6,7 +6,7 @@ strategy ...). Those that share a baseline are a family, and p values are correc
 
 A verdict needs four good runs of each, a corrected p value under 0.05 and an interval of the ratio without 1. The
 p value is the larger of two: that of Mann-Whitney, which takes runs as independent, and that of a machine which drifts
-(`benchmarks.drift`), which lets variants that were made one after the other differ by more.
+(`paralab.benchmarks.drift`), which lets variants that were made one after the other differ by more.
 
 A variant that failed parity, or that fails more often than its baseline, gets no verdict on its speed.
 """
@@ -15,10 +15,10 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
-from benchmarks import drift, stats, work
-from benchmarks.work import ENVIRONMENT, METHOD, WORK, Column, Difference
-from parallel.errors import UsageError, did_you_mean
-from parallel.records.row import RunRecord, header, parity_words
+from paralab.benchmarks import drift, stats, work
+from paralab.benchmarks.work import ENVIRONMENT, METHOD, WORK, Column, Difference
+from paralab.errors import UsageError, did_you_mean
+from paralab.records.row import RunRecord, header, parity_words
 
 LEVEL = 0.05
 LEAST_RUNS = 4

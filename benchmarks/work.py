@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from parallel.records.row import RunRecord
+from paralab.records.row import RunRecord
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Literal
 
 if TYPE_CHECKING:
-    from models.spec import ModelSpec
+    from paralab.models.spec import ModelSpec
 
 Norm = Literal["batch", "syncbatch", "group"]  # the normalisation layers of an image model
 NAMES = ("gpt2", "resnet", "diffusion")  # the only list of models: modules of this package, each with a SPEC
@@ -20,7 +20,7 @@ class _Specs(MutableMapping[str, "ModelSpec"]):
     def __getitem__(self, name: str) -> "ModelSpec":
         found = self._held[name]
         if found is None:
-            found = self._held[name] = import_module(f"models.{name}").SPEC
+            found = self._held[name] = import_module(f"paralab.models.{name}").SPEC
         return found
 
     def __contains__(self, name: object) -> bool:

@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from models.spec import Reducing, at_least_fp32, keep
+from paralab.models.spec import Reducing, at_least_fp32, keep
 
 CHUNK_BYTES = 256 << 20  # of logits; benchmarks/NOTES.md says what other sizes gave
 

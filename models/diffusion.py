@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from models.spec import Flops, ModelSpec, Style, at_least_fp32
+from paralab.models.spec import Flops, ModelSpec, Style, at_least_fp32
 
 N_FEATURES = 64  # of the noise level
 MLP_RATIO = 4
@@ -256,7 +256,7 @@ class Head(nn.Module):
 
 
 class Denoiser(nn.Module):
-    """The whole model, or the part of it that a pipeline stage keeps (see models.spec, rule 2)."""
+    """The whole model, or the part of it that a pipeline stage keeps (see paralab.models.spec, rule 2)."""
 
     def __init__(self, config: Config) -> None:
         super().__init__()

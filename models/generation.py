@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from models.gpt2 import GPT2, Attention, Block, GPT2Config
+from paralab.models.gpt2 import GPT2, Attention, Block, GPT2Config
 
 
 @dataclass(frozen=True)

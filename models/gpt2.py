@@ -15,8 +15,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from models.cross_entropy import LinearCrossEntropy
-from models.spec import Flops, ModelSpec, Style
+from paralab.models.cross_entropy import LinearCrossEntropy
+from paralab.models.spec import Flops, ModelSpec, Style
 
 VOCAB_MULTIPLE = 64
 
@@ -112,7 +112,7 @@ class Block(nn.Module):
 
 
 class GPT2(nn.Module):
-    """The whole model, or the part of it that a pipeline stage keeps (see models.spec, rule 2)."""
+    """The whole model, or the part of it that a pipeline stage keeps (see paralab.models.spec, rule 2)."""
 
     def __init__(self, config: GPT2Config) -> None:
         super().__init__()

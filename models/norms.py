@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from models.spec import Reducing
+from paralab.models.spec import Reducing
 
 _SAMPLES = (0, 2, 3)  # of (batch, channels, height, width): what a statistic of one channel runs over
 

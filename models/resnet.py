@@ -12,9 +12,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from models import Norm
-from models.norms import BatchNorm2d, GroupNorm, SyncBatchNorm2d
-from models.spec import Flops, ModelSpec, Style, at_least_fp32
+from paralab.models import Norm
+from paralab.models.norms import BatchNorm2d, GroupNorm, SyncBatchNorm2d
+from paralab.models.spec import Flops, ModelSpec, Style, at_least_fp32
 
 
 @dataclass(frozen=True)
@@ -179,7 +179,7 @@ class Head(nn.Module):
 
 
 class ResNet(nn.Module):
-    """The whole model, or the part of it that a pipeline stage keeps (see models.spec, rule 2)."""
+    """The whole model, or the part of it that a pipeline stage keeps (see paralab.models.spec, rule 2)."""
 
     def __init__(self, config: ResNetConfig) -> None:
         super().__init__()

@@ -12,35 +12,35 @@ from importlib import import_module
 from importlib.util import find_spec
 from types import FrameType
 
-from parallel import __version__
-from parallel.console import streams
-from parallel.errors import ParalabError, StoppedError, UsageError, did_you_mean
-from parallel.options.commands import COMMANDS
+from paralab import __version__
+from paralab.console import streams
+from paralab.errors import ParalabError, StoppedError, UsageError, did_you_mean
+from paralab.options.commands import COMMANDS
 
 # name -> the function that does it: it takes the arguments and returns the exit status
 TARGETS = {
-    "tour": "benchmarks.tour:main",
-    "run": "benchmarks.run:main",
-    "verify": "parallel.commands.verify:main",
-    "strategies": "parallel.commands.strategies:main",
-    "check-model": "parallel.commands.check_model:main",
-    "config": "benchmarks.config:main",
-    "bench": "benchmarks.sweep:main",
-    "compare": "benchmarks.compare:main",
-    "report": "benchmarks.report:main",
-    "plot": "benchmarks.plot:main",
-    "peers": "benchmarks.peers:main",
-    "elastic": "benchmarks.elastic:main",
-    "soak": "benchmarks.soak:main",
-    "overhead": "benchmarks.overhead:main",
-    "node": "parallel.commands.node:main",
-    "cluster": "parallel.commands.cluster:main",
-    "scale": "benchmarks.scaling:main",
-    "train": "parallel.commands.train:main",
-    "export": "parallel.commands.export:main",
-    "import-deepspeed": "parallel.commands.import_deepspeed:main",
-    "generate": "parallel.commands.generate:main",
-    "sample": "parallel.commands.sample:main",
+    "tour": "paralab.benchmarks.tour:main",
+    "run": "paralab.benchmarks.run:main",
+    "verify": "paralab.commands.verify:main",
+    "strategies": "paralab.commands.strategies:main",
+    "check-model": "paralab.commands.check_model:main",
+    "config": "paralab.benchmarks.config:main",
+    "bench": "paralab.benchmarks.sweep:main",
+    "compare": "paralab.benchmarks.compare:main",
+    "report": "paralab.benchmarks.report:main",
+    "plot": "paralab.benchmarks.plot:main",
+    "peers": "paralab.benchmarks.peers:main",
+    "elastic": "paralab.benchmarks.elastic:main",
+    "soak": "paralab.benchmarks.soak:main",
+    "overhead": "paralab.benchmarks.overhead:main",
+    "node": "paralab.commands.node:main",
+    "cluster": "paralab.commands.cluster:main",
+    "scale": "paralab.benchmarks.scaling:main",
+    "train": "paralab.commands.train:main",
+    "export": "paralab.commands.export:main",
+    "import-deepspeed": "paralab.commands.import_deepspeed:main",
+    "generate": "paralab.commands.generate:main",
+    "sample": "paralab.commands.sample:main",
 }
 
 INTERRUPTED = 130  # 128 + SIGINT, as shells report it

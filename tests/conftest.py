@@ -19,7 +19,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 QUICK = (
     "axes/forms benchmarks/compare benchmarks/stats console/phases data/images data/order data/text document "
     "engines/deepspeed_files house layout/layout layout/named measure/steady models/cross_entropy "
-    "models/diffusion models/gpt2 models/resnet options/config parity/model_rules plan/resolve processes/meeting "
+    "models/diffusion models/gpt2 models/resnet options/config parity/model_rules planning/resolve processes/meeting "
     "processes/oom_killer records/record training/goodput untrusted"
 )
 

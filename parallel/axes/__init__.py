@@ -1,16 +1,16 @@
 """The ways of splitting: what each does to modules, gradients and optimizer, what it sends and what it holds.
 
-The list of them is `parallel.layout.words.AXES`, outermost first: neighbours on the last axis are neighbours on a node.
+The list of them is `paralab.layout.words.AXES`, outermost first: neighbours on the last axis are neighbours on a node.
 A new axis is a subclass of `Axis` in a file of its own and its place in the loop below; `register` adds one of the
 user's own.
 """
 
-from parallel.axes.axis import Axis
-from parallel.axes.data import DataAxis
-from parallel.axes.pipeline import PipelineAxis
-from parallel.axes.tensor import TensorAxis
-from parallel.layout import Layout, words
-from parallel.layout.words import register, unregister
+from paralab.axes.axis import Axis
+from paralab.axes.data import DataAxis
+from paralab.axes.pipeline import PipelineAxis
+from paralab.axes.tensor import TensorAxis
+from paralab.layout import Layout, words
+from paralab.layout.words import register, unregister
 
 for _axis in (PipelineAxis(), DataAxis(), TensorAxis()):
     register(_axis)

@@ -11,17 +11,17 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from parallel.layout import Layout
-from parallel.layout.words import AxisWords
+from paralab.layout import Layout
+from paralab.layout.words import AxisWords
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-    from models.spec import C, ModelSpec
-    from parallel.axes.context import BuildContext, Planned
-    from parallel.axes.optimizer import Piece
-    from parallel.data.dataset import Batch
-    from parallel.processes.cluster import Mesh
+    from paralab.axes.context import BuildContext, Planned
+    from paralab.axes.optimizer import Piece
+    from paralab.data.dataset import Batch
+    from paralab.models.spec import C, ModelSpec
+    from paralab.processes.cluster import Mesh
 
     ForwardBackward = Callable[[Batch, float], Tensor]
 
@@ -170,7 +170,7 @@ class Axis(AxisWords):
 
     def copies(self, parameter: "Tensor", mesh: "Mesh") -> int:
         """Return on how many ranks of this axis the same piece of a parameter (of any shape) lies."""
-        from parallel.axes.placements import sharded_over
+        from paralab.axes.placements import sharded_over
 
         return mesh.size(self.name) // sharded_over(parameter, self.dims(mesh.layout))
 

@@ -1,10 +1,10 @@
 """Check that a model can be divided as a layout says, before anything is built."""
 
-from models.spec import C, ModelSpec
-from parallel.axes import all_axes
-from parallel.errors import LayoutError
-from parallel.layout import Layout
-from parallel.layout.strategies import STRATEGIES, name_of, names_in
+from paralab.axes import all_axes
+from paralab.errors import LayoutError
+from paralab.layout import Layout
+from paralab.layout.strategies import STRATEGIES, name_of, names_in
+from paralab.models.spec import C, ModelSpec
 
 
 def check_split(layout: Layout, *, spec: ModelSpec[C], config: C) -> None:

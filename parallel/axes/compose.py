@@ -13,16 +13,16 @@ from typing import TypeVar
 import torch
 from torch import Tensor, nn
 
-from parallel.axes import finishing_order, used
-from parallel.axes.axis import Updates
-from parallel.axes.blocks import blocks_of
-from parallel.axes.context import BuildContext
-from parallel.axes.initialise import initialise, tie
-from parallel.axes.optimizer import Piece, make_optimizer, make_pieces
-from parallel.axes.precision import autocast_forward
-from parallel.axes.recompute import checkpoint_blocks
-from parallel.data.dataset import Batch
-from parallel.errors import LayoutError
+from paralab.axes import finishing_order, used
+from paralab.axes.axis import Updates
+from paralab.axes.blocks import blocks_of
+from paralab.axes.context import BuildContext
+from paralab.axes.initialise import initialise, tie
+from paralab.axes.optimizer import Piece, make_optimizer, make_pieces
+from paralab.axes.precision import autocast_forward
+from paralab.axes.recompute import checkpoint_blocks
+from paralab.data.dataset import Batch
+from paralab.errors import LayoutError
 
 T = TypeVar("T")
 

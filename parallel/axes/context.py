@@ -8,12 +8,12 @@ from typing import Protocol
 import torch
 from torch import nn
 
-from models.spec import ModelConfig, ModelSpec
-from parallel.axes.precision import weight_dtype
-from parallel.data.dataset import Dataset
-from parallel.layout import Division, Layout
-from parallel.options.config import RunConfig
-from parallel.processes.cluster import Mesh
+from paralab.axes.precision import weight_dtype
+from paralab.data.dataset import Dataset
+from paralab.layout import Division, Layout
+from paralab.models.spec import ModelConfig, ModelSpec
+from paralab.options.config import RunConfig
+from paralab.processes.cluster import Mesh
 
 
 class Planned(Protocol):

@@ -2,10 +2,10 @@
 
 from math import prod
 
-from parallel.axes import used
-from parallel.axes.axis import StageMemory
-from parallel.axes.context import Planned
-from parallel.axes.shapes import local_shapes, part, weight_bytes
+from paralab.axes import used
+from paralab.axes.axis import StageMemory
+from paralab.axes.context import Planned
+from paralab.axes.shapes import local_shapes, part, weight_bytes
 
 
 def state_bytes(plan: Planned) -> StageMemory:

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
 
-from models.spec import C, ModelSpec
+from paralab.models.spec import C, ModelSpec
 
 
 def generator_for(seed: int, name: str) -> torch.Generator:

@@ -13,8 +13,8 @@ import torch
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
-from parallel.axes.initialise import local
-from parallel.options.config import RunConfig
+from paralab.axes.initialise import local
+from paralab.options.config import RunConfig
 
 
 def learning_rate(run: RunConfig, step: int) -> float:

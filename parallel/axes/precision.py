@@ -5,7 +5,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
-from parallel.options.choices import Precision
+from paralab.options.choices import Precision
 
 DTYPES: Mapping[Precision, torch.dtype] = {
     "fp64": torch.float64,

@@ -11,8 +11,8 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.checkpoint import checkpoint
 from torch.utils.flop_counter import FlopCounterMode
 
-from models.spec import C, ModelSpec
-from parallel.axes.blocks import blocks_of
+from paralab.axes.blocks import blocks_of
+from paralab.models.spec import C, ModelSpec
 
 
 def checkpoint_blocks(part: nn.Module, every: int | None) -> None:

@@ -2,7 +2,7 @@
 
 What an axis calls is known in closed form; the shapes it needs are read off a forward pass of each pipeline stage
 on the meta device. The communication ledger counts the same numbers, to the byte, by ring algorithms and as the
-backend sends them (parallel.axes.forms).
+backend sends them (paralab.axes.forms).
 """
 
 import contextlib
@@ -16,16 +16,16 @@ import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from parallel.axes import used
-from parallel.axes.axis import Call, Stage, Transfer
-from parallel.axes.blocks import block_of
-from parallel.axes.context import Planned
-from parallel.axes.forms import ring_bytes, wire_bytes
-from parallel.axes.initialise import tie
-from parallel.axes.pipeline import splits_backward
-from parallel.axes.precision import DTYPES, in_dtype, weight_dtype
-from parallel.axes.shapes import local_shapes, part, weight_bytes
-from parallel.layout import Layout
+from paralab.axes import used
+from paralab.axes.axis import Call, Stage, Transfer
+from paralab.axes.blocks import block_of
+from paralab.axes.context import Planned
+from paralab.axes.forms import ring_bytes, wire_bytes
+from paralab.axes.initialise import tie
+from paralab.axes.pipeline import splits_backward
+from paralab.axes.precision import DTYPES, in_dtype, weight_dtype
+from paralab.axes.shapes import local_shapes, part, weight_bytes
+from paralab.layout import Layout
 
 
 @dataclass(frozen=True)

@@ -3,25 +3,25 @@
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from parallel.axes.axis import Axis
-from parallel.layout import words
+from paralab.axes.axis import Axis
+from paralab.layout import words
 
 if TYPE_CHECKING:
     from torch import nn
 
-    from parallel.axes.context import Planned
+    from paralab.axes.context import Planned
 
 
 def weight_bytes(plan: "Planned") -> int:
     """Return the bytes of an element of parameters, gradients and optimizer states."""
-    from parallel.axes.precision import weight_dtype
+    from paralab.axes.precision import weight_dtype
 
     return weight_dtype(plan.run.precision).itemsize
 
 
 def compute_bytes(plan: "Planned") -> int:
     """Return the bytes of an element in the precision that matrices are multiplied in."""
-    from parallel.axes.precision import DTYPES
+    from paralab.axes.precision import DTYPES
 
     return DTYPES[plan.run.precision].itemsize
 
@@ -33,7 +33,7 @@ def parts(plan: "Planned") -> "Iterator[nn.Module]":
 
 def part(plan: "Planned", stage: int) -> "nn.Module":
     """Return one stage of a model on the meta device."""
-    from parallel.axes.pipeline.stages import cut_stage
+    from paralab.axes.pipeline.stages import cut_stage
 
     return cut_stage(plan.new_model(), spec=plan.spec, config=plan.model_config, layout=plan.layout, stage=stage)
 

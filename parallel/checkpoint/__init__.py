@@ -14,9 +14,9 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.distributed.checkpoint.api import CheckpointException
 
-from parallel.axes.context import BuildContext
-from parallel.checkpoint import storage
-from parallel.checkpoint.folder import (
+from paralab.axes.context import BuildContext
+from paralab.checkpoint import storage
+from paralab.checkpoint.folder import (
     LATEST,
     Facts,
     best,
@@ -27,12 +27,12 @@ from parallel.checkpoint.folder import (
     read_facts,
     verify,
 )
-from parallel.checkpoint.random import new_random_chunks, random_chunks, set_random
-from parallel.engines.engine import Engine
-from parallel.engines.state import Shapes, model_chunks, whole
-from parallel.errors import ConfigError, DataError, NewerFormatError
-from parallel.plan.resolve import Work
-from parallel.processes.cluster import Mesh
+from paralab.checkpoint.random import new_random_chunks, random_chunks, set_random
+from paralab.engines.engine import Engine
+from paralab.engines.state import Shapes, model_chunks, whole
+from paralab.errors import ConfigError, DataError, NewerFormatError
+from paralab.planning.resolve import Work
+from paralab.processes.cluster import Mesh
 
 __all__ = [
     "Facts",

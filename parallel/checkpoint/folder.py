@@ -22,7 +22,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from parallel.errors import DataError, NewerFormatError
+from paralab.errors import DataError, NewerFormatError
 
 FORMAT = 1
 FACTS, MANIFEST, LATEST = "facts.json", "manifest.json", "latest"

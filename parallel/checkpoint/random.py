@@ -5,8 +5,8 @@ from dataclasses import replace
 import torch
 import torch.distributed as dist
 
-from parallel.axes.context import BuildContext
-from parallel.engines.state import Chunks, Shapes, whole
+from paralab.axes.context import BuildContext
+from paralab.engines.state import Chunks, Shapes, whole
 
 
 def random_chunks(context: BuildContext) -> Chunks:

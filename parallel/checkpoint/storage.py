@@ -30,10 +30,10 @@ from torch.distributed.checkpoint.planner_helpers import create_read_items_for_c
 from torch.distributed.checkpoint.storage import WriteResult
 from torch.futures import Future
 
-from parallel.checkpoint import folder as disk
-from parallel.checkpoint.folder import Digest, Facts
-from parallel.engines.state import Chunk, Chunks, Shapes
-from parallel.errors import DataError, ParalabError
+from paralab.checkpoint import folder as disk
+from paralab.checkpoint.folder import Digest, Facts
+from paralab.engines.state import Chunk, Chunks, Shapes
+from paralab.errors import DataError, ParalabError
 
 _HEADERS = 1 << 20  # bytes allowed for names, shapes and JSON when the free space is checked
 

@@ -9,15 +9,15 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from parallel import checkpoint, engines
-from parallel.data.dataset import Batch
-from parallel.layout import Layout
-from parallel.parity.reference import STEPS, reference_work, trace
-from parallel.parity.tolerances import tolerance_of
-from parallel.plan.batches import training_batches
-from parallel.plan.resolve import Work
-from parallel.processes.cluster import Mesh
-from parallel.training.evaluate import Evaluator
+from paralab import checkpoint, engines
+from paralab.data.dataset import Batch
+from paralab.layout import Layout
+from paralab.parity.reference import STEPS, reference_work, trace
+from paralab.parity.tolerances import tolerance_of
+from paralab.planning.batches import training_batches
+from paralab.planning.resolve import Work
+from paralab.processes.cluster import Mesh
+from paralab.training.evaluate import Evaluator
 
 _EVALUATED = 7  # samples: no multiple of the usual numbers of ranks
 

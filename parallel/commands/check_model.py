@@ -12,11 +12,11 @@ import sys
 from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
 
-from models import SPECS
-from models.spec import ModelSpec
-from parallel.errors import ConfigError, ModelError, did_you_mean
-from parallel.options.arguments import Parser
-from parallel.parity.model_rules import broken
+from paralab.errors import ConfigError, ModelError, did_you_mean
+from paralab.models import SPECS
+from paralab.models.spec import ModelSpec
+from paralab.options.arguments import Parser
+from paralab.parity.model_rules import broken
 
 
 def main(argv: list[str]) -> int:

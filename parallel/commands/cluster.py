@@ -10,11 +10,11 @@ import re
 import sys
 from collections.abc import Sequence
 
-from parallel.commands.node import add_shared_options, command_of
-from parallel.errors import UsageError
-from parallel.nodes import simulated
-from parallel.nodes.simulated import ACTIONS, MOST_NODES, Event, Request, bits_per_s
-from parallel.options.arguments import Parser
+from paralab.commands.node import add_shared_options, command_of
+from paralab.errors import UsageError
+from paralab.nodes import simulated
+from paralab.nodes.simulated import ACTIONS, MOST_NODES, Event, Request, bits_per_s
+from paralab.options.arguments import Parser
 
 
 def main(argv: Sequence[str]) -> int:
@@ -22,7 +22,7 @@ def main(argv: Sequence[str]) -> int:
 
     Raises: UsageError when the command line is wrong, or when tools or rights are missing.
     """
-    return simulated.run(parse(argv), [sys.executable, "-m", "parallel.commands.cluster", *argv])
+    return simulated.run(parse(argv), [sys.executable, "-m", "paralab.commands.cluster", *argv])
 
 
 def _bandwidth(text: str) -> str:

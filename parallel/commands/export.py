@@ -9,16 +9,16 @@ paralab's own parameter names. paralab train --init-from starts from either.
 import argparse
 from pathlib import Path
 
-from parallel.errors import ConfigError
-from parallel.options.arguments import Parser, new_folder
+from paralab.errors import ConfigError
+from paralab.options.arguments import Parser, new_folder
 
 
 def main(argv: list[str]) -> int:
     """Write the folder; print where."""
     options = _parse(argv)
     target = options.target
-    from parallel import checkpoint
-    from parallel.inference.restore import find
+    from paralab import checkpoint
+    from paralab.inference.restore import find
 
     path = find(Path(options.checkpoint))
     if options.format == "safetensors":
@@ -30,10 +30,10 @@ def main(argv: list[str]) -> int:
 
 
 def _to_hugging_face(path: Path, target: Path) -> None:
-    from models.gpt2 import GPT2Config
-    from parallel.inference.restore import restore
-    from parallel.weights import tokenizer_files
-    from parallel.weights.hugging_face import to_hugging_face
+    from paralab.inference.restore import restore
+    from paralab.models.gpt2 import GPT2Config
+    from paralab.weights import tokenizer_files
+    from paralab.weights.hugging_face import to_hugging_face
 
     trained = restore(path)
     config = trained.work.model_config

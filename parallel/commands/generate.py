@@ -10,11 +10,11 @@ import sys
 from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING
 
-from parallel.errors import ConfigError
-from parallel.options.arguments import Parser, positive, share, whole
+from paralab.errors import ConfigError
+from paralab.options.arguments import Parser, positive, share, whole
 
 if TYPE_CHECKING:
-    from parallel.data.tokenizer import Tokenizer
+    from paralab.data.tokenizer import Tokenizer
 
 _LONGEST_LETTER = 4  # bytes of UTF-8, and so the most tokens that one is spread over
 
@@ -27,10 +27,10 @@ def main(argv: list[str]) -> int:
     options = _parse(argv)
     import torch
 
-    from models.generation import Choice, generate
-    from models.gpt2 import GPT2, GPT2Config
-    from parallel.data.tokenizer import get_tokenizer
-    from parallel.inference.restore import restore
+    from paralab.data.tokenizer import get_tokenizer
+    from paralab.inference.restore import restore
+    from paralab.models.generation import Choice, generate
+    from paralab.models.gpt2 import GPT2, GPT2Config
 
     trained = restore(options.checkpoint)
     work = trained.work

@@ -12,8 +12,8 @@ import contextlib
 import sys
 from pathlib import Path
 
-from parallel.errors import ConfigError, DataError
-from parallel.options.arguments import Parser, new_folder
+from paralab.errors import ConfigError, DataError
+from paralab.options.arguments import Parser, new_folder
 
 
 def main(argv: list[str]) -> int:

@@ -9,9 +9,9 @@ import argparse
 import re
 from collections.abc import Sequence
 
-from parallel.errors import UsageError
-from parallel.nodes.start import NodeRequest, take_part
-from parallel.options.arguments import Parser
+from paralab.errors import UsageError
+from paralab.nodes.start import NodeRequest, take_part
+from paralab.options.arguments import Parser
 
 
 def main(argv: Sequence[str]) -> int:

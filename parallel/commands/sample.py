@@ -11,16 +11,16 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from parallel.console.outputs import check_writable
-from parallel.errors import ConfigError, DataError
-from parallel.options.arguments import Parser, whole
+from paralab.console.outputs import check_writable
+from paralab.errors import ConfigError, DataError
+from paralab.options.arguments import Parser, whole
 
 if TYPE_CHECKING:
     import torch
     from matplotlib.axes import Axes
 
-    from models.diffusion import Config, PointsConfig
-    from parallel.inference.restore import Trained
+    from paralab.inference.restore import Trained
+    from paralab.models.diffusion import Config, PointsConfig
 
 TESTED = 2000  # points of each side in the two-sample test: the distances between them take 128 MB
 _SHOWN_PATHS = 40
@@ -34,9 +34,9 @@ def main(argv: list[str]) -> int:
     options = _parse(argv)
     import torch
 
-    from models.diffusion import DiTConfig, PointsConfig
-    from models.sampling import SAMPLERS, noise_levels, with_zero
-    from parallel.inference.restore import restore
+    from paralab.inference.restore import restore
+    from paralab.models.diffusion import DiTConfig, PointsConfig
+    from paralab.models.sampling import SAMPLERS, noise_levels, with_zero
 
     trained = restore(options.checkpoint)
     config = trained.work.model_config
@@ -114,7 +114,7 @@ def _labels(config: "Config", n: int, device: "torch.device") -> "tuple[torch.Te
     """Return the class of each sample, in turn: images are trained with labels, points without."""
     import torch
 
-    from models.diffusion import DiTConfig
+    from paralab.models.diffusion import DiTConfig
 
     return (torch.arange(n, device=device) % config.n_classes,) if isinstance(config, DiTConfig) else ()
 
@@ -127,7 +127,7 @@ def _compare(trained: "Trained", samples: "torch.Tensor", *, seed: int) -> str:
     """Say how far samples (n, dims) are from as many held-out points."""
     import numpy as np
 
-    from parallel.inference.two_sample import energy_test
+    from paralab.inference.two_sample import energy_test
 
     held_out = trained.work.dataset("validation")
     n = min(len(samples), TESTED, held_out.n_samples)
@@ -142,7 +142,7 @@ def _compare(trained: "Trained", samples: "torch.Tensor", *, seed: int) -> str:
 
 def _print_log_probabilities(trained: "Trained", config: "PointsConfig", file: Path, *, steps: int) -> None:
     """Print each point and the log density of the model there, in nats."""
-    from models.sampling import log_probability, noise_levels
+    from paralab.models.sampling import log_probability, noise_levels
 
     points = _read_points(file, dims=config.dims).to(trained.device, _dtype(trained))
     levels = noise_levels(steps, sigma_min=config.sigma_min, sigma_max=config.sigma_max)

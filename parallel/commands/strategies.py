@@ -9,8 +9,8 @@ import argparse
 import textwrap
 from collections.abc import Sequence
 
-from parallel.layout.strategies import STRATEGIES, Strategy, example
-from parallel.options.arguments import Parser, whole
+from paralab.layout.strategies import STRATEGIES, Strategy, example
+from paralab.options.arguments import Parser, whole
 
 
 def main(argv: Sequence[str]) -> int:

@@ -15,20 +15,20 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from parallel.console.clock import Moment
-from parallel.console.phases import Phases
-from parallel.errors import ConfigError, did_you_mean
-from parallel.layout import strategies as named
-from parallel.options import heading
-from parallel.options.config import read as read_config
-from parallel.options.files import load
-from parallel.options.settings import Origin
-from parallel.training.checks import check, check_resume
-from parallel.training.options import IN_FOLDER, PRESETS, TrainConfig, config_file, rows_file
+from paralab.console.clock import Moment
+from paralab.console.phases import Phases
+from paralab.errors import ConfigError, did_you_mean
+from paralab.layout import strategies as named
+from paralab.options import heading
+from paralab.options.config import read as read_config
+from paralab.options.files import load
+from paralab.options.settings import Origin
+from paralab.training.checks import check, check_resume
+from paralab.training.options import IN_FOLDER, PRESETS, TrainConfig, config_file, rows_file
 
 if TYPE_CHECKING:  # they import torch: `--help` and the first line do not wait for it
-    from parallel.plan.resolve import Work
-    from parallel.processes.cluster import Rank
+    from paralab.planning.resolve import Work
+    from paralab.processes.cluster import Rank
 
 _DIVISION = ("strategy", "layout", "nproc")
 Origins = Mapping[str, Origin]  # of the options that have no default, by name
@@ -44,9 +44,9 @@ def main(argv: list[str]) -> int:
 
 
 def _train(argv: list[str], typed: TrainConfig, origins: Origins, began: Moment, phases: Phases) -> int:
-    from parallel.plan.resolve import resolve
-    from parallel.processes.cluster import Rank
-    from parallel.running import task
+    from paralab.planning.resolve import resolve
+    from paralab.processes.cluster import Rank
+    from paralab.running import task
 
     rank = Rank.from_env()
     config = _adopt(_divide(typed, origins, rank), shown=rank.is_main)
@@ -61,7 +61,7 @@ def _train(argv: list[str], typed: TrainConfig, origins: Origins, began: Moment,
 
 def _locked(work: "Work", rank: "Rank") -> AbstractContextManager[Any]:
     """Lock the folder of the run; where a launcher has started this process, rank 0 does so once the ranks have met."""
-    from parallel.training.lock import FolderLock
+    from paralab.training.lock import FolderLock
 
     return FolderLock(Path(work.run.out or "")) if rank.launcher == "python" else contextlib.nullcontext()
 
@@ -69,15 +69,15 @@ def _locked(work: "Work", rank: "Rank") -> AbstractContextManager[Any]:
 def _launch(work: "Work", config: TrainConfig, argv: list[str], rank: "Rank", began: Moment) -> int:
     from torch.distributed.elastic.multiprocessing.api import SignalException
 
-    from parallel.records.requested import Requested
-    from parallel.running import task
+    from paralab.records.requested import Requested
+    from paralab.running import task
 
     if rank.elastic and rank.is_main and rank.world_size > work.layout.world_size:
         print(_standing_by(work, rank), flush=True)
     requested = Requested.of(config, rank, command=f"paralab train {shlex.join(argv)}".strip(), started=began)
     try:
         outcome = task.start(
-            "parallel.training.loop:train",
+            "paralab.training.loop:train",
             work.run,
             requested,
             nproc=work.layout.world_size,
@@ -146,7 +146,7 @@ def _divide(config: TrainConfig, origins: Origins, rank: "Rank") -> TrainConfig:
 
 def _begins(config: TrainConfig) -> bool:
     """Return whether a run starts at step 0, with the weights it is told to start from."""
-    from parallel import checkpoint
+    from paralab import checkpoint
 
     return config.resume is None or (config.resume == IN_FOLDER and checkpoint.latest(config.out or "") is None)
 
@@ -156,7 +156,7 @@ def _adopt(config: TrainConfig, *, shown: bool) -> TrainConfig:
     source = config.init_from
     if source is None or not (_begins(config) or Path(source).exists()):
         return config
-    from parallel.weights import start_from
+    from paralab.weights import start_from
 
     config, note = start_from.adopt(config, source, trust=config.trust)
     if note and shown:

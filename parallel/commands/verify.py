@@ -9,11 +9,11 @@ tolerances.
 
 from dataclasses import dataclass
 
-from parallel.errors import ConfigError
-from parallel.options import heading
-from parallel.options.choices import Precision
-from parallel.options.config import RunConfig, changed, read
-from parallel.options.settings import Origin
+from paralab.errors import ConfigError
+from paralab.options import heading
+from paralab.options.choices import Precision
+from paralab.options.config import RunConfig, changed, read
+from paralab.options.settings import Origin
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,7 +37,7 @@ def main(argv: list[str]) -> int:
     config, _ = requested(argv)
     model = heading.model_of(config, size="in its smallest size")
     heading.show(f"verifying {model}: {heading.division_of(config, strategies='every strategy')}")
-    from parallel.commands.verify_cases import run
+    from paralab.commands.verify_cases import run
 
     return run(config)
 

@@ -11,26 +11,26 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from models import SPECS
-from parallel.commands import around
-from parallel.commands.around import Agreement
-from parallel.commands.verify import VerifyConfig
-from parallel.console.clock import Moment
-from parallel.console.phases import Phases
-from parallel.errors import FitError, LayoutError, UsageError
-from parallel.layout import SCHEDULES, Layout
-from parallel.layout import strategies as named
-from parallel.options import heading
-from parallel.parity import model_rules, scope
-from parallel.parity.prove import prove
-from parallel.parity.reference import STEPS, References
-from parallel.parity.result import ParityResult
-from parallel.parity.tolerances import tolerance_of
-from parallel.plan import fit
-from parallel.plan.resolve import Work, machine_processes, resolve, with_processes_of
-from parallel.processes.cluster import Mesh, Rank
-from parallel.processes.failure import Progress
-from parallel.running import task
+from paralab.commands import around
+from paralab.commands.around import Agreement
+from paralab.commands.verify import VerifyConfig
+from paralab.console.clock import Moment
+from paralab.console.phases import Phases
+from paralab.errors import FitError, LayoutError, UsageError
+from paralab.layout import SCHEDULES, Layout
+from paralab.layout import strategies as named
+from paralab.models import SPECS
+from paralab.options import heading
+from paralab.parity import model_rules, scope
+from paralab.parity.prove import prove
+from paralab.parity.reference import STEPS, References
+from paralab.parity.result import ParityResult
+from paralab.parity.tolerances import tolerance_of
+from paralab.planning import fit
+from paralab.planning.resolve import Work, machine_processes, resolve, with_processes_of
+from paralab.processes.cluster import Mesh, Rank
+from paralab.processes.failure import Progress
+from paralab.running import task
 
 _COLUMNS = (("strategy", 9), ("layout", 30), ("accumulation", 12), ("loss", 9), ("grad norm", 9), ("parameters", 10))
 
@@ -63,7 +63,7 @@ def _run(config: VerifyConfig) -> int:
     )
     task.announce(nproc, Phases(began, shown=heading.is_first_process()))
     print("  ".join(f"{name:<{width}}" for name, width in _COLUMNS), flush=True)
-    compared = task.start("parallel.commands.verify_cases:prove_all", runs, nproc=nproc, config=config)
+    compared = task.start("paralab.commands.verify_cases:prove_all", runs, nproc=nproc, config=config)
     failed = [result for result in compared if not result.passed]
     print(f"\n{len(compared) - len(failed)} of {len(compared)} passed")
     if not compared:

@@ -5,7 +5,7 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
-from parallel.errors import UsageError
+from paralab.errors import UsageError
 
 _ELSEWHERE = "choose another place with --out"
 

@@ -14,7 +14,7 @@ import sys
 import time
 from typing import TextIO
 
-from parallel.console.clock import Moment
+from paralab.console.clock import Moment
 
 _REDRAW_S = 0.1
 _BAR = 20  # characters

@@ -1,15 +1,15 @@
 """Data: text, images and points as batches, the same for every layout. See `open_dataset` and `batches`."""
 
-from models.spec import ImageConfig, ModelConfig, NoiseConfig, PointConfig, TextConfig
-from parallel.data.dataset import Batch, Compact, Dataset, Samples
-from parallel.data.files import path_of
-from parallel.data.images import ArrayImages, count_classes, open_images
-from parallel.data.order import batches
-from parallel.data.points import SHAPES, open_points
-from parallel.data.tasks import Classify, ClassifyStored, Denoise
-from parallel.data.text import AS_IT_IS, TextOptions, open_text
-from parallel.data.tokenizer import encoding, get_tokenizer
-from parallel.errors import DataError, ModelError, did_you_mean
+from paralab.data.dataset import Batch, Compact, Dataset, Samples
+from paralab.data.files import path_of
+from paralab.data.images import ArrayImages, count_classes, open_images
+from paralab.data.order import batches
+from paralab.data.points import SHAPES, open_points
+from paralab.data.tasks import Classify, ClassifyStored, Denoise
+from paralab.data.text import AS_IT_IS, TextOptions, open_text
+from paralab.data.tokenizer import encoding, get_tokenizer
+from paralab.errors import DataError, ModelError, did_you_mean
+from paralab.models.spec import ImageConfig, ModelConfig, NoiseConfig, PointConfig, TextConfig
 
 __all__ = [
     "BUILT_IN",

@@ -3,7 +3,7 @@
 import hashlib
 from pathlib import Path
 
-from parallel.errors import DataError
+from paralab.errors import DataError
 
 FOLDER = Path(__file__).parent / "assets"
 # Origin and licence of each: assets/README.md.

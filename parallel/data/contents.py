@@ -8,10 +8,10 @@ from pathlib import Path
 
 from filelock import FileLock
 
-from parallel.console.clock import Moment
-from parallel.console.phases import Phases
-from parallel.data.files import cache_folder, read_bytes
-from parallel.errors import DataError
+from paralab.console.clock import Moment
+from paralab.console.phases import Phases
+from paralab.data.files import cache_folder, read_bytes
+from paralab.errors import DataError
 
 _SILENT_S = 2.0  # what takes longer is said
 _FORMAT = 1  # part of the key: raise it when the same files would give another sum, or are checked for more

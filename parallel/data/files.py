@@ -7,7 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TypeVar
 
-from parallel.errors import DataError, did_you_mean
+from paralab.errors import DataError, did_you_mean
 
 PLAIN_ENDINGS = (".txt", ".text", ".md", ".markdown")
 TABLE_ENDINGS = (".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".parquet")

@@ -11,9 +11,9 @@ from pathlib import Path
 
 import numpy as np
 
-from parallel.data.dataset import USED_FOR
-from parallel.data.files import read_bytes
-from parallel.errors import DataError
+from paralab.data.dataset import USED_FOR
+from paralab.data.files import read_bytes
+from paralab.errors import DataError
 
 # train-images-idx3-ubyte, train-images.idx3-ubyte.gz, emnist-letters-test-labels-idx1-ubyte, ...
 NAME = re.compile(

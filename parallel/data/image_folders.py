@@ -13,9 +13,9 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 
-from parallel.data.dataset import SPLIT_NAMES, USED_FOR
-from parallel.data.pixels import SUFFIXES
-from parallel.errors import DataError
+from paralab.data.dataset import SPLIT_NAMES, USED_FOR
+from paralab.data.pixels import SUFFIXES
+from paralab.errors import DataError
 
 HELD_OUT = 10  # of a set without splits: one image in ten
 _HIDDEN = {"__macosx", "@eadir", "$recycle.bin", "system volume information"}  # of macOS, Synology, Windows

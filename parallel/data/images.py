@@ -13,16 +13,16 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from models.spec import ImageConfig
-from parallel.data import pixels
-from parallel.data.assets import SHA256, read_asset
-from parallel.data.contents import contents_sha256
-from parallel.data.dataset import Samples
-from parallel.data.files import path_of, read_bytes
-from parallel.data.idx import NAME, IdxSet, find_idx
-from parallel.data.image_folders import PictureSet, find_pictures
-from parallel.data.npz import NpzSet, open_npz
-from parallel.errors import DataError
+from paralab.data import pixels
+from paralab.data.assets import SHA256, read_asset
+from paralab.data.contents import contents_sha256
+from paralab.data.dataset import Samples
+from paralab.data.files import path_of, read_bytes
+from paralab.data.idx import NAME, IdxSet, find_idx
+from paralab.data.image_folders import PictureSet, find_pictures
+from paralab.data.npz import NpzSet, open_npz
+from paralab.errors import DataError
+from paralab.models.spec import ImageConfig
 
 MNIST_TRAIN, MNIST_HELD_OUT = 8_000, 2_000
 _USE = "mnist, or file:FOLDER (an archive has to be unpacked), or file:FILE.npz"

@@ -10,10 +10,10 @@ from pathlib import Path
 
 import numpy as np
 
-from parallel.data.dataset import SPLIT_NAMES, USED_FOR
-from parallel.data.files import read_bytes
-from parallel.data.image_folders import HELD_OUT
-from parallel.errors import DataError
+from paralab.data.dataset import SPLIT_NAMES, USED_FOR
+from paralab.data.files import read_bytes
+from paralab.data.image_folders import HELD_OUT
+from paralab.errors import DataError
 
 # train_images and train_labels (MedMNIST), x_train and y_train (Keras), images and labels
 _SPLIT = "|".join(sorted(SPLIT_NAMES, key=len, reverse=True))

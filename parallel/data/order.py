@@ -6,9 +6,9 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader
 
-from parallel.data.dataset import Batch, Compact, Dataset
-from parallel.errors import ConfigError, DataError
-from parallel.layout import Division
+from paralab.data.dataset import Batch, Compact, Dataset
+from paralab.errors import ConfigError, DataError
+from paralab.layout import Division
 
 
 class SampleOrder:

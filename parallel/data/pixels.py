@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from parallel.errors import DataError
+from paralab.errors import DataError
 
 if TYPE_CHECKING:
     from PIL.Image import Image

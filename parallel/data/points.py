@@ -8,9 +8,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from models.spec import PointConfig
-from parallel.data.dataset import USED_FOR, Samples
-from parallel.errors import DataError
+from paralab.data.dataset import USED_FOR, Samples
+from paralab.errors import DataError
+from paralab.models.spec import PointConfig
 
 N_POINTS = {"train": 50_000, "validation": 10_000}
 _SEED = 2011

@@ -15,11 +15,11 @@ from itertools import chain, islice, takewhile
 from pathlib import Path
 from typing import Any
 
-from parallel.data import text_files
-from parallel.data.assets import SHA256, read_asset
-from parallel.data.files import TEXT_ENDINGS
-from parallel.data.text_files import Document, check_column, first_line, strings
-from parallel.errors import DataError
+from paralab.data import text_files
+from paralab.data.assets import SHA256, read_asset
+from paralab.data.files import TEXT_ENDINGS
+from paralab.data.text_files import Document, check_column, first_line, strings
+from paralab.errors import DataError
 
 TEXT_COLUMN = "text"  # where none is named
 HELD_OUT_TENTH = 10  # of a text: one part in ten, at the end

@@ -5,9 +5,9 @@ import math
 import numpy as np
 import torch
 
-from parallel.data.dataset import Batch, Samples
-from parallel.data.images import ArrayImages
-from parallel.data.noise import to_normals, uniforms
+from paralab.data.dataset import Batch, Samples
+from paralab.data.images import ArrayImages
+from paralab.data.noise import to_normals, uniforms
 
 
 class Classify:

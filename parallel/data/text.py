@@ -5,13 +5,13 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from models.spec import TextConfig
-from parallel.data import sources
-from parallel.data.dataset import USED_FOR, Batch
-from parallel.data.files import path_of
-from parallel.data.token_cache import TokenFile, cached_tokens
-from parallel.data.tokenizer import Tokenizer, get_tokenizer
-from parallel.errors import DataError
+from paralab.data import sources
+from paralab.data.dataset import USED_FOR, Batch
+from paralab.data.files import path_of
+from paralab.data.token_cache import TokenFile, cached_tokens
+from paralab.data.tokenizer import Tokenizer, get_tokenizer
+from paralab.errors import DataError
+from paralab.models.spec import TextConfig
 
 
 @dataclass(frozen=True)

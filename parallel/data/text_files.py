@@ -23,9 +23,9 @@ from itertools import chain
 from pathlib import Path
 from typing import Any, TextIO
 
-from parallel.data.dataset import SPLIT_NAMES
-from parallel.data.files import PLAIN_ENDINGS, TEXT_ENDINGS, cannot_be_read, ending, once_a_content, sha256_of
-from parallel.errors import DataError
+from paralab.data.dataset import SPLIT_NAMES
+from paralab.data.files import PLAIN_ENDINGS, TEXT_ENDINGS, cannot_be_read, ending, once_a_content, sha256_of
+from paralab.errors import DataError
 
 _BLOCK_CHARS = 1 << 16
 _ROWS = 1024  # of a Parquet file in memory at a time

@@ -11,10 +11,10 @@ from typing import BinaryIO
 import numpy as np
 from filelock import FileLock
 
-from parallel.data.files import cache_folder, sha256_of
-from parallel.data.sources import Source
-from parallel.data.tokenizer import TOKEN_DTYPE, Tokenizer
-from parallel.errors import DataError
+from paralab.data.files import cache_folder, sha256_of
+from paralab.data.sources import Source
+from paralab.data.tokenizer import TOKEN_DTYPE, Tokenizer
+from paralab.errors import DataError
 
 _FORMAT = 2  # part of the key: raise it when the same text would be written differently
 _END_OF_DOCUMENT = b"\xff"  # in a checksum: no byte of UTF-8

@@ -9,8 +9,8 @@ import numpy as np
 import tiktoken
 from tiktoken_ext.openai_public import r50k_pat_str  # type: ignore[import-untyped]
 
-from parallel.data.assets import read_asset
-from parallel.errors import DataError, did_you_mean
+from paralab.data.assets import read_asset
+from paralab.errors import DataError, did_you_mean
 
 TOKEN_DTYPE = np.uint16  # holds the ids of both tokenizers
 

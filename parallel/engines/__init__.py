@@ -8,13 +8,13 @@ import os
 from collections.abc import Mapping
 from pathlib import Path
 
-from parallel.axes.context import BuildContext, Planned
-from parallel.engines import accelerate_settings, deepspeed_config, realised
-from parallel.engines.engine import Engine
-from parallel.errors import ConfigError, LayoutError
-from parallel.layout import Layout
-from parallel.options.choices import EngineChoice, EngineName, Precision
-from parallel.processes.meeting import Launcher
+from paralab.axes.context import BuildContext, Planned
+from paralab.engines import accelerate_settings, deepspeed_config, realised
+from paralab.engines.engine import Engine
+from paralab.errors import ConfigError, LayoutError
+from paralab.layout import Layout
+from paralab.options.choices import EngineChoice, EngineName, Precision
+from paralab.processes.meeting import Launcher
 
 ABLE: Mapping[EngineName, str] = {
     "torch": "every strategy",
@@ -101,14 +101,14 @@ def build(context: BuildContext, engine: EngineChoice, *, ds_config: str | Path 
 
 def _built(context: BuildContext, engine: EngineChoice, ds_config: str | Path | None) -> Engine:
     if engine == "deepspeed":
-        from parallel.engines.deepspeed import build_deepspeed
+        from paralab.engines.deepspeed import build_deepspeed
 
         return build_deepspeed(context, ds_config)
     if engine == "accelerate":
-        from parallel.engines.accelerate import build_accelerate
+        from paralab.engines.accelerate import build_accelerate
 
         return build_accelerate(context, ds_config)
-    from parallel.engines import native
+    from paralab.engines import native
 
     return native.build(context)
 

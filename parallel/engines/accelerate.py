@@ -18,17 +18,17 @@ from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
 
-from parallel.axes.blocks import blocks_of
-from parallel.axes.context import BuildContext
-from parallel.axes.optimizer import make_optimizer, make_pieces
-from parallel.axes.precision import DTYPES, in_dtype, weight_dtype
-from parallel.data.dataset import Batch
-from parallel.engines import accelerate_settings, realised
-from parallel.engines import deepspeed as ds
-from parallel.engines.accelerate_settings import SWITCHES
-from parallel.engines.engine import Engine, LossScale, StepResult
-from parallel.errors import ConfigError, WorldError
-from parallel.processes import cluster
+from paralab.axes.blocks import blocks_of
+from paralab.axes.context import BuildContext
+from paralab.axes.optimizer import make_optimizer, make_pieces
+from paralab.axes.precision import DTYPES, in_dtype, weight_dtype
+from paralab.data.dataset import Batch
+from paralab.engines import accelerate_settings, realised
+from paralab.engines import deepspeed as ds
+from paralab.engines.accelerate_settings import SWITCHES
+from paralab.engines.engine import Engine, LossScale, StepResult
+from paralab.errors import ConfigError, WorldError
+from paralab.processes import cluster
 
 # What says how Accelerate prints and where it runs, not what it trains.
 _READ_ELSEWHERE = (

@@ -8,10 +8,10 @@ known is refused as well, unless it is off. The engine then gives Accelerate its
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from parallel.axes.blocks import blocks_of
-from parallel.axes.context import Planned
-from parallel.errors import ConfigError
-from parallel.options.choices import Precision
+from paralab.axes.blocks import blocks_of
+from paralab.axes.context import Planned
+from paralab.errors import ConfigError
+from paralab.options.choices import Precision
 
 SWITCHES = {
     "fsdp": "ACCELERATE_USE_FSDP",

@@ -20,16 +20,16 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from parallel.axes.compose import build_part
-from parallel.axes.context import BuildContext
-from parallel.axes.optimizer import learning_rate, make_optimizer, make_pieces
-from parallel.axes.pipeline import stages as pipeline
-from parallel.data.dataset import Batch
-from parallel.engines import deepspeed_config, realised
-from parallel.engines.engine import Engine, LossScale, StepResult
-from parallel.engines.state import Chunks, Shapes
-from parallel.errors import WorldError
-from parallel.processes import cluster
+from paralab.axes.compose import build_part
+from paralab.axes.context import BuildContext
+from paralab.axes.optimizer import learning_rate, make_optimizer, make_pieces
+from paralab.axes.pipeline import stages as pipeline
+from paralab.data.dataset import Batch
+from paralab.engines import deepspeed_config, realised
+from paralab.engines.engine import Engine, LossScale, StepResult
+from paralab.engines.state import Chunks, Shapes
+from paralab.errors import WorldError
+from paralab.processes import cluster
 
 
 def build_deepspeed(context: BuildContext, config_path: str | Path | None = None) -> Engine:
@@ -125,24 +125,24 @@ class ZeroEngine(Engine):
 
     def set_values(self, value_of: Callable[[str], Tensor]) -> None:
         """Give parameters and persistent buffers the tensors, of whole shapes, that are their names'. Collective."""
-        from parallel.engines.deepspeed_state import buffers_of
+        from paralab.engines.deepspeed_state import buffers_of
 
         for name, buffer in buffers_of(self).items():
             buffer.copy_(value_of(name))
         self.set_parameters(value_of)
 
     def state(self) -> Chunks:
-        from parallel.engines.deepspeed_state import gathered_chunks
+        from paralab.engines.deepspeed_state import gathered_chunks
 
         return gathered_chunks(self)
 
     def new_state(self, saved: Shapes) -> Chunks:
-        from parallel.engines.deepspeed_state import new_gathered_chunks
+        from paralab.engines.deepspeed_state import new_gathered_chunks
 
         return new_gathered_chunks(self, saved)
 
     def take_state(self, chunks: Chunks, saved: Shapes) -> None:
-        from parallel.engines.deepspeed_state import take_chunks
+        from paralab.engines.deepspeed_state import take_chunks
 
         take_chunks(self, chunks, saved)
 

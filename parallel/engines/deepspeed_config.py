@@ -10,8 +10,8 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from parallel.axes.context import Planned
-from parallel.engines.deepspeed_keys import (
+from paralab.axes.context import Planned
+from paralab.engines.deepspeed_keys import (
     KEYS,
     OPTIMIZER_PARAMS,
     SCHEDULER_PARAMS,
@@ -21,10 +21,10 @@ from parallel.engines.deepspeed_keys import (
     Off,
     Rule,
 )
-from parallel.errors import ConfigError, did_you_mean
-from parallel.options.choices import LrSchedule, Precision
-from parallel.options.config import RunConfig
-from parallel.options.files import load
+from paralab.errors import ConfigError, did_you_mean
+from paralab.options.choices import LrSchedule, Precision
+from paralab.options.config import RunConfig
+from paralab.options.files import load
 
 PRECISIONS: tuple[Precision, ...] = ("fp32", "bf16")
 # Elements of a bucket where there is no file: 25 MiB in fp32, as torch's DistributedDataParallel has (bucket_cap_mb).

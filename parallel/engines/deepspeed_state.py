@@ -13,8 +13,8 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.nn.functional import pad
 
-from parallel.engines.deepspeed import ZeroEngine
-from parallel.engines.state import Chunks, Shapes, whole
+from paralab.engines.deepspeed import ZeroEngine
+from paralab.engines.state import Chunks, Shapes, whole
 
 
 def gathered_chunks(engine: ZeroEngine) -> Chunks:

@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
-from parallel.axes.context import BuildContext
-from parallel.axes.initialise import local, local_slice
-from parallel.data.dataset import Batch
-from parallel.engines.state import Chunks, Shapes
+from paralab.axes.context import BuildContext
+from paralab.axes.initialise import local, local_slice
+from paralab.data.dataset import Batch
+from paralab.engines.state import Chunks, Shapes
 
 if TYPE_CHECKING:
     from torch.distributed.pipelining import PipelineStage

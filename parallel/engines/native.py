@@ -1,6 +1,6 @@
 """The engine on plain torch: forward and backward, finish the gradients, clip, update.
 
-The axes of a layout hand it the parts, the optimizer and the callables (`parallel.axes.compose`); it never asks which
+The axes of a layout hand it the parts, the optimizer and the callables (`paralab.axes.compose`); it never asks which
 layout it is.
 """
 
@@ -13,17 +13,17 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from parallel.axes import used
-from parallel.axes.compose import compose
-from parallel.axes.context import BuildContext
-from parallel.axes.initialise import local
-from parallel.axes.optimizer import Piece, learning_rate
-from parallel.axes.pipeline.stages import PipelineSchedule
-from parallel.axes.precision import in_dtype, weight_dtype
-from parallel.data.dataset import Batch
-from parallel.engines.engine import Engine, LossScale, StepResult
-from parallel.engines.state import Chunks, Shapes, model_chunks, new_optimizer_chunks, optimizer_chunks
-from parallel.processes.cluster import Mesh
+from paralab.axes import used
+from paralab.axes.compose import compose
+from paralab.axes.context import BuildContext
+from paralab.axes.initialise import local
+from paralab.axes.optimizer import Piece, learning_rate
+from paralab.axes.pipeline.stages import PipelineSchedule
+from paralab.axes.precision import in_dtype, weight_dtype
+from paralab.data.dataset import Batch
+from paralab.engines.engine import Engine, LossScale, StepResult
+from paralab.engines.state import Chunks, Shapes, model_chunks, new_optimizer_chunks, optimizer_chunks
+from paralab.processes.cluster import Mesh
 
 if TYPE_CHECKING:
     from torch.distributed.pipelining import PipelineStage

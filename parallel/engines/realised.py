@@ -5,11 +5,11 @@ from typing import Any
 
 from torch import nn
 
-from parallel.axes.blocks import blocks_of
-from parallel.axes.recompute import is_recomputed
-from parallel.errors import ConfigError
-from parallel.options.choices import EngineChoice
-from parallel.options.config import RunConfig
+from paralab.axes.blocks import blocks_of
+from paralab.axes.recompute import is_recomputed
+from paralab.errors import ConfigError
+from paralab.options.choices import EngineChoice
+from paralab.options.config import RunConfig
 
 
 def compare(engine: str, wanted: Mapping[str, Any], got: Mapping[str, Any]) -> None:

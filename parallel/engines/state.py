@@ -17,12 +17,12 @@ from torch.distributed.checkpoint.metadata import ChunkStorageMetadata
 from torch.distributed.tensor import DTensor
 from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
 
-from parallel.axes.initialise import local
-from parallel.axes.optimizer import Piece
+from paralab.axes.initialise import local
+from paralab.axes.optimizer import Piece
 
 if TYPE_CHECKING:
-    from parallel.engines.engine import Engine
-    from parallel.engines.native import NativeEngine
+    from paralab.engines.engine import Engine
+    from paralab.engines.native import NativeEngine
 
 
 @dataclass(frozen=True)

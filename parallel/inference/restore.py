@@ -7,14 +7,14 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from parallel import checkpoint
-from parallel.axes.initialise import tie
-from parallel.checkpoint.folder import FACTS
-from parallel.errors import DataError, UsageError
-from parallel.layout import Layout
-from parallel.options.config import RunConfig
-from parallel.plan.resolve import Work, resolve
-from parallel.processes.cluster import Rank
+from paralab import checkpoint
+from paralab.axes.initialise import tie
+from paralab.checkpoint.folder import FACTS
+from paralab.errors import DataError, UsageError
+from paralab.layout import Layout
+from paralab.options.config import RunConfig
+from paralab.planning.resolve import Work, resolve
+from paralab.processes.cluster import Rank
 
 # What says which model it is, and not how it was divided.
 _KEPT = ("model", "size", "data", "seq_len", "norm", "seed", "channels_last", "precision")

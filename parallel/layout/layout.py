@@ -12,10 +12,10 @@ import re
 from collections.abc import Iterator
 from typing import Any
 
-from parallel.errors import LayoutError, did_you_mean
-from parallel.layout import words
-from parallel.layout.division import Division
-from parallel.layout.schedules import SCHEDULES, Schedule, ScheduleName
+from paralab.errors import LayoutError, did_you_mean
+from paralab.layout import words
+from paralab.layout.division import Division
+from paralab.layout.schedules import SCHEDULES, Schedule, ScheduleName
 
 MOST_RANKS = 1_000_000  # of a layout: more than any machine has, and few enough to count with
 _FORM = "dp2.tp2.pp2/zero1/1f1b/mb4/sp"

@@ -1,14 +1,14 @@
 """The strategies: named layouts, in one list. Options, help, tables, tests and the tour all read this one.
 
-What an axis does to modules, optimizer and gradients stands in `parallel.axes`; a strategy only says which
+What an axis does to modules, optimizer and gradients stands in `paralab.axes`; a strategy only says which
 layout a name stands for, when to use it and what it costs. This module imports no torch.
 """
 
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from parallel.errors import ConfigError, LayoutError, did_you_mean
-from parallel.layout import Layout, words
+from paralab.errors import ConfigError, LayoutError, did_you_mean
+from paralab.layout import Layout, words
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,6 +1,6 @@
 """The words of a layout: what each axis adds to the grammar, and the list of all axes. Imports no torch.
 
-What an axis does to modules, gradients and memory stands with the axis itself (`parallel.axes`), which puts itself
+What an axis does to modules, gradients and memory stands with the axis itself (`paralab.axes`), which puts itself
 into this list; the grammar, the mesh, the columns of a row and the help ask the list and know no axis by name.
 """
 
@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from parallel.layout.layout import Layout
+    from paralab.layout.layout import Layout
 
 
 @dataclass(frozen=True)
@@ -91,7 +91,7 @@ def register(axis: AxisWords) -> None:
 
     Raises: ValueError where its name could not be written in a layout, or one of its names is taken.
     """
-    from parallel.layout.layout import Layout  # which reads this list
+    from paralab.layout.layout import Layout  # which reads this list
 
     if not re.fullmatch("[a-z]+", axis.name):
         raise ValueError(f"axis {axis.name!r}: a layout writes it before its degree, use a name of the letters a to z")

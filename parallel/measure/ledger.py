@@ -18,14 +18,14 @@ from torch.distributed.distributed_c10d import GroupName, _resolve_process_group
 from torch.distributed.tensor import DTensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from parallel.axes.forms import ring_bytes, wire_bytes
+from paralab.axes.forms import ring_bytes, wire_bytes
 
 
 @dataclass(frozen=True)
 class CommRow:
     """Calls and bytes of one operation over one axis. `ranks` is the size of the group.
 
-    ring_bytes, wire_bytes: that a rank sends, by ring algorithms and with its backend (parallel.axes.forms).
+    ring_bytes, wire_bytes: that a rank sends, by ring algorithms and with its backend (paralab.axes.forms).
     """
 
     axis: str

@@ -20,7 +20,7 @@ from torch.optim import Optimizer
 from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
 from torch.utils._python_dispatch import TorchDispatchMode, is_traceable_wrapper_subclass
 
-from parallel.measure.categories import MEMORY_CATEGORIES, STATE_CATEGORIES
+from paralab.measure.categories import MEMORY_CATEGORIES, STATE_CATEGORIES
 
 # Operations of FSDP2 that read the gradients of gathered parameters on their way to the reduce-scatter.
 _GRADIENT_READERS = {"aten::_chunk_cat", "fsdp::chunk_cat"}

@@ -13,8 +13,8 @@ from pathlib import Path
 
 import psutil
 
-from parallel.measure.nvml import NvmlDevice
-from parallel.processes.allowed import cores_allowed
+from paralab.measure.nvml import NvmlDevice
+from paralab.processes.allowed import cores_allowed
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,7 +63,7 @@ class _Sample:
 class Sampler:
     """Sample this process and one GPU between `start_window` and `stop_window`.
 
-    gpu_uuid: as `parallel.measure.nvml.cuda_uuid` gives it, or None for a run on a CPU. A GPU that NVML does not
+    gpu_uuid: as `paralab.measure.nvml.cuda_uuid` gives it, or None for a run on a CPU. A GPU that NVML does not
     find leaves its fields None.
     """
 

@@ -16,9 +16,9 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 import torch.distributed as dist
 
-from parallel.layout.schedules import Pass, PassKind
-from parallel.measure.span import SpanRecord
-from parallel.processes.cluster import Mesh
+from paralab.layout.schedules import Pass, PassKind
+from paralab.measure.span import SpanRecord
+from paralab.processes.cluster import Mesh
 
 if TYPE_CHECKING:
     from torch.distributed.pipelining import PipelineStage

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from parallel.errors import UsageError
+from paralab.errors import UsageError
 
 PERIOD_US = 10_000  # short, so that nodes that have used up their quota do not wait long for one another
 _V1, _V2 = Path("/sys/fs/cgroup/cpu"), Path("/sys/fs/cgroup")

@@ -19,9 +19,9 @@ from uuid import uuid4
 
 import psutil
 
-from parallel.errors import RankError, WorldError
-from parallel.nodes.rendezvous import address_towards, host_store, join_store, wait_for_port
-from parallel.nodes.start import NodeRequest
+from paralab.errors import RankError, WorldError
+from paralab.nodes.rendezvous import address_towards, host_store, join_store, wait_for_port
+from paralab.nodes.start import NodeRequest
 
 POLL_S = 0.1
 BEAT_S = 0.5

@@ -16,8 +16,8 @@ from torch.distributed.elastic.rendezvous.api import RendezvousStoreInfo
 from torch.distributed.elastic.rendezvous.c10d_rendezvous_backend import C10dRendezvousBackend
 from torch.distributed.elastic.rendezvous.dynamic_rendezvous import DynamicRendezvousHandler, RendezvousTimeout
 
-from parallel.errors import WorldError
-from parallel.processes.interfaces import resolve
+from paralab.errors import WorldError
+from paralab.processes.interfaces import resolve
 
 RENDEZVOUS = "paralab"  # the name under which torch's launcher finds it
 

@@ -24,10 +24,10 @@ from tempfile import NamedTemporaryFile
 from types import FrameType
 from typing import IO
 
-from parallel.errors import ParalabError, UsageError
-from parallel.nodes import cpu_quota
-from parallel.nodes.cpu_quota import cpu_quotas
-from parallel.options.commands import COMMANDS, PROGRAM
+from paralab.errors import ParalabError, UsageError
+from paralab.nodes import cpu_quota
+from paralab.nodes.cpu_quota import cpu_quotas
+from paralab.options.commands import COMMANDS, PROGRAM
 
 LINK = "PARALAB_LINK_MBIT_PER_S"  # tells the runs inside what their links were made for
 MOST_NODES = 90  # torch ranks nodes by the text of their addresses: 10.77.0.10 to .99 sort as numbers do

@@ -16,17 +16,17 @@ from dataclasses import dataclass
 from types import FrameType
 from typing import TYPE_CHECKING, NoReturn
 
-from parallel.errors import UsageError, WorldError, did_you_mean
-from parallel.options.commands import COMMANDS, PROGRAM
-from parallel.processes.oom_killer import OomKiller
+from paralab.errors import UsageError, WorldError, did_you_mean
+from paralab.options.commands import COMMANDS, PROGRAM
+from paralab.processes.oom_killer import OomKiller
 
 if TYPE_CHECKING:
     from torch.distributed.elastic.multiprocessing.errors import ProcessFailure
     from torch.distributed.launcher.api import LaunchConfig
 
-    from parallel.nodes.membership import Membership
+    from paralab.nodes.membership import Membership
 
-VICTIM_EXIT_STATUS = 70  # of `parallel.processes.failure`: a rank that ended because another one did
+VICTIM_EXIT_STATUS = 70  # of `paralab.processes.failure`: a rank that ended because another one did
 
 
 @dataclass(frozen=True)
@@ -71,7 +71,7 @@ def take_part(request: NodeRequest) -> int:
 
 
 def _take_part(request: NodeRequest, entry: Sequence[str]) -> int:
-    from parallel.nodes.membership import Membership
+    from paralab.nodes.membership import Membership
 
     with Membership.meet(request) as membership:
         try:
@@ -136,9 +136,9 @@ def _report(membership: "Membership", who: str, failure: "ProcessFailure", oom_k
 def _launch_config(request: NodeRequest, membership: "Membership") -> "LaunchConfig":
     from torch.distributed.launcher.api import LaunchConfig
 
-    from parallel.nodes.rendezvous import register_rendezvous
-    from parallel.processes.cluster import ALARM, ELASTIC, LAUNCH
-    from parallel.processes.interfaces import interface_of
+    from paralab.nodes.rendezvous import register_rendezvous
+    from paralab.processes.cluster import ALARM, ELASTIC, LAUNCH
+    from paralab.processes.interfaces import interface_of
 
     if not request.max_restarts:  # one line says what failed; of restarts, torch tells
         logging.disable(logging.ERROR)
@@ -171,7 +171,7 @@ def worker_command(words: Sequence[str]) -> list[str]:
     """
     first, *rest = words[1:] if words[0] == "paralab" and len(words) > 1 else words
     if first.endswith(".py") or first in COMMANDS:
-        return [sys.executable, "-u", "-m", "parallel.nodes.start", first, *rest]
+        return [sys.executable, "-u", "-m", "paralab.nodes.start", first, *rest]
     raise UsageError(
         f"{first!r} is neither a Python file nor a paralab command{did_you_mean(first, COMMANDS)}:"
         " write, for example, -- run --model gpt2 or -- my_script.py"

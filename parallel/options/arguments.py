@@ -9,9 +9,9 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any, NoReturn
 
-from parallel.console.outputs import check_writable
-from parallel.errors import UsageError, did_you_mean
-from parallel.layout.strategies import STRATEGIES
+from paralab.console.outputs import check_writable
+from paralab.errors import UsageError, did_you_mean
+from paralab.layout.strategies import STRATEGIES
 
 # What other programs call an option -> what to type here. Offered where a command has the option.
 SYNONYMS = {

@@ -28,4 +28,4 @@ COMMANDS = {
 }
 
 # what starts `paralab` in a process of its own: the words of a command line follow
-PROGRAM = (sys.executable, "-m", "parallel.cli")
+PROGRAM = (sys.executable, "-m", "paralab.cli")

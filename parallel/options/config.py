@@ -16,14 +16,14 @@ from dataclasses import Field, dataclass, field, fields
 from pathlib import Path
 from typing import Any, Literal, NoReturn, TypeVar, Union, get_args, get_origin
 
-from models import NAMES, Norm
-from parallel.errors import ConfigError, did_you_mean
-from parallel.layout import MOST_RANKS, Layout
-from parallel.layout.strategies import ALIASES, STRATEGIES
-from parallel.options.arguments import MOST, Parser, hint
-from parallel.options.choices import Backend, CompileMode, EngineChoice, LrSchedule, OptimizerName, Precision
-from parallel.options.files import load
-from parallel.options.settings import Origin, plain, shown
+from paralab.errors import ConfigError, did_you_mean
+from paralab.layout import MOST_RANKS, Layout
+from paralab.layout.strategies import ALIASES, STRATEGIES
+from paralab.models import NAMES, Norm
+from paralab.options.arguments import MOST, Parser, hint
+from paralab.options.choices import Backend, CompileMode, EngineChoice, LrSchedule, OptimizerName, Precision
+from paralab.options.files import load
+from paralab.options.settings import Origin, plain, shown
 
 _CUDA_GRAPHS = ("reduce-overhead", "max-autotune")  # the modes that record them, on a GPU
 

@@ -15,7 +15,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from parallel.errors import ConfigError
+from paralab.errors import ConfigError
 
 
 def load(path: str | Path) -> dict[str, Any]:

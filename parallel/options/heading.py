@@ -4,7 +4,7 @@ import contextlib
 import os
 from collections.abc import Iterator
 
-from parallel.options.config import RunConfig
+from paralab.options.config import RunConfig
 
 
 def show(text: str) -> None:

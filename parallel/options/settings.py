@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from itertools import zip_longest
 from typing import Any, Literal
 
-from parallel.layout import Layout
+from paralab.layout import Layout
 
 # each kind of origin, in the words of the table
 _WORDS = {

@@ -18,10 +18,10 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from models.spec import C, ModelSpec, Reducing, Style
-from parallel.axes.pipeline.stages import cut_stage
-from parallel.errors import ModelError, did_you_mean
-from parallel.layout import Layout
+from paralab.axes.pipeline.stages import cut_stage
+from paralab.errors import ModelError, did_you_mean
+from paralab.layout import Layout
+from paralab.models.spec import C, ModelSpec, Reducing, Style
 
 _STYLES: tuple[str, ...] = get_args(Style)
 _SPLIT = ("column", "row", "channels")  # the styles that leave a rank with a part of a module's features
@@ -290,7 +290,7 @@ def _unsuited(style: str, module: nn.Module) -> str:
         "column": ((nn.Linear, nn.Conv2d), "nn.Linear and nn.Conv2d"),
         "row": ((nn.Linear, nn.Conv2d), "nn.Linear and nn.Conv2d"),
         "vocab_embedding": ((nn.Embedding,), "nn.Embedding"),
-        "vocab_loss": ((Reducing,), "a module that is Reducing over tp, as models.cross_entropy"),
+        "vocab_loss": ((Reducing,), "a module that is Reducing over tp, as paralab.models.cross_entropy"),
     }
     types, needed = kinds.get(style, ((), ""))
     if types and not isinstance(module, types):

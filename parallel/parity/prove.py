@@ -5,14 +5,14 @@ from itertools import chain
 
 import torch.distributed as dist
 
-from parallel.axes.initialise import local, local_slices
-from parallel.engines.engine import Engine
-from parallel.parity.movement import Compared, compare, over_pieces
-from parallel.parity.reference import STEPS, Trace, global_statistics, reference_work, start_value, trace
-from parallel.parity.result import ParityResult
-from parallel.parity.tolerances import NOISE, measure, tolerance_of
-from parallel.plan.resolve import Work
-from parallel.processes.cluster import Mesh
+from paralab.axes.initialise import local, local_slices
+from paralab.engines.engine import Engine
+from paralab.parity.movement import Compared, compare, over_pieces
+from paralab.parity.reference import STEPS, Trace, global_statistics, reference_work, start_value, trace
+from paralab.parity.result import ParityResult
+from paralab.parity.tolerances import NOISE, measure, tolerance_of
+from paralab.planning.resolve import Work
+from paralab.processes.cluster import Mesh
 
 
 def prove(work: Work, mesh: Mesh, want: Trace, *, steps: int = STEPS) -> ParityResult:

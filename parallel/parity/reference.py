@@ -8,14 +8,14 @@ from itertools import islice
 import torch.distributed as dist
 from torch import Tensor
 
-from parallel import engines
-from parallel.axes.initialise import first_value
-from parallel.engines.engine import Engine
-from parallel.layout import Layout
-from parallel.options.config import RunConfig
-from parallel.plan.batches import training_batches
-from parallel.plan.resolve import Work
-from parallel.processes.cluster import Mesh
+from paralab import engines
+from paralab.axes.initialise import first_value
+from paralab.engines.engine import Engine
+from paralab.layout import Layout
+from paralab.options.config import RunConfig
+from paralab.planning.batches import training_batches
+from paralab.planning.resolve import Work
+from paralab.processes.cluster import Mesh
 
 # Of Adam, while parity is checked. An element whose true gradient is zero (the bias of an attention key) has only
 # rounding noise, which the usual 1e-8 would turn into full steps of either sign.

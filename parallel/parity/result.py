@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from parallel.parity.tolerances import Tolerance
+from paralab.parity.tolerances import Tolerance
 
 
 @dataclass(frozen=True)

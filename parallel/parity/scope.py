@@ -11,15 +11,15 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from parallel.axes.held import state_bytes_of_all
-from parallel.axes.precision import weight_dtype
-from parallel.axes.recompute import checkpoint_blocks
-from parallel.parity.reference import References, Trace, reference_work
-from parallel.parity.tolerances import as_judged
-from parallel.plan.resolve import Work
-from parallel.processes.allowed import memory_available_bytes
-from parallel.processes.cluster import Mesh, Rank
-from parallel.records.row import NOT_PROVEN, WHOLE
+from paralab.axes.held import state_bytes_of_all
+from paralab.axes.precision import weight_dtype
+from paralab.axes.recompute import checkpoint_blocks
+from paralab.parity.reference import References, Trace, reference_work
+from paralab.parity.tolerances import as_judged
+from paralab.planning.resolve import Work
+from paralab.processes.allowed import memory_available_bytes
+from paralab.processes.cluster import Mesh, Rank
+from paralab.records.row import NOT_PROVEN, WHOLE
 
 _LEAST_BLOCKS = 2  # so that something is passed from block to block
 

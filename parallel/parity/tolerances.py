@@ -3,9 +3,9 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
-from parallel.options.choices import OptimizerName, Precision
-from parallel.parity.movement import Measure, by_element, by_projection, by_rms
-from parallel.plan.resolve import Work
+from paralab.options.choices import OptimizerName, Precision
+from paralab.parity.movement import Measure, by_element, by_projection, by_rms
+from paralab.planning.resolve import Work
 
 
 @dataclass(frozen=True)

@@ -23,12 +23,12 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.distributed.device_mesh import DeviceMesh
 
-from parallel.errors import WorldError
-from parallel.layout import Layout, words
-from parallel.processes import meeting
-from parallel.processes.allowed import affinity
-from parallel.processes.liveness import Liveness
-from parallel.processes.meeting import Launcher
+from paralab.errors import WorldError
+from paralab.layout import Layout, words
+from paralab.processes import meeting
+from paralab.processes.allowed import affinity
+from paralab.processes.liveness import Liveness
+from paralab.processes.meeting import Launcher
 
 
 @dataclass(frozen=True)
@@ -190,7 +190,7 @@ class Mesh:
         return world | {axis: self.group(axis) for axis in (*self.layout.axes, *dims)}
 
     def all_reduce(self, axis: str) -> Callable[..., Tensor]:
-        """Return `all_reduce(tensor, op)` over an axis, the form that `models.spec.Reducing` calls."""
+        """Return `all_reduce(tensor, op)` over an axis, the form that `paralab.models.spec.Reducing` calls."""
         group = self.group(axis)
 
         def all_reduce(tensor: Tensor, op: str = "sum") -> Tensor:

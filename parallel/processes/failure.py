@@ -21,7 +21,7 @@ from types import FrameType
 
 import torch
 
-from parallel.errors import (
+from paralab.errors import (
     DivergedError,
     FitError,
     FolderInUseError,
@@ -31,10 +31,10 @@ from parallel.errors import (
     StoppedError,
     WorldError,
 )
-from parallel.processes import cluster
-from parallel.processes.cluster import ALARM, Rank
-from parallel.processes.liveness import Liveness
-from parallel.processes.oom_killer import OomKiller
+from paralab.processes import cluster
+from paralab.processes.cluster import ALARM, Rank
+from paralab.processes.liveness import Liveness
+from paralab.processes.oom_killer import OomKiller
 
 _LOST_PEER = ("Connection closed by peer", "Connection reset by peer", "Broken pipe", "Connection refused")
 _NO_ANSWER = ("Timed out waiting", "Socket Timeout", "timed out after", "Wait timeout")

@@ -4,7 +4,7 @@ import socket
 
 import psutil
 
-from parallel.errors import WorldError
+from paralab.errors import WorldError
 
 
 def interface_of(address: str) -> str:

@@ -24,14 +24,14 @@ from uuid import uuid4
 
 import torch
 
-from parallel.console import streams
-from parallel.errors import RankError, WorldError
-from parallel.options.config import RunConfig
-from parallel.processes import cluster, standby
-from parallel.processes.cluster import Rank
-from parallel.processes.failure import VICTIM_EXIT_STATUS, Failure, Progress, end_with, guard, heed_alarm, stopping
-from parallel.processes.interfaces import interface_of
-from parallel.processes.oom_killer import OomKiller
+from paralab.console import streams
+from paralab.errors import RankError, WorldError
+from paralab.options.config import RunConfig
+from paralab.processes import cluster, standby
+from paralab.processes.cluster import Rank
+from paralab.processes.failure import VICTIM_EXIT_STATUS, Failure, Progress, end_with, guard, heed_alarm, stopping
+from paralab.processes.interfaces import interface_of
+from paralab.processes.oom_killer import OomKiller
 
 if TYPE_CHECKING:
     from torch.distributed.elastic.multiprocessing.errors import ProcessFailure

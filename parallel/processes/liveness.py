@@ -12,7 +12,7 @@ from pathlib import Path
 import psutil
 import torch.distributed as dist
 
-from parallel.errors import WorldError
+from paralab.errors import WorldError
 
 _SAY_AFTER_S = 10.0  # a start that takes longer says whom it waits for
 

@@ -8,7 +8,7 @@ import re
 from collections.abc import Iterator, Mapping
 from typing import Literal
 
-from parallel.errors import WorldError
+from paralab.errors import WorldError
 
 Launcher = Literal["python", "torchrun", "deepspeed", "accelerate", "slurm", "mpi"]  # what started a process
 

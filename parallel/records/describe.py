@@ -8,15 +8,15 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from parallel import engines
-from parallel.errors import RankError, WriteError
-from parallel.layout import words
-from parallel.plan.resolve import Work
-from parallel.processes.cluster import Rank
-from parallel.processes.failure import Failure
-from parallel.records.environment import Environment
-from parallel.records.requested import Requested
-from parallel.records.row import RunRecord, append, read, with_axes
+from paralab import engines
+from paralab.errors import RankError, WriteError
+from paralab.layout import words
+from paralab.planning.resolve import Work
+from paralab.processes.cluster import Rank
+from paralab.processes.failure import Failure
+from paralab.records.environment import Environment
+from paralab.records.requested import Requested
+from paralab.records.row import RunRecord, append, read, with_axes
 
 
 def describe(work: Work, requested: Requested, rank: Rank, device: torch.device) -> dict[str, Any]:

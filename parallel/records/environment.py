@@ -9,9 +9,9 @@ from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
-from parallel.measure.nvml import NvmlDevice, cuda_uuid
-from parallel.nodes.simulated import LINK
-from parallel.processes.allowed import cores_allowed
+from paralab.measure.nvml import NvmlDevice, cuda_uuid
+from paralab.nodes.simulated import LINK
+from paralab.processes.allowed import cores_allowed
 
 _REPOSITORY = Path(__file__).resolve().parents[2]
 

@@ -6,13 +6,13 @@ from uuid import uuid4
 
 import torch.distributed as dist
 
-from parallel.console.clock import Moment
-from parallel.layout import Layout
-from parallel.layout.strategies import find
-from parallel.options.choices import EngineChoice, Precision
-from parallel.options.config import RunConfig
-from parallel.processes.cluster import Rank
-from parallel.processes.meeting import Launcher
+from paralab.console.clock import Moment
+from paralab.layout import Layout
+from paralab.layout.strategies import find
+from paralab.options.choices import EngineChoice, Precision
+from paralab.options.config import RunConfig
+from paralab.processes.cluster import Rank
+from paralab.processes.meeting import Launcher
 
 
 @dataclass(frozen=True)

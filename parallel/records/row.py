@@ -29,12 +29,12 @@ from hashlib import sha256
 from pathlib import Path
 from typing import IO, Any, Literal, Protocol, Union, get_args, get_origin, get_type_hints
 
-from parallel.console.outputs import check_writable
-from parallel.errors import DataError, Status, UsageError, WriteError
-from parallel.layout import Layout, words
-from parallel.measure.span import SpanRecord
-from parallel.records import sheet
-from parallel.records.sheet import Line
+from paralab.console.outputs import check_writable
+from paralab.errors import DataError, Status, UsageError, WriteError
+from paralab.layout import Layout, words
+from paralab.measure.span import SpanRecord
+from paralab.records import sheet
+from paralab.records.sheet import Line
 
 
 @dataclass(frozen=True)
@@ -86,7 +86,7 @@ class RunRecord:
 
     Of communication, payload is the size of the tensor of a call: of an all-gather the gathered one, of a
     reduce-scatter the one before scattering. Ring is what a ring algorithm would send for it. Sent is what leaves the
-    rank with the backend in use (`parallel.axes.forms`); where that was not measured (NCCL), it is the same as ring.
+    rank with the backend in use (`paralab.axes.forms`); where that was not measured (NCCL), it is the same as ring.
     Each call is counted over one axis, and all axes together are all that is sent. With `shardN` in the layout,
     dp_shard is what passes within the groups of data ranks, dp_replicate what passes between them, and dp what all
     data ranks exchange in one group, such as batch statistics and the gradients of ZeRO-1.
@@ -525,7 +525,7 @@ def read(path: str | Path) -> list[RunRecord]:
 def read_lines(path: str | Path) -> list[tuple[int, RunRecord]]:
     """Return the rows of a CSV file, each with its line, counted from 1.
 
-    Files of an older schema are read, and files as spreadsheets save them (`parallel.records.sheet`).
+    Files of an older schema are read, and files as spreadsheets save them (`paralab.records.sheet`).
 
     Warns of a last line that was not finished, of rows without a filled cell and of columns that have no place here;
     these are passed over.

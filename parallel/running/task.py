@@ -18,18 +18,18 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from parallel.console.phases import Phases
-from parallel.errors import RankError
-from parallel.options.config import RunConfig
-from parallel.plan import fit
-from parallel.plan.resolve import Work, resolve
-from parallel.processes import cluster
-from parallel.processes.cluster import Mesh, Rank
-from parallel.processes.failure import Failure, Progress, guard
-from parallel.processes.launch import launch
-from parallel.records.describe import failed, record_failure
-from parallel.records.requested import Requested, shared
-from parallel.records.row import append
+from paralab.console.phases import Phases
+from paralab.errors import RankError
+from paralab.options.config import RunConfig
+from paralab.planning import fit
+from paralab.planning.resolve import Work, resolve
+from paralab.processes import cluster
+from paralab.processes.cluster import Mesh, Rank
+from paralab.processes.failure import Failure, Progress, guard
+from paralab.processes.launch import launch
+from paralab.records.describe import failed, record_failure
+from paralab.records.requested import Requested, shared
+from paralab.records.row import append
 
 
 @dataclass(frozen=True)

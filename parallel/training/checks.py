@@ -5,18 +5,18 @@ import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from parallel.errors import ConfigError, did_you_mean
-from parallel.training import sinks
-from parallel.training.options import IN_FOLDER, TrainConfig, config_file, log_file, rows_file
+from paralab.errors import ConfigError, did_you_mean
+from paralab.training import sinks
+from paralab.training.options import IN_FOLDER, TrainConfig, config_file, log_file, rows_file
 
 if TYPE_CHECKING:  # they import torch: `--help` and the first line do not wait for it
-    from parallel.plan.resolve import Work
-    from parallel.processes.cluster import Rank
+    from paralab.planning.resolve import Work
+    from paralab.processes.cluster import Rank
 
 
 def check(work: "Work") -> None:
     """Refuse what is known to fail before processes are started."""
-    from parallel.running import task
+    from paralab.running import task
 
     run = work.run
     assert isinstance(run, TrainConfig) and run.out is not None
@@ -26,7 +26,7 @@ def check(work: "Work") -> None:
     _check_checkpoints(run)
     _check_outputs(Path(run.out), goes_on=run.resume is not None)
     task.check(work, "train", "validation")
-    from parallel import checkpoint
+    from paralab import checkpoint
 
     if run.resume is not None:
         checkpoint.check_same_work(run.out if run.resume == IN_FOLDER else run.resume, work)
@@ -34,7 +34,7 @@ def check(work: "Work") -> None:
 
 def check_resume(run: TrainConfig, rank: "Rank") -> None:
     """Raise ConfigError where there is no checkpoint to go on from."""
-    from parallel import checkpoint
+    from paralab import checkpoint
 
     if run.resume not in (None, IN_FOLDER):
         _check_resumable(Path(run.resume or ""))
@@ -48,7 +48,7 @@ def check_resume(run: TrainConfig, rank: "Rank") -> None:
 
 def _check_checkpoints(run: TrainConfig) -> None:
     """Refuse a folder that has checkpoints where none is requested, or newer ones, which would come to be replaced."""
-    from parallel import checkpoint
+    from paralab import checkpoint
 
     there = checkpoint.checkpoints(Path(run.out or ""))
     for path in there:
@@ -59,7 +59,7 @@ def _check_checkpoints(run: TrainConfig) -> None:
 
 def _check_resumable(path: Path) -> None:
     """Refuse a --resume PATH that is no checkpoint, and no folder of a run that has one."""
-    from parallel import checkpoint
+    from paralab import checkpoint
 
     folder = path if path.name.startswith("step-") else checkpoint.latest(path)
     if folder is None or not folder.is_dir():
@@ -71,7 +71,7 @@ def _check_resumable(path: Path) -> None:
 
 def _without_checkpoint(path: Path) -> str:
     """Say that there is no checkpoint at a path, and what beside it has one and may be meant."""
-    from parallel import checkpoint
+    from paralab import checkpoint
 
     beside = path.parent.iterdir() if path.parent.is_dir() else ()
     others = [
@@ -94,7 +94,7 @@ def _by_number(name: str) -> tuple[int, str]:
 
 def _check_outputs(folder: Path, *, goes_on: bool) -> None:
     """Refuse what could not be written to, or gone on with, after the work is done."""
-    from parallel.records.row import check_appendable, read_log
+    from paralab.records.row import check_appendable, read_log
 
     rows, log = rows_file(folder), log_file(folder, 0)
     check_appendable(rows, advice=f"move it away to begin a new one: mv {rows} {rows}.before")
@@ -120,7 +120,7 @@ def _check_engine(work: "Work") -> None:
         )
     if run.ds_config is None:
         return
-    from parallel.engines import deepspeed_config
+    from paralab.engines import deepspeed_config
 
     zero = deepspeed_config.read(run.ds_config).get("zero_optimization", {})
     if unreadable := deepspeed_config.unreadable(zero):

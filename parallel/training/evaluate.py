@@ -16,12 +16,12 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule
 
-from parallel.axes import used
-from parallel.axes.pipeline.stages import boundary_shapes
-from parallel.axes.precision import in_dtype, weight_dtype
-from parallel.data.dataset import Batch
-from parallel.engines.engine import Engine
-from parallel.plan.resolve import Work
+from paralab.axes import used
+from paralab.axes.pipeline.stages import boundary_shapes
+from paralab.axes.precision import in_dtype, weight_dtype
+from paralab.data.dataset import Batch
+from paralab.engines.engine import Engine
+from paralab.planning.resolve import Work
 
 
 @dataclass(frozen=True)

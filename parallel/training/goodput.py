@@ -13,8 +13,8 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from parallel.console.clock import Moment
-from parallel.records.row import LogRecord, StepRecord
+from paralab.console.clock import Moment
+from paralab.records.row import LogRecord, StepRecord
 
 FILE = "progress.json"
 _BYTES = 1024  # of the file, padded: it is written in place, by one call

@@ -14,8 +14,8 @@ import sys
 import time
 from pathlib import Path
 
-from parallel.console.clock import Moment
-from parallel.errors import ConfigError, FolderInUseError
+from paralab.console.clock import Moment
+from paralab.errors import ConfigError, FolderInUseError
 
 FILE = "in-use.json"  # who trains there: gone after an end in order, without a lock on it after any other
 _WAIT_S = 10.0  # for the processes of a start before this one, which a launcher is ending

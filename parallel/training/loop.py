@@ -19,32 +19,32 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from parallel import checkpoint, engines
-from parallel.axes.initialise import seed_generators
-from parallel.axes.optimizer import learning_rate
-from parallel.axes.precision import DTYPES
-from parallel.checkpoint import Saver
-from parallel.console.clock import Moment
-from parallel.console.phases import Phases
-from parallel.engines.engine import StepResult
-from parallel.errors import DataError, DivergedError
-from parallel.measure import memory
-from parallel.measure.roofline import device_peak, share_of_peak
-from parallel.plan.batches import training_batches
-from parallel.plan.resolve import Work
-from parallel.processes import cluster
-from parallel.processes.cluster import Mesh, Rank
-from parallel.processes.failure import Progress
-from parallel.records.describe import describe
-from parallel.records.requested import Requested
-from parallel.records.row import LogWriter, RunRecord, StepLog, StepRecord, append, read_log, set_aside, with_axes
-from parallel.running import task
-from parallel.training.evaluate import Evaluator, Validation
-from parallel.training.goodput import Pulse, read_progress
-from parallel.training.lock import FolderLock
-from parallel.training.options import IN_FOLDER, SET_ASIDE, TrainConfig, config_file, log_file, rows_file
-from parallel.training.screen import Metrics, open_screen
-from parallel.weights.start_from import start_from
+from paralab import checkpoint, engines
+from paralab.axes.initialise import seed_generators
+from paralab.axes.optimizer import learning_rate
+from paralab.axes.precision import DTYPES
+from paralab.checkpoint import Saver
+from paralab.console.clock import Moment
+from paralab.console.phases import Phases
+from paralab.engines.engine import StepResult
+from paralab.errors import DataError, DivergedError
+from paralab.measure import memory
+from paralab.measure.roofline import device_peak, share_of_peak
+from paralab.planning.batches import training_batches
+from paralab.planning.resolve import Work
+from paralab.processes import cluster
+from paralab.processes.cluster import Mesh, Rank
+from paralab.processes.failure import Progress
+from paralab.records.describe import describe
+from paralab.records.requested import Requested
+from paralab.records.row import LogWriter, RunRecord, StepLog, StepRecord, append, read_log, set_aside, with_axes
+from paralab.running import task
+from paralab.training.evaluate import Evaluator, Validation
+from paralab.training.goodput import Pulse, read_progress
+from paralab.training.lock import FolderLock
+from paralab.training.options import IN_FOLDER, SET_ASIDE, TrainConfig, config_file, log_file, rows_file
+from paralab.training.screen import Metrics, open_screen
+from paralab.weights.start_from import start_from
 
 
 @dataclass

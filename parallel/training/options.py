@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from parallel.options.config import MODEL, STEPS, RunConfig, changed, option
-from parallel.training import sinks
+from paralab.options.config import MODEL, STEPS, RunConfig, changed, option
+from paralab.training import sinks
 
 PRESETS: Mapping[str, Mapping[str, Any]] = {
     "alice": {

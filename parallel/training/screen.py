@@ -12,10 +12,10 @@ from typing import Any, Protocol
 
 import torch
 
-from parallel.plan.resolve import Work
-from parallel.training.evaluate import Validation
-from parallel.training.options import TrainConfig
-from parallel.training.sinks import open_sinks
+from paralab.planning.resolve import Work
+from paralab.training.evaluate import Validation
+from paralab.training.options import TrainConfig
+from paralab.training.sinks import open_sinks
 
 
 @dataclass(frozen=True)

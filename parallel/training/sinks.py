@@ -8,7 +8,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Protocol
 
-from parallel.errors import ConfigError
+from paralab.errors import ConfigError
 
 
 class Sink(Protocol):

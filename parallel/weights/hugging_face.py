@@ -10,10 +10,10 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor
 
-from models.gpt2 import GPT2Config
-from models.gpt2_hf import config_from, placed, take, to_transformers
-from parallel.errors import DataError
-from parallel.weights.tokenizer_files import differs_from
+from paralab.errors import DataError
+from paralab.models.gpt2 import GPT2Config
+from paralab.models.gpt2_hf import config_from, placed, take, to_transformers
+from paralab.weights.tokenizer_files import differs_from
 
 _NEEDED = "use gpt2, gpt2-medium, gpt2-large, gpt2-xl or a model of that form"
 _SAFETENSORS, _PICKLE = "model.safetensors", "pytorch_model.bin"

@@ -7,9 +7,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from models.gpt2 import GPT2Config, tokenizer_of
-from models.gpt2_hf import take
-from parallel.errors import ConfigError, DataError
+from paralab.errors import ConfigError, DataError
+from paralab.models.gpt2 import GPT2Config, tokenizer_of
+from paralab.models.gpt2_hf import take
 
 # what nanoGPT's model_args call the fields of our config
 _SIZES = {

@@ -10,12 +10,12 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
-from models import SPECS
-from models.gpt2 import GPT2Config, size_of
-from parallel import checkpoint
-from parallel.engines.engine import Engine
-from parallel.errors import ConfigError, DataError
-from parallel.options.config import RunConfig
+from paralab import checkpoint
+from paralab.engines.engine import Engine
+from paralab.errors import ConfigError, DataError
+from paralab.models import SPECS
+from paralab.models.gpt2 import GPT2Config, size_of
+from paralab.options.config import RunConfig
 
 Kind = Literal["checkpoint", "hugging face", "nanogpt", "safetensors"]
 RunT = TypeVar("RunT", bound=RunConfig)
@@ -75,7 +75,7 @@ def _preset(size: str | None) -> GPT2Config | None:
 
 def _config(path: Path, *, trust: bool) -> GPT2Config | None:
     """Return the config of a GPT-2 of another program; None of what is ours, whose names and shapes are compared."""
-    from parallel.weights import hugging_face, nanogpt
+    from paralab.weights import hugging_face, nanogpt
 
     kind = kind_of(path)
     if kind == "hugging face":
@@ -98,7 +98,7 @@ def read(path: Path, config: object, *, trust: bool = False) -> Mapping[str, Ten
     path, trust: as in `start_from`.
     Raises: DataError when it cannot be read; ConfigError when it holds another model.
     """
-    from parallel.weights import hugging_face, nanogpt
+    from paralab.weights import hugging_face, nanogpt
 
     kind = kind_of(path)
     if kind == "checkpoint":

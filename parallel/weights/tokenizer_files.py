@@ -5,7 +5,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from parallel.data.tokenizer import encoding
+from paralab.data.tokenizer import encoding
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer

@@ -6,23 +6,23 @@ import pytest
 import torch.distributed as dist
 from torch import Tensor
 
-from parallel.axes.data import ddp, zero
-from parallel.axes.held import state_bytes
-from parallel.axes.initialise import local, local_slice
-from parallel.engines import native
-from parallel.errors import FitError
-from parallel.layout import Layout
-from parallel.measure.memory import MemoryCensus
-from parallel.options.config import RunConfig
-from parallel.parity import scope
-from parallel.parity.prove import prove
-from parallel.parity.reference import STEPS, References, reference_work, trace
-from parallel.parity.result import ParityResult
-from parallel.plan import fit
-from parallel.plan.batches import training_batches
-from parallel.plan.resolve import resolve
-from parallel.processes import cluster
-from parallel.processes.cluster import Mesh, Rank
+from paralab.axes.data import ddp, zero
+from paralab.axes.held import state_bytes
+from paralab.axes.initialise import local, local_slice
+from paralab.engines import native
+from paralab.errors import FitError
+from paralab.layout import Layout
+from paralab.measure.memory import MemoryCensus
+from paralab.options.config import RunConfig
+from paralab.parity import scope
+from paralab.parity.prove import prove
+from paralab.parity.reference import STEPS, References, reference_work, trace
+from paralab.parity.result import ParityResult
+from paralab.planning import fit
+from paralab.planning.batches import training_batches
+from paralab.planning.resolve import resolve
+from paralab.processes import cluster
+from paralab.processes.cluster import Mesh, Rank
 
 # As many blocks as most layouts have stages: under tensor parallelism a case takes as long as its blocks are many.
 SHALLOW_GPT2 = {"size": "4x32x4v257", "seq_len": 16}

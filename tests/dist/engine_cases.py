@@ -7,19 +7,19 @@ from typing import Any
 import torch.distributed as dist
 from torch.distributed.tensor import DTensor
 
-from parallel import checkpoint, engines
-from parallel.measure.exposed import ExposedCommunication, Split
-from parallel.measure.memory import MemoryCensus, MemoryReport
-from parallel.options.config import RunConfig
-from parallel.parity.prove import judge
-from parallel.parity.reference import Trace, reference, reference_key
-from parallel.parity.result import ParityResult
-from parallel.plan.batches import training_batches
-from parallel.plan.resolve import Work, resolve
-from parallel.processes import cluster
-from parallel.processes.cluster import Mesh, Rank
-from parallel.training.evaluate import Evaluator, Validation
-from parallel.weights.start_from import start_from
+from paralab import checkpoint, engines
+from paralab.measure.exposed import ExposedCommunication, Split
+from paralab.measure.memory import MemoryCensus, MemoryReport
+from paralab.options.config import RunConfig
+from paralab.parity.prove import judge
+from paralab.parity.reference import Trace, reference, reference_key
+from paralab.parity.result import ParityResult
+from paralab.planning.batches import training_batches
+from paralab.planning.resolve import Work, resolve
+from paralab.processes import cluster
+from paralab.processes.cluster import Mesh, Rank
+from paralab.training.evaluate import Evaluator, Validation
+from paralab.weights.start_from import start_from
 
 STEPS = 3
 _references: dict[tuple, Trace] = {}

@@ -4,18 +4,18 @@ import json
 
 import pytest
 
-from benchmarks.case import run_case
-from parallel.axes import register, unregister
-from parallel.axes.sent import predicted_sent
-from parallel.layout import Layout
-from parallel.options.config import RunConfig
-from parallel.parity.reference import References
-from parallel.parity.scope import prove_on
-from parallel.plan.resolve import resolve
-from parallel.processes import cluster
-from parallel.processes.cluster import Rank
-from parallel.records.requested import Requested
-from parallel.records.row import RunRecord
+from paralab.axes import register, unregister
+from paralab.axes.sent import predicted_sent
+from paralab.benchmarks.case import run_case
+from paralab.layout import Layout
+from paralab.options.config import RunConfig
+from paralab.parity.reference import References
+from paralab.parity.scope import prove_on
+from paralab.planning.resolve import resolve
+from paralab.processes import cluster
+from paralab.processes.cluster import Rank
+from paralab.records.requested import Requested
+from paralab.records.row import RunRecord
 from tests.dist.workers import WorkerPool
 from tests.unit.axes.test_a_new_axis import Twins
 

@@ -9,16 +9,16 @@ import pytest
 import torch
 import torch.distributed as dist
 
-from parallel import checkpoint
-from parallel.checkpoint import Saver
-from parallel.engines import native
-from parallel.engines.native import NativeEngine
-from parallel.errors import DataError
-from parallel.layout import Layout
-from parallel.options.config import RunConfig
-from parallel.plan.batches import training_batches
-from parallel.plan.resolve import resolve
-from parallel.processes.cluster import Rank, make_mesh
+from paralab import checkpoint
+from paralab.checkpoint import Saver
+from paralab.engines import native
+from paralab.engines.native import NativeEngine
+from paralab.errors import DataError
+from paralab.layout import Layout
+from paralab.options.config import RunConfig
+from paralab.planning.batches import training_batches
+from paralab.planning.resolve import resolve
+from paralab.processes.cluster import Rank, make_mesh
 from tests.dist.workers import WorkerPool
 
 SHORT = {"size": "2x32x4v257", "seq_len": 16}  # so that the many pairs are quick

@@ -4,15 +4,15 @@ from typing import Any
 
 import pytest
 
-from parallel import engines
-from parallel.axes.sent import Sent, predicted_sent, predicted_transfers
-from parallel.layout import Layout
-from parallel.measure.ledger import CommLedger
-from parallel.options.config import RunConfig
-from parallel.plan.batches import training_batches
-from parallel.plan.resolve import resolve
-from parallel.processes import cluster
-from parallel.processes.cluster import Rank
+from paralab import engines
+from paralab.axes.sent import Sent, predicted_sent, predicted_transfers
+from paralab.layout import Layout
+from paralab.measure.ledger import CommLedger
+from paralab.options.config import RunConfig
+from paralab.planning.batches import training_batches
+from paralab.planning.resolve import resolve
+from paralab.processes import cluster
+from paralab.processes.cluster import Rank
 from tests.dist.cases import SHALLOW_GPT2
 from tests.dist.workers import WorkerPool
 

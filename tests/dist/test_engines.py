@@ -10,15 +10,15 @@ from typing import Any
 import pytest
 import torch
 
-from models import SPECS
-from parallel import cli
-from parallel.engines import native
-from parallel.layout import Layout
-from parallel.options.config import RunConfig
-from parallel.plan.batches import training_batches
-from parallel.plan.resolve import resolve
-from parallel.processes.cluster import Mesh
-from parallel.weights.start_from import start_from
+from paralab import cli
+from paralab.engines import native
+from paralab.layout import Layout
+from paralab.models import SPECS
+from paralab.options.config import RunConfig
+from paralab.planning.batches import training_batches
+from paralab.planning.resolve import resolve
+from paralab.processes.cluster import Mesh
+from paralab.weights.start_from import start_from
 from tests.dist.workers import Failed, WorkerPool
 
 CONFIGS = Path(__file__).resolve().parents[2] / "ds_configs"

@@ -5,14 +5,14 @@ from typing import Any
 import pytest
 import torch
 
-from parallel.engines import native
-from parallel.layout import Layout
-from parallel.options.config import RunConfig
-from parallel.plan.batches import training_batches
-from parallel.plan.resolve import resolve
-from parallel.processes import cluster
-from parallel.processes.cluster import Rank
-from parallel.training.evaluate import Evaluator, Validation
+from paralab.engines import native
+from paralab.layout import Layout
+from paralab.options.config import RunConfig
+from paralab.planning.batches import training_batches
+from paralab.planning.resolve import resolve
+from paralab.processes import cluster
+from paralab.processes.cluster import Rank
+from paralab.training.evaluate import Evaluator, Validation
 from tests.dist.workers import WorkerPool
 
 SAMPLES = 21  # with 16 a batch: the last one divides by nothing, and leaves some data ranks without any

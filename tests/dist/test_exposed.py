@@ -2,9 +2,9 @@
 
 import pytest
 
-from parallel.layout import Layout
-from parallel.measure.exposed import exposed_share, straggler
-from parallel.options.config import RunConfig
+from paralab.layout import Layout
+from paralab.measure.exposed import exposed_share, straggler
+from paralab.options.config import RunConfig
 from tests.dist.workers import WorkerPool
 
 

@@ -26,10 +26,10 @@ from torch.distributed.tensor.parallel import (
 )
 from torch.nn.parallel import DistributedDataParallel
 
-from parallel.axes import forms
-from parallel.layout import SCHEDULES, Schedule
-from parallel.measure.ledger import CommLedger
-from parallel.measure.memory import MemoryCensus
+from paralab.axes import forms
+from paralab.layout import SCHEDULES, Schedule
+from paralab.measure.ledger import CommLedger
+from paralab.measure.memory import MemoryCensus
 
 RANKS = 2
 BATCH, SEQ, WIDTH, MICRO_BATCHES = 4, 4, 6, 4

@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 
-from parallel.layout import Layout
-from parallel.layout.strategies import STRATEGIES
-from parallel.options.config import RunConfig
+from paralab.layout import Layout
+from paralab.layout.strategies import STRATEGIES
+from paralab.options.config import RunConfig
 from tests.dist.cases import SHALLOW_DIT, SHALLOW_GPT2
 from tests.dist.workers import WorkerPool
 

@@ -5,17 +5,17 @@ from pathlib import Path
 import pytest
 import torch
 
-from models import SPECS
-from parallel.axes.initialise import initialise
-from parallel.engines import native
-from parallel.layout import Layout
-from parallel.options.config import RunConfig
-from parallel.plan.batches import training_batches
-from parallel.plan.resolve import resolve
-from parallel.processes import cluster
-from parallel.processes.cluster import Rank
-from parallel.weights.hugging_face import to_hugging_face
-from parallel.weights.start_from import start_from
+from paralab.axes.initialise import initialise
+from paralab.engines import native
+from paralab.layout import Layout
+from paralab.models import SPECS
+from paralab.options.config import RunConfig
+from paralab.planning.batches import training_batches
+from paralab.planning.resolve import resolve
+from paralab.processes import cluster
+from paralab.processes.cluster import Rank
+from paralab.weights.hugging_face import to_hugging_face
+from paralab.weights.start_from import start_from
 from tests.dist.workers import WorkerPool
 
 

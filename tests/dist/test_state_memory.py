@@ -4,8 +4,8 @@ from dataclasses import replace
 
 import pytest
 
-from parallel.layout import Layout
-from parallel.options.config import RunConfig
+from paralab.layout import Layout
+from paralab.options.config import RunConfig
 from tests.dist.workers import WorkerPool
 
 

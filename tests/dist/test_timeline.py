@@ -4,16 +4,16 @@ from itertools import product
 
 import pytest
 
-from parallel import engines
-from parallel.axes.pipeline.stages import pass_order
-from parallel.layout import Layout
-from parallel.measure.span import SpanRecord
-from parallel.measure.timeline import Timeline, bubble_share
-from parallel.options.config import RunConfig
-from parallel.plan.batches import training_batches
-from parallel.plan.resolve import resolve
-from parallel.processes import cluster
-from parallel.processes.cluster import Rank
+from paralab import engines
+from paralab.axes.pipeline.stages import pass_order
+from paralab.layout import Layout
+from paralab.measure.span import SpanRecord
+from paralab.measure.timeline import Timeline, bubble_share
+from paralab.options.config import RunConfig
+from paralab.planning.batches import training_batches
+from paralab.planning.resolve import resolve
+from paralab.processes import cluster
+from paralab.processes.cluster import Rank
 from tests.dist.workers import WorkerPool
 
 

@@ -26,7 +26,7 @@ class WorkerPool:
     def _start(self) -> None:
         context = mp.get_context("forkserver")
         # imported once, not by each of them
-        context.set_forkserver_preload(["benchmarks.case", "tests.dist.cases", "torch._dynamo"])
+        context.set_forkserver_preload(["paralab.benchmarks.case", "tests.dist.cases", "torch._dynamo"])
         self.folder = tempfile.TemporaryDirectory()
         self.inboxes = [context.SimpleQueue() for _ in range(self.world_size)]
         self.outbox = context.Queue()
@@ -79,7 +79,7 @@ class WorkerPool:
 
 
 def _work(rank: int, world_size: int, store: str, inbox: Any, outbox: Any) -> None:
-    from parallel.processes import cluster
+    from paralab.processes import cluster
 
     me = cluster.Rank(rank, world_size, rank, world_size, "pool")
     cluster.join(me, threads=1, init_method=f"file://{store}")

@@ -21,15 +21,15 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from parallel import cli
-from parallel.checkpoint.storage import Writer
-from parallel.data.dataset import Batch
-from parallel.engines.engine import StepResult
-from parallel.engines.native import NativeEngine
-from parallel.processes.cluster import Rank
-from parallel.processes.failure import Progress
-from parallel.running import task as running
-from parallel.training import loop as training
+from paralab import cli
+from paralab.checkpoint.storage import Writer
+from paralab.data.dataset import Batch
+from paralab.engines.engine import StepResult
+from paralab.engines.native import NativeEngine
+from paralab.processes.cluster import Rank
+from paralab.processes.failure import Progress
+from paralab.running import task as running
+from paralab.training import loop as training
 
 
 def fail() -> None:

@@ -16,8 +16,8 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 
-from parallel.data.dataset import Batch
-from parallel.engines.engine import StepResult
+from paralab.data.dataset import Batch
+from paralab.engines.engine import StepResult
 
 BYTES = 4 << 20
 
@@ -46,8 +46,8 @@ def fail(how: str) -> None:
 
 def train_cut_off(folder: Path) -> None:
     """Train as `paralab train` does; at step 5 node 1 loses its link for ever."""
-    from parallel.commands.train import main
-    from parallel.engines.native import NativeEngine
+    from paralab.commands.train import main
+    from paralab.engines.native import NativeEngine
 
     take = NativeEngine.step
 

@@ -10,9 +10,9 @@ from pathlib import Path
 
 sys.path[0] = str(Path(__file__).resolve().parents[2])
 
-from parallel.options.config import RunConfig  # noqa: E402
-from parallel.plan.resolve import resolve  # noqa: E402
-from parallel.processes import cluster  # noqa: E402
+from paralab.options.config import RunConfig  # noqa: E402
+from paralab.planning.resolve import resolve  # noqa: E402
+from paralab.processes import cluster  # noqa: E402
 from tests.dist.engine_cases import prove_engine  # noqa: E402
 
 

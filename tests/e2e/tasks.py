@@ -1,4 +1,4 @@
-"""Tasks that fail, for `parallel.processes.launch`."""
+"""Tasks that fail, for `paralab.processes.launch`."""
 
 import json
 import os
@@ -8,8 +8,8 @@ import psutil
 import torch
 import torch.distributed as dist
 
-from parallel.processes.cluster import Rank
-from parallel.processes.failure import Progress
+from paralab.processes.cluster import Rank
+from paralab.processes.failure import Progress
 
 
 def raise_at(rank: Rank, progress: Progress, who: int, when: int) -> None:

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.elastic import SAVE_EVERY, WORK, attempt, loss_difference
-from parallel.commands.train import main
+from paralab.benchmarks.elastic import SAVE_EVERY, WORK, attempt, loss_difference
+from paralab.commands.train import main
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -30,7 +30,7 @@ def test_three_nodes_then_two_then_three(tmp_path: Path, monkeypatch: pytest.Mon
 def test_on_one_node_no_port_is_open_to_others(tmp_path: Path) -> None:
     script = tmp_path / "start.py"
     script.write_text(
-        "from parallel.processes.launch import launch\n"
+        "from paralab.processes.launch import launch\n"
         "if __name__ == '__main__':\n"
         f"    launch('tests.e2e.tasks:listening', {str(tmp_path / 'found.json')!r}, nproc=2)\n"
     )

@@ -9,16 +9,16 @@ from pathlib import Path
 
 import pytest
 
-from parallel.records.row import read
+from paralab.records.row import read
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 SCRIPT = """
 import sys
-from parallel.cli import main
-import parallel.cli as cli
+from paralab.cli import main
+import paralab.cli as cli
 
 def run(argv):
-    from parallel.processes.launch import launch
+    from paralab.processes.launch import launch
     launch(argv[0], *[int(x) if x.isdigit() else x for x in argv[2:]], nproc=int(argv[1]))
     return 0
 
@@ -69,7 +69,7 @@ def test_no_process_is_left(tmp_path: Path) -> None:
 INTERRUPTED = """
 import os, signal, sys
 from multiprocessing.popen_forkserver import Popen
-from parallel import cli
+from paralab import cli
 
 launch = Popen._launch
 
@@ -86,7 +86,7 @@ sys.exit(cli.main(sys.argv[1:]))
 @pytest.mark.parametrize(
     ("program", "after_s"),
     [
-        (["-m", "parallel.cli"], 0.8),  # in an import, which may swallow it
+        (["-m", "paralab.cli"], 0.8),  # in an import, which may swallow it
         (["-c", INTERRUPTED], None),
     ],
     ids=["import", "start"],

@@ -17,9 +17,9 @@ from typing import Any
 import psutil
 import pytest
 
-from parallel import checkpoint
-from parallel.checkpoint.folder import verify
-from parallel.records.row import RunRecord, read
+from paralab import checkpoint
+from paralab.checkpoint.folder import verify
+from paralab.records.row import RunRecord, read
 from tests.e2e.faults import memory_group
 
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -188,7 +188,7 @@ def test_a_disk_that_fills_up_while_one_rank_saves(runner: Runner, tmp_path: Pat
 def test_a_small_disk_that_is_full(tmp_path: Path) -> None:
     """A disk of 4 MiB of its own: two checkpoints have room, and the end of the run tells of the third."""
     out = tmp_path / "run"
-    train = shlex.join([sys.executable, "-m", "parallel.cli", *TRAIN, "--steps", "9", "--out", str(out)])
+    train = shlex.join([sys.executable, "-m", "paralab.cli", *TRAIN, "--steps", "9", "--out", str(out)])
     mounted = f"mount -t tmpfs -o size=4m none {tmp_path} && {{ {train}; echo ended with $?; ls {out}; }}"
     unshare = ["unshare", "--mount"] if os.geteuid() == 0 else ["unshare", "--map-root-user", "--mount"]
     if shutil.which("unshare") is None or subprocess.run([*unshare, "true"], check=False).returncode:

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch.distributed as dist
 
-from parallel.records.row import MemoryRecord, log_paths, read, read_log
+from paralab.records.row import MemoryRecord, log_paths, read, read_log
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 QUICK = ["--size", "tiny", "--steps", "6", "--warmup", "1"]
@@ -86,7 +86,7 @@ def test_a_run_that_diverges_leaves_a_row(tmp_path: Path) -> None:
 @pytest.mark.parametrize("command", ["tour", "verify"])
 def test_torchrun_starts_commands_of_several_cases(command: str, tmp_path: Path) -> None:
     """They take its number of processes, and what is printed is printed once."""
-    program = ["-m", "torch.distributed.run", "--nproc-per-node", "2", "-m", "parallel.cli"]
+    program = ["-m", "torch.distributed.run", "--nproc-per-node", "2", "-m", "paralab.cli"]
     words = [*program, command, "--model", "gpt2", "--size", "tiny"]
     if command == "tour":
         words += ["--steps", "1", "--warmup", "0", "--out", str(tmp_path / "tour.csv")]

@@ -13,16 +13,16 @@ from uuid import uuid4
 import psutil
 import pytest
 
-from parallel import checkpoint
-from parallel.checkpoint.folder import verify
-from parallel.errors import UsageError
-from parallel.nodes.simulated import permitted_unshare
-from parallel.records.row import read
+from paralab import checkpoint
+from paralab.checkpoint.folder import verify
+from paralab.errors import UsageError
+from paralab.nodes.simulated import permitted_unshare
+from paralab.records.row import read
 from tests.e2e.on_nodes import BYTES
 
 ROOT = Path(__file__).resolve().parents[2]
 SCRIPT = str(ROOT / "tests" / "e2e" / "on_nodes.py")
-PARALAB = [sys.executable, "-m", "parallel.cli"]
+PARALAB = [sys.executable, "-m", "paralab.cli"]
 PATH = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
 ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1", "PATH": PATH, "PYTHONPATH": str(ROOT)}
 ENVIRONMENT |= {"CUDA_VISIBLE_DEVICES": "0"}  # which nodes do not see
@@ -216,7 +216,7 @@ def test_without_the_right_it_says_what_to_type() -> None:
 
 def test_a_share_of_a_core(marker: str) -> None:
     burn = (
-        "import time; from parallel.records.environment import Environment as E\n"
+        "import time; from paralab.records.environment import Environment as E\n"
         "r = E.read(); u = time.process_time(); t = time.monotonic()\n"
         "while time.monotonic() < t + 1: pass\nprint(r.cores_allowed, r.link_mbit_per_s, time.process_time() - u)"
     )

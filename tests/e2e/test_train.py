@@ -8,11 +8,11 @@ from pathlib import Path
 
 import pytest
 
-from parallel.commands.train import main
-from parallel.records.row import read, read_log
+from paralab.commands.train import main
+from paralab.records.row import read, read_log
 
 REPOSITORY = Path(__file__).resolve().parents[2]
-TRAIN = [sys.executable, "-m", "parallel.cli", "train"]
+TRAIN = [sys.executable, "-m", "paralab.cli", "train"]
 QUICK = ["--model", "gpt2", "--size", "tiny", "--steps", "400", "--global-batch-size", "8", "--eps", "1e-5"]
 QUICK += ["--lr-schedule", "constant"]  # which does not depend on the number of steps
 

@@ -11,15 +11,15 @@ import torch
 from torch.nn import functional as F
 from torch.testing import assert_close
 
-from models.cross_entropy import LinearCrossEntropy
-from parallel.layout import Layout
-from parallel.options.config import RunConfig
-from parallel.parity.prove import prove
-from parallel.parity.reference import reference
-from parallel.parity.result import ParityResult
-from parallel.plan.resolve import Work, resolve
-from parallel.processes.cluster import Mesh
-from parallel.records.row import read, read_log
+from paralab.layout import Layout
+from paralab.models.cross_entropy import LinearCrossEntropy
+from paralab.options.config import RunConfig
+from paralab.parity.prove import prove
+from paralab.parity.reference import reference
+from paralab.parity.result import ParityResult
+from paralab.planning.resolve import Work, resolve
+from paralab.processes.cluster import Mesh
+from paralab.records.row import read, read_log
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 
@@ -111,7 +111,7 @@ def test_the_loss_scales_its_gradients() -> None:
 def paralab(*words: object, **environment: str) -> subprocess.CompletedProcess:
     """Type a command."""
     return subprocess.run(
-        [sys.executable, "-m", "parallel.cli", *map(str, words)],
+        [sys.executable, "-m", "paralab.cli", *map(str, words)],
         capture_output=True,
         text=True,
         timeout=280,

@@ -7,7 +7,7 @@ from hashlib import sha256
 
 import numpy as np
 
-from parallel.records.row import RunRecord
+from paralab.records.row import RunRecord
 
 START = datetime(2025, 1, 1, tzinfo=UTC)
 

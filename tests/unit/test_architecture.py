@@ -14,11 +14,11 @@ from xml.etree import ElementTree
 import pytest
 from PIL import ImageFont
 
-from benchmarks import architecture, drawing
-from benchmarks.architecture import FLOORS, FLOW, ROOT, on_floors, uses, without_shortcuts
-from benchmarks.drawing import HEIGHT, WIDTH, Box, draw
-from parallel.cli import main
-from parallel.records.row import append, read
+from paralab.benchmarks import architecture, drawing
+from paralab.benchmarks.architecture import FLOORS, FLOW, ROOT, on_floors, uses, without_shortcuts
+from paralab.benchmarks.drawing import HEIGHT, WIDTH, Box, draw
+from paralab.cli import main
+from paralab.records.row import append, read
 
 SVG = "{http://www.w3.org/2000/svg}"
 

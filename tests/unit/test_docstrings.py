@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from parallel import errors
+from paralab import errors
 
 ROOT = Path(__file__).resolve().parents[2]
 SHARE = 0.95

@@ -6,12 +6,12 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import document
-from parallel.errors import LayoutError
-from parallel.layout import Layout
-from parallel.options.commands import COMMANDS
-from parallel.options.config import RunConfig, make_parser
-from parallel.records.row import GROUPS, RunRecord
+from paralab.benchmarks import document
+from paralab.errors import LayoutError
+from paralab.layout import Layout
+from paralab.options.commands import COMMANDS
+from paralab.options.config import RunConfig, make_parser
+from paralab.records.row import GROUPS, RunRecord
 
 ROOT = Path(__file__).resolve().parents[2]
 DOCS = ROOT / "docs"
@@ -22,7 +22,7 @@ _FOLDERS = "(?:parallel|models|benchmarks|tests|docs|ds_configs)"
 def test_a_page_is_what_its_command_prints(page: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert document.main([page]) == 0
     file = page if "." in page else f"{page}.md"
-    command = f"python -m benchmarks.document {page} > docs/{file}"
+    command = f"python -m paralab.benchmarks.document {page} > docs/{file}"
     assert capsys.readouterr().out == (DOCS / file).read_text(encoding="utf-8"), f"make it again: {command}"
 
 

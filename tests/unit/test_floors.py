@@ -9,7 +9,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from benchmarks.architecture import FLOORS, ROOT, imported, modules, parsed, room_of
+from paralab.benchmarks.architecture import FLOORS, ROOT, imported, modules, parsed, room_of
 
 
 def upward(module: str, source: str, known: set[str]) -> Iterator[str]:
@@ -29,14 +29,14 @@ def test_no_room_takes_from_one_above_it() -> None:
 @pytest.mark.parametrize(
     "source",
     [
-        "from parallel.commands.verify import main",
-        "def late():\n    import benchmarks.run",
-        "from parallel import cli",
-        'launch("benchmarks.run_worker:measure")',
+        "from paralab.commands.verify import main",
+        "def late():\n    import paralab.benchmarks.run",
+        "from paralab import cli",
+        'launch("paralab.benchmarks.run_worker:measure")',
     ],
 )
 def test_an_import_from_above_is_seen(source: str) -> None:
-    assert list(upward("parallel.layout.layout", source, set(modules())))
+    assert list(upward("paralab.layout.layout", source, set(modules())))
 
 
 def test_every_folder_is_on_a_floor_and_every_floor_is_a_folder() -> None:

@@ -17,7 +17,7 @@ from packaging.utils import canonicalize_name
 from tests.conftest import QUICK
 
 ROOT = Path(__file__).resolve().parents[2]
-OWN = {"parallel", "models", "benchmarks", "tests"} | {path.stem for path in (ROOT / "tests").rglob("*.py")}
+OWN = {"paralab", "parallel", "tests"} | {path.stem for path in (ROOT / "tests").rglob("*.py")}
 # what a dependency of ours always brings along
 BROUGHT_ALONG = {"packaging", "setuptools"}
 

@@ -12,15 +12,15 @@ import torch
 import yaml
 from transformers import GPT2Config as GPT2HF
 
-from models.gpt2 import GPT2Config
-from models.resnet import ResNetConfig
-from parallel.commands.sample import _read_points
-from parallel.data import open_dataset
-from parallel.engines import deepspeed_config
-from parallel.errors import ParalabError
-from parallel.options import files
-from parallel.records.row import read, read_log
-from parallel.weights.hugging_face import from_hugging_face
+from paralab.commands.sample import _read_points
+from paralab.data import open_dataset
+from paralab.engines import deepspeed_config
+from paralab.errors import ParalabError
+from paralab.models.gpt2 import GPT2Config
+from paralab.models.resnet import ResNetConfig
+from paralab.options import files
+from paralab.records.row import read, read_log
+from paralab.weights.hugging_face import from_hugging_face
 
 
 class Payload:

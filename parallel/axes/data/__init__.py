@@ -12,18 +12,18 @@ from collections.abc import Iterator, Mapping, Sequence
 from math import prod
 from typing import TYPE_CHECKING, Any
 
-from parallel.axes.axis import Axis, Call, Finish, Stage, StageMemory, Transfer, Updates
-from parallel.axes.blocks import block_of
-from parallel.axes.forms import fsdp_padded_numel
-from parallel.axes.shapes import compute_bytes, local_shape, local_shapes, parts, weight_bytes
-from parallel.errors import LayoutError
-from parallel.layout import Layout
-from parallel.layout.words import number_option
+from paralab.axes.axis import Axis, Call, Finish, Stage, StageMemory, Transfer, Updates
+from paralab.axes.blocks import block_of
+from paralab.axes.forms import fsdp_padded_numel
+from paralab.axes.shapes import compute_bytes, local_shape, local_shapes, parts, weight_bytes
+from paralab.errors import LayoutError
+from paralab.layout import Layout
+from paralab.layout.words import number_option
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-    from parallel.axes.context import BuildContext, Planned
+    from paralab.axes.context import BuildContext, Planned
 
 REPLICATE, SHARD = "dp_replicate", "dp_shard"  # the dims of the axis under `shardN`: neighbours share a shard
 
@@ -79,7 +79,7 @@ class DataAxis(Axis):
 
     def split(self, part: "nn.Module", context: "BuildContext") -> None:
         if context.layout.dp > 1:
-            from parallel.axes.data import ddp
+            from paralab.axes.data import ddp
 
             ddp.connect(part, mesh=context.mesh)
 
@@ -88,25 +88,25 @@ class DataAxis(Axis):
 
     def wrap(self, part: "nn.Module", context: "BuildContext") -> None:
         if context.layout.zero >= 2:
-            from parallel.axes.data import zero
+            from paralab.axes.data import zero
 
             zero.shard(part, mesh=context.mesh, precision=context.run.precision)
 
     def finalise(self, part: "nn.Module", context: "BuildContext") -> None:
         if context.layout.zero >= 2:
-            from parallel.axes.data import zero
+            from paralab.axes.data import zero
 
             zero.finalise(part)
 
     # --- a step
 
     def forward(self, part: "nn.Module", context: "BuildContext") -> "nn.Module | None":
-        from parallel.axes.data import ddp
+        from paralab.axes.data import ddp
 
         return ddp.replicate(part, mesh=context.mesh) if _overlaps(context.layout) else None
 
     def micro_batch(self, model: "nn.Module", *, last: bool) -> contextlib.AbstractContextManager[None]:
-        from parallel.axes.data import ddp, zero
+        from paralab.axes.data import ddp, zero
 
         zero.reduce_between_groups(model, now=last)
         return contextlib.nullcontext() if last else ddp.unsynchronised(model)
@@ -115,7 +115,7 @@ class DataAxis(Axis):
         layout = context.layout
         if layout.dp == 1 or layout.zero >= 2 or _overlaps(layout):
             return None
-        from parallel.axes.data import ddp
+        from paralab.axes.data import ddp
 
         return Finish(lambda: ddp.average_gradients(list(parts.values()), mesh=context.mesh))
 
@@ -124,8 +124,8 @@ class DataAxis(Axis):
         layout, mesh = context.layout, context.mesh
         if layout.zero != 1:
             return None
-        from parallel.axes.data import zero
-        from parallel.axes.optimizer import make_pieces
+        from paralab.axes.data import zero
+        from paralab.axes.optimizer import make_pieces
 
         pieces = make_pieces(parameters, rank=mesh.rank(shard_dim(layout)), ranks=shard_ranks(layout))
         return Updates(pieces, zero.ShareUpdates(pieces, mesh=mesh) if layout.dp > 1 else None)
@@ -134,10 +134,10 @@ class DataAxis(Axis):
 
     def calls_before(self, name: str, module: "nn.Module", x: "Tensor", plan: "Planned") -> Iterator[Call]:
         """Yield the sums of a batch norm over the samples of all ranks; x is (batch, channels, height, width)."""
-        from models.spec import Reducing
+        from paralab.models.spec import Reducing
 
         if isinstance(module, Reducing) and module.axis == "dp" and plan.layout.dp > 1:
-            # For each channel two sums, and the count, in fp64; in backward two sums (models.norms).
+            # For each channel two sums, and the count, in fp64; in backward two sums (paralab.models.norms).
             (channels,), block = local_shape(f"{name}.weight", (x.shape[1],), plan), block_of(name)
             wide = max(x.element_size(), 4)  # bytes of what statistics are computed in
             yield Call("dp", "all_reduce", (2 * channels + 1) * 8, block=block)

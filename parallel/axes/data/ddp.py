@@ -12,9 +12,9 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from models.spec import Reducing
-from parallel.axes.initialise import local
-from parallel.processes.cluster import Mesh
+from paralab.axes.initialise import local
+from paralab.models.spec import Reducing
+from paralab.processes.cluster import Mesh
 
 BUCKET_BYTES = 25 << 20  # as DistributedDataParallel
 

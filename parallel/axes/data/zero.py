@@ -23,13 +23,13 @@ import torch.distributed as dist
 from torch import nn
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 
-from parallel.axes.blocks import blocks_of
-from parallel.axes.data import shard_dim, shard_ranks, sharding_dims
-from parallel.axes.initialise import local
-from parallel.axes.optimizer import Piece, share_of_rows
-from parallel.axes.precision import DTYPES
-from parallel.options.choices import Precision
-from parallel.processes.cluster import Mesh
+from paralab.axes.blocks import blocks_of
+from paralab.axes.data import shard_dim, shard_ranks, sharding_dims
+from paralab.axes.initialise import local
+from paralab.axes.optimizer import Piece, share_of_rows
+from paralab.axes.precision import DTYPES
+from paralab.options.choices import Precision
+from paralab.processes.cluster import Mesh
 
 IN_PLACE_BYTES = 1 << 20
 

@@ -8,19 +8,19 @@ under way).
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
-from parallel.axes.axis import Axis, Finish, Stage, Transfer
-from parallel.axes.shapes import weight_bytes
-from parallel.errors import LayoutError, did_you_mean
-from parallel.layout import SCHEDULES, Layout
-from parallel.layout.words import choice_option, number_option
+from paralab.axes.axis import Axis, Finish, Stage, Transfer
+from paralab.axes.shapes import weight_bytes
+from paralab.errors import LayoutError, did_you_mean
+from paralab.layout import SCHEDULES, Layout
+from paralab.layout.words import choice_option, number_option
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-    from models.spec import C, ModelSpec
-    from parallel.axes.axis import ForwardBackward
-    from parallel.axes.context import BuildContext, Planned
-    from parallel.processes.cluster import Mesh
+    from paralab.axes.axis import ForwardBackward
+    from paralab.axes.context import BuildContext, Planned
+    from paralab.models.spec import C, ModelSpec
+    from paralab.processes.cluster import Mesh
 
 
 class PipelineAxis(Axis):
@@ -59,19 +59,19 @@ class PipelineAxis(Axis):
             )
 
     def stages(self, context: "BuildContext") -> "dict[int, nn.Module]":
-        from parallel.axes.pipeline import stages
+        from paralab.axes.pipeline import stages
 
         return stages.make_stages(context)
 
     def schedule(self, parts: "Mapping[int, nn.Module]", context: "BuildContext") -> "ForwardBackward":
-        from parallel.axes.pipeline import stages
+        from paralab.axes.pipeline import stages
 
         return stages.PipelineSchedule(parts, context)
 
     def after_backward(self, parts: "Mapping[int, nn.Module]", context: "BuildContext") -> Finish | None:
         if not context.spec.tied:
             return None
-        from parallel.axes.pipeline import stages
+        from paralab.axes.pipeline import stages
 
         tied = stages.TiedGradients(parts, context)
         return Finish(tied, tied.duplicates)
@@ -105,8 +105,8 @@ def _over_boundaries(stage: Stage, plan: "Planned") -> Transfer:
 
 def _tied(stage: Stage, plan: "Planned") -> Transfer:
     """Return the exchange of gradients of tied parameters, where first and last stage lie on two ranks."""
-    from parallel.axes.data import shard_ranks
-    from parallel.axes.forms import fsdp_padded_numel
+    from paralab.axes.data import shard_ranks
+    from paralab.axes.forms import fsdp_padded_numel
 
     layout = plan.layout
     last = layout.stages - 1
@@ -123,7 +123,7 @@ def splits_backward(plan: "Planned") -> bool:
     layout = plan.layout
     if layout.schedule is None:
         return False
-    from parallel.axes.pipeline.stages import pass_order
+    from paralab.axes.pipeline.stages import pass_order
 
     order = pass_order(layout.schedule, pp=layout.pp, micro_batches=plan.division.chunks)
     return any(step.kind == "W" for steps in order for step in steps)

@@ -11,24 +11,21 @@ In a pipeline, gradient accumulation is more micro-batches: they all pass in one
 import copy
 from collections.abc import Iterable, Iterator, Mapping
 from types import SimpleNamespace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from models.spec import C, ModelSpec
-from parallel.axes import used
-from parallel.axes.blocks import blocks_of
-from parallel.axes.context import BuildContext
-from parallel.axes.initialise import local
-from parallel.axes.precision import in_dtype, weight_dtype
-from parallel.data.dataset import Batch
-from parallel.layout import SCHEDULES, Layout
-from parallel.layout.schedules import Pass, ScheduleName
-
-if TYPE_CHECKING:
-    pass
+from paralab.axes import used
+from paralab.axes.blocks import blocks_of
+from paralab.axes.context import BuildContext
+from paralab.axes.initialise import local
+from paralab.axes.precision import in_dtype, weight_dtype
+from paralab.data.dataset import Batch
+from paralab.layout import SCHEDULES, Layout
+from paralab.layout.schedules import Pass, ScheduleName
+from paralab.models.spec import C, ModelSpec
 
 _CLASSES: Mapping[ScheduleName, str] = {
     "naive": "ScheduleGPipe",

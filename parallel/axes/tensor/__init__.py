@@ -1,4 +1,4 @@
-"""The tensor axis: each layer is split over ranks, following the model's plan (`models.spec.Style`).
+"""The tensor axis: each layer is split over ranks, following the model's plan (`paralab.models.spec.Style`).
 
 What the split layers do is in `layers`. With `sp` the activations between them are split along the sequence.
 """
@@ -8,18 +8,18 @@ from fnmatch import fnmatchcase
 from math import prod
 from typing import TYPE_CHECKING
 
-from parallel.axes.axis import Axis, Call, Finish, Stage, Transfer
-from parallel.axes.blocks import block_of
-from parallel.axes.shapes import compute_bytes, weight_bytes
-from parallel.errors import LayoutError
-from parallel.layout import Layout
-from parallel.layout.words import flag_option
+from paralab.axes.axis import Axis, Call, Finish, Stage, Transfer
+from paralab.axes.blocks import block_of
+from paralab.axes.shapes import compute_bytes, weight_bytes
+from paralab.errors import LayoutError
+from paralab.layout import Layout
+from paralab.layout.words import flag_option
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-    from models.spec import C, ModelSpec, Style
-    from parallel.axes.context import BuildContext, Planned
+    from paralab.axes.context import BuildContext, Planned
+    from paralab.models.spec import C, ModelSpec, Style
 
 _SPLIT_DIM = {"column": 0, "row": 1, "vocab_embedding": 0, "vocab_loss": 0, "channels": 0}
 
@@ -47,7 +47,7 @@ class TensorAxis(Axis):
             raise LayoutError(f"{spec.name} has no sequence-parallel form: leave sp out of the layout")
         if lacking := spec.sequence_problems(config):
             raise LayoutError(f"{spec.name}: {'; '.join(lacking)}; leave sp out of the layout, or see docs/models.md")
-        from models.spec import SequenceConfig
+        from paralab.models.spec import SequenceConfig
 
         if isinstance(config, SequenceConfig) and config.seq_len % layout.tp:
             raise LayoutError(
@@ -55,8 +55,8 @@ class TensorAxis(Axis):
             )
 
     def split(self, part: "nn.Module", context: "BuildContext") -> None:
-        from parallel.axes.initialise import tie
-        from parallel.axes.tensor import layers
+        from paralab.axes.initialise import tie
+        from paralab.axes.tensor import layers
 
         layers.split_layers(part, context.spec.tensor_plan(context.model_config), mesh=context.mesh)
         tie(part, context.spec.tied)
@@ -64,7 +64,7 @@ class TensorAxis(Axis):
     def after_backward(self, parts: "Mapping[int, nn.Module]", context: "BuildContext") -> Finish | None:
         if context.layout.zero >= 2:  # FSDP has brought its gradients to the placement of the parameters
             return None
-        from parallel.axes.tensor import layers
+        from paralab.axes.tensor import layers
 
         return Finish(lambda: layers.align_gradients(list(parts.values()), mesh=context.mesh))
 
@@ -88,7 +88,7 @@ class TensorAxis(Axis):
             yield Call("tp", "reduce_scatter" if sequence else "all_reduce", x.nbytes, backward=True, block=block)
         if style == "vocab_loss":
             # For each word: the largest logit; the sum of exponentials and the target's logit. Then the gradient of x,
-            # which is made in forward (models.cross_entropy).
+            # which is made in forward (paralab.models.cross_entropy).
             words = x.numel() // x.shape[-1]
             yield Call("tp", "all_reduce", (3 * words + x.numel()) * max(x.element_size(), 4))
 
@@ -106,7 +106,7 @@ class TensorAxis(Axis):
         """Yield the sum of gradients that each rank made from its piece of the sequence: those of the norms."""
         if not plan.layout.sequence_parallel:
             return
-        from parallel.axes.data import reductions
+        from paralab.axes.data import reductions
 
         seen = [prod(shape) for name, shape in stage.shapes.items() if _style(name.rpartition(".")[0], plan) == _NORM]
         sharded = plan.layout.zero >= 2

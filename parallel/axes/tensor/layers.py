@@ -24,9 +24,9 @@ from torch.distributed.tensor.parallel import (
     parallelize_module,
 )
 
-from models.spec import Style
-from parallel.axes.initialise import local
-from parallel.processes.cluster import Mesh
+from paralab.axes.initialise import local
+from paralab.models.spec import Style
+from paralab.processes.cluster import Mesh
 
 _SEQUENCE = Shard(1)  # activations are (batch, sequence, hidden)
 
@@ -96,7 +96,7 @@ class _OutputLayer(Protocol):
 
 
 class _SplitVocabulary(ParallelStyle):
-    """Rows of the output layer over ranks. The module reduces the softmax itself (models.cross_entropy)."""
+    """Rows of the output layer over ranks. The module reduces the softmax itself (paralab.models.cross_entropy)."""
 
     def __init__(self, mesh: Mesh, *, sequence: bool) -> None:
         super().__init__()

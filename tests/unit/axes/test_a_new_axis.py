@@ -12,23 +12,23 @@ from typing import Any
 import pytest
 import torch.distributed as dist
 
-from parallel.axes import Axis, all_axes, compose, register, unregister
-from parallel.axes.axis import Finish, Transfer
-from parallel.axes.held import state_bytes, state_bytes_of_all
-from parallel.axes.initialise import local
-from parallel.axes.sent import predicted_sent
-from parallel.axes.shapes import weight_bytes
-from parallel.errors import LayoutError
-from parallel.layout import Layout
-from parallel.layout.strategies import name_of
-from parallel.layout.words import number_option
-from parallel.options.config import RunConfig
-from parallel.plan.resolve import resolve
-from parallel.processes.cluster import Rank
-from parallel.processes.failure import Failure
-from parallel.records.describe import failed
-from parallel.records.requested import Requested
-from parallel.records.row import RunRecord
+from paralab.axes import Axis, all_axes, compose, register, unregister
+from paralab.axes.axis import Finish, Transfer
+from paralab.axes.held import state_bytes, state_bytes_of_all
+from paralab.axes.initialise import local
+from paralab.axes.sent import predicted_sent
+from paralab.axes.shapes import weight_bytes
+from paralab.errors import LayoutError
+from paralab.layout import Layout
+from paralab.layout.strategies import name_of
+from paralab.layout.words import number_option
+from paralab.options.config import RunConfig
+from paralab.planning.resolve import resolve
+from paralab.processes.cluster import Rank
+from paralab.processes.failure import Failure
+from paralab.records.describe import failed
+from paralab.records.requested import Requested
+from paralab.records.row import RunRecord
 
 
 class Twins(Axis):

@@ -4,7 +4,7 @@ from fractions import Fraction
 
 import pytest
 
-from parallel.axes import forms
+from paralab.axes import forms
 
 
 def _ring_sends(ranks: int, rounds: int) -> Fraction:

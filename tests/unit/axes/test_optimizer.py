@@ -12,17 +12,17 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.testing import assert_close
 
-from models.gpt2 import GPT2
-from parallel.axes.initialise import initialise
-from parallel.axes.optimizer import learning_rate, make_optimizer, make_pieces, share_of_rows
-from parallel.data.dataset import Batch
-from parallel.engines import native
-from parallel.engines.native import LossScale, _row_norms
-from parallel.layout import Layout
-from parallel.options.config import RunConfig
-from parallel.plan.batches import training_batches
-from parallel.plan.resolve import Work, resolve
-from parallel.processes.cluster import Mesh
+from paralab.axes.initialise import initialise
+from paralab.axes.optimizer import learning_rate, make_optimizer, make_pieces, share_of_rows
+from paralab.data.dataset import Batch
+from paralab.engines import native
+from paralab.engines.native import LossScale, _row_norms
+from paralab.layout import Layout
+from paralab.models.gpt2 import GPT2
+from paralab.options.config import RunConfig
+from paralab.planning.batches import training_batches
+from paralab.planning.resolve import Work, resolve
+from paralab.processes.cluster import Mesh
 
 ALONE = Mesh(Layout(), torch.device("cpu"))
 STEPS = 4

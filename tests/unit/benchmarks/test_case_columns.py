@@ -6,13 +6,13 @@ from pathlib import Path
 import pytest
 import torch
 
-from benchmarks import case
-from models import SPECS
-from parallel.axes.recompute import recomputation_ratio
-from parallel.measure.steady import summarise
-from parallel.options.config import RunConfig
-from parallel.plan.resolve import resolve
-from parallel.processes.cluster import Rank
+from paralab.axes.recompute import recomputation_ratio
+from paralab.benchmarks import case
+from paralab.measure.steady import summarise
+from paralab.models import SPECS
+from paralab.options.config import RunConfig
+from paralab.planning.resolve import resolve
+from paralab.processes.cluster import Rank
 
 
 @pytest.mark.parametrize(("model", "size"), [("gpt2", "tiny"), ("resnet", "20"), ("diffusion", "points")])

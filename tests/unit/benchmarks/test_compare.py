@@ -7,12 +7,12 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from benchmarks import stats
-from benchmarks.compare import main
-from benchmarks.sections import pieces
-from benchmarks.sources import file_labels, load
-from benchmarks.verdict import METRICS, compare_column, compare_files, families, gate, variants
-from parallel.records.row import append, parity_words
+from paralab.benchmarks import stats
+from paralab.benchmarks.compare import main
+from paralab.benchmarks.sections import pieces
+from paralab.benchmarks.sources import file_labels, load
+from paralab.benchmarks.verdict import METRICS, compare_column, compare_files, families, gate, variants
+from paralab.records.row import append, parity_words
 from tests.unit.synthetic_runs import interleaved, run, runs
 
 STEP = METRICS["step_time_p50_s"]

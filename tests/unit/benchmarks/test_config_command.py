@@ -7,15 +7,15 @@ from typing import Any
 
 import pytest
 
-from benchmarks import config
-from benchmarks.run import CaseConfig
-from parallel import cli
-from parallel.commands import train
-from parallel.options.settings import plain
-from parallel.plan.resolve import resolve
-from parallel.processes import launch
-from parallel.processes.cluster import Rank, default_threads
-from parallel.training.options import TrainConfig
+from paralab import cli
+from paralab.benchmarks import config
+from paralab.benchmarks.run import CaseConfig
+from paralab.commands import train
+from paralab.options.settings import plain
+from paralab.planning.resolve import resolve
+from paralab.processes import launch
+from paralab.processes.cluster import Rank, default_threads
+from paralab.training.options import TrainConfig
 
 Show = Callable[..., dict[str, Any]]
 TORCHRUN = {"RANK": "0", "WORLD_SIZE": "2", "LOCAL_RANK": "0", "LOCAL_WORLD_SIZE": "2", "TORCHELASTIC_RUN_ID": "x"}

@@ -4,7 +4,7 @@ import re
 
 import pytest
 
-from benchmarks.overhead import LIMIT, Pair, main, verdict
+from paralab.benchmarks.overhead import LIMIT, Pair, main, verdict
 
 
 def pairs(*ratios: float) -> list[Pair]:

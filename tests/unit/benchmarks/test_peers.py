@@ -6,8 +6,9 @@ from typing import Any
 import pytest
 import torch
 
-from benchmarks import baselines
-from benchmarks.peers import (
+from paralab import engines
+from paralab.benchmarks import baselines
+from paralab.benchmarks.peers import (
     TARGETS,
     TOLERANCES,
     VARIANTS,
@@ -18,14 +19,13 @@ from benchmarks.peers import (
     _table,
     chosen,
 )
-from parallel import engines
-from parallel.errors import ConfigError, WorldError
-from parallel.layout import Layout
-from parallel.options.config import resolve as read_config
-from parallel.plan.batches import training_batches
-from parallel.plan.resolve import resolve
-from parallel.processes.cluster import Mesh
-from parallel.records.row import RunRecord
+from paralab.errors import ConfigError, WorldError
+from paralab.layout import Layout
+from paralab.options.config import resolve as read_config
+from paralab.planning.batches import training_batches
+from paralab.planning.resolve import resolve
+from paralab.processes.cluster import Mesh
+from paralab.records.row import RunRecord
 
 STEPS = 3
 

@@ -6,9 +6,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from benchmarks import plot
-from parallel.errors import DataError, UsageError
-from parallel.records.row import StepLog, StepRecord, append
+from paralab.benchmarks import plot
+from paralab.errors import DataError, UsageError
+from paralab.records.row import StepLog, StepRecord, append
 from tests.unit.synthetic_runs import run
 
 pytest.importorskip("matplotlib")

@@ -9,11 +9,11 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from benchmarks import charts, report, sections
-from benchmarks.report import main, render
-from parallel.measure.span import SpanRecord
-from parallel.records import row as rec
-from parallel.records.row import MemoryRecord, RunRecord, StepLog, StepRecord, append, log_path
+from paralab.benchmarks import charts, report, sections
+from paralab.benchmarks.report import main, render
+from paralab.measure.span import SpanRecord
+from paralab.records import row as rec
+from paralab.records.row import MemoryRecord, RunRecord, StepLog, StepRecord, append, log_path
 from tests.unit.synthetic_runs import run, runs
 
 A = [0.100, 0.101, 0.099, 0.102, 0.098, 0.1005]

@@ -2,9 +2,9 @@
 
 import pytest
 
-from benchmarks.scaling import main, table
-from parallel.errors import ConfigError, UsageError
-from parallel.nodes.simulated import bits_per_s
+from paralab.benchmarks.scaling import main, table
+from paralab.errors import ConfigError, UsageError
+from paralab.nodes.simulated import bits_per_s
 from tests.unit.synthetic_runs import run
 
 MIB = 2**20

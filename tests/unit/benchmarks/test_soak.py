@@ -2,7 +2,7 @@
 
 from dataclasses import replace
 
-from benchmarks.soak import Recovery, by_kind
+from paralab.benchmarks.soak import Recovery, by_kind
 
 KILLED = Recovery(
     at_s=3.0,

@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats as scipy_stats
 
-from benchmarks import stats
+from paralab.benchmarks import stats
 
 RNG = np.random.default_rng(0)
 

@@ -9,13 +9,13 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from benchmarks import variations
-from benchmarks.run import CaseConfig
-from benchmarks.sweep import Case, Runner, SweepConfig, check, main, progress, strategies
-from parallel.errors import ConfigError
-from parallel.layout import Layout
-from parallel.options.config import RunConfig, flags_of, resolve
-from parallel.records.row import RunRecord, append, read
+from paralab.benchmarks import variations
+from paralab.benchmarks.run import CaseConfig
+from paralab.benchmarks.sweep import Case, Runner, SweepConfig, check, main, progress, strategies
+from paralab.errors import ConfigError
+from paralab.layout import Layout
+from paralab.options.config import RunConfig, flags_of, resolve
+from paralab.records.row import RunRecord, append, read
 
 
 def cases_of(*words: str) -> list[Case]:
@@ -207,7 +207,7 @@ def test_other_code_is_another_sweep(monkeypatch: pytest.MonkeyPatch, tmp_path: 
     config = resolve(["--strategies", "ddp", "--nprocs", "2", "--size", "tiny"], config=SweepConfig)
     groups = set()
     for commit in ("a" * 40, "b" * 40, "b" * 40):
-        monkeypatch.setattr("benchmarks.sweep.repository_state", lambda commit=commit: (commit, False))
+        monkeypatch.setattr("paralab.benchmarks.sweep.repository_state", lambda commit=commit: (commit, False))
         with progress(1, "") as bar:
             groups.add(Runner(config, [Case(*named) for named in strategies(config)], bar).group)
     assert len(groups) == 2

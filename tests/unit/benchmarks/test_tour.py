@@ -4,10 +4,10 @@ from dataclasses import replace
 
 import pytest
 
-from benchmarks.tour import TourConfig
-from benchmarks.tour_worker import Table, choose, conclusions, next_commands
-from parallel.records import row as rec
-from parallel.records.row import RunRecord
+from paralab.benchmarks.tour import TourConfig
+from paralab.benchmarks.tour_worker import Table, choose, conclusions, next_commands
+from paralab.records import row as rec
+from paralab.records.row import RunRecord
 
 MIB = 2**20
 

@@ -16,18 +16,18 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from parallel import checkpoint
-from parallel.checkpoint import Saver, folder
-from parallel.checkpoint.storage import Writer
-from parallel.engines import native
-from parallel.engines.native import NativeEngine
-from parallel.errors import ConfigError, DataError, NewerFormatError
-from parallel.inference.restore import restore
-from parallel.layout import Layout
-from parallel.options.config import RunConfig
-from parallel.plan.batches import training_batches
-from parallel.plan.resolve import resolve
-from parallel.processes.cluster import make_mesh
+from paralab import checkpoint
+from paralab.checkpoint import Saver, folder
+from paralab.checkpoint.storage import Writer
+from paralab.engines import native
+from paralab.engines.native import NativeEngine
+from paralab.errors import ConfigError, DataError, NewerFormatError
+from paralab.inference.restore import restore
+from paralab.layout import Layout
+from paralab.options.config import RunConfig
+from paralab.planning.batches import training_batches
+from paralab.planning.resolve import resolve
+from paralab.processes.cluster import make_mesh
 
 # One block: what is tested here does not depend on more.
 ONE_BLOCK = {"size": "1x32x4v257", "seq_len": 16}

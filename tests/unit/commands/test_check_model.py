@@ -6,19 +6,19 @@ from pathlib import Path
 
 import pytest
 
-from models import SPECS
-from parallel.axes.check import check_split
-from parallel.cli import main
-from parallel.errors import LayoutError
-from parallel.layout import Layout
-from parallel.parity.model_rules import broken, check
+from paralab.axes.check import check_split
+from paralab.cli import main
+from paralab.errors import LayoutError
+from paralab.layout import Layout
+from paralab.models import SPECS
+from paralab.parity.model_rules import broken, check
 
 MODEL = """
 import torch
 from dataclasses import dataclass
 from torch import nn
 from torch.nn import functional as F
-from models.spec import ModelSpec, Flops, keep
+from paralab.models.spec import ModelSpec, Flops, keep
 
 @dataclass(frozen=True)
 class Config:

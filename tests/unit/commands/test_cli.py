@@ -14,12 +14,12 @@ from types import SimpleNamespace
 
 import pytest
 
-from parallel import cli
-from parallel.console.outputs import check_writable, write_whole
-from parallel.errors import DivergedError, LayoutError
-from parallel.options.arguments import Parser
-from parallel.processes import allowed
-from parallel.records.environment import Environment
+from paralab import cli
+from paralab.console.outputs import check_writable, write_whole
+from paralab.errors import DivergedError, LayoutError
+from paralab.options.arguments import Parser
+from paralab.processes import allowed
+from paralab.records.environment import Environment
 
 
 def run_command(monkeypatch: pytest.MonkeyPatch, function, *argv: str) -> int:
@@ -31,7 +31,7 @@ def run_command(monkeypatch: pytest.MonkeyPatch, function, *argv: str) -> int:
 
 def test_help_is_quick_and_imports_nothing_heavy() -> None:
     code = (
-        "import sys; from parallel.cli import main; status = main(['--help']); "
+        "import sys; from paralab.cli import main; status = main(['--help']); "
         "heavy = {'torch', 'numpy', 'deepspeed', 'yaml', 'models'} & set(sys.modules); "
         "sys.exit(str(heavy) if heavy else status)"
     )
@@ -43,15 +43,15 @@ def test_help_is_quick_and_imports_nothing_heavy() -> None:
 
 
 def test_a_configuration_is_read_without_torch() -> None:
-    code = "import sys, parallel.options.config as c; c.resolve(['--layout', 'dp2']); sys.exit('torch' in sys.modules)"
+    code = "import sys, paralab.options.config as c; c.resolve(['--layout', 'dp2']); sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], timeout=30).returncode == 0
 
 
 def test_a_pipeline_is_resolved_without_the_compiler() -> None:
     """It takes half a second to import, in this process and then in the one that ranks are forked from."""
     code = (
-        "import sys, benchmarks.case; from parallel.options.config import RunConfig; "
-        "from parallel.plan.resolve import resolve; "
+        "import sys, paralab.benchmarks.case; from paralab.options.config import RunConfig; "
+        "from paralab.planning.resolve import resolve; "
         "work = resolve(RunConfig(strategy='pipeline', nproc=4, size='tiny')); work.n_parameters; "
         "sys.exit('torch._dynamo' in sys.modules)"
     )
@@ -161,7 +161,7 @@ _HELP_IMPORTS_TORCH = {"elastic", "soak", "check-model"}
 def test_the_help_of_a_command_answers_without_torch() -> None:
     """One process for all: what one of them imports stays."""
     code = (
-        "import sys; from parallel.cli import main\n"
+        "import sys; from paralab.cli import main\n"
         "for name in sys.argv[1:]:\n"
         "    try: main([name, '--help'])\n"
         "    except SystemExit: pass\n"
@@ -192,8 +192,8 @@ def test_the_first_line_comes_from_rank_0_before_torch_is_there(
     module, function = cli.TARGETS[name].split(":")
     command = getattr(import_module(module), function)
     monkeypatch.setenv("RANK", rank)
-    workers = ("benchmarks.tour_worker", "parallel.commands.verify_cases", "benchmarks.run_worker")
-    for imported in ("torch", "parallel.plan.resolve", *workers):
+    workers = ("paralab.benchmarks.tour_worker", "paralab.commands.verify_cases", "paralab.benchmarks.run_worker")
+    for imported in ("torch", "paralab.planning.resolve", *workers):
         monkeypatch.setitem(sys.modules, imported, None)  # an import from here on fails
     monkeypatch.setattr(signal, "signal", lambda *_: None)
     monkeypatch.setattr(Environment, "read", lambda: import_module("torch"))
@@ -230,11 +230,11 @@ import os, sys, psutil, torch
 for name in [name for name in dir(os) if name.startswith("sched_") and name != "sched_yield"] + ["pidfd_open"]:
     hasattr(os, name) and delattr(os, name)
 sys.platform = "darwin"
-import importlib, pkgutil, benchmarks, models, parallel
-for room in (models, parallel, benchmarks):
-    for module in pkgutil.walk_packages(room.__path__, room.__name__ + "."):
+import importlib, pkgutil, paralab, paralab.benchmarks, paralab.models
+for room in (paralab.models, paralab, paralab.benchmarks):
+    for module in pkgutil.walk_packages(room.__path__[:1], room.__name__ + "."):
         importlib.import_module(module.name)
-from parallel.cli import main
+from paralab.cli import main
 words = ["--strategy", "single", "--size", "tiny", "--steps", "2", "--warmup", "1", "--no-parity"]
 assert main(["cluster", "--nodes", "2", "--", "true"]) == 2
 sys.platform = "linux"  # for torch, whose build this is

@@ -5,19 +5,19 @@ from pathlib import Path
 import pytest
 import torch
 
-from models.generation import Cache, Choice, generate, keep_likely, next_logits
-from models.gpt2 import GPT2, GPT2Config, init
-from parallel import checkpoint
-from parallel.axes.initialise import generator_for
-from parallel.commands import generate as command
-from parallel.data.tokenizer import get_tokenizer
-from parallel.engines import native
-from parallel.errors import ConfigError, UsageError
-from parallel.inference.restore import restore
-from parallel.layout import Layout
-from parallel.options.config import RunConfig
-from parallel.plan.resolve import resolve
-from parallel.processes.cluster import make_mesh
+from paralab import checkpoint
+from paralab.axes.initialise import generator_for
+from paralab.commands import generate as command
+from paralab.data.tokenizer import get_tokenizer
+from paralab.engines import native
+from paralab.errors import ConfigError, UsageError
+from paralab.inference.restore import restore
+from paralab.layout import Layout
+from paralab.models.generation import Cache, Choice, generate, keep_likely, next_logits
+from paralab.models.gpt2 import GPT2, GPT2Config, init
+from paralab.options.config import RunConfig
+from paralab.planning.resolve import resolve
+from paralab.processes.cluster import make_mesh
 
 CONFIG = GPT2Config(n_layers=3, hidden=32, n_heads=4, seq_len=12, vocab_size=257, tokenizer="bytes")
 

@@ -8,16 +8,16 @@ import pytest
 import torch
 from torch import Tensor
 
-from models.sampling import SAMPLERS, log_probability, noise_levels, with_zero
-from parallel import checkpoint
-from parallel.commands import sample as command
-from parallel.engines import native
-from parallel.errors import UsageError
-from parallel.inference.two_sample import energy_test
-from parallel.layout import Layout
-from parallel.options.config import RunConfig
-from parallel.plan.resolve import resolve
-from parallel.processes.cluster import make_mesh
+from paralab import checkpoint
+from paralab.commands import sample as command
+from paralab.engines import native
+from paralab.errors import UsageError
+from paralab.inference.two_sample import energy_test
+from paralab.layout import Layout
+from paralab.models.sampling import SAMPLERS, log_probability, noise_levels, with_zero
+from paralab.options.config import RunConfig
+from paralab.planning.resolve import resolve
+from paralab.processes.cluster import make_mesh
 
 # Three Gaussians in the plane: weights, means, standard deviations. Mean 0, variance 1 over both coordinates.
 WEIGHTS = torch.tensor([0.25, 0.25, 0.5], dtype=torch.float64)

@@ -6,14 +6,14 @@ import sys
 
 import pytest
 
-from parallel.commands import verify_cases as verify
-from parallel.commands.verify import VerifyConfig
-from parallel.console import phases
-from parallel.console.clock import Moment
-from parallel.console.phases import Phases, hidden, is_phase
-from parallel.layout import Layout
-from parallel.processes.cluster import Rank
-from parallel.processes.failure import Progress
+from paralab.commands import verify_cases as verify
+from paralab.commands.verify import VerifyConfig
+from paralab.console import phases
+from paralab.console.clock import Moment
+from paralab.console.phases import Phases, hidden, is_phase
+from paralab.layout import Layout
+from paralab.processes.cluster import Rank
+from paralab.processes.failure import Progress
 
 
 class Terminal(io.StringIO):

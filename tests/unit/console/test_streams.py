@@ -5,7 +5,7 @@ import sys
 
 import pytest
 
-PROGRAM = "import sys; from parallel.cli import main; "
+PROGRAM = "import sys; from paralab.cli import main; "
 
 
 def run(program: str, redirected: str) -> subprocess.CompletedProcess:

@@ -13,10 +13,10 @@ import pytest
 import torch
 from PIL import Image
 
-from models.resnet import ResNetConfig
-from parallel.data import assets, count_classes, open_dataset
-from parallel.data.pixels import decode, fit
-from parallel.errors import DataError
+from paralab.data import assets, count_classes, open_dataset
+from paralab.data.pixels import decode, fit
+from paralab.errors import DataError
+from paralab.models.resnet import ResNetConfig
 
 
 @pytest.fixture(autouse=True)

@@ -10,12 +10,12 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from models.diffusion import DiTConfig, PointsConfig
-from parallel.data import batches, open_dataset
-from parallel.data.noise import philox, to_normals, uniforms
-from parallel.data.points import SHAPES, Points
-from parallel.errors import DataError, ModelError
-from parallel.layout import Division
+from paralab.data import batches, open_dataset
+from paralab.data.noise import philox, to_normals, uniforms
+from paralab.data.points import SHAPES, Points
+from paralab.errors import DataError, ModelError
+from paralab.layout import Division
+from paralab.models.diffusion import DiTConfig, PointsConfig
 
 POINTS = PointsConfig(hidden=8, n_blocks=1)
 IMAGES = DiTConfig(hidden=8, n_blocks=1, n_heads=1, patch_size=4, image_size=32, channels=1, n_classes=10)

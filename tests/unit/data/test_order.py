@@ -9,11 +9,11 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from models import SPECS
-from parallel.data import Batch, batches, open_dataset
-from parallel.data.order import SampleOrder
-from parallel.errors import DataError
-from parallel.layout import Division
+from paralab.data import Batch, batches, open_dataset
+from paralab.data.order import SampleOrder
+from paralab.errors import DataError
+from paralab.layout import Division
+from paralab.models import SPECS
 
 divisions = st.builds(Division, *[st.integers(1, 3)] * 4)
 

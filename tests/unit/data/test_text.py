@@ -17,8 +17,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from models.gpt2 import GPT2Config
-from parallel.data import (
+from paralab.data import (
     TextOptions,
     assets,
     encoding,
@@ -28,8 +27,9 @@ from parallel.data import (
     sources,
     token_cache,
 )
-from parallel.data.text import TokenWindows
-from parallel.errors import DataError
+from paralab.data.text import TokenWindows
+from paralab.errors import DataError
+from paralab.models.gpt2 import GPT2Config
 
 CONFIG = GPT2Config(n_layers=1, hidden=8, n_heads=1, seq_len=16, vocab_size=257, tokenizer="bytes")
 GPT2_CONFIG = replace(CONFIG, tokenizer="gpt2", vocab_size=50_257, seq_len=64)

@@ -11,14 +11,14 @@ import pytest
 import torch
 from pydantic import BaseModel
 
-from parallel.axes.context import BuildContext
-from parallel.engines import deepspeed_config
-from parallel.engines.deepspeed_keys import KEYS, Decided, Handed, LeftOut, Off
-from parallel.errors import ConfigError
-from parallel.layout import Layout
-from parallel.options.config import RunConfig
-from parallel.plan.resolve import resolve
-from parallel.processes.cluster import Mesh
+from paralab.axes.context import BuildContext
+from paralab.engines import deepspeed_config
+from paralab.engines.deepspeed_keys import KEYS, Decided, Handed, LeftOut, Off
+from paralab.errors import ConfigError
+from paralab.layout import Layout
+from paralab.options.config import RunConfig
+from paralab.planning.resolve import resolve
+from paralab.processes.cluster import Mesh
 
 ROOT = Path(__file__).resolve().parents[3]
 CONFIGS = ROOT / "ds_configs"

@@ -9,15 +9,15 @@ import pytest
 import torch
 from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import checkpoint_wrapper
 
-from parallel import engines
-from parallel.axes.context import BuildContext
-from parallel.engines import accelerate_settings, realised
-from parallel.engines.accelerate_settings import kind_of
-from parallel.errors import ConfigError, LayoutError
-from parallel.layout import Layout
-from parallel.options.config import RunConfig
-from parallel.plan.resolve import resolve
-from parallel.processes.cluster import Mesh
+from paralab import engines
+from paralab.axes.context import BuildContext
+from paralab.engines import accelerate_settings, realised
+from paralab.engines.accelerate_settings import kind_of
+from paralab.errors import ConfigError, LayoutError
+from paralab.layout import Layout
+from paralab.options.config import RunConfig
+from paralab.planning.resolve import resolve
+from paralab.processes.cluster import Mesh
 
 CONFIGS = Path(__file__).resolve().parents[3] / "ds_configs"
 

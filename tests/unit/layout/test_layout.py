@@ -8,10 +8,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from parallel.axes.data import shard_ranks
-from parallel.errors import LayoutError
-from parallel.layout import SCHEDULES, Division, Layout, words
-from parallel.layout.schedules import ScheduleName
+from paralab.axes.data import shard_ranks
+from paralab.errors import LayoutError
+from paralab.layout import SCHEDULES, Division, Layout, words
+from paralab.layout.schedules import ScheduleName
 
 
 @st.composite

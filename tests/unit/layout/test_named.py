@@ -9,15 +9,15 @@ from pathlib import Path
 
 import pytest
 
-from models import NAMES, SPECS
-from parallel import cli
-from parallel.commands.strategies import markdown
-from parallel.errors import LayoutError
-from parallel.layout import Layout
-from parallel.layout.strategies import ALIASES, STRATEGIES, layout_of, name_of, stands_for
-from parallel.options.config import RunConfig, make_parser
-from parallel.options.config import resolve as read_config
-from parallel.plan.resolve import resolve
+from paralab import cli
+from paralab.commands.strategies import markdown
+from paralab.errors import LayoutError
+from paralab.layout import Layout
+from paralab.layout.strategies import ALIASES, STRATEGIES, layout_of, name_of, stands_for
+from paralab.models import NAMES, SPECS
+from paralab.options.config import RunConfig, make_parser
+from paralab.options.config import resolve as read_config
+from paralab.planning.resolve import resolve
 
 ROOT = Path(__file__).resolve().parents[3]
 
@@ -96,12 +96,12 @@ def test_help_offers_all_of_both_lists() -> None:
 def test_a_model_is_named_like_its_file() -> None:
     assert list(SPECS) == list(NAMES)
     for name in NAMES:
-        assert SPECS[name] is import_module(f"models.{name}").SPEC and SPECS[name].name == name
+        assert SPECS[name] is import_module(f"paralab.models.{name}").SPEC and SPECS[name].name == name
 
 
 def test_both_lists_are_read_without_torch() -> None:
     code = (
-        "import sys; from models import SPECS; from parallel.cli import main; "
+        "import sys; from models import SPECS; from paralab.cli import main; "
         "assert 'gpt2' in SPECS and not main(['strategies']); sys.exit('torch' in sys.modules)"
     )
     done = subprocess.run([sys.executable, "-c", code], env=os.environ, capture_output=True, timeout=30)

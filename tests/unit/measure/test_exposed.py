@@ -2,7 +2,7 @@
 
 import pytest
 
-from parallel.measure.exposed import Split, Straggler, exposed_share, straggler, uncovered
+from paralab.measure.exposed import Split, Straggler, exposed_share, straggler, uncovered
 
 
 def test_only_what_nothing_covers_is_exposed() -> None:

@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from parallel.measure import memory
-from parallel.measure.memory import MemoryCensus
+from paralab.measure import memory
+from paralab.measure.memory import MemoryCensus
 
 WIDTH = 500
 WEIGHT = 4 * WIDTH * WIDTH

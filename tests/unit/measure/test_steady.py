@@ -4,7 +4,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
-from parallel.measure import steady
+from paralab.measure import steady
 
 SERIES = st.lists(st.floats(1e-3, 1e3), min_size=1, max_size=60)
 

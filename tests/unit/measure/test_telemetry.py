@@ -11,7 +11,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from parallel.measure.telemetry import Sampler, rapl_joules, read_rapl
+from paralab.measure.telemetry import Sampler, rapl_joules, read_rapl
 
 # Two devices. The second: power 100, 110, 120 ... W by call, 5 J a reading, a power cap; it knows no clock.
 FAKE_NVML = r"""
@@ -44,8 +44,8 @@ int nvmlSystemGetDriverVersion(char *text, unsigned length) { strncpy(text, "999
 PROBE = """
 import json, sys, time
 from dataclasses import asdict
-from parallel.measure.nvml import NvmlDevice
-from parallel.measure.telemetry import Sampler
+from paralab.measure.nvml import NvmlDevice
+from paralab.measure.telemetry import Sampler
 sampler = Sampler(gpu_uuid="GPU-b", interval_s=0.02)
 sampler.start_window()
 time.sleep(0.2)

@@ -7,12 +7,12 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from parallel.axes.pipeline.stages import pass_order
-from parallel.layout import SCHEDULES, Layout
-from parallel.layout.schedules import Pass
-from parallel.measure.span import SpanRecord
-from parallel.measure.timeline import Timeline, bubble_share, bubble_theory_share, idle_shares
-from parallel.processes.cluster import Mesh
+from paralab.axes.pipeline.stages import pass_order
+from paralab.layout import SCHEDULES, Layout
+from paralab.layout.schedules import Pass
+from paralab.measure.span import SpanRecord
+from paralab.measure.timeline import Timeline, bubble_share, bubble_theory_share, idle_shares
+from paralab.processes.cluster import Mesh
 
 
 def theory(schedule: str, pp: int, micro_batches: int) -> float:

@@ -6,8 +6,8 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.testing import assert_close
 
-from models import cross_entropy
-from models.cross_entropy import LinearCrossEntropy
+from paralab.models import cross_entropy
+from paralab.models.cross_entropy import LinearCrossEntropy
 from tests.unit.thread_ranks import ThreadRanks
 
 N, HIDDEN, VOCAB, PADDED = 12, 8, 37, 48

@@ -11,7 +11,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.testing import assert_close
 from torch.utils.flop_counter import FlopCounterMode
 
-from models.diffusion import (
+from paralab.models.diffusion import (
     N_FEATURES,
     SIZES,
     SPEC,

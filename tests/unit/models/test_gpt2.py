@@ -11,11 +11,11 @@ from torch import Tensor
 from torch.testing import assert_close
 from torch.utils.flop_counter import FlopCounterMode
 
-from models.gpt2 import GPT2, SIZES, SPEC, GPT2Config, size_of
-from models.gpt2_hf import from_transformers, to_transformers
-from parallel.errors import DataError
-from parallel.weights import tokenizer_files
-from parallel.weights.hugging_face import check, from_hugging_face, read_config, to_hugging_face
+from paralab.errors import DataError
+from paralab.models.gpt2 import GPT2, SIZES, SPEC, GPT2Config, size_of
+from paralab.models.gpt2_hf import from_transformers, to_transformers
+from paralab.weights import tokenizer_files
+from paralab.weights.hugging_face import check, from_hugging_face, read_config, to_hugging_face
 
 # four heads: with three, the order of heads and of q, k, v could not be told apart
 CONFIG = GPT2Config(n_layers=3, hidden=48, n_heads=4, seq_len=12, vocab_size=101)

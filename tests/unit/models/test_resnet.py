@@ -9,8 +9,8 @@ from torch.distributed.pipelining._backward import stage_backward_input, stage_b
 from torch.testing import assert_close
 from torch.utils.flop_counter import FlopCounterMode
 
-from models.norms import BatchNorm2d, SyncBatchNorm2d
-from models.resnet import SIZES, SPEC, ResNet, ResNetConfig, init
+from paralab.models.norms import BatchNorm2d, SyncBatchNorm2d
+from paralab.models.resnet import SIZES, SPEC, ResNet, ResNetConfig, init
 from tests.unit.thread_ranks import ThreadRanks
 
 

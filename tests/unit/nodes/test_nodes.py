@@ -9,13 +9,13 @@ from types import SimpleNamespace
 
 import pytest
 
-from parallel.commands import cluster, node
-from parallel.errors import UsageError, WorldError
-from parallel.nodes import membership, rendezvous, simulated
-from parallel.nodes import start as nodes
-from parallel.nodes.membership import Membership
-from parallel.nodes.start import NodeRequest
-from parallel.processes import interfaces, standby
+from paralab.commands import cluster, node
+from paralab.errors import UsageError, WorldError
+from paralab.nodes import membership, rendezvous, simulated
+from paralab.nodes import start as nodes
+from paralab.nodes.membership import Membership
+from paralab.nodes.start import NodeRequest
+from paralab.processes import interfaces, standby
 
 
 def request(

@@ -10,16 +10,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from benchmarks.peers import PeersConfig
-from benchmarks.sweep import SweepConfig
-from parallel.commands.verify import VerifyConfig
-from parallel.errors import ConfigError, LayoutError, UsageError
-from parallel.layout import Layout
-from parallel.layout.strategies import STRATEGIES
-from parallel.options.arguments import SYNONYMS
-from parallel.options.config import RunConfig, make_parser, option, resolve
-from parallel.options.files import load
-from parallel.training.options import TrainConfig
+from paralab.benchmarks.peers import PeersConfig
+from paralab.benchmarks.sweep import SweepConfig
+from paralab.commands.verify import VerifyConfig
+from paralab.errors import ConfigError, LayoutError, UsageError
+from paralab.layout import Layout
+from paralab.layout.strategies import STRATEGIES
+from paralab.options.arguments import SYNONYMS
+from paralab.options.config import RunConfig, make_parser, option, resolve
+from paralab.options.files import load
+from paralab.training.options import TrainConfig
 
 
 def write(folder: Path, name: str, text: str) -> Path:

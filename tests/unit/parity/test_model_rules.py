@@ -11,9 +11,9 @@ from torch import Tensor, nn
 from torch.distributed.pipelining._backward import stage_backward_input, stage_backward_weight
 from torch.testing import assert_close
 
-from models import SPECS
-from models.resnet import ResNetConfig
-from models.spec import ModelSpec
+from paralab.models import SPECS
+from paralab.models.resnet import ResNetConfig
+from paralab.models.spec import ModelSpec
 from tests.unit.thread_ranks import ThreadRanks
 
 CASES: dict[str, tuple[ModelSpec, Any]] = {

@@ -8,21 +8,21 @@ from typing import Any
 import pytest
 import torch
 
-import parallel.parity.prove as prove_module
-from models import SPECS
-from parallel import engines
-from parallel.commands import around
-from parallel.layout import Division, Layout
-from parallel.options.config import RunConfig
-from parallel.parity import movement
-from parallel.parity.movement import Compared, Measure, by_element, by_projection, by_rms, over_pieces
-from parallel.parity.prove import judge, prove
-from parallel.parity.reference import STEPS, Trace, reference, reference_work, trace
-from parallel.parity.result import ParityResult
-from parallel.parity.tolerances import as_judged, tolerance_of
-from parallel.plan.batches import training_batches
-from parallel.plan.resolve import Work, resolve
-from parallel.processes.cluster import Mesh
+import paralab.parity.prove as prove_module
+from paralab import engines
+from paralab.commands import around
+from paralab.layout import Division, Layout
+from paralab.models import SPECS
+from paralab.options.config import RunConfig
+from paralab.parity import movement
+from paralab.parity.movement import Compared, Measure, by_element, by_projection, by_rms, over_pieces
+from paralab.parity.prove import judge, prove
+from paralab.parity.reference import STEPS, Trace, reference, reference_work, trace
+from paralab.parity.result import ParityResult
+from paralab.parity.tolerances import as_judged, tolerance_of
+from paralab.planning.batches import training_batches
+from paralab.planning.resolve import Work, resolve
+from paralab.processes.cluster import Mesh
 
 
 def work_of(model: str = "gpt2", **options: Any) -> Work:

@@ -12,10 +12,10 @@ import psutil
 import pytest
 import torch.distributed as dist
 
-from parallel.errors import DataError, StoppedError, WorldError
-from parallel.processes import cluster, failure
-from parallel.processes.failure import Progress, first_failure
-from parallel.processes.liveness import Liveness
+from paralab.errors import DataError, StoppedError, WorldError
+from paralab.processes import cluster, failure
+from paralab.processes.failure import Progress, first_failure
+from paralab.processes.liveness import Liveness
 
 LOST = RuntimeError("[/somewhere/pair.cc:547] Connection closed by peer [127.0.0.1]:1")
 NO_ANSWER = RuntimeError("[/somewhere/buffer.cc:78] Timed out waiting 4000ms for recv operation to complete")

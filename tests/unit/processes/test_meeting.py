@@ -4,9 +4,9 @@ from typing import Any
 
 import pytest
 
-from parallel.errors import WorldError
-from parallel.processes.cluster import Rank
-from parallel.processes.meeting import check_meeting_point, hosts, meeting_point
+from paralab.errors import WorldError
+from paralab.processes.cluster import Rank
+from paralab.processes.meeting import check_meeting_point, hosts, meeting_point
 
 # of a batch script that requested four tasks: the rank variables are set, and nothing was started yet
 BATCH = {

@@ -6,8 +6,8 @@ from types import SimpleNamespace
 
 import pytest
 
-from parallel.processes.launch import _said
-from parallel.processes.oom_killer import OomKiller
+from paralab.processes.launch import _said
+from paralab.processes.oom_killer import OomKiller
 
 
 def vmstat(folder: Path, count: int | None) -> None:

@@ -8,9 +8,9 @@ import psutil
 import pytest
 import torch
 
-from parallel.measure import roofline
-from parallel.processes.allowed import cores_allowed, memory_allowed_bytes, memory_available_bytes
-from parallel.records import environment
+from paralab.measure import roofline
+from paralab.processes.allowed import cores_allowed, memory_allowed_bytes, memory_available_bytes
+from paralab.records import environment
 
 AFFINITY = float(len(os.sched_getaffinity(0))) if hasattr(os, "sched_getaffinity") else float(os.cpu_count() or 1)
 
@@ -132,8 +132,8 @@ def test_facts_of_this_process() -> None:
 
 
 def test_names_are_columns_of_the_record() -> None:
-    from parallel.measure.steady import StepTimes
-    from parallel.records.row import RunRecord
+    from paralab.measure.steady import StepTimes
+    from paralab.records.row import RunRecord
 
     columns = {f.name for f in fields(RunRecord)}
     assert {f.name for f in fields(environment.Environment)} <= columns

@@ -14,10 +14,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from parallel.errors import DataError, UsageError, WriteError
-from parallel.measure.span import SpanRecord
-from parallel.records import row as rec
-from parallel.records.row import MemoryRecord, RunRecord, StepLog, StepRecord
+from paralab.errors import DataError, UsageError, WriteError
+from paralab.measure.span import SpanRecord
+from paralab.records import row as rec
+from paralab.records.row import MemoryRecord, RunRecord, StepLog, StepRecord
 
 PLAIN = RunRecord(run_id="a", started_at="2025-01-01T00:00:00+00:00", status="ok", strategy_requested="ddp", model="m")
 PUBLISHED = sorted((Path(__file__).parents[3] / "benchmarks" / "results").glob("*.csv"))
@@ -155,7 +155,7 @@ def test_a_torn_end_is_skipped_and_then_repaired_at_any_byte(tmp_path):
 def test_writers_at_the_same_time_lose_nothing(tmp_path):
     path, writers, each = tmp_path / "r.csv", 4, 25
     code = (
-        "import sys; from dataclasses import replace; from parallel.records import row as r\n"
+        "import sys; from dataclasses import replace; from paralab.records import row as r\n"
         "row = r.RunRecord(run_id='', started_at='t', status='ok', strategy_requested='ddp', model='m')\n"
         f"[r.append(sys.argv[1], replace(row, run_id=sys.argv[2], repeat=i)) for i in range({each})]\n"
     )

@@ -14,27 +14,27 @@ from typing import Any
 import pytest
 import torch
 
-from benchmarks import case
-from benchmarks.case import RankResult
-from benchmarks.run_worker import summary
-from parallel.axes.sent import predicted_sent
-from parallel.console.clock import Moment
-from parallel.measure import roofline
-from parallel.measure.exposed import Split
-from parallel.measure.ledger import CommRow
-from parallel.measure.span import SpanRecord
-from parallel.measure.steady import summarise
-from parallel.measure.telemetry import Telemetry
-from parallel.options.config import RunConfig
-from parallel.parity.result import ParityResult
-from parallel.parity.tolerances import TOLERANCES
-from parallel.plan.resolve import Work, resolve
-from parallel.processes.cluster import Mesh, Rank
-from parallel.processes.failure import Failure
-from parallel.records.describe import failed
-from parallel.records.environment import Environment
-from parallel.records.requested import Requested
-from parallel.records.row import SCHEMA, LogRecord, RunRecord, StepRecord, append, read
+from paralab.axes.sent import predicted_sent
+from paralab.benchmarks import case
+from paralab.benchmarks.case import RankResult
+from paralab.benchmarks.run_worker import summary
+from paralab.console.clock import Moment
+from paralab.measure import roofline
+from paralab.measure.exposed import Split
+from paralab.measure.ledger import CommRow
+from paralab.measure.span import SpanRecord
+from paralab.measure.steady import summarise
+from paralab.measure.telemetry import Telemetry
+from paralab.options.config import RunConfig
+from paralab.parity.result import ParityResult
+from paralab.parity.tolerances import TOLERANCES
+from paralab.planning.resolve import Work, resolve
+from paralab.processes.cluster import Mesh, Rank
+from paralab.processes.failure import Failure
+from paralab.records.describe import failed
+from paralab.records.environment import Environment
+from paralab.records.requested import Requested
+from paralab.records.row import SCHEMA, LogRecord, RunRecord, StepRecord, append, read
 
 TESTS = Path(__file__).resolve().parents[2]
 

@@ -6,27 +6,27 @@ from typing import Any
 
 import pytest
 
-from benchmarks.architecture import modules
-from parallel.console.phases import hidden
-from parallel.errors import RankError
-from parallel.options.config import RunConfig
-from parallel.plan.resolve import resolve
-from parallel.processes.cluster import Rank
-from parallel.processes.failure import Failure, Progress
-from parallel.records.requested import Requested
-from parallel.records.row import read
-from parallel.running import task
+from paralab.benchmarks.architecture import modules
+from paralab.console.phases import hidden
+from paralab.errors import RankError
+from paralab.options.config import RunConfig
+from paralab.planning.resolve import resolve
+from paralab.processes.cluster import Rank
+from paralab.processes.failure import Failure, Progress
+from paralab.records.requested import Requested
+from paralab.records.row import read
+from paralab.running import task
 
 RUN = RunConfig(size="tiny", nproc=1)
 ALONE = Rank(0, 1, 0, 1, "python")
 REQUESTED = Requested(strategy="ddp", run_id="abc")
-ONE_WAY = "parallel.running.task"
+ONE_WAY = "paralab.running.task"
 # what nobody else takes; `launch` guards its ranks as well, before their task begins
 OF_ONE_WAY = {
-    "parallel.processes.launch.launch": {ONE_WAY},
-    "parallel.processes.failure.guard": {ONE_WAY, "parallel.processes.launch"},
-    "parallel.records.describe.failed": {ONE_WAY},
-    "parallel.records.describe.record_failure": {ONE_WAY},
+    "paralab.processes.launch.launch": {ONE_WAY},
+    "paralab.processes.failure.guard": {ONE_WAY, "paralab.processes.launch"},
+    "paralab.records.describe.failed": {ONE_WAY},
+    "paralab.records.describe.record_failure": {ONE_WAY},
 }
 
 
@@ -51,9 +51,9 @@ def test_there_is_one_way_to_run() -> None:
 @pytest.mark.parametrize(
     "source",
     [
-        "def late():\n    from parallel.processes.launch import launch as begin\n    begin('a:b', nproc=2)",
-        "import parallel.processes.launch\nparallel.processes.launch.launch('a:b', nproc=2)",
-        "from parallel.records import describe\ndescribe.record_failure(rows, work, requested, rank, error)",
+        "def late():\n    from paralab.processes.launch import launch as begin\n    begin('a:b', nproc=2)",
+        "import paralab.processes.launch\nparalab.processes.launch.launch('a:b', nproc=2)",
+        "from paralab.records import describe\ndescribe.record_failure(rows, work, requested, rank, error)",
     ],
 )
 def test_another_way_is_seen(source: str) -> None:

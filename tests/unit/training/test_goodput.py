@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from parallel.console import clock as measure_clock
-from parallel.console.clock import Moment
-from parallel.records.row import StepRecord
-from parallel.training.goodput import FILE, Pulse, RunProgress, read_progress
+from paralab.console import clock as measure_clock
+from paralab.console.clock import Moment
+from paralab.records.row import StepRecord
+from paralab.training.goodput import FILE, Pulse, RunProgress, read_progress
 
 
 class Clock:

@@ -7,9 +7,9 @@ from types import ModuleType
 
 import pytest
 
-from parallel.commands import train
-from parallel.errors import ConfigError
-from parallel.training import sinks
+from paralab.commands import train
+from paralab.errors import ConfigError
+from paralab.training import sinks
 
 QUICK = ["--model", "gpt2", "--size", "tiny", "--global-batch-size", "8", "--eval-samples", "8"]
 QUICK += ["--steps", "4", "--log-every", "2", "--eval-every", "4"]

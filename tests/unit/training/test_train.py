@@ -21,24 +21,24 @@ import pytest
 import torch
 from PIL import Image
 
-from parallel import checkpoint
-from parallel.axes import initialise
-from parallel.commands import train
-from parallel.console.clock import Moment
-from parallel.data import open_dataset
-from parallel.engines.native import NativeEngine
-from parallel.errors import ConfigError, DivergedError, FolderInUseError, LayoutError, RankError, UsageError
-from parallel.inference.restore import restore
-from parallel.measure import roofline
-from parallel.measure.roofline import Peak
-from parallel.options.files import load
-from parallel.plan.resolve import resolve
-from parallel.processes.cluster import Mesh, Rank
-from parallel.records.requested import Requested
-from parallel.records.row import StepRecord, read, read_log
-from parallel.training import goodput, lock, loop, screen
-from parallel.training.evaluate import Evaluator, Validation
-from parallel.training.lock import FolderLock
+from paralab import checkpoint
+from paralab.axes import initialise
+from paralab.commands import train
+from paralab.console.clock import Moment
+from paralab.data import open_dataset
+from paralab.engines.native import NativeEngine
+from paralab.errors import ConfigError, DivergedError, FolderInUseError, LayoutError, RankError, UsageError
+from paralab.inference.restore import restore
+from paralab.measure import roofline
+from paralab.measure.roofline import Peak
+from paralab.options.files import load
+from paralab.planning.resolve import resolve
+from paralab.processes.cluster import Mesh, Rank
+from paralab.records.requested import Requested
+from paralab.records.row import StepRecord, read, read_log
+from paralab.training import goodput, lock, loop, screen
+from paralab.training.evaluate import Evaluator, Validation
+from paralab.training.lock import FolderLock
 
 # tensors this small are slower on several threads
 QUICK = "--model gpt2 --size tiny --global-batch-size 8 --eval-samples 20 --log-every 4 --threads 1".split()
@@ -160,7 +160,7 @@ def test_what_it_does_is_told_from_the_start_and_the_bar_moves_each_step(
 
 
 def test_the_first_line_waits_for_nothing_heavy() -> None:
-    code = "import sys, parallel.commands.train; print(sorted({'torch', 'numpy', 'rich'} & set(sys.modules)))"
+    code = "import sys, paralab.commands.train; print(sorted({'torch', 'numpy', 'rich'} & set(sys.modules)))"
     said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60)
     assert said.stdout == "[]\n"
 

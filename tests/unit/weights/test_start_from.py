@@ -8,17 +8,17 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import GPT2LMHeadModel
 
-from models.gpt2 import GPT2, GPT2Config, tokenizer_of
-from models.gpt2_hf import to_transformers
-from parallel import cli
-from parallel.commands import train
-from parallel.errors import ConfigError, DataError
-from parallel.inference.restore import restore
-from parallel.layout import Layout
-from parallel.plan.batches import training_batches
-from parallel.processes.cluster import Mesh
-from parallel.records.row import read_log
-from parallel.weights.hugging_face import from_hugging_face, to_hugging_face
+from paralab import cli
+from paralab.commands import train
+from paralab.errors import ConfigError, DataError
+from paralab.inference.restore import restore
+from paralab.layout import Layout
+from paralab.models.gpt2 import GPT2, GPT2Config, tokenizer_of
+from paralab.models.gpt2_hf import to_transformers
+from paralab.planning.batches import training_batches
+from paralab.processes.cluster import Mesh
+from paralab.records.row import read_log
+from paralab.weights.hugging_face import from_hugging_face, to_hugging_face
 
 QUICK = ["--model", "gpt2", "--size", "tiny", "--global-batch-size", "8", "--eval-samples", "8", "--eval-every", "3"]
 

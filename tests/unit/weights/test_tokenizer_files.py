@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 from transformers import AutoTokenizer
 
-from parallel.data.tokenizer import get_tokenizer
-from parallel.weights import tokenizer_files
+from paralab.data.tokenizer import get_tokenizer
+from paralab.weights import tokenizer_files
 
 TEXTS = [
     "Alice was beginning to get very tired of sitting by her sister on the bank",

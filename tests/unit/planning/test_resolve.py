@@ -13,24 +13,24 @@ import pytest
 import torch
 from PIL import Image
 
-from benchmarks import tour as tour_command
-from benchmarks.tour import TourConfig
-from benchmarks.tour_worker import choose
-from models import SPECS
-from parallel import cli
-from parallel.axes.check import check_split
-from parallel.commands import verify as verify_command
-from parallel.commands.verify import VerifyConfig
-from parallel.commands.verify_cases import cases
-from parallel.errors import ConfigError, DataError, LayoutError, UsageError, WorldError
-from parallel.layout import Layout
-from parallel.layout.strategies import STRATEGIES, name_of
-from parallel.options.config import RunConfig
-from parallel.options.config import resolve as read_config
-from parallel.plan import resolve as resolve_module
-from parallel.plan.resolve import Work, alone, resolve
-from parallel.processes.cluster import Rank
-from parallel.running import task
+from paralab import cli
+from paralab.axes.check import check_split
+from paralab.benchmarks import tour as tour_command
+from paralab.benchmarks.tour import TourConfig
+from paralab.benchmarks.tour_worker import choose
+from paralab.commands import verify as verify_command
+from paralab.commands.verify import VerifyConfig
+from paralab.commands.verify_cases import cases
+from paralab.errors import ConfigError, DataError, LayoutError, UsageError, WorldError
+from paralab.layout import Layout
+from paralab.layout.strategies import STRATEGIES, name_of
+from paralab.models import SPECS
+from paralab.options.config import RunConfig
+from paralab.options.config import resolve as read_config
+from paralab.planning import resolve as resolve_module
+from paralab.planning.resolve import Work, alone, resolve
+from paralab.processes.cluster import Rank
+from paralab.running import task
 
 TINY = {"gpt2": "tiny", "resnet": "tiny", "diffusion": "tiny-points"}
 

@@ -11,21 +11,21 @@ from typing import Any, TypeVar
 import torch
 from torch import nn
 
-from models import SPECS
-from models.spec import C, ModelConfig, ModelSpec
-from parallel import engines
-from parallel.axes.check import check_split
-from parallel.axes.context import BuildContext
-from parallel.axes.precision import weight_dtype
-from parallel.data import Compact, TextOptions, count_classes, open_dataset
-from parallel.data.dataset import Dataset
-from parallel.errors import ConfigError, LayoutError, did_you_mean
-from parallel.layout import Division, Layout
-from parallel.layout import strategies as named
-from parallel.layout.strategies import STRATEGIES
-from parallel.options.config import RunConfig, flags_of
-from parallel.processes import cluster
-from parallel.processes.cluster import Mesh, Rank
+from paralab import engines
+from paralab.axes.check import check_split
+from paralab.axes.context import BuildContext
+from paralab.axes.precision import weight_dtype
+from paralab.data import Compact, TextOptions, count_classes, open_dataset
+from paralab.data.dataset import Dataset
+from paralab.errors import ConfigError, LayoutError, did_you_mean
+from paralab.layout import Division, Layout
+from paralab.layout import strategies as named
+from paralab.layout.strategies import STRATEGIES
+from paralab.models import SPECS
+from paralab.models.spec import C, ModelConfig, ModelSpec
+from paralab.options.config import RunConfig, flags_of
+from paralab.processes import cluster
+from paralab.processes.cluster import Mesh, Rank
 
 # Samples in a step when none is requested: a second or so of work on a laptop at the default size.
 _GLOBAL_BATCH = {"tokens": 16, "images": 64, "points": 512}

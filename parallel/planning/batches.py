@@ -2,10 +2,10 @@
 
 from collections.abc import Iterator
 
-from parallel.data import batches
-from parallel.data.dataset import Batch
-from parallel.plan.resolve import Work
-from parallel.processes.cluster import Mesh
+from paralab.data import batches
+from paralab.data.dataset import Batch
+from paralab.planning.resolve import Work
+from paralab.processes.cluster import Mesh
 
 
 def training_batches(work: Work, mesh: Mesh, *, start_step: int = 0) -> Iterator[Batch]:

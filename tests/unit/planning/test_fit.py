@@ -5,14 +5,14 @@ from typing import Any
 import pytest
 import torch
 
-from benchmarks import tour_worker as tour
-from models import SPECS
-from parallel.errors import FitError
-from parallel.options.config import RunConfig
-from parallel.parity import scope
-from parallel.plan import fit
-from parallel.plan.resolve import Work, resolve
-from parallel.processes.cluster import Mesh, Rank
+from paralab.benchmarks import tour_worker as tour
+from paralab.errors import FitError
+from paralab.models import SPECS
+from paralab.options.config import RunConfig
+from paralab.parity import scope
+from paralab.planning import fit
+from paralab.planning.resolve import Work, resolve
+from paralab.processes.cluster import Mesh, Rank
 
 FORKED = Rank.from_env()
 

@@ -3,7 +3,7 @@
 Where a launcher has started them, it is decided when they have met, for all of them: what is free differs from moment
 to moment and from machine to machine, and a rank that went on alone would wait for one that refused.
 
-Counted are the states of the model (`parallel.axes.held`) and what a process takes that does nothing. Activations are
+Counted are the states of the model (`paralab.axes.held`) and what a process takes that does nothing. Activations are
 not: what is refused here is sure not to fit, what is not refused may still be too large.
 """
 
@@ -15,12 +15,12 @@ from itertools import islice
 import torch
 import torch.distributed as dist
 
-from parallel.axes.held import state_bytes, state_bytes_of_all
-from parallel.errors import FitError, UsageError
-from parallel.layout import Layout
-from parallel.plan.resolve import Work, resolve
-from parallel.processes.allowed import cores_allowed, memory_available_bytes
-from parallel.processes.cluster import Rank
+from paralab.axes.held import state_bytes, state_bytes_of_all
+from paralab.errors import FitError, UsageError
+from paralab.layout import Layout
+from paralab.planning.resolve import Work, resolve
+from paralab.processes.allowed import cores_allowed, memory_available_bytes
+from paralab.processes.cluster import Rank
 
 # Memory of an idle process on a CPU with torch 2.13, by smaps_rollup, beside what it shares with the others that were
 # forked with it. Those of a launcher are there already when this is asked.
