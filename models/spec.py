@@ -9,6 +9,7 @@ torch.distributed. The module follows four rules, and every strategy works from 
    `spec.first`, what runs after it (loss included) in `spec.last`. A pipeline stage is a copy in which the
    other blocks are deleted and the other named modules are None: `forward` skips what is None, takes what
    the previous stage returned (a tensor or a tuple of floating-point tensors) and returns what the next takes.
+   A model that is built otherwise names its blocks in `spec.block_names`, and says in `spec.cut` what a stage is.
 3. Modules are created on the meta device, without values (`spec.on_meta`): `spec.init` gives every parameter and
    persistent buffer its value from a generator seeded by its full name.
 4. A module whose result depends on ranks it cannot see holds `all_reduce` (see `Reducing`).
@@ -130,6 +131,15 @@ class Flops:
     formula: str
 
 
+@dataclass(frozen=True)
+class Cut:
+    """What a pipeline stage keeps of a model: these blocks, and what runs before and after all blocks, or not."""
+
+    blocks: range
+    first: bool
+    last: bool
+
+
 @dataclass(frozen=True, kw_only=True)
 class ModelSpec(Generic[C]):
     """Declare a model to strategies, benchmarks and tests. Callables take the config of one size."""
@@ -145,10 +155,12 @@ class ModelSpec(Generic[C]):
     build: Callable[[C], nn.Module]
     init: Callable[[C, str, Tensor, torch.Generator], None]  # config, full name, full CPU tensor to initialise
     example: Callable[[C, int], tuple[tuple[Tensor, ...], Tensor]]  # batch size -> inputs, targets: shapes, dtypes
-    n_blocks: Callable[[C], int]
+    n_blocks: Callable[[C], int] = lambda config: 0  # modules named blocks.0, blocks.1, ...
+    block_names: Callable[[C], tuple[str, ...]] | None = None  # full names of blocks that are called otherwise
+    cut: Callable[[C, nn.Module, Cut], nn.Module] | None = None  # whole model -> stage, where rule 2 does not hold
     with_blocks: Callable[[C, int], C] | None = None  # the same config with so many blocks, or the fewest above
-    first: tuple[str, ...]
-    last: tuple[str, ...]
+    first: tuple[str, ...] = ()
+    last: tuple[str, ...] = ()
     flops: Callable[[C], Flops]
     data: Callable[[C], str]  # data set used without --data
     unit: Callable[[C], Literal["tokens", "images", "points"]]  # what throughput counts
@@ -183,10 +195,18 @@ class ModelSpec(Generic[C]):
             if style not in styles
         ]
 
+    def blocks(self, config: C) -> tuple[str, ...]:
+        """Return the full names of the blocks, in the order in which they run."""
+        if self.block_names is not None:
+            return self.block_names(config)
+        return tuple(f"blocks.{number}" for number in range(self.n_blocks(config)))
+
     def on_meta(self, config: C, dtype: torch.dtype = torch.float32) -> nn.Module:
-        """Return the whole model on the meta device, its weights of that dtype."""
+        """Return the whole model on the meta device, its weights of that dtype, with its `block_names`."""
         with torch.device("meta"), _WithoutInit():
-            return self.build(config).to(dtype)
+            model = self.build(config).to(dtype)
+        model.block_names = self.blocks(config)  # type: ignore[assignment]
+        return model
 
 
 class _WithoutInit(TorchFunctionMode):

@@ -17,8 +17,8 @@ from paralab.models.spec import C, ModelSpec
 
 def checkpoint_blocks(part: nn.Module, every: int | None) -> None:
     """Recompute every n-th block in backward (1: all of them; None: no block). Parameter names stay."""
-    for key, block in blocks_of(part).items():
-        if every and int(key) % every == 0:
+    for number, block in blocks_of(part).items():
+        if every and number % every == 0:
             # Replacing forward, not wrapping the module, keeps names and lets FSDP's hooks run outside.
             block.forward = functools.partial(_recomputed, block, block.forward)
 

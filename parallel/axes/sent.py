@@ -132,10 +132,10 @@ def _boundary(hidden: tuple[Tensor, ...], layout: Layout) -> int:
 def _noting(noted: _Noted, plan: Planned) -> Iterator[None]:
     """Note the collectives of the modules that run inside."""
     running: list[int | None] = [None]  # the block
-    axes = used(plan.layout)
+    axes, blocks = used(plan.layout), plan.spec.blocks(plan.model_config)
 
     def before(name: str, module: nn.Module, x: Tensor) -> None:
-        running[0] = block_of(name)
+        running[0] = block_of(name, blocks)
         for axis in axes:
             noted.calls += axis.calls_before(name, module, x, plan)
 

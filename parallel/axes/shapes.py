@@ -26,6 +26,11 @@ def compute_bytes(plan: "Planned") -> int:
     return DTYPES[plan.run.precision].itemsize
 
 
+def blocks_in(plan: "Planned") -> tuple[str, ...]:
+    """Return the full names of the blocks of the model, in order."""
+    return plan.spec.blocks(plan.model_config)
+
+
 def parts(plan: "Planned") -> "Iterator[nn.Module]":
     """Yield the stages of a model, first to last, on the meta device; the whole model where there is one stage."""
     return (part(plan, stage) for stage in range(plan.layout.stages))

@@ -25,7 +25,7 @@ def check_blocks(engine: EngineChoice, parts: Iterable[nn.Module], run: RunConfi
 
     parts: what a rank holds of the model, with its blocks numbered from 0 over the whole model.
     """
-    blocks = [(int(key), block) for part in parts for key, block in blocks_of(part).items()]
+    blocks = [item for part in parts for item in blocks_of(part).items()]
     every = run.checkpoint_every
     wanted = {
         "recomputed blocks": [number for number, _ in blocks if every and number % every == 0],

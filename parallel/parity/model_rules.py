@@ -53,7 +53,7 @@ def broken(spec: ModelSpec[C], config: C) -> list[Broken]:
     """Return the rules that a model breaks; those that build on a broken one are not looked at."""
     found = list(_structure(_Subject(spec, config)))
     if spec.with_blocks is not None:  # the others are alike
-        config = spec.with_blocks(config, min(2, spec.n_blocks(config)))
+        config = spec.with_blocks(config, min(2, len(spec.blocks(config))))
     for rules in (_values, _passes, _plan):
         found = found or list(rules(_Subject(spec, config)))
     return found
@@ -231,7 +231,7 @@ def _passes(subject: _Subject) -> Iterator[Broken]:
 def _stages(subject: _Subject) -> Iterator[Broken]:
     """Run the model as two stages of a pipeline."""
     spec, config, rule = subject.spec, subject.config, "2, a stage is a copy without the rest"
-    if spec.n_blocks(config) < 2:
+    if len(spec.blocks(config)) < 2:
         return
     inputs, targets = subject.batch()
     first, last = (

@@ -59,7 +59,7 @@ def describe(part: Work | None, work: Work) -> str:
     """Say how much of a work a part of it is."""
     if part is None:
         return NOT_PROVEN
-    blocks, of_blocks = part.spec.n_blocks(part.model_config), work.spec.n_blocks(work.model_config)
+    blocks, of_blocks = len(part.spec.blocks(part.model_config)), len(work.spec.blocks(work.model_config))
     samples, of_samples = part.division.global_batch_size, work.division.global_batch_size
     kinds = ((blocks, of_blocks, "blocks"), (samples, of_samples, "samples"))
     return ", ".join(f"{some} of {of} {what}" for some, of, what in kinds if some != of) or WHOLE
@@ -75,7 +75,7 @@ def _parts(work: Work) -> Iterator[Work]:
         yield work
     if work.spec.with_blocks is not None:
         config = work.spec.with_blocks(work.model_config, max(_LEAST_BLOCKS, layout.stages))
-        if work.spec.n_blocks(config) < work.spec.n_blocks(work.model_config):
+        if len(work.spec.blocks(config)) < len(work.spec.blocks(work.model_config)):
             yield replace(work, model_config=config)
 
 

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from paralab.axes.axis import Axis, Call, Finish, Stage, StageMemory, Transfer, Updates
 from paralab.axes.blocks import block_of
 from paralab.axes.forms import fsdp_padded_numel
-from paralab.axes.shapes import compute_bytes, local_shape, local_shapes, parts, weight_bytes
+from paralab.axes.shapes import blocks_in, compute_bytes, local_shape, local_shapes, parts, weight_bytes
 from paralab.errors import LayoutError
 from paralab.layout import Layout
 from paralab.layout.words import number_option
@@ -138,7 +138,7 @@ class DataAxis(Axis):
 
         if isinstance(module, Reducing) and module.axis == "dp" and plan.layout.dp > 1:
             # For each channel two sums, and the count, in fp64; in backward two sums (paralab.models.norms).
-            (channels,), block = local_shape(f"{name}.weight", (x.shape[1],), plan), block_of(name)
+            (channels,), block = local_shape(f"{name}.weight", (x.shape[1],), plan), block_of(name, blocks_in(plan))
             wide = max(x.element_size(), 4)  # bytes of what statistics are computed in
             yield Call("dp", "all_reduce", (2 * channels + 1) * 8, block=block)
             yield Call("dp", "all_reduce", 2 * channels * wide, backward=True, block=block)
@@ -205,7 +205,7 @@ def _sharding(stage: Stage, plan: "Planned") -> Iterator[tuple[str, Transfer]]:
     for name, shape in stage.shapes.items():
         padded = fsdp_padded_numel([shape], dp=ranks)
         # What is outside the blocks stays gathered from forward to backward, and so does all of a pipeline.
-        gathers = 2 if layout.zero == 3 and layout.pp == 1 and block_of(name) is not None else 1
+        gathers = 2 if layout.zero == 3 and layout.pp == 1 and block_of(name, blocks_in(plan)) is not None else 1
         yield dim, Transfer("all_gather", ranks, times * gathers * padded * compute_bytes(plan))
         yield dim, Transfer("reduce_scatter", ranks, times * padded * weight_bytes(plan))
         if layout.shard:
@@ -223,6 +223,6 @@ def _unreduced_bytes(plan: "Planned", ranks: int) -> float:
     for part in parts(plan):
         units: Counter[int | None] = Counter()
         for name, shape in local_shapes(part, plan).items():
-            units[block_of(name) if plan.layout.pp == 1 else None] += prod(shape)
+            units[block_of(name, blocks_in(plan)) if plan.layout.pp == 1 else None] += prod(shape)
         largest = max(largest, *units.values())
     return largest * (compute_bytes(plan) - weight_bytes(plan) / ranks)

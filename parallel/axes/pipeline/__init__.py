@@ -50,7 +50,7 @@ class PipelineAxis(Axis):
 
     def check_model(self, layout: Layout, spec: "ModelSpec[C]", config: "C") -> None:
         """Raise LayoutError where the model has fewer blocks than there are stages."""
-        blocks = spec.n_blocks(config)
+        blocks = len(spec.blocks(config))
         if layout.stages > blocks:
             most = blocks // layout.pipeline.stages_per_rank
             raise LayoutError(

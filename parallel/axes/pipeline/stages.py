@@ -18,14 +18,13 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from paralab.axes import used
-from paralab.axes.blocks import blocks_of
 from paralab.axes.context import BuildContext
 from paralab.axes.initialise import local
 from paralab.axes.precision import in_dtype, weight_dtype
 from paralab.data.dataset import Batch
 from paralab.layout import SCHEDULES, Layout
 from paralab.layout.schedules import Pass, ScheduleName
-from paralab.models.spec import C, ModelSpec
+from paralab.models.spec import C, Cut, ModelSpec
 
 _CLASSES: Mapping[ScheduleName, str] = {
     "naive": "ScheduleGPipe",
@@ -53,13 +52,15 @@ def stage_blocks(n_blocks: int, stages: int, stage: int) -> range:
 
 def cut_stage(model: nn.Module, *, spec: ModelSpec[C], config: C, layout: Layout, stage: int) -> nn.Module:
     """Delete from a whole model (on the meta device) what one stage does not hold. Names stay as they are."""
-    stages = layout.stages
-    keep = stage_blocks(spec.n_blocks(config), stages, stage)
-    blocks = blocks_of(model)
-    for key in list(blocks):
-        if int(key) not in keep:
-            del blocks[key]
-    for name in (spec.first if stage > 0 else ()) + (spec.last if stage < stages - 1 else ()):
+    stages, names = layout.stages, spec.blocks(config)
+    cut = Cut(stage_blocks(len(names), stages, stage), first=stage == 0, last=stage == stages - 1)
+    if spec.cut is not None and stages > 1:
+        return spec.cut(config, model, cut)
+    for number, name in enumerate(names):
+        if number not in cut.blocks:
+            container, _, key = name.rpartition(".")
+            del model.get_submodule(container)._modules[key]
+    for name in (() if cut.first else spec.first) + (() if cut.last else spec.last):
         setattr(model, name, None)
     return model
 

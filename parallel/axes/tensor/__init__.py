@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from paralab.axes.axis import Axis, Call, Finish, Stage, Transfer
 from paralab.axes.blocks import block_of
-from paralab.axes.shapes import compute_bytes, weight_bytes
+from paralab.axes.shapes import blocks_in, compute_bytes, weight_bytes
 from paralab.errors import LayoutError
 from paralab.layout import Layout
 from paralab.layout.words import flag_option
@@ -81,7 +81,7 @@ class TensorAxis(Axis):
 
     def calls_before(self, name: str, module: "nn.Module", x: "Tensor", plan: "Planned") -> Iterator[Call]:
         """Yield what a split layer does to its input x (batch, sequence, hidden), and to the gradient of it."""
-        style, sequence, block = _style(name, plan), plan.layout.sequence_parallel, block_of(name)
+        style, sequence, block = _style(name, plan), plan.layout.sequence_parallel, block_of(name, blocks_in(plan))
         if style in ("column", "vocab_loss") and sequence:
             yield Call("tp", "all_gather", x.nbytes, block=block)
         if style == "column":  # each rank has a term of the gradient of x
@@ -94,7 +94,7 @@ class TensorAxis(Axis):
 
     def calls_after(self, name: str, module: "nn.Module", out: "Tensor", plan: "Planned") -> Iterator[Call]:
         """Yield what a split layer does to its output (batch, sequence, hidden), and to the gradient of it."""
-        style, sequence, block = _style(name, plan), plan.layout.sequence_parallel, block_of(name)
+        style, sequence, block = _style(name, plan), plan.layout.sequence_parallel, block_of(name, blocks_in(plan))
         if style == "row":  # each rank has a term of the output
             yield Call("tp", "reduce_scatter" if sequence else "all_reduce", out.nbytes, block=block)
         if style == "vocab_embedding":
