@@ -1,4 +1,4 @@
-"""Models: GPT-2, ResNet and diffusion, each one file that knows architecture only."""
+"""Models, each one file that knows architecture only."""
 
 from collections.abc import Iterator, MutableMapping
 from importlib import import_module
@@ -8,7 +8,7 @@ if TYPE_CHECKING:
     from paralab.models.spec import ModelSpec
 
 Norm = Literal["batch", "syncbatch", "group"]  # the normalisation layers of an image model
-NAMES = ("gpt2", "resnet", "diffusion")  # the only list of models: modules of this package, each with a SPEC
+NAMES = ("gpt2", "llama", "resnet", "diffusion")  # the only list of models: modules of this package, each with a SPEC
 
 
 class _Specs(MutableMapping[str, "ModelSpec"]):

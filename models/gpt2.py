@@ -9,7 +9,6 @@ the loss.
 import math
 import re
 from dataclasses import dataclass, replace
-from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -17,8 +16,7 @@ from torch.nn import functional as F
 
 from paralab.models.cross_entropy import LinearCrossEntropy
 from paralab.models.spec import Flops, ModelSpec, Style
-
-VOCAB_MULTIPLE = 64
+from paralab.models.vocabulary import Encoding, padded, tokenizer_of
 
 
 @dataclass(frozen=True)
@@ -33,7 +31,7 @@ class GPT2Config:
     n_heads: int
     seq_len: int = 1024
     vocab_size: int = 50_257
-    tokenizer: Literal["gpt2", "bytes"] = "gpt2"
+    tokenizer: Encoding = "gpt2"
     task: str = "text"
 
     def __post_init__(self) -> None:
@@ -42,13 +40,8 @@ class GPT2Config:
 
     @property
     def padded_vocab(self) -> int:
-        """Rows of the embedding: the vocabulary, rounded up to a multiple of `VOCAB_MULTIPLE`."""
-        return -(-self.vocab_size // VOCAB_MULTIPLE) * VOCAB_MULTIPLE
-
-
-def tokenizer_of(vocab_size: int) -> Literal["gpt2", "bytes"]:
-    """Return the encoding that a vocabulary belongs to: 257 rows are bytes, more of them GPT-2's, padded or not."""
-    return "bytes" if vocab_size == 257 else "gpt2"
+        """Rows of the embedding, a multiple of 64."""
+        return padded(self.vocab_size)
 
 
 class Embed(nn.Module):

@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from paralab.models.gpt2 import GPT2Config, tokenizer_of
+from paralab.models.gpt2 import GPT2Config
+from paralab.models.vocabulary import tokenizer_of
 
 if TYPE_CHECKING:
     from transformers import GPT2Config as TheirConfig

@@ -15,6 +15,7 @@ from types import FrameType
 from paralab import __version__
 from paralab.console import streams
 from paralab.errors import ParalabError, StoppedError, UsageError, did_you_mean
+from paralab.models import NAMES
 from paralab.options.commands import COMMANDS
 
 # name -> the function that does it: it takes the arguments and returns the exit status
@@ -53,8 +54,8 @@ def usage() -> str:
         [
             "usage: paralab COMMAND [OPTION...]",
             "",
-            "Train GPT-2, ResNet and diffusion models under every parallelism strategy, prove",
-            "that all strategies compute the same, and measure what each one costs.",
+            f"Train models ({', '.join(NAMES)}) under every parallelism strategy,",
+            "prove that all strategies compute the same, and measure what each one costs.",
             "",
             "commands:",
             *lines,

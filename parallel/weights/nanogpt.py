@@ -8,8 +8,9 @@ import torch
 from torch import Tensor
 
 from paralab.errors import ConfigError, DataError
-from paralab.models.gpt2 import GPT2Config, tokenizer_of
+from paralab.models.gpt2 import GPT2Config
 from paralab.models.gpt2_hf import take
+from paralab.models.vocabulary import tokenizer_of
 
 # what nanoGPT's model_args call the fields of our config
 _SIZES = {

@@ -25,8 +25,11 @@ from paralab.processes import cluster
 from paralab.processes.cluster import Mesh, Rank
 
 # As many blocks as most layouts have stages: under tensor parallelism a case takes as long as its blocks are many.
-SHALLOW_GPT2 = {"size": "4x32x4v257", "seq_len": 16}
-SHALLOW_DIT = {"size": "dit-mnist-4x32x4/7"}
+SHALLOW = {
+    "gpt2": {"size": "4x32x4v257", "seq_len": 16},
+    "llama": {"size": "4x32x8/4f48v257", "seq_len": 16},
+    "dit": {"size": "dit-mnist-4x32x4/7"},
+}
 
 _references = References()
 

@@ -13,8 +13,9 @@ from paralab.planning.batches import training_batches
 from paralab.planning.resolve import resolve
 from paralab.processes import cluster
 from paralab.processes.cluster import Rank
-from tests.dist.cases import SHALLOW_GPT2
+from tests.dist.cases import SHALLOW
 from tests.dist.workers import WorkerPool
+from tests.tiny import TINY
 
 
 def counted(rank: Rank, run: RunConfig) -> Sent | None:
@@ -36,14 +37,8 @@ def counted(rank: Rank, run: RunConfig) -> Sent | None:
 
 
 def check(workers: WorkerPool, model: str, layout: str, **changes: Any) -> None:
-    name, _, size = model.partition("-")
-    run = RunConfig(
-        model=name,
-        **(SHALLOW_GPT2 if model == "gpt2" else {"size": size or "tiny"}),
-        layout=Layout.parse(layout),
-        global_batch_size=16,
-        **changes,
-    )
+    options = TINY[model] | SHALLOW.get(model, {}) | changes
+    run = RunConfig(**options, layout=Layout.parse(layout), global_batch_size=16)
     work = resolve(run)
     predicted = [predicted_sent(work, pp_rank, backend="gloo") for pp_rank in range(work.layout.pp)]
     everywhere = [
@@ -111,7 +106,7 @@ def test_accumulation(workers: WorkerPool, layout: str) -> None:
     check(workers, "gpt2", layout, accumulation=2)
 
 
-@pytest.mark.parametrize("model", ["resnet", "diffusion-tiny-points", "diffusion-dit-mnist-4x32x4/7"])
+@pytest.mark.parametrize("model", [name for name in TINY if name != "gpt2"])
 @pytest.mark.parametrize(
     "layout",
     [
@@ -130,7 +125,7 @@ def test_other_models(workers: WorkerPool, model: str, layout: str) -> None:
     check(workers, model, layout)
 
 
-@pytest.mark.parametrize("model", ["gpt2", "resnet", "diffusion-dit-mnist-4x32x4/7"])
+@pytest.mark.parametrize("model", ["gpt2", "resnet", "dit"])
 @pytest.mark.parametrize("layout", ["dp2", "tp2", "dp2/zero3", "tp2.pp2/mb2"])
 def test_recomputed_blocks_send_again(workers: WorkerPool, model: str, layout: str) -> None:
     check(workers, model, layout, checkpointing="2")
@@ -138,7 +133,7 @@ def test_recomputed_blocks_send_again(workers: WorkerPool, model: str, layout: s
 
 def test_what_is_recomputed_for_each_layer_is_not_predicted() -> None:
     layout = Layout.parse("dp2.tp2.pp2/zbv/mb2")
-    run = RunConfig(model="gpt2", **SHALLOW_GPT2, layout=layout, global_batch_size=16, checkpointing="2")
+    run = RunConfig(model="gpt2", **SHALLOW["gpt2"], layout=layout, global_batch_size=16, checkpointing="2")
     assert predicted_transfers(resolve(run)).keys() == {"dp", "pp", "world"}
 
 

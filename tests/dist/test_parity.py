@@ -12,17 +12,12 @@ import pytest
 from paralab.layout import Layout
 from paralab.layout.strategies import STRATEGIES
 from paralab.options.config import RunConfig
-from tests.dist.cases import SHALLOW_DIT, SHALLOW_GPT2
+from tests.dist.cases import SHALLOW
 from tests.dist.workers import WorkerPool
+from tests.tiny import TINY
 
-MODELS: dict[str, dict[str, Any]] = {
-    "gpt2": {"model": "gpt2", **SHALLOW_GPT2},
-    # in fp32 a ReLU whose input is zero but for rounding falls to either side
-    "resnet": {"model": "resnet", "size": "tiny", "precision": "fp64"},
-    "points": {"model": "diffusion", "size": "tiny-points"},
-    "dit": {"model": "diffusion", **SHALLOW_DIT},
-}
-DEEPER = {SHALLOW_GPT2["size"]: "tiny", SHALLOW_DIT["size"]: "tiny-dit"}  # where those have too few blocks
+MODELS = {name: options | SHALLOW.get(name, {}) for name, options in TINY.items()}
+DEEPER = {SHALLOW[name]["size"]: TINY[name]["size"] for name in SHALLOW}  # where those have too few blocks
 PROCESSES = {2: ("ddp", "model", "pipeline", "zero1", "zero2", "zero3", "tensor"), 8: ("3d", "hsdp")}
 PROCESSES[4] = (*PROCESSES[2], "2d", "hsdp")
 
@@ -71,6 +66,7 @@ THREE_AXES = [f"dp2.tp2.pp2/zero{zero}/mb2" for zero in (1, 2, 3)]
 @cases(
     "gpt2",
     [f"dp2.{axis}/zero{zero}" for axis in ("tp2", "pp2/gpipe") for zero in range(4)] + THREE_AXES,
+    llama=THREE_AXES[2:],
     resnet=THREE_AXES,
     dit=THREE_AXES[2:],
     points=["dp2.tp2/zero3", "dp2.pp2/zero1/mb2"],
@@ -108,6 +104,7 @@ PIPELINES_OF_2 = [f"pp2/{schedule}" for schedule in ON_2]
 @cases(
     "gpt2",
     PIPELINES_OF_2 + [f"pp4/{schedule}" for schedule in ON_4],
+    llama=["pp2/zero-bubble/mb2", "pp4/zbv/mb4"],
     resnet=PIPELINES_OF_2,
     dit=PIPELINES_OF_2,
 )
@@ -182,8 +179,8 @@ def test_without_clipping(workers: WorkerPool, layout: str) -> None:
     check_exactly(workers, "gpt2", layout, clip_norm=None)
 
 
-@pytest.mark.parametrize(
-    "layout",
+@cases(
+    "gpt2",
     [
         "tp2/sp",
         "tp4/sp",
@@ -193,15 +190,23 @@ def test_without_clipping(workers: WorkerPool, layout: str) -> None:
         "tp2.pp2/zbv/mb2/sp",
         "dp2.tp2.pp2/zero2/mb2/sp",
     ],
+    llama=["tp4/sp", "dp2.tp2/zero3/sp", "tp2.pp2/zbv/mb2/sp"],
 )
-def test_sequence_parallel(workers: WorkerPool, layout: str) -> None:
-    check_exactly(workers, "gpt2", layout, **BITES)
+def test_sequence_parallel(workers: WorkerPool, model: str, layout: str) -> None:
+    check_exactly(workers, model, layout, **BITES)
 
 
 RECOMPUTED = ["dp1", "dp2", "dp2/zero3", "tp2", "pp2/1f1b/mb2", "pp2/zbv/mb2", "dp2.tp2.pp2/zero3/mb2"]
 
 
-@cases("gpt2", RECOMPUTED, resnet=["dp2", "tp2", "pp2/zbv/mb2"], dit=["pp2/zbv/mb2"], points=["pp2/zero-bubble/mb2"])
+@cases(
+    "gpt2",
+    RECOMPUTED,
+    llama=["pp2/zbv/mb2"],
+    resnet=["dp2", "tp2", "pp2/zbv/mb2"],
+    dit=["pp2/zbv/mb2"],
+    points=["pp2/zero-bubble/mb2"],
+)
 def test_activation_checkpointing(workers: WorkerPool, model: str, layout: str) -> None:
     check_exactly(workers, model, layout, checkpointing="full")
 
@@ -215,7 +220,14 @@ MIXED = ["dp1", "dp2", "dp2/zero1", "dp2/zero3", "dp4/zero3/shard2", "tp2", "tp2
 MIXED += ["dp2.tp2.pp2/zero3/mb2"]
 
 
-@cases("gpt2", MIXED, resnet=["dp2/zero3", "tp2"], points=["dp2"], dit=["dp2/zero3", "tp2", "pp2/1f1b/mb2"])
+@cases(
+    "gpt2",
+    MIXED,
+    llama=["dp2/zero3", "tp2/sp"],
+    resnet=["dp2/zero3", "tp2"],
+    points=["dp2"],
+    dit=["dp2/zero3", "tp2", "pp2/1f1b/mb2"],
+)
 def test_bf16(workers: WorkerPool, model: str, layout: str) -> None:
     check(workers, model, layout, precision="bf16")
 

@@ -12,6 +12,7 @@ from torch.nn import functional as F
 from torch.testing import assert_close
 
 from paralab.layout import Layout
+from paralab.models import SPECS
 from paralab.models.cross_entropy import LinearCrossEntropy
 from paralab.options.config import RunConfig
 from paralab.parity.prove import prove
@@ -20,6 +21,7 @@ from paralab.parity.result import ParityResult
 from paralab.planning.resolve import Work, resolve
 from paralab.processes.cluster import Mesh
 from paralab.records.row import read, read_log
+from tests.tiny import TINY
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 
@@ -29,13 +31,6 @@ pytestmark = [
 ]
 several = pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two CUDA devices")
 
-MODELS: dict[str, dict[str, Any]] = {
-    "gpt2": {"model": "gpt2", "size": "tiny"},
-    "resnet": {"model": "resnet", "size": "tiny"},
-    "points": {"model": "diffusion", "size": "tiny-points"},
-    "dit": {"model": "diffusion", "size": "tiny-dit"},
-}
-
 
 def parity_result(**options: Any) -> ParityResult:
     """Train on the first GPU and compare with one process on the CPU."""
@@ -44,16 +39,16 @@ def parity_result(**options: Any) -> ParityResult:
     return prove(work, Mesh(Layout(), torch.device("cuda", 0)), want)
 
 
-@pytest.mark.parametrize("model", MODELS)
+@pytest.mark.parametrize("model", TINY)
 def test_the_gpu_computes_what_the_cpu_does(model: str) -> None:
-    result = parity_result(**MODELS[model], precision="fp64")
+    result = parity_result(**TINY[model] | {"precision": "fp64"})
     assert result.passed, result
 
 
 @pytest.mark.parametrize("precision", ["bf16", "fp16"])
-@pytest.mark.parametrize("model", ["gpt2", "dit"])
+@pytest.mark.parametrize("model", ["gpt2", "llama", "dit"])
 def test_low_precision(model: str, precision: str) -> None:
-    result = parity_result(**MODELS[model], precision=precision)
+    result = parity_result(**TINY[model], precision=precision)
     assert result.passed, result
     assert result.grad_norm_difference > 1e-6, "this was no lower precision"
 
@@ -70,11 +65,11 @@ def test_low_precision(model: str, precision: str) -> None:
     ids=str,
 )
 def test_options(options: dict[str, Any]) -> None:
-    result = parity_result(**MODELS["gpt2"], precision="fp64", **options)
+    result = parity_result(**TINY["gpt2"], precision="fp64", **options)
     assert result.passed, result
 
 
-IMAGES = MODELS["resnet"] | {"precision": "fp64", "channels_last": True}
+IMAGES = TINY["resnet"] | {"precision": "fp64", "channels_last": True}
 
 
 @pytest.mark.parametrize(
@@ -169,7 +164,7 @@ def test_training_goes_on_where_it_stopped(tmp_path: Path) -> None:
 
 
 @several
-@pytest.mark.parametrize("model", ["gpt2", "resnet", "diffusion"])
+@pytest.mark.parametrize("model", list(SPECS))
 def test_every_strategy_on_all_gpus(model: str) -> None:
     nproc = 2 ** (torch.cuda.device_count().bit_length() - 1)
     done = paralab("verify", "--model", model, "--nproc", nproc, "--precision", "fp64")

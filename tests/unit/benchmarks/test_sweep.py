@@ -14,6 +14,7 @@ from paralab.benchmarks.run import CaseConfig
 from paralab.benchmarks.sweep import Case, Runner, SweepConfig, check, main, progress, strategies
 from paralab.errors import ConfigError
 from paralab.layout import Layout
+from paralab.models import NAMES
 from paralab.options.config import RunConfig, flags_of, resolve
 from paralab.records.row import RunRecord, append, read
 
@@ -274,7 +275,7 @@ def test_a_batch_that_does_not_fit_ends_the_doubling_and_fails_nothing(
     st.fixed_dictionaries(
         {},
         optional={
-            "model": st.sampled_from(("gpt2", "resnet", "diffusion")),
+            "model": st.sampled_from(NAMES),
             "strategy": st.sampled_from(("ddp", "zero3", None)),
             "betas": st.tuples(st.floats(0, 0.999), st.floats(0, 0.999)),
             "clip_norm": st.one_of(st.none(), st.floats(1e-3, 1e3)),

@@ -14,13 +14,11 @@ from torch.testing import assert_close
 from paralab.models import SPECS
 from paralab.models.resnet import ResNetConfig
 from paralab.models.spec import ModelSpec
+from tests.tiny import TINY
 from tests.unit.thread_ranks import ThreadRanks
 
 CASES: dict[str, tuple[ModelSpec, Any]] = {
-    "gpt2": (SPECS["gpt2"], SPECS["gpt2"].config("tiny")),
-    "points": (SPECS["diffusion"], SPECS["diffusion"].config("tiny-points")),
-    "dit": (SPECS["diffusion"], SPECS["diffusion"].config("tiny-dit")),
-    "resnet": (SPECS["resnet"], SPECS["resnet"].config("tiny")),
+    **{name: (SPECS[tiny["model"]], SPECS[tiny["model"]].config(tiny["size"])) for name, tiny in TINY.items()},
     "resnet-batch": (SPECS["resnet"], replace(SPECS["resnet"].config("tiny"), norm="batch")),
     "resnet-group": (SPECS["resnet"], replace(SPECS["resnet"].config("tiny"), norm="group")),
     "resnet-channels-last": (SPECS["resnet"], replace(SPECS["resnet"].config("tiny"), channels_last=True)),

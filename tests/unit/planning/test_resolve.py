@@ -32,13 +32,15 @@ from paralab.planning.resolve import Work, alone, resolve
 from paralab.processes.cluster import Rank
 from paralab.running import task
 
-TINY = {"gpt2": "tiny", "resnet": "tiny", "diffusion": "tiny-points"}
+
+def _tiny_size(model: str) -> str | None:
+    return SPECS[model].tiny_size if model in SPECS else None
 
 
 def asked(*, layout: str | None = None, **options: Any) -> Work:
     options = {"model": "gpt2", **options}
     parsed = Layout.parse(layout) if layout else None
-    return resolve(RunConfig(**{"size": TINY.get(options["model"]), **options, "layout": parsed}))
+    return resolve(RunConfig(**{"size": _tiny_size(options["model"]), **options, "layout": parsed}))
 
 
 @pytest.mark.parametrize(
@@ -76,7 +78,7 @@ def asked(*, layout: str | None = None, **options: Any) -> Work:
         # names
         ({"size": "tinny"}, "tinny", "did you mean tiny?", "use one of tiny, nano, small"),
         ({"strategy": "zreo1"}, "zreo1", "did you mean zero1?", "use one of single, ddp"),
-        ({"model": "gtp2"}, "gtp2", "did you mean gpt2?", "use one of gpt2, resnet, diffusion"),
+        ({"model": "gtp2"}, "gtp2", "did you mean gpt2?", f"use one of {', '.join(SPECS)}"),
         # two answers to one question, and options of other models
         ({"strategy": "ddp", "layout": "tp2"}, "--strategy ddp", "which is tensor", "--strategy tensor"),
         ({"norm": "batch"}, "--norm", "does not apply to gpt2", "leave it out"),

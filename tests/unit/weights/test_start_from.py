@@ -13,8 +13,9 @@ from paralab.commands import train
 from paralab.errors import ConfigError, DataError
 from paralab.inference.restore import restore
 from paralab.layout import Layout
-from paralab.models.gpt2 import GPT2, GPT2Config, tokenizer_of
+from paralab.models.gpt2 import GPT2, GPT2Config
 from paralab.models.gpt2_hf import to_transformers
+from paralab.models.vocabulary import tokenizer_of
 from paralab.planning.batches import training_batches
 from paralab.processes.cluster import Mesh
 from paralab.records.row import read_log

@@ -1,0 +1,17 @@
+"""What models of text have in common: the encoding that a vocabulary belongs to, and the rows that it is padded to."""
+
+from typing import Literal
+
+Encoding = Literal["gpt2", "bytes"]
+
+VOCAB_MULTIPLE = 64
+
+
+def padded(vocab_size: int) -> int:
+    """Return the rows of an embedding: the vocabulary, rounded up to a multiple of `VOCAB_MULTIPLE`."""
+    return -(-vocab_size // VOCAB_MULTIPLE) * VOCAB_MULTIPLE
+
+
+def tokenizer_of(vocab_size: int) -> Encoding:
+    """Return the encoding that texts are read with: 257 rows are bytes, more of them GPT-2's, padded or not."""
+    return "bytes" if vocab_size == 257 else "gpt2"
