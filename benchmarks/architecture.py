@@ -21,6 +21,7 @@ FLOORS = (
     "cli",
     "benchmarks",
     "commands",
+    "library",
     "inference",
     "training",
     "weights",

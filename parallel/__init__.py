@@ -1,19 +1,49 @@
 """Train a model under any parallelism strategy, prove that it still computes the same, and measure what it costs."""
 
+import importlib
 import importlib.util
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from paralab.layout import Layout
+    from paralab.layout.words import register as register_axis
+    from paralab.library.pipeline import Pipeline
+    from paralab.library.prove import prove
+    from paralab.library.trainer import Step, Trainer, parallelize
+    from paralab.library.world import World, join
 
 __version__ = "0.2.0"
+__all__ = ["Layout", "Pipeline", "Step", "Trainer", "World", "join", "parallelize", "prove", "register_axis"]
+
+# Where each name is; they import torch, and a command line does not wait for it before it is known what runs.
+_PLACES = {
+    "Layout": "paralab.layout:Layout",
+    "Pipeline": "paralab.library.pipeline:Pipeline",
+    "Step": "paralab.library.trainer:Step",
+    "Trainer": "paralab.library.trainer:Trainer",
+    "World": "paralab.library.world:World",
+    "join": "paralab.library.world:join",
+    "parallelize": "paralab.library.trainer:parallelize",
+    "prove": "paralab.library.prove:prove",
+    "register_axis": "paralab.layout.words:register",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _PLACES:
+        raise AttributeError(f"paralab has no {name}: it has {', '.join(__all__)}")
+    module, _, attribute = _PLACES[name].partition(":")
+    return getattr(importlib.import_module(module), attribute)
+
 
 if __name__ == "paralab":
     _checkout = Path(__file__).resolve().parent.parent
     if (_checkout / "parallel" / "cli.py").is_file():  # not installed as a copy: models/ and the others lie beside
         __path__.append(str(_checkout))
 
-    from paralab import axes  # which puts the built-in axes into the list that layouts are read by
-
-    __all__ = ["axes"]
+    import paralab.axes  # noqa: F401  # puts the built-in axes into the list that layouts are read by
 else:  # found in a checkout by the name of its folder: this is the package `paralab`, under that name
     if "paralab" not in sys.modules:
         _spec = importlib.util.spec_from_file_location("paralab", __file__, submodule_search_locations=list(__path__))

@@ -58,12 +58,18 @@ def compose(context: BuildContext) -> Composed:
     modules = list(parts.values())
     forward = _only(axis.forward(modules[0], context) for axis in axes) or modules[0]
     finish = [done for axis in finishing_order(context.layout) if (done := axis.after_backward(parts, context))]
-    parameters = [p for module in modules for p in module.parameters()]
+    parameters = [p for module in modules for p in module.parameters() if p.requires_grad]
     updates = _only(axis.updates(parameters, context) for axis in axes) or Updates(make_pieces(parameters), None)
+    pieces, own = updates.pieces, context.own
+    if own is None:
+        optimizer = make_optimizer(pieces, context.run)
+    else:
+        names = {id(p): name for module in modules for name, p in module.named_parameters()}
+        optimizer, pieces = own.optimizer(pieces, names)
     return Composed(
         modules,
-        updates.pieces,
-        make_optimizer(updates.pieces, context.run),
+        pieces,
+        optimizer,
         _only(axis.schedule(parts, context) for axis in axes) or Accumulate(forward, context),
         list(finish),
         updates.share,
@@ -90,7 +96,7 @@ def build_part(part: nn.Module, context: BuildContext) -> None:
     axes, run = used(context.layout), context.run
     for axis in reversed(axes):  # innermost first
         axis.split(part, context)
-    checkpoint_blocks(part, run.checkpoint_every)
+    checkpoint_blocks(part, run.checkpoint_every, random=context.own is not None)
     if run.compile != "none":
         for block in blocks_of(part).values():
             block.compile(mode=run.compile)
@@ -100,7 +106,10 @@ def build_part(part: nn.Module, context: BuildContext) -> None:
         autocast_forward(part, device_type=context.device.type, precision=run.precision)
     part.to_empty(device=context.device)
     tie(part, context.spec.tied)
-    initialise(part, spec=context.spec, config=context.model_config, seed=run.seed)
+    if context.own is None:
+        initialise(part, spec=context.spec, config=context.model_config, seed=run.seed)
+    else:
+        context.own.initialise(part, context.mesh)
     for axis in axes:
         axis.finalise(part, context)
     part.train()
@@ -120,7 +129,7 @@ class Accumulate:
             with contextlib.ExitStack() as around:
                 for axis in self.axes:
                     around.enter_context(axis.micro_batch(self.model, last=i == self.chunks - 1))
-                loss = self.model(*chunk.inputs, targets=chunk.targets)
+                loss = self.model(*chunk.inputs, targets=chunk.given)
                 total = total + loss.detach()
                 weight = loss_scale / self.chunks
                 (loss if weight == 1.0 else loss * weight).backward()

@@ -1,9 +1,10 @@
 """What the axes are told: what will run, and what it takes to split a model on this rank."""
 
-from collections.abc import Callable
+import contextlib
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import torch
 from torch import nn
@@ -14,6 +15,11 @@ from paralab.layout import Division, Layout
 from paralab.models.spec import ModelConfig, ModelSpec
 from paralab.options.config import RunConfig
 from paralab.processes.cluster import Mesh
+
+if TYPE_CHECKING:
+    from torch.optim import Optimizer
+
+    from paralab.axes.optimizer import Piece
 
 
 class Planned(Protocol):
@@ -39,9 +45,34 @@ class Planned(Protocol):
         ...
 
 
+class Own(Protocol):
+    """What a program brings of its own, in the place of what the options of a run say.
+
+    unused_parameters: whether a step may leave parameters without a gradient, on some data ranks or on all.
+    """
+
+    unused_parameters: bool
+
+    def initialise(self, part: nn.Module, mesh: Mesh) -> None:
+        """Give a part its values, in place. Collective: every rank has as many parts."""
+        ...
+
+    def optimizer(self, pieces: "list[Piece]", names: Mapping[int, str]) -> "tuple[Optimizer, list[Piece]]":
+        """Return what updates these pieces, and the pieces as it takes them. names: by id of a parameter."""
+        ...
+
+    def after_update(self) -> None:
+        """Be told that the optimizer has updated the parameters."""
+        ...
+
+    def random(self, step: int, mesh: Mesh) -> contextlib.AbstractContextManager[None]:
+        """Return what a step runs in: the state of the generators that modules draw from (dropout)."""
+        ...
+
+
 @dataclass(frozen=True)
 class BuildContext:
-    """All that it takes to build an engine. data: opens the training split."""
+    """All that it takes to build an engine. data: opens the training split. own: of a program that brings its own."""
 
     spec: ModelSpec
     model_config: ModelConfig
@@ -50,6 +81,7 @@ class BuildContext:
     division: Division
     mesh: Mesh
     data: Callable[[], Dataset]
+    own: Own | None = None
 
     @cached_property
     def data_sha256(self) -> str:

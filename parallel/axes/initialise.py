@@ -19,7 +19,7 @@ from paralab.models.spec import C, ModelSpec
 
 def generator_for(seed: int, name: str) -> torch.Generator:
     """Return the CPU generator that draws one parameter."""
-    return torch.Generator().manual_seed(_derived(seed, name))
+    return torch.Generator().manual_seed(derived_seed(seed, name))
 
 
 def seed_generators(seed: int, *, stage: int, data_rank: int) -> None:
@@ -27,13 +27,13 @@ def seed_generators(seed: int, *, stage: int, data_rank: int) -> None:
 
     Ranks that hold pieces of the same tensors for the same samples (tensor parallelism) draw the same numbers.
     """
-    derived = _derived(seed, f"generators of stage {stage}, data rank {data_rank}")
+    derived = derived_seed(seed, f"generators of stage {stage}, data rank {data_rank}")
     torch.manual_seed(derived)
     np.random.seed(derived % 2**32)
     random.seed(derived)
 
 
-def _derived(seed: int, name: str) -> int:
+def derived_seed(seed: int, name: str) -> int:
     """Return a seed of 56 bits for one use of the run's seed."""
     return int.from_bytes(hashlib.sha256(f"{seed}:{name}".encode()).digest()[:7], "big")
 

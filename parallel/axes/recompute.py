@@ -15,12 +15,15 @@ from paralab.axes.blocks import blocks_of
 from paralab.models.spec import C, ModelSpec
 
 
-def checkpoint_blocks(part: nn.Module, every: int | None) -> None:
-    """Recompute every n-th block in backward (1: all of them; None: no block). Parameter names stay."""
+def checkpoint_blocks(part: nn.Module, every: int | None, *, random: bool = False) -> None:
+    """Recompute every n-th block in backward (1: all of them; None: no block). Parameter names stay.
+
+    random: whether blocks draw random numbers, which recomputing has to draw again.
+    """
     for number, block in blocks_of(part).items():
         if every and number % every == 0:
             # Replacing forward, not wrapping the module, keeps names and lets FSDP's hooks run outside.
-            block.forward = functools.partial(_recomputed, block, block.forward)
+            block.forward = functools.partial(_recomputed, block, block.forward, random)
 
 
 def is_recomputed(block: nn.Module) -> bool:
@@ -48,15 +51,16 @@ def _flops(spec: ModelSpec[C], config: C, every: int | None) -> int:
     return counter.get_total_flops()
 
 
-def _recomputed(block: nn.Module, forward: Callable[..., Any], *inputs: Tensor) -> Any:
+def _recomputed(block: nn.Module, forward: Callable[..., Any], random: bool, *inputs: Any, **named: Any) -> Any:
     # Views, because a schedule that splits backward detaches, in place, what a stage returned, and that may be a tensor
     # it received: recomputed from the tensor itself, the block would lose the gradient to it.
     return checkpoint(
         forward,
-        *(x.view_as(x) for x in inputs),
+        *(x.view_as(x) if isinstance(x, Tensor) else x for x in inputs),
         use_reentrant=False,
-        preserve_rng_state=False,  # no module draws random numbers
+        preserve_rng_state=random,
         context_fn=functools.partial(_contexts, block),
+        **named,
     )
 
 

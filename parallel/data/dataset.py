@@ -1,5 +1,6 @@
 """What training consumes: `Batch`, and the contract `Dataset` of everything that makes batches."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
@@ -17,22 +18,34 @@ SPLIT_NAMES = {  # how people call the splits, in lower case
 
 @dataclass(frozen=True)
 class Batch:
-    """Inputs and targets of one call `model(*inputs, targets=targets)`; dim 0 of every tensor is the sample."""
+    """Inputs and targets of one call `model(*inputs, targets=targets)`; dim 0 of every tensor is the sample.
+
+    more: further targets. Where there are some, a model is given the tuple of all targets.
+    """
 
     inputs: tuple[Tensor, ...]
     targets: Tensor
+    more: tuple[Tensor, ...] = ()
 
     def __len__(self) -> int:
         return self.targets.shape[0]
 
+    @property
+    def given(self) -> "Tensor | tuple[Tensor, ...]":
+        """The targets as a model takes them: (rows, ...), or a tuple of such."""
+        return (self.targets, *self.more) if self.more else self.targets
+
+    def each(self, change: Callable[[Tensor], Tensor]) -> "Batch":
+        """Return the batch with every tensor (rows, ...) changed."""
+        return Batch(tuple(map(change, self.inputs)), change(self.targets), tuple(map(change, self.more)))
+
     def to(self, device: torch.device | str, *, non_blocking: bool = False) -> "Batch":
         """Return the batch on a device; non_blocking: without waiting for the copy."""
-        inputs = tuple(x.to(device, non_blocking=non_blocking) for x in self.inputs)
-        return Batch(inputs, self.targets.to(device, non_blocking=non_blocking))
+        return self.each(lambda x: x.to(device, non_blocking=non_blocking))
 
     def pin_memory(self) -> "Batch":
         """Copy to page-locked memory (called by torch's DataLoader)."""
-        return Batch(tuple(x.pin_memory() for x in self.inputs), self.targets.pin_memory())
+        return self.each(Tensor.pin_memory)
 
     def split(self, chunks: int) -> list["Batch"]:
         """Cut into equal parts along dim 0. The parts are views.
@@ -42,8 +55,7 @@ class Batch:
         if chunks < 1 or len(self) % chunks:
             raise ValueError(f"{len(self)} samples do not divide into {chunks} equal parts")
         size = len(self) // chunks
-        columns = zip(*(x.split(size) for x in self.inputs), strict=True)
-        return [Batch(inputs, targets) for inputs, targets in zip(columns, self.targets.split(size), strict=True)]
+        return [self.each(lambda x, i=i: x[i * size : (i + 1) * size]) for i in range(chunks)]  # type: ignore[misc]
 
 
 class Dataset(Protocol):

@@ -4,6 +4,7 @@ The axes of a layout hand it the parts, the optimizer and the callables (`parala
 layout it is.
 """
 
+import contextlib
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from math import prod
@@ -58,11 +59,11 @@ class NativeEngine(Engine):
 
     def step(self, batch: Batch) -> StepResult:
         if self.dtype != torch.float32:
-            inputs = tuple(in_dtype(x, self.dtype) for x in batch.inputs)
-            batch = Batch(inputs, in_dtype(batch.targets, self.dtype))
+            batch = batch.each(lambda x: in_dtype(x, self.dtype))
         if self.context.run.cuda_graphs and self.context.device.type == "cuda":
             torch.compiler.cudagraph_mark_step_begin()  # what the last step's graphs made is not needed any more
-        loss = self.forward_backward(batch, self.loss_scale.value)
+        with own.random(self.steps_done, self.context.mesh) if (own := self.context.own) else contextlib.nullcontext():
+            loss = self.forward_backward(batch, self.loss_scale.value)
         for finish in self.finish:
             finish()
         grads = [piece.of(piece.parameter.grad) for piece in self.pieces if piece.parameter.grad is not None]
@@ -125,11 +126,14 @@ class NativeEngine(Engine):
         for piece in self.pieces:
             if piece.parameter.grad is not None and piece.updated is not piece.parameter:
                 piece.updated.grad = piece.of(piece.parameter.grad)
-        for group in self.optimizer.param_groups:
-            group["lr"] = learning_rate(self.context.run, self.steps_done)
+        if self.context.own is None:  # else the program says how fast to learn
+            for group in self.optimizer.param_groups:
+                group["lr"] = learning_rate(self.context.run, self.steps_done)
         self.optimizer.step()
         if self.share is not None:
             self.share()
+        if self.context.own is not None:
+            self.context.own.after_update()
 
     def _zero_grad(self) -> None:
         for piece in self.pieces:

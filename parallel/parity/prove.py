@@ -60,7 +60,7 @@ def _compare(engine: Engine, want: Trace, work: Work, *, steps: int, tolerance: 
                 name,
                 piece,
                 where=local_slices(parameter),
-                start=start_value(work, name, end),
+                start=start_value(work, name, end, want.start),
                 end=end,
                 noise=noise,
                 steps=steps,

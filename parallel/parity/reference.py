@@ -1,7 +1,7 @@
 """The reference of a parity check: the same steps in one process, trained once and sent to the other ranks."""
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from itertools import islice
 
@@ -10,6 +10,7 @@ from torch import Tensor
 
 from paralab import engines
 from paralab.axes.initialise import first_value
+from paralab.data.dataset import Batch
 from paralab.engines.engine import Engine
 from paralab.layout import Layout
 from paralab.options.config import RunConfig
@@ -31,6 +32,7 @@ class Trace:
     grad_norms: list[float]
     parameters: dict[str, Tensor] = field(default_factory=dict)  # canonical name -> full tensor, CPU
     largest_movement: float = 0.0  # of any element of the parameters, over all steps
+    start: dict[str, Tensor] = field(default_factory=dict)  # the values before, where they are not drawn by name
 
 
 def reference_work(work: Work) -> Work:
@@ -71,7 +73,10 @@ def reference_key(work: Work) -> tuple:
     return work.model_config, reference_work(work).run
 
 
-def trace(work: Work, mesh: Mesh, *, steps: int) -> tuple[Engine, Trace]:
+Feed = Callable[[Work, Mesh], Iterator[Batch]]  # this rank's batches, step by step
+
+
+def trace(work: Work, mesh: Mesh, *, steps: int, feed: Feed = training_batches) -> tuple[Engine, Trace]:
     """Train for some steps on this rank; return the engine and its losses and gradient norms.
 
     Under fp16 a step whose gradients overflow is skipped and the next one is taken with half the loss scale. The
@@ -85,21 +90,32 @@ def trace(work: Work, mesh: Mesh, *, steps: int) -> tuple[Engine, Trace]:
         if loss_scale is not None:
             scale.value = loss_scale
         began = scale.value if scale.enabled else 1.0
-        results = [engine.step(batch) for batch in islice(training_batches(work, mesh), steps)]
+        results = [engine.step(batch) for batch in islice(feed(work, mesh), steps)]
         got = Trace([r.loss.item() for r in results], [r.grad_norm.item() for r in results])
         if began <= 1.0 or all(map(math.isfinite, got.grad_norms)):
             return engine, got
         loss_scale = began / 2
 
 
-def reference(work: Work, mesh: Mesh, *, steps: int = STEPS) -> Trace:
-    """Train the same work in one process, on this rank alone; parameters included."""
+def reference(
+    work: Work,
+    mesh: Mesh,
+    *,
+    steps: int = STEPS,
+    feed: Feed = training_batches,
+    start: Mapping[str, Tensor] | None = None,
+) -> Trace:
+    """Train the same work in one process, on this rank alone; parameters included.
+
+    start: tensors of whole shapes that parameters begin with, by name, where they are not drawn by name.
+    """
     alone = Mesh(Layout(), mesh.device)
-    engine, traced = trace(reference_work(work), alone, steps=steps)
+    engine, traced = trace(reference_work(work), alone, steps=steps, feed=feed)
     parameters = {name: p.detach().cpu().clone() for name, p in engine.parameters()}
     statistics = {name: buffer.detach().cpu().clone() for name, buffer in global_statistics(engine, work)}
-    movements = ((end - start_value(work, name, end)).abs().max().item() for name, end in parameters.items())
-    return replace(traced, parameters=parameters | statistics, largest_movement=max(movements))
+    start = start or {}
+    moved = [(end - start_value(work, name, end, start)).abs().max().item() for name, end in parameters.items()]
+    return replace(traced, parameters=parameters | statistics, largest_movement=max(moved))
 
 
 def global_statistics(engine: Engine, work: Work) -> Iterator[tuple[str, Tensor]]:
@@ -109,8 +125,13 @@ def global_statistics(engine: Engine, work: Work) -> Iterator[tuple[str, Tensor]
             yield from ((name, buffer) for name, buffer in part.named_buffers() if buffer.is_floating_point())
 
 
-def start_value(work: Work, name: str, end: Tensor) -> Tensor:
-    """Return the whole parameter as every layout begins with it; `end`, of the same shape, is it after the steps."""
+def start_value(work: Work, name: str, end: Tensor, start: Mapping[str, Tensor]) -> Tensor:
+    """Return the whole parameter as every layout begins with it; `end`, of the same shape, is it after the steps.
+
+    start: the values of whole parameters, of the same shapes, where they are not drawn by name.
+    """
+    if name in start:
+        return start[name].to(end)
     return first_value(name, like=end, spec=work.spec, config=work.model_config, seed=work.run.seed)
 
 

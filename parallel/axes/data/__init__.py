@@ -103,7 +103,9 @@ class DataAxis(Axis):
     def forward(self, part: "nn.Module", context: "BuildContext") -> "nn.Module | None":
         from paralab.axes.data import ddp
 
-        return ddp.replicate(part, mesh=context.mesh) if _overlaps(context.layout) else None
+        if not _overlaps(context.layout):
+            return None
+        return ddp.replicate(part, mesh=context.mesh, unused=_may_leave_out(context))
 
     def micro_batch(self, model: "nn.Module", *, last: bool) -> contextlib.AbstractContextManager[None]:
         from paralab.axes.data import ddp, zero
@@ -113,11 +115,14 @@ class DataAxis(Axis):
 
     def after_backward(self, parts: "Mapping[int, nn.Module]", context: "BuildContext") -> Finish | None:
         layout = context.layout
-        if layout.dp == 1 or layout.zero >= 2 or _overlaps(layout):
+        if layout.dp == 1 or layout.zero >= 2:
             return None
         from paralab.axes.data import ddp
 
-        return Finish(lambda: ddp.average_gradients(list(parts.values()), mesh=context.mesh))
+        held, unused = list(parts.values()), _may_leave_out(context)
+        if not _overlaps(layout):
+            return Finish(lambda: ddp.average_gradients(held, mesh=context.mesh, unused=unused))
+        return Finish(lambda: ddp.check_complete(held)) if context.own is not None and not unused else None
 
     def updates(self, parameters: "Sequence[Tensor]", context: "BuildContext") -> Updates | None:
         """Return each rank's share of the rows under ZeRO-1; parameters are (rows, ...)."""
@@ -167,6 +172,11 @@ class DataAxis(Axis):
             parameters=memory.parameters / ranks,
             gradients=memory.gradients / ranks + _unreduced_bytes(plan, ranks),
         )
+
+
+def _may_leave_out(context: "BuildContext") -> bool:
+    """Return whether a step may leave parameters without a gradient: not in the models that are built in."""
+    return context.own is not None and context.own.unused_parameters
 
 
 def _overlaps(layout: Layout) -> bool:

@@ -13,20 +13,25 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from paralab.axes.initialise import local
+from paralab.errors import ConfigError
 from paralab.models.spec import Reducing
 from paralab.processes.cluster import Mesh
 
 BUCKET_BYTES = 25 << 20  # as DistributedDataParallel
 
 
-def replicate(part: nn.Module, *, mesh: Mesh) -> DistributedDataParallel:
-    """Wrap a part so that backward averages its gradients. All ranks hold equal values already: nothing is sent."""
+def replicate(part: nn.Module, *, mesh: Mesh, unused: bool = False) -> DistributedDataParallel:
+    """Wrap a part so that backward averages its gradients. All ranks hold equal values already: nothing is sent.
+
+    unused: whether a step may leave some parameters without a gradient, on some ranks or on all.
+    """
     return DistributedDataParallel(
         part,
         process_group=mesh.group("dp"),
         gradient_as_bucket_view=True,
         forward_sync_buffers=False,
         init_sync=False,
+        find_unused_parameters=unused,
     )
 
 
@@ -35,8 +40,15 @@ def unsynchronised(model: nn.Module) -> contextlib.AbstractContextManager[None]:
     return model.no_sync() if isinstance(model, DistributedDataParallel) else contextlib.nullcontext()
 
 
-def average_gradients(parts: list[nn.Module], *, mesh: Mesh) -> None:
-    """Average the gradients of parts that are not wrapped over the data ranks, in buckets."""
+def average_gradients(parts: list[nn.Module], *, mesh: Mesh, unused: bool = False) -> None:
+    """Average the gradients of parts that are not wrapped over the data ranks, in buckets.
+
+    unused: whether some parameters may be without a gradient; one that has none on any rank stays so.
+    """
+    if unused:
+        _fill_missing([p for part in parts for p in part.parameters() if p.requires_grad], mesh=mesh)
+    else:
+        check_complete(parts)
     grads = [local(p.grad) for part in parts for p in part.parameters() if p.grad is not None]
     for bucket in _buckets(grads):
         flat = torch.cat([grad.flatten() for grad in bucket])
@@ -44,6 +56,27 @@ def average_gradients(parts: list[nn.Module], *, mesh: Mesh) -> None:
         flat.div_(mesh.size("dp"))
         for grad, piece in zip(bucket, flat.split([grad.numel() for grad in bucket]), strict=True):
             grad.copy_(piece.view_as(grad))
+
+
+def check_complete(parts: list[nn.Module]) -> None:
+    """Raise ConfigError for a parameter without a gradient: its average over the data ranks is not complete."""
+    for part in parts:
+        for name, parameter in part.named_parameters():
+            if parameter.requires_grad and parameter.grad is None:
+                raise ConfigError(
+                    f"{name} has no gradient in this step, and data ranks wait for it: give unused_parameters=True "
+                    "where a step may leave parameters out, or requires_grad_(False) to one that is never trained"
+                )
+
+
+def _fill_missing(parameters: list[nn.Parameter], *, mesh: Mesh) -> None:
+    """Give zeros to a parameter, of any shape, that has a gradient on another data rank and none here."""
+    device = mesh.device
+    there = torch.tensor([p.grad is not None for p in parameters], dtype=torch.uint8, device=device)
+    dist.all_reduce(there, op=dist.ReduceOp.MAX, group=mesh.group("dp"))
+    for p, somewhere in zip(parameters, there.tolist(), strict=True):
+        if somewhere and p.grad is None:
+            p.grad = torch.zeros_like(p)
 
 
 def connect(part: nn.Module, *, mesh: Mesh) -> None:

@@ -121,7 +121,7 @@ class PipelineSchedule:
         losses: list[Tensor] = []
         for part in batch.split(self.flushes):
             inputs = part.inputs if self.first else ()
-            targets = {"target": part.targets, "targets": part.targets} if self.last else {}
+            targets: dict[str, Any] = {"target": part.targets, "targets": part.given} if self.last else {}
             flushed: list[Tensor] | None = [] if self.last else None
             self.schedule.step(*inputs, losses=flushed, return_outputs=False, **targets)
             losses += flushed or []

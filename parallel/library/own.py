@@ -1,0 +1,237 @@
+"""A module of a program's own, as the rest of the house asks for a model: its `ModelSpec`, and what comes with it."""
+
+import copy
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.modules.dropout import _DropoutNd
+from torch.utils._pytree import tree_leaves, tree_map
+
+from paralab.axes.blocks import blocks_of
+from paralab.errors import ConfigError, LayoutError, did_you_mean
+from paralab.library import advice
+from paralab.library.batches import Form
+from paralab.library.pipeline import Pipeline, check_names, leave_out
+from paralab.models.spec import Cut, Flops, ModelSpec, Style, at_least_fp32
+from paralab.models.structure import find_blocks, find_tied, matching
+
+Loss = Callable[..., Any]
+Initialise = Callable[[str, Tensor, torch.Generator], None]
+
+
+@dataclass(frozen=True)
+class OwnConfig:
+    """What tells one own module from another. architecture: a sha256 of the names and shapes of its tensors."""
+
+    architecture: str
+    task: str = "own"
+
+
+class Forward:
+    """The forward of an own module as engines call it: flat tensors in, the loss or what the next stage takes out.
+
+    Tensors are (rows, ...), the loss (). form: how the tensors of a batch lie in it; set when the first batch is seen.
+    noted: the terms of a loss that has several, of the micro-batches since they were last read.
+    """
+
+    def __init__(self, module: nn.Module, loss: Loss | None, pipeline: Pipeline | None) -> None:
+        self.module, self.loss, self.pipeline = module, loss, pipeline
+        self.form: Form | None = None
+        self.own: Callable[..., Any] | None = module.__dict__.get("forward")
+        self.cut = Cut(range(0), first=True, last=True)
+        self.noted: dict[str, list[Tensor]] = {}
+        self.example: tuple[Tensor, ...] = ()  # of a sample, on the meta device
+
+    def __call__(self, *leaves: Tensor, targets: Tensor | tuple[Tensor, ...] | None = None) -> Any:
+        out = self._run(leaves)
+        if not self.cut.last:
+            return out
+        if targets is None:
+            return out if isinstance(out, Tensor) else tuple(x for x in tree_leaves(out) if isinstance(x, Tensor))
+        assert self.form is not None
+        out = tree_map(lambda x: at_least_fp32(x) if isinstance(x, Tensor) and x.is_floating_point() else x, out)
+        return self._scalar(self._loss(out, self.form.targets_of(targets)))
+
+    def _run(self, leaves: tuple[Tensor, ...]) -> Any:
+        assert self.form is not None, "no batch was seen"
+        if self.cut.first and self.cut.last:
+            forward = self.own or type(self.module).forward.__get__(self.module)
+            return self.form.call(forward, leaves)
+        assert self.pipeline is not None
+        blocks = [block for _, block in sorted(blocks_of(self.module).items())]
+        if not self.cut.first:
+            return self.pipeline.run(self.module, self.cut, blocks, *leaves)
+        return self.form.call(lambda *x, **named: self.pipeline.run(self.module, self.cut, blocks, *x, **named), leaves)
+
+    def _loss(self, out: Any, targets: Any) -> Any:
+        assert self.form is not None
+        if self.loss is not None:
+            return self.loss(out, targets)
+        found = out.get("loss") if isinstance(out, Mapping) else getattr(out, "loss", None)
+        return found if found is not None else out
+
+    def _scalar(self, value: Any) -> Tensor:
+        if isinstance(value, Mapping):
+            for name, term in value.items():
+                self.noted.setdefault(str(name), []).append(self._scalar(term).detach())
+            return torch.stack([self._scalar(term) for term in value.values()]).sum()
+        if not isinstance(value, Tensor) or value.ndim or not value.is_floating_point():
+            got = f"{value.dtype} of shape {tuple(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
+            raise ConfigError(
+                f"the loss is {got}: the mean over the samples is needed, a floating-point tensor of shape (), such as "
+                "loss=lambda output, targets: torch.nn.functional.cross_entropy(output, targets)"
+            )
+        return at_least_fp32(value)
+
+
+def forward_of(part: nn.Module) -> Forward:
+    """Return the forward of a part that `spec_of` made, whatever stands around it by now."""
+    forward: Forward = part.own_forward  # type: ignore[assignment]  # an attribute of ours
+    return forward
+
+
+def spec_of(
+    skeleton: nn.Module,
+    *,
+    name: str,
+    loss: Loss | None,
+    initialise: Initialise | None,
+    blocks: str | None,
+    tensor: Mapping[str, Style],
+    pipeline: Pipeline | None,
+    form: Callable[[], Form | None],
+    example: Callable[[int], tuple[tuple[Tensor, ...], Tensor]] | None,
+    architecture: str,
+) -> "ModelSpec[OwnConfig]":
+    """Return what a module is to the rest of the house. skeleton: on the meta device.
+
+    Raises: LayoutError where blocks, tensor plan or pipeline name what the module does not have.
+    """
+    names = _blocks(skeleton, blocks)
+    _check_plan(skeleton, tensor)
+    if pipeline is not None:
+        check_names(pipeline, skeleton)
+    config = OwnConfig(architecture)
+
+    def build(config: OwnConfig) -> nn.Module:
+        module = copy.deepcopy(skeleton)
+        forward = Forward(module, loss, pipeline)
+        forward.form = form()
+        if example is not None:
+            forward.example = tuple(x.to("meta") for x in example(1)[0])
+        module.forward = module.own_forward = forward  # type: ignore[assignment]
+        return module
+
+    def no_example(config: OwnConfig, rows: int) -> tuple[tuple[Tensor, ...], Tensor]:
+        raise LayoutError(
+            "stages of a pipeline pass on tensors whose shapes have to be known: give parallelize an example=batch"
+        )
+
+    def init(config: OwnConfig, name: str, tensor: Tensor, generator: torch.Generator) -> None:
+        assert initialise is not None
+        initialise(name, tensor, generator)
+
+    return ModelSpec(
+        name=name,
+        sizes={"own": config},
+        default_size="own",
+        tiny_size="own",
+        build=build,
+        init=init,
+        example=(lambda config, rows: example(rows)) if example is not None else no_example,
+        block_names=lambda config: names,
+        cut=_cut,
+        flops=lambda config: Flops(0.0, "unknown"),
+        data=lambda config: "own",
+        unit=lambda config: "points",
+        tensor_plan=lambda config: tensor,
+        tensor_divides=lambda config: _divided(skeleton, tensor),
+        smooth=False,  # nobody knows: judged in fp64, in which kinks do not matter
+        batch_statistics=lambda config: "rank" if _has(skeleton, _BatchNorm) else "none",
+        tied=find_tied(skeleton),
+    )
+
+
+def _has(module: nn.Module, kind: type[nn.Module]) -> bool:
+    return any(isinstance(part, kind) for part in module.modules())
+
+
+def dropouts(module: nn.Module) -> list[str]:
+    """Return the names of the modules that drop something."""
+    shares = (
+        (name, part.p if isinstance(part, _DropoutNd) else getattr(part, "dropout", 0.0))
+        for name, part in module.named_modules()
+    )
+    return [name or "the model" for name, share in shares if isinstance(share, float) and share > 0]
+
+
+def _blocks(module: nn.Module, pattern: str | None) -> tuple[str, ...]:
+    if pattern is None:
+        return find_blocks(module)
+    found = matching(module, pattern)
+    if not found:
+        names = {".".join([*name.split(".")[:-1], "*"]) for name, _ in module.named_modules() if name[-1:].isdigit()}
+        raise LayoutError(
+            f"blocks={pattern!r} matches no module{did_you_mean(pattern, names)}: use a pattern such as "
+            f"{next(iter(sorted(names)), 'layers.*')}"
+        )
+    return found
+
+
+def _check_plan(module: nn.Module, plan: Mapping[str, Style]) -> None:
+    names = dict(module.named_modules())
+    for pattern in plan:
+        if not any(fnmatchcase(name, pattern) for name in names):
+            hint = did_you_mean(pattern, [*names, *_patterns(names)])
+            raise LayoutError(f"tensor={{{pattern!r}: ...}} matches no module{hint}: name modules of the model")
+
+
+def _patterns(names: Mapping[str, nn.Module]) -> set[str]:
+    return {".".join("*" if part.isdigit() else part for part in name.split(".")) for name in names}
+
+
+def _divided(module: nn.Module, plan: Mapping[str, Style]) -> dict[str, int]:
+    """Return the sizes that tensor ranks divide, by a name for people."""
+    found: dict[str, int] = {}
+    for name, part in module.named_modules():
+        for pattern, style in plan.items():
+            if fnmatchcase(name, pattern) and isinstance(weight := getattr(part, "weight", None), Tensor):
+                dim = {"column": 0, "row": 1, "vocab_embedding": 0}.get(style)
+                if dim is not None:
+                    found[f"the {'inputs' if dim else 'outputs'} of {name}"] = weight.shape[dim]
+    return found
+
+
+def _cut(config: OwnConfig, module: nn.Module, cut: Cut) -> nn.Module:
+    """Make a stage of a whole model, in place."""
+    forward = forward_of(module)
+    names: tuple[str, ...] = module.block_names  # type: ignore[assignment]
+    if forward.pipeline is None or not names:
+        raise LayoutError(advice.pipeline(module, names))
+    keep = _kept(module, forward, forward.pipeline, cut)
+    leave_out(module, keep, [name for number, name in enumerate(names) if number not in cut.blocks])
+    forward.cut = cut
+    return module
+
+
+def _kept(module: nn.Module, forward: Forward, pipeline: Pipeline, cut: Cut) -> set[int]:
+    """Return the ids of the tensors that a stage needs, whichever blocks it has."""
+    assert forward.form is not None
+    inside = {id(x) for block in blocks_of(module).values() for x in (*block.parameters(), *block.buffers())}
+    with torch.device("meta"):
+        first, hidden = forward.form.call(
+            lambda *x, **named: pipeline.needs(module, *x, before=True, **named), forward.example
+        )
+        last, _ = pipeline.needs(module, *(hidden if isinstance(hidden, tuple) else (hidden,)), before=False)
+    used = inside | first | last
+    if unused := [name for name, parameter in module.named_parameters() if id(parameter) not in used]:
+        raise LayoutError(
+            f"{unused[0]} is in no block, and neither before nor after of pipeline uses it: nobody would train it; "
+            "use it in one of them, or delete it"
+        )
+    return inside | (first if cut.first else set()) | (last if cut.last else set())

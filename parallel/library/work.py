@@ -1,0 +1,114 @@
+"""An own module with all that was asked for, as the house asks for a run: `Work`, and what the program brings along."""
+
+import contextlib
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from paralab.axes.context import BuildContext
+from paralab.axes.initialise import derived_seed, initialise
+from paralab.axes.optimizer import Piece
+from paralab.data.dataset import Dataset
+from paralab.errors import ConfigError
+from paralab.library import values as own_values
+from paralab.library.optimizer import MakeOptimizer, MakeScheduler, make_optimizer
+from paralab.options.config import RunConfig, changed
+from paralab.planning.resolve import Work
+from paralab.processes.cluster import Mesh
+
+
+@dataclass(frozen=True, kw_only=True)
+class OwnRun(RunConfig):
+    """The options of a run, of which an own model uses those of the engine."""
+
+    model: str = changed("model", "own", choices=())
+
+
+@dataclass
+class Brought:
+    """What a program brings of its own (`paralab.axes.context.Own`).
+
+    every: the tensors of the whole model on the meta device. values: of whole shapes, by name; on rank 0 or, where
+    `everywhere`, on every rank; None where they are drawn by name from the seed.
+    """
+
+    every: Mapping[str, Tensor]
+    make_optimizer: MakeOptimizer
+    make_scheduler: MakeScheduler | None
+    seed: int
+    unused_parameters: bool = False
+    values: Mapping[str, Tensor] | None = None
+    drawn: bool = False
+    everywhere: bool = False
+    judged: bool = False
+    spec: Any = None
+    config: Any = None
+    scheduler: Any = field(default=None, init=False)
+
+    def initialise(self, part: nn.Module, mesh: Mesh) -> None:
+        if self.drawn:
+            initialise(part, spec=self.spec, config=self.config, seed=self.seed)
+        elif self.everywhere:
+            own_values.take(part, self.values or {})
+        else:
+            own_values.hand_out(part, self.values, self.every, mesh)
+
+    def optimizer(self, pieces: list[Piece], names: Mapping[int, str]) -> tuple[Optimizer, list[Piece]]:
+        optimizer, taken = make_optimizer(self.make_optimizer, pieces, names)
+        if self.judged:
+            _without_noise(optimizer)
+        elif self.make_scheduler is not None:
+            self.scheduler = self.make_scheduler(optimizer)
+            if not hasattr(self.scheduler, "step"):
+                raise ConfigError(
+                    f"scheduler made a {type(self.scheduler).__name__}, which has no step(): give a function that "
+                    "makes one of torch.optim.lr_scheduler from an optimizer"
+                )
+        return optimizer, taken
+
+    def after_update(self) -> None:
+        if self.scheduler is not None:
+            self.scheduler.step()
+
+    @contextlib.contextmanager
+    def random(self, step: int, mesh: Mesh) -> Iterator[None]:
+        """Seed what modules draw from, for one step: alike on the ranks that share samples, and different on others."""
+        devices = [mesh.device] if mesh.device.type == "cuda" else []
+        with torch.random.fork_rng(devices):
+            torch.manual_seed(derived_seed(self.seed, f"step {step}, data rank {mesh.rank('dp')}"))
+            yield
+
+
+_JUDGED_EPS = 1e-5  # of Adam, as paralab.parity.reference has it and for its reason
+
+
+def _without_noise(optimizer: Optimizer) -> None:
+    for group in optimizer.param_groups:
+        if isinstance(group.get("eps"), float):
+            group["eps"] = max(group["eps"], _JUDGED_EPS)
+
+
+@dataclass(frozen=True)
+class OwnWork(Work):
+    """A `Work` whose model, data and optimizer are the program's own."""
+
+    brought: Brought
+
+    def context(self, mesh: Mesh) -> BuildContext:
+        return BuildContext(
+            self.spec,
+            self.model_config,
+            self.run,
+            self.layout,
+            self.division,
+            mesh,
+            data=self.dataset,
+            own=self.brought,
+        )
+
+    def dataset(self, split: str = "train") -> Dataset:
+        raise ConfigError("the data of an own model are what the program passes to step(): no data set is opened")
