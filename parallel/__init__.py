@@ -9,13 +9,26 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from paralab.layout import Layout
     from paralab.layout.words import register as register_axis
+    from paralab.library.checkpoint import load, save
     from paralab.library.pipeline import Pipeline
     from paralab.library.prove import prove
     from paralab.library.trainer import Step, Trainer, parallelize
     from paralab.library.world import World, join
 
 __version__ = "0.2.0"
-__all__ = ["Layout", "Pipeline", "Step", "Trainer", "World", "join", "parallelize", "prove", "register_axis"]
+__all__ = [
+    "Layout",
+    "Pipeline",
+    "Step",
+    "Trainer",
+    "World",
+    "join",
+    "load",
+    "parallelize",
+    "prove",
+    "register_axis",
+    "save",
+]
 
 # Where each name is; they import torch, and a command line does not wait for it before it is known what runs.
 _PLACES = {
@@ -25,9 +38,11 @@ _PLACES = {
     "Trainer": "paralab.library.trainer:Trainer",
     "World": "paralab.library.world:World",
     "join": "paralab.library.world:join",
+    "load": "paralab.library.checkpoint:load",
     "parallelize": "paralab.library.trainer:parallelize",
     "prove": "paralab.library.prove:prove",
     "register_axis": "paralab.layout.words:register",
+    "save": "paralab.library.checkpoint:save",
 }
 
 

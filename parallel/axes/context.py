@@ -4,7 +4,7 @@ import contextlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 from torch import nn
@@ -63,6 +63,18 @@ class Own(Protocol):
 
     def after_update(self) -> None:
         """Be told that the optimizer has updated the parameters."""
+        ...
+
+    def identity(self, context: "BuildContext") -> Mapping[str, Any]:
+        """Return what two runs must share for one to continue the other, as JSON can hold it."""
+        ...
+
+    def state(self, optimizer: "Optimizer") -> Mapping[str, Any]:
+        """Return what a checkpoint has to hold besides tensors, as JSON can hold it."""
+        ...
+
+    def take_state(self, state: Mapping[str, Any], optimizer: "Optimizer") -> None:
+        """Go on from what `state` returned."""
         ...
 
     def random(self, step: int, mesh: Mesh) -> contextlib.AbstractContextManager[None]:

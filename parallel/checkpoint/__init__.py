@@ -133,6 +133,8 @@ def load(engine: Engine, path: PathLike) -> int:
     engine.steps_done = facts.step
     if facts.run.get("precision") == engine.context.run.precision:  # another one has a scale of its own
         engine.loss_scale.value, engine.loss_scale.good_steps = facts.loss_scale, facts.good_steps
+    if engine.context.own is not None:
+        engine.context.own.take_state(facts.run.get("own", {}), engine.optimizers[0])
     return facts.step
 
 
@@ -248,11 +250,17 @@ def _facts(engine: Engine, metric: float | None) -> Facts:
         step=engine.steps_done,
         metric=metric,
         work=_work(engine.context),
-        run={name: value for name, value in engine.context.run.to_dict().items() if name not in _PLACES},
+        run=_run(engine),
         loss_scale=engine.loss_scale.value,
         good_steps=engine.loss_scale.good_steps,
         torch=torch.__version__,
     )
+
+
+def _run(engine: Engine) -> dict[str, Any]:
+    run = {name: value for name, value in engine.context.run.to_dict().items() if name not in _PLACES}
+    own = engine.context.own
+    return run if own is None else run | {"own": own.state(engine.optimizers[0])}
 
 
 def _work(context: BuildContext | Work) -> dict[str, Any]:
@@ -260,6 +268,8 @@ def _work(context: BuildContext | Work) -> dict[str, Any]:
 
     Of the data that is its content: its name is stored to be shown.
     """
+    if isinstance(context, BuildContext) and context.own is not None:
+        return dict(context.own.identity(context))
     run = context.run
     work = {
         "model": context.spec.name,
@@ -310,7 +320,7 @@ def _check_same_work(folder: Path, facts: Facts, context: BuildContext | Work) -
 def _check_same_data(folder: Path, theirs: Mapping[str, Any], ours: Mapping[str, Any]) -> None:
     """Compare by content. A checkpoint of before contents were stored has the name alone."""
     key = "data_sha256" if "data_sha256" in theirs else "data"
-    if theirs.get(key) == ours[key]:
+    if theirs.get(key) == ours.get(key):
         return
     was, now = (f"{x.get('data')} (sha256 {str(x.get('data_sha256', 'unknown'))[:12]})" for x in (theirs, ours))
     changed = " has changed since" if theirs.get("data") == ours["data"] else " is other data"

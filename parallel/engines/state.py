@@ -19,6 +19,7 @@ from torch.distributed.tensor._utils import compute_local_shape_and_global_offse
 
 from paralab.axes.initialise import local
 from paralab.axes.optimizer import Piece
+from paralab.errors import ConfigError
 
 if TYPE_CHECKING:
     from paralab.engines.engine import Engine
@@ -104,6 +105,8 @@ def _named_pieces(engine: "NativeEngine") -> Iterator[tuple[str, Piece]]:
 def _chunk_of_state(value: Tensor, piece: Piece) -> Chunk:
     if value.ndim == 0:  # a count of steps, the same for the whole parameter
         return whole(value)
+    if isinstance(value, DTensor):  # of an optimizer that was given the sharded parameter itself
+        return chunk_of(value)
     around = chunk_of(piece.parameter)
     first_row = around.offsets[0] + (piece.rows.start or 0)
     return Chunk(value, (first_row, *around.offsets[1:]), around.shape)
@@ -112,6 +115,11 @@ def _chunk_of_state(value: Tensor, piece: Piece) -> Chunk:
 def _empty_state(piece: Piece, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
     if shape == tuple(piece.parameter.shape):
         return torch.zeros_like(piece.updated)
+    if shape and isinstance(piece.updated, DTensor):
+        raise ConfigError(
+            f"the optimizer keeps a state of shape {shape} for a parameter of shape {tuple(piece.parameter.shape)}, "
+            "which is not known to be divided over the ranks: load it under a layout that shards nothing, such as ddp"
+        )
     return torch.zeros(shape, dtype=dtype, device=piece.updated.device)
 
 

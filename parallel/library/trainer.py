@@ -3,7 +3,9 @@
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from itertools import islice
 from math import prod
+from pathlib import Path
 from typing import Any, Literal
 
 import torch
@@ -249,19 +251,34 @@ class Trainer:
         self.form = form
         return rows
 
+    def save(self, folder: str | Path, *, keep_last: int = 3) -> Path:
+        """Save a checkpoint; the same as `paralab.save(trainer, folder)`. Collective. Raises: DataError."""
+        from paralab.library import checkpoint
+
+        return checkpoint.save(self, folder, keep_last=keep_last)
+
+    def load(self, path: str | Path) -> int:
+        """Go on from a checkpoint; the same as `paralab.load(trainer, path)`. Collective.
+
+        Raises: DataError, ConfigError.
+        """
+        from paralab.library import checkpoint
+
+        return checkpoint.load(self, path)
+
     # --- data
 
-    def shard(self, batches: Iterable[Any]) -> Iterator[Any]:
+    def shard(self, batches: Iterable[Any], *, skip: int = 0) -> Iterator[Any]:
         """Yield this rank's rows of each global batch, in the form that the batch has. Collective.
 
         batches: the same on every rank: a loader, or any iterable. Ranks of the tensor and pipeline axes that work on
         the same samples get the same rows. A loader with a DistributedSampler gives rows of its own to every rank:
-        pass its batches to `step`.
+        pass its batches to `step`. skip: batches to pass over first, as after `load`.
         Raises: DataError where ranks read different batches, where one ends before another, or where the rows do not
         divide over the data ranks.
         """
-        iterator = iter(batches)
-        count = 0
+        iterator = islice(iter(batches), skip, None)
+        count = skip
         while True:
             batch = next(iterator, _END)
             found = self._seen(batch) if batch is not _END else None

@@ -2,7 +2,7 @@
 
 import contextlib
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import torch
@@ -15,7 +15,7 @@ from paralab.axes.optimizer import Piece
 from paralab.data.dataset import Dataset
 from paralab.errors import ConfigError
 from paralab.library import values as own_values
-from paralab.library.optimizer import MakeOptimizer, MakeScheduler, make_optimizer
+from paralab.library.optimizer import MakeOptimizer, MakeScheduler, make_optimizer, plain
 from paralab.options.config import RunConfig, changed
 from paralab.planning.resolve import Work
 from paralab.processes.cluster import Mesh
@@ -73,6 +73,31 @@ class Brought:
     def after_update(self) -> None:
         if self.scheduler is not None:
             self.scheduler.step()
+
+    def identity(self, context: BuildContext) -> dict[str, Any]:
+        return {"model": context.spec.name, **asdict(context.model_config)}
+
+    def state(self, optimizer: Optimizer) -> dict[str, Any]:
+        """Return what the groups of the optimizer and the scheduler have become."""
+        groups = [{k: v for k, v in group.items() if k != "params"} for group in optimizer.param_groups]
+        found = {"optimizer": type(optimizer).__name__, "groups": plain(groups)}
+        return found if self.scheduler is None else found | {"scheduler": plain(self.scheduler.state_dict())}
+
+    def take_state(self, state: Mapping[str, Any], optimizer: Optimizer) -> None:
+        """Go on from what `state` returned. Raises: ConfigError where that was of another optimizer."""
+        theirs, groups = state.get("optimizer"), state.get("groups", [])
+        if theirs != type(optimizer).__name__ or len(groups) != len(optimizer.param_groups):
+            raise ConfigError(
+                f"the checkpoint is of {theirs} with {len(groups)} groups of parameters, this trainer has "
+                f"{type(optimizer).__name__} with {len(optimizer.param_groups)}: make the same optimizer"
+            )
+        if ("scheduler" in state) != (self.scheduler is not None):
+            had, has = ("a", "none") if "scheduler" in state else ("no", "one")
+            raise ConfigError(f"the checkpoint has {had} scheduler, this trainer has {has}: give the same scheduler")
+        if self.scheduler is not None:
+            self.scheduler.load_state_dict({**self.scheduler.state_dict(), **state["scheduler"]})
+        for group, saved in zip(optimizer.param_groups, groups, strict=True):
+            group.update({k: tuple(v) if isinstance(v, list) else v for k, v in saved.items()})
 
     @contextlib.contextmanager
     def random(self, step: int, mesh: Mesh) -> Iterator[None]:
