@@ -137,7 +137,7 @@ def make_step(variant: str, work: Work, device: torch.device) -> Callable[[Batch
 def _transformers_model(work: Work, config: GPT2Config) -> nn.Module:
     """Return their GPT-2 with the weights that ours starts from."""
     model = work.new_model().to_empty(device="cpu")
-    tie(model, work.spec.tied)
+    tie(model, work.spec.tied_in(config))
     initialise(model, spec=work.spec, config=config, seed=work.run.seed)
     return to_transformers(config, model.state_dict()).train()
 

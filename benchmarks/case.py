@@ -339,8 +339,8 @@ def _efficiency_columns(
     kept = slowest[times.warmup_steps :]
     devices = work.layout.world_size
     samples_per_s = work.division.global_batch_size * len(kept) / sum(kept)
-    tokens = samples_per_s * work.spec.units_per_sample(work.model_config)
-    flops = work.spec.flops(work.model_config)
+    tokens = samples_per_s * work.spec.units_in_sample(work.model_config)
+    flops = work.spec.flops_of(work.model_config)
     per_device = flops.per_sample * samples_per_s / devices
     peak, peak_source = statistics.mean(r.peak_flops for r in results), results[0].peak_source
     every = work.run.checkpoint_every
@@ -348,7 +348,7 @@ def _efficiency_columns(
     known = not (every and splits_backward(work))
     recomputation = recomputation_ratio(work.spec, work.model_config, every) if known else None
     exceeded = per_device * (recomputation or 1.0) > peak
-    is_text = work.spec.unit(work.model_config) == "tokens"
+    is_text = work.spec.unit_of(work.model_config) == "tokens"
     return {
         "samples_per_s": samples_per_s,
         "samples_per_s_per_device": samples_per_s / devices,

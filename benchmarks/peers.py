@@ -333,7 +333,7 @@ def _measured(
         losses.append(step(batch))
         times.append(time.perf_counter() - start)
     step_s = statistics.median(times[config.warmup :])
-    flops = work.spec.flops(work.model_config).per_sample * work.division.global_batch_size
+    flops = work.spec.flops_of(work.model_config).per_sample * work.division.global_batch_size
     achieved = flops / step_s / rank.world_size
     dtype = DTYPES[config.precision]
     peak = measured_peak(rank.device.type, dtype)

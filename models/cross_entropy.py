@@ -109,7 +109,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
     def backward(ctx: Any, grad_loss: Tensor) -> tuple[Tensor | None, Tensor | None, None, None, None, None, None]:
         grad_x, grad_weight = ctx.saved_tensors
         # Not in place: a zero-bubble schedule comes here twice, once for the input and once for the weight.
-        if grad_loss.is_cuda or grad_loss.item() != 1.0:
+        if grad_loss.device.type != "cpu" or grad_loss.item() != 1.0:
             grad_x = grad_x * grad_loss if ctx.needs_input_grad[0] else None
             grad_weight = grad_weight * grad_loss if ctx.needs_input_grad[1] else None
         return grad_x, grad_weight, None, None, None, None, None

@@ -5,23 +5,29 @@ torch.distributed. The module follows four rules, and every strategy works from 
 
 1. `forward(*inputs, targets=None)` returns the mean loss over the samples it was given (fp32, shape ()) when
    `targets` is there, and the prediction when it is not.
-2. The repeated part is `self.blocks`, a ModuleDict with keys "0", "1", ...; what runs before it is named in
-   `spec.first`, what runs after it (loss included) in `spec.last`. A pipeline stage is a copy in which the
-   other blocks are deleted and the other named modules are None: `forward` skips what is None, takes what
-   the previous stage returned (a tensor or a tuple of floating-point tensors) and returns what the next takes.
-   A model that is built otherwise names its blocks in `spec.block_names`, and says in `spec.cut` what a stage is.
+2. The repeated part is a list of blocks, such as `self.blocks`, a ModuleDict with keys "0", "1", ...; what runs before
+   it is named in `spec.first`, what runs after it (loss included) in `spec.last`, or found to be what is defined before
+   and after it. A pipeline stage is a copy in which the other blocks are deleted and the other named modules are None:
+   `forward` skips what is None, loops over the blocks that are there, takes what the previous stage returned (a tensor
+   or a tuple of floating-point tensors) and returns what the next takes. `spec.block_names` names blocks that are not
+   found, and `spec.cut` says what a stage is of a model that is built otherwise.
 3. Modules are created on the meta device, without values (`spec.on_meta`): `spec.init` gives every parameter and
-   persistent buffer its value from a generator seeded by its full name.
+   persistent buffer its value from a generator seeded by its full name. Without `init` each process builds the whole
+   model once on its CPU (`spec.built`), and takes the values of its own `__init__`.
 4. A module whose result depends on ranks it cannot see holds `all_reduce` (see `Reducing`).
 """
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, is_dataclass
+from functools import lru_cache
 from typing import Any, ClassVar, Generic, Literal, Protocol, TypeVar, runtime_checkable
 
 import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
+
+from paralab.errors import ModelError, did_you_mean
+from paralab.models.found import Found, built, count_flops, look_into
 
 # How the ranks of a tensor axis share a module. The sequence is split between the last two under /sp alone.
 #   column            Linear or Conv2d: each rank has a part of its outputs; its input is whole. Always before a row
@@ -68,11 +74,20 @@ class ModelConfig(Protocol):
 
     __dataclass_fields__: ClassVar[dict[str, Any]]
 
+    def __hash__(self) -> int: ...
     @property
     def task(self) -> str: ...
 
 
 C = TypeVar("C", bound=ModelConfig)
+
+Unit = Literal["tokens", "images", "points"]  # what throughput counts
+UNITS: dict[str, Unit] = {
+    "text": "tokens",
+    "classify": "images",
+    "denoise_images": "images",
+    "denoise_points": "points",
+}  # by task
 
 
 @runtime_checkable
@@ -140,9 +155,13 @@ class Cut:
     last: bool
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, eq=False)
 class ModelSpec(Generic[C]):
-    """Declare a model to strategies, benchmarks and tests. Callables take the config of one size."""
+    """Declare a model to strategies, benchmarks and tests. Callables take the config of one size.
+
+    Five fields are needed: name, sizes, build, example and data. What is left out of the others is found in the module
+    itself, on the meta device: ask the methods for it, which know what was given and what was found.
+    """
 
     name: str
     sizes: Mapping[str, C]  # preset name -> frozen config dataclass
@@ -150,37 +169,105 @@ class ModelSpec(Generic[C]):
         None
     )  # config of a size that is no preset; None for another form
     custom_form: str = ""  # what such a size looks like, for messages
-    default_size: str  # trains on a laptop
-    tiny_size: str  # a second or less a step: what tests use
+    default_size: str = ""  # trains on a laptop; the first of the sizes
+    tiny_size: str = ""  # a second or less a step: what tests use; the default size
     build: Callable[[C], nn.Module]
-    init: Callable[[C, str, Tensor, torch.Generator], None]  # config, full name, full CPU tensor to initialise
+    init: Callable[[C, str, Tensor, torch.Generator], None] | None = None  # config, full name, full CPU tensor to fill
     example: Callable[[C, int], tuple[tuple[Tensor, ...], Tensor]]  # batch size -> inputs, targets: shapes, dtypes
-    n_blocks: Callable[[C], int] = lambda config: 0  # modules named blocks.0, blocks.1, ...
+    n_blocks: Callable[[C], int] | None = None  # modules named blocks.0, blocks.1, ...
     block_names: Callable[[C], tuple[str, ...]] | None = None  # full names of blocks that are called otherwise
     cut: Callable[[C, nn.Module, Cut], nn.Module] | None = None  # whole model -> stage, where rule 2 does not hold
     with_blocks: Callable[[C, int], C] | None = None  # the same config with so many blocks, or the fewest above
-    first: tuple[str, ...] = ()
-    last: tuple[str, ...] = ()
-    flops: Callable[[C], Flops]
+    first: tuple[str, ...] | None = None
+    last: tuple[str, ...] | None = None
+    flops: Callable[[C], Flops] | None = None
     data: Callable[[C], str]  # data set used without --data
-    unit: Callable[[C], Literal["tokens", "images", "points"]]  # what throughput counts
-    units_per_sample: Callable[[C], int] = lambda config: 1
+    unit: Callable[[C], Unit] | None = None
+    units_per_sample: Callable[[C], int] | None = None
     tensor_plan: Callable[[C], Mapping[str, Style]] = lambda config: {}  # fnmatch pattern of module -> style
     tensor_divides: Callable[[C], Mapping[str, int]] = lambda config: {}  # what tp must divide, by name
     sequence_parallel: bool = False
     smooth: bool = True  # False: has kinks (ReLU, max), where the last bit of an input can flip a gradient
     batch_statistics: Callable[[C], Literal["none", "rank", "global"]] = lambda config: "none"
-    tied: Mapping[str, str] = field(default_factory=dict)  # parameter -> the parameter whose storage it shares
+    tied: Mapping[str, str] | None = None  # parameter -> the parameter whose storage it shares
     refuses: Mapping[str, str] = field(default_factory=dict)  # strategy -> why it cannot be in a layout of this model
+
+    def __post_init__(self) -> None:
+        if not self.sizes:
+            raise ModelError(f'ModelSpec {self.name} has no sizes: give one such as sizes={{"tiny": Config()}}')
+        object.__setattr__(self, "default_size", self.default_size or next(iter(self.sizes)))
+        object.__setattr__(self, "tiny_size", self.tiny_size or self.default_size)
+        for name in (self.default_size, self.tiny_size):
+            if name not in self.sizes:
+                hint = did_you_mean(name, self.sizes)
+                raise ModelError(f"size {name!r} of ModelSpec {self.name} is not in sizes{hint}: add it, or name one")
 
     def config(self, size: str | None = None) -> C:
         """Return the config of a preset or of a custom size.
 
-        Raises: KeyError when it is neither; ValueError when the numbers of a custom one do not fit together.
+        Raises: KeyError when it is neither; ValueError when the numbers of a custom one do not fit together; ModelError
+        for a config that does not say what it is for, or that is no frozen dataclass.
         """
         name = (size or self.default_size).lower()
         custom = self.custom_size(name) if name not in self.sizes else None
-        return custom if custom is not None else self.sizes[name]
+        return self._checked(custom if custom is not None else self.sizes[name])
+
+    def _checked(self, config: Any) -> Any:
+        kind = type(config).__name__
+        if not is_dataclass(config) or isinstance(config, type):
+            raise ModelError(f"a size of {self.name} is a {kind}: an object of a frozen dataclass is needed")
+        try:
+            hash(config)
+        except TypeError as error:
+            needed = "@dataclass(frozen=True) is needed, with numbers, words and tuples as fields"
+            raise ModelError(f"config {kind} of {self.name} cannot be a key ({error}): {needed}") from None
+        task, known = getattr(config, "task", None), ", ".join(UNITS)
+        if task is None:
+            raise ModelError(f'{kind} has no task: add the field task: str = "text", or another of {known}')
+        if task not in UNITS and self.unit is None:
+            raise ModelError(f"task {task!r} of {kind} is unknown{did_you_mean(str(task), UNITS)}: use one of {known}")
+        return config
+
+    @property
+    def names_blocks(self) -> bool:
+        """Whether it says which modules are the blocks, or what is around them, and so claims that rule 2 holds."""
+        return any(given is not None for given in (self.n_blocks, self.block_names, self.cut, self.first, self.last))
+
+    # --- what was given, or else is found
+
+    def blocks(self, config: C) -> tuple[str, ...]:
+        """Return the full names of the blocks, in the order in which they run; () for a model that has none."""
+        named = self._named_blocks(config)
+        return _found(self, config).blocks if named is None else named
+
+    def ends(self, config: C) -> tuple[tuple[str, ...], tuple[str, ...]]:
+        """Return the names of what runs before all blocks, and of what runs after them."""
+        if self.first is None and self.last is None:
+            return _found(self, config).first, _found(self, config).last
+        return self.first or (), self.last or ()
+
+    def tied_in(self, config: C) -> Mapping[str, str]:
+        """Return the parameters that share the storage of another: name -> name of the other."""
+        return _found(self, config).tied if self.tied is None else self.tied
+
+    def flops_of(self, config: C) -> Flops:
+        """Return the operations of one sample by the given formula, or as they are counted on the meta device."""
+        return self.flops(config) if self.flops is not None else _counted(self, config)
+
+    def unit_of(self, config: C) -> Unit:
+        """Return what throughput counts."""
+        return self.unit(config) if self.unit is not None else UNITS[config.task]
+
+    def units_in_sample(self, config: C) -> int:
+        """Return how many units a sample has: the positions of a text, 1 of anything else."""
+        if self.units_per_sample is not None:
+            return self.units_per_sample(config)
+        return getattr(config, "seq_len", 1) if self.unit_of(config) == "tokens" else 1
+
+    def _named_blocks(self, config: C) -> tuple[str, ...] | None:
+        if self.block_names is not None:
+            return tuple(self.block_names(config))
+        return None if self.n_blocks is None else tuple(f"blocks.{number}" for number in range(self.n_blocks(config)))
 
     def sequence_problems(self, config: C) -> list[str]:
         """Return what the tensor plan lacks for the sequence parallelism that the spec claims."""
@@ -195,18 +282,38 @@ class ModelSpec(Generic[C]):
             if style not in styles
         ]
 
-    def blocks(self, config: C) -> tuple[str, ...]:
-        """Return the full names of the blocks, in the order in which they run."""
-        if self.block_names is not None:
-            return self.block_names(config)
-        return tuple(f"blocks.{number}" for number in range(self.n_blocks(config)))
+    # --- the model
 
     def on_meta(self, config: C, dtype: torch.dtype = torch.float32) -> nn.Module:
         """Return the whole model on the meta device, its weights of that dtype, with its `block_names`."""
-        with torch.device("meta"), _WithoutInit():
-            model = self.build(config).to(dtype)
+        model = _on_meta(self, config).to(dtype)
         model.block_names = self.blocks(config)  # type: ignore[assignment]
         return model
+
+    def built(self, config: C, *, seed: int) -> nn.Module:
+        """Return the whole model on the CPU, with the values that its own `__init__` draws from the seed."""
+        return built(lambda: self.build(config), seed=seed)
+
+
+def _on_meta(spec: ModelSpec[C], config: C) -> nn.Module:
+    with torch.device("meta"), _WithoutInit():
+        return spec.build(config)
+
+
+@lru_cache(maxsize=32)
+def _found(spec: ModelSpec[C], config: C) -> Found:
+    return look_into(_on_meta(spec, config), spec._named_blocks(config))
+
+
+@lru_cache(maxsize=32)
+def _counted(spec: ModelSpec[C], config: C) -> Flops:
+    inputs, targets = spec.example(config, 1)
+    try:
+        return Flops(float(count_flops(spec.on_meta(config), inputs, targets)), "counted")
+    except Exception as error:
+        said = f"{type(error).__name__}: {' '.join(str(error).split())[:160]}"
+        advice = "see paralab check-model, or give its spec flops=lambda config: Flops(per_sample=..., formula=...)"
+        raise ModelError(f"operations of {spec.name} cannot be counted on the meta device ({said}): {advice}") from None
 
 
 class _WithoutInit(TorchFunctionMode):

@@ -11,7 +11,8 @@ _CONTAINERS = (nn.ModuleList, nn.ModuleDict, nn.Sequential)
 def find_blocks(module: nn.Module) -> tuple[str, ...]:
     """Return the full names of the repeated layers of a module: of equal layers, those with most parameters.
 
-    They are the children of one ModuleList, ModuleDict or Sequential, at least two, all of one class. () for none.
+    They are the children of one ModuleList, ModuleDict or Sequential, at least two, all of one class that can be
+    called. () for none.
     """
     found = [(_numel(container), names) for container, names in _repeated(module)]
     return max(found, key=lambda pair: pair[0], default=(0, ()))[1]
@@ -34,7 +35,8 @@ def find_tied(module: nn.Module) -> Mapping[str, str]:
 def _repeated(module: nn.Module) -> Iterator[tuple[nn.Module, tuple[str, ...]]]:
     for name, container in module.named_modules():
         layers = dict(container.named_children()) if isinstance(container, _CONTAINERS) else {}
-        if len(layers) >= 2 and len({type(layer) for layer in layers.values()}) == 1 and _numel(container):
+        kinds = {type(layer) for layer in layers.values()}
+        if len(layers) >= 2 and len(kinds) == 1 and not kinds & {*_CONTAINERS[:2]} and _numel(container):
             yield container, tuple(f"{name}.{key}" if name else key for key in layers)
 
 

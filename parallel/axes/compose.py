@@ -105,7 +105,7 @@ def build_part(part: nn.Module, context: BuildContext) -> None:
     if run.precision in ("bf16", "fp16") and not any(axis.casts(context.layout) for axis in axes):
         autocast_forward(part, device_type=context.device.type, precision=run.precision)
     part.to_empty(device=context.device)
-    tie(part, context.spec.tied)
+    tie(part, context.tied)
     if context.own is None:
         initialise(part, spec=context.spec, config=context.model_config, seed=run.seed)
     else:

@@ -104,6 +104,11 @@ class BuildContext:
     def device(self) -> torch.device:
         return self.mesh.device
 
+    @property
+    def tied(self) -> Mapping[str, str]:
+        """Parameters that share the storage of another: name -> name of the other."""
+        return self.spec.tied_in(self.model_config)
+
     def new_model(self) -> nn.Module:
         """Return the whole model on the meta device, in the precision of its weights."""
         return self.spec.on_meta(self.model_config, weight_dtype(self.run.precision))

@@ -1,12 +1,15 @@
 """Initialise parameters so that their values do not depend on the layout.
 
 Each parameter is drawn in full from a generator seeded by (seed, its full name), and a rank keeps its piece.
-So every layout starts from the same weights, and a rank makes only the parameters it holds.
+So every layout starts from the same weights, and a rank makes only the parameters it holds. A model that does not say
+how they are drawn is built whole by every rank for a moment, on the CPU and from the same seed.
 """
 
 import hashlib
 import random
 from collections.abc import Mapping
+from functools import cached_property
+from typing import Generic
 
 import numpy as np
 import torch
@@ -14,6 +17,7 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
 
+from paralab.models.found import plain_tensors
 from paralab.models.spec import C, ModelSpec
 
 
@@ -59,21 +63,61 @@ def local(tensor: Tensor) -> Tensor:
     return tensor._local_tensor if isinstance(tensor, DTensor) else tensor
 
 
-@torch.no_grad()
-def first_value(name: str, *, like: Tensor, spec: ModelSpec[C], config: C, seed: int) -> Tensor:
-    """Return what a parameter or buffer begins with: the full tensor on the CPU, of the shape and dtype of `like`."""
-    origin = spec.tied.get(name, name)
-    full = torch.empty(like.shape, dtype=like.dtype)
-    spec.init(config, origin, full, generator_for(seed, origin))
-    return full
+class FirstValues(Generic[C]):
+    """What every tensor of a model begins with, by its full name: a full tensor on the CPU.
+
+    Drawn by the `init` of the model; of one without it, the values of its own `__init__`, for which it is built whole
+    when the first value is asked for, and kept as long as this object is.
+    """
+
+    def __init__(self, spec: ModelSpec[C], config: C, seed: int) -> None:
+        self.spec, self.config, self.seed = spec, config, seed
+        self.tied = spec.tied_in(config)
+
+    @cached_property
+    def _built(self) -> tuple[nn.Module, dict[str, Tensor]]:
+        model = self.spec.built(self.config, seed=self.seed)
+        return model, {**dict(model.named_parameters(remove_duplicate=False)), **dict(model.named_buffers())}
+
+    @torch.no_grad()
+    def __call__(self, name: str, like: Tensor) -> Tensor:
+        """Return what a parameter or buffer begins with, of the shape and dtype of `like`."""
+        origin = self.tied.get(name, name)
+        if self.spec.init is None:
+            return self._built[1][origin].detach().to(like.dtype)
+        full = torch.empty(like.shape, dtype=like.dtype)
+        self.spec.init(self.config, origin, full, generator_for(self.seed, origin))
+        return full
+
+    @torch.no_grad()
+    def fill_unsaved(self, part: nn.Module) -> None:
+        """Give a part of a model without `init` what is in no state dict: buffers that are not persistent, and tensors
+        that modules hold as plain attributes. They go where the part is, and are whole on every rank.
+        """
+        if self.spec.init is not None:
+            return
+        saved = part.state_dict(keep_vars=True)
+        for name, buffer in part.named_buffers():
+            if name not in saved:
+                buffer.copy_(self(name, buffer))
+        for name, module in part.named_modules():
+            for attribute, tensor in list(plain_tensors(module)):
+                if tensor.is_meta:
+                    value = getattr(self._built[0].get_submodule(name), attribute)
+                    setattr(module, attribute, value.detach().to(_device_of(part)))
+
+
+def _device_of(part: nn.Module) -> torch.device:
+    return next((local(tensor).device for tensor in part.state_dict().values()), torch.device("cpu"))
 
 
 @torch.no_grad()
 def initialise(part: nn.Module, *, spec: ModelSpec[C], config: C, seed: int) -> None:
-    """Initialise every parameter and persistent buffer of a part of the model."""
+    """Initialise every parameter and persistent buffer of a part of the model, and what `FirstValues` has beside."""
+    values = FirstValues(spec, config, seed)
     for name, tensor in part.state_dict(keep_vars=True).items():
-        full = first_value(name, like=tensor, spec=spec, config=config, seed=seed)
-        local(tensor).copy_(local_slice(full, tensor))
+        local(tensor).copy_(local_slice(values(name, tensor), tensor))
+    values.fill_unsaved(part)
 
 
 def tie(part: nn.Module, tied: Mapping[str, str]) -> None:

@@ -111,7 +111,7 @@ def _held_stages(plan: Planned, pp_rank: int, *, device_type: str) -> Iterator[_
         autocast = torch.autocast(device_type, DTYPES[precision], enabled=lower and not casts)
         with fake, _noting(noted, plan), autocast:
             module.to_empty(device=device_type)
-            tie(module, plan.spec.tied)
+            tie(module, plan.spec.tied_in(plan.model_config))
             out = module(*hidden)
         hidden = tuple(in_dtype(x, weight_dtype(precision)) for x in (out if isinstance(out, tuple) else (out,)))
         noted.stage = replace(stage, sent_bytes=_boundary(hidden, layout))

@@ -47,6 +47,9 @@ def open_dataset(
     split: "train" or "validation". seq_len: tokens a sample, by default what the model holds; text only.
     Raises: DataError naming what can be used instead; ModelError where the config lacks what its task needs.
     """
+    if config.task not in _KIND_OF_TASK:
+        known = ", ".join(_KIND_OF_TASK)
+        raise ModelError(f"no data set is for task {config.task!r} of {type(config).__name__}: use one of {known}")
     kind = _KIND_OF_TASK[config.task]
     if split not in SPLITS:
         raise DataError(f"split {split!r} is unknown{did_you_mean(split, SPLITS)}: use one of {', '.join(SPLITS)}")

@@ -233,7 +233,8 @@ def _stage(context: BuildContext) -> nn.Module:
 def _pipeline_module(part: nn.Module, context: BuildContext) -> nn.Module:
     from deepspeed.pipe import LayerSpec, PipelineModule, TiedLayerSpec
 
-    pp, mine, tied = context.layout.pp, context.mesh.rank("pp"), context.spec.tied
+    pp, mine = context.layout.pp, context.mesh.rank("pp")
+    tied = pipeline.tied_ends(context.spec, context.model_config)
     stage = Stage(part, last=mine == pp - 1)
     layers: list[Any] = [stage if i == mine else LayerSpec(Stage, None, last=False) for i in range(pp)]
     if tied:

@@ -153,7 +153,7 @@ def _owner(engine: ZeroEngine, position: int) -> int:
 
 
 def _origin(engine: ZeroEngine, name: str) -> str:
-    return engine.context.spec.tied.get(name, name)
+    return engine.context.tied.get(name, name)
 
 
 def _key(name: str, slot: str | None) -> str:

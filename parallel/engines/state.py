@@ -62,7 +62,7 @@ def chunk_of(tensor: Tensor) -> Chunk:
 
 def model_chunks(engine: "Engine", *, prefix: str = "model.") -> Chunks:
     """Return the parameters and persistent buffers of this rank, to be read or written in place."""
-    tied = engine.context.spec.tied
+    tied = engine.context.tied
     tensors = ((name, tensor) for part in engine.parts for name, tensor in part.state_dict().items())
     return _gather((prefix + tied.get(name, name), chunk_of(tensor)) for name, tensor in tensors)
 
@@ -96,7 +96,7 @@ def new_optimizer_chunks(engine: "NativeEngine", saved: Shapes) -> Chunks:
 
 def _named_pieces(engine: "NativeEngine") -> Iterator[tuple[str, Piece]]:
     """Yield what the optimizer of this rank updates, with the name of its parameter."""
-    tied = engine.context.spec.tied
+    tied = engine.context.tied
     names = {id(p): tied.get(name, name) for name, p in engine.parameters()}
     for piece in engine.pieces:
         yield names[id(piece.parameter)], piece

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from paralab import checkpoint
-from paralab.axes.initialise import tie
+from paralab.axes.initialise import FirstValues, tie
 from paralab.checkpoint.folder import FACTS
 from paralab.errors import DataError, UsageError
 from paralab.layout import Layout
@@ -44,9 +44,11 @@ def restore(path: str | Path) -> Trained:
     facts = checkpoint.read_facts(folder)
     work = _work(facts, folder)
     model = work.new_model().to_empty(device=Rank.from_env().device)
-    tie(model, work.spec.tied)
+    tied = work.spec.tied_in(work.model_config)
+    tie(model, tied)
     _check_fit(weights, model, work=work, folder=folder)
-    model.load_state_dict(weights | {name: weights[origin] for name, origin in work.spec.tied.items()})
+    model.load_state_dict(weights | {name: weights[origin] for name, origin in tied.items()})
+    FirstValues(work.spec, work.model_config, work.run.seed).fill_unsaved(model)
     return Trained(folder, facts.step, work, model.eval())
 
 
@@ -75,7 +77,8 @@ def _work(facts: checkpoint.Facts, folder: Path) -> Work:
 def _check_fit(weights: Mapping[str, Tensor], model: nn.Module, *, work: Work, folder: Path) -> None:
     """Raise DataError unless the tensors of a checkpoint are those of the model."""
     described = f"{folder / FACTS} says {work.spec.name} {work.size}"
-    state = {name: tensor for name, tensor in model.state_dict().items() if name not in work.spec.tied}
+    tied = work.spec.tied_in(work.model_config)
+    state = {name: tensor for name, tensor in model.state_dict().items() if name not in tied}
     for name in sorted(state.keys() ^ weights.keys()):
         there = "has no" if name in state else "has an extra"
         raise DataError(f"{folder} {there} {name}, and {described}: {_ADVICE}")

@@ -21,12 +21,14 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from paralab.axes.pipeline.stages import cut_stage
 from paralab.errors import ModelError, did_you_mean
 from paralab.layout import Layout
+from paralab.models.found import beside, plain_tensors
 from paralab.models.spec import C, ModelSpec, Reducing, Style
 
 _STYLES: tuple[str, ...] = get_args(Style)
 _SPLIT = ("column", "row", "channels")  # the styles that leave a rank with a part of a module's features
 _SAMPLES = 2
 _INITIALISED_ELEMENTS = 1 << 22  # of one tensor: larger ones would take seconds
+_BUILT_ELEMENTS = 1 << 25  # of all parameters: larger models would take seconds to build
 
 
 @dataclass(frozen=True)
@@ -114,66 +116,106 @@ def _structure(subject: _Subject) -> Iterator[Broken]:
     except Exception as error:
         yield Broken("3, modules are created on the meta device", subject.line_of(error), _short(error))
         return
-    blocks, here = getattr(model, "blocks", None), subject.place(model)
-    if not isinstance(blocks, nn.ModuleDict):
-        got = f"of type {type(blocks).__name__}" if blocks is not None else "missing"
-        needed = "nn.ModuleDict({str(i): Block() for i in range(n)}) is needed"
-        yield Broken(rule, here, f"self.blocks is {got}: {needed}")
+    here, modules = subject.place(model), dict(model.named_modules())
+    blocks, (first, last) = spec.blocks(subject.config), spec.ends(subject.config)
+    if missing := [name for name in blocks if name not in modules]:
+        said = f"n_blocks says {len(blocks)}" if spec.block_names is None else f"block_names says {len(blocks)} names"
+        hint = did_you_mean(missing[0], modules)
+        yield Broken(rule, here, f"{said}, and the model has no module {missing[0]}{hint}: name those that it has")
         return
-    wanted = [str(i) for i in range(spec.n_blocks(subject.config))]
-    if list(blocks) != wanted:
-        got, need = ", ".join(list(blocks)[:4]), ", ".join(wanted[:4])
-        yield Broken(rule, here, f"the {len(blocks)} blocks are {got} ...: n_blocks says {len(wanted)}: {need} ...")
-    children = dict(model.named_children())
-    for name in (*spec.first, *spec.last):
-        if name not in children:
+    there = {*modules, *dict(model.named_parameters(remove_duplicate=False))}
+    for name in (*first, *last):
+        if name not in there:
             yield Broken("2, first and last", here, f"{name!r} is in first or last, and the model has no such module")
-    for name, child in children.items():
-        if name not in (*spec.first, *spec.last, "blocks"):
-            side = "first (it runs before the blocks) or last (after them)"
-            yield Broken("2, first and last", subject.place(child), f"module {name!r} is in neither: name it in {side}")
-    names = dict(model.named_parameters(remove_duplicate=False))
-    for name, origin in spec.tied.items():
+    for name in beside(model, blocks) if spec.names_blocks and spec.cut is None and blocks else ():
+        if name not in (*first, *last, *blocks):
+            side, place = (
+                "first (it runs before the blocks) or last (after them)",
+                subject.place(modules.get(name, model)),
+            )
+            kind = "module" if name in modules else "parameter"
+            yield Broken("2, first and last", place, f"{kind} {name!r} is in neither: name it in {side}")
+    names, tied = dict(model.named_parameters(remove_duplicate=False)), spec.tied_in(subject.config)
+    for name, origin in tied.items():
         if name not in names or names[name] is not names.get(origin):
             yield Broken("tied", here, f"{name} is said to share the storage of {origin}, and does not")
     own = {id(parameter): name for name, parameter in model.named_parameters()}
     for name, parameter in names.items():
-        if own[id(parameter)] != name and name not in spec.tied:
+        if own[id(parameter)] != name and name not in tied:
             yield Broken("tied", here, f"{name} shares the storage of {own[id(parameter)]}: add it to tied")
+
+
+_VALUES = "3, initialisation by name"
 
 
 def _values(subject: _Subject) -> Iterator[Broken]:
     """Yield tensors that no initialisation reaches."""
-    rule = "3, initialisation by name"
     model = subject.model()
+    yield from _kept_in_lists(subject, model)
+    if subject.spec.init is None:
+        yield from _built(subject)
+        return
     state = model.state_dict(keep_vars=True)
     for name, module in model.named_modules():
-        for key, value in vars(module).items():
-            if isinstance(value, Tensor):
-                problem = f"self.{key} of {name or 'the model'} is a plain tensor, which stays on the meta device"
-                needed = "register it as a buffer, or compute it in forward"
-                yield Broken(rule, subject.place(module), f"{problem}: {needed}")
+        for key, _ in plain_tensors(module):
+            problem = f"self.{key} of {name or 'the model'} is a plain tensor, which stays on the meta device"
+            yield Broken(
+                _VALUES, subject.place(module), f"{problem}: register it as a buffer, or compute it in forward"
+            )
     for name, _ in model.named_buffers():
         if name not in state:
             owner = model.get_submodule(name.rpartition(".")[0])
             problem = f"buffer {name} is not persistent: no initialisation reaches it, and it is in no checkpoint;"
-            yield Broken(rule, subject.place(owner), f"{problem} leave persistent=False out, or compute it in forward")
+            advice = "leave persistent=False out, or compute it in forward"
+            yield Broken(_VALUES, subject.place(owner), f"{problem} {advice}")
     for name, tensor in state.items():
         if tensor.numel() <= _INITIALISED_ELEMENTS and (failed := _initialised(subject, name, tensor)):
-            yield Broken(rule, *failed)
+            yield Broken(_VALUES, *failed)
+
+
+def _kept_in_lists(subject: _Subject, model: nn.Module) -> Iterator[Broken]:
+    """Yield tensors in lists and dicts of a module, which nothing finds there."""
+    for name, module in model.named_modules():
+        for key, held in vars(module).items():
+            values = held.values() if isinstance(held, dict) else held if isinstance(held, (list, tuple)) else ()
+            if not key.startswith("_") and any(isinstance(value, Tensor) for value in values):
+                problem = f"self.{key} of {name or 'the model'} is a {type(held).__name__} with tensors,"
+                needed = "which stay on the meta device: register them as buffers, or compute them in forward"
+                yield Broken(_VALUES, subject.place(module), f"{problem} {needed}")
+
+
+def _built(subject: _Subject) -> Iterator[Broken]:
+    """Yield values of the model's own `__init__` that the seed does not decide."""
+    spec, config = subject.spec, subject.config
+    if sum(p.numel() for p in subject.model().parameters()) > _BUILT_ELEMENTS:
+        return
+    rule, pair = "3, values of its own __init__", []
+    for other in (7, 8):
+        try:
+            with torch.random.fork_rng(devices=[]):
+                torch.default_generator.manual_seed(other)
+                pair.append(spec.built(config, seed=0).state_dict())
+        except Exception as error:
+            yield Broken(rule, subject.line_of(error), f"the model cannot be built on a CPU: {_short(error)}")
+            return
+    for name, tensor in pair[0].items():
+        if not torch.equal(tensor, pair[1][name]):
+            problem = f"{name} has other values when the model is built again from the same seed: ranks would differ;"
+            yield Broken(rule, subject.place(subject.model()), f"{problem} draw it from torch's own generator")
 
 
 def _initialised(subject: _Subject, name: str, tensor: Tensor) -> tuple[str, str] | None:
     """Return where and how the initialisation of one tensor fails."""
-    spec, where = subject.spec, subject.place(subject.spec.init)
-    filled = []
+    init, filled = subject.spec.init, []
+    assert init is not None
+    where = subject.place(init)
     for unset in (7, 8):
-        origin = spec.tied.get(name, name)
+        origin = subject.spec.tied_in(subject.config).get(name, name)
         full = torch.full(tensor.shape, unset, dtype=tensor.dtype)
         try:
             with torch.random.fork_rng(devices=[]), torch.no_grad():
                 torch.manual_seed(unset)
-                spec.init(subject.config, origin, full, torch.Generator().manual_seed(0))
+                init(subject.config, origin, full, torch.Generator().manual_seed(0))
         except Exception as error:
             return subject.line_of(error), f"init fails for {name} of shape {tuple(tensor.shape)}: {_short(error)}"
         filled.append(full)
@@ -231,7 +273,7 @@ def _passes(subject: _Subject) -> Iterator[Broken]:
 def _stages(subject: _Subject) -> Iterator[Broken]:
     """Run the model as two stages of a pipeline."""
     spec, config, rule = subject.spec, subject.config, "2, a stage is a copy without the rest"
-    if len(spec.blocks(config)) < 2:
+    if len(spec.blocks(config)) < 2 or not spec.names_blocks:  # one that claims nothing may be no pipeline
         return
     inputs, targets = subject.batch()
     first, last = (

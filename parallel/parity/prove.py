@@ -8,7 +8,7 @@ import torch.distributed as dist
 from paralab.axes.initialise import local, local_slices
 from paralab.engines.engine import Engine
 from paralab.parity.movement import Compared, compare, over_pieces
-from paralab.parity.reference import STEPS, Trace, global_statistics, reference_work, start_value, trace
+from paralab.parity.reference import STEPS, Trace, first_values, global_statistics, reference_work, trace
 from paralab.parity.result import ParityResult
 from paralab.parity.tolerances import NOISE, measure, tolerance_of
 from paralab.planning.resolve import Work
@@ -30,7 +30,8 @@ def judge(engine: Engine, got: Trace, want: Trace, work: Work, mesh: Mesh) -> Pa
         dist.all_gather_object(every, pieces, group=mesh.world)
         pieces = [piece for of_rank in every for piece in of_rank]
     differences = over_pieces(pieces, measure(work))
-    missing = want.parameters.keys() - {work.spec.tied.get(name, name) for name in differences}
+    tied = work.spec.tied_in(work.model_config)
+    missing = want.parameters.keys() - {tied.get(name, name) for name in differences}
     worsts = [(difference, name) for name, difference in differences.items()] or [(0.0, "")]
     difference, worst = max(worsts)
     judged = {piece.name for piece in pieces if piece.judged}
@@ -51,16 +52,17 @@ def judge(engine: Engine, got: Trace, want: Trace, work: Work, mesh: Mesh) -> Pa
 def _compare(engine: Engine, want: Trace, work: Work, *, steps: int, tolerance: float) -> Iterator[Compared]:
     """Yield what this rank holds of each parameter, compared with the reference."""
     how, noise = measure(work), NOISE[work.run.optimizer] * want.largest_movement
+    tied, start = work.spec.tied_in(work.model_config), first_values(work, want.start)
     # one at a time: some are gathered
     for name, parameter in chain(engine.parameters(), global_statistics(engine, work)):
         piece = local(parameter.detach()).cpu()
         if piece.numel():
-            end = want.parameters[work.spec.tied.get(name, name)]
+            end = want.parameters[tied.get(name, name)]
             yield compare(
                 name,
                 piece,
                 where=local_slices(parameter),
-                start=start_value(work, name, end, want.start),
+                start=start(name, end),
                 end=end,
                 noise=noise,
                 steps=steps,

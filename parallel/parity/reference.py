@@ -9,7 +9,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from paralab import engines
-from paralab.axes.initialise import first_value
+from paralab.axes.initialise import FirstValues
 from paralab.data.dataset import Batch
 from paralab.engines.engine import Engine
 from paralab.layout import Layout
@@ -113,8 +113,8 @@ def reference(
     engine, traced = trace(reference_work(work), alone, steps=steps, feed=feed)
     parameters = {name: p.detach().cpu().clone() for name, p in engine.parameters()}
     statistics = {name: buffer.detach().cpu().clone() for name, buffer in global_statistics(engine, work)}
-    start = start or {}
-    moved = [(end - start_value(work, name, end, start)).abs().max().item() for name, end in parameters.items()]
+    begin = first_values(work, start or {})
+    moved = [(end - begin(name, end)).abs().max().item() for name, end in parameters.items()]
     return replace(traced, parameters=parameters | statistics, largest_movement=max(moved))
 
 
@@ -125,14 +125,13 @@ def global_statistics(engine: Engine, work: Work) -> Iterator[tuple[str, Tensor]
             yield from ((name, buffer) for name, buffer in part.named_buffers() if buffer.is_floating_point())
 
 
-def start_value(work: Work, name: str, end: Tensor, start: Mapping[str, Tensor]) -> Tensor:
-    """Return the whole parameter as every layout begins with it; `end`, of the same shape, is it after the steps.
+def first_values(work: Work, start: Mapping[str, Tensor]) -> Callable[[str, Tensor], Tensor]:
+    """Return what gives a whole parameter as every layout begins with it: called with its name, and one of its shape.
 
-    start: the values of whole parameters, of the same shapes, where they are not drawn by name.
+    start: the values of whole parameters, by name, where they do not follow from the seed.
     """
-    if name in start:
-        return start[name].to(end)
-    return first_value(name, like=end, spec=work.spec, config=work.model_config, seed=work.run.seed)
+    drawn = FirstValues(work.spec, work.model_config, work.run.seed)
+    return lambda name, end: start[name].to(end) if name in start else drawn(name, end)
 
 
 class References:

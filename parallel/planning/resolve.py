@@ -141,7 +141,7 @@ def resolve(run: RunConfig) -> Work:
     check_split(layout, spec=spec, config=config)
     layout.check_schedule(run.accumulation)
     parts = layout.dp * layout.micro_batches * run.accumulation
-    default_batch = -(-_GLOBAL_BATCH[spec.unit(config)] // parts) * parts
+    default_batch = -(-_GLOBAL_BATCH[spec.unit_of(config)] // parts) * parts
     division = layout.divide(run.global_batch_size or default_batch, run.accumulation)
     if run.cuda_graphs and torch.accelerator.is_available() and division.chunks > 1:
         raise ConfigError(

@@ -55,7 +55,7 @@ def describe(work: Work, requested: Requested, rank: Rank, device: torch.device)
         "model": work.spec.name,
         "size": work.size,
         "parameters": work.n_parameters,
-        "unit": work.spec.unit(config),
+        "unit": work.spec.unit_of(config),
         "sequence_length": getattr(config, "seq_len", None),
         "image_size_px": getattr(config, "image_size", None),
         "n_classes": getattr(config, "n_classes", None),

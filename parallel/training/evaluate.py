@@ -5,9 +5,11 @@ micro-batches): each stage receives from the one before it and sends to the next
 """
 
 import contextlib
+import inspect
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from functools import cached_property
 from math import prod
 
 import numpy as np
@@ -64,7 +66,7 @@ class Evaluator:
             totals /= prod(axis.loss_copies(mesh.layout) for axis in used(mesh.layout) if not axis.averages)
             dist.all_reduce(totals, group=mesh.world)
         loss, right = (totals / self.samples).tolist()
-        return Validation(self.samples, loss, right if self._classifies else None, self._bits_per_byte(loss))
+        return Validation(self.samples, loss, right if self._head_name else None, self._bits_per_byte(loss))
 
     def _batch(self, samples: np.ndarray) -> tuple[Batch, int]:
         """Return this data rank's part of the samples, and how many count.
@@ -82,9 +84,18 @@ class Evaluator:
     def _whole(self, batch: Batch) -> Tensor | None:
         return self.engine.model(*batch.inputs, targets=batch.targets)
 
-    @property
-    def _classifies(self) -> bool:
-        return self.work.model_config.task == "classify"
+    @cached_property
+    def _head_name(self) -> str | None:
+        """The output layer of a classifier, if it is called as head(x, targets): its answers are counted."""
+        config, (_, last) = self.work.model_config, self.work.spec.ends(self.work.model_config)
+        if config.task != "classify" or not last:
+            return None
+        head = self.work.new_model().get_submodule(last[-1])
+        return last[-1] if len(inspect.signature(head.forward).parameters) == 2 else None
+
+    def _head(self, part: nn.Module) -> nn.Module | None:
+        """Return the output layer where it is in this part: a V-shaped pipeline's rank holds the last stage last."""
+        return dict(part.named_modules()).get(self._head_name) if self._head_name else None
 
     def _bits_per_byte(self, loss: float) -> float | None:
         bytes_per_token = getattr(self.dataset, "bytes_per_token", None)
@@ -93,9 +104,9 @@ class Evaluator:
     @contextlib.contextmanager
     def _evaluating(self) -> Iterator[None]:
         parts = self.engine.parts
-        head = getattr(parts[-1], self.work.spec.last[-1]) if self._classifies else None
-        if head is None:  # of another stage; a rank of a V-shaped pipeline holds the last stage last as well
-            hook = contextlib.nullcontext()
+        head = self._head(parts[-1])
+        if head is None:  # of another stage
+            hook: contextlib.AbstractContextManager = contextlib.nullcontext()
         else:
             hook = head.register_forward_hook(self._count_right, prepend=True)  # before DeepSpeed drops its weights
         for part in parts:

@@ -315,7 +315,7 @@ class Interval:
                 grad_norm=norms[-1],
                 learning_rate=learning_rate(run, outcome.step - 1),
                 units_per_s=_units_per_s(work, len(losses) / taken_s),
-                unit=work.spec.unit(work.model_config),
+                unit=work.spec.unit_of(work.model_config),
                 mfu=training.mfu(len(losses) / taken_s),
                 memory_bytes=int(used_bytes),
                 data_wait_share=waits_s / taken_s,
@@ -393,12 +393,12 @@ def _largest(mesh: Mesh, values: list[float]) -> list[float]:
 
 
 def _units_per_s(work: Work, steps_per_s: float) -> float:
-    return steps_per_s * work.division.global_batch_size * work.spec.units_per_sample(work.model_config)
+    return steps_per_s * work.division.global_batch_size * work.spec.units_in_sample(work.model_config)
 
 
 def _device_flops(work: Work, steps_per_s: float) -> float:
     """Return the model FLOP/s of one device."""
-    per_step = work.spec.flops(work.model_config).per_sample * work.division.global_batch_size
+    per_step = work.spec.flops_of(work.model_config).per_sample * work.division.global_batch_size
     return per_step * steps_per_s / work.layout.world_size
 
 
@@ -406,8 +406,8 @@ def _record(work: Work, requested: Requested, rank: Rank, mesh: Mesh, training: 
     """Return the row of a run that ended in order."""
     outcome = training.outcome
     samples_per_s = outcome.steps * work.division.global_batch_size / outcome.steps_s if outcome.steps else None
-    is_text = work.spec.unit(work.model_config) == "tokens"
-    tokens = work.spec.units_per_sample(work.model_config)
+    is_text = work.spec.unit_of(work.model_config) == "tokens"
+    tokens = work.spec.units_in_sample(work.model_config)
     values = dict(
         describe(work, requested, rank, mesh.device),
         status="aborted" if outcome.stopped_by else "ok",

@@ -127,7 +127,7 @@ def _read(file: Path) -> dict[str, Tensor]:
 
 @torch.no_grad()
 def _load_into(engine: Engine, state: Mapping[str, Tensor], folder: Path) -> None:
-    tied = engine.context.spec.tied
+    tied = engine.context.tied
     _check_places(state, engine, folder)
     # Others may keep a tied parameter under its other name.
     state = {origin: state[name] for name, origin in tied.items() if name in state} | dict(state)
@@ -149,6 +149,6 @@ def _check_places(state: Mapping[str, Tensor], engine: Engine, folder: Path) -> 
             f"--init-from {folder} has {extra[0]}{f' and {len(extra) - 1} more' if len(extra) > 1 else ''}, which the "
             "model has no place for: use the --model, --size and options that it was trained with"
         )
-    for name, origin in engine.context.spec.tied.items():
+    for name, origin in engine.context.tied.items():
         if name in state and origin in state and not torch.equal(state[name], state[origin]):
             raise ConfigError(f"--init-from {folder}: {name} and {origin} differ, and the model shares them")

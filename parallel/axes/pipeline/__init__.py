@@ -69,10 +69,10 @@ class PipelineAxis(Axis):
         return stages.PipelineSchedule(parts, context)
 
     def after_backward(self, parts: "Mapping[int, nn.Module]", context: "BuildContext") -> Finish | None:
-        if not context.spec.tied:
-            return None
         from paralab.axes.pipeline import stages
 
+        if not stages.tied_ends(context.spec, context.model_config):
+            return None
         tied = stages.TiedGradients(parts, context)
         return Finish(tied, tied.duplicates)
 
@@ -107,10 +107,11 @@ def _tied(stage: Stage, plan: "Planned") -> Transfer:
     """Return the exchange of gradients of tied parameters, where first and last stage lie on two ranks."""
     from paralab.axes.data import shard_ranks
     from paralab.axes.forms import fsdp_padded_numel
+    from paralab.axes.pipeline.stages import tied_ends
 
-    layout = plan.layout
+    layout, tied = plan.layout, tied_ends(plan.spec, plan.model_config)
     last = layout.stages - 1
-    names = {0: list(plan.spec.tied.values()), last: list(plan.spec.tied)}.get(stage.index, [])
+    names = {0: list(tied.values()), last: list(tied)}.get(stage.index, [])
     if layout.pipeline.rank_of(last, layout.pp) == 0:
         names = []
     share = shard_ranks(layout) if layout.zero >= 2 else 1

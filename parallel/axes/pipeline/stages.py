@@ -60,9 +60,18 @@ def cut_stage(model: nn.Module, *, spec: ModelSpec[C], config: C, layout: Layout
         if number not in cut.blocks:
             container, _, key = name.rpartition(".")
             del model.get_submodule(container)._modules[key]
-    for name in (() if cut.first else spec.first) + (() if cut.last else spec.last):
-        setattr(model, name, None)
+    first, last = spec.ends(config)
+    for name in (() if cut.first else first) + (() if cut.last else last):
+        owner, _, attribute = name.rpartition(".")
+        setattr(model.get_submodule(owner), attribute, None)
     return model
+
+
+def tied_ends(spec: ModelSpec[C], config: C) -> dict[str, str]:
+    """Return the tied parameters of which the first stage holds one and the last stage the other."""
+    first, last = (tuple(f"{name}." for name in names) for names in spec.ends(config))
+    pairs = spec.tied_in(config).items()
+    return {name: origin for name, origin in pairs if f"{name}.".startswith(last) and f"{origin}.".startswith(first)}
 
 
 def make_stages(context: BuildContext) -> dict[int, nn.Module]:
@@ -204,7 +213,7 @@ class TiedGradients:
     """Sum the gradients of parameters that the first and the last stage both hold, and keep the copies equal."""
 
     def __init__(self, parts: Mapping[int, nn.Module], context: BuildContext) -> None:
-        layout, tied = context.layout, context.spec.tied
+        layout, tied = context.layout, tied_ends(context.spec, context.model_config)
         named = {stage: dict(part.named_parameters()) for stage, part in parts.items()}
         ends: dict[int, Iterable[str]] = {0: tied.values(), layout.stages - 1: tied.keys()}
         self.copies = [[named[stage][name] for name in ends[stage]] for stage in ends if stage in named]

@@ -59,7 +59,7 @@ class TensorAxis(Axis):
         from paralab.axes.tensor import layers
 
         layers.split_layers(part, context.spec.tensor_plan(context.model_config), mesh=context.mesh)
-        tie(part, context.spec.tied)
+        tie(part, context.tied)
 
     def after_backward(self, parts: "Mapping[int, nn.Module]", context: "BuildContext") -> Finish | None:
         if context.layout.zero >= 2:  # FSDP has brought its gradients to the placement of the parameters

@@ -114,14 +114,7 @@ PLAN = '"blocks.*.gate": "column", '
 @pytest.mark.parametrize(
     ("old", "new", "rule", "says", "line"),
     [
-        (
-            DICT,
-            "nn.ModuleList(Block(config.width) for i in range(config.blocks))",
-            "2, blocks",
-            "ModuleList",
-            "class Net",
-        ),
-        ("str(i): Block", "f'layer{i}': Block", "2, blocks", "layer0, layer1", "class Net"),
+        ("str(i): Block", "f'layer{i}': Block", "2, blocks", "no module blocks.0 (did you mean blocks", "class Net"),
         ("n_blocks=lambda config: config.blocks", "n_blocks=lambda config: 4", "2, blocks", "says 4", "class Net"),
         ('last=("norm", "head")', 'last=("head",)', "2, first and last", "'norm' is in neither", ""),
         ('first=("embed",)', 'first=("embed", "stem")', "2, first and last", "'stem' is in first", "class Net"),

@@ -68,7 +68,7 @@ class Gradients:
         total: dict[str, Tensor] = {}
         for module in modules:
             for name, parameter in module.named_parameters():
-                name = spec.tied.get(name, name)
+                name = (spec.tied or {}).get(name, name)
                 total[name] = total[name] + parameter.grad if name in total else parameter.grad
         return cls(loss.detach(), total)
 
@@ -169,7 +169,7 @@ def test_declared_names_exist(case: tuple[ModelSpec, Any]) -> None:
     spec, config = case
     with torch.device("meta"):
         model = spec.build(config)
-    assert list(model.blocks) == [str(i) for i in range(spec.n_blocks(config))]
+    assert list(model.blocks) == [name.removeprefix("blocks.") for name in spec.blocks(config)]
     assert {*spec.first, *spec.last, "blocks"} == {name for name, _ in model.named_children()}
     modules = dict(model.named_modules())
     for pattern in spec.tensor_plan(config):

@@ -86,7 +86,7 @@ def test_a_model_with_fewer_blocks_has_its_own_width(model: str, size: str, bloc
     short = spec.with_blocks(config, blocks)
     parameters = spec.on_meta(short).named_parameters()
     assert {name.split(".")[1] for name, _ in parameters if name.startswith("blocks.")} == set(map(str, range(least)))
-    assert spec.n_blocks(short) == least
+    assert len(spec.blocks(short)) == least
     whole = dict(spec.on_meta(config).named_parameters())
     for name, parameter in spec.on_meta(short).named_parameters():
         if not name.startswith("blocks."):
