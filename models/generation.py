@@ -1,13 +1,12 @@
-"""Generate text with GPT-2, token by token, with a key-value cache: each step computes only the new token."""
+"""Generate text token by token. A model with a key-value cache computes only the new token in each step."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Protocol, runtime_checkable
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
-
-from paralab.models.gpt2 import GPT2, Attention, Block, GPT2Config
 
 
 @dataclass(frozen=True)
@@ -44,57 +43,66 @@ def keep_likely(logits: Tensor, *, top_k: int | None = None, top_p: float | None
 
 
 class Cache:
-    """Keys and values of the tokens that a model has seen, for each of its blocks.
+    """What a model has seen: `length` tokens of at most `seq_len`, and their keys and values in each of its layers."""
 
-    `keys_and_values` is (n_layers, 2, batch, n_heads, seq_len, head_dim), in the dtype and on the device of `like`, a
-    tensor of any shape.
-    """
-
-    def __init__(self, config: GPT2Config, *, batch_size: int, like: Tensor) -> None:
-        shape = (config.n_layers, 2, batch_size, config.n_heads, config.seq_len, config.hidden // config.n_heads)
-        self.keys_and_values = like.new_empty(shape)
-        self.length = 0  # tokens in it
+    def __init__(self, seq_len: int) -> None:
+        self.seq_len, self.length = seq_len, 0
+        self._held: dict[nn.Module, Tensor] = {}  # layer -> keys and values (2, batch, heads, seq_len, head_dim)
+        self._tokens: Tensor | None = None  # (batch, length), of a model that keeps no keys and values
 
     @property
     def room(self) -> int:
         """Tokens that still fit."""
-        return self.keys_and_values.shape[-2] - self.length
+        return self.seq_len - self.length
+
+    def attend(self, layer: nn.Module, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        """Return the attention of new tokens to themselves and to those before them, and keep their keys and values.
+
+        q: (batch, heads, new, head_dim). k, v: the same, of as many heads or of fewer that divide them.
+        Returns: (batch, heads, new, head_dim).
+        """
+        if layer not in self._held:
+            self._held[layer] = k.new_empty(2, *k.shape[:2], self.seq_len, k.shape[-1])
+        end = self.length + k.shape[2]
+        self._held[layer][:, :, :, self.length : end] = torch.stack([k, v])
+        keys, values = self._held[layer][:, :, :, :end]
+        causal = torch.ones(q.shape[2], end, dtype=torch.bool, device=q.device).tril(self.length)
+        return F.scaled_dot_product_attention(q, keys, values, attn_mask=causal, enable_gqa=True)
+
+    def join(self, tokens: Tensor) -> Tensor:
+        """Return the tokens seen before (batch, length) with new ones after them."""
+        self._tokens = tokens if self._tokens is None or not self.length else torch.cat([self._tokens, tokens], dim=1)
+        return self._tokens
 
 
-def next_logits(model: GPT2, tokens: Tensor, cache: Cache) -> Tensor:
+@runtime_checkable
+class Caching(Protocol):
+    """A model that computes only new tokens: its layers keep the keys and values of the others in a cache."""
+
+    def next_logits(self, tokens: Tensor, cache: Cache) -> Tensor:
+        """Take tokens (batch, new) int64 that follow those in a cache; return logits (batch, vocab) after the last."""
+
+
+def next_logits(model: nn.Module, tokens: Tensor, cache: Cache) -> Tensor:
     """Feed tokens (batch, new) int64 that follow those in the cache; return the logits after the last, (batch, vocab).
 
-    The tokens join the cache, which must have room for them.
+    The tokens join the cache, which must have room for them. A model that is not `Caching` computes all of them again.
     """
     assert tokens.shape[1] <= cache.room, f"{tokens.shape[1]} tokens do not fit into a cache with room for {cache.room}"
-    positions = model.embed.positions.weight[cache.length : cache.length + tokens.shape[1]]
-    x = model.embed.tokens(tokens) + positions  # (batch, new, hidden)
-    for block, stored in zip(model.blocks.values(), cache.keys_and_values, strict=True):
-        assert isinstance(block, Block)
-        x = x + _attend(block.attn, block.norm1(x), stored, cache.length)
-        x = x + block.mlp(block.norm2(x))
+    if isinstance(model, Caching):
+        logits = model.next_logits(tokens, cache)
+    else:
+        logits = model(cache.join(tokens))[:, -1]
     cache.length += tokens.shape[1]
-    return model.head(model.norm(x[:, -1]))
-
-
-def _attend(attention: Attention, x: Tensor, stored: Tensor, start: int) -> Tensor:
-    """Return the attention of x (batch, new, hidden) to itself and to what is stored, where its keys are put."""
-    qkv = attention.qkv(x).unflatten(-1, (-1, 3, attention.head_dim)).transpose(1, 2)
-    q, *new = qkv.unbind(-2)  # each (batch, heads, new, head_dim)
-    end = start + x.shape[1]
-    for room, values in zip(stored, new, strict=True):
-        room[:, :, start:end] = values
-    causal = torch.ones(x.shape[1], end, dtype=torch.bool, device=x.device).tril(start)
-    y = F.scaled_dot_product_attention(q, stored[0, :, :, :end], stored[1, :, :, :end], attn_mask=causal)
-    return attention.proj(y.transpose(1, 2).flatten(2))
+    return logits
 
 
 @torch.no_grad()
 def generate(
-    model: GPT2,
+    model: nn.Module,
     prompt: Tensor,
     *,
-    config: GPT2Config,
+    seq_len: int,
     tokens: int,
     choice: Choice,
     generator: torch.Generator | None = None,
@@ -102,17 +110,18 @@ def generate(
 ) -> Iterator[Tensor]:
     """Yield the tokens that follow a prompt (batch, any length from 1) int64, each (batch,).
 
-    known: draw among the first so many of the vocabulary; the rest of a padded one stands for nothing.
+    model: one of texts, which returns logits (batch, seq, vocab). seq_len: its window. known: draw among the first so
+    many of the vocabulary; the rest stands for nothing.
 
-    When the context is full, the older half is forgotten and the cache made anew: positions are learned, so those
-    of the tokens that stay change.
+    When the window is full, the older half is forgotten and the cache made anew: positions count from its beginning, so
+    those of the tokens that stay change.
     """
-    seen = prompt[:, -config.seq_len :]
-    cache, new = Cache(config, batch_size=len(prompt), like=model.embed.tokens.weight), seen
+    seen = prompt[:, -seq_len:]
+    cache, new = Cache(seq_len), seen
     for _ in range(tokens):
         if new.shape[1] > cache.room:
             cache.length = 0
-            new = seen = seen[:, -max(config.seq_len // 2, 1) :]
+            new = seen = seen[:, -max(seq_len // 2, 1) :]
         token = choice.draw(next_logits(model, new, cache)[:, :known], generator)
         yield token
         new = token[:, None]

@@ -9,12 +9,14 @@ the loss.
 import math
 import re
 from dataclasses import dataclass, replace
+from importlib import import_module
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from paralab.models.cross_entropy import LinearCrossEntropy
+from paralab.models.generation import Cache
 from paralab.models.spec import Flops, ModelSpec, Style
 from paralab.models.vocabulary import Encoding, padded, tokenizer_of
 
@@ -52,9 +54,9 @@ class Embed(nn.Module):
         self.tokens = nn.Embedding(config.padded_vocab, config.hidden)
         self.positions = nn.Embedding(config.seq_len, config.hidden)
 
-    def forward(self, tokens: Tensor) -> Tensor:
-        """Take tokens (batch, seq) int64; return (batch, seq, hidden)."""
-        return self.tokens(tokens) + self.positions.weight[: tokens.shape[1]]
+    def forward(self, tokens: Tensor, *, start: int = 0) -> Tensor:
+        """Take tokens (batch, seq) int64, the first of them at position `start`; return (batch, seq, hidden)."""
+        return self.tokens(tokens) + self.positions.weight[start : start + tokens.shape[1]]
 
 
 class Attention(nn.Module):
@@ -66,12 +68,15 @@ class Attention(nn.Module):
         self.qkv = nn.Linear(config.hidden, 3 * config.hidden)
         self.proj = nn.Linear(config.hidden, config.hidden)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Take and return (batch, seq, hidden)."""
+    def forward(self, x: Tensor, cache: Cache | None = None) -> Tensor:
+        """Take and return (batch, seq, hidden); with a cache, of the positions that follow those in it."""
         qkv = self.qkv(x)  # (batch, seq', 3 heads head_dim); seq' > seq under sequence parallelism
         # Taken apart before heads and seq change places: so backward puts the three gradients together in one copy.
         q, k, v = (x.transpose(1, 2) for x in qkv.unflatten(-1, (-1, 3, self.head_dim)).unbind(-2))
-        y = F.scaled_dot_product_attention(q, k, v, is_causal=True)  # (batch, heads, seq', head_dim)
+        if cache is None:
+            y = F.scaled_dot_product_attention(q, k, v, is_causal=True)  # (batch, heads, seq', head_dim)
+        else:
+            y = cache.attend(self, q, k, v)
         return self.proj(y.transpose(1, 2).flatten(2))
 
 
@@ -98,9 +103,9 @@ class Block(nn.Module):
         self.norm2 = nn.LayerNorm(config.hidden)
         self.mlp = MLP(config)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, cache: Cache | None = None) -> Tensor:
         """Take and return the residual stream (batch, seq, hidden)."""
-        x = x + self.attn(self.norm1(x))
+        x = x + self.attn(self.norm1(x), cache)
         return x + self.mlp(self.norm2(x))
 
 
@@ -128,6 +133,13 @@ class GPT2(nn.Module):
         for block in self.blocks.values():
             x = block(x)
         return x if self.head is None else self.head(self.norm(x), targets)
+
+    def next_logits(self, tokens: Tensor, cache: Cache) -> Tensor:
+        """Take tokens (batch, new) int64 that follow those in a cache; return logits (batch, vocab) after the last."""
+        x = self.embed(tokens, start=cache.length)
+        for block in self.blocks.values():
+            x = block(x, cache)
+        return self.head(self.norm(x[:, -1]))
 
 
 def init(config: GPT2Config, name: str, tensor: Tensor, generator: torch.Generator) -> None:
@@ -223,6 +235,7 @@ SPEC = ModelSpec(
     name="gpt2",
     sizes=SIZES,
     custom_size=custom_size,
+    size_of=size_of,
     custom_form="LAYERSxWIDTHxHEADS such as 12x768x12, with v50304 after it for another vocabulary",
     default_size="nano",
     tiny_size="tiny",
@@ -240,5 +253,6 @@ SPEC = ModelSpec(
     tensor_plan=lambda config: _PLAN,
     tensor_divides=lambda config: {"n_heads": config.n_heads},
     sequence_parallel=True,
+    hugging_face=lambda: import_module("paralab.models.gpt2_hf"),
     tied={"head.weight": "embed.tokens.weight"},
 )

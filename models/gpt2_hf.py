@@ -8,9 +8,9 @@ import re
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
-import torch
 from torch import Tensor
 
+from paralab.models.converter import check_names, check_rows, check_same, check_shape, check_values, with_padding
 from paralab.models.gpt2 import GPT2Config
 from paralab.models.vocabulary import tokenizer_of
 
@@ -18,6 +18,9 @@ if TYPE_CHECKING:
     from transformers import GPT2Config as TheirConfig
     from transformers import GPT2LMHeadModel
 
+MODEL_TYPE = "gpt2"
+
+_OURS = "GPT-2"
 _HEAD = "lm_head.weight"
 _MASK = re.compile(r"(^|\.)h\.\d+\.attn\.(masked_)?bias$")  # the causal mask, which older versions saved
 _ENDS = {"embed.tokens": "wte", "embed.positions": "wpe", "norm": "ln_f"}
@@ -55,9 +58,7 @@ def config_from(theirs: "TheirConfig") -> GPT2Config:
 
     Raises: ValueError for a variant of GPT-2 that computes something else.
     """
-    for key, allowed in _NEEDED.items():
-        if getattr(theirs, key) not in allowed:
-            raise ValueError(f"{key}={getattr(theirs, key)!r}, this GPT-2 has {key}={allowed[0]!r}")
+    check_values(theirs, _NEEDED, ours=_OURS)
     if theirs.n_inner not in (None, 4 * theirs.n_embd):
         raise ValueError(f"n_inner={theirs.n_inner}, this GPT-2 has n_inner={4 * theirs.n_embd}, four times n_embd")
     return GPT2Config(
@@ -90,22 +91,13 @@ def placed(tensors: Mapping[str, Tensor], config: GPT2Config, *, out_in: bool = 
     """
     found = {name.removeprefix("transformer."): tensor for name, tensor in tensors.items() if not _MASK.search(name)}
     names = _names(config)
-    if missing := sorted(set(names.values()) - found.keys()):
-        raise ValueError(f"it lacks {_some(missing)}")
-    if extra := sorted(found.keys() - set(names.values()) - {_HEAD}):
-        raise ValueError(f"it has {_some(extra)}, which this GPT-2 has no place for")
+    check_names(found, set(names.values()), ours=_OURS, besides={_HEAD})
     embedding = found[names["embed.tokens.weight"]]
-    if embedding.shape[0] != config.vocab_size:
-        raise ValueError(
-            f"its embedding has {embedding.shape[0]} rows, its configuration vocab_size={config.vocab_size}"
-        )
-    if _HEAD in found and not torch.equal(found[_HEAD].to(embedding.dtype), embedding):
-        raise ValueError(f"its output layer {_HEAD} was trained apart from the embedding, and this GPT-2 shares them")
+    check_rows(embedding, config.vocab_size)
+    if _HEAD in found:
+        check_same(_HEAD, found[_HEAD], embedding, ours=_OURS)
     for ours, name in names.items():
-        shape, tensor = _shape(ours, config, out_in=out_in), found[name]
-        if tensor.shape != shape or not tensor.is_floating_point():
-            kind = str(tensor.dtype).removeprefix("torch.")
-            raise ValueError(f"{name} is {kind} {tuple(tensor.shape)}, floating-point {shape} is needed")
+        check_shape(name, found[name], _shape(ours, config, out_in=out_in))
     return {ours: found[name] for ours, name in names.items()}
 
 
@@ -118,10 +110,6 @@ def _shape(ours: str, config: GPT2Config, *, out_in: bool) -> tuple[int, ...]:
     if not _is_matrix(ours):
         return (outputs * width,)
     return (outputs * width, inputs * width) if out_in else (inputs * width, outputs * width)
-
-
-def _some(names: list[str]) -> str:
-    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
 
 
 def to_transformers(config: GPT2Config, state: Mapping[str, Tensor]) -> "GPT2LMHeadModel":
@@ -168,7 +156,7 @@ def _names(config: GPT2Config) -> dict[str, str]:
 def _to_ours(value: Tensor, name: str, config: GPT2Config, *, out_in: bool) -> Tensor:
     value = value.detach().float()
     if name == "embed.tokens.weight":
-        return torch.cat([value, value.new_zeros(config.padded_vocab - config.vocab_size, config.hidden)])
+        return with_padding(value, config.padded_vocab)
     value = value.T if _is_matrix(name) and not out_in else value
     if ".qkv." in name:
         value = value.unflatten(0, (3, config.n_heads, -1)).transpose(0, 1).flatten(0, 2)

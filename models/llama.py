@@ -1,7 +1,7 @@
 """Llama 3 (Grattafiori et al. 2024, arXiv:2407.21783): config, module, SPEC.
 
 RMSNorm before each layer, rotary positions, attention in which several queries share a key and a value, a gated MLP,
-no biases, and an output layer of its own.
+no biases, and an output layer of its own (but for the 1B and 3B of Llama 3.2, whose output layer is the embedding).
 
 Two choices make one module fit every strategy, with one product where others have two or three. Query, key and value
 come from one linear layer whose rows are ordered by key-value head (head 0: its queries, its key, its value; head 1:
@@ -10,19 +10,20 @@ rows that leaves key-value heads whole is a smaller layer of the same form. The 
 
 Sizes have the published dimensions and a window of 8,192, that of pre-training (section 3.4.1; `--seq-len` takes
 others). Their 128,256 rows are kept, so that times, bytes and memory compare with those that others publish; texts are
-encoded by the tokenizer of the package, whose 50,257 tokens are the first rows. The published 1B and 3B share the
-embedding with the output layer; here no size does, which adds 0.26 and 0.39 billion parameters.
+encoded by the tokenizer of the package, whose 50,257 tokens are the first rows.
 """
 
 import math
 import re
 from dataclasses import astuple, dataclass, replace
+from importlib import import_module
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from paralab.models.cross_entropy import LinearCrossEntropy
+from paralab.models.generation import Cache
 from paralab.models.spec import Flops, ModelSpec, Style, at_least_fp32
 from paralab.models.vocabulary import Encoding, padded, tokenizer_of
 
@@ -62,6 +63,7 @@ class LlamaConfig:
     rope_theta: float = ROPE_THETA
     rope_scaling: RopeScaling | None = None
     norm_eps: float = NORM_EPS
+    tied: bool = False  # the output layer is the embedding
     tokenizer: Encoding = "gpt2"
     task: str = "text"
 
@@ -105,7 +107,7 @@ def rotate(x: Tensor, config: LlamaConfig, *, start: int = 0) -> Tensor:
     the checkpoints of Hugging Face. Angles are computed in fp32 or wider.
     """
     half, wide = config.head_dim // 2, at_least_fp32(x)
-    frequencies = config.rope_theta ** (torch.arange(half, dtype=wide.dtype, device=x.device) / -half)
+    frequencies = 1 / config.rope_theta ** (torch.arange(half, dtype=wide.dtype, device=x.device) / half)
     if (scaling := config.rope_scaling) is not None:
         waves = frequencies * (scaling.original_seq_len / (2 * math.pi))  # in the original window
         kept = (waves - scaling.low_freq_factor) / (scaling.high_freq_factor - scaling.low_freq_factor)
@@ -130,14 +132,18 @@ class Attention(nn.Module):
         self.qkv = nn.Linear(config.hidden, (config.n_heads + 2 * config.n_kv_heads) * config.head_dim, bias=False)
         self.proj = nn.Linear(config.hidden, config.hidden, bias=False)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Take and return (batch, seq, hidden)."""
+    def forward(self, x: Tensor, cache: Cache | None = None) -> Tensor:
+        """Take and return (batch, seq, hidden); with a cache, of the positions that follow those in it."""
         qkv = self.qkv(x)  # (batch, seq', kv_heads (queries + 2) head_dim); seq' > seq under sequence parallelism
         qkv = qkv.unflatten(-1, (-1, self.queries + 2, self.config.head_dim))
         qk, v = qkv.split((self.queries + 1, 1), dim=-2)
-        q, k = rotate(qk, self.config).split((self.queries, 1), dim=-2)
+        qk = rotate(qk, self.config, start=cache.length if cache is not None else 0)
+        q, k = qk.split((self.queries, 1), dim=-2)
         q, k, v = (x.flatten(-3, -2).transpose(1, 2) for x in (q, k, v))  # (batch, heads or kv_heads, seq', head_dim)
-        y = F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=True)
+        if cache is None:
+            y = F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=True)
+        else:
+            y = cache.attend(self, q, k, v)
         return self.proj(y.transpose(1, 2).flatten(2))
 
 
@@ -166,9 +172,9 @@ class Block(nn.Module):
         self.norm2 = nn.RMSNorm(config.hidden, eps=config.norm_eps)
         self.mlp = MLP(config)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, cache: Cache | None = None) -> Tensor:
         """Take and return the residual stream (batch, seq, hidden)."""
-        x = x + self.attn(self.norm1(x))
+        x = x + self.attn(self.norm1(x), cache)
         return x + self.mlp(self.norm2(x))
 
 
@@ -183,6 +189,8 @@ class Llama(nn.Module):
         self.head = LinearCrossEntropy(
             hidden=config.hidden, vocab_size=config.vocab_size, padded_vocab=config.padded_vocab
         )
+        if config.tied:
+            self.head.weight = self.embed.tokens.weight
 
     def forward(self, x: Tensor, *, targets: Tensor | None = None) -> Tensor:
         """Take tokens (batch, seq) int64, or the hidden state (batch, seq, hidden) of the stage before.
@@ -195,6 +203,13 @@ class Llama(nn.Module):
         for block in self.blocks.values():
             x = block(x)
         return x if self.head is None else self.head(self.norm(x), targets)
+
+    def next_logits(self, tokens: Tensor, cache: Cache) -> Tensor:
+        """Take tokens (batch, new) int64 that follow those in a cache; return logits (batch, vocab) after the last."""
+        x = self.embed(tokens)
+        for block in self.blocks.values():
+            x = block(x, cache)
+        return self.head(self.norm(x[:, -1]))
 
 
 def init(config: LlamaConfig, name: str, tensor: Tensor, generator: torch.Generator) -> None:
@@ -247,8 +262,8 @@ SIZES = {
     "nano": LlamaConfig(4, 64, 4, 2, ffn=192, seq_len=128, vocab_size=50_257),
     "160m": LlamaConfig(12, 768, 12, 4, ffn=2304, seq_len=1024, vocab_size=50_257),
     # Llama 3.2, https://huggingface.co/meta-llama/Llama-3.2-1B and -3B, config.json
-    "1b": LlamaConfig(16, 2048, 32, 8, ffn=8192, rope_scaling=RopeScaling(factor=32.0)),
-    "3b": LlamaConfig(28, 3072, 24, 8, ffn=8192, rope_scaling=RopeScaling(factor=32.0)),
+    "1b": LlamaConfig(16, 2048, 32, 8, ffn=8192, rope_scaling=RopeScaling(factor=32.0), tied=True),
+    "3b": LlamaConfig(28, 3072, 24, 8, ffn=8192, rope_scaling=RopeScaling(factor=32.0), tied=True),
     # Llama 3, Grattafiori et al. 2024, table 3
     "8b": LlamaConfig(32, 4096, 32, 8, ffn=14336),
     "70b": LlamaConfig(80, 8192, 64, 8, ffn=28672),
@@ -257,7 +272,7 @@ SIZES = {
 
 _N, _X = r"([1-9]\d*)", r"(\d+(?:\.\d+)?(?:e-?\d+)?)"
 _CUSTOM = re.compile(
-    rf"{_N}x{_N}x{_N}(?:/{_N})?(?:f{_N})?(?:v{_N})?(?:t{_X})?(?:n{_X})?(?:s{_X}(?:/{_X}/{_X}/{_N})?)?",
+    rf"{_N}x{_N}x{_N}(?:/{_N})?(?:f{_N})?(?:v{_N})?(?:t{_X})?(?:n{_X})?(?:s{_X}(?:/{_X}/{_X}/{_N})?)?(tied)?",
 )
 
 
@@ -265,13 +280,13 @@ def custom_size(text: str) -> LlamaConfig | None:
     """Read a size such as 16x2048x32/8: layers, width, heads, and those of keys where they are fewer.
 
     After it, in this order, what differs from Llama 3: f8192, the width of the MLP (else 3.5 times the width, as in
-    8B); v32000, the vocabulary; t10000, rope_theta; n1e-6, norm_eps; s8 or s8/1/4/8192, a `RopeScaling`.
+    8B); v32000, the vocabulary; t10000, rope_theta; n1e-6, norm_eps; s8 or s8/1/4/8192, a `RopeScaling`; tied.
     Returns: None for another form. Raises: ValueError when the heads do not divide the width.
     """
     match = _CUSTOM.fullmatch(text)
     if match is None:
         return None
-    layers, hidden, heads, kv_heads, ffn, vocab, theta, eps, *scaling = match.groups()
+    layers, hidden, heads, kv_heads, ffn, vocab, theta, eps, *scaling, tied = match.groups()
     vocab_size = int(vocab or VOCAB_SIZE)
     return LlamaConfig(
         n_layers=int(layers),
@@ -283,6 +298,7 @@ def custom_size(text: str) -> LlamaConfig | None:
         rope_theta=float(theta or ROPE_THETA),
         rope_scaling=_scaling(*scaling),
         norm_eps=float(eps or NORM_EPS),
+        tied=tied is not None,
         tokenizer=tokenizer_of(vocab_size),
     )
 
@@ -307,9 +323,11 @@ def size_of(config: LlamaConfig) -> str:
         "n": config.norm_eps if config.norm_eps != NORM_EPS else None,
     }
     letters = "".join(f"{letter}{_text(number)}" for letter, number in differs.items() if number is not None)
-    scaling = "/".join(map(_text, astuple(config.rope_scaling))) if config.rope_scaling is not None else ""
+    if config.rope_scaling is not None:
+        letters += f"s{'/'.join(map(_text, astuple(config.rope_scaling)))}"
+    letters += "tied" if config.tied else ""
     heads = f"{config.n_heads}/{config.n_kv_heads}"
-    return f"{config.n_layers}x{config.hidden}x{heads}{letters}{'s' if scaling else ''}{scaling}"
+    return f"{config.n_layers}x{config.hidden}x{heads}{letters}"
 
 
 def _ffn(hidden: int) -> int:
@@ -324,6 +342,7 @@ SPEC = ModelSpec(
     name="llama",
     sizes=SIZES,
     custom_size=custom_size,
+    size_of=size_of,
     custom_form="LAYERSxWIDTHxHEADS/KVHEADS such as 16x2048x32/8, with f8192 and v32000 after it for another width of"
     " the MLP and another vocabulary",
     default_size="nano",
@@ -342,4 +361,5 @@ SPEC = ModelSpec(
     tensor_plan=lambda config: _PLAN,
     tensor_divides=lambda config: {"n_kv_heads": config.n_kv_heads, "ffn": config.ffn},
     sequence_parallel=True,
+    hugging_face=lambda: import_module("paralab.models.llama_hf"),
 )

@@ -20,7 +20,7 @@ torch.distributed. The module follows four rules, and every strategy works from 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, is_dataclass
 from functools import lru_cache
-from typing import Any, ClassVar, Generic, Literal, Protocol, TypeVar, runtime_checkable
+from typing import TYPE_CHECKING, Any, ClassVar, Generic, Literal, Protocol, TypeVar, runtime_checkable
 
 import torch
 from torch import Tensor, nn
@@ -28,6 +28,9 @@ from torch.overrides import TorchFunctionMode
 
 from paralab.errors import ModelError, did_you_mean
 from paralab.models.found import Found, built, count_flops, look_into
+
+if TYPE_CHECKING:
+    from paralab.models.converter import Converter
 
 # How the ranks of a tensor axis share a module. The sequence is split between the last two under /sp alone.
 #   column            Linear or Conv2d: each rank has a part of its outputs; its input is whole. Always before a row
@@ -169,6 +172,7 @@ class ModelSpec(Generic[C]):
         None
     )  # config of a size that is no preset; None for another form
     custom_form: str = ""  # what such a size looks like, for messages
+    size_of: Callable[[C], str] | None = None  # the size that a config has: a preset, or what custom_size reads
     default_size: str = ""  # trains on a laptop; the first of the sizes
     tiny_size: str = ""  # a second or less a step: what tests use; the default size
     build: Callable[[C], nn.Module]
@@ -190,6 +194,7 @@ class ModelSpec(Generic[C]):
     smooth: bool = True  # False: has kinks (ReLU, max), where the last bit of an input can flip a gradient
     batch_statistics: Callable[[C], Literal["none", "rank", "global"]] = lambda config: "none"
     tied: Mapping[str, str] | None = None  # parameter -> the parameter whose storage it shares
+    hugging_face: "Callable[[], Converter[C]] | None" = None  # what converts to and from transformers
     refuses: Mapping[str, str] = field(default_factory=dict)  # strategy -> why it cannot be in a layout of this model
 
     def __post_init__(self) -> None:

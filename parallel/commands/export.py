@@ -31,17 +31,18 @@ def main(argv: list[str]) -> int:
 
 def _to_hugging_face(path: Path, target: Path) -> None:
     from paralab.inference.restore import restore
-    from paralab.models.gpt2 import GPT2Config
+    from paralab.models.spec import TextConfig
     from paralab.weights import tokenizer_files
-    from paralab.weights.hugging_face import to_hugging_face
+    from paralab.weights.hugging_face import convertible, to_hugging_face
 
     trained = restore(path)
-    config = trained.work.model_config
-    if not isinstance(config, GPT2Config):
-        name = trained.work.spec.name
-        raise ConfigError(f"{path} is a {name} model, and --format hf is for gpt2: use --format safetensors")
-    to_hugging_face(target, config, trained.model.state_dict())
-    tokenizer_files.save(config.tokenizer, target, longest=config.seq_len)
+    spec, config = trained.work.spec, trained.work.model_config
+    if spec.hugging_face is None:
+        able = " and ".join(sorted(other.name for other in convertible().values()))
+        raise ConfigError(f"{path} is a {spec.name} model, and --format hf is for {able}: use --format safetensors")
+    to_hugging_face(target, trained.model.state_dict(), spec=spec, config=config)
+    if isinstance(config, TextConfig):
+        tokenizer_files.save(config.tokenizer, target, longest=config.seq_len)
 
 
 def _parse(argv: list[str]) -> argparse.Namespace:

@@ -1,4 +1,4 @@
-"""Generate text from a prompt with a trained GPT-2.
+"""Generate text from a prompt with a trained model of texts.
 
     paralab generate --checkpoint runs/alice --prompt "Alice"
 
@@ -30,13 +30,15 @@ def main(argv: list[str]) -> int:
     from paralab.data.tokenizer import get_tokenizer
     from paralab.inference.restore import restore
     from paralab.models.generation import Choice, generate
-    from paralab.models.gpt2 import GPT2, GPT2Config
+    from paralab.models.spec import TextConfig
 
     trained = restore(options.checkpoint)
     work = trained.work
     config = work.model_config
-    if not (isinstance(trained.model, GPT2) and isinstance(config, GPT2Config)):
-        raise ConfigError(f"{trained.path} is a {work.spec.name} model: paralab generate needs gpt2")
+    if not isinstance(config, TextConfig):
+        raise ConfigError(
+            f"{trained.path} is a {work.spec.name} model: paralab generate needs one of texts, as gpt2 is"
+        )
     print(f"{work.spec.name} {work.size} from {trained.path}", file=sys.stderr)
     tokenizer = get_tokenizer(config.tokenizer)
     prompt = torch.from_numpy(tokenizer.encode([options.prompt])[0].astype("int64"))[None].to(trained.device)
@@ -45,7 +47,7 @@ def main(argv: list[str]) -> int:
     drawn = generate(
         trained.model,
         prompt,
-        config=config,
+        seq_len=config.seq_len,
         tokens=options.tokens,
         choice=choice,
         generator=generator,

@@ -110,8 +110,8 @@ class TrainConfig(RunConfig):
     )
     init_from: str | None = option(
         None,
-        "Start from these weights: the folder of a Hugging Face GPT-2 (whose sizes the model takes), of paralab export "
-        "or of a checkpoint, or nanoGPT's ckpt.pt",
+        "Start from these weights: a Hugging Face folder (whose sizes the model takes), one of paralab export "
+        "or a checkpoint, or nanoGPT's ckpt.pt",
         group=STEPS,
         metavar="DIR",
         unset="random weights",

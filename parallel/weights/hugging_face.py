@@ -1,4 +1,7 @@
-"""GPT-2 checkpoints of Hugging Face, read from a folder or the hub and written to a folder (safetensors)."""
+"""Checkpoints of Hugging Face, read from a folder or the hub and written to a folder (safetensors).
+
+Which model a folder is for, its config.json says: the one whose converter has that model_type (models/converter.py).
+"""
 
 import json
 import pickle
@@ -11,64 +14,89 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from paralab.errors import DataError
-from paralab.models.gpt2 import GPT2Config
-from paralab.models.gpt2_hf import config_from, placed, take, to_transformers
+from paralab.models import SPECS
+from paralab.models.converter import Converter
+from paralab.models.spec import C, ModelConfig, ModelSpec, TextConfig
 from paralab.weights.tokenizer_files import differs_from
 
-_NEEDED = "use gpt2, gpt2-medium, gpt2-large, gpt2-xl or a model of that form"
 _SAFETENSORS, _PICKLE = "model.safetensors", "pytorch_model.bin"
 _INDEX = ".index.json"  # behind a name: of a checkpoint in several files
 
 
-def from_hugging_face(folder_or_name: str | Path, *, trust: bool = False) -> tuple[GPT2Config, dict[str, Tensor]]:
+def from_hugging_face(folder_or_name: str | Path, *, trust: bool = False) -> tuple[ModelConfig, dict[str, Tensor]]:
     """Read a checkpoint such as `gpt2`, or a folder of one; return the config and the state.
 
-    The state has the parameters by canonical names, in fp32 and of the whole shapes that `GPT2` has. Every tensor in
+    The state has the parameters by canonical names, in fp32 and of the whole shapes that the model has. Every tensor in
     its files has a place there, or the checkpoint is refused. Python files are never run.
-    trust: take a folder that brings Python of its own for the plain GPT-2 that its config.json says it is.
-    Raises: DataError when it cannot be read, is damaged or is not this GPT-2.
+    trust: take a folder that brings Python of its own for the plain model that its config.json says it is.
+    Raises: DataError when it cannot be read, is damaged or is none of our models.
     """
     folder = _folder(folder_or_name)
-    config = read_config(folder, trust=trust)
+    spec, config = read_config(folder, trust=trust)
     try:
-        return config, take(_tensors(folder, trust=trust), config)
+        return config, converter_of(spec).take(_tensors(folder, trust=trust), config)
     except ValueError as error:
-        raise DataError(f"{folder} is not a GPT-2 that can be used here ({error}): {_NEEDED}") from error
+        raise _another(folder, spec, error) from error
 
 
-def check(folder: Path, *, trust: bool = False) -> GPT2Config:
-    """Return the config of a folder whose tensors all have a place. trust: as in `from_hugging_face`.
+def check(folder: Path, *, trust: bool = False) -> tuple[ModelSpec, ModelConfig]:
+    """Return model and config of a folder whose tensors all have a place. trust: as in `from_hugging_face`.
 
-    Raises: DataError when it cannot be read, is damaged or is not this GPT-2.
+    Raises: DataError when it cannot be read, is damaged or is none of our models.
     """
-    config = read_config(folder, trust=trust)
+    spec, config = read_config(folder, trust=trust)
     try:
-        placed(_tensors(folder, trust=trust), config)
+        converter_of(spec).placed(_tensors(folder, trust=trust), config)
     except ValueError as error:
-        raise DataError(f"{folder} is not a GPT-2 that can be used here ({error}): {_NEEDED}") from error
-    return config
+        raise _another(folder, spec, error) from error
+    return spec, config
 
 
-def read_config(folder: Path, *, trust: bool = False) -> GPT2Config:
-    """Return the config of a folder. trust: as in `from_hugging_face`.
+def read_config(folder: Path, *, trust: bool = False) -> tuple[ModelSpec, ModelConfig]:
+    """Return model and config of a folder. trust: as in `from_hugging_face`.
 
-    Raises: DataError when it cannot be read or is not that of this GPT-2.
+    Raises: DataError when it cannot be read or is that of no model of ours.
     """
     from huggingface_hub.errors import StrictDataclassError
-    from transformers import GPT2Config as TheirConfig
+    from transformers import CONFIG_MAPPING
 
     values = _json(folder / "config.json", folder)
+    spec = _spec_of(values.get("model_type"), folder)
     try:
-        if values.get("model_type") != "gpt2":
-            raise ValueError(f"its model_type is {values.get('model_type')!r}")
-        _refuse_what_changes_it(folder, values, trust=trust)
-        config = config_from(TheirConfig.from_dict(values))
+        _refuse_what_changes_it(folder, values, spec, trust=trust)
+        config = converter_of(spec).config_from(CONFIG_MAPPING[values["model_type"]].from_dict(values))
     except (ValueError, TypeError, StrictDataclassError) as error:
+        raise _another(folder, spec, error) from error
+    if isinstance(config, TextConfig):
+        _check_encoding(folder, config.tokenizer)
+    return spec, config
+
+
+def convertible() -> dict[str, ModelSpec]:
+    """Return the models that have a converter, by the model_type of Hugging Face."""
+    return {converter_of(spec).MODEL_TYPE: spec for spec in SPECS.values() if spec.hugging_face is not None}
+
+
+def converter_of(spec: ModelSpec[C]) -> Converter[C]:
+    """Return the converter of a model that has one."""
+    assert spec.hugging_face is not None, spec.name
+    return spec.hugging_face()
+
+
+def _spec_of(model_type: object, folder: Path) -> ModelSpec:
+    known = convertible()
+    if model_type not in known:
         raise DataError(
-            f"{folder} is not a GPT-2 that can be used here ({' '.join(str(error).split())}): {_NEEDED}"
-        ) from error
-    _check_encoding(folder, config.tokenizer)
-    return config
+            f"{folder} has no model that can be used here (its model_type is {model_type!r}): give one of type "
+            f"{' or '.join(known)}"
+        )
+    return known[str(model_type)]
+
+
+def _another(folder: Path, spec: ModelSpec[C], error: Exception) -> DataError:
+    """Return the error of a folder that is not quite the model that it says it is."""
+    why = " ".join(str(error).split())
+    return DataError(f"{folder} is not a {spec.name} that can be used here ({why}): give a plain one")
 
 
 def _check_encoding(folder: Path, name: str) -> None:
@@ -85,7 +113,7 @@ def _check_encoding(folder: Path, name: str) -> None:
         )
 
 
-def _refuse_what_changes_it(folder: Path, values: Mapping[str, Any], *, trust: bool) -> None:
+def _refuse_what_changes_it(folder: Path, values: Mapping[str, Any], spec: ModelSpec[C], *, trust: bool) -> None:
     """Raise DataError for what lies in a folder and makes another model of it."""
     if adapter := next((path.name for path in sorted(folder.glob("adapter_*"))), None):
         raise DataError(
@@ -100,16 +128,16 @@ def _refuse_what_changes_it(folder: Path, values: Mapping[str, Any], *, trust: b
     if "auto_map" in values and not trust:
         raise DataError(
             f"{folder} brings Python of its own (auto_map in config.json), which may compute something else and is "
-            "never run here: add --trust to read its weights as those of a plain GPT-2, or give a folder without it"
+            f"never run here: add --trust to read its weights as those of a plain {spec.name}, or give a folder without"
         )
 
 
-def to_hugging_face(folder: str | Path, config: GPT2Config, state: Mapping[str, Tensor]) -> None:
-    """Write a checkpoint that `GPT2LMHeadModel.from_pretrained(folder)` reads.
+def to_hugging_face(folder: str | Path, state: Mapping[str, Tensor], *, spec: ModelSpec[C], config: C) -> None:
+    """Write a checkpoint that `AutoModel.from_pretrained(folder)` reads.
 
-    state: the parameters by canonical names, of the whole shapes that `GPT2` has.
+    state: the parameters by canonical names, of the whole shapes that the model has.
     """
-    to_transformers(config, state).save_pretrained(folder)
+    converter_of(spec).to_transformers(config, state).save_pretrained(folder)
 
 
 def _folder(folder_or_name: str | Path) -> Path:

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Literal, TypeVar
+from typing import Any, Literal, TypeVar
 
 import torch
 from safetensors import SafetensorError
@@ -14,7 +14,7 @@ from paralab import checkpoint
 from paralab.engines.engine import Engine
 from paralab.errors import ConfigError, DataError
 from paralab.models import SPECS
-from paralab.models.gpt2 import GPT2Config, size_of
+from paralab.models.spec import C, ModelConfig, ModelSpec, SequenceConfig
 from paralab.options.config import RunConfig
 
 Kind = Literal["checkpoint", "hugging face", "nanogpt", "safetensors"]
@@ -43,57 +43,73 @@ def kind_of(path: Path) -> Kind:
 
 
 def adopt(run: RunT, path: str | Path, *, trust: bool) -> tuple[RunT, str]:
-    """Return the run with the sizes of the GPT-2 that it starts from, and a line on what was taken over.
+    """Return the run with the sizes of the model that it starts from, and a line on what was taken over.
 
-    The window is the requested one, or that of the requested size where theirs is longer. The line is empty where
-    nothing but what was requested is taken.
+    The window is the requested one, or that of the requested size (of theirs, where none is) unless theirs is shorter.
+    The line is empty where nothing but what was requested is taken.
     Raises: ConfigError or DataError when the weights cannot be used.
     """
-    theirs = _config(Path(path), trust=trust)
-    if theirs is None:
+    found = _model(Path(path), trust=trust)
+    if found is None:
         return run, ""
-    if run.model != "gpt2":
-        raise ConfigError(f"--init-from {path} is a GPT-2: use --model gpt2")
-    size = size_of(theirs)
-    asked = _preset(run.size)
-    seq_len = run.seq_len or min(theirs.seq_len, asked.seq_len if asked else theirs.seq_len)
-    if seq_len > theirs.seq_len:
-        raise ConfigError(f"--seq-len {seq_len}: {path} has {theirs.seq_len} positions, use that or fewer")
+    spec, theirs = found
+    _check_model(spec, run.model, Path(path))
+    assert spec.size_of is not None, f"{spec.name} has a converter, and no size_of"
+    size = spec.size_of(theirs)
+    asked = _preset(spec, run.size)
+    seq_len = _window(run, theirs, spec.config(size) if asked is None else asked, Path(path))
     adopted = replace(run, size=size, seq_len=seq_len)
-    if asked is None or size_of(asked) == size:
+    if asked is None or spec.size_of(asked) == size:
         return adopted, ""
-    return adopted, f"--size {run.size} gives way to that of {path}: {size} (layers x width x heads)"
+    return adopted, f"--size {run.size} gives way to that of {path}: {size}"
 
 
-def _preset(size: str | None) -> GPT2Config | None:
+def _window(run: RunConfig, theirs: ModelConfig, ours: ModelConfig, path: Path) -> int | None:
+    """Return the positions of a sequence; None for models of something else."""
+    if not isinstance(theirs, SequenceConfig) or not isinstance(ours, SequenceConfig):
+        return None
+    if run.seq_len is not None and run.seq_len > theirs.seq_len:
+        raise ConfigError(f"--seq-len {run.seq_len}: {path} has {theirs.seq_len} positions, use that or fewer")
+    return run.seq_len or min(theirs.seq_len, ours.seq_len)
+
+
+def _preset(spec: ModelSpec[C], size: str | None) -> C | None:
     """Return the config of the requested size; None without one, or where it is unknown, which is refused later."""
     try:
-        return SPECS["gpt2"].config(size) if size is not None else None
+        return spec.config(size) if size is not None else None
     except (KeyError, ValueError):
         return None
 
 
-def _config(path: Path, *, trust: bool) -> GPT2Config | None:
-    """Return the config of a GPT-2 of another program; None of what is ours, whose names and shapes are compared."""
+def _model(path: Path, *, trust: bool) -> tuple[ModelSpec, ModelConfig] | None:
+    """Return what another program wrote; None for what is ours, whose names and shapes are compared."""
     from paralab.weights import hugging_face, nanogpt
 
     kind = kind_of(path)
     if kind == "hugging face":
         return hugging_face.check(path, trust=trust)
-    return nanogpt.from_nanogpt(_pickle(path), trust=trust)[0] if kind == "nanogpt" else None
+    if kind == "nanogpt":
+        return SPECS["gpt2"], nanogpt.from_nanogpt(_pickle(path), trust=trust)[0]
+    return None
+
+
+def _check_model(spec: ModelSpec[C], model: str, path: Path) -> None:
+    if spec.name != model:
+        raise ConfigError(f"--init-from {path} is a {spec.name}: use --model {spec.name}")
 
 
 def start_from(engine: Engine, path: str | Path, *, trust: bool = False) -> None:
     """Fill the model with the weights of a folder; the optimizer stays as it is. Every rank reads all of them.
 
-    path: a Hugging Face GPT-2, a folder that `paralab export` wrote, a checkpoint, or a ckpt.pt of nanoGPT.
+    path: a Hugging Face folder, one that `paralab export` wrote, a checkpoint, or a ckpt.pt of nanoGPT.
     Raises: DataError when it cannot be read; ConfigError when it holds another model.
     """
-    _load_into(engine, read(Path(path), engine.context.model_config, trust=trust), Path(path))
+    context = engine.context
+    _load_into(engine, read(Path(path), context.spec, context.model_config, trust=trust), Path(path))
 
 
-def read(path: Path, config: object, *, trust: bool = False) -> Mapping[str, Tensor]:
-    """Return tensors of whole shapes on the CPU by canonical names, those of positions cut to the window of the config.
+def read(path: Path, spec: ModelSpec[C], config: C, *, trust: bool = False) -> Mapping[str, Tensor]:
+    """Return tensors of whole shapes on the CPU by canonical names; learned positions cut to the window of the config.
 
     path, trust: as in `start_from`.
     Raises: DataError when it cannot be read; ConfigError when it holds another model.
@@ -105,13 +121,18 @@ def read(path: Path, config: object, *, trust: bool = False) -> Mapping[str, Ten
         return checkpoint.read_weights(path)
     if kind == "safetensors":
         return _read(path / "model.safetensors")
-    if not isinstance(config, GPT2Config):
-        raise ConfigError(f"--init-from {path} is a GPT-2: use --model gpt2")
     if kind == "nanogpt":
-        _, state = nanogpt.from_nanogpt(_pickle(path), trust=trust)
+        _check_model(SPECS["gpt2"], spec.name, path)
+        theirs: Any
+        theirs, state = nanogpt.from_nanogpt(_pickle(path), trust=trust)
     else:
-        _, state = hugging_face.from_hugging_face(path, trust=trust)
-    return state | {_POSITIONS: state[_POSITIONS][: config.seq_len]}  # shorter windows use the first positions
+        _check_model(hugging_face.read_config(path, trust=trust)[0], spec.name, path)
+        theirs, state = hugging_face.from_hugging_face(path, trust=trust)
+    if spec.size_of is not None and (size := spec.size_of(theirs)) != spec.size_of(config):
+        raise ConfigError(f"--init-from {path} is of size {size}, the model of size {spec.size_of(config)}: use its")
+    if _POSITIONS in state and isinstance(config, SequenceConfig):
+        state[_POSITIONS] = state[_POSITIONS][: config.seq_len]  # shorter windows use the first positions
+    return state
 
 
 def _pickle(path: Path) -> Path:

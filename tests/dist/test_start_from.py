@@ -41,7 +41,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         for parameter in model.parameters():
             parameter.mul_(3)
     path = tmp_path_factory.mktemp("weights")
-    to_hugging_face(path, config, model.state_dict())
+    to_hugging_face(path, model.state_dict(), spec=spec, config=config)
     return path
 
 

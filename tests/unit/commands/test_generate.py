@@ -1,9 +1,11 @@
 """Text generation: the cache changes nothing, and tokens are drawn as requested."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
+from torch import Tensor, nn
 
 from paralab import checkpoint
 from paralab.axes.initialise import generator_for
@@ -13,31 +15,47 @@ from paralab.engines import native
 from paralab.errors import ConfigError, UsageError
 from paralab.inference.restore import restore
 from paralab.layout import Layout
-from paralab.models.generation import Cache, Choice, generate, keep_likely, next_logits
-from paralab.models.gpt2 import GPT2, GPT2Config, init
+from paralab.models import SPECS
+from paralab.models.generation import Cache, Caching, Choice, generate, keep_likely, next_logits
 from paralab.options.config import RunConfig
 from paralab.planning.resolve import resolve
 from paralab.processes.cluster import make_mesh
 
-CONFIG = GPT2Config(n_layers=3, hidden=32, n_heads=4, seq_len=12, vocab_size=257, tokenizer="bytes")
+SEQ_LEN = 12
+SIZES = {"gpt2": "3x32x4v257", "llama": "3x32x4/2f48v257t100"}
 
 
-@pytest.fixture(scope="module")
-def model() -> GPT2:
-    model = GPT2(CONFIG).double().eval()
+class Forgetful(nn.Module):
+    """A model that keeps nothing of the tokens that it has seen."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        return self.model(tokens)
+
+
+@pytest.fixture(scope="module", params=[*SIZES, "forgetful"])
+def model(request: pytest.FixtureRequest) -> nn.Module:
+    name = request.param if request.param in SIZES else "gpt2"
+    spec = SPECS[name]
+    config = replace(spec.config(SIZES[name]), seq_len=SEQ_LEN)
+    model = spec.build(config).double().eval()
     for name, tensor in model.state_dict().items():
-        init(CONFIG, name, tensor, generator_for(0, name))
+        spec.init(config, name, tensor, generator_for(0, name))
         tensor.mul_(5)  # so that attention and the choice of tokens matter
-    return model
+    return model if request.param in SIZES else Forgetful(model)
 
 
 def tokens(*shape: int) -> torch.Tensor:
     return torch.randint(257, shape, generator=torch.Generator().manual_seed(1))
 
 
-def test_logits_with_the_cache_are_those_without(model: GPT2) -> None:
+def test_logits_with_the_cache_are_those_without(model: nn.Module) -> None:
     text = tokens(2, 12)
-    cache = Cache(CONFIG, batch_size=2, like=model.head.weight)
+    assert isinstance(model, Caching) != isinstance(model, Forgetful)
+    cache = Cache(SEQ_LEN)
     with torch.no_grad():
         for start, end in ((0, 3), (3, 4), (4, 9), (9, 12)):  # several at once, also after others
             got = next_logits(model, text[:, start:end], cache)
@@ -45,13 +63,13 @@ def test_logits_with_the_cache_are_those_without(model: GPT2) -> None:
     assert cache.room == 0
 
 
-def test_greedy_text_is_that_of_the_plain_model_past_the_end_of_its_context(model: GPT2) -> None:
+def test_greedy_text_is_that_of_the_plain_model_past_the_end_of_its_context(model: nn.Module) -> None:
     prompt = tokens(2, 5)
-    got = torch.stack(list(generate(model, prompt, config=CONFIG, tokens=20, choice=Choice(greedy=True))), dim=1)
+    got = torch.stack(list(generate(model, prompt, seq_len=SEQ_LEN, tokens=20, choice=Choice(greedy=True))), dim=1)
     context, want = prompt, []
     for _ in range(20):
-        if context.shape[1] == CONFIG.seq_len + 1:  # full: the older half is forgotten
-            context = context[:, -CONFIG.seq_len // 2 :]
+        if context.shape[1] == SEQ_LEN + 1:  # full: the older half is forgotten
+            context = context[:, -SEQ_LEN // 2 :]
         with torch.no_grad():
             want.append(model(context)[:, -1].argmax(-1))
         context = torch.cat([context, want[-1][:, None]], dim=1)
@@ -89,7 +107,7 @@ def test_tokens_are_drawn_in_proportion_at_the_temperature() -> None:
 @pytest.fixture(scope="module")
 def run_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("run")
-    for model, size in (("gpt2", "tiny"), ("resnet", "tiny")):
+    for model, size in (("gpt2", "tiny"), ("llama", "tiny"), ("resnet", "tiny")):
         work = resolve(RunConfig(model=model, size=size, layout=Layout(), global_batch_size=4))
         engine = native.build(work.context(make_mesh(work.layout, torch.device("cpu"))))
         checkpoint.save(engine, folder / model)
@@ -104,13 +122,16 @@ def test_a_restored_model_is_the_one_that_was_saved(run_folder: Path) -> None:
     assert trained.model.head.weight is trained.model.embed.tokens.weight
 
 
-def test_the_command_writes_the_text_of_the_model(run_folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    words = ["--checkpoint", str(run_folder / "gpt2"), "--prompt", "Alice", "--tokens", "9"]
+@pytest.mark.parametrize("name", SIZES)
+def test_the_command_writes_the_text_of_the_model(
+    name: str, run_folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["--checkpoint", str(run_folder / name), "--prompt", "Alice", "--tokens", "9"]
     assert command.main([*words, "--greedy"]) == 0
-    trained, tokenizer = restore(run_folder / "gpt2"), get_tokenizer("bytes")
+    trained, tokenizer = restore(run_folder / name), get_tokenizer("bytes")
     prompt = torch.tensor([list(b"Alice")])
-    config = trained.work.model_config
-    want = [int(x) for x in generate(trained.model, prompt, config=config, tokens=9, choice=Choice(greedy=True))]
+    choice = Choice(greedy=True)
+    want = [int(x) for x in generate(trained.model, prompt, seq_len=16, tokens=9, choice=choice)]
     assert capsys.readouterr().out == f"Alice{tokenizer.decode(want)}\n"
     texts = []
     for seed in ("1", "1", "2"):
@@ -135,7 +156,7 @@ def test_bad_options_are_refused(words: list[str], message: str) -> None:
 
 
 def test_another_model_is_refused(run_folder: Path) -> None:
-    with pytest.raises(ConfigError, match="needs gpt2"):
+    with pytest.raises(ConfigError, match="needs one of texts"):
         command.main(["--checkpoint", str(run_folder / "resnet"), "--prompt", "x"])
 
 
@@ -151,6 +172,6 @@ def test_text_comes_in_whole_letters_as_it_is_drawn(name: str) -> None:
     assert "".join(command.pieces(cut, tokenizer)).strip("\ufffd") == ""
 
 
-def test_the_padding_of_a_vocabulary_is_never_drawn(model: GPT2) -> None:
-    drawn = generate(model, tokens(1, 3), config=CONFIG, tokens=40, choice=Choice(temperature=1e4), known=5)
+def test_the_padding_of_a_vocabulary_is_never_drawn(model: nn.Module) -> None:
+    drawn = generate(model, tokens(1, 3), seq_len=SEQ_LEN, tokens=40, choice=Choice(temperature=1e4), known=5)
     assert {int(token) for token in drawn} <= set(range(5))

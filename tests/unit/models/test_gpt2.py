@@ -67,7 +67,7 @@ def test_transformers_reads_what_is_saved(tmp_path: Path) -> None:
     from transformers import GPT2LMHeadModel
 
     ours, words = initialized(CONFIG), tokens(CONFIG)
-    to_hugging_face(tmp_path, CONFIG, ours.state_dict())
+    to_hugging_face(tmp_path, ours.state_dict(), spec=SPEC, config=CONFIG)
     assert (tmp_path / "model.safetensors").exists()
     theirs = GPT2LMHeadModel.from_pretrained(tmp_path)
     with torch.no_grad():
@@ -99,7 +99,7 @@ def test_what_is_not_a_whole_gpt2_is_refused(tmp_path: Path) -> None:
     from transformers import BertConfig
 
     BertConfig().save_pretrained(tmp_path)
-    with pytest.raises(DataError, match=r"model_type is 'bert'.*use gpt2"):
+    with pytest.raises(DataError, match=r"model_type is 'bert'.*of type gpt2"):
         from_hugging_face(tmp_path)
     random_checkpoint(tmp_path)
     weights = tmp_path / "model.safetensors"

@@ -6,13 +6,14 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import GPT2LMHeadModel
+from transformers import AutoModelForCausalLM
 
 from paralab import cli
 from paralab.commands import train
 from paralab.errors import ConfigError, DataError
 from paralab.inference.restore import restore
 from paralab.layout import Layout
+from paralab.models import SPECS
 from paralab.models.gpt2 import GPT2, GPT2Config
 from paralab.models.gpt2_hf import to_transformers
 from paralab.models.vocabulary import tokenizer_of
@@ -42,13 +43,21 @@ def export(run: Path, target: Path, form: str) -> Path:
     return target
 
 
-def test_transformers_computes_the_same_logits(trained: Path, tmp_path: Path) -> None:
-    theirs = GPT2LMHeadModel.from_pretrained(export(trained, tmp_path / "hf", "hf"))
-    ours = restore(trained)
-    tokens = torch.arange(24).view(2, 12)
+CONVERTIBLE = [name for name, spec in SPECS.items() if spec.hugging_face is not None]
+
+
+@pytest.mark.parametrize("model", CONVERTIBLE)
+def test_transformers_computes_the_same_logits_and_training_starts_there(model: str, tmp_path: Path) -> None:
+    words = ["--model", model, "--size", SPECS[model].tiny_size, "--learning-rate", "0.01"]
+    fresh = losses(tmp_path / "run", *words, "--steps", "3")
+    folder = export(tmp_path / "run", tmp_path / "hf", "hf")
+    ours, tokens = restore(tmp_path / "run"), torch.arange(24).view(2, 12)
+    theirs = AutoModelForCausalLM.from_pretrained(folder)
     with torch.no_grad():
-        vocabulary = ours.work.model_config.vocab_size
-        torch.testing.assert_close(theirs(tokens).logits, ours.model(tokens)[..., :vocabulary], atol=1e-5, rtol=0)
+        torch.testing.assert_close(theirs(tokens).logits, ours.model(tokens), atol=1e-5, rtol=0)
+    started = losses(tmp_path / "more", *words, "--steps", "1", "--init-from", str(folder))
+    assert restore(tmp_path / "more").work.model_config == ours.work.model_config
+    assert started[0] < 0.99 * fresh[0]
 
 
 def test_training_starts_where_the_weights_were(trained: Path, tmp_path: Path) -> None:
@@ -96,7 +105,7 @@ def test_a_gpt2_of_any_size_is_started_from(
     monkeypatch.setenv("PARALAB_CACHE", str(tmp_path / "cache"))
     config = GPT2Config(**SHAPE, vocab_size=vocab_size, tokenizer=tokenizer_of(vocab_size))
     model, state = random_state(config)
-    to_hugging_face(tmp_path / "hf", config, state)
+    to_hugging_face(tmp_path / "hf", state, spec=SPECS["gpt2"], config=config)
     words = ["--steps", "1", "--learning-rate", "0", "--init-from", str(tmp_path / "hf")]
     found = losses(tmp_path / "run", *words)
     said = capsys.readouterr().out
@@ -179,5 +188,5 @@ def test_what_cannot_be_used_is_said(trained: Path, tmp_path: Path, capsys: pyte
         losses(tmp_path / "a", "--init-from", str(tmp_path / "nothing"))
     with pytest.raises(ConfigError, match=r"--seq-len 32: .* has 16 positions, use that or fewer"):
         losses(tmp_path / "b", "--init-from", str(folder), "--seq-len", "32")
-    with pytest.raises(ConfigError, match=r"is a GPT-2: use --model gpt2"):
+    with pytest.raises(ConfigError, match=r"is a gpt2: use --model gpt2"):
         train.main(["--model", "resnet", "--size", "tiny", "--out", str(tmp_path / "c"), "--init-from", str(folder)])
