@@ -74,6 +74,7 @@ STATE_FORMULAS = {
 class PeersConfig(RunConfig):
     """The work that all variants share. `steps` are timed after `warmup` ones."""
 
+    model: str = changed("model", "gpt2", help="Model to train, which the baselines have as well", choices=("gpt2",))
     size: str | None = changed("size", "small")
     global_batch_size: int | None = changed("global_batch_size", 8)
     steps: int = changed("steps", 5)

@@ -1,4 +1,4 @@
-"""Generate text from a prompt with a trained model of texts.
+"""Generate text from a prompt with a trained language model.
 
     paralab generate --checkpoint runs/alice --prompt "Alice"
 

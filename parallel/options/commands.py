@@ -23,7 +23,7 @@ COMMANDS = {
     "train": "train a model, with checkpoints and held-out evaluation",
     "export": "write the weights of a checkpoint in other formats",
     "import-deepspeed": "convert the weights of a DeepSpeed ZeRO checkpoint",
-    "generate": "generate text with a trained GPT-2",
+    "generate": "generate text with a trained language model",
     "sample": "draw samples from a trained diffusion model",
 }
 

@@ -1,4 +1,4 @@
-"""The tokenizer of a GPT-2 as the files that `AutoTokenizer.from_pretrained` reads."""
+"""The tokenizer of a language model as the files that `AutoTokenizer.from_pretrained` reads."""
 
 import json
 from itertools import pairwise

@@ -9,23 +9,26 @@ from paralab.options.config import RunConfig
 from tests.dist.workers import WorkerPool
 
 
+GPT2 = [
+    "dp1",
+    "dp4",
+    "dp4/zero1",
+    "dp4/zero2",
+    "dp4/zero3",
+    "dp4/zero1/shard2",
+    "dp4/zero3/shard2",
+    "tp4",
+    "pp4/1f1b/mb4",
+    "tp2.pp2/1f1b/mb2",
+]
+LLAMA = ["dp4/zero3", "tp2.pp2/1f1b/mb2"]
+
+
 @pytest.mark.parametrize(
-    "layout",
-    [
-        "dp1",
-        "dp4",
-        "dp4/zero1",
-        "dp4/zero2",
-        "dp4/zero3",
-        "dp4/zero1/shard2",
-        "dp4/zero3/shard2",
-        "tp4",
-        "pp4/1f1b/mb4",
-        "tp2.pp2/1f1b/mb2",
-    ],
+    ("model", "layout"), [("gpt2", layout) for layout in GPT2] + [("llama", layout) for layout in LLAMA]
 )
-def test_measured_state_is_the_predicted_one(workers: WorkerPool, layout: str) -> None:
-    run = RunConfig(layout=Layout.parse(layout), global_batch_size=8, seq_len=32)
+def test_measured_state_is_the_predicted_one(workers: WorkerPool, model: str, layout: str) -> None:
+    run = RunConfig(model=model, layout=Layout.parse(layout), global_batch_size=8, seq_len=32)
     measured, predicted = max(x for x in workers.run("tests.dist.cases:state_memory", run) if x)
     assert measured == pytest.approx(predicted, rel=0.02)
 

@@ -58,6 +58,7 @@ def asked(*, layout: str | None = None, **options: Any) -> Work:
         ({"layout": "tp3"}, "tp=3", "n_heads=4", "1, 2, 4"),
         ({"layout": "tp8"}, "tp=8", "n_heads=4", "1, 2, 4"),
         ({"strategy": "tensor", "nproc": 6}, "tp=6", "n_heads=4", "1, 2, 4"),
+        ({"model": "llama", "layout": "tp8"}, "tp=8", "n_kv_heads=4", "use a tp of 1, 2, 4"),
         ({"model": "resnet", "layout": "tp3"}, "tp=3", "width=8", "1, 2, 4, 8"),
         ({"model": "resnet", "norm": "group", "layout": "tp8"}, "tp=8", "groups=4", "1, 2, 4"),
         ({"model": "diffusion", "size": "tiny-dit", "layout": "tp8"}, "tp=8", "n_heads=4", "1, 2, 4"),
