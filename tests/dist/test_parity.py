@@ -251,6 +251,12 @@ def test_a_vocabulary_that_does_not_divide(workers: WorkerPool, size: str, layou
     check_exactly(workers, "gpt2", layout, size=size, seq_len=8, global_batch_size=4)
 
 
+# The small sizes of Llama share the output layer with the embedding, the large ones do not.
+@pytest.mark.parametrize("layout", ["pp2/1f1b/mb2", "dp2.tp2.pp2/zero3/mb2/sp"])
+def test_a_config_that_ties_its_ends(workers: WorkerPool, layout: str) -> None:
+    check_exactly(workers, "llama", layout, size="4x32x8/4f48v257s4/1/4/16tied")
+
+
 @pytest.mark.parametrize("norm", ["batch", "group"])
 @pytest.mark.parametrize("layout", ["dp2", "dp4/zero3", "tp2", "dp2.tp2.pp2/mb2"])
 def test_norms(workers: WorkerPool, norm: str, layout: str) -> None:

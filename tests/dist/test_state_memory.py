@@ -8,7 +8,6 @@ from paralab.layout import Layout
 from paralab.options.config import RunConfig
 from tests.dist.workers import WorkerPool
 
-
 GPT2 = [
     "dp1",
     "dp4",
