@@ -12,7 +12,7 @@ from torch import Tensor
 
 from paralab.models.converter import check_names, check_rows, check_same, check_shape, check_values, with_padding
 from paralab.models.gpt2 import GPT2Config
-from paralab.models.vocabulary import tokenizer_of
+from paralab.models.vocabulary import end_of_text, tokenizer_of
 
 if TYPE_CHECKING:
     from transformers import GPT2Config as TheirConfig
@@ -121,7 +121,7 @@ def to_transformers(config: GPT2Config, state: Mapping[str, Tensor]) -> "GPT2LMH
     from transformers import GPT2Config as TheirConfig
     from transformers import GPT2LMHeadModel
 
-    end = config.vocab_size - 1 if config.tokenizer == "gpt2" else None  # <|endoftext|>
+    end = end_of_text(config.tokenizer, config.vocab_size)
     model = GPT2LMHeadModel(
         TheirConfig(
             vocab_size=config.vocab_size,

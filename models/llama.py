@@ -280,7 +280,7 @@ def custom_size(text: str) -> LlamaConfig | None:
     """Read a size such as 16x2048x32/8: layers, width, heads, and those of keys where they are fewer.
 
     After it, in this order, what differs from Llama 3: f8192, the width of the MLP (else 3.5 times the width, as in
-    8B); v32000, the vocabulary; t10000, rope_theta; n1e-6, norm_eps; s8 or s8/1/4/8192, a `RopeScaling`; tied.
+    8B); v50304, the vocabulary; t10000, rope_theta; n1e-6, norm_eps; s8 or s8/1/4/8192, a `RopeScaling`; tied.
     Returns: None for another form. Raises: ValueError when the heads do not divide the width.
     """
     match = _CUSTOM.fullmatch(text)
@@ -343,7 +343,7 @@ SPEC = ModelSpec(
     sizes=SIZES,
     custom_size=custom_size,
     size_of=size_of,
-    custom_form="LAYERSxWIDTHxHEADS/KVHEADS such as 16x2048x32/8, with f8192 and v32000 after it for another width of"
+    custom_form="LAYERSxWIDTHxHEADS/KVHEADS such as 16x2048x32/8, with f8192 and v50304 after it for another width of"
     " the MLP and another vocabulary",
     default_size="nano",
     tiny_size="tiny",

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from paralab.models.converter import check_names, check_rows, check_same, check_shape, check_values, with_padding
 from paralab.models.llama import LlamaConfig, RopeScaling
-from paralab.models.vocabulary import tokenizer_of
+from paralab.models.vocabulary import end_of_text, tokenizer_of
 
 if TYPE_CHECKING:
     from transformers import LlamaConfig as TheirConfig
@@ -114,7 +114,7 @@ def to_transformers(config: LlamaConfig, state: Mapping[str, Tensor]) -> "LlamaF
     from transformers import LlamaConfig as TheirConfig
     from transformers import LlamaForCausalLM
 
-    end = {257: 256, 50_257: 50_256}.get(config.vocab_size)  # <|endoftext|>
+    end = end_of_text(config.tokenizer, config.vocab_size)
     model = LlamaForCausalLM(
         TheirConfig(
             vocab_size=config.vocab_size,

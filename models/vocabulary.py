@@ -15,3 +15,9 @@ def padded(vocab_size: int) -> int:
 def tokenizer_of(vocab_size: int) -> Encoding:
     """Return the encoding that texts are read with: 257 rows are bytes, more of them GPT-2's, padded or not."""
     return "bytes" if vocab_size == 257 else "gpt2"
+
+
+def end_of_text(encoding: Encoding, vocab_size: int) -> int | None:
+    """Return the token that ends a text, the last of its encoding; None in a vocabulary too small for it."""
+    last = {"gpt2": 50_256, "bytes": 256}[encoding]
+    return last if last < vocab_size else None

@@ -168,7 +168,7 @@ def test_a_token_does_not_see_those_after_it() -> None:
     [
         ("2x64x4/2", LlamaConfig(2, 64, 4, 2, ffn=224)),
         ("2x64x4/4f96v257", LlamaConfig(2, 64, 4, 4, ffn=96, vocab_size=257, tokenizer="bytes")),
-        ("2x64x4/2v32000t10000n1e-06", LlamaConfig(2, 64, 4, 2, 224, vocab_size=32_000, rope_theta=1e4, norm_eps=1e-6)),
+        ("2x64x4/2v50304t10000n1e-06", LlamaConfig(2, 64, 4, 2, 224, vocab_size=50_304, rope_theta=1e4, norm_eps=1e-6)),
         ("2x64x4/2s32/1/4/8192tied", LlamaConfig(2, 64, 4, 2, 224, rope_scaling=RopeScaling(32.0), tied=True)),
     ],
 )

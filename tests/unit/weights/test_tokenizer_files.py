@@ -6,6 +6,7 @@ import pytest
 from transformers import AutoTokenizer
 
 from paralab.data.tokenizer import get_tokenizer
+from paralab.models.vocabulary import end_of_text
 from paralab.weights import tokenizer_files
 
 TEXTS = [
@@ -25,3 +26,4 @@ def test_transformers_reads_and_encodes_as_we_do(name: str, tmp_path: Path) -> N
         assert theirs.decode(ids.tolist()) == text
     assert theirs.eos_token_id == ours.end_of_text and len(theirs) == ours.vocab_size
     assert theirs.model_max_length == 16
+    assert [end_of_text(name, rows) for rows in (60_000, 200)] == [ours.end_of_text, None]
