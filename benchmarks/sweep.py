@@ -33,6 +33,8 @@ from paralab.console.phases import is_phase
 from paralab.errors import ConfigError, UsageError
 from paralab.layout import Layout
 from paralab.layout.strategies import ALIASES, STRATEGIES
+from paralab.models import SPECS, file_columns, label_of
+from paralab.models.files import without_size
 from paralab.options import heading
 from paralab.options.choices import EngineChoice
 from paralab.options.config import changed, flags_of, option
@@ -73,7 +75,7 @@ class SweepConfig(CaseConfig):
     )
     models: list[str] | None = option(
         None,
-        "Models to compare, with a size as in gpt2:nano",
+        "Models to compare, with a size as in gpt2:nano or FILE.py:NAME:tiny",
         group=SWEEP,
         metavar="A,B,...",
         unset="that of --model and --size",
@@ -160,7 +162,7 @@ def main(argv: list[str]) -> int:
 
 def _heading(config: SweepConfig) -> str:
     """Return what will be swept, as far as it is known before strategies are looked at."""
-    models = ", ".join(config.models or [_model(config)])
+    models = ", ".join(" ".join(filter(None, (label_of(name), size))) for name, size in _models(config))
     ways = map(str, config.vary or config.layouts or config.strategies or ["every strategy"])
     counts = config.nprocs or [config.nproc or (config.layout.world_size if config.layout else 0)]
     processes = f"{' or '.join(map(str, counts))} processes" if any(counts) else ""
@@ -230,15 +232,15 @@ def _show_data(cases: Sequence[Case]) -> None:
 
 def _product(config: SweepConfig) -> Iterator[CaseConfig]:
     batches: Sequence[int | None] = config.global_batch_sizes or [config.global_batch_size]
-    for model, batch in product(config.models or [_model(config)], batches):
-        name, _, size = model.partition(":")
-        shared = replace(_shared(config), model=name, size=size or None, global_batch_size=batch)
+    for (model, size), batch in product(_models(config), batches):
+        shared = replace(_shared(config), model=model, size=size, global_batch_size=batch)
         for division, engine in product(_divisions(config), config.engines or [config.engine]):
             yield replace(shared, engine=engine, **division)
 
 
-def _model(config: SweepConfig) -> str:
-    return f"{config.model}:{config.size}" if config.size else config.model
+def _models(config: SweepConfig) -> list[tuple[str, str | None]]:
+    """Return the models to compare, each with its size where that is given."""
+    return [without_size(model) for model in config.models] if config.models else [(config.model, config.size)]
 
 
 def _divisions(config: SweepConfig) -> Iterator[dict[str, Any]]:
@@ -261,7 +263,7 @@ def _name(case: CaseConfig) -> str:
     division = str(case.layout) if case.layout else f"{case.strategy} x{case.nproc}"
     batch = f"batch {case.global_batch_size}" if case.global_batch_size else ""
     engine = case.engine if case.engine != "auto" else ""
-    return " ".join(word for word in (case.model, case.size, division, batch, engine) if word)
+    return " ".join(word for word in (label_of(case.model), case.size, division, batch, engine) if word)
 
 
 def _shared(config: SweepConfig) -> CaseConfig:
@@ -405,7 +407,8 @@ def _failure_row(
         reason=reason,
         strategy_requested=config.strategy or "ddp",  # what a run is divided by when nothing is requested
         layout_requested=str(config.layout) if config.layout else None,
-        model=config.model,
+        model=SPECS[config.model].name,
+        **file_columns(config.model),  # type: ignore[arg-type]
         wall_s=wall_s,
         git_commit=code[0],
         git_dirty=code[1],

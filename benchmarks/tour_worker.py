@@ -3,6 +3,7 @@
 All strategies run one after the other in the same processes, so that the table costs one start-up.
 """
 
+import shlex
 import shutil
 import textwrap
 import time
@@ -301,10 +302,11 @@ def next_commands(config: TourConfig, records: Sequence[RunRecord], out: str) ->
     """Return what to do after a tour, and the line to type for it."""
     found = {"see it as tables and charts": f"paralab report {out} --out {Path(out).with_suffix('.html')}"}
     good = [record for record in records if record.status == "ok" and record.parity and record.strategy != "single"]
+    model = shlex.quote(config.model)
     if not good:
-        return found | {"train for real": f"paralab train --model {config.model} --strategy single --out runs/first"}
+        return found | {"train for real": f"paralab train --model {model} --strategy single --out runs/first"}
     fastest = max(good, key=lambda r: r.samples_per_s or 0.0)
     smallest = min(good, key=lambda r: r.memory_state_peak_bytes or 0)
     names = ",".join(dict.fromkeys(str(record.strategy) for record in (fastest, smallest)))
-    bench = f"paralab bench --model {config.model} --strategies {names} --nprocs {fastest.world_size}"
+    bench = f"paralab bench --model {model} --strategies {names} --nprocs {fastest.world_size}"
     return found | {"repeat the fastest and the smallest until a verdict is possible": bench}

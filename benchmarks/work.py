@@ -27,6 +27,7 @@ HARDWARE = (
 )
 WORK = (
     Column("model", "model", "run both with one --model"),
+    Column("model_sha256", "content of the model's file", "run both with the same file of --model"),
     Column("size", "size", "run both with one --size"),
     Column("sequence_length", "sequence length", "run both with one --size and sequence length"),
     Column("image_size_px", "image size", "run both with one --size and image size"),

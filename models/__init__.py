@@ -2,7 +2,11 @@
 
 from collections.abc import Iterator, MutableMapping
 from importlib import import_module
+from pathlib import PurePath
 from typing import TYPE_CHECKING, Literal
+
+from paralab.errors import ConfigError, did_you_mean
+from paralab.models import files
 
 if TYPE_CHECKING:
     from paralab.models.spec import ModelSpec
@@ -12,12 +16,18 @@ NAMES = ("gpt2", "llama", "resnet", "diffusion")  # the only list of models: mod
 
 
 class _Specs(MutableMapping[str, "ModelSpec"]):
-    """The specs by name. A module, and torch with it, is imported when its spec is first requested."""
+    """The specs by name, and those of files by `FILE.py:NAME`. What a spec needs is imported when it is requested.
+
+    Its keys are the built-in models and those of `register_model`; files can be asked for and are not listed.
+    """
 
     def __init__(self) -> None:
         self._held: dict[str, ModelSpec | None] = dict.fromkeys(NAMES)
 
     def __getitem__(self, name: str) -> "ModelSpec":
+        """Return the spec of that name. Raises: ConfigError for a name, or a file, that has none."""
+        if name not in self._held:
+            return _loaded(name).spec
         found = self._held[name]
         if found is None:
             found = self._held[name] = import_module(f"paralab.models.{name}").SPEC
@@ -40,3 +50,50 @@ class _Specs(MutableMapping[str, "ModelSpec"]):
 
 
 SPECS = _Specs()
+
+
+def register_model(spec: "ModelSpec") -> None:
+    """Make a model known by its name: to `--model`, and to whatever lists models, in this process.
+
+    Raises: ConfigError where the name is taken, or has a form that a file would have.
+    """
+    if spec.name in SPECS:
+        raise ConfigError(f"a model {spec.name} is known already: give its spec another name than {', '.join(SPECS)}")
+    if not spec.name or files.parse(spec.name) or ":" in spec.name or "," in spec.name:
+        raise ConfigError(f"a model cannot be named {spec.name!r}: use a word such as my-model")
+    SPECS[spec.name] = spec
+
+
+def known(text: str) -> str | None:
+    """Return what a model is called from any working directory: its name, or `/PATH/FILE.py:NAME`; None for neither."""
+    file = files.parse(text)
+    return text if text in SPECS else str(file) if file is not None else None
+
+
+def label_of(model: str) -> str:
+    """Return what to call a model where the folder of its file does not matter."""
+    file = None if model in SPECS else files.parse(model)
+    return file.label if file is not None else model
+
+
+def folder_of(model: str) -> str:
+    """Return what to call the folder of its runs."""
+    file = None if model in SPECS else files.parse(model)
+    if file is None:
+        return model
+    return PurePath(file.path).stem + ("" if file.name == files.SPEC else f"-{file.name}")
+
+
+def file_columns(model: str) -> dict[str, str | None]:
+    """Return what a row says of the file of a model: None for one that is in no file of its own."""
+    sha256 = None if model in SPECS or files.parse(model) is None else _loaded(model).sha256
+    return {"model_file": label_of(model) if sha256 else None, "model_sha256": sha256}
+
+
+def _loaded(name: str) -> files.Loaded:
+    file = files.parse(name)
+    if file is None:
+        raise ConfigError(
+            f"model {name} is unknown{did_you_mean(name, SPECS)}: use one of {', '.join(SPECS)}, or {files.FORM}"
+        )
+    return files.load(file)

@@ -93,6 +93,14 @@ def built(build: Callable[[], nn.Module], *, seed: int) -> nn.Module:
             np.random.set_state(before[1])
 
 
+def move_plain_tensors(model: nn.Module, device: torch.device | str) -> None:
+    """Give the plain tensors that are on the meta device memory on a device, as `to_empty` does for the others."""
+    for module in model.modules():
+        for name, tensor in list(plain_tensors(module)):
+            if tensor.is_meta:
+                setattr(module, name, torch.empty_like(tensor, device=device))
+
+
 def plain_tensors(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
     """Yield the tensors that a module holds as plain attributes, neither parameters nor buffers: name, tensor."""
     yield from ((name, value) for name, value in vars(module).items() if isinstance(value, Tensor))

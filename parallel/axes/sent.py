@@ -26,6 +26,7 @@ from paralab.axes.pipeline import splits_backward
 from paralab.axes.precision import DTYPES, in_dtype, weight_dtype
 from paralab.axes.shapes import local_shapes, part, weight_bytes
 from paralab.layout import Layout
+from paralab.models.found import move_plain_tensors
 
 
 @dataclass(frozen=True)
@@ -111,6 +112,7 @@ def _held_stages(plan: Planned, pp_rank: int, *, device_type: str) -> Iterator[_
         autocast = torch.autocast(device_type, DTYPES[precision], enabled=lower and not casts)
         with fake, _noting(noted, plan), autocast:
             module.to_empty(device=device_type)
+            move_plain_tensors(module, device_type)
             tie(module, plan.spec.tied_in(plan.model_config))
             out = module(*hidden)
         hidden = tuple(in_dtype(x, weight_dtype(precision)) for x in (out if isinstance(out, tuple) else (out,)))

@@ -8,13 +8,9 @@ and run there: whole, as two pipeline stages, and as one of several tensor ranks
 line of the model's file that breaks it.
 """
 
-import sys
-from importlib.util import module_from_spec, spec_from_file_location
-from pathlib import Path
-
 from paralab.errors import ConfigError, ModelError, did_you_mean
 from paralab.models import SPECS
-from paralab.models.spec import ModelSpec
+from paralab.models.files import FORM
 from paralab.options.arguments import Parser
 from paralab.parity.model_rules import broken
 
@@ -29,11 +25,11 @@ def main(argv: list[str]) -> int:
         "--model",
         metavar="NAME",
         default="gpt2",
-        help="Model to check: a built-in one, or FILE.py:NAME of a ModelSpec (default: gpt2)",
+        help=f"Model to check: a built-in one, or {FORM} of a ModelSpec (default: gpt2)",
     )
     parser.add_argument("--size", metavar="NAME", help="Size of the model (default: the smallest)")
     options = parser.parse_args(argv)
-    spec = load(options.model)
+    spec = SPECS[options.model]
     size = options.size or spec.tiny_size
     try:
         config = spec.config(size)
@@ -49,27 +45,3 @@ def main(argv: list[str]) -> int:
         raise ModelError(f"{spec.name} {size} breaks {len(found)} rule(s): see above and docs/models.md")
     print(f"{spec.name} {size} keeps the rules: blocks, ends, initialisation, loss, stages, tensor plan")
     return 0
-
-
-def load(name: str) -> ModelSpec:
-    """Return a built-in spec, or the one of that name in a Python file, which is run. Raises: ConfigError."""
-    if name in SPECS:
-        return SPECS[name]
-    file, colon, attribute = name.rpartition(":")
-    if not colon or not file.endswith(".py"):
-        hint = did_you_mean(name, SPECS)
-        raise ConfigError(f"--model {name} is unknown{hint}: use one of {', '.join(SPECS)}, or FILE.py:SPEC")
-    if not Path(file).is_file():
-        raise ConfigError(f"--model {name}: there is no file {file}")
-    found = spec_from_file_location(f"paralab_model_{Path(file).stem}", file)
-    assert found is not None and found.loader is not None
-    module = module_from_spec(found)
-    sys.modules[found.name] = module  # dataclasses and tracebacks look for it there
-    try:
-        found.loader.exec_module(module)
-    except Exception as error:
-        raise ConfigError(f"--model {name}: {file} cannot be imported ({type(error).__name__}: {error})") from error
-    spec = getattr(module, attribute, None)
-    if not isinstance(spec, ModelSpec):
-        raise ConfigError(f"--model {name}: {attribute} in {file} is not a ModelSpec")
-    return spec

@@ -19,6 +19,7 @@ from paralab.console.clock import Moment
 from paralab.console.phases import Phases
 from paralab.errors import ConfigError, did_you_mean
 from paralab.layout import strategies as named
+from paralab.models import folder_of
 from paralab.options import heading
 from paralab.options.config import read as read_config
 from paralab.options.files import load
@@ -128,7 +129,7 @@ def _read(argv: list[str]) -> tuple[TrainConfig, Origins]:
     given = {name: getattr(typed, name) for name in origins}
     below, origin = _preset(typed.preset), Origin("preset", typed.preset or "")
     config = TrainConfig.from_dict(below | given)
-    folder = config.out or f"runs/{config.model}" + (f"-{config.size}" if config.size else "")
+    folder = config.out or f"runs/{folder_of(config.model)}" + (f"-{config.size}" if config.size else "")
     started_with = config_file(folder)
     if config.resume == IN_FOLDER and started_with.exists():
         below, origin = _without_division(load(started_with), given), Origin("run", folder)

@@ -19,7 +19,7 @@ from paralab.console.phases import Phases
 from paralab.errors import FitError, LayoutError, UsageError
 from paralab.layout import SCHEDULES, Layout
 from paralab.layout import strategies as named
-from paralab.models import SPECS
+from paralab.models import SPECS, label_of
 from paralab.options import heading
 from paralab.parity import model_rules, scope
 from paralab.parity.prove import prove
@@ -56,7 +56,7 @@ def _run(config: VerifyConfig) -> int:
     work.show_data("train")
     tolerance = tolerance_of(work)
     print(
-        f"{config.model} {config.size} in {precision}, {STEPS} steps of {config.optimizer}, {nproc} "
+        f"{label_of(config.model)} {config.size} in {precision}, {STEPS} steps of {config.optimizer}, {nproc} "
         f"process{'es' if nproc > 1 else ''} against one in {'fp64' if precision == 'fp64' else 'fp32'}.\n"
         f"Tolerance: loss {tolerance.loss:.0e} and gradient norm {tolerance.grad_norm:.0e}, relative; "
         f"parameters {tolerance.parameters:.1g} of how far the steps move them (without learning-rate warm-up).\n"
@@ -114,6 +114,7 @@ def cases(config: VerifyConfig, nproc: int) -> Iterator[VerifyConfig]:
         yield config
         return
     force = config.force or config.size == SPECS[config.model].tiny_size  # these fit
+    left_out: dict[str, dict[Layout, None]] = {}  # layouts, by why
     every = [name for name in named.STRATEGIES if (name == "single") == (nproc == 1)]
     names = [config.strategy] if config.strategy else every
     for name in names:
@@ -130,9 +131,11 @@ def cases(config: VerifyConfig, nproc: int) -> Iterator[VerifyConfig]:
                 try:
                     fit.refuse(resolve(case), force=force)
                 except (LayoutError, FitError) as error:
-                    print(f"{layout} left out: {error}")
+                    left_out.setdefault(str(error), {})[layout] = None
                     continue
                 yield case
+    for why, which in left_out.items():
+        print(f"{', '.join(map(str, which))} left out: {why}")
     if config.strategy is None:
         yield from _further(config, nproc)
 

@@ -11,7 +11,7 @@ import json
 import math
 import re
 import types
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import Field, dataclass, field, fields
 from pathlib import Path
 from typing import Any, Literal, NoReturn, TypeVar, Union, get_args, get_origin
@@ -19,7 +19,8 @@ from typing import Any, Literal, NoReturn, TypeVar, Union, get_args, get_origin
 from paralab.errors import ConfigError, did_you_mean
 from paralab.layout import MOST_RANKS, Layout
 from paralab.layout.strategies import ALIASES, STRATEGIES
-from paralab.models import NAMES, Norm
+from paralab.models import NAMES, Norm, known
+from paralab.models.files import FORM
 from paralab.options.arguments import MOST, Parser, hint
 from paralab.options.choices import Backend, CompileMode, EngineChoice, LrSchedule, OptimizerName, Precision
 from paralab.options.files import load
@@ -43,6 +44,8 @@ def option(
     group: str,
     choices: Sequence[str] = (),
     aliases: Mapping[str, str] | None = None,
+    others: Callable[[str], str | None] = lambda text: None,
+    form: str = "",
     at_least: float = -math.inf,
     above: float = -math.inf,
     at_most: float = math.inf,
@@ -54,7 +57,8 @@ def option(
     """Declare an option: a dataclass field with all that its flag, its help and its checks need.
 
     Bounds apply to numbers (`above` and `below` exclude the bound itself) and to each part of a tuple. `aliases`
-    are further names that are read as one of the choices. `pattern` is a regular expression for strings. A list is
+    are further names that are read as one of the choices, and `others` reads what is none of them, of the form `form`:
+    it returns the value, or None for what is not allowed. `pattern` is a regular expression for strings. A list is
     written with commas as a flag; choices and bounds apply to each part. Where the default is None, `unset` says what
     is used then, as it stands in --help after "default:".
     """
@@ -65,6 +69,8 @@ def option(
             "group": group,
             "choices": tuple(choices),
             "aliases": aliases or {},
+            "others": others,
+            "form": form,
             "bounds": (at_least, above, at_most, below),
             "pattern": pattern,
             "metavar": metavar,
@@ -86,7 +92,15 @@ class RunConfig:
     Raises: ConfigError for a value that is not allowed, LayoutError for a layout that does not fit.
     """
 
-    model: str = option("gpt2", "Model to train", group=MODEL, choices=NAMES)
+    model: str = option(
+        "gpt2",
+        "Model to train: a built-in one, or the ModelSpec called NAME in a Python file; NAME is SPEC where it is left "
+        "out (docs/own-model.md)",
+        group=MODEL,
+        choices=NAMES,
+        others=known,
+        form=FORM,
+    )
     size: str | None = option(
         None, "Size of the model, such as nano or 124m", group=MODEL, unset="one that trains on a laptop"
     )
@@ -447,7 +461,8 @@ def _add_flag(group: Any, declared: Field) -> None:
     if bool in _kinds(declared):
         group.add_argument(_flag(declared), action=argparse.BooleanOptionalAction, default=None, help=text)
         return
-    metavar = meta["metavar"] or "|".join((*meta["choices"], *meta["aliases"])) or _kinds(declared)[0].__name__.upper()
+    words = filter(None, (*meta["choices"], *meta["aliases"], meta["form"]))
+    metavar = meta["metavar"] or "|".join(words) or _kinds(declared)[0].__name__.upper()
     group.add_argument(_flag(declared), metavar=_METAVARS.get(metavar, metavar), help=text)
 
 
@@ -524,8 +539,11 @@ def _known(meta: Mapping[str, Any], value: Any, where: str) -> Any:
     """Return a value that is one of the choices, where there are any; an alias becomes what it stands for."""
     value = meta["aliases"].get(value, value) if isinstance(value, str) else value
     if meta["choices"] and value not in meta["choices"]:
-        known = (*meta["choices"], *meta["aliases"])
-        raise ConfigError(f"{where} {value} is unknown{did_you_mean(value, known)}: use one of {', '.join(known)}")
+        if isinstance(value, str) and (other := meta["others"](value)) is not None:
+            return other
+        listed = (*meta["choices"], *meta["aliases"])
+        use = f"use one of {', '.join(listed)}" + (f", or {meta['form']}" if meta["form"] else "")
+        raise ConfigError(f"{where} {value} is unknown{did_you_mean(value, listed)}: {use}")
     return value
 
 

@@ -4,6 +4,7 @@ import contextlib
 import os
 from collections.abc import Iterator
 
+from paralab.models import label_of
 from paralab.options.config import RunConfig
 
 
@@ -31,7 +32,7 @@ def printed_once() -> Iterator[None]:
 
 def model_of(config: RunConfig, *, size: str = "") -> str:
     """Return model and size. size: what stands for one that was not requested."""
-    return " ".join(filter(None, [config.model, config.size or size]))
+    return " ".join(filter(None, [label_of(config.model), config.size or size]))
 
 
 def division_of(config: RunConfig, *, strategies: str = "") -> str:

@@ -11,6 +11,7 @@ import torch.distributed as dist
 from paralab import engines
 from paralab.errors import RankError, WriteError
 from paralab.layout import words
+from paralab.models import file_columns
 from paralab.planning.resolve import Work
 from paralab.processes.cluster import Rank
 from paralab.processes.failure import Failure
@@ -53,6 +54,7 @@ def describe(work: Work, requested: Requested, rank: Rank, device: torch.device)
         **work.copies(device),
         "cast_on_device": run.cast_on_device,
         "model": work.spec.name,
+        **file_columns(run.model),
         "size": work.size,
         "parameters": work.n_parameters,
         "unit": work.spec.unit_of(config),

@@ -64,6 +64,7 @@ CHANGES: dict[int, Change] = {
     11: Change(added=("n_classes",)),
     12: Change(added=("dp_shard", *_PARTS_OF_DP)),
     13: Change(added=("axes_json",)),
+    14: Change(added=("model_file", "model_sha256")),
 }
 RENAMED = {old: new for number in sorted(CHANGES) for old, new in CHANGES[number].renamed.items()}
 SCHEMA = max(CHANGES, default=COUNTED_FROM)
@@ -150,6 +151,8 @@ class RunRecord:
     cast_on_device: bool | None = column("Whether batches are copied in their stored types and converted on the device")
 
     model: str = column("Name of the model", required=True)
+    model_file: str | None = column("File and name of the model's spec, of one in a file of the user's own")
+    model_sha256: str | None = column("SHA-256 of the content of that file, without what it imports")
     size: str | None = column("Name of the size of the model, a preset or one of the user's own")
     parameters: int | None = column("Number of parameters of the whole model; a shared one counts once")
     unit: Literal["tokens", "images", "points"] | None = column("What throughput counts")

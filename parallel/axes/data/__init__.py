@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from paralab.axes.context import BuildContext, Planned
+    from paralab.models.spec import C, ModelSpec
 
 REPLICATE, SHARD = "dp_replicate", "dp_shard"  # the dims of the axis under `shardN`: neighbours share a shard
 
@@ -76,6 +77,16 @@ class DataAxis(Axis):
             _check_shard(layout.shard, layout)
 
     # --- the model
+
+    def check_model(self, layout: Layout, spec: "ModelSpec[C]", config: "C") -> None:
+        """Raise LayoutError where FSDP would shard a parameter twice: one that two blocks share."""
+        blocks = spec.blocks(config) if layout.zero >= 2 else ()
+        for name, origin in spec.tied_in(config).items() if layout.zero >= 2 else ():
+            if block_of(name, blocks) != block_of(origin, blocks):
+                raise LayoutError(
+                    f"{name} of {spec.name} shares the storage of {origin}, and zero{layout.zero} shards each block by "
+                    "itself: use zero1, or say block_names=lambda config: (), which makes one unit of all"
+                )
 
     def split(self, part: "nn.Module", context: "BuildContext") -> None:
         if context.layout.dp > 1:

@@ -49,14 +49,10 @@ class PipelineAxis(Axis):
             raise LayoutError(f"mb{layout.micro_batches} with the naive schedule: it runs one micro-batch, use gpipe")
 
     def check_model(self, layout: Layout, spec: "ModelSpec[C]", config: "C") -> None:
-        """Raise LayoutError where the model has fewer blocks than there are stages."""
-        blocks = len(spec.blocks(config))
-        if layout.stages > blocks:
-            most = blocks // layout.pipeline.stages_per_rank
-            raise LayoutError(
-                f"{layout.stages} pipeline stages for the {blocks} blocks of {spec.name}: use pp{most} or less "
-                f"with {layout.schedule}, or a larger --size"
-            )
+        """Raise LayoutError where the model has fewer blocks than there are stages, or cannot be cut into them."""
+        from paralab.axes.pipeline import rules
+
+        rules.check(layout, spec, config)
 
     def stages(self, context: "BuildContext") -> "dict[int, nn.Module]":
         from paralab.axes.pipeline import stages

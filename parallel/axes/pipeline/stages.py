@@ -68,7 +68,12 @@ def cut_stage(model: nn.Module, *, spec: ModelSpec[C], config: C, layout: Layout
 
 
 def tied_ends(spec: ModelSpec[C], config: C) -> dict[str, str]:
-    """Return the tied parameters of which the first stage holds one and the last stage the other."""
+    """Return the tied parameters of which the first stage holds one and the last stage the other.
+
+    Of a model that cuts itself it is taken that all are.
+    """
+    if spec.cut is not None:
+        return dict(spec.tied_in(config))
     first, last = (tuple(f"{name}." for name in names) for names in spec.ends(config))
     pairs = spec.tied_in(config).items()
     return {name: origin for name, origin in pairs if f"{name}.".startswith(last) and f"{origin}.".startswith(first)}

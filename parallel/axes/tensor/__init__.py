@@ -36,11 +36,10 @@ class TensorAxis(Axis):
             raise LayoutError("sp without tensor parallelism: add a degree such as tp2, or leave sp out")
 
     def check_model(self, layout: Layout, spec: "ModelSpec[C]", config: "C") -> None:
-        """Raise LayoutError where a layer, or the sequence, does not divide over the ranks."""
-        for quantity, n in spec.tensor_divides(config).items():
-            if n % layout.tp:
-                fits = ", ".join(str(tp) for tp in range(1, n + 1) if _divides(tp, spec, config))
-                raise LayoutError(f"tp={layout.tp} does not divide {quantity}={n} of {spec.name}: use a tp of {fits}")
+        """Raise LayoutError where a plan is missing or wrong, or a layer or the sequence does not divide over ranks."""
+        from paralab.axes.tensor import rules
+
+        rules.check(layout.tp, spec, config)
         if not layout.sequence_parallel:
             return
         if not spec.sequence_parallel:
@@ -121,7 +120,3 @@ _NORM = "sequence"  # the style of what is whole on every rank and sees a piece 
 def _style(module: str, plan: "Planned") -> "Style | None":
     styles = plan.spec.tensor_plan(plan.model_config)
     return next((style for pattern, style in styles.items() if fnmatchcase(module, pattern)), None)
-
-
-def _divides(tp: int, spec: "ModelSpec[C]", config: "C") -> bool:
-    return all(n % tp == 0 for n in spec.tensor_divides(config).values())

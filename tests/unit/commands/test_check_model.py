@@ -25,6 +25,8 @@ class Config:
     width: int = 8
     blocks: int = 3
     seq_len: int = 4
+    vocab_size: int = 257
+    tokenizer: str = "bytes"
     task: str = "text"
 
 class Block(nn.Module):
@@ -40,10 +42,10 @@ class Block(nn.Module):
 class Net(nn.Module):
     def __init__(self, config):
         super().__init__()
-        self.embed = nn.Embedding(16, config.width)
+        self.embed = nn.Embedding(config.vocab_size, config.width)
         self.blocks = nn.ModuleDict({str(i): Block(config.width) for i in range(config.blocks)})
         self.norm = nn.LayerNorm(config.width)
-        self.head = nn.Linear(config.width, 16)
+        self.head = nn.Linear(config.width, config.vocab_size)
 
     def forward(self, x, *, targets=None):
         if self.embed is not None:
@@ -152,7 +154,7 @@ PLAN = '"blocks.*.gate": "column", '
             "return F.cross_entropy(logits.flatten(0, 1).float(), targets.flatten())",
             "return logits",
             "1, the mean loss",
-            "shape (2, 4, 16)",
+            "shape (2, 4, 257)",
             "    def forward(self, x, *, targets=None):",
         ),
         (
@@ -167,7 +169,13 @@ PLAN = '"blocks.*.gate": "column", '
         (PLAN, '"blocks.*.gate": "colum", ', "tensor_plan", "'colum' of 'blocks.*.gate' is unknown", ""),
         (PLAN, PLAN + '"blocks.*.gat": "column", ', "tensor_plan", "'blocks.*.gat' matches no module", ""),
         (PLAN, PLAN + '"norm": "row", ', "tensor_plan", "norm is a LayerNorm, and style 'row'", ""),
-        ('{"width": config.width}', '{"third": 3}', "tensor_divides", "up has 32 outputs, which 3 ranks", ""),
+        (
+            '{"width": config.width}',
+            '{"third": 3}',
+            "tensor_divides",
+            "the outputs of blocks.0.up are 32, which 3 ranks",
+            "",
+        ),
         (
             '{"width": config.width}',
             '{"width": config.width}, sequence_parallel=True',
@@ -175,7 +183,7 @@ PLAN = '"blocks.*.gate": "column", '
             "no 'scatter_sequence'",
             "",
         ),
-        ("targets.flatten())", "targets.flatten()", "", "cannot be imported (SyntaxError", ""),
+        ("targets.flatten())", "targets.flatten()", "", "net.py:45: '(' was never closed (SyntaxError)", ""),
     ],
 )
 def test_a_mistake_is_named(told: Callable, old: str, new: str, rule: str, says: str, line: str) -> None:

@@ -370,6 +370,8 @@ ELSEWHERE = {
     "failed_step": "unit/records/test_row_by_hand.py::test_a_run_that_failed",
     "reason": "unit/records/test_row_by_hand.py::test_a_run_that_failed",
     "wall_s": "unit/records/test_row_by_hand.py::test_the_time_since_the_command",
+    "model_file": "unit/models/test_files.py::test_a_row_names_the_file_and_its_content",
+    "model_sha256": "unit/models/test_files.py::test_a_row_names_the_file_and_its_content",
     "data_sha256": "unit/records/test_row_by_hand.py::test_the_data_are_known_by_their_hash",
     "schema": "unit/records/test_row_by_hand.py::test_a_row_goes_through_a_file",
     "axes_json": "unit/axes/test_a_new_axis.py::test_a_row_has_its_columns",

@@ -1,0 +1,164 @@
+"""What a tensor plan has to keep, tried out on the meta device, and what to type where it does not."""
+
+from collections.abc import Iterator, Mapping
+from fnmatch import fnmatchcase
+from functools import lru_cache
+from typing import get_args
+
+from torch import Tensor, nn
+
+from paralab.axes.places import line_of, short
+from paralab.errors import LayoutError, did_you_mean
+from paralab.models.spec import C, ModelSpec, Reducing, Style
+
+STYLES: tuple[str, ...] = get_args(Style)
+_SPLIT = ("column", "row", "channels")  # the styles that leave a rank with a part of a module's features
+_SAMPLES = 2
+_MOST_RANKS = 64  # that are looked at for what divides
+
+
+def check(tp: int, spec: ModelSpec[C], config: C) -> None:
+    """Raise LayoutError where a model has no plan, one that does not fit its modules, or sizes that do not divide."""
+    plan = spec.tensor_plan(config)
+    if not plan:
+        raise LayoutError(_without_plan(spec, config))
+    if problem := next(plan_problems(plan, dict(_whole(spec, config).named_modules())), None):
+        raise LayoutError(f"tensor_plan of {spec.name}: {problem}")
+    sizes = sizes_to_divide(spec, config)
+    for quantity, n in sizes.items():
+        if n % tp:
+            fits = [str(ranks) for ranks in range(1, _MOST_RANKS + 1) if all(n % ranks == 0 for n in sizes.values())]
+            nothing = "no tp does: leave its layer out of the plan, or change its size"
+            use = f"use a tp of {', '.join(fits)}" if len(fits) > 1 else nothing
+            what = f"{quantity}, {n}, in" if quantity.startswith("the ") else f"{quantity}={n} of"
+            raise LayoutError(f"tp={tp} does not divide {what} {spec.name}: {use}")
+    if failed := split_problem(spec, config, tp):
+        raise LayoutError(f"{spec.name} cannot be split over tensor ranks: {': '.join(failed)}")
+
+
+@lru_cache(maxsize=8)
+def _whole(spec: ModelSpec[C], config: C) -> nn.Module:
+    return spec.on_meta(config)
+
+
+def _without_plan(spec: ModelSpec[C], config: C) -> str:
+    """Say what a plan looks like, with the names of the model's own layers: the last one of each module is the row."""
+    linear: dict[str, list[str]] = {}  # by the module that holds them
+    for name, module in _whole(spec, config).named_modules():
+        if isinstance(module, nn.Linear):
+            pattern = ".".join("*" if part.isdigit() else part for part in name.split("."))
+            held = linear.setdefault(pattern.rpartition(".")[0], [])
+            held += [] if pattern in held else [pattern]
+    inside = {holder: names for holder, names in linear.items() if holder} or linear
+    pairs = [names for names in inside.values() if len(names) > 1]
+    if not pairs:
+        return (
+            f"{spec.name} has no tensor plan, and no two Linear layers in one module to split: use a layout without tp"
+        )
+    styles = {name: "row" if name == names[-1] else "column" for names in pairs for name in names}
+    shown = ", ".join(f'"{name}": "{style}"' for name, style in styles.items())
+    return (
+        f"{spec.name} has no tensor plan: give its ModelSpec tensor_plan=lambda config: {{{shown}}}, where each row "
+        "takes what the columns before it made"
+    )
+
+
+def plan_problems(plan: Mapping[str, str], modules: Mapping[str, nn.Module]) -> Iterator[str]:
+    """Yield what is wrong with the lines of a plan. modules: of the whole model, by full name."""
+    for pattern, style in plan.items():
+        if style not in STYLES:
+            hint, use = did_you_mean(style, STYLES), ", ".join(STYLES)
+            yield f"style {style!r} of {pattern!r} is unknown{hint}: use one of {use}"
+            continue
+        matched = {name: module for name, module in modules.items() if fnmatchcase(name, pattern)}
+        if not matched:
+            patterns = {".".join("*" if part.isdigit() else part for part in name.split(".")) for name in modules}
+            hint = did_you_mean(pattern, sorted(patterns - {""}))
+            yield f"{pattern!r} matches no module of the model{hint}: use the full names of its modules"
+        wrong = ((name, module, _unsuited(style, module)) for name, module in matched.items())
+        for name, module, needed in wrong:
+            if needed:
+                yield f"{name} is a {type(module).__name__}, and style {style!r} is for {needed}"
+                break
+
+
+def _unsuited(style: str, module: nn.Module) -> str:
+    """Return what a style is for, where a module is nothing of the kind."""
+    kinds: dict[str, tuple[tuple[type, ...], str]] = {
+        "column": ((nn.Linear, nn.Conv2d), "nn.Linear and nn.Conv2d"),
+        "row": ((nn.Linear, nn.Conv2d), "nn.Linear and nn.Conv2d"),
+        "vocab_embedding": ((nn.Embedding,), "nn.Embedding"),
+        "vocab_loss": ((Reducing,), "a module that is Reducing over tp, as paralab.models.cross_entropy"),
+    }
+    types, needed = kinds.get(style, ((), ""))
+    if types and not isinstance(module, types):
+        return needed
+    if style == "row" and isinstance(module, nn.Conv2d) and module.bias is not None:
+        return "a convolution without bias: every rank would add it"
+    return ""
+
+
+@lru_cache(maxsize=8)
+def sizes_to_divide(spec: ModelSpec[C], config: C) -> Mapping[str, int]:
+    """Return the numbers that the tensor degree must divide, by a name for people: those of the spec come first."""
+    found = dict(spec.tensor_divides(config))
+    for name, module in _whole(spec, config).named_modules():
+        style = next((s for pattern, s in spec.tensor_plan(config).items() if fnmatchcase(name, pattern)), None)
+        for kind, n in _parts_of(module, style):
+            found[f"the {kind} of {name}"] = n
+    return found
+
+
+def _parts_of(module: nn.Module, style: Style | None) -> Iterator[tuple[str, int]]:
+    weight = getattr(module, "weight", None)
+    dim = {"column": 0, "row": 1, "channels": 0, "vocab_embedding": 0, "vocab_loss": 0}.get(style or "")
+    if dim is not None and isinstance(weight, Tensor):
+        kind = {"column": "outputs", "row": "inputs", "channels": "channels"}.get(style or "", "vocabulary")
+        yield kind, weight.shape[dim]
+    if style == "channels" and isinstance(module, nn.GroupNorm):
+        yield "groups", module.num_groups
+
+
+@lru_cache(maxsize=16)
+def split_problem(spec: ModelSpec[C], config: C, ranks: int) -> tuple[str, str] | None:
+    """Return where and how a model fails with the shapes that one of several tensor ranks has; None where it passes.
+
+    Of a model with `with_blocks`, two blocks are enough to see it.
+    """
+    if spec.with_blocks is not None:
+        config = spec.with_blocks(config, min(2, len(spec.blocks(config))))
+    plan, model = spec.tensor_plan(config), spec.on_meta(config).train()
+    for name, module in list(model.named_modules()):
+        style = next((s for pattern, s in plan.items() if fnmatchcase(name, pattern)), None)
+        if style in _SPLIT:
+            _take_part(module, style, ranks)
+    try:
+        inputs, targets = spec.example(config, _SAMPLES)
+    except LayoutError:  # of a program that has not said what its batches are
+        return None
+    try:
+        model(*(x.to("meta") for x in inputs), targets=targets.to("meta"))
+    except Exception as error:
+        problem = f"split over {ranks} ranks as the plan says, shapes do not meet: {short(error)};"
+        advice = (
+            "a module on the way from 'column' to 'row' is missing in the plan, or forward uses a number of the whole "
+            "layer (view(..., -1, head_dim) has the heads that are there)"
+        )
+        return line_of(error, spec.build, otherwise=spec.name), f"{problem} {advice}"
+    return None
+
+
+def _take_part(module: nn.Module, style: str, ranks: int) -> None:
+    """Leave a module what one of several ranks holds of it."""
+    dim = 1 if style == "row" else 0
+    for name, tensor in [*module.named_parameters(recurse=False), *module.named_buffers(recurse=False)]:
+        if tensor.dim() == 0 or (style == "row" and name != "weight"):
+            continue
+        part = tensor.detach().chunk(ranks, dim=dim)[0]
+        if isinstance(tensor, nn.Parameter):
+            module.register_parameter(name, nn.Parameter(part))
+        else:
+            module.register_buffer(name, part)
+    for attribute in ("num_features", "num_channels", "num_groups"):
+        if hasattr(module, attribute):
+            setattr(module, attribute, getattr(module, attribute) // ranks)
