@@ -234,6 +234,11 @@ class ModelSpec(Generic[C]):
         return config
 
     @property
+    def is_built_in(self) -> bool:
+        """Whether its module is one of this package, which tests hold to the rules: others are tried out where used."""
+        return getattr(self.build, "__module__", "").startswith(f"{__package__}.")
+
+    @property
     def names_blocks(self) -> bool:
         """Whether it says which modules are the blocks, or what is around them, and so claims that rule 2 holds."""
         return any(given is not None for given in (self.n_blocks, self.block_names, self.cut, self.first, self.last))

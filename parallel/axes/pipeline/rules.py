@@ -35,7 +35,7 @@ def check(layout: Layout, spec: ModelSpec[C], config: C) -> None:
                 f"{name} of {spec.name} shares the storage of {origin}, and stages would hold one each: a pipeline can "
                 "have that of one before all blocks and one after them; use a layout without pp"
             )
-    if problem := cut_problem(spec, config):
+    if not spec.is_built_in and (problem := cut_problem(spec, config)):
         raise LayoutError(f"{spec.name} cannot be cut into stages: {': '.join(problem)}")
 
 

@@ -32,7 +32,7 @@ def check(tp: int, spec: ModelSpec[C], config: C) -> None:
             use = f"use a tp of {', '.join(fits)}" if len(fits) > 1 else nothing
             what = f"{quantity}, {n}, in" if quantity.startswith("the ") else f"{quantity}={n} of"
             raise LayoutError(f"tp={tp} does not divide {what} {spec.name}: {use}")
-    if failed := split_problem(spec, config, tp):
+    if not spec.is_built_in and (failed := split_problem(spec, config, tp)):
         raise LayoutError(f"{spec.name} cannot be split over tensor ranks: {': '.join(failed)}")
 
 
