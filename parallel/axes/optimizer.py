@@ -39,19 +39,24 @@ class Piece:
 
     def of(self, grad: Tensor) -> Tensor:
         """Return the same piece, of the shape of `updated`, of the parameter's gradient."""
-        return local(grad)[self.rows]
+        return local(grad) if self.rows == slice(None) else local(grad)[self.rows]
 
 
 def make_pieces(parameters: Iterable[Tensor], *, rank: int = 0, ranks: int = 1) -> list[Piece]:
     """Return this rank's piece of each parameter: all of its local tensor, or its share of the rows (ZeRO-1).
 
-    parameters: (rows, ...). `updated` is (rows / ranks, ...), rounded up, and shorter or empty on the last ranks.
+    parameters: (rows, ...). `updated` is (rows / ranks, ...), rounded up, and shorter or empty on the last ranks; one
+    of shape () is updated by every rank.
     """
     pieces = []
     for p in parameters:
-        rows = share_of_rows(local(p).shape[0], rank=rank, ranks=ranks) if ranks > 1 else slice(None)
-        whole = ranks == 1 and not isinstance(p, DTensor)
-        pieces.append(Piece(p, p if whole else nn.Parameter(local(p).detach()[rows]), rows))
+        divided = ranks > 1 and p.ndim > 0
+        rows = share_of_rows(local(p).shape[0], rank=rank, ranks=ranks) if divided else slice(None)
+        if divided or isinstance(p, DTensor):
+            mine = local(p).detach()
+            pieces.append(Piece(p, nn.Parameter(mine[rows] if divided else mine), rows))
+        else:
+            pieces.append(Piece(p, p, rows))
     return pieces
 
 

@@ -53,6 +53,8 @@ def make_optimizer(make: MakeOptimizer, pieces: list[Piece], names: Mapping[int,
 
 def _made(make: MakeOptimizer, pieces: list[Piece], names: Mapping[int, str]) -> Optimizer:
     every = Parameters((names[id(piece.parameter)], piece.updated) for piece in pieces)  # type: ignore[misc]
+    if not pieces:  # a pipeline stage where nothing is trained
+        every = Parameters([("", nn.Parameter(torch.empty(0)))])
     optimizer = make(every)
     if not isinstance(optimizer, Optimizer):
         raise ConfigError(

@@ -13,10 +13,12 @@ from torch.nn.modules.dropout import _DropoutNd
 from torch.utils._pytree import tree_leaves, tree_map
 
 from paralab.axes.blocks import blocks_of
+from paralab.axes.precision import in_dtype
 from paralab.errors import ConfigError, LayoutError, did_you_mean
 from paralab.library import advice
 from paralab.library.batches import Form
-from paralab.library.pipeline import Pipeline, check_names, leave_out
+from paralab.library.pipeline import Pipeline, check_names
+from paralab.library.stages import Needs, leave_out, needs_of
 from paralab.models.spec import Cut, Flops, ModelSpec, Style, at_least_fp32
 from paralab.models.structure import find_blocks, find_tied, matching
 
@@ -45,7 +47,7 @@ class Forward:
         self.own: Callable[..., Any] | None = module.__dict__.get("forward")
         self.cut = Cut(range(0), first=True, last=True)
         self.noted: dict[str, list[Tensor]] = {}
-        self.example: tuple[Tensor, ...] = ()  # of a sample, on the meta device
+        self.needs: Callable[[nn.Module], Needs]  # of a whole module: what its stages hold
 
     def __call__(self, *leaves: Tensor, targets: Tensor | tuple[Tensor, ...] | None = None) -> Any:
         out = self._run(leaves)
@@ -117,13 +119,21 @@ def spec_of(
     if pipeline is not None:
         check_names(pipeline, skeleton)
     config = OwnConfig(architecture)
+    known: list[Needs] = []  # the same for every stage
+
+    def needs(module: nn.Module) -> Needs:
+        seen = form()
+        assert pipeline is not None and example is not None and seen is not None
+        if not known:
+            dtype = next((p.dtype for p in module.parameters() if p.is_floating_point()), torch.float32)
+            known.append(needs_of(module, pipeline, seen, tuple(in_dtype(x, dtype).to("meta") for x in example(1)[0])))
+        return known[0]
 
     def build(config: OwnConfig) -> nn.Module:
         module = copy.deepcopy(skeleton)
         forward = Forward(module, loss, pipeline)
         forward.form = form()
-        if example is not None:
-            forward.example = tuple(x.to("meta") for x in example(1)[0])
+        forward.needs = needs
         module.forward = module.own_forward = forward  # type: ignore[assignment]
         return module
 
@@ -213,25 +223,7 @@ def _cut(config: OwnConfig, module: nn.Module, cut: Cut) -> nn.Module:
     names: tuple[str, ...] = module.block_names  # type: ignore[assignment]
     if forward.pipeline is None or not names:
         raise LayoutError(advice.pipeline(module, names))
-    keep = _kept(module, forward, forward.pipeline, cut)
-    leave_out(module, keep, [name for number, name in enumerate(names) if number not in cut.blocks])
+    needs = forward.needs(module)
+    leave_out(module, needs.of(cut), [name for number, name in enumerate(names) if number not in cut.blocks])
     forward.cut = cut
     return module
-
-
-def _kept(module: nn.Module, forward: Forward, pipeline: Pipeline, cut: Cut) -> set[int]:
-    """Return the ids of the tensors that a stage needs, whichever blocks it has."""
-    assert forward.form is not None
-    inside = {id(x) for block in blocks_of(module).values() for x in (*block.parameters(), *block.buffers())}
-    with torch.device("meta"):
-        first, hidden = forward.form.call(
-            lambda *x, **named: pipeline.needs(module, *x, before=True, **named), forward.example
-        )
-        last, _ = pipeline.needs(module, *(hidden if isinstance(hidden, tuple) else (hidden,)), before=False)
-    used = inside | first | last
-    if unused := [name for name, parameter in module.named_parameters() if id(parameter) not in used]:
-        raise LayoutError(
-            f"{unused[0]} is in no block, and neither before nor after of pipeline uses it: nobody would train it; "
-            "use it in one of them, or delete it"
-        )
-    return inside | (first if cut.first else set()) | (last if cut.last else set())

@@ -4,11 +4,9 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
-import torch
-from torch import Tensor, nn
-from torch.overrides import TorchFunctionMode
+from torch import nn
 
-from paralab.errors import LayoutError
+from paralab.errors import LayoutError, did_you_mean
 from paralab.models.spec import Cut
 
 Run = Callable[..., Any]
@@ -30,26 +28,23 @@ class Pipeline:
 
     def run(self, module: nn.Module, cut: Cut, blocks: Iterable[nn.Module], *hidden: Any, **named: Any) -> Any:
         """Run what a stage holds. hidden: the inputs of the model, or what the stage before returned."""
-        out: Any = _applied(self.before, module, *hidden, **named) if cut.first else _single(hidden)
+        out: Any = self.enter(module, *hidden, **named) if cut.first else hidden
         for block in blocks:
-            given = out if isinstance(out, tuple) else (out,)
-            out = self.block(module, block, *given) if self.block is not None else block(*given)
-        given = out if isinstance(out, tuple) else (out,)
-        return _applied(self.after, module, *given) if cut.last else out
+            out = self.through(module, block, out)
+        return self.leave(module, out) if cut.last else out
 
-    def needs(self, module: nn.Module, *hidden: Any, before: bool, **named: Any) -> tuple[set[int], Any]:
-        """Return the ids of the tensors of a module that one of the two ends takes, and what it returns.
+    def enter(self, module: nn.Module, *inputs: Any, **named: Any) -> Any:
+        """Return what enters the first block."""
+        return _applied(self.before, module, *inputs, **named)
 
-        module, hidden: on the meta device. before: of `before`, else of `after`.
-        """
-        seen = _Seen()
-        with seen:
-            out = _applied(self.before if before else self.after, module, *hidden, **named)
-        return seen.ids, out
+    def through(self, module: nn.Module, block: nn.Module, hidden: Any) -> Any:
+        """Return what leaves a block. hidden: what enters it, one tensor or several."""
+        given = hidden if isinstance(hidden, tuple) else (hidden,)
+        return self.block(module, block, *given) if self.block is not None else block(*given)
 
-
-def _single(hidden: tuple[Any, ...]) -> Any:
-    return hidden[0] if len(hidden) == 1 else hidden
+    def leave(self, module: nn.Module, hidden: Any) -> Any:
+        """Return what the model does. hidden: what left the last block, one tensor or several."""
+        return _applied(self.after, module, *(hidden if isinstance(hidden, tuple) else (hidden,)))
 
 
 def _applied(what: str | Iterable[str] | Run, module: nn.Module, *given: Any, **named: Any) -> Any:
@@ -62,40 +57,12 @@ def _applied(what: str | Iterable[str] | Run, module: nn.Module, *given: Any, **
     return out
 
 
-class _Seen(TorchFunctionMode):
-    """Notes which tensors take part in what runs inside."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.ids: set[int] = set()
-
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        for leaf in torch.utils._pytree.tree_leaves((args, kwargs)):
-            if isinstance(leaf, Tensor):
-                self.ids.add(id(leaf))
-        return func(*args, **(kwargs or {}))
-
-
-def leave_out(part: nn.Module, keep: set[int], blocks: Iterable[str]) -> None:
-    """Remove, in place, the blocks of these names, and every other tensor whose id is not among those to keep."""
-    for name in blocks:
-        container, _, key = name.rpartition(".")
-        part.get_submodule(container)._modules[key] = None
-    for module in part.modules():
-        for store in (module._parameters, module._buffers):
-            for name, tensor in store.items():
-                if tensor is not None and id(tensor) not in keep:
-                    store[name] = None
-
-
 def check_names(pipeline: Pipeline, module: nn.Module) -> None:
     """Raise LayoutError where `before` or `after` names a module that there is not."""
     names = {name for name, _ in module.named_modules()}
     for end in (pipeline.before, pipeline.after):
         for name in () if callable(end) else (end,) if isinstance(end, str) else tuple(end):
             if name not in names:
-                from paralab.errors import did_you_mean
-
                 raise LayoutError(
                     f"pipeline names the module {name!r}, and there is none{did_you_mean(name, names)}: use one of "
                     f"{', '.join(name for name, _ in module.named_children())}, or a function"

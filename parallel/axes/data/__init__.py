@@ -126,14 +126,16 @@ class DataAxis(Axis):
 
     def after_backward(self, parts: "Mapping[int, nn.Module]", context: "BuildContext") -> Finish | None:
         layout = context.layout
-        if layout.dp == 1 or layout.zero >= 2:
+        if layout.dp == 1:
             return None
-        from paralab.axes.data import ddp
+        from paralab.axes.data import ddp, zero
 
-        held, unused = list(parts.values()), _may_leave_out(context)
+        named, unused = [pair for part in parts.values() for pair in part.named_parameters()], _may_leave_out(context)
+        if layout.zero >= 2:
+            return zero.finish(parts.values(), context, unused=unused)
         if not _overlaps(layout):
-            return Finish(lambda: ddp.average_gradients(held, mesh=context.mesh, unused=unused))
-        return Finish(lambda: ddp.check_complete(held)) if context.own is not None and not unused else None
+            return Finish(lambda: ddp.average_gradients(named, mesh=context.mesh, unused=unused))
+        return Finish(lambda: ddp.check_complete(named)) if context.own is not None and not unused else None
 
     def updates(self, parameters: "Sequence[Tensor]", context: "BuildContext") -> Updates | None:
         """Return each rank's share of the rows under ZeRO-1; parameters are (rows, ...)."""

@@ -6,16 +6,19 @@ DistributedDataParallel knows neither DTensors nor schedules that split backward
 """
 
 import contextlib
+from collections.abc import Sequence
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
+from paralab.axes.data.unused import without_gradient
 from paralab.axes.initialise import local
-from paralab.errors import ConfigError
 from paralab.models.spec import Reducing
 from paralab.processes.cluster import Mesh
+
+Named = Sequence[tuple[str, Tensor]]  # parameters with their names
 
 BUCKET_BYTES = 25 << 20  # as DistributedDataParallel
 
@@ -40,16 +43,17 @@ def unsynchronised(model: nn.Module) -> contextlib.AbstractContextManager[None]:
     return model.no_sync() if isinstance(model, DistributedDataParallel) else contextlib.nullcontext()
 
 
-def average_gradients(parts: list[nn.Module], *, mesh: Mesh, unused: bool = False) -> None:
-    """Average the gradients of parts that are not wrapped over the data ranks, in buckets.
+def average_gradients(named: Named, *, mesh: Mesh, unused: bool = False) -> None:
+    """Average the gradients of parameters that nothing else averages over the data ranks, in buckets.
 
-    unused: whether some parameters may be without a gradient; one that has none on any rank stays so.
+    named: (name, parameter of any shape) of each. unused: whether some may be without a gradient; one that has none on
+    any rank stays so.
     """
     if unused:
-        _fill_missing([p for part in parts for p in part.parameters() if p.requires_grad], mesh=mesh)
+        _fill_missing([p for _, p in named if p.requires_grad], mesh=mesh)
     else:
-        check_complete(parts)
-    grads = [local(p.grad) for part in parts for p in part.parameters() if p.grad is not None]
+        check_complete(named)
+    grads = [local(p.grad) for _, p in named if p.grad is not None]
     for bucket in _buckets(grads):
         flat = torch.cat([grad.flatten() for grad in bucket])
         dist.all_reduce(flat, group=mesh.group("dp"))
@@ -58,18 +62,14 @@ def average_gradients(parts: list[nn.Module], *, mesh: Mesh, unused: bool = Fals
             grad.copy_(piece.view_as(grad))
 
 
-def check_complete(parts: list[nn.Module]) -> None:
-    """Raise ConfigError for a parameter without a gradient: its average over the data ranks is not complete."""
-    for part in parts:
-        for name, parameter in part.named_parameters():
-            if parameter.requires_grad and parameter.grad is None:
-                raise ConfigError(
-                    f"{name} has no gradient in this step, and data ranks wait for it: give unused_parameters=True "
-                    "where a step may leave parameters out, or requires_grad_(False) to one that is never trained"
-                )
+def check_complete(named: Named) -> None:
+    """Raise ConfigError for a parameter, of any shape, without a gradient, which cannot be averaged then."""
+    for name, parameter in named:
+        if parameter.requires_grad and parameter.grad is None:
+            raise without_gradient(name)
 
 
-def _fill_missing(parameters: list[nn.Parameter], *, mesh: Mesh) -> None:
+def _fill_missing(parameters: Sequence[Tensor], *, mesh: Mesh) -> None:
     """Give zeros to a parameter, of any shape, that has a gradient on another data rank and none here."""
     device = mesh.device
     there = torch.tensor([p.grad is not None for p in parameters], dtype=torch.uint8, device=device)

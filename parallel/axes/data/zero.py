@@ -16,6 +16,7 @@ gradients are averaged between the groups as shards, 1/N of them from each rank.
 """
 
 import math
+from collections.abc import Iterable
 from dataclasses import replace
 
 import torch
@@ -23,11 +24,15 @@ import torch.distributed as dist
 from torch import nn
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 
+from paralab.axes.axis import Finish
 from paralab.axes.blocks import blocks_of
-from paralab.axes.data import shard_dim, shard_ranks, sharding_dims
+from paralab.axes.context import BuildContext
+from paralab.axes.data import ddp, shard_dim, shard_ranks, sharding_dims
+from paralab.axes.data.unused import Unused
 from paralab.axes.initialise import local
 from paralab.axes.optimizer import Piece, share_of_rows
 from paralab.axes.precision import DTYPES
+from paralab.errors import LayoutError
 from paralab.options.choices import Precision
 from paralab.processes.cluster import Mesh
 
@@ -40,9 +45,42 @@ def shard(part: nn.Module, *, mesh: Mesh, precision: Precision) -> None:
     reshard = mesh.layout.zero == 3 and mesh.size("pp") == 1
     policy, root_policy = _policies(precision)
     sharding = mesh[sharding_dims(mesh.layout)]  # the data axis, or (replicas, shards)
+    alone = set(numbers_of(part))
     for block in blocks_of(part).values():
-        fully_shard(block, mesh=sharding, reshard_after_forward=reshard, mp_policy=policy)
-    fully_shard(part, mesh=sharding, reshard_after_forward=False, mp_policy=root_policy)
+        fully_shard(block, mesh=sharding, reshard_after_forward=reshard, mp_policy=policy, ignored_params=alone)
+    fully_shard(part, mesh=sharding, reshard_after_forward=False, mp_policy=root_policy, ignored_params=alone)
+
+
+def numbers_of(part: nn.Module) -> list[nn.Parameter]:
+    """Return the parameters of shape (), which have no rows to share: they are whole on every rank."""
+    return [p for p in part.parameters() if p.ndim == 0]
+
+
+def finish(parts: Iterable[nn.Module], context: BuildContext, *, unused: bool) -> Finish | None:
+    """Return what completes the gradients that FSDP does not: of parameters of shape (), and of those not used.
+
+    unused: whether a step may leave parameters without a gradient. None where it completes all of them.
+    Raises: LayoutError where it cannot be seen which parameters are used.
+    """
+    mesh, layout, held = context.mesh, context.layout, list(parts)
+    watched = context.own is not None and layout.pp == 1 and context.run.compile == "none"
+    if unused and not watched:
+        what = "pipeline stages" if layout.pp > 1 else "compiled blocks"
+        raise LayoutError(
+            f"unused_parameters=True with {what} under {layout}: which parameters a step uses is not seen there: "
+            "use zero1, or a layout without ZeRO"
+        )
+    watches = [Unused(part, mesh=mesh, allowed=unused) for part in held] if watched else []
+    numbers = [(name, p) for part in held for name, p in part.named_parameters() if p.ndim == 0]
+    if not watches and not numbers:
+        return None
+
+    def complete() -> None:
+        for watch in watches:
+            watch()
+        ddp.average_gradients(numbers, mesh=mesh, unused=unused)
+
+    return Finish(complete)
 
 
 def reduce_between_groups(model: nn.Module, *, now: bool) -> None:
@@ -65,11 +103,11 @@ class ShareUpdates:
         whole = [x for x in pieces if local(x.parameter).nbytes >= IN_PLACE_BYTES and self._divides(x)]
         self.in_place = [(local(x.parameter.detach()), x.updated.detach()) for x in whole]
         in_place = {id(x) for x in whole}
-        self.packed = [x for x in pieces if id(x) not in in_place]
+        self.packed = [x for x in pieces if id(x) not in in_place and local(x.parameter).ndim]
 
     def _divides(self, piece: Piece) -> bool:
         tensor = local(piece.parameter)
-        return tensor.is_contiguous() and tensor.shape[0] % self.ranks == 0
+        return tensor.is_contiguous() and tensor.ndim > 0 and tensor.shape[0] % self.ranks == 0
 
     @torch.no_grad()
     def __call__(self) -> None:

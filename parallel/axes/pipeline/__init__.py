@@ -67,10 +67,10 @@ class PipelineAxis(Axis):
     def after_backward(self, parts: "Mapping[int, nn.Module]", context: "BuildContext") -> Finish | None:
         from paralab.axes.pipeline import stages
 
-        if not stages.tied_ends(context.spec, context.model_config):
+        if not stages.shared_parameters(context):
             return None
-        tied = stages.TiedGradients(parts, context)
-        return Finish(tied, tied.duplicates)
+        shared = stages.SharedGradients(parts, context)
+        return Finish(shared, shared.duplicates)
 
     def copies(self, parameter: "Tensor", mesh: "Mesh") -> int:
         """Return 1, for a parameter of any shape.

@@ -9,7 +9,7 @@ In a pipeline, gradient accumulation is more micro-batches: they all pass in one
 """
 
 import copy
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from types import SimpleNamespace
 from typing import Any
 
@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from paralab.axes import used
 from paralab.axes.context import BuildContext
 from paralab.axes.initialise import local
+from paralab.axes.meta import AllOnMeta
 from paralab.axes.precision import in_dtype, weight_dtype
 from paralab.data.dataset import Batch
 from paralab.layout import SCHEDULES, Layout
@@ -167,7 +168,7 @@ def boundary_shapes(context: BuildContext) -> list[tuple[Tensor, ...]]:
     shapes = [hidden]
     whole = context.new_model()
     for stage in range(context.layout.stages - 1):
-        with torch.device("meta"):
+        with torch.device("meta"), AllOnMeta():
             out = _stage_of(whole, context, stage)(*hidden)
         hidden = out if isinstance(out, tuple) else (out,)
         shapes.append(tuple(_handed_on(x, context.layout).detach().requires_grad_() for x in hidden))
@@ -214,35 +215,66 @@ def _passes(actions: list[Any]) -> Iterator[Pass]:
             yield Pass(action.computation_type.value, action.stage_index, action.microbatch_index)
 
 
-class TiedGradients:
-    """Sum the gradients of parameters that the first and the last stage both hold, and keep the copies equal."""
+class SharedGradients:
+    """Sum the gradients of parameters that several stages hold, and so keep the copies equal.
+
+    Such are an embedding that is the output layer as well, and whatever else a model uses in more than one place.
+    """
 
     def __init__(self, parts: Mapping[int, nn.Module], context: BuildContext) -> None:
-        layout, tied = context.layout, tied_ends(context.spec, context.model_config)
-        named = {stage: dict(part.named_parameters()) for stage, part in parts.items()}
-        ends: dict[int, Iterable[str]] = {0: tied.values(), layout.stages - 1: tied.keys()}
-        self.copies = [[named[stage][name] for name in ends[stage]] for stage in ends if stage in named]
-        last = layout.pipeline.rank_of(layout.stages - 1, layout.pp)
-        self.peer = None if last == 0 else {0: last, last: 0}.get(context.mesh.rank("pp"))
-        self.group = context.mesh.group("pp")
-        last_named = named.get(layout.stages - 1, {})
-        self.duplicates = {id(last_named[name]) for name in tied if name in last_named}  # counted at the first stage
+        self.group, self.rank = context.mesh.group("pp"), context.mesh.rank("pp")
+        layout = context.layout
+        held = {stage: _by_origin(part, context) for stage, part in parts.items()}
+        self.rows: list[tuple[list[nn.Parameter], list[int]]] = []  # this rank's copies, and the ranks that have some
+        self.duplicates: set[int] = set()  # what the first of the stages that hold it counts
+        for name, stages in shared_parameters(context).items():
+            ranks = sorted({layout.pipeline.rank_of(stage, layout.pp) for stage in stages})
+            copies = {stage: held[stage][name] for stage in stages if stage in held}
+            self.duplicates |= {id(p) for stage, p in copies.items() if stage != stages[0]}
+            if copies:
+                self.rows.append((list(copies.values()), ranks))
 
     def __call__(self) -> None:
-        for row in zip(*self.copies, strict=True):
-            total = local(row[0].grad).clone() if len(row) == 1 else local(row[0].grad) + local(row[1].grad)
-            if self.peer is not None:
-                total += self._exchange(total)  # a + b and b + a are the same bits: the copies stay equal
-            for parameter in row:
-                local(parameter.grad).copy_(total)
+        for copies, ranks in self.rows:
+            here = sum((local(_gradient(p)) for p in copies[1:]), start=local(_gradient(copies[0])).clone())
+            every = {self.rank: here} | self._exchange(here, [rank for rank in ranks if rank != self.rank])
+            total = every[ranks[0]].clone()
+            for rank in ranks[1:]:  # in one order on every rank: the copies stay equal to the bit
+                total += every[rank]
+            for p in copies:
+                local(_gradient(p)).copy_(total)
 
-    def _exchange(self, mine: Tensor) -> Tensor:
-        """Send to the rank with the other end, return what it sent. As many bytes as an all-reduce of the two."""
-        theirs = torch.empty_like(mine)
+    def _exchange(self, mine: Tensor, peers: list[int]) -> dict[int, Tensor]:
+        """Send to each rank that has copies too, return what they sent. Of two, as many bytes as an all-reduce."""
+        theirs = {peer: torch.empty_like(mine) for peer in peers}
         operations = [
-            dist.P2POp(kind, tensor, group=self.group, group_peer=self.peer)
-            for kind, tensor in ((dist.isend, mine), (dist.irecv, theirs))
+            dist.P2POp(kind, tensor, group=self.group, group_peer=peer)
+            for peer, got in theirs.items()
+            for kind, tensor in ((dist.isend, mine), (dist.irecv, got))
         ]
-        for work in dist.batch_isend_irecv(operations):
+        for work in dist.batch_isend_irecv(operations) if operations else ():
             work.wait()
         return theirs
+
+
+def _gradient(parameter: nn.Parameter) -> Tensor:
+    """Return the gradient of a parameter, of its shape: zeros where this stage did not use it."""
+    if parameter.grad is None:
+        parameter.grad = torch.zeros_like(parameter)
+    return parameter.grad
+
+
+def shared_parameters(context: BuildContext) -> dict[str, list[int]]:
+    """Return the trained parameters that several stages hold, by their first name, with those stages in order."""
+    if not context.tied and context.own is None:
+        return {}
+    whole, holders = context.new_model(), dict[str, list[int]]()
+    for stage in range(context.layout.stages):
+        for name in _by_origin(_stage_of(whole, context, stage), context):
+            holders.setdefault(name, []).append(stage)
+    return {name: stages for name, stages in holders.items() if len(stages) > 1}
+
+
+def _by_origin(part: nn.Module, context: BuildContext) -> dict[str, nn.Parameter]:
+    named = ((name, p) for name, p in part.named_parameters() if p.requires_grad)
+    return {context.tied.get(name, name): p for name, p in named}
