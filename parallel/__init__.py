@@ -7,16 +7,19 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from paralab.axes.axis import Axis
     from paralab.layout import Layout
     from paralab.layout.words import register as register_axis
     from paralab.library.checkpoint import load, save
     from paralab.library.pipeline import Pipeline
     from paralab.library.prove import prove
+    from paralab.library.prove_training import prove_training
     from paralab.library.trainer import Step, Trainer, parallelize
     from paralab.library.world import World, join
 
 __version__ = "0.2.0"
 __all__ = [
+    "Axis",
     "Layout",
     "Pipeline",
     "Step",
@@ -26,12 +29,14 @@ __all__ = [
     "load",
     "parallelize",
     "prove",
+    "prove_training",
     "register_axis",
     "save",
 ]
 
 # Where each name is; they import torch, and a command line does not wait for it before it is known what runs.
 _PLACES = {
+    "Axis": "paralab.axes.axis:Axis",
     "Layout": "paralab.layout:Layout",
     "Pipeline": "paralab.library.pipeline:Pipeline",
     "Step": "paralab.library.trainer:Step",
@@ -41,6 +46,7 @@ _PLACES = {
     "load": "paralab.library.checkpoint:load",
     "parallelize": "paralab.library.trainer:parallelize",
     "prove": "paralab.library.prove:prove",
+    "prove_training": "paralab.library.prove_training:prove_training",
     "register_axis": "paralab.layout.words:register",
     "save": "paralab.library.checkpoint:save",
 }

@@ -1,5 +1,6 @@
 """Train a module of one's own under any layout: `parallelize` splits it, a `Trainer` takes its steps."""
 
+import hashlib
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -83,6 +84,7 @@ def parallelize(
     Raises: LayoutError, ConfigError, WorldError, with what was got, what is needed and what to type.
     """
     split = _layout(layout, world)
+    before = torch.get_rng_state()
     skeleton, values = own_values.make(model, main=world.is_main, drawn=initialise is not None)
     del model
     run = OwnRun(
@@ -127,6 +129,7 @@ def parallelize(
     )
     mesh = cluster.make_mesh(split, world.device)
     _check_alike(architecture, mesh)
+    _draw_alike(before, mesh)
     rows = len(batch) if batch is not None else split.dp * split.micro_batches * accumulation
     work = OwnWork(run, spec, config, "own", split, division_of(split, rows, accumulation), brought)
     trainer._build(work, mesh)
@@ -416,6 +419,21 @@ def _example(batch: Batch) -> Callable[[int], tuple[tuple[Tensor, ...], Tensor]]
         return tuple(map(of, batch.inputs)), of(batch.targets)
 
     return example
+
+
+def _draw_alike(before: Tensor, mesh: Mesh) -> None:
+    """Let ranks whose generators were alike before the module was made go on alike. Collective.
+
+    before: the state of torch's default generator, uint8 (bytes,). Rank 0 has drawn values since, and others may not.
+    """
+    if mesh.world is None:
+        return
+    states: list[bytes] = [b""] * mesh.layout.world_size
+    dist.all_gather_object(states, hashlib.sha256(before.numpy().tobytes()).digest(), group=mesh.world)
+    if len(set(states)) == 1:
+        state: list[Tensor] = [torch.get_rng_state()]
+        dist.broadcast_object_list(state, src=0, group=mesh.world)
+        torch.set_rng_state(state[0])
 
 
 def _check_alike(architecture: str, mesh: Mesh) -> None:

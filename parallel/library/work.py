@@ -45,6 +45,7 @@ class Brought:
     drawn: bool = False
     everywhere: bool = False
     judged: bool = False
+    around: contextlib.AbstractContextManager[Any] | None = None  # what else a step runs in
     spec: Any = None
     config: Any = None
     scheduler: Any = field(default=None, init=False)
@@ -103,7 +104,7 @@ class Brought:
     def random(self, step: int, mesh: Mesh) -> Iterator[None]:
         """Seed what modules draw from, for one step: alike on the ranks that share samples, and different on others."""
         devices = [mesh.device] if mesh.device.type == "cuda" else []
-        with torch.random.fork_rng(devices):
+        with torch.random.fork_rng(devices), self.around or contextlib.nullcontext():
             torch.manual_seed(derived_seed(self.seed, f"step {step}, data rank {mesh.rank('dp')}"))
             yield
 

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
+import torch.distributed as dist
 
 from paralab.errors import ParalabError
 from paralab.processes import cluster
@@ -36,22 +37,23 @@ class World:
 
 
 @contextlib.contextmanager
-def join(
-    *, threads: int | None = None, backend: str | None = None, timeout_s: float = 1800.0, seed: int = 0
-) -> Iterator[World]:
+def join(*, threads: int | None = None, backend: str | None = None, timeout_s: float = 1800.0) -> Iterator[World]:
     """Meet the other processes of the program, and part from them at the end of the `with`.
 
     A program that torchrun, deepspeed, accelerate, srun or mpirun has started meets the others; one that was started as
-    `python program.py` is alone. Where a rank fails, the others end as well, and one line says which rank it was.
+    `python program.py` is alone. Processes that have made torch's process group themselves keep it. Where a rank fails,
+    the others end as well, and one line says which rank it was.
 
     threads: CPU threads of this process (by default the cores, divided among those of this machine). backend: "gloo" or
-    "nccl" (by default nccl on GPUs). timeout_s: seconds that a rank waits for another one. seed: of torch's default
-    generator, the same on every rank, so that a loader that shuffles does so alike.
+    "nccl" (by default nccl on GPUs). timeout_s: seconds that a rank waits for another one.
     Raises: WorldError where the processes have not met.
     """
+    if dist.is_initialized():  # the program has met already, and parts as it likes
+        device = Rank.from_env().device
+        yield World(dist.get_rank(), dist.get_world_size(), device)
+        return
     rank = Rank.from_env()
     cluster.join(rank, threads=threads, backend=backend, timeout_s=timeout_s)
-    torch.manual_seed(seed)
     world = World(rank.rank, rank.world_size, rank.device)
     try:
         if rank.world_size == 1:

@@ -10,7 +10,7 @@ from paralab.engines.engine import Engine
 from paralab.parity.movement import Compared, compare, over_pieces
 from paralab.parity.reference import STEPS, Trace, first_values, global_statistics, reference_work, trace
 from paralab.parity.result import ParityResult
-from paralab.parity.tolerances import NOISE, measure, tolerance_of
+from paralab.parity.tolerances import NOISE, Tolerance, measure, tolerance_of
 from paralab.planning.resolve import Work
 from paralab.processes.cluster import Mesh
 
@@ -21,9 +21,14 @@ def prove(work: Work, mesh: Mesh, want: Trace, *, steps: int = STEPS) -> ParityR
     return judge(engine, got, want, work, mesh)
 
 
-def judge(engine: Engine, got: Trace, want: Trace, work: Work, mesh: Mesh) -> ParityResult:
-    """Compare a traced engine with its reference. Collective over the ranks of the mesh."""
-    held_to, steps = tolerance_of(work), len(got.losses)
+def judge(
+    engine: Engine, got: Trace, want: Trace, work: Work, mesh: Mesh, *, tolerance: Tolerance | None = None
+) -> ParityResult:
+    """Compare a traced engine with its reference. Collective over the ranks of the mesh.
+
+    tolerance: in the place of the one that the work has by its precision.
+    """
+    held_to, steps = tolerance or tolerance_of(work), len(got.losses)
     pieces = list(_compare(engine, want, work, steps=steps, tolerance=held_to.parameters))
     if mesh.world is not None:
         every: list = [None] * work.layout.world_size

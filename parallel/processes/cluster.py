@@ -291,7 +291,7 @@ def join(
     timeout_s: how long a rank waits for another one, now and in every collective. recordings: compare what the ranks
     call in every collective, and write flight recordings there when the run fails. Raises: WorldError.
     """
-    global _liveness
+    global _liveness, _joined
     keep_pages(rank.local_world_size)
     torch.set_num_threads(threads or default_threads(rank.local_world_size))
     if rank.device.type == "cuda":
@@ -316,6 +316,9 @@ def join(
             f"the {rank.world_size} ranks have not met at {where}: {str(error).splitlines()[0]}: start all of them,"
             " check MASTER_ADDR, take another MASTER_PORT if it is in use, or raise --timeout-s"
         ) from error
+    if _joined:  # keys of the processes' first meeting are still in the store of a launcher
+        store = dist.PrefixStore(f"meeting {_joined}", store)
+    _joined += 1
     _liveness = Liveness(store, rank.rank, rank.world_size, recordings=recordings)
     _liveness.join(timeout_s)
     backend = backend or default_backend(rank.device.type)
@@ -331,6 +334,7 @@ def _debug_collectives() -> None:
 
 
 _liveness: Liveness | None = None
+_joined = 0  # how often this process has met the others
 
 
 def liveness() -> Liveness | None:
