@@ -1,5 +1,6 @@
 """The program's own optimizer and scheduler, on what each rank updates."""
 
+import inspect
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from typing import Any
@@ -28,6 +29,51 @@ class Parameters(list[nn.Parameter]):
     def __init__(self, named: Iterable[tuple[str, nn.Parameter]]) -> None:
         self.named = list(named)
         super().__init__(parameter for _, parameter in self.named)
+
+
+def check_asked(*, loss: Any, optimizer: Any, scheduler: Any) -> None:
+    """Raise ConfigError where something is given that cannot be called."""
+    example = "optimizer=lambda parameters: torch.optim.AdamW(parameters, lr=3e-4)"
+    if isinstance(optimizer, Optimizer):
+        raise ConfigError(
+            f"the optimizer is made already, over parameters that the layout replaces: give what makes it, {example}"
+        )
+    if not callable(optimizer):
+        raise ConfigError(f"optimizer={optimizer!r:.60} is no class and no function: give one, such as {example}")
+    if scheduler is not None and not callable(scheduler):
+        raise ConfigError(
+            f"scheduler={type(scheduler).__name__} is no class and no function: give what makes it of the optimizer, "
+            "such as scheduler=lambda optimizer: torch.optim.lr_scheduler.OneCycleLR(optimizer, 3e-4, total_steps=1000)"
+        )
+    if loss is not None and not callable(loss):
+        raise ConfigError(
+            f"loss={loss!r:.60} is no function: give one of (output, targets), such as "
+            "loss=torch.nn.functional.cross_entropy"
+        )
+
+
+def make_scheduler(make: MakeScheduler, optimizer: Optimizer) -> Any:
+    """Return the program's scheduler. Raises: ConfigError where `step()` is not all that it takes."""
+    scheduler = make(optimizer)
+    kind = type(scheduler).__name__
+    if not hasattr(scheduler, "step"):
+        raise ConfigError(
+            f"scheduler made a {kind}, which has no step(): give a function that makes one of torch.optim.lr_scheduler "
+            "from an optimizer"
+        )
+    if asked := _asked_for(scheduler.step):
+        raise ConfigError(
+            f"{kind} wants {asked} in its step(), and a step has none to give: use a scheduler of the steps alone, "
+            "such as LambdaLR or OneCycleLR, or set the learning rate in trainer.optimizer.param_groups yourself"
+        )
+    return scheduler
+
+
+def _asked_for(method: Callable[..., Any]) -> str:
+    """Return the name of the first argument that a method cannot be called without."""
+    positional = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+    arguments = inspect.signature(method).parameters.values()
+    return next((x.name for x in arguments if x.kind in positional and x.default is x.empty), "")
 
 
 def make_optimizer(make: MakeOptimizer, pieces: list[Piece], names: Mapping[int, str]) -> tuple[Optimizer, list[Piece]]:
@@ -60,6 +106,11 @@ def _made(make: MakeOptimizer, pieces: list[Piece], names: Mapping[int, str]) ->
         raise ConfigError(
             f"optimizer made a {type(optimizer).__name__}: give a class or a function that returns an optimizer, such "
             "as optimizer=lambda parameters: torch.optim.AdamW(parameters, lr=3e-4)"
+        )
+    if asked := _asked_for(optimizer.step):
+        raise ConfigError(
+            f"{type(optimizer).__name__} calls the model again in its step({asked}), more often than there are "
+            "batches: use an optimizer of one gradient a step, such as AdamW"
         )
     ours = {id(parameter) for parameter in every}
     if any(id(p) not in ours for group in optimizer.param_groups for p in group["params"]):

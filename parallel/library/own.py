@@ -1,7 +1,7 @@
 """A module of a program's own, as the rest of the house asks for a model: its `ModelSpec`, and what comes with it."""
 
 import copy
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import Any
@@ -57,7 +57,13 @@ class Forward:
             return out if isinstance(out, Tensor) else tuple(x for x in tree_leaves(out) if isinstance(x, Tensor))
         assert self.form is not None
         out = tree_map(lambda x: at_least_fp32(x) if isinstance(x, Tensor) and x.is_floating_point() else x, out)
-        return self._scalar(self._loss(out, self.form.targets_of(targets)))
+        loss = self._scalar(self._loss(out, self.form.targets_of(targets)))
+        if torch.is_grad_enabled() and not loss.requires_grad:
+            raise ConfigError(
+                "the loss does not depend on any parameter that is trained: look for detach(), item() or no_grad() "
+                f"between {type(self.module).__name__} and the loss"
+            )
+        return loss
 
     def _run(self, leaves: tuple[Tensor, ...]) -> Any:
         assert self.form is not None, "no batch was seen"
@@ -121,12 +127,20 @@ def spec_of(
     config = OwnConfig(architecture)
     known: list[Needs] = []  # the same for every stage
 
+    def shapes(config: OwnConfig, rows: int) -> tuple[tuple[Tensor, ...], Tensor]:
+        if example is None:
+            raise LayoutError(
+                "stages of a pipeline pass on tensors whose shapes have to be known: give parallelize an example=batch"
+            )
+        return example(rows)
+
     def needs(module: nn.Module) -> Needs:
-        seen = form()
-        assert pipeline is not None and example is not None and seen is not None
         if not known:
+            inputs, _ = shapes(config, 1)
+            seen = form()
+            assert pipeline is not None and seen is not None
             dtype = next((p.dtype for p in module.parameters() if p.is_floating_point()), torch.float32)
-            known.append(needs_of(module, pipeline, seen, tuple(in_dtype(x, dtype).to("meta") for x in example(1)[0])))
+            known.append(needs_of(module, pipeline, seen, tuple(in_dtype(x, dtype).to("meta") for x in inputs)))
         return known[0]
 
     def build(config: OwnConfig) -> nn.Module:
@@ -136,11 +150,6 @@ def spec_of(
         forward.needs = needs
         module.forward = module.own_forward = forward  # type: ignore[assignment]
         return module
-
-    def no_example(config: OwnConfig, rows: int) -> tuple[tuple[Tensor, ...], Tensor]:
-        raise LayoutError(
-            "stages of a pipeline pass on tensors whose shapes have to be known: give parallelize an example=batch"
-        )
 
     def init(config: OwnConfig, name: str, tensor: Tensor, generator: torch.Generator) -> None:
         assert initialise is not None
@@ -153,7 +162,7 @@ def spec_of(
         tiny_size="own",
         build=build,
         init=init,
-        example=(lambda config, rows: example(rows)) if example is not None else no_example,
+        example=shapes,
         block_names=lambda config: names,
         cut=_cut,
         flops=lambda config: Flops(0.0, "unknown"),
@@ -184,6 +193,13 @@ def _blocks(module: nn.Module, pattern: str | None) -> tuple[str, ...]:
     if pattern is None:
         return find_blocks(module)
     found = matching(module, pattern)
+    every = dict(module.named_modules(remove_duplicate=False))
+    for name in found:
+        if isinstance(every[name], (nn.ModuleList, nn.ModuleDict)):
+            raise LayoutError(
+                f"{name} is a {type(every[name]).__name__}, which has no forward that a block could run: name what is "
+                f"in it, such as blocks='{name}.*'"
+            )
     if not found:
         names = {".".join([*name.split(".")[:-1], "*"]) for name, _ in module.named_modules() if name[-1:].isdigit()}
         raise LayoutError(
@@ -215,6 +231,26 @@ def _divided(module: nn.Module, plan: Mapping[str, Style]) -> dict[str, int]:
                 if dim is not None:
                     found[f"the {'inputs' if dim else 'outputs'} of {name}"] = weight.shape[dim]
     return found
+
+
+def check_stages(module: nn.Module, names: tuple[str, ...]) -> None:
+    """Raise LayoutError where the stages of a module would not be all of it.
+
+    module: the whole one, on the meta device. names: of its blocks.
+    """
+    every = dict(module.named_modules(remove_duplicate=False))
+    first = {id(every[name]): name for name in names}
+    for name in (f"{container}.{key}" for container in _containers(names) for key in every[container]._modules):
+        if name not in names and id(every[name]) in first:
+            raise LayoutError(
+                f"{name} of {type(module).__name__} is {first[id(every[name])]} as well: a block that runs in two "
+                "places cannot lie in one stage, make two of it or use a layout without pp"
+            )
+    forward_of(module).needs(module)
+
+
+def _containers(names: Iterable[str]) -> list[str]:
+    return list(dict.fromkeys(name.rpartition(".")[0] for name in names))
 
 
 def _cut(config: OwnConfig, module: nn.Module, cut: Cut) -> nn.Module:

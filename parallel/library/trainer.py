@@ -26,8 +26,8 @@ from paralab.layout import strategies as named
 from paralab.library import advice
 from paralab.library import values as own_values
 from paralab.library.batches import Form, flatten, rebuilt, rows_of
-from paralab.library.optimizer import MakeOptimizer, MakeScheduler, refused
-from paralab.library.own import Forward, Initialise, Loss, OwnConfig, forward_of, spec_of
+from paralab.library.optimizer import MakeOptimizer, MakeScheduler, check_asked, refused
+from paralab.library.own import Forward, Initialise, Loss, OwnConfig, check_stages, forward_of, spec_of
 from paralab.library.pipeline import Pipeline
 from paralab.library.work import Brought, OwnRun, OwnWork
 from paralab.library.world import World
@@ -84,6 +84,7 @@ def parallelize(
     Raises: LayoutError, ConfigError, WorldError, with what was got, what is needed and what to type.
     """
     split = _layout(layout, world)
+    check_asked(loss=loss, optimizer=optimizer, scheduler=scheduler)
     before = torch.get_rng_state()
     skeleton, values = own_values.make(model, main=world.is_main, drawn=initialise is not None)
     del model
@@ -195,9 +196,9 @@ class Trainer:
         batch: inputs and targets, or one batch of any form. `shard` yields such rows.
         Raises: DataError for rows that do not divide into micro-batches; DivergedError where the loss is not finite.
         """
-        rows = self._seen(batch[0] if len(batch) == 1 else batch)
-        if len(batch) > 2:
+        if len(batch) not in (1, 2):
             raise DataError(f"step() got {len(batch)} arguments: give inputs and targets, or one batch")
+        rows = self._seen(batch[0] if len(batch) == 1 else batch)
         chunks = self.work.division.chunks
         if len(rows) % chunks:
             raise DataError(
@@ -398,6 +399,8 @@ def _check_axes(
         raise LayoutError(advice.pipeline(skeleton, spec.blocks(config)))
     check_split(layout, spec=spec, config=config)
     layout.check_schedule()
+    if layout.pp > 1:
+        check_stages(spec.on_meta(config), spec.blocks(config))
 
 
 def division_of(layout: Layout, rows: int, accumulation: int) -> Division:

@@ -44,7 +44,7 @@ def make(
     where that can be done, and let go of its values where not. drawn: whether its values are drawn later, so that rank
     0 needs none either. Raises: ConfigError for what is not a module, or has no values.
     """
-    if isinstance(made, nn.Module):
+    if isinstance(made, nn.Module) or not callable(made):
         module = made
     elif main and not drawn:
         module = made()
@@ -52,6 +52,11 @@ def make(
         module = _without_values(made)
     if not isinstance(module, nn.Module):
         raise ConfigError(f"a {type(module).__name__} in the place of the model: give an nn.Module or a function")
+    if not any(parameter.requires_grad for parameter in module.parameters()):
+        raise ConfigError(
+            f"{type(module).__name__} has no parameter that is trained: give it some, and requires_grad_(True) to "
+            "those that are to be"
+        )
     values = tensors_of(module) if main and not drawn else None
     empty = [name for name, tensor in (values or {}).items() if tensor.is_meta]
     if empty:

@@ -15,7 +15,7 @@ from paralab.axes.optimizer import Piece
 from paralab.data.dataset import Dataset
 from paralab.errors import ConfigError
 from paralab.library import values as own_values
-from paralab.library.optimizer import MakeOptimizer, MakeScheduler, make_optimizer, plain
+from paralab.library.optimizer import MakeOptimizer, MakeScheduler, make_optimizer, make_scheduler, plain
 from paralab.options.config import RunConfig, changed
 from paralab.planning.resolve import Work
 from paralab.processes.cluster import Mesh
@@ -63,12 +63,7 @@ class Brought:
         if self.judged:
             _without_noise(optimizer)
         elif self.make_scheduler is not None:
-            self.scheduler = self.make_scheduler(optimizer)
-            if not hasattr(self.scheduler, "step"):
-                raise ConfigError(
-                    f"scheduler made a {type(self.scheduler).__name__}, which has no step(): give a function that "
-                    "makes one of torch.optim.lr_scheduler from an optimizer"
-                )
+            self.scheduler = make_scheduler(self.make_scheduler, optimizer)
         return optimizer, taken
 
     def after_update(self) -> None:
