@@ -7,13 +7,16 @@ The first steps are compared with those of one process (parity), then steps are 
 or to the file that --out names.
 """
 
+import contextlib
 import sys
 from dataclasses import dataclass
 from pathlib import Path
 
 if __name__ in ("__main__", "__mp_main__"):  # started as a file: `paralab` is the checkout that the file lies in
-    sys.path[0] = str(Path(__file__).resolve().parent.parent)
-    import parallel  # noqa: F401
+    beside = Path(__file__).resolve().parent.parent
+    sys.path[0] = str(beside if (beside / "parallel").is_dir() else beside.parent)  # or that of the installation
+    with contextlib.suppress(ModuleNotFoundError):
+        import parallel  # noqa: F401
 
 from paralab.console.clock import Moment
 from paralab.options import heading

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from paralab.library.prove_training import prove_training
     from paralab.library.trainer import Step, Trainer, parallelize
     from paralab.library.world import World, join
+    from paralab.models import register_model
 
 __version__ = "0.2.0"
 __all__ = [
@@ -31,6 +32,7 @@ __all__ = [
     "prove",
     "prove_training",
     "register_axis",
+    "register_model",
     "save",
 ]
 
@@ -48,6 +50,7 @@ _PLACES = {
     "prove": "paralab.library.prove:prove",
     "prove_training": "paralab.library.prove_training:prove_training",
     "register_axis": "paralab.layout.words:register",
+    "register_model": "paralab.models:register_model",
     "save": "paralab.library.checkpoint:save",
 }
 
