@@ -35,12 +35,26 @@ if TYPE_CHECKING:
 # How the ranks of a tensor axis share a module. The sequence is split between the last two under /sp alone.
 #   column            Linear or Conv2d: each rank has a part of its outputs; its input is whole. Always before a row
 #   row               Linear or Conv2d: each rank has a part of its inputs, which a column made; its outputs are summed
+#   column_gathered   column whose outputs are gathered: what follows is whole on every rank
+#   row_of_whole      row whose input is whole on every rank: each takes its part of it
+#   heads             norm within each head: whole on every rank, which has only its own heads; gradients are summed
 #   channels          norm between a column and a row convolution: each rank has the channels that it was given
 #   vocab_embedding   Embedding: each rank has a part of the vocabulary; its outputs are summed
 #   vocab_loss        output layer and loss: each rank has a part of the vocabulary; the module reduces the softmax
 #   sequence          whole on every rank (a norm); under /sp it sees a piece of the sequence, gradients are summed
 #   scatter_sequence  whole on every rank; under /sp each keeps a piece of the sequence of its output
-Style = Literal["column", "row", "vocab_embedding", "vocab_loss", "channels", "sequence", "scatter_sequence"]
+Style = Literal[
+    "column",
+    "row",
+    "column_gathered",
+    "row_of_whole",
+    "heads",
+    "vocab_embedding",
+    "vocab_loss",
+    "channels",
+    "sequence",
+    "scatter_sequence",
+]
 
 
 def keep(tensor: Tensor, op: str = "sum") -> Tensor:
@@ -158,6 +172,10 @@ class Cut:
     last: bool
 
 
+class StandIn(nn.Module):
+    """Base of modules without parameters that a stage has in place of what other stages hold; none is a block."""
+
+
 @dataclass(frozen=True, kw_only=True, eq=False)
 class ModelSpec(Generic[C]):
     """Declare a model to strategies, benchmarks and tests. Callables take the config of one size.
@@ -196,6 +214,8 @@ class ModelSpec(Generic[C]):
     tied: Mapping[str, str] | None = None  # parameter -> the parameter whose storage it shares
     hugging_face: "Callable[[], Converter[C]] | None" = None  # what converts to and from transformers
     refuses: Mapping[str, str] = field(default_factory=dict)  # strategy -> why it cannot be in a layout of this model
+    cannot: Callable[[C, str], str] = lambda config, axis: ""  # "tp" or another axis -> why it cannot split this config
+    notes: Callable[[C], tuple[str, ...]] = lambda config: ()  # lines to print before a run: what is not as one expects
 
     def __post_init__(self) -> None:
         if not self.sizes:
@@ -306,7 +326,7 @@ class ModelSpec(Generic[C]):
 
 
 def _on_meta(spec: ModelSpec[C], config: C) -> nn.Module:
-    with torch.device("meta"), _WithoutInit():
+    with torch.device("meta"), WithoutInit():
         return spec.build(config)
 
 
@@ -326,7 +346,7 @@ def _counted(spec: ModelSpec[C], config: C) -> Flops:
         raise ModelError(f"operations of {spec.name} cannot be counted on the meta device ({said}): {advice}") from None
 
 
-class _WithoutInit(TorchFunctionMode):
+class WithoutInit(TorchFunctionMode):
     """Leaves out the random numbers of `torch.nn.init`: on the meta device they bring the compiler along."""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:

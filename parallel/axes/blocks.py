@@ -13,7 +13,9 @@ if TYPE_CHECKING:
 
 def blocks_of(part: "nn.Module") -> "dict[int, nn.Module]":
     """Return the blocks that a model, or a pipeline stage of it, holds: by number in the whole model."""
-    held = dict(part.named_modules())
+    from paralab.models.spec import StandIn
+
+    held = {name: module for name, module in part.named_modules() if not isinstance(module, StandIn)}
     names: Sequence[str] = part.block_names  # type: ignore[assignment]  # an attribute of ours on any module
     return {number: held[name] for number, name in enumerate(names) if name in held}
 

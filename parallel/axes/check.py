@@ -15,4 +15,6 @@ def check_split(layout: Layout, *, spec: ModelSpec[C], config: C) -> None:
         raise LayoutError(f"{spec.name} cannot be trained with {name}: {reason}; use one of {able}")
     for axis in reversed(all_axes()):  # innermost first
         if axis.is_used(layout):
+            if reason := spec.cannot(config, axis.name):
+                raise LayoutError(f"{spec.name} cannot be trained with {name_of(layout)}: {reason}")
             axis.check_model(layout, spec, config)

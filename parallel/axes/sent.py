@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from fractions import Fraction
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -136,13 +137,13 @@ def _noting(noted: _Noted, plan: Planned) -> Iterator[None]:
     running: list[int | None] = [None]  # the block
     axes, blocks = used(plan.layout), plan.spec.blocks(plan.model_config)
 
-    def before(name: str, module: nn.Module, x: Tensor) -> None:
+    def before(name: str, module: nn.Module, inputs: tuple[Any, ...]) -> None:
         running[0] = block_of(name, blocks)
-        for axis in axes:
-            noted.calls += axis.calls_before(name, module, x, plan)
+        for axis in axes if inputs and isinstance(inputs[0], Tensor) else ():
+            noted.calls += axis.calls_before(name, module, inputs[0], plan)
 
-    def after(name: str, module: nn.Module, out: Tensor) -> None:
-        for axis in axes:
+    def after(name: str, module: nn.Module, out: Any) -> None:
+        for axis in axes if isinstance(out, Tensor) else ():
             noted.calls += axis.calls_after(name, module, out, plan)
 
     def keep(tensor: Tensor) -> Tensor:
@@ -153,7 +154,7 @@ def _noting(noted: _Noted, plan: Planned) -> Iterator[None]:
 
     hooks = []
     for name, module in noted.stage.part.named_modules():
-        hooks.append(module.register_forward_pre_hook(lambda m, args, name=name: before(name, m, args[0])))
+        hooks.append(module.register_forward_pre_hook(lambda m, args, name=name: before(name, m, args)))
         hooks.append(module.register_forward_hook(lambda m, args, out, name=name: after(name, m, out)))
     try:
         with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):

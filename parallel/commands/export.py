@@ -31,12 +31,16 @@ def main(argv: list[str]) -> int:
 
 def _to_hugging_face(path: Path, target: Path) -> None:
     from paralab.inference.restore import restore
+    from paralab.models.hugging_face import CausalLMConfig
     from paralab.models.spec import TextConfig
-    from paralab.weights import tokenizer_files
+    from paralab.weights import causal_lm, tokenizer_files
     from paralab.weights.hugging_face import convertible, to_hugging_face
 
     trained = restore(path)
     spec, config = trained.work.spec, trained.work.model_config
+    if isinstance(config, CausalLMConfig):
+        print(causal_lm.write(target, config, trained.model, source=spec.name))
+        return
     if spec.hugging_face is None:
         able = " and ".join(sorted(other.name for other in convertible().values()))
         raise ConfigError(f"{path} is a {spec.name} model, and --format hf is for {able}: use --format safetensors")

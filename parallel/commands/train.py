@@ -154,11 +154,13 @@ def _begins(config: TrainConfig) -> bool:
 
 def _adopt(config: TrainConfig, *, shown: bool) -> TrainConfig:
     """Take over the sizes of the weights that a run starts from, if there are any."""
-    source = config.init_from
-    if source is None or not (_begins(config) or Path(source).exists()):
-        return config
     from paralab.weights import start_from
 
+    source = config.init_from
+    if source is None and shown and _begins(config) and (note := start_from.unread(config)):
+        print(note, flush=True)
+    if source is None or not (_begins(config) or Path(source).exists()):
+        return config
     config, note = start_from.adopt(config, source, trust=config.trust)
     if note and shown:
         print(note, flush=True)

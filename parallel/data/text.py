@@ -79,7 +79,7 @@ def open_text(
     if config.vocab_size < tokenizer.vocab_size:
         raise DataError(
             f"vocab_size={config.vocab_size} does not hold the {tokenizer.vocab_size} tokens of tokenizer "
-            f"{tokenizer.name}: use a larger vocab_size, or tokenizer bytes (257)"
+            f"{config.tokenizer}: use a larger vocab_size, or tokenizer bytes (257)"
         )
     if not 1 <= seq_len <= config.seq_len:
         raise DataError(f"seq_len={seq_len} does not fit the model: use --seq-len from 1 to {config.seq_len}")

@@ -32,14 +32,15 @@ class TokenCounts:
 
 @dataclass(frozen=True)
 class TokenFile:
-    """Token ids on disk: little-endian uint16, no header."""
+    """Token ids on disk: little-endian, without a header, of the dtype of their tokenizer."""
 
     path: Path
     counts: TokenCounts
+    dtype: type[np.unsignedinteger] = TOKEN_DTYPE
 
     def tokens(self) -> np.ndarray:
         """Map the ids, (n_tokens,). Mapped anew at each call: cheap, and a loader process needs the path only."""
-        return np.memmap(self.path, dtype="<u2", mode="r")
+        return np.memmap(self.path, dtype=_on_disk(self.dtype), mode="r")
 
 
 def cached_tokens(source: Source, *, tokenizer: Tokenizer, max_tokens: int | None = None) -> TokenFile:
@@ -66,7 +67,11 @@ def cached_tokens(source: Source, *, tokenizer: Tokenizer, max_tokens: int | Non
             f"tokens of {source.name} cannot be written to {path.parent} ({error.strerror}): "
             f"make room there, or set PARALAB_CACHE to another folder"
         ) from error
-    return TokenFile(path, counts)
+    return TokenFile(path, counts, tokenizer.dtype)
+
+
+def _on_disk(dtype: type[np.unsignedinteger]) -> np.dtype:
+    return np.dtype(dtype).newbyteorder("<")
 
 
 def _signed(counts: TokenCounts) -> bytes:
@@ -105,8 +110,8 @@ def _write(source: Source, file: BinaryIO, *, tokenizer: Tokenizer, max_tokens: 
         n_bytes += len(content) if len(ids) <= room else tokenizer.n_bytes(ids[:room])
         digest.update(content + _END_OF_DOCUMENT * ends_document)
         if ends_document:
-            ids = np.append(ids, TOKEN_DTYPE(tokenizer.end_of_text))
-        written = ids[:room].astype("<u2").tobytes()
+            ids = np.append(ids, tokenizer.dtype(tokenizer.end_of_text))
+        written = ids[:room].astype(_on_disk(tokenizer.dtype)).tobytes()
         file.write(written)
         tokens_digest.update(written)
         n_tokens, room = n_tokens + len(ids[:room]), room - len(ids[:room])

@@ -3,6 +3,7 @@
 import base64
 from collections.abc import Iterable, Sequence
 from functools import cache
+from pathlib import Path
 from typing import Protocol
 
 import numpy as np
@@ -12,7 +13,7 @@ from tiktoken_ext.openai_public import r50k_pat_str  # type: ignore[import-untyp
 from paralab.data.assets import read_asset
 from paralab.errors import DataError, did_you_mean
 
-TOKEN_DTYPE = np.uint16  # holds the ids of both tokenizers
+TOKEN_DTYPE = np.uint16  # holds the ids of both built-in tokenizers
 
 
 @cache
@@ -33,14 +34,18 @@ def encoding() -> tiktoken.Encoding:
 
 
 class Tokenizer(Protocol):
-    """`vocab_size` ids; the last of them, `end_of_text`, closes a document and stands for no bytes."""
+    """`vocab_size` ids below which all are; one of them, `end_of_text`, closes a document and stands for no bytes.
+
+    dtype: of its ids, an unsigned integer that holds all of them.
+    """
 
     name: str
     vocab_size: int
     end_of_text: int
+    dtype: type[np.unsignedinteger]
 
     def encode(self, texts: Sequence[str]) -> list[np.ndarray]:
-        """Return the ids (n_tokens,) uint16 of each text; text that looks like a special token stays text."""
+        """Return the ids (n_tokens,) of each text; in a built-in one, what looks like a special token stays text."""
         ...
 
     def n_bytes(self, ids: np.ndarray) -> int:
@@ -55,7 +60,7 @@ class Tokenizer(Protocol):
 class GPT2Tokenizer:
     """Byte pairs of GPT-2 (Radford et al. 2019, section 2.2)."""
 
-    name, vocab_size, end_of_text = "gpt2", 50_257, 50_256
+    name, vocab_size, end_of_text, dtype = "gpt2", 50_257, 50_256, TOKEN_DTYPE
 
     def encode(self, texts: Sequence[str]) -> list[np.ndarray]:
         return [encoding().encode_to_numpy(x, disallowed_special=()).astype(TOKEN_DTYPE) for x in texts]
@@ -70,7 +75,7 @@ class GPT2Tokenizer:
 class ByteTokenizer:
     """Each byte of the UTF-8 form is a token: for models too small for a big vocabulary."""
 
-    name, vocab_size, end_of_text = "bytes", 257, 256
+    name, vocab_size, end_of_text, dtype = "bytes", 257, 256, TOKEN_DTYPE
 
     def encode(self, texts: Sequence[str]) -> list[np.ndarray]:
         return [np.frombuffer(x.encode(), dtype=np.uint8).astype(TOKEN_DTYPE) for x in texts]
@@ -91,7 +96,14 @@ _TOKENIZERS: dict[str, Tokenizer] = {t.name: t for t in (GPT2Tokenizer(), ByteTo
 
 
 def get_tokenizer(name: str) -> Tokenizer:
-    """Return the tokenizer of that name. Raises: DataError when there is none."""
+    """Return the built-in tokenizer of that name, or that of the path of a `tokenizer.json`.
+
+    Raises: DataError when there is none, or it cannot be used.
+    """
+    if Path(name).name == "tokenizer.json":
+        from paralab.data.tokenizer_file import open_file
+
+        return open_file(name)
     if name not in _TOKENIZERS:
         hint = did_you_mean(name, _TOKENIZERS)
         raise DataError(f"tokenizer {name!r} is unknown{hint}: use one of {', '.join(_TOKENIZERS)}")

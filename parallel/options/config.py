@@ -19,8 +19,7 @@ from typing import Any, Literal, NoReturn, TypeVar, Union, get_args, get_origin
 from paralab.errors import ConfigError, did_you_mean
 from paralab.layout import MOST_RANKS, Layout
 from paralab.layout.strategies import ALIASES, STRATEGIES
-from paralab.models import NAMES, Norm, known
-from paralab.models.files import FORM
+from paralab.models import FORMS, NAMES, Norm, known
 from paralab.options.arguments import MOST, Parser, hint
 from paralab.options.choices import Backend, CompileMode, EngineChoice, LrSchedule, OptimizerName, Precision
 from paralab.options.files import load
@@ -94,12 +93,13 @@ class RunConfig:
 
     model: str = option(
         "gpt2",
-        "Model to train: a built-in one, or the ModelSpec called NAME in a Python file; NAME is SPEC where it is left "
-        "out (docs/own-model.md)",
+        "Model to train: a built-in one; a causal language model of transformers, by its folder or its name on the hub "
+        "(docs/hugging-face.md); or the ModelSpec called NAME in a Python file, SPEC where it is left out "
+        "(docs/own-model.md)",
         group=MODEL,
         choices=NAMES,
         others=known,
-        form=FORM,
+        form=FORMS,
     )
     size: str | None = option(
         None, "Size of the model, such as nano or 124m", group=MODEL, unset="one that trains on a laptop"

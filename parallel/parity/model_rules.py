@@ -241,8 +241,9 @@ def _passes(subject: _Subject) -> Iterator[Broken]:
 
 
 def _stages(subject: _Subject) -> Iterator[Broken]:
-    """Run the model as two stages of a pipeline; of one that does not say what its blocks are nothing is expected."""
-    if subject.spec.names_blocks and (problem := cut_problem(subject.spec, subject.config)):
+    """Run the model as two stages of a pipeline, unless it names no blocks or says that it cannot be cut."""
+    claims = subject.spec.names_blocks and not subject.spec.cannot(subject.config, "pp")
+    if claims and (problem := cut_problem(subject.spec, subject.config)):
         yield Broken("2, a stage is a copy without the rest", *problem)
 
 

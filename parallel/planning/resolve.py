@@ -122,6 +122,8 @@ class Work:
         """
         found = dict.fromkeys(self.dataset(split).found for split in splits)
         if Rank.from_env().is_main:
+            for note in self.spec.notes(self.model_config):
+                print(f"model: {note}", flush=True)
             print(f"data: {'; '.join(found)}", flush=True)
 
 

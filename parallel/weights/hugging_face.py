@@ -14,7 +14,7 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from paralab.errors import DataError
-from paralab.models import SPECS
+from paralab.models import HUGGING_FACE, SPECS
 from paralab.models.converter import Converter
 from paralab.models.spec import C, ModelConfig, ModelSpec, TextConfig
 from paralab.weights.tokenizer_files import differs_from
@@ -88,7 +88,7 @@ def _spec_of(model_type: object, folder: Path) -> ModelSpec:
     if model_type not in known:
         raise DataError(
             f"{folder} has no model that can be used here (its model_type is {model_type!r}): give one of type "
-            f"{' or '.join(known)}"
+            f"{' or '.join(known)}, or train it as it is in transformers with --model {HUGGING_FACE}{folder}"
         )
     return known[str(model_type)]
 

@@ -13,7 +13,7 @@ from torch import Tensor
 from paralab import checkpoint
 from paralab.engines.engine import Engine
 from paralab.errors import ConfigError, DataError
-from paralab.models import SPECS
+from paralab.models import HUGGING_FACE, SPECS
 from paralab.models.spec import C, ModelConfig, ModelSpec, SequenceConfig
 from paralab.options.config import RunConfig
 
@@ -33,6 +33,8 @@ def kind_of(path: Path) -> Kind:
     """Return what wrote a folder, or a file of nanoGPT. Raises: ConfigError when nothing known did."""
     if path.is_file() and path.suffix in (".pt", ".pth"):
         return "nanogpt"
+    if path.is_file() and path.suffix == ".gguf":
+        return "hugging face"
     for name, kind in _MARKS:
         if (path / name).is_file():
             return kind
@@ -49,6 +51,8 @@ def adopt(run: RunT, path: str | Path, *, trust: bool) -> tuple[RunT, str]:
     The line is empty where nothing but what was requested is taken.
     Raises: ConfigError or DataError when the weights cannot be used.
     """
+    if run.model.startswith(HUGGING_FACE):
+        return _checked(run, Path(path), trust=trust), ""
     found = _model(Path(path), trust=trust)
     if found is None:
         return run, ""
@@ -62,6 +66,37 @@ def adopt(run: RunT, path: str | Path, *, trust: bool) -> tuple[RunT, str]:
     if asked is None or spec.size_of(asked) == size:
         return adopted, ""
     return adopted, f"--size {run.size} gives way to that of {path}: {size}"
+
+
+def unread(run: RunConfig) -> str:
+    """Return a line on the weights that lie beside the configuration of a model and are not read; empty where none do.
+
+    Raises: ConfigError where there is no such model.
+    """
+    if not run.model.startswith(HUGGING_FACE):
+        return ""
+    from paralab.weights import causal_lm
+
+    where = causal_lm.with_weights(run.model.removeprefix(HUGGING_FACE))
+    if where is None:
+        return ""
+    said = f"model: initial values are drawn from the seed, and the weights in {where} are not read"
+    return f"{said}: --init-from {where} starts from them"
+
+
+def _checked(run: RunT, path: Path, *, trust: bool) -> RunT:
+    """Return a run of a model of transformers, as it is, once the weights that it starts from are found to be its own.
+
+    Raises: ConfigError or DataError.
+    """
+    from paralab.weights import causal_lm
+
+    kind = kind_of(path)
+    if kind == "nanogpt":
+        raise ConfigError(f"--init-from {path} is of nanoGPT: use --model gpt2")
+    if kind == "hugging face" and (config := _preset(SPECS[run.model], run.size or "full")) is not None:
+        causal_lm.check(path, config, trust=trust)
+    return run
 
 
 def _window(run: RunConfig, theirs: ModelConfig, ours: ModelConfig, path: Path) -> int | None:
@@ -101,7 +136,8 @@ def _check_model(spec: ModelSpec[C], model: str, path: Path) -> None:
 def start_from(engine: Engine, path: str | Path, *, trust: bool = False) -> None:
     """Fill the model with the weights of a folder; the optimizer stays as it is. Every rank reads all of them.
 
-    path: a Hugging Face folder, one that `paralab export` wrote, a checkpoint, or a ckpt.pt of nanoGPT.
+    path: a Hugging Face folder, one that `paralab export` wrote, a checkpoint, or a ckpt.pt of nanoGPT; for a model of
+    transformers a GGUF file as well.
     Raises: DataError when it cannot be read; ConfigError when it holds another model.
     """
     context = engine.context
@@ -114,13 +150,16 @@ def read(path: Path, spec: ModelSpec[C], config: C, *, trust: bool = False) -> M
     path, trust: as in `start_from`.
     Raises: DataError when it cannot be read; ConfigError when it holds another model.
     """
-    from paralab.weights import hugging_face, nanogpt
+    from paralab.models.hugging_face import CausalLMConfig
+    from paralab.weights import causal_lm, hugging_face, nanogpt
 
     kind = kind_of(path)
     if kind == "checkpoint":
         return checkpoint.read_weights(path)
     if kind == "safetensors":
         return _read(path / "model.safetensors")
+    if isinstance(config, CausalLMConfig):
+        return causal_lm.read(path, config)
     if kind == "nanogpt":
         _check_model(SPECS["gpt2"], spec.name, path)
         theirs: Any

@@ -39,6 +39,10 @@ def counted(rank: Rank, run: RunConfig) -> Sent | None:
 def check(workers: WorkerPool, model: str, layout: str, **changes: Any) -> None:
     options = TINY[model] | SHALLOW.get(model, {}) | changes
     run = RunConfig(**options, layout=Layout.parse(layout), global_batch_size=16)
+    check_run(workers, run)
+
+
+def check_run(workers: WorkerPool, run: RunConfig) -> None:
     work = resolve(run)
     predicted = [predicted_sent(work, pp_rank, backend="gloo") for pp_rank in range(work.layout.pp)]
     everywhere = [

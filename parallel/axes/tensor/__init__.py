@@ -21,7 +21,15 @@ if TYPE_CHECKING:
     from paralab.axes.context import BuildContext, Planned
     from paralab.models.spec import C, ModelSpec, Style
 
-_SPLIT_DIM = {"column": 0, "row": 1, "vocab_embedding": 0, "vocab_loss": 0, "channels": 0}
+_SPLIT_DIM = {
+    "column": 0,
+    "column_gathered": 0,
+    "row": 1,
+    "row_of_whole": 1,
+    "vocab_embedding": 0,
+    "vocab_loss": 0,
+    "channels": 0,
+}
 
 
 class TensorAxis(Axis):
@@ -83,8 +91,10 @@ class TensorAxis(Axis):
         style, sequence, block = _style(name, plan), plan.layout.sequence_parallel, block_of(name, blocks_in(plan))
         if style in ("column", "vocab_loss") and sequence:
             yield Call("tp", "all_gather", x.nbytes, block=block)
-        if style == "column":  # each rank has a term of the gradient of x
+        if style in ("column", "column_gathered"):  # each rank has a term of the gradient of x
             yield Call("tp", "reduce_scatter" if sequence else "all_reduce", x.nbytes, backward=True, block=block)
+        if style == "row_of_whole":  # each rank has the gradient of its part of x
+            yield Call("tp", "all_gather", x.nbytes, backward=True, block=block)
         if style == "vocab_loss":
             # For each word: the largest logit; the sum of exponentials and the target's logit. Then the gradient of x,
             # which is made in forward (paralab.models.cross_entropy).
@@ -94,7 +104,9 @@ class TensorAxis(Axis):
     def calls_after(self, name: str, module: "nn.Module", out: "Tensor", plan: "Planned") -> Iterator[Call]:
         """Yield what a split layer does to its output (batch, sequence, hidden), and to the gradient of it."""
         style, sequence, block = _style(name, plan), plan.layout.sequence_parallel, block_of(name, blocks_in(plan))
-        if style == "row":  # each rank has a term of the output
+        if style == "column_gathered":
+            yield Call("tp", "all_gather", out.nbytes, block=block)
+        if style in ("row", "row_of_whole"):  # each rank has a term of the output
             yield Call("tp", "reduce_scatter" if sequence else "all_reduce", out.nbytes, block=block)
         if style == "vocab_embedding":
             yield Call("tp", "all_reduce", out.nbytes)
@@ -102,19 +114,21 @@ class TensorAxis(Axis):
             yield Call("tp", "all_gather", out.nbytes, backward=True, block=block)
 
     def sent(self, stage: Stage, plan: "Planned") -> Iterator[tuple[str, Transfer]]:
-        """Yield the sum of gradients that each rank made from its piece of the sequence: those of the norms."""
-        if not plan.layout.sequence_parallel:
-            return
+        """Yield the sum of gradients that each rank made from its piece: of the sequence or of the heads, in norms."""
         from paralab.axes.data import reductions
 
-        seen = [prod(shape) for name, shape in stage.shapes.items() if _style(name.rpartition(".")[0], plan) == _NORM]
+        pieces = (_HEADS, _NORM) if plan.layout.sequence_parallel else (_HEADS,)
+        seen = [prod(shape) for name, shape in stage.shapes.items() if _style(name.rpartition(".")[0], plan) in pieces]
+        if not seen:
+            return
         sharded = plan.layout.zero >= 2
         element = compute_bytes(plan) if sharded and plan.layout.pp == 1 else weight_bytes(plan)
         times = reductions(plan) if sharded else 1
         yield "tp", Transfer("all_reduce", plan.layout.tp, times * sum(seen) * element)
 
 
-_NORM = "sequence"  # the style of what is whole on every rank and sees a piece of the sequence
+# Styles of what is whole on every rank, and sees a piece of the sequence or of the heads.
+_NORM, _HEADS = "sequence", "heads"
 
 
 def _style(module: str, plan: "Planned") -> "Style | None":

@@ -13,7 +13,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh
-from torch.distributed.tensor import DTensor, Replicate, Shard, distribute_tensor
+from torch.distributed.tensor import DTensor, Partial, Placement, Replicate, Shard, distribute_tensor
 from torch.distributed.tensor.parallel import (
     ColwiseParallel,
     ParallelStyle,
@@ -76,6 +76,12 @@ def _style(style: Style, module: nn.Module, *, mesh: Mesh, sequence: bool) -> Pa
         return scatter if sequence else _Untouched()
     if style == "channels":
         return _SplitChannels()
+    if style == "heads":
+        return _OnHeads()
+    if style == "column_gathered":
+        return ColwiseParallel(output_layouts=Replicate())
+    if style == "row_of_whole":
+        return RowwiseParallel(input_layouts=Replicate(), output_layouts=Replicate())
     if isinstance(module, nn.Conv2d):
         return _SplitConvolution(shard_dim=0 if style == "column" else 1)
     return ColwiseParallel(input_layouts=whole) if style == "column" else RowwiseParallel(output_layouts=whole)
@@ -148,21 +154,35 @@ class _SplitChannels(ParallelStyle):
         return module
 
 
-def _distribute(module: nn.Module, shard_dims: Mapping[str, int], device_mesh: DeviceMesh) -> None:
-    """Replace parameters and buffers by DTensors split along a dim. They hold no values yet, so nothing is sent."""
+class _OnHeads(ParallelStyle):
+    """A norm within each head: whole on every rank, which has only its own heads, so that gradients are summed."""
+
+    def _apply(self, module: nn.Module, device_mesh: DeviceMesh) -> nn.Module:
+        _distribute(module, {name: None for name, _ in module.named_parameters()}, device_mesh)
+        _run_locally(module, gradients=(Partial(),))
+        return module
+
+
+def _distribute(module: nn.Module, shard_dims: Mapping[str, int | None], device_mesh: DeviceMesh) -> None:
+    """Replace parameters and buffers by DTensors split along a dim, or whole for None. Nothing is sent: they hold no
+    values yet."""
     for name, dim in shard_dims.items():
         tensor = getattr(module, name, None)
         if tensor is None:
             continue
-        split = distribute_tensor(tensor, device_mesh, [Shard(dim)], src_data_rank=None)
+        placement = Replicate() if dim is None else Shard(dim)
+        split = distribute_tensor(tensor, device_mesh, [placement], src_data_rank=None)
         if isinstance(tensor, nn.Parameter):
             module.register_parameter(name, nn.Parameter(split, requires_grad=tensor.requires_grad))
         else:
             module.register_buffer(name, split)
 
 
-def _run_locally(module: nn.Module) -> None:
-    """Let forward see the local pieces of the module's DTensors; autograd carries gradients back to them."""
+def _run_locally(module: nn.Module, *, gradients: tuple[Placement, ...] | None = None) -> None:
+    """Let forward see the local pieces of the module's DTensors; autograd carries gradients back to them.
+
+    gradients: how those of the ranks belong together, where it is not as the pieces do.
+    """
     kept: dict[str, Tensor] = {}
     stores: tuple[dict[str, Any], ...] = (module._parameters, module._buffers)  # forward sees what is in there
 
@@ -170,7 +190,7 @@ def _run_locally(module: nn.Module) -> None:
         for store in stores:
             for name, tensor in store.items():
                 if isinstance(tensor, DTensor):
-                    kept[name], store[name] = tensor, tensor.to_local()
+                    kept[name], store[name] = tensor, tensor.to_local(grad_placements=gradients)
 
     def swap_out(_: nn.Module, inputs: Any, output: Any) -> None:
         for store in stores:

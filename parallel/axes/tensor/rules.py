@@ -87,6 +87,8 @@ def _unsuited(style: str, module: nn.Module) -> str:
     kinds: dict[str, tuple[tuple[type, ...], str]] = {
         "column": ((nn.Linear, nn.Conv2d), "nn.Linear and nn.Conv2d"),
         "row": ((nn.Linear, nn.Conv2d), "nn.Linear and nn.Conv2d"),
+        "column_gathered": ((nn.Linear,), "nn.Linear"),
+        "row_of_whole": ((nn.Linear,), "nn.Linear"),
         "vocab_embedding": ((nn.Embedding,), "nn.Embedding"),
         "vocab_loss": ((Reducing,), "a module that is Reducing over tp, as paralab.models.cross_entropy"),
     }
@@ -109,11 +111,22 @@ def sizes_to_divide(spec: ModelSpec[C], config: C) -> Mapping[str, int]:
     return found
 
 
+# What the ranks divide of a weight of a style, and which dim of it that is.
+_DIVIDED: Mapping[str, tuple[str, int]] = {
+    "column": ("outputs", 0),
+    "column_gathered": ("outputs", 0),
+    "row": ("inputs", 1),
+    "row_of_whole": ("inputs", 1),
+    "channels": ("channels", 0),
+    "vocab_embedding": ("vocabulary", 0),
+    "vocab_loss": ("vocabulary", 0),
+}
+
+
 def _parts_of(module: nn.Module, style: Style | None) -> Iterator[tuple[str, int]]:
     weight = getattr(module, "weight", None)
-    dim = {"column": 0, "row": 1, "channels": 0, "vocab_embedding": 0, "vocab_loss": 0}.get(style or "")
-    if dim is not None and isinstance(weight, Tensor):
-        kind = {"column": "outputs", "row": "inputs", "channels": "channels"}.get(style or "", "vocabulary")
+    kind, dim = _DIVIDED.get(style or "", ("", 0))
+    if kind and isinstance(weight, Tensor):
         yield kind, weight.shape[dim]
     if style == "channels" and isinstance(module, nn.GroupNorm):
         yield "groups", module.num_groups

@@ -1,0 +1,98 @@
+"""Models of transformers under each kind of layout: parity, bytes, and weights that are continued from."""
+
+from pathlib import Path
+
+import pytest
+from torch.nn.functional import cross_entropy
+from transformers import AutoModelForCausalLM
+
+from paralab.layout import Layout
+from paralab.options.config import RunConfig
+from paralab.planning.batches import training_batches
+from paralab.planning.resolve import resolve
+from paralab.processes.cluster import Mesh, Rank
+from tests import hugging_face
+from tests.dist.test_communication import check_run
+from tests.dist.workers import WorkerPool
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder for each model, with weights."""
+    where = tmp_path_factory.mktemp("hugging_face")
+    for name in ("llama", "qwen3", "gemma3", "olmo2", "gpt_neox", "gpt2"):
+        hugging_face.write(name, where / name, weights=True)
+    return where
+
+
+def run_of(model: str, layout: str, folder: Path, **options: object) -> RunConfig:
+    chosen = {"global_batch_size": 16, "seq_len": 24, "steps": 20, **options}  # longer than a sliding window
+    return RunConfig(model=f"hf:{folder / model}", size="tiny", layout=Layout.parse(layout), **chosen)
+
+
+# What each model adds: untied and biased, norms of heads and tied, two kinds of layers and of positions, gathered
+# projections, one projection for queries, keys and values, and learned positions.
+CASES = [
+    ("llama", "dp2"),
+    ("llama", "dp4/zero3/shard2"),
+    ("llama", "dp2.tp2.pp2/zero3/mb2"),
+    ("qwen3", "dp2/zero1"),
+    ("qwen3", "dp2.tp2/zero3"),
+    ("qwen3", "pp2/zbv/mb4"),
+    ("gemma3", "dp2/zero3"),
+    ("gemma3", "tp2.pp2/mb2"),
+    ("olmo2", "tp2"),
+    ("gpt_neox", "tp4"),
+    ("gpt2", "dp2.pp2/zero2/zbv/mb2"),
+]
+
+
+@pytest.mark.parametrize(("model", "layout"), CASES)
+def test_parity(workers: WorkerPool, folder: Path, model: str, layout: str) -> None:
+    result = workers.run("tests.dist.cases:parity_result", run_of(model, layout, folder))[0]
+    assert result.passed, result
+
+
+@pytest.mark.parametrize(
+    ("model", "layout", "options"),
+    [
+        ("qwen3", "tp2", {"precision": "bf16"}),
+        ("gemma3", "dp2.pp2/zero3/zbv/mb2", {"checkpointing": "full"}),
+        ("gpt2", "dp2/zero3", {"checkpointing": "full", "accumulation": 2}),
+    ],
+)
+def test_parity_with_options(
+    workers: WorkerPool, folder: Path, model: str, layout: str, options: dict[str, object]
+) -> None:
+    result = workers.run("tests.dist.cases:parity_result", run_of(model, layout, folder, **options))[0]
+    assert result.passed, result
+
+
+@pytest.mark.parametrize(
+    ("model", "layout", "options"),
+    [
+        ("qwen3", "tp2", {}),
+        ("olmo2", "tp2", {"checkpointing": "full"}),
+        ("qwen3", "dp2.tp2.pp2/zero3/mb2", {}),
+    ],
+)
+def test_what_is_sent_is_what_was_predicted(
+    workers: WorkerPool, folder: Path, model: str, layout: str, options: dict[str, object]
+) -> None:
+    check_run(workers, run_of(model, layout, folder, **options))
+
+
+@pytest.mark.parametrize(("model", "layout"), [("gemma3", "dp2.tp2.pp2/zero3/mb2"), ("gpt2", "pp2/mb2")])
+def test_training_starts_from_real_weights(workers: WorkerPool, folder: Path, model: str, layout: str) -> None:
+    run = run_of(model, layout, folder, learning_rate=0.0)
+    run = RunConfig.from_dict({**run.to_dict(), "size": "full"})
+    losses = workers.run("tests.dist.test_start_from:loss", run, str(folder / model))
+    assert losses[: run.layout.world_size] == pytest.approx([_theirs(run, folder / model)] * run.layout.world_size)
+
+
+def _theirs(run: RunConfig, folder: Path) -> float:
+    """Return the loss of the first batch by the model that transformers loads."""
+    alone = RunConfig.from_dict({**run.to_dict(), "layout": "dp1"})
+    batch = next(training_batches(resolve(alone), Mesh(Layout(), Rank.from_env().device)))
+    logits = AutoModelForCausalLM.from_pretrained(folder).eval()(batch.inputs[0]).logits
+    return cross_entropy(logits.flatten(0, 1), batch.targets.flatten()).item()
