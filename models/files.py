@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
 SPEC = "SPEC"  # the name that is meant where none is given
 FORM = "FILE.py:NAME"
+MOVED = "Model in the place of the one in the checkpoint, where its file has moved since"
 
 _FORM = re.compile(r"(?P<file>.+\.py)(?::(?P<name>[^:]*)(?::(?P<size>.+))?)?")
 _loaded: "dict[ModelFile, Loaded]" = {}
@@ -81,7 +82,7 @@ def load(file: ModelFile) -> Loaded:
             content = opened.read()
     except FileNotFoundError:
         raise ConfigError(
-            f"--model {file.shown}: there is no file {file.path}: give the path of a Python file, {FORM}"
+            f"--model {file.shown}: there is no file {file.path}: give the path of one, as --model {FORM}"
         ) from None
     except OSError as error:
         raise ConfigError(f"--model {file.shown}: {file.path} cannot be read ({error.strerror})") from None

@@ -31,6 +31,7 @@ from paralab.checkpoint.random import new_random_chunks, random_chunks, set_rand
 from paralab.engines.engine import Engine
 from paralab.engines.state import Shapes, model_chunks, whole
 from paralab.errors import ConfigError, DataError, NewerFormatError
+from paralab.models import file_columns
 from paralab.planning.resolve import Work
 from paralab.processes.cluster import Mesh
 
@@ -281,6 +282,8 @@ def _work(context: BuildContext | Work) -> dict[str, Any]:
     }
     if run.max_tokens is not None:
         work["max_tokens"] = run.max_tokens
+    if sha256 := file_columns(run.model)["model_sha256"]:
+        work["model_sha256"] = sha256
     if run.text_column != "text":
         work["text_column"] = run.text_column
     config = asdict(context.model_config)
@@ -303,7 +306,7 @@ def check_same_work(path: PathLike, context: BuildContext | Work) -> None:
 
 def _check_same_work(folder: Path, facts: Facts, context: BuildContext | Work) -> None:
     ours = _work(context)
-    keys = (facts.work.keys() | ours.keys()) - {"data", "data_sha256"}
+    keys = (facts.work.keys() | ours.keys()) - {"data", "data_sha256", "model_sha256"}
     different = [
         f"{key} {facts.work.get(key)!r} (this run: {ours.get(key)!r})"
         for key in sorted(keys)
@@ -315,6 +318,29 @@ def _check_same_work(folder: Path, facts: Facts, context: BuildContext | Work) -
             f"ask for the same, or start from step 0 in another folder"
         )
     _check_same_data(folder, facts.work, ours)
+    _check_same_tensors(folder, facts.work, ours, context)
+
+
+def _check_same_tensors(
+    folder: Path, theirs: Mapping[str, Any], ours: Mapping[str, Any], context: BuildContext | Work
+) -> None:
+    """Compare names and shapes with those of the model: the same config can be built otherwise by another file."""
+    stored = storage.shapes(folder)
+    saved = {name.removeprefix("model."): shape for name, (shape, _) in stored.items() if name.startswith("model.")}
+    tied = context.spec.tied_in(context.model_config)
+    tensors = context.new_model().state_dict()
+    needed = {name: tuple(tensor.shape) for name, tensor in tensors.items() if name not in tied}
+    different = [name for name in (*needed, *saved) if saved.get(name) != needed.get(name)]
+    if not different:
+        return
+    name = different[0]
+    there, here = (f"{shape}" if shape is not None else "missing" for shape in (saved.get(name), needed.get(name)))
+    was, now = (str(x.get("model_sha256", "unknown"))[:12] for x in (theirs, ours))
+    changed = f", whose file has changed since (sha256 {was}, now {now})" if was != now else ""
+    raise ConfigError(
+        f"checkpoint {folder}: {name} is {there} there and {here} in {context.spec.name}{changed}: ask for the model "
+        "that was saved, or start from step 0 in another folder"
+    )
 
 
 def _check_same_data(folder: Path, theirs: Mapping[str, Any], ours: Mapping[str, Any]) -> None:

@@ -5,12 +5,16 @@
 
 The rules are listed in models/spec.py and docs/models.md. The model is built on the meta device, which takes no memory,
 and run there: whole, as two pipeline stages, and as one of several tensor ranks. Each broken rule is printed with the
-line of the model's file that breaks it.
+line of the model's file that breaks it. Of a model that keeps them it is printed which strategies can divide it, and
+what the others lack.
 """
 
-from paralab.errors import ConfigError, ModelError, did_you_mean
+from paralab.axes.check import check_split
+from paralab.errors import ConfigError, LayoutError, ModelError, did_you_mean
+from paralab.layout.strategies import STRATEGIES
 from paralab.models import SPECS
 from paralab.models.files import FORM
+from paralab.models.spec import C, ModelSpec
 from paralab.options.arguments import Parser
 from paralab.parity.model_rules import broken
 
@@ -44,4 +48,21 @@ def main(argv: list[str]) -> int:
     if found:
         raise ModelError(f"{spec.name} {size} breaks {len(found)} rule(s): see above and docs/models.md")
     print(f"{spec.name} {size} keeps the rules: blocks, ends, initialisation, loss, stages, tensor plan")
+    able, unable = _strategies(spec, config)
+    print(f"It can be trained with {', '.join(able)}")
+    for why, names in unable.items():
+        print(f"Not with {', '.join(names)}: {why}")
     return 0
+
+
+def _strategies(spec: ModelSpec[C], config: C) -> tuple[list[str], dict[str, list[str]]]:
+    """Return the strategies whose smallest layout can divide a model, and the others by why not."""
+    able: list[str] = []
+    unable: dict[str, list[str]] = {}
+    for strategy in STRATEGIES.values():
+        try:
+            check_split(strategy.layout(strategy.least), spec=spec, config=config)
+            able.append(strategy.name)
+        except LayoutError as error:
+            unable.setdefault(str(error), []).append(strategy.name)
+    return able, unable

@@ -10,6 +10,7 @@ import argparse
 from pathlib import Path
 
 from paralab.errors import ConfigError
+from paralab.models.files import FORM, MOVED
 from paralab.options.arguments import Parser, new_folder
 
 
@@ -24,19 +25,19 @@ def main(argv: list[str]) -> int:
     if options.format == "safetensors":
         checkpoint.export_safetensors(path, target)
     else:
-        _to_hugging_face(path, target)
+        _to_hugging_face(path, target, options.model)
     print(f"{path} written to {target}")
     return 0
 
 
-def _to_hugging_face(path: Path, target: Path) -> None:
+def _to_hugging_face(path: Path, target: Path, model: str | None) -> None:
     from paralab.inference.restore import restore
     from paralab.models.hugging_face import CausalLMConfig
     from paralab.models.spec import TextConfig
     from paralab.weights import causal_lm, tokenizer_files
     from paralab.weights.hugging_face import convertible, to_hugging_face
 
-    trained = restore(path)
+    trained = restore(path, model=model)
     spec, config = trained.work.spec, trained.work.model_config
     if isinstance(config, CausalLMConfig):
         print(causal_lm.write(target, config, trained.model, source=spec.name))
@@ -58,4 +59,5 @@ def _parse(argv: list[str]) -> argparse.Namespace:
     )
     parser.add_argument("target", type=new_folder, metavar="DIR", help="New folder to write to")
     parser.add_argument("--format", choices=("hf", "safetensors"), default="hf", help="Format to write (default: hf)")
+    parser.add_argument("--model", metavar=FORM, help=MOVED)
     return parser.parse_args(argv)

@@ -11,6 +11,7 @@ from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING
 
 from paralab.errors import ConfigError
+from paralab.models.files import FORM, MOVED
 from paralab.options.arguments import Parser, positive, share, whole
 
 if TYPE_CHECKING:
@@ -32,7 +33,7 @@ def main(argv: list[str]) -> int:
     from paralab.models.generation import Choice, generate
     from paralab.models.spec import TextConfig
 
-    trained = restore(options.checkpoint)
+    trained = restore(options.checkpoint, model=options.model)
     work = trained.work
     config = work.model_config
     if not isinstance(config, TextConfig):
@@ -86,6 +87,7 @@ def _parse(argv: list[str]) -> argparse.Namespace:
         metavar="DIR",
         help="Checkpoint to read: a folder RUN/step-N, or a folder RUN, whose best checkpoint is read",
     )
+    parser.add_argument("--model", metavar=FORM, help=MOVED)
     parser.add_argument("--prompt", required=True, metavar="TEXT", help="Text to continue")
     parser.add_argument(
         "--tokens", type=whole(1), default=100, metavar="N", help="Generate at most this many tokens (default: 100)"

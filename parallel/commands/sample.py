@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 from paralab.console.outputs import check_writable
 from paralab.errors import ConfigError, DataError
+from paralab.models.files import FORM, MOVED
 from paralab.options.arguments import Parser, whole
 
 if TYPE_CHECKING:
@@ -38,7 +39,7 @@ def main(argv: list[str]) -> int:
     from paralab.models.diffusion import DiTConfig, PointsConfig
     from paralab.models.sampling import SAMPLERS, noise_levels, with_zero
 
-    trained = restore(options.checkpoint)
+    trained = restore(options.checkpoint, model=options.model)
     config = trained.work.model_config
     if not isinstance(config, (PointsConfig, DiTConfig)):
         raise ConfigError(f"{trained.path} is a {trained.work.spec.name} model: paralab sample needs diffusion")
@@ -73,6 +74,7 @@ def _parse(argv: list[str]) -> argparse.Namespace:
         metavar="DIR",
         help="Checkpoint to read: a folder RUN/step-N, or a folder RUN, whose best checkpoint is read",
     )
+    parser.add_argument("--model", metavar=FORM, help=MOVED)
     parser.add_argument(
         "--n", type=whole(1), default=TESTED, metavar="N", help=f"Number of samples to draw (default: {TESTED})"
     )

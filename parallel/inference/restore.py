@@ -34,22 +34,23 @@ class Trained:
         return next(self.model.parameters()).device
 
 
-def restore(path: str | Path) -> Trained:
+def restore(path: str | Path, *, model: str | None = None) -> Trained:
     """Read a checkpoint `step-N`, or of the folder of a run the best one (the newest where none was evaluated).
 
+    model: what to take for the model that it says it is, where the file of that lies elsewhere now.
     Raises: DataError when it cannot be read, or its tensors are not those of the model that it says it is.
     """
     folder = find(Path(path))
     weights = checkpoint.read_weights(folder)  # first: it verifies the files
     facts = checkpoint.read_facts(folder)
-    work = _work(facts, folder)
-    model = work.new_model().to_empty(device=Rank.from_env().device)
+    work = _work(facts, folder, model)
+    restored = work.new_model().to_empty(device=Rank.from_env().device)
     tied = work.spec.tied_in(work.model_config)
-    tie(model, tied)
-    _check_fit(weights, model, work=work, folder=folder)
-    model.load_state_dict(weights | {name: weights[origin] for name, origin in tied.items()})
-    FirstValues(work.spec, work.model_config, work.run.seed).fill_unsaved(model)
-    return Trained(folder, facts.step, work, model.eval())
+    tie(restored, tied)
+    _check_fit(weights, restored, work=work, folder=folder)
+    restored.load_state_dict(weights | {name: weights[origin] for name, origin in tied.items()})
+    FirstValues(work.spec, work.model_config, work.run.seed).fill_unsaved(restored)
+    return Trained(folder, facts.step, work, restored.eval())
 
 
 def find(path: Path) -> Path:
@@ -64,9 +65,9 @@ def find(path: Path) -> Path:
     return checkpoint.best(path) or checkpoint.latest(path) or path
 
 
-def _work(facts: checkpoint.Facts, folder: Path) -> Work:
-    """Return the work that a checkpoint says it belongs to, on one process."""
-    kept = {name: facts.run.get(name) for name in _KEPT}
+def _work(facts: checkpoint.Facts, folder: Path, model: str | None) -> Work:
+    """Return the work that a checkpoint says it belongs to, on one process. model: in the place of the one it says."""
+    kept = {name: facts.run.get(name) for name in _KEPT} | ({"model": model} if model is not None else {})
     n_classes = facts.work.get("n_classes")  # as trained: the data may be elsewhere by now
     try:
         return resolve(RunConfig.from_dict(kept | {"n_classes": n_classes, "layout": Layout()}))

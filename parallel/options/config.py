@@ -43,7 +43,7 @@ def option(
     group: str,
     choices: Sequence[str] = (),
     aliases: Mapping[str, str] | None = None,
-    others: Callable[[str], str | None] = lambda text: None,
+    others: Callable[[str], str | None] | None = None,
     form: str = "",
     at_least: float = -math.inf,
     above: float = -math.inf,
@@ -68,7 +68,7 @@ def option(
             "group": group,
             "choices": tuple(choices),
             "aliases": aliases or {},
-            "others": others,
+            "others": others or _none,
             "form": form,
             "bounds": (at_least, above, at_most, below),
             "pattern": pattern,
@@ -79,9 +79,17 @@ def option(
 
 
 def changed(name: str, default: Any, **changes: Any) -> Any:
-    """Declare an option of every run again, with another default. changes: to what `option` was told of it."""
+    """Declare an option of every run again, with another default. changes: to what `option` was told of it.
+
+    Other choices are all that there are.
+    """
     declared = RunConfig.__dataclass_fields__[name]
-    return field(default=default, metadata={**declared.metadata, **changes})
+    only = {"others": _none, "form": ""} if "choices" in changes else {}
+    return field(default=default, metadata={**declared.metadata, **only, **changes})
+
+
+def _none(text: str) -> None:
+    return None
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -141,6 +141,7 @@ def resolve(run: RunConfig) -> Work:
     layout = _layout(run, rank)
     rank.check_gpus(layout.world_size)
     check_split(layout, spec=spec, config=config)
+    _check_blocks(run, spec, config)
     layout.check_schedule(run.accumulation)
     parts = layout.dp * layout.micro_batches * run.accumulation
     default_batch = -(-_GLOBAL_BATCH[spec.unit_of(config)] // parts) * parts
@@ -277,6 +278,17 @@ def _model_config(run: RunConfig, spec: ModelSpec[C], size: str) -> C:
         if value is not None and name not in known:
             raise ConfigError(f"--{name.replace('_', '-')} does not apply to {spec.name} {size}: leave it out")
     return replace(config, **{name: value for name, value in wanted.items() if value is not None})
+
+
+def _check_blocks(run: RunConfig, spec: ModelSpec[C], config: C) -> None:
+    """Refuse what is done to each block where a model has none. Raises: ConfigError."""
+    asked = {"checkpointing": run.checkpointing, "compile": run.compile}
+    for name, value in asked.items():
+        if value != "none" and not spec.blocks(config):
+            raise ConfigError(
+                f"--{name} {value} works block by block, and {spec.name} has no blocks: put its repeated layers into "
+                f"self.layers = nn.ModuleList(...), or leave --{name} out"
+            )
 
 
 def _with_classes(config: C, run: RunConfig, spec: ModelSpec[C]) -> C:

@@ -90,7 +90,7 @@ def test_lists_of_models_take_sizes(text: str, parts: tuple[str, str | None]) ->
 @pytest.mark.parametrize(
     ("content", "model", "says"),
     [
-        (None, "no.py", "there is no file {here}/no.py: give the path of a Python file"),
+        (None, "no.py", "there is no file {here}/no.py: give the path of one, as --model"),
         (MODEL, "net.py:SPEK", "has no ModelSpec SPEK (did you mean SPEC?): it has SPEC, use --model net.py:SPEC"),
         (MODEL, "net.py:Net", "has a type as Net, and not a ModelSpec: it has SPEC, use --model net.py:SPEC"),
         ("x = 1\n", "net.py", "has no ModelSpec SPEC, and no other: add SPEC = ModelSpec(...)"),
