@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from paralab.layout.words import register as register_axis
     from paralab.library.checkpoint import load, save
     from paralab.library.pipeline import Pipeline
+    from paralab.library.plan import Plan, plan
     from paralab.library.prove import prove
     from paralab.library.prove_training import prove_training
     from paralab.library.trainer import Step, Trainer, parallelize
@@ -23,12 +24,14 @@ __all__ = [
     "Axis",
     "Layout",
     "Pipeline",
+    "Plan",
     "Step",
     "Trainer",
     "World",
     "join",
     "load",
     "parallelize",
+    "plan",
     "prove",
     "prove_training",
     "register_axis",
@@ -41,12 +44,14 @@ _PLACES = {
     "Axis": "paralab.axes.axis:Axis",
     "Layout": "paralab.layout:Layout",
     "Pipeline": "paralab.library.pipeline:Pipeline",
+    "Plan": "paralab.library.plan:Plan",
     "Step": "paralab.library.trainer:Step",
     "Trainer": "paralab.library.trainer:Trainer",
     "World": "paralab.library.world:World",
     "join": "paralab.library.world:join",
     "load": "paralab.library.checkpoint:load",
     "parallelize": "paralab.library.trainer:parallelize",
+    "plan": "paralab.library.plan:plan",
     "prove": "paralab.library.prove:prove",
     "prove_training": "paralab.library.prove_training:prove_training",
     "register_axis": "paralab.layout.words:register",

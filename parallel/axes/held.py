@@ -5,7 +5,7 @@ from math import prod
 from paralab.axes import used
 from paralab.axes.axis import StageMemory
 from paralab.axes.context import Planned
-from paralab.axes.shapes import local_shapes, part, weight_bytes
+from paralab.axes.shapes import local_shapes, part, trained, weight_bytes
 
 
 def state_bytes(plan: Planned) -> StageMemory:
@@ -23,10 +23,13 @@ def _held(plan: Planned, pp_rank: int) -> StageMemory:
     """Return the state of the ranks of one pipeline rank: of what they hold whole, then as each axis divides it."""
     layout = plan.layout
     stages = layout.pipeline.stages_of(pp_rank, layout.pp) if layout.schedule else (0,)
-    shapes = (shape for stage in stages for shape in local_shapes(part(plan, stage), plan).values())
-    weights = float(sum(map(prod, shapes)) * weight_bytes(plan))
+    weights = gradients = 0.0
+    for module in (part(plan, stage) for stage in stages):
+        shapes = local_shapes(module, plan)
+        weights += sum(map(prod, shapes.values())) * weight_bytes(plan)
+        gradients += sum(map(prod, trained(module, shapes).values())) * weight_bytes(plan)
     moments = 2 if plan.run.optimizer == "adamw" else 1 if plan.run.momentum else 0
-    memory = StageMemory(parameters=weights, gradients=weights, optimizer=moments * weights)
+    memory = StageMemory(parameters=weights, gradients=gradients, optimizer=moments * gradients)
     for axis in used(layout):
         memory = axis.held(memory, plan)
     return memory

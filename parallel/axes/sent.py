@@ -117,6 +117,7 @@ def _held_stages(plan: Planned, pp_rank: int, *, device_type: str) -> Iterator[_
             tie(module, plan.spec.tied_in(plan.model_config))
             out = module(*hidden)
         hidden = tuple(in_dtype(x, weight_dtype(precision)) for x in (out if isinstance(out, tuple) else (out,)))
+        hidden = tuple(x.detach().requires_grad_(x.is_floating_point()) for x in hidden)
         noted.stage = replace(stage, sent_bytes=_boundary(hidden, layout))
         if index in mine:
             yield noted
@@ -140,7 +141,8 @@ def _noting(noted: _Noted, plan: Planned) -> Iterator[None]:
     def before(name: str, module: nn.Module, inputs: tuple[Any, ...]) -> None:
         running[0] = block_of(name, blocks)
         for axis in axes if inputs and isinstance(inputs[0], Tensor) else ():
-            noted.calls += axis.calls_before(name, module, inputs[0], plan)
+            called = axis.calls_before(name, module, inputs[0], plan)
+            noted.calls += [call for call in called if inputs[0].requires_grad or not call.backward]
 
     def after(name: str, module: nn.Module, out: Any) -> None:
         for axis in axes if isinstance(out, Tensor) else ():

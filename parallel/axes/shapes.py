@@ -1,6 +1,6 @@
 """What is known of a run's tensors before anything runs: sizes of elements, the stages of a model, local shapes."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING
 
 from paralab.axes.axis import Axis
@@ -49,6 +49,12 @@ def local_shape(name: str, shape: tuple[int, ...], plan: "Planned") -> tuple[int
         if isinstance(axis, Axis) and axis.is_used(plan.layout):
             shape = axis.local_shape(name, shape, plan)
     return shape
+
+
+def trained(part: "nn.Module", shapes: Mapping[str, tuple[int, ...]]) -> dict[str, tuple[int, ...]]:
+    """Return the shapes, of those by name, of parameters that are trained: frozen ones have no gradient."""
+    names = {name for name, parameter in part.named_parameters() if parameter.requires_grad}
+    return {name: shape for name, shape in shapes.items() if name in names}
 
 
 def local_shapes(part: "nn.Module", plan: "Planned") -> dict[str, tuple[int, ...]]:

@@ -112,11 +112,11 @@ def parallelize(
         tensor=tensor or {},
         pipeline=pipeline,
         form=lambda: trainer.form,
-        example=_example(batch) if batch is not None else None,
+        example=example_of(batch) if batch is not None else None,
         architecture=architecture,
     )
     config = spec.config()
-    _check_axes(split, spec, config, skeleton, pipeline)
+    check_axes(split, spec, config, skeleton, pipeline)
     brought = Brought(
         own_values.tensors_of(skeleton),
         optimizer,
@@ -389,7 +389,7 @@ def _layout(layout: Layout | str, world: World) -> Layout:
     return layout
 
 
-def _check_axes(
+def check_axes(
     layout: Layout, spec: ModelSpec[OwnConfig], config: OwnConfig, skeleton: nn.Module, pipeline: Pipeline | None
 ) -> None:
     """Raise LayoutError where an axis of the layout is not told enough of the module."""
@@ -414,7 +414,7 @@ def division_of(layout: Layout, rows: int, accumulation: int) -> Division:
     return layout.divide(rows, accumulation)
 
 
-def _example(batch: Batch) -> Callable[[int], tuple[tuple[Tensor, ...], Tensor]]:
+def example_of(batch: Batch) -> Callable[[int], tuple[tuple[Tensor, ...], Tensor]]:
     def example(rows: int) -> tuple[tuple[Tensor, ...], Tensor]:
         def of(x: Tensor) -> Tensor:
             return torch.zeros((rows, *x.shape[1:]), dtype=x.dtype)

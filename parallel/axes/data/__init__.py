@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from paralab.axes.axis import Axis, Call, Finish, Stage, StageMemory, Transfer, Updates
 from paralab.axes.blocks import block_of
 from paralab.axes.forms import fsdp_padded_numel
-from paralab.axes.shapes import blocks_in, compute_bytes, local_shape, local_shapes, parts, weight_bytes
+from paralab.axes.shapes import blocks_in, compute_bytes, local_shape, local_shapes, parts, trained, weight_bytes
 from paralab.errors import LayoutError
 from paralab.layout import Layout
 from paralab.layout.words import number_option
@@ -169,11 +169,12 @@ class DataAxis(Axis):
         if layout.zero >= 2:
             yield from _sharding(stage, plan)
             return
-        gradients = sum(prod(shape) for shape in stage.shapes.values())
+        updated = trained(stage.part, stage.shapes)
+        gradients = sum(prod(shape) for shape in updated.values())
         yield "dp", Transfer("all_reduce", layout.dp, gradients * element)
         if layout.zero == 1:
             ranks = shard_ranks(layout)
-            rows = fsdp_padded_numel(stage.shapes.values(), dp=ranks)  # each rank has an equal share of the rows
+            rows = fsdp_padded_numel(updated.values(), dp=ranks)  # each rank has an equal share of the rows
             yield shard_dim(layout), Transfer("all_gather", ranks, rows * element)
 
     def held(self, memory: StageMemory, plan: "Planned") -> StageMemory:
@@ -224,12 +225,14 @@ def _sharding(stage: Stage, plan: "Planned") -> Iterator[tuple[str, Transfer]]:
     Between groups of data ranks it is the shards of the gradients, once a step where no pipeline flushes more often.
     """
     layout, times, ranks = plan.layout, reductions(plan), shard_ranks(plan.layout)
-    dim = shard_dim(layout)
+    dim, updated = shard_dim(layout), trained(stage.part, stage.shapes)
     for name, shape in stage.shapes.items():
         padded = fsdp_padded_numel([shape], dp=ranks)
         # What is outside the blocks stays gathered from forward to backward, and so does all of a pipeline.
         gathers = 2 if layout.zero == 3 and layout.pp == 1 and block_of(name, blocks_in(plan)) is not None else 1
         yield dim, Transfer("all_gather", ranks, times * gathers * padded * compute_bytes(plan))
+        if name not in updated:
+            continue
         yield dim, Transfer("reduce_scatter", ranks, times * padded * weight_bytes(plan))
         if layout.shard:
             reduced = (times if layout.pp > 1 else 1) * padded // ranks * weight_bytes(plan)
@@ -245,7 +248,7 @@ def _unreduced_bytes(plan: "Planned", ranks: int) -> float:
     largest = 0
     for part in parts(plan):
         units: Counter[int | None] = Counter()
-        for name, shape in local_shapes(part, plan).items():
+        for name, shape in trained(part, local_shapes(part, plan)).items():
             units[block_of(name, blocks_in(plan)) if plan.layout.pp == 1 else None] += prod(shape)
-        largest = max(largest, *units.values())
+        largest = max(largest, *units.values(), 0)
     return largest * (compute_bytes(plan) - weight_bytes(plan) / ranks)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from paralab.axes.axis import Axis, Call, Finish, Stage, Transfer
 from paralab.axes.blocks import block_of
-from paralab.axes.shapes import blocks_in, compute_bytes, weight_bytes
+from paralab.axes.shapes import blocks_in, compute_bytes, trained, weight_bytes
 from paralab.errors import LayoutError
 from paralab.layout import Layout
 from paralab.layout.words import flag_option
@@ -118,7 +118,8 @@ class TensorAxis(Axis):
         from paralab.axes.data import reductions
 
         pieces = (_HEADS, _NORM) if plan.layout.sequence_parallel else (_HEADS,)
-        seen = [prod(shape) for name, shape in stage.shapes.items() if _style(name.rpartition(".")[0], plan) in pieces]
+        updated = trained(stage.part, stage.shapes).items()
+        seen = [prod(shape) for name, shape in updated if _style(name.rpartition(".")[0], plan) in pieces]
         if not seen:
             return
         sharded = plan.layout.zero >= 2

@@ -1,0 +1,70 @@
+"""What `paralab.plan` says of a module of a program's own is what its training sends and holds."""
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from paralab import Plan, World, parallelize, plan
+from paralab.axes.initialise import local
+from paralab.measure.ledger import CommLedger
+from paralab.processes import cluster
+from paralab.processes.cluster import Rank
+from tests.dist.library_cases import batches, made
+from tests.dist.own_modules import KINDS
+from tests.dist.workers import WorkerPool
+
+NAMES = ("plain", "frozen")
+
+
+def planned(name: str, processes: int) -> Plan:
+    kind = KINDS[name]
+    example = batches(kind, 1)[0]
+    return plan(lambda: made(kind), processes, example=example, loss=kind.loss, precision="fp64", **kind.options)
+
+
+def measured(rank: Rank, name: str, processes: int) -> dict[str, tuple[dict[str, float], int]]:
+    """Return what this rank sends in a step, by axis, and its state in bytes, for each strategy that can be used."""
+    found = {}
+    for row in planned(name, processes):
+        if row.layout is None or row.sent_bytes is None:
+            continue
+        if rank.rank >= processes:
+            cluster.make_mesh(row.layout, rank.device)
+            continue
+        found[row.strategy] = _measured(World(rank.rank, processes, rank.device), name, row.layout)
+    return found
+
+
+def _measured(world: World, name: str, layout: Any) -> tuple[dict[str, float], int]:
+    kind, every = KINDS[name], batches(KINDS[name], 3)
+    trainer = parallelize(
+        made(kind), layout, world=world, loss=kind.loss, optimizer=torch.optim.AdamW, precision="fp64",
+        example=every[0], **kind.options
+    )  # fmt: skip
+    rows = list(trainer.shard(every))
+    for batch in rows[:2]:  # DDP puts its buckets in order first
+        trainer.step(batch)
+    with CommLedger(trainer.mesh.groups()) as ledger:
+        trainer.step(rows[2])
+    sent = {axis: float(ledger.ring_bytes(axis=axis)) for axis in {row.axis for row in ledger.rows()}}
+    engine = trainer.engine
+    held = [local(p) for part in engine.parts for p in part.parameters()]
+    states = [local(x) for state in engine.optimizer.state.values() for x in state.values()]
+    return sent, _bytes(held) + _bytes([local(piece.updated) for piece in engine.pieces]) + _bytes(states)
+
+
+def _bytes(tensors: list[Tensor]) -> int:
+    return sum(x.nbytes for x in tensors if x.ndim)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_bytes_of_a_plan_are_those_that_are_sent(workers: WorkerPool, name: str) -> None:
+    rows = {row.strategy: row for row in planned(name, 4) if row.sent_bytes is not None}
+    answers = workers.run(f"{__name__}:measured", name, 4)[:4]
+    assert len(rows) >= 6
+    for strategy, row in rows.items():
+        assert row.sent_bytes is not None
+        most = max((answer[strategy][0] for answer in answers), key=lambda by_axis: sum(by_axis.values()))
+        assert dict(row.sent_bytes) == most, strategy
