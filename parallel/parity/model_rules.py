@@ -17,6 +17,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from paralab.axes.pipeline.rules import cut_problem
 from paralab.axes.places import file_of, line_of, place, short
+from paralab.axes.precision import in_dtype
 from paralab.axes.tensor.rules import plan_problems, sizes_to_divide, split_problem
 from paralab.errors import ModelError, did_you_mean
 from paralab.models.found import beside, plain_tensors
@@ -233,11 +234,20 @@ def _passes(subject: _Subject) -> Iterator[Broken]:
         problem = f"forward with targets returns {shown}: the mean loss is needed, fp32 of shape ()"
         yield Broken("1, the mean loss", place(type(model).forward), problem)
         return
+    if not subject.spec.smooth and (dtype := _loss_in_fp64(subject)) != torch.float64:
+        problem = f"with weights in fp64 the loss is {dtype}, and a model that is not smooth is judged in fp64:"
+        yield Broken("1, the mean loss", place(type(model).forward), f"{problem} use at_least_fp32(x) for x.float()")
     try:
         model(*inputs)
     except Exception as error:
         yield Broken("1, the prediction without targets", subject.line_of(error), short(error))
     yield from _stages(subject)
+
+
+def _loss_in_fp64(subject: _Subject) -> torch.dtype:
+    inputs, targets = subject.batch()
+    model = subject.spec.on_meta(subject.config, torch.float64)
+    return model(*(in_dtype(x, torch.float64) for x in inputs), targets=in_dtype(targets, torch.float64)).dtype
 
 
 def _stages(subject: _Subject) -> Iterator[Broken]:

@@ -164,6 +164,7 @@ PLAN = '"blocks.*.gate": "column", '
             "shape (8,)",
             "",
         ),
+        ("data=lambda", "smooth=False, data=lambda", "1, the mean loss", "the loss is torch.float32", ""),
         ("if self.head is None:", "if False:", "2, a stage", "forward has to skip", "        logits ="),
         (PLAN, "", "tensor_plan", "is missing in the plan", "        return x + self.down("),
         (PLAN, '"blocks.*.gate": "colum", ', "tensor_plan", "'colum' of 'blocks.*.gate' is unknown", ""),
