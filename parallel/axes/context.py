@@ -61,6 +61,10 @@ class Own(Protocol):
         """Return what updates these pieces, and the pieces as it takes them. names: by id of a parameter."""
         ...
 
+    def update(self, optimizer: "Optimizer") -> None:
+        """Have the optimizer take its step. Raises: ConfigError where it cannot update what it was given."""
+        ...
+
     def after_update(self) -> None:
         """Be told that the optimizer has updated the parameters."""
         ...

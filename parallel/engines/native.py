@@ -129,7 +129,9 @@ class NativeEngine(Engine):
         if self.context.own is None:  # else the program says how fast to learn
             for group in self.optimizer.param_groups:
                 group["lr"] = learning_rate(self.context.run, self.steps_done)
-        self.optimizer.step()
+            self.optimizer.step()
+        else:
+            self.context.own.update(self.optimizer)
         if self.share is not None:
             self.share()
         if self.context.own is not None:

@@ -50,7 +50,16 @@ class Forward:
         self.needs: Callable[[nn.Module], Needs]  # of a whole module: what its stages hold
 
     def __call__(self, *leaves: Tensor, targets: Tensor | tuple[Tensor, ...] | None = None) -> Any:
-        out = self._run(leaves)
+        try:
+            out = self._run(leaves)
+        except RuntimeError as error:
+            if "mixed torch.Tensor and DTensor" not in str(error):
+                raise
+            raise LayoutError(
+                f"{type(self.module).__name__} uses a split parameter outside of the forward of its own layer: call "
+                "the layer instead, leave it out of tensor={...}, or name with blocks= the modules that are called as "
+                f"a whole ({' '.join(str(error).split())[:120]})"
+            ) from error
         if not self.cut.last:
             return out
         if targets is None:
@@ -182,11 +191,18 @@ def _has(module: nn.Module, kind: type[nn.Module]) -> bool:
 
 def dropouts(module: nn.Module) -> list[str]:
     """Return the names of the modules that drop something."""
-    shares = (
-        (name, part.p if isinstance(part, _DropoutNd) else getattr(part, "dropout", 0.0))
+    return [
+        name or "the model"
         for name, part in module.named_modules()
-    )
-    return [name or "the model" for name, share in shares if isinstance(share, float) and share > 0]
+        if any(isinstance(share, float) and share > 0 for share in _shares(part))
+    ]
+
+
+def _shares(part: nn.Module) -> list[Any]:
+    """Return what a module may drop: of torch's own, and of others by the names that they give it."""
+    if isinstance(part, _DropoutNd):
+        return [part.p]
+    return [value for name, value in vars(part).items() if "drop" in name]
 
 
 def _blocks(module: nn.Module, pattern: str | None) -> tuple[str, ...]:

@@ -26,7 +26,7 @@ from paralab.layout import strategies as named
 from paralab.library import advice
 from paralab.library import values as own_values
 from paralab.library.batches import Form, flatten, rebuilt, rows_of
-from paralab.library.optimizer import MakeOptimizer, MakeScheduler, check_asked, refused
+from paralab.library.optimizer import MakeOptimizer, MakeScheduler, check_asked
 from paralab.library.own import Forward, Initialise, Loss, OwnConfig, check_stages, forward_of, spec_of
 from paralab.library.pipeline import Pipeline
 from paralab.library.work import Brought, OwnRun, OwnWork
@@ -212,12 +212,7 @@ class Trainer:
         forwards = self._forwards()
         for forward in forwards:
             forward.form, forward.noted = self.form, {}
-        try:
-            result = self.engine.step(rows.to(self.mesh.device))
-        except (RuntimeError, NotImplementedError) as error:
-            if said := refused(self.engine.optimizer, error):
-                raise said from error
-            raise
+        result = self.engine.step(rows.to(self.mesh.device))
         step = Step(result, self._terms(forwards))
         if self.mesh.device.type == "cpu" and not torch.isfinite(result.loss):
             raise DivergedError(

@@ -15,7 +15,7 @@ from paralab.axes.optimizer import Piece
 from paralab.data.dataset import Dataset
 from paralab.errors import ConfigError
 from paralab.library import values as own_values
-from paralab.library.optimizer import MakeOptimizer, MakeScheduler, make_optimizer, make_scheduler, plain
+from paralab.library.optimizer import MakeOptimizer, MakeScheduler, make_optimizer, make_scheduler, plain, refused
 from paralab.options.config import RunConfig, changed
 from paralab.planning.resolve import Work
 from paralab.processes.cluster import Mesh
@@ -65,6 +65,14 @@ class Brought:
         elif self.make_scheduler is not None:
             self.scheduler = make_scheduler(self.make_scheduler, optimizer)
         return optimizer, taken
+
+    def update(self, optimizer: Optimizer) -> None:
+        try:
+            optimizer.step()
+        except (RuntimeError, NotImplementedError) as error:
+            if said := refused(optimizer, error):
+                raise said from error
+            raise
 
     def after_update(self) -> None:
         if self.scheduler is not None:

@@ -1,17 +1,21 @@
 """What the workers run of `paralab.library`: a kind of module under a layout, held against a loop written by hand."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
+import pytest
 import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
-from paralab import World, parallelize, prove
+from paralab import Trainer, World, parallelize, prove
+from paralab.axes.blocks import blocks_of
+from paralab.errors import ConfigError, LayoutError
 from paralab.layout import Layout
+from paralab.library.optimizer import Parameters
 from paralab.processes import cluster
 from paralab.processes.cluster import Rank
-from tests.dist.own_modules import KINDS, ROWS, Kind
+from tests.dist.own_modules import DROPPING, KINDS, ROWS, Kind
 
 STEPS = 3
 
@@ -32,27 +36,83 @@ def made(kind: Kind) -> nn.Module:
     return kind.make()
 
 
-def optimizer_of(parameters: Any) -> torch.optim.Optimizer:
+def adam(parameters: Any) -> torch.optim.Optimizer:
     return torch.optim.AdamW(parameters, lr=1e-2, eps=1e-5)
 
 
-def by_hand(kind: Kind, parts: int) -> tuple[list[float], Mapping[str, Tensor]]:
+class Signs(torch.optim.Optimizer):
+    """An optimizer as people write one: element by element, and not one of torch's."""
+
+    def __init__(self, parameters: Any) -> None:
+        super().__init__(parameters, {"lr": 1e-2})
+
+    @torch.no_grad()
+    def step(self, closure: Any = None) -> None:
+        for group in self.param_groups:
+            for p in group["params"]:
+                if p.grad is not None:
+                    kept = self.state[p].setdefault("mean", torch.zeros_like(p))
+                    kept.mul_(0.9).add_(p.grad, alpha=0.1)
+                    p.add_(torch.tanh(100 * kept), alpha=-group["lr"])
+
+
+class Plainly(torch.optim.Optimizer):
+    """One that asks for what a sharded tensor does not have."""
+
+    def __init__(self, parameters: Any) -> None:
+        super().__init__(parameters, {})
+
+    @torch.no_grad()
+    def step(self, closure: Any = None) -> None:
+        for p in self.param_groups[0]["params"]:
+            p.sub_(torch.ones(p.shape, dtype=p.dtype))
+
+
+def two_groups(parameters: Any) -> torch.optim.Optimizer:
+    """Return AdamW that lets matrices decay, and nothing else: by the names of the parameters."""
+    decay = [p for name, p in parameters.named if "weight" in name and "norm" not in name]
+    others = [p for name, p in parameters.named if not ("weight" in name and "norm" not in name)]
+    groups = [{"params": decay, "weight_decay": 0.5}, {"params": others, "weight_decay": 0.0, "lr": 3e-3}]
+    return torch.optim.AdamW(groups, lr=1e-2, eps=1e-5)
+
+
+OPTIMIZERS: Mapping[str, Any] = {
+    "class": torch.optim.SGD,
+    "two groups": two_groups,
+    "own": Signs,
+    "plainly": Plainly,
+    "adafactor": lambda parameters: torch.optim.Adafactor(parameters, lr=1e-2),
+    "muon": lambda parameters: torch.optim.Muon([p for p in parameters if p.ndim == 2], lr=1e-2),
+}
+SCHEDULERS: Mapping[str, Any] = {
+    "lambda": lambda optimizer: torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1 / (step + 1)),
+    "one cycle": lambda optimizer: torch.optim.lr_scheduler.OneCycleLR(optimizer, 1e-2, total_steps=STEPS + 1),
+}
+
+
+def by_hand(
+    kind: Kind, parts: int = 1, *, clip_norm: float | None = None, optimizer: Any = adam, scheduler: Any = None
+) -> tuple[list[float], Mapping[str, Tensor]]:
     """Train in one process as anybody would; return the losses, and the values in the end.
 
     parts: how many samples are together, where that matters.
     """
     module = made(kind).double()
-    optimizer = optimizer_of([p for p in module.parameters() if p.requires_grad])
-    losses = []
+    updates = optimizer(Parameters((n, p) for n, p in module.named_parameters() if p.requires_grad))
+    schedule, losses = scheduler and scheduler(updates), []
     for batch in batches(kind):
-        optimizer.zero_grad()
+        updates.zero_grad()
         total = 0.0
         for i in range(parts):
             rows = slice(i * ROWS // parts, (i + 1) * ROWS // parts)
             loss = _loss(kind, module, tree_map(lambda x, rows=rows: x[rows], batch)) / parts
             loss.backward()
             total += loss.item()
-        optimizer.step()
+        if clip_norm is not None:
+            nn.utils.clip_grad_norm_(module.parameters(), clip_norm)
+        updates.step()
+        if schedule:
+            schedule.step()
         losses.append(total)
     return losses, {name: x.detach() for name, x in module.state_dict().items()}
 
@@ -69,41 +129,100 @@ def _loss(kind: Kind, module: nn.Module, batch: Any) -> Tensor:
     return sum(loss.values()) if isinstance(loss, dict) else loss
 
 
-def differences(rank: Rank, name: str, layouts: tuple[str, ...], more: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
-    kind = KINDS[name]
-    for text in layouts:
-        layout = Layout.parse(text)
-        if rank.rank >= layout.world_size:
+def in_each(rank: Rank, layouts: Iterable[str], run: Callable[[World, Layout], Any]) -> list[Any]:
+    """Return what run gives under each layout, on the ranks that are in it; {} on the others."""
+    found = []
+    for layout in map(Layout.parse, layouts):
+        if rank.rank < layout.world_size:
+            found.append(run(World(rank.rank, layout.world_size, rank.device), layout))
+        else:
             cluster.make_mesh(layout, rank.device)
-            yield {}
-            continue
-        yield _differences(World(rank.rank, layout.world_size, rank.device), kind, layout, more)
+            found.append({})
+    return found
+
+
+def trainer_of(kind: Kind, layout: Layout, world: World, module: nn.Module | None = None, **more: Any) -> Trainer:
+    options = dict(kind.options) | ({"example": batches(kind)[0]} if layout.pp > 1 else {})
+    options |= {"optimizer": adam, "precision": "fp64"} | more
+    return parallelize(module or made(kind), layout, world=world, loss=kind.loss, **options)
 
 
 def holds(rank: Rank, name: str, layouts: tuple[str, ...], more: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """Return, for each layout, how far it is from one process; {} on ranks outside of it."""
-    return list(differences(rank, name, layouts, more))
+    """Return, for each layout, how far it is from one process."""
+    return in_each(rank, layouts, lambda world, layout: _held(world, KINDS[name], layout, more))
 
 
-def _differences(world: World, kind: Kind, layout: Layout, more: Mapping[str, Any]) -> dict[str, Any]:
+def _held(world: World, kind: Kind, layout: Layout, more: Mapping[str, Any]) -> dict[str, Any]:
     every, module = batches(kind), made(kind)
     start = {name: x.clone() for name, x in module.state_dict().items()}
-    options = dict(kind.options) | ({"example": every[0]} if layout.pp > 1 else {}) | dict(more)
-    trainer = parallelize(
-        module, layout, world=world, loss=kind.loss, optimizer=optimizer_of, precision="fp64", **options
-    )
+    trainer = trainer_of(kind, layout, world, module, **more)
     began = trainer.state_dict()
     proof = prove(trainer, every)
+    parts = trainer.work.division.chunks * layout.dp if kind.apart else 1
+    found = _against(trainer, every, *by_hand(kind, parts, clip_norm=more.get("clip_norm")))
+    kept = began.keys() == start.keys() and all(torch.equal(began[n], x.to(began[n])) for n, x in start.items())
+    return found | {"proof": str(proof), "passed": proof.passed, "kept": kept}
+
+
+def _against(trainer: Trainer, every: list[Any], losses: list[float], end: Mapping[str, Tensor]) -> dict[str, Any]:
+    """Take the steps; return the largest differences of losses (relative) and of values from those by hand."""
     steps = [trainer.step(batch) for batch in trainer.shard(every)]
-    losses, end = by_hand(kind, trainer.work.division.chunks * layout.dp if kind.apart else 1)
     ended = trainer.state_dict()
+    compared = [n for n, x in end.items() if x.is_floating_point() and "running" not in n]
     return {
-        "proof": str(proof),
-        "passed": proof.passed,
-        "kept": began.keys() == start.keys() and all(torch.equal(began[n], x.to(began[n])) for n, x in start.items()),
         "loss": max(abs(a.loss - b) / abs(b) for a, b in zip(steps, losses, strict=True)),
-        "values": max(
-            (ended[n] - x).abs().max().item() for n, x in end.items() if x.is_floating_point() and "running" not in n
-        ),
-        "whole": {n: x for n, x in ended.items() if not x.is_floating_point()},
+        "values": max((ended[n] - end[n]).abs().max().item() for n in compared),
     }
+
+
+def optimized(rank: Rank, layouts: tuple[str, ...], optimizer: str, scheduler: str | None) -> list[dict[str, Any]]:
+    """Return how far an optimizer is from itself in one process, or with what words it is refused."""
+    own: dict[str, Any] = {"optimizer": OPTIMIZERS[optimizer], "scheduler": SCHEDULERS.get(scheduler or "")}
+
+    def run(world: World, layout: Layout) -> dict[str, Any]:
+        kind = KINDS["plain"]
+        try:
+            trainer = trainer_of(kind, layout, world, **own)
+            return _against(trainer, batches(kind), *by_hand(kind, **own))
+        except (ConfigError, LayoutError) as error:
+            return {"refused": str(error)}
+
+    return in_each(rank, layouts, run)
+
+
+def dropped(rank: Rank, layouts: tuple[str, ...]) -> list[dict[str, Any]]:
+    """Return what a layout drops on this rank, the losses with and without checkpointing, and what is said of it."""
+    kind = DROPPING
+
+    def run(world: World, layout: Layout) -> dict[str, Any]:
+        every, losses = batches(kind), {}
+        for checkpointing in ("none", "full"):
+            trainer = trainer_of(kind, layout, world, checkpointing=checkpointing)
+            losses[checkpointing] = [trainer.step(batch).loss for batch in trainer.shard(every)]
+        block = next(iter(blocks_of(trainer.engine.parts[0]).values()))
+        try:
+            said = str(prove(trainer, every))
+        except ConfigError as error:
+            said = str(error)
+        return {"losses": losses, "last": (block.last > 0).tolist(), "said": said}
+
+    return in_each(rank, layouts, run)
+
+
+def proofs(rank: Rank, layouts: tuple[str, ...], more: Mapping[str, Any]) -> list[Any]:
+    """Return the proof of the plain module under each layout with options of `parallelize`, and then some losses."""
+    kind = KINDS["plain"]
+
+    def run(world: World, layout: Layout) -> tuple[str, bool, list[float]]:
+        trainer = trainer_of(kind, layout, world, **more)
+        proof = prove(trainer, batches(kind))
+        return str(proof), proof.passed, [trainer.step(batch).loss for batch in trainer.shard(batches(kind))]
+
+    return in_each(rank, layouts, run)
+
+
+def optimized_by_muon(rank: Rank, layouts: tuple[str, ...]) -> list[dict[str, Any]]:
+    """Do the same with Muon, which multiplies in bf16, in fp64 in its place."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(torch.Tensor, "bfloat16", torch.Tensor.double)
+        return optimized(rank, layouts, "muon", None)

@@ -116,6 +116,27 @@ class Buffers(Plain):
         self.layers = nn.ModuleList(Turning() for _ in range(4))
 
 
+class Dropping(Plain):
+    """Dropout in and between the blocks; what was dropped last can be looked at."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(DroppingBlock() for _ in range(4))
+
+
+class DroppingBlock(Block):
+    def __init__(self) -> None:
+        super().__init__()
+        self.dropout = nn.Dropout(0.2)
+        self.last = torch.zeros(())
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = super().forward(x)
+        kept = self.dropout(torch.ones_like(x))
+        self.last = kept[0, 0]
+        return x * kept
+
+
 class BatchNormed(nn.Module):
     """Images through convolutions and batch norms: statistics over the samples that are together."""
 
@@ -356,8 +377,8 @@ KINDS: Mapping[str, Kind] = {
     "repeated": Kind(
         Repeated, options={"tensor": {"block.up": "column", "block.down": "row"}}, layouts=(*DATA, "dp2.tp2/zero3")
     ),
-    "alternating": Kind(Alternating, layouts=(*DATA, "dp2.tp2/zero3")),
-    "buffers": Kind(Buffers, layouts=(*DATA, *PIPELINE, "dp2.pp2/mb2")),
+    "alternating": Kind(Alternating, options={"tensor": BLOCKS}, layouts=(*DATA, "dp2.tp2/zero3")),
+    "buffers": Kind(Buffers, options={"pipeline": ENDS}, layouts=(*DATA, *PIPELINE, "dp2.pp2/mb2")),
     "batch-norm": Kind(
         BatchNormed,
         batch=images,
@@ -375,3 +396,4 @@ KINDS: Mapping[str, Kind] = {
     "routed": Kind(Routed, batch=routed, options={"unused_parameters": True}, layouts=(*DATA, "dp4/zero3/shard2")),
     "bare": Kind(Bare, batch=points, loss=F.mse_loss, options={}, layouts=(*DATA, "dp4/zero3/shard2")),
 }
+DROPPING = Kind(Dropping)

@@ -82,7 +82,7 @@ class DataAxis(Axis):
         """Raise LayoutError where FSDP would shard a parameter twice: one that two blocks share."""
         blocks = spec.blocks(config) if layout.zero >= 2 else ()
         for name, origin in spec.tied_in(config).items() if layout.zero >= 2 else ():
-            if block_of(name, blocks) != block_of(origin, blocks):
+            if block_of(name, blocks) != block_of(origin, blocks) and not _in_one_module(name, origin, spec, config):
                 raise LayoutError(
                     f"{name} of {spec.name} shares the storage of {origin}, and zero{layout.zero} shards each block by "
                     "itself: use zero1, or say block_names=lambda config: (), which makes one unit of all"
@@ -196,6 +196,12 @@ def _may_leave_out(context: "BuildContext") -> bool:
 def _overlaps(layout: Layout) -> bool:
     """Return whether DistributedDataParallel averages gradients during backward: it knows no other axis."""
     return layout.dp > 1 and layout.zero < 2 and layout.axes == ("dp",)
+
+
+def _in_one_module(name: str, other: str, spec: "ModelSpec[C]", config: "C") -> bool:
+    """Return whether two names of a parameter are those of one module that has two names: that is sharded once."""
+    modules = dict(spec.on_meta(config).named_modules(remove_duplicate=False))
+    return modules[name.rpartition(".")[0]] is modules[other.rpartition(".")[0]]
 
 
 def _check_shard(shard: int, layout: Layout) -> None:
