@@ -13,6 +13,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule
+from torch.utils.data import DistributedSampler
 
 from paralab import engines
 from paralab.axes import used
@@ -276,6 +277,11 @@ class Trainer:
         Raises: DataError where ranks read different batches, where one ends before another, or where the rows do not
         divide over the data ranks.
         """
+        if self.world.size > 1 and isinstance(getattr(batches, "sampler", None), DistributedSampler):
+            raise DataError(
+                "the loader has a DistributedSampler, which gives every rank rows of its own: leave it out, since "
+                "shard() divides each batch itself, or pass the batches to step()"
+            )
         iterator = islice(iter(batches), skip, None)
         count = skip
         while True:

@@ -1,21 +1,22 @@
 """What the workers run of `paralab.library`: a kind of module under a layout, held against a loop written by hand."""
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map
+from torch.utils.data import DataLoader, DistributedSampler, TensorDataset
 
 from paralab import Trainer, World, parallelize, prove
 from paralab.axes.blocks import blocks_of
-from paralab.errors import ConfigError, LayoutError
+from paralab.errors import ConfigError, DataError, LayoutError
 from paralab.layout import Layout
 from paralab.library.optimizer import Parameters
 from paralab.processes import cluster
 from paralab.processes.cluster import Rank
-from tests.dist.own_modules import DROPPING, KINDS, ROWS, Kind
+from tests.dist.own_modules import DROPPING, KINDS, ROWS, SEQUENCE, WORDS, Kind, Plain
 
 STEPS = 3
 
@@ -226,3 +227,92 @@ def optimized_by_muon(rank: Rank, layouts: tuple[str, ...]) -> list[dict[str, An
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(torch.Tensor, "bfloat16", torch.Tensor.double)
         return optimized(rank, layouts, "muon", None)
+
+
+def epochs(rank: Rank, layouts: tuple[str, ...]) -> list[Any]:
+    """Return the order of three epochs of a shuffling loader, beside the order that it has alone, and the losses."""
+    generator = torch.Generator().manual_seed(2)
+    rows = [torch.randint(WORDS, (SEQUENCE,), generator=generator) for _ in range(3 * ROWS)]
+
+    def run(world: World, layout: Layout) -> dict[str, Any]:
+        trainer = trainer_of(DROPPING, layout, world, made(DROPPING))
+        loader = DataLoader(TensorDataset(torch.stack(rows), torch.stack(rows)), batch_size=ROWS, shuffle=True)
+        orders: dict[str, list[list[int]]] = {"alone": [], "training": []}
+        for name, losses in (("alone", None), ("training", list[float]())):
+            torch.manual_seed(5)
+            for _ in range(3):
+                seen = []
+                for batch in trainer.shard(_noted(loader, seen)) if losses is not None else _noted(loader, seen):
+                    if losses is not None:
+                        losses.append(trainer.step(batch).loss)
+                orders[name].append(seen)
+        return orders | {"losses": losses}
+
+    return in_each(rank, layouts, run)
+
+
+def _noted(loader: Any, seen: list[int]) -> Iterator[Any]:
+    for words, targets in loader:
+        seen += words.sum(1).tolist()
+        yield words, targets
+
+
+def mistaken(rank: Rank, mistake: str) -> str:
+    """Return what is said of batches that do not fit; the same on every rank, so that none waits for another."""
+    kind = KINDS["bare"]
+
+    def loader(world: World) -> Iterable[Any]:
+        generator = torch.Generator().manual_seed(0)
+        data = TensorDataset(torch.randn(22, 5, generator=generator), torch.randn(22, 3, generator=generator))
+        if mistake == "a sampler":
+            return DataLoader(data, batch_size=4, sampler=DistributedSampler(data, world.size, world.rank))
+        if mistake == "an order of its own":
+            order = torch.Generator().manual_seed(world.rank)
+            return DataLoader(data, batch_size=4, shuffle=True, generator=order)
+        batches = list(DataLoader(data, batch_size=4 if mistake != "a last one that does not divide" else 3))
+        return iter(batches[:2] if mistake == "an early end" and world.rank == 1 else batches)
+
+    def run(world: World, layout: Layout) -> str:
+        trainer = trainer_of(kind, layout, world, precision="fp32")
+        try:
+            return f"{sum(1 for batch in trainer.shard(loader(world)) if trainer.step(batch))} steps"
+        except DataError as error:
+            return str(error)
+
+    return in_each(rank, ("dp2",), run)[0] or ""
+
+
+def values_and_places(rank: Rank, layouts: tuple[str, ...]) -> list[Any]:
+    """Return whether the values are kept to the bit in fp32, and on which device a function made the module."""
+    places: list[str] = []
+
+    def make() -> nn.Module:
+        module = made(KINDS["tied"])
+        places.append(module.embed.weight.device.type)  # type: ignore[union-attr]
+        return module
+
+    def run(world: World, layout: Layout) -> dict[str, Any]:
+        places.clear()
+        want = made(KINDS["tied"]).state_dict()
+        options: Any = {"optimizer": adam, "example": batches(KINDS["tied"])[0], **KINDS["tied"].options}
+        trainer = parallelize(make, layout, world=world, loss=KINDS["tied"].loss, **options)
+        got = trainer.state_dict()
+        return {"kept": got.keys() == want.keys() and all(torch.equal(got[n], want[n]) for n in want), "on": [*places]}
+
+    return in_each(rank, layouts, run)
+
+
+def drawn(rank: Rank, layouts: tuple[str, ...]) -> list[Any]:
+    """Return whether values that `initialise` draws are the same whole tensors under every layout, and from where."""
+    alone = KINDS["plain"]
+
+    def initialise(name: str, tensor: Tensor, generator: torch.Generator) -> None:
+        tensor.normal_(std=0.1, generator=generator) if tensor.ndim > 1 else tensor.fill_(len(name))
+
+    def run(world: World, layout: Layout) -> dict[str, Tensor]:
+        with torch.device("meta"):
+            module = Plain()
+        trainer = trainer_of(alone, layout, world, module, precision="fp32", initialise=initialise)
+        return {name: x.sum(dtype=torch.float64) for name, x in trainer.state_dict().items()}
+
+    return in_each(rank, layouts, run)

@@ -1,5 +1,6 @@
 """A module of a program's own computes under every layout what one process does: the proof, and a loop by hand."""
 
+import re
 from typing import Any
 
 import pytest
@@ -78,3 +79,39 @@ def test_an_optimizer_sees_whole_parameters_or_is_refused(workers: WorkerPool) -
         )[0]
         assert whole["loss"] < 1e-10 and "under zero1 a rank sees some rows" in zero1["refused"]
         assert all("does not update sharded tensors (DTensor)" in found["refused"] for found in sharded)
+
+
+def test_a_shuffling_loader_stays_alike_on_all_ranks(workers: WorkerPool) -> None:
+    """Dropout in between draws from generators of its own, so that epochs are those of a loader alone."""
+    ranks = workers.run("tests.dist.library_cases:epochs", ("dp2", "dp2.tp2/zero3"))
+    for found in (*(rank[0] for rank in ranks[:2]), *(rank[1] for rank in ranks[:4])):
+        assert found["training"] == found["alone"] == ranks[0][0]["alone"]
+        assert len({tuple(order) for order in found["training"]}) == 3 and len(found["losses"]) == 9
+
+
+@pytest.mark.parametrize(
+    ("mistake", "said"),
+    [
+        ("a smaller last one", "6 steps"),
+        ("a sampler", "the loader has a DistributedSampler, which gives every rank rows of its own: leave it out"),
+        ("an order of its own", "batch 0 is another one on rank 1 than on rank 0: .* generator="),
+        ("an early end", "the batches end after 2 on rank 1 and go on on rank 0"),
+        ("a last one that does not divide", "a batch of 3 rows does not divide by dp 2 .* drop_last=True"),
+    ],
+)
+def test_batches_that_do_not_fit_are_said_on_every_rank(workers: WorkerPool, mistake: str, said: str) -> None:
+    first, second, *_ = workers.run("tests.dist.library_cases:mistaken", mistake)
+    assert first == second and re.match(said, first), first
+
+
+def test_values_are_kept_and_other_ranks_make_none(workers: WorkerPool) -> None:
+    layouts = ("dp2", "dp2/zero1", "dp2/zero3", "tp2", "pp2/1f1b/mb2", "dp2.tp2/zero3")
+    for number, rank in enumerate(workers.run("tests.dist.library_cases:values_and_places", layouts)[:4]):
+        for layout, found in zip(layouts, rank, strict=True):
+            assert not found or (found["kept"] and found["on"] == ["meta" if number else "cpu"]), (layout, found)
+
+
+def test_drawn_values_are_those_of_the_name_under_every_layout(workers: WorkerPool) -> None:
+    whole, *others = workers.run("tests.dist.library_cases:drawn", ("dp2", "dp2/zero3", "tp2", "pp2/1f1b/mb2"))[0]
+    assert whole["norm.bias"].item() == len("norm.bias") * 16 and len(set(map(float, whole.values()))) > 10
+    assert all(other == whole for other in others)
