@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
-from paralab.models import HUGGING_FACE
+from paralab.models import HUGGING_FACE, label_of
 from paralab.models.hugging_face import folder, plan, proof
 from paralab.models.hugging_face.config import CausalLMConfig, dropouts, new_model, with_values
 from paralab.models.hugging_face.smaller import n_layers, tiny, with_layers
@@ -30,7 +30,7 @@ def spec_of(name: str) -> ModelSpec[CausalLMConfig]:
     full = folder.read(name)
     small = tiny(full)
     return ModelSpec(
-        name=f"{HUGGING_FACE}{name}",
+        name=label_of(f"{HUGGING_FACE}{name}"),
         sizes={"full": full} | ({"tiny": small} if small != full else {}),
         default_size="full",
         tiny_size="tiny" if small != full else "full",

@@ -217,7 +217,8 @@ def _precision(accelerator: Any, model: nn.Module) -> str:
     """Return the precision of the arithmetic: that of autocast or of FSDP2's policy, else that of the weights."""
     dtypes = {p.dtype for p in model.parameters()}
     if isinstance(model, FSDPModule):
-        groups = model._get_fsdp_state()._fsdp_param_groups
+        units = [module for module in model.modules() if isinstance(module, FSDPModule)]
+        groups = [group for unit in units for group in unit._get_fsdp_state()._fsdp_param_groups]
         dtypes = {group.mp_policy.param_dtype or dtype for group in groups for dtype in dtypes}
     elif accelerator.mixed_precision != "no":
         return accelerator.mixed_precision

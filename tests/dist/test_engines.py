@@ -19,6 +19,7 @@ from paralab.planning.batches import training_batches
 from paralab.planning.resolve import resolve
 from paralab.processes.cluster import Mesh
 from paralab.weights.start_from import start_from
+from tests import hugging_face
 from tests.dist.workers import Failed, WorkerPool
 
 CONFIGS = Path(__file__).resolve().parents[2] / "ds_configs"
@@ -103,6 +104,11 @@ def test_one_process_runs_every_stage(alone: WorkerPool, engine: str, builts: li
 @pytest.mark.parametrize("layout", ["dp2", "dp2/zero1", "dp2/zero2", "dp2/zero3"])
 def test_deepspeed_accumulates_in_bf16(pair: WorkerPool, layout: str) -> None:
     check(pair, case("gpt2", layout, accumulation=2, precision="bf16"), "deepspeed", "ZeroEngine")
+
+
+@pytest.mark.parametrize(("engine", "built"), [("deepspeed", "ZeroEngine"), ("accelerate", "AccelerateEngine")])
+def test_a_model_of_transformers(pair: WorkerPool, tmp_path: Path, engine: str, built: str) -> None:
+    check(pair, case(f"hf:{hugging_face.write('qwen3', tmp_path / 'qwen3')}", "dp2/zero3"), engine, built)
 
 
 @pytest.mark.parametrize("model", [name for name in SPECS if name != "gpt2"])

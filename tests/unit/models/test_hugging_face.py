@@ -203,7 +203,7 @@ def test_a_folder_is_named_from_anywhere(tmp_path: Path, monkeypatch: pytest.Mon
     monkeypatch.chdir(tmp_path)
     name = RunConfig(model="hf:mine").model
     assert name == f"hf:{folder}"
-    assert SPECS[name] is SPECS[name] and SPECS[name].name == name and name not in list(SPECS)
+    assert SPECS[name] is SPECS[name] and SPECS[name].name == "hf:mine" and name not in list(SPECS)
     assert (label_of(name), folder_of(name), label_of("hf:org/model")) == ("hf:mine", "mine", "hf:model")
     assert RunConfig(model="hf:org/model").model == "hf:org/model"
     said = file_columns(name)

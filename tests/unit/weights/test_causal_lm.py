@@ -1,5 +1,6 @@
 """Weights of models of transformers: refused where they are not those of the model, and written as they came."""
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
+from paralab import cli
 from paralab.errors import ConfigError, DataError
 from paralab.models.hugging_face.make import spec_of
 from paralab.options.config import RunConfig
@@ -89,6 +91,18 @@ def test_a_model_is_written_as_it_came(tmp_path: Path) -> None:
     with torch.no_grad():
         assert torch.equal(again(torch.arange(16)[None]).logits, logits)
     assert AutoTokenizer.from_pretrained(tmp_path / "out")("Alice")["input_ids"] == list(b"Alice")
+
+
+def test_a_run_starts_from_weights_and_ends_as_a_folder(folder: Path, tmp_path: Path) -> None:
+    run, out = str(tmp_path / "run"), tmp_path / "out"
+    short = ["--steps", "1", "--warmup", "0", "--global-batch-size", "2", "--seq-len", "16", "--eval-samples", "2"]
+    begun = ["--model", f"hf:{folder}", "--init-from", str(folder), "--strategy", "single", "--learning-rate", "0"]
+    assert cli.main(["train", *begun, *short, "--out", run]) == 0
+    assert cli.main(["export", run, str(out)]) == 0
+    ours, theirs = (AutoModelForCausalLM.from_pretrained(path).state_dict() for path in (out, folder))
+    assert ours.keys() == theirs.keys()
+    assert all(torch.equal(ours[name], theirs[name]) for name in ours)  # a learning rate of 0 leaves them as they were
+    assert json.loads((out / "config.json").read_text()) == json.loads((folder / "config.json").read_text())
 
 
 def test_weights_that_are_not_read_are_said(folder: Path, tmp_path: Path) -> None:
