@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import Field, fields
 from typing import Any, get_args, get_origin, get_type_hints
 
-from paralab.benchmarks import architecture
+from paralab.benchmarks import architecture, planner_page
 from paralab.benchmarks.overhead import OverheadConfig
 from paralab.benchmarks.peers import PeersConfig
 from paralab.benchmarks.run import CaseConfig
@@ -175,6 +175,7 @@ PAGES = {
     "columns": columns,
     "architecture": architecture.page,
     "architecture.svg": architecture.picture,
+    "planner": planner_page.page,
 }
 
 

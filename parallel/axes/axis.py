@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from paralab.axes.context import BuildContext, Planned
+    from paralab.axes.costs import AxisCost
     from paralab.axes.optimizer import Piece
     from paralab.data.dataset import Batch
     from paralab.models.spec import C, ModelSpec
@@ -178,7 +179,13 @@ class Axis(AxisWords):
         """Return how many ranks of this axis give the same loss to the sum over all ranks, or one to be averaged."""
         return layout.size(self.name)
 
-    # --- what it sends and holds, before anything runs
+    # --- what it costs, sends and holds, before anything runs
+
+    def cost(self) -> "AxisCost":
+        """Return what the axis adds to the time of a step; by default nothing."""
+        from paralab.axes.costs import AxisCost
+
+        return AxisCost()
 
     def boundary(self, hidden: "Tensor", layout: Layout) -> "Tensor":
         """Return the piece of an activation (batch, ...) that a rank hands to the next pipeline stage."""

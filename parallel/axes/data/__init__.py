@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from paralab.axes.context import BuildContext, Planned
+    from paralab.axes.costs import AxisCost
     from paralab.models.spec import C, ModelSpec
 
 REPLICATE, SHARD = "dp_replicate", "dp_shard"  # the dims of the axis under `shardN`: neighbours share a shard
@@ -147,6 +148,11 @@ class DataAxis(Axis):
 
         pieces = make_pieces(parameters, rank=mesh.rank(shard_dim(layout)), ranks=shard_ranks(layout))
         return Updates(pieces, zero.ShareUpdates(pieces, mesh=mesh) if layout.dp > 1 else None)
+
+    def cost(self) -> "AxisCost":
+        from paralab.axes.data.cost import DataCost
+
+        return DataCost()
 
     # --- what it sends and holds
 

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
     from paralab.axes.axis import ForwardBackward
     from paralab.axes.context import BuildContext, Planned
+    from paralab.axes.costs import AxisCost
     from paralab.models.spec import C, ModelSpec
     from paralab.processes.cluster import Mesh
 
@@ -82,6 +83,11 @@ class PipelineAxis(Axis):
     def loss_copies(self, layout: Layout) -> int:
         """Return 1: the last stage alone has the loss, the others add zero."""
         return 1
+
+    def cost(self) -> "AxisCost":
+        from paralab.axes.pipeline.cost import PipelineCost
+
+        return PipelineCost()
 
     def sent(self, stage: Stage, plan: "Planned") -> Iterator[tuple[str, Transfer]]:
         yield "pp", _over_boundaries(stage, plan)

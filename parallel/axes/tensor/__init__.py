@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from paralab.axes.context import BuildContext, Planned
+    from paralab.axes.costs import AxisCost
     from paralab.models.spec import C, ModelSpec, Style
 
 _SPLIT_DIM = {
@@ -74,6 +75,11 @@ class TensorAxis(Axis):
         from paralab.axes.tensor import layers
 
         return Finish(lambda: layers.align_gradients(list(parts.values()), mesh=context.mesh))
+
+    def cost(self) -> "AxisCost":
+        from paralab.axes.tensor.cost import TensorCost
+
+        return TensorCost()
 
     def boundary(self, hidden: "Tensor", layout: Layout) -> "Tensor":
         """Return a piece of the sequence of (batch, sequence, hidden) under sequence parallelism."""

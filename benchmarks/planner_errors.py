@@ -1,0 +1,137 @@
+"""How far off predictions are on published measurements, each table left out of its own fit.
+
+    python -m paralab.benchmarks.planner_errors           # with the constants that are shipped, in a second
+    python -m paralab.benchmarks.planner_errors --refit   # fits again without each table, in a few minutes
+    python -m paralab.benchmarks.planner_errors --write   # the same, and ships the constants of a fit to all tables
+
+What the last one writes, docs/planner.md shows.
+"""
+
+import json
+import sys
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, replace
+
+import numpy as np
+
+from paralab.axes.costs import Plan
+from paralab.benchmarks import planner_fit
+from paralab.benchmarks.planner_cases import Published, published
+from paralab.benchmarks.planner_fit import Target
+from paralab.options.arguments import Parser
+from paralab.planning import checked, constants
+from paralab.planning.checked import Errors
+from paralab.planning.constants import shipped
+
+SMALLEST_GROUP = 4  # layouts of one model, batch and number of GPUs that can be ranked
+
+
+def main(argv: Sequence[str]) -> int:
+    """Print the tables of errors. Returns: 0."""
+    parser = Parser(prog="python -m paralab.benchmarks.planner_errors", description=__doc__)
+    parser.add_argument("--refit", action="store_true", help="Fit constants again without each table")
+    parser.add_argument("--write", action="store_true", help="Write errors and newly fitted constants as well")
+    options = parser.parse_args(list(argv))
+    if options.write:
+        ship(published())
+    errors = {f"{target.name}_shipped": of_shipped(target) for target in planner_fit.targets()}
+    if options.refit or options.write:
+        errors = {target.name: of_left_out(target) for target in planner_fit.targets()} | errors
+    if options.write:
+        content = {kind: {name: _numbers(one) for name, one in tables.items()} for kind, tables in errors.items()}
+        checked.FILE.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+    for kind, tables in errors.items():
+        print(f"\n{kind}\n" + "\n".join(table(tables)))
+    return 0
+
+
+def _numbers(errors: Errors) -> dict[str, float]:
+    return {name: value for name, value in asdict(errors).items() if name != "table" and value is not None}
+
+
+def ship(cases: Published) -> None:
+    """Fit all constants to all tables, and write them where predictions read them."""
+    content = {name: asdict(constant) for name, constant in constants.described().items()}
+    for target in planner_fit.targets():
+        for name, value in planner_fit.fit(target, cases.part(target.known(cases))).items():
+            content[name]["value"] = value
+    constants.FILE.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+    constants.described.cache_clear()
+    constants.shipped.cache_clear()
+
+
+def of_shipped(target: Target) -> dict[str, Errors]:
+    """Return the errors by table with the constants that are shipped, which were fitted on all tables."""
+    cases = published().part(target.known(published()))
+    return by_table(target, cases, target.predict(Plan(cases.case, cases.machine, shipped())))
+
+
+def of_left_out(target: Target) -> dict[str, Errors]:
+    """Return the errors by table with constants that were fitted without that table."""
+    cases = published().part(target.known(published()))
+    return by_table(target, cases, planner_fit.left_out(target, cases))
+
+
+def by_table(target: Target, cases: Published, predicted: np.ndarray) -> dict[str, Errors]:
+    """Return the errors of predictions (cases,) by table."""
+    errors = {}
+    for name in cases.tables():
+        chosen = cases.table == name
+        part, values = cases.part(chosen), predicted[chosen]
+        percent = 100 * np.abs(values / target.measured(part) - 1)
+        one = Errors(name, len(values), *(round(float(f(percent)), 1) for f in (np.mean, np.median, np.max)))
+        errors[name] = _with_ranking(one, part, values) if target.name == "step_time" else one
+    return errors
+
+
+def _with_ranking(errors: Errors, cases: Published, predicted: np.ndarray) -> Errors:
+    """Add how well layouts of one model on one number of GPUs are ranked, where there are enough of them."""
+    groups = defaultdict(list)
+    for i, one in enumerate(cases.settled):
+        c = one.case
+        shape = (c.layers, c.hidden, c.sequence_length, c.global_batch_size, c.n_gpus, c.precision, one.device.gpu)
+        groups[shape].append(i)
+    ranked = [group for group in groups.values() if len({_layout(cases, i) for i in group}) >= SMALLEST_GROUP]
+    if not ranked:
+        return errors
+    taus = [kendall(predicted[group], cases.step_time_s[group]) for group in ranked]
+    regrets = [regret(predicted[group], cases.step_time_s[group]) for group in ranked]
+    return replace(
+        errors, kendall=round(float(np.mean(taus)), 3), regret_percent=round(100 * float(np.mean(regrets)), 1)
+    )
+
+
+def _layout(cases: Published, i: int) -> tuple[object, ...]:
+    case = cases.settled[i].case
+    return case.dp, case.tp, case.pp, case.cp, case.ep, case.zero, case.vpp, case.micro_batch_size, case.recompute
+
+
+def kendall(predicted: np.ndarray, measured: np.ndarray) -> float:
+    """Return Kendall's tau-b of two orders of the same (cases,): 1 for the same order, -1 for the opposite one."""
+    first, second = (np.sign(values[:, None] - values[None, :]) for values in (predicted, measured))
+    norm = np.sqrt(np.sum(first**2) * np.sum(second**2))
+    return float(np.sum(first * second) / norm) if norm else 0.0
+
+
+def regret(predicted: np.ndarray, measured: np.ndarray) -> float:
+    """Return how much slower the case predicted to be fastest was than the fastest of (cases,), as a share."""
+    return float(measured[np.argmin(predicted)] / np.min(measured) - 1)
+
+
+def table(errors: Mapping[str, Errors]) -> list[str]:
+    """Return the lines of a Markdown table."""
+    lines = [
+        "| table | cases | mean | median | worst | Kendall tau | regret |",
+        "|---|---:|---:|---:|---:|---:|---:|",
+    ]
+    for one in errors.values():
+        tau = "" if one.kendall is None else f"{one.kendall:.2f}"
+        lost = "" if one.regret_percent is None else f"{one.regret_percent:.1f}%"
+        numbers = f"{one.mean_percent:.1f}% | {one.median_percent:.1f}% | {one.worst_percent:.0f}%"
+        lines.append(f"| {one.table} | {one.cases} | {numbers} | {tau} | {lost} |")
+    return lines
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

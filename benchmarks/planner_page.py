@@ -1,0 +1,134 @@
+"""The page docs/planner.md: contract, model, constants and errors of the planner, from where each is declared."""
+
+from collections.abc import Iterator
+
+from paralab.benchmarks.planner_errors import table
+from paralab.commands.predict import HEADER
+from paralab.planning import checked
+from paralab.planning.cases import COLUMNS, IGNORED
+from paralab.planning.constants import described
+
+HEAD = """\
+# Predicting step time and memory
+
+Made by `python -m paralab.benchmarks.document planner` from the code, the fitted constants and the errors that
+`python -m paralab.benchmarks.planner_errors --write` measured. A test fails when it is stale.
+
+paralab predict CASES.csv --out PREDICTIONS.csv
+
+A case is a row of a CSV file: model, cluster, layout, recipe. Predictions are closed forms over these: nothing is
+run, and no device is needed. The same case gives the same prediction whatever else is in the file. A row that cannot
+be predicted is reported with its line and written without numbers, the others are predicted, and the exit status is
+1.
+
+A device of your own is described by figures of its datasheet (`--device gpu=mine,peak_tflops=100,memory_gib=24,
+memory_gbyte_per_s=900`, or a JSON file with these keys), or by what differs from a known one (`"like":
+"H100-SXM-80GB"`).
+
+## How far off it is
+
+Each table was left out of the fit that its predictions come from. Mean, median and worst are errors of one case in
+percent of what was measured. Kendall tau compares the order of four or more layouts of one model, batch and number of
+GPUs (1: the same order); regret is how much slower the layout predicted to be fastest was than the fastest one.
+
+**Step time**
+
+{step_time}
+
+**Memory**
+
+{memory}
+
+The constants that are shipped were fitted on all tables together. Their errors on the same tables, which say less:
+
+**Step time, shipped constants**
+
+{step_time_shipped}
+
+**Memory, shipped constants**
+
+{memory_shipped}
+
+`benchmarks/results/planner/README.md` says where the tables are from and what to distrust in them.
+
+## The model
+
+**Step.** (micro-batches) x (slowest pipeline rank) + (the other ranks' time) x (share of the bubble that the schedule
+leaves) + messages between stages + what the data axis does once + the optimizer's update. The slowest rank counts,
+not the average: the first one has the embedding, the last one the output layer and the loss.
+
+**A rank.** The smooth maximum of what the device and the host take for a micro-batch. The host launches a layer in a
+time that belongs to the software (`host_*`), which small models wait for.
+
+**A layer on the device.** Matrix products at the share of the peak that the device sustains (`share_*`, by generation
+and by the watts it has for a FLOP), never faster than their weights are read; the attention core, as scores that are
+written to memory or as a flash kernel; element-wise operations by the bytes that they move. Backward takes two
+products for each, and with recomputation a second forward pass, its communication included.
+
+**Splitting.** What each axis adds stands with it: two all-reduces of a layer in each direction for tensor ranks
+(`parallel/axes/tensor/cost.py`), gathers and reductions of ZeRO (`parallel/axes/data/cost.py`), bubble and messages
+(`parallel/axes/pipeline/cost.py`), keys and values round a ring or heads exchanged (`parallel/axes/context_cost.py`),
+tokens on the way to experts (`parallel/axes/expert_cost.py`). A group that leaves the node has the network of all its
+ranks inside a node together.
+
+**Memory.** States by precision and ZeRO stage; activations as in Korthikanti et al. 2022 times the micro-batches in
+flight on each rank; logits on the last stage, or the layer at work; what ZeRO-3 has gathered; buckets; then
+fragmentation (reserved), context and communicators (device). The fullest rank counts.
+
+**MFU.** (6 N + 12 layers x hidden x sequence) x tokens / (step time x GPUs x dense peak of the datasheet in the
+precision of the case); N counts a tied embedding once, and of a mixture of experts those in use.
+
+## What it does not know
+
+- Devices without a table here (AMD, TPU, Ada, Turing, Blackwell) have a sustained share that comes from single
+  operators or from a guess; the constants below say which.
+- Software beyond what the columns say: versions, kernels of one framework, how 8-bit products are scaled. Cases that
+  differ only there get one prediction, and were measured up to 35% apart.
+- Congestion, topology beyond node and network, slow nodes, data loading and checkpoints.
+- Mixtures of experts with shared experts or dense layers; imbalance between experts beyond a constant.
+- Memory that an allocator keeps from earlier steps, and workspaces of single kernels.
+"""
+
+
+def page() -> str:
+    """Return the page."""
+    kinds = ("step_time", "memory", "step_time_shipped", "memory_shipped")
+    errors = {kind: "\n".join(table(checked.errors(kind))) for kind in kinds}
+    return "\n".join([HEAD.format(**errors), _contract(), *_constants()]) + "\n"
+
+
+CONTRACT = """\
+## The columns of a case
+
+Every column may be left out, and every cell empty, apart from those that are needed. What was taken for an empty cell
+stands in the column `assumed` of the predictions. An unknown column is an error; `measured_*`, {ignored}
+may be there and are not read.
+
+| column | holds | where it is empty |
+|---|---|---|
+{rows}
+
+Predictions have the columns {header}. step_time_s: seconds of one optimizer step, also where it
+does not fit. memory_gib: GiB (2^30) of the fullest device. fits: true or false. bound: what most of the time goes into
+(host, compute, memory bandwidth, link, bubble).
+
+## The constants
+
+Fitted on all tables alike, each held near what was known of it before (its prior), and within bounds. Rows whose source
+leaves a part of the configuration open count half.
+"""
+
+
+def _contract() -> str:
+    rows = "\n".join(f"| `{column.name}` | {column.meaning} | {column.empty} |" for column in COLUMNS)
+    ignored, header = (", ".join(f"`{name}`" for name in names) for names in (IGNORED, HEADER))
+    return CONTRACT.format(rows=rows, ignored=ignored, header=header)
+
+
+def _constants() -> Iterator[str]:
+    yield "| constant | value | prior | bounds | unit | meaning | source of the prior |"
+    yield "|---|---:|---:|---|---|---|---|"
+    for name, one in described().items():
+        bounds = f"{one.low:.3g} to {one.high:.3g}"
+        numbers = f"{one.value:.3g} | {one.prior:.3g} | {bounds}"
+        yield f"| `{name}` | {numbers} | {one.unit} | {one.meaning} | {one.source} |"

@@ -1,0 +1,226 @@
+"""What a training costs, as the axes and the planner speak of it: the case, the machine, and seconds of a pass.
+
+Every figure is a number, or a numpy array with one value for each of many cases: the formulas are written once and work
+on both, so that a search can ask for thousands of layouts at once. Nothing here imports torch.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, fields, replace
+from typing import Any
+
+import numpy as np
+
+Values = Any  # a number or text, or an array (cases,) with one for each case
+GIB = 2.0**30
+
+
+@dataclass(frozen=True, kw_only=True)
+class Case:
+    """One training configuration with nothing left open, or many of them: every field is a value or an array (cases,).
+
+    The fields are the columns of the contract in docs/planner.md. layers_first, layers_middle and layers_last are of
+    the first pipeline rank, of the fullest one between (0 where there is none) and of the last one; layers_held is of
+    the rank between that keeps most activations, and held_rank is its number.
+    """
+
+    layers: Values
+    hidden: Values
+    heads: Values
+    kv_heads: Values
+    head_dim: Values
+    ffn: Values
+    gated: Values
+    vocab: Values
+    tied_embeddings: Values
+    position: Values
+    norm: Values
+    experts: Values
+    experts_per_token: Values
+    expert_ffn: Values
+    sequence_length: Values
+    n_gpus: Values
+    gpus_per_node: Values
+    dp: Values
+    tp: Values
+    pp: Values
+    cp: Values
+    ep: Values
+    zero: Values
+    schedule: Values
+    vpp: Values
+    layers_first: Values
+    layers_middle: Values
+    layers_last: Values
+    layers_held: Values
+    held_rank: Values
+    sequence_parallel: Values
+    cp_style: Values
+    micro_batch_size: Values
+    global_batch_size: Values
+    recompute: Values
+    precision: Values
+    gradient_bytes: Values
+    state_bytes: Values
+    attention: Values
+    fused_norm: Values
+    compile: Values
+    optimizer: Values
+    framework: Values
+    dp_overlap: Values
+    tp_overlap: Values
+    memory_kind: Values
+
+    def but(self, **values: Values) -> "Case":
+        """Return the same case with other values."""
+        return replace(self, **values)
+
+    @property
+    def micro_batches(self) -> Values:
+        """Micro-batches of a data rank in a step."""
+        return self.global_batch_size / (self.dp * self.micro_batch_size)
+
+    @property
+    def tokens(self) -> Values:
+        """Tokens of one micro-batch on one rank, after context parallelism and before sequence parallelism."""
+        return self.micro_batch_size * self.sequence_length / self.cp
+
+    @property
+    def sequence_share(self) -> Values:
+        """The share of these tokens that a rank has between the parts that tensor parallelism divides."""
+        return np.where(self.sequence_parallel, 1 / self.tp, 1.0)
+
+    @property
+    def is_mixture(self) -> Values:
+        return self.experts > 0
+
+    @property
+    def is_compiled(self) -> Values:
+        return self.compile
+
+    @property
+    def keeps_scores(self) -> Values:
+        """Whether attention writes its scores to memory."""
+        return (self.attention == "eager") | (self.attention == "fused")
+
+    @property
+    def is_deepspeed(self) -> Values:
+        return (self.framework == "deepspeed") | (self.framework == "megatron-deepspeed")
+
+    @property
+    def is_fsdp(self) -> Values:
+        """Whether ZeRO-3 is PyTorch's own, and not DeepSpeed's."""
+        return (self.zero == 3) & np.logical_not(self.is_deepspeed)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Machine:
+    """The device of a case and its links, each a value or an array (cases,).
+
+    peak_flops: of dense matrix products in the precision of the case, half_flops: in 16 bits, both per second.
+    share: of the peak that the device sustains. links: bytes per second of one GPU in one direction.
+    """
+
+    peak_flops: Values
+    half_flops: Values
+    arch: Values
+    watts_ratio: Values
+    memory_bytes: Values
+    memory_bytes_per_s: Values
+    intra_bytes_per_s: Values
+    inter_bytes_per_s: Values
+
+
+class Constants:
+    """The constants of the planner, by name: `constants.attribute`."""
+
+    def __init__(self, values: Mapping[str, float]) -> None:
+        self._values = dict(values)
+
+    def __getattr__(self, name: str) -> float:
+        try:
+            return self.__dict__["_values"][name]
+        except KeyError:
+            raise AttributeError(f"there is no constant {name!r}") from None
+
+    def but(self, values: Mapping[str, float]) -> "Constants":
+        """Return the same constants with other values."""
+        return Constants({**self._values, **values})
+
+
+@dataclass(frozen=True)
+class Pass:
+    """Seconds of the forward and of the backward pass of something, each a value or an array (cases,)."""
+
+    forward_s: Values = 0.0
+    backward_s: Values = 0.0
+
+    def __add__(self, other: "Pass") -> "Pass":
+        return Pass(self.forward_s + other.forward_s, self.backward_s + other.backward_s)
+
+    @property
+    def both_s(self) -> Values:
+        return self.forward_s + self.backward_s
+
+    def again(self, share: Values) -> "Pass":
+        """Return the same where backward first repeats a share of the forward pass."""
+        return Pass(self.forward_s, self.backward_s + share * self.forward_s)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """All that an axis is asked with: one case or many, their machine, and the constants."""
+
+    case: Case
+    machine: Machine
+    constants: Constants
+
+
+class AxisCost:
+    """What one way of splitting adds to the time of a step. The defaults are those of one that adds nothing."""
+
+    def in_layer(self, plan: Plan, compute: Pass) -> Pass:
+        """Return the seconds that a layer waits for this axis in one micro-batch. compute: what may hide some."""
+        return Pass()
+
+    def on_host(self, plan: Plan) -> Pass:
+        """Return the seconds that the host spends on this axis in a layer of one micro-batch."""
+        return Pass()
+
+    def in_step(self, plan: Plan, backward_s: Values) -> Values:
+        """Return the seconds that a step waits once. backward_s: of the last micro-batch, which may hide some."""
+        return 0.0
+
+
+def smooth_max(first: Values, second: Values, power: float) -> Values:
+    """Return (first^power + second^power)^(1/power): the larger one, and a little more where they are close."""
+    large, small = np.maximum(first, second), np.minimum(first, second)
+    share = np.clip(small / np.maximum(large, 1e-30), 0, 1)
+    return large * (1 + share**power) ** (1 / power)
+
+
+def ranks_in_node(degree: Values, inner: Values, gpus_per_node: Values) -> Values:
+    """Return how many ranks of an axis share a node. inner: the distance between neighbours, in ranks."""
+    return np.clip(gpus_per_node / inner, 1, degree)
+
+
+def group_bytes_per_s(plan: Plan, *, degree: Values, inner: Values, intra_share: Values, inter_share: Values) -> Values:
+    """Return the bandwidth that a ring over the ranks of an axis has on each rank.
+
+    A ring that leaves the node uses the network of all its ranks inside a node together (NCCL's rings of several
+    channels), and is never faster than the link inside.
+    """
+    case, machine = plan.case, plan.machine
+    near = ranks_in_node(degree, inner, case.gpus_per_node)
+    inside = machine.intra_bytes_per_s * intra_share
+    outside = np.minimum(near * machine.inter_bytes_per_s * inter_share, inside)
+    return np.where(near >= degree, inside, outside)
+
+
+def stacked(cases: "list[Case]") -> Case:
+    """Return many cases as one whose fields are arrays (cases,)."""
+    return Case(**{field.name: _array([getattr(case, field.name) for case in cases]) for field in fields(Case)})
+
+
+def _array(values: list[Any]) -> np.ndarray:
+    array = np.array(values)
+    return array.astype(float) if array.dtype.kind in "iu" else array

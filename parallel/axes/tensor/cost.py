@@ -1,0 +1,54 @@
+"""What tensor parallelism adds to a step: collectives around attention and the MLP of every layer."""
+
+import numpy as np
+
+from paralab.axes.costs import AxisCost, Pass, Plan, Values, group_bytes_per_s
+
+HALF_BYTES = 2  # of an element of an activation that is sent
+
+
+class TensorCost(AxisCost):
+    """Two all-reduces in forward and two in backward; with sequence parallelism the same bytes as gathers and scatters.
+
+    Megatron-LM (Shoeybi et al. 2019, section 3; Korthikanti et al. 2022, section 4.2.2).
+    """
+
+    def in_layer(self, plan: Plan, compute: Pass) -> Pass:
+        case, k = plan.case, plan.constants
+        bytes_ = case.tokens * case.hidden * HALF_BYTES * 2 * (case.tp - 1) / case.tp
+        rate = group_bytes_per_s(
+            plan, degree=case.tp, inner=1, intra_share=link_share(plan), inter_share=k.network_share
+        )
+        calls = np.where(case.sequence_parallel, 2, 1)
+        latency_s = calls * collective_latency_s(plan, case.tp)
+        once_s = np.where(case.tp > 1, bytes_ / rate + latency_s, 0.0)
+        exposed = np.where(case.tp_overlap, k.tensor_exposed, 1.0)
+        # the gather of a layer's input is made once more in backward, for the gradient of the weight
+        gathers = np.where(case.sequence_parallel, 1.5, 1.0)
+        waits = Pass(2 * once_s * exposed, 2 * once_s * exposed * gathers)
+        return waits.again(case.recompute == "full")
+
+    def on_host(self, plan: Plan) -> Pass:
+        case, k = plan.case, plan.constants
+        calls_s = np.where(case.tp > 1, 2 * k.host_collective_s * (case.tp / 8) ** k.host_collective_growth, 0.0)
+        scale = np.where(case.keeps_scores, 1.0, k.host_new)
+        return Pass(calls_s * scale, calls_s * scale).again(case.recompute == "full")
+
+
+def link_share(plan: Plan) -> Values:
+    """Return the share of the links of a GPU that a ring of a few ranks inside a node uses.
+
+    Behind a switch few ranks use nearly as much as many. Without one (V100 in nodes of 8 or fewer) the links go to
+    different neighbours, and a ring uses those between its ranks.
+    """
+    case, k = plan.case, plan.constants
+    switched = np.where(case.tp == 2, k.link_share_of_two, np.where(case.tp <= 4, k.link_share_of_four, 1.0))
+    meshed = np.where(case.tp == 2, k.mesh_share_of_two, np.where(case.tp <= 4, k.mesh_share_of_four, 1.0))
+    mesh = (plan.machine.arch == "Volta") & (case.gpus_per_node <= 8)
+    return k.link_share * np.where(mesh, meshed, switched)
+
+
+def collective_latency_s(plan: Plan, ranks: Values) -> Values:
+    """Return the seconds that a collective of no bytes takes inside a node."""
+    k = plan.constants
+    return k.latency_s + k.latency_rank_s * ranks

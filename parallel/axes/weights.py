@@ -1,0 +1,72 @@
+"""How many weights a transformer has, and what a pipeline rank holds of them. Values or arrays (cases,)."""
+
+import numpy as np
+
+from paralab.axes.costs import Case, Values
+
+
+def attention_weights(case: Case) -> Values:
+    """Return the weights of the four projections of attention in a layer."""
+    return case.hidden * case.head_dim * 2 * (case.heads + case.kv_heads)
+
+
+def mlp_weights(case: Case) -> Values:
+    """Return the weights of the dense MLP of a layer; 0 in a mixture of experts."""
+    return np.where(case.is_mixture, 0, np.where(case.gated, 3, 2) * case.hidden * case.ffn)
+
+
+def expert_weights(case: Case) -> Values:
+    """Return the weights of one expert of a layer; 0 in a dense model."""
+    return np.where(case.is_mixture, np.where(case.gated, 3, 2) * case.hidden * case.expert_ffn, 0)
+
+
+def small_weights(case: Case) -> Values:
+    """Return the weights of a layer that no axis but the data axis divides: norms, biases of the output, the router."""
+    norms = np.where(case.norm == "layernorm", 4, 2) * case.hidden
+    return norms + np.where(case.gated, 0, 2 * case.hidden) + case.hidden * case.experts
+
+
+def layer_weights(case: Case) -> Values:
+    """Return the weights of a layer, all experts included."""
+    return attention_weights(case) + mlp_weights(case) + case.experts * expert_weights(case) + small_weights(case)
+
+
+def embedding_weights(case: Case) -> Values:
+    """Return the weights of the token embedding, and of learned positions."""
+    return case.vocab * case.hidden + np.where(case.position == "learned", case.sequence_length * case.hidden, 0)
+
+
+def all_weights(case: Case) -> Values:
+    """Return the weights of the model: a tied output layer counts once."""
+    untied = np.where(case.tied_embeddings, 0, case.vocab * case.hidden)
+    return case.layers * layer_weights(case) + embedding_weights(case) + untied
+
+
+def active_weights(case: Case) -> Values:
+    """Return the weights that a token meets, both embeddings included: of a mixture, those of the experts in use."""
+    idle = case.layers * (case.experts - case.experts_per_token) * expert_weights(case)
+    return all_weights(case) - np.where(case.is_mixture, idle, 0)
+
+
+def local_dense(case: Case) -> Values:
+    """Return the weights of a layer that a tensor rank holds, without experts."""
+    return (attention_weights(case) + mlp_weights(case)) / case.tp + small_weights(case)
+
+
+def local_experts(case: Case) -> Values:
+    """Return the expert weights of a layer that a rank holds.
+
+    Whole experts are divided over the expert ranks, which tensor ranks then do not divide further (the expert tensor
+    degree is 1, as in published recipes); without expert parallelism tensor ranks divide each expert.
+    """
+    return case.experts * expert_weights(case) / np.where(case.ep > 1, case.ep, case.tp)
+
+
+def local_embedding(case: Case) -> Values:
+    """Return the weights of the token embedding on a tensor rank."""
+    return embedding_weights(case) / case.tp
+
+
+def local_output(case: Case) -> Values:
+    """Return the weights of the output layer on a tensor rank; of a tied one on a single pipeline rank, none."""
+    return np.where(case.tied_embeddings & (case.pp == 1), 0, case.vocab * case.hidden / case.tp)

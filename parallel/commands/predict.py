@@ -1,0 +1,118 @@
+"""Predict step time and memory of training configurations on machines that one need not have.
+
+    paralab predict CASES.csv --out PREDICTIONS.csv
+
+A case is a row: model, cluster, layout, recipe. docs/planner.md lists its columns, says how predictions are made and
+how far off they were on published measurements. A row that cannot be predicted is reported with its line, and the
+others are predicted.
+"""
+
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from paralab.console.outputs import check_writable, write_whole
+from paralab.errors import ConfigError, UsageError
+from paralab.options.arguments import Parser
+from paralab.planning import cases, checked, hardware
+from paralab.planning.cases import Row
+from paralab.planning.hardware import Device
+from paralab.planning.settle import DEFAULT_GPU, Settled, settle
+
+HEADER = ["case_id", "step_time_s", "mfu", "memory_gib", "fits", "bound", "assumed", "error"]
+FAILED = 1  # the exit status where a row could not be predicted
+
+
+def main(argv: Sequence[str]) -> int:
+    """Predict the cases of a file. Returns: 0, or 1 where a row could not be predicted."""
+    options = _parser().parse_args(list(argv))
+    source = Path(options.cases)
+    if options.out:
+        check_writable(Path(options.out), inputs=[source])
+    own = devices(options.device or [])
+    default = hardware.find(options.gpu, own).gpu
+    rows = cases.read(source)
+    settled, problems = settle_all(rows, own, default)
+    content = cases.write(HEADER, predictions(rows, settled, problems))
+    if options.out:
+        write_whole(Path(options.out), content)
+    else:
+        sys.stdout.write(content.decode())
+    for row in rows:
+        if row.line in problems:
+            print(f"{source}, line {row.line}: {problems[row.line]}", file=sys.stderr)
+    where = f" in {options.out}" if options.out else ""
+    print(f"predicted {len(settled)} of {len(rows)} cases{where}\n{checked.sentence()}", file=sys.stderr)
+    return FAILED if problems else 0
+
+
+def _parser() -> Parser:
+    parser = Parser(prog="paralab predict", description=__doc__)
+    parser.add_argument("cases", metavar="CASES.csv", help="Cases to predict, one a row")
+    parser.add_argument("--out", metavar="FILE", help="Write predictions to this CSV file (default: print them)")
+    parser.add_argument(
+        "--gpu", metavar="NAME", default=DEFAULT_GPU, help=f"Device of rows that name none (default: {DEFAULT_GPU})"
+    )
+    parser.add_argument(
+        "--device",
+        metavar="FILE",
+        action="append",
+        help="Describe a device of your own: a JSON file, or "
+        "gpu=NAME,peak_tflops=N,memory_gib=N,memory_gbyte_per_s=N (may be given several times)",
+    )
+    return parser
+
+
+def devices(words: Sequence[str]) -> dict[str, Device]:
+    """Return the devices that `--device` describes, by name. Raises: ConfigError for what describes none."""
+    found: dict[str, Device] = {}
+    for word in words:
+        if "=" in word and not Path(word).exists():
+            pairs = (part.partition("=") for part in word.split(","))
+            values = {key.strip(): _value(text.strip()) for key, _, text in pairs}
+            device = hardware.describe(values, where="--device")
+            found[device.gpu] = device
+        elif not Path(word).is_file():
+            raise ConfigError(f"--device {word}: there is no such file: give a JSON file, or name=value,name=value")
+        else:
+            found |= hardware.from_json(Path(word))
+    return found
+
+
+def _value(text: str) -> object:
+    try:
+        return float(text)
+    except ValueError:
+        return text
+
+
+def settle_all(rows: Sequence[Row], own: Mapping[str, Device], gpu: str) -> tuple[dict[int, Settled], dict[int, str]]:
+    """Return the rows that describe a case, by line, and what is wrong with each of the others, by line."""
+    settled: dict[int, Settled] = {}
+    problems: dict[int, str] = {}
+    for row in rows:
+        try:
+            if row.error is not None:
+                raise UsageError(row.error)
+            settled[row.line] = settle(row.raw, own, gpu)
+        except UsageError as error:
+            problems[row.line] = str(error)
+    return settled, problems
+
+
+def predictions(rows: Sequence[Row], settled: Mapping[int, Settled], problems: Mapping[int, str]) -> list[list[str]]:
+    """Return the cells of each row, in the order of `HEADER`: empty where nothing could be predicted."""
+    from paralab.planning.predict import predict  # numpy, which a refused file need not wait for
+
+    cells: dict[int, list[str]] = {}
+    if settled:
+        result = predict(list(settled.values()))
+        for i, (line, case) in enumerate(settled.items()):
+            assumed = "; ".join(f"{name}={_text(value)}" for name, value in case.assumed.items())
+            numbers = [f"{value[i]:.6g}" for value in (result.step_time_s, result.mfu, result.memory_gib)]
+            cells[line] = [*numbers, _text(bool(result.fits[i])), str(result.bound[i]), assumed, ""]
+    return [[row.case_id, *cells.get(row.line, [""] * 6 + [problems.get(row.line, "")])] for row in rows]
+
+
+def _text(value: object) -> str:
+    return str(value).lower() if isinstance(value, bool) else str(value)

@@ -1,0 +1,47 @@
+"""How far off predictions were where they were checked: a prediction is never shown without it."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+FILE = Path(__file__).with_name("checked.json")
+
+
+@dataclass(frozen=True)
+class Errors:
+    """Errors on one published table, in percent of what was measured. cases: how many. kendall: of layouts in order.
+
+    regret_percent: how much slower the layout predicted to be fastest is than the fastest one, on average. None where
+    the table cannot say.
+    """
+
+    table: str
+    cases: int
+    mean_percent: float
+    median_percent: float
+    worst_percent: float
+    kendall: float | None = None
+    regret_percent: float | None = None
+
+
+@cache
+def errors(kind: str) -> Mapping[str, Errors]:
+    """Return the errors by table. kind: `step_time`, `step_time_shipped`, `memory` or `memory_shipped`.
+
+    The constants behind `step_time` and `memory` were fitted without the table in question, the shipped ones with all.
+    """
+    content = json.loads(FILE.read_text(encoding="utf-8"))
+    return {table: Errors(table, **values) for table, values in content[kind].items()}
+
+
+def sentence() -> str:
+    """Return the line that goes with every prediction."""
+    time, memory = errors("step_time").values(), errors("memory").values()
+    means, of_memory = (sorted(one.mean_percent for one in tables) for tables in (time, memory))
+    return (
+        f"On {len(means)} published tables that its constants were not fitted on, step time was off by "
+        f"{means[0]:.0f} to {means[-1]:.0f}% on average ({sum(means) / len(means):.0f}% over all tables), "
+        f"and memory by {of_memory[0]:.0f} to {of_memory[-1]:.0f}%: docs/planner.md"
+    )

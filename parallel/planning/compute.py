@@ -1,0 +1,201 @@
+"""Seconds of a layer and of the ends of the model on the device, without communication. Values or arrays (cases,).
+
+A layer is matrix products, the attention core, and element-wise operations whose time is the bytes that they move.
+"""
+
+import numpy as np
+
+from paralab.axes.costs import Case, Machine, Pass, Plan, Values, smooth_max
+from paralab.axes.weights import attention_weights, expert_weights, local_dense, local_experts, mlp_weights
+
+ARCHITECTURES = ("Volta", "Turing", "Ampere", "Ada", "Hopper", "Blackwell", "CDNA2", "CDNA3", "TPU")
+REFERENCE_TOKENS = 2048.0  # of a sequence, where the share of flash attention is stated
+REFERENCE_HEAD = 128.0  # elements of a head, likewise
+
+
+def layer(plan: Plan) -> Pass:
+    """Return the seconds of one layer in one micro-batch, a recomputed forward pass included in backward."""
+    case = plan.case
+    full, selective = 1.0 * (case.recompute == "full"), 1.0 * (case.recompute == "selective")
+    per_operator = selective * (case.framework == "torchtitan")  # its policy keeps every second product
+    return (
+        products(plan).again(full + 0.5 * per_operator)
+        + attention(plan).again(full + selective - per_operator)
+        + elementwise(plan).again(full + per_operator)
+    )
+
+
+# --- matrix products
+
+
+def products(plan: Plan) -> Pass:
+    """Return the seconds of the matrix products of a layer: two more in backward for each in forward."""
+    case = plan.case
+    dense, experts = _product_flops(plan)
+    seconds = (dense + experts / _grouped_speed(plan)) / (plan.machine.peak_flops * sustained_share(plan))
+    read_s = 2 * (local_dense(case) + local_experts(case)) / memory_rate(plan)
+    forward_s = smooth_max(seconds, read_s, 4) + _cast_bytes(plan) / memory_rate(plan)
+    return Pass(forward_s, 2 * forward_s)
+
+
+def _product_flops(plan: Plan) -> tuple[Values, Values]:
+    """Return the FLOPs of dense products and of those of experts, with what the edges of narrow ones waste.
+
+    A product of n columns takes as long as one of n + half_speed_width that wastes nothing.
+    """
+    case, width = plan.case, plan.constants.half_speed_width
+    mlp = np.where(case.is_mixture, 0, np.where(case.gated, 3, 2))
+    weights = (attention_weights(case) + mlp_weights(case)) / case.tp + (2 + mlp) * case.hidden * width
+    edges = (1 + width / case.hidden) * (1 + width / case.tokens)
+    experts = case.experts_per_token * expert_weights(case) / case.tp
+    return 2 * case.tokens * weights * edges, 2 * case.tokens * experts
+
+
+def _grouped_speed(plan: Plan) -> Values:
+    """Return the speed of products of experts compared with dense ones: few tokens an expert waste most of a tile."""
+    case, k = plan.case, plan.constants
+    ranks = case.ep / np.where(case.ep > 1, case.tp, 1)
+    each = np.maximum(case.tokens * case.experts_per_token * ranks / np.maximum(case.experts, 1), 1)
+    return k.grouped_share * each / (each + k.half_speed_expert_tokens)
+
+
+def _cast_bytes(plan: Plan) -> Values:
+    """Return the bytes of bringing the inputs of a layer's products into 8 or 4 bits."""
+    case, k = plan.case, plan.constants
+    wide = case.hidden * 2 + (case.heads * case.head_dim + _inner(case)) / case.tp
+    return np.where(is_narrow(case), k.cast_bytes * case.tokens * wide, 0.0)
+
+
+def is_narrow(case: Case) -> Values:
+    """Return whether products are in 8 or 4 bits."""
+    return (case.precision == "fp8") | (case.precision == "nvfp4")
+
+
+def sustained_share(plan: Plan) -> Values:
+    """Return the share of the peak that matrix products reach on a device, all day and in any model.
+
+    Devices of one generation differ by the watts they have for a FLOP. Sizes that 64 does not divide slow it down.
+    """
+    case, k = plan.case, plan.constants
+    share = half_share(plan.machine, plan) * np.where(
+        case.precision == "fp8", k.fp8_share, np.where(case.precision == "nvfp4", k.fp4_share, 1.0)
+    )
+    return share * np.where(case.hidden % 64 == 0, 1.0, k.ragged_share)
+
+
+def half_share(machine: Machine, plan: Plan) -> Values:
+    """Return the share of the 16-bit peak that a device sustains in large products."""
+    k = plan.constants
+    shares = np.select(
+        [machine.arch == name for name in ARCHITECTURES],
+        [getattr(k, f"share_{name.lower()}") for name in ARCHITECTURES],
+        default=k.share_unknown,
+    )
+    return np.minimum(shares * machine.watts_ratio**k.watts_power, 0.95)
+
+
+def _inner(case: Case) -> Values:
+    """Return the inner elements of the MLP that a token meets."""
+    return np.where(case.is_mixture, case.experts_per_token * case.expert_ffn, case.ffn)
+
+
+# --- the attention core
+
+
+def attention(plan: Plan) -> Pass:
+    """Return the seconds of the attention core of a layer: scores kept in memory, or a flash kernel."""
+    case = plan.case
+    eager, flash = _scores(plan), _flash(plan)
+    return Pass(
+        np.where(case.keeps_scores, eager.forward_s, flash.forward_s),
+        np.where(case.keeps_scores, eager.backward_s, flash.backward_s),
+    )
+
+
+def _scores(plan: Plan) -> Pass:
+    """Two products over all pairs of tokens, and reading and writing each score several times."""
+    case, machine, k = plan.case, plan.machine, plan.constants
+    flops = attention_flops(case)
+    scores = case.tokens * case.sequence_length * case.heads / case.tp
+    bytes_ = scores * np.where(case.attention == "eager", k.eager_score_bytes, k.fused_score_bytes)
+    product_s = flops / (machine.half_flops * half_share(machine, plan) * k.score_product_share)
+    traffic_s = bytes_ / memory_rate(plan)
+    return Pass(product_s + traffic_s, 2 * product_s + k.score_backward * traffic_s)
+
+
+def _flash(plan: Plan) -> Pass:
+    """Half the pairs (the causal mask); backward computes the scores once more: five products for two."""
+    case, machine, k = plan.case, plan.machine, plan.constants
+    flash3 = (case.attention == "flash3") & ((machine.arch == "Hopper") | (machine.arch == "Blackwell"))
+    new = np.where(machine.arch == "Blackwell", k.flash2_blackwell, k.flash2_hopper)
+    old = np.where(case.attention == "flash1", k.flash1_share, k.flash2_share)
+    recent = (machine.arch == "Hopper") | (machine.arch == "Blackwell")
+    share = np.where(flash3, k.flash3_share, np.where(recent & (case.attention != "flash1"), new, old))
+    length = case.sequence_length / (case.sequence_length + k.half_speed_tokens)
+    head = (np.minimum(case.head_dim, REFERENCE_HEAD) / REFERENCE_HEAD) ** k.flash_head_power
+    rate = machine.half_flops * share * length * head * machine.watts_ratio**k.watts_power
+    forward_s = attention_flops(case) / 2 / rate
+    return Pass(forward_s, 2.5 * forward_s / k.flash_backward_share)
+
+
+def attention_flops(case: Case) -> Values:
+    """Return the FLOPs of forward attention over all pairs of tokens, on one rank in one micro-batch."""
+    return 4 * case.tokens * case.sequence_length * case.heads * case.head_dim / case.tp
+
+
+# --- what is bound by memory
+
+
+def memory_rate(plan: Plan) -> Values:
+    """Return the bytes per second that element-wise operations reach."""
+    return plan.machine.memory_bytes_per_s * plan.constants.memory_share
+
+
+def elementwise(plan: Plan) -> Pass:
+    """Return the seconds of all operations of a layer that only move bytes."""
+    case, k = plan.case, plan.constants
+    fuses = case.is_compiled
+    norm = np.where(
+        case.fused_norm | fuses, k.norm_bytes, np.where(case.norm == "rmsnorm", k.eager_rmsnorm_bytes, k.norm_bytes)
+    )
+    along_hidden = 2 * norm + 2 * k.residual_bytes
+    rotary = np.where(case.position == "rotary", np.where(fuses, k.rotary_bytes, k.eager_rotary_bytes), 0.0)
+    along_heads = (case.heads + case.kv_heads) * case.head_dim * (rotary + k.reshape_bytes)
+    gated = np.where(fuses | case.fused_norm, k.swiglu_bytes, k.eager_swiglu_bytes)
+    along_ffn = _inner(case) * np.where(case.gated, gated, k.gelu_bytes)
+    routed = np.where(case.is_mixture, case.experts_per_token * case.hidden * k.routing_bytes, 0.0) / case.tp
+    bytes_ = case.tokens * (
+        case.hidden * along_hidden * case.sequence_share + (along_heads + along_ffn) / case.tp + routed
+    )
+    forward_s = bytes_ / memory_rate(plan)
+    return Pass(forward_s, k.elementwise_backward * forward_s)
+
+
+def output(plan: Plan) -> Pass:
+    """Return the seconds of the output layer and the loss in one micro-batch."""
+    case, k, machine = plan.case, plan.constants, plan.machine
+    logits = case.tokens * case.vocab / case.tp
+    product_s = 2 * logits * case.hidden / (machine.half_flops * half_share(machine, plan))
+    fused = case.is_compiled | (case.framework == "llm-foundry")
+    loss_s = logits * np.where(fused, k.fused_loss_bytes, k.loss_bytes) / memory_rate(plan)
+    return Pass(product_s + loss_s / 3, 2 * product_s + loss_s * 2 / 3)
+
+
+def embedding(plan: Plan) -> Pass:
+    """Return the seconds of looking up embeddings, and of adding into their gradient, in one micro-batch."""
+    case, k = plan.case, plan.constants
+    forward_s = case.tokens * case.hidden * k.embedding_bytes * case.sequence_share / memory_rate(plan)
+    table_s = 2 * case.vocab * case.hidden / case.tp / memory_rate(plan)  # a gradient of the whole table is written
+    return Pass(forward_s, 2 * forward_s + table_s)
+
+
+def accumulate_s(plan: Plan, weights: Values) -> Values:
+    """Return the seconds of adding a micro-batch's gradients to those before it. weights: that a rank holds whole."""
+    case, k = plan.case, plan.constants
+    bytes_ = np.where(case.gradient_bytes == 2, k.accumulate_half_bytes, k.accumulate_full_bytes)
+    return weights * bytes_ / memory_rate(plan)
+
+
+def optimizer_s(plan: Plan, weights: Values) -> Values:
+    """Return the seconds of the update. weights: that a rank updates."""
+    return weights * plan.constants.optimizer_bytes / memory_rate(plan)

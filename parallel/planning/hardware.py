@@ -1,0 +1,206 @@
+"""Devices that the planner knows (`devices.csv`), and how to describe one of one's own.
+
+Peaks are dense, from datasheets; the column `verified` says how sure each line is. A link is of one GPU in one
+direction.
+"""
+
+import csv
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, fields, replace
+from difflib import get_close_matches
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from paralab.errors import ConfigError, did_you_mean
+
+FILE = Path(__file__).with_name("devices.csv")
+USABLE = 0.985  # of the memory that the name of a device says: what the driver leaves
+# Watts for a TFLOP/s of the 16-bit peak of the device whose sustained share stands for its generation.
+REFERENCE_WATTS = {
+    "Volta": 300 / 125,
+    "Turing": 70 / 65,
+    "Ampere": 400 / 312,
+    "Ada": 350 / 362,
+    "Hopper": 700 / 989.4,
+    "Blackwell": 1000 / 2250,
+    "CDNA3": 750 / 1307.4,
+}
+PRECISIONS = ("fp32", "fp16", "bf16", "fp8", "nvfp4")
+LIMIT = 1e9  # no figure of a device is larger
+
+
+@dataclass(frozen=True, kw_only=True)
+class Device:
+    """A device as its datasheet describes it. peak_*_tflops: dense; None where it has no such products.
+
+    memory_gib: that a program can use. link_gbyte_per_s: inside a node. network_gbit_per_s: of one GPU, between nodes.
+    """
+
+    gpu: str
+    arch: str
+    peak_bf16_tflops: float | None
+    peak_fp16_tflops: float | None
+    peak_fp8_tflops: float | None
+    peak_fp4_tflops: float | None
+    peak_fp32_tflops: float | None
+    memory_gib: float
+    memory_gbyte_per_s: float
+    link_gbyte_per_s: float
+    network_gbit_per_s: float
+    gpus_per_node: int
+    watts: float | None
+    verified: str
+
+    def peak_tflops(self, precision: str) -> float | None:
+        """Return the dense peak in a precision, None where the device has none."""
+        return {
+            "fp32": self.peak_fp32_tflops,
+            "fp16": self.peak_fp16_tflops,
+            "bf16": self.peak_bf16_tflops,
+            "fp8": self.peak_fp8_tflops,
+            "nvfp4": self.peak_fp4_tflops,
+        }[precision]
+
+    @property
+    def half_tflops(self) -> float:
+        """The peak in 16 bits, which attention is computed in."""
+        peak = self.peak_bf16_tflops or self.peak_fp16_tflops
+        assert peak is not None
+        return peak
+
+    def watts_ratio(self, gpus_per_node: int) -> float:
+        """Return watts for a FLOP, compared with the device that stands for the generation; 1 where unknown.
+
+        V100 in nodes of 16 are those of a DGX-2, which may take 350 W (NVIDIA DGX-2 datasheet).
+        """
+        reference = REFERENCE_WATTS.get(self.arch)
+        if self.watts is None or reference is None:
+            return 1.0
+        watts = max(self.watts, 350.0) if self.arch == "Volta" and gpus_per_node == 16 else self.watts
+        return min(max(watts / self.half_tflops / reference, 0.2), 1.3)
+
+
+@cache
+def known() -> Mapping[str, Device]:
+    """Return the devices of `devices.csv`, by name."""
+    with open(FILE, encoding="utf-8", newline="") as file:
+        return {row["gpu"]: _from_row(row) for row in csv.DictReader(file)}
+
+
+def _from_row(row: Mapping[str, str]) -> Device:
+    numbers = {
+        name: float(row[name]) if row[name] else None
+        for name in row
+        if name.startswith("peak_") or name in ("memory_gbyte_per_s", "link_gbyte_per_s", "network_gbit_per_s", "watts")
+    }
+    values: dict[str, Any] = {
+        **numbers,
+        "gpu": row["gpu"],
+        "arch": row["arch"],
+        "memory_gib": float(row["memory_gb"]) * USABLE,
+        "gpus_per_node": int(row["gpus_per_node"]),
+        "verified": row["verified"],
+    }
+    return Device(**values)
+
+
+def find(name: str, own: Mapping[str, Device] | None = None) -> Device:
+    """Return a device by name, in any case. own: devices that the user describes.
+
+    Raises: ConfigError for an unknown one, with the closest names and how to describe one's own.
+    """
+    devices = {**known(), **(own or {})}
+    exact = {key.lower(): key for key in devices}
+    if name.lower() in exact:
+        return devices[exact[name.lower()]]
+    begins = [key for key in exact if name and key.startswith(name.lower())]
+    close = [*begins[:4], *get_close_matches(name.lower(), list(exact), n=3, cutoff=0.3)]
+    closest = ", ".join(dict.fromkeys(exact[key] for key in close)) or ", ".join(list(devices)[:5])
+    raise ConfigError(
+        f"GPU {name!r} is unknown: use one of the closest names ({closest}), or describe it in a JSON file: --device "
+        f'FILE.json with {{"gpu": "{name}", "peak_tflops": 100, "memory_gib": 24, "memory_gbyte_per_s": 900}}'
+    )
+
+
+# --- a device of one's own
+
+_TEXT = ("gpu", "arch")
+_ALSO = ("peak_tflops", "like")
+
+
+def from_json(path: Path) -> dict[str, Device]:
+    """Return the devices that a JSON file describes, by name: one object, or a list of them.
+
+    `like` names a known device whose figures stand where the file gives none; without it peak_tflops (16 bits, dense),
+    memory_gib and memory_gbyte_per_s are needed.
+
+    Raises: ConfigError for what is no JSON, a key that is unknown or missing, or a figure that cannot be.
+    """
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path} is not JSON ({error}): write an object such as {_EXAMPLE}") from None
+    items = content if isinstance(content, list) else [content]
+    if not items or not all(isinstance(item, dict) for item in items):
+        raise ConfigError(f"{path} describes no device: write an object such as {_EXAMPLE}")
+    return {device.gpu: device for device in (describe(item, where=str(path)) for item in items)}
+
+
+_EXAMPLE = '{"gpu": "mine", "peak_tflops": 100, "memory_gib": 24, "memory_gbyte_per_s": 900}'
+
+
+def describe(values: Mapping[str, Any], *, where: str) -> Device:
+    """Return the device that the user describes by name and figures. where: the file or flag, for messages.
+
+    Raises: ConfigError for a key that is unknown or missing, or a figure that cannot be.
+    """
+    names = [field.name for field in fields(Device) if field.name != "verified"]
+    for key in values:
+        if key not in names and key not in _ALSO:
+            allowed = ", ".join([*_ALSO, *names])
+            raise ConfigError(f"{where}: {key!r} is unknown{did_you_mean(key, [*names, *_ALSO])}: use {allowed}")
+    numbers = {key: _figure(key, value, where) for key, value in values.items() if key not in (*_TEXT, "like")}
+    texts = {key: _name(key, value, where) for key, value in values.items() if key in (*_TEXT, "like")}
+    base = find(texts.pop("like")) if "like" in texts else None
+    if "peak_tflops" in numbers:
+        peak = numbers.pop("peak_tflops")
+        numbers = {"peak_bf16_tflops": peak, "peak_fp16_tflops": peak, **numbers}
+    if base is not None:
+        changes: dict[str, Any] = {**numbers, **texts, "verified": "own"}
+        return replace(base, **changes)
+    for key in ("memory_gib", "memory_gbyte_per_s"):
+        if key not in numbers:
+            raise ConfigError(f"{where}: {key} is missing: write an object such as {_EXAMPLE}")
+    if not (numbers.get("peak_bf16_tflops") or numbers.get("peak_fp16_tflops")):
+        raise ConfigError(f"{where}: peak_tflops is missing: write an object such as {_EXAMPLE}")
+    defaults: dict[str, Any] = {
+        "gpu": "own",
+        "arch": "",
+        "peak_bf16_tflops": None,
+        "peak_fp16_tflops": None,
+        "peak_fp8_tflops": None,
+        "peak_fp4_tflops": None,
+        "peak_fp32_tflops": None,
+        "link_gbyte_per_s": 32.0,  # PCIe 4, 16 lanes
+        "network_gbit_per_s": 100.0,
+        "gpus_per_node": 8,
+        "watts": None,
+        "verified": "own",
+    }
+    return Device(**{**defaults, **numbers, **texts})
+
+
+def _figure(key: str, value: Any, where: str) -> float:
+    good = isinstance(value, int | float) and not isinstance(value, bool) and 0 < value < LIMIT
+    if not good or (key == "gpus_per_node" and value != int(value)):
+        kind = "a whole number" if key == "gpus_per_node" else "a number"
+        raise ConfigError(f"{where}: {key} is {value!r}: give {kind} above 0 and below {LIMIT:g}")
+    return int(value) if key == "gpus_per_node" else float(value)
+
+
+def _name(key: str, value: Any, where: str) -> str:
+    if not isinstance(value, str) or not value:
+        raise ConfigError(f"{where}: {key} is {value!r}: give a name in quotes")
+    return value

@@ -1,0 +1,112 @@
+"""Bytes that a training needs on its fullest device. Values or arrays (cases,).
+
+States, activations of the micro-batches in flight (Korthikanti et al. 2022, section 4), the logits of the last stage,
+what is gathered or reduced at a time, and what the allocator and the driver add.
+"""
+
+import numpy as np
+
+from paralab.axes.costs import Case, Plan, Values
+from paralab.axes.data.cost import buffer_bytes, gathered_bytes, state_bytes
+from paralab.axes.pipeline.cost import in_flight, is_v_shaped
+from paralab.axes.weights import local_dense, local_embedding, local_experts, local_output
+
+HALF = 2  # bytes of an activation
+
+
+def peak_bytes(plan: Plan) -> Values:
+    """Return the bytes of the fullest device, in the sense of the case's memory_kind."""
+    case = plan.case
+    first, output = local_embedding(case), local_output(case)
+    ends_first = first + np.where(case.pp == 1, output, 0)
+    both = is_v_shaped(case) | (case.pp == 1)
+    loss = logit_bytes(plan)
+    ranks = (
+        _rank_bytes(plan, case.layers_first, 0, ends_first, np.where(both, loss, 0.0)),
+        np.where(case.pp > 2, _rank_bytes(plan, case.layers_held, case.held_rank, 0.0, 0.0), 0.0),
+        np.where(case.pp > 1, _rank_bytes(plan, case.layers_last, case.pp - 1, output, np.where(both, 0.0, loss)), 0.0),
+    )
+    allocated = np.maximum(np.maximum(ranks[0], ranks[1]), ranks[2])
+    return as_kind(plan, allocated)
+
+
+def _rank_bytes(plan: Plan, layers: Values, rank: Values, ends: Values, loss: Values) -> Values:
+    """Return the allocated bytes of a pipeline rank. ends: weights of embedding and output. loss: bytes of its logits.
+
+    Either the logits or the working set of one layer is there at the fullest moment, on top of what is kept.
+    """
+    case = plan.case
+    layer = local_dense(case) + local_experts(case)
+    states = state_bytes(plan, layers * layer + ends)
+    kept = in_flight(case, rank) * layers * kept_bytes(plan)
+    at_once = np.maximum(loss, working_bytes(plan)) + gathered_bytes(plan, layer, ends, layers)
+    return states + kept + at_once + buffer_bytes(plan)
+
+
+def kept_bytes(plan: Plan) -> Values:
+    """Return the bytes that a layer keeps of one micro-batch until its backward pass."""
+    case = plan.case
+    full, selective = case.recompute == "full", case.recompute == "selective"
+    per_operator = selective & (case.framework == "torchtitan")
+    whole = layer_bytes(plan, scores=case.keeps_scores & ~selective)
+    some = np.where(per_operator, _operator_bytes(plan), whole)
+    return np.where(full, HALF * case.tokens * case.hidden * case.sequence_share, some)
+
+
+def layer_bytes(plan: Plan, scores: Values) -> Values:
+    """Return the bytes of all activations of a layer that backward needs. scores: whether those of attention count."""
+    case, k = plan.case, plan.constants
+    dropout = np.where(case.keeps_scores, 2, 0)  # masks, in software that trains with dropout
+    fuses = case.compile | case.fused_norm
+    norm = np.where((case.norm == "rmsnorm") & ~fuses, 2 * k.mem_eager_norm_bytes, 0.0)
+    rotary = np.where((case.position == "rotary") & ~fuses, k.mem_eager_rotary_bytes, 0.0)
+    # inputs of both norms are divided; those of the products behind them only where Megatron gathers them once more
+    gathered = np.where(is_megatron(case), case.sequence_share, 1.0)
+    along_hidden = (4 + dropout + norm) * case.sequence_share + 4 * gathered
+    heads = (case.heads + case.kv_heads) * case.head_dim * rotary
+    heads = heads + HALF * (2 * case.heads + 2 * case.kv_heads) * case.head_dim
+    per_ffn = np.where(case.gated, np.where(fuses, 6, 8), 4)
+    mixture = case.experts > 0
+    inner = np.where(mixture, case.experts_per_token * case.expert_ffn, case.ffn) * per_ffn
+    inner = inner + np.where(mixture, 2 * HALF * case.experts_per_token * case.hidden, 0)
+    score = np.where(scores, np.where(case.attention == "eager", 7, 5) * case.heads * case.sequence_length, 0)
+    return case.tokens * (case.hidden * along_hidden + (heads + inner + score) / case.tp)
+
+
+def _operator_bytes(plan: Plan) -> Values:
+    """torchtitan's selective policy: every second matrix product, the attention output and the input of the layer."""
+    case = plan.case
+    products = (2 * case.heads + 2 * case.kv_heads) * case.head_dim / case.tp * 0.5 + case.ffn * 2 / case.tp
+    products = products + 2 * case.hidden * case.sequence_share
+    saved = HALF * (0.5 * products + case.heads * case.head_dim / case.tp + case.hidden * case.sequence_share)
+    return case.tokens * saved
+
+
+def working_bytes(plan: Plan) -> Values:
+    """Return the bytes that the layer at work has beside what is kept: its activations again, and their gradients."""
+    case, k = plan.case, plan.constants
+    again = np.where(case.recompute == "none", 0.0, layer_bytes(plan, scores=case.keeps_scores))
+    gradients = case.tokens * HALF * (2 * case.hidden + np.where(case.gated, 2, 1) * case.ffn / case.tp)
+    return again + gradients * k.mem_working_share
+
+
+def logit_bytes(plan: Plan) -> Values:
+    """Return the bytes of the logits and the loss of a micro-batch."""
+    case, k = plan.case, plan.constants
+    megatron = is_megatron(case)
+    return case.tokens * case.vocab / case.tp * np.where(megatron, k.mem_logit_bytes_fused, k.mem_logit_bytes)
+
+
+def is_megatron(case: Case) -> Values:
+    """Return whether Megatron's own layers and cross entropy run, and not PyTorch's."""
+    return (case.framework == "megatron-lm") | (case.framework == "megatron-core")
+
+
+def as_kind(plan: Plan, allocated: Values) -> Values:
+    """Return what reserved or used memory of a device is, given what is allocated."""
+    case, k = plan.case, plan.constants
+    reserved = allocated * (1 + k.mem_fragmentation)
+    groups = (case.dp > 1) + 1.0 * (case.tp > 1) + (case.pp > 1) + (case.cp > 1)
+    device = reserved + k.mem_context_bytes + groups * k.mem_communicator_bytes
+    kinds = [case.memory_kind == "allocated", case.memory_kind == "reserved"]
+    return np.select(kinds, [allocated, reserved], default=device)

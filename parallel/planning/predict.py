@@ -1,0 +1,52 @@
+"""Predicted step time, utilisation and memory of cases."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from paralab.axes.costs import GIB, Case, Constants, Machine, Plan, Values
+from paralab.axes.weights import active_weights
+from paralab.planning import memory, steptime
+from paralab.planning.constants import shipped
+from paralab.planning.settle import Settled, arrays
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """What is expected of cases, each an array (cases,) or a value.
+
+    step_time_s: of one optimizer step, also where it does not fit. mfu: of the dense peak of the datasheet.
+    memory_gib: of the fullest device. fits: whether that is there. bound: what most of the time goes into: host,
+    compute, memory (its bandwidth), link or bubble.
+    """
+
+    step_time_s: Values
+    mfu: Values
+    memory_gib: Values
+    fits: Values
+    bound: Values
+
+
+def predict(settled: Sequence[Settled], constants: Constants | None = None) -> Prediction:
+    """Return predictions, each an array (cases,). constants: those that are shipped by default."""
+    return evaluate(*arrays(list(settled)), constants)
+
+
+def evaluate(case: Case, machine: Machine, constants: Constants | None = None) -> Prediction:
+    """Return the same for cases and machines whose fields are values or arrays (cases,)."""
+    k = constants or shipped()
+    plan = Plan(case, machine, k)
+    step = steptime.step(plan)
+    seconds = step.total_s
+    used = memory.peak_bytes(plan)
+    on_device = memory.peak_bytes(Plan(case.but(memory_kind="device"), machine, k))
+    fits = on_device <= machine.memory_bytes
+    return Prediction(seconds, _mfu(case, machine, seconds), used / GIB, fits, steptime.bound(plan, step))
+
+
+def _mfu(case: Case, machine: Machine, seconds: Values) -> Values:
+    """Return model FLOPs utilisation: 6 for each weight in use and 12 LHS for attention, a token (docs/planner.md)."""
+    tokens = case.global_batch_size * case.sequence_length
+    flops = 6 * active_weights(case) + 12 * case.layers * case.hidden * np.asarray(case.sequence_length, dtype=float)
+    return flops * tokens / seconds / case.n_gpus / machine.peak_flops

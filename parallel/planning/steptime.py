@@ -1,0 +1,120 @@
+"""Seconds of one optimizer step: device, host, and what every axis adds. Values or arrays (cases,)."""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from paralab.axes import all_axes
+from paralab.axes.context_cost import ContextCost
+from paralab.axes.costs import AxisCost, Pass, Plan, Values, smooth_max
+from paralab.axes.data.cost import fullest_weights, updated_share
+from paralab.axes.expert_cost import ExpertCost
+from paralab.axes.pipeline.cost import Ranks, bubble_share, is_v_shaped, schedule_s
+from paralab.axes.weights import local_dense, local_embedding, local_experts, local_output
+from paralab.planning import compute, host
+
+BOUNDS = ("host", "compute", "memory", "link", "bubble")
+
+
+def costs() -> tuple[AxisCost, ...]:
+    """Return what every way of splitting adds, innermost first: an outer one hides behind what the inner ones take.
+
+    Context and expert parallelism are predicted, and are no axes of layouts.
+    """
+    return (ContextCost(), ExpertCost(), *(axis.cost() for axis in reversed(all_axes())))
+
+
+@dataclass(frozen=True)
+class Layer:
+    """Seconds of one layer in one micro-batch. device: busy. waits: for links. host: launching."""
+
+    device: Pass
+    waits: Pass
+    host: Pass
+
+
+@dataclass(frozen=True)
+class Step:
+    """Seconds of a step, and of what it waits for once. ranks: of one micro-batch on each kind of rank."""
+
+    total_s: Values
+    ranks: Ranks
+    bubble_s: Values
+    once_s: Values
+    layer: Layer
+
+
+def step_time_s(plan: Plan) -> Values:
+    """Return the seconds of an optimizer step."""
+    return step(plan).total_s
+
+
+def step(plan: Plan) -> Step:
+    """Return the seconds of an optimizer step with its parts."""
+    case = plan.case
+    one = layer(plan)
+    ranks = all_ranks(plan, one)
+    passes_s = schedule_s(plan, ranks)
+    backward_s = case.layers / case.pp * (one.device.backward_s + one.waits.backward_s)
+    waits_s = sum(cost.in_step(plan, backward_s) for cost in costs())
+    updated = fullest_weights(case) * updated_share(case)
+    update_s = compute.optimizer_s(plan, updated) + host.step_s(plan, case.layers / case.pp)
+    bubble_s = (ranks.total_s - ranks.slowest_s) * bubble_share(case)
+    return Step(passes_s + waits_s + update_s, ranks, bubble_s, waits_s, one)
+
+
+def layer(plan: Plan) -> Layer:
+    """Return the seconds of a layer, all axes included."""
+    device = compute.layer(plan)
+    waits, on_host = Pass(), host.layer(plan)
+    for cost in costs():
+        waits += cost.in_layer(plan, device + waits)
+        on_host += cost.on_host(plan)
+    return Layer(device, waits, on_host)
+
+
+def all_ranks(plan: Plan, one: Layer) -> Ranks:
+    """Return the seconds of a micro-batch on the first, a middle and the last rank, and of all one after the other."""
+    case = plan.case
+    embedding_s, output_s = compute.embedding(plan).both_s, compute.output(plan).both_s
+    both = is_v_shaped(case) | (case.pp == 1)
+    embedding, output = local_embedding(case), np.where(case.pp == 1, local_output(case), 0.0)
+    first_s = _rank_s(plan, one, case.layers_first, embedding_s + np.where(both, output_s, 0.0), embedding + output)
+    middle_s = _rank_s(plan, one, case.layers_middle, 0.0, 0.0)
+    last_s = _rank_s(plan, one, case.layers_last, np.where(both, 0.0, output_s), local_output(case))
+    average = (case.layers - case.layers_first - case.layers_last) / np.maximum(case.pp - 2, 1)
+    between_s = (case.pp - 2) * _rank_s(plan, one, average, 0.0, 0.0)
+    total_s = first_s + np.where(case.pp > 1, last_s, 0.0) + np.where(case.pp > 2, between_s, 0.0)
+    return Ranks(first_s, np.where(case.pp > 2, middle_s, 0.0), np.where(case.pp > 1, last_s, 0.0), total_s)
+
+
+def _rank_s(plan: Plan, one: Layer, layers: Values, ends_s: Values, ends: Values) -> Values:
+    """Return the seconds of a micro-batch on a rank: the slower of device and host.
+
+    ends_s: of the embedding and the output layer there, whose weights are `ends`.
+    """
+    case, k = plan.case, plan.constants
+    weights = layers * (local_dense(case) + local_experts(case)) + ends
+    device_s = layers * (one.device + one.waits).both_s + ends_s + compute.accumulate_s(plan, weights)
+    host_s = layers * one.host.both_s + host.micro_batch_s(plan)
+    return smooth_max(device_s, host_s, k.smooth_power)
+
+
+def bound(plan: Plan, done: Step) -> Values:
+    """Return what most of a step goes into: one of `BOUNDS`, as text or an array (cases,) of text."""
+    case, one = plan.case, done.layer
+    micro_batches = case.micro_batches * case.layers / case.pp
+    products_s = compute.products(plan).both_s + np.where(case.keeps_scores, 0.0, compute.attention(plan).both_s)
+    busy_s = one.device.both_s
+    products_s = np.minimum(products_s, busy_s)
+    on_device = busy_s + one.waits.both_s
+    seconds = np.stack(
+        np.broadcast_arrays(
+            np.where(one.host.both_s > on_device, micro_batches * one.host.both_s, 0.0),
+            micro_batches * products_s,
+            micro_batches * (busy_s - products_s),
+            micro_batches * one.waits.both_s + done.once_s,
+            done.bubble_s,
+        )
+    )
+    return np.array(BOUNDS)[np.argmax(seconds, axis=0)]

@@ -1,0 +1,155 @@
+"""A case that is changed in one way is predicted to change the right way: on all published cases that it can be."""
+
+from collections.abc import Callable, Mapping
+
+import numpy as np
+import pytest
+
+from paralab.axes.costs import Case, Machine
+from paralab.benchmarks.planner_cases import Published, published
+from paralab.planning import hardware
+from paralab.planning.predict import evaluate
+from paralab.planning.settle import arrays
+
+Change = Callable[[Case], Mapping[str, object]]
+Which = Callable[[Case], np.ndarray]
+SHARE = 0.9  # of the cases have to move the right way, for each change
+
+
+@pytest.fixture(scope="module")
+def cases() -> Published:
+    """Every published case, and of the largest table every tenth."""
+    every = published()
+    few = np.arange(len(every.table)) % 10 == 0
+    return every.part((every.table != "vtrain_single_node") | few)
+
+
+def always(case: Case) -> np.ndarray:
+    return case.layers > 0
+
+
+SLOWER: dict[str, tuple[Which, Change]] = {
+    "twice the batch": (always, lambda c: {"global_batch_size": 2 * c.global_batch_size}),
+    "twice the layers": (
+        always,
+        lambda c: {
+            n: 2 * getattr(c, n) for n in ("layers", "layers_first", "layers_middle", "layers_last", "layers_held")
+        },
+    ),
+    "twice the MLP": (lambda c: c.experts == 0, lambda c: {"ffn": 2 * c.ffn}),
+    "a larger vocabulary": (always, lambda c: {"vocab": 4 * c.vocab}),
+    "full recomputation": (lambda c: c.recompute == "none", lambda c: {"recompute": "full"}),
+    "selective recomputation": (
+        lambda c: (c.recompute == "none") & (c.framework != "llm-foundry"),
+        lambda c: {"recompute": "selective"},
+    ),
+    "scores in separate operations": (lambda c: c.attention == "fused", lambda c: {"attention": "eager"}),
+    "no overlap of data parallelism": (lambda c: c.dp_overlap & (c.dp > 1), lambda c: {"dp_overlap": c.dp < 0}),
+    "no overlap of tensor parallelism": (lambda c: c.tp_overlap & (c.tp > 1), lambda c: {"tp_overlap": c.tp < 0}),
+    "no compilation": (lambda c: c.compile, lambda c: {"compile": c.dp < 0}),
+    "no interleaving": (lambda c: c.schedule == "interleaved", lambda c: {"schedule": "1f1b", "vpp": 1.0}),
+}
+
+
+def share_moved(cases: Published, which: Which, change: Change, *, up: bool) -> float:
+    """Return the share of the cases that `which` chooses whose step time moves up (or down) by at least 0.01%."""
+    part = cases.part(which(cases.case))
+    assert len(part.table) >= 5, "too few cases to say anything"
+    before = evaluate(part.case, part.machine).step_time_s
+    values = {name: np.broadcast_to(value, before.shape) for name, value in change(part.case).items()}
+    after = evaluate(part.case.but(**values), part.machine).step_time_s
+    return float(np.mean(after > before * 1.0001 if up else after < before * 0.9999))
+
+
+@pytest.mark.parametrize("name", SLOWER)
+def test_what_is_more_work_or_hides_less_takes_longer(name: str, cases: Published) -> None:
+    which, change = SLOWER[name]
+    assert share_moved(cases, which, change, up=True) >= SHARE
+
+
+@pytest.mark.parametrize("schedule", ["zb-h1", "zb-h2", "zb-2p"])
+def test_a_smaller_bubble_takes_less(schedule: str, cases: Published) -> None:
+    assert share_moved(cases, lambda c: c.schedule == "1f1b", lambda c: {"schedule": schedule}, up=False) >= SHARE
+
+
+def machine_moved(cases: Published, which: np.ndarray, **factors: float) -> float:
+    """Return the share of cases that take longer with some figures of the machine times a factor."""
+    part = cases.part(which)
+    before = evaluate(part.case, part.machine).step_time_s
+    values = {**vars(part.machine)} | {name: getattr(part.machine, name) * by for name, by in factors.items()}
+    return float(np.mean(evaluate(part.case, Machine(**values)).step_time_s > before * 1.0001))
+
+
+@pytest.mark.parametrize("figure", ["peak_flops", "half_flops", "memory_bytes_per_s"])
+def test_half_the_device_takes_longer(figure: str, cases: Published) -> None:
+    assert machine_moved(cases, cases.case.layers > 0, **{figure: 0.5}) >= SHARE
+
+
+def test_an_eighth_of_the_network_takes_longer_where_it_is_used(cases: Published) -> None:
+    crosses = (cases.case.n_gpus > cases.case.gpus_per_node) & (cases.case.dp * cases.case.pp > 1)
+    assert machine_moved(cases, crosses, inter_bytes_per_s=1 / 8) >= SHARE
+
+
+def test_an_eighth_of_the_link_takes_longer_where_tensor_ranks_use_it(cases: Published) -> None:
+    assert machine_moved(cases, cases.case.tp > 1, intra_bytes_per_s=1 / 8) >= SHARE
+
+
+def test_more_gpus_take_less_for_the_same_batch(cases: Published) -> None:
+    """Twice the data ranks, where the batch can still be divided."""
+    which = (cases.case.micro_batches >= 2) & (cases.case.micro_batches % 2 == 0)
+    change: Change = lambda c: {"dp": 2 * c.dp, "n_gpus": 2 * c.n_gpus}  # noqa: E731
+    assert share_moved(cases, lambda c: which, change, up=False) >= SHARE
+
+
+@pytest.mark.parametrize(
+    ("slow", "fast"),
+    [
+        ("V100-SXM2-32GB", "A100-SXM4-80GB"),
+        ("A100-SXM4-80GB", "H100-SXM-80GB"),
+        ("H100-96GB-HBM2e-500W", "H100-SXM-80GB"),
+        ("H100-SXM-80GB", "H200-SXM-141GB"),
+        ("H100-SXM-80GB", "B200-SXM"),
+        ("A100-PCIe-80GB", "A100-SXM4-80GB"),
+    ],
+)
+def test_a_newer_device_takes_less(slow: str, fast: str, cases: Published) -> None:
+    """Links included; in fp16, which all have."""
+    from dataclasses import replace
+
+    times = []
+    for name in (slow, fast):
+        device = hardware.find(name)
+        settled = [
+            replace(
+                one,
+                case=one.case.but(precision="fp16"),
+                device=device,
+                intra_gbyte_per_s=device.link_gbyte_per_s,
+                inter_gbit_per_s=device.network_gbit_per_s,
+            )
+            for one in cases.settled
+        ]
+        times.append(evaluate(*arrays(settled)).step_time_s)
+    assert np.mean(times[1] < times[0]) >= SHARE
+
+
+MORE_MEMORY: dict[str, tuple[Which, Change]] = {
+    "a larger micro-batch": (lambda c: c.micro_batches >= 2, lambda c: {"micro_batch_size": 2 * c.micro_batch_size}),
+    "no recomputation": (lambda c: c.recompute == "full", lambda c: {"recompute": "none"}),
+    "replicas": (lambda c: (c.zero == 3) & (c.dp > 1), lambda c: {"zero": 0.0}),
+    "a longer sequence": (always, lambda c: {"sequence_length": 2 * c.sequence_length}),
+    "twice the ranks in flight": (
+        lambda c: (c.schedule == "1f1b") & (c.micro_batches > 2 * c.pp),
+        lambda c: {"schedule": "zb-h2"},
+    ),
+    "all of the device": (lambda c: c.memory_kind == "reserved", lambda c: {"memory_kind": "device"}),
+}
+
+
+@pytest.mark.parametrize("name", MORE_MEMORY)
+def test_what_keeps_more_needs_more_memory(name: str, cases: Published) -> None:
+    which, change = MORE_MEMORY[name]
+    part = cases.part(which(cases.case))
+    before = evaluate(part.case, part.machine).memory_gib
+    values = {key: np.broadcast_to(value, before.shape) for key, value in change(part.case).items()}
+    assert len(before) >= 5 and np.mean(evaluate(part.case.but(**values), part.machine).memory_gib > before) >= SHARE
