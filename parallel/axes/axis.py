@@ -89,8 +89,10 @@ class StageMemory:
 class Finish:
     """What completes the gradients of a step once backward is done: `finish()`.
 
-    duplicates: ids of parameters that another stage counts in the gradient norm.
+    duplicates: ids of parameters that another stage counts in the gradient norm. axis: whose it is.
     """
+
+    axis = ""
 
     def __init__(self, run: Callable[[], None], duplicates: Iterable[int] = ()) -> None:
         self.run, self.duplicates = run, frozenset(duplicates)

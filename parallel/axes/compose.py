@@ -6,7 +6,7 @@ shards what is left of them, and values come last, so a rank only ever makes its
 """
 
 import contextlib
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import TypeVar
 
@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from paralab.axes import finishing_order, used
-from paralab.axes.axis import Updates
+from paralab.axes.axis import Finish, Updates
 from paralab.axes.blocks import blocks_of
 from paralab.axes.context import BuildContext
 from paralab.axes.initialise import initialise, tie
@@ -57,7 +57,7 @@ def compose(context: BuildContext) -> Composed:
         build_part(part, context)
     modules = list(parts.values())
     forward = _only(axis.forward(modules[0], context) for axis in axes) or modules[0]
-    finish = [done for axis in finishing_order(context.layout) if (done := axis.after_backward(parts, context))]
+    finish = list(_finishes(parts, context))
     parameters = [p for module in modules for p in module.parameters() if p.requires_grad]
     updates = _only(axis.updates(parameters, context) for axis in axes) or Updates(make_pieces(parameters), None)
     pieces, own = updates.pieces, context.own
@@ -71,10 +71,17 @@ def compose(context: BuildContext) -> Composed:
         pieces,
         optimizer,
         _only(axis.schedule(parts, context) for axis in axes) or Accumulate(forward, context),
-        list(finish),
+        [*finish],
         updates.share,
         {parameter for done in finish for parameter in done.duplicates},
     )
+
+
+def _finishes(parts: Mapping[int, nn.Module], context: BuildContext) -> Iterator[Finish]:
+    for axis in finishing_order(context.layout):
+        if (done := axis.after_backward(parts, context)) is not None:
+            done.axis = axis.name
+            yield done
 
 
 def _only(answers: Iterable[T | None]) -> T | None:

@@ -192,6 +192,8 @@ def prove_all(rank: Rank, progress: Progress, runs: list[VerifyConfig]) -> list[
                 phases.end()
                 if rank.is_main:
                     print(_line(here.work, result) + _remark(here.work, part, runs[0]), flush=True)
+                    if result is not None and result.first:
+                        print(f"    {result.first}", flush=True)
             if dist.is_initialized():
                 dist.barrier()
     for work in _surrounded(runs, rank) if whole else ():
@@ -244,4 +246,7 @@ def _line(work: Work, c: ParityResult | None) -> str:
     differences = (c.loss_difference, c.grad_norm_difference, c.parameter_difference) if c is not None else ()
     said = (work.strategy, str(work.layout), str(work.run.accumulation))
     cells = (*said, *(f"{difference:.1e}" for difference in differences))
-    return "  ".join(f"{cell:<{width}}" for cell, (_, width) in zip(cells, _COLUMNS, strict=False)) + f"  {c or ''}"
+    return (
+        "  ".join(f"{cell:<{width}}" for cell, (_, width) in zip(cells, _COLUMNS, strict=False))
+        + f"  {c.verdict if c else ''}"
+    )

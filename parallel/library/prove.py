@@ -5,10 +5,7 @@ from dataclasses import replace
 from itertools import cycle
 from typing import Any
 
-import torch
 import torch.distributed as dist
-from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from paralab.data.dataset import Batch
 from paralab.errors import ConfigError, DataError
@@ -18,7 +15,8 @@ from paralab.library.own import dropouts
 from paralab.library.trainer import Trainer, division_of
 from paralab.library.work import OwnWork
 from paralab.options.choices import Precision
-from paralab.parity.prove import judge
+from paralab.parity.narrowed import Narrowed
+from paralab.parity.prove import judge, named
 from paralab.parity.reference import reference, trace
 from paralab.parity.result import ParityResult
 from paralab.parity.tolerances import TOLERANCES
@@ -38,7 +36,8 @@ def prove(
     batches: global batches, the same on every rank; they are taken in turn until there are enough. steps: optimizer
     steps. precision: of the check, by default fp64 for a trainer in fp32: what differs then is not rounding. A model
     that itself computes parts in fp32 is held to the tolerance of fp32.
-    Returns: the largest differences of loss, gradient norm and parameters, and whether they are within tolerance.
+    Returns: the largest differences of loss, gradient norm and parameters, and whether they are within tolerance; where
+    they are not, also the first layer, gradient or update that differs (`first`), from the steps taken once more.
     Raises: ConfigError where the model draws random numbers that the layout draws otherwise; DataError without batches.
     """
     work, mesh = _work(trainer, precision), trainer.mesh
@@ -54,7 +53,7 @@ def prove(
 
     traced: list[Any] = [None]
     if trainer.world.is_main:
-        watched = replace(work, brought=replace(work.brought, around=(narrowed := _Narrowed())))
+        watched = replace(work, brought=replace(work.brought, around=(narrowed := Narrowed())))
         want = reference(watched, mesh, steps=steps, feed=feed, start=work.brought.values)
         traced = [(want, narrowed.seen)]
     if mesh.world is not None:
@@ -62,7 +61,10 @@ def prove(
     want, narrow = traced[0]
     engine, got = trace(work, mesh, steps=steps, feed=feed)
     tolerance = TOLERANCES["fp32"] if narrow and work.run.precision == "fp64" else None
-    return judge(engine, got, replace(want, start=dict(work.brought.values or {})), work, mesh, tolerance=tolerance)
+    want = replace(want, start=dict(work.brought.values or {}))
+    result = judge(engine, got, want, work, mesh, tolerance=tolerance)
+    del engine  # its memory is needed where something differs
+    return named(result, work, mesh, feed=feed, steps=steps)
 
 
 def _work(trainer: Trainer, precision: Precision | None) -> OwnWork:
@@ -80,18 +82,6 @@ def _flat(trainer: Trainer, batch: Any) -> Batch:
     if form != trainer.form:
         raise DataError("a batch of another form than the first one: the same tensors are needed in every batch")
     return rows
-
-
-class _Narrowed(TorchDispatchMode):
-    """Notes whether a step makes fp32 of fp64, as models do that compute their loss in a precision of their own."""
-
-    seen = False
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        out = func(*args, **(kwargs or {}))
-        if isinstance(out, Tensor) and out.dtype == torch.float32:
-            self.seen = self.seen or any(isinstance(x, Tensor) and x.dtype == torch.float64 for x in args)
-        return out
 
 
 def _check_random(trainer: Trainer, work: OwnWork) -> None:

@@ -1,6 +1,7 @@
 """Train a layout for some steps and compare it with its reference."""
 
 from collections.abc import Iterator
+from dataclasses import replace
 from itertools import chain
 
 import torch.distributed as dist
@@ -8,9 +9,10 @@ import torch.distributed as dist
 from paralab.axes.initialise import local, local_slices
 from paralab.engines.engine import Engine
 from paralab.parity.movement import Compared, compare, over_pieces
-from paralab.parity.reference import STEPS, Trace, first_values, global_statistics, reference_work, trace
+from paralab.parity.reference import STEPS, Feed, Trace, first_values, global_statistics, reference_work, trace
 from paralab.parity.result import ParityResult
 from paralab.parity.tolerances import NOISE, Tolerance, measure, tolerance_of
+from paralab.planning.batches import training_batches
 from paralab.planning.resolve import Work
 from paralab.processes.cluster import Mesh
 
@@ -18,7 +20,22 @@ from paralab.processes.cluster import Mesh
 def prove(work: Work, mesh: Mesh, want: Trace, *, steps: int = STEPS) -> ParityResult:
     """Train a layout for some steps and hold it against the reference. Collective over the ranks of the mesh."""
     engine, got = trace(work, mesh, steps=steps)
-    return judge(engine, got, want, work, mesh)
+    result = judge(engine, got, want, work, mesh)
+    del engine  # its memory is needed where something differs
+    return named(result, work, mesh, feed=training_batches, steps=steps)
+
+
+def named(result: ParityResult, work: Work, mesh: Mesh, *, feed: Feed, steps: int) -> ParityResult:
+    """Return a result, where it failed with what differs first. Collective over the ranks of the mesh."""
+    passed = [result.passed]
+    if mesh.world is not None:  # what differs may be what ranks have to agree on
+        passed = [True] * work.layout.world_size
+        dist.all_gather_object(passed, result.passed, group=mesh.world)
+    if all(passed):
+        return result
+    from paralab.parity.first import first_difference
+
+    return replace(result, first=first_difference(work, mesh, feed=feed, steps=steps))
 
 
 def judge(

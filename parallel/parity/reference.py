@@ -45,7 +45,7 @@ def reference_work(work: Work) -> Work:
     accumulation = {"none": 1, "global": division.chunks, "rank": division.chunks * division.dp}[statistics]
     layout = Layout()
     run = replace(
-        _judged_run(work.run),
+        judged_run(work.run),
         engine="torch",
         ds_config=None,
         layout=layout,
@@ -60,7 +60,7 @@ def reference_work(work: Work) -> Work:
     return replace(work, run=run, layout=layout, division=layout.divide(division.global_batch_size, accumulation))
 
 
-def _judged_run(run: RunConfig) -> RunConfig:
+def judged_run(run: RunConfig) -> RunConfig:
     """Return the options that the steps of a parity check are taken with, by the layout and by the reference.
 
     A warm-up is left out: its first steps are so short that a parameter could stay where it was and nobody would see.
@@ -82,7 +82,7 @@ def trace(work: Work, mesh: Mesh, *, steps: int, feed: Feed = training_batches) 
     Under fp16 a step whose gradients overflow is skipped and the next one is taken with half the loss scale. The
     reference knows no such steps, so training begins anew with the smaller scale until none is skipped.
     """
-    work = replace(work, run=_judged_run(work.run))
+    work = replace(work, run=judged_run(work.run))
     loss_scale: float | None = None
     while True:
         engine = engines.build(work.context(mesh), work.run.engine, ds_config=work.run.ds_config)

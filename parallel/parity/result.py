@@ -24,6 +24,7 @@ class ParityResult:
     unjudged: int = 0  # of them: the reference moves these no further than rounding could
     missing: tuple[str, ...] = ()  # parameters of the reference that no rank has compared
     micro_batches: int = 1  # that the reference takes in turn, where the model has statistics of what it sees together
+    first: str = ""  # where it failed: the first layer, gradient or update that differs, and after which collective
 
     @property
     def passed(self) -> bool:
@@ -35,6 +36,11 @@ class ParityResult:
         )
 
     def __str__(self) -> str:
+        return f"{self.verdict}; {self.first}" if self.first else self.verdict
+
+    @property
+    def verdict(self) -> str:
+        """Passed or not, and what is beyond its tolerance, in words."""
         if not self.passed:
             return "FAILED: " + ", ".join(self.failures())
         if self.unjudged and self.unjudged == self.parameters:

@@ -317,7 +317,7 @@ class RunRecord:
     parity: bool | None = column("Parity result: whether all three differences are within their tolerances")
     parity_scope: str | None = column("How much of the run was compared: whole, or so many of its blocks and samples")
     parity_result: str | None = column(
-        "Parity result in words: passed, or what differs, by how much, and what is allowed"
+        "Parity result in words: passed, or what differs, by how much, what is allowed, and what differs first"
     )
     parity_precision: str | None = column("Precision of the arithmetic during the parity check")
 

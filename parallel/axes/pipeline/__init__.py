@@ -117,7 +117,7 @@ def _tied(stage: Stage, plan: "Planned") -> Transfer:
     if layout.pipeline.rank_of(last, layout.pp) == 0:
         names = []
     share = shard_ranks(layout) if layout.zero >= 2 else 1
-    numel = sum(fsdp_padded_numel([stage.shapes[name]], dp=share) // share for name in names)
+    numel = sum(fsdp_padded_numel([stage.shapes[name]], dp=share) // share for name in names if name in stage.shapes)
     return Transfer("send", layout.pp, numel * weight_bytes(plan))
 
 
