@@ -11,11 +11,12 @@ if TYPE_CHECKING:
     from paralab.layout import Layout
     from paralab.layout.words import register as register_axis
     from paralab.library.checkpoint import load, save
+    from paralab.library.parallelize import parallelize
     from paralab.library.pipeline import Pipeline
     from paralab.library.plan import Plan, plan
     from paralab.library.prove import prove
     from paralab.library.prove_training import prove_training
-    from paralab.library.trainer import Step, Trainer, parallelize
+    from paralab.library.trainer import Step, Trainer
     from paralab.library.world import World, join
     from paralab.models import register_model
 
@@ -50,7 +51,7 @@ _PLACES = {
     "World": "paralab.library.world:World",
     "join": "paralab.library.world:join",
     "load": "paralab.library.checkpoint:load",
-    "parallelize": "paralab.library.trainer:parallelize",
+    "parallelize": "paralab.library.parallelize:parallelize",
     "plan": "paralab.library.plan:plan",
     "prove": "paralab.library.prove:prove",
     "prove_training": "paralab.library.prove_training:prove_training",

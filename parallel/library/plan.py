@@ -15,8 +15,9 @@ from paralab.layout import strategies as named
 from paralab.library import values as own_values
 from paralab.library.batches import Form, flatten
 from paralab.library.own import Loss, spec_of
+from paralab.library.parallelize import check_axes, example_of
 from paralab.library.pipeline import Pipeline
-from paralab.library.trainer import check_axes, division_of, example_of
+from paralab.library.sharding import division_of
 from paralab.library.work import Brought, OwnRun, OwnWork
 from paralab.models.spec import Style
 from paralab.options.choices import OptimizerName, Precision

@@ -12,7 +12,8 @@ from paralab.errors import ConfigError, DataError
 from paralab.library import values as own_values
 from paralab.library.batches import flatten, rows_of
 from paralab.library.own import dropouts
-from paralab.library.trainer import Trainer, division_of
+from paralab.library.sharding import division_of
+from paralab.library.trainer import Trainer
 from paralab.library.work import OwnWork
 from paralab.options.choices import Precision
 from paralab.parity.narrowed import Narrowed

@@ -1,0 +1,171 @@
+"""Split a module of one's own over the processes, as a layout says."""
+
+from collections.abc import Callable, Mapping
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from paralab.axes.check import check_split
+from paralab.data.dataset import Batch
+from paralab.errors import LayoutError, WorldError, did_you_mean
+from paralab.layout import Layout
+from paralab.layout import strategies as named
+from paralab.library import advice
+from paralab.library import values as own_values
+from paralab.library.alike import check_alike, draw_alike
+from paralab.library.optimizer import MakeOptimizer, MakeScheduler, check_asked
+from paralab.library.own import Initialise, Loss, OwnConfig, check_stages, spec_of
+from paralab.library.pipeline import Pipeline
+from paralab.library.sharding import division_of
+from paralab.library.trainer import Trainer
+from paralab.library.work import Brought, OwnRun, OwnWork
+from paralab.library.world import World
+from paralab.models.spec import ModelSpec, Style
+from paralab.options.choices import CompileMode, Precision
+from paralab.processes import cluster
+
+Made = nn.Module | Callable[[], nn.Module]
+
+
+def parallelize(
+    model: Made,
+    layout: Layout | str,
+    *,
+    world: World,
+    loss: Loss | None = None,
+    optimizer: MakeOptimizer = torch.optim.AdamW,
+    scheduler: MakeScheduler | None = None,
+    blocks: str | None = None,
+    tensor: Mapping[str, Style] | None = None,
+    pipeline: Pipeline | None = None,
+    example: Any = None,
+    initialise: Initialise | None = None,
+    precision: Precision = "fp32",
+    accumulation: int = 1,
+    clip_norm: float | None = None,
+    checkpointing: Literal["none", "full"] | int = "none",
+    compile: CompileMode = "none",
+    unused_parameters: bool = False,
+    seed: int = 0,
+) -> "Trainer":
+    """Split a module over the processes as a layout says, and return what trains it. Collective.
+
+    model: the module, with the values it has on rank 0; or a function that makes it, which on other ranks runs on the
+    meta device where it can, so that they never hold a whole copy. Its parameters are trained in fp32 (fp64 under that
+    precision), and its `state_dict` names stay. The module that was passed is not to be used afterwards.
+    layout: such as "dp4/zero3" or "dp2.tp2", or a strategy such as "zero3", which takes all processes.
+    loss: loss(output, targets) -> the mean over the samples, shape (); a dict of such means is trained on their sum.
+    Without it the module returns its loss itself: a tensor of shape (), or an output with `.loss` or ["loss"]. It gets
+    floating-point outputs in fp32 at least.
+    optimizer: a class, or a function of the list of parameters; the list has `named`, pairs of (name, parameter), for
+    parameter groups. scheduler: a function of the optimizer; its `step()` is called after each update.
+    blocks: a pattern such as "encoder.layers.*" of the repeated layers, by which ZeRO gathers and checkpointing and
+    compile work; found by itself where they are one ModuleList. tensor: for tensor parallelism, pattern of a module ->
+    "column" or "row" (paralab.models.spec.Style). pipeline: for pipeline stages, what runs before and after the blocks.
+    example: a batch (all rows of it), whose shapes pipeline stages have to know.
+    initialise: initialise(name, tensor, generator) gives a whole tensor its values, from which every rank takes its
+    piece: for models that no process could hold. accumulation: backward passes per step. clip_norm: of the gradient
+    over all ranks. checkpointing: recompute the activations of no block, of all ("full"), or of every n-th.
+    compile: mode of torch.compile, for each block. unused_parameters: whether a step may leave parameters without a
+    gradient, which data ranks would otherwise wait for.
+
+    Raises: LayoutError, ConfigError, WorldError, with what was got, what is needed and what to type.
+    """
+    split = _layout(layout, world)
+    check_asked(loss=loss, optimizer=optimizer, scheduler=scheduler)
+    before = torch.get_rng_state()
+    skeleton, values = own_values.make(model, main=world.is_main, drawn=initialise is not None)
+    del model
+    run = OwnRun(
+        model="own",
+        layout=split,
+        engine="torch",
+        precision=precision,
+        accumulation=accumulation,
+        clip_norm=clip_norm,
+        checkpointing=str(checkpointing),
+        compile=compile,
+        seed=seed,
+        optimizer="sgd" if optimizer is torch.optim.SGD else "adamw",
+    )
+    trainer = Trainer(world, run, split, has_loss=loss is not None)
+    batch = trainer._seen(example) if example is not None else None
+    architecture = own_values.digest(skeleton)
+    spec: ModelSpec[OwnConfig] = spec_of(
+        skeleton,
+        name=type(skeleton).__name__,
+        loss=loss,
+        initialise=initialise,
+        blocks=blocks,
+        tensor=tensor or {},
+        pipeline=pipeline,
+        form=lambda: trainer.form,
+        example=example_of(batch) if batch is not None else None,
+        architecture=architecture,
+    )
+    config = spec.config()
+    check_axes(split, spec, config, skeleton, pipeline)
+    brought = Brought(
+        own_values.tensors_of(skeleton),
+        optimizer,
+        scheduler,
+        seed,
+        unused_parameters=unused_parameters,
+        values=values,
+        drawn=initialise is not None,
+        spec=spec,
+        config=config,
+    )
+    mesh = cluster.make_mesh(split, world.device)
+    check_alike(architecture, mesh)
+    draw_alike(before, mesh)
+    rows = len(batch) if batch is not None else split.dp * split.micro_batches * accumulation
+    work = OwnWork(run, spec, config, "own", split, division_of(split, rows, accumulation), brought)
+    trainer._build(work, mesh)
+    return trainer
+
+
+def _layout(layout: Layout | str, world: World) -> Layout:
+    """Return the layout that was asked for, over all processes. Raises: LayoutError, WorldError."""
+    if isinstance(layout, str):
+        name = named.ALIASES.get(layout.strip().lower(), layout.strip().lower())
+        if name in named.STRATEGIES:
+            return named.layout_of(name, world.size)
+        if not any(letter.isdigit() for letter in name):
+            hint = did_you_mean(name, named.STRATEGIES)
+            raise LayoutError(
+                f"{layout!r} is no strategy{hint}: use one of {', '.join(named.STRATEGIES)}, or a layout such as "
+                "dp4/zero3"
+            )
+        layout = Layout.parse(layout)
+    if layout.world_size != world.size:
+        raise WorldError(
+            f"layout {layout} needs {layout.world_size} processes, {world.size} started: type torchrun "
+            f"--nproc-per-node {layout.world_size} and the program, or use a layout of {world.size}"
+        )
+    return layout
+
+
+def check_axes(
+    layout: Layout, spec: ModelSpec[OwnConfig], config: OwnConfig, skeleton: nn.Module, pipeline: Pipeline | None
+) -> None:
+    """Raise LayoutError where an axis of the layout is not told enough of the module."""
+    if layout.tp > 1 and not spec.tensor_plan(config):
+        raise LayoutError(advice.tensor(skeleton))
+    if layout.pp > 1 and (pipeline is None or not spec.blocks(config)):
+        raise LayoutError(advice.pipeline(skeleton, spec.blocks(config)))
+    check_split(layout, spec=spec, config=config)
+    layout.check_schedule()
+    if layout.pp > 1:
+        check_stages(spec.on_meta(config), spec.blocks(config))
+
+
+def example_of(batch: Batch) -> Callable[[int], tuple[tuple[Tensor, ...], Tensor]]:
+    def example(rows: int) -> tuple[tuple[Tensor, ...], Tensor]:
+        def of(x: Tensor) -> Tensor:
+            return torch.zeros((rows, *x.shape[1:]), dtype=x.dtype)
+
+        return tuple(map(of, batch.inputs)), of(batch.targets)
+
+    return example
