@@ -85,10 +85,11 @@ class Liveness:
         with contextlib.suppress(RuntimeError):
             if not self._all_joined():  # the store would wait for what a rank that has not joined says
                 return None
+            left = self._marked("left") - {self.rank}
             for rank, process in self._neighbours.items():
                 if state := _state(process):
-                    return rank, state
-            for rank in sorted(self._marked("left") - {self.rank}):
+                    return rank, "left" if state == "ended" and rank in left else state
+            for rank in sorted(left):
                 return rank, "left"
         return None
 
