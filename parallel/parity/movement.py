@@ -46,9 +46,12 @@ def by_rms(gap: Tensor, moved: Tensor, largest: float, noise: float) -> float:
 
     Arguments and shapes are those of `by_element`. Elements that move less than noise have no gradient but rounding, of
     which Adam makes full steps in low precision: they are left out, except those that the reference leaves exactly
-    where they were.
+    where they were. Of a parameter that moves by less than noise everywhere all are left out: there a step that is
+    lost in the digits of a value leaves it where it was as well.
     """
-    kept = (moved.abs() >= noise) | (moved == 0)
+    kept = moved.abs() >= noise
+    if largest == 0 or largest >= noise:
+        kept |= moved == 0
     return _ratio(gap[kept].norm().item(), moved[kept].norm().item()) if kept.any() else 0.0
 
 

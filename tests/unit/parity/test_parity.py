@@ -173,6 +173,8 @@ def test_an_element_without_a_gradient_but_rounding_is_not_judged_in_low_precisi
     assert compare([-1.0, 0.0], [0.0, 0.0], noise, by_rms).difference == pytest.approx(1.0)
     alone = compare([-1.0], [0.0], [1e-3], by_rms)
     assert alone.difference == 0.0 and not alone.judged
+    lost = compare([0.5, -0.5], [0.4, 0.4], [0.4, 0.401], by_rms)  # beside values in which a step can be lost
+    assert lost.difference == 0.0 and not lost.judged
 
 
 def test_a_piece_counts_as_the_rank_has_it_that_is_furthest_off() -> None:
