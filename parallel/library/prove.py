@@ -16,11 +16,11 @@ from paralab.library.sharding import division_of
 from paralab.library.trainer import Trainer
 from paralab.library.work import OwnWork
 from paralab.options.choices import Precision
-from paralab.parity.narrowed import Narrowed
 from paralab.parity.prove import judge, named
 from paralab.parity.reference import reference, trace
 from paralab.parity.result import ParityResult
 from paralab.parity.tolerances import TOLERANCES
+from paralab.parity.watching import Drawn, Narrowed, line_of_program
 from paralab.planning.resolve import Work
 from paralab.processes.cluster import Mesh
 
@@ -54,12 +54,15 @@ def prove(
 
     traced: list[Any] = [None]
     if trainer.world.is_main:
-        watched = replace(work, brought=replace(work.brought, around=(narrowed := Narrowed())))
+        narrowed, drawn = Narrowed(), Drawn(line_of_program)
+        watched = replace(work, brought=replace(work.brought, around=(narrowed, drawn)))
         want = reference(watched, mesh, steps=steps, feed=feed, start=work.brought.values)
-        traced = [(want, narrowed.seen)]
+        traced = [(want, narrowed.seen, drawn.found)]
     if mesh.world is not None:
         dist.broadcast_object_list(traced, src=0, group=mesh.world)
-    want, narrow = traced[0]
+    want, narrow, random = traced[0]
+    for line, operation in random.items():
+        _refuse_random(f"{line} draws random numbers in forward ({operation})", "Leave it out of", trainer, work)
     engine, got = trace(work, mesh, steps=steps, feed=feed)
     tolerance = TOLERANCES["fp32"] if narrow and work.run.precision == "fp64" else None
     want = replace(want, start=dict(work.brought.values or {}))
@@ -87,11 +90,17 @@ def _flat(trainer: Trainer, batch: Any) -> Batch:
 
 def _check_random(trainer: Trainer, work: OwnWork) -> None:
     """Raise ConfigError where dropout would draw other numbers in one process than it does under the layout."""
-    named, layout = dropouts(work.new_model()), trainer.layout
-    if not named or (layout.dp == layout.pp == 1 and work.division.chunks == 1):
+    for name in dropouts(work.new_model()):
+        _refuse_random(f"{name} drops at random", "Set its p to 0 in", trainer, work)
+
+
+def _refuse_random(what: str, todo: str, trainer: Trainer, work: OwnWork) -> None:
+    """Raise ConfigError unless the layout leaves all samples and layers together, as one process does."""
+    layout = trainer.layout
+    if layout.dp == layout.pp == 1 and work.division.chunks == 1:
         return
     why = "each data rank draws numbers of its own" if layout.dp > 1 else "each stage and micro-batch draws in its turn"
     raise ConfigError(
-        f"{named[0]} drops at random, and under {layout} {why}: no two layouts compute the same with it. Set its "
-        "p to 0 in a model made for prove(); the training itself may keep it"
+        f"{what}, and under {layout} {why}: no two layouts compute the same with it. {todo} a model made for prove(); "
+        "the training itself may keep it"
     )

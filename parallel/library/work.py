@@ -45,7 +45,7 @@ class Brought:
     drawn: bool = False
     everywhere: bool = False
     judged: bool = False
-    around: contextlib.AbstractContextManager[Any] | None = None  # what else a step runs in
+    around: tuple[contextlib.AbstractContextManager[Any], ...] = ()  # what else a step runs in
     spec: Any = None
     config: Any = None
     scheduler: Any = field(default=None, init=False)
@@ -107,7 +107,9 @@ class Brought:
     def random(self, step: int, mesh: Mesh) -> Iterator[None]:
         """Seed what modules draw from, for one step: alike on the ranks that share samples, and different on others."""
         devices = [mesh.device] if mesh.device.type == "cuda" else []
-        with torch.random.fork_rng(devices), self.around or contextlib.nullcontext():
+        with torch.random.fork_rng(devices), contextlib.ExitStack() as around:
+            for other in self.around:
+                around.enter_context(other)
             torch.manual_seed(derived_seed(self.seed, f"step {step}, data rank {mesh.rank('dp')}"))
             yield
 

@@ -19,10 +19,10 @@ from paralab.engines.native import NativeEngine
 from paralab.layout import Layout
 from paralab.parity.listening import BACKWARD, CLIP, UPDATE, Listener, Spot, finished, tell_moments
 from paralab.parity.marks import Mark, Marked, Place, cut, gap, length, mark
-from paralab.parity.narrowed import Narrowed
 from paralab.parity.notes import Notes
 from paralab.parity.reference import reference_work
 from paralab.parity.sends import Sends
+from paralab.parity.watching import Narrowed
 from paralab.planning.resolve import Work
 from paralab.processes.cluster import Mesh
 

@@ -13,7 +13,6 @@ from typing import Any, Generic
 
 import torch
 from torch import Tensor, nn
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from paralab.axes.pipeline.rules import cut_problem
 from paralab.axes.places import file_of, line_of, place, short
@@ -22,6 +21,7 @@ from paralab.axes.tensor.rules import plan_problems, sizes_to_divide, split_prob
 from paralab.errors import ModelError, did_you_mean
 from paralab.models.found import beside, plain_tensors
 from paralab.models.spec import C, ModelSpec, Style
+from paralab.parity.watching import Drawn
 
 _SAMPLES = 2
 _INITIALISED_ELEMENTS = 1 << 22  # of one tensor: larger ones would take seconds
@@ -197,29 +197,10 @@ def _initialised(subject: _Subject, name: str, tensor: Tensor) -> tuple[str, str
     return where, f"init draws {name} from another generator than the one it is given: layouts would begin differently"
 
 
-class _Random(TorchDispatchMode):
-    """Notes which operations draw random numbers, and the line that they are called from."""
-
-    def __init__(self, subject: _Subject) -> None:
-        super().__init__()
-        self.subject, self.found = subject, dict[str, str]()
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if torch.Tag.nondeterministic_seeded in func.tags and self._draws(func, args, kwargs or {}):
-            self.found.setdefault(self.subject.line_now(), str(func.overloadpacket).rpartition(".")[2])
-        return func(*args, **(kwargs or {}))
-
-    @staticmethod
-    def _draws(func: Any, args: Any, kwargs: Any) -> bool:
-        """Attention draws only where it has a dropout."""
-        named = dict(zip((argument.name for argument in func._schema.arguments), args, strict=False)) | kwargs
-        return "attention" not in str(func) or bool(named.get("dropout_p", 0.0))
-
-
 def _passes(subject: _Subject) -> Iterator[Broken]:
     """Yield what is wrong with the loss, with random numbers, and with the cut into stages."""
     model, (inputs, targets) = subject.model().train(), subject.batch()
-    random = _Random(subject)
+    random = Drawn(subject.line_now)
     try:
         with random:
             loss = model(*inputs, targets=targets)

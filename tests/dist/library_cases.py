@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 from torch.utils._pytree import tree_map
 from torch.utils.data import DataLoader, DistributedSampler, TensorDataset
 
@@ -206,6 +207,27 @@ def dropped(rank: Rank, layouts: tuple[str, ...]) -> list[dict[str, Any]]:
         except ConfigError as error:
             said = str(error)
         return {"losses": losses, "last": (block.last > 0).tolist(), "said": said}
+
+    return in_each(rank, layouts, run)
+
+
+class DropsInForward(Plain):
+    """Drops with a function, of which no module tells."""
+
+    def forward(self, words: Tensor) -> Tensor:
+        return super().forward(words) + 0 * functional.dropout(self.head.weight.sum(), 0.5)
+
+
+def said_of_functions(rank: Rank, layouts: tuple[str, ...]) -> list[str]:
+    """Return what is said under each layout of a module that drops in its forward."""
+
+    def run(world: World, layout: Layout) -> str:
+        torch.manual_seed(0)
+        trainer = trainer_of(KINDS["plain"], layout, world, DropsInForward())
+        try:
+            return str(prove(trainer, batches(KINDS["plain"])))
+        except ConfigError as error:
+            return str(error)
 
     return in_each(rank, layouts, run)
 

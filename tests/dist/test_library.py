@@ -53,6 +53,15 @@ def test_dropout_is_of_the_samples_not_of_the_pieces(workers: WorkerPool) -> Non
     assert dp == zero == both and other[1] == other[2] == ranks[2][3]["last"] == ranks[3][3]["last"] != dp
 
 
+def test_dropout_by_a_function_is_refused_with_its_line(workers: WorkerPool) -> None:
+    whole, *split = workers.run("tests.dist.library_cases:said_of_functions", ("tp2", "dp2", "dp2/zero3"))[0]
+    assert whole.startswith("passed"), whole
+    for said in split:
+        assert re.match(r"library_cases\.py:\d+ draws random numbers in forward \(\w*(dropout|bernoulli)\w*\)", said), (
+            said
+        )
+
+
 @pytest.mark.parametrize(
     ("optimizer", "scheduler"),
     [("class", "lambda"), ("two groups", "one cycle"), ("own", None)],
