@@ -87,5 +87,8 @@ _GLOO: Mapping[str, Callable[[int, int], Fraction]] = {
 
 
 def fsdp_padded_numel(shapes: Iterable[Sequence[int]], *, dp: int) -> int:
-    """Return the elements that FSDP2 moves for parameters of these shapes: dimension 0 rounded up to dp."""
-    return sum(-(-shape[0] // dp) * dp * prod(shape[1:]) for shape in shapes)
+    """Return the elements that FSDP2 moves for parameters of these shapes: dimension 0 rounded up to dp.
+
+    One of shape () is not sharded, and counts as nothing.
+    """
+    return sum(-(-shape[0] // dp) * dp * prod(shape[1:]) for shape in shapes if shape)

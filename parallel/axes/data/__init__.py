@@ -239,6 +239,9 @@ def _sharding(stage: Stage, plan: "Planned") -> Iterator[tuple[str, Transfer]]:
     layout, times, ranks = plan.layout, reductions(plan), shard_ranks(plan.layout)
     dim, updated = shard_dim(layout), trained(stage.part, stage.shapes)
     for name, shape in stage.shapes.items():
+        if not shape:  # whole on every rank
+            yield "dp", Transfer("all_reduce", layout.dp, (name in updated) * weight_bytes(plan))
+            continue
         padded = fsdp_padded_numel([shape], dp=ranks)
         # What is outside the blocks stays gathered from forward to backward, and so does all of a pipeline.
         gathers = 2 if layout.zero == 3 and layout.pp == 1 and block_of(name, blocks_in(plan)) is not None else 1

@@ -106,18 +106,20 @@ def _over_boundaries(stage: Stage, plan: "Planned") -> Transfer:
 
 
 def _tied(stage: Stage, plan: "Planned") -> Transfer:
-    """Return the exchange of gradients of tied parameters, where first and last stage lie on two ranks."""
+    """Return the exchange of gradients of parameters that stages on several ranks hold: to each of the others."""
     from paralab.axes.data import shard_ranks
     from paralab.axes.forms import fsdp_padded_numel
-    from paralab.axes.pipeline.stages import tied_ends
+    from paralab.axes.pipeline.stages import shared_parameters
 
-    layout, tied = plan.layout, tied_ends(plan.spec, plan.model_config)
-    last = layout.stages - 1
-    names = {0: list(tied.values()), last: list(tied)}.get(stage.index, [])
-    if layout.pipeline.rank_of(last, layout.pp) == 0:
-        names = []
+    layout, tied, numel = plan.layout, plan.spec.tied_in(plan.model_config), 0
     share = shard_ranks(layout) if layout.zero >= 2 else 1
-    numel = sum(fsdp_padded_numel([stage.shapes[name]], dp=share) // share for name in names if name in stage.shapes)
+    origins = {tied.get(name, name): shape for name, shape in stage.shapes.items()}
+    for name, stages in shared_parameters(plan).items():
+        rank_of = {number: layout.pipeline.rank_of(number, layout.pp) for number in stages}
+        here = [number for number in stages if rank_of[number] == stage.pp_rank]
+        if here[:1] == [stage.index]:  # a rank sends once, whatever it holds
+            peers = len(set(rank_of.values())) - 1
+            numel += peers * (fsdp_padded_numel([origins[name]], dp=share) // share or 1)
     return Transfer("send", layout.pp, numel * weight_bytes(plan))
 
 

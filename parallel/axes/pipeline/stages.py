@@ -18,7 +18,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from paralab.axes import used
-from paralab.axes.context import BuildContext
+from paralab.axes.context import BuildContext, Planned
 from paralab.axes.initialise import local
 from paralab.axes.meta import AllOnMeta
 from paralab.axes.precision import in_dtype, weight_dtype
@@ -88,10 +88,8 @@ def make_stages(context: BuildContext) -> dict[int, nn.Module]:
     return {stage: _stage_of(whole, context, stage) for stage in mine}
 
 
-def _stage_of(whole: nn.Module, context: BuildContext, stage: int) -> nn.Module:
-    return cut_stage(
-        copy.deepcopy(whole), spec=context.spec, config=context.model_config, layout=context.layout, stage=stage
-    )
+def _stage_of(whole: nn.Module, plan: Planned, stage: int) -> nn.Module:
+    return cut_stage(copy.deepcopy(whole), spec=plan.spec, config=plan.model_config, layout=plan.layout, stage=stage)
 
 
 class PipelineSchedule:
@@ -264,17 +262,18 @@ def _gradient(parameter: nn.Parameter) -> Tensor:
     return parameter.grad
 
 
-def shared_parameters(context: BuildContext) -> dict[str, list[int]]:
+def shared_parameters(plan: Planned) -> dict[str, list[int]]:
     """Return the trained parameters that several stages hold, by their first name, with those stages in order."""
-    if not context.tied and context.own is None:
+    if not plan.spec.tied_in(plan.model_config) and plan.spec.cut is None:
         return {}
-    whole, holders = context.new_model(), dict[str, list[int]]()
-    for stage in range(context.layout.stages):
-        for name in _by_origin(_stage_of(whole, context, stage), context):
+    whole, holders = plan.new_model(), dict[str, list[int]]()
+    for stage in range(plan.layout.stages):
+        for name in _by_origin(_stage_of(whole, plan, stage), plan):
             holders.setdefault(name, []).append(stage)
     return {name: stages for name, stages in holders.items() if len(stages) > 1}
 
 
-def _by_origin(part: nn.Module, context: BuildContext) -> dict[str, nn.Parameter]:
+def _by_origin(part: nn.Module, plan: Planned) -> dict[str, nn.Parameter]:
     named = ((name, p) for name, p in part.named_parameters() if p.requires_grad)
-    return {context.tied.get(name, name): p for name, p in named}
+    tied = plan.spec.tied_in(plan.model_config)
+    return {tied.get(name, name): p for name, p in named}
