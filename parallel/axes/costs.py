@@ -161,6 +161,10 @@ class Pass:
     def both_s(self) -> Values:
         return self.forward_s + self.backward_s
 
+    def times(self, factor: Values) -> "Pass":
+        """Return the same for so many of them."""
+        return Pass(self.forward_s * factor, self.backward_s * factor)
+
     def again(self, share: Values) -> "Pass":
         """Return the same where backward first repeats a share of the forward pass."""
         return Pass(self.forward_s, self.backward_s + share * self.forward_s)
@@ -186,8 +190,8 @@ class AxisCost:
         """Return the seconds that the host spends on this axis in a layer of one micro-batch."""
         return Pass()
 
-    def in_step(self, plan: Plan, backward_s: Values) -> Values:
-        """Return the seconds that a step waits once. backward_s: of the last micro-batch, which may hide some."""
+    def in_step(self, plan: Plan, compute: Pass) -> Values:
+        """Return the seconds that a step waits once. compute: of one micro-batch on a rank, which may hide some."""
         return 0.0
 
 

@@ -12,10 +12,13 @@ class ExpertCost(AxisCost):
 
     def in_layer(self, plan: Plan, compute: Pass) -> Pass:
         case, k = plan.case, plan.constants
-        routed = case.tokens * case.experts_per_token * case.hidden * HALF_BYTES / case.tp
+        token_bytes = case.tokens * case.hidden * HALF_BYTES / case.tp
         near = np.clip(case.gpus_per_node, 1, case.ep)
-        inside, outside = (near - 1) / case.ep, (case.ep - near) / case.ep  # shares of the tokens that leave the rank
+        inside = case.experts_per_token * (near - 1) / near  # copies of a token that go round inside a node
+        # a token goes to each other node once, however many of its experts are there (DeepSeek-V3 2024, section 3.2.2)
+        nodes = case.ep / near
+        outside = (nodes - 1) * (1 - (1 - 1 / nodes) ** case.experts_per_token)
         link, network = plan.machine.intra_bytes_per_s * k.link_share, plan.machine.inter_bytes_per_s * k.network_share
-        seconds = routed * (inside / link + outside / network)
+        seconds = token_bytes * (inside / link + outside / network)
         once_s = np.where(case.is_mixture & (case.ep > 1), 2 * (seconds * k.expert_imbalance + k.latency_s), 0.0)
         return Pass(once_s, once_s).again(case.recompute == "full")

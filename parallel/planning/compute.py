@@ -147,8 +147,10 @@ def attention_flops(case: Case) -> Values:
 
 
 def memory_rate(plan: Plan) -> Values:
-    """Return the bytes per second that element-wise operations reach."""
-    return plan.machine.memory_bytes_per_s * plan.constants.memory_share
+    """Return the bytes per second that element-wise operations reach: the faster the memory, the less of it."""
+    k, arch = plan.constants, plan.machine.arch
+    fast = (arch == "Hopper") | (arch == "Blackwell") | (arch == "CDNA3")
+    return plan.machine.memory_bytes_per_s * np.where(fast, k.memory_share_hbm3, k.memory_share)
 
 
 def elementwise(plan: Plan) -> Pass:
@@ -176,7 +178,7 @@ def output(plan: Plan) -> Pass:
     case, k, machine = plan.case, plan.constants, plan.machine
     logits = case.tokens * case.vocab / case.tp
     product_s = 2 * logits * case.hidden / (machine.half_flops * half_share(machine, plan))
-    fused = case.is_compiled | (case.framework == "llm-foundry")
+    fused = case.is_compiled | (case.framework == "llm-foundry") | (case.framework == "megatron-core")
     loss_s = logits * np.where(fused, k.fused_loss_bytes, k.loss_bytes) / memory_rate(plan)
     return Pass(product_s + loss_s / 3, 2 * product_s + loss_s * 2 / 3)
 

@@ -8,7 +8,7 @@ from paralab.axes.costs import Pass, Plan, Values
 def layer(plan: Plan) -> Pass:
     """Return the host's seconds of one layer in one micro-batch, without collectives. Values or arrays (cases,)."""
     case, k = plan.case, plan.constants
-    speed = launch_scale(plan)
+    speed = launch_scale(plan) * np.where(case.is_mixture, k.host_mixture, 1.0)
     once = Pass(k.host_forward_s * speed, k.host_backward_s * speed)
     full, selective = case.recompute == "full", case.recompute == "selective"
     return once.again(full + np.where(case.framework == "torchtitan", 0.8, 0.2) * selective)

@@ -16,6 +16,13 @@ HALF = 2  # bytes of an activation
 
 def peak_bytes(plan: Plan) -> Values:
     """Return the bytes of the fullest device, in the sense of the case's memory_kind."""
+    case, allocated = plan.case, allocated_bytes(plan)
+    kinds = [case.memory_kind == "allocated", case.memory_kind == "reserved"]
+    return np.select(kinds, [allocated, reserved_bytes(plan, allocated)], default=device_bytes(plan, allocated))
+
+
+def allocated_bytes(plan: Plan) -> Values:
+    """Return the bytes that are allocated on the fullest device at its fullest moment."""
     case = plan.case
     first, output = local_embedding(case), local_output(case)
     ends_first = first + np.where(case.pp == 1, output, 0)
@@ -26,8 +33,7 @@ def peak_bytes(plan: Plan) -> Values:
         np.where(case.pp > 2, _rank_bytes(plan, case.layers_held, case.held_rank, 0.0, 0.0), 0.0),
         np.where(case.pp > 1, _rank_bytes(plan, case.layers_last, case.pp - 1, output, np.where(both, 0.0, loss)), 0.0),
     )
-    allocated = np.maximum(np.maximum(ranks[0], ranks[1]), ranks[2])
-    return as_kind(plan, allocated)
+    return np.maximum(np.maximum(ranks[0], ranks[1]), ranks[2])
 
 
 def _rank_bytes(plan: Plan, layers: Values, rank: Values, ends: Values, loss: Values) -> Values:
@@ -93,7 +99,7 @@ def working_bytes(plan: Plan) -> Values:
 def logit_bytes(plan: Plan) -> Values:
     """Return the bytes of the logits and the loss of a micro-batch."""
     case, k = plan.case, plan.constants
-    megatron = is_megatron(case)
+    megatron = is_megatron(case) | (case.framework == "megatron-deepspeed")
     return case.tokens * case.vocab / case.tp * np.where(megatron, k.mem_logit_bytes_fused, k.mem_logit_bytes)
 
 
@@ -102,11 +108,13 @@ def is_megatron(case: Case) -> Values:
     return (case.framework == "megatron-lm") | (case.framework == "megatron-core")
 
 
-def as_kind(plan: Plan, allocated: Values) -> Values:
-    """Return what reserved or used memory of a device is, given what is allocated."""
+def reserved_bytes(plan: Plan, allocated: Values) -> Values:
+    """Return what an allocator of blocks reserves to have that many bytes allocated."""
+    return allocated * (1 + plan.constants.mem_fragmentation)
+
+
+def device_bytes(plan: Plan, allocated: Values) -> Values:
+    """Return what is in use on a device: reserved memory, the context, and buffers of each kind of group."""
     case, k = plan.case, plan.constants
-    reserved = allocated * (1 + k.mem_fragmentation)
-    groups = (case.dp > 1) + 1.0 * (case.tp > 1) + (case.pp > 1) + (case.cp > 1)
-    device = reserved + k.mem_context_bytes + groups * k.mem_communicator_bytes
-    kinds = [case.memory_kind == "allocated", case.memory_kind == "reserved"]
-    return np.select(kinds, [allocated, reserved], default=device)
+    groups = 1.0 * (case.dp > 1) + (case.tp > 1) + (case.pp > 1) + (case.cp > 1)
+    return reserved_bytes(plan, allocated) + k.mem_context_bytes + groups * k.mem_communicator_bytes

@@ -40,8 +40,7 @@ def evaluate(case: Case, machine: Machine, constants: Constants | None = None) -
     step = steptime.step(plan)
     seconds = step.total_s
     used = memory.peak_bytes(plan)
-    on_device = memory.peak_bytes(Plan(case.but(memory_kind="device"), machine, k))
-    fits = on_device <= machine.memory_bytes
+    fits = memory.device_bytes(plan, memory.allocated_bytes(plan)) <= machine.memory_bytes
     return Prediction(seconds, _mfu(case, machine, seconds), used / GIB, fits, steptime.bound(plan, step))
 
 

@@ -64,7 +64,7 @@ def settle(raw: Raw, own: Mapping[str, Device] | None = None, default_gpu: str =
         device=device,
         intra_gbyte_per_s=cells("intra_node_gbyte_per_s", device.link_gbyte_per_s),
         inter_gbit_per_s=cells("inter_node_gbit_per_s", device.network_gbit_per_s),
-        assumed=cells.assumed,
+        assumed={name: value for name, value in cells.assumed.items() if value not in ("", 0)},
     )
 
 

@@ -16,8 +16,11 @@ class DataCost(AxisCost):
         case = plan.case
         sharded = (case.zero == 3) & (case.pp == 1) & (case.dp * case.cp > 1)
         extra = (local_embedding(case) + local_output(case)) / case.layers
-        gather_s = (local_dense(case) + local_experts(case) + extra) * WEIGHT_BYTES / _ring_rate(plan)
-        reduce_s = gather_s * case.gradient_bytes / WEIGHT_BYTES
+        weights = local_dense(case) + local_experts(case) + extra
+        # PyTorch's FSDP gathers weights in the 8 bits that products take them in
+        narrow = (case.precision == "fp8") & (case.framework == "torchtitan")
+        gather_s = weights * np.where(narrow, 1, WEIGHT_BYTES) / _ring_rate(plan)
+        reduce_s = weights * case.gradient_bytes / _ring_rate(plan)
         forward_s = _exposed(plan, gather_s, compute.forward_s)
         backward_s = _exposed(plan, gather_s + reduce_s, compute.backward_s)
         return Pass(np.where(sharded, forward_s, 0.0), np.where(sharded, backward_s, 0.0))
@@ -28,7 +31,7 @@ class DataCost(AxisCost):
         sharded = case.zero == 3
         return Pass(np.where(sharded, k.host_gather_s, 0.0), np.where(sharded, 2 * k.host_gather_s, 0.0))
 
-    def in_step(self, plan: Plan, backward_s: Values) -> Values:
+    def in_step(self, plan: Plan, compute: Pass) -> Values:
         case, k = plan.case, plan.constants
         replicas = case.dp * case.cp
         weights = fullest_weights(case)
@@ -38,7 +41,9 @@ class DataCost(AxisCost):
         reduces = np.where((case.zero == 0) | ((case.zero == 1) & case.is_deepspeed), 2, 1)
         update_s = np.where(case.zero > 0, weights_s, 0.0)
         once = reduces * gradients_s + update_s
-        hidden = np.minimum(once * k.data_hidden, backward_s)
+        # gradients behind the last backward pass; weights that were updated behind the first forward pass
+        behind_s = compute.backward_s + np.where(case.zero > 0, compute.forward_s, 0.0)
+        hidden = np.minimum(once * k.data_hidden, behind_s)
         waits = np.where(case.dp_overlap, once - hidden, once)
         in_step = (replicas > 1) & ((case.zero < 3) | (case.pp > 1))
         return np.where(in_step, waits, 0.0)

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from paralab.axes.costs import AxisCost, Case, Plan, Values
+from paralab.axes.costs import AxisCost, Case, Pass, Plan, Values
 
 HALF_BYTES = 2
 # Share of the bubble of 1F1B that is left. zb-*: Qi et al. 2023 (section 3 and appendix); zbv: Qi et al. 2024, table 1;
@@ -33,7 +33,7 @@ class Ranks:
 class PipelineCost(AxisCost):
     """The messages between stages (Narayanan et al. 2021, section 2.2). The bubble follows from the stages' seconds."""
 
-    def in_step(self, plan: Plan, backward_s: Values) -> Values:
+    def in_step(self, plan: Plan, compute: Pass) -> Values:
         """Return the seconds of a step that ranks wait for activations and their gradients on the way."""
         case, machine, k = plan.case, plan.machine, plan.constants
         # Megatron sends each tensor rank's share and gathers it inside the node; DeepSpeed sends all of it from each

@@ -1,0 +1,107 @@
+"""Memory in closed form is that of the papers it comes from, to the last digit that they print."""
+
+import pytest
+
+from paralab.axes.costs import GIB, Constants, Plan
+from paralab.axes.data.cost import state_bytes
+from paralab.axes.pipeline.cost import in_flight
+from paralab.planning import memory
+from paralab.planning.constants import shipped
+from paralab.planning.settle import arrays, settle
+
+MODELS = {  # Korthikanti et al. 2022, table 3: heads, hidden, layers, tp, pp, vpp, micro-batch
+    "22B": (64, 6144, 48, 8, 1, 1, 4),
+    "175B": (96, 12288, 96, 8, 8, 3, 1),
+    "530B": (128, 20480, 105, 8, 35, 3, 1),
+    "1T": (160, 25600, 128, 8, 64, 1, 1),
+}
+
+
+def plan_of(**cells: object) -> Plan:
+    """Return the plan of one case."""
+    case, machine = arrays([settle({"gpu": "A100-SXM4-80GB", **cells})])
+    return Plan(case, machine, shipped())
+
+
+@pytest.mark.parametrize(
+    ("model", "recompute", "parallel", "gib"),
+    [  # figure 1, as its closed form gives it (calculon, validation.py)
+        ("22B", "none", False, 59.25),
+        ("22B", "selective", True, 9.5625),
+        ("175B", "none", False, 66.84375),
+        ("175B", "selective", True, 12.3515625),
+        ("530B", "none", False, 114.0234375),
+        ("530B", "selective", True, 23.076171875),
+        ("1T", "none", False, 131.25),
+        ("1T", "selective", True, 26.5625),
+    ],
+)
+def test_activations_are_those_of_korthikanti_2022(model: str, recompute: str, parallel: bool, gib: float) -> None:
+    heads, hidden, layers, tp, pp, vpp, micro = MODELS[model]
+    plan = plan_of(
+        layers=layers,
+        hidden=hidden,
+        heads=heads,
+        vocab=51200,
+        tp=tp,
+        pp=pp,
+        vpp=vpp,
+        micro_batch_size=micro,
+        global_batch_size=micro * pp * 8,
+        recompute=recompute,
+        sequence_parallel=parallel,
+        attention="fused",
+        framework="megatron-lm",
+    )
+    kept = in_flight(plan.case, 0) * layers / pp * memory.kept_bytes(plan) / GIB
+    assert kept[0] == pytest.approx(gib, rel=0.03)
+
+
+@pytest.mark.parametrize(
+    ("zero", "dp", "gb"),
+    [(0, 4, 120), (1, 4, 52.5), (1, 64, 31.4), (2, 4, 41.3), (2, 64, 16.6), (3, 4, 30), (3, 64, 1.88), (3, 1024, 0.12)],
+)
+def test_states_are_those_of_rajbhandari_2020(zero: int, dp: int, gb: float) -> None:
+    """Table 1: 7.5 billion weights with 2 + 2 + 12 bytes."""
+    plan = plan_of(
+        layers=1,
+        hidden=128,
+        dp=dp,
+        zero=zero,
+        precision="bf16",
+        gradient_precision="bf16",
+        framework="deepspeed" if zero == 3 else "",
+    )
+    assert state_bytes(plan, 7.5e9)[0] / 1e9 == pytest.approx(gb, rel=0.01, abs=0.005)
+
+
+def test_fp16_in_megatron_takes_20_bytes_a_weight() -> None:
+    plan = plan_of(layers=1, hidden=128, precision="fp16", framework="megatron-lm")
+    assert state_bytes(plan, 1.0)[0] == 20
+
+
+@pytest.mark.parametrize(
+    ("schedule", "rank", "kept"),
+    [("1f1b", 0, 4), ("1f1b", 3, 1), ("gpipe", 3, 16), ("zb-h1", 1, 3), ("zb-h2", 0, 7), ("zbv", 0, 4)],
+)
+def test_micro_batches_in_flight(schedule: str, rank: int, kept: int) -> None:
+    plan = plan_of(layers=8, hidden=128, pp=4, schedule=schedule, global_batch_size=16)
+    assert in_flight(plan.case, rank)[0] == kept
+
+
+def test_the_fullest_rank_counts() -> None:
+    """Of two stages, the one that is given most layers, and not the average."""
+    even = plan_of(layers=32, hidden=4096, pp=2, global_batch_size=16, layers_per_stage=(16, 16))
+    uneven = plan_of(layers=32, hidden=4096, pp=2, global_batch_size=16, layers_per_stage=(24, 8))
+    assert memory.allocated_bytes(uneven)[0] > 1.3 * memory.allocated_bytes(even)[0]
+
+
+def test_experts_are_divided_by_expert_ranks() -> None:
+    shared = {"layers": 8, "hidden": 1024, "experts": 64, "experts_per_token": 2, "expert_ffn": 4096, "dp": 8}
+    whole, divided = (memory.allocated_bytes(plan_of(**shared, ep=ep))[0] for ep in (1, 8))
+    assert divided < 0.3 * whole
+
+
+def test_constants_that_are_not_there_are_said() -> None:
+    with pytest.raises(AttributeError, match="no constant 'speed'"):
+        _ = Constants({}).speed
