@@ -106,7 +106,13 @@ def plan(
         run = OwnRun(layout=layout, engine="torch", precision=precision, accumulation=accumulation, optimizer=optimizer)
         division = division_of(layout, len(batch), accumulation)
         work = OwnWork(run, spec, config, "own", layout, division, brought)
-        sent = (predicted_sent(work, pp_rank).ring_bytes for pp_rank in range(layout.pp))
+        try:
+            sent = [predicted_sent(work, pp_rank).ring_bytes for pp_rank in range(layout.pp)]
+        except Exception as error:
+            said = f"{type(error).__name__}: {' '.join(str(error).split())[:120]}"
+            raise LayoutError(
+                f"a forward pass without values fails ({said}), so that nobody knows what is sent: try it with prove()"
+            ) from error
         most = max(sent, key=lambda by_axis: sum(by_axis.values()))
         return Planned(strategy, layout, state_bytes(work).total, {axis: float(n) for axis, n in most.items()})
 

@@ -1,0 +1,33 @@
+"""What `paralab.plan` prints, and what it says of a module that cannot be looked at without values."""
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from paralab import plan
+
+BATCH = torch.zeros(8, 4), torch.zeros(8, dtype=torch.int64)
+
+
+class Branching(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.one, self.other = nn.Linear(4, 3), nn.Linear(4, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.one(x) if x.sum() > 0 else self.other(x)
+
+
+def test_the_table_fits_a_terminal_and_has_a_row_for_every_strategy() -> None:
+    made = nn.Sequential(nn.Linear(4, 8), nn.Tanh(), nn.Linear(8, 3))
+    table = plan(made, 2, example=BATCH, loss=F.cross_entropy)
+    shown = {row.strategy: row for row in table}
+    assert max(map(len, str(table).splitlines())) <= 80
+    assert shown["ddp"].state_bytes == 16 * (4 * 8 + 8 + 8 * 3 + 3)
+    assert shown["zero3"].state_bytes < shown["zero1"].state_bytes < shown["ddp"].state_bytes
+    assert "two layers" in shown["tensor"].why_not and "blocks" in shown["pipeline"].why_not
+
+
+def test_a_module_that_branches_on_its_data_is_one_line() -> None:
+    rows = {row.strategy: row for row in plan(Branching, 2, example=BATCH, loss=F.cross_entropy)}
+    assert "without values fails" in rows["ddp"].why_not and "\n" not in rows["ddp"].why_not
