@@ -1,6 +1,10 @@
 """Compare paralab's speed with baselines: the same GPT-2 in a plain torch loop, raw DDP and FSDP2, and transformers.
 
     paralab peers --steps 4 --variants "ours single,plain loop,transformers"
+    paralab peers --model own
+
+With `--model own` the model is a Llama that a program brings itself (benchmarks/own_module.py), trained through `import
+paralab`, Accelerate and Lightning Fabric where it is installed.
 
 Batch, precision, data, initial weights and number of processes are the same. Each variant runs in its own processes,
 repeats interleaved. The baselines are written the usual way and run in the environment as it is; ours are started as
@@ -19,7 +23,8 @@ from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from paralab.errors import RankError, WorldError
+from paralab.benchmarks.variants import EVERY, OF_MODELS, OWN_VARIANTS, VARIANTS, Table, chosen, left_out, room_for
+from paralab.errors import ConfigError, RankError
 from paralab.layout import Layout
 from paralab.measure.categories import MEMORY_CATEGORIES
 from paralab.options import heading
@@ -37,18 +42,6 @@ if TYPE_CHECKING:  # they import torch: `--help` does not wait for it
 _ROOT = Path(__file__).resolve().parent.parent
 _PREFIX = "peers-result "  # torchrun mixes other lines into the output
 
-# variant -> (processes, strategy of ours that it is compared with; None for ours)
-VARIANTS: dict[str, tuple[int, str | None]] = {
-    "ours single": (1, None),
-    "plain loop": (1, "ours single"),
-    "transformers": (1, "ours single"),
-    "ours ddp": (2, None),
-    "raw DDP": (2, "ours ddp"),
-    "ours zero3": (2, None),
-    "raw FSDP2": (2, "ours zero3"),
-    "ours zero1": (2, None),
-    "ZeroRedundancyOptimizer": (2, "ours zero1"),
-}
 Results = dict[str, list[dict[str, Any]]]  # what each run of a variant measured
 TARGETS = {  # on a CPU
     ("plain loop", "fp32"): 1.2,
@@ -59,6 +52,8 @@ TARGETS = {  # on a CPU
 # Relative differences of the loss: at the first step rounding alone; later also that AdamW as constructed by default
 # decays biases and norms, which ours leaves alone.
 TOLERANCES: Mapping[Precision, tuple[float, float]] = {"fp32": (1e-5, 2e-3), "bf16": (2e-3, 1e-2)}
+
+_VARIANTS_HELP = (f"of gpt2 {', '.join(VARIANTS)}", f"of own {', '.join(OWN_VARIANTS)}")
 
 MEMORY_PROCESSES = 4
 # bytes of N parameters on one of d ranks: 4 of the weight, 4 of the gradient, 8 of the two moments, all in fp32
@@ -74,7 +69,14 @@ STATE_FORMULAS = {
 class PeersConfig(RunConfig):
     """The work that all variants share. `steps` are timed after `warmup` ones."""
 
-    model: str = changed("model", "gpt2", help="Model to train, which the baselines have as well", choices=("gpt2",))
+    model: str = changed(
+        "model",
+        "gpt2",
+        help="Model to train: a built-in one, or one that a program brings itself",
+        choices=tuple(OF_MODELS),
+        others=lambda text: None,
+        form="",
+    )
     size: str | None = changed("size", "small")
     global_batch_size: int | None = changed("global_batch_size", 8)
     steps: int = changed("steps", 5)
@@ -85,9 +87,9 @@ class PeersConfig(RunConfig):
     repeats: int = option(5, "Number of runs of each variant, interleaved", group=STEPS, at_least=1)
     variants: list[str] | None = option(
         None,
-        f"Variants to run, each with the one of ours that it is compared with: {', '.join(VARIANTS)}",
+        f"Variants to run, each with the one of ours that it is compared with: {'; '.join(_VARIANTS_HELP)}",
         group=STEPS,
-        choices=tuple(VARIANTS),
+        choices=EVERY,
         metavar="A,B,...",
         unset="all that fit this machine",
     )
@@ -101,8 +103,15 @@ class PeersConfig(RunConfig):
         "lr_schedule", "constant", help="Learning-rate schedule; the baselines have no other", choices=("constant",)
     )
     memory: bool = option(
-        True, f"Also measure the peak memory of each ZeRO stage on {MEMORY_PROCESSES} processes", group=MEMORY
+        True,
+        f"Also measure the peak memory of gpt2 under each ZeRO stage on {MEMORY_PROCESSES} processes",
+        group=MEMORY,
     )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.model == "own":
+            _check_own(self)
 
 
 def main(argv: list[str]) -> int:
@@ -113,19 +122,19 @@ def main(argv: list[str]) -> int:
     loops = ", ".join(config.variants or ["every variant"])
     heading.show(f"baselines of {heading.model_of(config)}: {loops}, {config.repeats} runs of each")
     machine = Environment.read()
-    variants = chosen(config.variants, gpus=machine.gpu_count)
-    with_memory = config.memory and _room_for(MEMORY_PROCESSES, machine.gpu_count)
+    variants = chosen(config.variants, gpus=machine.gpu_count, model=config.model)
+    with_memory = _wants_memory(config) and room_for(MEMORY_PROCESSES, machine.gpu_count)
     for line in _left_out(config, variants, gpus=machine.gpu_count):
         print(line, flush=True)
     results: Results = {variant: [] for variant in variants}
     for repeat in range(config.repeats):
         for variant in variants:
-            results[variant].append(_run(variant, argv))
+            results[variant].append(_run(variant, argv, nproc=OF_MODELS[config.model][variant][0]))
             step_s = results[variant][-1]["step_s"]
             print(f"[{repeat + 1}/{config.repeats}] {variant}: {step_s:.3f} s a step", flush=True)
     cpu = f"{machine.cpu_model}, {machine.cores_allowed:g} cores"
     print(f"\n{machine.gpu_name or cpu}, torch {machine.torch_version}")
-    disagreeing = _disagreeing(results, config.precision)
+    disagreeing = _disagreeing(results, config.precision, OF_MODELS[config.model])
     for line in disagreeing:
         print(f"not comparable: {line}")
     if not disagreeing:
@@ -141,15 +150,18 @@ def main(argv: list[str]) -> int:
     return 1 if disagreeing else 0
 
 
-def chosen(names: list[str] | None, *, gpus: int | None) -> list[str]:
-    """Return the variants to run, each after the one of ours that it is compared with. Raises: WorldError."""
-    variants = names or [variant for variant, (nproc, _) in VARIANTS.items() if _room_for(nproc, gpus)]
-    for variant in variants:
-        nproc, _ = VARIANTS[variant]
-        if not _room_for(nproc, gpus):
-            raise WorldError(f"variant {variant} needs {nproc} GPUs, {gpus} here: leave it out of --variants")
-    ours = [VARIANTS[variant][1] for variant in variants if VARIANTS[variant][1]]
-    return [variant for variant in VARIANTS if variant in variants or variant in ours]
+_OWN_OPTIONS = ("model size global_batch_size steps warmup repeats variants out learning_rate clip_norm seed").split()
+
+
+def _check_own(config: PeersConfig) -> None:
+    """Raise ConfigError for an option that the own module does not take: its program decides what else there is."""
+    if config.size not in ("small", "tiny"):
+        raise ConfigError(f"--model own has no size {config.size}: use small or tiny")
+    if config.global_batch_size is None or config.global_batch_size % 2:
+        raise ConfigError(f"--global-batch-size {config.global_batch_size} for 2 processes: use an even number")
+    for declared in fields(config):
+        if declared.name not in _OWN_OPTIONS and getattr(config, declared.name) != declared.default:
+            raise ConfigError(f"--{declared.name.replace('_', '-')} does not apply to --model own: leave it out")
 
 
 def run_of(variant: str, config: PeersConfig) -> PeersConfig:
@@ -160,21 +172,19 @@ def run_of(variant: str, config: PeersConfig) -> PeersConfig:
 
 
 def _left_out(config: PeersConfig, variants: list[str], *, gpus: int | None) -> Iterator[str]:
-    """Yield a line for what was not chosen because each process needs a GPU."""
-    for variant in VARIANTS if config.variants is None else ():
-        if variant not in variants:
-            yield f"{variant} left out: it needs {VARIANTS[variant][0]} GPUs, {gpus} here"
-    if config.memory and not _room_for(MEMORY_PROCESSES, gpus):
+    """Yield a line for everything that will not be measured though nobody left it out."""
+    if config.variants is None:
+        yield from left_out(variants, gpus=gpus, model=config.model)
+    if _wants_memory(config) and not room_for(MEMORY_PROCESSES, gpus):
         yield f"memory of the ZeRO stages left out: it needs {MEMORY_PROCESSES} GPUs, {gpus} here"
 
 
-def _room_for(processes: int, gpus: int | None) -> bool:
-    return gpus is None or processes <= gpus
+def _wants_memory(config: PeersConfig) -> bool:
+    return config.memory and config.model == "gpt2"
 
 
-def _run(variant: str, argv: list[str]) -> dict[str, Any]:
+def _run(variant: str, argv: list[str], *, nproc: int) -> dict[str, Any]:
     """Run one variant once in processes of its own and return what rank 0 measured."""
-    nproc, _ = VARIANTS[variant]
     start = [sys.executable]
     if nproc > 1:
         start += ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(nproc)]
@@ -190,11 +200,11 @@ def _run(variant: str, argv: list[str]) -> dict[str, Any]:
     raise RankError(f"variant {variant} gave no result (exit status {done.returncode}): {done.stderr.strip()[-300:]}")
 
 
-def _disagreeing(results: Results, precision: Precision) -> list[str]:
+def _disagreeing(results: Results, precision: Precision, table: Table = VARIANTS) -> list[str]:
     """Return the variants whose losses differ from ours, which start from the same weights and see the same data."""
     lines = []
     for variant, runs in results.items():
-        ours = VARIANTS[variant][1]
+        ours = table[variant][1]
         if ours is None:
             continue
         pairs = zip(runs[0]["losses"], results[ours][0]["losses"], strict=True)
@@ -216,9 +226,9 @@ def _table(results: Results, config: PeersConfig, targets: Mapping[tuple[str, st
         f"{'ours is faster by':>26}{'target':>8}",
     ]
     for variant, runs in results.items():
-        nproc, ours = VARIANTS[variant]
+        nproc, ours = OF_MODELS[config.model][variant]
         step_s = statistics.median(run["step_s"] for run in runs)
-        share = statistics.median(run["roofline"] for run in runs)
+        share = statistics.median(run["roofline"] for run in runs) if "roofline" in runs[0] else None
         ratio = ""
         if ours is not None:
             ratios = sorted(b["step_s"] / a["step_s"] for a, b in zip(results[ours], runs, strict=True))
@@ -226,10 +236,14 @@ def _table(results: Results, config: PeersConfig, targets: Mapping[tuple[str, st
         target = targets.get((variant, config.precision), 1.0) if ours else None
         loss = runs[0]["losses"][0]
         lines.append(
-            f"{variant:<25}{nproc:>9}{step_s:>9.3f}{loss:>9.4f}{f'{share:.0%}' if share <= 1 else 'exceeded':>13}"
+            f"{variant:<25}{nproc:>9}{step_s:>9.3f}{loss:>9.4f}{_percent(share):>13}"
             f"{ratio:>26}{f'{target}x' if target else '':>8}"
         )
     return "\n".join(lines)
+
+
+def _percent(share: float | None) -> str:
+    return "" if share is None else f"{share:.0%}" if share <= 1 else "exceeded"
 
 
 def _memory(config: PeersConfig) -> list[RunRecord]:
@@ -286,6 +300,8 @@ def _work(variant: str, argv: list[str]) -> int:
     from paralab.running import task
 
     config = read_config(argv, config=PeersConfig, prog="paralab peers")
+    if config.model == "own":
+        return _train_own(variant, config)
     ours = variant.startswith("ours ")
     work = resolve(run_of(variant, config))
     rank = Rank.from_env()
@@ -297,6 +313,20 @@ def _work(variant: str, argv: list[str]) -> int:
         mesh = cluster.make_mesh(work.layout, rank.device)
         result = _measured(work, rank, mesh, lambda: baselines.make_step(variant, work, rank.device))
         cluster.leave()
+    if rank.is_main:
+        print(_PREFIX + json.dumps(result), flush=True)
+    return 0
+
+
+def _train_own(variant: str, config: PeersConfig) -> int:
+    """Train the own module by one variant in this process, one of its ranks, and print the result on rank 0."""
+    from paralab.benchmarks import own_loops
+    from paralab.processes import cluster
+    from paralab.processes.cluster import Rank
+
+    rank = Rank.from_env()
+    result = own_loops.measure(variant, config)
+    cluster.leave()
     if rank.is_main:
         print(_PREFIX + json.dumps(result), flush=True)
     return 0

@@ -7,18 +7,17 @@ import pytest
 import torch
 
 from paralab import engines
-from paralab.benchmarks import baselines
+from paralab.benchmarks import baselines, variants
 from paralab.benchmarks.peers import (
     TARGETS,
     TOLERANCES,
-    VARIANTS,
     PeersConfig,
     _disagreeing,
     _left_out,
     _memory_table,
     _table,
-    chosen,
 )
+from paralab.benchmarks.variants import OWN_VARIANTS, VARIANTS, chosen
 from paralab.errors import ConfigError, WorldError
 from paralab.layout import Layout
 from paralab.options.config import resolve as read_config
@@ -81,6 +80,32 @@ def test_what_is_left_out_is_said() -> None:
     (line,) = _left_out(everything, list(VARIANTS), gpus=2)
     assert line == "memory of the ZeRO stages left out: it needs 4 GPUs, 2 here"
     assert len(list(_left_out(everything, chosen(None, gpus=1), gpus=1))) == len(VARIANTS) - 3 + 1
+
+
+def test_fabric_is_offered_where_it_is_installed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(variants, "package_of_fabric", lambda: "lightning_fabric")
+    assert chosen(None, gpus=None, model="own") == list(OWN_VARIANTS)
+    assert chosen(["Fabric FSDP2"], gpus=None, model="own") == ["ours zero3", "Fabric FSDP2"]
+    monkeypatch.setattr(variants, "package_of_fabric", lambda: None)
+    there = chosen(None, gpus=None, model="own")
+    assert there == [variant for variant in OWN_VARIANTS if "Fabric" not in variant]
+    lines = list(_left_out(PeersConfig(model="own"), there, gpus=None))
+    assert lines[0] == "Fabric DDP left out: it needs Lightning Fabric, type pip install lightning-fabric"
+    assert len(lines) == 2  # and nothing of memory, which is measured of gpt2
+    with pytest.raises(ConfigError, match="variant Fabric DDP needs Lightning Fabric: type pip install"):
+        chosen(["Fabric DDP"], gpus=None, model="own")
+
+
+def test_an_own_module_refuses_what_its_loops_do_not_take() -> None:
+    assert PeersConfig(model="own", steps=2, clip_norm=None, seed=3).size == "small"
+    with pytest.raises(ConfigError, match="--model own has no size 124m: use small or tiny"):
+        PeersConfig(model="own", size="124m")
+    with pytest.raises(ConfigError, match="--precision does not apply to --model own"):
+        PeersConfig(model="own", precision="bf16")
+    with pytest.raises(ConfigError, match="--global-batch-size 7 for 2 processes"):
+        PeersConfig(model="own", global_batch_size=7)
+    with pytest.raises(ConfigError, match=r"--model own has no variant plain loop.*: use ours ddp, Accelerate DDP"):
+        chosen(["plain loop"], gpus=None, model="own")
 
 
 def test_an_unknown_variant_is_refused_with_a_suggestion() -> None:
