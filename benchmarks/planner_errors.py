@@ -23,6 +23,7 @@ from paralab.options.arguments import Parser
 from paralab.planning import checked, constants
 from paralab.planning.checked import Errors
 from paralab.planning.constants import shipped
+from paralab.planning.predict import model_flops
 
 SMALLEST_GROUP = 4  # layouts of one model, batch and number of GPUs that can be ranked
 
@@ -70,7 +71,35 @@ def of_shipped(target: Target) -> dict[str, Errors]:
 def of_left_out(target: Target) -> dict[str, Errors]:
     """Return the errors by table with constants that were fitted without that table."""
     cases = published().part(target.known(published()))
-    return by_table(target, cases, planner_fit.left_out(target, cases))
+    errors = by_table(target, cases, planner_fit.left_out(target, cases))
+    return _with_baseline(errors, target, cases) if target.name == "step_time" else errors
+
+
+def _with_baseline(errors: Mapping[str, Errors], target: Target, cases: Published) -> dict[str, Errors]:
+    """Add the errors of a constant share of the peak, fitted on the other tables."""
+    simple = by_table(target, cases, constant_share(cases))
+    return {
+        name: replace(
+            one,
+            constant_share_percent=simple[name].mean_percent,
+            constant_share_kendall=simple[name].kendall,
+        )
+        for name, one in errors.items()
+    }
+
+
+def constant_share(cases: Published) -> np.ndarray:
+    """Return seconds (cases,) from FLOPs alone: the share of the peak is the mean of all tables but the case's own.
+
+    A full recomputation counts as a second forward pass.
+    """
+    case, machine = cases.case, cases.machine
+    flops = model_flops(case) * np.where(case.recompute == "full", 4 / 3, 1)
+    at_peak_s = flops / (case.n_gpus * machine.peak_flops)
+    logs = np.log(cases.step_time_s / at_peak_s)
+    means = {name: float(np.mean(logs[cases.table == name])) for name in cases.tables()}
+    others = {name: np.mean([mean for other, mean in means.items() if other != name]) for name in means}
+    return at_peak_s * np.exp([others[name] for name in cases.table])
 
 
 def by_table(target: Target, cases: Published, predicted: np.ndarray) -> dict[str, Errors]:
@@ -121,15 +150,20 @@ def regret(predicted: np.ndarray, measured: np.ndarray) -> float:
 
 def table(errors: Mapping[str, Errors]) -> list[str]:
     """Return the lines of a Markdown table."""
+    simple = any(one.constant_share_percent is not None for one in errors.values())
     lines = [
-        "| table | cases | mean | median | worst | Kendall tau | regret |",
-        "|---|---:|---:|---:|---:|---:|---:|",
+        f"| table | cases | mean | median | worst | Kendall tau | regret |{' constant share of the peak |' * simple}",
+        f"|---|---:|---:|---:|---:|---:|---:|{'---:|' * simple}",
     ]
     for one in errors.values():
         tau = "" if one.kendall is None else f"{one.kendall:.2f}"
         lost = "" if one.regret_percent is None else f"{one.regret_percent:.1f}%"
         numbers = f"{one.mean_percent:.1f}% | {one.median_percent:.1f}% | {one.worst_percent:.0f}%"
-        lines.append(f"| {one.table} | {one.cases} | {numbers} | {tau} | {lost} |")
+        line = f"| {one.table} | {one.cases} | {numbers} | {tau} | {lost} |"
+        if simple:
+            order = "" if one.constant_share_kendall is None else f", tau {one.constant_share_kendall:.2f}"
+            line += f" {one.constant_share_percent:.1f}%{order} |"
+        lines.append(line)
     return lines
 
 

@@ -29,7 +29,8 @@ memory_gbyte_per_s=900`, or a JSON file with these keys), or by what differs fro
 
 Each table was left out of the fit that its predictions come from. Mean, median and worst are errors of one case in
 percent of what was measured. Kendall tau compares the order of four or more layouts of one model, batch and number of
-GPUs (1: the same order); regret is how much slower the layout predicted to be fastest was than the fastest one.
+GPUs (1: the same order); regret is how much slower the layout predicted to be fastest was than the fastest one. The
+last column is what a simple prediction has: FLOPs over a constant share of the peak, fitted in the same way.
 
 **Step time**
 

@@ -13,8 +13,9 @@ FILE = Path(__file__).with_name("checked.json")
 class Errors:
     """Errors on one published table, in percent of what was measured. cases: how many. kendall: of layouts in order.
 
-    regret_percent: how much slower the layout predicted to be fastest is than the fastest one, on average. None where
-    the table cannot say.
+    regret_percent: how much slower the layout predicted to be fastest is than the fastest one, on average.
+    constant_share_percent, constant_share_kendall: mean error and order of a prediction that only knows FLOPs and a
+    constant share of the peak, fitted likewise. None where the table cannot say.
     """
 
     table: str
@@ -24,6 +25,8 @@ class Errors:
     worst_percent: float
     kendall: float | None = None
     regret_percent: float | None = None
+    constant_share_percent: float | None = None
+    constant_share_kendall: float | None = None
 
 
 @cache

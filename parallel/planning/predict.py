@@ -3,8 +3,6 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import numpy as np
-
 from paralab.axes.costs import GIB, Case, Constants, Machine, Plan, Values
 from paralab.axes.weights import active_weights
 from paralab.planning import memory, steptime
@@ -45,7 +43,11 @@ def evaluate(case: Case, machine: Machine, constants: Constants | None = None) -
 
 
 def _mfu(case: Case, machine: Machine, seconds: Values) -> Values:
-    """Return model FLOPs utilisation: 6 for each weight in use and 12 LHS for attention, a token (docs/planner.md)."""
+    """Return model FLOPs over what the devices could do at their peak in that time."""
+    return model_flops(case) / seconds / case.n_gpus / machine.peak_flops
+
+
+def model_flops(case: Case) -> Values:
+    """Return the FLOPs of a step: 6 for each weight in use and 12 LHS for attention, a token (docs/planner.md)."""
     tokens = case.global_batch_size * case.sequence_length
-    flops = 6 * active_weights(case) + 12 * case.layers * case.hidden * np.asarray(case.sequence_length, dtype=float)
-    return flops * tokens / seconds / case.n_gpus / machine.peak_flops
+    return tokens * (6 * active_weights(case) + 12.0 * case.layers * case.hidden * case.sequence_length)

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from paralab.axes.costs import GIB, Case, Machine, stacked
+from paralab.axes.costs import GIB, Case, Machine, Values, stacked
 from paralab.axes.pipeline.cost import V_SHAPED
 from paralab.errors import LayoutError, ModelError, UsageError
 from paralab.planning import hardware
@@ -170,9 +170,7 @@ def _stages(cells: _Cells, values: Mapping[str, Any]) -> dict[str, Any]:
     if stages is None:
         if layers < pp:
             raise LayoutError(f"pp={pp} has more stages than there are layers ({layers}): use pp up to {layers}")
-        chunks = pp * vpp
-        stages = tuple(layers // chunks + (i < layers % chunks) for i in range(chunks))
-    assert isinstance(stages, tuple)
+        return {name: int(value) for name, value in evenly(layers, pp, vpp, values["schedule"]).items()}
     if len(stages) != pp * vpp:
         raise LayoutError(
             f"layers_per_stage has {len(stages)} numbers, and pp {pp} x vpp {vpp} = {pp * vpp}: give one for each"
@@ -180,17 +178,45 @@ def _stages(cells: _Cells, values: Mapping[str, Any]) -> dict[str, Any]:
     if sum(stages) != layers:
         raise LayoutError(f"layers_per_stage adds up to {sum(stages)}, and layers is {layers}: make them equal")
     ranks = list(range(pp)) * vpp
-    if values["schedule"] in V_SHAPED and vpp == 2:
+    v_shaped = values["schedule"] in V_SHAPED and vpp == 2
+    if v_shaped:
         ranks = [*range(pp), *range(pp - 1, -1, -1)]
     held = [sum(n for n, rank in zip(stages, ranks, strict=True) if rank == r) for r in range(pp)]
     middle = held[1:-1]
-    fullest = max(range(1, pp - 1), key=lambda r: held[r] * (pp - r)) if middle else 0
+    # 1F1B keeps a micro-batch for each rank behind; on a V all ranks keep as many
+    fullest = max(range(1, pp - 1), key=lambda r: held[r] * (1 if v_shaped else pp - r)) if middle else 0
     return {
         "layers_first": held[0],
         "layers_middle": max(middle, default=0),
         "layers_last": held[-1],
         "layers_held": held[fullest] if middle else 0,
         "held_rank": fullest,
+    }
+
+
+def evenly(layers: Values, pp: Values, vpp: Values, schedule: Values) -> dict[str, Values]:
+    """Return the fields `layers_*` and `held_rank` of a case whose layers are divided evenly over pp x vpp stages.
+
+    Each a value or an array (cases,). What is left over goes to the first stages, one layer each.
+    """
+    stages = pp * vpp
+    each, left = layers // stages, layers % stages
+    v_shaped = ((schedule == V_SHAPED[0]) | (schedule == V_SHAPED[1])) & (vpp == 2)
+
+    def held(rank: Values) -> Values:
+        in_turn = np.maximum(-((rank - left) // pp), 0)  # of the stages rank, rank + pp, ...: those before `left`
+        back_and_forth = 1 * (rank < left) + 1 * (2 * pp - 1 - rank < left)
+        return vpp * each + np.where(v_shaped, back_and_forth, in_turn)
+
+    inside = pp > 2
+    second = np.where(inside, held(1), 0)
+    fullest = np.where(v_shaped & inside, np.maximum(second, held(pp - 2)), second)
+    return {
+        "layers_first": held(0),
+        "layers_middle": fullest,
+        "layers_last": held(pp - 1),
+        "layers_held": np.where(v_shaped, fullest, second),
+        "held_rank": np.where(inside, 1, 0),
     }
 
 
