@@ -19,10 +19,11 @@ from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader
 
-import paralab
 from paralab.benchmarks.own_module import SIZES, Block, Llama, loader, loss_of, make
 from paralab.benchmarks.variants import package_of_fabric
 from paralab.errors import RankError
+from paralab.library.trainer import parallelize
+from paralab.library.world import join
 from paralab.processes.cluster import Rank
 
 if TYPE_CHECKING:
@@ -53,8 +54,8 @@ Loop = Callable[[Training], Iterator[float]]
 
 def ours(training: Training, *, layout: str) -> Iterator[float]:
     """Train under a layout of paralab."""
-    with paralab.join() as world:
-        trainer = paralab.parallelize(
+    with join() as world:
+        trainer = parallelize(
             training.make,
             layout,
             world=world,
