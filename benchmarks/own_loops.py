@@ -22,7 +22,7 @@ from torch.utils.data import DataLoader
 from paralab.benchmarks.own_module import SIZES, Block, Llama, loader, loss_of, make
 from paralab.benchmarks.variants import package_of_fabric
 from paralab.errors import RankError
-from paralab.library.trainer import parallelize
+from paralab.library.parallelize import parallelize
 from paralab.library.world import join
 from paralab.processes.cluster import Rank
 
