@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from paralab import World, parallelize
 from paralab.axes import compose
 from paralab.axes.context import BuildContext
 from paralab.axes.data import DataAxis, ddp, zero
@@ -20,8 +21,6 @@ from paralab.data.dataset import Batch
 from paralab.engines import native
 from paralab.layout import Layout
 from paralab.library import prove as library_prove
-from paralab.library.trainer import parallelize
-from paralab.library.world import World
 from paralab.options.config import RunConfig
 from paralab.parity import first
 from paralab.parity.beside import BACKWARDS, FORWARD, UPDATED, Beside, Pair

@@ -117,7 +117,7 @@ def _tied(stage: Stage, plan: "Planned") -> Transfer:
     for name, stages in shared_parameters(plan).items():
         rank_of = {number: layout.pipeline.rank_of(number, layout.pp) for number in stages}
         here = [number for number in stages if rank_of[number] == stage.pp_rank]
-        if here[:1] == [stage.index]:  # a rank sends once, whatever it holds
+        if here[:1] == [stage.index] and name in origins:  # a rank sends once, whatever it holds
             peers = len(set(rank_of.values())) - 1
             numel += peers * (fsdp_padded_numel([origins[name]], dp=share) // share or 1)
     return Transfer("send", layout.pp, numel * weight_bytes(plan))

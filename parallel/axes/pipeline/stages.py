@@ -12,6 +12,7 @@ import copy
 from collections.abc import Iterator, Mapping
 from types import SimpleNamespace
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 import torch.distributed as dist
@@ -262,8 +263,18 @@ def _gradient(parameter: nn.Parameter) -> Tensor:
     return parameter.grad
 
 
-def shared_parameters(plan: Planned) -> dict[str, list[int]]:
+_SHARED: WeakKeyDictionary[ModelSpec, dict[tuple[Any, Layout], dict[str, list[int]]]] = WeakKeyDictionary()
+
+
+def shared_parameters(plan: Planned) -> Mapping[str, list[int]]:
     """Return the trained parameters that several stages hold, by their first name, with those stages in order."""
+    known, key = _SHARED.setdefault(plan.spec, {}), (plan.model_config, plan.layout)
+    if key not in known:
+        known[key] = _shared_parameters(plan)
+    return known[key]
+
+
+def _shared_parameters(plan: Planned) -> dict[str, list[int]]:
     if not plan.spec.tied_in(plan.model_config) and plan.spec.cut is None:
         return {}
     whole, holders = plan.new_model(), dict[str, list[int]]()
