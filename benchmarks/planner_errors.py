@@ -55,7 +55,7 @@ def ship(cases: Published) -> None:
     """Fit all constants to all tables, and write them where predictions read them."""
     content = {name: asdict(constant) for name, constant in constants.described().items()}
     for target in planner_fit.targets():
-        for name, value in planner_fit.fit(target, cases.part(target.known(cases))).items():
+        for name, value in planner_fit.fit(target, cases.part(target.informative(cases))).items():
             content[name]["value"] = value
     constants.FILE.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
     constants.described.cache_clear()
@@ -70,8 +70,10 @@ def of_shipped(target: Target) -> dict[str, Errors]:
 
 def of_left_out(target: Target) -> dict[str, Errors]:
     """Return the errors by table with constants that were fitted without that table."""
-    cases = published().part(target.known(published()))
-    errors = by_table(target, cases, planner_fit.left_out(target, cases))
+    cases = published().part(target.informative(published()))
+    predicted, known = planner_fit.left_out(target, cases), target.known(cases)
+    cases = cases.part(known)
+    errors = by_table(target, cases, predicted[known])
     return _with_baseline(errors, target, cases) if target.name == "step_time" else errors
 
 

@@ -22,13 +22,21 @@ MEMORY = "mem_"  # what the names of constants of memory begin with
 
 @dataclass(frozen=True)
 class Target:
-    """What is fitted. predict: its values (cases,). measured: (cases,). held: how strongly priors hold."""
+    """What is fitted. predict: its values (cases,). measured: (cases,). held: how strongly priors hold.
+
+    limit: what values are known not to exceed (cases,), NaN where nothing is known; None where nothing ever is.
+    """
 
     name: str
     predict: Callable[[Plan], Values]
     measured: Callable[[Published], np.ndarray]
     constants: Mapping[str, Constant]
     held: float
+    limit: Callable[[Published], np.ndarray] | None = None
+
+    def informative(self, cases: Published) -> np.ndarray:
+        """Return which cases say something of the constants, booleans (cases,): those measured, and those limited."""
+        return self.known(cases) if self.limit is None else self.known(cases) | np.isfinite(self.limit(cases))
 
     def known(self, cases: Published) -> np.ndarray:
         """Return which cases were measured, booleans (cases,)."""
@@ -44,8 +52,15 @@ def targets() -> tuple[Target, Target]:
     time, space = _described(False), _described(True)
     return (
         Target("step_time", steptime.step_time_s, lambda cases: cases.step_time_s, time, 0.06),
-        Target("memory", lambda plan: memory.peak_bytes(plan) / GIB, lambda cases: cases.memory_gib, space, 0.06),
+        Target(
+            "memory", lambda plan: memory.peak_bytes(plan) / GIB, lambda cases: cases.memory_gib, space, 0.06, _capacity
+        ),
     )
+
+
+def _capacity(cases: Published) -> np.ndarray:
+    """Return the memory of the device in GiB where a training is known to have fitted it, else NaN (cases,)."""
+    return np.where(cases.fits == "true", cases.machine.memory_bytes / GIB, np.nan)
 
 
 def weights(table: np.ndarray) -> np.ndarray:
@@ -54,14 +69,19 @@ def weights(table: np.ndarray) -> np.ndarray:
 
 
 def fit(target: Target, cases: Published) -> dict[str, float]:
-    """Return constants that suit cases, all of them measured, by name."""
+    """Return constants that suit cases, all of them informative, by name."""
     names = list(target.constants)
     constants = [target.constants[name] for name in names]
     prior = np.log([constant.prior for constant in constants])
     low, high = (np.log([getattr(constant, end) or 1e-6 for constant in constants]) for end in ("low", "high"))
     spread = np.array([constant.spread for constant in constants])
     noise = np.where(cases.quality == "assumed", ASSUMED_NOISE, NOISE)
-    weight, measured = np.sqrt(weights(cases.table)), np.log(target.measured(cases))
+    weight, measured = np.sqrt(weights(cases.table)), target.measured(cases)
+
+    only_limited = ~np.isfinite(measured)
+    if target.limit is not None:
+        measured = np.where(only_limited, target.limit(cases), measured)
+    measured = np.log(measured)
 
     def predicted(logs: np.ndarray) -> np.ndarray:
         k = Constants(dict(zip(names, np.exp(logs), strict=True)))
@@ -73,6 +93,7 @@ def fit(target: Target, cases: Published) -> dict[str, float]:
         logs = prior.copy()
         logs[felt] = some
         errors = (predicted(logs) - measured) / noise
+        errors = np.where(only_limited, np.maximum(errors, 0), errors)
         linear = np.sign(errors) * np.sqrt(2 * (np.sqrt(1 + errors**2) - 1))
         return np.concatenate([weight * linear, (some - prior[felt]) / spread[felt] * target.held**0.5])
 
@@ -119,8 +140,8 @@ def _felt(predicted: Callable[[np.ndarray], np.ndarray], prior: np.ndarray) -> n
 
 def left_out(target: Target, cases: Published) -> np.ndarray:
     """Return predictions (cases,) of each table with constants that were fitted on all others."""
-    found = np.empty(len(cases.table))
-    for name in cases.tables():
+    found = np.full(len(cases.table), np.nan)
+    for name in sorted(set(cases.table[target.known(cases)].tolist())):
         out = cases.table == name
         test = cases.part(out)
         k = Constants(fit(target, cases.part(~out)))

@@ -14,16 +14,18 @@ HEAD = """\
 Made by `python -m paralab.benchmarks.document planner` from the code, the fitted constants and the errors that
 `python -m paralab.benchmarks.planner_errors --write` measured. A test fails when it is stale.
 
-paralab predict CASES.csv --out PREDICTIONS.csv
+    paralab predict CASES.csv --out PREDICTIONS.csv
 
 A case is a row of a CSV file: model, cluster, layout, recipe. Predictions are closed forms over these: nothing is
 run, and no device is needed. The same case gives the same prediction whatever else is in the file. A row that cannot
 be predicted is reported with its line and written without numbers, the others are predicted, and the exit status is
 1.
 
-A device of your own is described by figures of its datasheet (`--device gpu=mine,peak_tflops=100,memory_gib=24,
-memory_gbyte_per_s=900`, or a JSON file with these keys), or by what differs from a known one (`"like":
-"H100-SXM-80GB"`).
+A device of your own is described by figures of its datasheet, or by what differs from a known one (`"like":
+"H100-SXM-80GB"` in a JSON file):
+
+    paralab predict CASES.csv --device gpu=mine,peak_tflops=100,memory_gib=24,memory_gbyte_per_s=900
+    paralab predict CASES.csv --device mine.json
 
 ## How far off it is
 
@@ -40,6 +42,9 @@ last column is what a simple prediction has: FLOPs over a constant share of the 
 
 {memory}
 
+What the constants may be (their priors and bounds, below), and which mechanisms the model has, was chosen with all
+tables in view: a table that nobody has looked at will be predicted less well than these.
+
 The constants that are shipped were fitted on all tables together. Their errors on the same tables, which say less:
 
 **Step time, shipped constants**
@@ -49,6 +54,10 @@ The constants that are shipped were fitted on all tables together. Their errors 
 **Memory, shipped constants**
 
 {memory_shipped}
+
+In bigscience_v100_1b3 larger micro-batches ran out of memory well before what the table says: it seems to be that of
+one pipeline rank, and not of the fullest. So `fits` is judged on the safe side, with more for the loss than
+`memory_gib` has.
 
 `benchmarks/results/planner/README.md` says where the tables are from and what to distrust in them.
 
@@ -116,7 +125,8 @@ does not fit. memory_gib: GiB (2^30) of the fullest device. fits: true or false.
 ## The constants
 
 Fitted on all tables alike, each held near what was known of it before (its prior), and within bounds. Rows whose source
-leaves a part of the configuration open count half.
+leaves a part of the configuration open count half. Memory is also fitted to what is known to have run: it may not be
+predicted above the device.
 """
 
 

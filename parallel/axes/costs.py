@@ -142,7 +142,7 @@ class Constants:
         except KeyError:
             raise AttributeError(f"there is no constant {name!r}") from None
 
-    def but(self, values: Mapping[str, float]) -> "Constants":
+    def but(self, values: Mapping[str, Values]) -> "Constants":
         """Return the same constants with other values."""
         return Constants({**self._values, **values})
 

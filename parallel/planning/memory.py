@@ -21,6 +21,18 @@ def peak_bytes(plan: Plan) -> Values:
     return np.select(kinds, [allocated, reserved_bytes(plan, allocated)], default=device_bytes(plan, allocated))
 
 
+def safe_bytes(plan: Plan) -> Values:
+    """Return the bytes of the fullest device on the safe side, to say whether a training fits.
+
+    Software with scores in memory is given the logits of PyTorch's own loss: trainings with it have run out of memory
+    that were measured with much less on other ranks.
+    """
+    old = plan.case.keeps_scores
+    safe = plan.constants.but({"mem_logit_bytes_fused": np.where(old, plan.constants.mem_logit_bytes, 0)})
+    more = np.where(old, allocated_bytes(Plan(plan.case, plan.machine, safe)), 0)
+    return device_bytes(plan, np.maximum(allocated_bytes(plan), more))
+
+
 def allocated_bytes(plan: Plan) -> Values:
     """Return the bytes that are allocated on the fullest device at its fullest moment."""
     case = plan.case
@@ -99,8 +111,8 @@ def working_bytes(plan: Plan) -> Values:
 def logit_bytes(plan: Plan) -> Values:
     """Return the bytes of the logits and the loss of a micro-batch."""
     case, k = plan.case, plan.constants
-    megatron = is_megatron(case) | (case.framework == "megatron-deepspeed")
-    return case.tokens * case.vocab / case.tp * np.where(megatron, k.mem_logit_bytes_fused, k.mem_logit_bytes)
+    own = is_megatron(case) | (case.framework == "megatron-deepspeed") | (case.framework == "llm-foundry")
+    return case.tokens * case.vocab / case.tp * np.where(own, k.mem_logit_bytes_fused, k.mem_logit_bytes)
 
 
 def is_megatron(case: Case) -> Values:

@@ -38,7 +38,7 @@ def evaluate(case: Case, machine: Machine, constants: Constants | None = None) -
     step = steptime.step(plan)
     seconds = step.total_s
     used = memory.peak_bytes(plan)
-    fits = memory.device_bytes(plan, memory.allocated_bytes(plan)) <= machine.memory_bytes
+    fits = memory.safe_bytes(plan) <= machine.memory_bytes
     return Prediction(seconds, _mfu(case, machine, seconds), used / GIB, fits, steptime.bound(plan, step))
 
 

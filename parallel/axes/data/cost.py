@@ -87,7 +87,7 @@ def state_bytes(plan: Plan, weights: Values) -> Values:
     """
     case = plan.case
     divided = np.maximum(case.dp * case.cp, 1)
-    moments = np.where(case.optimizer == "sgd", 1, 2)
+    moments = np.where((case.optimizer == "sgd") | (case.optimizer == "lion"), 1, 2)
     working = np.where(case.precision == "fp32", 4, WEIGHT_BYTES)
     master = np.where(case.precision == "fp32", 0, case.state_bytes)
     converted = np.where(case.precision == "fp16", case.state_bytes, 0)
