@@ -94,7 +94,7 @@ def check(workers: WorkerPool, model: str, layout: str, fault: str, named: str) 
     [
         ("gpt2", "dp2.tp2.pp2/zero3/mb2/sp", {}),
         ("gpt2", "dp3/zero1", {"accumulation": 2, "global_batch_size": 24}),
-        ("gpt2", "pp2/zero-bubble/mb2", {"checkpointing": "full"}),
+        ("gpt2", "pp2/zbv/mb2", {"checkpointing": "full"}),
         ("gpt2", "pp2/naive", {"accumulation": 3, "global_batch_size": 24}),
         ("gpt2", "dp2/zero3", {"precision": "bf16"}),
         ("llama", "tp2/sp", {}),
