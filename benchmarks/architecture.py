@@ -193,9 +193,9 @@ def modules(root: Path = ROOT) -> Mapping[str, Path]:
 
 
 def room_of(module: str) -> str:
-    """Return the room of a module: the package of `paralab` that it is in; `paralab` itself is a door, as `cli` is."""
+    """Return the room of a module: the package of `paralab` that it is in; `paralab` itself is the library's face."""
     _, _, inside = module.partition(".")
-    return inside.partition(".")[0] or "cli"
+    return inside.partition(".")[0] or "library"
 
 
 def imported(tree: ast.AST, known: set[str]) -> Iterator[tuple[int, str]]:

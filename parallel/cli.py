@@ -24,6 +24,7 @@ TARGETS = {
     "run": "paralab.benchmarks.run:main",
     "verify": "paralab.commands.verify:main",
     "strategies": "paralab.commands.strategies:main",
+    "plan": "paralab.commands.plan:main",
     "predict": "paralab.commands.predict:main",
     "check-model": "paralab.commands.check_model:main",
     "config": "paralab.benchmarks.config:main",

@@ -7,6 +7,7 @@ COMMANDS = {
     "run": "measure one training run and append the result to a CSV file",
     "verify": "prove that strategies compute what one process computes",
     "strategies": "list the strategies: layout, when to use it, what it costs",
+    "plan": "find the fastest layouts on machines one need not have",
     "predict": "predict step time and memory on machines one need not have",
     "check-model": "check a model against the rules that strategies rely on",
     "config": "print every option of a command, and where its value is from",

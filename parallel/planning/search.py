@@ -1,0 +1,200 @@
+"""Search the layouts of a training: every legal one is predicted, and the fastest that fit come first.
+
+Degrees are the outer loop, and all that can be chosen beside them (ZeRO stage, micro-batch, recomputation, schedule,
+sequence parallelism) is one array: hundreds of thousands of layouts a second.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from itertools import product
+from typing import Any
+
+import numpy as np
+
+from paralab.axes.costs import Case, Machine
+from paralab.errors import LayoutError
+from paralab.planning.cases import Raw
+from paralab.planning.hardware import Device
+from paralab.planning.predict import Prediction, evaluate
+from paralab.planning.settle import DEFAULT_GPU, Settled, arrays, settle
+
+# The columns that a search fills in where a question leaves them empty.
+CHOSEN = (
+    "dp",
+    "tp",
+    "pp",
+    "cp",
+    "ep",
+    "zero",
+    "schedule",
+    "vpp",
+    "sequence_parallel",
+    "micro_batch_size",
+    "recompute",
+)
+_LONG = 8192  # tokens of a sequence from which context parallelism is tried
+_CHUNKS = (2, 3, 4, 6, 8)  # stages of a rank under an interleaved schedule
+_MICRO = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256)
+
+
+@dataclass(frozen=True)
+class Found:
+    """Layouts of one training. settled: one of them, of which all others differ in what is chosen only.
+
+    columns: what was chosen, an array (layouts,) by column. prediction: of each.
+    """
+
+    settled: Settled
+    columns: Mapping[str, np.ndarray]
+    prediction: Prediction
+    case: Case
+    machine: Machine
+
+    def __len__(self) -> int:
+        return len(self.columns["dp"])
+
+    @property
+    def order(self) -> np.ndarray:
+        """The numbers of the layouts that fit, fastest first; of equally fast ones the one that needs least memory."""
+        fitting = np.flatnonzero(self.prediction.fits)
+        time, memory = self.prediction.step_time_s[fitting], self.prediction.memory_gib[fitting]
+        return fitting[np.lexsort((memory, time))]
+
+    @property
+    def nearest(self) -> np.ndarray:
+        """The numbers of all layouts by the memory they need, least first: where nothing fits."""
+        return np.argsort(self.prediction.memory_gib, kind="stable")
+
+
+def search(raw: Raw, own: Mapping[str, Device] | None = None, default_gpu: str = DEFAULT_GPU) -> Found:
+    """Predict every legal layout of a training. raw: its columns; those of `CHOSEN` that are there stay as they are.
+
+    Raises: UsageError where a column cannot be; LayoutError where no layout is legal.
+    """
+    if "n_gpus" not in raw:
+        raise LayoutError("n_gpus is empty: say how many GPUs there are")
+    parts = list(_parts(dict(raw), own, default_gpu))
+    if not parts:
+        raise LayoutError(_why_none(raw))
+    settled = parts[0][0]
+    columns = {name: np.concatenate([part[1][name] for part in parts]) for name in CHOSEN}
+    varying = {name: np.concatenate([part[2][name] for part in parts]) for name in _VARYING}
+    case = replace(settled.case, **varying)
+    (_, machine) = arrays([settled])
+    return Found(settled, columns, evaluate(case, machine), case, machine)
+
+
+Part = tuple[Settled, dict[str, np.ndarray], dict[str, np.ndarray]]
+
+
+def _parts(raw: dict[str, Any], own: Mapping[str, Device] | None, gpu: str) -> Iterator[Part]:
+    """Yield, for each choice of degrees and schedule, one settled case and the arrays of what else is chosen."""
+    for degrees in _degrees(raw):
+        for schedule, vpp in _schedules(raw, degrees):
+            fixed = {**raw, **degrees, **({"schedule": schedule, "vpp": vpp} if schedule else {})}
+            micro = _micro_batches(raw, degrees)
+            if not micro:
+                continue
+            try:
+                settled = settle({**fixed, "micro_batch_size": micro[0]}, own, gpu)
+            except LayoutError:
+                continue
+            if made := _arrays(raw, degrees, schedule, vpp, micro, settled):
+                yield settled, made, _case(settled, made)
+
+
+def _degrees(raw: Raw) -> Iterator[dict[str, int]]:
+    n, layers = int(raw["n_gpus"]), int(raw.get("layers", 1))
+    heads = int(raw.get("heads", 0) or max(1, raw.get("hidden", 128) // 128))
+    experts, long = int(raw.get("experts", 0) or 0), int(raw.get("sequence_length", 2048)) >= _LONG
+    batch = int(raw.get("global_batch_size", 0) or 0)
+    for tp in _divisors(n, raw.get("tp"), at_most=heads):
+        if heads % tp:
+            continue
+        for pp in _divisors(n // tp, raw.get("pp"), at_most=layers):
+            for cp in _divisors(n // tp // pp, raw.get("cp"), at_most=64 if long else 1):
+                dp = n // tp // pp // cp
+                if raw.get("dp", dp) != dp or (batch and batch % dp):
+                    continue
+                for ep in _divisors(dp, raw.get("ep"), at_most=experts or 1):
+                    if not experts or experts % ep == 0:
+                        yield {"dp": dp, "tp": tp, "pp": pp, "cp": cp, "ep": ep}
+
+
+def _divisors(n: int, given: Any, *, at_most: int) -> list[int]:
+    if given is not None:
+        return [int(given)] if n % int(given) == 0 else []
+    return [d for d in range(1, min(n, at_most) + 1) if n % d == 0]
+
+
+def _schedules(raw: Raw, degrees: Mapping[str, int]) -> list[tuple[str, int]]:
+    pp, layers = degrees["pp"], int(raw["layers"])
+    if pp == 1:
+        return [("", 1)] if raw.get("vpp", 1) == 1 else []
+    every = [("1f1b", 1), ("gpipe", 1), ("zb-h1", 1), ("zb-h2", 1)]
+    every += [("interleaved", vpp) for vpp in _CHUNKS if pp * vpp <= layers]
+    every += [(name, 2) for name in ("zbv", "dualpipev") if 2 * pp <= layers]
+    return [(name, vpp) for name, vpp in every if raw.get("schedule", name) == name and raw.get("vpp", vpp) == vpp]
+
+
+def _micro_batches(raw: Raw, degrees: Mapping[str, int]) -> list[int]:
+    """Return the sizes of micro-batches that divide the rows of a data rank."""
+    if "micro_batch_size" in raw:
+        return [int(raw["micro_batch_size"])]
+    if "global_batch_size" not in raw:
+        return [1]
+    rows = int(raw["global_batch_size"]) // degrees["dp"]
+    return [size for size in _MICRO if size <= rows and rows % size == 0]
+
+
+def _arrays(
+    raw: Raw, degrees: Mapping[str, int], schedule: str, vpp: int, micro: Sequence[int], settled: Settled
+) -> dict[str, np.ndarray] | None:
+    pp, tp, dp = degrees["pp"], degrees["tp"], degrees["dp"]
+    rows = int(settled.case.global_batch_size) // dp
+    counts = [size for size in micro if _legal(schedule, rows // size, pp)]
+    zeros = [raw["zero"]] if "zero" in raw else [0, 1, 2, 3] if dp * degrees["cp"] > 1 else [0]
+    pieces = [raw["sequence_parallel"]] if "sequence_parallel" in raw else [False, True] if tp > 1 else [False]
+    recomputed = [raw["recompute"]] if "recompute" in raw else ["none", "selective", "full"]
+    chosen = list(product(zeros, pieces, recomputed, counts))
+    if not chosen:
+        return None
+    zero, sequence, recompute, size = (np.array(column) for column in zip(*chosen, strict=True))
+    n = len(chosen)
+    made = {name: np.full(n, degrees[name]) for name in ("dp", "tp", "pp", "cp", "ep")}
+    made |= {"zero": zero, "sequence_parallel": sequence, "recompute": recompute, "micro_batch_size": size}
+    return made | {"schedule": np.full(n, schedule, dtype="<U12"), "vpp": np.full(n, vpp)}
+
+
+def _legal(schedule: str, micro_batches: int, pp: int) -> bool:
+    """Return whether a schedule runs with so many micro-batches, as torch.distributed.pipelining has it."""
+    if schedule in ("interleaved", "zb-h1", "zb-h2"):
+        return micro_batches % pp == 0
+    if schedule in ("1f1b", "zbv", "dualpipev"):
+        return micro_batches >= pp * (2 if schedule == "dualpipev" else 1)
+    return True
+
+
+# The fields of a case that differ between layouts; all others are one value.
+_VARYING = (*CHOSEN, "layers_first", "layers_middle", "layers_last", "layers_held", "held_rank", "dp_overlap")
+
+
+def _case(settled: Settled, made: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Return the varying fields of the cases of a part, each an array (layouts,)."""
+    n = len(made["dp"])
+    values = {name: made[name] if name in made else np.full(n, getattr(settled.case, name)) for name in _VARYING}
+    values["dp_overlap"] = values["dp_overlap"] | (values["zero"] >= 2)
+    return {name: _number(column) for name, column in values.items()}
+
+
+def _number(column: np.ndarray) -> np.ndarray:
+    return column.astype(float) if column.dtype.kind in "iu" else column
+
+
+def _why_none(raw: Raw) -> str:
+    n, batch, heads = raw["n_gpus"], raw.get("global_batch_size"), raw.get("heads")
+    given = ", ".join(f"{name}={raw[name]}" for name in CHOSEN if name in raw)
+    return (
+        f"no layout of {n} GPUs divides global_batch_size={batch}, heads={heads} and layers={raw.get('layers')}"
+        f"{f' with {given}' if given else ''}: use another number of GPUs or batch, or leave more of the layout empty"
+    )

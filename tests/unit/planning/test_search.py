@@ -1,0 +1,144 @@
+"""The search of `paralab plan`: every legal layout is looked at, the fastest that fits comes first, and it says why."""
+
+import csv
+import io
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from paralab import cli
+from paralab.errors import LayoutError
+from paralab.layout import Layout
+from paralab.planning import answers
+from paralab.planning.breakdown import gib_by_category
+from paralab.planning.predict import predict
+from paralab.planning.search import CHOSEN, search
+from paralab.planning.settle import settle
+
+GPT3 = {"layers": 32, "hidden": 4096, "heads": 32, "n_gpus": 64, "global_batch_size": 512, "gpu": "A100-SXM4-80GB"}
+
+
+def test_what_is_found_is_what_is_predicted_of_it_alone() -> None:
+    """A layout is predicted among thousands as `paralab predict` predicts it by itself."""
+    found = search(GPT3)
+    rng = np.random.default_rng(0)
+    for i in rng.choice(len(found), 50, replace=False):
+        raw = {name: value for name, value in answers.row(found, i).items() if value != ""}
+        alone = predict([settle({**GPT3, **raw})])
+        assert alone.step_time_s[0] == pytest.approx(found.prediction.step_time_s[i], rel=1e-9), raw
+        assert alone.memory_gib[0] == pytest.approx(found.prediction.memory_gib[i], rel=1e-9), raw
+
+
+def test_the_first_one_is_the_fastest_that_fits() -> None:
+    found = search(GPT3)
+    fits, seconds = found.prediction.fits, found.prediction.step_time_s
+    assert 0 < len(found.order) == fits.sum() < len(found)
+    assert seconds[found.order[0]] == seconds[fits].min()
+    assert (np.diff(seconds[found.order]) >= 0).all()
+
+
+def test_every_layout_is_legal_and_there_once() -> None:
+    found = search(GPT3)
+    seen = set()
+    for i in range(len(found)):
+        chosen = answers.row(found, i)
+        assert chosen["dp"] * chosen["tp"] * chosen["pp"] * chosen["cp"] == 64
+        assert 512 % (chosen["dp"] * chosen["micro_batch_size"]) == 0 and 32 % chosen["tp"] == 0
+        seen.add(tuple(chosen.values()))
+        if answers.is_typed(chosen):
+            layout = Layout.parse(answers.layout_text(chosen, answers.micro_batches(found, i)))
+            assert layout.world_size == 64
+            if layout.pp > 1:
+                layout.check_schedule()
+    assert len(seen) == len(found) > 10_000
+
+
+def test_columns_that_are_given_stay() -> None:
+    given = {"tp": 8, "pp": 2, "zero": 1, "micro_batch_size": 2, "recompute": "full", "schedule": "1f1b"}
+    found = search(GPT3 | given)
+    assert all({value.item() for value in found.columns[name]} == {wanted} for name, wanted in given.items())
+
+
+def test_more_memory_and_a_faster_network_are_never_worse() -> None:
+    def best(**changes: Any) -> float:
+        found = search(GPT3 | changes)
+        return float(found.prediction.step_time_s[found.order[0]])
+
+    assert best(gpu="A100-SXM4-80GB") <= best(gpu="A100-SXM4-40GB")
+    assert best(inter_node_gbit_per_s=400.0) <= best(inter_node_gbit_per_s=50.0)
+    assert best(n_gpus=128) < best()
+
+
+def test_categories_of_memory_add_up_to_it() -> None:
+    found = search(GPT3)
+    assert sum(gib_by_category(found.case, found.machine).values()) == pytest.approx(found.prediction.memory_gib)
+
+
+def test_a_large_model_on_many_devices_takes_no_time() -> None:
+    question = GPT3 | {"layers": 96, "hidden": 12288, "heads": 96, "n_gpus": 1024, "global_batch_size": 1536}
+    began = time.perf_counter()
+    found = search(question)
+    assert len(found.order) and time.perf_counter() - began < 10
+
+
+def test_no_legal_layout_is_said() -> None:
+    with pytest.raises(LayoutError, match="no layout of 7 GPUs"):
+        search(GPT3 | {"n_gpus": 7, "tp": 2})
+
+
+# --- the command
+
+
+def test_the_answer_fits_a_terminal_and_can_be_typed(capsys: pytest.CaptureFixture[str]) -> None:
+    words = "plan --model llama --size 8b --n-gpus 32 --global-batch-size 256 --tokens 20x --price 2"
+    assert cli.main(words.split()) == 0
+    shown = capsys.readouterr().out.splitlines()
+    assert shown[0].startswith("llama 8b: 8.03 B weights")
+    assert max(len(line) for line in shown if "paralab run" not in line) <= 80
+    assert any(line.startswith("  paralab run --model llama --size 8b --layout dp") for line in shown)
+    assert any("dollars under the fastest layout" in line for line in shown)
+    assert any("ddp: dp32 needs" in line and "states" in line for line in shown)
+
+
+def test_where_nothing_fits_it_says_what_would(capsys: pytest.CaptureFixture[str]) -> None:
+    words = "plan --model llama --size 70b --n-gpus 8 --global-batch-size 64 --gpu A100-SXM4-40GB"
+    assert cli.main(words.split()) == 0
+    shown = capsys.readouterr().out
+    assert "No layout fits" in shown and "GiB too much: states" in shown and "32 GPUs of this kind would do." in shown
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--n-gpus", "8"], "no model: give"),
+        (["--layers", "8", "--hidden", "512"], "--n-gpus is missing"),
+        (["--layers", "0", "--hidden", "512", "--n-gpus", "8"], "layers is '0': give a whole number"),
+        (["--model", "resnet", "--n-gpus", "8"], "not a transformer of texts"),
+        (["--model", "gpt2", "--size", "big", "--n-gpus", "8"], "--size big is unknown"),
+        (["--model", "gpt2", "--n-gpus", "8", "--gpu", "H1000"], "GPU 'H1000' is unknown"),
+        (["--model", "gpt2", "--n-gpus", "8", "--set", "tpp=2"], "--set tpp=2: give COLUMN=VALUE"),
+        (["--model", "gpt2", "--n-gpus", "8", "--tokens", "1e30"], "--tokens 1e30: give a positive number"),
+    ],
+)
+def test_a_question_that_cannot_be_is_one_line(words: list[str], said: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["plan", *words]) == 2
+    shown = capsys.readouterr().err.strip()
+    assert said in shown and "\n" not in shown
+
+
+def test_a_file_of_questions_is_answered_row_by_row(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "q.csv").write_text(
+        "case_id,layers,hidden,heads,n_gpus,global_batch_size,gpu,tp\n"
+        "a,32,4096,32,64,512,A100-SXM4-80GB,\n"
+        "b,0,4096,32,64,512,A100-SXM4-80GB,\n"
+        "c,32,4096,32,64,512,A100-SXM4-80GB,8\n"
+    )
+    assert cli.main(["plan", str(tmp_path / "q.csv"), "--out", str(tmp_path / "p.csv"), "--top", "3"]) == 1
+    rows = list(csv.DictReader(io.StringIO((tmp_path / "p.csv").read_text())))
+    assert [(row["case_id"], row["rank"]) for row in rows] == [(case, str(n)) for case in "ac" for n in (1, 2, 3)]
+    assert list(rows[0]) == ["case_id", "rank", *CHOSEN, "step_time_s", "memory_gib", "fits"]
+    assert all(row["tp"] == "8" for row in rows[3:]) and all(row["fits"] == "true" for row in rows)
+    assert "q.csv, line 3: layers is '0'" in capsys.readouterr().err
