@@ -7,4 +7,5 @@ import sys
 for path in sys.argv[1:]:
     if os.environ["RANK"] == "0":
         print(f"== {os.path.basename(path)}", flush=True)
+    sys.path[0] = os.path.dirname(path)  # as where it is started by itself
     runpy.run_path(path, run_name="__main__")

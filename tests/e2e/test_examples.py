@@ -42,6 +42,18 @@ def test_a_script_that_moved_over_has_the_same_losses(printed: dict[str, list[st
     assert before == after and len(before) == 8
 
 
+def test_the_scripts_whose_lines_are_counted_have_the_same_losses() -> None:
+    scripts = sorted((ROOT / "examples" / "lines").glob("paralab_*.py"))
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    command += [str(ROOT / "tests" / "e2e" / "run_examples.py"), *map(str, scripts)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr[-3000:]
+    losses = [
+        re.findall(r"^loss ([0-9.]+)$", part, flags=re.MULTILINE) for part in done.stdout.split("== paralab_")[1:]
+    ]
+    assert len(losses) == len(scripts) == 4 and all(found == losses[0] and len(found) == 4 for found in losses)
+
+
 def test_an_example_runs_alone_as_well(tmp_path: Path) -> None:
     command = [sys.executable, str(ROOT / "examples" / "minimal.py")]
     done = subprocess.run(command, capture_output=True, text=True, timeout=60, cwd=tmp_path)

@@ -1,0 +1,21 @@
+"""Pipeline stages with paralab."""
+
+import torch
+from net import data, loss_of, make
+from torch.utils.data import DataLoader
+
+import paralab
+
+with paralab.join() as world:
+    trainer = paralab.parallelize(
+        make,
+        "pp2/1f1b/mb4",
+        world=world,
+        loss=loss_of,
+        optimizer=lambda parameters: torch.optim.AdamW(parameters, lr=1e-3),
+        clip_norm=1.0,
+        pipeline=paralab.Pipeline(before="embed", after="head"),
+        example=next(iter(DataLoader(data, 16))),
+    )
+    for inputs, targets in trainer.shard(DataLoader(data, 16)):
+        world.print(f"loss {trainer.step(inputs, targets).loss:.4f}")
