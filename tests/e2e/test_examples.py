@@ -10,6 +10,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
 EXAMPLES = sorted((ROOT / "examples").glob("*.py"))
+LINES = sorted((ROOT / "examples" / "lines").glob("paralab_*.py"))  # those that docs/library.md counts
 LEAVES_A_GROUP = "accelerate_before.py"  # in the process, so that it needs processes of its own
 USERS_OWN = {"accelerate", "transformers"}
 SAYS_NOTHING_OF_PARITY = {"accelerate_before", "accelerate_after"}
@@ -20,8 +21,8 @@ def printed() -> dict[str, list[str]]:
     """Return the lines that each example prints with two processes, by name."""
     text = ""
     for together in (True, False):
-        paths = [str(path) for path in EXAMPLES if (path.name != LEAVES_A_GROUP) == together]
-        command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2"]
+        paths = [str(path) for path in (*EXAMPLES, *LINES) if (path.name != LEAVES_A_GROUP) == together]
+        command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
         command += [str(ROOT / "tests" / "e2e" / "run_examples.py"), *paths]
         done = subprocess.run(command, capture_output=True, text=True, timeout=120)
         assert done.returncode == 0, done.stderr[-3000:]
@@ -31,8 +32,8 @@ def printed() -> dict[str, list[str]]:
 
 
 def test_the_layouts_of_the_examples_are_proved(printed: dict[str, list[str]]) -> None:
-    assert printed.keys() == {path.stem for path in EXAMPLES}
-    for name in printed.keys() - SAYS_NOTHING_OF_PARITY:
+    assert printed.keys() == {path.stem for path in (*EXAMPLES, *LINES)}
+    for name in {path.stem for path in EXAMPLES} - SAYS_NOTHING_OF_PARITY:
         assert any(line.endswith("passed") for line in printed[name]), (name, printed[name])
         assert not any("FAILED" in line for line in printed[name])
 
@@ -42,16 +43,9 @@ def test_a_script_that_moved_over_has_the_same_losses(printed: dict[str, list[st
     assert before == after and len(before) == 8
 
 
-def test_the_scripts_whose_lines_are_counted_have_the_same_losses() -> None:
-    scripts = sorted((ROOT / "examples" / "lines").glob("paralab_*.py"))
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    command += [str(ROOT / "tests" / "e2e" / "run_examples.py"), *map(str, scripts)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
-    assert done.returncode == 0, done.stderr[-3000:]
-    losses = [
-        re.findall(r"^loss ([0-9.]+)$", part, flags=re.MULTILINE) for part in done.stdout.split("== paralab_")[1:]
-    ]
-    assert len(losses) == len(scripts) == 4 and all(found == losses[0] and len(found) == 4 for found in losses)
+def test_the_scripts_whose_lines_are_counted_have_the_same_losses(printed: dict[str, list[str]]) -> None:
+    losses = [[line for line in printed[path.stem] if line.startswith("loss ")] for path in LINES]
+    assert len(losses) == 4 and all(found == losses[0] and len(found) == 4 for found in losses)
 
 
 def test_an_example_runs_alone_as_well(tmp_path: Path) -> None:
