@@ -15,7 +15,7 @@ from tests.dist.library_cases import batches, made
 from tests.dist.own_modules import KINDS
 from tests.dist.workers import WorkerPool
 
-NAMES = ("plain", "frozen", "both-ends", "bare")
+NAMES = ("frozen", "both-ends")
 
 
 def planned(name: str, processes: int) -> Plan:

@@ -21,10 +21,11 @@ RUN = RunConfig(size="tiny", nproc=1)
 ALONE = Rank(0, 1, 0, 1, "python")
 REQUESTED = Requested(strategy="ddp", run_id="abc")
 ONE_WAY = "paralab.running.task"
-# what nobody else takes; `launch` guards its ranks as well, before their task begins
+# what nobody else takes; `launch` guards its ranks as well, before their task begins, and a program that joins the
+# processes of a launcher by itself (`paralab.join`) has no task
 OF_ONE_WAY = {
     "paralab.processes.launch.launch": {ONE_WAY},
-    "paralab.processes.failure.guard": {ONE_WAY, "paralab.processes.launch"},
+    "paralab.processes.failure.guard": {ONE_WAY, "paralab.processes.launch", "paralab.library.world"},
     "paralab.records.describe.failed": {ONE_WAY},
     "paralab.records.describe.record_failure": {ONE_WAY},
 }
