@@ -75,7 +75,24 @@ install() {
     "${pip[@]}" torch && "${pip[@]}" -e "$root[dev]" ||
         die "the installation failed, see pip's message above: when its cause is gone, run the same command again" \
             "(behind a proxy or a mirror: PIP_INDEX_URL=...; to start afresh: rm -rf $venv)"
+    former_names
     fingerprint >"$stamp"
+}
+
+# Older scripts import `parallel` and `benchmarks`. In this environment these names lead to the checkout, as the last
+# thing that Python looks for: whatever else has such a name is found before it (docs/design/import-name.md).
+former_names() {
+    "$venv/bin/python" - "$root" <<'EOF'
+import sys, sysconfig
+from pathlib import Path
+
+line = (
+    "import sys, importlib.util as u; sys.meta_path.append(type('FormerNames', (), {'find_spec': staticmethod("
+    "lambda name, path=None, target=None, r=%r: u.spec_from_file_location(name, r + '/' + name + '/__init__.py', "
+    "submodule_search_locations=[r + '/' + name]) if name in ('parallel', 'benchmarks') else None)}))\n"
+)
+Path(sysconfig.get_path("purelib"), "paralab_former_names.pth").write_text(line % sys.argv[1])
+EOF
 }
 
 set_up() {

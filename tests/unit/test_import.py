@@ -1,5 +1,6 @@
 """What an installation puts on the import path: the one name `paralab`."""
 
+import ast
 import subprocess
 import sys
 from configparser import ConfigParser
@@ -39,8 +40,22 @@ def test_folders_of_the_users_own_stand_beside_paralab(init: bool, tmp_path: Pat
 
 def test_only_paralab_is_installed(tmp_path: Path) -> None:
     names = ("models", "benchmarks", "parallel", "ds_configs", "tests")
-    code = f"import importlib.util, paralab; print([n for n in {names} if importlib.util.find_spec(n)])"
+    code = f"""
+import importlib.util, paralab, sys
+sys.meta_path = [finder for finder in sys.meta_path if "FormerNames" not in str(finder)]
+print([name for name in {names} if importlib.util.find_spec(name)])
+"""
     assert run(code, tmp_path, "-I") == "[]"
+
+
+def test_launch_knows_the_former_names_where_nothing_else_has_them(tmp_path: Path) -> None:
+    """It adds a finder, the last one, by a line that Python runs at its start."""
+    script = (ROOT / "launch.sh").read_text().split("line = (")[1].split("\n)\n")[0]
+    line = "".join(ast.literal_eval(f"({script})")) % str(ROOT)
+    code = f"{line}import benchmarks, parallel, paralab; print(benchmarks.__file__, parallel is paralab)"
+    assert run(code, tmp_path) == f"{ROOT / 'benchmarks' / '__init__.py'} True"
+    (tmp_path / "benchmarks").mkdir()  # a plain folder of the user's own comes first
+    assert run(f"{line}import benchmarks; print(list(benchmarks.__path__))", tmp_path) == f"['{tmp_path}/benchmarks']"
 
 
 def test_a_checkout_answers_to_the_name_of_its_folder() -> None:
