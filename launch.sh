@@ -88,7 +88,7 @@ from pathlib import Path
 
 line = (
     "import sys, importlib.util as u; sys.meta_path.append(type('FormerNames', (), {'find_spec': staticmethod("
-    "lambda name, path=None, target=None, r=%r: u.spec_from_file_location(name, r + '/' + name + '/__init__.py', "
+    "lambda name, path=None, target=None, u=u, r=%r: u.spec_from_file_location(name, r + '/' + name + '/__init__.py', "
     "submodule_search_locations=[r + '/' + name]) if name in ('parallel', 'benchmarks') else None)}))\n"
 )
 Path(sysconfig.get_path("purelib"), "paralab_former_names.pth").write_text(line % sys.argv[1])
