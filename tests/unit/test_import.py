@@ -9,6 +9,9 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
+WITHOUT_FORMER_NAMES = (
+    "import sys; sys.meta_path = [finder for finder in sys.meta_path if 'FormerNames' not in str(finder)]\n"
+)
 
 
 def run(code: str, folder: Path, *options: str) -> str:
@@ -41,8 +44,8 @@ def test_folders_of_the_users_own_stand_beside_paralab(init: bool, tmp_path: Pat
 def test_only_paralab_is_installed(tmp_path: Path) -> None:
     names = ("models", "benchmarks", "parallel", "ds_configs", "tests")
     code = f"""
-import importlib.util, paralab, sys
-sys.meta_path = [finder for finder in sys.meta_path if "FormerNames" not in str(finder)]
+import importlib.util, paralab
+{WITHOUT_FORMER_NAMES}
 print([name for name in {names} if importlib.util.find_spec(name)])
 """
     assert run(code, tmp_path, "-I") == "[]"
@@ -52,7 +55,7 @@ def test_launch_knows_the_former_names_where_nothing_else_has_them(tmp_path: Pat
     """It adds a finder, the last one, by a line that Python runs at its start."""
     script = (ROOT / "launch.sh").read_text().split("line = (")[1].split("\n)\n")[0]
     line = "".join(ast.literal_eval(f"({script})")) % str(ROOT)
-    line = f"def start(): exec({line!r})\nstart()\n"  # as `site` runs it
+    line = f"{WITHOUT_FORMER_NAMES}def start(): exec({line!r})\nstart()\n"  # as `site` runs it
     code = f"{line}import benchmarks, parallel, paralab; print(benchmarks.__file__, parallel is paralab)"
     assert run(code, tmp_path) == f"{ROOT / 'benchmarks' / '__init__.py'} True"
     (tmp_path / "benchmarks").mkdir()  # a plain folder of the user's own comes first
