@@ -117,7 +117,8 @@ class Machine:
     """The device of a case and its links, each a value or an array (cases,).
 
     peak_flops: of dense matrix products in the precision of the case, half_flops: in 16 bits, both per second.
-    share: of the peak that the device sustains. links: bytes per second of one GPU in one direction.
+    watts_ratio: watts for a FLOP, of the device that stands for its generation. intra_bytes_per_s, inter_bytes_per_s:
+    of the links of one GPU inside a node and between nodes, in one direction.
     """
 
     peak_flops: Values

@@ -32,6 +32,7 @@ def main(argv: Sequence[str]) -> int:
     options = _parser().parse_args(list(argv))
     own = devices(options.device or [])
     default = hardware.find(options.gpu, own).gpu
+    _check(options)
     if options.questions:
         return _answer_file(Path(options.questions), options.out, own, default, options.top)
     from paralab.planning import planned
@@ -39,6 +40,21 @@ def main(argv: Sequence[str]) -> int:
     words, raw = _question(options)
     print(planned.report(raw, words, own, default, top=options.top, tokens=options.tokens, price=options.price))
     return 0
+
+
+def _check(options: Any) -> None:
+    """Refuse options that would change nothing. Raises: ConfigError."""
+    if options.top < 1:
+        raise ConfigError(f"--top {options.top}: show 1 layout or more")
+    alone = ("model", "size", *_SHAPES, *_CLUSTER, "set", "tokens", "price")
+    given = [name for name in alone if getattr(options, name) is not None] + (["gated"] if options.gated else [])
+    if options.questions and given:
+        flag = f"--{given[0].replace('_', '-')}"
+        raise ConfigError(f"{flag} with {options.questions}: say it in a column of the file, or leave the file out")
+    if options.out and not options.questions:
+        raise ConfigError("--out without a file of questions: leave it out, or give QUESTIONS.csv")
+    if options.price is not None and options.tokens is None:
+        raise ConfigError("--price without --tokens: say how long the training is, such as --tokens 20x")
 
 
 def _answer_file(source: Path, out: str | None, own: Mapping[str, Device], gpu: str, top: int) -> int:

@@ -19,7 +19,7 @@ from paralab.library import advice
 from paralab.library.batches import Form
 from paralab.library.pipeline import Pipeline, check_names
 from paralab.library.stages import Needs, leave_out, needs_of
-from paralab.models.spec import Cut, Flops, ModelSpec, Style, at_least_fp32
+from paralab.models.spec import Cut, ModelSpec, Style, at_least_fp32
 from paralab.models.structure import find_blocks, find_tied, matching
 
 Loss = Callable[..., Any]
@@ -167,14 +167,11 @@ def spec_of(
     return ModelSpec(
         name=name,
         sizes={"own": config},
-        default_size="own",
-        tiny_size="own",
         build=build,
         init=init,
         example=shapes,
         block_names=lambda config: names,
         cut=_cut,
-        flops=lambda config: Flops(0.0, "unknown"),
         data=lambda config: "own",
         unit=lambda config: "points",
         tensor_plan=lambda config: tensor,

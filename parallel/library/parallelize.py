@@ -156,7 +156,6 @@ def check_axes(
     if layout.pp > 1 and (pipeline is None or not spec.blocks(config)):
         raise LayoutError(advice.pipeline(skeleton, spec.blocks(config)))
     check_split(layout, spec=spec, config=config)
-    layout.check_schedule()
     if layout.pp > 1:
         check_stages(spec.on_meta(config), spec.blocks(config))
 

@@ -35,6 +35,9 @@ def is_typed(columns: Mapping[str, Any]) -> bool:
     return known and columns["cp"] == columns["ep"] == 1 and columns["recompute"] != "selective"
 
 
+_PRECISIONS = ("fp32", "bf16", "fp16")  # of those that are predicted, the ones that paralab trains in
+
+
 def row(found: Found, i: int) -> dict[str, Any]:
     """Return the columns of one layout, as Python's own values."""
     return {name: column[i].item() for name, column in found.columns.items()}
@@ -51,7 +54,7 @@ def typed_line(found: Found, model: Sequence[str]) -> str | None:
 
     model: the words that name the model.
     """
-    for i in found.order:
+    for i in found.order if found.settled.case.precision in _PRECISIONS else ():
         chosen = row(found, i)
         if is_typed(chosen):
             case, count = found.settled.case, micro_batches(found, i)

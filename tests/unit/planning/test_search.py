@@ -103,6 +103,11 @@ def test_the_answer_fits_a_terminal_and_can_be_typed(capsys: pytest.CaptureFixtu
     assert any("ddp: dp32 needs" in line and "states" in line for line in shown)
 
 
+def test_what_paralab_does_not_train_in_is_not_said_to_be_typed(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main("plan --model llama --size 8b --n-gpus 32 --precision fp8".split()) == 0
+    assert "paralab run" not in capsys.readouterr().out
+
+
 def test_where_nothing_fits_it_says_what_would(capsys: pytest.CaptureFixture[str]) -> None:
     words = "plan --model llama --size 70b --n-gpus 8 --global-batch-size 64 --gpu A100-SXM4-40GB"
     assert cli.main(words.split()) == 0
@@ -121,6 +126,10 @@ def test_where_nothing_fits_it_says_what_would(capsys: pytest.CaptureFixture[str
         (["--model", "gpt2", "--n-gpus", "8", "--gpu", "H1000"], "GPU 'H1000' is unknown"),
         (["--model", "gpt2", "--n-gpus", "8", "--set", "tpp=2"], "--set tpp=2: give COLUMN=VALUE"),
         (["--model", "gpt2", "--n-gpus", "8", "--tokens", "1e30"], "--tokens 1e30: give a positive number"),
+        (["--model", "gpt2", "--n-gpus", "8", "--price", "2"], "--price without --tokens"),
+        (["--model", "gpt2", "--n-gpus", "8", "--out", "p.csv"], "--out without a file of questions"),
+        (["--model", "gpt2", "--n-gpus", "8", "--top", "0"], "--top 0: show 1 layout or more"),
+        (["q.csv", "--model", "gpt2"], "--model with q.csv: say it in a column"),
     ],
 )
 def test_a_question_that_cannot_be_is_one_line(words: list[str], said: str, capsys: pytest.CaptureFixture[str]) -> None:
