@@ -12,7 +12,7 @@ from paralab.errors import ConfigError, DataError
 from paralab.library import values as own_values
 from paralab.library.batches import flatten, rows_of
 from paralab.library.own import dropouts
-from paralab.library.sharding import division_of
+from paralab.library.sharding import agreed, division_of
 from paralab.library.trainer import Trainer
 from paralab.library.work import OwnWork
 from paralab.options.choices import Precision
@@ -46,6 +46,8 @@ def prove(
     flat = [_flat(trainer, batch) for batch in batches]
     if not flat:
         raise DataError("prove() got no batches: give it at least one global batch")
+    for number, one in enumerate(flat):
+        agreed(one, number, mesh)
 
     def feed(work: Work, mesh: Mesh) -> Iterator[Batch]:
         for batch in cycle(flat):

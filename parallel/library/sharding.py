@@ -37,7 +37,8 @@ def agreed(batch: Batch | None, count: int, mesh: Mesh) -> bool:
     if len({tuple(row) for row in rows}) > 1:
         raise DataError(
             f"batch {count} is another one on rank {next(i for i, row in enumerate(rows) if row != rows[0])} than "
-            "on rank 0: shard() needs the same batches on every rank; give the loader "
+            "on rank 0: shard() and prove() need the same batches on every rank; set "
+            "torch.manual_seed(0) before they are drawn, give the loader "
             "generator=torch.Generator().manual_seed(0), or pass rows that are each rank's own to step()"
         )
     return True
