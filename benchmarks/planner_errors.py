@@ -40,7 +40,10 @@ def main(argv: Sequence[str]) -> int:
     if options.refit or options.write:
         errors = {target.name: of_left_out(target) for target in planner_fit.targets()} | errors
     if options.write:
-        content = {kind: {name: _numbers(one) for name, one in tables.items()} for kind, tables in errors.items()}
+        content: dict[str, object] = {
+            kind: {name: _numbers(one) for name, one in tables.items()} for kind, tables in errors.items()
+        }
+        content["step_time_ratio"] = {name: list(pair) for name, pair in ratios().items()}
         checked.FILE.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
     for kind, tables in errors.items():
         print(f"\n{kind}\n" + "\n".join(table(tables)))
@@ -75,6 +78,36 @@ def of_left_out(target: Target) -> dict[str, Errors]:
     cases = cases.part(known)
     errors = by_table(target, cases, predicted[known])
     return _with_baseline(errors, target, cases) if target.name == "step_time" else errors
+
+
+def ratios() -> dict[str, tuple[float, float]]:
+    """Return the range of measured over predicted step times, left out of the fit, that `checked.SHARE` of cases had.
+
+    Of each generation of devices that has tables, and of all ("all"); every table weighs alike.
+    """
+    target = planner_fit.targets()[0]
+    cases = published().part(target.informative(published()))
+    ratio = target.measured(cases) / planner_fit.left_out(target, cases)
+    known = target.known(cases)
+    return ranges(ratio[known], cases.table[known], cases.machine.arch[known])
+
+
+def ranges(ratio: np.ndarray, tables: np.ndarray, arch: np.ndarray) -> dict[str, tuple[float, float]]:
+    """Return the middle `checked.SHARE` of ratios (cases,) by generation, tables (cases,) weighted alike."""
+    found = {}
+    for name in ("all", *sorted(set(arch))):
+        chosen = (arch == name) | (name == "all")
+        sizes = {table: np.sum(tables[chosen] == table) for table in set(tables[chosen])}
+        weights = np.array([1 / sizes[table] for table in tables[chosen]])
+        tail = (1 - checked.SHARE) / 2
+        found[name] = (_quantile(ratio[chosen], weights, tail), _quantile(ratio[chosen], weights, 1 - tail))
+    return found
+
+
+def _quantile(values: np.ndarray, weights: np.ndarray, share: float) -> float:
+    order = np.argsort(values)
+    upto = np.cumsum(weights[order]) / np.sum(weights)
+    return round(float(values[order][np.searchsorted(upto, share)]), 3)
 
 
 def _with_baseline(errors: Mapping[str, Errors], target: Target, cases: Published) -> dict[str, Errors]:

@@ -12,19 +12,33 @@ questions has the columns of docs/planner.md, those of the layout left empty.
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from paralab.commands.predict import devices
 from paralab.console.outputs import check_writable, write_whole
 from paralab.errors import ConfigError, UsageError
 from paralab.options.arguments import Parser
 from paralab.planning import cases, checked, hardware
+from paralab.planning.goals import Goal, number
 from paralab.planning.hardware import Device
 from paralab.planning.settle import DEFAULT_GPU
+
+if TYPE_CHECKING:
+    from paralab.planning.goals import Solved
 
 FAILED = 1  # the exit status where a question could not be answered, or nothing fits
 _SHAPES = ("layers", "hidden", "heads", "kv_heads", "ffn", "vocab", "experts", "experts_per_token", "expert_ffn")
 _CLUSTER = ("n_gpus", "gpus_per_node", "global_batch_size", "sequence_length", "precision", "framework")
+SHOWN, WRITTEN = 10, 1000  # layouts
+_GOAL = {
+    "tokens": ("N", "Tokens of the training, or 20x for 20 a weight: adds what it takes, such as days"),
+    "days": (
+        "N",
+        "Days the training may take: says how many tokens that is; with --tokens, how many GPUs",
+    ),
+    "budget_usd": ("DOLLARS", "What it may cost: says how many tokens that is; with --days, how many GPUs"),
+    "price_per_gpu_hour": ("DOLLARS", "Price of a GPU for an hour"),
+}
 
 
 def main(argv: Sequence[str]) -> int:
@@ -32,29 +46,61 @@ def main(argv: Sequence[str]) -> int:
     options = _parser().parse_args(list(argv))
     own = devices(options.device or [])
     default = hardware.find(options.gpu, own).gpu
+    goal = _goal(options)
     _check(options)
     if options.questions:
-        return _answer_file(Path(options.questions), options.out, own, default, options.top)
-    from paralab.planning import planned
-
-    words, raw = _question(options)
-    print(planned.report(raw, words, own, default, top=options.top, tokens=options.tokens, price=options.price))
+        return _answer_file(Path(options.questions), options.out, own, default, options.top or SHOWN)
+    _answer(options, goal, own, default)
     return 0
+
+
+def _answer(options: Any, goal: Goal, own: Mapping[str, Device], gpu: str) -> None:
+    """Search, print the answer, and write it to the files that were asked for."""
+    from paralab.planning import goals, planned
+
+    for path in filter(None, (options.out,)):
+        check_writable(Path(path))
+    words, raw = _question(options)
+    goal.check(n_gpus="n_gpus" in raw)
+    solved = goals.solve(goal, raw, own, gpu)
+    if options.out:
+        _write(Path(options.out), solved, words, raw, options.top or WRITTEN)
+    print(planned.report(solved, raw, words, own, gpu, top=options.top or SHOWN))
+
+
+def _write(out: Path, solved: "Solved", words: Sequence[str], raw: Mapping[str, Any], most: int) -> None:
+    from paralab.planning import records
+
+    found = solved.found
+    numbers = (found.order if len(found.order) else found.nearest)[:most]
+    if out.suffix == ".json":
+        write_whole(out, records.as_json(solved, numbers, model=words, raw=raw))
+    else:
+        write_whole(out, records.as_csv(found, numbers))
+
+
+def _goal(options: Any) -> Goal:
+    """Return what the training is to reach. Raises: ConfigError for a number that cannot be."""
+    numbers = {
+        name: None if text is None else number(text, f"--{name.replace('_', '-')}")
+        for name in ("budget_usd", "days", "price_per_gpu_hour")
+        for text in [getattr(options, name)]
+    }
+    return Goal(options.tokens, numbers["budget_usd"], numbers["days"], numbers["price_per_gpu_hour"])
 
 
 def _check(options: Any) -> None:
     """Refuse options that would change nothing. Raises: ConfigError."""
-    if options.top < 1:
+    if options.top is not None and options.top < 1:
         raise ConfigError(f"--top {options.top}: show 1 layout or more")
-    alone = ("model", "size", *_SHAPES, *_CLUSTER, "set", "tokens", "price")
+    alone = ("model", "size", *_SHAPES, *_CLUSTER, "set", *_GOAL)
     given = [name for name in alone if getattr(options, name) is not None] + (["gated"] if options.gated else [])
     if options.questions and given:
         flag = f"--{given[0].replace('_', '-')}"
         raise ConfigError(f"{flag} with {options.questions}: say it in a column of the file, or leave the file out")
-    if options.out and not options.questions:
-        raise ConfigError("--out without a file of questions: leave it out, or give QUESTIONS.csv")
-    if options.price is not None and options.tokens is None:
-        raise ConfigError("--price without --tokens: say how long the training is, such as --tokens 20x")
+    if options.out and Path(options.out).suffix not in ((".csv",) if options.questions else (".csv", ".json")):
+        kinds = ".csv" if options.questions else ".csv or .json"
+        raise ConfigError(f"--out {options.out}: the name has to end with {kinds}")
 
 
 def _answer_file(source: Path, out: str | None, own: Mapping[str, Device], gpu: str, top: int) -> int:
@@ -84,7 +130,9 @@ def _answer_file(source: Path, out: str | None, own: Mapping[str, Device], gpu: 
 def _parser() -> Parser:
     parser = Parser(prog="paralab plan", description=__doc__)
     parser.add_argument("questions", metavar="QUESTIONS.csv", nargs="?", help="Answer a file of questions, one a row")
-    parser.add_argument("--out", metavar="FILE", help="Write the answers to a file to this CSV file")
+    parser.add_argument(
+        "--out", metavar="FILE", help="Write the layouts with all that is predicted of them to this .csv or .json file"
+    )
     parser.add_argument("--model", metavar="NAME", help="A model of paralab: gpt2, llama, FILE.py:SPEC or hf:FOLDER")
     parser.add_argument("--size", metavar="SIZE", help="Size of that model (default: its own)")
     for name in (*_SHAPES, *_CLUSTER):
@@ -101,11 +149,10 @@ def _parser() -> Parser:
     parser.add_argument(
         "--set", metavar="COLUMN=VALUE", action="append", help="Fix any column of docs/planner.md, such as tp=8"
     )
-    parser.add_argument("--top", metavar="N", type=int, default=10, help="Layouts to show (default: 10)")
-    parser.add_argument(
-        "--tokens", metavar="N", help="Tokens of the training, or 20x for 20 a weight: adds days and device-hours"
-    )
-    parser.add_argument("--price", metavar="DOLLARS", help="Price of a GPU for an hour: adds the cost of --tokens")
+    shown = f"Layouts to show and to write (default: {SHOWN} shown, {WRITTEN:,} written)"
+    parser.add_argument("--top", metavar="N", type=int, help=shown)
+    for name, (metavar, meaning) in _GOAL.items():
+        parser.add_argument(f"--{name.replace('_', '-')}", metavar=metavar, help=meaning)
     return parser
 
 
@@ -133,8 +180,6 @@ def _question(options: Any) -> tuple[list[str], dict[str, Any]]:
         raw["gated"] = True
     if "layers" not in raw or "hidden" not in raw:
         raise ConfigError("no model: give --model gpt2 --size gpt3-6.7b, or --layers 32 --hidden 4096, or a file")
-    if "n_gpus" not in raw:
-        raise ConfigError("--n-gpus is missing: say how many GPUs there are, such as --n-gpus 64")
     return words, raw
 
 

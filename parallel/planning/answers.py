@@ -1,13 +1,11 @@
-"""What a search found, in words and lines: the layout as it is typed, why others lose, and what it costs to train."""
+"""What a search found, in words and lines: the layout as it is typed, and why others lose."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-from paralab.axes.weights import active_weights, all_weights
-from paralab.planning.breakdown import CATEGORIES, gib_by_category
+from paralab.planning.breakdown import CATEGORIES
 from paralab.planning.search import Found
 
 # Schedules of the contract as `--layout` has them; what is not here is predicted, and not trained by paralab.
@@ -86,7 +84,6 @@ def losers(found: Found) -> Iterator[tuple[str, int, str]]:
     best = found.order[0] if len(found.order) else None
     time, memory, fits = found.prediction.step_time_s, found.prediction.memory_gib, found.prediction.fits
     of = _families(found)
-    parts = gib_by_category(found.case, found.machine)
     for name in FAMILIES:
         mine = np.flatnonzero(of == name)
         if not len(mine) or (best is not None and of[best] == name):
@@ -98,12 +95,12 @@ def losers(found: Found) -> Iterator[tuple[str, int, str]]:
             yield name, i, f"{time[i] / time[best]:.2f} times as slow: {found.prediction.bound[i]}"
         else:
             i = int(mine[np.argmin(memory[mine])])
-            yield name, i, f"{memory[i]:,.0f} GiB of {found.settled.device.memory_gib:,.0f}: {held(parts, i)}"
+            yield name, i, f"{memory[i]:,.0f} GiB of {found.settled.device.memory_gib:,.0f}: {held(found, i)}"
 
 
-def held(parts: Mapping[str, Any], i: int) -> str:
+def held(found: Found, i: int) -> str:
     """Return what the memory of one layout goes into, largest first."""
-    sizes = sorted(((float(parts[name][i]), name) for name in CATEGORIES), reverse=True)
+    sizes = sorted(((float(found.memory_gib[name][i]), name) for name in CATEGORIES), reverse=True)
     return ", ".join(f"{name} {size:,.0f}" for size, name in sizes if size >= 1)
 
 
@@ -114,32 +111,3 @@ def _families(found: Found) -> np.ndarray:
         [(c["tp"] > 1) & (c["pp"] > 1), c["tp"] > 1, c["pp"] > 1], ["tensor + pipeline", "tensor", "pipeline"], plain
     )
     return np.select([c["ep"] > 1, c["cp"] > 1], ["experts", "context"], split)
-
-
-# --- what it costs to train
-
-
-@dataclass(frozen=True)
-class Scale:
-    """The arithmetic of a whole training. dollars: None without a price."""
-
-    tokens: float
-    flops: float
-    days: float
-    gpu_hours: float
-    dollars: float | None
-
-
-def n_weights(found: Found) -> float:
-    """Return the weights of the model; of a mixture all of its experts."""
-    return float(all_weights(found.settled.case))
-
-
-def scale(found: Found, i: int, tokens: float, price: float | None) -> Scale:
-    """Return what a training of so many tokens takes under one layout. price: dollars of a GPU for an hour."""
-    case = found.settled.case
-    per_step = case.global_batch_size * case.sequence_length
-    seconds = tokens / per_step * float(found.prediction.step_time_s[i])
-    hours = seconds / 3600 * case.n_gpus
-    flops = 6 * float(active_weights(case)) * tokens
-    return Scale(tokens, flops, seconds / 86400, hours, hours * price if price is not None else None)

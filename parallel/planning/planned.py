@@ -4,15 +4,19 @@ import textwrap
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
-from paralab.errors import ConfigError, UsageError
+from paralab.errors import UsageError
 from paralab.planning import answers as found_by
-from paralab.planning import checked
-from paralab.planning.breakdown import gib_by_category
+from paralab.planning import checked, scale
+from paralab.planning.breakdown import CATEGORIES
+from paralab.planning.goals import MOST_GPUS, Solved
 from paralab.planning.hardware import Device
+from paralab.planning.records import text as cell
+from paralab.planning.scale import Fact, Training
 from paralab.planning.search import CHOSEN, Found, search
 
 HEADER = ["case_id", "rank", *CHOSEN, "step_time_s", "memory_gib", "fits"]
-_MOST_GPUS = 1 << 20
+WIDTH = 80  # of a line on a terminal
+LAYOUT = 31  # of it, the layout
 
 
 def answers(case_id: str, raw: Mapping[str, Any], own: Mapping[str, Device], gpu: str, *, top: int) -> list[list[str]]:
@@ -27,114 +31,124 @@ def answers(case_id: str, raw: Mapping[str, Any], own: Mapping[str, Device], gpu
         [
             case_id,
             str(rank),
-            *(_text(found_by.row(found, i)[name]) for name in CHOSEN),
+            *(cell(found_by.row(found, i)[name]) for name in CHOSEN),
             f"{result.step_time_s[i]:.6g}",
             f"{result.memory_gib[i]:.6g}",
-            _text(bool(result.fits[i])),
+            cell(bool(result.fits[i])),
         ]
         for rank, i in enumerate(best[:top], 1)
     ]
 
 
 def report(
-    raw: Mapping[str, Any],
-    model: Sequence[str],
-    own: Mapping[str, Device],
-    gpu: str,
-    *,
-    top: int,
-    tokens: str | None,
-    price: str | None,
+    solved: Solved, raw: Mapping[str, Any], model: Sequence[str], own: Mapping[str, Device], gpu: str, *, top: int
 ) -> str:
-    """Return the answer for a terminal. model: the words that name it on a command line. Raises: UsageError."""
-    found = search(raw, own, gpu)
-    lines = [*_head(found, raw), ""]
+    """Return the answer for a terminal. model: the words that name it on a command line."""
+    found, training = solved.found, solved.training
+    lines = [*head(found, raw), *solved.said, ""]
     if len(found.order):
-        lines += [*_table(found, found.order[:top]), "", *_losers(found)]
+        best = found.order[:top]
+        lines += [*_times(found, best), "", *_memory(found, best), "", *_losers(found)]
         lines += _typed(found, model)
-        if tokens:
-            lines += ["", *_scale(found, tokens, price)]
+        if training:
+            lines += ["", *_training(found, training)]
     else:
-        lines += ["No layout fits. Closest:", *_table(found, found.nearest[:3]), "", *_what_would(found, raw, own, gpu)]
+        best = found.nearest[:3]
+        lines += ["No layout fits. Closest:", *_times(found, best), "", *_memory(found, best), ""]
+        lines += what_would(found, raw, own, gpu)
     return "\n".join([*lines, "", *_wrapped(checked.sentence(), "")])
 
 
-def _head(found: Found, raw: Mapping[str, Any]) -> Iterator[str]:
+def head(found: Found, raw: Mapping[str, Any]) -> Iterator[str]:
+    """Yield what was asked, in three lines."""
     case, device = found.settled.case, found.settled.device
     name = str(raw.get("model", f"{case.layers} x {case.hidden}"))
-    billions = found_by.n_weights(found) / 1e9
+    billions = scale.n_weights(found) / 1e9
     yield f"{name}: {billions:,.2f} B weights, {case.sequence_length:,} tokens a sequence, {case.precision}"
     yield (
         f"{case.n_gpus:,} x {device.gpu}, {device.memory_gib:.0f} GiB each, {case.gpus_per_node} to a node; "
-        f"{case.global_batch_size:,} sequences a step"
+        f"{case.global_batch_size:,} sequences a step{'' if 'global_batch_size' in raw else ' (assumed)'}"
     )
     yield f"{len(found):,} layouts looked at, {len(found.order):,} of them fit"
 
 
-def _table(found: Found, numbers: Iterable[Any]) -> Iterator[str]:
-    case, result = found.settled.case, found.prediction
-    tokens = case.global_batch_size * case.sequence_length
-    yield f"{'layout':34}{'rows':>5} {'recompute':10}{'step s':>8}{'tokens/s':>11}{'MFU':>5}{'GiB':>5}"
-    for i in numbers:
+def _times(found: Found, numbers: Iterable[Any]) -> Iterator[str]:
+    """Yield a table of layouts: step time with the range in which it was where it was checked, and what bounds it."""
+    numbers = list(numbers)
+    is_short = float(found.prediction.step_time_s[numbers[0]]) < 1
+    factor, unit = (1000, "ms") if is_short else (1, "s")
+    share = f"{checked.SHARE * 10:.0f} in 10"
+    yield f" # {'layout':{LAYOUT}}rows recompute{f'step {unit}':>8}{share:>15}  bound"
+    for rank, i in enumerate(numbers, 1):
         chosen = found_by.row(found, i)
         text = found_by.layout_text(chosen, found_by.micro_batches(found, i))
-        seconds = float(result.step_time_s[i])
+        seconds, low, high = (factor * float(x[i]) for x in (found.prediction.step_time_s, *found.range_s))
+        if len(text) >= LAYOUT:
+            yield f"{rank:>2} {text}"
         yield (
-            f"{text:34}{chosen['micro_batch_size']:>5} {chosen['recompute']:10}{seconds:>8.3g}"
-            f"{tokens / seconds:>11,.0f}{float(result.mfu[i]):>5.0%}{float(result.memory_gib[i]):>5.0f}"
+            f"{'' if len(text) >= LAYOUT else rank:>2} {'' if len(text) >= LAYOUT else text:{LAYOUT}}"
+            f"{chosen['micro_batch_size']:>4} {chosen['recompute']:9}{_short(seconds):>8}"
+            f"{f'{_short(low)} to {_short(high)}':>15}  {found.prediction.bound[i]}"
+        )
+
+
+def _short(number: float) -> str:
+    """Return a number to three digits, without exponent."""
+    return f"{number:,.0f}" if number >= 100 else f"{number:.3g}"
+
+
+def _memory(found: Found, numbers: Iterable[Any]) -> Iterator[str]:
+    """Yield a table of the same layouts: throughput, and the memory of the fullest device by category."""
+    result = found.prediction
+    there = f"GiB of {found.settled.device.memory_gib:.0f}"
+    yield f" # {'tokens/s':>13}{'MFU':>6}{there:>13}{'states':>9}{'activations':>13}{'at work':>9}{'overhead':>10}"
+    for rank, i in enumerate(numbers, 1):
+        rate, mfu, gib = scale.units_per_step(found) / result.step_time_s[i], result.mfu[i], result.memory_gib[i]
+        states, activations, at_work, overhead = (found.memory_gib[name][i] for name in CATEGORIES)
+        yield (
+            f"{rank:>2} {rate:>13,.0f}{mfu:>6.0%}{gib:>13.1f}"
+            f"{states:>9.1f}{activations:>13.1f}{at_work:>9.1f}{overhead:>10.1f}"
         )
 
 
 def _losers(found: Found) -> Iterator[str]:
-    parts = gib_by_category(found.case, found.machine)
-    best = int(found.order[0])
-    yield from _wrapped(
-        f"Fastest: most of its time goes into {found.prediction.bound[best]}; memory in GiB: "
-        f"{found_by.held(parts, best)}.",
-        "",
-    )
+    yield "Why the others lose:"
     for name, i, why in found_by.losers(found):
         text = found_by.layout_text(found_by.row(found, i), found_by.micro_batches(found, i))
         yield from _wrapped(f"{name}: {text} is {why}" if "times" in why else f"{name}: {text} needs {why}", "  ")
 
 
 def _typed(found: Found, model: Sequence[str]) -> Iterator[str]:
-    line = found_by.typed_line(found, model)
-    if line is not None and model:
+    line = found_by.typed_line(found, model) if model else None
+    if line is not None:
         yield ""
         yield "The fastest one that paralab trains:"
         yield f"  {line}"
 
 
-def _scale(found: Found, text: str, price: str | None) -> Iterator[str]:
-    amount = _amount(text.removesuffix("x"), "--tokens")
-    tokens = amount * found_by.n_weights(found) if text.endswith("x") else amount
-    dollars = _amount(price, "--price") if price is not None else None
-    costs = found_by.scale(found, int(found.order[0]), tokens, dollars)
-    pf_days = costs.flops / 1e15 / 86400
-    yield f"{costs.tokens:,.3g} tokens: {costs.flops:.3g} FLOPs (6 a weight and token), {pf_days:,.0f} petaFLOP/s-days"
-    money = f", {costs.dollars:,.0f} dollars" if costs.dollars is not None else ""
-    yield f"  {costs.days:,.1f} days, {costs.gpu_hours:,.0f} device-hours{money} under the fastest layout"
+def _training(found: Found, training: Training) -> Iterator[str]:
+    for title, group in scale.facts(found, int(found.order[0]), training).items():
+        yield f"{title}{', under the fastest layout' if title == 'The training' else ''}:"
+        for fact in group:
+            number = f"{quantity(fact)} {fact.unit}".rstrip()
+            yield from _wrapped(f"{fact.name:22}{number:>14}  {fact.source}", "  ", 38)
 
 
-def _amount(text: str, flag: str) -> float:
-    try:
-        number = float(text)
-    except ValueError:
-        number = -1.0
-    if not 0 < number < 1e18:
-        raise ConfigError(f"{flag} {text}: give a positive number below 1e18, such as 1e11")
-    return number
+def quantity(fact: Fact) -> str:
+    """Return the number of a fact, to three digits, without a unit."""
+    value = fact.value
+    if value >= 1e7:
+        return f"{value:.3g}"
+    return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
 
 
-def _what_would(found: Found, raw: Mapping[str, Any], own: Mapping[str, Device], gpu: str) -> Iterator[str]:
+def what_would(found: Found, raw: Mapping[str, Any], own: Mapping[str, Device], gpu: str) -> Iterator[str]:
     """Yield what keeps the closest layout from fitting, and how many GPUs would do."""
     i = int(found.nearest[0])
-    parts = gib_by_category(found.case, found.machine)
     over = float(found.prediction.memory_gib[i]) - found.settled.device.memory_gib
-    yield from _wrapped(f"{over:,.1f} GiB too much: {found_by.held(parts, i)}.", "")
-    n = int(raw["n_gpus"])
-    while (n := 2 * n) <= _MOST_GPUS:
+    yield from _wrapped(f"{over:,.1f} GiB too much: {found_by.held(found, i)}.", "")
+    n = int(found.settled.case.n_gpus)
+    while (n := 2 * n) <= MOST_GPUS:
         try:
             if len(search({**raw, "n_gpus": n}, own, gpu).order):
                 yield f"{n:,} GPUs of this kind would do."
@@ -144,9 +158,6 @@ def _what_would(found: Found, raw: Mapping[str, Any], own: Mapping[str, Device],
     yield "More GPUs of this kind would not help: use devices with more memory, or a smaller model."
 
 
-def _wrapped(text: str, indent: str) -> list[str]:
-    return textwrap.wrap(text, 80, initial_indent=indent, subsequent_indent=indent + "  ", break_on_hyphens=False)
-
-
-def _text(value: object) -> str:
-    return str(value).lower() if isinstance(value, bool) else str(value)
+def _wrapped(text: str, indent: str, more: int = 2) -> list[str]:
+    after = indent + more * " "
+    return textwrap.wrap(text, WIDTH, initial_indent=indent, subsequent_indent=after, break_on_hyphens=False)

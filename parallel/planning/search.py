@@ -6,14 +6,18 @@ sequence parallelism) is one array: hundreds of thousands of layouts a second.
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from itertools import product
 from typing import Any
 
 import numpy as np
 
-from paralab.axes.costs import Case, Machine
+from paralab.axes.costs import Case, Machine, Plan
 from paralab.errors import LayoutError
+from paralab.planning import checked, steptime
+from paralab.planning.breakdown import gib_by_category
 from paralab.planning.cases import Raw
+from paralab.planning.constants import shipped
 from paralab.planning.hardware import Device
 from paralab.planning.predict import Prediction, evaluate
 from paralab.planning.settle import DEFAULT_GPU, Settled, arrays, settle
@@ -32,6 +36,7 @@ CHOSEN = (
     "micro_batch_size",
     "recompute",
 )
+_TOKENS = 1 << 19  # of a step: half a million, the smallest of Brown et al. 2020, table 2.1
 _LONG = 8192  # tokens of a sequence from which context parallelism is tried
 _CHUNKS = (2, 3, 4, 6, 8)  # stages of a rank under an interleaved schedule
 _MICRO = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256)
@@ -53,6 +58,23 @@ class Found:
     def __len__(self) -> int:
         return len(self.columns["dp"])
 
+    @cached_property
+    def memory_gib(self) -> Mapping[str, np.ndarray]:
+        """GiB of the fullest device by category, each an array (layouts,)."""
+        return gib_by_category(self.case, self.machine)
+
+    @cached_property
+    def causes_s(self) -> Mapping[str, np.ndarray]:
+        """Seconds of a step by what they go into, each an array (layouts,)."""
+        plan = Plan(self.case, self.machine, shipped())
+        return steptime.causes(plan, steptime.step(plan))
+
+    @cached_property
+    def range_s(self) -> tuple[np.ndarray, np.ndarray]:
+        """The step times between which `checked.SHARE` of what was checked lies, arrays (layouts,)."""
+        low, high = checked.step_time_range(self.settled.device.arch)
+        return self.prediction.step_time_s * low, self.prediction.step_time_s * high
+
     @property
     def order(self) -> np.ndarray:
         """The numbers of the layouts that fit, fastest first; of equally fast ones the one that needs least memory."""
@@ -73,7 +95,8 @@ def search(raw: Raw, own: Mapping[str, Device] | None = None, default_gpu: str =
     """
     if "n_gpus" not in raw:
         raise LayoutError("n_gpus is empty: say how many GPUs there are")
-    parts = list(_parts(dict(raw), own, default_gpu))
+    raw = {"global_batch_size": default_batch(raw), **raw}
+    parts = list(_parts(raw, own, default_gpu))
     if not parts:
         raise LayoutError(_why_none(raw))
     settled = parts[0][0]
@@ -82,6 +105,12 @@ def search(raw: Raw, own: Mapping[str, Device] | None = None, default_gpu: str =
     case = replace(settled.case, **varying)
     (_, machine) = arrays([settled])
     return Found(settled, columns, evaluate(case, machine), case, machine)
+
+
+def default_batch(raw: Raw) -> int:
+    """Return the sequences of a step where none are given: of `_TOKENS` tokens or more, as many for each GPU."""
+    n = int(raw["n_gpus"])
+    return n * max(1, -(-_TOKENS // (n * int(raw.get("sequence_length", 2048)))))
 
 
 Part = tuple[Settled, dict[str, np.ndarray], dict[str, np.ndarray]]
@@ -106,15 +135,15 @@ def _parts(raw: dict[str, Any], own: Mapping[str, Device] | None, gpu: str) -> I
 def _degrees(raw: Raw) -> Iterator[dict[str, int]]:
     n, layers = int(raw["n_gpus"]), int(raw.get("layers", 1))
     heads = int(raw.get("heads", 0) or max(1, raw.get("hidden", 128) // 128))
-    experts, long = int(raw.get("experts", 0) or 0), int(raw.get("sequence_length", 2048)) >= _LONG
-    batch = int(raw.get("global_batch_size", 0) or 0)
+    experts, length = int(raw.get("experts", 0) or 0), int(raw.get("sequence_length", 2048))
+    batch = int(raw["global_batch_size"])
     for tp in _divisors(n, raw.get("tp"), at_most=heads):
         if heads % tp:
             continue
         for pp in _divisors(n // tp, raw.get("pp"), at_most=layers):
-            for cp in _divisors(n // tp // pp, raw.get("cp"), at_most=64 if long else 1):
+            for cp in _divisors(n // tp // pp, raw.get("cp"), at_most=64 if length >= _LONG else 1):
                 dp = n // tp // pp // cp
-                if raw.get("dp", dp) != dp or (batch and batch % dp):
+                if raw.get("dp", dp) != dp or batch % dp or length % cp:
                     continue
                 for ep in _divisors(dp, raw.get("ep"), at_most=experts or 1):
                     if not experts or experts % ep == 0:
@@ -141,8 +170,6 @@ def _micro_batches(raw: Raw, degrees: Mapping[str, int]) -> list[int]:
     """Return the sizes of micro-batches that divide the rows of a data rank."""
     if "micro_batch_size" in raw:
         return [int(raw["micro_batch_size"])]
-    if "global_batch_size" not in raw:
-        return [1]
     rows = int(raw["global_batch_size"]) // degrees["dp"]
     return [size for size in _MICRO if size <= rows and rows % size == 0]
 

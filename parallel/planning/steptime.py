@@ -118,3 +118,42 @@ def bound(plan: Plan, done: Step) -> Values:
         )
     )
     return np.array(BOUNDS)[np.argmax(seconds, axis=0)]
+
+
+def causes(plan: Plan, done: Step) -> dict[str, Values]:
+    """Return the seconds of a step by what they go into, which add up to it: each of `BOUNDS`, a value or (cases,).
+
+    They are those of the slowest rank. compute: matrix products and flash attention. memory: operations that only move
+    bytes. host: what the device waits for launches. link: communication that is not hidden.
+    """
+    case, one = plan.case, done.layer
+    ranks = np.stack(np.broadcast_arrays(done.ranks.first_s, done.ranks.middle_s, done.ranks.last_s))
+    slowest = np.argmax(ranks, axis=0)
+    layers = _of(slowest, case.layers_first, case.layers_middle, case.layers_last)
+    output, both = compute.output(plan), is_v_shaped(case) | (case.pp == 1)
+    product_s = compute.output_product(plan).both_s
+    ends_s = compute.embedding(plan).both_s + np.where(both, output.both_s, 0.0)
+    last_s = np.where(both, 0.0, output.both_s)
+    ends = local_embedding(case) + np.where(case.pp == 1, local_output(case), 0.0)
+    weights = layers * (local_dense(case) + local_experts(case)) + _of(slowest, ends, 0.0, local_output(case))
+    has_output = _of(slowest, np.where(both, 1.0, 0.0), 0.0, np.where(both, 0.0, 1.0))
+    core_s = np.where(case.keeps_scores, 0.0, compute.attention(plan).both_s)
+    products_s = np.minimum(compute.products(plan).both_s + core_s, one.device.both_s)
+    compute_s = layers * products_s + has_output * product_s
+    memory_s = layers * (one.device.both_s - products_s) + _of(slowest, ends_s, 0.0, last_s) - has_output * product_s
+    memory_s = memory_s + compute.accumulate_s(plan, weights)
+    link_s = layers * one.waits.both_s
+    m = case.micro_batches
+    update_s = compute.optimizer_s(plan, fullest_weights(case) * updated_share(case))
+    found = {
+        "compute": m * compute_s,
+        "memory": m * memory_s + update_s,
+        "link": m * link_s + done.once_s,
+        "bubble": done.bubble_s,
+    }
+    return found | {"host": np.maximum(done.total_s - sum(found.values()), 0.0)}
+
+
+def _of(slowest: Values, first: Values, middle: Values, last: Values) -> Values:
+    """Return what belongs to the slowest rank. slowest: 0, 1 or 2, of the first, a middle and the last one."""
+    return np.choose(slowest, np.stack(np.broadcast_arrays(first, middle, last, 1.0 * slowest))[:3])

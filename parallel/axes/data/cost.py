@@ -78,6 +78,22 @@ def updated_share(case: Case) -> Values:
     return np.where(case.zero >= 1, 1 / (case.dp * case.cp), 1.0)
 
 
+def bytes_per_weight(case: Case) -> dict[str, Values]:
+    """Return the bytes that a weight has by category, nothing divided: each a value or an array (cases,).
+
+    Mixed precision keeps weights in 16 bits beside a master copy and two moments (Rajbhandari et al. 2020, section
+    3.1); in fp16 a gradient is converted to the precision of the master copy before the update.
+    """
+    moments = np.where((case.optimizer == "sgd") | (case.optimizer == "lion"), 1, 2)
+    return {
+        "weights": np.where(case.precision == "fp32", 4, WEIGHT_BYTES),
+        "gradients": case.gradient_bytes,
+        "master weights": np.where(case.precision == "fp32", 0, case.state_bytes),
+        "moments": moments * case.state_bytes,
+        "converted gradients": np.where(case.precision == "fp16", case.state_bytes, 0),
+    }
+
+
 def state_bytes(plan: Plan, weights: Values) -> Values:
     """Return the bytes of weights, gradients and optimizer states on a rank.
 
@@ -87,11 +103,9 @@ def state_bytes(plan: Plan, weights: Values) -> Values:
     """
     case = plan.case
     divided = np.maximum(case.dp * case.cp, 1)
-    moments = np.where((case.optimizer == "sgd") | (case.optimizer == "lion"), 1, 2)
-    working = np.where(case.precision == "fp32", 4, WEIGHT_BYTES)
-    master = np.where(case.precision == "fp32", 0, case.state_bytes)
-    converted = np.where(case.precision == "fp16", case.state_bytes, 0)
-    optimizer = master + moments * case.state_bytes + converted
+    each = bytes_per_weight(case)
+    working, moments = each["weights"], each["moments"]
+    optimizer = each["master weights"] + moments + each["converted gradients"]
     again = np.where(case.is_deepspeed & (case.zero == 1), case.gradient_bytes, 0)
     plain = (
         working
@@ -99,7 +113,8 @@ def state_bytes(plan: Plan, weights: Values) -> Values:
         + optimizer / np.where(case.zero >= 1, divided, 1)
         + again
     )
-    sharded = (np.maximum(case.state_bytes, working) * (1 + moments) + case.gradient_bytes) / divided
+    sharded = np.maximum(case.state_bytes, working) * (1 + moments / case.state_bytes) + case.gradient_bytes
+    sharded = sharded / divided
     deepspeed = (working + case.gradient_bytes + optimizer) / divided
     third = np.where(case.is_deepspeed, deepspeed, sharded)
     return weights * np.where(case.zero == 3, third, plain)

@@ -93,13 +93,13 @@ def test_no_legal_layout_is_said() -> None:
 
 
 def test_the_answer_fits_a_terminal_and_can_be_typed(capsys: pytest.CaptureFixture[str]) -> None:
-    words = "plan --model llama --size 8b --n-gpus 32 --global-batch-size 256 --tokens 20x --price 2"
+    words = "plan --model llama --size 8b --n-gpus 32 --global-batch-size 256 --tokens 20x --price-per-gpu-hour 2"
     assert cli.main(words.split()) == 0
     shown = capsys.readouterr().out.splitlines()
     assert shown[0].startswith("llama 8b: 8.03 B weights")
     assert max(len(line) for line in shown if "paralab run" not in line) <= 80
     assert any(line.startswith("  paralab run --model llama --size 8b --layout dp") for line in shown)
-    assert any("dollars under the fastest layout" in line for line in shown)
+    assert any(line.startswith("  dollars") and line.endswith("device-hours x price of one") for line in shown)
     assert any("ddp: dp32 needs" in line and "states" in line for line in shown)
 
 
@@ -126,8 +126,12 @@ def test_where_nothing_fits_it_says_what_would(capsys: pytest.CaptureFixture[str
         (["--model", "gpt2", "--n-gpus", "8", "--gpu", "H1000"], "GPU 'H1000' is unknown"),
         (["--model", "gpt2", "--n-gpus", "8", "--set", "tpp=2"], "--set tpp=2: give COLUMN=VALUE"),
         (["--model", "gpt2", "--n-gpus", "8", "--tokens", "1e30"], "--tokens 1e30: give a positive number"),
-        (["--model", "gpt2", "--n-gpus", "8", "--price", "2"], "--price without --tokens"),
-        (["--model", "gpt2", "--n-gpus", "8", "--out", "p.csv"], "--out without a file of questions"),
+        (["--model", "gpt2", "--n-gpus", "8", "--price-per-gpu-hour", "2"], "--price-per-gpu-hour without --tokens"),
+        (["--model", "gpt2", "--n-gpus", "8", "--out", "p.txt"], "--out p.txt: the name has to end with .csv or .json"),
+        (["--model", "gpt2", "--n-gpus", "8", "--budget-usd", "9"], "--budget-usd without --price-per-gpu-hour"),
+        (["--model", "gpt2", "--n-gpus", "8", "--days", "-1"], "--days -1: give a positive number"),
+        (["--model", "gpt2", "--n-gpus", "8", "--days", "1", "--tokens", "1e9"], "--days with --tokens says how many"),
+        (["--model", "gpt2", "--days", "1"], "--n-gpus is missing"),
         (["--model", "gpt2", "--n-gpus", "8", "--top", "0"], "--top 0: show 1 layout or more"),
         (["q.csv", "--model", "gpt2"], "--model with q.csv: say it in a column"),
     ],

@@ -1,0 +1,189 @@
+"""What a training is to reach: so many tokens, within a budget, or within some days; what is open is solved for.
+
+tokens                with GPUs: days, device-hours and money
+budget                with GPUs: tokens
+days                  with GPUs: tokens
+days and tokens       GPUs
+days and budget       GPUs and tokens
+"""
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from paralab.axes.weights import active_weights, all_weights
+from paralab.errors import ConfigError, LayoutError
+from paralab.planning.hardware import Device
+from paralab.planning.scale import DAY_S, HOFFMANN, Training, n_weights, units_per_step
+from paralab.planning.search import CHOSEN, Found, search
+from paralab.planning.settle import Settled, settle
+
+LARGEST = 1e18  # of tokens, dollars and days
+MOST_GPUS = 1 << 20
+Search = Callable[[int | None], Found]  # the layouts on so many GPUs; None: on as many as the question says
+
+
+@dataclass(frozen=True)
+class Goal:
+    """What was said of a training. tokens: a number, or one for each weight such as 20x. None: not said."""
+
+    tokens: str | None = None
+    budget_usd: float | None = None
+    days: float | None = None
+    dollars_per_hour: float | None = None
+
+    @property
+    def finds_gpus(self) -> bool:
+        """Whether the number of GPUs follows from it."""
+        return self.days is not None and (self.tokens is not None or self.budget_usd is not None)
+
+    @property
+    def is_there(self) -> bool:
+        return any(value is not None for value in (self.tokens, self.budget_usd, self.days))
+
+    def check(self, *, n_gpus: bool) -> None:
+        """Raise ConfigError where it says too much or too little. n_gpus: whether a number of GPUs was given."""
+        if self.dollars_per_hour is not None and not self.is_there:
+            raise ConfigError(
+                "--price-per-gpu-hour without --tokens: say how long the training is, such as --tokens 20x"
+            )
+        if self.tokens is not None and self.budget_usd is not None:
+            raise ConfigError("--budget-usd with --tokens: the budget says how many tokens there can be, leave one out")
+        if self.budget_usd is not None and self.dollars_per_hour is None:
+            raise ConfigError("--budget-usd without --price-per-gpu-hour: say what a GPU costs, such as 2.50")
+        if self.finds_gpus and n_gpus:
+            other = "--tokens" if self.tokens is not None else "--budget-usd"
+            raise ConfigError(f"--days with {other} says how many GPUs it takes: leave --n-gpus out, or one of the two")
+        if not self.finds_gpus and not n_gpus:
+            raise ConfigError("--n-gpus is missing: say how many GPUs there are, such as --n-gpus 64")
+        if self.tokens is not None:
+            number(self.tokens.removesuffix("x"), "--tokens")
+
+
+def number(text: str, flag: str) -> float:
+    """Return a number above 0. Raises: ConfigError for anything else, and for more than `LARGEST`."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = -1.0
+    if not 0 < value < LARGEST:
+        raise ConfigError(f"{flag} {text}: give a positive number below {LARGEST:g}, such as 1e11")
+    return value
+
+
+@dataclass(frozen=True)
+class Solved:
+    """The layouts of a training, how long it is (None where nothing was said of it), and what was solved for."""
+
+    found: Found
+    training: Training | None
+    said: tuple[str, ...] = ()
+
+
+def solve(goal: Goal, raw: Mapping[str, Any], own: Mapping[str, Device] | None, gpu: str) -> Solved:
+    """Return the layouts of a question, and the training that its goal stands for.
+
+    Raises: UsageError where a column cannot be; LayoutError where no layout is legal, or no number of GPUs is enough.
+    """
+
+    def on(n: int | None) -> Found:
+        return search(raw if n is None else {**raw, "n_gpus": n}, own, gpu)
+
+    if goal.finds_gpus:
+        if goal.budget_usd is not None:
+            return _gpus_of_budget(goal, on)
+        alone = {name: value for name, value in raw.items() if name not in (*CHOSEN, "global_batch_size")}
+        return _gpus_of_tokens(goal, settle(alone, own, gpu), on)
+    found = on(None)
+    if not len(found.order) or not goal.is_there:
+        return Solved(found, None)
+    return _tokens(goal, found)
+
+
+def _tokens(goal: Goal, found: Found) -> Solved:
+    """Return the training on GPUs that are given: its tokens are given, or follow from days or dollars."""
+    price, days, tokens = goal.dollars_per_hour, goal.days, goal.tokens
+    if tokens is not None:
+        return Solved(found, Training(*_given(tokens, found), price))
+    if days is None:
+        assert goal.budget_usd is not None and price is not None
+        days = goal.budget_usd / price / 24 / found.settled.case.n_gpus
+        named, source = f"{goal.budget_usd:,.0f} dollars", "budget / price / predicted step time"
+    else:
+        named, source = f"{days:g} days", "days / predicted step time"
+    training = Training(_in(found, days), source, price)
+    return Solved(found, training, (f"Solved for the tokens: what {named} are enough for.",))
+
+
+def _given(text: str, found: Found) -> tuple[float, str]:
+    amount = number(text.removesuffix("x"), "--tokens")
+    if not text.endswith("x"):
+        return amount, "given"
+    return amount * n_weights(found), f"{amount:g} a weight{f': {HOFFMANN}' if amount == 20 else ''}"
+
+
+def _in(found: Found, days: float) -> float:
+    return days * DAY_S / float(found.prediction.step_time_s[found.order[0]]) * units_per_step(found)
+
+
+def _gpus_of_budget(goal: Goal, on: Search) -> Solved:
+    """Money buys device-hours, and the days divide them into GPUs."""
+    assert goal.budget_usd is not None and goal.dollars_per_hour is not None and goal.days is not None
+    enough = goal.budget_usd / goal.dollars_per_hour / 24 / goal.days
+    n = next((n for n in reversed(list(counts(8))) if n <= enough), 0)
+    if not n:
+        raise LayoutError(f"{goal.budget_usd:,.0f} dollars are less than one GPU costs in {goal.days:g} days: use more")
+    found = on(n)
+    if not len(found.order):
+        return Solved(found, None, (f"Solved for the GPUs: {n:,} are what the budget is enough for.",))
+    training = Training(_in(found, goal.days), "days / predicted step time", goal.dollars_per_hour)
+    said = f"Solved for GPUs and tokens: {n:,} GPUs are what the budget is enough for."
+    return Solved(found, training, (said,))
+
+
+def _gpus_of_tokens(goal: Goal, settled: Settled, on: Search) -> Solved:
+    """Try more and more GPUs until the training ends in time."""
+    assert goal.days is not None and goal.tokens is not None
+    fastest, least = None, _fewest(goal, settled)
+    for n in counts(settled.case.gpus_per_node):
+        if n < least:
+            continue
+        try:
+            found = on(n)
+        except LayoutError:
+            continue
+        if not len(found.order):
+            continue
+        tokens, source = _given(goal.tokens, found)
+        steps = tokens / units_per_step(found)
+        days = steps * float(found.prediction.step_time_s[found.order[0]]) / DAY_S
+        if days <= goal.days:
+            said = f"Solved for the GPUs: {n:,} are the fewest (of those tried) that end within {goal.days:g} days."
+            return Solved(found, Training(tokens, source, goal.dollars_per_hour), (said,))
+        if fastest is not None and days > 1.05 * fastest:
+            break  # more GPUs have no more to divide
+        fastest = min(fastest or days, days)
+    what = f"no number of GPUs ends {goal.tokens} tokens in {goal.days:g} days"
+    raise LayoutError(f"{what}{f' ({fastest:,.1f} at best)' if fastest else ''}: give more days, or a larger batch")
+
+
+def _fewest(goal: Goal, settled: Settled) -> float:
+    """Return the GPUs that would end in time at the peak of their datasheet: fewer need not be tried."""
+    assert goal.days is not None and goal.tokens is not None
+    amount = number(goal.tokens.removesuffix("x"), "--tokens")
+    tokens = amount * float(all_weights(settled.case)) if goal.tokens.endswith("x") else amount
+    peak = (settled.device.peak_tflops(str(settled.case.precision)) or 0.0) * 1e12
+    return 6 * float(active_weights(settled.case)) * tokens / (peak * goal.days * DAY_S)
+
+
+def counts(per_node: int) -> Iterator[int]:
+    """Yield numbers of GPUs, fewest first: powers of two within a node, then 2, 3, 4, 5, 6, 7 x 2^k nodes and so on."""
+    n = 1
+    while n < per_node:
+        yield n
+        n *= 2
+    nodes = 1
+    while nodes * per_node <= MOST_GPUS:
+        for quarters in (4, 5, 6, 7) if nodes >= 4 else (4, 6) if nodes == 2 else (4,):
+            yield nodes * quarters // 4 * per_node
+        nodes *= 2

@@ -1,0 +1,94 @@
+"""All that is known of the layouts of a search, as rows of a CSV file or as JSON."""
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict
+from typing import Any
+
+from paralab.planning import answers, cases, checked, scale
+from paralab.planning.breakdown import CATEGORIES
+from paralab.planning.goals import Solved
+from paralab.planning.search import CHOSEN, Found
+from paralab.planning.steptime import BOUNDS
+
+
+def record(found: Found, rank: int, i: int) -> dict[str, Any]:
+    """Return one layout with all that is predicted of it, units in the names. rank: its place, from 1."""
+    chosen, result = answers.row(found, i), found.prediction
+    seconds = float(result.step_time_s[i])
+    return {
+        "rank": rank,
+        "layout": answers.layout_text(chosen, answers.micro_batches(found, i)),
+        **{name: chosen[name] for name in CHOSEN},
+        "step_time_s": seconds,
+        "step_time_low_s": float(found.range_s[0][i]),
+        "step_time_high_s": float(found.range_s[1][i]),
+        "tokens_per_s": scale.units_per_step(found) / seconds,
+        "mfu": float(result.mfu[i]),
+        "bound": str(result.bound[i]),
+        "fits": bool(result.fits[i]),
+        "memory_gib": float(result.memory_gib[i]),
+        **{f"{name.replace(' ', '_')}_gib": float(found.memory_gib[name][i]) for name in CATEGORIES},
+        **{f"{name}_s": float(found.causes_s[name][i]) for name in BOUNDS},
+        "trained_by_paralab": answers.is_typed(chosen),
+    }
+
+
+def rows(found: Found, numbers: Iterable[Any]) -> list[dict[str, Any]]:
+    """Return the records of some layouts, best first. numbers: of the layouts."""
+    return [record(found, rank, int(i)) for rank, i in enumerate(numbers, 1)]
+
+
+def as_csv(found: Found, numbers: Iterable[Any]) -> bytes:
+    """Return a CSV file of some layouts, numbers to six digits."""
+    made = rows(found, numbers)
+    return cases.write(list(made[0]), [[text(value) for value in one.values()] for one in made])
+
+
+def as_json(solved: Solved, numbers: Iterable[Any], *, model: Sequence[str], raw: Mapping[str, Any]) -> bytes:
+    """Return a JSON document: the question, the layouts, why others lose, and the arithmetic of the training."""
+    found, training = solved.found, solved.training
+    best = int(found.order[0]) if len(found.order) else None
+    device = asdict(found.settled.device)
+    low, high = checked.step_time_range(found.settled.device.arch)
+    document = {
+        "question": dict(raw),
+        "assumed": _batch(found, raw) | dict(found.settled.assumed),
+        "device": device,
+        "weights": scale.n_weights(found),
+        "layouts_looked_at": len(found),
+        "layouts_that_fit": len(found.order),
+        "layouts": rows(found, numbers),
+        "others": [{"family": name, "layout": _name(found, i), "why": why} for name, i, why in answers.losers(found)],
+        "command": answers.typed_line(found, model) if model else None,
+        "solved_for": list(solved.said),
+        "training": []
+        if training is None or best is None
+        else [
+            {"group": title, **asdict(fact)}
+            for title, group in scale.facts(found, best, training).items()
+            for fact in group
+        ],
+        "step_time_range": {"share_of_cases": checked.SHARE, "low": low, "high": high},
+        "checked": checked.sentence(),
+    }
+    return (json.dumps(document, indent=1, default=_plain) + "\n").encode()
+
+
+def _batch(found: Found, raw: Mapping[str, Any]) -> dict[str, int]:
+    return {} if "global_batch_size" in raw else {"global_batch_size": int(found.settled.case.global_batch_size)}
+
+
+def _plain(value: Any) -> Any:
+    return value.item()  # of numpy
+
+
+def _name(found: Found, i: int) -> str:
+    return answers.layout_text(answers.row(found, i), answers.micro_batches(found, i))
+
+
+def text(value: object) -> str:
+    """Return the cell of a value."""
+    if isinstance(value, bool):
+        return str(value).lower()
+    return f"{value:.6g}" if isinstance(value, float) else str(value)
