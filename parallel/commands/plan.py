@@ -25,6 +25,7 @@ from paralab.planning.settle import DEFAULT_GPU
 
 if TYPE_CHECKING:
     from paralab.planning.goals import Solved
+    from paralab.planning.shapes import Trained
 
 FAILED = 1  # the exit status where a question could not be answered, or nothing fits
 _SHAPES = ("layers", "hidden", "heads", "kv_heads", "ffn", "vocab", "experts", "experts_per_token", "expert_ffn")
@@ -60,21 +61,21 @@ def _answer(options: Any, goal: Goal, own: Mapping[str, Device], gpu: str) -> No
 
     for path in filter(None, (options.out,)):
         check_writable(Path(path))
-    words, raw = _question(options)
+    model, raw = _question(options)
     goal.check(n_gpus="n_gpus" in raw)
     solved = goals.solve(goal, raw, own, gpu)
     if options.out:
-        _write(Path(options.out), solved, words, raw, options.top or WRITTEN)
-    print(planned.report(solved, raw, words, own, gpu, top=options.top or SHOWN))
+        _write(Path(options.out), solved, model, raw, options.top or WRITTEN)
+    print(planned.report(solved, raw, model, own, gpu, top=options.top or SHOWN))
 
 
-def _write(out: Path, solved: "Solved", words: Sequence[str], raw: Mapping[str, Any], most: int) -> None:
+def _write(out: Path, solved: "Solved", model: "Trained | None", raw: Mapping[str, Any], most: int) -> None:
     from paralab.planning import records
 
     found = solved.found
     numbers = (found.order if len(found.order) else found.nearest)[:most]
     if out.suffix == ".json":
-        write_whole(out, records.as_json(solved, numbers, model=words, raw=raw))
+        write_whole(out, records.as_json(solved, numbers, model=model, raw=raw))
     else:
         write_whole(out, records.as_csv(found, numbers))
 
@@ -161,12 +162,14 @@ def _help(name: str) -> str:
     return f"{meaning[0].upper()}{meaning[1:]}".replace("%", "%%")
 
 
-def _question(options: Any) -> tuple[list[str], dict[str, Any]]:
-    """Return the words that name the model, and the columns of the question. Raises: UsageError."""
-    words: list[str] = []
+def _question(options: Any) -> "tuple[Trained | None, dict[str, Any]]":
+    """Return the model, None for shapes that no model of paralab has, and the columns. Raises: UsageError."""
+    model: Trained | None = None
     raw: dict[str, Any] = {}
     if options.model:
-        words, raw = _of_model(options.model, options.size)
+        from paralab.planning import shapes
+
+        model, raw = shapes.find(options.model, options.size)
     elif options.size:
         raise ConfigError("--size without --model: name the model, such as --model gpt2")
     cells = {name: value for name in (*_SHAPES, *_CLUSTER) if (value := getattr(options, name)) is not None}
@@ -175,22 +178,10 @@ def _question(options: Any) -> tuple[list[str], dict[str, Any]]:
         if not is_there or column not in cases.BY_NAME:
             raise ConfigError(f"--set {pair}: give COLUMN=VALUE, with a column of docs/planner.md, such as tp=8")
         cells[column] = value
-    raw |= cases.parse(cells)
-    if options.gated:
-        raw["gated"] = True
+    given = {**cases.parse(cells), **({"gated": True} if options.gated else {})}
+    if any(name in raw and raw[name] != value and name != "sequence_length" for name, value in given.items()):
+        model = None  # it is another one now
+    raw |= given
     if "layers" not in raw or "hidden" not in raw:
         raise ConfigError("no model: give --model gpt2 --size gpt3-6.7b, or --layers 32 --hidden 4096, or a file")
-    return words, raw
-
-
-def _of_model(name: str, size: str | None) -> tuple[list[str], dict[str, Any]]:
-    from paralab.models import SPECS
-    from paralab.planning.shapes import shape_of
-
-    spec = SPECS[name]
-    size = size or spec.default_size
-    try:
-        config = spec.config(size)
-    except KeyError:
-        raise ConfigError(f"--size {size} is unknown for {name}: use one of {', '.join(spec.sizes)}") from None
-    return ["--model", name, "--size", size], shape_of(spec, config, size)
+    return model, raw

@@ -1,15 +1,19 @@
 """What a search found, in words and lines: the layout as it is typed, and why others lose."""
 
-from collections.abc import Iterator, Mapping, Sequence
+import shlex
+from collections.abc import Iterator, Mapping
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
 
+from paralab.errors import LayoutError
+from paralab.layout import SCHEDULES, Layout
 from paralab.planning.breakdown import CATEGORIES
 from paralab.planning.search import Found
+from paralab.planning.shapes import Trained
 
-# Schedules of the contract as `--layout` has them; what is not here is predicted, and not trained by paralab.
-TYPED = {"": "", "gpipe": "gpipe", "1f1b": "1f1b", "interleaved": "interleaved", "zbv": "zbv", "dualpipev": "dualpipev"}
+_NAMES = {"zb-1p": "zero-bubble"}  # schedules that layouts have under another name
 FAMILIES = ("ddp", "zero1", "zero2", "zero3", "tensor", "pipeline", "tensor + pipeline", "context", "experts")
 
 
@@ -19,18 +23,34 @@ def layout_text(columns: Mapping[str, Any], micro_batches: int) -> str:
     words = [".".join(degrees) or "dp1"]
     words += [f"zero{columns['zero']}"] if columns["zero"] else []
     if columns["schedule"]:
-        words.append(str(columns["schedule"]) + (f"x{columns['vpp']}" if columns["vpp"] > 2 else ""))
-        words.append(f"mb{micro_batches}")
+        words += [_schedule(columns), f"mb{micro_batches}"]
     words += ["sp"] if columns["sequence_parallel"] else []
     words += [f"ep{columns['ep']}"] if columns["ep"] > 1 else []
+    if stages := columns["layers_per_stage"]:
+        words += [f"first{stages[0]}", f"last{stages[-1]}"]
     return "/".join(words)
 
 
+def _schedule(columns: Mapping[str, Any]) -> str:
+    name, stages = str(columns["schedule"]), columns["vpp"]
+    known = SCHEDULES.get(_NAMES.get(name, name))  # type: ignore[call-overload]
+    if known is not None and known.stages_per_rank == stages:
+        return str(known.name)
+    return f"{name}x{stages}" if stages > 1 else name
+
+
 def is_typed(columns: Mapping[str, Any]) -> bool:
-    """Return whether paralab trains a layout of these columns."""
-    schedule = str(columns["schedule"])
-    known = schedule in TYPED and (schedule != "interleaved" or columns["vpp"] == 2)
-    return known and columns["cp"] == columns["ep"] == 1 and columns["recompute"] != "selective"
+    """Return whether paralab trains a layout of these columns, of a model that can be divided so."""
+    return columns["recompute"] != "selective" and typed_layout(layout_text(columns, 1 << 10)) is not None
+
+
+@lru_cache(maxsize=4096)
+def typed_layout(text: str) -> Layout | None:
+    """Return the layout that is written so; None for one that paralab does not train."""
+    try:
+        return Layout.parse(text)
+    except LayoutError:
+        return None
 
 
 _PRECISIONS = ("fp32", "bf16", "fp16")  # of those that are predicted, the ones that paralab trains in
@@ -38,7 +58,8 @@ _PRECISIONS = ("fp32", "bf16", "fp16")  # of those that are predicted, the ones 
 
 def row(found: Found, i: int) -> dict[str, Any]:
     """Return the columns of one layout, as Python's own values."""
-    return {name: column[i].item() for name, column in found.columns.items()}
+    cells = {name: column[i] for name, column in found.columns.items()}
+    return {name: cell if isinstance(cell, tuple) else cell.item() for name, cell in cells.items()}
 
 
 def micro_batches(found: Found, i: int) -> int:
@@ -47,21 +68,25 @@ def micro_batches(found: Found, i: int) -> int:
     return int(found.settled.case.global_batch_size) // (chosen["dp"] * chosen["micro_batch_size"])
 
 
-def typed_line(found: Found, model: Sequence[str]) -> str | None:
-    """Return the command that trains the fastest layout that fits and that paralab trains; None where there is none.
-
-    model: the words that name the model.
-    """
-    for i in found.order if found.settled.case.precision in _PRECISIONS else ():
-        chosen = row(found, i)
-        if is_typed(chosen):
-            case, count = found.settled.case, micro_batches(found, i)
-            words = ["paralab run", *model, "--layout", layout_text(chosen, count)]
+def typed_line(found: Found, model: Trained) -> str | None:
+    """Return the command that trains the fastest layout that fits and that paralab trains; None where there is none."""
+    case = found.settled.case
+    model = model.with_length(int(case.sequence_length))
+    for i in found.order if case.precision in _PRECISIONS else ():
+        chosen, count = row(found, i), micro_batches(found, i)
+        layout = typed_layout(layout_text(chosen, count)) if is_typed(chosen) else None
+        if layout is not None and _accepts(model, layout):
+            words = ["paralab", "run", *model.words, "--layout", str(layout)]
             words += ["--global-batch-size", str(int(case.global_batch_size)), "--precision", str(case.precision)]
             words += ["--accumulation", str(count)] if chosen["pp"] == 1 and count > 1 else []
             words += ["--checkpointing", "full"] if chosen["recompute"] == "full" else []
-            return " ".join(words)
+            return shlex.join(words)
     return None
+
+
+@lru_cache(maxsize=4096)
+def _accepts(model: Trained, layout: Layout) -> bool:
+    return model.accepts(layout)
 
 
 # --- why others lose

@@ -1,7 +1,7 @@
 """The answer to a question of the planner: a table for people, or rows of a CSV file."""
 
 import textwrap
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from paralab.errors import UsageError
@@ -13,6 +13,7 @@ from paralab.planning.hardware import Device
 from paralab.planning.records import text as cell
 from paralab.planning.scale import Fact, Training
 from paralab.planning.search import CHOSEN, Found, search
+from paralab.planning.shapes import Trained
 
 HEADER = ["case_id", "rank", *CHOSEN, "step_time_s", "memory_gib", "fits"]
 WIDTH = 80  # of a line on a terminal
@@ -41,9 +42,9 @@ def answers(case_id: str, raw: Mapping[str, Any], own: Mapping[str, Device], gpu
 
 
 def report(
-    solved: Solved, raw: Mapping[str, Any], model: Sequence[str], own: Mapping[str, Device], gpu: str, *, top: int
+    solved: Solved, raw: Mapping[str, Any], model: Trained | None, own: Mapping[str, Device], gpu: str, *, top: int
 ) -> str:
-    """Return the answer for a terminal. model: the words that name it on a command line."""
+    """Return the answer for a terminal. model: None for shapes that no model of paralab has."""
     found, training = solved.found, solved.training
     lines = [*head(found, raw), *solved.said, ""]
     if len(found.order):
@@ -112,14 +113,15 @@ def _memory(found: Found, numbers: Iterable[Any]) -> Iterator[str]:
 
 
 def _losers(found: Found) -> Iterator[str]:
-    yield "Why the others lose:"
-    for name, i, why in found_by.losers(found):
+    losers = list(found_by.losers(found))
+    yield from ["Why the others lose:"] if losers else []
+    for name, i, why in losers:
         text = found_by.layout_text(found_by.row(found, i), found_by.micro_batches(found, i))
         yield from _wrapped(f"{name}: {text} is {why}" if "times" in why else f"{name}: {text} needs {why}", "  ")
 
 
-def _typed(found: Found, model: Sequence[str]) -> Iterator[str]:
-    line = found_by.typed_line(found, model) if model else None
+def _typed(found: Found, model: Trained | None) -> Iterator[str]:
+    line = None if model is None else found_by.typed_line(found, model)
     if line is not None:
         yield ""
         yield "The fastest one that paralab trains:"

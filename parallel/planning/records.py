@@ -1,7 +1,7 @@
 """All that is known of the layouts of a search, as rows of a CSV file or as JSON."""
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict
 from typing import Any
 
@@ -9,6 +9,7 @@ from paralab.planning import answers, cases, checked, scale
 from paralab.planning.breakdown import CATEGORIES
 from paralab.planning.goals import Solved
 from paralab.planning.search import CHOSEN, Found
+from paralab.planning.shapes import Trained
 from paralab.planning.steptime import BOUNDS
 
 
@@ -45,7 +46,7 @@ def as_csv(found: Found, numbers: Iterable[Any]) -> bytes:
     return cases.write(list(made[0]), [[text(value) for value in one.values()] for one in made])
 
 
-def as_json(solved: Solved, numbers: Iterable[Any], *, model: Sequence[str], raw: Mapping[str, Any]) -> bytes:
+def as_json(solved: Solved, numbers: Iterable[Any], *, model: Trained | None, raw: Mapping[str, Any]) -> bytes:
     """Return a JSON document: the question, the layouts, why others lose, and the arithmetic of the training."""
     found, training = solved.found, solved.training
     best = int(found.order[0]) if len(found.order) else None
@@ -60,7 +61,7 @@ def as_json(solved: Solved, numbers: Iterable[Any], *, model: Sequence[str], raw
         "layouts_that_fit": len(found.order),
         "layouts": rows(found, numbers),
         "others": [{"family": name, "layout": _name(found, i), "why": why} for name, i, why in answers.losers(found)],
-        "command": answers.typed_line(found, model) if model else None,
+        "command": None if model is None else answers.typed_line(found, model),
         "solved_for": list(solved.said),
         "training": []
         if training is None or best is None
@@ -91,4 +92,6 @@ def text(value: object) -> str:
     """Return the cell of a value."""
     if isinstance(value, bool):
         return str(value).lower()
+    if isinstance(value, tuple):
+        return ";".join(map(str, value))
     return f"{value:.6g}" if isinstance(value, float) else str(value)

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from paralab.axes.costs import Case, Machine, Plan
+from paralab.axes.weights import layer_weights
 from paralab.errors import LayoutError
 from paralab.planning import checked, steptime
 from paralab.planning.breakdown import gib_by_category
@@ -20,7 +21,7 @@ from paralab.planning.cases import Raw
 from paralab.planning.constants import shipped
 from paralab.planning.hardware import Device
 from paralab.planning.predict import Prediction, evaluate
-from paralab.planning.settle import DEFAULT_GPU, Settled, arrays, settle
+from paralab.planning.settle import DEFAULT_GPU, Settled, arrays, held_by, settle
 
 # The columns that a search fills in where a question leaves them empty.
 CHOSEN = (
@@ -32,6 +33,7 @@ CHOSEN = (
     "zero",
     "schedule",
     "vpp",
+    "layers_per_stage",
     "sequence_parallel",
     "micro_batch_size",
     "recompute",
@@ -129,7 +131,7 @@ def _parts(raw: dict[str, Any], own: Mapping[str, Device] | None, gpu: str) -> I
             except LayoutError:
                 continue
             if made := _arrays(raw, degrees, schedule, vpp, micro, settled):
-                yield settled, made, _case(settled, made)
+                yield settled, *made
 
 
 def _degrees(raw: Raw) -> Iterator[dict[str, int]]:
@@ -161,9 +163,33 @@ def _schedules(raw: Raw, degrees: Mapping[str, int]) -> list[tuple[str, int]]:
     if pp == 1:
         return [("", 1)] if raw.get("vpp", 1) == 1 else []
     every = [("1f1b", 1), ("gpipe", 1), ("zb-h1", 1), ("zb-h2", 1)]
-    every += [("interleaved", vpp) for vpp in _CHUNKS if pp * vpp <= layers]
-    every += [(name, 2) for name in ("zbv", "dualpipev") if 2 * pp <= layers]
-    return [(name, vpp) for name, vpp in every if raw.get("schedule", name) == name and raw.get("vpp", vpp) == vpp]
+    every += [("interleaved", vpp) for vpp in _CHUNKS]
+    every += [(name, 2) for name in ("zb-1p", "zbv", "dualpipev")]
+    stages = len(raw["layers_per_stage"]) if "layers_per_stage" in raw else None
+    return [
+        (name, vpp)
+        for name, vpp in every
+        if raw.get("schedule", name) == name
+        and raw.get("vpp", vpp) == vpp
+        and (pp * vpp <= layers if stages is None else pp * vpp == stages)
+    ]
+
+
+def splits(layers: int, stages: int, end: int) -> list[tuple[int, ...]]:
+    """Return ways to divide layers over stages with fewer in the first and the last one: layers (stages,) of each.
+
+    The embedding and the output layer make the ends heavier; end: how many layers the output layer weighs. Where the
+    others do not divide evenly, the earlier ones have one layer less: they keep more micro-batches under way.
+    """
+    found = []
+    for first, last in ((0, 1), (1, 1), (0, max(2, end)), (1, max(2, end))):
+        most = -(-(layers + first + last) // stages)
+        less = most * stages - first - last - layers
+        if most > max(first, last) and less <= stages - 2:
+            found.append((most - first, *[most - 1] * less, *[most] * (stages - 2 - less), most - last))
+    even, more = divmod(layers, stages)
+    usual = (*[even + 1] * more, *[even] * (stages - more))
+    return [one for one in dict.fromkeys(found) if one != usual]
 
 
 def _micro_batches(raw: Raw, degrees: Mapping[str, int]) -> list[int]:
@@ -176,26 +202,45 @@ def _micro_batches(raw: Raw, degrees: Mapping[str, int]) -> list[int]:
 
 def _arrays(
     raw: Raw, degrees: Mapping[str, int], schedule: str, vpp: int, micro: Sequence[int], settled: Settled
-) -> dict[str, np.ndarray] | None:
+) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]] | None:
+    """Return what was chosen by column, and the fields of the cases that differ, each an array (layouts,)."""
     pp, tp, dp = degrees["pp"], degrees["tp"], degrees["dp"]
     rows = int(settled.case.global_batch_size) // dp
     counts = [size for size in micro if _legal(schedule, rows // size, pp)]
     zeros = [raw["zero"]] if "zero" in raw else [0, 1, 2, 3] if dp * degrees["cp"] > 1 else [0]
     pieces = [raw["sequence_parallel"]] if "sequence_parallel" in raw else [False, True] if tp > 1 else [False]
     recomputed = [raw["recompute"]] if "recompute" in raw else ["none", "selective", "full"]
-    chosen = list(product(zeros, pieces, recomputed, counts))
+    stages = _stages(raw, degrees, schedule, vpp, settled)
+    chosen = list(product(range(len(stages)), zeros, pieces, recomputed, counts))
     if not chosen:
         return None
-    zero, sequence, recompute, size = (np.array(column) for column in zip(*chosen, strict=True))
+    number, zero, sequence, recompute, size = (np.array(column) for column in zip(*chosen, strict=True))
     n = len(chosen)
     made = {name: np.full(n, degrees[name]) for name in ("dp", "tp", "pp", "cp", "ep")}
     made |= {"zero": zero, "sequence_parallel": sequence, "recompute": recompute, "micro_batch_size": size}
-    return made | {"schedule": np.full(n, schedule, dtype="<U12"), "vpp": np.full(n, vpp)}
+    made |= {"schedule": np.full(n, schedule, dtype="<U12"), "vpp": np.full(n, vpp)}
+    held = {name: np.array([one[name] for _, one in stages])[number] for name in _HELD}
+    names = np.empty(len(stages), dtype=object)
+    names[:] = [split for split, _ in stages]
+    return made | {"layers_per_stage": names[number]}, _case(settled, made | held)
+
+
+def _stages(
+    raw: Raw, degrees: Mapping[str, int], schedule: str, vpp: int, settled: Settled
+) -> list[tuple[tuple[int, ...], Mapping[str, int]]]:
+    """Return ways to divide the layers over stages, () for evenly, and what the ranks hold then."""
+    case, pp = settled.case, degrees["pp"]
+    as_settled = {name: getattr(case, name) for name in _HELD}
+    if "layers_per_stage" in raw or pp == 1:
+        return [(raw.get("layers_per_stage", ()), as_settled)]
+    end = round(float(case.vocab * case.hidden / layer_weights(case)))
+    uneven = splits(int(case.layers), pp * vpp, end)
+    return [((), as_settled), *((split, held_by(split, pp, vpp, schedule)) for split in uneven)]
 
 
 def _legal(schedule: str, micro_batches: int, pp: int) -> bool:
     """Return whether a schedule runs with so many micro-batches, as torch.distributed.pipelining has it."""
-    if schedule in ("interleaved", "zb-h1", "zb-h2"):
+    if schedule in ("interleaved", "zb-h1", "zb-h2", "zb-1p"):
         return micro_batches % pp == 0
     if schedule in ("1f1b", "zbv", "dualpipev"):
         return micro_batches >= pp * (2 if schedule == "dualpipev" else 1)
@@ -203,7 +248,8 @@ def _legal(schedule: str, micro_batches: int, pp: int) -> bool:
 
 
 # The fields of a case that differ between layouts; all others are one value.
-_VARYING = (*CHOSEN, "layers_first", "layers_middle", "layers_last", "layers_held", "held_rank", "dp_overlap")
+_HELD = ("layers_first", "layers_middle", "layers_last", "layers_held", "held_rank")
+_VARYING = (*(name for name in CHOSEN if name != "layers_per_stage"), *_HELD, "dp_overlap")
 
 
 def _case(settled: Settled, made: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:

@@ -1,6 +1,6 @@
 """From what a row says to a case with nothing left open: defaults for what is empty, refusals of what cannot be."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -177,8 +177,13 @@ def _stages(cells: _Cells, values: Mapping[str, Any]) -> dict[str, Any]:
         )
     if sum(stages) != layers:
         raise LayoutError(f"layers_per_stage adds up to {sum(stages)}, and layers is {layers}: make them equal")
+    return held_by(stages, pp, vpp, values["schedule"])
+
+
+def held_by(stages: Sequence[int], pp: int, vpp: int, schedule: str) -> dict[str, int]:
+    """Return the fields `layers_*` and `held_rank` of a case. stages: layers of the pp x vpp stages in model order."""
     ranks = list(range(pp)) * vpp
-    v_shaped = values["schedule"] in V_SHAPED and vpp == 2
+    v_shaped = schedule in V_SHAPED and vpp == 2
     if v_shaped:
         ranks = [*range(pp), *range(pp - 1, -1, -1)]
     held = [sum(n for n, rank in zip(stages, ranks, strict=True) if rank == r) for r in range(pp)]
@@ -239,7 +244,7 @@ def _check(values: Mapping[str, Any], device: Device) -> None:
         raise LayoutError(f"ep={v['ep']} is more than the {v['dp'] * v['tp'] * v['cp']} ranks of a stage: use less")
     if v["pp"] == 1 and v["vpp"] > 1:
         raise LayoutError(f"vpp={v['vpp']} without a pipeline: use vpp 1, or pp above 1")
-    if v["schedule"] not in ("interleaved", *V_SHAPED) and v["vpp"] > 1:
+    if v["schedule"] not in ("interleaved", "zb-1p", *V_SHAPED) and v["vpp"] > 1:
         raise LayoutError(f"schedule {v['schedule']} has one stage a rank, and vpp is {v['vpp']}: use interleaved")
     if device.peak_tflops(v["precision"]) is None:
         have = ", ".join(p for p in hardware.PRECISIONS if device.peak_tflops(p))

@@ -1,9 +1,13 @@
 """The shape of a model as a planner reads it: columns of the contract (docs/planner.md), from the config of a model."""
 
+from dataclasses import dataclass, replace
 from typing import Any
 
-from paralab.errors import ModelError
-from paralab.models.spec import C, ModelSpec
+from paralab.axes.check import check_split
+from paralab.errors import ConfigError, LayoutError, ModelError, did_you_mean
+from paralab.layout import Layout
+from paralab.models import SPECS
+from paralab.models.spec import C, ModelConfig, ModelSpec
 
 # columns of the contract, and what configs call them, the first one that is there
 _NAMES = {
@@ -16,6 +20,48 @@ _NAMES = {
     "vocab": ("vocab_size",),
     "sequence_length": ("seq_len",),
 }
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A model that paralab trains, as it is named on a command line. words: that name it."""
+
+    spec: ModelSpec
+    config: ModelConfig
+    words: tuple[str, ...]
+
+    def accepts(self, layout: Layout) -> bool:
+        """Return whether it can be trained under a layout."""
+        try:
+            check_split(layout, spec=self.spec, config=self.config)
+        except LayoutError:
+            return False
+        return True
+
+    def with_length(self, sequence_length: int) -> "Trained":
+        """Return the same model for sequences of another length."""
+        if getattr(self.config, "seq_len", sequence_length) == sequence_length:
+            return self
+        config = replace(self.config, seq_len=sequence_length)
+        return Trained(self.spec, config, (*self.words, "--seq-len", str(sequence_length)))
+
+
+def find(name: str, size: str | None) -> tuple[Trained, dict[str, Any]]:
+    """Return a model by the names that `--model` and `--size` have, and its columns.
+
+    Raises: ConfigError for an unknown one; ModelError for a model whose shape is not that of one that is predicted.
+    """
+    spec = SPECS[name]
+    size = size or spec.default_size
+    try:
+        config = spec.config(size)
+    except KeyError:
+        form = f", or {spec.custom_form}" if spec.custom_form else ""
+        use = f"use one of {', '.join(spec.sizes)}{form}"
+        raise ConfigError(f"--size {size} is unknown for {name}{did_you_mean(size, spec.sizes)}: {use}") from None
+    except ValueError as error:
+        raise ConfigError(f"--size {size}: {error}: use {spec.custom_form}") from None
+    return Trained(spec, config, ("--model", name, "--size", size)), shape_of(spec, config, size)
 
 
 def shape_of(spec: ModelSpec[C], config: C, size: str) -> dict[str, Any]:

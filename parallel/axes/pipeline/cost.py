@@ -55,7 +55,12 @@ def schedule_s(plan: Plan, ranks: Ranks) -> Values:
 def bubble_share(case: Case) -> Values:
     """Return the share of the other stages' time that a rank waits in a step."""
     left = np.select([case.schedule == name for name in BUBBLE_LEFT], list(BUBBLE_LEFT.values()), default=1.0)
-    return np.where(case.schedule == "interleaved", 1 / case.vpp, left)
+    return left / np.where(is_interleaved(case), case.vpp, 1)
+
+
+def is_interleaved(case: Case) -> Values:
+    """Return whether a rank's stages take turns: 1F1B, or a zero-bubble schedule of several stages a rank."""
+    return (case.schedule == "interleaved") | ((case.schedule == "zb-1p") & (case.vpp > 1))
 
 
 def is_v_shaped(case: Case) -> Values:
@@ -70,7 +75,7 @@ def in_flight(case: Case, rank: Values) -> Values:
     al. 2022, section 4.2.3); ZB-H2 doubles it (Qi et al. 2023, table 1).
     """
     one = case.pp - rank
-    after = np.where(case.schedule == "interleaved", one + (case.pp - 1) / case.vpp, one)
+    after = np.where(is_interleaved(case), one + (case.pp - 1) / case.vpp, one)
     doubled = (case.schedule == "zb-h2") | (case.schedule == "zb-2p")
     after = np.where(doubled, 2 * case.pp - 1 - rank, after)
     after = np.where((case.schedule == "zbv") | (case.schedule == "dualpipev"), case.pp, after)
