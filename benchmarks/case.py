@@ -221,8 +221,10 @@ def _look_inside(engine: Engine, batches: Iterator[Batch], mesh: Mesh, result: R
             engine.step(next(batches))
         result.spans = timeline.spans(step=len(result.losses), rank=dist.get_rank())
     if several:
-        with CommLedger(mesh.groups()) as ledger:
-            engine.step(next(batches))
+        period = mesh.layout.local or 1  # steps after which data ranks have sent all that they do
+        with CommLedger(mesh.groups(), steps=period) as ledger:
+            for batch in islice(batches, period):
+                engine.step(batch)
         result.comm = ledger.rows()
     with MemoryCensus(engine.parts, engine.optimizers, held=engine.held) as census:
         engine.step(next(batches))

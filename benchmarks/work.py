@@ -44,6 +44,8 @@ METHOD = (
     Column("strategy", "strategy"),
     Column("layout", "layout"),
     Column("engine", "engine"),
+    Column("grad_compression", "gradient compression"),
+    Column("outer_optimizer", "outer optimizer"),
     Column("checkpointing", "checkpointing"),
     Column("compile", "compile"),
     Column("offload", "offload"),

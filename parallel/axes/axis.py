@@ -9,6 +9,7 @@ it is imported when a model is split.
 import contextlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from fractions import Fraction
 from typing import TYPE_CHECKING
 
 from paralab.layout import Layout
@@ -46,11 +47,11 @@ class Call:
 
 @dataclass(frozen=True)
 class Transfer:
-    """All calls of one collective in a step. payload_bytes: of all of them together."""
+    """All calls of one collective in a step. payload_bytes: of all of them together, a mean where steps differ."""
 
     op: str
     ranks: int
-    payload_bytes: int
+    payload_bytes: int | Fraction
 
 
 @dataclass(frozen=True)
@@ -103,13 +104,15 @@ class Finish:
 
 @dataclass(frozen=True)
 class Updates:
-    """What the optimizer of a rank updates where that is not every parameter it holds.
+    """What the optimizer of a rank updates, and what follows each update.
 
-    pieces: its pieces. share: what brings them to the other ranks after the update.
+    pieces: its pieces. share: called after each update, to bring them to the other ranks. states: what that keeps from
+    step to step, of any shape.
     """
 
     pieces: "list[Piece]"
     share: Callable[[], None] | None
+    states: "Sequence[Tensor]" = ()
 
 
 class Axis(AxisWords):

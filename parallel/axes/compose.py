@@ -6,7 +6,7 @@ shards what is left of them, and values come last, so a rank only ever makes its
 """
 
 import contextlib
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TypeVar
 
@@ -31,7 +31,8 @@ T = TypeVar("T")
 class Composed:
     """What the axes of a layout make of a model on one rank: the parts it holds, and how a step runs over them.
 
-    pieces: what the optimizer updates. share: what brings updated pieces to the other ranks, if anything.
+    pieces: what the optimizer updates. share: what follows an update, such as bringing pieces to the other ranks.
+    states: what `share` keeps from step to step, of any shape.
     forward_backward(batch, loss_scale): accumulate the gradient of the mean loss of this rank's rows; return that
     mean on ranks that hold the loss, zero on others. finish: what completes the gradients, in order.
     duplicates: ids of parameters that another stage counts in the gradient norm.
@@ -44,6 +45,7 @@ class Composed:
     finish: list[Callable[[], None]] = field(default_factory=list)
     share: Callable[[], None] | None = None
     duplicates: set[int] = field(default_factory=set)
+    states: Sequence[Tensor] = ()
 
 
 def compose(context: BuildContext) -> Composed:
@@ -74,6 +76,7 @@ def compose(context: BuildContext) -> Composed:
         [*finish],
         updates.share,
         {parameter for done in finish for parameter in done.duplicates},
+        updates.states,
     )
 
 

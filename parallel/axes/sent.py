@@ -42,7 +42,7 @@ def predicted_sent(plan: Planned, pp_rank: int = 0, *, device_type: str = "cpu",
     """Return what each rank of one pipeline rank sends in a step of the native engine. See `predicted_transfers`."""
     transfers = predicted_transfers(plan, pp_rank, device_type=device_type)
 
-    def each(size: Callable[[str, int, int], Fraction]) -> dict[str, Fraction]:
+    def each(size: Callable[[str, int | Fraction, int], Fraction]) -> dict[str, Fraction]:
         return {
             axis: sum((size(call.op, call.payload_bytes, call.ranks) for call in calls), Fraction(0))
             for axis, calls in transfers.items()

@@ -11,12 +11,13 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
+from paralab.axes.data.approximate import approximation
 from paralab.commands import around
 from paralab.commands.around import Agreement
 from paralab.commands.verify import VerifyConfig
 from paralab.console.clock import Moment
 from paralab.console.phases import Phases
-from paralab.errors import FitError, LayoutError, UsageError
+from paralab.errors import ConfigError, FitError, LayoutError, UsageError
 from paralab.layout import SCHEDULES, Layout
 from paralab.layout import strategies as named
 from paralab.models import SPECS, label_of
@@ -107,9 +108,16 @@ def _not_covered(runs: list[VerifyConfig], compared: list[ParityResult | Agreeme
     yield f"more than {STEPS} steps"
 
 
+def _refuse_approximate(work: Work) -> None:
+    """Raise ConfigError for a case that does not claim to compute what one process computes."""
+    if (departs := approximation(work.run, work.layout)) is not None:
+        raise ConfigError(f"no parity is claimed where {departs}: leave it out, or use paralab run, which measures it")
+
+
 def cases(config: VerifyConfig, nproc: int) -> Iterator[VerifyConfig]:
     """Yield the cases: what was requested, or all that fit."""
     if config.layout is not None:
+        _refuse_approximate(resolve(config))
         fit.refuse(resolve(config), force=config.force)
         yield config
         return
@@ -129,7 +137,9 @@ def cases(config: VerifyConfig, nproc: int) -> Iterator[VerifyConfig]:
             for accumulation in (1, 2):
                 case = replace(config, layout=layout, strategy=None, nproc=None, accumulation=accumulation)
                 try:
-                    fit.refuse(resolve(case), force=force)
+                    work = resolve(case)
+                    _refuse_approximate(work)
+                    fit.refuse(work, force=force)
                 except (LayoutError, FitError) as error:
                     left_out.setdefault(str(error), {})[layout] = None
                     continue

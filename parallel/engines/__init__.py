@@ -125,7 +125,7 @@ def _same_file(a: str, b: str) -> bool:
 
 
 def _runs(engine: EngineName, layout: Layout) -> bool:
-    if layout.shard:  # ZeRO within groups of data ranks
+    if layout.shard or layout.local:  # ZeRO within groups of data ranks, and ranks that train apart
         return engine == "torch"
     if engine == "deepspeed":
         piped = layout.schedule == "1f1b" and layout.zero == (1 if layout.dp > 1 else 0)

@@ -5,7 +5,7 @@ layout it is.
 """
 
 import contextlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from math import prod
 from typing import TYPE_CHECKING
@@ -47,6 +47,7 @@ class NativeEngine(Engine):
     finish: list[Callable[[], None]] = field(default_factory=list)
     share: Callable[[], None] | None = None
     duplicates: set[int] = field(default_factory=set)
+    states: Sequence[Tensor] = ()
     steps_done: int = 0
 
     def __post_init__(self) -> None:
@@ -77,6 +78,10 @@ class NativeEngine(Engine):
     @property
     def stages(self) -> "list[PipelineStage]":
         return self.forward_backward.stages if isinstance(self.forward_backward, PipelineSchedule) else []
+
+    def held(self) -> Mapping[str, Iterable[Tensor]]:
+        """Return what follows an update keeps from step to step, of the shapes of parameters."""
+        return {"optimizer": self.states}
 
     def state(self) -> Chunks:
         return model_chunks(self) | optimizer_chunks(self)

@@ -36,6 +36,7 @@ class Layout:
     pp: int
     zero: int
     shard: int | None
+    local: int | None
     schedule: ScheduleName | None
     micro_batches: int
     sequence_parallel: bool

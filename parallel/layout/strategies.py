@@ -182,6 +182,8 @@ def name_of(layout: Layout) -> str:
     A combination of axes that no strategy has is named by them: `dp+tp`, `dp+pp`.
     """
     axes = tuple(axis.name for axis in words.printed() if axis.name in layout.axes)
+    if layout.local:  # no strategy: it computes something else than one process
+        return "local"
     if len(axes) > 1:
         return next((s.name for s in _ALL if s.axes == axes), "+".join(axes))
     if layout.pp > 1:
@@ -199,7 +201,7 @@ def names_in(layout: Layout) -> set[str]:
     """Return the name of a layout and those of its axes alone: ddp, tensor and dp+tp of dp2.tp2."""
     alone = {axis: Layout(**{axis: getattr(layout, axis)}) for axis in layout.axes}
     if "dp" in alone:
-        alone["dp"] = alone["dp"].but(zero=layout.zero, shard=layout.shard)
+        alone["dp"] = alone["dp"].but(zero=layout.zero, shard=layout.shard, local=layout.local)
     if "pp" in alone:
         alone["pp"] = alone["pp"].but(schedule=layout.schedule)
     return {name_of(layout), *map(name_of, alone.values())}

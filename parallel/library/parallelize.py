@@ -139,6 +139,8 @@ def _layout(layout: Layout | str, world: World) -> Layout:
                 "dp4/zero3"
             )
         layout = Layout.parse(layout)
+    if layout.local:
+        raise LayoutError(f"layout {layout}: ranks that train apart are for paralab run and train, leave local out")
     if layout.world_size != world.size:
         raise WorldError(
             f"layout {layout} needs {layout.world_size} processes, {world.size} started: type torchrun "

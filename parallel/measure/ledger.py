@@ -98,14 +98,16 @@ class CommLedger(TorchDispatchMode):
     """Count calls, payload, ring and wire bytes while entered.
 
     axes: mesh axis -> its process group on this rank. A group is known by its name, else by its ranks, so that
-    an axis over every rank also stands for the default group. Others are "world" or "other".
+    an axis over every rank also stands for the default group. Others are "world" or "other". steps: how many run
+    while it is entered; what is counted is the mean of them.
 
     Raises: NotImplementedError, inside the step, for a collective that the ledger cannot size: a silent gap
     would make every total wrong.
     """
 
-    def __init__(self, axes: Mapping[str, ProcessGroup]) -> None:
+    def __init__(self, axes: Mapping[str, ProcessGroup], *, steps: int = 1) -> None:
         super().__init__()
+        self._steps = steps
         self._by_name = {group.group_name: axis for axis, group in axes.items()}
         self._by_ranks = {tuple(dist.get_process_group_ranks(group)): axis for axis, group in axes.items()}
         self._counts: dict[tuple[str, str, int], _Count] = {}
@@ -125,10 +127,10 @@ class CommLedger(TorchDispatchMode):
                 axis,
                 op,
                 ranks,
-                count.calls,
-                count.payload_bytes,
-                ring_bytes(op, count.payload_bytes, ranks),
-                count.wire_bytes,
+                round(count.calls / self._steps),
+                round(Fraction(count.payload_bytes, self._steps)),
+                ring_bytes(op, Fraction(count.payload_bytes, self._steps), ranks),
+                count.wire_bytes / self._steps,
             )
             for (axis, op, ranks), count in sorted(self._counts.items(), key=lambda item: item[0])
         ]

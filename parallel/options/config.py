@@ -21,7 +21,16 @@ from paralab.layout import MOST_RANKS, Layout
 from paralab.layout.strategies import ALIASES, STRATEGIES
 from paralab.models import FORMS, NAMES, Norm, known
 from paralab.options.arguments import MOST, Parser, hint
-from paralab.options.choices import Backend, CompileMode, EngineChoice, LrSchedule, OptimizerName, Precision
+from paralab.options.choices import (
+    Backend,
+    CompileMode,
+    EngineChoice,
+    GradCompression,
+    LrSchedule,
+    OptimizerName,
+    OuterOptimizer,
+    Precision,
+)
 from paralab.options.files import load
 from paralab.options.settings import Origin, plain, shown
 
@@ -201,6 +210,20 @@ class RunConfig:
     )
     force: bool = option(
         False, "Start even if the model is predicted not to fit into the memory of this machine", group=PARALLELISM
+    )
+    grad_compression: GradCompression = option(
+        "none",
+        "Compress the gradients that data ranks send: it sends less and computes something else than one process, so "
+        "that no parity is claimed; powersgd has rank 4, int8 a scale for each 256 numbers",
+        group=PARALLELISM,
+        choices=get_args(GradCompression),
+    )
+    outer_optimizer: OuterOptimizer = option(
+        "average",
+        "How data ranks that train apart for N steps (layout dp4/localN) come together: the average of their "
+        "parameters (local SGD), or nesterov (DiLoCo, with its learning rate 0.7 and momentum 0.9)",
+        group=PARALLELISM,
+        choices=get_args(OuterOptimizer),
     )
     debug_collectives: str | None = option(
         None,

@@ -55,6 +55,8 @@ def reference_work(work: Work) -> Work:
         precision="fp64" if work.run.precision == "fp64" else "fp32",
         checkpointing="none",
         compile="none",
+        grad_compression="none",
+        outer_optimizer="average",
         cast_on_device=False,
     )
     return replace(work, run=run, layout=layout, division=layout.divide(division.global_batch_size, accumulation))

@@ -11,6 +11,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from paralab.axes.data.approximate import approximation
 from paralab.axes.held import state_bytes_of_all
 from paralab.axes.precision import weight_dtype
 from paralab.axes.recompute import checkpoint_blocks
@@ -19,7 +20,7 @@ from paralab.parity.tolerances import as_judged
 from paralab.planning.resolve import Work
 from paralab.processes.allowed import memory_available_bytes
 from paralab.processes.cluster import Mesh, Rank
-from paralab.records.row import NOT_PROVEN, WHOLE
+from paralab.records.row import NOT_CLAIMED, NOT_PROVEN, WHOLE
 
 _LEAST_BLOCKS = 2  # so that something is passed from block to block
 
@@ -35,6 +36,8 @@ class Proof:
 
 def prove_on(work: Work, mesh: Mesh, rank: Rank, references: References) -> Proof:
     """Choose what the parity of a case is proved on, and get its reference. Collective over the ranks of the mesh."""
+    if (departs := approximation(work.run, work.layout)) is not None:
+        return Proof(f"{NOT_CLAIMED}: {departs}")
     judged = as_judged(work)
     part = choose(judged, mesh, processes=processes_here(work, rank))
     want = references.get(part, mesh) if part is not None else None

@@ -14,6 +14,7 @@ from torch import nn
 from paralab import engines
 from paralab.axes.check import check_split
 from paralab.axes.context import BuildContext
+from paralab.axes.data import approximate
 from paralab.axes.precision import weight_dtype
 from paralab.data import Compact, TextOptions, count_classes, open_dataset
 from paralab.data.dataset import Dataset
@@ -163,6 +164,7 @@ def resolve(run: RunConfig) -> Work:
             f"--compile {run.compile} with --engine {engine}, which does not tell CUDA graphs where a step begins: use"
             " --compile default, or --engine torch"
         )
+    approximate.check(run, layout, engine)
     requested, name = run.engine, named.name_of(layout)
     run = replace(
         run,

@@ -46,6 +46,8 @@ def describe(work: Work, requested: Requested, rank: Rank, device: torch.device)
         **{name: value for axis in words.AXES for name, value in axis.columns(layout).items()},
         "precision_requested": requested.precision,
         "precision": run.precision,
+        "grad_compression": run.grad_compression,
+        "outer_optimizer": run.outer_optimizer if layout.local else None,
         "checkpointing": run.checkpointing,
         "compile": run.compile,
         "offload": engines.offloaded(run.ds_config),

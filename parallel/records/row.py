@@ -65,6 +65,7 @@ CHANGES: dict[int, Change] = {
     12: Change(added=("dp_shard", *_PARTS_OF_DP)),
     13: Change(added=("axes_json",)),
     14: Change(added=("model_file", "model_sha256")),
+    15: Change(added=("local_steps", "grad_compression", "outer_optimizer")),
 }
 RENAMED = {old: new for number in sorted(CHANGES) for old, new in CHANGES[number].renamed.items()}
 SCHEMA = max(CHANGES, default=COUNTED_FROM)
@@ -72,6 +73,7 @@ SCHEMA = max(CHANGES, default=COUNTED_FROM)
 Device = Literal["cpu", "cuda"]
 
 WHOLE, NOT_PROVEN = "whole", "not proven: the reference does not fit"  # scopes of parity; else so much of so much
+NOT_CLAIMED = "not claimed"  # of a run that computes something else than one process, on purpose
 COMM_AXES = ("dp", "dp_shard", "dp_replicate", "tp", "pp", "world")  # each call is counted over one of them
 COLLECTIVES = ("all_reduce", "all_gather", "reduce_scatter", "all_to_all", "broadcast", "send")
 
@@ -134,6 +136,13 @@ class RunRecord:
     schedule: str | None = column("Pipeline schedule")
     micro_batches: int | None = column("Number of micro-batches in a pipeline")
     sequence_parallel: bool | None = column("Whether tensor ranks split activations along the sequence")
+    local_steps: int | None = column(
+        "Number of steps that data ranks train apart before they bring their parameters together; empty without"
+    )
+    grad_compression: str | None = column("How the gradients that data ranks send are compressed, or none")
+    outer_optimizer: str | None = column(
+        "How data ranks that trained apart come together: average or nesterov; empty where they never do"
+    )
     axes_json: str | None = column(
         "{column: value}: columns of axes that have none of their own in this file, such as axes that a user added"
     )

@@ -22,6 +22,7 @@ def check(work: "Work") -> None:
     assert isinstance(run, TrainConfig) and run.out is not None
     if run.engine != "torch":
         _check_engine(work)
+    _check_approximate(work)
     sinks.check(run.log_to or ())
     _check_checkpoints(run)
     _check_outputs(Path(run.out), goes_on=run.resume is not None)
@@ -107,6 +108,30 @@ def _check_outputs(folder: Path, *, goes_on: bool) -> None:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of a line that was not finished: it is set aside
             read_log(log)
+
+
+def _check_approximate(work: "Work") -> None:
+    """Refuse what would evaluate, save or continue ranks that are apart from each other."""
+    run, local = work.run, work.layout.local
+    assert isinstance(run, TrainConfig)
+    keeps = f"layout {work.layout}" if local else "--grad-compression powersgd"
+    if run.resume is not None and (local or run.grad_compression == "powersgd"):
+        raise ConfigError(
+            f"--resume with {keeps}: what its ranks keep from step to step is not in a checkpoint, start anew from the "
+            "weights with --init-from"
+        )
+    for name, every in (("eval-every", run.eval_every), ("save-every", run.save_every)):
+        if local and every % local:
+            raise ConfigError(
+                f"--{name} {every} with layout {work.layout}: between its meetings ranks differ, use a multiple of "
+                f"{local}, such as --{name} {-(-every // local) * local}"
+            )
+    if local and (run.steps + run.warmup) % local:
+        total = -(-(run.steps + run.warmup) // local) * local
+        raise ConfigError(
+            f"{run.steps + run.warmup} steps with layout {work.layout}: the last ones would end between its meetings, "
+            f"use --steps {total - run.warmup}"
+        )
 
 
 def _check_engine(work: "Work") -> None:

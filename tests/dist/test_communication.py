@@ -26,10 +26,12 @@ def counted(rank: Rank, run: RunConfig) -> Sent | None:
         return None
     engine = engines.build(work.context(mesh), "torch")
     batches = training_batches(work, mesh)
-    for _ in range(2 if work.layout.dp > 1 and work.layout.zero < 2 else 1):
+    for _ in range(work.layout.local or (2 if work.layout.dp > 1 and work.layout.zero < 2 else 1)):
         engine.step(next(batches))
-    with CommLedger(mesh.groups()) as ledger:
-        engine.step(next(batches))
+    period = work.layout.local or 1
+    with CommLedger(mesh.groups(), steps=period) as ledger:
+        for _ in range(period):
+            engine.step(next(batches))
     axes = {row.axis for row in ledger.rows()}
     return Sent(
         {axis: ledger.ring_bytes(axis=axis) for axis in axes}, {axis: ledger.wire_bytes(axis=axis) for axis in axes}

@@ -9,6 +9,7 @@ a group), stages 2 and 3 everything.
 import contextlib
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
+from fractions import Fraction
 from math import prod
 from typing import TYPE_CHECKING, Any
 
@@ -52,6 +53,7 @@ class DataAxis(Axis):
     options = (
         number_option("zero", "zero", default=0, examples=("zero1", "zero2", "zero3"), place=0),
         number_option("shard", "shard", default=None, examples=("shard2",), place=1),
+        number_option("local", "local", default=None, examples=("local8",), place=2),
     )
     averages = True
 
@@ -66,7 +68,7 @@ class DataAxis(Axis):
         return {name: sizes[name] for name in sharding_dims(layout)}
 
     def columns(self, layout: Layout) -> Mapping[str, Any]:
-        return {"dp": layout.dp, "zero": layout.zero, "dp_shard": shard_ranks(layout)}
+        return {"dp": layout.dp, "zero": layout.zero, "dp_shard": shard_ranks(layout), "local_steps": layout.local}
 
     def check_layout(self, layout: Layout) -> None:
         """Raise LayoutError for a stage or a group of ZeRO that the data ranks do not allow."""
@@ -76,11 +78,18 @@ class DataAxis(Axis):
             raise LayoutError(f"zero{layout.zero} with dp1: there is nothing to shard over, add a degree such as dp2")
         if layout.shard is not None:
             _check_shard(layout.shard, layout)
+        if layout.local is not None:
+            _check_local(layout.local, layout)
 
     # --- the model
 
     def check_model(self, layout: Layout, spec: "ModelSpec[C]", config: "C") -> None:
-        """Raise LayoutError where FSDP would shard a parameter twice: one that two blocks share."""
+        """Raise LayoutError where FSDP would shard a parameter twice, or ranks apart would have statistics apart."""
+        if layout.local and spec.batch_statistics(config) != "none":
+            raise LayoutError(
+                f"local{layout.local} with {spec.name}, which takes statistics over the samples of a batch: ranks that "
+                "train apart would each have their own, use --norm group, or another model"
+            )
         blocks = spec.blocks(config) if layout.zero >= 2 else ()
         for name, origin in spec.tied_in(config).items() if layout.zero >= 2 else ():
             if block_of(name, blocks) != block_of(origin, blocks) and not _in_one_module(name, origin, spec, config):
@@ -90,7 +99,7 @@ class DataAxis(Axis):
                 )
 
     def split(self, part: "nn.Module", context: "BuildContext") -> None:
-        if context.layout.dp > 1:
+        if context.layout.dp > 1 and not context.layout.local:
             from paralab.axes.data import ddp
 
             ddp.connect(part, mesh=context.mesh)
@@ -117,7 +126,12 @@ class DataAxis(Axis):
 
         if not _overlaps(context.layout):
             return None
-        return ddp.replicate(part, mesh=context.mesh, unused=_may_leave_out(context))
+        model = ddp.replicate(part, mesh=context.mesh, unused=_may_leave_out(context))
+        if context.run.grad_compression != "none":
+            from paralab.axes.data import compression
+
+            compression.compress(model, context.run.grad_compression, mesh=context.mesh)
+        return model
 
     def micro_batch(self, model: "nn.Module", *, last: bool) -> contextlib.AbstractContextManager[None]:
         from paralab.axes.data import ddp, zero
@@ -127,7 +141,7 @@ class DataAxis(Axis):
 
     def after_backward(self, parts: "Mapping[int, nn.Module]", context: "BuildContext") -> Finish | None:
         layout = context.layout
-        if layout.dp == 1:
+        if layout.dp == 1 or layout.local:
             return None
         from paralab.axes.data import ddp, zero
 
@@ -139,8 +153,13 @@ class DataAxis(Axis):
         return Finish(lambda: ddp.check_complete(named)) if context.own is not None and not unused else None
 
     def updates(self, parameters: "Sequence[Tensor]", context: "BuildContext") -> Updates | None:
-        """Return each rank's share of the rows under ZeRO-1; parameters are (rows, ...)."""
+        """Return each rank's share of the rows under ZeRO-1, and what brings ranks together that train apart.
+
+        parameters: (rows, ...).
+        """
         layout, mesh = context.layout, context.mesh
+        if layout.local:
+            return _apart(parameters, context)
         if layout.zero != 1:
             return None
         from paralab.axes.data import zero
@@ -160,7 +179,7 @@ class DataAxis(Axis):
         """Yield the sums of a batch norm over the samples of all ranks; x is (batch, channels, height, width)."""
         from paralab.models.spec import Reducing
 
-        if isinstance(module, Reducing) and module.axis == "dp" and plan.layout.dp > 1:
+        if isinstance(module, Reducing) and module.axis == "dp" and plan.layout.dp > 1 and not plan.layout.local:
             # For each channel two sums, and the count, in fp64; in backward two sums (paralab.models.norms).
             (channels,), block = local_shape(f"{name}.weight", (x.shape[1],), plan), block_of(name, blocks_in(plan))
             wide = max(x.element_size(), 4)  # bytes of what statistics are computed in
@@ -177,6 +196,15 @@ class DataAxis(Axis):
             return
         updated = trained(stage.part, stage.shapes)
         gradients = sum(prod(shape) for shape in updated.values())
+        if layout.local:
+            yield "dp", Transfer("all_reduce", layout.dp, Fraction(gradients * element, layout.local))
+            return
+        if plan.run.grad_compression != "none":
+            from paralab.axes.data import compression
+
+            sent = compression.transfers(plan.run.grad_compression, updated.values(), ranks=layout.dp, element=element)
+            yield from (("dp", transfer) for transfer in sent)
+            return
         yield "dp", Transfer("all_reduce", layout.dp, gradients * element)
         if layout.zero == 1:
             ranks = shard_ranks(layout)
@@ -186,11 +214,36 @@ class DataAxis(Axis):
     def held(self, memory: StageMemory, plan: "Planned") -> StageMemory:
         layout, ranks = plan.layout, shard_ranks(plan.layout)
         memory = memory.but(optimizer=memory.optimizer / ranks)
+        if layout.local and plan.run.outer_optimizer == "nesterov":
+            memory = memory.but(optimizer=memory.optimizer + 2 * memory.gradients)  # where ranks met, and momentum
         if layout.zero < 2:
             return memory
         return memory.but(
             parameters=memory.parameters / ranks,
             gradients=memory.gradients / ranks + _unreduced_bytes(plan, ranks),
+        )
+
+
+def _apart(parameters: "Sequence[Tensor]", context: "BuildContext") -> Updates:
+    """Return updates after which data ranks meet every so many steps; parameters of any shape."""
+    from paralab.axes.data.local import LocalSteps
+    from paralab.axes.optimizer import make_pieces
+
+    steps = LocalSteps(
+        parameters, every=context.layout.local or 1, outer=context.run.outer_optimizer, mesh=context.mesh
+    )
+    return Updates(make_pieces(parameters), steps, states=steps.states)
+
+
+def _check_local(local: int, layout: Layout) -> None:
+    """Raise LayoutError unless replicas over data ranks can train apart for so many steps."""
+    if local < 1:
+        raise LayoutError(f"local{local} in a layout: ranks train apart for at least 1 step, write local8")
+    if layout.dp == 1:
+        raise LayoutError(f"local{local} with dp1: there is nobody to train apart from, add a degree such as dp2")
+    if layout.zero:
+        raise LayoutError(
+            f"local{local} with zero{layout.zero}: ranks that train apart hold whole replicas, leave one of them out"
         )
 
 
@@ -201,7 +254,7 @@ def _may_leave_out(context: "BuildContext") -> bool:
 
 def _overlaps(layout: Layout) -> bool:
     """Return whether DistributedDataParallel averages gradients during backward: it knows no other axis."""
-    return layout.dp > 1 and layout.zero < 2 and layout.axes == ("dp",)
+    return layout.dp > 1 and layout.zero < 2 and layout.axes == ("dp",) and not layout.local
 
 
 def _in_one_module(name: str, other: str, spec: "ModelSpec[C]", config: "C") -> bool:

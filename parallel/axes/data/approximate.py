@@ -1,0 +1,45 @@
+"""What of data parallelism computes something else than one process does, on purpose, and where it may be used.
+
+Compressed gradients (`--grad-compression`) and local steps (`/localN`) send less for it. No parity is claimed of such a
+run: what it loses is measured, as the gap in validation loss to a run that sends everything.
+"""
+
+from paralab.errors import ConfigError
+from paralab.layout import Layout
+from paralab.options.choices import EngineName
+from paralab.options.config import RunConfig
+
+
+def approximation(run: RunConfig, layout: Layout) -> str | None:
+    """Say in a few words how a run departs from what one process computes; None where it does not."""
+    if run.grad_compression != "none":
+        return f"gradients are sent as {run.grad_compression}"
+    if layout.local:
+        return f"data ranks train apart for {layout.local} steps at a time"
+    return None
+
+
+def check(run: RunConfig, layout: Layout, engine: EngineName) -> None:
+    """Raise ConfigError where gradients cannot be compressed, or ranks cannot train apart, as a run says."""
+    if run.outer_optimizer != "average" and not layout.local:
+        raise ConfigError(
+            f"--outer-optimizer {run.outer_optimizer} without local steps: it updates what ranks train apart, "
+            "write the layout as dp4/local8, or leave it out"
+        )
+    used = f"--grad-compression {run.grad_compression}" if run.grad_compression != "none" else None
+    if layout.local and used:
+        raise ConfigError(f"{used} with layout {layout}: its ranks send no gradients, leave one of them out")
+    used = used or (f"layout {layout}" if layout.local else None)
+    if used is None:
+        return
+    if engine != "torch":
+        raise ConfigError(f"{used} with --engine {engine}, which sends gradients its own way: use --engine torch")
+    if run.grad_compression == "none":
+        return
+    if run.precision not in ("fp32", "bf16"):
+        raise ConfigError(f"{used} with --precision {run.precision}: it works on fp32 gradients, use fp32 or bf16")
+    if layout.axes != ("dp",) or layout.zero:
+        raise ConfigError(
+            f"{used} under layout {layout}: DistributedDataParallel compresses what plain data ranks send, use "
+            "--strategy ddp with two processes or more, or leave it out"
+        )
