@@ -37,6 +37,7 @@ FLOORS = (
     "data",
     "processes",
     "options",
+    "pages",
     "console",
     "layout",
     "models",

@@ -6,17 +6,10 @@ The page has no script and loads nothing from the network: its content security 
 """
 
 import argparse
-import re
 import sys
 import warnings
-from base64 import b64encode
 from collections.abc import Sequence
-from dataclasses import dataclass
-from hashlib import sha256
 from pathlib import Path
-
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
-from markupsafe import Markup
 
 from paralab.benchmarks import sections, work
 from paralab.benchmarks.compare import ratio_text, verdict_text
@@ -25,18 +18,11 @@ from paralab.benchmarks.work import amount
 from paralab.console.outputs import check_writable, write_whole
 from paralab.errors import ParalabError, UsageError
 from paralab.options.arguments import Parser
+from paralab.pages import page
+from paralab.pages.page import Download
 from paralab.records.row import one_line
 
 HERE = Path(__file__).parent
-
-
-@dataclass(frozen=True)
-class Download:
-    """A file that is carried inside the page."""
-
-    name: str
-    size: str
-    uri: str
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -46,8 +32,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         check_writable(options.out, inputs=options.files)
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")
-            page = render(options.files, title=options.title, caught=caught)
-        content = page.encode(errors="backslashreplace")
+            text = render(options.files, title=options.title, caught=caught)
+        content = text.encode(errors="backslashreplace")
         write_whole(options.out, content)
     except ParalabError as error:
         print(f"paralab report: {one_line(str(error))}", file=sys.stderr)
@@ -66,15 +52,10 @@ def render(paths: Sequence[Path], *, title: str = "Results", caught: Sequence[wa
     if not any(source.records for source in sources):
         raise UsageError(f"{', '.join(map(str, paths))}: no runs to report, give a CSV file with at least one")
     pieces = sections.pieces(sources)
-    style = (HERE / "report.css").read_text(encoding="utf-8")
-    environment = Environment(
-        loader=FileSystemLoader(HERE), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
-    )
-    environment.filters.update(amount=amount, ratio=ratio_text, verdict=verdict_text, show=work.show)
-    page = environment.get_template("report.html").render(
+    return page.render(
+        HERE / "report.html",
         title=title,
-        style=Markup(style),
-        style_hash=b64encode(sha256(style.encode()).digest()).decode(),
+        filters={"amount": amount, "ratio": ratio_text, "verdict": verdict_text, "show": work.show},
         pieces=pieces,
         caveats=[*sections.caveats(sources, pieces), *dict.fromkeys(str(warning.message) for warning in caught)],
         scaling=sections.scaling(sources),
@@ -85,14 +66,12 @@ def render(paths: Sequence[Path], *, title: str = "Results", caught: Sequence[wa
         runs=sum(len(source.records) for source in sources),
         dates=sections.dates(sources),
     )
-    return re.sub(r"[\x00-\x08\x0b-\x1f\x7f]", "\ufffd", page)  # HTML has no place for control characters
 
 
 def _download(source: Source) -> Download:
     content = source.path.read_bytes()
-    uri = f"data:text/csv;charset=utf-8;base64,{b64encode(content).decode()}"
     name = f"{source.label.replace('/', '-')}{source.path.suffix}"
-    return Download(name, amount(len(content), "size_bytes"), uri)
+    return page.download(name, content, kind="text/csv", size=amount(len(content), "size_bytes"))
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -7,16 +7,16 @@ from dataclasses import dataclass, field
 from functools import cached_property, partial
 from pathlib import Path
 
-from markupsafe import Markup
-
-from paralab.benchmarks import charts, stats, work
-from paralab.benchmarks.charts import Bar, Row, Series, Span
+from paralab.benchmarks import stats, work
 from paralab.benchmarks.sources import Source
 from paralab.benchmarks.verdict import METRICS, Comparison, Family, Variant, families, parity_failures, variants
 from paralab.benchmarks.work import ENVIRONMENT, HARDWARE, METHOD, WORK, Column, amount, show, value
 from paralab.errors import DataError
 from paralab.measure.categories import MEMORY_CATEGORIES
 from paralab.measure.span import SpanRecord
+from paralab.pages import charts
+from paralab.pages.charts import Bar, Row, Series, Span
+from paralab.pages.page import Chart
 from paralab.records.row import COMM_AXES, LogRecord, MemoryRecord, RunRecord, StepRecord, log_paths, read_log
 
 STEP_TIME = METRICS["step_time_p50_s"]
@@ -24,13 +24,6 @@ MOST_POINTS = 200  # of a curve
 MOST_RANKS = 8  # whose memory is drawn one by one
 MOST_SPANS = 3000  # of a timeline
 SPAN_KINDS = {"F": "forward", "B": "backward", "W": "weight gradient"}
-
-
-@dataclass(frozen=True)
-class Chart:
-    title: str
-    drawing: Markup
-    caption: str = ""
 
 
 @dataclass

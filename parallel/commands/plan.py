@@ -59,7 +59,7 @@ def _answer(options: Any, goal: Goal, own: Mapping[str, Device], gpu: str) -> No
     """Search, print the answer, and write it to the files that were asked for."""
     from paralab.planning import goals, planned
 
-    for path in filter(None, (options.out,)):
+    for path in filter(None, (options.out, options.report)):
         check_writable(Path(path))
     model, raw = _question(options)
     goal.check(n_gpus="n_gpus" in raw)
@@ -67,6 +67,8 @@ def _answer(options: Any, goal: Goal, own: Mapping[str, Device], gpu: str) -> No
     if options.out:
         _write(Path(options.out), solved, model, raw, options.top or WRITTEN)
     print(planned.report(solved, raw, model, own, gpu, top=options.top or SHOWN))
+    if options.report:
+        _draw(Path(options.report), solved, model, raw, own, gpu, options.top or WRITTEN)
 
 
 def _write(out: Path, solved: "Solved", model: "Trained | None", raw: Mapping[str, Any], most: int) -> None:
@@ -78,6 +80,24 @@ def _write(out: Path, solved: "Solved", model: "Trained | None", raw: Mapping[st
         write_whole(out, records.as_json(solved, numbers, model=model, raw=raw))
     else:
         write_whole(out, records.as_csv(found, numbers))
+
+
+def _draw(
+    out: Path,
+    solved: "Solved",
+    model: "Trained | None",
+    raw: Mapping[str, Any],
+    own: Mapping[str, Device],
+    gpu: str,
+    most: int,
+) -> None:
+    from paralab.planning import sheet
+
+    found = solved.found
+    numbers = (found.order if len(found.order) else found.nearest)[:most]
+    content = sheet.render(solved, raw, model, own, gpu, numbers).encode()
+    write_whole(out, content)
+    print(f"wrote {out} ({len(content) / 1e3:,.0f} kB)", file=sys.stderr)
 
 
 def _goal(options: Any) -> Goal:
@@ -94,7 +114,7 @@ def _check(options: Any) -> None:
     """Refuse options that would change nothing. Raises: ConfigError."""
     if options.top is not None and options.top < 1:
         raise ConfigError(f"--top {options.top}: show 1 layout or more")
-    alone = ("model", "size", *_SHAPES, *_CLUSTER, "set", *_GOAL)
+    alone = ("model", "size", *_SHAPES, *_CLUSTER, "set", "report", *_GOAL)
     given = [name for name in alone if getattr(options, name) is not None] + (["gated"] if options.gated else [])
     if options.questions and given:
         flag = f"--{given[0].replace('_', '-')}"
@@ -133,6 +153,9 @@ def _parser() -> Parser:
     parser.add_argument("questions", metavar="QUESTIONS.csv", nargs="?", help="Answer a file of questions, one a row")
     parser.add_argument(
         "--out", metavar="FILE", help="Write the layouts with all that is predicted of them to this .csv or .json file"
+    )
+    parser.add_argument(
+        "--report", metavar="FILE.html", help="Draw the answer as tables and charts into one file that opens offline"
     )
     parser.add_argument("--model", metavar="NAME", help="A model of paralab: gpt2, llama, FILE.py:SPEC or hf:FOLDER")
     parser.add_argument("--size", metavar="SIZE", help="Size of that model (default: its own)")

@@ -3,7 +3,7 @@
 import shlex
 from collections.abc import Iterator, Mapping
 from functools import lru_cache
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -11,7 +11,9 @@ from paralab.errors import LayoutError
 from paralab.layout import SCHEDULES, Layout
 from paralab.planning.breakdown import CATEGORIES
 from paralab.planning.search import Found
-from paralab.planning.shapes import Trained
+
+if TYPE_CHECKING:
+    from paralab.planning.shapes import Trained
 
 _NAMES = {"zb-1p": "zero-bubble"}  # schedules that layouts have under another name
 FAMILIES = ("ddp", "zero1", "zero2", "zero3", "tensor", "pipeline", "tensor + pipeline", "context", "experts")
@@ -68,7 +70,12 @@ def micro_batches(found: Found, i: int) -> int:
     return int(found.settled.case.global_batch_size) // (chosen["dp"] * chosen["micro_batch_size"])
 
 
-def typed_line(found: Found, model: Trained) -> str | None:
+def name(found: Found, i: int) -> str:
+    """Return a layout as it is printed."""
+    return layout_text(row(found, i), micro_batches(found, i))
+
+
+def typed_line(found: Found, model: "Trained") -> str | None:
     """Return the command that trains the fastest layout that fits and that paralab trains; None where there is none."""
     case = found.settled.case
     model = model.with_length(int(case.sequence_length))
@@ -85,7 +92,7 @@ def typed_line(found: Found, model: Trained) -> str | None:
 
 
 @lru_cache(maxsize=4096)
-def _accepts(model: Trained, layout: Layout) -> bool:
+def _accepts(model: "Trained", layout: Layout) -> bool:
     return model.accepts(layout)
 
 
@@ -108,7 +115,7 @@ def losers(found: Found) -> Iterator[tuple[str, int, str]]:
     """Yield (family, number of its best layout, why it is not the answer) for each family but the winner's."""
     best = found.order[0] if len(found.order) else None
     time, memory, fits = found.prediction.step_time_s, found.prediction.memory_gib, found.prediction.fits
-    of = _families(found)
+    of = families(found)
     for name in FAMILIES:
         mine = np.flatnonzero(of == name)
         if not len(mine) or (best is not None and of[best] == name):
@@ -129,7 +136,8 @@ def held(found: Found, i: int) -> str:
     return ", ".join(f"{name} {size:,.0f}" for size, name in sizes if size >= 1)
 
 
-def _families(found: Found) -> np.ndarray:
+def families(found: Found) -> np.ndarray:
+    """Return the strategy that each layout is of, an array (layouts,) of text."""
     c = found.columns
     plain = np.where(c["zero"] > 0, np.char.add("zero", c["zero"].astype(str)), "ddp")
     split = np.select(

@@ -2,7 +2,7 @@
 
 import textwrap
 from collections.abc import Iterable, Iterator, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from paralab.errors import UsageError
 from paralab.planning import answers as found_by
@@ -13,7 +13,9 @@ from paralab.planning.hardware import Device
 from paralab.planning.records import text as cell
 from paralab.planning.scale import Fact, Training
 from paralab.planning.search import CHOSEN, Found, search
-from paralab.planning.shapes import Trained
+
+if TYPE_CHECKING:
+    from paralab.planning.shapes import Trained
 
 HEADER = ["case_id", "rank", *CHOSEN, "step_time_s", "memory_gib", "fits"]
 WIDTH = 80  # of a line on a terminal
@@ -42,7 +44,7 @@ def answers(case_id: str, raw: Mapping[str, Any], own: Mapping[str, Device], gpu
 
 
 def report(
-    solved: Solved, raw: Mapping[str, Any], model: Trained | None, own: Mapping[str, Device], gpu: str, *, top: int
+    solved: Solved, raw: Mapping[str, Any], model: "Trained | None", own: Mapping[str, Device], gpu: str, *, top: int
 ) -> str:
     """Return the answer for a terminal. model: None for shapes that no model of paralab has."""
     found, training = solved.found, solved.training
@@ -82,7 +84,7 @@ def _times(found: Found, numbers: Iterable[Any]) -> Iterator[str]:
     yield f" # {'layout':{LAYOUT}}rows recompute{f'step {unit}':>8}{share:>15}  bound"
     for rank, i in enumerate(numbers, 1):
         chosen = found_by.row(found, i)
-        text = found_by.layout_text(chosen, found_by.micro_batches(found, i))
+        text = found_by.name(found, i)
         seconds, low, high = (factor * float(x[i]) for x in (found.prediction.step_time_s, *found.range_s))
         if len(text) >= LAYOUT:
             yield f"{rank:>2} {text}"
@@ -116,11 +118,11 @@ def _losers(found: Found) -> Iterator[str]:
     losers = list(found_by.losers(found))
     yield from ["Why the others lose:"] if losers else []
     for name, i, why in losers:
-        text = found_by.layout_text(found_by.row(found, i), found_by.micro_batches(found, i))
+        text = found_by.name(found, i)
         yield from _wrapped(f"{name}: {text} is {why}" if "times" in why else f"{name}: {text} needs {why}", "  ")
 
 
-def _typed(found: Found, model: Trained | None) -> Iterator[str]:
+def _typed(found: Found, model: "Trained | None") -> Iterator[str]:
     line = None if model is None else found_by.typed_line(found, model)
     if line is not None:
         yield ""

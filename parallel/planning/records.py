@@ -3,14 +3,16 @@
 import json
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from paralab.planning import answers, cases, checked, scale
 from paralab.planning.breakdown import CATEGORIES
 from paralab.planning.goals import Solved
 from paralab.planning.search import CHOSEN, Found
-from paralab.planning.shapes import Trained
 from paralab.planning.steptime import BOUNDS
+
+if TYPE_CHECKING:
+    from paralab.planning.shapes import Trained
 
 
 def record(found: Found, rank: int, i: int) -> dict[str, Any]:
@@ -19,12 +21,12 @@ def record(found: Found, rank: int, i: int) -> dict[str, Any]:
     seconds = float(result.step_time_s[i])
     return {
         "rank": rank,
-        "layout": answers.layout_text(chosen, answers.micro_batches(found, i)),
+        "layout": answers.name(found, i),
         **{name: chosen[name] for name in CHOSEN},
         "step_time_s": seconds,
         "step_time_low_s": float(found.range_s[0][i]),
         "step_time_high_s": float(found.range_s[1][i]),
-        "tokens_per_s": scale.units_per_step(found) / seconds,
+        f"{scale.unit(found)}_per_s": scale.units_per_step(found) / seconds,
         "mfu": float(result.mfu[i]),
         "bound": str(result.bound[i]),
         "fits": bool(result.fits[i]),
@@ -46,7 +48,7 @@ def as_csv(found: Found, numbers: Iterable[Any]) -> bytes:
     return cases.write(list(made[0]), [[text(value) for value in one.values()] for one in made])
 
 
-def as_json(solved: Solved, numbers: Iterable[Any], *, model: Trained | None, raw: Mapping[str, Any]) -> bytes:
+def as_json(solved: Solved, numbers: Iterable[Any], *, model: "Trained | None", raw: Mapping[str, Any]) -> bytes:
     """Return a JSON document: the question, the layouts, why others lose, and the arithmetic of the training."""
     found, training = solved.found, solved.training
     best = int(found.order[0]) if len(found.order) else None
@@ -54,13 +56,15 @@ def as_json(solved: Solved, numbers: Iterable[Any], *, model: Trained | None, ra
     low, high = checked.step_time_range(found.settled.device.arch)
     document = {
         "question": dict(raw),
-        "assumed": _batch(found, raw) | dict(found.settled.assumed),
+        "assumed": assumed(found, raw),
         "device": device,
         "weights": scale.n_weights(found),
         "layouts_looked_at": len(found),
         "layouts_that_fit": len(found.order),
         "layouts": rows(found, numbers),
-        "others": [{"family": name, "layout": _name(found, i), "why": why} for name, i, why in answers.losers(found)],
+        "others": [
+            {"family": name, "layout": answers.name(found, i), "why": why} for name, i, why in answers.losers(found)
+        ],
         "command": None if model is None else answers.typed_line(found, model),
         "solved_for": list(solved.said),
         "training": []
@@ -76,16 +80,15 @@ def as_json(solved: Solved, numbers: Iterable[Any], *, model: Trained | None, ra
     return (json.dumps(document, indent=1, default=_plain) + "\n").encode()
 
 
-def _batch(found: Found, raw: Mapping[str, Any]) -> dict[str, int]:
-    return {} if "global_batch_size" in raw else {"global_batch_size": int(found.settled.case.global_batch_size)}
+def assumed(found: Found, raw: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what was taken for columns that were not given, apart from the layout's."""
+    taken = {name: value for name, value in found.settled.assumed.items() if name not in CHOSEN}
+    batch = {"global_batch_size": int(found.settled.case.global_batch_size)}
+    return taken if "global_batch_size" in raw else batch | taken
 
 
 def _plain(value: Any) -> Any:
     return value.item()  # of numpy
-
-
-def _name(found: Found, i: int) -> str:
-    return answers.layout_text(answers.row(found, i), answers.micro_batches(found, i))
 
 
 def text(value: object) -> str:

@@ -48,6 +48,11 @@ class Training:
     dollars_per_hour: float | None = None
 
 
+def unit(found: Found) -> str:
+    """Return what throughput counts."""
+    return "tokens"
+
+
 def units_per_step(found: Found) -> float:
     """Return the tokens of a step, samples of what is not text."""
     return float(found.settled.case.global_batch_size * found.settled.case.sequence_length)

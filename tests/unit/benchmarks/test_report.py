@@ -9,9 +9,10 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from paralab.benchmarks import charts, report, sections
+from paralab.benchmarks import report, sections
 from paralab.benchmarks.report import main, render
 from paralab.measure.span import SpanRecord
+from paralab.pages import charts
 from paralab.records import row as rec
 from paralab.records.row import MemoryRecord, RunRecord, StepLog, StepRecord, append, log_path
 from tests.unit.synthetic_runs import run, runs

@@ -1,12 +1,12 @@
-"""Charts as inline SVG: no script, no inline style, colours from the classes of `report.css` so that both themes work.
+"""Charts as inline SVG: no script, no inline style, colours from the classes of `page.css` so that both themes work.
 
 Every chart is `WIDTH` units wide and scales with its box; labels stand above what they name, so that they have the
 whole width on a phone. Colours are told apart by shape or dash too. All text is escaped.
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
-from math import floor, log10
+from dataclasses import dataclass, field, replace
+from math import floor, log2, log10
 
 from markupsafe import Markup, escape
 
@@ -14,6 +14,7 @@ WIDTH = 420
 LEFT, RIGHT = 56, 14  # margins of a chart with a vertical axis
 COLOURS = 8  # classes c0 to c7
 LARGEST = 1e250  # what is beyond it, or not a number, is left out
+MANY = 30  # points, from which on they are drawn smaller
 CHARACTER = 7.0  # width of one at the size of a label
 
 Format = Callable[[float], str]
@@ -46,6 +47,14 @@ class Bar:
     label: str
     parts: Mapping[str, float]
     predicted: float | None = None
+
+
+@dataclass(frozen=True)
+class Limit:
+    """A line across a chart, such as the memory that there is."""
+
+    label: str
+    value: float
 
 
 @dataclass(frozen=True)
@@ -121,20 +130,25 @@ def lines(
     along: str,
     zero: bool = False,
     every: bool = False,
+    doubling: bool = False,
     palette: Sequence[str] = (),
 ) -> Markup:
     """Draw lines with a legend.
 
-    `along` names the horizontal axis; `every` marks each point and ticks each place; `palette` are the labels that
-    take their colours first, so that charts that stand together agree.
+    `along` names the horizontal axis; `every` marks each point and ticks each place; `doubling` makes each doubling of
+    the horizontal value as wide as the one before; `palette` are the labels that take their colours first, so that
+    charts that stand together agree.
     """
+    if doubling:
+        series = [replace(one, points=[(log2(x), y) for x, y in one.points]) for one in series]
     height, points = 200, [point for one in series for point in one.points]
     up = axis([y for _, y in points], height, 12, zero=zero)
     across = axis([x for x, _ in points], LEFT, WIDTH - RIGHT)
     if every:
         places = sorted({x for x, _ in points})
         across = Axis(places[0], places[-1], LEFT + 8, WIDTH - RIGHT - 8, places)
-    marks = [_side(up, unit), *(_text(across(t), height + 16, f"{t:g}", "tick", anchor="middle") for t in across.ticks)]
+    name = _power if doubling else _plain
+    marks = [_side(up, unit), *(_text(across(t), height + 16, name(t), "tick", anchor="middle") for t in across.ticks)]
     marks.append(_text(WIDTH - RIGHT, height + 32, along, "tick", anchor="end"))
     coloured = _coloured([*palette, *(one.label for one in series if not one.reference)])
     for one in sorted(series, key=lambda s: not s.reference):
@@ -143,11 +157,19 @@ def lines(
         marks.append(_tag("polyline", _title(one.label), points=path, cls=f"line {cls}"))
         if every and not one.reference:
             for x, y in one.points:  # few, and efficiencies
-                tip = _title(f"{one.label}: {unit(y)} at {x:g}")
+                tip = _title(f"{one.label}: {unit(y)} at {name(x)}")
                 marks.append(_tag("circle", tip, cx=across(x), cy=up(y), r=3, cls=f"fill {cls}"))
     shown = [(one.label, "reference" if one.reference else coloured[one.label]) for one in series]
     legend, bottom = _legend(shown, height + 46)
     return _svg([*marks, *legend], bottom, title)
+
+
+def _plain(value: float) -> str:
+    return f"{value:g}"
+
+
+def _power(value: float) -> str:
+    return f"{2**value:g}"
 
 
 def scatter(
@@ -157,23 +179,44 @@ def scatter(
     units: tuple[Format, Format],
     names: tuple[str, str],
     palette: Sequence[str] = (),
+    tips: Sequence[str] = (),
+    limit: Limit | None = None,
 ) -> Markup:
-    """Draw labelled points and the front of those that no other beats: less of the first, more of the second."""
+    """Draw labelled points and the front of those that no other beats: less of the first, more of the second.
+
+    `tips` says more of each point; without it that is its label. `limit` is a line that the first should not cross.
+    """
     height = 220
-    across = axis([x for _, x, _ in points], LEFT, WIDTH - RIGHT - 20, count=3)
+    across = axis([*(x for _, x, _ in points), *_places(limit)], LEFT, WIDTH - RIGHT - 20, count=3)
     up = axis([y for _, _, y in points], height, 24)
-    best = pareto([(x, y) for _, x, y in points])
+    best = pareto([(x, y) for _, x, y in points if limit is None or x <= limit.value])
     marks = [_side(up, units[1]), _text(LEFT, 12, names[1], "tick")]
     marks += [_text(across(t), height + 16, units[0](t), "tick", anchor="middle") for t in across.ticks]
     marks.append(_text(WIDTH - RIGHT, height + 32, names[0], "tick", anchor="end"))
+    marks += [_limit(limit, across, 24, height, units[0])] if limit else []
     marks.append(_tag("polyline", points=_steps(best, across, up), cls="front"))
     coloured = _coloured([*palette, *(label for label, *_ in points)])
-    for label, x, y in points:
-        tip = _title(f"{label}: {units[0](x)}, {units[1](y)}")
+    radius = 6 if len(points) <= MANY else 4
+    for (label, x, y), tip in zip(points, tips or [label for label, *_ in points], strict=True):
+        words = _title(f"{tip}: {units[0](x)}, {units[1](y)}")
         ring = "on-front" if (x, y) in best else ""
-        marks.append(_tag("circle", tip, cx=across(x), cy=up(y), r=6, cls=f"fill {coloured[label]} {ring}"))
-    legend, bottom = _legend([(label, coloured[label]) for label, *_ in points], height + 46)
+        marks.append(_tag("circle", words, cx=across(x), cy=up(y), r=radius, cls=f"fill {coloured[label]} {ring}"))
+    shown = [(label, coloured[label]) for label in dict.fromkeys(label for label, *_ in points)]
+    legend, bottom = _legend([*shown, *_key(limit)], height + 46)
     return _svg([*marks, *legend], bottom, title)
+
+
+def _places(limit: Limit | None) -> list[float]:
+    return [] if limit is None else [limit.value]
+
+
+def _key(limit: Limit | None) -> list[tuple[str, str]]:
+    return [] if limit is None else [(limit.label, "limit")]
+
+
+def _limit(limit: Limit, across: Axis, top: float, bottom: float, unit: Format) -> Markup:
+    x = across(limit.value)
+    return _line(x, top, x, bottom, "limit", _title(f"{limit.label}: {unit(limit.value)}"))
 
 
 def pareto(points: Iterable[Point]) -> list[Point]:
@@ -185,12 +228,12 @@ def pareto(points: Iterable[Point]) -> list[Point]:
     return front
 
 
-def bars(rows: Sequence[Bar], *, title: str, unit: Format) -> Markup:
-    """Draw stacked bars, their sum beside them, and a tick where the sum was predicted."""
+def bars(rows: Sequence[Bar], *, title: str, unit: Format, limit: Limit | None = None) -> Markup:
+    """Draw stacked bars, their sum beside them, a tick where the sum was predicted, and a line at the limit of all."""
     kinds = list(dict.fromkeys(kind for row in rows for kind in row.parts))
     coloured = _coloured(kinds)
     totals = [sum(row.parts.values()) for row in rows]
-    across = axis([*totals, *(row.predicted or 0.0 for row in rows)], 10, WIDTH - 26, zero=True)
+    across = axis([*totals, *(row.predicted or 0.0 for row in rows), *_places(limit)], 10, WIDTH - 26, zero=True)
     height, marks = 40, [_grid(across, 10, 10 + 40 * len(rows), unit)]
     for i, (row, total) in enumerate(zip(rows, totals, strict=True)):
         y, at = 10 + height * i + 20, 0.0
@@ -201,11 +244,13 @@ def bars(rows: Sequence[Bar], *, title: str, unit: Format) -> Markup:
             tip = _title(f"{row.label}, {kind}: {unit(part)}")
             marks.append(_tag("rect", tip, x=across(at), y=y, width=wide, height=13, cls=f"fill {coloured[kind]}"))
             at += part
+        marks += [_limit(limit, across, y - 2, y + 15, unit)] if limit else []
         if row.predicted is not None:
             tip = _title(f"{row.label}, predicted: {unit(row.predicted)}")
             marks.append(_line(across(row.predicted), y - 2, across(row.predicted), y + 15, "predicted", tip))
     shown = [(kind, coloured[kind]) for kind in kinds]
     shown += [("predicted", "predicted")] if any(row.predicted is not None for row in rows) else []
+    shown += _key(limit)
     legend, bottom = _legend(shown, 10 + height * len(rows) + 36)
     return _svg([*marks, *legend], bottom, title)
 

@@ -1,0 +1,1 @@
+"""Pages that open offline: one style, charts as inline SVG, no script, nothing loaded from the network."""

@@ -1,0 +1,113 @@
+"""A plan as one HTML page that opens offline, drawn by what draws the reports of measurements."""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from paralab.pages import page
+from paralab.planning import answers, checked, pictures, planned, records, scale
+from paralab.planning.breakdown import CATEGORIES
+from paralab.planning.goals import Solved
+from paralab.planning.hardware import Device
+from paralab.planning.scale import OPTIMAL_TOKENS, Training
+
+if TYPE_CHECKING:
+    from paralab.planning.shapes import Trained
+
+TEMPLATE = Path(__file__).with_name("plan.html")
+SHOWN = 12  # layouts of the table
+
+
+def render(
+    solved: Solved,
+    raw: Mapping[str, Any],
+    model: "Trained | None",
+    own: Mapping[str, Device],
+    gpu: str,
+    numbers: np.ndarray,
+) -> str:
+    """Return the page. numbers: of the layouts that are carried inside it, an array, best first."""
+    found = solved.found
+    fits, unit = bool(len(found.order)), scale.unit(found)
+    head = list(planned.head(found, raw))
+    rows = records.rows(found, numbers[:SHOWN])
+    scaled = pictures.scaling(found, raw, own, gpu) if fits else []
+    charts = [pictures.against_memory(found, unit), pictures.memory(found)]
+    charts += [pictures.causes(found), pictures.ranges(found)]
+    charts += [chart] if (chart := pictures.efficiency(scaled)) else []
+    content = records.as_csv(found, numbers)
+    return page.render(
+        TEMPLATE,
+        title=f"Plan: {head[0]}",
+        filters={"seconds": pictures.seconds, "gib": _gib, "quantity": planned.quantity},
+        head=head,
+        answer=[*solved.said, *_answer(solved, raw, own, gpu, unit)],
+        command=answers.typed_line(found, model) if model is not None and fits else None,
+        caveats=list(_caveats(solved)),
+        fits=fits,
+        rows=rows,
+        share=f"{checked.SHARE:.0%}",
+        unit=unit,
+        categories=CATEGORIES,
+        uneven=any(row["layers_per_stage"] for row in rows),
+        charts=charts,
+        others=[(name, answers.name(found, i), why) for name, i, why in answers.losers(found)],
+        scaled=scaled,
+        training=_training(solved) if fits else {},
+        inputs=list(_inputs(solved, raw)),
+        downloads=[page.download("plan.csv", content, kind="text/csv", size=f"{len(content) / 1e3:,.0f} kB")],
+    )
+
+
+def _answer(solved: Solved, raw: Mapping[str, Any], own: Mapping[str, Device], gpu: str, unit: str) -> Iterator[str]:
+    found = solved.found
+    if not len(found.order):
+        yield f"No layout fits. The closest is {answers.name(found, int(found.nearest[0]))}:"
+        yield from planned.what_would(found, raw, own, gpu)
+        return
+    i = int(found.order[0])
+    result, (low, high) = found.prediction, (float(edge[i]) for edge in found.range_s)
+    seconds = float(result.step_time_s[i])
+    rate = scale.units_per_step(found) / seconds
+    yield f"{answers.name(found, i)} is the fastest of {len(found.order):,} layouts that fit."
+    yield (
+        f"A step takes {pictures.seconds(seconds)} ({pictures.seconds(low)} to {pictures.seconds(high)}): "
+        f"{rate:,.0f} {unit}/s, {float(result.mfu[i]):.0%} of the peak. Most of it goes into {result.bound[i]}."
+    )
+    yield (
+        f"The fullest device needs {_gib(float(result.memory_gib[i]))} of "
+        f"{_gib(found.settled.device.memory_gib)}: {answers.held(found, i)}."
+    )
+
+
+def _caveats(solved: Solved) -> Iterator[str]:
+    low, high = checked.step_time_range(solved.found.settled.device.arch)
+    yield checked.sentence()
+    yield (
+        f"A range holds {checked.SHARE:.0%} of what was measured where predictions were checked: "
+        f"{low:.2f} to {high:.2f} times the prediction on devices of this generation"
+    )
+    if solved.training is None and len(solved.found.order):
+        yield f"No length of the training was given: its arithmetic is for {OPTIMAL_TOKENS} tokens a weight"
+
+
+def _training(solved: Solved) -> dict[str, list[scale.Fact]]:
+    found = solved.found
+    usual = Training(OPTIMAL_TOKENS * scale.n_weights(found), f"taken: {OPTIMAL_TOKENS} a weight: {scale.HOFFMANN}")
+    return scale.facts(found, int(found.order[0]), solved.training or usual)
+
+
+def _inputs(solved: Solved, raw: Mapping[str, Any]) -> Iterator[tuple[str, str, str]]:
+    settled = solved.found.settled
+    yield from ((name, records.text(value), "given") for name, value in raw.items())
+    assumed = records.assumed(solved.found, raw)
+    yield from ((name, records.text(value), "taken where nothing was given") for name, value in assumed.items())
+    device = asdict(settled.device)
+    yield from ((name, records.text(value), "device") for name, value in device.items() if value is not None)
+
+
+def _gib(value: float) -> str:
+    return f"{value:,.0f} GiB" if value >= 100 else f"{value:.3g} GiB"
