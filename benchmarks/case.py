@@ -30,6 +30,7 @@ from paralab.data.dataset import Batch
 from paralab.engines.engine import Engine
 from paralab.errors import DivergedError
 from paralab.measure import memory
+from paralab.measure.compiling import Compiled, compiled
 from paralab.measure.exposed import ExposedCommunication, Split, exposed_share, straggler
 from paralab.measure.ledger import CommLedger, CommRow
 from paralab.measure.memory import MemoryCensus
@@ -72,7 +73,7 @@ class RankResult:
     process_peak_bytes: int | None = None
     gpu_peak_bytes: tuple[int | None, int | None] = (None, None)
     split: Split | None = None  # of a rank that is not alone
-    compile_s: float = 0.0
+    compiled: Compiled = Compiled()
     peak_flops: float = 0.0
     peak_source: str = ""
 
@@ -94,7 +95,7 @@ def run_case(
     Raises: DivergedError when a loss or a gradient norm is not finite.
     """
     run, progress, phases = work.run, progress or Progress(), phases or hidden()
-    compiled_before_s = _compile_s(work)
+    compiled_before = compiled(run.compile)
     parity_result = None
     if proof is not None and proof.work is not None and proof.want is not None:
         phases.begin(f"parity: the same steps under {proof.work.layout}")
@@ -115,7 +116,7 @@ def run_case(
     phases.begin(f"measuring: {run.steps} steps", total=run.steps)
     timed_steps(engine, batches, work, mesh, result, progress, on_step=phases.advance)
     phases.begin("measuring bytes, memory and waiting, in steps that are not timed")
-    result.compile_s = _compile_s(work) - compiled_before_s
+    result.compiled = compiled(run.compile).since(compiled_before)
     if log is not None:
         _write_steps(log, work, result)
     result.process_peak_bytes = memory.process_peak_bytes()
@@ -138,15 +139,6 @@ def run_case(
 def _with_peak(result: RankResult, work: Work, mesh: Mesh, *, again: bool = False) -> RankResult:
     peak = device_peak(mesh.device, DTYPES[work.run.precision], again=again)
     return replace(result, peak_flops=peak.flops, peak_source=peak.source)
-
-
-def _compile_s(work: Work) -> float:
-    """Return what torch.compile has taken in this process."""
-    if work.run.compile == "none":
-        return 0.0
-    from torch._dynamo.utils import calculate_time_spent
-
-    return calculate_time_spent()["total_wall_time"]
 
 
 def _take_step(engine: Engine, batch: Batch, result: RankResult, step: int) -> None:
@@ -317,7 +309,9 @@ def _timing_columns(work: Work, results: list[RankResult], times: StepTimes) -> 
     splits = [r.split for r in results if r.split is not None]
     slowest = straggler(splits) if splits else None
     return {
-        "compile_s": max(r.compile_s for r in results),
+        "compile_s": max(r.compiled.seconds for r in results),
+        "graph_breaks": max(r.compiled.graph_breaks for r in results),
+        "recompiles": max(r.compiled.recompiles for r in results),
         "warmup_steps": warmup + times.warmup_steps,
         "warmup_rule": f"first {warmup}, then {times.warmup_rule}" if warmup else times.warmup_rule,
         "measured_steps": times.measured_steps,

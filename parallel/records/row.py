@@ -66,6 +66,7 @@ CHANGES: dict[int, Change] = {
     13: Change(added=("axes_json",)),
     14: Change(added=("model_file", "model_sha256")),
     15: Change(added=("local_steps", "grad_compression", "outer_optimizer")),
+    16: Change(added=("graph_breaks", "recompiles")),
 }
 RENAMED = {old: new for number in sorted(CHANGES) for old, new in CHANGES[number].renamed.items()}
 SCHEMA = max(CHANGES, default=COUNTED_FROM)
@@ -180,6 +181,13 @@ class RunRecord:
     startup_s: float | None = column("Time from the command to the first step")
     compile_s: float | None = column(
         "Time in torch.compile, that of the parity check included; 0 where nothing is compiled"
+    )
+    graph_breaks: int | None = column(
+        "Number of places at which torch.compile ended a graph early, each time that it compiled them; 0 where nothing "
+        "is compiled"
+    )
+    recompiles: int | None = column(
+        "Number of times that torch.compile compiled again what it had compiled, for other shapes, types or values"
     )
     warmup_steps: int | None = column("Number of steps left out of the timing")
     warmup_rule: str | None = column("How the end of warm-up was chosen")

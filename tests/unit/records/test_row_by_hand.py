@@ -20,6 +20,7 @@ from paralab.benchmarks.case import RankResult
 from paralab.benchmarks.run_worker import summary
 from paralab.console.clock import Moment
 from paralab.measure import roofline
+from paralab.measure.compiling import Compiled
 from paralab.measure.exposed import Split
 from paralab.measure.ledger import CommRow
 from paralab.measure.span import SpanRecord
@@ -147,7 +148,7 @@ def _result(rank: int) -> RankResult:
         process_peak_bytes={0: 5000, 1: 7000, 2: 9000, 3: 8000}[rank],
         gpu_peak_bytes=((100, 900), (400, 600), (200, 800), (300, 700))[rank],
         split=Split(step_s=2.0, exposed_s=(1.2, 1.0, 0.8, 0.4)[rank]),  # own: 0.8, 1.0, 1.2, 1.6
-        compile_s={0: 3.0, 1: 5.0, 2: 4.0, 3: 2.0}[rank],
+        compiled=Compiled({0: 3.0, 1: 5.0, 2: 4.0, 3: 2.0}[rank], graph_breaks=rank, recompiles=7 - rank),
         peak_flops=(1 + rank) * 1e9,
         peak_source=f"measured: on rank {rank}",
     )
@@ -202,6 +203,8 @@ MEASURED: dict[str, Any] = {
     # timing
     "startup_s": 1.5,
     "compile_s": 5.0,
+    "graph_breaks": 3,
+    "recompiles": 7,
     "warmup_steps": 2 + 1,
     "warmup_rule": "first 2, then mser, clipped at 3 mad, at most half",
     "measured_steps": 11,
