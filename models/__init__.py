@@ -16,7 +16,13 @@ if TYPE_CHECKING:
     from paralab.models.spec import ModelSpec
 
 Norm = Literal["batch", "syncbatch", "group"]  # the normalisation layers of an image model
-NAMES = ("gpt2", "llama", "resnet", "diffusion")  # the only list of models: modules of this package, each with a SPEC
+NAMES = (
+    "gpt2",
+    "llama",
+    "mixtral",
+    "resnet",
+    "diffusion",
+)  # the only list of models: modules of this package, each with a SPEC
 
 HUGGING_FACE = "hf:"  # before the name or the folder of a causal language model of transformers
 FORMS = f"{HUGGING_FACE}NAME_OR_FOLDER, or {files.FORM}"  # of a model that is none of these

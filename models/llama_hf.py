@@ -84,7 +84,7 @@ def take(tensors: Mapping[str, Tensor], config: LlamaConfig) -> dict[str, Tensor
     tensors, raises: as in `placed`.
     """
     found = placed(tensors, config)
-    state = {name: _to_ours(name, [found[part] for part in parts], config) for name, parts in _names(config).items()}
+    state = {name: joined(name, [found[part] for part in parts], config) for name, parts in names(config).items()}
     return state | ({"head.weight": state["embed.tokens.weight"]} if config.tied else {})
 
 
@@ -95,13 +95,13 @@ def placed(tensors: Mapping[str, Tensor], config: LlamaConfig) -> dict[str, Tens
     Raises: ValueError for one that is missing, that has no place in this Llama, or that it does not compute with.
     """
     found = {name.removeprefix("model."): tensor for name, tensor in tensors.items() if not name.endswith(_BUFFER)}
-    names = {part for parts in _names(config).values() for part in parts}
-    check_names(found, names, ours=_OURS, besides={_HEAD})
+    needed = {part for parts in names(config).values() for part in parts}
+    check_names(found, needed, ours=_OURS, besides={_HEAD})
     check_rows(found[_EMBED], config.vocab_size)
     if config.tied and _HEAD in found:
         check_same(_HEAD, found[_HEAD], found[_EMBED], ours=_OURS)
-    for name in names:
-        check_shape(name, found[name], _shape(name, config))
+    for name in needed:
+        check_shape(name, found[name], shape(name, config))
     return found
 
 
@@ -132,8 +132,8 @@ def to_transformers(config: LlamaConfig, state: Mapping[str, Tensor]) -> "LlamaF
         )
     )
     values: dict[str, Tensor] = {}
-    for name, parts in _names(config).items():
-        rows = _to_theirs(name, state[name], config)
+    for name, parts in names(config).items():
+        rows = parted(name, state[name], config)
         values |= {part if part == _HEAD else f"model.{part}": row for part, row in zip(parts, rows, strict=True)}
     if config.tied:
         values[_HEAD] = values[f"model.{_EMBED}"]
@@ -149,7 +149,7 @@ def _rope(config: LlamaConfig) -> dict[str, Any]:
     return {"rope_type": "llama3", "rope_theta": config.rope_theta, **numbers}
 
 
-def _names(config: LlamaConfig) -> dict[str, tuple[str, ...]]:
+def names(config: LlamaConfig) -> dict[str, tuple[str, ...]]:
     """Return our name -> their names of the parts of every parameter; of a tied one once."""
     modules: dict[str, tuple[str, ...]] = {"embed.tokens": ("embed_tokens",), "norm": ("norm",)}
     for i in range(config.n_layers):
@@ -159,7 +159,7 @@ def _names(config: LlamaConfig) -> dict[str, tuple[str, ...]]:
     return {f"{ours}.weight": tuple(f"{part}.weight" for part in parts) for ours, parts in modules.items()}
 
 
-def _shape(name: str, config: LlamaConfig) -> tuple[int, ...]:
+def shape(name: str, config: LlamaConfig) -> tuple[int, ...]:
     """Return the shape of one of their tensors."""
     layer, keys = name.split(".")[-2], config.n_kv_heads * config.head_dim
     outputs = {"k_proj": keys, "v_proj": keys, "gate_proj": config.ffn, "up_proj": config.ffn}
@@ -178,7 +178,8 @@ def _groups(name: str, config: LlamaConfig) -> tuple[int, list[int]]:
     return 1, []
 
 
-def _to_ours(name: str, parts: list[Tensor], config: LlamaConfig) -> Tensor:
+def joined(name: str, parts: list[Tensor], config: LlamaConfig) -> Tensor:
+    """Return one of our parameters in fp32, (sum of rows, width), of the parts (rows, width) that theirs has of it."""
     parts = [part.detach().float() for part in parts]
     if name in ("embed.tokens.weight", "head.weight"):
         return with_padding(parts[0], config.padded_vocab)
@@ -187,7 +188,8 @@ def _to_ours(name: str, parts: list[Tensor], config: LlamaConfig) -> Tensor:
     return torch.cat(rows, dim=1).flatten(0, 1).contiguous()
 
 
-def _to_theirs(name: str, value: Tensor, config: LlamaConfig) -> list[Tensor]:
+def parted(name: str, value: Tensor, config: LlamaConfig) -> list[Tensor]:
+    """Return the parts (rows, width) that theirs has, in fp32, of one of our parameters (sum of rows, width)."""
     value = value.detach().float()
     if name in ("embed.tokens.weight", "head.weight"):
         return [value[: config.vocab_size]]

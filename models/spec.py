@@ -37,6 +37,8 @@ if TYPE_CHECKING:
 #   row               Linear or Conv2d: each rank has a part of its inputs, which a column made; its outputs are summed
 #   column_gathered   column whose outputs are gathered: what follows is whole on every rank
 #   row_of_whole      row whose input is whole on every rank: each takes its part of it
+#   experts           MLPs in two tensors, `up` (experts, columns, hidden) and `down` (experts, hidden, rows): each rank
+#                     has a part of the columns and rows of every expert; outputs are summed
 #   heads             norm within each head: whole on every rank, which has only its own heads; gradients are summed
 #   channels          norm between a column and a row convolution: each rank has the channels that it was given
 #   vocab_embedding   Embedding: each rank has a part of the vocabulary; its outputs are summed
@@ -48,6 +50,7 @@ Style = Literal[
     "row",
     "column_gathered",
     "row_of_whole",
+    "experts",
     "heads",
     "vocab_embedding",
     "vocab_loss",

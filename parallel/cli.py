@@ -56,8 +56,9 @@ def usage() -> str:
         [
             "usage: paralab COMMAND [OPTION...]",
             "",
-            f"Train models ({', '.join(NAMES)}) under every parallelism strategy,",
-            "prove that all strategies compute the same, and measure what each one costs.",
+            f"Train models ({', '.join(NAMES)}) under every",
+            "parallelism strategy, prove that all strategies compute the same, and measure",
+            "what each one costs.",
             "",
             "commands:",
             *lines,

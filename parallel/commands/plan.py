@@ -157,7 +157,7 @@ def _parser() -> Parser:
     parser.add_argument(
         "--report", metavar="FILE.html", help="Draw the answer as tables and charts into one file that opens offline"
     )
-    parser.add_argument("--model", metavar="NAME", help="A model of paralab: gpt2, llama, FILE.py:SPEC or hf:FOLDER")
+    parser.add_argument("--model", metavar="NAME", help="Model: gpt2, llama, mixtral, FILE.py:SPEC or hf:FOLDER")
     parser.add_argument("--size", metavar="SIZE", help="Size of that model (default: its own)")
     for name in (*_SHAPES, *_CLUSTER):
         metavar = "WORD" if name in ("precision", "framework") else "N"

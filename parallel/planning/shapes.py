@@ -17,6 +17,8 @@ _NAMES = {
     "kv_heads": ("n_kv_heads", "num_key_value_heads"),
     "head_dim": ("head_dim",),
     "ffn": ("ffn", "intermediate_size", "n_inner"),
+    "experts": ("n_experts", "num_local_experts", "num_experts"),
+    "experts_per_token": ("experts_per_token", "num_experts_per_tok"),
     "vocab": ("vocab_size",),
     "sequence_length": ("seq_len",),
 }
@@ -77,13 +79,14 @@ def shape_of(spec: ModelSpec[C], config: C, size: str) -> dict[str, Any]:
     if config.task != "text" or "layers" not in found or "hidden" not in found:
         raise ModelError(
             f"{spec.name} {size} is not a transformer of texts, which is what step times are predicted for: give "
-            "--model gpt2 or llama, a model of transformers, or --layers, --hidden and the other sizes"
+            "--model gpt2, llama or mixtral, a model of transformers, or --layers, --hidden and the other sizes"
         )
     block, outside = _numels(spec, config)
     hidden, heads = found["hidden"], found.get("heads", max(1, found["hidden"] // 128))
     head_dim = found.get("head_dim", hidden // heads)
     attention = 2 * hidden * head_dim * (heads + found.get("kv_heads", heads))
-    gated = (block - attention) / (hidden * found.get("ffn", 4 * hidden)) > 2.5  # three matrices, not two
+    widths = found.get("ffn", 4 * hidden) * max(found.get("experts", 0), 1)
+    gated = (block - attention) / (hidden * widths) > 2.5  # three matrices, not two
     found |= {
         "gated": gated,
         "norm": "rmsnorm" if gated else "layernorm",

@@ -28,6 +28,7 @@ from paralab.processes.cluster import Mesh, Rank
 SHALLOW = {
     "gpt2": {"size": "4x32x4v257", "seq_len": 16},
     "llama": {"size": "4x32x8/4f48v257", "seq_len": 16},
+    "mixtral": {"size": "4x32x8/4e8/2f24v257", "seq_len": 16},
     "dit": {"size": "dit-mnist-4x32x4/7"},
 }
 

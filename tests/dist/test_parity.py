@@ -141,6 +141,7 @@ def test_every_schedule_in_three_dimensions(workers: WorkerPool, layout: str) ->
         "pp2/1f1b/mb2",
         "dp2.tp2.pp2/zero1/1f1b/mb2",
     ],
+    mixtral=["dp2", "pp2/1f1b/mb2"],
     resnet=["dp1", "dp2", "dp2/zero3", "pp2/zbv/mb2"],
 )
 def test_accumulation(workers: WorkerPool, model: str, layout: str) -> None:
@@ -261,6 +262,15 @@ def test_a_vocabulary_that_does_not_divide(workers: WorkerPool, size: str, layou
 @pytest.mark.parametrize("layout", ["pp2/1f1b/mb2", "dp2.tp2.pp2/zero3/mb2/sp"])
 def test_a_config_that_ties_its_ends(workers: WorkerPool, layout: str) -> None:
     check_exactly(workers, "llama", layout, size="4x32x8/4f48v257s4/1/4/16tied")
+
+
+# Tokens that lose their places are the same ones, and so are the losses of the routers.
+LIMITED = "2x32x8/4e8/2f24h16c0.7b0.5v257"
+
+
+@pytest.mark.parametrize("layout", ["dp4", "tp2.pp2/mb2"])
+def test_a_mixture_whose_experts_have_few_places(workers: WorkerPool, layout: str) -> None:
+    check_exactly(workers, "mixtral", layout, size=LIMITED, accumulation=2, **BITES)
 
 
 @pytest.mark.parametrize("norm", ["batch", "group"])

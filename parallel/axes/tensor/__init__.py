@@ -31,6 +31,7 @@ _SPLIT_DIM = {
     "vocab_loss": 0,
     "channels": 0,
 }
+EXPERTS = {"up": 1, "down": 2}  # the dim of each tensor that ranks divide
 
 
 class TensorAxis(Axis):
@@ -86,8 +87,9 @@ class TensorAxis(Axis):
         return hidden.tensor_split(layout.tp, dim=1)[0].contiguous() if layout.sequence_parallel else hidden
 
     def local_shape(self, name: str, shape: tuple[int, ...], plan: "Planned") -> tuple[int, ...]:
-        style = _style(name.rpartition(".")[0], plan)
-        dim = _SPLIT_DIM.get(style, len(shape)) if style else len(shape)
+        module, _, tensor = name.rpartition(".")
+        style = _style(module, plan)
+        dim = EXPERTS[tensor] if style == "experts" else _SPLIT_DIM.get(style or "", len(shape))
         if dim >= len(shape):  # the bias beside a weight that is split by inputs stays whole
             return shape
         return (*shape[:dim], shape[dim] // plan.layout.tp, *shape[dim + 1 :])
@@ -97,7 +99,7 @@ class TensorAxis(Axis):
         style, sequence, block = _style(name, plan), plan.layout.sequence_parallel, block_of(name, blocks_in(plan))
         if style in ("column", "vocab_loss") and sequence:
             yield Call("tp", "all_gather", x.nbytes, block=block)
-        if style in ("column", "column_gathered"):  # each rank has a term of the gradient of x
+        if style in ("column", "column_gathered", "experts"):  # each rank has a term of the gradient of x
             yield Call("tp", "reduce_scatter" if sequence else "all_reduce", x.nbytes, backward=True, block=block)
         if style == "row_of_whole":  # each rank has the gradient of its part of x
             yield Call("tp", "all_gather", x.nbytes, backward=True, block=block)
@@ -112,7 +114,7 @@ class TensorAxis(Axis):
         style, sequence, block = _style(name, plan), plan.layout.sequence_parallel, block_of(name, blocks_in(plan))
         if style == "column_gathered":
             yield Call("tp", "all_gather", out.nbytes, block=block)
-        if style in ("row", "row_of_whole"):  # each rank has a term of the output
+        if style in ("row", "row_of_whole", "experts"):  # each rank has a term of the output
             yield Call("tp", "reduce_scatter" if sequence else "all_reduce", out.nbytes, block=block)
         if style == "vocab_embedding":
             yield Call("tp", "all_reduce", out.nbytes)

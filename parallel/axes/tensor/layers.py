@@ -25,6 +25,7 @@ from torch.distributed.tensor.parallel import (
 )
 
 from paralab.axes.initialise import local
+from paralab.axes.tensor import EXPERTS
 from paralab.models.spec import Style
 from paralab.processes.cluster import Mesh
 
@@ -78,6 +79,8 @@ def _style(style: Style, module: nn.Module, *, mesh: Mesh, sequence: bool) -> Pa
         return _SplitChannels()
     if style == "heads":
         return _OnHeads()
+    if style == "experts":
+        return _SplitExperts()
     if style == "column_gathered":
         return ColwiseParallel(output_layouts=Replicate())
     if style == "row_of_whole":
@@ -138,6 +141,18 @@ class _SplitConvolution(ParallelStyle):
         _run_locally(module)
         if self.shard_dim == 1:
             module.register_forward_hook(lambda _, inputs, output: _SumOverRanks.apply(output, group))
+        return module
+
+
+class _SplitExperts(ParallelStyle):
+    """A part of the width of every expert: columns of the layer up, rows of the layer down."""
+
+    def _apply(self, module: nn.Module, device_mesh: DeviceMesh) -> nn.Module:
+        _distribute(module, EXPERTS, device_mesh)
+        group = device_mesh.get_group()
+        module.register_forward_pre_hook(lambda _, inputs: (_CopyToRanks.apply(inputs[0], group), *inputs[1:]))
+        _run_locally(module)
+        module.register_forward_hook(lambda _, inputs, output: _SumOverRanks.apply(output, group))
         return module
 
 

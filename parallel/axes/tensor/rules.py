@@ -8,11 +8,12 @@ from typing import get_args
 from torch import Tensor, nn
 
 from paralab.axes.places import line_of, short
+from paralab.axes.tensor import EXPERTS
 from paralab.errors import LayoutError, did_you_mean
 from paralab.models.spec import C, ModelSpec, Reducing, Style
 
 STYLES: tuple[str, ...] = get_args(Style)
-_SPLIT = ("column", "row", "channels")  # the styles that leave a rank with a part of a module's features
+_SPLIT = ("column", "row", "channels", "experts")  # the styles that leave a rank with a part of a module's features
 _SAMPLES = 2
 _MOST_RANKS = 64  # that are looked at for what divides
 
@@ -95,6 +96,8 @@ def _unsuited(style: str, module: nn.Module) -> str:
     types, needed = kinds.get(style, ((), ""))
     if types and not isinstance(module, types):
         return needed
+    if style == "experts" and any(getattr(getattr(module, name, None), "ndim", 0) != 3 for name in EXPERTS):
+        return "a module with `up` (experts, columns, hidden) and `down` (experts, hidden, rows)"
     if style == "row" and isinstance(module, nn.Conv2d) and module.bias is not None:
         return "a convolution without bias: every rank would add it"
     return ""
@@ -163,10 +166,10 @@ def split_problem(spec: ModelSpec[C], config: C, ranks: int) -> tuple[str, str] 
 
 def _take_part(module: nn.Module, style: str, ranks: int) -> None:
     """Leave a module what one of several ranks holds of it."""
-    dim = 1 if style == "row" else 0
     for name, tensor in [*module.named_parameters(recurse=False), *module.named_buffers(recurse=False)]:
         if tensor.dim() == 0 or (style == "row" and name != "weight"):
             continue
+        dim = EXPERTS[name] if style == "experts" else int(style == "row")
         part = tensor.detach().chunk(ranks, dim=dim)[0]
         if isinstance(tensor, nn.Parameter):
             module.register_parameter(name, nn.Parameter(part))
