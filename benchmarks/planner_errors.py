@@ -16,7 +16,7 @@ from dataclasses import asdict, replace
 import numpy as np
 
 from paralab.axes.costs import Plan
-from paralab.benchmarks import planner_fit
+from paralab.benchmarks import planner_fit, planner_images
 from paralab.benchmarks.planner_cases import Published, published
 from paralab.benchmarks.planner_fit import Target
 from paralab.options.arguments import Parser
@@ -43,7 +43,9 @@ def main(argv: Sequence[str]) -> int:
         content: dict[str, object] = {
             kind: {name: _numbers(one) for name, one in tables.items()} for kind, tables in errors.items()
         }
-        content["step_time_ratio"] = {name: list(pair) for name, pair in ratios().items()}
+        of_images, range_of_images = planner_images.errors()
+        content["images"] = {"resnet": _numbers(of_images)}
+        content["step_time_ratio"] = {**ratios(), "images": range_of_images}
         checked.FILE.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
     for kind, tables in errors.items():
         print(f"\n{kind}\n" + "\n".join(table(tables)))

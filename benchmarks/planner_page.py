@@ -27,6 +27,45 @@ A device of your own is described by figures of its datasheet, or by what differ
     paralab predict CASES.csv --device gpu=mine,peak_tflops=100,memory_gib=24,memory_gbyte_per_s=900
     paralab predict CASES.csv --device mine.json
 
+## The fastest layout
+
+    paralab plan --model llama --size 8b --gpu H100-SXM-80GB --n-gpus 64
+    paralab plan --layers 80 --hidden 8192 --heads 64 --kv-heads 8 --n-gpus 256 --out plan.json --report plan.html
+    paralab plan --model resnet --size 50 --n-gpus 8
+    paralab plan QUESTIONS.csv --out PLANS.csv
+
+Every legal layout is predicted, at {rate} or more a second, and those that fit come first, fastest first. What is
+legal is what `torch.distributed.pipelining` and the published recipes allow: layouts that `paralab run` does not
+train are among them, and the line that is printed to be typed is that of the fastest one that it does. Words of a
+layout that are no words of `--layout`: `zb-h1` and `zb-h2`; `interleavedx4`, four stages a rank; `firstN` and
+`lastN`, the layers of the first and the last stage where the embedding and the output layer make those heavier, and
+the others share the rest.
+
+*8 in 10* is the range that held 80% of what was measured where predictions were checked, on devices of the same
+generation, every table weighted alike and left out of the fit: {ranges}. Where no batch is given, half a million
+tokens a step are taken (256 images), as many for each GPU.
+
+`--tokens`, `--days`, `--budget-usd` and `--price-per-gpu-hour` add the arithmetic of a whole training. What is solved
+for follows from what is given:
+
+| given | solved for |
+|---|---|
+| `--tokens` (20x: 20 a weight, Hoffmann et al. 2022), `--n-gpus` | days, device-hours; with a price, dollars |
+| `--days`, `--n-gpus` | tokens |
+| `--budget-usd`, the price, `--n-gpus` | tokens |
+| `--days`, `--tokens` | the fewest GPUs, of powers of two and what lies between |
+| `--days`, `--budget-usd`, the price | GPUs and tokens |
+
+`--report` draws throughput against memory, the memory by category, the step time by cause, scaling from one node on,
+and that arithmetic into one file that opens offline.
+
+**Other models than transformers of texts** (ResNet, diffusion, modules in files of one's own) run once on the meta
+device, where tensors have no values. What each block takes is counted there: FLOPs of products and convolutions,
+elements that other operations move, elements that backward needs, launches. The same constants then make seconds of
+it. On `benchmarks/results/planner_images.csv`, {images} published trainings of ResNets that no constant was fitted
+on, step time was off by {images_mean:.1f}% on average (median {images_median:.1f}%, worst {images_worst:.0f}%); their
+memory was not published, and no published run time of diffusion transformers was looked at.
+
 ## How far off it is
 
 Each table was left out of the fit that its predictions come from. Mean, median and worst are errors of one case in
@@ -104,7 +143,22 @@ def page() -> str:
     """Return the page."""
     kinds = ("step_time", "memory", "step_time_shipped", "memory_shipped")
     errors = {kind: "\n".join(table(checked.errors(kind))) for kind in kinds}
-    return "\n".join([HEAD.format(**errors), _contract(), *_constants()]) + "\n"
+    (images,) = checked.errors("images").values()
+    of_images = {
+        "images": images.cases,
+        "images_mean": images.mean_percent,
+        "images_median": images.median_percent,
+        "images_worst": images.worst_percent,
+    }
+    head = HEAD.format(**errors, **of_images, ranges=_ranges(), rate="100,000")
+    return "\n".join([head, _contract(), *_constants()]) + "\n"
+
+
+def _ranges() -> str:
+    """Return the ranges of step times by generation, in words."""
+    found = {name: checked.step_time_range(name) for name in ("Volta", "Ampere", "Hopper", "all", "images")}
+    names = {"all": "others", "images": "models of images"}
+    return ", ".join(f"{names.get(name, name)} {low:.2f} to {high:.2f}" for name, (low, high) in found.items())
 
 
 CONTRACT = """\

@@ -111,6 +111,75 @@ class Case:
         """Whether ZeRO-3 is PyTorch's own, and not DeepSpeed's."""
         return (self.zero == 3) & np.logical_not(self.is_deepspeed)
 
+    @property
+    def element_bytes(self) -> Values:
+        """Bytes of an element of what is computed in the precision of the case, or in 16 bits beside fewer."""
+        return np.where(self.precision == "fp32", 4, 2)
+
+    @property
+    def is_counted(self) -> bool:
+        """Whether what its blocks take was counted, and does not follow from the shape of a transformer."""
+        return False
+
+    def held(self, what: str, rank: str) -> Values:
+        """Return the layers of a pipeline rank, where those that are fuller count as more. what: weights or kept.
+
+        rank: first, middle, last or held, as the fields layers_* have it.
+        """
+        return getattr(self, f"layers_{rank}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class CountedCase(Case):
+    """A training of a model whose parts were counted for one sample: block_* of its average block, first_* and last_*.
+
+    The fields are those of `paralab.planning.parts.Part`. layers_*, weights_* and kept_* are how many average blocks a
+    rank holds: by FLOPs, by weights, and by what is kept for backward. unit: what throughput counts.
+    """
+
+    unit: str
+    units_per_sample: int
+    block_weights: Values
+    block_divided_weights: Values
+    block_flops: Values
+    block_divided_flops: Values
+    block_traffic: Values
+    block_kept: Values
+    block_boundary: Values
+    block_launches: Values
+    block_reductions: Values
+    first_weights: Values
+    first_flops: Values
+    first_traffic: Values
+    first_kept: Values
+    first_launches: Values
+    last_weights: Values
+    last_flops: Values
+    last_traffic: Values
+    last_kept: Values
+    last_launches: Values
+    weights_first: Values
+    weights_middle: Values
+    weights_last: Values
+    weights_held: Values
+    kept_first: Values
+    kept_middle: Values
+    kept_last: Values
+    kept_held: Values
+
+    @property
+    def is_counted(self) -> bool:
+        return True
+
+    @property
+    def divided_share(self) -> Values:
+        """The share of the work of a block that tensor ranks leave to one of them."""
+        divided = self.block_divided_flops / np.maximum(self.block_flops, 1.0)
+        return 1 - divided + divided / self.tp
+
+    def held(self, what: str, rank: str) -> Values:
+        return getattr(self, f"{what}_{rank}")
+
 
 @dataclass(frozen=True, kw_only=True)
 class Machine:

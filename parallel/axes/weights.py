@@ -1,8 +1,8 @@
-"""How many weights a transformer has, and what a pipeline rank holds of them. Values or arrays (cases,)."""
+"""How many weights a model has, and what a pipeline rank holds of them. Values or arrays (cases,)."""
 
 import numpy as np
 
-from paralab.axes.costs import Case, Values
+from paralab.axes.costs import Case, CountedCase, Values
 
 
 def attention_weights(case: Case) -> Values:
@@ -28,28 +28,38 @@ def small_weights(case: Case) -> Values:
 
 def layer_weights(case: Case) -> Values:
     """Return the weights of a layer, all experts included."""
+    if isinstance(case, CountedCase):
+        return case.block_weights
     return attention_weights(case) + mlp_weights(case) + case.experts * expert_weights(case) + small_weights(case)
 
 
 def embedding_weights(case: Case) -> Values:
     """Return the weights of the token embedding, and of learned positions."""
+    if isinstance(case, CountedCase):
+        return case.first_weights
     return case.vocab * case.hidden + np.where(case.position == "learned", case.sequence_length * case.hidden, 0)
 
 
 def all_weights(case: Case) -> Values:
     """Return the weights of the model: a tied output layer counts once."""
+    if isinstance(case, CountedCase):
+        return case.layers * case.block_weights + case.first_weights + case.last_weights
     untied = np.where(case.tied_embeddings, 0, case.vocab * case.hidden)
     return case.layers * layer_weights(case) + embedding_weights(case) + untied
 
 
 def active_weights(case: Case) -> Values:
     """Return the weights that a token meets, both embeddings included: of a mixture, those of the experts in use."""
+    if isinstance(case, CountedCase):
+        return all_weights(case)
     idle = case.layers * (case.experts - case.experts_per_token) * expert_weights(case)
     return all_weights(case) - np.where(case.is_mixture, idle, 0)
 
 
 def local_dense(case: Case) -> Values:
     """Return the weights of a layer that a tensor rank holds, without experts."""
+    if isinstance(case, CountedCase):
+        return case.block_weights - case.block_divided_weights * (1 - 1 / case.tp)
     return (attention_weights(case) + mlp_weights(case)) / case.tp + small_weights(case)
 
 
@@ -59,14 +69,20 @@ def local_experts(case: Case) -> Values:
     Whole experts are divided over the expert ranks, which tensor ranks then do not divide further (the expert tensor
     degree is 1, as in published recipes); without expert parallelism tensor ranks divide each expert.
     """
+    if isinstance(case, CountedCase):
+        return 0.0
     return case.experts * expert_weights(case) / np.where(case.ep > 1, case.ep, case.tp)
 
 
 def local_embedding(case: Case) -> Values:
     """Return the weights of the token embedding on a tensor rank."""
+    if isinstance(case, CountedCase):
+        return case.first_weights
     return embedding_weights(case) / case.tp
 
 
 def local_output(case: Case) -> Values:
     """Return the weights of the output layer on a tensor rank; of a tied one on a single pipeline rank, none."""
+    if isinstance(case, CountedCase):
+        return case.last_weights
     return np.where(case.tied_embeddings & (case.pp == 1), 0, case.vocab * case.hidden / case.tp)

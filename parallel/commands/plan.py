@@ -32,7 +32,7 @@ _SHAPES = ("layers", "hidden", "heads", "kv_heads", "ffn", "vocab", "experts", "
 _CLUSTER = ("n_gpus", "gpus_per_node", "global_batch_size", "sequence_length", "precision", "framework")
 SHOWN, WRITTEN = 10, 1000  # layouts
 _GOAL = {
-    "tokens": ("N", "Tokens of the training, or 20x for 20 a weight: adds what it takes, such as days"),
+    "tokens": ("N", "Tokens of the training (images of one of images), or 20x for 20 a weight: adds what it takes"),
     "days": (
         "N",
         "Days the training may take: says how many tokens that is; with --tokens, how many GPUs",

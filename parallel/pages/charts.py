@@ -15,7 +15,7 @@ LEFT, RIGHT = 56, 14  # margins of a chart with a vertical axis
 COLOURS = 8  # classes c0 to c7
 LARGEST = 1e250  # what is beyond it, or not a number, is left out
 MANY = 30  # points, from which on they are drawn smaller
-CHARACTER = 7.0  # width of one at the size of a label
+CHARACTER = 7.7  # width of one at the size of a label
 
 Format = Callable[[float], str]
 Point = tuple[float, float]

@@ -36,26 +36,26 @@ def _device(plan: Plan, allocated: Values) -> Values:
     return memory.device_bytes(plan, allocated)
 
 
-def _ranks(plan: Plan) -> list[tuple[Values, Values, Values, Values]]:
-    """Return (layers, rank, weights of the ends, logits in bytes) of the first, a middle and the last rank."""
+def _ranks(plan: Plan) -> list[tuple[str, Values, Values, Values, Values]]:
+    """Return (name, whether it is there, its number, weights of the ends, bytes of logits) of three pipeline ranks."""
     case = plan.case
     output = local_output(case)
     first = local_embedding(case) + np.where(case.pp == 1, output, 0)
     both, loss = is_v_shaped(case) | (case.pp == 1), memory.logit_bytes(plan)
     return [
-        (case.layers_first, 0, first, np.where(both, loss, 0.0)),
-        (np.where(case.pp > 2, case.layers_held, 0), case.held_rank, 0.0, 0.0),
-        (np.where(case.pp > 1, case.layers_last, 0), case.pp - 1, output, np.where(both, 0.0, loss)),
+        ("first", 1.0, 0, first, np.where(both, loss, 0.0)),
+        ("held", np.where(case.pp > 2, 1.0, 0.0), case.held_rank, 0.0, 0.0),
+        ("last", np.where(case.pp > 1, 1.0, 0.0), case.pp - 1, output, np.where(both, 0.0, loss)),
     ]
 
 
-def _rank(plan: Plan, layers: Values, rank: Values, ends: Values, loss: Values) -> dict[str, Values]:
+def _rank(plan: Plan, name: str, there: Values, rank: Values, ends: Values, loss: Values) -> dict[str, Values]:
     case = plan.case
-    layer = local_dense(case) + local_experts(case)
-    there = np.where(np.asarray(layers) > 0, 1.0, 0.0)
+    layer, layers = local_dense(case) + local_experts(case), case.held("weights", name)
     at_work = np.maximum(loss, memory.working_bytes(plan)) + gathered_bytes(plan, layer, ends, layers)
+    kept = case.held("kept", name) * memory.kept_bytes(plan) + memory.end_bytes(plan, name)
     return {
         "states": state_bytes(plan, layers * layer + ends) * there,
-        "activations": in_flight(case, rank) * layers * memory.kept_bytes(plan),
+        "activations": in_flight(case, rank) * kept * there,
         "at work": (at_work + buffer_bytes(plan)) * there,
     }

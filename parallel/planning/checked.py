@@ -32,7 +32,7 @@ class Errors:
 
 @cache
 def errors(kind: str) -> Mapping[str, Errors]:
-    """Return the errors by table. kind: `step_time`, `step_time_shipped`, `memory` or `memory_shipped`.
+    """Return the errors by table. kind: `step_time`, `step_time_shipped`, `memory`, `memory_shipped`, `images`.
 
     The constants behind `step_time` and `memory` were fitted without the table in question, the shipped ones with all.
     """
@@ -45,6 +45,7 @@ def step_time_range(arch: str) -> tuple[float, float]:
     """Return the lowest and the highest ratio of measured to predicted step time among `SHARE` of what was checked.
 
     arch: the generation of the device; the tables of all generations stand for one that has no table of its own.
+    "images": of models that were counted, and not described by the shape of a transformer.
     """
     content = json.loads(FILE.read_text(encoding="utf-8"))["step_time_ratio"]
     low, high = content.get(arch, content["all"])
@@ -59,4 +60,14 @@ def sentence() -> str:
         f"On {len(means)} published tables that its constants were not fitted on, step time was off by "
         f"{means[0]:.0f} to {means[-1]:.0f}% on average ({sum(means) / len(means):.0f}% over all tables), "
         f"and memory by {of_memory[0]:.0f} to {of_memory[-1]:.0f}%: docs/planner.md"
+    )
+
+
+def sentence_of_images() -> str:
+    """Return the line that goes with predictions of models that were counted on their own modules."""
+    (one,) = errors("images").values()
+    return (
+        f"On {one.cases} published trainings of ResNets that no constant was fitted on, step time was off by "
+        f"{one.mean_percent:.0f}% on average and {one.worst_percent:.0f}% at worst; memory, and other models than "
+        "transformers of texts, were not checked: docs/planner.md"
     )

@@ -5,7 +5,7 @@ A layer is matrix products, the attention core, and element-wise operations whos
 
 import numpy as np
 
-from paralab.axes.costs import Case, Machine, Pass, Plan, Values, smooth_max
+from paralab.axes.costs import Case, CountedCase, Machine, Pass, Plan, Values, smooth_max
 from paralab.axes.weights import attention_weights, expert_weights, local_dense, local_experts, mlp_weights
 
 ARCHITECTURES = ("Volta", "Turing", "Ampere", "Ada", "Hopper", "Blackwell", "CDNA2", "CDNA3", "TPU")
@@ -31,7 +31,7 @@ def layer(plan: Plan) -> Pass:
 def products(plan: Plan) -> Pass:
     """Return the seconds of the matrix products of a layer: two more in backward for each in forward."""
     case = plan.case
-    dense, experts = _product_flops(plan)
+    dense, experts = _product_flops(plan) if not isinstance(case, CountedCase) else (_counted_flops(case), 0.0)
     seconds = (dense + experts / _grouped_speed(plan)) / (plan.machine.peak_flops * sustained_share(plan))
     read_s = 2 * (local_dense(case) + local_experts(case)) / memory_rate(plan)
     forward_s = smooth_max(seconds, read_s, 4) + _cast_bytes(plan) / memory_rate(plan)
@@ -49,6 +49,10 @@ def _product_flops(plan: Plan) -> tuple[Values, Values]:
     edges = (1 + width / case.hidden) * (1 + width / case.tokens)
     experts = case.experts_per_token * expert_weights(case) / case.tp
     return 2 * case.tokens * weights * edges, 2 * case.tokens * experts
+
+
+def _counted_flops(case: CountedCase) -> Values:
+    return case.micro_batch_size * case.block_flops * case.divided_share
 
 
 def _grouped_speed(plan: Plan) -> Values:
@@ -80,7 +84,7 @@ def sustained_share(plan: Plan) -> Values:
     share = half_share(plan.machine, plan) * np.where(
         case.precision == "fp8", k.fp8_share, np.where(case.precision == "nvfp4", k.fp4_share, 1.0)
     )
-    return share * np.where(case.hidden % 64 == 0, 1.0, k.ragged_share)
+    return share * np.where((case.hidden % 64 == 0) | case.is_counted, 1.0, k.ragged_share)
 
 
 def half_share(machine: Machine, plan: Plan) -> Values:
@@ -105,6 +109,8 @@ def _inner(case: Case) -> Values:
 def attention(plan: Plan) -> Pass:
     """Return the seconds of the attention core of a layer: scores kept in memory, or a flash kernel."""
     case = plan.case
+    if isinstance(case, CountedCase):
+        return Pass()  # among the products
     eager, flash = _scores(plan), _flash(plan)
     return Pass(
         np.where(case.keeps_scores, eager.forward_s, flash.forward_s),
@@ -156,6 +162,8 @@ def memory_rate(plan: Plan) -> Values:
 def elementwise(plan: Plan) -> Pass:
     """Return the seconds of all operations of a layer that only move bytes."""
     case, k = plan.case, plan.constants
+    if isinstance(case, CountedCase):
+        return _traffic(plan, case.block_traffic * case.divided_share)
     fuses = case.is_compiled
     norm = np.where(
         case.fused_norm | fuses, k.norm_bytes, np.where(case.norm == "rmsnorm", k.eager_rmsnorm_bytes, k.norm_bytes)
@@ -173,9 +181,17 @@ def elementwise(plan: Plan) -> Pass:
     return Pass(forward_s, k.elementwise_backward * forward_s)
 
 
+def _traffic(plan: Plan, elements: Values) -> Pass:
+    """Return the seconds of moving so many elements for each sample of a micro-batch of a model that was counted."""
+    forward_s = plan.case.micro_batch_size * elements * plan.case.element_bytes / memory_rate(plan)
+    return Pass(forward_s, plan.constants.elementwise_backward * forward_s)
+
+
 def output(plan: Plan) -> Pass:
     """Return the seconds of the output layer and the loss in one micro-batch."""
     case, k = plan.case, plan.constants
+    if isinstance(case, CountedCase):
+        return output_product(plan) + _traffic(plan, case.last_traffic)
     logits = case.tokens * case.vocab / case.tp
     fused = case.is_compiled | (case.framework == "llm-foundry") | (case.framework == "megatron-core")
     loss_s = logits * np.where(fused, k.fused_loss_bytes, k.loss_bytes) / memory_rate(plan)
@@ -185,7 +201,10 @@ def output(plan: Plan) -> Pass:
 def output_product(plan: Plan) -> Pass:
     """Return the seconds of the matrix products of the output layer in one micro-batch."""
     case, machine = plan.case, plan.machine
-    flops = 2 * case.tokens * case.vocab / case.tp * case.hidden
+    if isinstance(case, CountedCase):
+        flops = case.micro_batch_size * case.last_flops
+    else:
+        flops = 2 * case.tokens * case.vocab / case.tp * case.hidden
     seconds = flops / (machine.half_flops * half_share(machine, plan))
     return Pass(seconds, 2 * seconds)
 
@@ -193,6 +212,9 @@ def output_product(plan: Plan) -> Pass:
 def embedding(plan: Plan) -> Pass:
     """Return the seconds of looking up embeddings, and of adding into their gradient, in one micro-batch."""
     case, k = plan.case, plan.constants
+    if isinstance(case, CountedCase):
+        product_s = case.micro_batch_size * case.first_flops / (plan.machine.peak_flops * sustained_share(plan))
+        return Pass(product_s, 2 * product_s) + _traffic(plan, case.first_traffic)
     forward_s = case.tokens * case.hidden * k.embedding_bytes * case.sequence_share / memory_rate(plan)
     table_s = 2 * case.vocab * case.hidden / case.tp / memory_rate(plan)  # a gradient of the whole table is written
     return Pass(forward_s, 2 * forward_s + table_s)

@@ -14,7 +14,8 @@ from typing import Any
 from paralab.axes.weights import active_weights, all_weights
 from paralab.errors import ConfigError, LayoutError
 from paralab.planning.hardware import Device
-from paralab.planning.scale import DAY_S, HOFFMANN, Training, n_weights, units_per_step
+from paralab.planning.predict import model_flops
+from paralab.planning.scale import DAY_S, HOFFMANN, Training, n_weights, unit, units_per_step
 from paralab.planning.search import CHOSEN, Found, search
 from paralab.planning.settle import Settled, settle
 
@@ -116,9 +117,12 @@ def _tokens(goal: Goal, found: Found) -> Solved:
 
 
 def _given(text: str, found: Found) -> tuple[float, str]:
+    """Return the tokens that were asked for, samples of what is not text, and where they come from."""
     amount = number(text.removesuffix("x"), "--tokens")
     if not text.endswith("x"):
         return amount, "given"
+    if unit(found) != "tokens":
+        raise ConfigError(f"--tokens {text}: tokens a weight are of texts, and these are {unit(found)}: give a number")
     return amount * n_weights(found), f"{amount:g} a weight{f': {HOFFMANN}' if amount == 20 else ''}"
 
 
@@ -172,8 +176,10 @@ def _fewest(goal: Goal, settled: Settled) -> float:
     assert goal.days is not None and goal.tokens is not None
     amount = number(goal.tokens.removesuffix("x"), "--tokens")
     tokens = amount * float(all_weights(settled.case)) if goal.tokens.endswith("x") else amount
-    peak = (settled.device.peak_tflops(str(settled.case.precision)) or 0.0) * 1e12
-    return 6 * float(active_weights(settled.case)) * tokens / (peak * goal.days * DAY_S)
+    case = settled.case
+    peak = (settled.device.peak_tflops(str(case.precision)) or 0.0) * 1e12
+    each = model_flops(case) / case.global_batch_size if case.is_counted else 6 * active_weights(case)
+    return float(each) * tokens / (peak * goal.days * DAY_S)
 
 
 def counts(per_node: int) -> Iterator[int]:

@@ -2,13 +2,19 @@
 
 import numpy as np
 
-from paralab.axes.costs import Pass, Plan, Values
+from paralab.axes.costs import CountedCase, Pass, Plan, Values
+
+# Operations of a transformer layer in the software that host_forward_s is of: norms, products and their biases, scale,
+# mask, softmax, dropouts and residual sums, the activation, changes of layout
+LAYER_LAUNCHES = 22
 
 
 def layer(plan: Plan) -> Pass:
     """Return the host's seconds of one layer in one micro-batch, without collectives. Values or arrays (cases,)."""
     case, k = plan.case, plan.constants
     speed = launch_scale(plan) * np.where(case.is_mixture, k.host_mixture, 1.0)
+    if isinstance(case, CountedCase):
+        speed = speed * case.block_launches / LAYER_LAUNCHES
     once = Pass(k.host_forward_s * speed, k.host_backward_s * speed)
     full, selective = case.recompute == "full", case.recompute == "selective"
     return once.again(full + np.where(case.framework == "torchtitan", 0.8, 0.2) * selective)

@@ -6,7 +6,7 @@ what is gathered or reduced at a time, and what the allocator and the driver add
 
 import numpy as np
 
-from paralab.axes.costs import Case, Plan, Values
+from paralab.axes.costs import Case, CountedCase, Plan, Values
 from paralab.axes.data.cost import buffer_bytes, gathered_bytes, state_bytes
 from paralab.axes.pipeline.cost import in_flight, is_v_shaped
 from paralab.axes.weights import local_dense, local_embedding, local_experts, local_output
@@ -41,22 +41,25 @@ def allocated_bytes(plan: Plan) -> Values:
     both = is_v_shaped(case) | (case.pp == 1)
     loss = logit_bytes(plan)
     ranks = (
-        _rank_bytes(plan, case.layers_first, 0, ends_first, np.where(both, loss, 0.0)),
-        np.where(case.pp > 2, _rank_bytes(plan, case.layers_held, case.held_rank, 0.0, 0.0), 0.0),
-        np.where(case.pp > 1, _rank_bytes(plan, case.layers_last, case.pp - 1, output, np.where(both, 0.0, loss)), 0.0),
+        _rank_bytes(plan, "first", 0, ends_first, np.where(both, loss, 0.0)),
+        np.where(case.pp > 2, _rank_bytes(plan, "held", case.held_rank, 0.0, 0.0), 0.0),
+        np.where(case.pp > 1, _rank_bytes(plan, "last", case.pp - 1, output, np.where(both, 0.0, loss)), 0.0),
     )
     return np.maximum(np.maximum(ranks[0], ranks[1]), ranks[2])
 
 
-def _rank_bytes(plan: Plan, layers: Values, rank: Values, ends: Values, loss: Values) -> Values:
+def _rank_bytes(plan: Plan, name: str, rank: Values, ends: Values, loss: Values) -> Values:
     """Return the allocated bytes of a pipeline rank. ends: weights of embedding and output. loss: bytes of its logits.
+
+    name: first, held or last, as the fields layers_* have it. rank: its number.
 
     Either the logits or the working set of one layer is there at the fullest moment, on top of what is kept.
     """
     case = plan.case
     layer = local_dense(case) + local_experts(case)
+    layers = case.held("weights", name)
     states = state_bytes(plan, layers * layer + ends)
-    kept = in_flight(case, rank) * layers * kept_bytes(plan)
+    kept = in_flight(case, rank) * (case.held("kept", name) * kept_bytes(plan) + end_bytes(plan, name))
     at_once = np.maximum(loss, working_bytes(plan)) + gathered_bytes(plan, layer, ends, layers)
     return states + kept + at_once + buffer_bytes(plan)
 
@@ -65,10 +68,24 @@ def kept_bytes(plan: Plan) -> Values:
     """Return the bytes that a layer keeps of one micro-batch until its backward pass."""
     case = plan.case
     full, selective = case.recompute == "full", case.recompute == "selective"
+    if isinstance(case, CountedCase):
+        elements = np.where(full, case.block_boundary, case.block_kept * case.divided_share)
+        return case.element_bytes * case.micro_batch_size * elements
     per_operator = selective & (case.framework == "torchtitan")
     whole = layer_bytes(plan, scores=case.keeps_scores & ~selective)
     some = np.where(per_operator, _operator_bytes(plan), whole)
     return np.where(full, HALF * case.tokens * case.hidden * case.sequence_share, some)
+
+
+def end_bytes(plan: Plan, name: str) -> Values:
+    """Return the bytes of a micro-batch that what is before the blocks keeps. name: of the rank.
+
+    That of a transformer is an embedding, which keeps next to nothing.
+    """
+    case = plan.case
+    if isinstance(case, CountedCase) and name == "first":
+        return case.element_bytes * case.micro_batch_size * case.first_kept
+    return 0.0
 
 
 def layer_bytes(plan: Plan, scores: Values) -> Values:
@@ -103,6 +120,9 @@ def _operator_bytes(plan: Plan) -> Values:
 def working_bytes(plan: Plan) -> Values:
     """Return the bytes that the layer at work has beside what is kept: its activations again, and their gradients."""
     case, k = plan.case, plan.constants
+    if isinstance(case, CountedCase):
+        again = np.where(case.recompute == "full", case.block_kept * case.divided_share, 0.0)
+        return case.element_bytes * case.micro_batch_size * (again + 2 * case.block_boundary * k.mem_working_share)
     again = np.where(case.recompute == "none", 0.0, layer_bytes(plan, scores=case.keeps_scores))
     gradients = case.tokens * HALF * (2 * case.hidden + np.where(case.gated, 2, 1) * case.ffn / case.tp)
     return again + gradients * k.mem_working_share
@@ -111,6 +131,8 @@ def working_bytes(plan: Plan) -> Values:
 def logit_bytes(plan: Plan) -> Values:
     """Return the bytes of the logits and the loss of a micro-batch."""
     case, k = plan.case, plan.constants
+    if isinstance(case, CountedCase):
+        return case.element_bytes * case.micro_batch_size * case.last_kept
     own = is_megatron(case) | (case.framework == "megatron-deepspeed") | (case.framework == "llm-foundry")
     return case.tokens * case.vocab / case.tp * np.where(own, k.mem_logit_bytes_fused, k.mem_logit_bytes)
 

@@ -59,20 +59,25 @@ def report(
         best = found.nearest[:3]
         lines += ["No layout fits. Closest:", *_times(found, best), "", *_memory(found, best), ""]
         lines += what_would(found, raw, own, gpu)
-    return "\n".join([*lines, "", *_wrapped(checked.sentence(), "")])
+    return "\n".join([*lines, "", *_wrapped(found.caveat, "")])
 
 
 def head(found: Found, raw: Mapping[str, Any]) -> Iterator[str]:
     """Yield what was asked, in three lines."""
     case, device = found.settled.case, found.settled.device
     name = str(raw.get("model", f"{case.layers} x {case.hidden}"))
-    billions = scale.n_weights(found) / 1e9
-    yield f"{name}: {billions:,.2f} B weights, {case.sequence_length:,} tokens a sequence, {case.precision}"
+    length = raw.get("counted", f"{case.sequence_length:,} tokens a sequence")
+    yield f"{name}: {_weights(scale.n_weights(found))} weights, {length}, {case.precision}"
+    rows = "samples" if case.is_counted else "sequences"
     yield (
         f"{case.n_gpus:,} x {device.gpu}, {device.memory_gib:.0f} GiB each, {case.gpus_per_node} to a node; "
-        f"{case.global_batch_size:,} sequences a step{'' if 'global_batch_size' in raw else ' (assumed)'}"
+        f"{case.global_batch_size:,} {rows} a step{'' if 'global_batch_size' in raw else ' (assumed)'}"
     )
     yield f"{len(found):,} layouts looked at, {len(found.order):,} of them fit"
+
+
+def _weights(number: float) -> str:
+    return f"{number / 1e9:,.2f} B" if number >= 1e9 else f"{number / 1e6:,.2f} M"
 
 
 def _times(found: Found, numbers: Iterable[Any]) -> Iterator[str]:
@@ -104,7 +109,8 @@ def _memory(found: Found, numbers: Iterable[Any]) -> Iterator[str]:
     """Yield a table of the same layouts: throughput, and the memory of the fullest device by category."""
     result = found.prediction
     there = f"GiB of {found.settled.device.memory_gib:.0f}"
-    yield f" # {'tokens/s':>13}{'MFU':>6}{there:>13}{'states':>9}{'activations':>13}{'at work':>9}{'overhead':>10}"
+    rate_of = f"{scale.unit(found)}/s"
+    yield f" # {rate_of:>13}{'MFU':>6}{there:>13}{'states':>9}{'activations':>13}{'at work':>9}{'overhead':>10}"
     for rank, i in enumerate(numbers, 1):
         rate, mfu, gib = scale.units_per_step(found) / result.step_time_s[i], result.mfu[i], result.memory_gib[i]
         states, activations, at_work, overhead = (found.memory_gib[name][i] for name in CATEGORIES)

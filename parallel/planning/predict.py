@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from paralab.axes.costs import GIB, Case, Constants, Machine, Plan, Values
+from paralab.axes.costs import GIB, Case, Constants, CountedCase, Machine, Plan, Values
 from paralab.axes.weights import active_weights
 from paralab.planning import memory, steptime
 from paralab.planning.constants import shipped
@@ -48,6 +48,11 @@ def _mfu(case: Case, machine: Machine, seconds: Values) -> Values:
 
 
 def model_flops(case: Case) -> Values:
-    """Return the FLOPs of a step: 6 for each weight in use and 12 LHS for attention, a token (docs/planner.md)."""
+    """Return the FLOPs of a step: 6 for each weight in use and 12 LHS for attention, a token (docs/planner.md).
+
+    Of a model that was counted, three times those of its forward pass.
+    """
+    if isinstance(case, CountedCase):
+        return 3 * case.global_batch_size * (case.layers * case.block_flops + case.first_flops + case.last_flops)
     tokens = case.global_batch_size * case.sequence_length
     return tokens * (6 * active_weights(case) + 12.0 * case.layers * case.hidden * case.sequence_length)

@@ -5,6 +5,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from paralab.planning import answers, cases, checked, scale
 from paralab.planning.breakdown import CATEGORIES
 from paralab.planning.goals import Solved
@@ -53,7 +55,7 @@ def as_json(solved: Solved, numbers: Iterable[Any], *, model: "Trained | None", 
     found, training = solved.found, solved.training
     best = int(found.order[0]) if len(found.order) else None
     device = asdict(found.settled.device)
-    low, high = checked.step_time_range(found.settled.device.arch)
+    low, high = found.checked_range
     document = {
         "question": dict(raw),
         "assumed": assumed(found, raw),
@@ -75,7 +77,7 @@ def as_json(solved: Solved, numbers: Iterable[Any], *, model: "Trained | None", 
             for fact in group
         ],
         "step_time_range": {"share_of_cases": checked.SHARE, "low": low, "high": high},
-        "checked": checked.sentence(),
+        "checked": found.caveat,
     }
     return (json.dumps(document, indent=1, default=_plain) + "\n").encode()
 
@@ -88,7 +90,7 @@ def assumed(found: Found, raw: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _plain(value: Any) -> Any:
-    return value.item()  # of numpy
+    return value.item() if isinstance(value, np.generic) else str(value)
 
 
 def text(value: object) -> str:

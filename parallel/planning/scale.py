@@ -8,10 +8,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from paralab.axes.costs import Plan
+from paralab.axes.costs import CountedCase, Plan
 from paralab.axes.data.cost import bytes_per_weight, state_bytes
 from paralab.axes.weights import active_weights, all_weights
 from paralab.planning.constants import shipped
+from paralab.planning.predict import model_flops
 from paralab.planning.search import Found
 
 OPTIMAL_TOKENS = 20  # a weight: Hoffmann et al. 2022, table 3
@@ -50,12 +51,15 @@ class Training:
 
 def unit(found: Found) -> str:
     """Return what throughput counts."""
-    return "tokens"
+    case = found.settled.case
+    return case.unit if isinstance(case, CountedCase) else "tokens"
 
 
 def units_per_step(found: Found) -> float:
     """Return the tokens of a step, samples of what is not text."""
-    return float(found.settled.case.global_batch_size * found.settled.case.sequence_length)
+    case = found.settled.case
+    each = case.units_per_sample if isinstance(case, CountedCase) else case.sequence_length
+    return float(case.global_batch_size * each)
 
 
 def n_weights(found: Found) -> float:
@@ -69,13 +73,17 @@ def cost(found: Found, i: int, training: Training) -> Iterator[Fact]:
     steps = training.tokens / units_per_step(found)
     days = steps * float(found.prediction.step_time_s[i]) / DAY_S
     hours = days * 24 * case.n_gpus
-    flops = 6 * float(active_weights(case)) * training.tokens
-    yield Fact("tokens", training.tokens, "", training.source)
-    yield Fact("tokens a weight", training.tokens / n_weights(found), "", "tokens / weights")
-    yield Fact("compute-optimal tokens", OPTIMAL_TOKENS * n_weights(found), "", f"20 a weight: {HOFFMANN}")
-    yield Fact("FLOPs", flops, "", f"6 a weight, token: {KAPLAN}")
+    yield Fact(unit(found), training.tokens, "", training.source)
+    if unit(found) == "tokens":
+        yield Fact("tokens a weight", training.tokens / n_weights(found), "", "tokens / weights")
+        yield Fact("compute-optimal tokens", OPTIMAL_TOKENS * n_weights(found), "", f"20 a weight: {HOFFMANN}")
+    if isinstance(case, CountedCase):
+        flops, source = steps * float(model_flops(case)), "3 x forward, counted"
+    else:
+        flops, source = 6 * float(active_weights(case)) * training.tokens, f"6 a weight, token: {KAPLAN}"
+    yield Fact("FLOPs", flops, "", source)
     yield Fact("petaFLOP/s-days", flops / 1e15 / DAY_S, "", f"1e15 x 86,400: {BROWN}")
-    yield Fact("optimizer steps", steps, "", "tokens / tokens of a step")
+    yield Fact("optimizer steps", steps, "", f"{unit(found)} / {unit(found)} of a step")
     yield Fact("days", days, "", f"steps x {PREDICTED}")
     yield Fact("device-hours", hours, "", "days x 24 x devices")
     if training.dollars_per_hour is not None:

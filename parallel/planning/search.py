@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from paralab.axes.costs import Case, Machine, Plan
+from paralab.axes.costs import Case, CountedCase, Machine, Plan
 from paralab.axes.weights import layer_weights
 from paralab.errors import LayoutError
 from paralab.planning import checked, steptime
@@ -20,6 +20,7 @@ from paralab.planning.breakdown import gib_by_category
 from paralab.planning.cases import Raw
 from paralab.planning.constants import shipped
 from paralab.planning.hardware import Device
+from paralab.planning.parts import RANKS
 from paralab.planning.predict import Prediction, evaluate
 from paralab.planning.settle import DEFAULT_GPU, Settled, arrays, held_by, settle
 
@@ -39,6 +40,7 @@ CHOSEN = (
     "recompute",
 )
 _TOKENS = 1 << 19  # of a step: half a million, the smallest of Brown et al. 2020, table 2.1
+_SAMPLES = 256  # of a step of images: He et al. 2016, section 3.4
 _LONG = 8192  # tokens of a sequence from which context parallelism is tried
 _CHUNKS = (2, 3, 4, 6, 8)  # stages of a rank under an interleaved schedule
 _MICRO = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256)
@@ -71,10 +73,21 @@ class Found:
         plan = Plan(self.case, self.machine, shipped())
         return steptime.causes(plan, steptime.step(plan))
 
+    @property
+    def checked_range(self) -> tuple[float, float]:
+        """The ratios of measured to predicted step time between which `checked.SHARE` of what was checked lies."""
+        case, arch = self.settled.case, self.settled.device.arch
+        return checked.step_time_range("images" if case.is_counted else arch)
+
+    @property
+    def caveat(self) -> str:
+        """How far off such predictions were where they were checked."""
+        return checked.sentence_of_images() if self.settled.case.is_counted else checked.sentence()
+
     @cached_property
     def range_s(self) -> tuple[np.ndarray, np.ndarray]:
         """The step times between which `checked.SHARE` of what was checked lies, arrays (layouts,)."""
-        low, high = checked.step_time_range(self.settled.device.arch)
+        low, high = self.checked_range
         return self.prediction.step_time_s * low, self.prediction.step_time_s * high
 
     @property
@@ -103,16 +116,17 @@ def search(raw: Raw, own: Mapping[str, Device] | None = None, default_gpu: str =
         raise LayoutError(_why_none(raw))
     settled = parts[0][0]
     columns = {name: np.concatenate([part[1][name] for part in parts]) for name in CHOSEN}
-    varying = {name: np.concatenate([part[2][name] for part in parts]) for name in _VARYING}
+    varying = {name: np.concatenate([part[2][name] for part in parts]) for name in parts[0][2]}
     case = replace(settled.case, **varying)
     (_, machine) = arrays([settled])
     return Found(settled, columns, evaluate(case, machine), case, machine)
 
 
 def default_batch(raw: Raw) -> int:
-    """Return the sequences of a step where none are given: of `_TOKENS` tokens or more, as many for each GPU."""
-    n = int(raw["n_gpus"])
-    return n * max(1, -(-_TOKENS // (n * int(raw.get("sequence_length", 2048)))))
+    """Return the sequences of a step where none are given: of half a million tokens or more, as many for each GPU."""
+    n, length = int(raw["n_gpus"]), int(raw.get("sequence_length", 2048))
+    least = _SAMPLES if "counted" in raw else -(-_TOKENS // length)
+    return n * max(1, -(-least // n))
 
 
 Part = tuple[Settled, dict[str, np.ndarray], dict[str, np.ndarray]]
@@ -219,7 +233,7 @@ def _arrays(
     made = {name: np.full(n, degrees[name]) for name in ("dp", "tp", "pp", "cp", "ep")}
     made |= {"zero": zero, "sequence_parallel": sequence, "recompute": recompute, "micro_batch_size": size}
     made |= {"schedule": np.full(n, schedule, dtype="<U12"), "vpp": np.full(n, vpp)}
-    held = {name: np.array([one[name] for _, one in stages])[number] for name in _HELD}
+    held = {name: np.array([one[name] for _, one in stages])[number] for name in _held(settled.case)}
     names = np.empty(len(stages), dtype=object)
     names[:] = [split for split, _ in stages]
     return made | {"layers_per_stage": names[number]}, _case(settled, made | held)
@@ -230,12 +244,25 @@ def _stages(
 ) -> list[tuple[tuple[int, ...], Mapping[str, int]]]:
     """Return ways to divide the layers over stages, () for evenly, and what the ranks hold then."""
     case, pp = settled.case, degrees["pp"]
-    as_settled = {name: getattr(case, name) for name in _HELD}
+    as_settled = {name: getattr(case, name) for name in _held(case)}
     if "layers_per_stage" in raw or pp == 1:
         return [(raw.get("layers_per_stage", ()), as_settled)]
-    end = round(float(case.vocab * case.hidden / layer_weights(case)))
-    uneven = splits(int(case.layers), pp * vpp, end)
-    return [((), as_settled), *((split, held_by(split, pp, vpp, schedule)) for split in uneven)]
+    hold = raw["counted"].held_by if "counted" in raw else held_by
+    uneven = splits(int(case.layers), pp * vpp, _end(case))
+    return [((), as_settled), *((split, hold(split, pp, vpp, schedule)) for split in uneven)]
+
+
+def _end(case: Case) -> int:
+    """Return how many layers the output layer weighs."""
+    if isinstance(case, CountedCase):
+        return round(case.last_flops / case.block_flops)
+    return round(float(case.vocab * case.hidden / layer_weights(case)))
+
+
+def _held(case: Case) -> tuple[str, ...]:
+    """Return the fields of a case that say what its ranks hold."""
+    more = [f"{what}_{rank}" for what in ("weights", "kept") for rank in RANKS]
+    return (*_HELD, *(more if case.is_counted else ()))
 
 
 def _legal(schedule: str, micro_batches: int, pp: int) -> bool:
@@ -255,7 +282,8 @@ _VARYING = (*(name for name in CHOSEN if name != "layers_per_stage"), *_HELD, "d
 def _case(settled: Settled, made: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
     """Return the varying fields of the cases of a part, each an array (layouts,)."""
     n = len(made["dp"])
-    values = {name: made[name] if name in made else np.full(n, getattr(settled.case, name)) for name in _VARYING}
+    varying = (*_VARYING, *(name for name in _held(settled.case) if name not in _HELD))
+    values = {name: made[name] if name in made else np.full(n, getattr(settled.case, name)) for name in varying}
     values["dp_overlap"] = values["dp_overlap"] | (values["zero"] >= 2)
     return {name: _number(column) for name, column in values.items()}
 

@@ -60,7 +60,7 @@ def settle(raw: Raw, own: Mapping[str, Device] | None = None, default_gpu: str =
     values |= _stages(cells, values)
     _check(values, device)
     return Settled(
-        case=Case(**values),
+        case=raw["counted"].case(values) if "counted" in raw else Case(**values),
         device=device,
         intra_gbyte_per_s=cells("intra_node_gbyte_per_s", device.link_gbyte_per_s),
         inter_gbit_per_s=cells("inter_node_gbit_per_s", device.network_gbit_per_s),

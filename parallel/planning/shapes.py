@@ -63,7 +63,20 @@ def find(name: str, size: str | None) -> tuple[Trained, dict[str, Any]]:
         raise ConfigError(f"--size {size} is unknown for {name}{did_you_mean(size, spec.sizes)}: {use}") from None
     except ValueError as error:
         raise ConfigError(f"--size {size}: {error}: use {spec.custom_form}") from None
-    return Trained(spec, config, ("--model", name, "--size", size)), shape_of(spec, config, size)
+    return Trained(spec, config, ("--model", name, "--size", size)), columns_of(spec, config, size)
+
+
+def columns_of(spec: ModelSpec[C], config: C, size: str) -> dict[str, Any]:
+    """Return the columns of a model: the shape of a transformer of texts, or what was counted of any other model."""
+    try:
+        return shape_of(spec, config, size)
+    except ModelError:
+        from paralab.planning.counted import count
+
+        counted = count(spec, config)
+        if not counted.blocks:
+            raise ModelError(f"{spec.name} has no blocks: put its repeated layers into an nn.ModuleList") from None
+        return {"model": f"{spec.name} {size}"} | counted.columns()
 
 
 def shape_of(spec: ModelSpec[C], config: C, size: str) -> dict[str, Any]:

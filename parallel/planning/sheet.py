@@ -84,18 +84,20 @@ def _answer(solved: Solved, raw: Mapping[str, Any], own: Mapping[str, Device], g
 
 
 def _caveats(solved: Solved) -> Iterator[str]:
-    low, high = checked.step_time_range(solved.found.settled.device.arch)
-    yield checked.sentence()
+    low, high = solved.found.checked_range
+    yield solved.found.caveat
     yield (
         f"A range holds {checked.SHARE:.0%} of what was measured where predictions were checked: "
-        f"{low:.2f} to {high:.2f} times the prediction on devices of this generation"
+        f"{low:.2f} to {high:.2f} times the prediction"
     )
-    if solved.training is None and len(solved.found.order):
+    if solved.training is None and len(solved.found.order) and scale.unit(solved.found) == "tokens":
         yield f"No length of the training was given: its arithmetic is for {OPTIMAL_TOKENS} tokens a weight"
 
 
 def _training(solved: Solved) -> dict[str, list[scale.Fact]]:
     found = solved.found
+    if solved.training is None and scale.unit(found) != "tokens":
+        return {}
     usual = Training(OPTIMAL_TOKENS * scale.n_weights(found), f"taken: {OPTIMAL_TOKENS} a weight: {scale.HOFFMANN}")
     return scale.facts(found, int(found.order[0]), solved.training or usual)
 

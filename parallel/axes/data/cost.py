@@ -68,9 +68,10 @@ def _ring_rate(plan: Plan) -> Values:
 def fullest_weights(case: Case) -> Values:
     """Return the weights of the pipeline rank that has most, before ZeRO divides them."""
     layer = local_dense(case) + local_experts(case)
-    first = case.layers_first * layer + local_embedding(case) + np.where(case.pp == 1, local_output(case), 0)
-    last = case.layers_last * layer + np.where(case.pp > 1, local_output(case), 0)
-    return np.maximum(np.maximum(first, last), case.layers_middle * layer)
+    first, middle, last = (case.held("weights", rank) for rank in ("first", "middle", "last"))
+    first = first * layer + local_embedding(case) + np.where(case.pp == 1, local_output(case), 0)
+    last = last * layer + np.where(case.pp > 1, local_output(case), 0)
+    return np.maximum(np.maximum(first, last), middle * layer)
 
 
 def updated_share(case: Case) -> Values:

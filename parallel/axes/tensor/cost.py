@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from paralab.axes.costs import AxisCost, Pass, Plan, Values, group_bytes_per_s
+from paralab.axes.costs import AxisCost, CountedCase, Pass, Plan, Values, group_bytes_per_s
 
 HALF_BYTES = 2  # of an element of an activation that is sent
 
@@ -19,13 +19,13 @@ class TensorCost(AxisCost):
         rate = group_bytes_per_s(
             plan, degree=case.tp, inner=1, intra_share=link_share(plan), inter_share=k.network_share
         )
-        calls = np.where(case.sequence_parallel, 2, 1)
-        latency_s = calls * collective_latency_s(plan, case.tp)
+        latency_s = np.where(case.sequence_parallel, 2, 1) * collective_latency_s(plan, case.tp)
         once_s = np.where(case.tp > 1, bytes_ / rate + latency_s, 0.0)
         exposed = np.where(case.tp_overlap, k.tensor_exposed, 1.0)
         # the gather of a layer's input is made once more in backward, for the gradient of the weight
         gathers = np.where(case.sequence_parallel, 1.5, 1.0)
-        waits = Pass(2 * once_s * exposed, 2 * once_s * exposed * gathers)
+        calls = case.block_reductions if isinstance(case, CountedCase) else 2
+        waits = Pass(calls * once_s * exposed, calls * once_s * exposed * gathers)
         return waits.again(case.recompute == "full")
 
     def on_host(self, plan: Plan) -> Pass:

@@ -157,7 +157,6 @@ def test_where_nothing_fits_it_says_what_would(capsys: pytest.CaptureFixture[str
         (["--n-gpus", "8"], "no model: give"),
         (["--layers", "8", "--hidden", "512"], "--n-gpus is missing"),
         (["--layers", "0", "--hidden", "512", "--n-gpus", "8"], "layers is '0': give a whole number"),
-        (["--model", "resnet", "--n-gpus", "8"], "not a transformer of texts"),
         (["--model", "gpt2", "--size", "big", "--n-gpus", "8"], "--size big is unknown"),
         (["--model", "gpt2", "--n-gpus", "8", "--gpu", "H1000"], "GPU 'H1000' is unknown"),
         (["--model", "gpt2", "--n-gpus", "8", "--set", "tpp=2"], "--set tpp=2: give COLUMN=VALUE"),

@@ -1,0 +1,186 @@
+"""What a step of a model takes, counted on its own modules: of one that is no transformer of texts.
+
+The model runs once on the meta device, where tensors have shapes and no values. Counted are, for each block and for
+what is before and after all blocks: weights, FLOPs of matrix products and convolutions, elements that other operations
+read and write, elements that are kept for backward, and launches.
+"""
+
+import math
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import fields
+from fnmatch import fnmatchcase
+from functools import lru_cache
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.autograd.graph import saved_tensors_hooks
+from torch.nn import functional as F
+from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+from torch.utils.flop_counter import flop_registry, sdpa_flop_count
+
+from paralab.axes.tensor.rules import sizes_to_divide
+from paralab.errors import ModelError
+from paralab.models.spec import C, ModelSpec
+from paralab.planning.parts import Counted, Part
+
+SAMPLES = 2  # of the batch that is counted
+FIRST, LAST = -1, -2  # the parts before and after all blocks
+_DIVIDED = ("column", "row", "column_gathered", "row_of_whole", "channels", "vocab_embedding", "vocab_loss")
+_REDUCING = ("row", "row_of_whole")
+
+
+@lru_cache(maxsize=8)
+def count(spec: ModelSpec[C], config: C) -> Counted:
+    """Return what the parts of a model take. Raises: ModelError where it does not run on the meta device."""
+    model = spec.on_meta(config).train()
+    counter = _Counter(model, spec.blocks(config), spec.tensor_plan(config))
+    inputs, targets = spec.example(config, SAMPLES)
+    try:
+        with counter.counting():
+            model(*(x.to("meta") for x in inputs), targets=targets.to("meta"))
+    except (RuntimeError, NotImplementedError, TypeError, ValueError) as error:
+        said = " ".join(str(error).split())[:160]
+        use = "see paralab check-model, or give --layers, --hidden and the other sizes"
+        raise ModelError(f"{spec.name} cannot be counted on the meta device ({said}): {use}") from None
+    return Counted(
+        blocks=tuple(counter.part(number) for number in range(len(counter.blocks))),
+        first=counter.part(FIRST),
+        last=counter.part(LAST),
+        tensor_divides=math.gcd(*sizes_to_divide(spec, config).values()) if spec.tensor_plan(config) else 1,
+        unit=spec.unit_of(config),
+        units_per_sample=spec.units_in_sample(config),
+    )
+
+
+class _FusedAttention(TorchFunctionMode):
+    """Runs attention as the one kernel that GPUs have for it: on the meta device torch takes it apart into products."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        plain = len(args) == 3 and not kwargs.keys() - {"is_causal", "scale"} and args[0].dim() == 4
+        if func is F.scaled_dot_product_attention and plain and args[0].shape[1] == args[1].shape[1]:
+            causal = bool(kwargs.get("is_causal", False))
+            return torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(*args, 0.0, causal)[0]
+        return func(*args, **kwargs)
+
+
+class _Counter(TorchDispatchMode):
+    """Adds up what operations take, under the part of the model that runs them."""
+
+    def __init__(self, model: nn.Module, blocks: tuple[str, ...], plan: Mapping[str, str]) -> None:
+        super().__init__()
+        self.model, self.blocks, self.plan = model, blocks, plan
+        self.at, self.ran, self.divided = FIRST, False, False
+        self.sums: dict[str, Counter[int]] = {field.name: Counter() for field in fields(Part)}
+        self.seen: set[int] = set()
+        self.held: list[Tensor] = []  # keeps ids from being used again
+        self.parameters = {id(p) for p in model.parameters()}
+        self._weigh()
+
+    def part(self, number: int) -> Part:
+        """Return what one part takes for one sample."""
+        whole = ("weights", "divided_weights", "launches", "reductions")
+        found = {name: sums[number] if name in whole else sums[number] / SAMPLES for name, sums in self.sums.items()}
+        return Part(**found)
+
+    def _style(self, name: str) -> str:
+        return next((style for pattern, style in self.plan.items() if fnmatchcase(name, pattern)), "")
+
+    def _weigh(self) -> None:
+        seen: set[int] = set()
+        for name, module in self.model.named_modules():
+            place, style = self._place(name), self._style(name)
+            for parameter in module.parameters(recurse=False):
+                if id(parameter) not in seen:
+                    seen.add(id(parameter))
+                    self.sums["weights"][place] += parameter.numel()
+                    self.sums["divided_weights"][place] += parameter.numel() * (style in _DIVIDED)
+            self.sums["reductions"][place] += style in _REDUCING
+
+    def _place(self, name: str) -> int:
+        for number, block in enumerate(self.blocks):
+            if name == block or name.startswith(f"{block}."):
+                return number
+        return LAST if any(name.split(".")[0] == one for one in self._after) else FIRST
+
+    @property
+    def _after(self) -> Iterator[str]:
+        """The children that are defined after the blocks."""
+        names = [name for name, _ in self.model.named_children()]
+        holder = self.blocks[-1].split(".")[0] if self.blocks else ""
+        yield from names[names.index(holder) + 1 :] if holder in names else []
+
+    @contextmanager
+    def counting(self) -> Iterator[None]:
+        """Count what runs inside."""
+        modules = dict(self.model.named_modules())
+        handles = []
+        for number, name in enumerate(self.blocks):
+            handles.append(modules[name].register_forward_pre_hook(self._enter(number)))
+            handles.append(modules[name].register_forward_hook(self._leave(number)))
+        for name, module in modules.items():
+            if self._style(name) in _DIVIDED:
+                handles.append(module.register_forward_pre_hook(self._begin))
+                handles.append(module.register_forward_hook(self._end))
+        try:
+            with saved_tensors_hooks(self._keep, lambda saved: saved), _FusedAttention(), self:
+                yield
+        finally:
+            for handle in handles:
+                handle.remove()
+
+    def _enter(self, number: int) -> Callable[..., None]:
+        def hook(*_: Any) -> None:
+            self.at = number
+
+        return hook
+
+    def _leave(self, number: int) -> Callable[..., None]:
+        def hook(_module: nn.Module, _inputs: Any, output: Any) -> None:
+            self.sums["boundary"][number] += sum(t.numel() for t in tree_leaves(output) if isinstance(t, Tensor))
+            self.at = LAST if number == len(self.blocks) - 1 else FIRST
+
+        return hook
+
+    def _begin(self, *_: Any) -> None:
+        self.divided = True
+
+    def _end(self, *_: Any) -> None:
+        self.divided = False
+
+    def _keep(self, tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()._cdata
+        is_weight = id(tensor) in self.parameters or (tensor._base is not None and id(tensor._base) in self.parameters)
+        if storage not in self.seen and not is_weight:
+            self.seen.add(storage)
+            self.held.append(tensor)
+            self.sums["kept"][self.at] += tensor.numel()
+        return tensor
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        if func.is_view or func.namespace != "aten":
+            return result
+        tensors = [t for t in tree_leaves((args, kwargs, result)) if isinstance(t, Tensor)]
+        self.sums["launches"][self.at] += 1
+        is_attention = "attention" in func.__name__
+        flops = _flops(func, args, kwargs or {}, result)
+        if flops is None:
+            self.sums["traffic"][self.at] += sum(t.numel() for t in tensors if id(t) not in self.parameters)
+        else:
+            self.sums["flops"][self.at] += flops
+            self.sums["divided_flops"][self.at] += flops * (self.divided or is_attention)
+        return result
+
+
+def _flops(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], result: Any) -> int | None:
+    """Return the FLOPs of a product, a convolution or attention; None of what only moves elements."""
+    if "attention" in func.__name__:
+        return sdpa_flop_count(*(tensor.shape for tensor in args[:3]))
+    counted = flop_registry.get(func.overloadpacket)
+    return counted(*args, **kwargs, out_val=result) if counted is not None else None
