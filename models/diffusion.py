@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from paralab.models.sequence import Attend, Sequence, SequenceShape
 from paralab.models.spec import Flops, ModelSpec, Style, at_least_fp32
 
 N_FEATURES = 64  # of the noise level
@@ -146,7 +147,7 @@ class PointEmbed(nn.Module):
         return x, self.noise(sigma, points.dtype)
 
 
-class ImageEmbed(nn.Module):
+class ImageEmbed(nn.Module, Sequence):
     """The first layers of a denoiser of images: patches with their positions, noise level and label as vectors."""
 
     def __init__(self, config: DiTConfig) -> None:
@@ -162,11 +163,13 @@ class ImageEmbed(nn.Module):
     def forward(self, images: Tensor, sigma: Tensor, label: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Return the hidden state (batch, n_patches, hidden) and the condition (batch, 1, hidden).
 
+        Of patches that several ranks share, return those of this one.
         images (batch, channels, size, size), sigma (batch,), label (batch,) int64 or None for no labels.
         """
         if label is None:
             label = torch.full(sigma.shape, self.no_label, device=sigma.device)
-        x = self.linear(patchify(scale_input(images, sigma, self.sigma_data), self.patch_size)) + self.positions
+        patches = patchify(scale_input(images, sigma, self.sigma_data), self.patch_size)
+        x = self.linear(self.take(patches, 1)) + self.take(self.positions, 0)
         return x, (self.noise(sigma, images.dtype) + self.labels(label))[:, None]
 
 
@@ -194,13 +197,13 @@ class Attention(nn.Module):
         self.head_dim = config.hidden // config.n_heads
         self.qkv = nn.Linear(config.hidden, 3 * config.hidden, bias=False)
         self.proj = nn.Linear(config.hidden, config.hidden)
+        self.attend = Attend(causal=False)
 
     def forward(self, x: Tensor) -> Tensor:
         """Take and return (batch, n_patches, hidden)."""
         heads = self.qkv(x).unflatten(-1, (-1, 3, self.head_dim))  # (batch, patches, heads, 3, head_dim)
         q, k, v = heads.transpose(1, 2).unbind(-2)  # (batch, heads, patches, head_dim)
-        y = F.scaled_dot_product_attention(q, k, v)
-        return self.proj(y.transpose(1, 2).flatten(2))
+        return self.proj(self.attend(q, k, v).transpose(1, 2).flatten(2))
 
 
 class PointBlock(nn.Module):
@@ -233,7 +236,7 @@ class ImageBlock(nn.Module):
         return x + gate2 * self.mlp(normalize(x) * (1 + scale2) + shift2)
 
 
-class Head(nn.Module):
+class Head(nn.Module, Sequence):
     """Predict the noise from the last hidden state; with the true noise, return the mean squared error."""
 
     def __init__(self, config: Config) -> None:
@@ -243,16 +246,20 @@ class Head(nn.Module):
         self.linear = nn.Linear(config.hidden, config.patch_values if isinstance(config, DiTConfig) else config.dims)
 
     def forward(self, x: Tensor, cond: Tensor, targets: Tensor | None) -> Tensor:
-        """Return the noise in the samples' shape, (batch, dims) or (batch, channels, size, size).
+        """Return the noise in the samples' shape, (batch, dims) or (batch, channels, size, size), or patches of it.
 
         x (batch, hidden) or (batch, n_patches, hidden); cond as the first layers made it. With targets, the true noise,
         return the mean squared error, fp32, shape ().
         """
         shift, scale = self.modulation(F.silu(cond)).chunk(2, dim=-1)
         noise = self.linear(normalize(x) * (1 + scale) + shift)
+        if targets is None:
+            if self.patch_size is None or self.ranks > 1:  # points, or some of the patches
+                return noise
+            return unpatchify(noise, self.patch_size)
         if self.patch_size is not None:
-            noise = unpatchify(noise, self.patch_size)
-        return noise if targets is None else F.mse_loss(at_least_fp32(noise), at_least_fp32(targets))
+            targets = self.take(patchify(targets, self.patch_size), 1)
+        return F.mse_loss(at_least_fp32(noise), at_least_fp32(targets))
 
 
 class Denoiser(nn.Module):
@@ -330,6 +337,13 @@ def tensor_divides(config: Config) -> dict[str, int]:
     return {"n_heads": config.n_heads} | width if isinstance(config, DiTConfig) else width
 
 
+def sequence(config: Config) -> SequenceShape | None:
+    """Return the sequence of patches of an image; None for points, which are no sequence."""
+    if isinstance(config, DiTConfig):
+        return SequenceShape(config.n_patches, config.n_heads, config.n_heads, causal=False)
+    return None
+
+
 def _mnist(*, hidden: int, n_heads: int, patch_size: int, n_blocks: int = 8) -> DiTConfig:
     return DiTConfig(
         hidden=hidden,
@@ -388,4 +402,5 @@ SPEC = ModelSpec(
     unit=lambda config: "points" if config.task == "denoise_points" else "images",
     tensor_plan=tensor_plan,
     tensor_divides=tensor_divides,
+    sequence=sequence,
 )

@@ -17,6 +17,7 @@ from torch.nn import functional as F
 
 from paralab.models.cross_entropy import LinearCrossEntropy
 from paralab.models.generation import Cache
+from paralab.models.sequence import Attend, Sequence, SequenceShape
 from paralab.models.spec import Flops, ModelSpec, Style
 from paralab.models.vocabulary import Encoding, padded, tokenizer_of
 
@@ -46,7 +47,7 @@ class GPT2Config:
         return padded(self.vocab_size)
 
 
-class Embed(nn.Module):
+class Embed(nn.Module, Sequence):
     """Token and position embeddings."""
 
     def __init__(self, config: GPT2Config) -> None:
@@ -55,8 +56,12 @@ class Embed(nn.Module):
         self.positions = nn.Embedding(config.seq_len, config.hidden)
 
     def forward(self, tokens: Tensor, *, start: int = 0) -> Tensor:
-        """Take tokens (batch, seq) int64, the first of them at position `start`; return (batch, seq, hidden)."""
-        return self.tokens(tokens) + self.positions.weight[start : start + tokens.shape[1]]
+        """Take tokens (batch, seq) int64, the first of them at position `start`; return (batch, seq, hidden).
+
+        Of a sequence that several ranks share, return the positions of this one.
+        """
+        positions = self.positions.weight[start : start + tokens.shape[1]]
+        return self.tokens(self.take(tokens, 1)) + self.take(positions, 0)
 
 
 class Attention(nn.Module):
@@ -67,16 +72,14 @@ class Attention(nn.Module):
         self.head_dim = config.hidden // config.n_heads
         self.qkv = nn.Linear(config.hidden, 3 * config.hidden)
         self.proj = nn.Linear(config.hidden, config.hidden)
+        self.attend = Attend(causal=True)
 
     def forward(self, x: Tensor, cache: Cache | None = None) -> Tensor:
         """Take and return (batch, seq, hidden); with a cache, of the positions that follow those in it."""
         qkv = self.qkv(x)  # (batch, seq', 3 heads head_dim); seq' > seq under sequence parallelism
         # Taken apart before heads and seq change places: so backward puts the three gradients together in one copy.
         q, k, v = (x.transpose(1, 2) for x in qkv.unflatten(-1, (-1, 3, self.head_dim)).unbind(-2))
-        if cache is None:
-            y = F.scaled_dot_product_attention(q, k, v, is_causal=True)  # (batch, heads, seq', head_dim)
-        else:
-            y = cache.attend(self, q, k, v)
+        y = self.attend(q, k, v) if cache is None else cache.attend(self, q, k, v)  # (batch, heads, seq', head_dim)
         return self.proj(y.transpose(1, 2).flatten(2))
 
 
@@ -109,7 +112,7 @@ class Block(nn.Module):
         return x + self.mlp(self.norm2(x))
 
 
-class GPT2(nn.Module):
+class GPT2(nn.Module, Sequence):
     """The whole model, or the part of it that a pipeline stage keeps (see paralab.models.spec, rule 2)."""
 
     def __init__(self, config: GPT2Config) -> None:
@@ -132,7 +135,9 @@ class GPT2(nn.Module):
             x = self.embed(x)
         for block in self.blocks.values():
             x = block(x)
-        return x if self.head is None else self.head(self.norm(x), targets)
+        if self.head is None:
+            return x
+        return self.head(self.norm(x), None if targets is None else self.take(targets, 1))
 
     def next_logits(self, tokens: Tensor, cache: Cache) -> Tensor:
         """Take tokens (batch, new) int64 that follow those in a cache; return logits (batch, vocab) after the last."""
@@ -253,6 +258,7 @@ SPEC = ModelSpec(
     tensor_plan=lambda config: _PLAN,
     tensor_divides=lambda config: {"n_heads": config.n_heads},
     sequence_parallel=True,
+    sequence=lambda config: SequenceShape(config.seq_len, config.n_heads, config.n_heads, causal=True),
     hugging_face=lambda: import_module("paralab.models.gpt2_hf"),
     tied={"head.weight": "embed.tokens.weight"},
 )

@@ -24,6 +24,7 @@ from torch.nn import functional as F
 
 from paralab.models.cross_entropy import LinearCrossEntropy
 from paralab.models.generation import Cache
+from paralab.models.sequence import Attend, Sequence, SequenceShape
 from paralab.models.spec import Flops, ModelSpec, Style, at_least_fp32
 from paralab.models.vocabulary import Encoding, padded, tokenizer_of
 
@@ -88,7 +89,7 @@ class LlamaConfig:
         return math.gcd(self.n_kv_heads, self.ffn)
 
 
-class Embed(nn.Module):
+class Embed(nn.Module, Sequence):
     """Token embeddings."""
 
     def __init__(self, config: LlamaConfig) -> None:
@@ -96,15 +97,15 @@ class Embed(nn.Module):
         self.tokens = nn.Embedding(config.padded_vocab, config.hidden)
 
     def forward(self, tokens: Tensor) -> Tensor:
-        """Take tokens (batch, seq) int64; return (batch, seq, hidden)."""
-        return self.tokens(tokens)
+        """Take tokens (batch, seq) int64; return (batch, seq, hidden), or the positions of it that this rank has."""
+        return self.tokens(self.take(tokens, 1))
 
 
-def rotate(x: Tensor, config: LlamaConfig, *, start: int = 0) -> Tensor:
+def rotate(x: Tensor, config: LlamaConfig, positions: Tensor) -> Tensor:
     """Turn pairs of features by angles that grow with the position (Su et al. 2021, RoFormer, section 3.4.2).
 
-    x: (batch, seq, ..., head_dim), whose first position is `start`. A pair is feature i and i + head_dim / 2, as in
-    the checkpoints of Hugging Face. Angles are computed in fp32 or wider.
+    x: (batch, seq, ..., head_dim), at positions (seq,) in fp32 or wider. A pair is feature i and i + head_dim / 2, as
+    in the checkpoints of Hugging Face. Angles are computed in the dtype of the positions.
     """
     half, wide = config.head_dim // 2, at_least_fp32(x)
     frequencies = 1 / config.rope_theta ** (torch.arange(half, dtype=wide.dtype, device=x.device) / half)
@@ -112,14 +113,13 @@ def rotate(x: Tensor, config: LlamaConfig, *, start: int = 0) -> Tensor:
         waves = frequencies * (scaling.original_seq_len / (2 * math.pi))  # in the original window
         kept = (waves - scaling.low_freq_factor) / (scaling.high_freq_factor - scaling.low_freq_factor)
         frequencies = torch.lerp(frequencies / scaling.factor, frequencies, kept.clamp(0, 1))
-    positions = torch.arange(start, start + x.shape[1], dtype=wide.dtype, device=x.device)
     angles = positions.view(-1, *[1] * (x.dim() - 2)) * frequencies  # (seq, ..., half)
     cos, sin = angles.cos(), angles.sin()
     a, b = wide.chunk(2, dim=-1)
     return torch.cat([a * cos - b * sin, b * cos + a * sin], dim=-1).to(x.dtype)
 
 
-class Attention(nn.Module):
+class Attention(nn.Module, Sequence):
     """Causal self-attention with grouped queries (Ainslie et al. 2023).
 
     The number of heads is read from the projection, so a split one has fewer.
@@ -131,19 +131,18 @@ class Attention(nn.Module):
         self.queries = config.n_heads // config.n_kv_heads  # that share a key and a value
         self.qkv = nn.Linear(config.hidden, (config.n_heads + 2 * config.n_kv_heads) * config.head_dim, bias=False)
         self.proj = nn.Linear(config.hidden, config.hidden, bias=False)
+        self.attend = Attend(causal=True, queries=self.queries)
 
     def forward(self, x: Tensor, cache: Cache | None = None) -> Tensor:
         """Take and return (batch, seq, hidden); with a cache, of the positions that follow those in it."""
         qkv = self.qkv(x)  # (batch, seq', kv_heads (queries + 2) head_dim); seq' > seq under sequence parallelism
         qkv = qkv.unflatten(-1, (-1, self.queries + 2, self.config.head_dim))
         qk, v = qkv.split((self.queries + 1, 1), dim=-2)
-        qk = rotate(qk, self.config, start=cache.length if cache is not None else 0)
+        start = cache.length if cache is not None else 0
+        qk = rotate(qk, self.config, self.own_positions(qk, start=start))
         q, k = qk.split((self.queries, 1), dim=-2)
         q, k, v = (x.flatten(-3, -2).transpose(1, 2) for x in (q, k, v))  # (batch, heads or kv_heads, seq', head_dim)
-        if cache is None:
-            y = F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=True)
-        else:
-            y = cache.attend(self, q, k, v)
+        y = self.attend(q, k, v) if cache is None else cache.attend(self, q, k, v)
         return self.proj(y.transpose(1, 2).flatten(2))
 
 
@@ -178,7 +177,7 @@ class Block(nn.Module):
         return x + self.mlp(self.norm2(x))
 
 
-class Llama(nn.Module):
+class Llama(nn.Module, Sequence):
     """The whole model, or the part of it that a pipeline stage keeps (see paralab.models.spec, rule 2)."""
 
     def __init__(self, config: LlamaConfig) -> None:
@@ -202,7 +201,9 @@ class Llama(nn.Module):
             x = self.embed(x)
         for block in self.blocks.values():
             x = block(x)
-        return x if self.head is None else self.head(self.norm(x), targets)
+        if self.head is None:
+            return x
+        return self.head(self.norm(x), None if targets is None else self.take(targets, 1))
 
     def next_logits(self, tokens: Tensor, cache: Cache) -> Tensor:
         """Take tokens (batch, new) int64 that follow those in a cache; return logits (batch, vocab) after the last."""
@@ -361,5 +362,6 @@ SPEC = ModelSpec(
     tensor_plan=lambda config: _PLAN,
     tensor_divides=lambda config: {"n_kv_heads": config.n_kv_heads, "ffn": config.ffn},
     sequence_parallel=True,
+    sequence=lambda config: SequenceShape(config.seq_len, config.n_heads, config.n_kv_heads, causal=True),
     hugging_face=lambda: import_module("paralab.models.llama_hf"),
 )

@@ -15,6 +15,8 @@ torch.distributed. The module follows four rules, and every strategy works from 
    persistent buffer its value from a generator seeded by its full name. Without `init` each process builds the whole
    model once on its CPU (`spec.built`), and takes the values of its own `__init__`.
 4. A module whose result depends on ranks it cannot see holds `all_reduce` (see `Reducing`).
+
+One whose sequences ranks may share also takes positions and attends as `paralab.models.sequence` says.
 """
 
 from collections.abc import Callable, Mapping
@@ -28,6 +30,7 @@ from torch.overrides import TorchFunctionMode
 
 from paralab.errors import ModelError, did_you_mean
 from paralab.models.found import Found, built, count_flops, look_into
+from paralab.models.sequence import SequenceShape
 
 if TYPE_CHECKING:
     from paralab.models.converter import Converter
@@ -212,6 +215,7 @@ class ModelSpec(Generic[C]):
     tensor_plan: Callable[[C], Mapping[str, Style]] = lambda config: {}  # fnmatch pattern of module -> style
     tensor_divides: Callable[[C], Mapping[str, int]] = lambda config: {}  # what tp must divide, by name
     sequence_parallel: bool = False
+    sequence: Callable[[C], SequenceShape | None] = lambda config: None  # that may be split over ranks; None: may not
     smooth: bool = True  # False: has kinks (ReLU, max), where the last bit of an input can flip a gradient
     batch_statistics: Callable[[C], Literal["none", "rank", "global"]] = lambda config: "none"
     tied: Mapping[str, str] | None = None  # parameter -> the parameter whose storage it shares

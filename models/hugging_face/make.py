@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from paralab.models import HUGGING_FACE, label_of
 from paralab.models.hugging_face import folder, plan, proof
 from paralab.models.hugging_face.config import CausalLMConfig, dropouts, new_model, with_values
+from paralab.models.hugging_face.sequence import shape_of
 from paralab.models.hugging_face.smaller import n_layers, tiny, with_layers
 from paralab.models.hugging_face.stages import cut_stage, wrapped
 from paralab.models.spec import Cut, Flops, ModelSpec, Style, WithoutInit
@@ -44,6 +45,7 @@ def spec_of(name: str) -> ModelSpec[CausalLMConfig]:
         smooth="relu" not in _activation(full),
         tensor_plan=tensor_plan,
         tensor_divides=tensor_divides,
+        sequence=shape_of,
         cannot=cannot,
         notes=notes,
     )
@@ -74,11 +76,13 @@ def tensor_divides(config: CausalLMConfig) -> Mapping[str, int]:
 
 
 def cannot(config: CausalLMConfig, axis: str) -> str:
-    """Return why the pipeline axis "pp" or the tensor axis "tp" cannot split a model; empty where it can."""
+    """Return why the pipeline axis "pp", the tensor axis "tp" or the context axis "cp" cannot split a model, or ""."""
     if axis == "pp" and (reason := proof.stage_problem(config, block_names)):
         return f"{reason}; use ddp, a ZeRO stage or hsdp" + ("" if cannot(config, "tp") else ", or tensor")
     if axis == "tp":
         return _no_tensor(config)
+    if axis == "cp" and (reason := proof.sequence_problem(config)):
+        return f"{reason}; use a layout without cp"
     return ""
 
 

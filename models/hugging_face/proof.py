@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from paralab.models.hugging_face.config import CausalLMConfig, new_model
+from paralab.models.hugging_face.sequence import SequenceRanks
 from paralab.models.hugging_face.smaller import tiny
 from paralab.models.hugging_face.stages import cut_stage, wrapped
 from paralab.models.hugging_face.thread_ranks import ThreadRanks
@@ -92,6 +93,24 @@ def tensor_problem(config: CausalLMConfig, plan_of: Callable[[CausalLMConfig], M
         return f"split by its tensor plan it computes something else: {losses}"
     odd = ranks.whole_with_other_inputs()
     return f"its tensor plan misses that {odd[0]} is whole on every rank, and sees a part of the heads" if odd else ""
+
+
+@lru_cache(maxsize=32)
+def sequence_problem(config: CausalLMConfig) -> str:
+    """Return why two ranks that share a sequence would not compute what the whole model does; empty where they do."""
+    whole, tokens, targets = _tried(tiny(config))
+    even = tokens.shape[1] // 2 * 2
+    tokens, targets = tokens[:, :even], targets[:, :even]
+    with torch.no_grad():
+        want = whole(tokens, targets=targets)
+        try:
+            got = torch.stack(SequenceRanks(2).run(whole, lambda model: model(tokens, targets=targets))).mean()
+        except Exception as error:
+            return f"its sequence cannot be shared by ranks ({_short(error)})"
+    if torch.allclose(got, want, rtol=_CLOSE):
+        return ""
+    losses = f"a loss of {got.item():.6g} and not {want.item():.6g}"
+    return f"with a sequence that ranks share it computes something else: {losses}"
 
 
 def _tried(config: CausalLMConfig) -> tuple[Any, Tensor, Tensor]:

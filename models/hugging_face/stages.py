@@ -15,6 +15,7 @@ from torch._subclasses.fake_tensor import FakeTensor
 from torch.nn import functional as F
 
 from paralab.models.found import around
+from paralab.models.hugging_face.sequence import own_positions, sharing
 from paralab.models.spec import Cut, StandIn, at_least_fp32
 
 if TYPE_CHECKING:
@@ -25,13 +26,14 @@ def wrapped(model: "PreTrainedModel") -> "PreTrainedModel":
     """Give a model, in place, the `forward(tokens, targets=None)` of `paralab.models.spec`; return it."""
     _leave_values_alone(model)
     model.stage_is_last = True  # an attribute of ours
+    sharing(model)
     model.forward = MethodType(_forward, model)  # a method, so that a copy of the model calls its own
     return model
 
 
 def unwrapped(model: nn.Module) -> nn.Module:
     """Return a model, changed in place, whose `forward` is that of transformers again."""
-    for name in ("forward", "stage_is_last", "block_names"):
+    for name in ("forward", "stage_is_last", "block_names", "take", "ranks", "share_sequence"):
         vars(model).pop(name, None)
     return model
 
@@ -41,16 +43,20 @@ def _forward(self: Any, hidden: Tensor, targets: Tensor | None = None) -> Tensor
 
     hidden: tokens (batch, sequence) int64, or the hidden states (batch, sequence, width) of the stage before. targets:
     the token after each, (batch, sequence) int64. What follows: logits (batch, sequence, vocabulary), or hidden states
-    where this is a stage that is not the last.
+    where this is a stage that is not the last. Of a sequence that ranks share, all are those of this rank's positions.
     """
-    given = {"inputs_embeds" if hidden.is_floating_point() else "input_ids": hidden, "use_cache": False}
+    is_first = not hidden.is_floating_point()
+    hidden = self.take(hidden, 1) if is_first else hidden
+    given = {"input_ids" if is_first else "inputs_embeds": hidden, "use_cache": False}
+    if self.ranks > 1:
+        given["position_ids"] = own_positions(self, hidden)
     if not self.stage_is_last:
         out = self.base_model(**given).last_hidden_state
         return out.clone() if out._is_view() else out  # schedules detach it in place, which a view does not allow
     logits = type(self).forward(self, **given).logits
     if targets is None:
         return logits
-    return F.cross_entropy(at_least_fp32(logits).flatten(0, 1), targets.flatten())
+    return F.cross_entropy(at_least_fp32(logits).flatten(0, 1), self.take(targets, 1).flatten())
 
 
 def cut_stage(model: nn.Module, *, blocks: tuple[str, ...], cut: Cut) -> nn.Module:

@@ -123,6 +123,9 @@ class Axis(AxisWords):
     """
 
     averages = False  # whether its ranks see other samples, so that gradients are averaged over them, last of all
+    shares_samples = (
+        False  # whether each of its ranks has a part of the same samples, and takes the mean over that part
+    )
 
     def check_model(self, layout: Layout, spec: "ModelSpec[C]", config: "C") -> None:
         """Raise LayoutError where a model cannot be split this way: what was got, what is needed, what to type."""
@@ -186,6 +189,12 @@ class Axis(AxisWords):
 
     # --- what it costs, sends and holds, before anything runs
 
+    def as_seen(self, part: "nn.Module", plan: "Planned") -> None:
+        """Have the modules of a part, whole and on the meta device, see activations of the shapes that a rank has.
+
+        For an axis whose ranks have other shapes between the modules, so that no module can be asked alone.
+        """
+
     def cost(self) -> "AxisCost":
         """Return what the axis adds to the time of a step; by default nothing."""
         from paralab.axes.costs import AxisCost
@@ -195,6 +204,10 @@ class Axis(AxisWords):
     def boundary(self, hidden: "Tensor", layout: Layout) -> "Tensor":
         """Return the piece of an activation (batch, ...) that a rank hands to the next pipeline stage."""
         return hidden
+
+    def piece(self, whole: "Tensor", dim: int, rank: int, plan: "Planned") -> "Tensor":
+        """Return the piece that a rank has of an activation of any shape, where this axis divides it along a dim."""
+        return whole.chunk(plan.layout.size(self.name), dim)[rank]
 
     def local_shape(self, name: str, shape: tuple[int, ...], plan: "Planned") -> tuple[int, ...]:
         """Return the shape that a rank works with of a parameter, given that of the axes before."""

@@ -65,7 +65,7 @@ def predicted_transfers(plan: Planned, pp_rank: int = 0, *, device_type: str = "
         return {}
     called: dict[str, list[Transfer]] = defaultdict(list)
     # the engine's own: loss and gradient norm
-    called[_world(layout)].append(Transfer("all_reduce", layout.world_size, 2 * weight_bytes(plan)))
+    called[layout.everyone].append(Transfer("all_reduce", layout.world_size, 2 * weight_bytes(plan)))
     unknown = set()
     for noted in _held_stages(plan, pp_rank, device_type=device_type):
         for call in noted.calls:
@@ -77,10 +77,6 @@ def predicted_transfers(plan: Planned, pp_rank: int = 0, *, device_type: str = "
                 called[name].append(transfer)
     unknown = unknown if splits_backward(plan) else set()
     return {axis: transfers for axis, transfers in called.items() if axis not in unknown}
-
-
-def _world(layout: Layout) -> str:
-    return layout.axes[0] if len(layout.axes) == 1 else "world"
 
 
 @dataclass
@@ -105,6 +101,8 @@ def _held_stages(plan: Planned, pp_rank: int, *, device_type: str) -> Iterator[_
         hidden = tuple(in_dtype(torch.empty_like(x, device=device_type), weight_dtype(precision)) for x in inputs)
     for index in range(max(mine) + 1):
         module = part(plan, index)
+        for axis in used(layout):
+            axis.as_seen(module, plan)
         stage = Stage(index, pp_rank, module, local_shapes(module, plan), received_bytes=_boundary(hidden, layout))
         noted = _Noted(stage)
         if lower and casts:  # FSDP casts parameters and what enters

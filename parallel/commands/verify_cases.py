@@ -151,7 +151,7 @@ def cases(config: VerifyConfig, nproc: int) -> Iterator[VerifyConfig]:
 
 
 def _further(config: VerifyConfig, nproc: int) -> Iterator[VerifyConfig]:
-    """Yield what strategies alone do not show: split sequences, rows that do not divide, fp32 weights under bf16."""
+    """Yield what strategies alone do not show: split sequences and heads, rows that do not divide, bf16."""
     if nproc < 2:
         return
     wanted: list[tuple[str, dict[str, Any]]] = []
@@ -159,6 +159,11 @@ def _further(config: VerifyConfig, nproc: int) -> Iterator[VerifyConfig]:
         wanted.append((f"tp{nproc}/sp", {}))
         if nproc % 2 == 0 and nproc > 2:
             wanted.append((f"tp2.pp{nproc // 2}/mb{nproc}/sp", {}))
+    spec = SPECS[config.model]
+    if spec.sequence(spec.config(config.size)):
+        wanted.append((f"cp{nproc}/ulysses", {}))
+        if nproc % 2 == 0 and nproc > 2:
+            wanted.append((f"dp2.cp{nproc // 2}/zero3", {}))
     if nproc > 3:
         wanted += [(f"dp3/zero{stage}", {}) for stage in (1, 3)]
     if config.precision in ("fp32", "fp64"):

@@ -129,5 +129,5 @@ def _runs(engine: EngineName, layout: Layout) -> bool:
         return engine == "torch"
     if engine == "deepspeed":
         piped = layout.schedule == "1f1b" and layout.zero == (1 if layout.dp > 1 else 0)
-        return layout.tp == 1 and (layout.pp == 1 or piped)
+        return layout.axes in ((), ("dp",)) or (piped and set(layout.axes) <= {"pp", "dp"})
     return engine == "torch" or layout.axes in ((), ("dp",))

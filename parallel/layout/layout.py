@@ -10,7 +10,7 @@ This module imports no torch, so that a bad layout is refused before anything he
 import math
 import re
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, Literal
 
 from paralab.errors import LayoutError, did_you_mean
 from paralab.layout import words
@@ -32,6 +32,7 @@ class Layout:
 
     # The axes of this house and their options, for the type checker; what another axis declares is Any to it.
     dp: int
+    cp: int
     tp: int
     pp: int
     zero: int
@@ -40,6 +41,7 @@ class Layout:
     schedule: ScheduleName | None
     micro_batches: int
     sequence_parallel: bool
+    cp_style: Literal["ring", "ulysses"] | None
 
     def __init__(self, **values: Any) -> None:
         defaults = _defaults()
@@ -92,13 +94,13 @@ class Layout:
         return Layout(**self._values | values)
 
     def size(self, name: str) -> int:
-        """Return the number of ranks along an axis, or along one of the mesh dims of an axis. Raises: KeyError."""
+        """Return the number of ranks along an axis, a dim of the mesh, or joined dims of it. Raises: KeyError."""
         for axis in words.AXES:
             if name == axis.name:
                 return self._values.get(name, 1)
             if name in (dims := axis.dims(self)):
                 return dims[name]
-        raise KeyError(name)
+        return math.prod(map(self.size, self.joined[name]))
 
     @property
     def world_size(self) -> int:
@@ -124,6 +126,17 @@ class Layout:
     def dims(self) -> dict[str, int]:
         """The dims of the mesh, outermost first: a dim for each axis, or several where an axis is divided in itself."""
         return {name: size for axis in words.AXES for name, size in axis.dims(self).items()}
+
+    @property
+    def joined(self) -> dict[str, tuple[str, ...]]:
+        """Dims of the mesh that an axis works on as if they were one, by the name of that one."""
+        return {name: dims for axis in words.AXES for name, dims in axis.joined(self).items()}
+
+    @property
+    def everyone(self) -> str:
+        """What all ranks together are called: "world", or the axis or joined dims that all of them are on."""
+        names = (*self.axes, *self.joined)
+        return next((name for name in names if self.size(name) == self.world_size), "world")
 
     def __str__(self) -> str:
         degrees = [f"{axis.name}{self.size(axis.name)}" for axis in words.printed() if self.size(axis.name) > 1]
@@ -156,7 +169,8 @@ class Layout:
     def check_world(self, world_size: int) -> None:
         """Raise LayoutError unless the degrees multiply to the number of processes."""
         if self.world_size != world_size:
-            product = " x ".join(f"{axis.name}{self.size(axis.name)}" for axis in words.printed())
+            used = [name for axis in words.printed() if self.size(name := axis.name) > 1] or ["dp"]
+            product = " x ".join(f"{name}{self.size(name)}" for name in used)
             raise LayoutError(
                 f"layout {self} needs {product} = {self.world_size} processes, {world_size} requested: "
                 f"use --nproc {self.world_size}, or degrees that multiply to {world_size}"
@@ -173,7 +187,7 @@ class Layout:
         for dp in range(world_size // inside, 0, -1):
             if parts_of is None or dp == 1 or parts_of % (dp * each) == 0:
                 shard = self.shard if self.shard and self.shard < dp and dp % self.shard == 0 else None
-                return self.but(dp=dp, zero=self.zero if dp > 1 or inside == 1 else 0, shard=shard)
+                return self.but(dp=dp, zero=self.zero if dp * self.cp > 1 or inside == 1 else 0, shard=shard)
         others = [axis.name for axis in words.printed() if axis.name != "dp"]
         product = " x ".join(f"{name}{self.size(name)}" for name in others)
         raise LayoutError(

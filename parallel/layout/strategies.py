@@ -128,6 +128,14 @@ _ALL = (
         layout=lambda nproc: Layout(tp=nproc),
     ),
     Strategy(
+        name="context",
+        axes=("cp",),
+        least=2,
+        when="the activations of long sequences do not fit on one device",
+        costs="keys and values go round a ring in every block; the bytes of ddp (zero3: of zero3) for the gradients",
+        layout=lambda nproc: Layout(cp=nproc),
+    ),
+    Strategy(
         name="2d",
         axes=("tp", "pp"),
         least=4,
@@ -186,6 +194,8 @@ def name_of(layout: Layout) -> str:
         return "local"
     if len(axes) > 1:
         return next((s.name for s in _ALL if s.axes == axes), "+".join(axes))
+    if layout.cp > 1:
+        return "context"
     if layout.pp > 1:
         return "model" if layout.schedule == "naive" else "pipeline"
     if layout.shard:

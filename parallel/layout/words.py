@@ -82,6 +82,10 @@ class AxisWords:
         """Return the dims that the axis has in the mesh, outermost first: its own, or several in its place."""
         return {self.name: layout.size(self.name)}
 
+    def joined(self, layout: "Layout") -> "Mapping[str, tuple[str, ...]]":
+        """Return dims of the mesh, of this axis and of others, that it works on as if they were one, by a name."""
+        return {}
+
 
 AXES: list[AxisWords] = []  # outermost first: neighbours on the last axis are neighbours on a node
 

@@ -153,9 +153,10 @@ class RunConfig:
 
     strategy: str | None = option(
         None,
-        "Parallelism strategy; paralab strategies lists when to use each and what it costs",
+        f"Parallelism strategy: {', '.join((*STRATEGIES, *ALIASES))} (paralab strategies says when to use which)",
         group=PARALLELISM,
         choices=tuple(STRATEGIES),
+        metavar="NAME",
         aliases=ALIASES,
         unset="ddp, or single where there is one process",
     )

@@ -64,11 +64,13 @@ class Beside:
         self.narrowed = Narrowed()
         self.listener = Listener(self.engine.parts, self._heard, last=[True], began=self._began)
         tell_moments(self.engine, self._told)
-        self.averaging = prod(self.layout.size(axis.name) for axis in used(self.layout) if axis.averages)
+        axes = used(self.layout)
+        self.averaging = prod(self.layout.size(x.name) for x in axes if x.averages or x.shares_samples)
+        self.parts_of_samples = {axis.name for axis in axes if axis.shares_samples}
         self.takers: dict[int, tuple[Tensor, list[Spot]]] = {}  # of each tensor of the first micro-batch
         self.in_parts: set[Spot] = set()  # of which no single stage has the gradient
         # that divide what is inside of a sample
-        self.within = [axis.name for axis in used(self.layout) if axis.name not in ("dp", "pp")]
+        self.within = {axis.name: axis for axis in axes if axis.name not in ("dp", "pp")}
         self.spots: dict[Spot, int] = {}  # with their places in the forward pass
 
     @property
@@ -169,7 +171,7 @@ class Beside:
             noted = note.heard.get((spot, gradient, chunk))
             if noted is None or data_rank not in (None, note.ranks.get("dp", 0)):
                 continue
-            piece = self._piece(tensor, noted, note)
+            piece = self._piece(tensor, noted, note, gradient)
             if piece is None:
                 continue
             key = (noted.shape, noted.where, *note.ranks.values())
@@ -196,10 +198,14 @@ class Beside:
             self.takers = {}
         return spot not in self.in_parts
 
-    def _piece(self, whole: Tensor, noted: Marked, note: Notes) -> Tensor | None:
-        """Return the piece of an activation that a rank noted; None where shapes do not say which it is."""
-        if whole.ndim != len(noted.shape) or (self.together and whole.ndim == 0):
+    def _piece(self, whole: Tensor, noted: Marked, note: Notes, gradient: bool) -> Tensor | None:
+        """Return the piece of an activation that a rank noted; None where shapes do not say which it is.
+
+        None as well for what is a sum or a mean over all that a rank has of a sample, where that is a part of it.
+        """
+        if whole.ndim != len(noted.shape) or ((self.together or self.parts_of_samples) and whole.ndim == 0):
             return None
+        summed = set(self.parts_of_samples) if gradient else set()
         for dim, (size, held) in enumerate(zip(whole.shape, noted.shape, strict=True)):
             if size == held:
                 continue
@@ -209,8 +215,14 @@ class Beside:
                 fits = [axis for axis in self.within if size == held * self.layout.size(axis)]
             if len(fits) != 1:
                 return None
-            whole = whole.chunk(self.layout.size(fits[0]), dim)[note.ranks[fits[0]]]
-        return cut(whole, noted.where)
+            summed.discard(fits[0])
+            whole = self._of(fits[0], whole, dim, note)
+        return None if summed else cut(whole, noted.where)
+
+    def _of(self, axis: str, whole: Tensor, dim: int, note: Notes) -> Tensor:
+        if axis in self.within:
+            return self.within[axis].piece(whole, dim, note.ranks[axis], self.work)
+        return whole.chunk(self.layout.size(axis), dim)[note.ranks[axis]]
 
     # --- gradients and updates
 
@@ -245,6 +257,8 @@ class Beside:
                 origin = self.tied.get(name, name)
                 if noted is None or not self._is_known(name, noted, moments[: moments.index(moment) + 1], note):
                     continue
+                if moment != moments[-1] and self.parts_of_samples:
+                    continue  # that of a part of the rank's samples
                 want = [total[origin, noted.where]]
                 if moment != moments[-1] and (origin, noted.where) in own:
                     want.append(own[origin, noted.where])

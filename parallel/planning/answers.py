@@ -20,13 +20,14 @@ FAMILIES = ("ddp", "zero1", "zero2", "zero3", "tensor", "pipeline", "tensor + pi
 
 
 def layout_text(columns: Mapping[str, Any], micro_batches: int) -> str:
-    """Return a layout as `--layout` has it, with further words where paralab cannot train it (cp, ep, zb-h1 ...)."""
-    degrees = [f"{name}{columns[name]}" for name in ("dp", "tp", "pp", "cp") if columns[name] > 1]
+    """Return a layout as `--layout` has it, with further words where paralab cannot train it (ep, zb-h1 ...)."""
+    degrees = [f"{name}{columns[name]}" for name in ("dp", "cp", "tp", "pp") if columns[name] > 1]
     words = [".".join(degrees) or "dp1"]
     words += [f"zero{columns['zero']}"] if columns["zero"] else []
     if columns["schedule"]:
         words += [_schedule(columns), f"mb{micro_batches}"]
     words += ["sp"] if columns["sequence_parallel"] else []
+    words += [str(columns["cp_style"])] if columns["cp"] > 1 else []
     words += [f"ep{columns['ep']}"] if columns["ep"] > 1 else []
     if stages := columns["layers_per_stage"]:
         words += [f"first{stages[0]}", f"last{stages[-1]}"]
@@ -61,7 +62,8 @@ _PRECISIONS = ("fp32", "bf16", "fp16")  # of those that are predicted, the ones 
 def row(found: Found, i: int) -> dict[str, Any]:
     """Return the columns of one layout, as Python's own values."""
     cells = {name: column[i] for name, column in found.columns.items()}
-    return {name: cell if isinstance(cell, tuple) else cell.item() for name, cell in cells.items()}
+    chosen = {name: cell if isinstance(cell, tuple) else cell.item() for name, cell in cells.items()}
+    return chosen | {"cp_style": str(found.settled.case.cp_style)}
 
 
 def micro_batches(found: Found, i: int) -> int:

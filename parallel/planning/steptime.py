@@ -5,7 +5,6 @@ from dataclasses import dataclass
 import numpy as np
 
 from paralab.axes import all_axes
-from paralab.axes.context_cost import ContextCost
 from paralab.axes.costs import AxisCost, Pass, Plan, Values, smooth_max
 from paralab.axes.data.cost import fullest_weights, updated_share
 from paralab.axes.expert_cost import ExpertCost
@@ -19,9 +18,9 @@ BOUNDS = ("host", "compute", "memory", "link", "bubble")
 def costs() -> tuple[AxisCost, ...]:
     """Return what every way of splitting adds, innermost first: an outer one hides behind what the inner ones take.
 
-    Context and expert parallelism are predicted, and are no axes of layouts.
+    Expert parallelism is predicted, and is no axis of layouts.
     """
-    return (ContextCost(), ExpertCost(), *(axis.cost() for axis in reversed(all_axes())))
+    return (ExpertCost(), *(axis.cost() for axis in reversed(all_axes())))
 
 
 @dataclass(frozen=True)

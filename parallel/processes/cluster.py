@@ -156,7 +156,7 @@ def start_line(launcher: Launcher, nproc: int, *, gpus: bool) -> str:
 class Mesh:
     """The ranks of a layout as a grid with the dims of its axes; without a process group, a single rank.
 
-    whole: the axes that have several dims in the grid, each as one.
+    whole: the axes that have several dims in the grid, each as one; and dims of several axes that one works on as one.
     """
 
     layout: Layout
@@ -166,8 +166,9 @@ class Mesh:
     whole: Mapping[str, DeviceMesh] = field(default_factory=dict)
 
     def __getitem__(self, axis: str | tuple[str, ...]) -> DeviceMesh:
-        """Return the mesh along an axis, a dim of one, or several dims."""
+        """Return the mesh along an axis, a dim of one, joined dims, or several dims."""
         assert self.device_mesh is not None, f"no {axis} axis in a single process"
+        axis = axis[0] if len(axis) == 1 and isinstance(axis, tuple) else axis
         return self.whole[axis] if isinstance(axis, str) and axis in self.whole else self.device_mesh[axis]
 
     def size(self, axis: str) -> int:
@@ -182,12 +183,12 @@ class Mesh:
     def groups(self) -> dict[str, dist.ProcessGroup]:
         """Return the process group of each axis with more than one rank, and of all ranks as `world`.
 
-        The dims of an axis that has several are there beside it. An axis of all ranks stands for the world.
+        The dims of an axis that has several are there beside it, and so are joined dims. What all ranks are on stands
+        for the world.
         """
-        several = self.world is not None and len(self.layout.axes) > 1
-        world = {"world": self.world} if self.world is not None and several else {}
+        world = {"world": self.world} if self.world is not None and self.layout.everyone == "world" else {}
         dims = [name for axis in words.AXES if axis.name in self.whole for name in axis.dims(self.layout)]
-        return world | {axis: self.group(axis) for axis in (*self.layout.axes, *dims)}
+        return world | {axis: self.group(axis) for axis in (*self.layout.axes, *dims, *self.layout.joined)}
 
     def all_reduce(self, axis: str) -> Callable[..., Tensor]:
         """Return `all_reduce(tensor, op)` over an axis, the form that `paralab.models.spec.Reducing` calls."""
@@ -223,6 +224,7 @@ def make_mesh(layout: Layout, device: torch.device) -> Mesh:
         world: Any = dist.group.WORLD if layout.world_size == started else dist.new_group(ranks)
         grid = DeviceMesh(device.type, torch.tensor(ranks).view(*dims.values()), mesh_dim_names=tuple(dims))
         several = {axis.name: own for axis in words.AXES if axis.name not in (own := tuple(axis.dims(layout)))}
+        several |= layout.joined
         _MESHES[key] = (grid, world, {name: grid[own]._flatten(name) for name, own in several.items()})
     return Mesh(layout, device, *_MESHES[key])
 

@@ -52,6 +52,7 @@ UNCOUNTED, COUNTED_FROM = 1, 6
 _WIRE = [f"comm_{axis}_{kind}" for axis in ("dp", "tp", "pp", "world") for kind in ("", "predicted_")]
 _COUNTS = ("calls", "payload_bytes", "ring_bytes", "sent_bytes", "predicted_ring_bytes", "predicted_sent_bytes")
 _PARTS_OF_DP = tuple(f"comm_{axis}_{count}" for axis in ("dp_shard", "dp_replicate") for count in _COUNTS)
+_OF_CP = tuple(f"comm_{axis}_{count}" for axis in ("cp", "dp_cp") for count in _COUNTS)
 CHANGES: dict[int, Change] = {
     # what was called wire bytes were those of a ring, whatever the backend sent
     7: Change(
@@ -67,6 +68,7 @@ CHANGES: dict[int, Change] = {
     14: Change(added=("model_file", "model_sha256")),
     15: Change(added=("local_steps", "grad_compression", "outer_optimizer")),
     16: Change(added=("graph_breaks", "recompiles")),
+    17: Change(added=("cp", "cp_style", *_OF_CP)),
 }
 RENAMED = {old: new for number in sorted(CHANGES) for old, new in CHANGES[number].renamed.items()}
 SCHEMA = max(CHANGES, default=COUNTED_FROM)
@@ -75,7 +77,7 @@ Device = Literal["cpu", "cuda"]
 
 WHOLE, NOT_PROVEN = "whole", "not proven: the reference does not fit"  # scopes of parity; else so much of so much
 NOT_CLAIMED = "not claimed"  # of a run that computes something else than one process, on purpose
-COMM_AXES = ("dp", "dp_shard", "dp_replicate", "tp", "pp", "world")  # each call is counted over one of them
+COMM_AXES = ("dp", "dp_shard", "dp_replicate", "cp", "dp_cp", "tp", "pp", "world")  # a call is counted over one of them
 COLLECTIVES = ("all_reduce", "all_gather", "reduce_scatter", "all_to_all", "broadcast", "send")
 
 
@@ -93,7 +95,8 @@ class RunRecord:
     rank with the backend in use (`paralab.axes.forms`); where that was not measured (NCCL), it is the same as ring.
     Each call is counted over one axis, and all axes together are all that is sent. With `shardN` in the layout,
     dp_shard is what passes within the groups of data ranks, dp_replicate what passes between them, and dp what all
-    data ranks exchange in one group, such as batch statistics and the gradients of ZeRO-1.
+    data ranks exchange in one group, such as batch statistics and the gradients of ZeRO-1. Beside context parallelism
+    dp_cp is what data and context ranks exchange in one group: gradients, and what ZeRO gathers.
     """
 
     schema: int = column("Number of the schema: of the set of columns that the row has", default=SCHEMA)
@@ -129,7 +132,9 @@ class RunRecord:
     world_size: int | None = column("Number of processes that ran")
     nodes: int | None = column("Number of machines")
     dp: int | None = column("Degree of data parallelism: number of data ranks")
-    dp_shard: int | None = column("Number of data ranks that ZeRO divides over: N of shardN, else dp; 1 without ZeRO")
+    dp_shard: int | None = column("Number of ranks that ZeRO divides over: N of shardN, else dp x cp; 1 without ZeRO")
+    cp: int | None = column("Degree of context parallelism: number of ranks that share a sequence")
+    cp_style: str | None = column("How attention goes over the sequence of all context ranks: ring or ulysses")
     tp: int | None = column("Degree of tensor parallelism: number of tensor ranks")
     pp: int | None = column("Degree of pipeline parallelism: number of pipeline ranks")
     zero_requested: int | None = column("ZeRO stage of the requested layout or strategy")
@@ -281,6 +286,18 @@ class RunRecord:
     comm_dp_replicate_predicted_ring_bytes: float | None = column("Prediction of comm_dp_replicate_ring_bytes")
     comm_dp_replicate_sent_bytes: float | None = column("What leaves the rank between groups of data ranks")
     comm_dp_replicate_predicted_sent_bytes: float | None = column("Prediction of comm_dp_replicate_sent_bytes")
+    comm_cp_calls: int | None = column("Number of collectives over the context axis")
+    comm_cp_payload_bytes: int | None = column("Payload over the context axis")
+    comm_cp_ring_bytes: float | None = column("What ring algorithms would send over the context axis")
+    comm_cp_predicted_ring_bytes: float | None = column("Prediction of comm_cp_ring_bytes")
+    comm_cp_sent_bytes: float | None = column("What leaves the rank over the context axis")
+    comm_cp_predicted_sent_bytes: float | None = column("Prediction of comm_cp_sent_bytes")
+    comm_dp_cp_calls: int | None = column("Number of collectives over data and context ranks together")
+    comm_dp_cp_payload_bytes: int | None = column("Payload over data and context ranks together")
+    comm_dp_cp_ring_bytes: float | None = column("What ring algorithms would send over data and context ranks together")
+    comm_dp_cp_predicted_ring_bytes: float | None = column("Prediction of comm_dp_cp_ring_bytes")
+    comm_dp_cp_sent_bytes: float | None = column("What leaves the rank over data and context ranks together")
+    comm_dp_cp_predicted_sent_bytes: float | None = column("Prediction of comm_dp_cp_sent_bytes")
     comm_tp_calls: int | None = column("Number of collectives over the tensor axis")
     comm_tp_payload_bytes: int | None = column("Payload over the tensor axis")
     comm_tp_ring_bytes: float | None = column("What ring algorithms would send over the tensor axis")

@@ -30,6 +30,7 @@ LAYOUTS = {
     "zero3": "dp4/zero3",
     "hsdp": "dp4/zero3/shard2",
     "tensor": "tp2",
+    "context": "dp2.cp2/zero1",
     "pipeline": "pp2/1f1b/mb2",
     "2d": "tp2.pp2/1f1b/mb2",
     "3d": "dp2.tp2.pp2/1f1b/mb2",
@@ -45,6 +46,8 @@ RELAY = (
     "dp4.tp2/zero3/shard2",
     "dp2.pp2/zero1/zbv/mb2",
     "pp4/dualpipev/mb8",
+    "dp2.cp2.tp2/zero3/ulysses",
+    "cp2.pp2/1f1b/mb2",
     "dp2.pp2/zero2/gpipe/mb2",
     "dp1",
 )

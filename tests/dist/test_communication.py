@@ -5,6 +5,7 @@ from typing import Any
 import pytest
 
 from paralab import engines
+from paralab.axes.data import replicas
 from paralab.axes.sent import Sent, predicted_sent, predicted_transfers
 from paralab.layout import Layout
 from paralab.measure.ledger import CommLedger
@@ -26,7 +27,7 @@ def counted(rank: Rank, run: RunConfig) -> Sent | None:
         return None
     engine = engines.build(work.context(mesh), "torch")
     batches = training_batches(work, mesh)
-    for _ in range(work.layout.local or (2 if work.layout.dp > 1 and work.layout.zero < 2 else 1)):
+    for _ in range(work.layout.local or (2 if replicas(work.layout) > 1 and work.layout.zero < 2 else 1)):
         engine.step(next(batches))
     period = work.layout.local or 1
     with CommLedger(mesh.groups(), steps=period) as ledger:
@@ -48,7 +49,7 @@ def check_run(workers: WorkerPool, run: RunConfig) -> None:
     work = resolve(run)
     predicted = [predicted_sent(work, pp_rank, backend="gloo") for pp_rank in range(work.layout.pp)]
     everywhere = [
-        predicted[pp_rank] for pp_rank in range(work.layout.pp) for _ in range(work.layout.dp * work.layout.tp)
+        predicted[pp_rank] for pp_rank in range(work.layout.pp) for _ in range(work.layout.world_size // work.layout.pp)
     ]
     answers = workers.run("tests.dist.test_communication:counted", run)
     assert answers[: work.layout.world_size] == everywhere

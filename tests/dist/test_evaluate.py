@@ -51,6 +51,7 @@ def alone() -> dict[str, tuple[Validation, Validation, float]]:
         *((GPT2, layout) for layout in ("dp2", "dp8/zero3", "dp4/zero1", "tp2", "dp2.tp2/zero2/sp", "pp2/naive")),
         *((GPT2, layout) for layout in ("pp4/interleaved/mb4", "pp2/zbv/mb4", "dp2.tp2.pp2/zero1/dualpipev/mb4")),
         *((GPT2, layout) for layout in ("dp2.pp2/zero3/1f1b/mb2", "tp2.pp2/1f1b/mb2/sp")),
+        *((GPT2, layout) for layout in ("dp2.cp2/zero3", "cp2.pp2/mb2/ulysses")),
         *((RESNET, layout) for layout in ("dp4/zero3", "tp2", "pp2/gpipe", "dp2.pp2/zbv")),
         *((POINTS, layout) for layout in ("dp4", "pp2/zero-bubble/mb2")),
     ],

@@ -44,6 +44,9 @@ CASES = [
     ("olmo2", "tp2"),
     ("gpt_neox", "tp4"),
     ("gpt2", "dp2.pp2/zero2/zbv/mb2"),
+    ("llama", "dp2.cp2/zero3"),
+    ("qwen3", "cp2.tp2"),
+    ("gpt2", "cp2.pp2/mb2/ulysses"),
 ]
 
 
@@ -74,6 +77,7 @@ def test_parity_with_options(
         ("qwen3", "tp2", {}),
         ("olmo2", "tp2", {"checkpointing": "full"}),
         ("qwen3", "dp2.tp2.pp2/zero3/mb2", {}),
+        ("qwen3", "cp2.tp2", {}),
     ],
 )
 def test_what_is_sent_is_what_was_predicted(

@@ -17,6 +17,7 @@ GPT2 = [
     "dp4/zero1/shard2",
     "dp4/zero3/shard2",
     "tp4",
+    "dp2.cp2/zero3",
     "pp4/1f1b/mb4",
     "tp2.pp2/1f1b/mb2",
 ]

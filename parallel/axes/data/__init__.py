@@ -27,27 +27,45 @@ if TYPE_CHECKING:
     from paralab.axes.context import BuildContext, Planned
     from paralab.axes.costs import AxisCost
     from paralab.models.spec import C, ModelSpec
+    from paralab.processes.cluster import Mesh
 
 REPLICATE, SHARD = "dp_replicate", "dp_shard"  # the dims of the axis under `shardN`: neighbours share a shard
+JOINED = "dp_cp"  # data and context ranks together
+
+
+def replicas(layout: Layout) -> int:
+    """Return how many ranks have the same weights and other tokens: of other samples, or of the same (context)."""
+    return layout.dp * layout.cp
+
+
+def replica_dim(layout: Layout) -> str:
+    """Return the dim of the mesh that gradients are averaged over: the data axis, joined with the context axis."""
+    if layout.cp == 1:
+        return "dp"
+    return "cp" if layout.dp == 1 else JOINED
 
 
 def shard_ranks(layout: Layout) -> int:
-    """Return the data ranks that ZeRO divides over: all of them, or those of a group; 1 without ZeRO."""
-    return (layout.shard or layout.dp) if layout.zero else 1
+    """Return the ranks that ZeRO divides over: all that gradients are averaged over, or a group; 1 without ZeRO."""
+    return (layout.shard or replicas(layout)) if layout.zero else 1
 
 
 def shard_dim(layout: Layout) -> str:
     """Return the dim of the mesh that ZeRO divides over."""
-    return SHARD if layout.shard else "dp"
+    return SHARD if layout.shard else replica_dim(layout)
 
 
 def sharding_dims(layout: Layout) -> tuple[str, ...]:
-    """Return the dims of the mesh that FSDP works on: the data axis, or (replicas, shards)."""
-    return (REPLICATE, SHARD) if layout.shard else ("dp",)
+    """Return the dims of the mesh that FSDP works on: one of all replicas, or (replicas, shards)."""
+    return (REPLICATE, SHARD) if layout.shard else (replica_dim(layout),)
 
 
 class DataAxis(Axis):
-    """Data parallelism, in all stages of ZeRO."""
+    """Data parallelism, in all stages of ZeRO.
+
+    Context ranks hold the same weights as well, and see other tokens: the axis averages over them too, and ZeRO
+    divides over both.
+    """
 
     name, title, place = "dp", "data", 0
     options = (
@@ -60,12 +78,14 @@ class DataAxis(Axis):
     # --- words
 
     def is_used(self, layout: Layout) -> bool:
-        return layout.dp > 1 or layout.zero > 0
+        return replicas(layout) > 1 or layout.zero > 0
+
+    def joined(self, layout: Layout) -> Mapping[str, tuple[str, ...]]:
+        return {JOINED: (*self.dims(layout), "cp")} if replica_dim(layout) == JOINED else {}
 
     def dims(self, layout: Layout) -> Mapping[str, int]:
-        ranks = shard_ranks(layout)
-        sizes = {REPLICATE: layout.dp // ranks, SHARD: ranks, "dp": layout.dp}
-        return {name: sizes[name] for name in sharding_dims(layout)}
+        ranks = layout.shard
+        return {REPLICATE: layout.dp // ranks, SHARD: ranks} if ranks else {"dp": layout.dp}
 
     def columns(self, layout: Layout) -> Mapping[str, Any]:
         return {"dp": layout.dp, "zero": layout.zero, "dp_shard": shard_ranks(layout), "local_steps": layout.local}
@@ -74,7 +94,7 @@ class DataAxis(Axis):
         """Raise LayoutError for a stage or a group of ZeRO that the data ranks do not allow."""
         if layout.zero not in (0, 1, 2, 3):
             raise LayoutError(f"zero{layout.zero} in a layout: the ZeRO stage is 0, 1, 2 or 3")
-        if layout.zero and layout.dp == 1 and layout.world_size > 1:
+        if layout.zero and replicas(layout) == 1 and layout.world_size > 1:
             raise LayoutError(f"zero{layout.zero} with dp1: there is nothing to shard over, add a degree such as dp2")
         if layout.shard is not None:
             _check_shard(layout.shard, layout)
@@ -141,7 +161,7 @@ class DataAxis(Axis):
 
     def after_backward(self, parts: "Mapping[int, nn.Module]", context: "BuildContext") -> Finish | None:
         layout = context.layout
-        if layout.dp == 1 or layout.local:
+        if replicas(layout) == 1 or layout.local:
             return None
         from paralab.axes.data import ddp, zero
 
@@ -151,6 +171,13 @@ class DataAxis(Axis):
         if not _overlaps(layout):
             return Finish(lambda: ddp.average_gradients(named, mesh=context.mesh, unused=unused))
         return Finish(lambda: ddp.check_complete(named)) if context.own is not None and not unused else None
+
+    def copies(self, parameter: "Tensor", mesh: "Mesh") -> int:
+        """Return on how many data and context ranks the same piece of a parameter (of any shape) lies."""
+        from paralab.axes.placements import sharded_over
+
+        dims = {*self.dims(mesh.layout), replica_dim(mesh.layout)}
+        return replicas(mesh.layout) // sharded_over(parameter, dims)
 
     def updates(self, parameters: "Sequence[Tensor]", context: "BuildContext") -> Updates | None:
         """Return each rank's share of the rows under ZeRO-1, and what brings ranks together that train apart.
@@ -166,7 +193,7 @@ class DataAxis(Axis):
         from paralab.axes.optimizer import make_pieces
 
         pieces = make_pieces(parameters, rank=mesh.rank(shard_dim(layout)), ranks=shard_ranks(layout))
-        return Updates(pieces, zero.ShareUpdates(pieces, mesh=mesh) if layout.dp > 1 else None)
+        return Updates(pieces, zero.ShareUpdates(pieces, mesh=mesh) if replicas(layout) > 1 else None)
 
     def cost(self) -> "AxisCost":
         from paralab.axes.data.cost import DataCost
@@ -189,7 +216,7 @@ class DataAxis(Axis):
     def sent(self, stage: Stage, plan: "Planned") -> Iterator[tuple[str, Transfer]]:
         """Yield what brings gradients together and updated parameters to where they are needed."""
         layout, element = plan.layout, weight_bytes(plan)
-        if layout.dp == 1:
+        if replicas(layout) == 1:
             return
         if layout.zero >= 2:
             yield from _sharding(stage, plan)
@@ -199,13 +226,14 @@ class DataAxis(Axis):
         if layout.local:
             yield "dp", Transfer("all_reduce", layout.dp, Fraction(gradients * element, layout.local))
             return
+        dim, ranks = replica_dim(layout), replicas(layout)
         if plan.run.grad_compression != "none":
             from paralab.axes.data import compression
 
-            sent = compression.transfers(plan.run.grad_compression, updated.values(), ranks=layout.dp, element=element)
-            yield from (("dp", transfer) for transfer in sent)
+            sent = compression.transfers(plan.run.grad_compression, updated.values(), ranks=ranks, element=element)
+            yield from ((dim, transfer) for transfer in sent)
             return
-        yield "dp", Transfer("all_reduce", layout.dp, gradients * element)
+        yield dim, Transfer("all_reduce", ranks, gradients * element)
         if layout.zero == 1:
             ranks = shard_ranks(layout)
             rows = fsdp_padded_numel(updated.values(), dp=ranks)  # each rank has an equal share of the rows
@@ -241,6 +269,10 @@ def _check_local(local: int, layout: Layout) -> None:
         raise LayoutError(f"local{local} in a layout: ranks train apart for at least 1 step, write local8")
     if layout.dp == 1:
         raise LayoutError(f"local{local} with dp1: there is nobody to train apart from, add a degree such as dp2")
+    if layout.cp > 1:
+        raise LayoutError(
+            f"local{local} with cp{layout.cp}: ranks that share a sequence cannot train apart, leave one of them out"
+        )
     if layout.zero:
         raise LayoutError(
             f"local{local} with zero{layout.zero}: ranks that train apart hold whole replicas, leave one of them out"
@@ -254,7 +286,7 @@ def _may_leave_out(context: "BuildContext") -> bool:
 
 def _overlaps(layout: Layout) -> bool:
     """Return whether DistributedDataParallel averages gradients during backward: it knows no other axis."""
-    return layout.dp > 1 and layout.zero < 2 and layout.axes == ("dp",) and not layout.local
+    return replicas(layout) > 1 and layout.zero < 2 and replicas(layout) == layout.world_size and not layout.local
 
 
 def _in_one_module(name: str, other: str, spec: "ModelSpec[C]", config: "C") -> bool:
@@ -265,6 +297,10 @@ def _in_one_module(name: str, other: str, spec: "ModelSpec[C]", config: "C") -> 
 
 def _check_shard(shard: int, layout: Layout) -> None:
     """Raise LayoutError unless ZeRO divides over groups of so many data ranks."""
+    if layout.cp > 1:
+        raise LayoutError(
+            f"shard{shard} with cp{layout.cp}: ZeRO divides over all data x context ranks there, leave shard{shard} out"
+        )
     if not layout.zero:
         raise LayoutError(f"shard{shard} without ZeRO: nothing is sharded, add zero3, or leave shard{shard} out")
     if shard == layout.dp > 1:
@@ -293,7 +329,8 @@ def _sharding(stage: Stage, plan: "Planned") -> Iterator[tuple[str, Transfer]]:
     dim, updated = shard_dim(layout), trained(stage.part, stage.shapes)
     for name, shape in stage.shapes.items():
         if not shape:  # whole on every rank
-            yield "dp", Transfer("all_reduce", layout.dp, (name in updated) * weight_bytes(plan))
+            payload = (name in updated) * weight_bytes(plan)
+            yield replica_dim(layout), Transfer("all_reduce", replicas(layout), payload)
             continue
         padded = fsdp_padded_numel([shape], dp=ranks)
         # What is outside the blocks stays gathered from forward to backward, and so does all of a pipeline.

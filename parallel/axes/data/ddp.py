@@ -13,6 +13,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
+from paralab.axes.data import replica_dim, replicas
 from paralab.axes.data.unused import without_gradient
 from paralab.axes.initialise import local
 from paralab.models.spec import Reducing
@@ -30,7 +31,7 @@ def replicate(part: nn.Module, *, mesh: Mesh, unused: bool = False) -> Distribut
     """
     return DistributedDataParallel(
         part,
-        process_group=mesh.group("dp"),
+        process_group=mesh.group(replica_dim(mesh.layout)),
         gradient_as_bucket_view=True,
         forward_sync_buffers=False,
         init_sync=False,
@@ -56,8 +57,8 @@ def average_gradients(named: Named, *, mesh: Mesh, unused: bool = False) -> None
     grads = [local(p.grad) for _, p in named if p.grad is not None]
     for bucket in _buckets(grads):
         flat = torch.cat([grad.flatten() for grad in bucket])
-        dist.all_reduce(flat, group=mesh.group("dp"))
-        flat.div_(mesh.size("dp"))
+        dist.all_reduce(flat, group=mesh.group(replica_dim(mesh.layout)))
+        flat.div_(replicas(mesh.layout))
         for grad, piece in zip(bucket, flat.split([grad.numel() for grad in bucket]), strict=True):
             grad.copy_(piece.view_as(grad))
 
@@ -73,7 +74,7 @@ def _fill_missing(parameters: Sequence[Tensor], *, mesh: Mesh) -> None:
     """Give zeros to a parameter, of any shape, that has a gradient on another data rank and none here."""
     device = mesh.device
     there = torch.tensor([p.grad is not None for p in parameters], dtype=torch.uint8, device=device)
-    dist.all_reduce(there, op=dist.ReduceOp.MAX, group=mesh.group("dp"))
+    dist.all_reduce(there, op=dist.ReduceOp.MAX, group=mesh.group(replica_dim(mesh.layout)))
     for p, somewhere in zip(parameters, there.tolist(), strict=True):
         if somewhere and p.grad is None:
             p.grad = torch.zeros_like(p)

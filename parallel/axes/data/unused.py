@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule
 
 from paralab.axes.blocks import block_of, blocks_of
+from paralab.axes.data import replica_dim
 from paralab.errors import ConfigError
 from paralab.processes.cluster import Mesh
 
@@ -74,7 +75,7 @@ class Unused:
 
     def _drop_unused(self, parameters: Mapping[str, Tensor]) -> None:
         there = torch.tensor([name in self.used for name in parameters], dtype=torch.uint8, device=self.mesh.device)
-        dist.all_reduce(there, op=dist.ReduceOp.MAX, group=self.mesh.group("dp"))
+        dist.all_reduce(there, op=dist.ReduceOp.MAX, group=self.mesh.group(replica_dim(self.mesh.layout)))
         for parameter, somewhere in zip(parameters.values(), there.tolist(), strict=True):
             if not somewhere:
                 parameter.grad = None

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 class PipelineAxis(Axis):
     """Pipeline parallelism, and the plain layer split (`naive`)."""
 
-    name, title, place = "pp", "pipeline", 2
+    name, title, place = "pp", "pipeline", 3
     options = (
         choice_option("schedule", tuple(SCHEDULES), place=2),
         number_option("micro_batches", "mb", default=1, examples=("mb4",), place=3),

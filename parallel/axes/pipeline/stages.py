@@ -166,6 +166,8 @@ def boundary_shapes(context: BuildContext) -> list[tuple[Tensor, ...]]:
     hidden = tuple(in_dtype(x, dtype).to("meta") for x in inputs)
     shapes = [hidden]
     whole = context.new_model()
+    for axis in used(context.layout):
+        axis.as_seen(whole, context)
     for stage in range(context.layout.stages - 1):
         with torch.device("meta"), AllOnMeta():
             out = _stage_of(whole, context, stage)(*hidden)

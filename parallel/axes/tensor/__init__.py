@@ -37,7 +37,7 @@ EXPERTS = {"up": 1, "down": 2}  # the dim of each tensor that ranks divide
 class TensorAxis(Axis):
     """Tensor parallelism (Megatron-LM, Shoeybi et al. 2019, section 3) and sequence parallelism."""
 
-    name, title, place = "tp", "tensor", 1
+    name, title, place = "tp", "tensor", 2
     options = (flag_option("sequence_parallel", "sp", place=4),)
 
     def check_layout(self, layout: Layout) -> None:
@@ -58,9 +58,11 @@ class TensorAxis(Axis):
             raise LayoutError(f"{spec.name}: {'; '.join(lacking)}; leave sp out of the layout, or see docs/models.md")
         from paralab.models.spec import SequenceConfig
 
-        if isinstance(config, SequenceConfig) and config.seq_len % layout.tp:
+        if isinstance(config, SequenceConfig) and config.seq_len // layout.cp % layout.tp:
+            positions = f"the {config.seq_len // layout.cp} positions of a rank" if layout.cp > 1 else ""
             raise LayoutError(
-                f"tp={layout.tp} with sp does not divide seq_len={config.seq_len}: use another tp, or no sp"
+                f"tp={layout.tp} with sp does not divide {positions or f'seq_len={config.seq_len}'}: use another tp, "
+                "or no sp"
             )
 
     def split(self, part: "nn.Module", context: "BuildContext") -> None:

@@ -66,7 +66,7 @@ def test_its_layout_parses_and_prints(twins: Twins) -> None:
     layout = Layout.parse("dp2.tw3/every2/zero1")
     assert (layout.tw, layout.every, layout.world_size, layout.axes) == (3, 2, 6, ("dp", "tw"))
     assert str(layout) == "dp2.tw3/zero1/every2" and Layout.parse(str(layout)) == layout
-    assert layout.dims == {"pp": 1, "dp": 2, "tp": 1, "tw": 3}
+    assert layout.dims == {"pp": 1, "dp": 2, "cp": 1, "tp": 1, "tw": 3}
     assert (name_of(layout), name_of(Layout(tw=2))) == ("dp+tw", "tw")
     with pytest.raises(LayoutError, match="every2"):
         Layout.parse("tw2/evry2")

@@ -48,6 +48,11 @@ REFUSED: dict[str, tuple[Callable[[], object], type[ParalabError], str]] = {
         LayoutError,
         "Repeated has no repeated blocks to divide into stages .* blocks='layers",
     ),
+    "a sequence that no ranks can share": (
+        lambda: made(Plain(), "cp2", processes=2, loss=words_loss),
+        LayoutError,
+        r"Plain cannot be split along a sequence: it takes a ModelSpec with sequence=.*; use a layout without cp",
+    ),
     "blocks without ends": (
         lambda: made(Plain(), "pp2/gpipe", processes=2),
         LayoutError,

@@ -273,3 +273,23 @@ def test_gguf_without_its_reader(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     (tmp_path / "model.gguf").write_bytes(b"GGUF")
     with pytest.raises(ConfigError, match="takes the package gguf: type `pip install gguf`"):
         folder.read(str(tmp_path / "model.gguf"))
+
+
+SHARED = ["llama", "qwen3", "olmo2", "gpt_neox", "gpt2", "granite", "opt", "stablelm"]  # the sequence, by ranks
+
+
+@pytest.mark.parametrize("name", hugging_face.MODELS)
+def test_a_sequence_is_shared_where_ranks_then_compute_the_same(tmp_path: Path, name: str) -> None:
+    spec = made(name, tmp_path)
+    if name in SHARED:
+        check_split(Layout.parse("cp2"), spec=spec, config=spec.config())
+        return
+    said = "something else: a loss of" if name == "bloom" else "its attention has sliding_window"
+    with pytest.raises(LayoutError, match=f"{said}.*; use a layout without cp"):
+        check_split(Layout.parse("cp2"), spec=spec, config=spec.config())
+
+
+def test_a_model_that_counts_positions_from_zero_is_not_shared(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(stages, "own_positions", lambda model, x: torch.arange(x.shape[1])[None])
+    with pytest.raises(LayoutError, match="with a sequence that ranks share it computes something else"):
+        check_split(Layout.parse("cp2"), spec=(spec := made("llama", tmp_path, rope_theta=9.0)), config=spec.config())

@@ -62,6 +62,14 @@ def test_every_schedule_that_is_trained_is_looked_at() -> None:
     assert typed == set(SCHEDULES) - {"naive"}
 
 
+@pytest.mark.parametrize("style", ["ring", "ulysses"])
+def test_context_ranks_are_typed_as_they_are_predicted(style: str) -> None:
+    found = search(GPT3 | {"sequence_length": 32768, "cp": 4, "tp": 2, "pp": 2, "zero": 3, "cp_style": style})
+    chosen = next(row for i in range(len(found)) if answers.is_typed(row := answers.row(found, i)))
+    layout = Layout.parse(answers.layout_text(chosen, 8))
+    assert (layout.dp, layout.cp, layout.cp_style, layout.zero) == (4, 4, style, 3)
+
+
 @pytest.mark.parametrize(("layers", "stages"), [(32, 2), (32, 8), (33, 8), (30, 16), (8, 8), (96, 64)])
 def test_uneven_stages_have_fewer_layers_at_the_ends(layers: int, stages: int) -> None:
     for split in splits(layers, stages, 3):

@@ -334,6 +334,8 @@ DESCRIBED: dict[str, Any] = {
     "nodes": 2,  # three processes on the first, one on the second
     "dp": 2,
     "dp_shard": 1,
+    "cp": 1,
+    "cp_style": None,
     "tp": 1,
     "pp": 2,
     "zero_requested": 1,
@@ -387,8 +389,12 @@ ELSEWHERE = {
     "steps_lost": "unit/training/test_goodput.py::test_a_start_after_a_kill_counts_what_was_lost",
     "goodput_share": "unit/training/test_goodput.py::test_goodput_is_the_time_in_steps_that_were_kept",
     **{
-        f"comm_{axis}_{counted}": "unit/records/test_row_by_hand.py::test_bytes_within_and_between_groups_of_data_ranks"
-        for axis in ("dp_shard", "dp_replicate")
+        f"comm_{axis}_{counted}": f"unit/records/test_row_by_hand.py::{test}"
+        for axes, test in (
+            (("dp_shard", "dp_replicate"), "test_bytes_within_and_between_groups_of_data_ranks"),
+            (("cp", "dp_cp"), "test_bytes_over_context_ranks_and_over_data_and_context_ranks"),
+        )
+        for axis in axes
         for counted in (
             "calls",
             "payload_bytes",
@@ -537,6 +543,24 @@ def test_bytes_within_and_between_groups_of_data_ranks() -> None:
         assert got[f"comm_dp_shard_predicted_{kind}_bytes"] == (1 / 2 + scattered) * 4 * PARAMETERS
         assert got[f"comm_dp_replicate_predicted_{kind}_bytes"] == 2 * (1 / 2) * 4 * PARAMETERS / 2
         assert got[f"comm_dp_predicted_{kind}_bytes"] == 2 * (3 / 4) * 2 * 4  # loss and gradient norm
+    assert got.keys() - {"comm_detail_json"} < {f.name for f in fields(RunRecord)}
+
+
+def test_bytes_over_context_ranks_and_over_data_and_context_ranks() -> None:
+    """Keys and values go one hop, and back with their gradients; those of parameters are reduced over four ranks."""
+    work = resolve(RunConfig(size="tiny", layout="dp2.cp2", global_batch_size=16))
+    comm = [
+        CommRow("cp", "send", 2, 2, 40, F(40), F(41)),
+        CommRow("dp_cp", "all_reduce", 4, 3, 60, F(90), F(91)),
+    ]
+    got = case._comm_columns(work, [RankResult(comm=comm)] * 4, "cpu")
+    counted = ("calls", "payload_bytes", "ring_bytes", "sent_bytes")
+    assert [got[f"comm_cp_{name}"] for name in counted] == [2, 40, 40, 41]
+    assert [got[f"comm_dp_cp_{name}"] for name in counted] == [3, 60, 90, 91]
+    keys = 8 * 8 * 32 * 4  # (samples, positions of a rank, width) in fp32, in each of eight layers
+    for kind in ("ring", "sent"):
+        assert got[f"comm_cp_predicted_{kind}_bytes"] == 8 * 3 * 2 * keys
+        assert got[f"comm_dp_cp_predicted_{kind}_bytes"] == 2 * (3 / 4) * (4 * PARAMETERS + 2 * 4)
     assert got.keys() - {"comm_detail_json"} < {f.name for f in fields(RunRecord)}
 
 

@@ -1,0 +1,161 @@
+"""Context parallelism computes what one process computes, and sends what it says.
+
+Held to 1e-10 in fp64, where a wrong position, a lost term of the ring or a mean over too few ranks has nowhere to hide.
+"""
+
+from typing import Any
+
+import pytest
+from torch import Tensor
+
+from paralab.axes.context_parallel import ContextAxis, local, ring
+from paralab.axes.data import ddp
+from paralab.layout import Layout
+from paralab.models.sequence import Sequence
+from paralab.options.config import RunConfig
+from paralab.parity.prove import prove
+from paralab.parity.result import ParityResult
+from paralab.planning.resolve import resolve
+from paralab.processes import cluster
+from paralab.processes.cluster import Rank
+from tests.dist import cases
+from tests.dist.cases import SHALLOW
+from tests.dist.test_communication import check_run
+from tests.dist.workers import WorkerPool
+from tests.tiny import TINY
+
+
+def check(workers: WorkerPool, model: str, layout: str, **options: Any) -> None:
+    """Train a case and one process, and compare; then compare what a step sends with what was predicted."""
+    run = RunConfig(
+        **{"precision": "fp64", "global_batch_size": 8, "steps": 20} | TINY[model] | SHALLOW.get(model, {}) | options,
+        layout=Layout.parse(layout),
+    )
+    result = workers.run("tests.dist.cases:parity_result", run)[0]
+    assert result.passed, result
+    check_run(workers, run)
+
+
+@pytest.mark.parametrize("layout", ["cp2", "cp4", "cp8", "dp2.cp2", "cp2/ulysses", "cp4/ulysses", "dp2.cp2/ulysses"])
+def test_gpt2(workers: WorkerPool, layout: str) -> None:
+    check(workers, "gpt2", layout)
+
+
+# Chosen by pairs: each style with each other axis and each stage of ZeRO.
+@pytest.mark.parametrize(
+    ("model", "layout"),
+    [
+        ("gpt2", "dp2.cp2/zero1"),
+        ("gpt2", "cp2/zero2/ulysses"),
+        ("gpt2", "dp2.cp2/zero3"),
+        ("gpt2", "cp2.tp2"),
+        ("gpt2", "cp2.tp2/sp/ulysses"),
+        ("gpt2", "cp2.pp2/mb2"),
+        ("gpt2", "cp2.pp2/zbv/mb2/ulysses"),
+        ("gpt2", "dp2.cp2.tp2/zero3/sp"),
+        ("llama", "cp2"),
+        ("llama", "cp4/ulysses"),
+        ("llama", "dp2.cp2/zero3/ulysses"),
+        ("llama", "cp2.tp2/sp"),
+        ("llama", "cp2.tp2.pp2/zbv/mb2"),
+        ("llama", "cp4.pp2/zero3/mb2"),
+        ("dit", "cp2"),
+        ("dit", "cp4/ulysses"),
+        ("dit", "dp2.cp2.tp2/zero3"),
+        ("dit", "cp2.pp2/zero-bubble/mb2"),
+    ],
+)
+def test_with_other_axes(workers: WorkerPool, model: str, layout: str) -> None:
+    check(workers, model, layout)
+
+
+def _terms_of_others_lost(patch: pytest.MonkeyPatch) -> None:
+    """Have a rank not add to the gradients of keys and values of other ranks."""
+    right = local.backward
+
+    def wrong(*tensors: Tensor, causal: bool) -> tuple[Tensor, Tensor, Tensor]:
+        grad_q, grad_k, grad_v = right(*tensors, causal=causal)  # type: ignore[arg-type]
+        return (grad_q, grad_k, grad_v) if causal else (grad_q, 0 * grad_k, 0 * grad_v)
+
+    patch.setattr(local, "backward", wrong)
+
+
+def _stale(patch: pytest.MonkeyPatch) -> None:
+    """Have a rank go on with the keys and values that it sent."""
+    right = ring.Passing.wait
+
+    def wrong(self: ring.Passing) -> Tensor:
+        right(self)
+        return self.sent
+
+    patch.setattr(ring.Passing, "wait", wrong)
+
+
+def _positions_from_zero(patch: pytest.MonkeyPatch) -> None:
+    """Have each rank count positions from 0."""
+    positions = Sequence.own_positions
+    patch.setattr(Sequence, "own_positions", lambda self, x, start=0: positions(Sequence(), x, start=start))
+
+
+def _mean_over_data_ranks(patch: pytest.MonkeyPatch) -> None:
+    """Have the loss be a mean over data ranks alone."""
+    patch.setattr(ContextAxis, "loss_copies", lambda self, layout: 1)
+
+
+def _gradients_of_one_rank(patch: pytest.MonkeyPatch) -> None:
+    """Have gradients be averaged over data ranks alone."""
+    patch.setattr(ddp, "replica_dim", lambda layout: "dp")
+    patch.setattr(ddp, "replicas", lambda layout: layout.dp)
+
+
+FAULTS = {
+    fault.__name__: fault
+    for fault in (
+        _terms_of_others_lost,
+        _stale,
+        _positions_from_zero,
+        _mean_over_data_ranks,
+        _gradients_of_one_rank,
+    )
+}
+
+
+def parity_with(rank: Rank, run: RunConfig, fault: str) -> ParityResult | None:
+    """Prove a case whose code has a fault against a reference without it; ranks outside the layout return None."""
+    work = resolve(run)
+    mesh = cluster.make_mesh(work.layout, rank.device)
+    if rank.rank >= work.layout.world_size:
+        return None
+    want = cases._references.get(work, mesh)
+    with pytest.MonkeyPatch.context() as patch:
+        FAULTS[fault](patch)
+        return prove(work, mesh, want)
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_what_breaks_it_is_seen(workers: WorkerPool, fault: str) -> None:
+    options = {"precision": "fp64", "global_batch_size": 8, "steps": 20} | TINY["llama"] | SHALLOW["llama"]
+    run = RunConfig(**options, layout=Layout.parse("dp2.cp2"))
+    result = workers.run("tests.dist.test_context_parallel:parity_with", run, fault)[0]
+    assert not result.passed and result.loss_difference > 1e-6
+    print("FIRST", fault, result.first)
+
+
+# SGD, because the step of Adam is the same whatever factor its gradients carry. The norm before clipping is above 1.
+BITES = {"optimizer": "sgd", "learning_rate": 0.1, "clip_norm": 0.05}
+
+
+@pytest.mark.parametrize(
+    ("model", "layout", "options"),
+    [
+        ("gpt2", "cp2", {"precision": "fp32"}),
+        ("llama", "dp2.cp2.tp2/zero3/sp", {"precision": "fp32"}),
+        ("llama", "cp2", {"precision": "bf16"}),
+        ("gpt2", "dp2.cp2/zero3/ulysses", {"precision": "bf16"}),
+        ("gpt2", "dp2.cp2", BITES | {"accumulation": 2}),
+        ("llama", "cp2.pp2/zero1/mb2", BITES | {"checkpointing": "full"}),
+        ("gpt2", "cp2/ulysses", {"checkpointing": "2"}),
+    ],
+)
+def test_options(workers: WorkerPool, model: str, layout: str, options: dict[str, Any]) -> None:
+    check(workers, model, layout, **options)
