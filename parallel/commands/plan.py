@@ -14,10 +14,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from paralab.commands.predict import devices
+from paralab.commands.predict import DeviceParser, devices
+from paralab.console.clock import Moment
 from paralab.console.outputs import check_writable, write_whole
+from paralab.console.phases import Phases
 from paralab.errors import ConfigError, UsageError
-from paralab.options.arguments import Parser
 from paralab.planning import cases, checked, hardware
 from paralab.planning.goals import Goal, number
 from paralab.planning.hardware import Device
@@ -63,7 +64,8 @@ def _answer(options: Any, goal: Goal, own: Mapping[str, Device], gpu: str) -> No
         check_writable(Path(path))
     model, raw = _question(options)
     goal.check(n_gpus="n_gpus" in raw)
-    solved = goals.solve(goal, raw, own, gpu)
+    with Phases(Moment.now(), transient=True, after_s=1.0) as phases:
+        solved = goals.solve(goal, raw, own, gpu, phases)
     if options.out:
         _write(Path(options.out), solved, model, raw, options.top or WRITTEN)
     print(planned.report(solved, raw, model, own, gpu, top=options.top or SHOWN))
@@ -95,7 +97,8 @@ def _draw(
 
     found = solved.found
     numbers = (found.order if len(found.order) else found.nearest)[:most]
-    content = sheet.render(solved, raw, model, own, gpu, numbers).encode()
+    with Phases(Moment.now(), transient=True, after_s=1.0) as phases:
+        content = sheet.render(solved, raw, model, own, gpu, numbers, phases).encode()
     write_whole(out, content)
     print(f"wrote {out} ({len(content) / 1e3:,.0f} kB)", file=sys.stderr)
 
@@ -148,8 +151,8 @@ def _answer_file(source: Path, out: str | None, own: Mapping[str, Device], gpu: 
     return FAILED if problems else 0
 
 
-def _parser() -> Parser:
-    parser = Parser(prog="paralab plan", description=__doc__)
+def _parser() -> DeviceParser:
+    parser = DeviceParser(prog="paralab plan", description=__doc__)
     parser.add_argument("questions", metavar="QUESTIONS.csv", nargs="?", help="Answer a file of questions, one a row")
     parser.add_argument(
         "--out", metavar="FILE", help="Write the layouts with all that is predicted of them to this .csv or .json file"
@@ -170,6 +173,7 @@ def _parser() -> Parser:
         action="append",
         help="Describe a device of your own, as paralab predict takes it",
     )
+    parser.add_figures()
     parser.add_argument(
         "--set", metavar="COLUMN=VALUE", action="append", help="Fix any column of docs/planner.md, such as tp=8"
     )

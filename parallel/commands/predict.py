@@ -10,6 +10,7 @@ others are predicted.
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from paralab.console.outputs import check_writable, write_whole
 from paralab.errors import ConfigError, UsageError
@@ -47,7 +48,7 @@ def main(argv: Sequence[str]) -> int:
 
 
 def _parser() -> Parser:
-    parser = Parser(prog="paralab predict", description=__doc__)
+    parser = DeviceParser(prog="paralab predict", description=__doc__)
     parser.add_argument("cases", metavar="CASES.csv", help="Cases to predict, one a row")
     parser.add_argument("--out", metavar="FILE", help="Write predictions to this CSV file (default: print them)")
     parser.add_argument(
@@ -60,7 +61,46 @@ def _parser() -> Parser:
         help="Describe a device of your own: a JSON file, or "
         "gpu=NAME,peak_tflops=N,memory_gib=N,memory_gbyte_per_s=N (may be given several times)",
     )
+    parser.add_figures()
     return parser
+
+
+FIGURES = {
+    "peak_tflops": "Dense peak in 16 bits, TFLOP/s, of a device of your own, or of --gpu if it differs",
+    "memory_gib": "Its memory that a program can use, GiB",
+    "memory_gbyte_per_s": "Bandwidth of that memory, GB/s",
+    "link_gbyte_per_s": "Link of one device inside a node, one direction, GB/s",
+    "network_gbit_per_s": "Network of one device between nodes, one direction, Gbit/s",
+}
+_NEEDED = ("peak_tflops", "memory_gib", "memory_gbyte_per_s")
+
+
+class DeviceParser(Parser):
+    """A parser in which figures of a datasheet describe the device: they become one more `--device`, which is taken."""
+
+    def add_figures(self) -> None:
+        """Add the options of the figures."""
+        for name, meaning in FIGURES.items():
+            self.add_argument(f"--{name.replace('_', '-')}", metavar="N", help=meaning)
+
+    def parse_args(self, args: Any = None, namespace: Any = None) -> Any:
+        """Return the options. Raises: UsageError; ConfigError for too few figures of a device that is not known."""
+        options = super().parse_args(args, namespace)
+        given = {name: value for name in FIGURES if (value := getattr(options, name)) is not None}
+        if not given:
+            return options
+        named = any(word == "--gpu" or word.startswith("--gpu=") for word in args)
+        if named and (known := hardware.is_known(options.gpu)):
+            given, name = {"like": known, **given}, f"{known} (changed)"
+        elif missing := [name for name in _NEEDED if name not in given]:
+            flags = ", ".join(f"--{name.replace('_', '-')}" for name in missing)
+            first = f"--{next(iter(given)).replace('_', '-')}"
+            raise ConfigError(f"{first} without {flags}: give all figures of the device, or --gpu with one it is like")
+        else:
+            name = options.gpu if named else "own"
+        words = ",".join(f"{key}={value}" for key, value in {"gpu": name, **given}.items())
+        options.device, options.gpu = [*(options.device or []), words], name
+        return options
 
 
 def devices(words: Sequence[str]) -> dict[str, Device]:

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from paralab.axes.weights import active_weights, all_weights
+from paralab.console.phases import Phases, hidden
 from paralab.errors import ConfigError, LayoutError
 from paralab.planning.hardware import Device
 from paralab.planning.predict import model_flops
@@ -81,13 +82,19 @@ class Solved:
     said: tuple[str, ...] = ()
 
 
-def solve(goal: Goal, raw: Mapping[str, Any], own: Mapping[str, Device] | None, gpu: str) -> Solved:
-    """Return the layouts of a question, and the training that its goal stands for.
+def solve(
+    goal: Goal, raw: Mapping[str, Any], own: Mapping[str, Device] | None, gpu: str, phases: Phases | None = None
+) -> Solved:
+    """Return the layouts of a question, and the training that its goal stands for. phases: shows how far it is.
 
     Raises: UsageError where a column cannot be; LayoutError where no layout is legal, or no number of GPUs is enough.
     """
 
+    phases = phases or hidden()
+    phases.begin("looking at layouts")
+
     def on(n: int | None) -> Found:
+        phases.advance()
         return search(raw if n is None else {**raw, "n_gpus": n}, own, gpu)
 
     if goal.finds_gpus:

@@ -106,6 +106,11 @@ def _from_row(row: Mapping[str, str]) -> Device:
     return Device(**values)
 
 
+def is_known(name: str) -> str | None:
+    """Return the name of a device as `devices.csv` has it, given in any case; None where it is not there."""
+    return next((key for key in known() if key.lower() == name.lower()), None)
+
+
 def find(name: str, own: Mapping[str, Device] | None = None) -> Device:
     """Return a device by name, in any case. own: devices that the user describes.
 
@@ -119,8 +124,9 @@ def find(name: str, own: Mapping[str, Device] | None = None) -> Device:
     close = [*begins[:4], *get_close_matches(name.lower(), list(exact), n=3, cutoff=0.3)]
     closest = ", ".join(dict.fromkeys(exact[key] for key in close)) or ", ".join(list(devices)[:5])
     raise ConfigError(
-        f"GPU {name!r} is unknown: use one of the closest names ({closest}), or describe it in a JSON file: --device "
-        f'FILE.json with {{"gpu": "{name}", "peak_tflops": 100, "memory_gib": 24, "memory_gbyte_per_s": 900}}'
+        f"GPU {name!r} is unknown: use one of the closest names ({closest}), or describe it: --peak-tflops 100 "
+        "--memory-gib 24 --memory-gbyte-per-s 900 (and --link-gbyte-per-s, --network-gbit-per-s), or --device FILE.json"
+        f' with {{"gpu": "{name}", "peak_tflops": 100, "memory_gib": 24, "memory_gbyte_per_s": 900}}'
     )
 
 

@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from paralab.console.phases import Phases, hidden
 from paralab.errors import UsageError
 from paralab.pages import charts
 from paralab.pages.charts import Bar, Limit, Row, Series
@@ -143,14 +144,22 @@ def ranges(found: Found) -> Chart:
     return Chart("Step time with its range", drawing, caption)
 
 
-def scaling(found: Found, raw: Mapping[str, Any], own: Mapping[str, Device] | None, gpu: str) -> list[Scaled]:
-    """Return the fastest layout on one node and more of them, with the same batch and with one that grows."""
+def scaling(
+    found: Found, raw: Mapping[str, Any], own: Mapping[str, Device] | None, gpu: str, phases: Phases | None = None
+) -> list[Scaled]:
+    """Return the fastest layout on one node and more of them, with the same batch and with one that grows.
+
+    phases: shows how far it is.
+    """
     n, batch = int(found.settled.case.n_gpus), int(found.settled.case.global_batch_size)
     numbers = [count for count in counts(int(found.settled.case.gpus_per_node)) if count < n and n % count == 0]
     numbers = [*numbers[-MOST_COUNTS + 1 :], n]
     scaled: list[Scaled] = []
+    phases = phases or hidden()
+    phases.begin("looking at fewer devices", total=2 * len(numbers))
     for grows in (False, True):
         for count in numbers:
+            phases.advance()
             rows = batch * count // n if grows else batch
             if (rows and batch * count % n == 0) or not grows:
                 asked = {**raw, "n_gpus": count, "global_batch_size": rows}

@@ -48,7 +48,7 @@ def report(
 ) -> str:
     """Return the answer for a terminal. model: None for shapes that no model of paralab has."""
     found, training = solved.found, solved.training
-    lines = [*head(found, raw), *solved.said, ""]
+    lines = [part for line in (*head(found, raw), *solved.said) for part in _wrapped(line, "")] + [""]
     if len(found.order):
         best = found.order[:top]
         lines += [*_times(found, best), "", *_memory(found, best), "", *_losers(found)]

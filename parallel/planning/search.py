@@ -113,7 +113,9 @@ def search(raw: Raw, own: Mapping[str, Device] | None = None, default_gpu: str =
     raw = {"global_batch_size": default_batch(raw), **raw}
     parts = list(_parts(raw, own, default_gpu))
     if not parts:
-        raise LayoutError(_why_none(raw))
+        from paralab.planning import closest
+
+        raise LayoutError(closest.why_none(raw, own, default_gpu))
     settled = parts[0][0]
     columns = {name: np.concatenate([part[1][name] for part in parts]) for name in CHOSEN}
     varying = {name: np.concatenate([part[2][name] for part in parts]) for name in parts[0][2]}
@@ -290,12 +292,3 @@ def _case(settled: Settled, made: Mapping[str, np.ndarray]) -> dict[str, np.ndar
 
 def _number(column: np.ndarray) -> np.ndarray:
     return column.astype(float) if column.dtype.kind in "iu" else column
-
-
-def _why_none(raw: Raw) -> str:
-    n, batch, heads = raw["n_gpus"], raw.get("global_batch_size"), raw.get("heads")
-    given = ", ".join(f"{name}={raw[name]}" for name in CHOSEN if name in raw)
-    return (
-        f"no layout of {n} GPUs divides global_batch_size={batch}, heads={heads} and layers={raw.get('layers')}"
-        f"{f' with {given}' if given else ''}: use another number of GPUs or batch, or leave more of the layout empty"
-    )

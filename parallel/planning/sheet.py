@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from paralab.console.phases import Phases
 from paralab.pages import page
 from paralab.planning import answers, checked, pictures, planned, records, scale
 from paralab.planning.breakdown import CATEGORIES
@@ -28,13 +29,17 @@ def render(
     own: Mapping[str, Device],
     gpu: str,
     numbers: np.ndarray,
+    phases: Phases | None = None,
 ) -> str:
-    """Return the page. numbers: of the layouts that are carried inside it, an array, best first."""
+    """Return the page. numbers: of the layouts that are carried inside it, an array, best first.
+
+    phases: shows how far it is.
+    """
     found = solved.found
     fits, unit = bool(len(found.order)), scale.unit(found)
     head = list(planned.head(found, raw))
     rows = records.rows(found, numbers[:SHOWN])
-    scaled = pictures.scaling(found, raw, own, gpu) if fits else []
+    scaled = pictures.scaling(found, raw, own, gpu, phases) if fits else []
     charts = [pictures.against_memory(found, unit), pictures.memory(found)]
     charts += [pictures.causes(found), pictures.ranges(found)]
     charts += [chart] if (chart := pictures.efficiency(scaled)) else []

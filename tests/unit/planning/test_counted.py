@@ -52,11 +52,11 @@ def test_what_is_kept_is_what_a_real_run_keeps(name: str, size: str) -> None:
 
     inputs, targets = spec.example(spec.config(size), 8)
     with saved_tensors_hooks(keep, lambda tensor: tensor):
-        loss = model(*inputs, targets=targets)
+        loss = model(*inputs, targets=targets)  # what was kept lives as long as it does
     real = sum(numel for storage, numel in kept.items() if storage not in weights) / 8
     counted = count(spec, spec.config(size))
     assert sum(part.kept for part in (counted.first, *counted.blocks, counted.last)) == pytest.approx(real, rel=0.05)
-    assert loss.isfinite()
+    assert loss.requires_grad
 
 
 def test_ranks_of_a_pipeline_hold_what_their_own_blocks_have() -> None:

@@ -18,6 +18,7 @@ from paralab.planning.predict import predict
 from paralab.planning.search import CHOSEN, search, splits
 from paralab.planning.settle import settle
 
+OWN = "--layers 2 --hidden 128 --n-gpus 2 --peak-tflops 100 --memory-gbyte-per-s 900".split()
 GPT3 = {"layers": 32, "hidden": 4096, "heads": 32, "n_gpus": 64, "global_batch_size": 512, "gpu": "A100-SXM4-80GB"}
 
 
@@ -133,6 +134,36 @@ def test_no_legal_layout_is_said() -> None:
         search(GPT3 | {"n_gpus": 7, "tp": 2})
 
 
+@pytest.mark.parametrize("given", [{"tp": 3}, {"dp": 2, "tp": 2, "pp": 3}, {"pp": 64, "zero": 1}, {"ep": 2}])
+def test_what_is_not_legal_gets_the_closest_layouts_that_are(given: dict[str, int]) -> None:
+    """Each of them can be searched for by its degrees."""
+    question = {"layers": 8, "hidden": 512, "heads": 8, "n_gpus": 8, "global_batch_size": 64}
+    with pytest.raises(LayoutError, match="the closest that work are ") as refused:
+        search(question | given)
+    texts = str(refused.value).partition("the closest that work are ")[2].split(", ")
+    assert 1 <= len(texts) <= 3
+    for text in texts:
+        degrees = {part[:2]: int(part[2:]) for part in text.split("/")[0].split(".")}
+        assert np.prod(list(degrees.values())) == 8 and len(search(question | degrees))
+    assert given != {"tp": 3} or "tp4" in texts[0]
+
+
+def test_a_batch_that_nothing_divides_is_given_one_that_works() -> None:
+    question = {"layers": 1, "hidden": 512, "heads": 1, "n_gpus": 8, "global_batch_size": 7}
+    with pytest.raises(LayoutError, match="use a batch such as 8,"):
+        search(question)
+
+
+def test_figures_of_a_datasheet_are_a_device(capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["plan", *OWN, "--memory-gib", "24", "--link-gbyte-per-s", "64", "--top", "1"]
+    assert cli.main(words) == 0
+    assert "2 x own, 24 GiB each" in capsys.readouterr().out
+    assert cli.main([*words, "--gpu", "mine"]) == 0
+    assert "2 x mine, 24 GiB each" in capsys.readouterr().out
+    assert cli.main(["plan", "--layers=2", "--hidden=128", "--n-gpus=2", "--gpu=h100-sxm-80gb", "--memory-gib=5"]) == 0
+    assert "2 x H100-SXM-80GB (changed), 5 GiB each" in capsys.readouterr().out
+
+
 # --- the command
 
 
@@ -166,7 +197,11 @@ def test_where_nothing_fits_it_says_what_would(capsys: pytest.CaptureFixture[str
         (["--layers", "8", "--hidden", "512"], "--n-gpus is missing"),
         (["--layers", "0", "--hidden", "512", "--n-gpus", "8"], "layers is '0': give a whole number"),
         (["--model", "gpt2", "--size", "big", "--n-gpus", "8"], "--size big is unknown"),
-        (["--model", "gpt2", "--n-gpus", "8", "--gpu", "H1000"], "GPU 'H1000' is unknown"),
+        (["--model", "gpt2", "--n-gpus", "8", "--gpu", "H1000"], "closest names (H100-SXM-80GB"),
+        (["--model", "gpt2", "--n-gpus", "8", "--gpu", "H1000"], "describe it: --peak-tflops 100 --memory-gib 24"),
+        (["--model", "gpt2", "--n-gpus", "8", "--peak-tflops", "9"], "--peak-tflops without --memory-gib, --memory-g"),
+        ([*OWN, "--memory-gib", "-5"], "memory_gib is -5.0: give a number above 0"),
+        ([*OWN, "--memory-gib", "many"], "memory_gib is 'many': give a number"),
         (["--model", "gpt2", "--n-gpus", "8", "--set", "tpp=2"], "--set tpp=2: give COLUMN=VALUE"),
         (["--model", "gpt2", "--n-gpus", "8", "--tokens", "1e30"], "--tokens 1e30: give a positive number"),
         (["--model", "gpt2", "--n-gpus", "8", "--price-per-gpu-hour", "2"], "--price-per-gpu-hour without --tokens"),
