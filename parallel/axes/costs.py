@@ -18,7 +18,8 @@ GIB = 2.0**30
 class Case:
     """One training configuration with nothing left open, or many of them: every field is a value or an array (cases,).
 
-    The fields are the columns of the contract in docs/planner.md. layers_first, layers_middle and layers_last are of
+    The fields are the columns of the contract in docs/planner.md; shard is 0 where ZeRO divides over all data ranks.
+    layers_first, layers_middle and layers_last are of
     the first pipeline rank, of the fullest one between (0 where there is none) and of the last one; layers_held is of
     the rank between that keeps most activations, and held_rank is its number.
     """
@@ -69,6 +70,7 @@ class Case:
     dp_overlap: Values
     tp_overlap: Values
     memory_kind: Values
+    shard: Values = 0
 
     def but(self, **values: Values) -> "Case":
         """Return the same case with other values."""
@@ -88,6 +90,11 @@ class Case:
     def sequence_share(self) -> Values:
         """The share of these tokens that a rank has between the parts that tensor parallelism divides."""
         return np.where(self.sequence_parallel, 1 / self.tp, 1.0)
+
+    @property
+    def sharded_over(self) -> Values:
+        """The ranks that ZeRO divides over, where it divides: all data and context ranks, or a group of them."""
+        return np.where(self.shard > 0, self.shard, self.dp * self.cp)
 
     @property
     def is_mixture(self) -> Values:

@@ -1,12 +1,14 @@
 """Find the fastest layouts of a model on machines that one need not have: every legal layout is predicted.
 
     paralab plan --model gpt2 --size gpt3-6.7b --gpu H100-SXM-80GB --n-gpus 64
-    paralab plan --layers 80 --hidden 8192 --heads 64 --kv-heads 8 --n-gpus 256
+    paralab plan --layers 80 --hidden 8192 --heads 64 --kv-heads 8 --n-gpus 256 --report plan.html
+    paralab plan --model llama --size 8b --tokens 15e12 --days 30 --price-per-gpu-hour 2.50
     paralab plan QUESTIONS.csv --out PLANS.csv
 
-Looked at are data, tensor and pipeline degrees, ZeRO 0 to 3, sequence parallelism, schedules and stages of a rank,
-micro-batches, recomputation, context parallelism of long sequences and expert parallelism of mixtures. A file of
-questions has the columns of docs/planner.md, those of the layout left empty.
+Looked at are data, tensor and pipeline degrees, ZeRO 0 to 3 over all data ranks or those of a node, sequence
+parallelism, schedules, stages of a rank and uneven ones, micro-batches, recomputation, context parallelism of long
+sequences and expert parallelism of mixtures. A file of questions has the columns of docs/planner.md, those of the
+layout left empty.
 """
 
 import sys

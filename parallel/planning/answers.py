@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from paralab.planning.shapes import Trained
 
 _NAMES = {"zb-1p": "zero-bubble"}  # schedules that layouts have under another name
-FAMILIES = ("ddp", "zero1", "zero2", "zero3", "tensor", "pipeline", "tensor + pipeline", "context", "experts")
+FAMILIES = ("ddp", "zero1", "zero2", "zero3", "hsdp", "tensor", "pipeline", "tensor + pipeline", "context", "experts")
 
 
 def layout_text(columns: Mapping[str, Any], micro_batches: int) -> str:
@@ -24,6 +24,7 @@ def layout_text(columns: Mapping[str, Any], micro_batches: int) -> str:
     degrees = [f"{name}{columns[name]}" for name in ("dp", "cp", "tp", "pp") if columns[name] > 1]
     words = [".".join(degrees) or "dp1"]
     words += [f"zero{columns['zero']}"] if columns["zero"] else []
+    words += [f"shard{columns['shard']}"] if columns["shard"] else []
     if columns["schedule"]:
         words += [_schedule(columns), f"mb{micro_batches}"]
     words += ["sp"] if columns["sequence_parallel"] else []
@@ -62,8 +63,7 @@ _PRECISIONS = ("fp32", "bf16", "fp16")  # of those that are predicted, the ones 
 def row(found: Found, i: int) -> dict[str, Any]:
     """Return the columns of one layout, as Python's own values."""
     cells = {name: column[i] for name, column in found.columns.items()}
-    chosen = {name: cell if isinstance(cell, tuple) else cell.item() for name, cell in cells.items()}
-    return chosen | {"cp_style": str(found.settled.case.cp_style)}
+    return {name: cell if isinstance(cell, tuple) else cell.item() for name, cell in cells.items()}
 
 
 def micro_batches(found: Found, i: int) -> int:
@@ -110,6 +110,8 @@ def family(chosen: Mapping[str, Any]) -> str:
     both = (chosen["tp"] > 1, chosen["pp"] > 1)
     if any(both):
         return {(True, False): "tensor", (False, True): "pipeline", (True, True): "tensor + pipeline"}[both]
+    if chosen["shard"]:
+        return "hsdp"
     return f"zero{chosen['zero']}" if chosen["zero"] else "ddp"
 
 
@@ -142,6 +144,7 @@ def families(found: Found) -> np.ndarray:
     """Return the strategy that each layout is of, an array (layouts,) of text."""
     c = found.columns
     plain = np.where(c["zero"] > 0, np.char.add("zero", c["zero"].astype(str)), "ddp")
+    plain = np.where(c["shard"] > 0, "hsdp", plain)
     split = np.select(
         [(c["tp"] > 1) & (c["pp"] > 1), c["tp"] > 1, c["pp"] > 1], ["tensor + pipeline", "tensor", "pipeline"], plain
     )

@@ -130,6 +130,7 @@ COLUMNS = (
         "0 replicas; divided over dp are 1 optimizer states, 2 also gradients, 3 also weights",
         "0",
     ),
+    Column("shard", _DEGREE, "data ranks of a group that ZeRO divides over (hybrid sharding)", "all of them"),
     Column(
         "schedule",
         _choice(*SCHEDULES),

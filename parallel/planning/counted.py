@@ -62,10 +62,10 @@ class _FusedAttention(TorchFunctionMode):
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        plain = len(args) == 3 and not kwargs.keys() - {"is_causal", "scale"} and args[0].dim() == 4
-        if func is F.scaled_dot_product_attention and plain and args[0].shape[1] == args[1].shape[1]:
-            causal = bool(kwargs.get("is_causal", False))
-            return torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(*args, 0.0, causal)[0]
+        if func is F.scaled_dot_product_attention and len(args) == 3 and args[0].dim() == 4:
+            if kwargs.get("attn_mask") is None and not kwargs.get("dropout_p"):
+                causal = bool(kwargs.get("is_causal", False))
+                return torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(*args, 0.0, causal)[0]
         return func(*args, **kwargs)
 
 

@@ -17,7 +17,9 @@ from paralab.planning.search import CHOSEN, Found, search
 if TYPE_CHECKING:
     from paralab.planning.shapes import Trained
 
-HEADER = ["case_id", "rank", *CHOSEN, "step_time_s", "memory_gib", "fits"]
+# what a file of questions asks for: hybrid sharding has no column there
+ASKED = tuple(name for name in CHOSEN if name != "shard")
+HEADER = ["case_id", "rank", *ASKED, "step_time_s", "memory_gib", "fits"]
 WIDTH = 80  # of a line on a terminal
 LAYOUT = 31  # of it, the layout
 
@@ -27,14 +29,14 @@ def answers(case_id: str, raw: Mapping[str, Any], own: Mapping[str, Device], gpu
 
     Raises: UsageError where no layout is legal.
     """
-    found = search(raw, own, gpu)
+    found = search({"shard": 0, **raw}, own, gpu)
     best = found.order if len(found.order) else found.nearest
     result = found.prediction
     return [
         [
             case_id,
             str(rank),
-            *(cell(found_by.row(found, i)[name]) for name in CHOSEN),
+            *(cell(found_by.row(found, i)[name]) for name in ASKED),
             f"{result.step_time_s[i]:.6g}",
             f"{result.memory_gib[i]:.6g}",
             cell(bool(result.fits[i])),

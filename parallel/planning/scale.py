@@ -106,7 +106,7 @@ def zero_factors(found: Found) -> Iterator[Fact]:
     """
     case = found.settled.case
     n = int(case.n_gpus)
-    case = case.but(dp=n, tp=1, pp=1, cp=1, ep=1, zero=np.arange(4.0))
+    case = case.but(dp=n, tp=1, pp=1, cp=1, ep=1, shard=0, zero=np.arange(4.0))
     ours = state_bytes(Plan(case, found.machine, shipped()), np.ones(4))
     for stage, limit in ((1, 4), (2, 8), (3, n)):
         yield Fact(f"ZeRO-{stage}, limit", limit, "times", RAJBHANDARI)

@@ -32,10 +32,12 @@ CHOSEN = (
     "cp",
     "ep",
     "zero",
+    "shard",
     "schedule",
     "vpp",
     "layers_per_stage",
     "sequence_parallel",
+    "cp_style",
     "micro_batch_size",
     "recompute",
 )
@@ -223,22 +225,51 @@ def _arrays(
     pp, tp, dp = degrees["pp"], degrees["tp"], degrees["dp"]
     rows = int(settled.case.global_batch_size) // dp
     counts = [size for size in micro if _legal(schedule, rows // size, pp)]
-    zeros = [raw["zero"]] if "zero" in raw else [0, 1, 2, 3] if dp * degrees["cp"] > 1 else [0]
+    zeros = _zeros(raw, degrees, int(settled.case.gpus_per_node))
     pieces = [raw["sequence_parallel"]] if "sequence_parallel" in raw else [False, True] if tp > 1 else [False]
     recomputed = [raw["recompute"]] if "recompute" in raw else ["none", "selective", "full"]
     stages = _stages(raw, degrees, schedule, vpp, settled)
-    chosen = list(product(range(len(stages)), zeros, pieces, recomputed, counts))
+    styles = _styles(raw, degrees, settled)
+    chosen = list(product(range(len(stages)), zeros, pieces, recomputed, styles, counts))
     if not chosen:
         return None
-    number, zero, sequence, recompute, size = (np.array(column) for column in zip(*chosen, strict=True))
+    number, stage, sequence, recompute, style, size = (np.array(column) for column in zip(*chosen, strict=True))
+    zero, shard = stage.T
     n = len(chosen)
     made = {name: np.full(n, degrees[name]) for name in ("dp", "tp", "pp", "cp", "ep")}
-    made |= {"zero": zero, "sequence_parallel": sequence, "recompute": recompute, "micro_batch_size": size}
-    made |= {"schedule": np.full(n, schedule, dtype="<U12"), "vpp": np.full(n, vpp)}
+    made |= {
+        "zero": zero,
+        "shard": shard,
+        "sequence_parallel": sequence,
+        "recompute": recompute,
+        "micro_batch_size": size,
+    }
+    made |= {"schedule": np.full(n, schedule, dtype="<U12"), "vpp": np.full(n, vpp), "cp_style": style.astype("<U7")}
     held = {name: np.array([one[name] for _, one in stages])[number] for name in _held(settled.case)}
     names = np.empty(len(stages), dtype=object)
     names[:] = [split for split, _ in stages]
     return made | {"layers_per_stage": names[number]}, _case(settled, made | held)
+
+
+def _zeros(raw: Raw, degrees: Mapping[str, int], per_node: int) -> list[tuple[int, int]]:
+    """Return stages of ZeRO with the ranks of a group: 0 for all, or as many as a node has."""
+    dp, tp, cp = degrees["dp"], degrees["tp"], degrees["cp"]
+    stages = [raw["zero"]] if "zero" in raw else [0, 1, 2, 3] if dp * cp > 1 else [0]
+    if "shard" in raw:
+        return [(zero, raw["shard"]) for zero in stages if zero or not raw["shard"]]
+    near = [n for n in range(2, dp) if dp % n == 0 and n * tp <= per_node] if cp == 1 else []
+    return [(zero, shard) for zero in stages for shard in (0, *(near[-1:] if zero else ()))]
+
+
+def _styles(raw: Raw, degrees: Mapping[str, int], settled: Settled) -> list[str]:
+    """Return how context ranks may share a sequence: a ring takes two pieces of each, Ulysses whole heads."""
+    cp, case = degrees["cp"], settled.case
+    if cp == 1:
+        return [""]
+    ring, heads = case.sequence_length % (2 * cp) == 0, cp * degrees["tp"]
+    ulysses = case.heads % heads == 0 and case.kv_heads % heads == 0
+    found = [name for name, is_legal in (("ring", ring), ("ulysses", ulysses)) if is_legal]
+    return [name for name in found if raw.get("cp_style", name) == name]
 
 
 def _stages(

@@ -120,6 +120,7 @@ def _degrees(cells: _Cells, device: Device) -> dict[str, Any]:
         "cp": cp,
         "ep": ep,
         "zero": cells("zero", 0),
+        "shard": cells("shard", 0),
     }
 
 
@@ -240,6 +241,11 @@ def _check(values: Mapping[str, Any], device: Device) -> None:
         raise LayoutError(f"ep={v['ep']} without experts: leave ep empty, or give experts")
     if v["experts"] and v["experts"] % v["ep"]:
         raise LayoutError(f"ep={v['ep']} does not divide experts={v['experts']}: use an ep that does")
+    if v["shard"] and (not v["zero"] or v["cp"] > 1 or v["dp"] % v["shard"] or v["shard"] in (1, v["dp"])):
+        raise LayoutError(
+            f"shard={v['shard']} of dp={v['dp']}, zero={v['zero']}, cp={v['cp']}: it takes ZeRO, no context ranks, and "
+            "two groups or more of two data ranks or more"
+        )
     if v["ep"] > v["dp"] * v["tp"] * v["cp"]:
         raise LayoutError(f"ep={v['ep']} is more than the {v['dp'] * v['tp'] * v['cp']} ranks of a stage: use less")
     if v["pp"] == 1 and v["vpp"] > 1:

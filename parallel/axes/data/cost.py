@@ -40,13 +40,25 @@ class DataCost(AxisCost):
         # an all-reduce is a reduction and a gather; DeepSpeed reduces whole gradients in stage 1 as well
         reduces = np.where((case.zero == 0) | ((case.zero == 1) & case.is_deepspeed), 2, 1)
         update_s = np.where(case.zero > 0, weights_s, 0.0)
-        once = reduces * gradients_s + update_s
+        in_step = (replicas > 1) & ((case.zero < 3) | (case.pp > 1))
+        once = np.where(in_step, reduces * gradients_s + update_s, 0.0) + _between_groups_s(plan, weights)
         # gradients behind the last backward pass; weights that were updated behind the first forward pass
         behind_s = compute.backward_s + np.where(case.zero > 0, compute.forward_s, 0.0)
         hidden = np.minimum(once * k.data_hidden, behind_s)
-        waits = np.where(case.dp_overlap, once - hidden, once)
-        in_step = (replicas > 1) & ((case.zero < 3) | (case.pp > 1))
-        return np.where(in_step, waits, 0.0)
+        return np.where(case.dp_overlap, once - hidden, once)
+
+
+def _between_groups_s(plan: Plan, weights: Values) -> Values:
+    """Return the seconds of reducing what a rank keeps of the gradients over the groups of hybrid sharding.
+
+    weights: of the fullest rank, before ZeRO divides them (Zhao et al. 2023, section 3.2.2).
+    """
+    case, k = plan.case, plan.constants
+    groups = case.dp * case.cp / case.sharded_over
+    inner = case.tp * case.sharded_over
+    rate = group_bytes_per_s(plan, degree=groups, inner=inner, intra_share=k.link_share, inter_share=k.network_share)
+    bytes_ = 2 * (groups - 1) / groups * weights / case.sharded_over * case.gradient_bytes
+    return np.where((case.zero > 0) & (groups > 1), bytes_ / rate + k.latency_s, 0.0)
 
 
 def _exposed(plan: Plan, seconds: Values, compute_s: Values) -> Values:
@@ -59,7 +71,7 @@ def _exposed(plan: Plan, seconds: Values, compute_s: Values) -> Values:
 def _ring_rate(plan: Plan) -> Values:
     """Return the bytes per second at which a rank passes on gathered or reduced data."""
     case, k = plan.case, plan.constants
-    degree = case.dp * case.cp
+    degree = case.sharded_over
     share = np.where((case.zero == 3) & case.is_deepspeed, k.deepspeed_network_share, k.network_share)
     rate = group_bytes_per_s(plan, degree=degree, inner=case.tp, intra_share=k.link_share, inter_share=share)
     return rate * degree / np.maximum(degree - 1, 1)
@@ -75,8 +87,11 @@ def fullest_weights(case: Case) -> Values:
 
 
 def updated_share(case: Case) -> Values:
-    """Return the share of its weights that a rank updates: ZeRO divides them over the data and context ranks."""
-    return np.where(case.zero >= 1, 1 / (case.dp * case.cp), 1.0)
+    """Return the share of its weights that a rank updates: ZeRO divides them over the data and context ranks.
+
+    Hybrid sharding divides them over those of a group.
+    """
+    return np.where(case.zero >= 1, 1 / case.sharded_over, 1.0)
 
 
 def bytes_per_weight(case: Case) -> dict[str, Values]:
@@ -103,7 +118,7 @@ def state_bytes(plan: Plan, weights: Values) -> Values:
     copy before the update (20 bytes a weight in Megatron-LM). FSDP keeps only what is divided, and gathers in 16 bits.
     """
     case = plan.case
-    divided = np.maximum(case.dp * case.cp, 1)
+    divided = np.maximum(case.sharded_over, 1)
     each = bytes_per_weight(case)
     working, moments = each["weights"], each["moments"]
     optimizer = each["master weights"] + moments + each["converted gradients"]

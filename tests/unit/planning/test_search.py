@@ -14,8 +14,9 @@ from paralab.errors import LayoutError
 from paralab.layout import SCHEDULES, Layout
 from paralab.planning import answers
 from paralab.planning.breakdown import gib_by_category
+from paralab.planning.planned import ASKED
 from paralab.planning.predict import predict
-from paralab.planning.search import CHOSEN, search, splits
+from paralab.planning.search import search, splits
 from paralab.planning.settle import settle
 
 OWN = "--layers 2 --hidden 128 --n-gpus 2 --peak-tflops 100 --memory-gbyte-per-s 900".split()
@@ -164,6 +165,28 @@ def test_figures_of_a_datasheet_are_a_device(capsys: pytest.CaptureFixture[str])
     assert "2 x H100-SXM-80GB (changed), 5 GiB each" in capsys.readouterr().out
 
 
+def test_hybrid_sharding_lies_between_whole_copies_and_zero_over_all() -> None:
+    """On a slow network: fewer bytes between nodes than ZeRO-3 over all of them, more memory."""
+    slow = GPT3 | {
+        "tp": 1,
+        "pp": 1,
+        "micro_batch_size": 1,
+        "recompute": "none",
+        "zero": 3,
+        "inter_node_gbit_per_s": 25.0,
+    }
+    found = search(slow)
+    by_shard = {answers.row(found, i)["shard"]: i for i in range(len(found))}
+    assert sorted(by_shard) == [0, 8]
+    every, node = by_shard[0], by_shard[8]
+    assert answers.name(found, node) == "dp64/zero3/shard8" and answers.is_typed(answers.row(found, node))
+    assert found.prediction.step_time_s[node] < found.prediction.step_time_s[every]
+    states = found.memory_gib["states"]
+    assert states[node] == pytest.approx(8 * states[every])
+    whole = search(slow | {"zero": 0})
+    assert states[node] < whole.memory_gib["states"][0]
+
+
 # --- the command
 
 
@@ -230,6 +253,6 @@ def test_a_file_of_questions_is_answered_row_by_row(tmp_path: Path, capsys: pyte
     assert cli.main(["plan", str(tmp_path / "q.csv"), "--out", str(tmp_path / "p.csv"), "--top", "3"]) == 1
     rows = list(csv.DictReader(io.StringIO((tmp_path / "p.csv").read_text())))
     assert [(row["case_id"], row["rank"]) for row in rows] == [(case, str(n)) for case in "ac" for n in (1, 2, 3)]
-    assert list(rows[0]) == ["case_id", "rank", *CHOSEN, "step_time_s", "memory_gib", "fits"]
+    assert list(rows[0]) == ["case_id", "rank", *ASKED, "step_time_s", "memory_gib", "fits"]
     assert all(row["tp"] == "8" for row in rows[3:]) and all(row["fits"] == "true" for row in rows)
     assert "q.csv, line 3: layers is '0'" in capsys.readouterr().err
