@@ -87,7 +87,7 @@ FLOW = (
     ),
     Stage(
         "flags go over a file, the file over defaults",
-        ("parallel/options/config.py:resolve",),
+        ("parallel/options/config.py:read",),
         "`RunConfig`: every option, checked by itself; None where it is left open",
     ),
     Stage(

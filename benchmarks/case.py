@@ -9,7 +9,7 @@ import json
 import math
 import statistics
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from itertools import islice
 from typing import Any
@@ -411,10 +411,16 @@ def _largest(values: Any) -> int | None:
 
 
 def _comm_columns(work: Work, results: list[RankResult], device_type: str) -> dict[str, Any]:
-    """Columns of the rank that sends most; a rank alone sends nothing."""
-    busiest = max(range(len(results)), key=lambda rank: sum(row.wire_bytes for row in results[rank].comm))
-    columns: dict[str, Any] = {"comm_detail_json": _calls_json(results[busiest].comm)}
-    for row in results[busiest].comm:
+    backend = dist.get_backend() if dist.is_initialized() else default_backend(device_type)
+    comm = dict(enumerate(result.comm for result in results))
+    return comm_columns(work, comm, device_type=device_type, backend=backend)
+
+
+def comm_columns(work: Work, comm: Mapping[int, list[CommRow]], *, device_type: str, backend: str) -> dict[str, Any]:
+    """Return the columns of the rank that sends most; a rank alone sends nothing. comm: of ranks, by their number."""
+    busiest = max(comm, key=lambda rank: sum(row.wire_bytes for row in comm[rank]))
+    columns: dict[str, Any] = {"comm_detail_json": _calls_json(comm[busiest])}
+    for row in comm[busiest]:
         for key in (f"comm_{row.axis}", f"comm_{row.op}" if row.op in COLLECTIVES else None):
             if key is None or (key == f"comm_{row.axis}" and row.axis == "other"):
                 continue
@@ -425,7 +431,6 @@ def _comm_columns(work: Work, results: list[RankResult], device_type: str) -> di
                 columns[f"{key}_sent_bytes"] = columns.get(f"{key}_sent_bytes", 0.0) + float(row.wire_bytes)
     if work.run.engine == "torch":
         pp_rank = busiest // (work.layout.world_size // work.layout.pp)
-        backend = dist.get_backend() if dist.is_initialized() else default_backend(device_type)
         sent = predicted_sent(work, pp_rank, device_type=device_type, backend=backend)
         columns |= {f"comm_{axis}_predicted_ring_bytes": float(size) for axis, size in sent.ring_bytes.items()}
         columns |= {f"comm_{axis}_predicted_sent_bytes": float(size) for axis, size in sent.wire_bytes.items()}

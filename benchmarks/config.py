@@ -100,7 +100,7 @@ def _unused(name: str, planned: Planned) -> str:
 def _run(words: list[str], rank: "Rank") -> Planned:
     from paralab.planning.resolve import resolve, with_processes_of
 
-    config, origins = read(words, config=run.CaseConfig, prog="paralab run", description=run.__doc__)
+    config, origins = read(words, config=run.CommandConfig, prog="paralab run", description=run.__doc__)
     return Planned(config, origins, [resolve(with_processes_of(config, rank))])
 
 

@@ -13,7 +13,7 @@ from typing import Any, get_args, get_origin, get_type_hints
 from paralab.benchmarks import architecture, planner_page
 from paralab.benchmarks.overhead import OverheadConfig
 from paralab.benchmarks.peers import PeersConfig
-from paralab.benchmarks.run import CaseConfig
+from paralab.benchmarks.run import CaseConfig, CommandConfig
 from paralab.benchmarks.scaling import ScaleConfig
 from paralab.benchmarks.sweep import SweepConfig
 from paralab.benchmarks.tour import TourConfig
@@ -24,7 +24,7 @@ from paralab.training.options import TrainConfig
 
 # the commands whose options go beyond those of every run, and what they build on
 COMMANDS: dict[str, tuple[type[RunConfig], type[RunConfig]]] = {
-    "paralab run": (CaseConfig, RunConfig),
+    "paralab run": (CommandConfig, RunConfig),
     "paralab tour": (TourConfig, RunConfig),
     "paralab verify": (VerifyConfig, RunConfig),
     "paralab train": (TrainConfig, RunConfig),

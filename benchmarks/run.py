@@ -5,6 +5,11 @@
 
 The first steps are compared with those of one process (parity), then steps are timed. The row goes to runs/results.csv,
 or to the file that --out names.
+
+    paralab run --dry-run --layout dp16.tp8.pp8/mb8 --size 1.5b --gpu H100-SXM-80GB
+
+takes one step of every distinct rank in this process, without values and without devices: it checks shapes, and counts
+memory and bytes (docs/dry-run.md).
 """
 
 import contextlib
@@ -19,9 +24,9 @@ if __name__ in ("__main__", "__mp_main__"):  # started as a file: `paralab` is t
         import parallel  # noqa: F401
 
 from paralab.console.clock import Moment
+from paralab.errors import ConfigError
 from paralab.options import heading
-from paralab.options.config import STEPS, RunConfig, option
-from paralab.options.config import resolve as read_config
+from paralab.options.config import PARALLELISM, STEPS, RunConfig, option, read
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,15 +46,60 @@ class CaseConfig(RunConfig):
     )
 
 
+@dataclass(frozen=True, kw_only=True)
+class CommandConfig(CaseConfig):
+    """What `paralab run` takes: a case to measure, or to dry-run.
+
+    Raises: ConfigError for a GPU without a dry run.
+    """
+
+    dry_run: bool = option(
+        False,
+        "Take one step of every distinct rank in this process, on tensors without values: check shapes, count memory "
+        "and bytes; no device is used and no time is measured",
+        group=PARALLELISM,
+    )
+    gpu: str | None = option(
+        None,
+        "Of a dry run: the GPU whose memory it should fit into, a name of docs/planner.md",
+        group=PARALLELISM,
+        metavar="NAME",
+        unset="none",
+    )
+
+    def __post_init__(self) -> None:
+        """Check that a GPU is given for a dry run alone. Raises: ConfigError."""
+        super().__post_init__()
+        if self.gpu is not None and not self.dry_run:
+            raise ConfigError(
+                f"--gpu {self.gpu} without --dry-run: a run uses the devices of this machine, leave it out"
+            )
+
+
+# options of which nothing would be seen in a dry run
+_TIMED = ("parity", "steps", "warmup", "timeout_s", "force", "threads", "loader_workers", "debug_collectives")
+
+
 def main(argv: list[str]) -> int:
     """Run a case; rank 0 prints its row in short. Returns the exit status."""
     began = Moment.now()
-    config = read_config(argv, config=CaseConfig, prog="paralab run", description=__doc__)
+    config, origins = read(argv, config=CommandConfig, prog="paralab run", description=__doc__)
+    if config.dry_run:
+        return _dry_run(config, [name for name in _TIMED if name in origins and origins[name].kind == "flag"])
     steps = heading.joined(heading.division_of(config), f"{config.steps} steps")
     heading.show(f"running {heading.model_of(config)}: {steps}")
     from paralab.benchmarks.run_worker import run
 
     return run(config, began=began)
+
+
+def _dry_run(config: CommandConfig, unused: list[str]) -> int:
+    if unused:
+        raise ConfigError(f"--{unused[0].replace('_', '-')} with --dry-run, where it changes nothing: leave it out")
+    heading.show(f"dry run of {heading.model_of(config)}: {heading.division_of(config)}")
+    from paralab.benchmarks.dry_run import run
+
+    return run(config)
 
 
 if __name__ == "__main__":

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from paralab.errors import DataError
+from paralab.errors import DRY, DataError
 from paralab.records.row import RunRecord, read_lines
 
 
@@ -20,7 +20,7 @@ class Source:
 
 def load(paths: Sequence[Path]) -> list[Source]:
     """Read result files. A file that is given twice is read once, and a run that stands twice counts once: both are
-    said in a warning.
+    said in a warning. Dry runs, which measured nothing, are left out, and that is said as well.
 
     Raises: UsageError or DataError when a file cannot be read, or two different runs have one id.
     """
@@ -32,8 +32,14 @@ def load(paths: Sequence[Path]) -> list[Source]:
     repeated: dict[str, int] = {}
     found = []
     for path, label in zip(distinct, file_labels(distinct), strict=True):
-        new = []
-        for number, record in read_lines(path):
+        new, lines = [], read_lines(path)
+        if dry := sum(record.status == DRY for _, record in lines):
+            warnings.warn(
+                f"{path}: left out {dry} dry run{'s' * (dry > 1)}, in which nothing was measured", stacklevel=2
+            )
+        for number, record in lines:
+            if record.status == DRY:
+                continue
             place = f"{path} line {number}"
             first_place, first = places.setdefault(record.run_id, (place, record))
             if first is record:

@@ -20,6 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from paralab.models.spec import Reducing, at_least_fp32, keep
+from paralab.models.values import value_at_hand
 
 CHUNK_BYTES = 256 << 20  # of logits; benchmarks/NOTES.md says what other sizes gave
 
@@ -109,7 +110,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
     def backward(ctx: Any, grad_loss: Tensor) -> tuple[Tensor | None, Tensor | None, None, None, None, None, None]:
         grad_x, grad_weight = ctx.saved_tensors
         # Not in place: a zero-bubble schedule comes here twice, once for the input and once for the weight.
-        if grad_loss.device.type != "cpu" or grad_loss.item() != 1.0:
+        if value_at_hand(grad_loss) != 1.0:
             grad_x = grad_x * grad_loss if ctx.needs_input_grad[0] else None
             grad_weight = grad_weight * grad_loss if ctx.needs_input_grad[1] else None
         return grad_x, grad_weight, None, None, None, None, None
@@ -130,7 +131,8 @@ def _softmax_loss(logits: Tensor, targets: Tensor, project: Callable[[], None]) 
     project()
     if logits.device.type == "cpu":
         losses = _softmax_loss_(logits, targets, anchor=targets)
-        if losses.amax() < -math.log(torch.finfo(logits.dtype).tiny):
+        largest = value_at_hand(losses.amax())
+        if largest is None or largest < -math.log(torch.finfo(logits.dtype).tiny):
             return losses.sum()
         project()
     return _softmax_loss_(logits, targets, anchor=logits.argmax(dim=-1)).sum()

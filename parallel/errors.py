@@ -9,8 +9,9 @@ from collections.abc import Iterable
 from difflib import get_close_matches
 from typing import Literal
 
-# How a run ended, as its row says it.
-Status = Literal["ok", "oom", "hang", "crash", "diverged", "aborted"]
+# How a run ended, as its row says it; of one that was not a run, what it was.
+Status = Literal["ok", "oom", "hang", "crash", "diverged", "aborted", "dry run"]
+DRY: Status = "dry run"
 
 
 class ParalabError(Exception):

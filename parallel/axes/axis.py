@@ -201,6 +201,10 @@ class Axis(AxisWords):
 
         return AxisCost()
 
+    def alike(self, plan: "Planned") -> list[list[int]]:
+        """Return the ranks of this axis in groups: those of one group hold tensors of equal shapes, and do the same."""
+        return [list(range(plan.layout.size(self.name)))]
+
     def boundary(self, hidden: "Tensor", layout: Layout) -> "Tensor":
         """Return the piece of an activation (batch, ...) that a rank hands to the next pipeline stage."""
         return hidden

@@ -23,6 +23,7 @@ from paralab.axes.precision import autocast_forward
 from paralab.axes.recompute import checkpoint_blocks
 from paralab.data.dataset import Batch
 from paralab.errors import LayoutError
+from paralab.models.found import move_plain_tensors
 
 T = TypeVar("T")
 
@@ -58,7 +59,8 @@ def compose(context: BuildContext) -> Composed:
     for part in parts.values():
         build_part(part, context)
     modules = list(parts.values())
-    forward = _only(axis.forward(modules[0], context) for axis in axes) or modules[0]
+    with context.mesh.tensors():
+        forward = _only(axis.forward(modules[0], context) for axis in axes) or modules[0]
     finish = list(_finishes(parts, context))
     parameters = [p for module in modules for p in module.parameters() if p.requires_grad]
     updates = _only(axis.updates(parameters, context) for axis in axes) or Updates(make_pieces(parameters), None)
@@ -114,14 +116,17 @@ def build_part(part: nn.Module, context: BuildContext) -> None:
         axis.wrap(part, context)
     if run.precision in ("bf16", "fp16") and not any(axis.casts(context.layout) for axis in axes):
         autocast_forward(part, device_type=context.device.type, precision=run.precision)
-    part.to_empty(device=context.device)
-    tie(part, context.tied)
-    if context.own is None:
-        initialise(part, spec=context.spec, config=context.model_config, seed=run.seed)
-    else:
-        context.own.initialise(part, context.mesh)
-    for axis in axes:
-        axis.finalise(part, context)
+    with context.mesh.tensors():
+        part.to_empty(device=context.device)
+        tie(part, context.tied)
+        if context.mesh.is_pretended:
+            move_plain_tensors(part, context.device)
+        elif context.own is None:
+            initialise(part, spec=context.spec, config=context.model_config, seed=run.seed)
+        else:
+            context.own.initialise(part, context.mesh)
+        for axis in axes:
+            axis.finalise(part, context)
     part.train()
 
 

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensor
 
 from paralab.axes import used
 from paralab.axes.compose import compose
@@ -24,6 +25,7 @@ from paralab.axes.precision import in_dtype, weight_dtype
 from paralab.data.dataset import Batch
 from paralab.engines.engine import Engine, LossScale, StepResult
 from paralab.engines.state import Chunks, Shapes, model_chunks, new_optimizer_chunks, optimizer_chunks
+from paralab.models.values import value_at_hand
 from paralab.processes.cluster import Mesh
 
 if TYPE_CHECKING:
@@ -75,6 +77,14 @@ class NativeEngine(Engine):
         self.steps_done += 1
         return StepResult(loss, grad_norm)
 
+    @torch.no_grad()
+    def begin_states(self) -> None:
+        """Have the optimizer make its states, without a step. Changes parameters: of use where none has values."""
+        for piece in self.pieces:
+            piece.updated.grad = torch.empty_like(piece.updated)
+        self.optimizer.step()
+        self._zero_grad()
+
     @property
     def stages(self) -> "list[PipelineStage]":
         return self.forward_backward.stages if isinstance(self.forward_backward, PipelineSchedule) else []
@@ -116,14 +126,15 @@ class NativeEngine(Engine):
         """Scale the gradients to the clipping norm. Return False when the step must be skipped (fp16 overflow)."""
         limit, scale = self.context.run.clip_norm, self.loss_scale
         if scale.enabled:
-            finite = bool(grad_norm.isfinite())
+            finite = _is_finite(grad_norm)
             scale_was = scale.value
             scale.update(finite=finite)
             if not finite:
                 return False
             torch._foreach_mul_(grads, 1.0 / scale_was)
-        if limit is None or (grad_norm.device.type == "cpu" and grad_norm <= limit):
-            return True  # on an accelerator the comparison would wait for the device
+        norm = value_at_hand(grad_norm)
+        if limit is None or (norm is not None and norm <= limit):
+            return True
         torch._foreach_mul_(grads, torch.clamp(limit / (grad_norm + 1e-6), max=1.0))
         return True
 
@@ -145,6 +156,11 @@ class NativeEngine(Engine):
     def _zero_grad(self) -> None:
         for piece in self.pieces:
             piece.parameter.grad = piece.updated.grad = None
+
+
+def _is_finite(norm: Tensor) -> bool:
+    """Return whether a norm () is a number; one of a dry run is."""
+    return isinstance(norm, FakeTensor) or bool(norm.isfinite())
 
 
 _ROW = 4096

@@ -99,15 +99,16 @@ class CommLedger(TorchDispatchMode):
 
     axes: mesh axis -> its process group on this rank. A group is known by its name, else by its ranks, so that
     an axis over every rank also stands for the default group. Others are "world" or "other". steps: how many run
-    while it is entered; what is counted is the mean of them.
+    while it is entered; what is counted is the mean of them. backend: whose wire bytes are counted, by default that of
+    each group.
 
     Raises: NotImplementedError, inside the step, for a collective that the ledger cannot size: a silent gap
     would make every total wrong.
     """
 
-    def __init__(self, axes: Mapping[str, ProcessGroup], *, steps: int = 1) -> None:
+    def __init__(self, axes: Mapping[str, ProcessGroup], *, steps: int = 1, backend: str | None = None) -> None:
         super().__init__()
-        self._steps = steps
+        self._steps, self._backend = steps, backend
         self._by_name = {group.group_name: axis for axis, group in axes.items()}
         self._by_ranks = {tuple(dist.get_process_group_ranks(group)): axis for axis, group in axes.items()}
         self._counts: dict[tuple[str, str, int], _Count] = {}
@@ -165,7 +166,9 @@ class CommLedger(TorchDispatchMode):
         payload_bytes = times * sum(tensor.numel() * tensor.element_size() for tensor in _tensors(buffers))
         count.calls += 1
         count.payload_bytes += payload_bytes
-        count.wire_bytes += wire_bytes(op, payload_bytes, group.size(), backend=dist.get_backend(group))
+        count.wire_bytes += wire_bytes(
+            op, payload_bytes, group.size(), backend=self._backend or dist.get_backend(group)
+        )
 
     def _axis_of(self, group: ProcessGroup) -> str:
         ranks = tuple(dist.get_process_group_ranks(group))

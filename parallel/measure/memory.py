@@ -153,9 +153,9 @@ class MemoryCensus(TorchDispatchMode):
         return result
 
     def _see(self, tensor: Tensor, *, met: bool, category: str | None = None, unless_known: str | None = None) -> None:
-        raw = tensor.untyped_storage()
-        if raw.device != self._device:
+        if tensor.device != self._device:
             return
+        raw = tensor.untyped_storage()
         with self._lock:
             storage = self._find(raw, size=raw.nbytes(), met=met)
             if category:
@@ -180,9 +180,9 @@ class MemoryCensus(TorchDispatchMode):
                 self._events.append(_Event(storage, -storage.size))
 
     def _resized(self, raw: torch.UntypedStorage, before: int) -> None:
-        if raw.device != self._device:
-            return
         with self._lock:
+            if raw.device != self._device and raw._cdata not in self._live:  # a fake tensor's says meta
+                return
             storage = self._find(raw, size=before, met=True)
             if storage.category == "activations":
                 storage.category = "buffers"  # FSDP2 frees and refills gathered parameters this way

@@ -6,7 +6,7 @@ what is gathered or reduced at a time, and what the allocator and the driver add
 
 import numpy as np
 
-from paralab.axes.costs import Case, CountedCase, Plan, Values
+from paralab.axes.costs import Case, Constants, CountedCase, Plan, Values
 from paralab.axes.data.cost import buffer_bytes, gathered_bytes, state_bytes
 from paralab.axes.pipeline.cost import in_flight, is_v_shaped
 from paralab.axes.weights import local_dense, local_embedding, local_experts, local_output
@@ -149,6 +149,12 @@ def reserved_bytes(plan: Plan, allocated: Values) -> Values:
 
 def device_bytes(plan: Plan, allocated: Values) -> Values:
     """Return what is in use on a device: reserved memory, the context, and buffers of each kind of group."""
-    case, k = plan.case, plan.constants
+    case = plan.case
     groups = 1.0 * (case.dp > 1) + (case.tp > 1) + (case.pp > 1) + (case.cp > 1)
-    return reserved_bytes(plan, allocated) + k.mem_context_bytes + groups * k.mem_communicator_bytes
+    return in_use_bytes(allocated, groups, plan.constants)
+
+
+def in_use_bytes(allocated: Values, groups: Values, constants: Constants) -> Values:
+    """Return the same, of a device whose rank is in process groups of so many axes."""
+    k = constants
+    return allocated * (1 + k.mem_fragmentation) + k.mem_context_bytes + groups * k.mem_communicator_bytes

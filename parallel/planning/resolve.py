@@ -128,8 +128,8 @@ class Work:
             print(f"data: {'; '.join(found)}", flush=True)
 
 
-def resolve(run: RunConfig) -> Work:
-    """Choose what was left open and check what was requested. Raises: UsageError."""
+def resolve(run: RunConfig, *, dry: bool = False) -> Work:
+    """Choose what was left open and check what was requested. dry: no device is needed. Raises: UsageError."""
     _check_machine(run)
     spec = SPECS[run.model]
     size = run.size or spec.default_size
@@ -140,7 +140,8 @@ def resolve(run: RunConfig) -> Work:
         )
     rank = Rank.from_env()
     layout = _layout(run, rank)
-    rank.check_gpus(layout.world_size)
+    if not dry:
+        rank.check_gpus(layout.world_size)
     check_split(layout, spec=spec, config=config)
     _check_blocks(run, spec, config)
     layout.check_schedule(run.accumulation)

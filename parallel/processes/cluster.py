@@ -6,6 +6,7 @@ Slurm and MPI meet, `launch` starts the processes of this machine, and checkpoin
 of others make further groups of ranks that have met.
 """
 
+import contextlib
 import ctypes
 import mmap
 import os
@@ -116,6 +117,7 @@ class Rank:
         )
 
 
+FAKE = "fake"  # torch's backend of which every collective returns at once: it sends nothing
 LAUNCH, ELASTIC = "PARALAB_LAUNCH", "PARALAB_ELASTIC"  # set by `paralab node`
 ALARM = "PARALAB_ALARM"  # likewise: a file, in which it says why it ends its processes, once it does
 _ACCELERATE = "ACCELERATE_MIXED_PRECISION"
@@ -157,6 +159,7 @@ class Mesh:
     """The ranks of a layout as a grid with the dims of its axes; without a process group, a single rank.
 
     whole: the axes that have several dims in the grid, each as one; and dims of several axes that one works on as one.
+    tensors: what tensors with values are made in.
     """
 
     layout: Layout
@@ -164,6 +167,12 @@ class Mesh:
     device_mesh: DeviceMesh | None = None
     world: dist.ProcessGroup | None = None
     whole: Mapping[str, DeviceMesh] = field(default_factory=dict)
+    tensors: Callable[[], contextlib.AbstractContextManager[Any]] = contextlib.nullcontext
+
+    @property
+    def is_pretended(self) -> bool:
+        """Whether no other rank is there, and tensors have no values (paralab.processes.pretend)."""
+        return self.tensors is not contextlib.nullcontext
 
     def __getitem__(self, axis: str | tuple[str, ...]) -> DeviceMesh:
         """Return the mesh along an axis, a dim of one, joined dims, or several dims."""

@@ -69,6 +69,7 @@ CHANGES: dict[int, Change] = {
     15: Change(added=("local_steps", "grad_compression", "outer_optimizer")),
     16: Change(added=("graph_breaks", "recompiles")),
     17: Change(added=("cp", "cp_style", *_OF_CP)),
+    18: Change(),  # status may be "dry run"
 }
 RENAMED = {old: new for number in sorted(CHANGES) for old, new in CHANGES[number].renamed.items()}
 SCHEMA = max(CHANGES, default=COUNTED_FROM)
@@ -104,7 +105,7 @@ class RunRecord:
     group: str | None = column("Sweep or experiment that the run belongs to")
     repeat: int | None = column("Number of the repeat within the group, from 0")
     started_at: str = column("When the command was started: ISO 8601, UTC", required=True)
-    status: Status = column("How the run ended", required=True)
+    status: Status = column("How the run ended; of a dry run, that it was one", required=True)
     failed_rank: int | None = column("Rank that failed first")
     failed_step: int | None = column("Step in which it failed")
     reason: str | None = column("Why the run failed or was stopped")

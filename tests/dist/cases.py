@@ -12,7 +12,8 @@ from paralab.axes.initialise import local, local_slice
 from paralab.engines import native
 from paralab.errors import FitError
 from paralab.layout import Layout
-from paralab.measure.memory import MemoryCensus
+from paralab.measure.ledger import CommLedger, CommRow
+from paralab.measure.memory import MemoryCensus, MemoryReport
 from paralab.options.config import RunConfig
 from paralab.parity import scope
 from paralab.parity.prove import prove
@@ -112,3 +113,20 @@ def state_memory(rank: Rank, run: RunConfig) -> tuple[int, int] | None:
     with MemoryCensus(engine.parts, engine.optimizers, held=engine.held) as census:
         engine.step(next(batches))
     return census.report().state_peak_bytes, state_bytes(work).total
+
+
+def looked_inside(rank: Rank, run: RunConfig) -> tuple[MemoryReport, list[CommRow]] | None:
+    """Return memory and bytes of one step, as `paralab run` looks at them; ranks outside the layout return None."""
+    work = resolve(run)
+    mesh = cluster.make_mesh(work.layout, rank.device)
+    if rank.rank >= work.layout.world_size:
+        return None
+    engine = native.build(work.context(mesh))
+    batches = training_batches(work, mesh)
+    for _ in range(2):  # in which shapes and DDP's buckets settle
+        engine.step(next(batches))
+    with CommLedger(mesh.groups()) as ledger:
+        engine.step(next(batches))
+    with MemoryCensus(engine.parts, engine.optimizers, held=engine.held) as census:
+        engine.step(next(batches))
+    return census.report(), ledger.rows()

@@ -94,6 +94,13 @@ class ContextAxis(Axis):
         shape = plan.spec.sequence(plan.model_config)
         return taken_by(rank, plan.layout, causal=shape is not None and shape.causal)(whole, dim)
 
+    def alike(self, plan: "Planned") -> list[list[int]]:
+        """Return ranks together whose shares of the rows under ZeRO are equal."""
+        from paralab.axes.data import alike
+
+        dp, cp = plan.layout.dp, plan.layout.cp
+        return alike(plan, lambda rank: [other * cp + rank for other in range(dp)], cp)
+
     def as_seen(self, part: "nn.Module", plan: "Planned") -> None:
         from paralab.axes.context_parallel import modules
 

@@ -8,7 +8,7 @@ a group), stages 2 and 3 everything.
 
 import contextlib
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from fractions import Fraction
 from math import prod
 from typing import TYPE_CHECKING, Any
@@ -151,6 +151,8 @@ class DataAxis(Axis):
             from paralab.axes.data import compression
 
             compression.compress(model, context.run.grad_compression, mesh=context.mesh)
+        elif context.mesh.is_pretended:
+            ddp.answer(model, mesh=context.mesh)
         return model
 
     def micro_batch(self, model: "nn.Module", *, last: bool) -> contextlib.AbstractContextManager[None]:
@@ -239,6 +241,11 @@ class DataAxis(Axis):
             rows = fsdp_padded_numel(updated.values(), dp=ranks)  # each rank has an equal share of the rows
             yield shard_dim(layout), Transfer("all_gather", ranks, rows * element)
 
+    def alike(self, plan: "Planned") -> list[list[int]]:
+        """Return ranks together whose shares of the rows are equal: under ZeRO the last ones may have less."""
+        cp = plan.layout.cp
+        return alike(plan, lambda rank: [rank * cp + other for other in range(cp)], plan.layout.dp)
+
     def held(self, memory: StageMemory, plan: "Planned") -> StageMemory:
         layout, ranks = plan.layout, shard_ranks(plan.layout)
         memory = memory.but(optimizer=memory.optimizer / ranks)
@@ -277,6 +284,27 @@ def _check_local(local: int, layout: Layout) -> None:
         raise LayoutError(
             f"local{local} with zero{layout.zero}: ranks that train apart hold whole replicas, leave one of them out"
         )
+
+
+def alike(plan: "Planned", replicas_of: Callable[[int], Sequence[int]], ranks: int) -> list[list[int]]:
+    """Return the ranks of an axis in groups of those whose replicas have equal shares of the rows.
+
+    replicas_of: the replicas, in the order of `replica_dim`, that a rank of the axis takes part in.
+    """
+    shares: dict[tuple[int, ...], list[int]] = {}
+    rows = {shape[0] for part in parts(plan) for shape in local_shapes(part, plan).values() if shape}
+    for rank in range(ranks):
+        mine = tuple(share for replica in replicas_of(rank) for share in _share(replica, rows, plan.layout))
+        shares.setdefault(mine, []).append(rank)
+    return list(shares.values())
+
+
+def _share(replica: int, rows: Collection[int], layout: Layout) -> Iterator[int]:
+    """Yield how many rows a replica has of parameters with so many."""
+    rank = replica % shard_ranks(layout)
+    for n in rows:
+        block = -(-n // shard_ranks(layout))
+        yield max(0, min(block, n - rank * block))
 
 
 def _may_leave_out(context: "BuildContext") -> bool:

@@ -39,6 +39,19 @@ def replicate(part: nn.Module, *, mesh: Mesh, unused: bool = False) -> Distribut
     )
 
 
+def answer(model: DistributedDataParallel, *, mesh: Mesh) -> None:
+    """Have the reducer of a wrapped model go on where no collective has a result, which it asks for (a dry run)."""
+    model.register_comm_hook(mesh.group(replica_dim(mesh.layout)), _reduced)
+
+
+def _reduced(group: dist.ProcessGroup, bucket: dist.GradBucket) -> torch.futures.Future[Tensor]:
+    """Sum a bucket of gradients (elements,) over a group."""
+    dist.all_reduce(bucket.buffer(), group=group)
+    done: torch.futures.Future[Tensor] = torch.futures.Future()
+    done.set_result(bucket.buffer())
+    return done
+
+
 def unsynchronised(model: nn.Module) -> contextlib.AbstractContextManager[None]:
     """Return a context in which backward keeps the gradients of a wrapped model to this rank."""
     return model.no_sync() if isinstance(model, DistributedDataParallel) else contextlib.nullcontext()

@@ -89,6 +89,10 @@ class PipelineAxis(Axis):
 
         return PipelineCost()
 
+    def alike(self, plan: "Planned") -> list[list[int]]:
+        """Return every rank by itself: other stages, or more micro-batches under way."""
+        return [[rank] for rank in range(plan.layout.pp)]
+
     def sent(self, stage: Stage, plan: "Planned") -> Iterator[tuple[str, Transfer]]:
         yield "pp", _over_boundaries(stage, plan)
         yield "pp", _tied(stage, plan)

@@ -128,6 +128,15 @@ class PipelineSchedule:
             loss_fn=lambda loss, _: loss * self.weight,
             scale_grads=False,
         )
+        if context.mesh.is_pretended:
+            self.schedule._warmup_p2p = self._agree
+
+    def _agree(self, *_: Any) -> None:
+        """Take what enters and leaves the stages from their arguments: the other ranks cannot be asked."""
+        from torch.distributed.pipelining._utils import InferenceMode
+
+        for stage in self.stages:
+            stage._inference_mode = InferenceMode.STATIC
 
     def __call__(self, batch: Batch, loss_scale: float) -> Tensor:
         """Return the mean loss () of this rank's rows on ranks that hold the last stage, zero on others."""
@@ -155,24 +164,35 @@ def _match_strides(parts: list[nn.Module]) -> None:
             p.grad = torch.empty_like(p).copy_(p.grad)
 
 
-def boundary_shapes(context: BuildContext) -> list[tuple[Tensor, ...]]:
+_BOUNDARIES: WeakKeyDictionary[ModelSpec, dict[tuple[Any, ...], list[tuple[Tensor, ...]]]] = WeakKeyDictionary()
+
+
+def boundary_shapes(plan: Planned) -> list[tuple[Tensor, ...]]:
     """Return what enters each stage, and what leaves the last, for one micro-batch, as meta tensors.
 
     Returns: stages + 1 tuples. The first is the model's inputs, (micro_batch, ...); then what a rank hands on, as its
     axes divide it; the last is the loss, shape ().
     """
-    inputs, _ = context.spec.example(context.model_config, context.division.micro_batch_size)
-    dtype = weight_dtype(context.run.precision)
+    known = _BOUNDARIES.setdefault(plan.spec, {})
+    key = plan.model_config, plan.layout, plan.division.micro_batch_size, weight_dtype(plan.run.precision)
+    if key not in known:  # a dry run asks for each of its ranks
+        known[key] = _boundary_shapes(plan)
+    return known[key]
+
+
+def _boundary_shapes(plan: Planned) -> list[tuple[Tensor, ...]]:
+    inputs, _ = plan.spec.example(plan.model_config, plan.division.micro_batch_size)
+    dtype = weight_dtype(plan.run.precision)
     hidden = tuple(in_dtype(x, dtype).to("meta") for x in inputs)
     shapes = [hidden]
-    whole = context.new_model()
-    for axis in used(context.layout):
-        axis.as_seen(whole, context)
-    for stage in range(context.layout.stages - 1):
+    whole = plan.new_model()
+    for axis in used(plan.layout):
+        axis.as_seen(whole, plan)
+    for stage in range(plan.layout.stages - 1):
         with torch.device("meta"), AllOnMeta():
-            out = _stage_of(whole, context, stage)(*hidden)
+            out = _stage_of(whole, plan, stage)(*hidden)
         hidden = out if isinstance(out, tuple) else (out,)
-        shapes.append(tuple(_handed_on(x, context.layout).detach().requires_grad_() for x in hidden))
+        shapes.append(tuple(_handed_on(x, plan.layout).detach().requires_grad_() for x in hidden))
     return [*shapes, (torch.empty((), dtype=dtype, device="meta"),)]  # the last stage returns the loss
 
 

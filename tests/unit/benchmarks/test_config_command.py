@@ -9,7 +9,7 @@ import pytest
 
 from paralab import cli
 from paralab.benchmarks import config
-from paralab.benchmarks.run import CaseConfig
+from paralab.benchmarks.run import CommandConfig
 from paralab.commands import train
 from paralab.options.settings import plain
 from paralab.planning.resolve import resolve
@@ -66,7 +66,7 @@ def test_flag_over_file_over_default_and_what_is_chosen(show: Show, tmp_path: Pa
 def test_the_values_are_those_of_the_run(show: Show) -> None:
     words = ["--model", "gpt2", "--size", "tiny", "--layout", "dp2.pp2/1f1b/mb4", "--precision", "bf16"]
     options = show("run", *words)
-    run = resolve(config.read(words, config=CaseConfig)[0]).run
+    run = resolve(config.read(words, config=CommandConfig)[0]).run
     chosen = {"data", "seq_len", "threads", "backend", "pin_memory", "non_blocking"}
     assert {name: one["value"] for name, one in options.items() if name not in chosen} == {
         name: plain(value) for name, value in vars(run).items() if name not in chosen

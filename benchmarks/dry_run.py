@@ -1,0 +1,196 @@
+"""`paralab run --dry-run`: what one step of every distinct rank holds and sends, as a table and as a row."""
+
+import sys
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+import torch
+
+from paralab.axes.held import state_bytes
+from paralab.axes.sent import predicted_sent
+from paralab.benchmarks.case import comm_columns
+from paralab.benchmarks.run import CommandConfig
+from paralab.console.clock import Moment
+from paralab.console.phases import Phases
+from paralab.errors import DRY, UsageError
+from paralab.layout import Layout
+from paralab.measure import dry_run
+from paralab.measure.categories import MEMORY_CATEGORIES
+from paralab.measure.dry_run import DryRank
+from paralab.planning import hardware
+from paralab.planning.constants import shipped
+from paralab.planning.hardware import Device
+from paralab.planning.memory import in_use_bytes
+from paralab.planning.resolve import Work, resolve
+from paralab.processes.cluster import Rank, default_backend
+from paralab.records.describe import describe
+from paralab.records.requested import Requested
+from paralab.records.row import RunRecord, append, check_appendable, with_axes
+
+OUT = "runs/dry.csv"
+NOT_THERE = 1  # the exit status where the GPU has less memory
+MIB, GIB = 1 << 20, 1 << 30
+_CPU = torch.device("cpu")
+
+
+def run(config: CommandConfig) -> int:
+    """Dry-run a case, print what was found and append its row. Returns: 0, or 1 where it does not fit the GPU.
+
+    Raises: UsageError for what has no dry run, or a step that fails in it.
+    """
+    rank = Rank.from_env()
+    if rank.world_size > 1:
+        raise UsageError(
+            f"--dry-run under {rank.launcher}: one process does it for all ranks, type it without a launcher"
+        )
+    device = hardware.find(config.gpu) if config.gpu else None
+    work = resolve(config, dry=True)
+    requested = replace(Requested.of(config, rank, group=config.group, repeat=config.repeat), command=work.command)
+    out = config.out or OUT
+    check_appendable(out)
+    backend = config.backend or ("nccl" if device else default_backend(_CPU.type))
+    found = _run(work, backend)
+    append(out, record(work, requested, rank, found, backend))
+    print("\n".join(report(work, found, backend, device)))
+    print(f"row {requested.run_id} in {out}")
+    return NOT_THERE if device and _in_use_bytes(work, found) > device.memory_gib * GIB else 0
+
+
+def _run(work: Work, backend: str) -> list[DryRank]:
+    dry_run.check(work)
+    count = len(dry_run.places(work))
+    with Phases(Moment.now(), transient=not sys.stderr.isatty(), after_s=1.0) as phases:
+        phases.begin(f"one step of {count} distinct rank{'s' * (count > 1)}", total=count)
+        return dry_run.dry_run(work, backend=backend, on_rank=phases.advance)
+
+
+def record(work: Work, requested: Requested, rank: Rank, found: Sequence[DryRank], backend: str) -> RunRecord:
+    """Return the row of a dry run: the columns of memory and bytes, and nothing about time."""
+    fullest = _fullest(found)
+    memory = {f"memory_{category}_bytes": size for category, size in fullest.memory.peak.items()}
+    values = describe(work, requested, rank, _CPU) | {
+        "status": DRY,
+        "launcher": None,
+        "nodes": None,
+        "backend": backend if work.layout.world_size > 1 else None,
+        **memory,
+        "memory_tensors_peak_bytes": fullest.memory.peak_bytes,
+        "memory_state_peak_bytes": max(one.memory.state_peak_bytes for one in found),
+        "predicted_state_bytes": state_bytes(work).total,
+        **comm_columns(work, {one.place.rank: one.comm for one in found}, device_type=_CPU.type, backend=backend),
+    }
+    return RunRecord(**with_axes(values))
+
+
+def report(work: Work, found: Sequence[DryRank], backend: str, device: Device | None) -> Iterator[str]:
+    """Yield the lines for a terminal of 80 columns."""
+    run, ranks = work.run, work.layout.world_size
+    batch = f"{work.division.global_batch_size:,} samples a step"
+    yield f"{work.spec.name} {work.size}, {work.layout}, {run.precision}, {batch}"
+    differ = "they hold and do the same" if len(found) == 1 else f"{len(found)} of them differ"
+    yield f"{ranks:,} ranks: {differ}" if ranks > 1 else "1 rank"
+    yield ""
+    yield from _memory_table(found, work.layout)
+    if ranks > 1:
+        yield ""
+        yield from _bytes_table(found, backend)
+    yield ""
+    yield from _beside_predictions(work, found, backend)
+    if device:
+        yield from _fit(work, found, device)
+
+
+def _memory_table(found: Sequence[DryRank], layout: Layout) -> Iterator[str]:
+    names = {"parameters": "params", "gradients": "grads", "optimizer": "optim", "activations": "activ"}
+    shown = [c for c in MEMORY_CATEGORIES if any(one.memory.peak[c] for one in found) or c in names]
+    scale, unit = _unit(one.memory.peak_bytes for one in found)
+    yield f"Memory at the fullest moment, {unit}, and parameters that a rank holds, millions"
+    heads = "".join(f"{names.get(c, c):>7}" for c in shown)
+    yield f"{'rank':>4} {'like it':>7}  {'place':11}{'layers':>6}{'param.':>7}{heads}{'all':>7}"
+    for one in found:
+        sizes = "".join(f"{one.memory.peak[c] / scale:>7,.1f}" for c in shown)
+        start = f"{one.place.rank:>4} {one.place.ranks:>7,}  {_place(one, layout):11}{one.layers:>6}"
+        yield f"{start}{one.parameters / 1e6:>7,.1f}{sizes}{one.memory.peak_bytes / scale:>7,.1f}"
+
+
+def _place(one: DryRank, layout: Layout) -> str:
+    """Return where a rank is along the axes whose ranks differ."""
+    several = {axis: ranks for axis, ranks in one.place.of.items() if len(ranks) < layout.size(axis)}
+    return " ".join(f"{axis}{_span(ranks)}" for axis, ranks in several.items()) or "any"
+
+
+def _span(ranks: Sequence[int]) -> str:
+    """Return ranks in short: 3, 0-2, or the first of them and how many more."""
+    if len(ranks) == 1:
+        return str(ranks[0])
+    return f"{ranks[0]}-{ranks[-1]}" if ranks[-1] - ranks[0] == len(ranks) - 1 else f"{ranks[0]}+{len(ranks) - 1}"
+
+
+_BLOCK = 6  # columns beside each other
+
+
+def _bytes_table(found: Sequence[DryRank], backend: str) -> Iterator[str]:
+    kinds = sorted({(row.axis, row.op) for one in found for row in one.comm if row.wire_bytes})
+    scale, unit = _unit(row.wire_bytes for one in found for row in one.comm)
+    yield f"Sent in one step, {unit}, as {backend} does it"
+    for start in range(0, len(kinds), _BLOCK):
+        block = kinds[start : start + _BLOCK]
+        last = start + _BLOCK >= len(kinds)
+        for line in range(3):
+            words = ((axis, *f"{op}_".split("_")) for axis, op in block)
+            heads = "".join(f"{parts[line]:>11}" for parts in words)
+            yield f"{'rank' if line == 2 else '':>4} {heads}{'all' if last and line == 2 else '':>9}".rstrip()
+        for one in found:
+            cells = "".join(f"{_sent(one, kind) / scale:>11,.2f}" for kind in block)
+            total = f"{float(sum(row.wire_bytes for row in one.comm)) / scale:>9,.2f}" if last else ""
+            yield f"{one.place.rank:>4} {cells}{total}"
+
+
+def _sent(one: DryRank, kind: tuple[str, str]) -> float:
+    return float(sum(row.wire_bytes for row in one.comm if (row.axis, row.op) == kind))
+
+
+def _beside_predictions(work: Work, found: Sequence[DryRank], backend: str) -> Iterator[str]:
+    """Yield what the axes predict in closed form beside what was counted."""
+    states, predicted = max(one.memory.state_peak_bytes for one in found), state_bytes(work).total
+    scale, unit = _unit([states])
+    yield f"States at most {states / scale:,.1f} {unit}; closed form {predicted / scale:,.1f}"
+    if work.layout.world_size > 1:
+        busiest = max(found, key=lambda one: sum(row.wire_bytes for row in one.comm))
+        counted: dict[str, Any] = {}
+        for row in busiest.comm:
+            counted[row.axis] = counted.get(row.axis, 0) + row.wire_bytes
+        known = predicted_sent(work, busiest.place.of.get("pp", [0])[0], backend=backend).wire_bytes
+        yield f"Bytes sent by rank {busiest.place.rank}: {_agreement(counted, known)}"
+
+
+def _agreement(counted: Mapping[str, Any], predicted: Mapping[str, Any]) -> str:
+    other = [axis for axis in predicted if predicted[axis] != counted.get(axis, 0)]
+    unknown = [axis for axis in counted if axis not in predicted]
+    if other:
+        return "; ".join(
+            f"{axis} {float(counted.get(axis, 0)):,.0f}, closed form {float(predicted[axis]):,.0f}" for axis in other
+        )
+    return "equal to their closed form" + (f", which {', '.join(unknown)} does not have here" if unknown else "")
+
+
+def _fit(work: Work, found: Sequence[DryRank], device: Device) -> Iterator[str]:
+    needed = _in_use_bytes(work, found) / GIB
+    tensors, there = _fullest(found).memory.peak_bytes / GIB, device.memory_gib
+    word = "Fits" if needed <= there else "Does not fit"
+    yield f"{word} {device.gpu}: {tensors:,.1f} GiB of tensors on rank {_fullest(found).place.rank}, {needed:,.1f}"
+    yield f"with what allocator, driver and NCCL usually add, of {there:,.1f}"
+
+
+def _in_use_bytes(work: Work, found: Sequence[DryRank]) -> float:
+    allocated = _fullest(found).memory.peak_bytes
+    return float(in_use_bytes(allocated, len(work.layout.axes), shipped()))
+
+
+def _fullest(found: Sequence[DryRank]) -> DryRank:
+    return max(found, key=lambda one: one.memory.peak_bytes)
+
+
+def _unit(sizes: Iterable[Any]) -> tuple[int, str]:
+    return (GIB, "GiB") if max(sizes, default=0) >= 1000 * MIB else (MIB, "MiB")

@@ -1,0 +1,69 @@
+"""`paralab run --dry-run`: what it prints, the row it leaves, what it refuses."""
+
+import dataclasses
+from pathlib import Path
+
+import pytest
+
+from paralab import cli
+from paralab.benchmarks import sources
+from paralab.records.row import RunRecord, read
+
+SMALL = ["run", "--dry-run", "--size", "tiny", "--global-batch-size", "24"]
+TIME = ("_s", "_per_s", "_share", "_w", "_j", "_mhz", "_c", "mfu", "hfu")
+
+
+@pytest.fixture
+def out(tmp_path: Path) -> Path:
+    return tmp_path / "dry.csv"
+
+
+def dry(out: Path, *words: str) -> int:
+    return cli.main([*SMALL, "--out", str(out), *words])
+
+
+def test_a_dry_run_is_never_a_measurement(out: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert dry(out, "--layout", "dp3.pp2/zero1/mb2", "--gpu", "H100-SXM-80GB") == 0
+    (row,) = read(out)
+    assert (row.status, row.layout, row.world_size, row.backend) == ("dry run", "dp3.pp2/zero1/1f1b/mb2", 6, "nccl")
+    assert row.memory_state_peak_bytes == pytest.approx(row.predicted_state_bytes, rel=0.01)
+    assert row.comm_dp_sent_bytes == row.comm_dp_predicted_sent_bytes
+    timed = [
+        f.name for f in dataclasses.fields(RunRecord) if f.name.endswith(TIME) and getattr(row, f.name) is not None
+    ]
+    assert not timed
+    with pytest.warns(UserWarning, match="left out 1 dry run, in which nothing was measured"):
+        assert sources.load([out])[0].records == ()
+    said = capsys.readouterr().out
+    assert max(len(line) for line in said.splitlines() if str(out) not in line) <= 80
+    assert "6 ranks: 4 of them differ" in said and "Fits H100-SXM-80GB" in said
+    assert "equal to their closed form" in said
+
+
+def test_what_does_not_fit_ends_with_status_1(out: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert dry(out, "--gpu", "V100-SXM2-16GB", "--size", "30x1600x25", "--seq-len", "1024") == 1
+    assert "Does not fit V100" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--gpu", "H1000"], "is unknown: use one of the closest names"),
+        (["--steps", "3"], "--steps with --dry-run, where it changes nothing"),
+        (["--compile", "default"], "--dry-run with --compile default"),
+        (["--engine", "accelerate", "--layout", "dp2"], "--dry-run with --engine accelerate"),
+        (["--layout", "tp3"], "tp=3"),
+    ],
+)
+def test_what_has_no_dry_run_is_one_line(
+    words: list[str], said: str, out: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert dry(out, *words) == 2
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == 1 and said in lines[0]
+    assert not out.exists()
+
+
+def test_a_gpu_is_of_a_dry_run_alone(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["run", "--gpu", "H100-SXM-80GB"]) == 2
+    assert "without --dry-run" in capsys.readouterr().err
