@@ -27,6 +27,26 @@ A device of your own is described by figures of its datasheet, or by what differ
     paralab predict CASES.csv --device gpu=mine,peak_tflops=100,memory_gib=24,memory_gbyte_per_s=900
     paralab predict CASES.csv --device mine.json
 
+## A device that was measured
+
+    paralab calibrate --seconds 20 --out device.json
+    paralab plan --model resnet --size 20 --gpu device.json --n-gpus 2
+    paralab predict CASES.csv --gpu device.json
+
+`paralab calibrate` times single operations of several sizes in this machine's processes: with as many threads as each
+has, while as many processes as fill the cores do the same; all-reduces over 2, 4, ... processes; and messages. A file
+is taken wherever a GPU is named, also in the column `gpu`. No constant below has a part in these predictions, and
+they change none: the modules that a rank of the layout has go forward and backward on tensors without values, and each
+operation takes as long as those measured with sizes near its own. Every model that paralab has is predicted so, also
+in fp32; a row of cases has to have the shape of GPT-2 or Llama.
+
+- Processes beyond the cores share them: computing takes as many times as long. Nothing overlaps.
+- The passes of a pipeline wait for each other as its schedule orders them, and share cores with those that work.
+- A collective takes what an all-reduce of as many bytes on the wire took. Ranks on several machines (`gpus_per_node`
+  below `n_gpus`) take no less than their bytes need on the network (`inter_node_gbit_per_s`).
+- `memory_gib` is that of the tensors of the fullest rank; all processes of a machine have to fit into it together.
+- Dividing sequences or experts over ranks is not predicted, and is refused.
+
 ## The fastest layout
 
     paralab plan --model llama --size 8b --gpu H100-SXM-80GB --n-gpus 64

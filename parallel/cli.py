@@ -26,6 +26,7 @@ TARGETS = {
     "strategies": "paralab.commands.strategies:main",
     "plan": "paralab.commands.plan:main",
     "predict": "paralab.commands.predict:main",
+    "calibrate": "paralab.commands.calibrate:main",
     "check-model": "paralab.commands.check_model:main",
     "config": "paralab.benchmarks.config:main",
     "bench": "paralab.benchmarks.sweep:main",

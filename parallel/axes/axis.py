@@ -47,11 +47,15 @@ class Call:
 
 @dataclass(frozen=True)
 class Transfer:
-    """All calls of one collective in a step. payload_bytes: of all of them together, a mean where steps differ."""
+    """All calls of one collective in a step.
+
+    payload_bytes: of all of them together, a mean where steps differ. calls: how many there are.
+    """
 
     op: str
     ranks: int
     payload_bytes: int | Fraction
+    calls: int = 1
 
 
 @dataclass(frozen=True)

@@ -10,17 +10,17 @@ from paralab.axes.shapes import local_shapes, part, trained, weight_bytes
 
 def state_bytes(plan: Planned) -> StageMemory:
     """Return the predicted state of the rank that holds most, in bytes."""
-    return max((_held(plan, pp_rank) for pp_rank in range(plan.layout.pp)), key=lambda memory: memory.total)
+    return max((state_bytes_of(plan, pp_rank) for pp_rank in range(plan.layout.pp)), key=lambda memory: memory.total)
 
 
 def state_bytes_of_all(plan: Planned) -> int:
     """Return the predicted state of all ranks together, in bytes."""
-    each = sum(_held(plan, pp_rank).total for pp_rank in range(plan.layout.pp))
+    each = sum(state_bytes_of(plan, pp_rank).total for pp_rank in range(plan.layout.pp))
     return each * plan.layout.world_size // plan.layout.pp
 
 
-def _held(plan: Planned, pp_rank: int) -> StageMemory:
-    """Return the state of the ranks of one pipeline rank: of what they hold whole, then as each axis divides it."""
+def state_bytes_of(plan: Planned, pp_rank: int) -> StageMemory:
+    """Return the predicted state of a pipeline rank's ranks: of what they hold whole, then as each axis divides it."""
     layout = plan.layout
     stages = layout.pipeline.stages_of(pp_rank, layout.pp) if layout.schedule else (0,)
     weights = gradients = 0.0

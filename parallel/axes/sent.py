@@ -7,7 +7,7 @@ backend sends them (paralab.axes.forms).
 
 import contextlib
 from collections import defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from fractions import Fraction
 from functools import partial
@@ -51,8 +51,12 @@ def predicted_sent(plan: Planned, pp_rank: int = 0, *, device_type: str = "cpu",
     return Sent(ring_bytes=each(ring_bytes), wire_bytes=each(partial(wire_bytes, backend=backend)))
 
 
-def predicted_transfers(plan: Planned, pp_rank: int = 0, *, device_type: str = "cpu") -> dict[str, list[Transfer]]:
+def predicted_transfers(
+    plan: Planned, pp_rank: int = 0, *, device_type: str = "cpu", noted: "Sequence[Noted] | None" = None
+) -> dict[str, list[Transfer]]:
     """Return {axis: what each rank of one pipeline rank calls} in a step of the native engine.
+
+    noted: what `noted_stages` gave for all stages of this plan, or of one that differs in what no module depends on.
 
     Axes are named as by `CommLedger`: what all ranks reduce together is "world", or the one axis there is; an axis
     that has several dims in the mesh is named by them for what passes along each. Where rows do not divide by dp, it is
@@ -67,20 +71,23 @@ def predicted_transfers(plan: Planned, pp_rank: int = 0, *, device_type: str = "
     # the engine's own: loss and gradient norm
     called[layout.everyone].append(Transfer("all_reduce", layout.world_size, 2 * weight_bytes(plan)))
     unknown = set()
-    for noted in _held_stages(plan, pp_rank, device_type=device_type):
-        for call in noted.calls:
-            payload = _times(call, plan) * call.payload_bytes
-            called[call.axis].append(Transfer(call.op, layout.size(call.axis), payload))
+    mine = layout.pipeline.stages_of(pp_rank, layout.pp) if layout.schedule else (0,)
+    every = noted_stages(plan, max(mine), device_type=device_type) if noted is None else noted
+    for one in (one for one in every if one.stage.index in mine):
+        stage = replace(one.stage, pp_rank=pp_rank)
+        for call in one.calls:
+            times = _times(call, plan)
+            called[call.axis].append(Transfer(call.op, layout.size(call.axis), times * call.payload_bytes, times))
             unknown |= {call.axis} if _recomputed(call, plan) else set()
         for axis in used(layout):
-            for name, transfer in axis.sent(noted.stage, plan):
+            for name, transfer in axis.sent(stage, plan):
                 called[name].append(transfer)
     unknown = unknown if splits_backward(plan) else set()
     return {axis: transfers for axis, transfers in called.items() if axis not in unknown}
 
 
 @dataclass
-class _Noted:
+class Noted:
     """A stage, and what its modules communicate in one micro-batch."""
 
     stage: Stage
@@ -90,21 +97,20 @@ class _Noted:
 # --- a forward pass of each stage, on the meta device
 
 
-def _held_stages(plan: Planned, pp_rank: int, *, device_type: str) -> Iterator[_Noted]:
-    """Yield the stages of one pipeline rank, each run on what the stage before it returned."""
+def noted_stages(plan: Planned, last: int, *, device_type: str = "cpu") -> Iterator[Noted]:
+    """Yield the stages from the first to the last that is wanted, each run on what the one before it returned."""
     layout, precision = plan.layout, plan.run.precision
-    mine = layout.pipeline.stages_of(pp_rank, layout.pp) if layout.schedule else (0,)
     lower, casts = precision in ("bf16", "fp16"), any(axis.casts(layout) for axis in used(layout))
     inputs, _ = plan.spec.example(plan.model_config, plan.division.micro_batch_size)
     fake = FakeTensorMode(allow_non_fake_inputs=True)
     with fake:
         hidden = tuple(in_dtype(torch.empty_like(x, device=device_type), weight_dtype(precision)) for x in inputs)
-    for index in range(max(mine) + 1):
-        module = part(plan, index)
+    for index in range(last + 1):
+        module, pp_rank = part(plan, index), layout.pipeline.rank_of(index, layout.pp) if layout.schedule else 0
         for axis in used(layout):
             axis.as_seen(module, plan)
         stage = Stage(index, pp_rank, module, local_shapes(module, plan), received_bytes=_boundary(hidden, layout))
-        noted = _Noted(stage)
+        noted = Noted(stage)
         if lower and casts:  # FSDP casts parameters and what enters
             module.to(DTYPES[precision])
             hidden = tuple(in_dtype(x, DTYPES[precision]) for x in hidden)
@@ -117,8 +123,7 @@ def _held_stages(plan: Planned, pp_rank: int, *, device_type: str) -> Iterator[_
         hidden = tuple(in_dtype(x, weight_dtype(precision)) for x in (out if isinstance(out, tuple) else (out,)))
         hidden = tuple(x.detach().requires_grad_(x.is_floating_point()) for x in hidden)
         noted.stage = replace(stage, sent_bytes=_boundary(hidden, layout))
-        if index in mine:
-            yield noted
+        yield noted
 
 
 def _boundary(hidden: tuple[Tensor, ...], layout: Layout) -> int:
@@ -131,7 +136,7 @@ def _boundary(hidden: tuple[Tensor, ...], layout: Layout) -> int:
 
 
 @contextlib.contextmanager
-def _noting(noted: _Noted, plan: Planned) -> Iterator[None]:
+def _noting(noted: Noted, plan: Planned) -> Iterator[None]:
     """Note the collectives of the modules that run inside."""
     running: list[int | None] = [None]  # the block
     axes, blocks = used(plan.layout), plan.spec.blocks(plan.model_config)

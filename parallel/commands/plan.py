@@ -49,9 +49,15 @@ def main(argv: Sequence[str]) -> int:
     """Answer one question, or those of a file. Returns: 0, or 1 where one has no answer that fits."""
     options = _parser().parse_args(list(argv))
     own = devices(options.device or [])
-    default = hardware.find(options.gpu, own).gpu
+    device = hardware.find(options.gpu, own)
+    default = device.gpu
     goal = _goal(options)
     _check(options)
+    if device.measured is not None and not options.questions:
+        from paralab.commands import plan_measured
+
+        plan_measured.answer(options, device, top=options.top or SHOWN)
+        return 0
     if options.questions:
         return _answer_file(Path(options.questions), options.out, own, default, options.top or SHOWN)
     _answer(options, goal, own, default)
@@ -168,7 +174,12 @@ def _parser() -> DeviceParser:
         metavar = "WORD" if name in ("precision", "framework") else "N"
         parser.add_argument(f"--{name.replace('_', '-')}", metavar=metavar, help=_help(name))
     parser.add_argument("--gated", action="store_true", help="The MLP has a gate (SwiGLU)")
-    parser.add_argument("--gpu", metavar="NAME", default=DEFAULT_GPU, help=f"Device (default: {DEFAULT_GPU})")
+    parser.add_argument(
+        "--gpu",
+        metavar="NAME",
+        default=DEFAULT_GPU,
+        help=f"Device, or the file of one that paralab calibrate measured (default: {DEFAULT_GPU})",
+    )
     parser.add_argument(
         "--device",
         metavar="FILE",

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from paralab.console.outputs import check_writable, write_whole
-from paralab.errors import ConfigError, UsageError
+from paralab.errors import ConfigError, LayoutError, UsageError
 from paralab.options.arguments import Parser
 from paralab.planning import cases, checked, hardware
 from paralab.planning.cases import Row
@@ -52,7 +52,10 @@ def _parser() -> Parser:
     parser.add_argument("cases", metavar="CASES.csv", help="Cases to predict, one a row")
     parser.add_argument("--out", metavar="FILE", help="Write predictions to this CSV file (default: print them)")
     parser.add_argument(
-        "--gpu", metavar="NAME", default=DEFAULT_GPU, help=f"Device of rows that name none (default: {DEFAULT_GPU})"
+        "--gpu",
+        metavar="NAME",
+        default=DEFAULT_GPU,
+        help=f"Device of rows that name none, or the file of one that was measured (default: {DEFAULT_GPU})",
     )
     parser.add_argument(
         "--device",
@@ -134,10 +137,21 @@ def settle_all(rows: Sequence[Row], own: Mapping[str, Device], gpu: str) -> tupl
         try:
             if row.error is not None:
                 raise UsageError(row.error)
-            settled[row.line] = settle(row.raw, own, gpu)
+            settled[row.line] = _checked(settle(row.raw, own, gpu), row)
         except UsageError as error:
             problems[row.line] = str(error)
     return settled, problems
+
+
+def _checked(settled: Settled, row: Row) -> Settled:
+    """Return a case. Raises: UsageError where its device was measured and paralab does not train it."""
+    if settled.device.measured is not None:
+        from paralab.planning.measured import planned
+
+        planned.of_case(settled)
+        if "layers_per_stage" in row.raw:
+            raise LayoutError("layers_per_stage on a measured device: leave it empty, stages are even there")
+    return settled
 
 
 def predictions(rows: Sequence[Row], settled: Mapping[int, Settled], problems: Mapping[int, str]) -> list[list[str]]:

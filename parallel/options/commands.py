@@ -9,6 +9,7 @@ COMMANDS = {
     "strategies": "list the strategies: layout, when to use it, what it costs",
     "plan": "find the fastest layouts on machines one need not have",
     "predict": "predict step time and memory on machines one need not have",
+    "calibrate": "measure this device, so that plan and predict know it",
     "check-model": "check a model against the rules that strategies rely on",
     "config": "print every option of a command, and where its value is from",
     "bench": "measure strategies, models and sizes in interleaved repeats",

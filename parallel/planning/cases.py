@@ -114,7 +114,12 @@ COLUMNS = (
     Column("experts_per_token", _whole(0, 1_000_000), "experts that a token meets", "2 of a mixture"),
     Column("expert_ffn", _whole(0, 10_000_000), "inner width of an expert", "ffn"),
     Column("sequence_length", _whole(1, 1_000_000_000), "of the whole sequence, before context parallelism", "2048"),
-    Column("gpu", _ANY, "a name of `parallel/planning/devices.csv`, or of `--device`", "`--gpu`"),
+    Column(
+        "gpu",
+        _ANY,
+        "a name of `parallel/planning/devices.csv` or of `--device`, or a file of `paralab calibrate`",
+        "`--gpu`",
+    ),
     Column("n_gpus", _DEGREE, "all of them: dp x tp x pp x cp", "that product"),
     Column("gpus_per_node", _DEGREE, "size of the fast domain", "of the device"),
     Column("intra_node_gbyte_per_s", _LINK, "link of one GPU inside the node, one direction, GB/s", "of the device"),

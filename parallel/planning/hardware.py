@@ -14,6 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from paralab.errors import ConfigError, did_you_mean
+from paralab.layout.layout import MOST_RANKS
+from paralab.planning.measured.device import MeasuredDevice, is_measured, read
 
 FILE = Path(__file__).with_name("devices.csv")
 USABLE = 0.985  # of the memory that the name of a device says: what the driver leaves
@@ -36,6 +38,7 @@ class Device:
     """A device as its datasheet describes it. peak_*_tflops: dense; None where it has no such products.
 
     memory_gib: that a program can use. link_gbyte_per_s: inside a node. network_gbit_per_s: of one GPU, between nodes.
+    measured: what `paralab calibrate` found, where the device is not known from a datasheet.
     """
 
     gpu: str
@@ -52,6 +55,7 @@ class Device:
     gpus_per_node: int
     watts: float | None
     verified: str
+    measured: MeasuredDevice | None = None
 
     def peak_tflops(self, precision: str) -> float | None:
         """Return the dense peak in a precision, None where the device has none."""
@@ -64,9 +68,16 @@ class Device:
         }[precision]
 
     @property
+    def default_precision(self) -> str:
+        """The precision of a training that names none."""
+        if self.measured is not None and self.measured.kind == "cpu":
+            return "fp32"
+        return "bf16" if self.peak_bf16_tflops else "fp16"
+
+    @property
     def half_tflops(self) -> float:
         """The peak in 16 bits, which attention is computed in."""
-        peak = self.peak_bf16_tflops or self.peak_fp16_tflops
+        peak = self.peak_bf16_tflops or self.peak_fp16_tflops or (self.peak_fp32_tflops if self.measured else None)
         assert peak is not None
         return peak
 
@@ -112,10 +123,12 @@ def is_known(name: str) -> str | None:
 
 
 def find(name: str, own: Mapping[str, Device] | None = None) -> Device:
-    """Return a device by name, in any case. own: devices that the user describes.
+    """Return a device by name, in any case, or by the file of one that was measured. own: that the user describes.
 
     Raises: ConfigError for an unknown one, with the closest names and how to describe one's own.
     """
+    if is_measured(name):
+        return _measured(name, Path(name).stat().st_mtime_ns if Path(name).is_file() else 0)
     devices = {**known(), **(own or {})}
     exact = {key.lower(): key for key in devices}
     if name.lower() in exact:
@@ -127,6 +140,43 @@ def find(name: str, own: Mapping[str, Device] | None = None) -> Device:
         f"GPU {name!r} is unknown: use one of the closest names ({closest}), or describe it: --peak-tflops 100 "
         "--memory-gib 24 --memory-gbyte-per-s 900 (and --link-gbyte-per-s, --network-gbit-per-s), or --device FILE.json"
         f' with {{"gpu": "{name}", "peak_tflops": 100, "memory_gib": 24, "memory_gbyte_per_s": 900}}'
+    )
+
+
+@cache
+def _measured(name: str, changed_ns: int) -> Device:
+    """Return the device of a file; read once, as long as it does not change. changed_ns: when it last did."""
+    return from_measured(name, read(Path(name)))
+
+
+def from_measured(name: str, device: MeasuredDevice) -> Device:
+    """Return a measured device by the name of its file, with the most that was measured in place of a datasheet.
+
+    A machine of processors is one node; the network between several is that of the case, or 10 Gbit/s.
+    """
+    peaks = {
+        dtype: max(s.flops / s.seconds for r in device.rates for s in r.operations.get(f"product {dtype}", ()))
+        for dtype in ("float32", "bfloat16", "float16")
+        if any(r.operations.get(f"product {dtype}") for r in device.rates)
+    }
+    message = max(device.messages, key=lambda sent: sent.bytes, default=None)
+    traffic = max(s.bytes / s.seconds for r in device.rates for s in r.operations["add float32"])
+    return Device(
+        gpu=name,
+        arch="",
+        peak_bf16_tflops=peaks["bfloat16"] / 1e12 if "bfloat16" in peaks else None,
+        peak_fp16_tflops=peaks["float16"] / 1e12 if "float16" in peaks else None,
+        peak_fp8_tflops=None,
+        peak_fp4_tflops=None,
+        peak_fp32_tflops=peaks["float32"] / 1e12,
+        memory_gib=device.memory_gib,
+        memory_gbyte_per_s=traffic / 1e9,
+        link_gbyte_per_s=message.bytes / message.seconds / 1e9 if message else 1.0,
+        network_gbit_per_s=10.0,
+        gpus_per_node=MOST_RANKS,
+        watts=None,
+        verified="measured",
+        measured=device,
     )
 
 
@@ -162,7 +212,7 @@ def describe(values: Mapping[str, Any], *, where: str) -> Device:
 
     Raises: ConfigError for a key that is unknown or missing, or a figure that cannot be.
     """
-    names = [field.name for field in fields(Device) if field.name != "verified"]
+    names = [field.name for field in fields(Device) if field.name not in ("verified", "measured")]
     for key in values:
         if key not in names and key not in _ALSO:
             allowed = ", ".join([*_ALSO, *names])

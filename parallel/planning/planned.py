@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from paralab.errors import UsageError
 from paralab.planning import answers as found_by
-from paralab.planning import checked, scale
+from paralab.planning import checked, hardware, scale
 from paralab.planning.breakdown import CATEGORIES
 from paralab.planning.goals import MOST_GPUS, Solved
 from paralab.planning.hardware import Device
@@ -29,6 +29,13 @@ def answers(case_id: str, raw: Mapping[str, Any], own: Mapping[str, Device], gpu
 
     Raises: UsageError where no layout is legal.
     """
+    device = hardware.find(str(raw.get("gpu", gpu)), own)
+    if device.measured is not None:
+        from paralab.planning.measured import answers as measured
+
+        every = measured.best(raw, device, top=top)
+        cells = [[cell(one.get(name, "")) for name in HEADER[2:]] for one in every]
+        return [[case_id, str(rank), *row] for rank, row in enumerate(cells, 1)]
     found = search({"shard": 0, **raw}, own, gpu)
     best = found.order if len(found.order) else found.nearest
     result = found.prediction

@@ -27,8 +27,20 @@ class Prediction:
 
 
 def predict(settled: Sequence[Settled], constants: Constants | None = None) -> Prediction:
-    """Return predictions, each an array (cases,). constants: those that are shipped by default."""
-    return evaluate(*arrays(list(settled)), constants)
+    """Return predictions, each an array (cases,). constants: those that are shipped by default.
+
+    Raises: UsageError for a case of a measured device that paralab does not train.
+    """
+    found = evaluate(*arrays(list(settled)), constants)
+    if not any(one.device.measured for one in settled):
+        return found
+    from paralab.planning.measured import cases
+
+    for i, one in enumerate(settled):
+        if one.device.measured is not None:
+            for name, value in vars(cases.predict(one)).items():
+                getattr(found, name)[i] = value
+    return found
 
 
 def evaluate(case: Case, machine: Machine, constants: Constants | None = None) -> Prediction:

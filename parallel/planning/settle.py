@@ -138,7 +138,7 @@ def _batch(cells: _Cells, values: Mapping[str, Any]) -> dict[str, Any]:
 
 def _recipe(cells: _Cells, values: Mapping[str, Any], device: Device) -> dict[str, Any]:
     framework = str(cells("framework", "")).lower()
-    precision = cells("precision", "bf16" if device.peak_bf16_tflops else "fp16")
+    precision = cells("precision", device.default_precision)
     old = device.arch in ("Volta", "Turing")
     attention = cells("attention", "fused" if old else "flash3" if device.arch == "Blackwell" else "flash2")
     scores = attention in ("eager", "fused")

@@ -63,7 +63,7 @@ class Environment:
             gpu_name=torch.cuda.get_device_name(device_index) if cuda else None,
             gpu_count=torch.cuda.device_count() if cuda else None,
             gpu_power_limit_w=nvml.power_limit_w() if nvml else None,
-            cpu_model=_cpu_model(),
+            cpu_model=cpu_model(),
             cores_allowed=cores_allowed(),
             link_mbit_per_s=float(os.environ[LINK]) if LINK in os.environ else None,
             threads=torch.get_num_threads(),
@@ -103,7 +103,7 @@ def _run(*command: str) -> str | None:
     return done.stdout.strip()
 
 
-def _cpu_model(cpuinfo: Path = Path("/proc/cpuinfo")) -> str | None:
+def cpu_model(cpuinfo: Path = Path("/proc/cpuinfo")) -> str | None:
     try:
         lines = cpuinfo.read_text().splitlines()
     except OSError:

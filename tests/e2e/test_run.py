@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch.distributed as dist
 
+from paralab.planning.measured import device as measured
 from paralab.records.row import MemoryRecord, log_paths, read, read_log
 
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -99,3 +100,17 @@ def test_torchrun_starts_commands_of_several_cases(command: str, tmp_path: Path)
     if command == "tour":
         rows = read(tmp_path / "tour.csv")
         assert {row.launcher for row in rows} == {"torchrun"} and {row.world_size for row in rows} == {1, 2}
+
+
+def test_a_device_is_measured_and_planned_for(tmp_path: Path) -> None:
+    out = tmp_path / "device.json"
+    words = ("calibrate", "--seconds", "2", "--processes", "2", "--out", str(out))
+    done = run(sys.executable, "-m", "paralab.cli", *words)
+    assert done.returncode == 0, done.stderr
+    device = measured.read(out)
+    assert device.kind == "cpu" and {sent.ranks for sent in device.all_reduces} == {2} and device.messages
+    for rates in device.rates:
+        assert {"product float32", "convolution_backward float32", "attention float32"} <= rates.operations.keys()
+        assert min(len(samples) for samples in rates.operations.values()) >= 1
+    assert "GFLOP/s" in done.stdout and max(map(len, done.stdout.splitlines()[:20])) <= 80
+    assert "all-reduces and messages" in done.stderr

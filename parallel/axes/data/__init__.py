@@ -223,6 +223,8 @@ class DataAxis(Axis):
         if layout.zero >= 2:
             yield from _sharding(stage, plan)
             return
+        from paralab.axes.data.ddp import BUCKET_BYTES
+
         updated = trained(stage.part, stage.shapes)
         gradients = sum(prod(shape) for shape in updated.values())
         if layout.local:
@@ -235,7 +237,7 @@ class DataAxis(Axis):
             sent = compression.transfers(plan.run.grad_compression, updated.values(), ranks=ranks, element=element)
             yield from ((dim, transfer) for transfer in sent)
             return
-        yield dim, Transfer("all_reduce", ranks, gradients * element)
+        yield dim, Transfer("all_reduce", ranks, gradients * element, -(-gradients * element // BUCKET_BYTES))
         if layout.zero == 1:
             ranks = shard_ranks(layout)
             rows = fsdp_padded_numel(updated.values(), dp=ranks)  # each rank has an equal share of the rows
@@ -355,6 +357,7 @@ def _sharding(stage: Stage, plan: "Planned") -> Iterator[tuple[str, Transfer]]:
     """
     layout, times, ranks = plan.layout, reductions(plan), shard_ranks(plan.layout)
     dim, updated = shard_dim(layout), trained(stage.part, stage.shapes)
+    units: set[int | None] = set()  # the blocks, and what is outside of them, which are gathered and reduced together
     for name, shape in stage.shapes.items():
         if not shape:  # whole on every rank
             payload = (name in updated) * weight_bytes(plan)
@@ -362,11 +365,14 @@ def _sharding(stage: Stage, plan: "Planned") -> Iterator[tuple[str, Transfer]]:
             continue
         padded = fsdp_padded_numel([shape], dp=ranks)
         # What is outside the blocks stays gathered from forward to backward, and so does all of a pipeline.
-        gathers = 2 if layout.zero == 3 and layout.pp == 1 and block_of(name, blocks_in(plan)) is not None else 1
-        yield dim, Transfer("all_gather", ranks, times * gathers * padded * compute_bytes(plan))
+        block = block_of(name, blocks_in(plan))
+        gathers = 2 if layout.zero == 3 and layout.pp == 1 and block is not None else 1
+        calls = 0 if block in units else times
+        units.add(block)
+        yield dim, Transfer("all_gather", ranks, times * gathers * padded * compute_bytes(plan), gathers * calls)
         if name not in updated:
             continue
-        yield dim, Transfer("reduce_scatter", ranks, times * padded * weight_bytes(plan))
+        yield dim, Transfer("reduce_scatter", ranks, times * padded * weight_bytes(plan), calls)
         if layout.shard:
             reduced = (times if layout.pp > 1 else 1) * padded // ranks * weight_bytes(plan)
             yield REPLICATE, Transfer("all_reduce", layout.dp // ranks, reduced)

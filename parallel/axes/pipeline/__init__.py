@@ -100,13 +100,13 @@ class PipelineAxis(Axis):
 
 def _over_boundaries(stage: Stage, plan: "Planned") -> Transfer:
     """Return an activation to the next stage and a gradient to the one before, for each micro-batch."""
-    layout, sent = plan.layout, 0
+    layout, sent, messages = plan.layout, 0, 0
     rank_of = layout.pipeline.rank_of
     if stage.index > 0 and rank_of(stage.index - 1, layout.pp) != stage.pp_rank:
-        sent += stage.received_bytes
+        sent, messages = sent + stage.received_bytes, messages + 1
     if stage.index < layout.stages - 1 and rank_of(stage.index + 1, layout.pp) != stage.pp_rank:
-        sent += stage.sent_bytes
-    return Transfer("send", layout.pp, plan.division.chunks * sent)
+        sent, messages = sent + stage.sent_bytes, messages + 1
+    return Transfer("send", layout.pp, plan.division.chunks * sent, plan.division.chunks * messages)
 
 
 def _tied(stage: Stage, plan: "Planned") -> Transfer:

@@ -1,6 +1,6 @@
 """What a tensor plan has to keep, tried out on the meta device, and what to type where it does not."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from fnmatch import fnmatchcase
 from functools import lru_cache
 from typing import get_args
@@ -144,10 +144,7 @@ def split_problem(spec: ModelSpec[C], config: C, ranks: int) -> tuple[str, str] 
     if spec.with_blocks is not None:
         config = spec.with_blocks(config, min(2, len(spec.blocks(config))))
     plan, model = spec.tensor_plan(config), spec.on_meta(config).train()
-    for name, module in list(model.named_modules()):
-        style = next((s for pattern, s in plan.items() if fnmatchcase(name, pattern)), None)
-        if style in _SPLIT:
-            _take_part(module, style, ranks)
+    leave_part(model, plan, ranks, _SPLIT)
     try:
         inputs, targets = spec.example(config, _SAMPLES)
     except LayoutError:  # of a program that has not said what its batches are
@@ -162,6 +159,19 @@ def split_problem(spec: ModelSpec[C], config: C, ranks: int) -> tuple[str, str] 
         )
         return line_of(error, spec.build, otherwise=spec.name), f"{problem} {advice}"
     return None
+
+
+def leave_part(
+    model: nn.Module,
+    plan: Mapping[str, Style],
+    ranks: int,
+    styles: Collection[str] = (*_SPLIT, "vocab_embedding", "vocab_loss"),
+) -> None:
+    """Leave the modules of a model, in place, what one of several tensor ranks holds of those with these styles."""
+    for name, module in list(model.named_modules()):
+        style = next((s for pattern, s in plan.items() if fnmatchcase(name, pattern)), None)
+        if style is not None and style in styles:
+            _take_part(module, style, ranks)
 
 
 def _take_part(module: nn.Module, style: str, ranks: int) -> None:

@@ -1,0 +1,114 @@
+"""How far off predictions for this machine are: calibrate it, run layouts that calibration has not seen, compare.
+
+    python -m paralab.benchmarks.planner_here                          # everything, in about half an hour
+    python -m paralab.benchmarks.planner_here --models resnet:20 --nprocs 2 --repeats 1
+    python -m paralab.benchmarks.planner_here --compare                # of rows that are there already
+    python -m paralab.benchmarks.planner_here --compare --write        # what docs/planner.md shows
+
+Layouts run interleaved (A B C A B C), in the same processes. It needs a machine that does nothing else.
+"""
+
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from paralab.errors import ConfigError, UsageError
+from paralab.options.arguments import Parser
+
+# model:size -> samples of a step, timed steps
+MODELS = {"gpt2:nano": (8, 5), "gpt2:small": (4, 3), "resnet:20": (32, 8), "diffusion:dit-mnist": (32, 8)}
+LAYOUTS = {
+    1: ("dp1",),
+    2: ("dp2", "dp2/zero1", "dp2/zero2", "dp2/zero3", "tp2", "pp2/naive", "pp2/1f1b/mb4", "pp2/gpipe/mb2"),
+    4: ("dp4", "dp4/zero2", "dp4/zero3", "tp4", "dp2.tp2", "pp4/1f1b/mb4", "dp2.pp2/1f1b/mb4"),
+}
+WARMUP = 2
+
+
+def main(argv: Sequence[str]) -> int:
+    """Measure, or compare what was measured. Returns: 0."""
+    options = _parser().parse_args(list(argv))
+    folder = Path(options.folder)
+    if not options.compare:
+        models, nprocs = options.models.split(","), [int(n) for n in options.nprocs.split(",")]
+        for nproc in nprocs:
+            measure(folder / "rows.csv", models, nproc, repeats=options.repeats)
+    return 0
+
+
+def _parser() -> Parser:
+    parser = Parser(prog="python -m paralab.benchmarks.planner_here", description=__doc__)
+    parser.add_argument("--folder", default="runs/planner-here", metavar="DIR", help="Where rows and the device are")
+    parser.add_argument("--models", default=",".join(MODELS), metavar="A,B,...", help="Models to run, with their sizes")
+    parser.add_argument("--nprocs", default="1,2,4", metavar="N,M,...", help="Numbers of processes to run")
+    parser.add_argument("--repeats", type=int, default=3, metavar="N", help="Runs of each layout, interleaved")
+    parser.add_argument("--compare", action="store_true", help="Measure nothing: compare the rows that are there")
+    return parser
+
+
+def measure(out: Path, models: Sequence[str], nproc: int, *, repeats: int) -> None:
+    """Run all layouts of these models on so many processes, and append their rows to a file."""
+    from paralab.benchmarks.planner_here_worker import Stop
+    from paralab.planning.resolve import resolve
+    from paralab.processes.cluster import Rank
+    from paralab.records.requested import Requested
+    from paralab.running import task
+
+    out.parent.mkdir(parents=True, exist_ok=True)
+    works = [resolve(run) for run in runs(models, nproc)]
+    stops = [
+        Stop(
+            work.run,
+            Requested(
+                strategy=work.strategy,
+                nproc=nproc,
+                precision=work.run.precision,
+                group="planner-here",
+                repeat=repeat,
+                command=work.command,
+                launcher=Rank.from_env().launcher,
+            ),
+        )
+        for repeat in range(repeats)
+        for work in works
+    ]
+    began = time.monotonic()
+    task.start("paralab.benchmarks.planner_here_worker:visit", stops, str(out), nproc=nproc, config=works[0].run)
+    print(f"{len(stops)} runs on {nproc} processes in {time.monotonic() - began:.0f} s, rows in {out}")
+
+
+def runs(models: Sequence[str], nproc: int) -> "Iterator[Any]":
+    """Yield the runs of all layouts of these models on so many processes that can be.
+
+    Raises: ConfigError for a model that is not among those.
+    """
+    from paralab.layout import Layout
+    from paralab.options.config import RunConfig
+    from paralab.planning.resolve import resolve
+
+    for name in models:
+        if name not in MODELS:
+            raise ConfigError(f"--models {name}: use some of {', '.join(MODELS)}")
+        (model, size), (batch, steps) = name.split(":"), MODELS[name]
+        for text in LAYOUTS[nproc]:
+            run = RunConfig(
+                model=model,
+                size=size,
+                layout=Layout.parse(text),
+                global_batch_size=batch,
+                steps=steps,
+                warmup=WARMUP,
+            )
+            try:
+                resolve(run)
+            except UsageError as error:
+                print(f"{name} {text} left out: {error}")
+                continue
+            yield replace(run)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

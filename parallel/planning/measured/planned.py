@@ -1,0 +1,126 @@
+"""A run on a measured device as the axes are asked about it, from a model and a layout, or from a row of cases."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+from torch import nn
+
+from paralab.axes.check import check_split
+from paralab.axes.precision import weight_dtype
+from paralab.errors import ConfigError, LayoutError, ModelError, did_you_mean
+from paralab.layout import Division, Layout
+from paralab.models import SPECS
+from paralab.models.spec import ModelConfig, ModelSpec
+from paralab.options.config import RunConfig
+from paralab.planning.settle import Settled
+
+_AXES = ("dp", "tp", "pp")  # that are predicted
+_PRECISIONS = ("fp32", "bf16", "fp16")
+_TRAINED = "a measured device is predicted from the operations of a model that paralab has"
+
+
+@dataclass(frozen=True)
+class Imagined:
+    """A run that nobody has started: a `Planned`."""
+
+    run: RunConfig
+    spec: ModelSpec
+    model_config: ModelConfig
+    layout: Layout
+    division: Division
+
+    def new_model(self) -> nn.Module:
+        """Return the whole model on the meta device, in the precision of its weights."""
+        return self.spec.on_meta(self.model_config, weight_dtype(self.run.precision))
+
+
+def imagine(
+    spec: ModelSpec, config: ModelConfig, layout: Layout, *, batch: int, accumulation: int = 1, run: RunConfig
+) -> Imagined:
+    """Return a run of a model under a layout. batch: samples of a step.
+
+    Raises: LayoutError where the model cannot be split so, the batch cannot, or an axis is not predicted.
+    """
+    if other := [axis for axis in layout.axes if axis not in _AXES]:
+        raise LayoutError(
+            f"layout {layout} has {' and '.join(other)}, which a measured device is not predicted for: "
+            f"use {', '.join(_AXES)}"
+        )
+    check_split(layout, spec=spec, config=config)
+    layout.check_schedule(accumulation)
+    run = replace(run, layout=layout, nproc=layout.world_size, global_batch_size=batch, accumulation=accumulation)
+    return Imagined(run, spec, config, layout, layout.divide(batch, accumulation))
+
+
+def of_case(settled: Settled) -> Imagined:
+    """Return the run that a row of cases describes.
+
+    Raises: ModelError for a model, LayoutError for a layout that paralab does not train.
+    """
+    from paralab.planning.answers import layout_text, typed_layout
+
+    case = settled.case
+    spec, config = model_of(case)
+    count = round(float(case.micro_batches))
+    columns = {**vars(case), "layers_per_stage": getattr(settled, "layers_per_stage", None)}
+    text = layout_text(columns, count)
+    layout = typed_layout(text)
+    if layout is None or case.recompute == "selective":
+        what = "recompute selective" if layout is not None else text
+        raise LayoutError(f"{what} is not what paralab trains, and {_TRAINED}: see paralab strategies")
+    if case.precision not in _PRECISIONS:
+        raise ModelError(f"precision {case.precision} on a measured device: use one of {', '.join(_PRECISIONS)}")
+    run = RunConfig(
+        precision=case.precision,
+        checkpointing="full" if case.recompute == "full" else "none",
+        optimizer="sgd" if case.optimizer == "sgd" else "adamw",
+    )
+    accumulation = count if case.pp == 1 else 1
+    return imagine(spec, config, layout, batch=int(case.global_batch_size), accumulation=accumulation, run=run)
+
+
+def model_of(case: Any) -> tuple[ModelSpec, ModelConfig]:
+    """Return the model of paralab that a case describes. Raises: ModelError where there is none."""
+    sizes: Mapping[str, int] = {
+        "n_layers": int(case.layers),
+        "hidden": int(case.hidden),
+        "n_heads": int(case.heads),
+        "vocab_size": int(case.vocab),
+        "seq_len": int(case.sequence_length),
+    }
+    plain = case.head_dim * case.heads == case.hidden and not case.experts
+    gpt2 = (case.gated, case.position, case.norm, bool(case.tied_embeddings)) == (False, "learned", "layernorm", True)
+    if plain and gpt2 and case.ffn == 4 * case.hidden and case.kv_heads == case.heads:
+        spec = SPECS["gpt2"]
+        return spec, replace(spec.config(), **sizes)
+    if plain and (case.gated, case.position, case.norm) == (True, "rotary", "rmsnorm"):
+        spec = SPECS["llama"]
+        more = {"n_kv_heads": int(case.kv_heads), "ffn": int(case.ffn), "tied": bool(case.tied_embeddings)}
+        return spec, replace(spec.config(), **sizes, **more)
+    raise ModelError(
+        f"{_TRAINED}: give the shape of gpt2 (not gated, learned, layernorm, tied, ffn of 4 x hidden) or llama "
+        "(gated, rotary, rmsnorm)"
+    )
+
+
+def named(name: str, size: str | None, sequence_length: int | None) -> tuple[ModelSpec, ModelConfig, list[str]]:
+    """Return a model by what `--model` and `--size` say, and those words.
+
+    Raises: ConfigError for an unknown size, or for a length of what is no sequence.
+    """
+    spec = SPECS[name]
+    size = size or spec.default_size
+    try:
+        config = spec.config(size)
+    except KeyError:
+        hint = did_you_mean(size, spec.sizes)
+        raise ConfigError(f"--size {size} is unknown for {name}{hint}: use one of {', '.join(spec.sizes)}") from None
+    except ValueError as error:
+        raise ConfigError(f"--size {size}: {error}: use {spec.custom_form}") from None
+    words = ["--model", name, "--size", size]
+    if sequence_length is None:
+        return spec, config, words
+    if not hasattr(config, "seq_len"):
+        raise ConfigError(f"--sequence-length with {name} {size}, which has no sequences: leave it out")
+    return spec, replace(config, seq_len=sequence_length), [*words, "--seq-len", str(sequence_length)]

@@ -1,0 +1,100 @@
+"""The layouts of a model on a measured device, fastest first. There are few: each is looked at by itself."""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from typing import Any
+
+from paralab.errors import LayoutError, UsageError
+from paralab.layout import SCHEDULES, Layout
+from paralab.models.spec import ModelConfig, ModelSpec
+from paralab.options.config import RunConfig
+from paralab.planning.measured.cases import PROCESS_BYTES
+from paralab.planning.measured.device import MeasuredDevice
+from paralab.planning.measured.planned import Imagined, imagine
+from paralab.planning.measured.step import ONE_MACHINE, Cluster, Predicted, predict
+
+
+@dataclass(frozen=True)
+class Choice:
+    """A layout, what is expected of it, and whether it fits."""
+
+    plan: Imagined
+    predicted: Predicted
+    fits: bool
+
+
+def search(
+    spec: ModelSpec,
+    config: ModelConfig,
+    device: MeasuredDevice,
+    *,
+    ranks: int,
+    batch: int,
+    run: RunConfig,
+    cluster: Cluster = ONE_MACHINE,
+    seen: Callable[[], None] = lambda: None,
+) -> list[Choice]:
+    """Return all layouts of so many ranks, those that fit first, then the faster ones. seen: called for each.
+
+    Recomputation and accumulation take time and save memory: they are looked at where nothing fits without.
+    Raises: LayoutError where no layout is legal.
+    """
+    found: list[Choice] = []
+    for checkpointing, accumulations in (("none", (1,)), ("full", (1, 2, 4, 8))):
+        for layout in layouts(spec, config, ranks, batch):
+            for accumulation in accumulations:
+                try:
+                    one = run_of(run, checkpointing)
+                    plan = imagine(spec, config, layout, batch=batch, accumulation=accumulation, run=one)
+                except UsageError:
+                    continue
+                found.append(_choice(plan, device, cluster))
+                seen()
+        if any(choice.fits for choice in found):
+            break
+    if not found:
+        raise LayoutError(
+            f"no layout of {ranks} ranks divides {spec.name} and {batch} samples a step: use another number of either"
+        )
+    return sorted(found, key=lambda choice: (not choice.fits, choice.predicted.step_time_s))
+
+
+def run_of(run: RunConfig, checkpointing: str) -> RunConfig:
+    """Return a run with or without recomputation."""
+    return replace(run, checkpointing=checkpointing)
+
+
+def _choice(plan: Imagined, device: MeasuredDevice, cluster: Cluster) -> Choice:
+    predicted = predict(plan, device, cluster)
+    processes = min(plan.layout.world_size, cluster.per_node) if device.kind == "cpu" else 1
+    used = processes * (predicted.memory.total + PROCESS_BYTES)
+    return Choice(plan, predicted, used <= device.memory_gib * 2**30)
+
+
+def layouts(spec: ModelSpec, config: ModelConfig, ranks: int, batch: int) -> Iterator[Layout]:
+    """Yield the layouts of so many ranks that may be legal for a model."""
+    blocks = len(spec.blocks(config))
+    degrees = [(t, p, ranks // t // p) for t in _divisors(ranks) for p in _divisors(ranks // t) if p <= max(blocks, 1)]
+    for tp, pp, dp in degrees:
+        for zero in (0, 1, 2, 3) if dp > 1 else (0,):
+            for sequence in (False, True) if tp > 1 and spec.sequence_parallel else (False,):
+                values = {"dp": dp, "tp": tp, "pp": pp, "zero": zero, "sequence_parallel": sequence}
+                for more in _schedules(pp, batch // dp):
+                    try:
+                        yield Layout(**values, **more)
+                    except LayoutError:
+                        continue
+
+
+def _divisors(n: int) -> list[int]:
+    return [d for d in range(1, n + 1) if n % d == 0]
+
+
+def _schedules(pp: int, rows: int) -> Iterator[dict[str, Any]]:
+    """Yield schedules with numbers of micro-batches that rows of a data rank divide into."""
+    if pp == 1:
+        yield {}
+        return
+    for name in SCHEDULES:
+        counts = [1] if name == "naive" else [n for n in (pp, 2 * pp, 4 * pp) if n <= rows and rows % n == 0]
+        yield from ({"schedule": name, "micro_batches": n} for n in counts)

@@ -1,0 +1,229 @@
+"""Seconds and memory of one step of a run on a device that was measured."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import lru_cache
+
+from paralab.axes.axis import Transfer
+from paralab.axes.context import Planned
+from paralab.axes.sent import predicted_transfers
+from paralab.layout import Layout
+from paralab.layout.layout import MOST_RANKS
+from paralab.layout.schedules import Pass, ScheduleName
+from paralab.planning.measured.device import MeasuredDevice, Rates, Sample, between
+from paralab.planning.measured.schedule import Took, makespan_s
+from paralab.planning.measured.seconds import pass_s, transfer_s
+from paralab.planning.measured.trace import Traced, noted, states, traces
+
+_OPTIMIZERS = {"adamw": "_fused_adamw float32", "sgd": "_fused_sgd float32"}
+
+
+@dataclass(frozen=True)
+class Cluster:
+    """Machines of the measured kind. per_node: processes of each. gbit_per_s: of the network, for one process."""
+
+    per_node: int = MOST_RANKS
+    gbit_per_s: float = 10.0
+
+
+ONE_MACHINE = Cluster()
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Bytes on the rank that needs most, at its fullest moment."""
+
+    states: float
+    activations: float
+
+    @property
+    def total(self) -> float:
+        return self.states + self.activations
+
+
+@dataclass(frozen=True)
+class Predicted:
+    """A step. parts: seconds by cause, of the rank with most; waits for other ranks are what is missing."""
+
+    step_time_s: float
+    memory: Memory
+    parts: Mapping[str, float] = field(default_factory=dict)
+
+    @property
+    def bound(self) -> str:
+        """What most of a step goes into."""
+        return max(self.parts, key=lambda name: self.parts[name])
+
+
+def predict(plan: Planned, device: MeasuredDevice, cluster: Cluster = ONE_MACHINE) -> Predicted:
+    """Return what is expected of a step of the native engine."""
+    layout = plan.layout
+    here = min(layout.world_size, cluster.per_node)  # processes of a machine
+    rates, each = device.rates_of(here), traces(plan)
+    speed = _speed(device, rates, here, layout.pp)
+    links = _Links(plan, device, cluster)
+    passes_s = _passes_s(plan, each, rates, links, speed)
+    crowd = max(1 / speed(layout.pp), 1.0)
+    update_s = _update_s(plan, each, rates) * crowd
+    once_s = links.once_s
+    fullest = max(range(len(each)), key=lambda s: _stage_s(each[s], rates))
+    parts = {
+        "compute": plan.division.chunks * _stage_s(each[fullest], rates) * crowd,
+        "update": update_s,
+        "link": plan.division.chunks * links.in_pass_s[0] + once_s,
+    }
+    parts["bubble"] = max(passes_s + update_s + once_s - sum(parts.values()), 0.0)
+    return Predicted(passes_s + update_s + once_s, memory(plan, each), parts)
+
+
+@lru_cache(maxsize=1024)
+def _order(schedule: ScheduleName, pp: int, micro_batches: int) -> list[list[Pass]]:
+    from paralab.axes.pipeline.stages import pass_order
+
+    return pass_order(schedule, pp=pp, micro_batches=micro_batches)
+
+
+def _speed(device: MeasuredDevice, rates: Rates, processes: int, pp: int) -> "_Speed":
+    return _Speed(device.cores if device.kind == "cpu" else 10**9, rates.threads, processes / pp)
+
+
+@dataclass(frozen=True)
+class _Speed:
+    """The share of its own speed that a process keeps while so many pipeline ranks compute."""
+
+    cores: int
+    threads: int
+    beside: float  # processes of each pipeline rank on a machine
+
+    def __call__(self, pipeline_ranks: int) -> float:
+        return min(1.0, self.cores / (pipeline_ranks * self.beside * self.threads))
+
+
+def _stage_s(traced: Traced, rates: Rates) -> float:
+    return pass_s(traced.forward, rates, backward=False) + pass_s(traced.backward, rates, backward=True)
+
+
+def _passes_s(plan: Planned, each: tuple[Traced, ...], rates: Rates, links: "_Links", speed: _Speed) -> float:
+    """Return the seconds of all forward and backward passes of a step."""
+    layout, chunks = plan.layout, plan.division.chunks
+    forward = [pass_s(one.forward, rates, backward=False) for one in each]
+    backward = [pass_s(one.backward, rates, backward=True) for one in each]
+    if layout.pp == 1:
+        return chunks * ((forward[0] + backward[0]) / speed(1) + links.in_pass_s[0])
+
+    def took(one: Pass) -> Took:
+        share = {"F": (1, 0), "B": (0, 1), "I": (0, 0.5), "W": (0, 0.5)}[one.kind]
+        waits = links.in_pass_s[one.stage] * (0.0 if one.kind == "W" else 0.5)
+        return Took(share[0] * forward[one.stage] + share[1] * backward[one.stage], waits)
+
+    times = 1
+    order = _order(layout.schedule, layout.pp, chunks)
+    if layout.schedule == "naive":
+        times, order = chunks, _order("naive", layout.pp, 1)
+    return times * makespan_s(
+        order,
+        took,
+        lambda one: links.message_s,
+        rank_of=lambda stage: _rank_of(layout, stage),
+        stages=layout.stages,
+        speed=speed,
+    )
+
+
+class _Links:
+    """Seconds that ranks spend on links. in_pass_s: of each stage in one micro-batch. once_s: of a step."""
+
+    def __init__(self, plan: Planned, device: MeasuredDevice, cluster: Cluster) -> None:
+        self.layout, self.device, self.cluster = plan.layout, device, cluster
+        layout, chunks = plan.layout, plan.division.chunks
+        notes = noted(plan) if layout.world_size > 1 else ()
+        found = [predicted_transfers(plan, rank, noted=notes) for rank in range(layout.pp)]
+        inside, once = [0.0] * layout.pp, [0.0] * layout.pp
+        for rank, calls in enumerate(found):
+            for name, transfer in ((name, t) for name, each in calls.items() for t in each if t.op != "send"):
+                place = inside if _in_pass(name, transfer, chunks) else once
+                place[rank] += self._s(name, transfer)
+        held = layout.stages // layout.pp
+        self.in_pass_s = [inside[_rank_of(layout, s)] / chunks / held for s in range(layout.stages)]
+        self.once_s = max(once)
+        sends = [t for calls in found for t in calls.get("pp", ()) if t.op == "send" and t.calls >= chunks]
+        self.message_s = max((self._s("pp", t) / t.calls for t in sends), default=0.0)
+
+    def _s(self, name: str, transfer: Transfer) -> float:
+        far = self.cluster.gbit_per_s * 1e9 / 8 if self._leaves_node(name) else None
+        return transfer_s(transfer, self.device, network_bytes_per_s=far)
+
+    def _leaves_node(self, name: str) -> bool:
+        """Return whether the ranks of an axis, or of one dim of it, are on several machines."""
+        dims = list(self.layout.dims.items())
+        inner = 1
+        for other, size in reversed(dims):
+            if other == name:
+                return inner * size > self.cluster.per_node
+            inner *= size
+        return inner > self.cluster.per_node
+
+
+def _rank_of(layout: Layout, stage: int) -> int:
+    return layout.pipeline.rank_of(stage, layout.pp) if layout.pp > 1 else 0
+
+
+def _in_pass(name: str, transfer: Transfer, chunks: int) -> bool:
+    """Return whether calls belong to each micro-batch: those of modules do."""
+    return transfer.op != "send" and transfer.calls >= chunks and (name == "tp" or transfer.calls > chunks)
+
+
+def _update_s(plan: Planned, each: tuple[Traced, ...], rates: Rates) -> float:
+    """Return the seconds of gradient norm, clipping and optimizer, on the rank that updates most."""
+    layout = plan.layout
+    held: dict[int, tuple[int, int]] = {}
+    for stage, one in enumerate(each):
+        rank = _rank_of(layout, stage)
+        weights, tensors = held.get(rank, (0, 0))
+        held[rank] = weights + one.weights, tensors + one.parameters
+    kind = _OPTIMIZERS[plan.run.optimizer]
+
+    def seconds(weights: int, tensors: int) -> float:
+        share = layout.dp if layout.zero >= 1 else 1
+        norm_share = layout.dp if layout.zero >= 2 else 1
+        updated = weights / share
+        adam = _by_bytes(rates, kind, 28 * updated)
+        norm = _by_bytes(rates, "linalg_vector_norm float32", 4 * weights / norm_share)
+        clip = _by_bytes(rates, "mul float32", 8 * weights / norm_share)
+        return adam + norm + clip + tensors * rates.tensor_s
+
+    return max(seconds(*one) for one in held.values())
+
+
+def _by_bytes(rates: Rates, name: str, size: float) -> float:
+    samples: tuple[Sample, ...] = rates.operations.get(name) or rates.operations["add float32"]
+    return between([(s.bytes, s.seconds) for s in samples], size)
+
+
+def memory(plan: Planned, each: tuple[Traced, ...]) -> Memory:
+    """Return what the tensors of a step take on the fullest rank, as a census of a step counts them."""
+    layout, chunks = plan.layout, plan.division.chunks
+    if layout.pp == 1:
+        orders: list[list[Pass]] = [[Pass("F", 0, 0), Pass("B", 0, 0)]]
+    else:
+        flush = 1 if layout.schedule == "naive" else chunks
+        orders = _order(layout.schedule, layout.pp, flush)
+    return max((_of_rank(plan, each, rank, passes) for rank, passes in enumerate(orders)), key=lambda m: m.total)
+
+
+def _of_rank(plan: Planned, each: tuple[Traced, ...], rank: int, passes: Sequence[Pass]) -> Memory:
+    """Return the memory of a pipeline rank: gradients appear during the first backward pass, and stay."""
+    held, appear = states(plan, rank), plan.division.chunks == 1 and plan.layout.zero < 2
+    best, kept, gradients = Memory(0, 0), 0, 0.0 if appear else held.gradients
+    for one in passes:
+        traced = each[one.stage]
+        if one.kind != "F":
+            kept -= traced.kept_bytes if one.kind in "BW" else 0
+        now = Memory(
+            held.parameters + held.optimizer + gradients + (traced.peak_gradients_bytes if appear else 0),
+            kept + traced.peak_bytes - traced.peak_gradients_bytes,
+        )
+        best = max(best, now, key=lambda memory: memory.total)
+        kept += traced.kept_bytes if one.kind == "F" else 0
+    rest = Memory(held.total, 0)
+    return max(best, rest, key=lambda memory: memory.total)

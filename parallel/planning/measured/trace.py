@@ -1,0 +1,206 @@
+"""What a rank of a layout runs in one micro-batch: the operations of its stages, on tensors without values.
+
+Nothing is computed and no process is started: the modules of a stage, with the shapes that a tensor rank has of them,
+go forward and backward once on fake tensors, and each operation is noted.
+"""
+
+import weakref
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import lru_cache, partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+from paralab.axes.axis import StageMemory
+from paralab.axes.context import Planned
+from paralab.axes.held import state_bytes_of
+from paralab.axes.initialise import tie
+from paralab.axes.precision import DTYPES, in_dtype, weight_dtype
+from paralab.axes.recompute import checkpoint_blocks
+from paralab.axes.sent import Noted, noted_stages
+from paralab.axes.shapes import part
+from paralab.axes.tensor.rules import leave_part
+from paralab.models.found import move_plain_tensors
+from paralab.models.spec import Reducing
+from paralab.planning.measured.operations import Recorder, Work
+
+
+@dataclass(frozen=True)
+class Traced:
+    """One stage in one micro-batch. parameters: how many tensors are trained, weights: their elements.
+
+    kept_bytes: of activations between forward and backward. peak_bytes: the most that activations take together with
+    the gradients that are there by then, peak_gradients_bytes.
+    """
+
+    forward: Work
+    backward: Work
+    parameters: int
+    weights: int
+    kept_bytes: int
+    peak_bytes: int
+    peak_gradients_bytes: int
+
+
+class _Held:
+    """A plan that an entry of a cache is made from; all plans are alike as a key."""
+
+    def __init__(self, plan: Planned) -> None:
+        self.plan = plan
+
+    def __hash__(self) -> int:
+        return 0
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _Held)
+
+
+def traces(plan: Planned) -> tuple[Traced, ...]:
+    """Return what each stage of a layout runs, first to last."""
+    return _traces(_key(plan), _Held(plan), plan.division.micro_batch_size)
+
+
+def noted(plan: Planned) -> tuple[Noted, ...]:
+    """Return what the modules of each stage of a layout communicate, first to last."""
+    return _noted(_key(plan), _Held(plan), plan.division.micro_batch_size)
+
+
+def states(plan: Planned, pp_rank: int) -> StageMemory:
+    """Return the bytes of parameters, gradients and optimizer states on the ranks of one pipeline rank."""
+    layout = plan.layout
+    divided = (layout.zero, layout.dp, layout.shard, layout.schedule, layout.pp, plan.run.optimizer, pp_rank)
+    return _states((_key(plan), divided), _Held(plan))
+
+
+@lru_cache(maxsize=4096)
+def _states(key: Any, held: _Held) -> StageMemory:
+    return state_bytes_of(held.plan, key[1][-1])
+
+
+def _key(plan: Planned) -> Any:
+    """Return all of a plan that decides what modules run."""
+    layout, run = plan.layout, plan.run
+    cut = (layout.stages, getattr(layout, "first", None), getattr(layout, "last", None))
+    split = (layout.tp, layout.sequence_parallel, layout.dp > 1 and not layout.local)
+    casts = layout.zero >= 2
+    return (plan.spec, plan.model_config, run.precision, run.checkpoint_every, cut, split, casts)
+
+
+@lru_cache(maxsize=512)
+def _traces(key: Any, held: _Held, rows: int) -> tuple[Traced, ...]:
+    return tuple(_each_stage(held.plan, rows))
+
+
+@lru_cache(maxsize=512)
+def _noted(key: Any, held: _Held, rows: int) -> tuple[Noted, ...]:
+    return tuple(noted_stages(held.plan, held.plan.layout.stages - 1))
+
+
+def _each_stage(plan: Planned, rows: int) -> Iterator[Traced]:
+    precision, fake = plan.run.precision, FakeTensorMode(allow_non_fake_inputs=True)
+    examples, target = plan.spec.example(plan.model_config, rows)
+    lower = precision in ("bf16", "fp16")
+    with fake:
+        hidden = tuple(in_dtype(torch.empty_like(x, device="cpu"), weight_dtype(precision)) for x in examples)
+        target = in_dtype(torch.empty_like(target, device="cpu"), weight_dtype(precision))
+    for index in range(plan.layout.stages):
+        module = stage_module(plan, index)
+        last = index == plan.layout.stages - 1
+        with fake:
+            module.to_empty(device="cpu")
+            move_plain_tensors(module, "cpu")
+            tie(module, plan.spec.tied_in(plan.model_config))
+            with torch.autocast("cpu", DTYPES[precision], enabled=lower):
+                traced, hidden = _run(module, hidden, target if last else None)
+        yield traced
+
+
+def stage_module(plan: Planned, index: int) -> nn.Module:
+    """Return a stage on the meta device as one rank has it: with its part of the layers that are split."""
+    module, layout = part(plan, index), plan.layout
+    if layout.tp > 1:
+        leave_part(module, plan.spec.tensor_plan(plan.model_config), layout.tp)
+    for one in module.modules():
+        if isinstance(one, Reducing) and layout.size(one.axis) > 1:
+            one.ranks, one.all_reduce = layout.size(one.axis), _over_ranks
+    checkpoint_blocks(module, plan.run.checkpoint_every)
+    return module
+
+
+def _over_ranks(tensor: Tensor, op: str) -> Tensor:
+    """Return a tensor of any shape as it is: what it takes to reduce it is counted elsewhere."""
+    return tensor
+
+
+def _run(module: nn.Module, inputs: tuple[Tensor, ...], target: Tensor | None) -> tuple[Traced, tuple[Tensor, ...]]:
+    """Return what a stage runs forward and backward, and what the next one gets."""
+    parameters = [p for p in module.parameters() if p.requires_grad]
+    inputs = tuple(x.detach().requires_grad_(x.is_floating_point()) for x in inputs)
+    memory = _Memory([*module.parameters(), *module.buffers(), *inputs])
+    with Recorder(memory.see) as forward:
+        out = module(*inputs) if target is None else module(*inputs, targets=target)
+    outputs = out if isinstance(out, tuple) else (out,)
+    kept, gradients = memory.now, [torch.ones_like(x) for x in outputs]
+    with Recorder(memory.see) as backward:
+        torch.autograd.backward(outputs, gradients)
+    peak, of_gradients = memory.peak({p.grad.untyped_storage()._cdata for p in parameters if p.grad is not None})
+    traced = Traced(
+        forward=forward.work,
+        backward=backward.work,
+        parameters=len(parameters),
+        weights=sum(p.numel() for p in parameters),
+        kept_bytes=kept,
+        peak_bytes=peak,
+        peak_gradients_bytes=of_gradients,
+    )
+    return traced, tuple(x.detach() for x in outputs)
+
+
+class _Memory:
+    """How many bytes of tensors are there, apart from some that have been there before."""
+
+    def __init__(self, known: list[Tensor]) -> None:
+        self.now = 0
+        self._known = {tensor.untyped_storage()._cdata for tensor in known}
+        self._live: dict[int, weakref.ref] = {}
+        self._events: list[tuple[int, int]] = []  # storage, bytes more
+
+    def see(self, result: Any) -> None:
+        """Note the storages of what an operation returned."""
+        for tensor in _each(result):
+            storage = tensor.untyped_storage()
+            key, size = storage._cdata, storage.nbytes()
+            if key not in self._known and key not in self._live:
+                self._live[key] = weakref.ref(storage, partial(self._freed, key, size))
+                self._add(key, size)
+
+    def _freed(self, key: int, size: int, _: Any) -> None:
+        self._live.pop(key, None)
+        self._add(key, -size)
+
+    def _add(self, key: int, size: int) -> None:
+        self.now += size
+        self._events.append((key, size))
+
+    def peak(self, gradients: set[int]) -> tuple[int, int]:
+        """Return the most bytes at once, and how many of them were gradients. gradients: their storages at the end."""
+        last = {key: number for number, (key, size) in enumerate(self._events) if size > 0}
+        now = of_gradients = peak = then = 0
+        for number, (key, size) in enumerate(self._events):
+            now += size
+            if key in gradients and number >= last[key]:  # an address may have been of another tensor before
+                of_gradients += size
+            if now > peak:
+                peak, then = now, of_gradients
+        return peak, then
+
+
+def _each(found: Any) -> Iterator[Tensor]:
+    if isinstance(found, Tensor):
+        yield found
+    elif isinstance(found, list | tuple):
+        for one in found:
+            yield from _each(one)

@@ -1,0 +1,256 @@
+"""Predictions for a device that was measured: its file, the rules, and what is refused in one line."""
+
+import json
+from collections.abc import Iterator
+from dataclasses import replace
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from paralab import cli
+from paralab.errors import ConfigError, LayoutError
+from paralab.layout import Layout
+from paralab.models import SPECS
+from paralab.options.config import RunConfig
+from paralab.planning.measured import device as files
+from paralab.planning.measured import planned, search, step
+from paralab.planning.measured.device import MeasuredDevice, Rates, Sample, Sent, between
+from paralab.planning.measured.operations import Operation
+from paralab.planning.measured.schedule import Took, makespan_s
+from paralab.planning.measured.seconds import operation_s
+from paralab.planning.measured.step import Cluster
+
+FLOPS, BYTES_PER_S = 5e10, 1e10
+
+
+def samples(flops_per_s: float = FLOPS) -> dict[str, tuple[Sample, ...]]:
+    """Return operations that all run at one speed: products of so many FLOP/s, additions of so many bytes/s."""
+
+    def made() -> Iterator[Sample]:
+        for m, n, k in product((16, 256, 4096), repeat=3):
+            flops = 2.0 * m * n * k
+            yield Sample((m, n, k), flops, 4 * (m * n + m * k + n * k), flops / flops_per_s)
+
+    sizes = (1 << 10, 1 << 16, 1 << 24)
+    return {
+        "product float32": tuple(made()),
+        "add float32": tuple(Sample((), 0.0, size, size / BYTES_PER_S) for size in sizes),
+    }
+
+
+def rates(threads: int, processes: int) -> Rates:
+    return Rates(threads, processes, 1e-8, 1e-8, 1e-8, samples(FLOPS * threads))
+
+
+DEVICE = MeasuredDevice(
+    name="a processor",
+    kind="cpu",
+    cores=2,
+    memory_gib=16.0,
+    torch="2.13.0",
+    date="2026-11-26",
+    measured_s=20.0,
+    others_cores=0.0,
+    rates=(rates(1, 2), rates(2, 1)),
+    all_reduces=tuple(Sent(n, size, n * (1e-4 + size / 1e9)) for n in (2, 4) for size in (1 << 10, 1 << 20, 1 << 24)),
+    messages=tuple(Sent(2, size, 1e-4 + size / 1e9) for size in (1 << 10, 1 << 20, 1 << 24)),
+)
+TINY, CONFIG = SPECS["gpt2"], replace(SPECS["gpt2"].config("2x32x4v257"), seq_len=16)
+
+
+def predicted(layout: str, *, batch: int = 8, device: MeasuredDevice = DEVICE, **more: Any) -> step.Predicted:
+    cluster = more.pop("cluster", step.ONE_MACHINE)
+    plan = planned.imagine(TINY, CONFIG, Layout.parse(layout), batch=batch, run=RunConfig(**more))
+    return step.predict(plan, device, cluster)
+
+
+def test_a_file_is_read_as_it_was_written(tmp_path: Path) -> None:
+    path = tmp_path / "device.json"
+    path.write_bytes(files.write(DEVICE))
+    again = files.read(path)
+    assert replace(again, rates=()) == replace(DEVICE, rates=())
+    assert [vars(one) for one in again.rates] == [vars(one) for one in DEVICE.rates]
+    assert max(map(len, path.read_text().split("\n"))) < 140  # a sample a line: people read it
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (lambda content: content.update(format="mine"), "no measured device"),
+        (lambda content: content.pop("cores"), "cores"),
+        (lambda content: content.update(speed=3), "speed"),
+        (lambda content: content.update(cores=-1), "cores is -1"),
+        (lambda content: content.update(kind="abacus"), "abacus"),
+        (lambda content: content.update(rates=[]), "0 rates"),
+        (lambda content: content["rates"][0]["operations"].pop("add float32"), "add float32"),
+        (lambda content: content["rates"][0]["operations"]["add float32"][0].__setitem__(3, "fast"), "fast"),
+        (lambda content: content["rates"][0]["operations"]["add float32"][0].__setitem__(3, 0), "seconds"),
+        (lambda content: content["messages"][0].update(seconds=0), "messages"),
+    ],
+)
+def test_a_wrong_file_is_refused_in_one_line(tmp_path: Path, change: Any, said: str) -> None:
+    content = json.loads(files.write(DEVICE))
+    change(content)
+    path = tmp_path / "device.json"
+    path.write_text(json.dumps(content))
+    with pytest.raises(ConfigError, match=said) as refused:
+        files.read(path)
+    assert "\n" not in str(refused.value) and "paralab calibrate" in str(refused.value)
+
+
+def test_no_json_and_no_file_are_refused(tmp_path: Path) -> None:
+    (tmp_path / "device.json").write_bytes(b"\xff{")
+    for name, said in (("device.json", "not JSON"), ("none.json", "No such file")):
+        with pytest.raises(ConfigError, match=said):
+            files.read(tmp_path / name)
+
+
+def test_between_measured_sizes_seconds_lie_on_lines_of_logarithms() -> None:
+    points = [(100.0, 1.0), (10_000.0, 10.0)]
+    assert between(points, 1000) == pytest.approx(10**0.5)
+    assert between(points, 10) == 1.0 and between(points, 20_000) == 20.0
+
+
+def test_an_operation_takes_as_long_as_those_measured_near_it() -> None:
+    product_s = operation_s(Operation("product", "float32", (300, 300, 300), 2 * 300.0**3, 0), DEVICE.rates[0])
+    assert product_s == pytest.approx(2 * 300**3 / FLOPS)
+    assert operation_s(Operation("erfinv", "float32", (), 0.0, 1 << 20), DEVICE.rates[0]) == pytest.approx(
+        (1 << 20) / BYTES_PER_S
+    )
+
+
+def test_a_larger_batch_takes_longer_and_needs_more() -> None:
+    small, large = predicted("dp2", batch=8), predicted("dp2", batch=16)
+    assert 1.5 < large.parts["compute"] / small.parts["compute"] < 2.1
+    assert large.step_time_s > small.step_time_s and large.memory.activations > 1.9 * small.memory.activations
+
+
+def test_more_ranks_than_cores_share_them() -> None:
+    two, four = predicted("dp2", batch=8), predicted("dp4", batch=16)  # each rank has as many samples
+    assert four.parts["compute"] == pytest.approx(2 * two.parts["compute"], rel=0.01)
+    assert four.parts["update"] == pytest.approx(2 * two.parts["update"], rel=0.01)
+
+
+def test_one_process_has_all_cores() -> None:
+    assert predicted("dp1", batch=8).parts["compute"] < predicted("dp2", batch=16).parts["compute"]
+
+
+def test_in_the_naive_pipeline_one_rank_computes_at_a_time() -> None:
+    naive, filled = predicted("pp2/naive", batch=8), predicted("pp2/1f1b/mb4", batch=8)
+    assert naive.parts["bubble"] > 1.3 * filled.parts["bubble"] > 0
+
+
+def test_a_slower_network_is_waited_for_by_those_on_several_machines() -> None:
+    near = predicted("dp4")
+    far = [predicted("dp4", cluster=Cluster(per_node=2, gbit_per_s=gbit)) for gbit in (1.0, 0.1)]
+    assert far[0].parts["link"] < far[1].parts["link"] / 5
+    inside = predicted("dp2.tp2", cluster=Cluster(per_node=2, gbit_per_s=0.1))
+    assert inside.parts["link"] < far[1].parts["link"]  # tensor ranks are neighbours, on one machine
+    assert near.parts["link"] <= far[1].parts["link"]
+
+
+def test_recomputing_takes_longer_and_saves_memory() -> None:
+    plain, again = predicted("dp2"), predicted("dp2", checkpointing="full")
+    assert 1.15 < again.parts["compute"] / plain.parts["compute"] < 1.5
+    assert again.memory.activations < plain.memory.activations
+
+
+def test_zero_divides_states_and_tensor_ranks_divide_compute() -> None:
+    assert predicted("dp2/zero3").memory.states < 0.75 * predicted("dp2").memory.states
+    assert predicted("tp2").parts["compute"] < 0.75 * predicted("dp1", device=one_thread()).parts["compute"]
+
+
+def one_thread() -> MeasuredDevice:
+    return replace(DEVICE, cores=1, rates=DEVICE.rates[:1])
+
+
+def test_passes_wait_for_each_other_and_share_cores() -> None:
+    from paralab.layout.schedules import Pass
+
+    order = [[Pass("F", 0, 0), Pass("B", 0, 0)], [Pass("F", 1, 0), Pass("B", 1, 0)]]
+
+    def total_s(message_s: float = 0.0, links_s: float = 0.0) -> float:
+        return makespan_s(
+            order,
+            lambda one: Took(1.0, links_s),
+            lambda one: message_s,
+            rank_of=lambda stage: stage,
+            stages=2,
+            speed=lambda ranks: 1.0,
+        )
+
+    assert total_s() == pytest.approx(4.0)
+    assert total_s(message_s=0.5) == pytest.approx(5.0) and total_s(links_s=0.25) == pytest.approx(5.0)
+
+
+def test_layouts_that_are_not_predicted_are_refused() -> None:
+    with pytest.raises(LayoutError, match="measured device"):
+        planned.imagine(TINY, CONFIG, Layout.parse("cp2"), batch=8, run=RunConfig())
+
+
+def test_the_search_puts_what_fits_first_and_recomputes_where_nothing_does() -> None:
+    found = search.search(TINY, CONFIG, DEVICE, ranks=2, batch=4, run=RunConfig())
+    times = [one.predicted.step_time_s for one in found]
+    assert times == sorted(times) and all(one.fits for one in found)
+    assert {"dp2", "dp2/zero3", "tp2/sp", "pp2/1f1b/mb2"} <= {str(one.plan.layout) for one in found}
+    none = search.search(TINY, CONFIG, replace(DEVICE, memory_gib=0.01), ranks=1, batch=2, run=RunConfig())
+    assert not any(one.fits for one in none) and any(one.plan.run.checkpointing == "full" for one in none)
+    with pytest.raises(LayoutError, match="no layout of 5 ranks"):
+        search.search(TINY, CONFIG, DEVICE, ranks=5, batch=1, run=RunConfig())
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> str:
+    path = tmp_path / "device.json"
+    path.write_bytes(files.write(DEVICE))
+    return str(path)
+
+
+def test_cases_may_name_a_file_as_their_device(tmp_path: Path, file: str, capsys: pytest.CaptureFixture) -> None:
+    cases = tmp_path / "cases.csv"
+    shape = "2,32,4,257,16"
+    lines = [f"{shape},2,4,{file},", f"{shape},2,4,H100-SXM-80GB,", f"{shape},2,4,{file},rotary"]
+    cases.write_text("layers,hidden,heads,vocab,sequence_length,dp,global_batch_size,gpu,position\n" + "\n".join(lines))
+    assert cli.main(["predict", str(cases)]) == 1
+    out, said = capsys.readouterr()
+    first, second, third = (line.split(",") for line in out.splitlines()[1:])
+    assert "precision=fp32" in out.splitlines()[1] and float(first[1]) > 0 and float(second[1]) > 0 and third[1] == ""
+    assert "line 4: a measured device is predicted from the operations of a model that paralab has" in said
+
+
+def test_plan_prints_a_line_to_type(file: str, capsys: pytest.CaptureFixture) -> None:
+    words = [
+        "--size",
+        "2x32x4v257",
+        "--sequence-length",
+        "16",
+        "--gpu",
+        file,
+        "--n-gpus",
+        "2",
+        "--global-batch-size",
+        "4",
+    ]
+    assert cli.main(["plan", "--model", "gpt2", *words, "--top", "3"]) == 0
+    out = capsys.readouterr().out
+    assert "paralab run --model gpt2 --size 2x32x4v257 --seq-len 16 --layout" in out and "a processor, 2 cores" in out
+    assert max(map(len, out.splitlines()[:10])) <= 80
+    assert cli.main(["plan", "--model", "gpt2", *words, "--tokens", "20x"]) == 2
+    assert cli.main(["plan", "--model", "resnet", "--gpu", file, "--n-gpus", "2", "--sequence-length", "8"]) == 2
+
+
+def test_questions_may_name_a_file_as_their_device(tmp_path: Path, file: str, capsys: pytest.CaptureFixture) -> None:
+    questions = tmp_path / "questions.csv"
+    header = "layers,hidden,heads,vocab,sequence_length,n_gpus,global_batch_size,gpu,pp\n"
+    questions.write_text(f"{header}2,32,4,257,16,2,4,{file},2\n")
+    assert cli.main(["plan", str(questions), "--top", "2"]) == 0
+    rows = capsys.readouterr().out.splitlines()
+    assert len(rows) == 3 and all(row.split(",")[4] == "2" for row in rows[1:])
+
+
+@pytest.mark.parametrize("words", [["--seconds", "0"], ["--processes", "99"], ["--out", "/nowhere/device.json"]])
+def test_calibrate_refuses_numbers_and_paths_that_cannot_be(words: list[str], capsys: pytest.CaptureFixture) -> None:
+    assert cli.main(["calibrate", *words]) == 2
+    assert len(capsys.readouterr().err.splitlines()) == 1
