@@ -111,7 +111,7 @@ case ${1:-} in
     test)
         shift
         set_up
-        "$python" -c 'import hypothesis, pytest, pytest_timeout' 2>/dev/null ||
+        "$python" -c 'import hypothesis, pytest, pytest_timeout, xdist' 2>/dev/null ||
             die "the active environment lacks the test tools: pip install -c constraints.txt -e '.[dev]'"
         cd "$root"
         exec "$python" -m pytest "$@"

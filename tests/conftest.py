@@ -23,6 +23,10 @@ QUICK = (
     "processes/oom_killer records/record training/goodput untrusted"
 )
 
+# Of lanes: the order of the folders. Those of e2e and dist stay in one lane each: they share workers, network
+# namespaces, control groups and what the kernel counts. Files of unit go to whichever lane is free.
+LANES = ("e2e", "unit", "dist", "gpu")
+
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--quick", action="store_true", help="only the quick tests of tests/unit (tests/README.md)")
@@ -35,6 +39,35 @@ def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool 
     unit = config.rootpath / "tests" / "unit"
     quick = {unit / Path(name).with_name(f"test_{Path(name).name}.py") for name in QUICK.split()}
     return None if collection_path in quick else True
+
+
+def folder_of(nodeid: str) -> str:
+    """The folder of tests/ that a test is in, from its name below the root: "tests/e2e/test_run.py::test_x"."""
+    return nodeid.partition("tests/")[2].partition("/")[0]
+
+
+def lane_of(nodeid: str) -> str:
+    """What stays in one lane with this test: its file where it is of tests/unit, and else its whole folder."""
+    return nodeid.partition("::")[0] if folder_of(nodeid) == "unit" else folder_of(nodeid)
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: object) -> object:
+    """Share the tests between lanes by `lane_of`: xdist_group marks say nothing to pytest 9.2 (xdist 3.8)."""
+    from xdist.scheduler import LoadScopeScheduling
+
+    class Lanes(LoadScopeScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            return lane_of(nodeid)
+
+    config.option.loadscopereorder = False
+    return Lanes(config, log)
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """In lanes (tests/README.md): whole commands beside the unit tests, then the workers of tests/dist."""
+    if hasattr(config, "workerinput"):
+        items.sort(key=lambda item: LANES.index(folder_of(item.nodeid)))
 
 
 def pytest_configure(config: pytest.Config) -> None:
