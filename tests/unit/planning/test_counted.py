@@ -25,7 +25,7 @@ GPUS = {"n_gpus": 8, "gpu": "A100-SXM4-80GB"}
 
 
 @pytest.mark.parametrize(
-    ("name", "size"), [("resnet", "20"), ("resnet", "50"), ("diffusion", "dit-s/2"), ("diffusion", "points")]
+    ("name", "size"), [("resnet", "20"), ("resnet", "50"), ("diffusion", "dit-mnist"), ("diffusion", "points")]
 )
 def test_what_is_counted_is_what_the_formula_of_the_model_says(name: str, size: str) -> None:
     """Every FLOP and every weight, exactly."""
@@ -109,7 +109,7 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         "--model llama --size 1b --n-gpus 8 --set pp=4",
         "--model llama --size nano --n-gpus 4 --set tp=2 --set sequence_parallel=true --precision fp16",
         "--model resnet --size 50 --n-gpus 8 --set tp=2",
-        "--model diffusion --size dit-b/2 --n-gpus 8 --set pp=2",
+        "--model diffusion --size dit-mnist --n-gpus 4 --set pp=2",
         "--model diffusion --n-gpus 4",
         "--model net.py --n-gpus 2 --global-batch-size 8",
     ],
@@ -138,7 +138,7 @@ def test_tokens_a_weight_are_refused_for_images() -> None:
 
 
 def test_a_page_of_a_model_of_images(tmp_path: Path) -> None:
-    words = "plan --model diffusion --size dit-s/2 --n-gpus 8 --tokens 1e8 --report"
+    words = "plan --model diffusion --size dit-mnist --n-gpus 4 --tokens 1e8 --report"
     assert cli.main([*words.split(), str(tmp_path / "p.html")]) == 0
     page = (tmp_path / "p.html").read_text()
     assert "images/s" in page and "3 x forward, counted" in page and "published trainings of ResNets" in page

@@ -16,7 +16,7 @@ from paralab.planning import pictures
 from paralab.planning.search import search
 from tests.unit.benchmarks.test_report import Page
 
-QUESTION = {"layers": 24, "hidden": 2048, "heads": 16, "n_gpus": 32, "global_batch_size": 128, "gpu": "A100-SXM4-40GB"}
+QUESTION = {"layers": 24, "hidden": 2048, "heads": 16, "n_gpus": 16, "global_batch_size": 64, "gpu": "A100-SXM4-40GB"}
 TITLES = {"Throughput against memory", "Memory of the fullest device", "Step time by cause", "Step time with its range"}
 
 
@@ -65,12 +65,12 @@ def test_scaling_is_what_a_search_on_fewer_devices_finds() -> None:
     found = search(QUESTION)
     scaled = pictures.scaling(found, QUESTION, None, "")
     same = {one.n_gpus: one for one in scaled if not one.grows}
-    assert sorted(same) == [1, 2, 4, 8, 16, 32]
+    assert sorted(same) == [1, 2, 4, 8, 16]
     eight = search(QUESTION | {"n_gpus": 8})
     assert same[8].step_time_s == eight.prediction.step_time_s[eight.order[0]]
     grown = {one.n_gpus: one for one in scaled if one.grows}
-    assert grown[8].units_per_s * grown[8].step_time_s == pytest.approx(128 * 8 // 32 * 2048)
-    assert grown[32].step_time_s == same[32].step_time_s
+    assert grown[8].units_per_s * grown[8].step_time_s == pytest.approx(64 * 8 // 16 * 2048)
+    assert grown[16].step_time_s == same[16].step_time_s
 
 
 def test_a_report_that_cannot_be_written_is_refused_before_the_search(capsys: pytest.CaptureFixture[str]) -> None:
