@@ -289,7 +289,7 @@ def _record(
         **_timing_columns(work, results, times),
         **_efficiency_columns(work, results, times, slowest),
         **_telemetry_columns([r.telemetry for r in results if r.telemetry is not None], nodes=nodes_of(work, rank)),
-        **_memory_columns(work, results),
+        **_memory_columns(work, results, mesh.device.type),
         **_comm_columns(work, results, mesh.device.type),
         **_bubble_columns(work, results),
     }
@@ -391,7 +391,8 @@ def _telemetry_columns(seen: list[Telemetry], *, nodes: int) -> dict[str, Any]:
     }
 
 
-def _memory_columns(work: Work, results: list[RankResult]) -> dict[str, Any]:
+def _memory_columns(work: Work, results: list[RankResult], device_type: str) -> dict[str, Any]:
+    predicted = state_bytes(work)  # on a CPU the host is the device
     largest = max(results, key=lambda r: r.tensors_peak_bytes)
     allocated, reserved = zip(*(r.gpu_peak_bytes for r in results), strict=True)
     return {
@@ -401,7 +402,7 @@ def _memory_columns(work: Work, results: list[RankResult]) -> dict[str, Any]:
         "gpu_allocated_peak_bytes": _largest(allocated),
         "gpu_reserved_peak_bytes": _largest(reserved),
         "memory_state_peak_bytes": max(r.state_peak_bytes for r in results),
-        "predicted_state_bytes": state_bytes(work).total,
+        "predicted_state_bytes": predicted.everywhere if device_type == "cpu" else predicted.total,
     }
 
 

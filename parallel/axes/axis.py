@@ -16,6 +16,7 @@ from paralab.layout import Layout
 from paralab.layout.words import AxisWords
 
 if TYPE_CHECKING:
+    import torch
     from torch import Tensor, nn
 
     from paralab.axes.context import BuildContext, Planned
@@ -81,10 +82,17 @@ class StageMemory:
     parameters: float
     gradients: float
     optimizer: float
+    host: float = 0.0  # of all of these, what is kept in the memory of the host in place of the device
 
     @property
     def total(self) -> int:
+        """On the device."""
         return round(self.parameters + self.gradients + self.optimizer)
+
+    @property
+    def everywhere(self) -> int:
+        """On the device and the host, which on a CPU are one."""
+        return self.total + round(self.host)
 
     def but(self, **bytes_: float) -> "StageMemory":
         """Return the same with other numbers."""
@@ -111,12 +119,13 @@ class Updates:
     """What the optimizer of a rank updates, and what follows each update.
 
     pieces: its pieces. share: called after each update, to bring them to the other ranks. states: what that keeps from
-    step to step, of any shape.
+    step to step, of any shape. refresh: called when something else than an update gave the parameters values.
     """
 
     pieces: "list[Piece]"
     share: Callable[[], None] | None
     states: "Sequence[Tensor]" = ()
+    refresh: Callable[[], None] | None = None
 
 
 class Axis(AxisWords):
@@ -149,6 +158,10 @@ class Axis(AxisWords):
 
     def wrap(self, part: "nn.Module", context: "BuildContext") -> None:
         """Wrap a part, in place, after its blocks are recomputed and compiled as the run says."""
+
+    def home(self, context: "BuildContext") -> "torch.device | None":
+        """Return where a part keeps its values while it does not run; None for the device that it runs on."""
+        return None
 
     def finalise(self, part: "nn.Module", context: "BuildContext") -> None:
         """Finish what had to wait for values."""

@@ -20,7 +20,7 @@ from paralab.axes.context import BuildContext
 from paralab.axes.initialise import initialise, tie
 from paralab.axes.optimizer import Piece, make_optimizer, make_pieces
 from paralab.axes.precision import autocast_forward
-from paralab.axes.recompute import checkpoint_blocks
+from paralab.axes.recompute import checkpoint_blocks, offload_activations
 from paralab.data.dataset import Batch
 from paralab.errors import LayoutError
 from paralab.models.found import move_plain_tensors
@@ -33,7 +33,7 @@ class Composed:
     """What the axes of a layout make of a model on one rank: the parts it holds, and how a step runs over them.
 
     pieces: what the optimizer updates. share: what follows an update, such as bringing pieces to the other ranks.
-    states: what `share` keeps from step to step, of any shape.
+    states: what `share` keeps from step to step, of any shape. refresh: see `Updates`.
     forward_backward(batch, loss_scale): accumulate the gradient of the mean loss of this rank's rows; return that
     mean on ranks that hold the loss, zero on others. finish: what completes the gradients, in order.
     duplicates: ids of parameters that another stage counts in the gradient norm.
@@ -47,6 +47,7 @@ class Composed:
     share: Callable[[], None] | None = None
     duplicates: set[int] = field(default_factory=set)
     states: Sequence[Tensor] = ()
+    refresh: Callable[[], None] | None = None
 
 
 def compose(context: BuildContext) -> Composed:
@@ -79,6 +80,7 @@ def compose(context: BuildContext) -> Composed:
         updates.share,
         {parameter for done in finish for parameter in done.duplicates},
         updates.states,
+        updates.refresh,
     )
 
 
@@ -109,6 +111,8 @@ def build_part(part: nn.Module, context: BuildContext) -> None:
     for axis in reversed(axes):  # innermost first
         axis.split(part, context)
     checkpoint_blocks(part, run.checkpoint_every, random=context.own is not None)
+    if run.checkpointing == "offload":
+        offload_activations(part, pinned=context.device.type == "cuda")
     if run.compile != "none":
         for block in blocks_of(part).values():
             block.compile(mode=run.compile)
@@ -117,7 +121,7 @@ def build_part(part: nn.Module, context: BuildContext) -> None:
     if run.precision in ("bf16", "fp16") and not any(axis.casts(context.layout) for axis in axes):
         autocast_forward(part, device_type=context.device.type, precision=run.precision)
     with context.mesh.tensors():
-        part.to_empty(device=context.device)
+        part.to_empty(device=_only(axis.home(context) for axis in axes) or context.device)
         tie(part, context.tied)
         if context.mesh.is_pretended:
             move_plain_tensors(part, context.device)

@@ -10,12 +10,14 @@ from paralab.axes.shapes import local_shapes, part, trained, weight_bytes
 
 def state_bytes(plan: Planned) -> StageMemory:
     """Return the predicted state of the rank that holds most, in bytes."""
-    return max((state_bytes_of(plan, pp_rank) for pp_rank in range(plan.layout.pp)), key=lambda memory: memory.total)
+    return max(
+        (state_bytes_of(plan, pp_rank) for pp_rank in range(plan.layout.pp)), key=lambda memory: memory.everywhere
+    )
 
 
 def state_bytes_of_all(plan: Planned) -> int:
-    """Return the predicted state of all ranks together, in bytes."""
-    each = sum(state_bytes_of(plan, pp_rank).total for pp_rank in range(plan.layout.pp))
+    """Return the predicted state of all ranks together, in bytes, on devices and hosts."""
+    each = sum(state_bytes_of(plan, pp_rank).everywhere for pp_rank in range(plan.layout.pp))
     return each * plan.layout.world_size // plan.layout.pp
 
 

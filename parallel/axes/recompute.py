@@ -5,6 +5,7 @@ import functools
 from collections.abc import Callable
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import CheckpointWrapper
 from torch.nn.modules.batchnorm import _BatchNorm
@@ -24,6 +25,22 @@ def checkpoint_blocks(part: nn.Module, every: int | None, *, random: bool = Fals
         if every and number % every == 0:
             # Replacing forward, not wrapping the module, keeps names and lets FSDP's hooks run outside.
             block.forward = functools.partial(_recomputed, block, block.forward, random)
+
+
+def offload_activations(part: nn.Module, *, pinned: bool) -> None:
+    """Keep what backward needs of each block in the memory of the host. pinned: whether that is page-locked."""
+    for block in blocks_of(part).values():
+        block.forward = functools.partial(_kept_on_host, block.forward, pinned)
+
+
+def is_offloaded(block: nn.Module) -> bool:
+    """Return whether what backward needs of a block is kept in the memory of the host."""
+    return getattr(block.forward, "func", None) is _kept_on_host
+
+
+def _kept_on_host(forward: Callable[..., Any], pinned: bool, *inputs: Any, **named: Any) -> Any:
+    with torch.autograd.graph.save_on_cpu(pin_memory=pinned):
+        return forward(*inputs, **named)
 
 
 def is_recomputed(block: nn.Module) -> bool:

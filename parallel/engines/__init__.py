@@ -113,8 +113,12 @@ def _built(context: BuildContext, engine: EngineChoice, ds_config: str | Path | 
     return native.build(context)
 
 
-def offloaded(ds_config: str | Path | None) -> str:
-    """Return what a DeepSpeed file keeps in the memory of the host, `none` without a file. Raises: ConfigError."""
+def offloaded(ds_config: str | Path | None, layout: Layout) -> str:
+    """Return what a layout or a DeepSpeed file keeps in the memory of the host, or `none`. Raises: ConfigError."""
+    if layout.offload_parameters:
+        return "optimizer+parameters"
+    if layout.offload_optimizer:
+        return "optimizer"
     if ds_config is None:
         return "none"
     return deepspeed_config.offloaded(deepspeed_config.read(ds_config))
@@ -125,7 +129,8 @@ def _same_file(a: str, b: str) -> bool:
 
 
 def _runs(engine: EngineName, layout: Layout) -> bool:
-    if layout.shard or layout.local:  # ZeRO within groups of data ranks, and ranks that train apart
+    # ZeRO within groups of data ranks, ranks that train apart, and what a layout keeps in the memory of the host
+    if layout.shard or layout.local or layout.offload_optimizer or layout.offload_parameters:
         return engine == "torch"
     if engine == "deepspeed":
         piped = layout.schedule == "1f1b" and layout.zero == (1 if layout.dp > 1 else 0)

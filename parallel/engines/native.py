@@ -50,6 +50,7 @@ class NativeEngine(Engine):
     share: Callable[[], None] | None = None
     duplicates: set[int] = field(default_factory=set)
     states: Sequence[Tensor] = ()
+    refresh: Callable[[], None] | None = None
     steps_done: int = 0
 
     def __post_init__(self) -> None:
@@ -96,6 +97,19 @@ class NativeEngine(Engine):
     def state(self) -> Chunks:
         return model_chunks(self) | optimizer_chunks(self)
 
+    def set_values(self, value_of: Callable[[str], Tensor]) -> None:
+        """Give parameters and buffers the tensors, of whole shapes, that are their names'. Collective."""
+        super().set_values(value_of)
+        self._refresh()
+
+    def take_state(self, chunks: Chunks, saved: Shapes) -> None:
+        """Take note that parameters were read."""
+        self._refresh()
+
+    def _refresh(self) -> None:
+        if self.refresh is not None:
+            self.refresh()
+
     def new_state(self, saved: Shapes) -> Chunks:
         return model_chunks(self) | new_optimizer_chunks(self, saved)
 
@@ -119,7 +133,7 @@ class NativeEngine(Engine):
         total = torch.zeros((), dtype=self.dtype, device=mesh.device)
         for n_copies, grads in by_copies.items():
             norms = torch.stack(torch._foreach_norm([_row_norms(grad) for grad in grads], dtype=self.dtype))
-            total += norms.square().sum() / n_copies
+            total += norms.square().sum().to(total.device) / n_copies
         return total
 
     def _clip(self, grads: list[Tensor], grad_norm: Tensor) -> bool:
@@ -131,17 +145,17 @@ class NativeEngine(Engine):
             scale.update(finite=finite)
             if not finite:
                 return False
-            torch._foreach_mul_(grads, 1.0 / scale_was)
+            _scale(grads, 1.0 / scale_was)
         norm = value_at_hand(grad_norm)
         if limit is None or (norm is not None and norm <= limit):
             return True
-        torch._foreach_mul_(grads, torch.clamp(limit / (grad_norm + 1e-6), max=1.0))
+        _scale(grads, torch.clamp(limit / (grad_norm + 1e-6), max=1.0))
         return True
 
     def _update(self) -> None:
         for piece in self.pieces:
             if piece.parameter.grad is not None and piece.updated is not piece.parameter:
-                piece.updated.grad = piece.of(piece.parameter.grad)
+                piece.updated.grad = piece.of(piece.parameter.grad).to(piece.updated.device)
         if self.context.own is None:  # else the program says how fast to learn
             for group in self.optimizer.param_groups:
                 group["lr"] = learning_rate(self.context.run, self.steps_done)
@@ -161,6 +175,13 @@ class NativeEngine(Engine):
 def _is_finite(norm: Tensor) -> bool:
     """Return whether a norm () is a number; one of a dry run is."""
     return isinstance(norm, FakeTensor) or bool(norm.isfinite())
+
+
+def _scale(grads: list[Tensor], factor: Tensor | float) -> None:
+    """Multiply gradients, of any shapes and in place, by a number (). Offloaded ones lie in host memory."""
+    for device in {grad.device for grad in grads}:
+        number = factor.to(device) if isinstance(factor, Tensor) else factor
+        torch._foreach_mul_([grad for grad in grads if grad.device == device], number)
 
 
 _ROW = 4096

@@ -6,7 +6,7 @@ from typing import Any
 from torch import nn
 
 from paralab.axes.blocks import blocks_of
-from paralab.axes.recompute import is_recomputed
+from paralab.axes.recompute import is_offloaded, is_recomputed
 from paralab.errors import ConfigError
 from paralab.options.choices import EngineChoice
 from paralab.options.config import RunConfig
@@ -21,7 +21,7 @@ def compare(engine: str, wanted: Mapping[str, Any], got: Mapping[str, Any]) -> N
 
 
 def check_blocks(engine: EngineChoice, parts: Iterable[nn.Module], run: RunConfig) -> None:
-    """Raise ConfigError unless exactly the blocks that the run says are recomputed in backward, and compiled.
+    """Raise ConfigError unless exactly the blocks that the run says are recomputed, compiled or offloaded.
 
     parts: what a rank holds of the model, with its blocks numbered from 0 over the whole model.
     """
@@ -30,10 +30,12 @@ def check_blocks(engine: EngineChoice, parts: Iterable[nn.Module], run: RunConfi
     wanted = {
         "recomputed blocks": [number for number, _ in blocks if every and number % every == 0],
         "compiled blocks": [number for number, _ in blocks if run.compile != "none"],
+        "offloaded blocks": [number for number, _ in blocks if run.checkpointing == "offload"],
     }
     got = {
         "recomputed blocks": [number for number, block in blocks if is_recomputed(block)],
         "compiled blocks": [number for number, block in blocks if is_compiled(block)],
+        "offloaded blocks": [number for number, block in blocks if is_offloaded(block)],
     }
     compare(engine, wanted, got)
 

@@ -38,6 +38,8 @@ class Layout:
     zero: int
     shard: int | None
     local: int | None
+    offload_optimizer: bool
+    offload_parameters: bool
     schedule: ScheduleName | None
     micro_batches: int
     sequence_parallel: bool

@@ -80,7 +80,7 @@ def _misfit(work: Work, rank: Rank) -> str | None:
     else:
         idle = f" + {_gb(_idle_bytes(rank))} of an idle process" if _idle_bytes(rank) else ""
         takes = (
-            f"{processes} x ({_gb(state_bytes(work).total)} of parameters, gradients and optimizer states{idle}),"
+            f"{processes} x ({_gb(state_bytes(work).everywhere)} of parameters, gradients and optimizer states{idle}),"
             f" {_gb(_bytes_here(work, rank))} in all"
         )
         there = f"{_gb(memory_available_bytes())} of this machine's memory are free"

@@ -50,7 +50,7 @@ def describe(work: Work, requested: Requested, rank: Rank, device: torch.device)
         "outer_optimizer": run.outer_optimizer if layout.local else None,
         "checkpointing": run.checkpointing,
         "compile": run.compile,
-        "offload": engines.offloaded(run.ds_config),
+        "offload": engines.offloaded(run.ds_config, layout),
         "channels_last": getattr(config, "channels_last", None),
         "loader_workers": run.loader_workers,
         **work.copies(device),

@@ -156,7 +156,7 @@ class RunRecord:
     precision_requested: str | None = column("Precision that was requested")
     precision: str | None = column("Precision of the arithmetic")
     checkpointing: str | None = column(
-        "Activation checkpointing: none, full, or N, where every N-th block is recomputed"
+        "Activation checkpointing: none, full, N (every N-th block is recomputed), or offload (kept by the host)"
     )
     compile: str | None = column("Mode of torch.compile, or none")
     offload: str | None = column("What is kept in the memory of the host instead of the device, or none")

@@ -112,7 +112,7 @@ def state_memory(rank: Rank, run: RunConfig) -> tuple[int, int] | None:
     engine.step(next(batches))
     with MemoryCensus(engine.parts, engine.optimizers, held=engine.held) as census:
         engine.step(next(batches))
-    return census.report().state_peak_bytes, state_bytes(work).total
+    return census.report().state_peak_bytes, state_bytes(work).everywhere
 
 
 def looked_inside(rank: Rank, run: RunConfig) -> tuple[MemoryReport, list[CommRow]] | None:

@@ -49,6 +49,9 @@ RELAY = (
     "dp2.cp2.tp2/zero3/ulysses",
     "cp2.pp2/1f1b/mb2",
     "dp2.pp2/zero2/gpipe/mb2",
+    "dp2/zero1/offload-optimizer",
+    "dp4/zero3/offload-parameters",
+    "tp2/offload-optimizer",
     "dp1",
 )
 

@@ -311,6 +311,21 @@ def test_running_statistics(workers: WorkerPool, layout: str, accumulation: int,
         assert buffers > 0 and difference < 1e-10
 
 
+@pytest.mark.parametrize(
+    ("model", "layout", "options"),
+    [
+        ("gpt2", "dp1/offload-optimizer", {}),
+        ("gpt2", "dp2.tp2/zero1/offload-optimizer", {}),
+        ("resnet", "dp4/zero3/offload-parameters", {}),
+        ("llama", "dp2.pp2/zero2/mb2/offload-parameters", {"precision": "bf16"}),
+        ("gpt2", "dp2/zero3", {"checkpointing": "offload"}),
+        ("dit", "pp2/zero-bubble/mb4", {"checkpointing": "offload"}),
+    ],
+)
+def test_kept_by_the_host(workers: WorkerPool, model: str, layout: str, options: dict[str, Any]) -> None:
+    check(workers, model, layout, **options)
+
+
 def test_compiled(workers: WorkerPool) -> None:
     check(workers, "gpt2", "dp2", compile="default")
 

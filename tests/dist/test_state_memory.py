@@ -16,6 +16,8 @@ GPT2 = [
     "dp4/zero3",
     "dp4/zero1/shard2",
     "dp4/zero3/shard2",
+    "dp4/zero1/offload-optimizer",
+    "dp4/zero3/offload-parameters",
     "tp4",
     "dp2.cp2/zero3",
     "pp4/1f1b/mb4",

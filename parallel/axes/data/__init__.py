@@ -19,9 +19,10 @@ from paralab.axes.forms import fsdp_padded_numel
 from paralab.axes.shapes import blocks_in, compute_bytes, local_shape, local_shapes, parts, trained, weight_bytes
 from paralab.errors import LayoutError
 from paralab.layout import Layout
-from paralab.layout.words import number_option
+from paralab.layout.words import flag_option, number_option
 
 if TYPE_CHECKING:
+    import torch
     from torch import Tensor, nn
 
     from paralab.axes.context import BuildContext, Planned
@@ -72,13 +73,15 @@ class DataAxis(Axis):
         number_option("zero", "zero", default=0, examples=("zero1", "zero2", "zero3"), place=0),
         number_option("shard", "shard", default=None, examples=("shard2",), place=1),
         number_option("local", "local", default=None, examples=("local8",), place=2),
+        flag_option("offload_optimizer", "offload-optimizer", place=20),
+        flag_option("offload_parameters", "offload-parameters", place=21),
     )
     averages = True
 
     # --- words
 
     def is_used(self, layout: Layout) -> bool:
-        return replicas(layout) > 1 or layout.zero > 0
+        return replicas(layout) > 1 or layout.zero > 0 or layout.offload_optimizer
 
     def joined(self, layout: Layout) -> Mapping[str, tuple[str, ...]]:
         return {JOINED: (*self.dims(layout), "cp")} if replica_dim(layout) == JOINED else {}
@@ -100,6 +103,7 @@ class DataAxis(Axis):
             _check_shard(layout.shard, layout)
         if layout.local is not None:
             _check_local(layout.local, layout)
+        _check_offload(layout)
 
     # --- the model
 
@@ -133,11 +137,16 @@ class DataAxis(Axis):
 
             zero.shard(part, mesh=context.mesh, precision=context.run.precision)
 
+    def home(self, context: "BuildContext") -> "torch.device | None":
+        import torch
+
+        return torch.device("cpu") if context.layout.offload_parameters else None
+
     def finalise(self, part: "nn.Module", context: "BuildContext") -> None:
         if context.layout.zero >= 2:
             from paralab.axes.data import zero
 
-            zero.finalise(part)
+            zero.finalise(part, context.mesh)
 
     # --- a step
 
@@ -189,13 +198,22 @@ class DataAxis(Axis):
         layout, mesh = context.layout, context.mesh
         if layout.local:
             return _apart(parameters, context)
-        if layout.zero != 1:
+        if layout.zero != 1 and not layout.offload_optimizer:
             return None
-        from paralab.axes.data import zero
+        from paralab.axes.data import offload, zero
         from paralab.axes.optimizer import make_pieces
 
-        pieces = make_pieces(parameters, rank=mesh.rank(shard_dim(layout)), ranks=shard_ranks(layout))
-        return Updates(pieces, zero.ShareUpdates(pieces, mesh=mesh) if replicas(layout) > 1 else None)
+        share: Callable[[], None] | None = None
+        if layout.zero == 1:
+            pieces = make_pieces(parameters, rank=mesh.rank(shard_dim(layout)), ranks=shard_ranks(layout))
+            share = zero.ShareUpdates(pieces, mesh=mesh) if replicas(layout) > 1 else None
+        else:
+            pieces = make_pieces(parameters)
+        if not layout.offload_optimizer:
+            return Updates(pieces, share)
+        pieces = offload.on_host(pieces)
+        on_host = offload.OnHost(pieces, share)
+        return Updates(pieces, on_host, states=[piece.updated for piece in pieces], refresh=on_host.refresh)
 
     def cost(self) -> "AxisCost":
         from paralab.axes.data.cost import DataCost
@@ -250,15 +268,21 @@ class DataAxis(Axis):
 
     def held(self, memory: StageMemory, plan: "Planned") -> StageMemory:
         layout, ranks = plan.layout, shard_ranks(plan.layout)
+        copies = memory.gradients / ranks if layout.offload_optimizer else 0.0  # of what is updated, with its states
         memory = memory.but(optimizer=memory.optimizer / ranks)
+        if layout.offload_optimizer:
+            memory = memory.but(optimizer=0.0, host=memory.optimizer + copies)
         if layout.local and plan.run.outer_optimizer == "nesterov":
             memory = memory.but(optimizer=memory.optimizer + 2 * memory.gradients)  # where ranks met, and momentum
         if layout.zero < 2:
             return memory
-        return memory.but(
-            parameters=memory.parameters / ranks,
-            gradients=memory.gradients / ranks + _unreduced_bytes(plan, ranks),
-        )
+        parameters, gradients = memory.parameters / ranks, memory.gradients / ranks
+        unreduced = _unreduced_bytes(plan, ranks)
+        if layout.offload_parameters:
+            return memory.but(
+                parameters=0.0, gradients=unreduced, optimizer=0.0, host=parameters + gradients + memory.optimizer
+            )
+        return memory.but(parameters=parameters, gradients=gradients + unreduced)
 
 
 def _apart(parameters: "Sequence[Tensor]", context: "BuildContext") -> Updates:
@@ -270,6 +294,22 @@ def _apart(parameters: "Sequence[Tensor]", context: "BuildContext") -> Updates:
         parameters, every=context.layout.local or 1, outer=context.run.outer_optimizer, mesh=context.mesh
     )
     return Updates(make_pieces(parameters), steps, states=steps.states)
+
+
+def _check_offload(layout: Layout) -> None:
+    """Raise LayoutError where nothing could be kept in the memory of the host as the words of a layout say."""
+    if layout.offload_parameters and layout.zero < 2:
+        raise LayoutError(
+            f"offload-parameters in layout {layout}: FSDP keeps its shards in the memory of the host, add zero3, "
+            "or use offload-optimizer"
+        )
+    if layout.offload_parameters and layout.offload_optimizer:
+        raise LayoutError(
+            f"layout {layout}: offload-parameters keeps the optimizer states in the memory of the host as well, leave "
+            "offload-optimizer out"
+        )
+    if layout.offload_optimizer and layout.local:
+        raise LayoutError(f"offload-optimizer with local{layout.local}: leave one of them out")
 
 
 def _check_local(local: int, layout: Layout) -> None:

@@ -18,11 +18,12 @@ gradients are averaged between the groups as shards, 1/N of them from each rank.
 import math
 from collections.abc import Iterable
 from dataclasses import replace
+from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import nn
-from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
+from torch.distributed.fsdp import CPUOffloadPolicy, FSDPModule, MixedPrecisionPolicy, OffloadPolicy, fully_shard
 
 from paralab.axes.axis import Finish
 from paralab.axes.blocks import blocks_of
@@ -46,9 +47,12 @@ def shard(part: nn.Module, *, mesh: Mesh, precision: Precision) -> None:
     policy, root_policy = _policies(precision)
     sharding = mesh[sharding_dims(mesh.layout)]  # the data axis, or (replicas, shards)
     alone = set(numbers_of(part))
+    common: dict[str, Any] = {"mesh": sharding, "ignored_params": alone, "offload_policy": OffloadPolicy()}
+    if mesh.layout.offload_parameters:
+        common["offload_policy"] = CPUOffloadPolicy(pin_memory=mesh.device.type == "cuda")
     for block in blocks_of(part).values():
-        fully_shard(block, mesh=sharding, reshard_after_forward=reshard, mp_policy=policy, ignored_params=alone)
-    fully_shard(part, mesh=sharding, reshard_after_forward=False, mp_policy=root_policy, ignored_params=alone)
+        fully_shard(block, reshard_after_forward=reshard, mp_policy=policy, **common)
+    fully_shard(part, reshard_after_forward=False, mp_policy=root_policy, **common)
 
 
 def numbers_of(part: nn.Module) -> list[nn.Parameter]:
@@ -144,8 +148,16 @@ def _policies(precision: Precision) -> tuple[MixedPrecisionPolicy, MixedPrecisio
     return policy, replace(policy, output_dtype=torch.float32)
 
 
-def finalise(part: nn.Module) -> None:
-    """Let FSDP pad its shards now, so that the local tensors that the optimizer holds stay the same objects."""
+def finalise(part: nn.Module, mesh: Mesh) -> None:
+    """Let FSDP pad its shards now, so that the local tensors that the optimizer holds stay the same objects.
+
+    What FSDP does not shard goes to the device, where its shards may have been made elsewhere (`offload-parameters`).
+    """
+    for module in part.modules():
+        for name, buffer in module.named_buffers(recurse=False):
+            module._buffers[name] = buffer.to(mesh.device)
+    for parameter in numbers_of(part):
+        parameter.data = parameter.data.to(mesh.device)
     for module in part.modules():
         if isinstance(module, FSDPModule):
             module.unshard()

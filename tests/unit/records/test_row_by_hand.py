@@ -618,7 +618,7 @@ def test_the_short_form_of_a_row(row: RunRecord, alone: RunRecord) -> None:
 )
 def test_predicted_state_by_hand(options: dict[str, Any], per_parameter: float, more: float) -> None:
     work = resolve(RunConfig(size="tiny", global_batch_size=16, **options))
-    assert case._memory_columns(work, RESULTS)["predicted_state_bytes"] == per_parameter * PARAMETERS + more
+    assert case._memory_columns(work, RESULTS, "cpu")["predicted_state_bytes"] == per_parameter * PARAMETERS + more
 
 
 @pytest.mark.parametrize(("checkpointing", "again"), [("none", 0), ("full", 8), ("2", 4)])
