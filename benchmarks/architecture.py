@@ -92,7 +92,7 @@ FLOW = (
     ),
     Stage(
         "what is left open is chosen, and all of it checked together",
-        ("benchmarks/run_worker.py:run", "parallel/planning/resolve.py:resolve", "parallel/planning/fit.py:check"),
+        ("benchmarks/run_start.py:run", "parallel/planning/resolve.py:resolve", "parallel/planning/fit.py:check"),
         "`Work`: model config, layout, division of the batch, engine; refused here is what cannot run or cannot fit",
     ),
     Stage(

@@ -88,7 +88,7 @@ def main(argv: list[str]) -> int:
         return _dry_run(config, [name for name in _TIMED if name in origins and origins[name].kind == "flag"])
     steps = heading.joined(heading.division_of(config), f"{config.steps} steps")
     heading.show(f"running {heading.model_of(config)}: {steps}")
-    from paralab.benchmarks.run_worker import run
+    from paralab.benchmarks.run_start import run
 
     return run(config, began=began)
 

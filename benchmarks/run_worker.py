@@ -1,50 +1,16 @@
-"""What `paralab run` starts: check a case, start its processes, and append the row."""
+"""What each rank of `paralab run` does: prove a case, measure it, and append its row."""
 
-import sys
-from dataclasses import replace
 from typing import Any
 
 from paralab.benchmarks.case import run_case
-from paralab.benchmarks.run import CaseConfig
-from paralab.console.clock import Moment
 from paralab.console.phases import Phases
 from paralab.parity.reference import References
 from paralab.parity.scope import prove_on
-from paralab.planning.resolve import alone, resolve, with_processes_of
 from paralab.processes.cluster import Rank
 from paralab.processes.failure import Progress
 from paralab.records.requested import Requested
-from paralab.records.row import WHOLE, RunRecord, StepLog, append, check_appendable, log_path, sent_bytes
+from paralab.records.row import RunRecord, StepLog, append, log_path
 from paralab.running import task
-
-_NOTABLY_SLOW = 1.2  # times what the other ranks need
-
-
-def run(config: CaseConfig, *, began: Moment) -> int:
-    """Check a case, start its processes, print the row. began: the moment of the command. Returns the exit status."""
-    rank = Rank.from_env()
-    requested = Requested.of(config, rank, group=config.group, repeat=config.repeat, started=began)
-    work = resolve(with_processes_of(config, rank))
-    requested = replace(requested, command=work.command)
-    if (told := alone(work, rank)) and rank.is_main:
-        print(told, file=sys.stderr)
-    task.check(work, "train")
-    out, nproc = config.out or "runs/results.csv", work.layout.world_size
-    check_appendable(out)
-    task.announce(nproc, Phases(began, shown=rank.launcher == "python"))
-    record = task.start(
-        "paralab.benchmarks.run_worker:measure",
-        work.run,
-        requested,
-        out,
-        nproc=nproc,
-        config=config,
-        failure_row=task.FailureRow(out, work, requested),
-    )
-    if rank.is_main:
-        print(summary(record, out))
-        return 0 if record.parity is not False else 1
-    return 0
 
 
 def measure(rank: Rank, progress: Progress, run: Any, requested: Requested, out: str) -> RunRecord:
@@ -67,36 +33,3 @@ def measure(rank: Rank, progress: Progress, run: Any, requested: Requested, out:
         if rank.is_main:
             append(out, record)
     return record
-
-
-def summary(record: RunRecord, out: str) -> str:
-    """Return the row in a few lines for a person."""
-    rate = record.tokens_per_s or record.samples_per_s
-    unit = record.unit if record.tokens_per_s else "samples"
-    share = f", {record.mfu:.0%} of" if record.mfu is not None else ", share unknown of"
-    peak = f"{share} {record.peak_source}" if record.peak_source else ""
-    parity = record.parity_result or "not requested"
-    if record.parity is not None and record.parity_scope != WHOLE:
-        parity += f", on {record.parity_scope}"
-    return (
-        f"{record.model} {record.size}, {record.strategy} as {record.layout}, {record.precision} on {record.device}\n"
-        f"  loss {record.loss_first:.4f} -> {record.loss_last:.4f}   parity {parity}\n"
-        f"  {rate:,.0f} {unit}/s   step {record.step_time_p50_s:.3f} s{peak}\n"
-        f"{_peak_and_sent(record)}{_slow_rank(record)}"
-        f"  row {record.run_id} in {out}"
-    )
-
-
-def _peak_and_sent(record: RunRecord) -> str:
-    """Return the line about the fullest rank and the one that sends most."""
-    sizes = (("peak", record.memory_tensors_peak_bytes), ("sent", sent_bytes(record)))
-    known = [f"{name} {size / 2**20:,.1f} MiB" for name, size in sizes if size is not None]
-    return f"  {'   '.join(known)} a step, of the rank with most\n" if known else ""
-
-
-def _slow_rank(record: RunRecord) -> str:
-    """Return a line about the rank that the others wait for, where it is notably slower than they are."""
-    if record.straggler_ratio is None or record.straggler_ratio <= _NOTABLY_SLOW:
-        return ""
-    times = f"{record.straggler_ratio:.1f} times as long as the others"
-    return f"  rank {record.slowest_rank} is the slowest: it computes {times}\n"

@@ -9,16 +9,17 @@ import hashlib
 import random
 from collections.abc import Mapping
 from functools import cached_property
-from typing import Generic
+from typing import TYPE_CHECKING, Generic, TypeGuard
 
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.distributed.tensor import DTensor
-from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
 
 from paralab.models.found import plain_tensors
 from paralab.models.spec import C, ModelSpec
+
+if TYPE_CHECKING:
+    from torch.distributed.tensor import DTensor
 
 
 def generator_for(seed: int, name: str) -> torch.Generator:
@@ -52,15 +53,26 @@ def local_slices(like: Tensor) -> tuple[slice, ...]:
 
     Returns: a slice for each dim of a DTensor, whatever its shape; () for a plain tensor, which takes all of it.
     """
-    if not isinstance(like, DTensor):
+    if not is_divided(like):
         return ()
+    from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
+
     shape, offset = compute_local_shape_and_global_offset(like.shape, like.device_mesh, like.placements)
     return tuple(slice(start, start + length) for start, length in zip(offset, shape, strict=True))
 
 
 def local(tensor: Tensor) -> Tensor:
     """Return this rank's piece of a tensor, of its local shape, sharing its storage."""
-    return tensor._local_tensor if isinstance(tensor, DTensor) else tensor
+    return tensor._local_tensor if is_divided(tensor) else tensor
+
+
+def is_divided(tensor: Tensor) -> "TypeGuard[DTensor]":
+    """Return whether this is a DTensor, without the second that it takes to import them where there are none."""
+    if type(tensor) in (Tensor, nn.Parameter):
+        return False
+    from torch.distributed.tensor import DTensor
+
+    return isinstance(tensor, DTensor)
 
 
 class FirstValues(Generic[C]):

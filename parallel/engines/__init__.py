@@ -7,14 +7,17 @@ compared with the same reference. Nothing is imported from an engine before it i
 import os
 from collections.abc import Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from paralab.axes.context import BuildContext, Planned
 from paralab.engines import accelerate_settings, deepspeed_config, realised
-from paralab.engines.engine import Engine
 from paralab.errors import ConfigError, LayoutError
 from paralab.layout import Layout
 from paralab.options.choices import EngineChoice, EngineName, Precision
 from paralab.processes.meeting import Launcher
+
+if TYPE_CHECKING:
+    from paralab.engines.engine import Engine
 
 ABLE: Mapping[EngineName, str] = {
     "torch": "every strategy",
@@ -87,7 +90,7 @@ def check(work: Planned, *, requested: EngineChoice, launcher: Launcher, env: Ma
         deepspeed_config.of_run(work, ds_config)
 
 
-def build(context: BuildContext, engine: EngineChoice, *, ds_config: str | Path | None = None) -> Engine:
+def build(context: BuildContext, engine: EngineChoice, *, ds_config: str | Path | None = None) -> "Engine":
     """Build an engine on this rank, whose process group has been joined, and read back what it has.
 
     ds_config: DeepSpeed's JSON file, for `deepspeed` and for the plugin of `accelerate`.
@@ -99,7 +102,7 @@ def build(context: BuildContext, engine: EngineChoice, *, ds_config: str | Path 
     return built
 
 
-def _built(context: BuildContext, engine: EngineChoice, ds_config: str | Path | None) -> Engine:
+def _built(context: BuildContext, engine: EngineChoice, ds_config: str | Path | None) -> "Engine":
     if engine == "deepspeed":
         from paralab.engines.deepspeed import build_deepspeed
 

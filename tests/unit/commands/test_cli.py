@@ -47,12 +47,14 @@ def test_a_configuration_is_read_without_torch() -> None:
     assert subprocess.run([sys.executable, "-c", code], timeout=30).returncode == 0
 
 
-def test_a_pipeline_is_resolved_without_the_compiler() -> None:
-    """It takes half a second to import, in this process and then in the one that ranks are forked from."""
+def test_a_pipeline_is_resolved_without_the_compiler_and_started_without_divided_tensors() -> None:
+    """They take half a second and one second to import, in this process and then in the one that ranks come from."""
     code = (
-        "import sys, paralab.benchmarks.case; from paralab.options.config import RunConfig; "
-        "from paralab.planning.resolve import resolve; "
-        "work = resolve(RunConfig(strategy='pipeline', nproc=4, size='tiny')); work.n_parameters; "
+        "import sys, paralab.benchmarks.run_start; from paralab.options.config import RunConfig; "
+        "from paralab.planning import fit; from paralab.planning.resolve import resolve; "
+        "work = resolve(RunConfig(strategy='pipeline', nproc=4, size='tiny')); fit.check(work); "
+        "assert not {'torch.distributed.tensor', 'torch.distributed.checkpoint'} & set(sys.modules); "
+        "import paralab.benchmarks.case; work.n_parameters; "
         "sys.exit('torch._dynamo' in sys.modules)"
     )
     assert subprocess.run([sys.executable, "-c", code], timeout=60).returncode == 0
@@ -192,7 +194,7 @@ def test_the_first_line_comes_from_rank_0_before_torch_is_there(
     module, function = cli.TARGETS[name].split(":")
     command = getattr(import_module(module), function)
     monkeypatch.setenv("RANK", rank)
-    workers = ("paralab.benchmarks.tour_worker", "paralab.commands.verify_cases", "paralab.benchmarks.run_worker")
+    workers = ("paralab.benchmarks.tour_worker", "paralab.commands.verify_cases", "paralab.benchmarks.run_start")
     for imported in ("torch", "paralab.planning.resolve", *workers):
         monkeypatch.setitem(sys.modules, imported, None)  # an import from here on fails
     monkeypatch.setattr(signal, "signal", lambda *_: None)

@@ -17,7 +17,7 @@ import torch
 from paralab.axes.sent import predicted_sent
 from paralab.benchmarks import case
 from paralab.benchmarks.case import RankResult
-from paralab.benchmarks.run_worker import summary
+from paralab.benchmarks.run_start import summary
 from paralab.console.clock import Moment
 from paralab.measure import roofline
 from paralab.measure.compiling import Compiled
