@@ -30,9 +30,11 @@ SYNONYMS = {
     **dict.fromkeys(("fsdp", "fsdp2", "full-shard"), "--strategy zero3"),
     **dict.fromkeys(("hybrid-shard", "shard", "dp-shard", "dp-replicate"), "--strategy hsdp, or shard2 in --layout"),
     **{name: f"--strategy {name}" for name in STRATEGIES if name != "model"},  # which is an option of its own
-    **{name: f"--layout {name[:1]}p2, or another degree" for name in ("tp", "pp", "dp")},
+    **{name: f"--layout {name[:1]}p2, or another degree" for name in ("tp", "pp", "dp", "cp")},
     **dict.fromkeys(("tensor-parallel-size", "tensor-model-parallel-size"), "--layout tp2, or another degree"),
     **dict.fromkeys(("pipeline-parallel-size", "pipeline-model-parallel-size"), "--layout pp2, or another degree"),
+    **dict.fromkeys(("context-parallel-size", "context-parallel", "ring"), "--layout cp2/ring, or another degree"),
+    **dict.fromkeys(("ulysses", "ulysses-degree"), "--layout cp2/ulysses, or another degree"),
     **dict.fromkeys(("sp", "sequence-parallel"), "--layout tp2/sp"),
     **dict.fromkeys(("fp16", "half"), "--precision fp16"),
     **dict.fromkeys(("bf16", "amp", "mixed-precision", "bfloat16"), "--precision bf16"),

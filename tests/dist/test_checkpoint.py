@@ -47,7 +47,6 @@ RELAY = (
     "dp2.pp2/zero1/zbv/mb2",
     "pp4/dualpipev/mb8",
     "dp2.cp2.tp2/zero3/ulysses",
-    "cp2.pp2/1f1b/mb2",
     "dp2.pp2/zero2/gpipe/mb2",
     "dp2/zero1/offload-optimizer",
     "dp4/zero3/offload-parameters",

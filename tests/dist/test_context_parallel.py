@@ -36,7 +36,7 @@ def check(workers: WorkerPool, model: str, layout: str, **options: Any) -> None:
     check_run(workers, run)
 
 
-@pytest.mark.parametrize("layout", ["cp2", "cp4", "cp8", "dp2.cp2", "cp2/ulysses", "cp4/ulysses", "dp2.cp2/ulysses"])
+@pytest.mark.parametrize("layout", ["cp2", "cp8", "dp2.cp2", "cp4/ulysses"])
 def test_gpt2(workers: WorkerPool, layout: str) -> None:
     check(workers, "gpt2", layout)
 
@@ -47,13 +47,9 @@ def test_gpt2(workers: WorkerPool, layout: str) -> None:
     [
         ("gpt2", "dp2.cp2/zero1"),
         ("gpt2", "cp2/zero2/ulysses"),
-        ("gpt2", "dp2.cp2/zero3"),
-        ("gpt2", "cp2.tp2"),
         ("gpt2", "cp2.tp2/sp/ulysses"),
         ("gpt2", "cp2.pp2/mb2"),
         ("gpt2", "cp2.pp2/zbv/mb2/ulysses"),
-        ("gpt2", "dp2.cp2.tp2/zero3/sp"),
-        ("llama", "cp2"),
         ("llama", "cp4/ulysses"),
         ("llama", "dp2.cp2/zero3/ulysses"),
         ("llama", "cp2.tp2/sp"),
@@ -61,7 +57,6 @@ def test_gpt2(workers: WorkerPool, layout: str) -> None:
         ("llama", "cp4.pp2/zero3/mb2"),
         ("dit", "cp2"),
         ("dit", "cp4/ulysses"),
-        ("dit", "dp2.cp2.tp2/zero3"),
         ("dit", "cp2.pp2/zero-bubble/mb2"),
     ],
 )
@@ -108,15 +103,13 @@ def _gradients_of_one_rank(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(ddp, "replicas", lambda layout: layout.dp)
 
 
+# Each fault, and what then is named as the first thing that differs.
 FAULTS = {
-    fault.__name__: fault
-    for fault in (
-        _terms_of_others_lost,
-        _stale,
-        _positions_from_zero,
-        _mean_over_data_ranks,
-        _gradients_of_one_rank,
-    )
+    "terms of others lost": (_terms_of_others_lost, "the gradient of the input of blocks.3.attn.attend"),
+    "stale keys and values": (_stale, "the output of blocks.0.attn.attend"),
+    "positions from zero": (_positions_from_zero, "the input of blocks.0.attn.attend"),
+    "mean over data ranks": (_mean_over_data_ranks, "the loss"),
+    "gradients of one rank": (_gradients_of_one_rank, "the gradient of head.weight"),
 }
 
 
@@ -128,7 +121,7 @@ def parity_with(rank: Rank, run: RunConfig, fault: str) -> ParityResult | None:
         return None
     want = cases._references.get(work, mesh)
     with pytest.MonkeyPatch.context() as patch:
-        FAULTS[fault](patch)
+        FAULTS[fault][0](patch)
         return prove(work, mesh, want)
 
 
@@ -138,7 +131,7 @@ def test_what_breaks_it_is_seen(workers: WorkerPool, fault: str) -> None:
     run = RunConfig(**options, layout=Layout.parse("dp2.cp2"))
     result = workers.run("tests.dist.test_context_parallel:parity_with", run, fault)[0]
     assert not result.passed and result.loss_difference > 1e-6
-    print("FIRST", fault, result.first)
+    assert result.first.startswith(f"first difference: {FAULTS[fault][1]}"), result.first
 
 
 # SGD, because the step of Adam is the same whatever factor its gradients carry. The norm before clipping is above 1.
@@ -154,7 +147,6 @@ BITES = {"optimizer": "sgd", "learning_rate": 0.1, "clip_norm": 0.05}
         ("gpt2", "dp2.cp2/zero3/ulysses", {"precision": "bf16"}),
         ("gpt2", "dp2.cp2", BITES | {"accumulation": 2}),
         ("llama", "cp2.pp2/zero1/mb2", BITES | {"checkpointing": "full"}),
-        ("gpt2", "cp2/ulysses", {"checkpointing": "2"}),
     ],
 )
 def test_options(workers: WorkerPool, model: str, layout: str, options: dict[str, Any]) -> None:

@@ -44,7 +44,6 @@ CASES = [
     ("olmo2", "tp2"),
     ("gpt_neox", "tp4"),
     ("gpt2", "dp2.pp2/zero2/zbv/mb2"),
-    ("llama", "dp2.cp2/zero3"),
     ("qwen3", "cp2.tp2"),
     ("gpt2", "cp2.pp2/mb2/ulysses"),
 ]
