@@ -72,7 +72,8 @@ class ContextAxis(Axis):
 
         shape = context.spec.sequence(context.model_config)
         assert shape is not None, "check_model refuses models without a sequence"
-        modules.connect(part, mesh=context.mesh, causal=shape.causal)
+        compiled = context.run.compile != "none"
+        modules.connect(part, mesh=context.mesh, causal=shape.causal, compiled=compiled)
 
     # --- a step
 

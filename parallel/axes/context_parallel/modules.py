@@ -1,5 +1,6 @@
 """Give the modules of a model the positions of this rank, and attention over those of all ranks."""
 
+import torch
 from torch import nn
 
 from paralab.axes.context_parallel.pieces import Take, take_piece, taken_by
@@ -9,13 +10,14 @@ from paralab.models.sequence import Attend
 from paralab.processes.cluster import Mesh
 
 
-def connect(part: nn.Module, *, mesh: Mesh, causal: bool) -> None:
-    """Have a part compute this rank's positions, in place."""
+def connect(part: nn.Module, *, mesh: Mesh, causal: bool, compiled: bool = False) -> None:
+    """Have a part compute the positions of this rank, in place. compiled: whether its blocks will be."""
     _share(part, taken_by(mesh.rank("cp"), mesh.layout, causal=causal), mesh.size("cp"))
     over = Ring if mesh.layout.cp_style == "ring" else Ulysses
     for module in part.modules():
         if isinstance(module, Attend):
-            module.over = over(mesh.group("cp"), causal=module.causal)
+            attention = over(mesh.group("cp"), causal=module.causal)
+            module.over = torch.compiler.disable(attention) if compiled else attention
 
 
 def keep_one_piece(part: nn.Module, *, ranks: int) -> None:
