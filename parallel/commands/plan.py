@@ -79,6 +79,10 @@ def _answer(options: Any, goal: Goal, own: Mapping[str, Device], gpu: str) -> No
     print(planned.report(solved, raw, model, own, gpu, top=options.top or SHOWN))
     if options.report:
         _draw(Path(options.report), solved, model, raw, own, gpu, options.top or WRITTEN)
+    if options.check:
+        from paralab.commands import plan_check
+
+        print("\n".join(["", *plan_check.lines(solved.found, model)]))
 
 
 def _write(out: Path, solved: "Solved", model: "Trained | None", raw: Mapping[str, Any], most: int) -> None:
@@ -126,7 +130,10 @@ def _check(options: Any) -> None:
     if options.top is not None and options.top < 1:
         raise ConfigError(f"--top {options.top}: show 1 layout or more")
     alone = ("model", "size", *_SHAPES, *_CLUSTER, "set", "report", *_GOAL)
-    given = [name for name in alone if getattr(options, name) is not None] + (["gated"] if options.gated else [])
+    given = [name for name in alone if getattr(options, name) is not None]
+    given += [name for name in ("gated", "check") if getattr(options, name)]
+    if options.check and options.model is None:
+        raise ConfigError("--check without --model: only a model that paralab trains has a dry run, name one")
     if options.questions and given:
         flag = f"--{given[0].replace('_', '-')}"
         raise ConfigError(f"{flag} with {options.questions}: say it in a column of the file, or leave the file out")
@@ -162,6 +169,9 @@ def _answer_file(source: Path, out: str | None, own: Mapping[str, Device], gpu: 
 def _parser() -> DeviceParser:
     parser = DeviceParser(prog="paralab plan", description=__doc__)
     parser.add_argument("questions", metavar="QUESTIONS.csv", nargs="?", help="Answer a file of questions, one a row")
+    parser.add_argument(
+        "--check", action="store_true", help="Dry-run the fastest layout that paralab trains, and compare the memory"
+    )
     parser.add_argument(
         "--out", metavar="FILE", help="Write the layouts with all that is predicted of them to this .csv or .json file"
     )

@@ -79,6 +79,12 @@ def name(found: Found, i: int) -> str:
 
 def typed_line(found: Found, model: "Trained") -> str | None:
     """Return the command that trains the fastest layout that fits and that paralab trains; None where there is none."""
+    known = typed(found, model)
+    return None if known is None else known[1]
+
+
+def typed(found: Found, model: "Trained") -> tuple[int, str] | None:
+    """Return the number of that layout, and the command."""
     case = found.settled.case
     model = model.with_length(int(case.sequence_length))
     for i in found.order if case.precision in _PRECISIONS else ():
@@ -89,7 +95,7 @@ def typed_line(found: Found, model: "Trained") -> str | None:
             words += ["--global-batch-size", str(int(case.global_batch_size)), "--precision", str(case.precision)]
             words += ["--accumulation", str(count)] if chosen["pp"] == 1 and count > 1 else []
             words += ["--checkpointing", "full"] if chosen["recompute"] == "full" else []
-            return shlex.join(words)
+            return int(i), shlex.join(words)
     return None
 
 

@@ -1,0 +1,44 @@
+"""`paralab plan --check`: the layout that a plan prints is dry-run, and its memory compared."""
+
+import re
+
+import pytest
+
+from paralab import cli
+from paralab.commands.plan_check import fewer, of_each_chunk
+from paralab.layout import Layout
+from paralab.measure.dry_run import dry_run
+from paralab.options.config import RunConfig
+from paralab.planning.resolve import resolve
+from tests.dist.cases import SHALLOW
+
+
+def test_the_layout_of_a_plan_is_dry_run_and_compared(capsys: pytest.CaptureFixture[str]) -> None:
+    words = "--model gpt2 --size nano --gpu H100-SXM-80GB --n-gpus 2 --global-batch-size 8 --top 1 --check"
+    assert cli.main(["plan", *words.split()]) == 0
+    said = capsys.readouterr().out
+    typed = re.search(r"paralab run --model gpt2 --size nano --layout (\S+)", said)
+    assert typed is not None and f"Dry run of {typed[1]}: the plan is" in said
+    sizes = [float(size) for size in re.findall(r"(?:planned|dry run) +([0-9.]+) GiB", said)]
+    off = re.search(r"the plan is ([+-]\d+)% off", said)
+    assert off is not None and len(sizes) == 2 and min(sizes) > 0
+    assert 100 * (sizes[0] / sizes[1] - 1) == pytest.approx(float(off[1]), abs=10)  # of rounded sizes
+
+
+def test_shapes_alone_have_no_dry_run(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["plan", *"--layers 2 --hidden 64 --n-gpus 2 --check".split()]) == 2
+    assert "--check without --model" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("layout", "accumulation"), [("pp2/1f1b/mb12", 1), ("pp2/zbv/mb12", 1), ("dp2/zero2", 6)])
+def test_fewer_micro_batches_hold_as_much(layout: str, accumulation: int) -> None:
+    run = RunConfig(
+        model="gpt2", **SHALLOW["gpt2"], layout=Layout.parse(layout), accumulation=accumulation, global_batch_size=24
+    )
+    whole, few = resolve(run), resolve(fewer(run))
+    assert few.division.chunks < whole.division.chunks
+    assert few.division.micro_batch_size == whole.division.micro_batch_size
+    missing = whole.division.chunks - few.division.chunks
+    for one, other in zip(dry_run(whole, backend="nccl"), dry_run(few, backend="nccl"), strict=True):
+        added = missing * of_each_chunk(few, other.place.of.get("pp", [0])[0])
+        assert other.memory.peak_bytes + added == pytest.approx(one.memory.peak_bytes, rel=0.02)
