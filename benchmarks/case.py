@@ -36,6 +36,7 @@ from paralab.measure.ledger import CommLedger, CommRow
 from paralab.measure.memory import MemoryCensus
 from paralab.measure.nvml import cuda_uuid
 from paralab.measure.roofline import device_peak
+from paralab.measure.routing import Loads, RoutingCounts, dropped_share, imbalance, together
 from paralab.measure.span import SpanRecord
 from paralab.measure.steady import StepTimes, summarise
 from paralab.measure.telemetry import Sampler, Telemetry
@@ -70,6 +71,7 @@ class RankResult:
     memory: dict[str, int] = field(default_factory=dict)
     tensors_peak_bytes: int = 0
     state_peak_bytes: int = 0
+    loads: Loads = field(default_factory=dict)
     process_peak_bytes: int | None = None
     gpu_peak_bytes: tuple[int | None, int | None] = (None, None)
     split: Split | None = None  # of a rank that is not alone
@@ -218,6 +220,11 @@ def _look_inside(engine: Engine, batches: Iterator[Batch], mesh: Mesh, result: R
             for batch in islice(batches, period):
                 engine.step(batch)
         result.comm = ledger.rows()
+    routing = RoutingCounts(engine.parts)
+    if routing.routers:  # every stage has some, or none has
+        with routing:
+            engine.step(next(batches))
+        result.loads = routing.loads
     with MemoryCensus(engine.parts, engine.optimizers, held=engine.held) as census:
         engine.step(next(batches))
     report = census.report()
@@ -290,6 +297,7 @@ def _record(
         **_efficiency_columns(work, results, times, slowest),
         **_telemetry_columns([r.telemetry for r in results if r.telemetry is not None], nodes=nodes_of(work, rank)),
         **_memory_columns(work, results, mesh.device.type),
+        **_routing_columns(results),
         **_comm_columns(work, results, mesh.device.type),
         **_bubble_columns(work, results),
     }
@@ -404,6 +412,11 @@ def _memory_columns(work: Work, results: list[RankResult], device_type: str) -> 
         "memory_state_peak_bytes": max(r.state_peak_bytes for r in results),
         "predicted_state_bytes": predicted.everywhere if device_type == "cpu" else predicted.total,
     }
+
+
+def _routing_columns(results: list[RankResult]) -> dict[str, Any]:
+    loads = together([result.loads for result in results])
+    return {"expert_imbalance": imbalance(loads), "dropped_share": dropped_share(loads)}
 
 
 def _largest(values: Any) -> int | None:

@@ -137,7 +137,7 @@ products for each, and with recomputation a second forward pass, its communicati
 **Splitting.** What each axis adds stands with it: two all-reduces of a layer in each direction for tensor ranks
 (`parallel/axes/tensor/cost.py`), gathers and reductions of ZeRO (`parallel/axes/data/cost.py`), bubble and messages
 (`parallel/axes/pipeline/cost.py`), keys and values round a ring or heads exchanged
-(`parallel/axes/context_parallel/cost.py`), tokens on the way to experts (`parallel/axes/expert_cost.py`). A group
+(`parallel/axes/context_parallel/cost.py`), tokens on the way to experts (`parallel/axes/expert/cost.py`). A group
 that leaves the node has the network of all its ranks inside a node together.
 
 **Memory.** States by precision and ZeRO stage; activations as in Korthikanti et al. 2022 times the micro-batches in

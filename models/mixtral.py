@@ -204,6 +204,8 @@ def flops(config: MixtralConfig) -> Flops:
     return Flops(per_sample=config.seq_len * (6 * weights + products), formula="6N+12LHS")
 
 
+_NO_CONTEXT = "the losses of its routers are those of whole sequences, use a layout without cp"
+
 _PLAN: dict[str, Style] = {
     "embed.tokens": "vocab_embedding",
     "blocks.*.attn.qkv": "column",
@@ -328,6 +330,8 @@ SPEC = ModelSpec(
     units_per_sample=lambda config: config.seq_len,
     tensor_plan=tensor_plan,
     tensor_divides=tensor_divides,
+    experts="blocks.*.mixture.experts",
+    cannot=lambda config, axis: _NO_CONTEXT if axis == "cp" else "",
     smooth=False,  # where two experts have the same probability, the last bit chooses
     hugging_face=lambda: import_module("paralab.models.mixtral_hf"),
 )

@@ -214,6 +214,7 @@ class ModelSpec(Generic[C]):
     units_per_sample: Callable[[C], int] | None = None
     tensor_plan: Callable[[C], Mapping[str, Style]] = lambda config: {}  # fnmatch pattern of module -> style
     tensor_divides: Callable[[C], Mapping[str, int]] = lambda config: {}  # what tp must divide, by name
+    experts: str | None = None  # fnmatch pattern of modules that rows are sorted by expert for (paralab.models.mixtral)
     sequence_parallel: bool = False
     sequence: Callable[[C], SequenceShape | None] = lambda config: None  # that may be split over ranks; None: may not
     smooth: bool = True  # False: has kinks (ReLU, max), where the last bit of an input can flip a gradient

@@ -8,12 +8,13 @@ user's own.
 from paralab.axes.axis import Axis
 from paralab.axes.context_parallel import ContextAxis
 from paralab.axes.data import DataAxis
+from paralab.axes.expert import ExpertAxis
 from paralab.axes.pipeline import PipelineAxis
 from paralab.axes.tensor import TensorAxis
 from paralab.layout import Layout, words
 from paralab.layout.words import register, unregister
 
-for _axis in (PipelineAxis(), DataAxis(), ContextAxis(), TensorAxis()):
+for _axis in (PipelineAxis(), DataAxis(), ExpertAxis(), ContextAxis(), TensorAxis()):
     register(_axis)
 
 __all__ = ["Axis", "all_axes", "register", "unregister", "used"]

@@ -198,7 +198,7 @@ class Axis(AxisWords):
         """Return on how many ranks of this axis the same piece of a parameter (of any shape) lies."""
         from paralab.axes.placements import sharded_over
 
-        return mesh.size(self.name) // sharded_over(parameter, self.dims(mesh.layout))
+        return mesh.size(self.name) // sharded_over(parameter, {self.name, *self.dims(mesh.layout)})
 
     def loss_copies(self, layout: Layout) -> int:
         """Return how many ranks of this axis give the same loss to the sum over all ranks, or one to be averaged."""

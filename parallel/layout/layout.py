@@ -32,6 +32,7 @@ class Layout:
 
     # The axes of this house and their options, for the type checker; what another axis declares is Any to it.
     dp: int
+    ep: int
     cp: int
     tp: int
     pp: int
@@ -106,7 +107,7 @@ class Layout:
 
     @property
     def world_size(self) -> int:
-        return math.prod(self.size(axis.name) for axis in words.AXES)
+        return math.prod(self.size(axis.name) for axis in words.AXES if axis.inside is None)
 
     @property
     def pipeline(self) -> Schedule:
@@ -123,6 +124,11 @@ class Layout:
     def axes(self) -> tuple[str, ...]:
         """The axes with more than one rank, in mesh order: neighbours on the last one are neighbours on a node."""
         return tuple(axis.name for axis in words.AXES if self.size(axis.name) > 1)
+
+    @property
+    def factors(self) -> tuple[str, ...]:
+        """Those of `axes` whose degrees multiply to the number of processes, in mesh order."""
+        return tuple(axis.name for axis in words.AXES if axis.inside is None and self.size(axis.name) > 1)
 
     @property
     def dims(self) -> dict[str, int]:
@@ -171,7 +177,7 @@ class Layout:
     def check_world(self, world_size: int) -> None:
         """Raise LayoutError unless the degrees multiply to the number of processes."""
         if self.world_size != world_size:
-            used = [name for axis in words.printed() if self.size(name := axis.name) > 1] or ["dp"]
+            used = [a.name for a in words.printed() if self.size(a.name) > 1 and a.inside is None] or ["dp"]
             product = " x ".join(f"{name}{self.size(name)}" for name in used)
             raise LayoutError(
                 f"layout {self} needs {product} = {self.world_size} processes, {world_size} requested: "
@@ -189,8 +195,9 @@ class Layout:
         for dp in range(world_size // inside, 0, -1):
             if parts_of is None or dp == 1 or parts_of % (dp * each) == 0:
                 shard = self.shard if self.shard and self.shard < dp and dp % self.shard == 0 else None
-                return self.but(dp=dp, zero=self.zero if dp * self.cp > 1 or inside == 1 else 0, shard=shard)
-        others = [axis.name for axis in words.printed() if axis.name != "dp"]
+                zero = self.zero if dp * self.cp > 1 or inside == 1 else 0
+                return self.but(dp=dp, zero=zero, shard=shard, ep=math.gcd(self.ep, dp))
+        others = [axis.name for axis in words.printed() if axis.name != "dp" and axis.inside is None]
         product = " x ".join(f"{name}{self.size(name)}" for name in others)
         raise LayoutError(
             f"layout {self} on {world_size} process(es): {product} = {inside} needed for one data"

@@ -48,6 +48,11 @@ def _two_groups(nproc: int) -> Layout:
     return Layout(dp=nproc, zero=3, shard=nproc // 2)
 
 
+def _divided_experts(nproc: int) -> Layout:
+    _need(nproc % 2 == 0, "expert", "pairs of data ranks that divide experts: 2, 4, 6 ... processes", nproc)
+    return Layout(dp=nproc, ep=2)
+
+
 def _need(met: bool, name: str, needs: str, nproc: int) -> None:
     if not met:
         raise LayoutError(f"strategy {name} is {needs}; {nproc} requested: give another --nproc, or --layout")
@@ -136,6 +141,14 @@ _ALL = (
         layout=lambda nproc: Layout(cp=nproc),
     ),
     Strategy(
+        name="expert",
+        axes=("dp", "ep"),
+        least=2,
+        when="the experts of a mixture do not fit on one device (two ranks divide them; epN for more, zero3 beside it)",
+        costs="four all-to-alls of the tokens per block, as long as the busiest rank takes; the bytes of ddp or less",
+        layout=_divided_experts,
+    ),
+    Strategy(
         name="2d",
         axes=("tp", "pp"),
         least=4,
@@ -209,7 +222,12 @@ def name_of(layout: Layout) -> str:
 
 def names_in(layout: Layout) -> set[str]:
     """Return the name of a layout and those of its axes alone: ddp, tensor and dp+tp of dp2.tp2."""
-    alone = {axis: Layout(**{axis: getattr(layout, axis)}) for axis in layout.axes}
+    outer = {axis.name: axis.inside for axis in words.AXES if axis.inside is not None}
+    degrees = {axis: getattr(layout, axis) for axis in layout.axes}
+    alone = {
+        axis: Layout(**{name: degrees[name] for name in (axis, outer.get(axis)) if name is not None})
+        for axis in layout.axes
+    }
     if "dp" in alone:
         alone["dp"] = alone["dp"].but(zero=layout.zero, shard=layout.shard, local=layout.local)
     if "pp" in alone:

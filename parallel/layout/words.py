@@ -55,13 +55,15 @@ class AxisWords:
     """What an axis says of itself before anything heavy is loaded.
 
     name: as in layouts, meshes and column names. title: in full, such as "tensor". place: where its degree stands when
-    a layout is printed, smallest first. options: its words after the slash.
+    a layout is printed, smallest first. options: its words after the slash. inside: the axis whose ranks it groups;
+    else its degree multiplies the processes.
     """
 
     name: str
     title: str
     place: int = 99
     options: tuple[LayoutOption, ...] = ()
+    inside: str | None = None
 
     def complete(self, values: Mapping[str, Any]) -> Mapping[str, Any]:
         """Return values of options that follow from the others, by name."""

@@ -5,7 +5,7 @@ FSDP2, DTensor, optimizers, pipelines and point-to-point calls alike, and never 
 mode slows every operation down: enter it around one extra step that is not timed.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from typing import Any
@@ -159,16 +159,19 @@ class CommLedger(TorchDispatchMode):
         if name not in _KINDS:
             raise NotImplementedError(f"the communication ledger does not know {name}: add it to _KINDS in {__name__}")
         kind, group = _KINDS[name], _group(given)
-        self._add(kind.op, group, given[kind.buffers] if kind.buffers else (), group.size() if kind.times_ranks else 1)
+        buffers, times = given[kind.buffers] if kind.buffers else (), group.size() if kind.times_ranks else 1
+        self._add(kind.op, group, buffers, times, splits=given.get("input_split_sizes") or ())
 
-    def _add(self, op: str, group: ProcessGroup, buffers: Any, times: int) -> None:
+    def _add(self, op: str, group: ProcessGroup, buffers: Any, times: int, *, splits: Sequence[int] = ()) -> None:
         count = self._counts.setdefault((self._axis_of(group), op, group.size()), _Count())
         payload_bytes = times * sum(tensor.numel() * tensor.element_size() for tensor in _tensors(buffers))
         count.calls += 1
         count.payload_bytes += payload_bytes
-        count.wire_bytes += wire_bytes(
-            op, payload_bytes, group.size(), backend=self._backend or dist.get_backend(group)
-        )
+        if sum(splits):  # of an all-to-all whose parts differ: what is for this rank itself stays at home
+            count.wire_bytes += payload_bytes * (1 - Fraction(splits[group.rank()], sum(splits)))
+        else:
+            backend = self._backend or dist.get_backend(group)
+            count.wire_bytes += wire_bytes(op, payload_bytes, group.size(), backend=backend)
 
     def _axis_of(self, group: ProcessGroup) -> str:
         ranks = tuple(dist.get_process_group_ranks(group))

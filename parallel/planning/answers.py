@@ -20,8 +20,8 @@ FAMILIES = ("ddp", "zero1", "zero2", "zero3", "hsdp", "tensor", "pipeline", "ten
 
 
 def layout_text(columns: Mapping[str, Any], micro_batches: int) -> str:
-    """Return a layout as `--layout` has it, with further words where paralab cannot train it (ep, zb-h1 ...)."""
-    degrees = [f"{name}{columns[name]}" for name in ("dp", "cp", "tp", "pp") if columns[name] > 1]
+    """Return a layout as `--layout` has it, with further words where paralab cannot train it (zb-h1 ...)."""
+    degrees = [f"{name}{columns[name]}" for name in ("dp", "ep", "cp", "tp", "pp") if columns[name] > 1]
     words = [".".join(degrees) or "dp1"]
     words += [f"zero{columns['zero']}"] if columns["zero"] else []
     words += [f"shard{columns['shard']}"] if columns["shard"] else []
@@ -29,7 +29,6 @@ def layout_text(columns: Mapping[str, Any], micro_batches: int) -> str:
         words += [_schedule(columns), f"mb{micro_batches}"]
     words += ["sp"] if columns["sequence_parallel"] else []
     words += [str(columns["cp_style"])] if columns["cp"] > 1 else []
-    words += [f"ep{columns['ep']}"] if columns["ep"] > 1 else []
     if stages := columns["layers_per_stage"]:
         words += [f"first{stages[0]}", f"last{stages[-1]}"]
     return "/".join(words)

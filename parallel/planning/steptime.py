@@ -7,7 +7,6 @@ import numpy as np
 from paralab.axes import all_axes
 from paralab.axes.costs import AxisCost, Pass, Plan, Values, smooth_max
 from paralab.axes.data.cost import fullest_weights, updated_share
-from paralab.axes.expert_cost import ExpertCost
 from paralab.axes.pipeline.cost import Ranks, bubble_share, is_v_shaped, schedule_s
 from paralab.axes.weights import local_dense, local_embedding, local_experts, local_output
 from paralab.planning import compute, host
@@ -16,11 +15,8 @@ BOUNDS = ("host", "compute", "memory", "link", "bubble")
 
 
 def costs() -> tuple[AxisCost, ...]:
-    """Return what every way of splitting adds, innermost first: an outer one hides behind what the inner ones take.
-
-    Expert parallelism is predicted, and is no axis of layouts.
-    """
-    return (ExpertCost(), *(axis.cost() for axis in reversed(all_axes())))
+    """Return what every way of splitting adds, innermost first: an outer one hides behind what the inner ones take."""
+    return tuple(axis.cost() for axis in reversed(all_axes()))
 
 
 @dataclass(frozen=True)

@@ -197,7 +197,7 @@ class Mesh:
         """
         world = {"world": self.world} if self.world is not None and self.layout.everyone == "world" else {}
         dims = [name for axis in words.AXES if axis.name in self.whole for name in axis.dims(self.layout)]
-        return world | {axis: self.group(axis) for axis in (*self.layout.axes, *dims, *self.layout.joined)}
+        return world | {axis: self.group(axis) for axis in (*dims, *self.layout.factors, *self.layout.joined)}
 
     def all_reduce(self, axis: str) -> Callable[..., Tensor]:
         """Return `all_reduce(tensor, op)` over an axis, the form that `paralab.models.spec.Reducing` calls."""
@@ -232,7 +232,7 @@ def make_mesh(layout: Layout, device: torch.device) -> Mesh:
         ranks = list(range(layout.world_size))
         world: Any = dist.group.WORLD if layout.world_size == started else dist.new_group(ranks)
         grid = DeviceMesh(device.type, torch.tensor(ranks).view(*dims.values()), mesh_dim_names=tuple(dims))
-        several = {axis.name: own for axis in words.AXES if axis.name not in (own := tuple(axis.dims(layout)))}
+        several = {axis.name: own for axis in words.AXES if axis.name not in (own := tuple(axis.dims(layout))) and own}
         several |= layout.joined
         _MESHES[key] = (grid, world, {name: grid[own]._flatten(name) for name, own in several.items()})
     return Mesh(layout, device, *_MESHES[key])

@@ -53,6 +53,7 @@ _WIRE = [f"comm_{axis}_{kind}" for axis in ("dp", "tp", "pp", "world") for kind 
 _COUNTS = ("calls", "payload_bytes", "ring_bytes", "sent_bytes", "predicted_ring_bytes", "predicted_sent_bytes")
 _PARTS_OF_DP = tuple(f"comm_{axis}_{count}" for axis in ("dp_shard", "dp_replicate") for count in _COUNTS)
 _OF_CP = tuple(f"comm_{axis}_{count}" for axis in ("cp", "dp_cp") for count in _COUNTS)
+_OF_EP = tuple(f"comm_{axis}_{count}" for axis in ("ep", "edp") for count in _COUNTS)
 CHANGES: dict[int, Change] = {
     # what was called wire bytes were those of a ring, whatever the backend sent
     7: Change(
@@ -70,6 +71,7 @@ CHANGES: dict[int, Change] = {
     16: Change(added=("graph_breaks", "recompiles")),
     17: Change(added=("cp", "cp_style", *_OF_CP)),
     18: Change(),  # status may be "dry run"
+    19: Change(added=("ep", *_OF_EP, "expert_imbalance", "dropped_share")),
 }
 RENAMED = {old: new for number in sorted(CHANGES) for old, new in CHANGES[number].renamed.items()}
 SCHEMA = max(CHANGES, default=COUNTED_FROM)
@@ -78,7 +80,8 @@ Device = Literal["cpu", "cuda"]
 
 WHOLE, NOT_PROVEN = "whole", "not proven: the reference does not fit"  # scopes of parity; else so much of so much
 NOT_CLAIMED = "not claimed"  # of a run that computes something else than one process, on purpose
-COMM_AXES = ("dp", "dp_shard", "dp_replicate", "cp", "dp_cp", "tp", "pp", "world")  # a call is counted over one of them
+# A call is counted over one of them.
+COMM_AXES = ("dp", "dp_shard", "dp_replicate", "ep", "edp", "cp", "dp_cp", "tp", "pp", "world")
 COLLECTIVES = ("all_reduce", "all_gather", "reduce_scatter", "all_to_all", "broadcast", "send")
 
 
@@ -136,6 +139,7 @@ class RunRecord:
     dp_shard: int | None = column("Number of ranks that ZeRO divides over: N of shardN, else dp x cp; 1 without ZeRO")
     cp: int | None = column("Degree of context parallelism: number of ranks that share a sequence")
     cp_style: str | None = column("How attention goes over the sequence of all context ranks: ring or ulysses")
+    ep: int | None = column("Degree of expert parallelism: data ranks that divide the experts of a layer among them")
     tp: int | None = column("Degree of tensor parallelism: number of tensor ranks")
     pp: int | None = column("Degree of pipeline parallelism: number of pipeline ranks")
     zero_requested: int | None = column("ZeRO stage of the requested layout or strategy")
@@ -268,6 +272,10 @@ class RunRecord:
     process_peak_bytes: int | None = column("Peak resident memory of a process")
     memory_state_peak_bytes: int | None = column("Peak of parameters, gradients and optimizer states together")
     predicted_state_bytes: int | None = column("Predicted peak of parameters, gradients and optimizer states")
+    expert_imbalance: float | None = column(
+        "Rows of the busiest expert over those of a mean one, in the layer where they differ most: 1 where even"
+    )
+    dropped_share: float | None = column("Share of the choices of tokens for which an expert had no place left")
 
     comm_dp_calls: int | None = column("Number of collectives over the data axis")
     comm_dp_payload_bytes: int | None = column("Payload over the data axis")
@@ -287,6 +295,18 @@ class RunRecord:
     comm_dp_replicate_predicted_ring_bytes: float | None = column("Prediction of comm_dp_replicate_ring_bytes")
     comm_dp_replicate_sent_bytes: float | None = column("What leaves the rank between groups of data ranks")
     comm_dp_replicate_predicted_sent_bytes: float | None = column("Prediction of comm_dp_replicate_sent_bytes")
+    comm_ep_calls: int | None = column("Number of collectives among the ranks that divide experts")
+    comm_ep_payload_bytes: int | None = column("Payload among the ranks that divide experts")
+    comm_ep_ring_bytes: float | None = column("What ring algorithms would send among the ranks that divide experts")
+    comm_ep_predicted_ring_bytes: float | None = column("Prediction of comm_ep_ring_bytes")
+    comm_ep_sent_bytes: float | None = column("What leaves the rank among the ranks that divide experts")
+    comm_ep_predicted_sent_bytes: float | None = column("Prediction of comm_ep_sent_bytes")
+    comm_edp_calls: int | None = column("Number of collectives among the ranks that share experts")
+    comm_edp_payload_bytes: int | None = column("Payload among the ranks that share experts")
+    comm_edp_ring_bytes: float | None = column("What ring algorithms would send among the ranks that share experts")
+    comm_edp_predicted_ring_bytes: float | None = column("Prediction of comm_edp_ring_bytes")
+    comm_edp_sent_bytes: float | None = column("What leaves the rank among the ranks that share experts")
+    comm_edp_predicted_sent_bytes: float | None = column("Prediction of comm_edp_sent_bytes")
     comm_cp_calls: int | None = column("Number of collectives over the context axis")
     comm_cp_payload_bytes: int | None = column("Payload over the context axis")
     comm_cp_ring_bytes: float | None = column("What ring algorithms would send over the context axis")

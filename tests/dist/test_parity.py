@@ -48,7 +48,8 @@ def cases(model: str, layouts: list[str], **others: list[str]) -> pytest.MarkDec
 
 
 def test_the_tables_hold_every_strategy() -> None:
-    elsewhere = {"single", "context"}  # the latter in test_context_parallel.py: only some models have sequences
+    # These in test_context_parallel.py and test_expert.py: only some models have sequences, or experts.
+    elsewhere = {"single", "context", "expert"}
     assert elsewhere.union(*PROCESSES.values()) == set(STRATEGIES)
 
 

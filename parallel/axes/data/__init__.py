@@ -7,8 +7,9 @@ a group), stages 2 and 3 everything.
 """
 
 import contextlib
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from fnmatch import fnmatchcase
 from fractions import Fraction
 from math import prod
 from typing import TYPE_CHECKING, Any
@@ -46,6 +47,9 @@ def replica_dim(layout: Layout) -> str:
     return "cp" if layout.dp == 1 else JOINED
 
 
+EXPERT_REPLICATE = "edp"  # the dim of the axis along which ranks share experts, where others divide them (`ep`)
+
+
 def shard_ranks(layout: Layout) -> int:
     """Return the ranks that ZeRO divides over: all that gradients are averaged over, or a group; 1 without ZeRO."""
     return (layout.shard or replicas(layout)) if layout.zero else 1
@@ -54,6 +58,20 @@ def shard_ranks(layout: Layout) -> int:
 def shard_dim(layout: Layout) -> str:
     """Return the dim of the mesh that ZeRO divides over."""
     return SHARD if layout.shard else replica_dim(layout)
+
+
+def is_expert(name: str, plan: "Planned") -> bool:
+    """Return whether the parameter of a name is of experts that data ranks divide."""
+    experts = plan.spec.experts
+    return plan.layout.ep > 1 and experts is not None and fnmatchcase(name.rpartition(".")[0], experts)
+
+
+def sharers(name: str, plan: "Planned") -> tuple[str, int]:
+    """Return the dim of the mesh over which replicas share the parameter of a name, and how many ranks they are."""
+    layout = plan.layout
+    if is_expert(name, plan):
+        return EXPERT_REPLICATE, layout.dp // layout.ep
+    return replica_dim(layout), replicas(layout)
 
 
 def sharding_dims(layout: Layout) -> tuple[str, ...]:
@@ -87,6 +105,8 @@ class DataAxis(Axis):
         return {JOINED: (*self.dims(layout), "cp")} if replica_dim(layout) == JOINED else {}
 
     def dims(self, layout: Layout) -> Mapping[str, int]:
+        if layout.ep > 1:
+            return {EXPERT_REPLICATE: layout.dp // layout.ep, "ep": layout.ep}
         ranks = layout.shard
         return {REPLICATE: layout.dp // ranks, SHARD: ranks} if ranks else {"dp": layout.dp}
 
@@ -255,7 +275,12 @@ class DataAxis(Axis):
             sent = compression.transfers(plan.run.grad_compression, updated.values(), ranks=ranks, element=element)
             yield from ((dim, transfer) for transfer in sent)
             return
-        yield dim, Transfer("all_reduce", ranks, gradients * element, -(-gradients * element // BUCKET_BYTES))
+        shared: Counter[tuple[str, int]] = Counter()
+        for name, shape in updated.items():
+            shared[sharers(name, plan)] += prod(shape) * element
+        for (dim, ranks), size in shared.items():
+            if ranks > 1:
+                yield dim, Transfer("all_reduce", ranks, size, -(-size // BUCKET_BYTES))
         if layout.zero == 1:
             ranks = shard_ranks(layout)
             rows = fsdp_padded_numel(updated.values(), dp=ranks)  # each rank has an equal share of the rows
@@ -282,7 +307,8 @@ class DataAxis(Axis):
             return memory.but(
                 parameters=0.0, gradients=unreduced, optimizer=0.0, host=parameters + gradients + memory.optimizer
             )
-        return memory.but(parameters=parameters, gradients=gradients + unreduced)
+        memory = memory.but(parameters=parameters, gradients=gradients + unreduced)
+        return _with_experts(memory, plan, ranks) if layout.ep > 1 else memory
 
 
 def _apart(parameters: "Sequence[Tensor]", context: "BuildContext") -> Updates:
@@ -356,7 +382,8 @@ def _may_leave_out(context: "BuildContext") -> bool:
 
 def _overlaps(layout: Layout) -> bool:
     """Return whether DistributedDataParallel averages gradients during backward: it knows no other axis."""
-    return replicas(layout) > 1 and layout.zero < 2 and replicas(layout) == layout.world_size and not layout.local
+    alone = replicas(layout) == layout.world_size > 1 and layout.ep == 1
+    return alone and layout.zero < 2 and not layout.local
 
 
 def _in_one_module(name: str, other: str, spec: "ModelSpec[C]", config: "C") -> bool:
@@ -385,6 +412,24 @@ def _check_shard(shard: int, layout: Layout) -> None:
         )
 
 
+def _with_experts(memory: StageMemory, plan: "Planned", ranks: int) -> StageMemory:
+    """Return states that all data ranks would share, with those of experts shared by fewer of them."""
+    _, sharing = next(
+        sharers(name, plan) for part in parts(plan) for name, _ in part.named_parameters() if is_expert(name, plan)
+    )
+    held = max(
+        sum(prod(shape) for name, shape in local_shapes(part, plan).items() if is_expert(name, plan))
+        for part in parts(plan)
+    )
+    more = held * weight_bytes(plan) * (1 / sharing - 1 / ranks)
+    moments = memory.optimizer / memory.parameters
+    return memory.but(
+        parameters=memory.parameters + more,
+        gradients=memory.gradients + more,
+        optimizer=memory.optimizer + moments * more,
+    )
+
+
 def reductions(plan: "Planned") -> int:
     """Return how often FSDP gathers and reduces in one step: once a backward, once a flush of a pipeline."""
     return 1 if plan.layout.pp > 1 and plan.layout.schedule != "naive" else plan.division.chunks
@@ -395,20 +440,23 @@ def _sharding(stage: Stage, plan: "Planned") -> Iterator[tuple[str, Transfer]]:
 
     Between groups of data ranks it is the shards of the gradients, once a step where no pipeline flushes more often.
     """
-    layout, times, ranks = plan.layout, reductions(plan), shard_ranks(plan.layout)
-    dim, updated = shard_dim(layout), trained(stage.part, stage.shapes)
-    units: set[int | None] = set()  # the blocks, and what is outside of them, which are gathered and reduced together
+    layout, times = plan.layout, reductions(plan)
+    updated = trained(stage.part, stage.shapes)
+    # What is gathered and reduced together: the blocks, what is outside of them, and the experts of each block.
+    units: set[tuple[int | None, bool]] = set()
     for name, shape in stage.shapes.items():
         if not shape:  # whole on every rank
             payload = (name in updated) * weight_bytes(plan)
             yield replica_dim(layout), Transfer("all_reduce", replicas(layout), payload)
             continue
+        dim, ranks = sharers(name, plan) if layout.ep > 1 else (shard_dim(layout), shard_ranks(layout))
         padded = fsdp_padded_numel([shape], dp=ranks)
         # What is outside the blocks stays gathered from forward to backward, and so does all of a pipeline.
         block = block_of(name, blocks_in(plan))
         gathers = 2 if layout.zero == 3 and layout.pp == 1 and block is not None else 1
-        calls = 0 if block in units else times
-        units.add(block)
+        unit = block, is_expert(name, plan)
+        calls = 0 if unit in units else times
+        units.add(unit)
         yield dim, Transfer("all_gather", ranks, times * gathers * padded * compute_bytes(plan), gathers * calls)
         if name not in updated:
             continue
@@ -424,10 +472,13 @@ def _unreduced_bytes(plan: "Planned", ranks: int) -> float:
     What is gathered while a block runs is an activation, not a state; but the whole gradients of one unit (a block, or
     all outside the blocks) stand beside the shards until they are reduced, in a pipeline those of a whole stage.
     """
-    largest = 0
+    largest = 0.0
     for part in parts(plan):
-        units: Counter[int | None] = Counter()
+        units: dict[tuple[int | None, bool], float] = defaultdict(float)
         for name, shape in trained(part, local_shapes(part, plan)).items():
-            units[block_of(name, blocks_in(plan)) if plan.layout.pp == 1 else None] += prod(shape)
+            expert = is_expert(name, plan)  # those of a block are a unit of their own
+            unit = (block_of(name, blocks_in(plan)), expert) if plan.layout.pp == 1 else (None, False)
+            share = sharers(name, plan)[1] if expert else ranks
+            units[unit] += prod(shape) * (compute_bytes(plan) - weight_bytes(plan) / share)
         largest = max(largest, *units.values(), 0)
-    return largest * (compute_bytes(plan) - weight_bytes(plan) / ranks)
+    return largest

@@ -13,9 +13,10 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from paralab.axes.data import replica_dim, replicas
+from paralab.axes.data import EXPERT_REPLICATE, replica_dim, replicas
 from paralab.axes.data.unused import without_gradient
 from paralab.axes.initialise import local
+from paralab.axes.placements import sharded_over
 from paralab.models.spec import Reducing
 from paralab.processes.cluster import Mesh
 
@@ -67,10 +68,23 @@ def average_gradients(named: Named, *, mesh: Mesh, unused: bool = False) -> None
         _fill_missing([p for _, p in named if p.requires_grad], mesh=mesh)
     else:
         check_complete(named)
-    grads = [local(p.grad) for _, p in named if p.grad is not None]
+    given = [(p, local(p.grad)) for _, p in named if p.grad is not None]
+    _average([grad for p, grad in given if not is_divided(p)], replica_dim(mesh.layout), mesh=mesh)
+    if experts := [grad for p, grad in given if is_divided(p)]:
+        _average(experts, EXPERT_REPLICATE, mesh=mesh)
+
+
+def is_divided(parameter: Tensor) -> bool:
+    """Return whether data ranks divide a parameter, of any shape, as experts are: each has others, not a copy."""
+    return sharded_over(parameter, ("ep",)) > 1
+
+
+def _average(grads: list[Tensor], dim: str, *, mesh: Mesh) -> None:
+    """Sum gradients over a dim of the mesh, in place, and divide them by the data ranks, whose tokens they are of."""
     for bucket in _buckets(grads):
         flat = torch.cat([grad.flatten() for grad in bucket])
-        dist.all_reduce(flat, group=mesh.group(replica_dim(mesh.layout)))
+        if mesh.size(dim) > 1:
+            dist.all_reduce(flat, group=mesh.group(dim))
         flat.div_(replicas(mesh.layout))
         for grad, piece in zip(bucket, flat.split([grad.numel() for grad in bucket]), strict=True):
             grad.copy_(piece.view_as(grad))

@@ -28,7 +28,7 @@ from torch.distributed.fsdp import CPUOffloadPolicy, FSDPModule, MixedPrecisionP
 from paralab.axes.axis import Finish
 from paralab.axes.blocks import blocks_of
 from paralab.axes.context import BuildContext
-from paralab.axes.data import ddp, shard_dim, shard_ranks, sharding_dims
+from paralab.axes.data import EXPERT_REPLICATE, ddp, shard_dim, shard_ranks, sharding_dims
 from paralab.axes.data.unused import Unused
 from paralab.axes.initialise import local
 from paralab.axes.optimizer import Piece, share_of_rows
@@ -45,14 +45,27 @@ def shard(part: nn.Module, *, mesh: Mesh, precision: Precision) -> None:
     # A pipeline runs a stage many times a step: gathering again for every micro-batch would cost more than it saves.
     reshard = mesh.layout.zero == 3 and mesh.size("pp") == 1
     policy, root_policy = _policies(precision)
-    sharding = mesh[sharding_dims(mesh.layout)]  # the data axis, or (replicas, shards)
+    dims = sharding_dims(mesh.layout)  # the data axis, or (replicas, shards)
+    sharding = mesh[dims if len(dims) > 1 else dims[0]]
     alone = set(numbers_of(part))
     common: dict[str, Any] = {"mesh": sharding, "ignored_params": alone, "offload_policy": OffloadPolicy()}
     if mesh.layout.offload_parameters:
         common["offload_policy"] = CPUOffloadPolicy(pin_memory=mesh.device.type == "cuda")
     for block in blocks_of(part).values():
+        for module in block.modules() if mesh.layout.ep > 1 else ():
+            if any(ddp.is_divided(p) for p in module.parameters(recurse=False)):
+                _shard_experts(module, mesh=mesh, reshard=reshard, policy=policy)
         fully_shard(block, reshard_after_forward=reshard, mp_policy=policy, **common)
     fully_shard(part, reshard_after_forward=False, mp_policy=root_policy, **common)
+
+
+def _shard_experts(module: nn.Module, *, mesh: Mesh, reshard: bool, policy: MixedPrecisionPolicy) -> None:
+    """Shard experts over the ranks that share them; their gradients are sums over the tokens of all data ranks."""
+    fully_shard(module, mesh=mesh[EXPERT_REPLICATE], reshard_after_forward=reshard, mp_policy=policy)
+    assert isinstance(module, FSDPModule)
+    if mesh.size(EXPERT_REPLICATE) > 1:  # FSDP divides nothing where one rank has them: `finish` does
+        module.set_gradient_divide_factor(mesh.size("dp"))
+        module.set_force_sum_reduction_for_comms(True)  # gloo has no sum of multiples
 
 
 def numbers_of(part: nn.Module) -> list[nn.Parameter]:
@@ -76,12 +89,15 @@ def finish(parts: Iterable[nn.Module], context: BuildContext, *, unused: bool) -
         )
     watches = [Unused(part, mesh=mesh, allowed=unused) for part in held] if watched else []
     numbers = [(name, p) for part in held for name, p in part.named_parameters() if p.ndim == 0]
-    if not watches and not numbers:
+    sole = [p for part in held for p in part.parameters() if ddp.is_divided(p)] if layout.dp == layout.ep else []
+    if not watches and not numbers and not sole:
         return None
 
     def complete() -> None:
         for watch in watches:
             watch()
+        for grad in (p.grad for p in sole if p.grad is not None):
+            local(grad).div_(layout.dp)
         ddp.average_gradients(numbers, mesh=mesh, unused=unused)
 
     return Finish(complete)

@@ -13,7 +13,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh
-from torch.distributed.tensor import DTensor, Partial, Placement, Replicate, Shard, distribute_tensor
+from torch.distributed.tensor import DTensor, Partial, Replicate, Shard
 from torch.distributed.tensor.parallel import (
     ColwiseParallel,
     ParallelStyle,
@@ -25,6 +25,7 @@ from torch.distributed.tensor.parallel import (
 )
 
 from paralab.axes.initialise import local
+from paralab.axes.pieces import distribute, run_locally
 from paralab.axes.tensor import EXPERTS
 from paralab.models.spec import Style
 from paralab.processes.cluster import Mesh
@@ -112,7 +113,7 @@ class _SplitVocabulary(ParallelStyle):
         self.mesh, self.sequence = mesh, sequence
 
     def _apply(self, module: nn.Module, device_mesh: DeviceMesh) -> nn.Module:
-        _distribute(module, {"weight": 0}, device_mesh)
+        distribute(module, {"weight": 0}, device_mesh)
         output = cast(_OutputLayer, module)
         output.row_offset = self.mesh.rank("tp") * (output.weight.shape[0] // self.mesh.size("tp"))
         output.all_reduce = self.mesh.all_reduce("tp")
@@ -134,11 +135,11 @@ class _SplitConvolution(ParallelStyle):
 
     def _apply(self, module: nn.Module, device_mesh: DeviceMesh) -> nn.Module:
         assert module.bias is None or self.shard_dim == 0, "a bias would be added once by every rank"
-        _distribute(module, {"weight": self.shard_dim, "bias": 0}, device_mesh)
+        distribute(module, {"weight": self.shard_dim, "bias": 0}, device_mesh)
         group = device_mesh.get_group()
         if self.shard_dim == 0:
             module.register_forward_pre_hook(lambda _, inputs: (_CopyToRanks.apply(inputs[0], group),))
-        _run_locally(module)
+        run_locally(module)
         if self.shard_dim == 1:
             module.register_forward_hook(lambda _, inputs, output: _SumOverRanks.apply(output, group))
         return module
@@ -148,10 +149,10 @@ class _SplitExperts(ParallelStyle):
     """A part of the width of every expert: columns of the layer up, rows of the layer down."""
 
     def _apply(self, module: nn.Module, device_mesh: DeviceMesh) -> nn.Module:
-        _distribute(module, EXPERTS, device_mesh)
+        distribute(module, EXPERTS, device_mesh)
         group = device_mesh.get_group()
         module.register_forward_pre_hook(lambda _, inputs: (_CopyToRanks.apply(inputs[0], group), *inputs[1:]))
-        _run_locally(module)
+        run_locally(module)
         module.register_forward_hook(lambda _, inputs, output: _SumOverRanks.apply(output, group))
         return module
 
@@ -161,11 +162,11 @@ class _SplitChannels(ParallelStyle):
 
     def _apply(self, module: nn.Module, device_mesh: DeviceMesh) -> nn.Module:
         tensors = {**dict(module.named_parameters()), **dict(module.named_buffers())}
-        _distribute(module, {name: 0 for name, tensor in tensors.items() if tensor.ndim}, device_mesh)
+        distribute(module, {name: 0 for name, tensor in tensors.items() if tensor.ndim}, device_mesh)
         for attribute in ("num_features", "num_channels", "num_groups"):
             if hasattr(module, attribute):
                 setattr(module, attribute, getattr(module, attribute) // device_mesh.size())
-        _run_locally(module)
+        run_locally(module)
         return module
 
 
@@ -173,47 +174,9 @@ class _OnHeads(ParallelStyle):
     """A norm within each head: whole on every rank, which has only its own heads, so that gradients are summed."""
 
     def _apply(self, module: nn.Module, device_mesh: DeviceMesh) -> nn.Module:
-        _distribute(module, {name: None for name, _ in module.named_parameters()}, device_mesh)
-        _run_locally(module, gradients=(Partial(),))
+        distribute(module, {name: None for name, _ in module.named_parameters()}, device_mesh)
+        run_locally(module, gradients=(Partial(),))
         return module
-
-
-def _distribute(module: nn.Module, shard_dims: Mapping[str, int | None], device_mesh: DeviceMesh) -> None:
-    """Replace parameters and buffers by DTensors split along a dim, or whole for None. Nothing is sent: they hold no
-    values yet."""
-    for name, dim in shard_dims.items():
-        tensor = getattr(module, name, None)
-        if tensor is None:
-            continue
-        placement = Replicate() if dim is None else Shard(dim)
-        split = distribute_tensor(tensor, device_mesh, [placement], src_data_rank=None)
-        if isinstance(tensor, nn.Parameter):
-            module.register_parameter(name, nn.Parameter(split, requires_grad=tensor.requires_grad))
-        else:
-            module.register_buffer(name, split)
-
-
-def _run_locally(module: nn.Module, *, gradients: tuple[Placement, ...] | None = None) -> None:
-    """Let forward see the local pieces of the module's DTensors; autograd carries gradients back to them.
-
-    gradients: how those of the ranks belong together, where it is not as the pieces do.
-    """
-    kept: dict[str, Tensor] = {}
-    stores: tuple[dict[str, Any], ...] = (module._parameters, module._buffers)  # forward sees what is in there
-
-    def swap_in(_: nn.Module, inputs: Any) -> None:
-        for store in stores:
-            for name, tensor in store.items():
-                if isinstance(tensor, DTensor):
-                    kept[name], store[name] = tensor, tensor.to_local(grad_placements=gradients)
-
-    def swap_out(_: nn.Module, inputs: Any, output: Any) -> None:
-        for store in stores:
-            for name in store.keys() & kept.keys():
-                store[name] = kept.pop(name)
-
-    module.register_forward_pre_hook(swap_in)
-    module.register_forward_hook(swap_out, always_call=True)
 
 
 class _CopyToRanks(torch.autograd.Function):

@@ -26,6 +26,7 @@ from paralab.measure.ledger import CommRow
 from paralab.measure.span import SpanRecord
 from paralab.measure.steady import summarise
 from paralab.measure.telemetry import Telemetry
+from paralab.models import mixtral
 from paralab.options.config import RunConfig
 from paralab.parity.result import ParityResult
 from paralab.parity.tolerances import TOLERANCES
@@ -134,6 +135,7 @@ def _result(rank: int) -> RankResult:
         data_waits_s=[0.05 * (1 + (rank + 1) % 4)] * 12,
         telemetry=_telemetry(rank),
         comm=_comm(rank),
+        loads={"first": [rank % 2, 1, rank, 0, rank // 2], "second": [1, 1, 1, 0, 0]},
         spans=_spans(rank),
         memory={
             "parameters": 11 + rank,
@@ -258,6 +260,8 @@ MEASURED: dict[str, Any] = {
     "memory_tensors_peak_bytes": 900,
     "process_peak_bytes": 9000,
     "memory_state_peak_bytes": 330,
+    "expert_imbalance": 6 / ((2 + 4 + 6 + 0) / 4),
+    "dropped_share": 2 / (14 + 12),
     "predicted_state_bytes": 16 * max(FIRST_STAGE, LAST_STAGE),
     # communication, of rank 2: stage 1
     "comm_dp_calls": (2 + BUSIEST) + 1,
@@ -334,6 +338,7 @@ DESCRIBED: dict[str, Any] = {
     "nodes": 2,  # three processes on the first, one on the second
     "dp": 2,
     "dp_shard": 1,
+    "ep": 1,
     "cp": 1,
     "cp_style": None,
     "tp": 1,
@@ -393,6 +398,7 @@ ELSEWHERE = {
         for axes, test in (
             (("dp_shard", "dp_replicate"), "test_bytes_within_and_between_groups_of_data_ranks"),
             (("cp", "dp_cp"), "test_bytes_over_context_ranks_and_over_data_and_context_ranks"),
+            (("ep", "edp"), "test_bytes_among_ranks_that_divide_experts_and_among_those_that_share_them"),
         )
         for axis in axes
         for counted in (
@@ -561,6 +567,24 @@ def test_bytes_over_context_ranks_and_over_data_and_context_ranks() -> None:
     for kind in ("ring", "sent"):
         assert got[f"comm_cp_predicted_{kind}_bytes"] == 8 * 3 * 2 * keys
         assert got[f"comm_dp_cp_predicted_{kind}_bytes"] == 2 * (3 / 4) * (4 * PARAMETERS + 2 * 4)
+    assert got.keys() - {"comm_detail_json"} < {f.name for f in fields(RunRecord)}
+
+
+def test_bytes_among_ranks_that_divide_experts_and_among_those_that_share_them() -> None:
+    """Rows go to their experts, and back, and so do their gradients; what is no expert is reduced over all four."""
+    work = resolve(RunConfig(model="mixtral", size="tiny", layout="dp4.ep2", global_batch_size=16))
+    comm = [CommRow("ep", "all_to_all", 2, 2, 40, F(40), F(41)), CommRow("edp", "all_reduce", 2, 3, 60, F(90), F(91))]
+    got = case._comm_columns(work, [RankResult(comm=comm)] * 4, "cpu")
+    counted = ("calls", "payload_bytes", "ring_bytes", "sent_bytes")
+    assert [got[f"comm_ep_{name}"] for name in counted] == [2, 40, 40, 41]
+    assert [got[f"comm_edp_{name}"] for name in counted] == [3, 60, 90, 91]
+    rows = 4 * 16 * 2 * 32 * 4  # (samples, positions, experts of a token, width) in fp32, in each of eight layers
+    experts = 8 * 4 * 3 * 24 * 32 * 4  # (layers, experts of a rank, matrices, width, width)
+    others = mixtral.parameters(mixtral.SIZES["tiny"]) - 2 * experts // 4 + 2 * (320 - 257) * 32  # rows of padding
+    for kind in ("ring", "sent"):
+        assert got[f"comm_ep_predicted_{kind}_bytes"] == 8 * (4 * rows + 8 * 8) / 2
+        assert got[f"comm_edp_predicted_{kind}_bytes"] == experts
+        assert got[f"comm_dp_predicted_{kind}_bytes"] == 2 * (3 / 4) * (4 * others + 2 * 4)
     assert got.keys() - {"comm_detail_json"} < {f.name for f in fields(RunRecord)}
 
 

@@ -1,0 +1,71 @@
+"""Expert parallelism: each rank holds some experts of every layer, and rows travel to them and back.
+
+A module of experts is called with rows that are sorted by expert, and with how many there are of each. Before it runs,
+ranks tell each other these numbers and exchange the rows, of different numbers between any two of them; after it, the
+rows go back to where they came from, in the order that they had.
+"""
+
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from paralab.axes.pieces import distribute, run_locally
+from paralab.processes.cluster import Mesh
+
+
+def divide(module: nn.Module, *, mesh: Mesh) -> None:
+    """Give this rank its share of the experts of a module, in place, and let rows travel to all of them."""
+    trips = _Trips(mesh.group("ep"))
+    distribute(module, {name: 0 for name, _ in module.named_parameters(recurse=False)}, mesh["ep"])
+    module.register_forward_pre_hook(trips.there)
+    run_locally(module)
+    module.register_forward_hook(trips.back)
+
+
+class _Trips:
+    """The way of rows to their experts and back, of one module."""
+
+    def __init__(self, group: dist.ProcessGroup) -> None:
+        self.group, self.ranks = group, group.size()
+        self.order = torch.empty(0, dtype=torch.int64)  # of rows that arrived: by expert
+        self.sent: list[int] = []  # rows to each rank
+        self.received: list[int] = []  # rows from each rank
+
+    def there(self, module: nn.Module, inputs: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+        """Take rows (rows, hidden) by expert and counts (experts,) int64; return those of this rank's experts."""
+        rows, counts = inputs
+        each = torch.empty_like(counts)
+        dist.all_to_all_single(each, counts, group=self.group)
+        each = each.view(self.ranks, -1)  # (ranks, experts here)
+        self.sent = counts.view(self.ranks, -1).sum(dim=1).tolist()
+        self.received = each.sum(dim=1).tolist()
+        arrived = _Exchange.apply(rows, self.sent, self.received, self.group)
+        experts = torch.arange(each.shape[1], device=each.device).repeat(self.ranks)
+        self.order = experts.repeat_interleave(each.flatten()).argsort(stable=True)
+        return arrived[self.order], each.sum(dim=0)
+
+    def back(self, module: nn.Module, inputs: Any, out: Tensor) -> Tensor:
+        """Take rows (rows here, hidden) by expert; return those of this rank's tokens, as they left."""
+        by_rank = torch.zeros_like(out).index_copy(0, self.order, out)
+        return _Exchange.apply(by_rank, self.received, self.sent, self.group)
+
+
+class _Exchange(torch.autograd.Function):
+    """Send the first rows to rank 0 of a group, the next to rank 1, and so on; gradients travel back."""
+
+    @staticmethod
+    def forward(ctx: Any, rows: Tensor, sent: list[int], received: list[int], group: dist.ProcessGroup) -> Tensor:
+        ctx.sent, ctx.received, ctx.group = sent, received, group
+        return _exchanged(rows, sent, received, group)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None, None]:
+        return _exchanged(grad, ctx.received, ctx.sent, ctx.group), None, None, None
+
+
+def _exchanged(rows: Tensor, sent: list[int], received: list[int], group: dist.ProcessGroup) -> Tensor:
+    out = rows.new_empty(sum(received), *rows.shape[1:])
+    dist.all_to_all_single(out, rows.contiguous(), received, sent, group=group)
+    return out

@@ -1,0 +1,50 @@
+"""Expert parallelism before anything runs: its words, what it refuses, and what a rank holds."""
+
+import pytest
+
+from paralab.errors import LayoutError
+from paralab.layout import Layout
+from paralab.layout.strategies import layout_of, name_of
+from paralab.measure.routing import dropped_share, imbalance, together
+from paralab.options.config import RunConfig
+from paralab.planning.resolve import resolve
+
+
+def test_its_degree_groups_data_ranks_and_multiplies_no_processes() -> None:
+    layout = Layout.parse("dp4.ep2.pp2/zero3")
+    assert str(layout) == "dp4.ep2.pp2/zero3/1f1b" and layout.world_size == 8
+    assert layout.dims == {"pp": 2, "edp": 2, "ep": 2, "cp": 1, "tp": 1}
+    assert layout.on(4, parts_of=None) == layout.but(dp=2)
+    assert layout.on(6, parts_of=None) == layout.but(dp=3, ep=1)
+    assert (name_of(layout), layout_of("expert", 4)) == ("dp+ep+pp", Layout(dp=4, ep=2))
+    with pytest.raises(LayoutError, match=r"dp4.ep2 needs dp4 = 4 processes, 8 requested"):
+        Layout.parse("dp4.ep2").check_world(8)
+
+
+@pytest.mark.parametrize(
+    ("layout", "said"),
+    [
+        ("dp3.ep2", "ep2 with dp3: data ranks share the experts, use an ep that divides dp"),
+        ("dp2.ep2.tp2", "ep2 with tp2: .* leave one of them out"),
+        ("dp2.cp2.ep2", "ep2 with cp2: .* leave one of them out"),
+        ("dp2.ep2/zero1", "ep2 with zero1: experts go with ddp, zero2 or zero3"),
+        ("dp4.ep2/zero3/shard2", "ep2 with shard2: experts go with ddp"),
+        ("dp2.ep2/local4", "ep2 with local4: experts go with ddp"),
+        ("dp16.ep16", "ep=16 does not divide the 8 experts of mixtral: use an ep of 1, 2, 4, 8"),
+    ],
+)
+def test_what_cannot_be_divided_is_refused(layout: str, said: str) -> None:
+    with pytest.raises(LayoutError, match=said):
+        resolve(RunConfig(model="mixtral", size="tiny", layout=Layout.parse(layout), global_batch_size=48))
+
+
+def test_a_model_without_experts_is_told_of_one_that_has_them() -> None:
+    with pytest.raises(LayoutError, match="gpt2 has no experts to divide: leave ep2 out, or use --model mixtral"):
+        resolve(RunConfig(size="tiny", layout=Layout.parse("dp2.ep2"), global_batch_size=16))
+
+
+def test_loads_of_ranks_are_added_up_before_they_are_compared() -> None:
+    loads = together([{"a": [3, 1, 0], "b": [2, 2, 0]}, {"a": [1, 2, 1], "b": [3, 1, 0]}])
+    assert loads == {"a": [4, 3, 1], "b": [5, 3, 0]}
+    assert imbalance(loads) == 5 / 4 and dropped_share(loads) == 1 / 16
+    assert imbalance({}) is None and dropped_share({}) is None
