@@ -1,17 +1,17 @@
-"""How far off predictions for this machine are: calibrate it, run layouts that calibration has not seen, compare.
+"""How far off predictions for this machine are: run layouts that calibration has not seen, and compare.
 
+    paralab calibrate --out runs/planner-here/device.json
     python -m paralab.benchmarks.planner_here                          # everything, in about half an hour
     python -m paralab.benchmarks.planner_here --models resnet:20 --nprocs 2 --repeats 1
     python -m paralab.benchmarks.planner_here --compare                # of rows that are there already
-    python -m paralab.benchmarks.planner_here --compare --write        # what docs/planner.md shows
 
-Layouts run interleaved (A B C A B C), in the same processes. It needs a machine that does nothing else.
+Layouts run interleaved (A B C A B C), in the same processes. It needs a machine that does nothing else: runs beside
+which other programs took more than a tenth of a core are not compared.
 """
 
 import sys
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -29,14 +29,46 @@ WARMUP = 2
 
 
 def main(argv: Sequence[str]) -> int:
-    """Measure, or compare what was measured. Returns: 0."""
+    """Measure, and compare what was measured. Returns: 0.
+
+    Raises: DataError or ConfigError for files that are not there.
+    """
     options = _parser().parse_args(list(argv))
     folder = Path(options.folder)
     if not options.compare:
         models, nprocs = options.models.split(","), [int(n) for n in options.nprocs.split(",")]
         for nproc in nprocs:
             measure(folder / "rows.csv", models, nproc, repeats=options.repeats)
+    print("\n".join(compare(folder)))
     return 0
+
+
+def compare(folder: Path) -> Iterator[str]:
+    """Yield the lines of a table: measured and predicted step time and memory of each layout that ran undisturbed."""
+    from paralab.benchmarks.planner_here_worker import load_file
+    from paralab.commands.own_rows import predicted_rows
+    from paralab.measure.load import QUIET
+    from paralab.planning.measured.device import read as read_device
+    from paralab.records.row import read
+
+    device, rows = read_device(folder / "device.json"), read(folder / "rows.csv")
+    loads = dict(line.split(",") for line in load_file(folder / "rows.csv").read_text(encoding="utf-8").split())
+    quiet = [row for row in rows if float(loads.get(row.run_id, "inf")) <= QUIET]
+    yield f"{device.name}, {len(quiet)} of {len(rows)} runs were undisturbed"
+    yield f"{'model':20}{'layout':20}{'measured ms':>12}{'predicted':>10}{'error':>7}{'memory':>8}"
+    errors = []
+    for row, predicted in predicted_rows(quiet, device):
+        seconds = row.step_time_p50_s or 0.0
+        errors.append(predicted.step_time_s / seconds - 1)
+        memory = (
+            f"{predicted.memory.total / row.memory_tensors_peak_bytes - 1:+.0%}"
+            if row.memory_tensors_peak_bytes
+            else ""
+        )
+        times = f"{seconds * 1e3:>12.0f}{predicted.step_time_s * 1e3:>10.0f}{errors[-1]:>+7.0%}"
+        yield f"{f'{row.model} {row.size}':20}{row.layout or '':20}{times}{memory:>8}"
+    if errors:
+        yield f"mean error of step time {sum(map(abs, errors)) / len(errors):.0%} of {len(errors)} runs"
 
 
 def _parser() -> Parser:
@@ -107,7 +139,7 @@ def runs(models: Sequence[str], nproc: int) -> "Iterator[Any]":
             except UsageError as error:
                 print(f"{name} {text} left out: {error}")
                 continue
-            yield replace(run)
+            yield run
 
 
 if __name__ == "__main__":

@@ -47,6 +47,13 @@ in fp32; a row of cases has to have the shape of GPT-2 or Llama.
 - `memory_gib` is that of the tensors of the fullest rank; all processes of a machine have to fit into it together.
 - Dividing sequences or experts over ranks is not predicted, and is refused.
 
+How far off it is on a machine, `python -m paralab.benchmarks.planner_here` measures: layouts of GPT-2, ResNet
+and DiT on 1, 2 and 4 processes, compared with what a calibration of that machine says. It needs a machine that
+does nothing else, and no such comparison is published here yet. Three or more rows of one's own, measured on
+that device, correct step times by one factor, and each row says how far off a factor from the others is:
+
+    paralab plan --model gpt2 --gpu device.json --n-gpus 2 --calibrate-from runs/results.csv
+
 ## The fastest layout
 
     paralab plan --model llama --size 8b --gpu H100-SXM-80GB --n-gpus 64

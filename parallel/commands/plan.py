@@ -58,6 +58,8 @@ def main(argv: Sequence[str]) -> int:
 
         plan_measured.answer(options, device, top=options.top or SHOWN)
         return 0
+    if options.calibrate_from:
+        raise ConfigError("--calibrate-from is for one question about a measured device: add --gpu device.json")
     if options.questions:
         return _answer_file(Path(options.questions), options.out, own, default, options.top or SHOWN)
     _answer(options, goal, own, default)
@@ -184,6 +186,11 @@ def _parser() -> DeviceParser:
         metavar = "WORD" if name in ("precision", "framework") else "N"
         parser.add_argument(f"--{name.replace('_', '-')}", metavar=metavar, help=_help(name))
     parser.add_argument("--gated", action="store_true", help="The MLP has a gate (SwiGLU)")
+    parser.add_argument(
+        "--calibrate-from",
+        metavar="ROWS.csv",
+        help="Correct step times by one factor, from three or more rows that paralab run or bench wrote on that device",
+    )
     parser.add_argument(
         "--gpu",
         metavar="NAME",

@@ -3,6 +3,7 @@
 import shlex
 import sys
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -58,8 +59,15 @@ def answer(options: Any, device: Device, *, top: int) -> None:
             cluster=Cluster(int(given.get("gpus_per_node", device.gpus_per_node)), device.network_gbit_per_s),
             seen=phases.advance,
         )
+        if options.calibrate_from:
+            from paralab.commands.own_rows import factor_of
+
+            correction = factor_of(Path(options.calibrate_from), device.measured)
+            found = [replace(one, predicted=one.predicted.times(correction.value)) for one in found]
     if options.out:
         write_whole(Path(options.out), cases.write(HEADER, [_cells(n, one) for n, one in enumerate(found, 1)]))
+    if options.calibrate_from:
+        print(correction.sentence)
     print("\n".join(_report(found, device, words, batch, top)))
 
 

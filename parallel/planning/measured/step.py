@@ -49,6 +49,11 @@ class Predicted:
     memory: Memory
     parts: Mapping[str, float] = field(default_factory=dict)
 
+    def times(self, factor: float) -> "Predicted":
+        """Return the same where everything takes so many times as long."""
+        parts = {name: factor * seconds for name, seconds in self.parts.items()}
+        return Predicted(factor * self.step_time_s, self.memory, parts)
+
     @property
     def bound(self) -> str:
         """What most of a step goes into."""
@@ -212,18 +217,28 @@ def memory(plan: Planned, each: tuple[Traced, ...]) -> Memory:
 
 
 def _of_rank(plan: Planned, each: tuple[Traced, ...], rank: int, passes: Sequence[Pass]) -> Memory:
-    """Return the memory of a pipeline rank: gradients appear during the first backward pass, and stay."""
-    held, appear = states(plan, rank), plan.division.chunks == 1 and plan.layout.zero < 2
-    best, kept, gradients = Memory(0, 0), 0, 0.0 if appear else held.gradients
+    """Return the memory of a pipeline rank: a stage's gradients appear during its first backward pass, and stay.
+
+    torch's DistributedDataParallel holds buckets for all of them at all times, and FSDP adds into what it has divided.
+    """
+    layout, held = plan.layout, states(plan, rank)
+    always = layout.zero >= 2 or (layout.dp > 1 and layout.axes == ("dp",))
+    stages = {one.stage for one in passes}
+    there = set(stages) if always else set()  # stages whose gradients are there
+    best, kept = Memory(held.total if always else 0, 0), 0
     for one in passes:
         traced = each[one.stage]
-        if one.kind != "F":
-            kept -= traced.kept_bytes if one.kind in "BW" else 0
-        now = Memory(
-            held.parameters + held.optimizer + gradients + (traced.peak_gradients_bytes if appear else 0),
-            kept + traced.peak_bytes - traced.peak_gradients_bytes,
-        )
+        kept -= traced.kept_bytes if one.kind in "BW" else 0
+        gradients, at_work = held.gradients * len(there) / len(stages), traced.peak_bytes
+        if one.stage in there and plan.division.chunks > 1:
+            at_work = traced.adding_bytes
+        elif one.stage in there:
+            at_work -= traced.peak_gradients_bytes  # which are part of those
+        else:
+            gradients += traced.peak_gradients_bytes
+            at_work -= traced.peak_gradients_bytes
+        now = Memory(held.parameters + held.optimizer + gradients, kept + at_work)
         best = max(best, now, key=lambda memory: memory.total)
         kept += traced.kept_bytes if one.kind == "F" else 0
-    rest = Memory(held.total, 0)
-    return max(best, rest, key=lambda memory: memory.total)
+        there |= {one.stage} if one.kind in "BW" else set()
+    return max(best, Memory(held.total, 0), key=lambda memory: memory.total)

@@ -33,7 +33,8 @@ class Traced:
     """One stage in one micro-batch. parameters: how many tensors are trained, weights: their elements.
 
     kept_bytes: of activations between forward and backward. peak_bytes: the most that activations take together with
-    the gradients that are there by then, peak_gradients_bytes.
+    the gradients that are there by then, peak_gradients_bytes. adding_bytes: the most that activations take where
+    gradients are there already: a new one counts until it is added.
     """
 
     forward: Work
@@ -43,6 +44,7 @@ class Traced:
     kept_bytes: int
     peak_bytes: int
     peak_gradients_bytes: int
+    adding_bytes: int
 
 
 class _Held:
@@ -143,6 +145,8 @@ def _run(module: nn.Module, inputs: tuple[Tensor, ...], target: Tensor | None) -
     with Recorder(memory.see) as forward:
         out = module(*inputs) if target is None else module(*inputs, targets=target)
     outputs = out if isinstance(out, tuple) else (out,)
+    for p in parameters:
+        p.register_post_accumulate_grad_hook(lambda p: memory.added(p.grad))
     kept, gradients = memory.now, [torch.ones_like(x) for x in outputs]
     with Recorder(memory.see) as backward:
         torch.autograd.backward(outputs, gradients)
@@ -155,6 +159,7 @@ def _run(module: nn.Module, inputs: tuple[Tensor, ...], target: Tensor | None) -
         kept_bytes=kept,
         peak_bytes=peak,
         peak_gradients_bytes=of_gradients,
+        adding_bytes=memory.peak_adding(),
     )
     return traced, tuple(x.detach() for x in outputs)
 
@@ -167,6 +172,7 @@ class _Memory:
         self._known = {tensor.untyped_storage()._cdata for tensor in known}
         self._live: dict[int, weakref.ref] = {}
         self._events: list[tuple[int, int]] = []  # storage, bytes more
+        self._added: list[tuple[int, int, int]] = []  # events before, storage, bytes
 
     def see(self, result: Any) -> None:
         """Note the storages of what an operation returned."""
@@ -184,6 +190,23 @@ class _Memory:
     def _add(self, key: int, size: int) -> None:
         self.now += size
         self._events.append((key, size))
+
+    def added(self, gradient: Tensor | None) -> None:
+        """Note that a gradient has reached its parameter: where there was one before, it is freed now."""
+        if gradient is not None:
+            key = gradient.untyped_storage()._cdata
+            size = gradient.untyped_storage().nbytes()
+            self._added.append((len(self._events), key, size))
+
+    def peak_adding(self) -> int:
+        """Return the most bytes at once where each gradient is added to one that is there."""
+        steps: list[tuple[float, int]] = [(number, size) for number, (_, size) in enumerate(self._events)]
+        steps += [(at - 0.5, -size) for at, _, size in self._added]
+        now = peak = 0
+        for _, size in sorted(steps, key=lambda step: step[0]):
+            now += size
+            peak = max(peak, now)
+        return peak
 
     def peak(self, gradients: set[int]) -> tuple[int, int]:
         """Return the most bytes at once, and how many of them were gradients. gradients: their storages at the end."""

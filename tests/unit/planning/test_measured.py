@@ -21,6 +21,8 @@ from paralab.planning.measured.operations import Operation
 from paralab.planning.measured.schedule import Took, makespan_s
 from paralab.planning.measured.seconds import operation_s
 from paralab.planning.measured.step import Cluster
+from paralab.records.row import append
+from tests.unit.synthetic_runs import run
 
 FLOPS, BYTES_PER_S = 5e10, 1e10
 
@@ -254,3 +256,20 @@ def test_questions_may_name_a_file_as_their_device(tmp_path: Path, file: str, ca
 def test_calibrate_refuses_numbers_and_paths_that_cannot_be(words: list[str], capsys: pytest.CaptureFixture) -> None:
     assert cli.main(["calibrate", *words]) == 2
     assert len(capsys.readouterr().err.splitlines()) == 1
+
+
+def test_own_rows_correct_step_times_by_one_factor(tmp_path: Path, file: str, capsys: pytest.CaptureFixture) -> None:
+    rows = tmp_path / "rows.csv"
+    words = ["plan", "--model", "gpt2", "--size", "tiny", "--gpu", file, "--n-gpus", "1", "--global-batch-size", "4"]
+    assert cli.main([*words, "--calibrate-from", str(rows)]) == 2  # there is no such file
+    for name in ("dp1", "dp2", "tp2"):
+        plan = planned.imagine(TINY, TINY.config("tiny"), Layout.parse(name), batch=4, run=RunConfig())
+        seconds = 3 * step.predict(plan, DEVICE).step_time_s
+        row = run(layout=name, size="tiny", sequence_length=16, global_batch_size=4, step_time_p50_s=seconds)
+        append(rows, row)
+        capsys.readouterr()
+        status = cli.main([*words, "--calibrate-from", str(rows)])
+        out, said = capsys.readouterr()
+        assert (status == 0) == (name == "tp2"), said
+    assert "multiplied by 3, from 3 measured rows: their mean error was 67%, and is 0%" in " ".join(out.split())
+    assert cli.main(["plan", "--model", "gpt2", "--n-gpus", "8", "--calibrate-from", str(rows)]) == 2
