@@ -10,7 +10,7 @@ from paralab.planning import shapes
 from paralab.planning.checked import Errors
 from paralab.planning.search import search
 
-FILE = Path(__file__).with_name("results") / "planner_images.csv"
+FILE = Path(__file__).with_name("results") / "planner" / "images" / "resnet.csv"
 # data parallelism without ZeRO, whole micro-batches, nothing recomputed: what the sources ran
 _LAYOUT = {"tp": 1, "pp": 1, "zero": 0, "recompute": "none"}
 

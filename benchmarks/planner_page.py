@@ -89,9 +89,9 @@ and that arithmetic into one file that opens offline.
 **Other models than transformers of texts** (ResNet, diffusion, modules in files of one's own) run once on the meta
 device, where tensors have no values. What each block takes is counted there: FLOPs of products and convolutions,
 elements that other operations move, elements that backward needs, launches. The same constants then make seconds of
-it. On `benchmarks/results/planner_images.csv`, {images} published trainings of ResNets that no constant was fitted
-on, step time was off by {images_mean:.1f}% on average (median {images_median:.1f}%, worst {images_worst:.0f}%); their
-memory was not published, and no published run time of diffusion transformers was looked at.
+it. On `benchmarks/results/planner/images/resnet.csv`, {images} published trainings of ResNets that no constant was
+fitted on, step time was off by {images_mean:.1f}% on average (median {images_median:.1f}%, worst {images_worst:.0f}%);
+their memory was not published, and no published run time of diffusion transformers was looked at.
 
 ## How far off it is
 

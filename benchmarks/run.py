@@ -6,7 +6,7 @@
 The first steps are compared with those of one process (parity), then steps are timed. The row goes to runs/results.csv,
 or to the file that --out names.
 
-    paralab run --dry-run --layout dp16.tp8.pp8/mb8 --size 1.5b --gpu H100-SXM-80GB
+    paralab run --dry-run --layout dp16.tp8.pp8/mb8 --size 1.5b
 
 takes one step of every distinct rank in this process, without values and without devices: it checks shapes, and counts
 memory and bytes (docs/dry-run.md).
