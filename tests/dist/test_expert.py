@@ -1,11 +1,18 @@
 """Experts over ranks: what one process computes, the same routing, the bytes that were predicted, any checkpoint."""
 
+from fractions import Fraction
+from pathlib import Path
 from typing import Any
 
 import pytest
+from torch import Tensor
 
+from paralab.axes.expert import layers
+from paralab.axes.held import state_bytes
+from paralab.axes.sent import Sent, predicted_sent
 from paralab.engines import native
 from paralab.layout import Layout
+from paralab.measure.ledger import CommLedger
 from paralab.measure.routing import Loads, RoutingCounts
 from paralab.models.routing import Router
 from paralab.options.config import RunConfig
@@ -58,6 +65,35 @@ def routed(rank: Rank, run: RunConfig) -> tuple[list[list[int]], Loads] | None:
     return chosen, counts.loads
 
 
+def counted(rank: Rank, run: RunConfig) -> tuple[Sent, Fraction, int] | None:
+    """Count a step: what is sent, what of it are rows for experts of other ranks, and the peak of the states."""
+    from paralab.measure.memory import MemoryCensus
+
+    work = resolve(run)
+    mesh = cluster.make_mesh(work.layout, rank.device)
+    if rank.rank >= work.layout.world_size:
+        return None
+    engine = native.build(work.context(mesh))
+    batches = training_batches(work, mesh)
+    engine.step(next(batches))
+    away = 0
+    exchanged = layers._exchanged
+
+    def noting(rows: Tensor, sent: list[int], *rest: Any) -> Tensor:
+        nonlocal away
+        away += (sum(sent) - sent[mesh.rank("ep")]) * rows.shape[1] * rows.element_size()
+        return exchanged(rows, sent, *rest)
+
+    with pytest.MonkeyPatch.context() as patch, CommLedger(mesh.groups()) as ledger:
+        patch.setattr(layers, "_exchanged", noting)
+        engine.step(next(batches))
+    with MemoryCensus(engine.parts, engine.optimizers, held=engine.held) as census:
+        engine.step(next(batches))
+    axes = {row.axis for row in ledger.rows()}
+    ring, wire = ({axis: size(axis=axis) for axis in axes} for size in (ledger.ring_bytes, ledger.wire_bytes))
+    return Sent(ring, wire), Fraction(away), census.report().state_peak_bytes
+
+
 # On this side
 
 
@@ -70,3 +106,39 @@ def test_every_token_goes_where_it_goes_in_one_process(workers: WorkerPool) -> N
         assert together == alone
         assert {name: [sum(x) for x in zip(*(r[name] for _, r in ranks), strict=True)] for name in loads} == loads
     assert all(each[-1] > 0 for each in loads.values())  # some lose their places, and they are the same ones
+
+
+@pytest.mark.parametrize("layout", ["dp4.ep2", "dp4.ep4", "dp4.ep2/zero3", "dp4.ep4/zero3", "dp4.ep2.pp2/mb2"])
+def test_bytes_and_memory_are_what_was_predicted(workers: WorkerPool, layout: str) -> None:
+    run = config(layout, precision="fp32")
+    work = resolve(run)
+    answers = workers.run("tests.dist.test_expert:counted", run)[: work.layout.world_size]
+    for pp_rank in range(work.layout.pp):
+        ranks = answers[4 * pp_rank : 4 * pp_rank + 4]
+        want = predicted_sent(work, pp_rank)
+        for got, away, _ in ranks:
+            assert {axis: size for axis, size in got.wire_bytes.items() if axis != "ep"} == {
+                axis: size for axis, size in want.wire_bytes.items() if axis != "ep"
+            }
+            counts = want.ring_bytes["ep"] - _rows(work, want)
+            assert got.wire_bytes["ep"] == away + counts  # what left the rank, whatever the routing
+        assert sum(got.ring_bytes["ep"] for got, *_ in ranks) / 4 == want.ring_bytes["ep"]
+        mean = sum(got.wire_bytes["ep"] for got, *_ in ranks) / 4
+        assert mean == pytest.approx(want.wire_bytes["ep"], rel=0.2)  # that of even loads
+    assert max(states for *_, states in answers) == pytest.approx(state_bytes(work).total, rel=0.02)
+
+
+def _rows(work: Any, want: Sent) -> Fraction:
+    """Return the ring bytes of rows: four trips of each choice of a token, in each layer that a pipeline rank has."""
+    layers_here = work.model_config.n_layers // work.layout.pp
+    tokens = 16 // work.layout.dp * work.model_config.seq_len * work.model_config.top_k
+    share = Fraction(work.layout.ep - 1, work.layout.ep)
+    return 4 * layers_here * tokens * work.model_config.hidden * 4 * share
+
+
+def test_a_run_goes_on_under_other_degrees(workers: WorkerPool, tmp_path: Path) -> None:
+    whole = workers.run("tests.dist.test_checkpoint:relay", [config("dp1")], str(tmp_path / "alone"), 8)[0]
+    order = ["dp4.ep2", "dp2", "dp4.ep4", "dp4.ep2/zero3", "dp2.ep2", "dp4.ep4/zero3", "dp4/zero3", "dp4.ep2.pp2/mb2"]
+    runs = [config(layout) for layout in order]
+    losses = workers.run("tests.dist.test_checkpoint:relay", runs, str(tmp_path / "relay"), 1)[0]
+    assert losses == pytest.approx(whole, rel=1e-10)

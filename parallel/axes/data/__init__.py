@@ -450,6 +450,8 @@ def _sharding(stage: Stage, plan: "Planned") -> Iterator[tuple[str, Transfer]]:
             yield replica_dim(layout), Transfer("all_reduce", replicas(layout), payload)
             continue
         dim, ranks = sharers(name, plan) if layout.ep > 1 else (shard_dim(layout), shard_ranks(layout))
+        if ranks == 1 and layout.ep > 1:  # one rank has the experts, and shares them with nobody
+            continue
         padded = fsdp_padded_numel([shape], dp=ranks)
         # What is outside the blocks stays gathered from forward to backward, and so does all of a pipeline.
         block = block_of(name, blocks_in(plan))
