@@ -102,8 +102,14 @@ def report(work: Work, found: Sequence[DryRank], backend: str, device: Device | 
 
 
 def _memory_table(found: Sequence[DryRank], layout: Layout) -> Iterator[str]:
-    names = {"parameters": "params", "gradients": "grads", "optimizer": "optim", "activations": "activ"}
-    shown = [c for c in MEMORY_CATEGORIES if any(one.memory.peak[c] for one in found) or c in names]
+    names = {
+        "parameters": "params",
+        "gradients": "grads",
+        "optimizer": "optim",
+        "activations": "activ",
+        "buffers": "buffer",
+    }
+    shown = [c for c in MEMORY_CATEGORIES if any(one.memory.peak[c] for one in found) or c != "other"]
     scale, unit = _unit(one.memory.peak_bytes for one in found)
     yield f"Memory at the fullest moment, {unit}, and parameters that a rank holds, millions"
     heads = "".join(f"{names.get(c, c):>7}" for c in shown)

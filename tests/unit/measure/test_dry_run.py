@@ -86,9 +86,9 @@ def test_ranks_with_fewer_rows_stand_apart() -> None:
 def test_more_micro_batches_under_way_hold_more() -> None:
     first = [
         dry_run.dry_run(work_of(layout, global_batch_size=32), backend="gloo")[0].memory.peak["activations"]
-        for layout in ("pp2/gpipe/mb8", "pp2/1f1b/mb8")
+        for layout in ("pp2/gpipe/mb4", "pp2/1f1b/mb4")
     ]
-    assert first[0] > 2 * first[1]
+    assert first[0] > 1.5 * first[1]
 
 
 def test_recomputing_holds_less_and_sends_again() -> None:
