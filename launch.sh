@@ -114,6 +114,7 @@ case ${1:-} in
         "$python" -c 'import hypothesis, pytest, pytest_timeout, xdist' 2>/dev/null ||
             die "the active environment lacks the test tools: pip install -c constraints.txt -e '.[dev]'"
         cd "$root"
+        (($#)) || set -- -n 2  # the whole suite in two lanes: tests/README.md
         exec "$python" -m pytest "$@"
         ;;
     check)
