@@ -14,7 +14,7 @@ from paralab.planning import answers
 from paralab.planning.search import Found
 
 if TYPE_CHECKING:
-    from paralab.planning.resolve import Work
+    from paralab.measure.dry_run import DryRank
     from paralab.planning.shapes import Trained
 
 _GIB = 1 << 30
@@ -26,32 +26,50 @@ def lines(found: Found, model: "Trained | None") -> Iterator[str]:
     if known is None:
         yield "Nothing to check: no layout fits that paralab trains."
         return
-    from paralab.measure import dry_run
-    from paralab.planning.resolve import resolve
-
     i, line = known
-    whole = read_config(shlex.split(line)[2:], config=RunConfig)
-    work = resolve(fewer(whole), dry=True)
-    count = len(dry_run.places(work))
+    run = read_config(shlex.split(line)[2:], config=RunConfig)
     with Phases(Moment.now(), transient=not sys.stderr.isatty(), after_s=1.0) as phases:
-        phases.begin(f"dry run of {work.layout}: {count} distinct ranks", total=count)
-        ranks = dry_run.dry_run(work, backend="nccl", on_rank=phases.advance)
-    missing = _chunks(whole) - work.division.chunks
-    beside = {id(one): missing * of_each_chunk(work, one.place.of.get("pp", [0])[0]) for one in ranks}
-    fullest = max(ranks, key=lambda one: one.memory.peak_bytes + beside[id(one)])
-    counted = {name: size / _GIB for name, size in fullest.memory.peak.items()}
-    counted["buffers"] += beside[id(fullest)] / _GIB
+        phases.begin(f"dry run of {run.layout}")
+        counted = {name: size / _GIB for name, size in fullest(run, phases).items()}
     plan = {name: float(sizes[i]) for name, sizes in found.memory_gib.items() if name != "overhead"}
     planned, there = sum(plan.values()), sum(counted.values())
-    yield f"Dry run of {whole.layout}: the plan is {planned / there - 1:+.0%} off in memory, overhead aside."
+    yield f"Dry run of {run.layout}: the plan is {planned / there - 1:+.0%} off in memory, overhead aside."
     yield f"  planned {planned:9,.2f} GiB: {_parts(plan)}"
     yield f"  dry run {there:9,.2f} GiB: {_parts(counted)}"
-    if missing:
-        yield f"  {work.division.chunks} micro-batches ran; samples and messages of {missing:,} more are added."
+    if tried := _tried(run):
+        few, more = tried
+        yield f"  {few} and {more} of {_chunks(run):,} micro-batches were run; what each further one adds is added."
 
 
 def _parts(sizes: Mapping[str, float]) -> str:
     return ", ".join(f"{name} {size:,.1f}" for name, size in sizes.items() if size >= 0.05)
+
+
+def fullest(run: RunConfig, phases: Phases) -> dict[str, float]:
+    """Return the bytes of the fullest rank at its fullest moment, by category.
+
+    A step of many micro-batches is not run whole: once a schedule is in its stride, every further one adds the same,
+    its samples and the room that torch makes for its messages. phases: told of each rank that is done.
+    """
+    tried = _tried(run)
+    if tried is None:
+        return max(
+            (dict[str, float](one.memory.peak) for one in _dry(run, phases)), key=lambda peak: sum(peak.values())
+        )
+    few, more = (_dry(with_chunks(run, chunks), phases) for chunks in tried)
+    further = (_chunks(run) - tried[1]) / (tried[1] - tried[0])
+    peaks = [
+        {name: size + further * (size - one.memory.peak[name]) for name, size in other.memory.peak.items()}
+        for one, other in zip(few, more, strict=True)
+    ]
+    return max(peaks, key=lambda peak: sum(peak.values()))
+
+
+def _dry(run: RunConfig, phases: Phases) -> "list[DryRank]":
+    from paralab.measure.dry_run import dry_run
+    from paralab.planning.resolve import resolve
+
+    return dry_run(resolve(run, dry=True), backend="nccl", on_rank=phases.advance)
 
 
 def _chunks(run: RunConfig) -> int:
@@ -60,36 +78,28 @@ def _chunks(run: RunConfig) -> int:
     return run.layout.micro_batches * run.accumulation
 
 
-def of_each_chunk(work: "Work", pp_rank: int) -> int:
-    """Return the bytes that a pipeline rank holds through a step for each micro-batch: its samples, and room for what
-    other ranks send (torch makes it for all micro-batches at once).
-    """
-    inputs, targets = work.spec.example(work.model_config, work.division.micro_batch_size)
-    samples, layout = sum(x.nbytes for x in (*inputs, targets)), work.layout
-    if layout.schedule is None:
-        return samples
-    from paralab.axes.pipeline.stages import boundary_shapes
+def _tried(run: RunConfig) -> tuple[int, int] | None:
+    """Return two numbers of micro-batches by which a step is known; None for a step that is run whole.
 
-    room = [sum(x.nbytes for x in shapes) for shapes in boundary_shapes(work)]
-    stages, rank_of = layout.pipeline.stages_of(pp_rank, layout.pp), layout.pipeline.rank_of
-    ends = [(stage - 1, stage) for stage in stages] + [(stage + 1, stage + 1) for stage in stages]
-    remote = (end for other, end in ends if 0 <= other < layout.stages and rank_of(other, layout.pp) != pp_rank)
-    return samples + sum(room[end] for end in remote)
-
-
-def fewer(run: RunConfig) -> RunConfig:
-    """Return a run with no more micro-batches than are under way at a time, as many as all of them keep there.
-
-    Beside a pipeline those are two, of which the second adds to the gradients of the first; in one, a schedule that
-    lets go of micro-batches has twice as many as stages when it is in its stride.
+    Beside a pipeline the second one adds to the gradients of the first; in one, a schedule is in its stride with twice
+    as many as stages. GPipe never is.
     """
     layout = run.layout
-    assert layout is not None and run.global_batch_size is not None
-    enough = 2 * layout.stages if layout.schedule not in (None, "gpipe", "naive") else 2
-    if layout.schedule == "gpipe" or _chunks(run) <= enough:
-        return run
-    layout = layout.but(micro_batches=enough) if layout.schedule not in (None, "naive") else layout
-    each = run.global_batch_size // _chunks(run)
-    accumulation = 2 if layout.schedule in (None, "naive") else 1
-    few = layout.micro_batches * accumulation
-    return replace(run, layout=layout, accumulation=accumulation, global_batch_size=each * few)
+    assert layout is not None
+    piped = layout.schedule not in (None, "naive")
+    stride = layout.stages if piped else 1
+    few, more = 2 * stride, 3 * stride
+    return None if layout.schedule == "gpipe" or _chunks(run) <= more else (few, more)
+
+
+def with_chunks(run: RunConfig, chunks: int) -> RunConfig:
+    """Return a run with so many micro-batches of the same size."""
+    layout, batch = run.layout, run.global_batch_size
+    assert layout is not None and batch is not None
+    each, piped = batch // _chunks(run), layout.schedule not in (None, "naive")
+    return replace(
+        run,
+        layout=layout.but(micro_batches=chunks) if piped else layout,
+        accumulation=1 if piped else chunks,
+        global_batch_size=each * chunks,
+    )

@@ -59,7 +59,10 @@ def check(work: Work) -> None:
         raise ConfigError(f"--dry-run with --engine {run.engine}, which makes groups of its own: use --engine torch")
     if run.compile != "none":
         raise ConfigError(f"--dry-run with --compile {run.compile}: what a compiler keeps is not known, leave one out")
-    if (every := work.layout.local) not in (None, 1):
+    layout = work.layout
+    if layout.offload_optimizer or layout.offload_parameters or run.checkpointing == "offload":
+        raise ConfigError("--dry-run with offloading: host and device would be one memory in it, leave one of them out")
+    if (every := layout.local) not in (None, 1):
         raise ConfigError(
             f"--dry-run with local{every}: it takes one step, and ranks meet in every {every}th; use local1"
         )
@@ -68,7 +71,7 @@ def check(work: Work) -> None:
 def places(work: Work) -> list[Place]:
     """Return the distinct ranks of a layout, each with those that it stands for, in the order of their ranks."""
     layout = work.layout
-    axes = [axis for axis in all_axes() if layout.size(axis.name) > 1]
+    axes = [axis for axis in all_axes() if axis.name in layout.axes]
     groups = [axis.alike(work) for axis in axes]
     found = []
     for chosen in itertools.product(*groups):

@@ -29,8 +29,7 @@ def check(workers: WorkerPool, model: str, layout: str, **changes: Any) -> None:
 @pytest.mark.parametrize(
     ("model", "layout"),
     [
-        ("gpt2", "dp3/zero3"),
-        ("gpt2", "dp2.tp2.pp2/mb2"),
+        ("gpt2", "dp2.tp2.pp2/zero1/mb2"),
         ("gpt2", "pp2/zbv/mb4"),
         ("llama", "dp4/zero3/shard2"),
         ("resnet", "dp2.tp2"),

@@ -16,6 +16,7 @@ from paralab.layout import Layout
 from paralab.measure import dry_run
 from paralab.measure.dry_run import DryRank
 from paralab.models import gpt2
+from paralab.models.values import value_at_hand
 from paralab.options.config import RunConfig
 from paralab.planning.resolve import Work, resolve
 from paralab.processes import cluster
@@ -38,15 +39,11 @@ def sent(found: DryRank) -> dict[str, Fraction]:
 @pytest.mark.parametrize(
     "layout",
     [
-        "dp1",
         "dp4",
         "dp3/zero1",
-        "dp4/zero2",
         "dp4/zero3/shard2",
-        "tp2",
         "tp4/sp",
         "pp4/1f1b/mb4",
-        "pp2/dualpipev/mb4",
         "dp2.tp2.pp2/zero3/zero-bubble/mb2/sp",
     ],
 )
@@ -62,9 +59,9 @@ def test_bytes_and_states_are_those_of_the_closed_forms(layout: str) -> None:
 
 
 def test_a_layout_of_many_ranks_takes_the_steps_of_those_that_differ() -> None:
-    work = work_of("dp64.tp4.pp4/mb4", global_batch_size=256)
+    work = work_of("dp128.tp4.pp2/mb2", global_batch_size=256)
     found = dry_run.dry_run(work, backend="nccl")
-    assert [(one.place.rank, one.place.ranks, one.layers) for one in found] == [(256 * n, 256, 1) for n in range(4)]
+    assert [(one.place.rank, one.place.ranks, one.layers) for one in found] == [(0, 512, 2), (512, 512, 2)]
     tied = 264 * 32  # the padded vocabulary, of which the first and the last stage have a copy
     whole = [p.numel() for name, p in work.new_model().named_parameters() if "norm" in name or "bias" in name]
     assert 0 < 4 * sum(one.parameters for one in found) - work.n_parameters - tied < 4 * sum(whole) + 4 * 16 * 32
@@ -117,10 +114,19 @@ def test_a_model_that_looks_at_values_is_named_with_its_line(monkeypatch: pytest
         dry_run.dry_run(work_of("dp2"), backend="gloo")
 
 
-@pytest.mark.parametrize("options", [{"compile": "default"}, {"engine": "accelerate"}])
-def test_what_has_no_dry_run_is_refused(options: dict[str, str]) -> None:
-    with pytest.raises(ConfigError, match="--dry-run with --"):
-        dry_run.dry_run(work_of("dp2", **options), backend="gloo")
+@pytest.mark.parametrize(
+    ("layout", "options", "said"),
+    [
+        ("dp2", {"compile": "default"}, "--compile default"),
+        ("dp2", {"engine": "accelerate"}, "--engine accelerate"),
+        ("dp2/zero3/offload-parameters", {}, "offloading"),
+        ("dp2", {"checkpointing": "offload"}, "offloading"),
+        ("dp2/local8", {}, "local8"),
+    ],
+)
+def test_what_has_no_dry_run_is_refused(layout: str, options: dict[str, str], said: str) -> None:
+    with pytest.raises(ConfigError, match=f"--dry-run with {said}"):
+        dry_run.dry_run(work_of(layout, **options), backend="gloo")
 
 
 def test_a_process_among_others_is_left_alone() -> None:
@@ -134,6 +140,18 @@ def test_a_process_among_others_is_left_alone() -> None:
 def test_nothing_has_values_and_takes_memory() -> None:
     with pretended(Layout.parse("dp2"), 0) as mesh, mesh.tensors():
         assert torch.empty(1 << 50, device=mesh.device).nbytes == 1 << 52
+
+
+def test_the_gradient_of_a_loss_is_known_and_no_other_number() -> None:
+    """So the output layer scales its gradients, in memory of their size, where a run scales them, and nowhere else."""
+    with pretended(Layout.parse("dp2"), 0) as mesh, mesh.tensors():
+        loss = torch.zeros((), requires_grad=True)
+        seen: list[float | None] = []
+        loss.register_hook(lambda grad: seen.append(value_at_hand(grad)))
+        loss.backward()
+        (loss * 0.5).backward()
+        (loss * torch.ones(())).backward()
+        assert seen == [1.0, 0.5, None]
 
 
 def test_the_data_axis_tells_ranks_apart_only_where_it_shares() -> None:
