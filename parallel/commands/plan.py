@@ -1,8 +1,8 @@
 """Find the fastest layouts of a model on machines that one need not have: every legal layout is predicted.
 
     paralab plan --model gpt2 --size gpt3-6.7b --gpu H100-SXM-80GB --n-gpus 64
-    paralab plan --layers 80 --hidden 8192 --heads 64 --n-gpus 256 --report a.html
-    paralab plan --model llama --size 8b --tokens 15e12 --days 30
+    paralab plan --layers 80 --hidden 8192 --heads 64 --n-gpus 256
+    paralab plan --model llama --size 8b --tokens 15e12 --report plan.html
     paralab plan QUESTIONS.csv --out PLANS.csv
 
 Looked at are data, tensor and pipeline degrees, ZeRO 0 to 3 over all data ranks or those of a node, sequence

@@ -50,7 +50,6 @@ RELAY = (
     "dp2.pp2/zero2/gpipe/mb2",
     "dp2/zero1/offload-optimizer",
     "dp4/zero3/offload-parameters",
-    "tp2/offload-optimizer",
     "dp1",
 )
 
