@@ -114,8 +114,12 @@ case ${1:-} in
         "$python" -c 'import hypothesis, pytest, pytest_timeout, xdist' 2>/dev/null ||
             die "the active environment lacks the test tools: pip install -c constraints.txt -e '.[dev]'"
         cd "$root"
-        (($#)) || set -- -n 2  # the whole suite in two lanes: tests/README.md
-        exec "$python" -m pytest "$@"
+        (($#)) && exec "$python" -m pytest "$@"
+        # The whole suite: whole commands beside the unit tests, then what takes both cores (tests/README.md).
+        failed=0
+        "$python" -m pytest -n 2 tests/unit tests/e2e || failed=1
+        "$python" -m pytest tests/dist || failed=1
+        exit "$failed"
         ;;
     check)
         shift

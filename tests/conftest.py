@@ -28,7 +28,12 @@ QUICK = (
 LANES = ("e2e", "unit", "dist", "gpu")
 
 
+# Of these files a function with more cases than MANY runs every second one; --every-case runs them all.
+THINNED, MANY = ("tests/dist/test_parity.py", "tests/dist/test_communication.py"), 8
+
+
 def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--every-case", action="store_true", help="all cases of the long tables (tests/README.md)")
     parser.addoption("--quick", action="store_true", help="only the quick tests of tests/unit (tests/README.md)")
 
 
@@ -65,9 +70,24 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: object) -> object:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """In lanes (tests/README.md): whole commands beside the unit tests, then the workers of tests/dist."""
+    """Leave out every second case of long tables; in lanes, whole commands come first and tests/dist last."""
+    if not config.option.every_case and not any("[" in arg for arg in config.args):
+        _thin(config, items)
     if hasattr(config, "workerinput"):
         items.sort(key=lambda item: LANES.index(folder_of(item.nodeid)))
+
+
+def _thin(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Deselect every second case of the long tables. The offset changes from row to row of the six models."""
+    cases: dict[str, list[pytest.Item]] = {}
+    for item in items:
+        name, _, case = item.nodeid.partition("[")
+        if case and name.partition("::")[0].endswith(THINNED):
+            cases.setdefault(name, []).append(item)
+    left_out = {item for of in cases.values() if len(of) > MANY for i, item in enumerate(of) if (i + i // 6) % 2}
+    if left_out:
+        config.hook.pytest_deselected(items=list(left_out))
+        items[:] = [item for item in items if item not in left_out]
 
 
 def pytest_configure(config: pytest.Config) -> None:
