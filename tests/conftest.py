@@ -28,8 +28,8 @@ QUICK = (
 LANES = ("e2e", "unit", "dist", "gpu")
 
 
-# Of these files a function with more cases than MANY runs every second one; --every-case runs them all.
-THINNED, MANY = ("tests/dist/test_parity.py", "tests/dist/test_communication.py"), 8
+# In tests/dist a function with more cases than MANY runs every second one; --every-case runs them all.
+MANY = 5
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -82,7 +82,7 @@ def _thin(config: pytest.Config, items: list[pytest.Item]) -> None:
     cases: dict[str, list[pytest.Item]] = {}
     for item in items:
         name, _, case = item.nodeid.partition("[")
-        if case and name.partition("::")[0].endswith(THINNED):
+        if case and folder_of(name) == "dist":
             cases.setdefault(name, []).append(item)
     left_out = {item for of in cases.values() if len(of) > MANY for i, item in enumerate(of) if (i + i // 6) % 2}
     if left_out:
