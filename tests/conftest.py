@@ -28,7 +28,7 @@ QUICK = (
 LANES = ("e2e", "unit", "dist", "gpu")
 
 
-# In tests/dist a function with more cases than MANY runs every second one; --every-case runs them all.
+# In tests/dist a function with more cases than MANY runs every third one; --every-case runs them all.
 MANY = 5
 
 
@@ -70,7 +70,7 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: object) -> object:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Leave out every second case of long tables; in lanes, whole commands come first and tests/dist last."""
+    """Run every third case of long tables; in lanes, whole commands come first and tests/dist last."""
     if not config.option.every_case and not any("[" in arg for arg in config.args):
         _thin(config, items)
     if hasattr(config, "workerinput"):
@@ -78,13 +78,13 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 
 def _thin(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Deselect every second case of the long tables. The offset changes from row to row of the six models."""
+    """Deselect all but every third case of the long tables. The offset changes from row to row of the six models."""
     cases: dict[str, list[pytest.Item]] = {}
     for item in items:
         name, _, case = item.nodeid.partition("[")
         if case and folder_of(name) == "dist":
             cases.setdefault(name, []).append(item)
-    left_out = {item for of in cases.values() if len(of) > MANY for i, item in enumerate(of) if (i + i // 6) % 2}
+    left_out = {item for of in cases.values() if len(of) > MANY for i, item in enumerate(of) if (i + i // 6) % 3}
     if left_out:
         config.hook.pytest_deselected(items=list(left_out))
         items[:] = [item for item in items if item not in left_out]
