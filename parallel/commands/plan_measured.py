@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from paralab.planning.measured.search import Choice
 
 # options of paralab plan that have no use here, and what to do without
-_NOT_HERE = ("report", "tokens", "days", "budget_usd", "price_per_gpu_hour", "set", "framework")
+_NOT_HERE = ("check", "report", "tokens", "days", "budget_usd", "price_per_gpu_hour", "set", "framework")
 _BATCH = {"tokens": 16, "images": 64, "points": 512}  # as paralab run takes where none is given
 HEADER = ["rank", "layout", "step_time_s", "compute_s", "update_s", "link_s", "bubble_s", "memory_gib", "fits"]
 _GIB = 2.0**30
@@ -35,7 +35,7 @@ def answer(options: Any, device: Device, *, top: int) -> None:
     from paralab.planning.measured.step import Cluster
 
     for name in _NOT_HERE:
-        if getattr(options, name, None) is not None:
+        if getattr(options, name) not in (None, False):
             raise ConfigError(f"--{name.replace('_', '-')} with a measured device: leave it out, or name a known GPU")
     if options.out:
         check_writable(Path(options.out))
@@ -121,7 +121,7 @@ def _report(found: "Sequence[Choice]", device: Device, words: Sequence[str], bat
         typed += ["--accumulation", str(plan.run.accumulation)] if plan.run.accumulation > 1 else []
         yield "The fastest one:"
         yield f"  {shlex.join(typed)}"
-    print("docs/planner.md says how far off such predictions were", file=sys.stderr)
+    print("how far off such predictions are is not published yet: docs/planner.md", file=sys.stderr)
 
 
 def _cells(rank: int, one: "Choice") -> list[str]:
