@@ -32,9 +32,14 @@ def _pairs(rows: list[RunRecord], device: MeasuredDevice) -> Iterator[tuple[floa
 
 
 def predicted_rows(rows: list[RunRecord], device: MeasuredDevice) -> Iterator[tuple[RunRecord, step.Predicted]]:
-    """Yield each row of a run that succeeded and can be predicted, and what was expected of it."""
+    """Yield each row of a run that succeeded and can be predicted, and what was expected of it.
+
+    Not predicted are other engines than torch, compiled blocks and compressed gradients.
+    """
     for row in rows:
         if row.status != "ok" or not row.step_time_p50_s or row.layout is None or row.model not in SPECS:
+            continue
+        if row.engine not in (None, "torch") or {row.compile, row.grad_compression} - {None, "none"}:
             continue
         try:
             spec = SPECS[row.model]
