@@ -136,9 +136,8 @@ class Axis(AxisWords):
     """
 
     averages = False  # whether its ranks see other samples, so that gradients are averaged over them, last of all
-    shares_samples = (
-        False  # whether each of its ranks has a part of the same samples, and takes the mean over that part
-    )
+    # whether each of its ranks has a part of the same samples, and takes the mean over that part
+    shares_samples = False
 
     def check_model(self, layout: Layout, spec: "ModelSpec[C]", config: "C") -> None:
         """Raise LayoutError where a model cannot be split this way: what was got, what is needed, what to type."""
