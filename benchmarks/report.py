@@ -50,7 +50,8 @@ def render(paths: Sequence[Path], *, title: str = "Results", caught: Sequence[wa
     """
     sources = load(paths)
     if not any(source.records for source in sources):
-        raise UsageError(f"{', '.join(map(str, paths))}: no runs to report, give a CSV file with at least one")
+        files = ", ".join(map(str, paths))
+        raise UsageError(f"{files}: no runs to report, give a CSV file with at least one that is no dry run")
     pieces = sections.pieces(sources)
     return page.render(
         HERE / "report.html",

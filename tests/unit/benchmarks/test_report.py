@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from paralab.benchmarks import report, sections
 from paralab.benchmarks.report import main, render
+from paralab.errors import UsageError
 from paralab.measure.span import SpanRecord
 from paralab.pages import charts
 from paralab.records import row as rec
@@ -221,7 +222,11 @@ def optional(name):
 def test_any_rows_give_a_page(tmp_path_factory, rows):
     records = [RunRecord(**{**row, "run_id": str(number)}) for number, row in enumerate(rows)]
     path = write(tmp_path_factory.mktemp("any") / "a.csv", records)
-    Page(render([path]))
+    if all(record.status == "dry run" for record in records):
+        with pytest.raises(UsageError, match="at least one that is no dry run"):
+            render([path])
+    else:
+        Page(render([path]))
 
 
 @pytest.mark.parametrize(
