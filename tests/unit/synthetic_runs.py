@@ -17,7 +17,7 @@ def run(number: int = 0, **cells: object) -> RunRecord:
     record = RunRecord(
         run_id=f"run-{number}", repeat=number, started_at=(START + timedelta(minutes=number)).isoformat(), status="ok",
         command="python benchmarks/run.py --strategy ddp --nproc 2", strategy_requested="ddp", strategy="ddp",
-        layout="dp2", engine="native", launcher="torchrun", device="cpu", backend="gloo", world_size=2, nodes=1, dp=2,
+        layout="dp2", engine="torch", launcher="torchrun", device="cpu", backend="gloo", world_size=2, nodes=1, dp=2,
         tp=1, pp=1, precision="fp32", model="gpt2", size="nano", unit="tokens", sequence_length=128,
         global_batch_size=8, micro_batch_size=4, accumulation=1, data="alice", data_sha256="ab" * 32,
         step_time_p50_s=0.1, samples_per_s=80.0, tokens_per_s=10240.0, process_peak_bytes=900_000_000, steady=True,
