@@ -34,6 +34,7 @@ FLOORS = (
     "engines",
     "axes",
     "nodes",
+    "curation",
     "data",
     "processes",
     "options",

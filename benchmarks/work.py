@@ -30,6 +30,7 @@ WORK = (
     Column("model_sha256", "content of the model's file", "run both with the same file of --model"),
     Column("size", "size", "run both with one --size"),
     Column("sequence_length", "sequence length", "run both with one --size and sequence length"),
+    Column("tokenizer", "tokenizer", "run both with one --tokenizer"),
     Column("image_size_px", "image size", "run both with one --size and image size"),
     Column("n_classes", "number of classes", "run both with one --n-classes, or on one data set"),
     Column("norm", "norm", "run both with one --norm"),

@@ -19,12 +19,12 @@ from paralab.models.cross_entropy import LinearCrossEntropy
 from paralab.models.generation import Cache
 from paralab.models.sequence import Attend, Sequence, SequenceShape
 from paralab.models.spec import Flops, ModelSpec, Style
-from paralab.models.vocabulary import Encoding, padded, tokenizer_of
+from paralab.models.vocabulary import padded, tokenizer_of
 
 
 @dataclass(frozen=True)
 class GPT2Config:
-    """Sizes of one model. `tokenizer` names the encoding its vocabulary belongs to ("gpt2" or "bytes").
+    """Sizes of one model. tokenizer: the encoding that its vocabulary belongs to, "gpt2", "bytes" or a file.
 
     Raises: ValueError when the heads do not divide the width.
     """
@@ -34,7 +34,7 @@ class GPT2Config:
     n_heads: int
     seq_len: int = 1024
     vocab_size: int = 50_257
-    tokenizer: Encoding = "gpt2"
+    tokenizer: str = "gpt2"
     task: str = "text"
 
     def __post_init__(self) -> None:

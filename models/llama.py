@@ -26,7 +26,7 @@ from paralab.models.cross_entropy import LinearCrossEntropy
 from paralab.models.generation import Cache
 from paralab.models.sequence import Attend, Sequence, SequenceShape
 from paralab.models.spec import Flops, ModelSpec, Style, at_least_fp32
-from paralab.models.vocabulary import Encoding, padded, tokenizer_of
+from paralab.models.vocabulary import padded, tokenizer_of
 
 VOCAB_SIZE = 128_256
 ROPE_THETA = 500_000.0
@@ -65,7 +65,7 @@ class LlamaConfig:
     rope_scaling: RopeScaling | None = None
     norm_eps: float = NORM_EPS
     tied: bool = False  # the output layer is the embedding
-    tokenizer: Encoding = "gpt2"
+    tokenizer: str = "gpt2"
     task: str = "text"
 
     def __post_init__(self) -> None:

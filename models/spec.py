@@ -123,7 +123,7 @@ class SequenceConfig(ModelConfig, Protocol):
 
 @runtime_checkable
 class TextConfig(SequenceConfig, Protocol):
-    """What a text asks of a config. tokenizer: name of the encoding, "gpt2" or "bytes"."""
+    """What a text asks of a config. tokenizer: name of the encoding, "gpt2" or "bytes", or a `tokenizer.json`."""
 
     @property
     def vocab_size(self) -> int: ...

@@ -17,7 +17,10 @@ def tokenizer_of(vocab_size: int) -> Encoding:
     return "bytes" if vocab_size == 257 else "gpt2"
 
 
-def end_of_text(encoding: Encoding, vocab_size: int) -> int | None:
-    """Return the token that ends a text, the last of its encoding; None in a vocabulary too small for it."""
-    last = {"gpt2": 50_256, "bytes": 256}[encoding]
-    return last if last < vocab_size else None
+def end_of_text(encoding: str, vocab_size: int) -> int | None:
+    """Return the token that ends a text, the last of a built-in encoding.
+
+    None in a vocabulary too small for it, and of a tokenizer in a file, which says so itself.
+    """
+    last = {"gpt2": 50_256, "bytes": 256}.get(encoding)
+    return last if last is not None and last < vocab_size else None

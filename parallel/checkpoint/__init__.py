@@ -28,10 +28,12 @@ from paralab.checkpoint.folder import (
     verify,
 )
 from paralab.checkpoint.random import new_random_chunks, random_chunks, set_random
+from paralab.data.tokenizer import BUILT_IN, get_tokenizer
 from paralab.engines.engine import Engine
 from paralab.engines.state import Shapes, model_chunks, whole
 from paralab.errors import ConfigError, DataError, NewerFormatError
 from paralab.models import file_columns
+from paralab.models.spec import ModelConfig
 from paralab.planning.resolve import Work
 from paralab.processes.cluster import Mesh
 
@@ -54,6 +56,7 @@ __all__ = [
 
 PathLike = str | Path
 
+TOKENIZER = "tokenizer_content"  # key of the work of a checkpoint, where its tokenizer is a file
 _PLACES = ("out", "resume")  # where a run writes and reads: two that do the same elsewhere save the same bytes
 _GRACE_S = 2.0  # for a checkpoint that is being written when a run fails
 
@@ -286,9 +289,17 @@ def _work(context: BuildContext | Work) -> dict[str, Any]:
         work["model_sha256"] = sha256
     if run.text_column != "text":
         work["text_column"] = run.text_column
+    if tokenizer := tokenizer_of(context.model_config):
+        work[TOKENIZER] = tokenizer
     config = asdict(context.model_config)
     config.pop("channels_last", None)  # how memory is laid out: the same numbers
     return json.loads(json.dumps(work | config))
+
+
+def tokenizer_of(config: ModelConfig) -> str | None:
+    """Return what the tokenizer of a model is by its content, where it is a file. Raises: DataError."""
+    name = getattr(config, "tokenizer", None)
+    return get_tokenizer(name).name if name is not None and name not in BUILT_IN else None
 
 
 def check_same_work(path: PathLike, context: BuildContext | Work) -> None:
@@ -306,7 +317,8 @@ def check_same_work(path: PathLike, context: BuildContext | Work) -> None:
 
 def _check_same_work(folder: Path, facts: Facts, context: BuildContext | Work) -> None:
     ours = _work(context)
-    keys = (facts.work.keys() | ours.keys()) - {"data", "data_sha256", "model_sha256"}
+    _check_same_tokenizer(folder, facts.work, ours)
+    keys = (facts.work.keys() | ours.keys()) - {"data", "data_sha256", "model_sha256", "tokenizer", TOKENIZER}
     different = [
         f"{key} {facts.work.get(key)!r} (this run: {ours.get(key)!r})"
         for key in sorted(keys)
@@ -353,4 +365,16 @@ def _check_same_data(folder: Path, theirs: Mapping[str, Any], ours: Mapping[str,
     raise ConfigError(
         f"checkpoint {folder} was trained on {was}, {now}{changed}: give --data what it was trained on, under any "
         f"path, or start from step 0 with another --out"
+    )
+
+
+def _check_same_tokenizer(folder: Path, theirs: Mapping[str, Any], ours: Mapping[str, Any]) -> None:
+    """Compare by content. A checkpoint of before contents were stored has the path alone."""
+    key = TOKENIZER if TOKENIZER in theirs else "tokenizer"
+    if theirs.get(key) == ours.get(key):
+        return
+    was, now = (x.get(TOKENIZER) or x.get("tokenizer") for x in (theirs, ours))
+    raise ConfigError(
+        f"checkpoint {folder} was trained with tokenizer {was}, this run has {now}: give --tokenizer what it was "
+        "trained with, under any path, or start from step 0 in another folder"
     )

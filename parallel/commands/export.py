@@ -11,7 +11,7 @@ from pathlib import Path
 
 from paralab.errors import ConfigError
 from paralab.models.files import FORM, MOVED
-from paralab.options.arguments import Parser, new_folder
+from paralab.options.arguments import TOKENIZER_MOVED, Parser, new_folder
 
 
 def main(argv: list[str]) -> int:
@@ -25,19 +25,21 @@ def main(argv: list[str]) -> int:
     if options.format == "safetensors":
         checkpoint.export_safetensors(path, target)
     else:
-        _to_hugging_face(path, target, options.model)
+        _to_hugging_face(path, options)
     print(f"{path} written to {target}")
     return 0
 
 
-def _to_hugging_face(path: Path, target: Path, model: str | None) -> None:
+def _to_hugging_face(path: Path, options: argparse.Namespace) -> None:
+    from paralab.data.tokenizer import get_tokenizer
     from paralab.inference.restore import restore
     from paralab.models.hugging_face import CausalLMConfig
     from paralab.models.spec import TextConfig
     from paralab.weights import causal_lm, tokenizer_files
     from paralab.weights.hugging_face import convertible, to_hugging_face
 
-    trained = restore(path, model=model)
+    target = options.target
+    trained = restore(path, model=options.model, tokenizer=options.tokenizer)
     spec, config = trained.work.spec, trained.work.model_config
     if isinstance(config, CausalLMConfig):
         print(causal_lm.write(target, config, trained.model, source=spec.name))
@@ -45,7 +47,8 @@ def _to_hugging_face(path: Path, target: Path, model: str | None) -> None:
     if spec.hugging_face is None:
         able = " and ".join(sorted(other.name for other in convertible().values()))
         raise ConfigError(f"{path} is a {spec.name} model, and --format hf is for {able}: use --format safetensors")
-    to_hugging_face(target, trained.model.state_dict(), spec=spec, config=config)
+    end = get_tokenizer(config.tokenizer).end_of_text if isinstance(config, TextConfig) else None
+    to_hugging_face(target, trained.model.state_dict(), spec=spec, config=config, end_of_text=end)
     if isinstance(config, TextConfig):
         tokenizer_files.save(config.tokenizer, target, longest=config.seq_len)
 
@@ -60,4 +63,5 @@ def _parse(argv: list[str]) -> argparse.Namespace:
     parser.add_argument("target", type=new_folder, metavar="DIR", help="New folder to write to")
     parser.add_argument("--format", choices=("hf", "safetensors"), default="hf", help="Format to write (default: hf)")
     parser.add_argument("--model", metavar=FORM, help=MOVED)
+    parser.add_argument("--tokenizer", metavar="FILE", help=TOKENIZER_MOVED)
     return parser.parse_args(argv)

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from paralab.errors import ConfigError
 from paralab.models.files import FORM, MOVED
-from paralab.options.arguments import Parser, positive, share, whole
+from paralab.options.arguments import TOKENIZER_MOVED, Parser, positive, share, whole
 
 if TYPE_CHECKING:
     from paralab.data.tokenizer import Tokenizer
@@ -33,7 +33,7 @@ def main(argv: list[str]) -> int:
     from paralab.models.generation import Choice, generate
     from paralab.models.spec import TextConfig
 
-    trained = restore(options.checkpoint, model=options.model)
+    trained = restore(options.checkpoint, model=options.model, tokenizer=options.tokenizer)
     work = trained.work
     config = work.model_config
     if not isinstance(config, TextConfig):
@@ -88,6 +88,7 @@ def _parse(argv: list[str]) -> argparse.Namespace:
         help="Checkpoint to read: a folder RUN/step-N, or a folder RUN, whose best checkpoint is read",
     )
     parser.add_argument("--model", metavar=FORM, help=MOVED)
+    parser.add_argument("--tokenizer", metavar="FILE", help=TOKENIZER_MOVED)
     parser.add_argument("--prompt", required=True, metavar="TEXT", help="Text to continue")
     parser.add_argument(
         "--tokens", type=whole(1), default=100, metavar="N", help="Generate at most this many tokens (default: 100)"

@@ -93,18 +93,20 @@ def _until(end: int, ids: Iterable[int]) -> list[int]:
 
 
 _TOKENIZERS: dict[str, Tokenizer] = {t.name: t for t in (GPT2Tokenizer(), ByteTokenizer())}
+BUILT_IN = tuple(_TOKENIZERS)
 
 
 def get_tokenizer(name: str) -> Tokenizer:
-    """Return the built-in tokenizer of that name, or that of the path of a `tokenizer.json`.
+    """Return the built-in tokenizer of that name, or that of a file as `tokenizer.json`, by its path.
 
     Raises: DataError when there is none, or it cannot be used.
     """
-    if Path(name).name == "tokenizer.json":
+    if Path(name).suffix == ".json":
         from paralab.data.tokenizer_file import open_file
 
-        return open_file(name)
+        return open_file(Path(name))
     if name not in _TOKENIZERS:
         hint = did_you_mean(name, _TOKENIZERS)
-        raise DataError(f"tokenizer {name!r} is unknown{hint}: use one of {', '.join(_TOKENIZERS)}")
+        use = f"use one of {', '.join(_TOKENIZERS)}, or the path of a tokenizer.json"
+        raise DataError(f"tokenizer {name!r} is unknown{hint}: {use}")
     return _TOKENIZERS[name]

@@ -3,13 +3,13 @@
 import hashlib
 import json
 from collections.abc import Iterable, Sequence
-from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from tokenizers import Tokenizer
 
+from paralab.data.files import once_a_content
 from paralab.errors import DataError
 
 NAME = "tokenizer.json"
@@ -29,7 +29,7 @@ class TokenizerFile:
             self._ids = Tokenizer.from_buffer(content)
         except Exception as error:  # the library raises what is no class of its own
             why = (str(error).strip() or type(error).__name__).splitlines()[0]
-            raise DataError(f"{path} cannot be read ({why}): give the file that save_pretrained wrote") from None
+            raise DataError(f"{path} cannot be read ({why}): give --tokenizer a tokenizer.json") from None
         self.name = f"{NAME} {hashlib.sha256(content).hexdigest()[:16]}"
         self.vocab_size = 1 + max(self._ids.get_vocab(with_added_tokens=True).values(), default=0)
         self.end_of_text = self._end_of_text(path)
@@ -63,10 +63,10 @@ class TokenizerFile:
         return self._ids.decode(ids[: ids.index(self.end_of_text)] if self.end_of_text in ids else ids)
 
 
-@lru_cache(maxsize=4)
-def open_file(path: str) -> TokenizerFile:
+@once_a_content
+def open_file(path: Path) -> TokenizerFile:
     """Return the tokenizer of a file. Raises: DataError when it cannot be used."""
-    return TokenizerFile(Path(path))
+    return TokenizerFile(path)
 
 
 def _json(file: Path) -> dict[str, Any]:

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from paralab import checkpoint
 from paralab.axes.initialise import FirstValues, tie
+from paralab.checkpoint import TOKENIZER
 from paralab.checkpoint.folder import FACTS
 from paralab.errors import DataError, UsageError
 from paralab.layout import Layout
@@ -17,7 +18,7 @@ from paralab.planning.resolve import Work, resolve
 from paralab.processes.cluster import Rank
 
 # What says which model it is, and not how it was divided.
-_KEPT = ("model", "size", "data", "seq_len", "norm", "seed", "channels_last", "precision")
+_KEPT = ("model", "size", "data", "seq_len", "norm", "seed", "channels_last", "precision", "tokenizer")
 
 
 @dataclass(frozen=True)
@@ -34,16 +35,17 @@ class Trained:
         return next(self.model.parameters()).device
 
 
-def restore(path: str | Path, *, model: str | None = None) -> Trained:
+def restore(path: str | Path, *, model: str | None = None, tokenizer: str | None = None) -> Trained:
     """Read a checkpoint `step-N`, or of the folder of a run the best one (the newest where none was evaluated).
 
-    model: what to take for the model that it says it is, where the file of that lies elsewhere now.
-    Raises: DataError when it cannot be read, or its tensors are not those of the model that it says it is.
+    model, tokenizer: what to take for those that it says it has, where their files lie elsewhere now.
+    Raises: DataError when it cannot be read, or its tensors or its tokenizer are not those that it says it has.
     """
     folder = find(Path(path))
     weights = checkpoint.read_weights(folder)  # first: it verifies the files
     facts = checkpoint.read_facts(folder)
-    work = _work(facts, folder, model)
+    work = _work(facts, folder, model=model, tokenizer=tokenizer)
+    _check_tokenizer(facts, work, folder)
     restored = work.new_model().to_empty(device=Rank.from_env().device)
     tied = work.spec.tied_in(work.model_config)
     tie(restored, tied)
@@ -65,14 +67,25 @@ def find(path: Path) -> Path:
     return checkpoint.best(path) or checkpoint.latest(path) or path
 
 
-def _work(facts: checkpoint.Facts, folder: Path, model: str | None) -> Work:
-    """Return the work that a checkpoint says it belongs to, on one process. model: in the place of the one it says."""
-    kept = {name: facts.run.get(name) for name in _KEPT} | ({"model": model} if model is not None else {})
+def _work(facts: checkpoint.Facts, folder: Path, **instead: str | None) -> Work:
+    """Return the work that a checkpoint says it belongs to, on one process. instead: of options that it says."""
+    given = {name: value for name, value in instead.items() if value is not None}
+    kept = {name: facts.run.get(name) for name in _KEPT} | given
     n_classes = facts.work.get("n_classes")  # as trained: the data may be elsewhere by now
     try:
         return resolve(RunConfig.from_dict(kept | {"n_classes": n_classes, "layout": Layout()}))
     except UsageError as error:
         raise DataError(f"{folder / FACTS}: run: {error}") from None
+
+
+def _check_tokenizer(facts: checkpoint.Facts, work: Work, folder: Path) -> None:
+    """Raise DataError where the file of its tokenizer is not the one that a checkpoint was trained with."""
+    was = facts.work.get(TOKENIZER)
+    if was is not None and (now := checkpoint.tokenizer_of(work.model_config)) != was:
+        raise DataError(
+            f"{folder} was trained with {was}, and {work.run.tokenizer} is {now}: give --tokenizer the file that it "
+            "was trained with"
+        )
 
 
 def _check_fit(weights: Mapping[str, Tensor], model: nn.Module, *, work: Work, folder: Path) -> None:

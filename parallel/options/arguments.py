@@ -92,6 +92,7 @@ def hint(got: str, known: Sequence[str]) -> str:
     return f" (did you mean {begun[0]}?)" if len(begun) == 1 else did_you_mean(got, known)
 
 
+TOKENIZER_MOVED = "Tokenizer in the place of the one in the checkpoint, where its file has moved since"
 MOST = 10**12  # of a whole number: what counts no bytes is far below it
 
 

@@ -139,6 +139,14 @@ class RunConfig:
     max_tokens: int | None = option(
         None, "Read at most this many tokens from each split of a text", group=MODEL, at_least=1, unset="all of them"
     )
+    tokenizer: str | None = option(
+        None,
+        "Tokenizer that texts are read with, whose vocabulary the model gets: gpt2, bytes, or a tokenizer.json (models "
+        "gpt2, llama and mixtral)",
+        group=MODEL,
+        metavar="FILE",
+        unset="that of the model",
+    )
     n_classes: int | None = option(
         None, "Number of classes (models of labelled images)", group=MODEL, at_least=1, unset="as many as the data has"
     )

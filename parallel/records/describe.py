@@ -61,6 +61,8 @@ def describe(work: Work, requested: Requested, rank: Rank, device: torch.device)
         "parameters": work.n_parameters,
         "unit": work.spec.unit_of(config),
         "sequence_length": getattr(config, "seq_len", None),
+        "tokenizer": getattr(dataset, "tokenizer", None),
+        "vocabulary": getattr(config, "vocab_size", None),
         "image_size_px": getattr(config, "image_size", None),
         "n_classes": getattr(config, "n_classes", None),
         "norm": getattr(config, "norm", None),

@@ -72,6 +72,7 @@ CHANGES: dict[int, Change] = {
     17: Change(added=("cp", "cp_style", *_OF_CP)),
     18: Change(),  # status may be "dry run"
     19: Change(added=("ep", *_OF_EP, "expert_imbalance", "dropped_share")),
+    20: Change(added=("tokenizer", "vocabulary")),
 }
 RENAMED = {old: new for number in sorted(CHANGES) for old, new in CHANGES[number].renamed.items()}
 SCHEMA = max(CHANGES, default=COUNTED_FROM)
@@ -177,6 +178,10 @@ class RunRecord:
     parameters: int | None = column("Number of parameters of the whole model; a shared one counts once")
     unit: Literal["tokens", "images", "points"] | None = column("What throughput counts")
     sequence_length: int | None = column("Tokens per sample")
+    tokenizer: str | None = column(
+        "Tokenizer that texts are read with: gpt2, bytes, or tokenizer.json and the beginning of its SHA-256"
+    )
+    vocabulary: int | None = column("Number of tokens that a model of texts knows, without padding")
     image_size_px: int | None = column("Height and width of an image")
     n_classes: int | None = column("Number of classes of a model of labelled images")
     norm: str | None = column("Normalisation layers, of a model that has a choice")

@@ -132,12 +132,24 @@ def _refuse_what_changes_it(folder: Path, values: Mapping[str, Any], spec: Model
         )
 
 
-def to_hugging_face(folder: str | Path, state: Mapping[str, Tensor], *, spec: ModelSpec[C], config: C) -> None:
+def to_hugging_face(
+    folder: str | Path,
+    state: Mapping[str, Tensor],
+    *,
+    spec: ModelSpec[C],
+    config: C,
+    end_of_text: int | None = None,
+) -> None:
     """Write a checkpoint that `AutoModel.from_pretrained(folder)` reads.
 
-    state: the parameters by canonical names, of the whole shapes that the model has.
+    state: the parameters by canonical names, of the whole shapes that the model has. end_of_text: the token that ends a
+    text, where the encoding does not say so by its name.
     """
-    converter_of(spec).to_transformers(config, state).save_pretrained(folder)
+    model = converter_of(spec).to_transformers(config, state)
+    if end_of_text is not None:
+        for saying in filter(None, (model.config, model.generation_config)):
+            saying.bos_token_id = saying.eos_token_id = end_of_text
+    model.save_pretrained(folder)
 
 
 def _folder(folder_or_name: str | Path) -> Path:

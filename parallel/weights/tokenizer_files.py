@@ -5,7 +5,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from paralab.data.tokenizer import encoding
+from paralab.data.tokenizer import BUILT_IN, encoding, get_tokenizer
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -14,14 +14,19 @@ END_OF_TEXT = "<|endoftext|>"
 
 
 def save(name: str, folder: Path, *, longest: int) -> None:
-    """Write tokenizer.json and tokenizer_config.json of the encoding "gpt2" or "bytes". longest: tokens of a window."""
+    """Write tokenizer.json and tokenizer_config.json of the encoding "gpt2" or "bytes", or of one in a file.
+
+    longest: tokens of a window. Raises: DataError when the file cannot be read.
+    """
     from transformers import PreTrainedTokenizerFast
 
+    encoder = _encoder(name)
+    end = encoder.id_to_token(get_tokenizer(name).end_of_text)
     PreTrainedTokenizerFast(
-        tokenizer_object=_byte_pairs(_ranks(name), split=name != "bytes"),
-        bos_token=END_OF_TEXT,
-        eos_token=END_OF_TEXT,
-        unk_token=END_OF_TEXT,
+        tokenizer_object=encoder,
+        bos_token=end,
+        eos_token=end,
+        unk_token=end,
         model_max_length=longest,
         clean_up_tokenization_spaces=False,
     ).save_pretrained(folder)
@@ -43,6 +48,15 @@ def differs_from(name: str, folder: Path) -> str:
             }
             return "" if same else file
     return ""
+
+
+def _encoder(name: str) -> "Tokenizer":
+    """Return an encoding as the library of tokenizers has it."""
+    from tokenizers import Tokenizer
+
+    if name in BUILT_IN:
+        return _byte_pairs(_ranks(name), split=name != "bytes")
+    return Tokenizer.from_file(name)
 
 
 def _ranks(name: str) -> dict[bytes, int]:

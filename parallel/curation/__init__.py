@@ -1,0 +1,1 @@
+"""Curating texts: what they hold, which parts repeat others, and tokenizers trained on them."""
