@@ -153,7 +153,7 @@ FLOW = (
     ),
     Stage(
         "each rank writes its log",
-        ("parallel/records/row.py:StepLog.write",),
+        ("parallel/records/log.py:StepLog.write",),
         "a line for each step and each pass of a pipeline, and one for its memory",
     ),
     Stage(
@@ -168,7 +168,7 @@ FLOW = (
     ),
     Stage(
         "the row goes to a file",
-        ("parallel/records/row.py:append",),
+        ("parallel/records/writing.py:append",),
         "a line of a CSV file, on disk",
     ),
     Stage(

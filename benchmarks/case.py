@@ -50,8 +50,10 @@ from paralab.planning.resolve import Work
 from paralab.processes.cluster import Mesh, Rank, default_backend
 from paralab.processes.failure import Progress
 from paralab.records.describe import describe, nodes_of
+from paralab.records.log import MemoryRecord, StepLog, StepRecord
+from paralab.records.of_axes import with_axes
 from paralab.records.requested import Requested
-from paralab.records.row import COLLECTIVES, MemoryRecord, RunRecord, StepLog, StepRecord, with_axes
+from paralab.records.row import COLLECTIVES, RunRecord
 
 EXCEEDED = "exceeded by the run"  # a peak that is not one: no share of it is recorded
 _SPLIT_STEPS = 3  # in which waiting is told from working: one alone would be at the mercy of a hiccup

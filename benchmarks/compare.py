@@ -33,7 +33,7 @@ from paralab.benchmarks.verdict import (
 from paralab.benchmarks.work import amount
 from paralab.errors import ParalabError, UsageError, did_you_mean
 from paralab.options.arguments import Parser
-from paralab.records.row import harmless, one_line
+from paralab.records.cells import harmless, one_line
 
 _EPILOG = """exit status:
   0  compared; with --fail-over: no variant is worse by more than PERCENT

@@ -19,7 +19,8 @@ from paralab.benchmarks.sweep import SweepConfig
 from paralab.benchmarks.tour import TourConfig
 from paralab.commands.verify import VerifyConfig
 from paralab.options.config import RunConfig, make_parser
-from paralab.records.row import GROUPS, RENAMED, SCHEMA, RunRecord
+from paralab.records.changes import RENAMED, SCHEMA
+from paralab.records.row import GROUPS, RunRecord
 from paralab.training.options import TrainConfig
 
 # the commands whose options go beyond those of every run, and what they build on

@@ -25,8 +25,10 @@ from paralab.planning.memory import in_use_bytes
 from paralab.planning.resolve import Work, resolve
 from paralab.processes.cluster import Rank, default_backend
 from paralab.records.describe import describe
+from paralab.records.of_axes import with_axes
 from paralab.records.requested import Requested
-from paralab.records.row import RunRecord, append, check_appendable, with_axes
+from paralab.records.row import RunRecord
+from paralab.records.writing import append, check_appendable
 
 OUT = "runs/dry.csv"
 NOT_THERE = 1  # the exit status where the GPU has less memory

@@ -17,7 +17,9 @@ from pathlib import Path
 
 from paralab.benchmarks.local_nodes import LocalNodes, train_alone
 from paralab.options.arguments import Parser, whole
-from paralab.records.row import RunRecord, StepRecord, read, read_log
+from paralab.records.log import StepRecord, read_log
+from paralab.records.reading import read
+from paralab.records.row import RunRecord
 
 TOLERANCE = 1e-5  # of a loss, relative
 SAVE_EVERY = 10

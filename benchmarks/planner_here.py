@@ -49,7 +49,7 @@ def compare(folder: Path) -> Iterator[str]:
     from paralab.commands.own_rows import predicted_rows
     from paralab.measure.load import QUIET
     from paralab.planning.measured.device import read as read_device
-    from paralab.records.row import read
+    from paralab.records.reading import read
 
     device, rows = read_device(folder / "device.json"), read(folder / "rows.csv")
     loads = dict(line.split(",") for line in load_file(folder / "rows.csv").read_text(encoding="utf-8").split())

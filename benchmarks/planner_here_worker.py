@@ -14,7 +14,7 @@ from paralab.options.config import RunConfig
 from paralab.processes.cluster import Rank
 from paralab.processes.failure import Progress
 from paralab.records.requested import Requested
-from paralab.records.row import append
+from paralab.records.writing import append
 from paralab.running import task
 
 _WAITS_S = 60.0

@@ -24,7 +24,9 @@ from paralab.console.outputs import check_writable, write_whole
 from paralab.errors import ConfigError, DataError, UsageError
 from paralab.options.arguments import Parser
 from paralab.options.files import load
-from paralab.records.row import RunRecord, StepRecord, one_line, read_log
+from paralab.records.cells import one_line
+from paralab.records.log import StepRecord, read_log
+from paralab.records.row import RunRecord
 
 _FORMATS = (".svg", ".png", ".pdf")
 _COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00")  # Okabe and Ito: all eyes tell them apart

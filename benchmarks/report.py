@@ -20,7 +20,7 @@ from paralab.errors import ParalabError, UsageError
 from paralab.options.arguments import Parser
 from paralab.pages import page
 from paralab.pages.page import Download
-from paralab.records.row import one_line
+from paralab.records.cells import one_line
 
 HERE = Path(__file__).parent
 

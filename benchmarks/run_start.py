@@ -11,8 +11,11 @@ from paralab.console.clock import Moment
 from paralab.console.phases import Phases
 from paralab.planning.resolve import alone, resolve, with_processes_of
 from paralab.processes.cluster import Rank
+from paralab.records.of_axes import sent_bytes
+from paralab.records.proven import WHOLE
 from paralab.records.requested import Requested
-from paralab.records.row import WHOLE, RunRecord, check_appendable, sent_bytes
+from paralab.records.row import RunRecord
+from paralab.records.writing import check_appendable
 from paralab.running import task
 
 _NOTABLY_SLOW = 1.2  # times what the other ranks need

@@ -8,8 +8,11 @@ from paralab.parity.reference import References
 from paralab.parity.scope import prove_on
 from paralab.processes.cluster import Rank
 from paralab.processes.failure import Progress
+from paralab.records.log import StepLog
+from paralab.records.log_files import log_path
 from paralab.records.requested import Requested
-from paralab.records.row import RunRecord, StepLog, append, log_path
+from paralab.records.row import RunRecord
+from paralab.records.writing import append
 from paralab.running import task
 
 

@@ -24,7 +24,9 @@ from paralab.nodes.simulated import bits_per_s
 from paralab.options.config import changed, flags_of, option
 from paralab.options.config import resolve as read_config
 from paralab.processes.allowed import cores_allowed
-from paralab.records.row import RunRecord, read, sent_bytes
+from paralab.records.of_axes import sent_bytes
+from paralab.records.reading import read
+from paralab.records.row import RunRecord
 
 DEFAULT_OUT = "runs/scale.csv"
 CLUSTER = "simulated cluster"  # the title of the group of options

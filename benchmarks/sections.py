@@ -17,7 +17,9 @@ from paralab.measure.span import SpanRecord
 from paralab.pages import charts
 from paralab.pages.charts import Bar, Row, Series, Span
 from paralab.pages.page import Chart
-from paralab.records.row import COMM_AXES, LogRecord, MemoryRecord, RunRecord, StepRecord, log_paths, read_log
+from paralab.records.log import LogRecord, MemoryRecord, StepRecord, read_log
+from paralab.records.log_files import log_paths
+from paralab.records.row import COMM_AXES, RunRecord
 
 STEP_TIME = METRICS["step_time_p50_s"]
 MOST_POINTS = 200  # of a curve

@@ -6,7 +6,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from paralab.errors import DRY, DataError
-from paralab.records.row import RunRecord, read_lines
+from paralab.records.reading import read_lines
+from paralab.records.row import RunRecord
 
 
 @dataclass(frozen=True)

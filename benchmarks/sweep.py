@@ -41,7 +41,10 @@ from paralab.options.config import changed, flags_of, option
 from paralab.options.config import resolve as read_config
 from paralab.processes.oom_killer import OomKiller
 from paralab.records.environment import repository_state
-from paralab.records.row import RunRecord, append, parity_words, read
+from paralab.records.proven import parity_words
+from paralab.records.reading import read
+from paralab.records.row import RunRecord
+from paralab.records.writing import append
 
 _ROOT = Path(__file__).resolve().parent.parent
 DEFAULT_OUT = "runs/bench.csv"

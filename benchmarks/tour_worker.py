@@ -31,18 +31,14 @@ from paralab.processes import cluster
 from paralab.processes.allowed import cores_allowed
 from paralab.processes.cluster import Rank
 from paralab.processes.failure import Progress
+from paralab.records.log import StepLog
+from paralab.records.log_files import log_path
+from paralab.records.of_axes import sent_bytes
+from paralab.records.proven import WHOLE, parity_words
+from paralab.records.reading import read
 from paralab.records.requested import Requested
-from paralab.records.row import (
-    WHOLE,
-    RunRecord,
-    StepLog,
-    append,
-    check_appendable,
-    log_path,
-    parity_words,
-    read,
-    sent_bytes,
-)
+from paralab.records.row import RunRecord
+from paralab.records.writing import append, check_appendable
 from paralab.running import task
 
 DEFAULT_OUT = "runs/tour.csv"

@@ -18,7 +18,8 @@ from typing import Literal
 from paralab.benchmarks import drift, stats, work
 from paralab.benchmarks.work import ENVIRONMENT, METHOD, WORK, Column, Difference
 from paralab.errors import UsageError, did_you_mean
-from paralab.records.row import RunRecord, header, parity_words
+from paralab.records.proven import parity_words
+from paralab.records.row import RunRecord, header
 
 LEVEL = 0.05
 LEAST_RUNS = 4

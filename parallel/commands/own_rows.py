@@ -13,7 +13,8 @@ from paralab.planning.factor import Factor, factor
 from paralab.planning.measured import step
 from paralab.planning.measured.device import MeasuredDevice
 from paralab.planning.measured.planned import imagine
-from paralab.records.row import RunRecord, read
+from paralab.records.reading import read
+from paralab.records.row import RunRecord
 
 
 def factor_of(path: Path, device: MeasuredDevice) -> Factor:

@@ -1,9 +1,10 @@
-"""Output files of a command: checked before the work whether they can be written, and written atomically."""
+"""Output files of a command: checked before the work whether they can be written, and written whole."""
 
 import os
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
+from typing import IO
 
 from paralab.errors import UsageError
 
@@ -51,6 +52,12 @@ def write_whole(path: Path, content: bytes) -> None:
     except OSError as error:
         partial.unlink(missing_ok=True)
         raise _refusal(path, error) from None
+
+
+def write_all(file: IO[bytes], data: bytes) -> None:
+    """Write bytes to an unbuffered file, however few it takes at a time. Raises: OSError when it cannot be written."""
+    while data:
+        data = data[file.write(data) :]
 
 
 def _refusal(path: Path, error: OSError, advice: str = _ELSEWHERE) -> UsageError:

@@ -20,7 +20,7 @@ from paralab.parity.tolerances import as_judged
 from paralab.planning.resolve import Work
 from paralab.processes.allowed import memory_available_bytes
 from paralab.processes.cluster import Mesh, Rank
-from paralab.records.row import NOT_CLAIMED, NOT_PROVEN, WHOLE
+from paralab.records.proven import NOT_CLAIMED, NOT_PROVEN, WHOLE
 
 _LEAST_BLOCKS = 2  # so that something is passed from block to block
 

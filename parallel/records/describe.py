@@ -16,8 +16,11 @@ from paralab.planning.resolve import Work
 from paralab.processes.cluster import Rank
 from paralab.processes.failure import Failure
 from paralab.records.environment import Environment
+from paralab.records.of_axes import with_axes
+from paralab.records.reading import read
 from paralab.records.requested import Requested
-from paralab.records.row import RunRecord, append, read, with_axes
+from paralab.records.row import RunRecord
+from paralab.records.writing import append
 
 
 def describe(work: Work, requested: Requested, rank: Rank, device: torch.device) -> dict[str, Any]:

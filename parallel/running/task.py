@@ -29,7 +29,7 @@ from paralab.processes.failure import Failure, Progress, guard
 from paralab.processes.launch import launch
 from paralab.records.describe import failed, record_failure
 from paralab.records.requested import Requested, shared
-from paralab.records.row import append
+from paralab.records.writing import append
 
 
 @dataclass(frozen=True)

@@ -95,7 +95,8 @@ def _by_number(name: str) -> tuple[int, str]:
 
 def _check_outputs(folder: Path, *, goes_on: bool) -> None:
     """Refuse what could not be written to, or gone on with, after the work is done."""
-    from paralab.records.row import check_appendable, read_log
+    from paralab.records.log import read_log
+    from paralab.records.writing import check_appendable
 
     rows, log = rows_file(folder), log_file(folder, 0)
     check_appendable(rows, advice=f"move it away to begin a new one: mv {rows} {rows}.before")

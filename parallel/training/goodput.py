@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from paralab.console.clock import Moment
-from paralab.records.row import LogRecord, StepRecord
+from paralab.records.log import LogRecord, StepRecord
 
 FILE = "progress.json"
 _BYTES = 1024  # of the file, padded: it is written in place, by one call

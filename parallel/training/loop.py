@@ -36,8 +36,11 @@ from paralab.processes import cluster
 from paralab.processes.cluster import Mesh, Rank
 from paralab.processes.failure import Progress
 from paralab.records.describe import describe
+from paralab.records.log import LogWriter, StepLog, StepRecord, read_log, set_aside
+from paralab.records.of_axes import with_axes
 from paralab.records.requested import Requested
-from paralab.records.row import LogWriter, RunRecord, StepLog, StepRecord, append, read_log, set_aside, with_axes
+from paralab.records.row import RunRecord
+from paralab.records.writing import append
 from paralab.running import task
 from paralab.training.evaluate import Evaluator, Validation
 from paralab.training.goodput import Pulse, read_progress

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from paralab.records.row import read
+from paralab.records.reading import read
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 SCRIPT = """

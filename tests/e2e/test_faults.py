@@ -19,7 +19,8 @@ import pytest
 
 from paralab import checkpoint
 from paralab.checkpoint.folder import verify
-from paralab.records.row import RunRecord, read
+from paralab.records.reading import read
+from paralab.records.row import RunRecord
 from tests.e2e.faults import memory_group
 
 REPOSITORY = Path(__file__).resolve().parents[2]

@@ -9,7 +9,9 @@ import pytest
 import torch.distributed as dist
 
 from paralab.planning.measured import device as measured
-from paralab.records.row import MemoryRecord, log_paths, read, read_log
+from paralab.records.log import MemoryRecord, read_log
+from paralab.records.log_files import log_paths
+from paralab.records.reading import read
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 QUICK = ["--size", "tiny", "--steps", "6", "--warmup", "1"]

@@ -17,7 +17,7 @@ from paralab import checkpoint
 from paralab.checkpoint.folder import verify
 from paralab.errors import UsageError
 from paralab.nodes.simulated import permitted_unshare
-from paralab.records.row import read
+from paralab.records.reading import read
 from tests.e2e.on_nodes import BYTES
 
 ROOT = Path(__file__).resolve().parents[2]

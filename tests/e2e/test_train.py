@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 from paralab.commands.train import main
-from paralab.records.row import read, read_log
+from paralab.records.log import read_log
+from paralab.records.reading import read
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 TRAIN = [sys.executable, "-m", "paralab.cli", "train"]

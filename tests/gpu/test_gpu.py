@@ -20,7 +20,8 @@ from paralab.parity.reference import reference
 from paralab.parity.result import ParityResult
 from paralab.planning.resolve import Work, resolve
 from paralab.processes.cluster import Mesh
-from paralab.records.row import read, read_log
+from paralab.records.log import read_log
+from paralab.records.reading import read
 from tests.tiny import TINY
 
 REPOSITORY = Path(__file__).resolve().parents[2]

@@ -18,7 +18,8 @@ from paralab.benchmarks import architecture, drawing
 from paralab.benchmarks.architecture import FLOORS, FLOW, ROOT, on_floors, uses, without_shortcuts
 from paralab.benchmarks.drawing import HEIGHT, WIDTH, Box, draw
 from paralab.cli import main
-from paralab.records.row import append, read
+from paralab.records.reading import read
+from paralab.records.writing import append
 
 SVG = "{http://www.w3.org/2000/svg}"
 

@@ -19,7 +19,8 @@ from paralab.errors import ParalabError
 from paralab.models.gpt2 import GPT2Config
 from paralab.models.resnet import ResNetConfig
 from paralab.options import files
-from paralab.records.row import read, read_log
+from paralab.records.log import read_log
+from paralab.records.reading import read
 from paralab.weights.hugging_face import from_hugging_face
 
 

@@ -12,7 +12,8 @@ from paralab.benchmarks.compare import main
 from paralab.benchmarks.sections import pieces
 from paralab.benchmarks.sources import file_labels, load
 from paralab.benchmarks.verdict import METRICS, compare_column, compare_files, families, gate, variants
-from paralab.records.row import append, parity_words
+from paralab.records.proven import parity_words
+from paralab.records.writing import append
 from tests.unit.synthetic_runs import interleaved, run, runs
 
 STEP = METRICS["step_time_p50_s"]

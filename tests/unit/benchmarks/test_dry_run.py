@@ -8,7 +8,8 @@ import pytest
 
 from paralab import cli
 from paralab.benchmarks import sources
-from paralab.records.row import RunRecord, read
+from paralab.records.reading import read
+from paralab.records.row import RunRecord
 
 SMALL = ["run", "--dry-run", "--size", "tiny", "--global-batch-size", "24"]
 TIME = ("_s", "_per_s", "_share", "_w", "_j", "_mhz", "_c", "mfu", "hfu")

@@ -8,7 +8,8 @@ import pytest
 
 from paralab.benchmarks import plot
 from paralab.errors import DataError, UsageError
-from paralab.records.row import StepLog, StepRecord, append
+from paralab.records.log import StepLog, StepRecord
+from paralab.records.writing import append
 from tests.unit.synthetic_runs import run
 
 pytest.importorskip("matplotlib")

@@ -14,8 +14,14 @@ from paralab.benchmarks.report import main, render
 from paralab.errors import UsageError
 from paralab.measure.span import SpanRecord
 from paralab.pages import charts
-from paralab.records import row as rec
-from paralab.records.row import MemoryRecord, RunRecord, StepLog, StepRecord, append, log_path
+from paralab.records.cells import line_of
+from paralab.records.changes import SCHEMA
+from paralab.records.kinds import field_types, value_kind
+from paralab.records.log import MemoryRecord, StepLog, StepRecord
+from paralab.records.log_files import log_path
+from paralab.records.reading import read
+from paralab.records.row import REQUIRED, RunRecord, header
+from paralab.records.writing import append
 from tests.unit.synthetic_runs import run, runs
 
 A = [0.100, 0.101, 0.099, 0.102, 0.098, 0.1005]
@@ -170,7 +176,7 @@ def test_hostile_text_is_shown_and_does_nothing(tmp_path):
     texts = dict.fromkeys(columns, EVIL)
     path = write(tmp_path / "a.csv", [*runs(A, **texts), *runs(A, **{**texts, "strategy": EVIL + "2"}),
                                       run(99, status="crash", **texts)])  # fmt: skip
-    for record in rec.read(path)[:1]:
+    for record in read(path)[:1]:
         log = StepLog(log_path(path, record.run_id, 0))
         log.write(StepRecord(step=1, loss=1.0))
         log.close()
@@ -198,7 +204,7 @@ def test_the_same_method_in_two_files_is_two_arms(tmp_path):
 
 def test_a_damaged_log_is_a_caveat(tmp_path):
     path = write(tmp_path / "a.csv", runs(A))
-    log = log_path(path, rec.read(path)[5].run_id, 0)
+    log = log_path(path, read(path)[5].run_id, 0)
     log.parent.mkdir()
     log.write_text("{}\n")
     out = tmp_path / "r.html"
@@ -208,13 +214,13 @@ def test_a_damaged_log_is_a_caveat(tmp_path):
 
 def optional(name):
     if name == "schema":
-        return st.just(rec.SCHEMA)
-    kind, choices = rec._kind(rec._types(RunRecord)[name])
+        return st.just(SCHEMA)
+    kind, choices = value_kind(field_types(RunRecord)[name])
     known = st.sampled_from(choices) if choices else {
         str: st.sampled_from(["a", "single", "=b"]), bool: st.booleans(), int: st.sampled_from([0, 1, 2, 10**12]),
         float: st.floats(),
     }[kind]  # fmt: skip
-    return known if name in rec._REQUIRED else st.none() | known
+    return known if name in REQUIRED else st.none() | known
 
 
 @given(st.lists(st.fixed_dictionaries({f.name: optional(f.name) for f in fields(RunRecord)}), min_size=1, max_size=5))
@@ -233,7 +239,7 @@ def test_any_rows_give_a_page(tmp_path_factory, rows):
     ("arguments", "said"), [(["none.csv"], "cannot be read"), (["--no"], "--help"), (["EMPTY"], "no runs to report")]
 )
 def test_bad_requests_end_with_one_line(tmp_path, capsys, arguments, said):
-    (tmp_path / "empty.csv").write_bytes(rec._line(rec.header()))
+    (tmp_path / "empty.csv").write_bytes(line_of(header()))
     given = [str(tmp_path / "empty.csv") if a == "EMPTY" else a for a in arguments]
     assert main([*given, "--out", str(tmp_path / "r.html")]) == 2
     error = capsys.readouterr().err

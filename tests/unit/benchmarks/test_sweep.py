@@ -16,7 +16,9 @@ from paralab.errors import ConfigError
 from paralab.layout import Layout
 from paralab.models import NAMES
 from paralab.options.config import RunConfig, flags_of, resolve
-from paralab.records.row import RunRecord, append, read
+from paralab.records.reading import read
+from paralab.records.row import RunRecord
+from paralab.records.writing import append
 
 
 def cases_of(*words: str) -> list[Case]:

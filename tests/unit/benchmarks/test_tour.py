@@ -6,7 +6,7 @@ import pytest
 
 from paralab.benchmarks.tour import TourConfig
 from paralab.benchmarks.tour_worker import Table, choose, conclusions, next_commands
-from paralab.records import row as rec
+from paralab.records.proven import NOT_PROVEN, WHOLE
 from paralab.records.row import RunRecord
 
 MIB = 2**20
@@ -68,8 +68,8 @@ def test_a_strategy_that_computes_something_else_says_what_differs(capsys: pytes
     ("cells", "cell", "said"),
     [
         ({"parity_scope": "2 of 32 blocks"}, "part", "zero3: parity passed on 2 of 32 blocks"),
-        ({"parity": None, "parity_result": rec.NOT_PROVEN}, "none", f"zero3: parity {rec.NOT_PROVEN}"),
-        ({"parity_scope": rec.WHOLE}, "passed", ""),
+        ({"parity": None, "parity_result": NOT_PROVEN}, "none", f"zero3: parity {NOT_PROVEN}"),
+        ({"parity_scope": WHOLE}, "passed", ""),
     ],
 )
 def test_parity_on_a_part_is_not_shown_as_passed(

@@ -21,7 +21,7 @@ from paralab.planning.measured.operations import Operation
 from paralab.planning.measured.schedule import Took, makespan_s
 from paralab.planning.measured.seconds import operation_s
 from paralab.planning.measured.step import Cluster
-from paralab.records.row import append
+from paralab.records.writing import append
 from tests.unit.synthetic_runs import run
 
 FLOPS, BYTES_PER_S = 5e10, 1e10

@@ -16,8 +16,15 @@ from hypothesis import strategies as st
 
 from paralab.errors import DataError, UsageError, WriteError
 from paralab.measure.span import SpanRecord
-from paralab.records import row as rec
-from paralab.records.row import MemoryRecord, RunRecord, StepLog, StepRecord
+from paralab.records import schema
+from paralab.records.changes import COUNTED_FROM, SCHEMA, Change
+from paralab.records.kinds import field_types, value_kind
+from paralab.records.log import MemoryRecord, StepLog, StepRecord, read_log
+from paralab.records.log_files import log_path, log_paths, safe_name
+from paralab.records.reading import read
+from paralab.records.row import REQUIRED, RunRecord, header
+from paralab.records.schema import columns_of
+from paralab.records.writing import append, check_appendable
 
 PLAIN = RunRecord(run_id="a", started_at="2025-01-01T00:00:00+00:00", status="ok", strategy_requested="ddp", model="m")
 PUBLISHED = sorted((Path(__file__).parents[3] / "benchmarks" / "results").glob("*.csv"))
@@ -43,10 +50,10 @@ DANGEROUS = ["=1+1", "+1", "-1", "@SUM(A1)", "\t=1", "\r=1", "\n=1", "＝1", "'=
 
 
 def values_of(name: str) -> st.SearchStrategy:
-    kind, choices = rec._kind(rec._types(RunRecord)[name])
+    kind, choices = value_kind(field_types(RunRecord)[name])
     if name == "schema":
-        return st.just(rec.SCHEMA)
-    required = name in rec._REQUIRED
+        return st.just(SCHEMA)
+    required = name in REQUIRED
     text = st.text(st.characters(), max_size=20) | st.sampled_from(DANGEROUS)  # control characters and surrogates too
     value = (
         st.sampled_from(choices)
@@ -61,9 +68,9 @@ def values_of(name: str) -> st.SearchStrategy:
 def test_any_record_comes_back_as_it_was(tmp_path_factory, values):
     path = tmp_path_factory.mktemp("csv") / "r.csv"
     written = RunRecord(**values)
-    rec.append(path, written)
-    rec.append(path, PLAIN)
-    assert rec.read(path) == [written, PLAIN]
+    append(path, written)
+    append(path, PLAIN)
+    assert read(path) == [written, PLAIN]
     assert path.read_bytes().count(b"\n") == 3, "one run is one line"
 
 
@@ -82,22 +89,22 @@ def test_a_row_that_the_disk_has_no_room_for_is_kept_elsewhere(tmp_path, monkeyp
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "other"))
     (tmp_path / "other").mkdir()
     path = tmp_path / "r.csv"
-    rec.append(path, PLAIN)
-    while path.stat().st_size < 3 * len(",".join(rec.header())):
-        rec.append(path, PLAIN)
+    append(path, PLAIN)
+    while path.stat().st_size < 3 * len(",".join(header())):
+        append(path, PLAIN)
     before = path.read_bytes()
     with (
         room_for(len(before) + 5),
         pytest.raises(WriteError, match=r"r\.csv cannot be written .*kept in .*paralab-b\.csv"),
     ):
-        rec.append(path, replace(PLAIN, run_id="b"))
+        append(path, replace(PLAIN, run_id="b"))
     with room_for(len(before) + 5), pytest.raises(WriteError):  # of that it could not be written
-        rec.append(path, replace(PLAIN, run_id="b", status="crash"))
+        append(path, replace(PLAIN, run_id="b", status="crash"))
     assert path.read_bytes() == before, "no part of the row is left"
-    (kept,) = rec.read(tmp_path / "other" / "paralab-b.csv")
+    (kept,) = read(tmp_path / "other" / "paralab-b.csv")
     assert (kept.run_id, kept.status) == ("b", "ok")
     with room_for(5), pytest.raises(WriteError, match=r"new\.csv cannot be written \([^)]*\): make room there$"):
-        rec.append(tmp_path / "new.csv", PLAIN)
+        append(tmp_path / "new.csv", PLAIN)
 
 
 def test_a_log_that_the_disk_has_no_room_for_is_named(tmp_path):
@@ -108,14 +115,14 @@ def test_a_log_that_the_disk_has_no_room_for_is_named(tmp_path):
 
 
 def test_numbers_that_are_not_finite_come_back(tmp_path):
-    rec.append(tmp_path / "r.csv", replace(PLAIN, loss_last=math.nan, loss_first=-math.inf))
-    (row,) = rec.read(tmp_path / "r.csv")
+    append(tmp_path / "r.csv", replace(PLAIN, loss_last=math.nan, loss_first=-math.inf))
+    (row,) = read(tmp_path / "r.csv")
     assert math.isnan(row.loss_last) and row.loss_first == -math.inf
 
 
 @pytest.mark.parametrize("text", DANGEROUS)
 def test_no_text_cell_starts_a_formula(tmp_path, text):
-    rec.append(tmp_path / "r.csv", replace(PLAIN, run_id=text, reason=text, loss_last=-1.5))
+    append(tmp_path / "r.csv", replace(PLAIN, run_id=text, reason=text, loss_last=-1.5))
     with open(tmp_path / "r.csv", newline="") as file:
         (row,) = csv.DictReader(file)
     for name in ("run_id", "reason"):
@@ -124,26 +131,26 @@ def test_no_text_cell_starts_a_formula(tmp_path, text):
 
 
 def test_unknown_is_an_empty_cell(tmp_path):
-    rec.append(tmp_path / "r.csv", PLAIN)
+    append(tmp_path / "r.csv", PLAIN)
     with open(tmp_path / "r.csv", newline="") as file:
         (row,) = csv.DictReader(file)
-    assert list(row) == rec.header()
+    assert list(row) == header()
     known = {"schema", "run_id", "started_at", "status", "strategy_requested", "model"}
     assert {name for name, cell in row.items() if cell} == known
 
 
 def test_a_value_of_the_wrong_type_is_not_written(tmp_path):
     with pytest.raises((TypeError, ValueError)):
-        rec.append(tmp_path / "r.csv", replace(PLAIN, steps_lost=1.5))
+        append(tmp_path / "r.csv", replace(PLAIN, steps_lost=1.5))
     with pytest.raises(ValueError, match="status='fine'"):
-        rec.append(tmp_path / "r.csv", replace(PLAIN, status="fine"))
+        append(tmp_path / "r.csv", replace(PLAIN, status="fine"))
 
 
 def test_a_torn_end_is_skipped_and_then_repaired_at_any_byte(tmp_path):
     path = tmp_path / "r.csv"
     rows = [replace(PLAIN, run_id="one", reason='x,"\n'), replace(PLAIN, run_id="two", reason="é" * 5)]
     for row in rows:
-        rec.append(path, row)
+        append(path, row)
     content = path.read_bytes()
     header_end = content.index(b"\n") + 1
     second = content.index(b"\n", header_end) + 1
@@ -151,25 +158,25 @@ def test_a_torn_end_is_skipped_and_then_repaired_at_any_byte(tmp_path):
         path.write_bytes(content[:end])
         kept = rows[: 0 if end < second else 1]
         if end in (0, header_end, second):
-            assert rec.read(path) == kept
+            assert read(path) == kept
         else:
             with pytest.warns(UserWarning, match="not finished"):
-                assert rec.read(path) == kept
-        rec.append(path, PLAIN)
-        assert rec.read(path) == [*kept, PLAIN] and path.read_bytes().endswith(b"\n")
+                assert read(path) == kept
+        append(path, PLAIN)
+        assert read(path) == [*kept, PLAIN] and path.read_bytes().endswith(b"\n")
 
 
 def test_writers_at_the_same_time_lose_nothing(tmp_path):
     path, writers, each = tmp_path / "r.csv", 4, 25
     code = (
-        "import sys; from dataclasses import replace; from paralab.records import row as r\n"
-        "row = r.RunRecord(run_id='', started_at='t', status='ok', strategy_requested='ddp', model='m')\n"
-        f"[r.append(sys.argv[1], replace(row, run_id=sys.argv[2], repeat=i)) for i in range({each})]\n"
+        "import sys; from dataclasses import replace; from paralab.records import row, writing\n"
+        "row = row.RunRecord(run_id='', started_at='t', status='ok', strategy_requested='ddp', model='m')\n"
+        f"[writing.append(sys.argv[1], replace(row, run_id=sys.argv[2], repeat=i)) for i in range({each})]\n"
     )
     root = Path(__file__).parents[3]
     jobs = [subprocess.Popen([sys.executable, "-c", code, path, str(w)], cwd=root) for w in range(writers)]
     assert [job.wait(timeout=60) for job in jobs] == [0] * writers
-    found = [(row.run_id, row.repeat) for row in rec.read(path)]
+    found = [(row.run_id, row.repeat) for row in read(path)]
     assert sorted(found) == sorted((str(w), i) for w in range(writers) for i in range(each))
 
 
@@ -179,31 +186,31 @@ def test_a_file_with_another_header_is_refused_and_left_alone(tmp_path, content)
     path = tmp_path / "r.csv"
     path.write_bytes(content)
     with pytest.raises(UsageError, match=r"--out NEW\.csv"):
-        rec.append(path, PLAIN)
+        append(path, PLAIN)
     assert path.read_bytes() == content
     with pytest.raises(UsageError, match=r"other columns than a result file|no CSV file"):
-        rec.read(path)
+        read(path)
     with pytest.raises(UsageError, match=r"--out NEW\.csv"):
-        rec.check_appendable(path)
+        check_appendable(path)
 
 
 def test_a_bad_cell_is_named(tmp_path):
     path = tmp_path / "r.csv"
-    rec.append(path, replace(PLAIN, dp=7))
+    append(path, replace(PLAIN, dp=7))
     path.write_text(path.read_text().replace(",7,", ",seven,"))
     with pytest.raises(DataError, match="line 2: dp is 'seven'"):
-        rec.read(path)
+        read(path)
     with pytest.raises(DataError, match="cannot be read"):
-        rec.read(tmp_path / "none.csv")
+        read(tmp_path / "none.csv")
 
 
 def test_a_change_of_the_columns_counts_the_schema_up():
-    for number in range(rec.COUNTED_FROM, rec.SCHEMA + 1):
-        found = sha256(",".join(sorted(rec.columns_of(number))).encode()).hexdigest()
+    for number in range(COUNTED_FROM, SCHEMA + 1):
+        found = sha256(",".join(sorted(columns_of(number))).encode()).hexdigest()
         assert PINS.get(number) == found, (
             f"the columns of schema {number} are not those that were pinned. Where you changed the columns: add "
-            f"{rec.SCHEMA + 1}: Change(added=..., removed=..., renamed=...) to record.CHANGES, and the line that this "
-            f"test then prints to PINS. Pin of schema {number} now: {found!r}"
+            f"{SCHEMA + 1}: Change(added=..., removed=..., renamed=...) to CHANGES in changes.py, and the line that "
+            f"this test then prints to PINS. Pin of schema {number} now: {found!r}"
         )
 
 
@@ -211,18 +218,18 @@ def test_a_change_of_the_columns_counts_the_schema_up():
 def later(monkeypatch):
     """Make a schema 8 that renamed a column, added one and removed one since schema 6."""
     changes = {
-        rec.COUNTED_FROM + 1: rec.Change(removed=("mood",), renamed={"step_time_s": "step_time_p50_s"}),
-        rec.COUNTED_FROM + 2: rec.Change(added=("straggler_ratio",)),
+        COUNTED_FROM + 1: Change(removed=("mood",), renamed={"step_time_s": "step_time_p50_s"}),
+        COUNTED_FROM + 2: Change(added=("straggler_ratio",)),
     }
-    monkeypatch.setattr(rec, "CHANGES", changes)
-    monkeypatch.setattr(rec, "RENAMED", {"step_time_s": "step_time_p50_s"})
-    monkeypatch.setattr(rec, "SCHEMA", rec.COUNTED_FROM + 2)
+    monkeypatch.setattr(schema, "CHANGES", changes)
+    monkeypatch.setattr(schema, "RENAMED", {"step_time_s": "step_time_p50_s"})
+    monkeypatch.setattr(schema, "SCHEMA", COUNTED_FROM + 2)
 
 
 def rows_of(number, **cells):
     """Return a CSV file of one row that says a schema, with the columns of the number `columns`."""
-    columns = sorted(rec.columns_of(cells.pop("columns", number)))
-    cells |= dict(zip(rec._REQUIRED, (number, "a", "t", "ok", "ddp", "m"), strict=True))
+    columns = sorted(columns_of(cells.pop("columns", number)))
+    cells |= dict(zip(REQUIRED, (number, "a", "t", "ok", "ddp", "m"), strict=True))
     return f"{','.join(columns)}\n{','.join(str(cells.get(name, '')) for name in columns)}\n"
 
 
@@ -230,14 +237,14 @@ def test_older_schemas_are_read_under_the_names_of_today(tmp_path, later):
     path = tmp_path / "r.csv"
     path.write_text(rows_of(6, step_time_s=0.25, mood="calm"))
     with pytest.warns(UserWarning, match="skipped: mood") as caught:
-        (row,) = rec.read(path)
+        (row,) = read(path)
     assert (row.step_time_p50_s, row.straggler_ratio) == (0.25, None) and len(caught) == 1
     path.write_text(rows_of(7, step_time_p50_s=0.5))
-    assert rec.read(path)[0].step_time_p50_s == 0.5
+    assert read(path)[0].step_time_p50_s == 0.5
     with pytest.raises(UsageError, match=r"lacks straggler_ratio.*--out NEW\.csv"):
-        rec.append(path, PLAIN)
+        append(path, PLAIN)
     path.write_text(rows_of(8, straggler_ratio=2.0))
-    assert rec.read(path)[0].straggler_ratio == 2.0
+    assert read(path)[0].straggler_ratio == 2.0
 
 
 @pytest.mark.parametrize(
@@ -246,18 +253,18 @@ def test_older_schemas_are_read_under_the_names_of_today(tmp_path, later):
 def test_a_row_that_says_another_schema_than_its_columns_is_refused_with_its_line(tmp_path, later, number, columns):
     (tmp_path / "r.csv").write_text(rows_of(number, columns=columns))
     with pytest.raises(DataError, match=f"line 2 says schema {number}, which does not fit the columns"):
-        rec.read(tmp_path / "r.csv")
+        read(tmp_path / "r.csv")
 
 
 def test_a_newer_schema_is_refused(tmp_path, later):
     (tmp_path / "r.csv").write_text(rows_of(9, columns=8))
     with pytest.raises(UsageError, match="newer paralab: schema 9, this one reads up to 8: upgrade"):
-        rec.read(tmp_path / "r.csv")
+        read(tmp_path / "r.csv")
 
 
 @pytest.mark.parametrize("path", PUBLISHED, ids=[path.stem for path in PUBLISHED])
 def test_the_published_results_are_read(path):
-    rows = rec.read(path)
+    rows = read(path)
     assert rows and all(row.status == "ok" and row.step_time_p50_s for row in rows)
 
 
@@ -281,16 +288,16 @@ def test_what_a_spreadsheet_saved_is_read_and_not_written_to(tmp_path, form):
     path = tmp_path / "r.csv"
     rows = [replace(PLAIN, dp=7, parity=False, reason="é"), replace(PLAIN, run_id="b")]
     for row in rows:
-        rec.append(path, row)
+        append(path, row)
     path.write_bytes(SAVED[form](path.read_text()))
     content = path.read_bytes()
-    assert rec.read(path) == rows
+    assert read(path) == rows
     try:
-        rec.append(path, replace(PLAIN, run_id="c"))
+        append(path, replace(PLAIN, run_id="c"))
     except UsageError as error:
         assert "--out NEW.csv" in str(error) and path.read_bytes() == content
     else:
-        assert path.read_bytes().startswith(content) and len(rec.read(path)) == 3
+        assert path.read_bytes().startswith(content) and len(read(path)) == 3
 
 
 @pytest.mark.parametrize(
@@ -309,19 +316,19 @@ def test_what_a_spreadsheet_saved_is_read_and_not_written_to(tmp_path, form):
 )
 def test_what_cannot_be_read_is_named_with_its_line(tmp_path, damage, said):
     path = tmp_path / "r.csv"
-    rec.append(path, replace(PLAIN, wall_s=0.25))
+    append(path, replace(PLAIN, wall_s=0.25))
     path.write_bytes(damage(path.read_text()).encode(errors="surrogateescape"))
     with pytest.raises(UsageError, match=said):
-        rec.read(path)
+        read(path)
 
 
 def test_a_cleared_row_and_a_column_of_ones_own_are_passed_over_and_said(tmp_path):
     path = tmp_path / "r.csv"
-    rec.append(path, PLAIN)
+    append(path, PLAIN)
     head, row = path.read_text().splitlines()
     path.write_text(f"{head},notes\n{',' * head.count(',')},\n{row},good\n")
     with pytest.warns(UserWarning) as caught:
-        assert rec.read(path) == [PLAIN]
+        assert read(path) == [PLAIN]
     said = [str(warning.message) for warning in caught]
     assert len(said) == 2 and "skipped: notes" in said[0] and "line 2 without a filled cell" in said[1]
 
@@ -330,13 +337,13 @@ def test_a_place_where_no_rows_can_be_added_is_refused_before(tmp_path):
     (tmp_path / "file").write_text("")
     for path in (tmp_path / "file" / "r.csv", Path("/proc/r.csv"), tmp_path):
         with pytest.raises(UsageError, match=r"cannot be written .*--out"):
-            rec.check_appendable(path)
-    rec.check_appendable(tmp_path / "new" / "r.csv")
+            check_appendable(path)
+    check_appendable(tmp_path / "new" / "r.csv")
     assert sorted(tmp_path.iterdir()) == [tmp_path / "file"], "looking leaves nothing behind"
 
 
 def test_a_log_comes_back_and_strict_json_reads_it(tmp_path):
-    path = rec.log_path(tmp_path / "r.csv", "run", 0)
+    path = log_path(tmp_path / "r.csv", "run", 0)
     rows = [
         StepRecord(step=1, loss=2.5, grad_norm=1.0, measured=True),
         StepRecord(step=2, loss=math.inf),
@@ -347,7 +354,7 @@ def test_a_log_comes_back_and_strict_json_reads_it(tmp_path):
     for row in rows:
         log.write(row)
     log.close()
-    assert rec.read_log(path) == rows
+    assert read_log(path) == rows
     for line in path.read_text().splitlines():
         json.loads(line, parse_constant=pytest.fail)
 
@@ -356,11 +363,11 @@ def test_a_torn_log_is_read_and_continued(tmp_path):
     path = tmp_path / "x.jsonl"
     path.write_text('{"record": "step", "step": 1}\n{"record": "st')
     with pytest.warns(UserWarning, match="not finished"):
-        assert rec.read_log(path) == [StepRecord(step=1)]
+        assert read_log(path) == [StepRecord(step=1)]
     log = StepLog(path)
     log.write(StepRecord(step=2))
     log.close()
-    assert [row.step for row in rec.read_log(path)] == [1, 2]
+    assert [row.step for row in read_log(path)] == [1, 2]
 
 
 @pytest.mark.parametrize(
@@ -371,22 +378,22 @@ def test_a_torn_log_is_read_and_continued(tmp_path):
 def test_a_line_that_is_no_record_is_refused(tmp_path, line):
     (tmp_path / "x.jsonl").write_text(line + "\n")
     with pytest.raises(DataError, match="line 1 is not a record"):
-        rec.read_log(tmp_path / "x.jsonl")
+        read_log(tmp_path / "x.jsonl")
 
 
 @given(st.text(max_size=200))
 @settings(deadline=None)
 def test_any_run_name_gives_a_file_inside_the_folder(name):
-    path = rec.log_path("/results/x.csv", name, 3)
+    path = log_path("/results/x.csv", name, 3)
     assert path.parent == Path("/results/x") and len(path.name) < 200
     assert path.name.isascii() and not path.name.startswith((".", "-"))
 
 
 def test_names_that_clean_up_alike_stay_apart(tmp_path):
     names = ["a/b", "a_b", "a b", "../a_b", "a_b.rank1", "=a_b"]
-    assert len({rec.safe_name(name) for name in names}) == len(names)
+    assert len({safe_name(name) for name in names}) == len(names)
     for name in names:
-        StepLog(rec.log_path(tmp_path / "r.csv", name, 10)).close()
-        StepLog(rec.log_path(tmp_path / "r.csv", name, 9)).close()
+        StepLog(log_path(tmp_path / "r.csv", name, 10)).close()
+        StepLog(log_path(tmp_path / "r.csv", name, 9)).close()
     for name in names:
-        assert rec.log_paths(tmp_path / "r.csv", name) == [rec.log_path(tmp_path / "r.csv", name, r) for r in (9, 10)]
+        assert log_paths(tmp_path / "r.csv", name) == [log_path(tmp_path / "r.csv", name, r) for r in (9, 10)]

@@ -33,10 +33,14 @@ from paralab.parity.tolerances import TOLERANCES
 from paralab.planning.resolve import Work, resolve
 from paralab.processes.cluster import Mesh, Rank
 from paralab.processes.failure import Failure
+from paralab.records.changes import SCHEMA
 from paralab.records.describe import failed
 from paralab.records.environment import Environment
+from paralab.records.log import LogRecord, StepRecord
+from paralab.records.reading import read
 from paralab.records.requested import Requested
-from paralab.records.row import SCHEMA, LogRecord, RunRecord, StepRecord, append, read
+from paralab.records.row import RunRecord
+from paralab.records.writing import append
 
 TESTS = Path(__file__).resolve().parents[2]
 

@@ -13,8 +13,8 @@ from paralab.options.config import RunConfig
 from paralab.planning.resolve import resolve
 from paralab.processes.cluster import Rank
 from paralab.processes.failure import Failure, Progress
+from paralab.records.reading import read
 from paralab.records.requested import Requested
-from paralab.records.row import read
 from paralab.running import task
 
 RUN = RunConfig(size="tiny", nproc=1)

@@ -8,7 +8,7 @@ import pytest
 
 from paralab.console import clock as measure_clock
 from paralab.console.clock import Moment
-from paralab.records.row import StepRecord
+from paralab.records.log import StepRecord
 from paralab.training.goodput import FILE, Pulse, RunProgress, read_progress
 
 

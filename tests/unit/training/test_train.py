@@ -34,8 +34,9 @@ from paralab.measure.roofline import Peak
 from paralab.options.files import load
 from paralab.planning.resolve import resolve
 from paralab.processes.cluster import Mesh, Rank
+from paralab.records.log import StepRecord, read_log
+from paralab.records.reading import read
 from paralab.records.requested import Requested
-from paralab.records.row import StepRecord, read, read_log
 from paralab.training import goodput, lock, loop, screen
 from paralab.training.evaluate import Evaluator, Validation
 from paralab.training.lock import FolderLock

@@ -19,7 +19,7 @@ from paralab.models.gpt2_hf import to_transformers
 from paralab.models.vocabulary import tokenizer_of
 from paralab.planning.batches import training_batches
 from paralab.processes.cluster import Mesh
-from paralab.records.row import read_log
+from paralab.records.log import read_log
 from paralab.weights.hugging_face import from_hugging_face, to_hugging_face
 
 QUICK = ["--model", "gpt2", "--size", "tiny", "--global-batch-size", "8", "--eval-samples", "8", "--eval-every", "3"]

@@ -1,0 +1,70 @@
+"""Values as the cells of a CSV file, and back.
+
+Text is made harmless and stays exact. Control characters are written as `\\u000a`, a backslash as two, so one run is
+always one line; text that a spreadsheet would run as a formula (it begins with = + - @) gets a leading apostrophe, and
+so does text that is empty or begins with an apostrophe itself. Reading undoes both. An empty cell is None.
+"""
+
+import csv
+import io
+import operator
+import re
+from collections.abc import Iterable
+from typing import Any
+
+from paralab.records.kinds import field_types, value_kind
+
+_SPECIAL = re.compile(r"[\\\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
+_ESCAPE = re.compile(r"\\(\\|u[0-9a-f]{4})")
+DECIMAL_COMMA = re.compile(r"[-+]?\d*,\d+([eE][-+]?\d+)?")
+_FORMULA = ("=", "+", "-", "@", "＝", "＋", "－", "＠", "'")  # the wide forms count in some locales
+
+
+def one_line(text: str) -> str:
+    """Return text with its control characters and backslashes escaped: it can move no cursor and start no line."""
+    return _SPECIAL.sub(lambda found: "\\\\" if found[0] == "\\" else f"\\u{ord(found[0]):04x}", text)
+
+
+def harmless(text: str) -> str:
+    """Return text as a CSV cell that no spreadsheet runs as a formula (see the top of this module)."""
+    text = one_line(text)
+    return f"'{text}" if not text or text.startswith(_FORMULA) else text
+
+
+def encode(value: Any, name: str, kind: type) -> str:
+    """Return a value as the cell of a field of a record. Raises: ValueError for one that the field does not take."""
+    if value is None:
+        return ""
+    expected, choices = value_kind(field_types(kind)[name])
+    if choices and value not in choices:
+        raise ValueError(f"{name}={value!r}: one of {', '.join(choices)} is needed")
+    if expected is str:
+        return harmless(value)
+    if expected is bool:
+        return "true" if value else "false"
+    return repr(operator.index(value)) if expected is int else repr(float(value))
+
+
+def decode(cell: str, name: str, kind: type) -> Any:
+    """Return the value of a cell. Raises: ValueError or KeyError for one that the field does not take."""
+    if cell == "":
+        return None
+    expected, choices = value_kind(field_types(kind)[name])
+    if expected is str:
+        escaped = cell.removeprefix("'")
+        text = _ESCAPE.sub(lambda found: "\\" if found[1] == "\\" else chr(int(found[1][1:], 16)), escaped)
+        if choices and text not in choices:
+            raise ValueError(f"one of {', '.join(choices)} is needed")
+        return text
+    if expected is bool:
+        return {"true": True, "false": False}[cell.lower()]  # spreadsheets write TRUE
+    if expected is int and re.fullmatch(r"-?\d+\.0", cell):  # as data frames write whole numbers beside empty cells
+        cell = cell.removesuffix(".0")
+    return expected(cell)
+
+
+def line_of(cells: Iterable[str]) -> bytes:
+    """Return cells as a line of a CSV file."""
+    buffer = io.StringIO()
+    csv.writer(buffer, lineterminator="\n").writerow(cells)
+    return buffer.getvalue().encode()

@@ -1,0 +1,101 @@
+"""Reading the rows of a CSV file, of any schema up to that of today, whichever program saved it last."""
+
+import fcntl
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from paralab.errors import DataError, UsageError
+from paralab.records import sheet
+from paralab.records.cells import DECIMAL_COMMA, decode, line_of
+from paralab.records.row import REQUIRED, RunRecord, header
+from paralab.records.schema import check_schema, few, present_name
+from paralab.records.sheet import Line
+
+
+def read(path: str | Path) -> list[RunRecord]:
+    """Return the rows of a CSV file: see `read_lines`."""
+    return [record for _, record in read_lines(path)]
+
+
+def read_lines(path: str | Path) -> list[tuple[int, RunRecord]]:
+    """Return the rows of a CSV file, each with its line, counted from 1.
+
+    Files of an older schema are read, and files as spreadsheets save them (`paralab.records.sheet`).
+
+    Warns of a last line that was not finished, of rows without a filled cell and of columns that have no place here;
+    these are passed over.
+
+    Raises: UsageError when it is no file of results, or one of a newer schema; DataError when it is missing, a cell
+    has the wrong form, or a row does not say the schema of the columns.
+    """
+    path = Path(path)
+    try:
+        with open(path, "rb") as file:
+            fcntl.flock(file, fcntl.LOCK_SH)
+            content = file.read()
+    except OSError as error:
+        problem = error.strerror
+        raise DataError(f"{path} cannot be read ({problem}): give a CSV file that `paralab bench` wrote") from None
+    table = sheet.parse(content, path)
+    if not table.finished:
+        warnings.warn(f"{path}: the last line is not finished and was skipped", stacklevel=2)
+    if not table.columns and line_of(header()).startswith(content):
+        return []
+    reader = _Reader(path, table.columns)
+    rows = [(line.number, reader.row(line)) for line in table.lines if not line.blank]
+    for said in (reader.passed_over(), _blank(table.lines)):
+        if said:
+            warnings.warn(f"{path}: {said}", stacklevel=2)
+    return rows
+
+
+class _Reader:
+    """Turns the lines of one file into records. Raises: UsageError when its columns are not those of results."""
+
+    def __init__(self, path: Path, columns: list[str]) -> None:
+        self._path, self._columns, self._known = path, columns, set(columns)
+        if missing := [name for name in REQUIRED if name not in self._known]:
+            lacks = f"it lacks {few(missing)}"
+            raise UsageError(f"{path} has other columns than a result file ({lacks}): give one that `paralab` wrote")
+        if twice := [name for name in dict.fromkeys(columns) if name and columns.count(name) > 1]:
+            raise DataError(f"{path} has the column {twice[0]} twice: remove one of them")
+        self._names = [present_name(name) for name in columns]  # None where this version has no place for it
+
+    def row(self, line: Line) -> RunRecord:
+        place = f"{self._path} line {line.number}"
+        if line.cells == self._columns:
+            raise DataError(f"{place} repeats the names of the columns: remove the line")
+        if len(line.cells) != len(self._columns):
+            count = f"{len(line.cells)} cells, {len(self._columns)} are needed"
+            raise DataError(f"{place} has {count}: correct the line or remove it")
+        values = {}
+        for name, cell in zip(self._names, line.cells, strict=True):
+            if name is not None:
+                values[name] = self._value(cell, name, place)
+        check_schema(values["schema"], self._known, place)
+        return RunRecord(**values)
+
+    def _value(self, cell: str, name: str, place: str) -> Any:
+        try:
+            if cell == "" and name in REQUIRED:
+                raise ValueError("it cannot be empty")
+            return decode(cell, name, RunRecord)
+        except (ValueError, KeyError) as error:
+            why = "a decimal comma: save the file with decimal points" if DECIMAL_COMMA.fullmatch(cell) else error
+            raise DataError(f"{place}: {name} is {cell[:60]!r} ({why}): correct the cell") from None
+
+    def passed_over(self) -> str:
+        """Name the columns that were not read."""
+        pairs = zip(self._columns, self._names, strict=True)
+        extra = [column or "(without a name)" for column, name in pairs if name is None]
+        return f"columns that this version does not know were skipped: {', '.join(extra)}" if extra else ""
+
+
+def _blank(lines: Sequence[Line]) -> str:
+    """Say which lines hold no value."""
+    numbers = [str(line.number) for line in lines if line.blank]
+    if not numbers:
+        return ""
+    return f"{'lines' if len(numbers) > 1 else 'line'} {few(numbers)} without a filled cell: skipped"
