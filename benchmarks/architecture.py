@@ -88,7 +88,7 @@ FLOW = (
     ),
     Stage(
         "flags go over a file, the file over defaults",
-        ("parallel/options/config.py:read",),
+        ("parallel/options/flags.py:read",),
         "`RunConfig`: every option, checked by itself; None where it is left open",
     ),
     Stage(

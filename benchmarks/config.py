@@ -21,7 +21,8 @@ from paralab.benchmarks import overhead, peers, run, scaling, sweep, tour
 from paralab.commands import train, verify
 from paralab.errors import UsageError, did_you_mean
 from paralab.options.arguments import Parser
-from paralab.options.config import RunConfig, read
+from paralab.options.config import RunConfig
+from paralab.options.flags import read
 from paralab.options.settings import CHOSEN, DEFAULT, Origin, Setting, as_json, table
 
 if TYPE_CHECKING:

@@ -18,7 +18,8 @@ from paralab.benchmarks.scaling import ScaleConfig
 from paralab.benchmarks.sweep import SweepConfig
 from paralab.benchmarks.tour import TourConfig
 from paralab.commands.verify import VerifyConfig
-from paralab.options.config import RunConfig, make_parser
+from paralab.options.config import RunConfig
+from paralab.options.flags import make_parser
 from paralab.records.changes import RENAMED, SCHEMA
 from paralab.records.row import GROUPS, RunRecord
 from paralab.training.options import TrainConfig

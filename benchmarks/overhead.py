@@ -15,8 +15,9 @@ from typing import NamedTuple
 from paralab.benchmarks.stats import median_interval
 from paralab.errors import ConfigError
 from paralab.options import heading
-from paralab.options.config import STEPS, RunConfig, changed, option
-from paralab.options.config import resolve as read_config
+from paralab.options.config import RunConfig, changed
+from paralab.options.flags import resolve as read_config
+from paralab.options.option import STEPS, option
 
 LIMIT = 1.01
 

@@ -29,8 +29,9 @@ from paralab.layout import Layout
 from paralab.measure.categories import MEMORY_CATEGORIES
 from paralab.options import heading
 from paralab.options.choices import LrSchedule, Precision
-from paralab.options.config import MEMORY, STEPS, RunConfig, changed, option
-from paralab.options.config import resolve as read_config
+from paralab.options.config import RunConfig, changed
+from paralab.options.flags import resolve as read_config
+from paralab.options.option import MEMORY, STEPS, option
 from paralab.records.environment import Environment
 from paralab.records.row import RunRecord
 

@@ -26,7 +26,9 @@ if __name__ in ("__main__", "__mp_main__"):  # started as a file: `paralab` is t
 from paralab.console.clock import Moment
 from paralab.errors import ConfigError
 from paralab.options import heading
-from paralab.options.config import PARALLELISM, STEPS, RunConfig, option, read
+from paralab.options.config import RunConfig
+from paralab.options.flags import read
+from paralab.options.option import PARALLELISM, STEPS, option
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -21,8 +21,10 @@ from paralab.benchmarks.run import CaseConfig
 from paralab.benchmarks.sweep import progress
 from paralab.errors import ConfigError, RankError, UsageError
 from paralab.nodes.simulated import bits_per_s
-from paralab.options.config import changed, flags_of, option
-from paralab.options.config import resolve as read_config
+from paralab.options.config import changed
+from paralab.options.flags import flags_of
+from paralab.options.flags import resolve as read_config
+from paralab.options.option import option
 from paralab.processes.allowed import cores_allowed
 from paralab.records.of_axes import sent_bytes
 from paralab.records.reading import read

@@ -37,8 +37,10 @@ from paralab.models import SPECS, file_columns, label_of
 from paralab.models.files import without_size
 from paralab.options import heading
 from paralab.options.choices import EngineChoice
-from paralab.options.config import changed, flags_of, option
-from paralab.options.config import resolve as read_config
+from paralab.options.config import changed
+from paralab.options.flags import flags_of
+from paralab.options.flags import resolve as read_config
+from paralab.options.option import option
 from paralab.processes.oom_killer import OomKiller
 from paralab.records.environment import repository_state
 from paralab.records.proven import parity_words

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from paralab.errors import ConfigError
 from paralab.options import heading
 from paralab.options.config import RunConfig, changed
-from paralab.options.config import resolve as read_config
+from paralab.options.flags import resolve as read_config
 
 
 @dataclass(frozen=True, kw_only=True)

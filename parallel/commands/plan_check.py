@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from paralab.console.clock import Moment
 from paralab.console.phases import Phases
 from paralab.options.config import RunConfig
-from paralab.options.config import resolve as read_config
+from paralab.options.flags import resolve as read_config
 from paralab.planning import answers
 from paralab.planning.search import Found
 

@@ -21,8 +21,8 @@ from paralab.errors import ConfigError, did_you_mean
 from paralab.layout import strategies as named
 from paralab.models import folder_of
 from paralab.options import heading
-from paralab.options.config import read as read_config
 from paralab.options.files import load
+from paralab.options.flags import read as read_config
 from paralab.options.settings import Origin
 from paralab.training.checks import check, check_resume
 from paralab.training.options import IN_FOLDER, PRESETS, TrainConfig, config_file, rows_file

@@ -12,7 +12,8 @@ from dataclasses import dataclass
 from paralab.errors import ConfigError
 from paralab.options import heading
 from paralab.options.choices import Precision
-from paralab.options.config import RunConfig, changed, read
+from paralab.options.config import RunConfig, changed
+from paralab.options.flags import read
 from paralab.options.settings import Origin
 
 

@@ -25,7 +25,8 @@ from paralab.layout import strategies as named
 from paralab.layout.strategies import STRATEGIES
 from paralab.models import SPECS
 from paralab.models.spec import C, ModelConfig, ModelSpec
-from paralab.options.config import RunConfig, flags_of
+from paralab.options.config import RunConfig
+from paralab.options.flags import flags_of
 from paralab.processes import cluster
 from paralab.processes.cluster import Mesh, Rank
 

@@ -6,7 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from paralab.options.config import MODEL, STEPS, RunConfig, changed, option
+from paralab.options.config import RunConfig, changed
+from paralab.options.option import MODEL, STEPS, option
 from paralab.training import sinks
 
 PRESETS: Mapping[str, Mapping[str, Any]] = {

@@ -10,7 +10,8 @@ from paralab.benchmarks import document
 from paralab.errors import LayoutError
 from paralab.layout import Layout
 from paralab.options.commands import COMMANDS
-from paralab.options.config import RunConfig, make_parser
+from paralab.options.config import RunConfig
+from paralab.options.flags import make_parser
 from paralab.records.row import GROUPS, RunRecord
 
 ROOT = Path(__file__).resolve().parents[2]

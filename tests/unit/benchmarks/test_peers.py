@@ -20,7 +20,7 @@ from paralab.benchmarks.peers import (
 from paralab.benchmarks.variants import OWN_VARIANTS, VARIANTS, chosen
 from paralab.errors import ConfigError, WorldError
 from paralab.layout import Layout
-from paralab.options.config import resolve as read_config
+from paralab.options.flags import resolve as read_config
 from paralab.planning.batches import training_batches
 from paralab.planning.resolve import resolve
 from paralab.processes.cluster import Mesh

@@ -15,7 +15,8 @@ from paralab.benchmarks.sweep import Case, Runner, SweepConfig, check, main, pro
 from paralab.errors import ConfigError
 from paralab.layout import Layout
 from paralab.models import NAMES
-from paralab.options.config import RunConfig, flags_of, resolve
+from paralab.options.config import RunConfig
+from paralab.options.flags import flags_of, resolve
 from paralab.records.reading import read
 from paralab.records.row import RunRecord
 from paralab.records.writing import append

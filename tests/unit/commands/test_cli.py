@@ -43,7 +43,7 @@ def test_help_is_quick_and_imports_nothing_heavy() -> None:
 
 
 def test_a_configuration_is_read_without_torch() -> None:
-    code = "import sys, paralab.options.config as c; c.resolve(['--layout', 'dp2']); sys.exit('torch' in sys.modules)"
+    code = "import sys, paralab.options.flags as f; f.resolve(['--layout', 'dp2']); sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], timeout=30).returncode == 0
 
 

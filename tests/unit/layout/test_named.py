@@ -15,8 +15,9 @@ from paralab.errors import LayoutError
 from paralab.layout import Layout
 from paralab.layout.strategies import ALIASES, STRATEGIES, layout_of, name_of, stands_for
 from paralab.models import NAMES, SPECS
-from paralab.options.config import RunConfig, make_parser
-from paralab.options.config import resolve as read_config
+from paralab.options.config import RunConfig
+from paralab.options.flags import make_parser
+from paralab.options.flags import resolve as read_config
 from paralab.planning.resolve import resolve
 
 ROOT = Path(__file__).resolve().parents[3]

@@ -12,7 +12,8 @@ import pytest
 from paralab.errors import ConfigError
 from paralab.models import SPECS, file_columns, files, folder_of, known, label_of, register_model
 from paralab.models.spec import ModelSpec
-from paralab.options.config import RunConfig, read
+from paralab.options.config import RunConfig
+from paralab.options.flags import read
 from paralab.planning.resolve import resolve
 from paralab.processes.cluster import Rank
 from paralab.processes.failure import Failure

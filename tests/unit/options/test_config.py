@@ -17,8 +17,10 @@ from paralab.errors import ConfigError, LayoutError, UsageError
 from paralab.layout import Layout
 from paralab.layout.strategies import STRATEGIES
 from paralab.options.arguments import SYNONYMS
-from paralab.options.config import RunConfig, make_parser, option, resolve
+from paralab.options.config import RunConfig
 from paralab.options.files import load
+from paralab.options.flags import make_parser, resolve
+from paralab.options.option import option
 from paralab.training.options import TrainConfig
 
 

@@ -12,7 +12,7 @@ from paralab import cli
 from paralab.benchmarks import planner_images
 from paralab.benchmarks.run import CaseConfig
 from paralab.models import SPECS
-from paralab.options.config import resolve as read_config
+from paralab.options.flags import resolve as read_config
 from paralab.planning import checked, goals
 from paralab.planning.counted import count
 from paralab.planning.goals import Goal

@@ -26,7 +26,7 @@ from paralab.layout import Layout
 from paralab.layout.strategies import STRATEGIES, name_of
 from paralab.models import SPECS
 from paralab.options.config import RunConfig
-from paralab.options.config import resolve as read_config
+from paralab.options.flags import resolve as read_config
 from paralab.planning import resolve as resolve_module
 from paralab.planning.resolve import Work, alone, resolve
 from paralab.processes.cluster import Rank
