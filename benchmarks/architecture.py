@@ -110,7 +110,7 @@ FLOW = (
         (
             "benchmarks/run_worker.py:measure",
             "parallel/running/task.py:on_rank",
-            "parallel/processes/cluster.py:make_mesh",
+            "parallel/processes/mesh.py:make_mesh",
         ),
         "`Mesh`: the ranks as a grid of pipeline, data and tensor axes",
     ),

@@ -47,8 +47,9 @@ from paralab.parity.scope import Proof
 from paralab.parity.tolerances import as_judged
 from paralab.planning.batches import training_batches
 from paralab.planning.resolve import Work
-from paralab.processes.cluster import Mesh, Rank, default_backend
 from paralab.processes.failure import Progress
+from paralab.processes.mesh import Mesh, default_backend
+from paralab.processes.rank import Rank
 from paralab.records.describe import describe, nodes_of
 from paralab.records.log import MemoryRecord, StepLog, StepRecord
 from paralab.records.of_axes import with_axes

@@ -27,7 +27,7 @@ from paralab.options.settings import CHOSEN, DEFAULT, Origin, Setting, as_json, 
 
 if TYPE_CHECKING:
     from paralab.planning.resolve import Work
-    from paralab.processes.cluster import Rank
+    from paralab.processes.rank import Rank
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,7 @@ def main(argv: Sequence[str]) -> int:
     """Print the options of a command. Returns: 0."""
     options = _parse(argv)
     words = [word for word in options.words if word != "--json"]
-    from paralab.processes.cluster import Rank
+    from paralab.processes.rank import Rank
 
     rank = Rank.from_env()
     settings = list(settings_of(COMMANDS[options.command](words, rank), rank))

@@ -23,7 +23,8 @@ from paralab.planning.constants import shipped
 from paralab.planning.hardware import Device
 from paralab.planning.memory import in_use_bytes
 from paralab.planning.resolve import Work, resolve
-from paralab.processes.cluster import Rank, default_backend
+from paralab.processes.mesh import default_backend
+from paralab.processes.rank import Rank
 from paralab.records.describe import describe
 from paralab.records.of_axes import with_axes
 from paralab.records.requested import Requested

@@ -48,7 +48,7 @@ def main(argv: list[str]) -> int:
     pairs = f"{config.pairs} pairs of {config.steps} steps"
     heading.show(f"overhead of {heading.model_of(config)}: {heading.joined(heading.division_of(config), pairs)}")
     from paralab.planning.resolve import resolve, with_processes_of
-    from paralab.processes.cluster import Rank
+    from paralab.processes.rank import Rank
     from paralab.records.requested import Requested
     from paralab.running import task
 

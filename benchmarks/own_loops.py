@@ -24,7 +24,7 @@ from paralab.benchmarks.variants import package_of_fabric
 from paralab.errors import RankError
 from paralab.library.parallelize import parallelize
 from paralab.library.world import join
-from paralab.processes.cluster import Rank
+from paralab.processes.rank import Rank
 
 if TYPE_CHECKING:
     from paralab.benchmarks.peers import PeersConfig

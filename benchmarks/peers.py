@@ -37,8 +37,9 @@ from paralab.records.row import RunRecord
 
 if TYPE_CHECKING:  # they import torch: `--help` does not wait for it
     from paralab.planning.resolve import Work
-    from paralab.processes.cluster import Mesh, Rank
     from paralab.processes.failure import Progress
+    from paralab.processes.mesh import Mesh
+    from paralab.processes.rank import Rank
 
 _ROOT = Path(__file__).resolve().parent.parent
 _PREFIX = "peers-result "  # torchrun mixes other lines into the output
@@ -297,7 +298,8 @@ def _work(variant: str, argv: list[str]) -> int:
     from paralab.benchmarks import baselines
     from paralab.planning.resolve import resolve
     from paralab.processes import cluster
-    from paralab.processes.cluster import Rank
+    from paralab.processes.mesh import make_mesh
+    from paralab.processes.rank import Rank
     from paralab.running import task
 
     config = read_config(argv, config=PeersConfig, prog="paralab peers")
@@ -311,7 +313,7 @@ def _work(variant: str, argv: list[str]) -> int:
     else:
         if rank.world_size > 1:
             dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
-        mesh = cluster.make_mesh(work.layout, rank.device)
+        mesh = make_mesh(work.layout, rank.device)
         result = _measured(work, rank, mesh, lambda: baselines.make_step(variant, work, rank.device))
         cluster.leave()
     if rank.is_main:
@@ -323,7 +325,7 @@ def _train_own(variant: str, config: PeersConfig) -> int:
     """Train the own module by one variant in this process, one of its ranks, and print the result on rank 0."""
     from paralab.benchmarks import own_loops
     from paralab.processes import cluster
-    from paralab.processes.cluster import Rank
+    from paralab.processes.rank import Rank
 
     rank = Rank.from_env()
     result = own_loops.measure(variant, config)

@@ -85,7 +85,7 @@ def measure(out: Path, models: Sequence[str], nproc: int, *, repeats: int) -> No
     """Run all layouts of these models on so many processes, and append their rows to a file."""
     from paralab.benchmarks.planner_here_worker import Stop
     from paralab.planning.resolve import resolve
-    from paralab.processes.cluster import Rank
+    from paralab.processes.rank import Rank
     from paralab.records.requested import Requested
     from paralab.running import task
 

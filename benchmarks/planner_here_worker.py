@@ -11,8 +11,8 @@ from paralab.console.clock import Moment
 from paralab.console.phases import Phases
 from paralab.measure.load import Load, wait_for_quiet
 from paralab.options.config import RunConfig
-from paralab.processes.cluster import Rank
 from paralab.processes.failure import Progress
+from paralab.processes.rank import Rank
 from paralab.records.requested import Requested
 from paralab.records.writing import append
 from paralab.running import task

@@ -10,7 +10,7 @@ from paralab.benchmarks.run import CaseConfig
 from paralab.console.clock import Moment
 from paralab.console.phases import Phases
 from paralab.planning.resolve import alone, resolve, with_processes_of
-from paralab.processes.cluster import Rank
+from paralab.processes.rank import Rank
 from paralab.records.of_axes import sent_bytes
 from paralab.records.proven import WHOLE
 from paralab.records.requested import Requested

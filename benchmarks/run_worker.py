@@ -6,8 +6,8 @@ from paralab.benchmarks.case import run_case
 from paralab.console.phases import Phases
 from paralab.parity.reference import References
 from paralab.parity.scope import prove_on
-from paralab.processes.cluster import Rank
 from paralab.processes.failure import Progress
+from paralab.processes.rank import Rank
 from paralab.records.log import StepLog
 from paralab.records.log_files import log_path
 from paralab.records.requested import Requested

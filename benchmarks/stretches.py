@@ -15,8 +15,9 @@ from paralab.data.dataset import Batch
 from paralab.engines.engine import Engine
 from paralab.planning.batches import training_batches
 from paralab.planning.resolve import Work
-from paralab.processes.cluster import Mesh, Rank
 from paralab.processes.failure import Progress
+from paralab.processes.mesh import Mesh
+from paralab.processes.rank import Rank
 from paralab.records.requested import Requested
 from paralab.running import task
 

@@ -27,10 +27,9 @@ from paralab.parity.reference import References
 from paralab.parity.scope import prove_on
 from paralab.planning import fit
 from paralab.planning.resolve import Work, machine_processes, resolve, with_processes_of
-from paralab.processes import cluster
-from paralab.processes.allowed import cores_allowed
-from paralab.processes.cluster import Rank
+from paralab.processes.allowed import cores_allowed, default_threads
 from paralab.processes.failure import Progress
+from paralab.processes.rank import Rank
 from paralab.records.log import StepLog
 from paralab.records.log_files import log_path
 from paralab.records.of_axes import sent_bytes
@@ -167,7 +166,7 @@ def _measured(
     """Prove and measure one run on a rank of its mesh, on all threads where the others are waiting."""
     work, threads = here.work, torch.get_num_threads()
     if work.layout.world_size == 1 and not work.run.threads:
-        torch.set_num_threads(cluster.default_threads(1))
+        torch.set_num_threads(default_threads(1))
     record = run_case(
         work,
         requested=here.requested,

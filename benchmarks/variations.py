@@ -107,7 +107,7 @@ def _changed(base: CaseConfig, name: str, **change: Any) -> CaseConfig | None:
 def _realised(case: CaseConfig) -> dict[str, Any]:
     """Return the options of a case with nothing left open."""
     from paralab.planning.resolve import resolve
-    from paralab.processes.cluster import Rank
+    from paralab.processes.rank import Rank
 
     work = resolve(case)
     return vars(work.run) | work.copies(Rank.from_env().device)

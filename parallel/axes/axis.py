@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from paralab.axes.optimizer import Piece
     from paralab.data.dataset import Batch
     from paralab.models.spec import C, ModelSpec
-    from paralab.processes.cluster import Mesh
+    from paralab.processes.mesh import Mesh
 
     ForwardBackward = Callable[[Batch, float], Tensor]
 

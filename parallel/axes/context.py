@@ -14,7 +14,7 @@ from paralab.data.dataset import Dataset
 from paralab.layout import Division, Layout
 from paralab.models.spec import ModelConfig, ModelSpec
 from paralab.options.config import RunConfig
-from paralab.processes.cluster import Mesh
+from paralab.processes.mesh import Mesh
 
 if TYPE_CHECKING:
     from torch.optim import Optimizer

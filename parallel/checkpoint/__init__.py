@@ -35,7 +35,7 @@ from paralab.errors import ConfigError, DataError, NewerFormatError
 from paralab.models import file_columns
 from paralab.models.spec import ModelConfig
 from paralab.planning.resolve import Work
-from paralab.processes.cluster import Mesh
+from paralab.processes.mesh import Mesh
 
 __all__ = [
     "Facts",

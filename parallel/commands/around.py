@@ -16,7 +16,7 @@ from paralab.parity.reference import STEPS, reference_work, trace
 from paralab.parity.tolerances import tolerance_of
 from paralab.planning.batches import training_batches
 from paralab.planning.resolve import Work
-from paralab.processes.cluster import Mesh
+from paralab.processes.mesh import Mesh
 from paralab.training.evaluate import Evaluator
 
 _EVALUATED = 7  # samples: no multiple of the usual numbers of ranks

@@ -36,13 +36,13 @@ def main(argv: Sequence[str]) -> int:
         raise ConfigError(f"--seconds {options.seconds:g}: give {_LEAST_S:g} to {_MOST_S:g}")
     check_writable(Path(options.out))
     from paralab.planning.measured import device as measured
-    from paralab.processes import cluster
+    from paralab.processes.rank import Rank
     from paralab.running import task
 
     ranks = options.processes or default_processes()
     if not 1 <= ranks <= _MOST_PROCESSES:
         raise ConfigError(f"--processes {ranks}: give 1 to {_MOST_PROCESSES}")
-    cluster.Rank.from_env().check_gpus(ranks)
+    Rank.from_env().check_gpus(ranks)
     began = Moment.now()
     task.announce(ranks, Phases(began))
     found = task.start("paralab.commands.calibrate:measure", began, options.seconds, nproc=ranks)

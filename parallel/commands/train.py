@@ -29,7 +29,7 @@ from paralab.training.options import IN_FOLDER, PRESETS, TrainConfig, config_fil
 
 if TYPE_CHECKING:  # they import torch: `--help` and the first line do not wait for it
     from paralab.planning.resolve import Work
-    from paralab.processes.cluster import Rank
+    from paralab.processes.rank import Rank
 
 _DIVISION = ("strategy", "layout", "nproc")
 Origins = Mapping[str, Origin]  # of the options that have no default, by name
@@ -46,7 +46,7 @@ def main(argv: list[str]) -> int:
 
 def _train(argv: list[str], typed: TrainConfig, origins: Origins, began: Moment, phases: Phases) -> int:
     from paralab.planning.resolve import resolve
-    from paralab.processes.cluster import Rank
+    from paralab.processes.rank import Rank
     from paralab.running import task
 
     rank = Rank.from_env()

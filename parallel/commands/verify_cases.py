@@ -29,8 +29,9 @@ from paralab.parity.result import ParityResult
 from paralab.parity.tolerances import tolerance_of
 from paralab.planning import fit
 from paralab.planning.resolve import Work, machine_processes, resolve, with_processes_of
-from paralab.processes.cluster import Mesh, Rank
 from paralab.processes.failure import Progress
+from paralab.processes.mesh import Mesh
+from paralab.processes.rank import Rank
 from paralab.running import task
 
 _COLUMNS = (("strategy", 9), ("layout", 30), ("accumulation", 12), ("loss", 9), ("grad norm", 9), ("parameters", 10))

@@ -28,7 +28,7 @@ from paralab.engines import deepspeed as ds
 from paralab.engines.accelerate_settings import SWITCHES
 from paralab.engines.engine import Engine, LossScale, StepResult
 from paralab.errors import ConfigError, WorldError
-from paralab.processes import cluster
+from paralab.processes.mesh import join_alone
 
 # What says how Accelerate prints and where it runs, not what it trains.
 _READ_ELSEWHERE = (
@@ -46,7 +46,7 @@ def build_accelerate(context: BuildContext, config_path: str | Path | None = Non
     Raises: ConfigError when the layout and Accelerate's configuration disagree, WorldError when Accelerate sees
     another number of processes.
     """
-    cluster.join_alone(context.device)
+    join_alone(context.device)
     kind = accelerate_settings.kind_of(os.environ, context, config_path)
     if kind == "deepspeed":
         ds.prepare(context)  # what it leaves in the environment DeepSpeed reads in every step

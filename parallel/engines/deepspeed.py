@@ -29,7 +29,7 @@ from paralab.engines import deepspeed_config, realised
 from paralab.engines.engine import Engine, LossScale, StepResult
 from paralab.engines.state import Chunks, Shapes
 from paralab.errors import WorldError
-from paralab.processes import cluster
+from paralab.processes.mesh import join_alone
 
 
 def build_deepspeed(context: BuildContext, config_path: str | Path | None = None) -> Engine:
@@ -69,7 +69,7 @@ def _say_once(note: str) -> None:
 
 def prepare(context: BuildContext) -> None:
     """Let DeepSpeed join the process group that exists, without compiling and without printing."""
-    cluster.join_alone(context.device)
+    join_alone(context.device)
     # It reads these two in the environment and nowhere else.
     os.environ.setdefault("LOCAL_RANK", str(context.device.index or 0))
     if context.device.type == "cpu":

@@ -26,7 +26,7 @@ from paralab.data.dataset import Batch
 from paralab.engines.engine import Engine, LossScale, StepResult
 from paralab.engines.state import Chunks, Shapes, model_chunks, new_optimizer_chunks, optimizer_chunks
 from paralab.models.values import value_at_hand
-from paralab.processes.cluster import Mesh
+from paralab.processes.mesh import Mesh
 
 if TYPE_CHECKING:
     from torch.distributed.pipelining import PipelineStage

@@ -15,7 +15,7 @@ from paralab.errors import DataError, UsageError
 from paralab.layout import Layout
 from paralab.options.config import RunConfig
 from paralab.planning.resolve import Work, resolve
-from paralab.processes.cluster import Rank
+from paralab.processes.rank import Rank
 
 # What says which model it is, and not how it was divided.
 _KEPT = ("model", "size", "data", "seq_len", "norm", "seed", "channels_last", "precision", "tokenizer")

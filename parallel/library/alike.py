@@ -7,7 +7,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from paralab.errors import ConfigError
-from paralab.processes.cluster import Mesh
+from paralab.processes.mesh import Mesh
 
 
 def draw_alike(before: Tensor, mesh: Mesh) -> None:

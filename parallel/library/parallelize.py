@@ -23,7 +23,7 @@ from paralab.library.work import Brought, OwnRun, OwnWork
 from paralab.library.world import World
 from paralab.models.spec import ModelSpec, Style
 from paralab.options.choices import CompileMode, Precision
-from paralab.processes import cluster
+from paralab.processes.mesh import make_mesh
 
 Made = nn.Module | Callable[[], nn.Module]
 
@@ -117,7 +117,7 @@ def parallelize(
         spec=spec,
         config=config,
     )
-    mesh = cluster.make_mesh(split, world.device)
+    mesh = make_mesh(split, world.device)
     check_alike(architecture, mesh)
     draw_alike(before, mesh)
     rows = len(batch) if batch is not None else split.dp * split.micro_batches * accumulation

@@ -22,7 +22,7 @@ from paralab.parity.result import ParityResult
 from paralab.parity.tolerances import TOLERANCES
 from paralab.parity.watching import Drawn, Narrowed, line_of_program
 from paralab.planning.resolve import Work
-from paralab.processes.cluster import Mesh
+from paralab.processes.mesh import Mesh
 
 
 def prove(

@@ -8,7 +8,7 @@ import torch.distributed as dist
 from paralab.data.dataset import Batch
 from paralab.errors import DataError
 from paralab.layout import Division, Layout
-from paralab.processes.cluster import Mesh
+from paralab.processes.mesh import Mesh
 
 
 def agreed(batch: Batch | None, count: int, mesh: Mesh) -> bool:

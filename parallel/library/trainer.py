@@ -26,7 +26,7 @@ from paralab.library.own import Forward, forward_of
 from paralab.library.sharding import agreed, division_of
 from paralab.library.work import OwnRun, OwnWork
 from paralab.library.world import World
-from paralab.processes.cluster import Mesh
+from paralab.processes.mesh import Mesh
 
 
 @dataclass(frozen=True)

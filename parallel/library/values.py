@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from paralab.axes.initialise import local, local_slice, local_slices
 from paralab.errors import ConfigError
-from paralab.processes.cluster import Mesh
+from paralab.processes.mesh import Mesh
 
 
 def tensors_of(module: nn.Module) -> dict[str, Tensor]:

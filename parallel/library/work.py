@@ -18,7 +18,7 @@ from paralab.library import values as own_values
 from paralab.library.optimizer import MakeOptimizer, MakeScheduler, make_optimizer, make_scheduler, plain, refused
 from paralab.options.config import RunConfig, changed
 from paralab.planning.resolve import Work
-from paralab.processes.cluster import Mesh
+from paralab.processes.mesh import Mesh
 
 
 @dataclass(frozen=True, kw_only=True)

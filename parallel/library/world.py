@@ -10,8 +10,8 @@ import torch.distributed as dist
 
 from paralab.errors import ParalabError
 from paralab.processes import cluster
-from paralab.processes.cluster import Rank
 from paralab.processes.failure import Progress, guard
+from paralab.processes.rank import Rank
 
 
 @dataclass(frozen=True)

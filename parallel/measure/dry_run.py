@@ -24,7 +24,7 @@ from paralab.errors import ConfigError, LayoutError, ParalabError
 from paralab.measure.ledger import CommLedger, CommRow
 from paralab.measure.memory import MemoryCensus, MemoryReport
 from paralab.planning.resolve import Work
-from paralab.processes.cluster import Mesh
+from paralab.processes.mesh import Mesh
 from paralab.processes.pretend import pretended
 
 

@@ -18,7 +18,7 @@ import torch.distributed as dist
 
 from paralab.layout.schedules import Pass, PassKind
 from paralab.measure.span import SpanRecord
-from paralab.processes.cluster import Mesh
+from paralab.processes.mesh import Mesh
 
 if TYPE_CHECKING:
     from torch.distributed.pipelining import PipelineStage

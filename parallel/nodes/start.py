@@ -137,8 +137,8 @@ def _launch_config(request: NodeRequest, membership: "Membership") -> "LaunchCon
     from torch.distributed.launcher.api import LaunchConfig
 
     from paralab.nodes.rendezvous import register_rendezvous
-    from paralab.processes.cluster import ALARM, ELASTIC, LAUNCH
     from paralab.processes.interfaces import interface_of
+    from paralab.processes.rank import ALARM, ELASTIC, LAUNCH
 
     if not request.max_restarts:  # one line says what failed; of restarts, torch tells
         logging.disable(logging.ERROR)

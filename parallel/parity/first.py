@@ -25,7 +25,7 @@ from paralab.parity.reference import Feed, judged_run, reference_work
 from paralab.parity.scope import activation_bytes
 from paralab.planning.resolve import Work
 from paralab.processes.allowed import memory_available_bytes
-from paralab.processes.cluster import Mesh
+from paralab.processes.mesh import Mesh
 
 # Of a difference to the size of what the reference has: far above rounding, far below what a fault makes of a tensor.
 WITHIN: dict[Precision, float] = {"fp64": 1e-9, "fp32": 1e-3, "bf16": 0.2, "fp16": 0.1}

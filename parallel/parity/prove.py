@@ -14,7 +14,7 @@ from paralab.parity.result import ParityResult
 from paralab.parity.tolerances import NOISE, Tolerance, measure, tolerance_of
 from paralab.planning.batches import training_batches
 from paralab.planning.resolve import Work
-from paralab.processes.cluster import Mesh
+from paralab.processes.mesh import Mesh
 
 
 def prove(work: Work, mesh: Mesh, want: Trace, *, steps: int = STEPS) -> ParityResult:

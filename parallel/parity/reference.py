@@ -16,7 +16,7 @@ from paralab.layout import Layout
 from paralab.options.config import RunConfig
 from paralab.planning.batches import training_batches
 from paralab.planning.resolve import Work
-from paralab.processes.cluster import Mesh
+from paralab.processes.mesh import Mesh
 
 # Of Adam, while parity is checked. An element whose true gradient is zero (the bias of an attention key) has only
 # rounding noise, which the usual 1e-8 would turn into full steps of either sign.

@@ -19,7 +19,8 @@ from paralab.parity.reference import References, Trace, reference_work
 from paralab.parity.tolerances import as_judged
 from paralab.planning.resolve import Work
 from paralab.processes.allowed import memory_available_bytes
-from paralab.processes.cluster import Mesh, Rank
+from paralab.processes.mesh import Mesh
+from paralab.processes.rank import Rank
 from paralab.records.proven import NOT_CLAIMED, NOT_PROVEN, WHOLE
 
 _LEAST_BLOCKS = 2  # so that something is passed from block to block

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from paralab.data import batches
 from paralab.data.dataset import Batch
 from paralab.planning.resolve import Work
-from paralab.processes.cluster import Mesh
+from paralab.processes.mesh import Mesh
 
 
 def training_batches(work: Work, mesh: Mesh, *, start_step: int = 0) -> Iterator[Batch]:

@@ -20,7 +20,7 @@ from paralab.errors import FitError, UsageError
 from paralab.layout import Layout
 from paralab.planning.resolve import Work, resolve
 from paralab.processes.allowed import cores_allowed, memory_available_bytes
-from paralab.processes.cluster import Rank
+from paralab.processes.rank import Rank
 
 # Memory of an idle process on a CPU with torch 2.13, by smaps_rollup, beside what it shares with the others that were
 # forked with it. Those of a launcher are there already when this is asked.

@@ -27,8 +27,9 @@ from paralab.models import SPECS
 from paralab.models.spec import C, ModelConfig, ModelSpec
 from paralab.options.config import RunConfig
 from paralab.options.flags import flags_of
-from paralab.processes import cluster
-from paralab.processes.cluster import Mesh, Rank
+from paralab.processes.allowed import default_threads
+from paralab.processes.mesh import Mesh, default_backend
+from paralab.processes.rank import Rank, start_line
 
 # Samples in a step when none is requested: a second or so of work on a laptop at the default size.
 _GLOBAL_BATCH = {"tokens": 16, "images": 64, "points": 512}
@@ -94,14 +95,14 @@ class Work:
         None stands where an option has no use in this run. rank: a process of the run, or the one that will start them.
         """
         here = rank.local_world_size if rank.launcher != "python" else self.layout.world_size
-        backend = self.run.backend or cluster.default_backend(rank.device.type)
+        backend = self.run.backend or default_backend(rank.device.type)
         return {
             **vars(self.run),
             "data": self.run.data or self.spec.data(self.model_config),
             "seq_len": getattr(self.model_config, "seq_len", None),
             "norm": getattr(self.model_config, "norm", None),
             "tokenizer": getattr(self.model_config, "tokenizer", None),
-            "threads": self.run.threads or cluster.default_threads(here),
+            "threads": self.run.threads or default_threads(here),
             "backend": backend if self.layout.world_size > 1 else None,
             **self.copies(rank.device),
         }
@@ -237,7 +238,7 @@ def _layout(run: RunConfig, rank: Rank) -> Layout:
     strategy = run.strategy or "ddp"
     nproc = run.nproc or _processes_for(strategy)
     if nproc == rank.world_size == 1 and rank.launcher != "python" and not named.runs_alone(strategy):
-        more = cluster.start_line(rank.launcher, 2, gpus=torch.cuda.is_available())
+        more = start_line(rank.launcher, 2, gpus=torch.cuda.is_available())
         raise LayoutError(
             f"{rank.launcher} started 1 process, and {strategy} needs 2 or more: type {more}, or use --strategy single"
         )
@@ -254,7 +255,7 @@ def alone(work: Work, rank: Rank) -> str | None:
     if work.layout.world_size > 1 or strategy == "single":
         return None
     gpus = torch.cuda.device_count()
-    more = cluster.start_line(rank.launcher, gpus if gpus > 1 else _CPU_PROCESSES, gpus=gpus > 1)
+    more = start_line(rank.launcher, gpus if gpus > 1 else _CPU_PROCESSES, gpus=gpus > 1)
     if gpus == 1:
         more = (
             f"this machine has one GPU, and its CPU runs them with CUDA_VISIBLE_DEVICES= before the command and {more}"

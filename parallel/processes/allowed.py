@@ -81,3 +81,8 @@ def _read(path: Path) -> str:
         return path.read_text()
     except OSError:
         return ""
+
+
+def default_threads(local_world_size: int) -> int:
+    """Return the CPU threads of each process: the cores this process may use, shared evenly."""
+    return max(1, affinity() // local_world_size)

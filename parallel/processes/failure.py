@@ -32,9 +32,9 @@ from paralab.errors import (
     WorldError,
 )
 from paralab.processes import cluster
-from paralab.processes.cluster import ALARM, Rank
 from paralab.processes.liveness import Liveness
 from paralab.processes.oom_killer import OomKiller
+from paralab.processes.rank import ALARM, Rank
 
 _LOST_PEER = ("Connection closed by peer", "Connection reset by peer", "Broken pipe", "Connection refused")
 _NO_ANSWER = ("Timed out waiting", "Socket Timeout", "timed out after", "Wait timeout")

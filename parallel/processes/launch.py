@@ -28,10 +28,11 @@ from paralab.console import streams
 from paralab.errors import RankError, WorldError
 from paralab.options.config import RunConfig
 from paralab.processes import cluster, standby
-from paralab.processes.cluster import Rank
+from paralab.processes.allowed import default_threads
 from paralab.processes.failure import VICTIM_EXIT_STATUS, Failure, Progress, end_with, guard, heed_alarm, stopping
 from paralab.processes.interfaces import interface_of
 from paralab.processes.oom_killer import OomKiller
+from paralab.processes.rank import Rank, start_line
 
 if TYPE_CHECKING:
     from torch.distributed.elastic.multiprocessing.errors import ProcessFailure
@@ -75,7 +76,7 @@ def launch(
 def check_started(rank: Rank, nproc: int) -> None:
     """Raise WorldError unless the launcher started the number of processes that is needed."""
     if rank.world_size != nproc:
-        line = cluster.start_line(rank.launcher, nproc, gpus=torch.cuda.is_available())
+        line = start_line(rank.launcher, nproc, gpus=torch.cuda.is_available())
         raise WorldError(f"{rank.launcher} started {rank.world_size} process(es), {nproc} needed: type {line}")
 
 
@@ -110,7 +111,7 @@ def _start_in(folder: str, task: str, args: tuple, config: RunConfig | None, *, 
 
     oom_killer = OomKiller()
     threads = config.threads if config is not None else None
-    os.environ.setdefault("OMP_NUM_THREADS", str(threads or cluster.default_threads(nproc)))
+    os.environ.setdefault("OMP_NUM_THREADS", str(threads or default_threads(nproc)))
     elastic = "torch.distributed.elastic"  # its modules set a level each
     for name in (elastic, f"{elastic}.agent.server.api", f"{elastic}.multiprocessing.api", "torch.multiprocessing"):
         logging.getLogger(name).setLevel(logging.CRITICAL)  # the failed rank says it in one line

@@ -19,7 +19,9 @@ from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_mod
 from paralab.errors import WorldError
 from paralab.layout import Layout
 from paralab.processes import cluster
-from paralab.processes.cluster import Mesh
+from paralab.processes.mesh import Mesh, make_mesh
+
+FAKE = "fake"  # torch's backend of which every collective returns at once: it sends nothing
 
 
 @contextlib.contextmanager
@@ -34,10 +36,10 @@ def pretended(layout: Layout, rank: int) -> Iterator[Mesh]:
 
     hook = sys.excepthook  # of which torch makes one that prints the rank
     _leave()
-    dist.init_process_group(cluster.FAKE, store=FakeStore(), rank=rank, world_size=layout.world_size)
+    dist.init_process_group(FAKE, store=FakeStore(), rank=rank, world_size=layout.world_size)
     try:
         fake = FakeTensorMode(allow_non_fake_inputs=True)
-        yield replace(cluster.make_mesh(layout, torch.device("cpu")), tensors=lambda: _without_values(fake))
+        yield replace(make_mesh(layout, torch.device("cpu")), tensors=lambda: _without_values(fake))
     finally:
         _leave()
         sys.excepthook = hook

@@ -13,8 +13,8 @@ from paralab.errors import RankError, WriteError
 from paralab.layout import words
 from paralab.models import file_columns
 from paralab.planning.resolve import Work
-from paralab.processes.cluster import Rank
 from paralab.processes.failure import Failure
+from paralab.processes.rank import Rank
 from paralab.records.environment import Environment
 from paralab.records.of_axes import with_axes
 from paralab.records.reading import read

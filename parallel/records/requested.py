@@ -11,8 +11,8 @@ from paralab.layout import Layout
 from paralab.layout.strategies import find
 from paralab.options.choices import EngineChoice, Precision
 from paralab.options.config import RunConfig
-from paralab.processes.cluster import Rank
 from paralab.processes.meeting import Launcher
+from paralab.processes.rank import Rank
 
 
 @dataclass(frozen=True)

@@ -23,10 +23,10 @@ from paralab.errors import RankError
 from paralab.options.config import RunConfig
 from paralab.planning import fit
 from paralab.planning.resolve import Work, resolve
-from paralab.processes import cluster
-from paralab.processes.cluster import Mesh, Rank
 from paralab.processes.failure import Failure, Progress, guard
 from paralab.processes.launch import launch
+from paralab.processes.mesh import Mesh, make_mesh
+from paralab.processes.rank import Rank
 from paralab.records.describe import failed, record_failure
 from paralab.records.requested import Requested, shared
 from paralab.records.writing import append
@@ -122,4 +122,4 @@ def on_rank(
         if request.launcher != "python":
             request = shared(request)
             fit.agree(work, rank, force=run.force)
-        yield Here(work, request, cluster.make_mesh(work.layout, rank.device))
+        yield Here(work, request, make_mesh(work.layout, rank.device))

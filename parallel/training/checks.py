@@ -11,7 +11,7 @@ from paralab.training.options import IN_FOLDER, TrainConfig, config_file, log_fi
 
 if TYPE_CHECKING:  # they import torch: `--help` and the first line do not wait for it
     from paralab.planning.resolve import Work
-    from paralab.processes.cluster import Rank
+    from paralab.processes.rank import Rank
 
 
 def check(work: "Work") -> None:

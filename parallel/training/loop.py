@@ -33,8 +33,9 @@ from paralab.measure.roofline import device_peak, share_of_peak
 from paralab.planning.batches import training_batches
 from paralab.planning.resolve import Work
 from paralab.processes import cluster
-from paralab.processes.cluster import Mesh, Rank
 from paralab.processes.failure import Progress
+from paralab.processes.mesh import Mesh
+from paralab.processes.rank import Rank
 from paralab.records.describe import describe
 from paralab.records.log import LogWriter, StepLog, StepRecord, read_log, set_aside
 from paralab.records.of_axes import with_axes

@@ -22,8 +22,8 @@ from paralab.parity.result import ParityResult
 from paralab.planning import fit
 from paralab.planning.batches import training_batches
 from paralab.planning.resolve import resolve
-from paralab.processes import cluster
-from paralab.processes.cluster import Mesh, Rank
+from paralab.processes.mesh import Mesh, make_mesh
+from paralab.processes.rank import Rank
 
 # As many blocks as most layouts have stages: under tensor parallelism a case takes as long as its blocks are many.
 SHALLOW = {
@@ -39,7 +39,7 @@ _references = References()
 def parity_result(rank: Rank, run: RunConfig) -> ParityResult | None:
     """Train a case and compare it with one process; ranks outside the layout return None."""
     work = resolve(run)
-    mesh = cluster.make_mesh(work.layout, rank.device)
+    mesh = make_mesh(work.layout, rank.device)
     if rank.rank >= work.layout.world_size:
         return None
     return prove(work, mesh, _references.get(work, mesh))
@@ -48,7 +48,7 @@ def parity_result(rank: Rank, run: RunConfig) -> ParityResult | None:
 def parity_result_where_little_is_free(rank: Rank, run: RunConfig, free_bytes: int) -> tuple[str, ParityResult | None]:
     """Prove what fits of a case into so much memory; return how much that is. Ranks outside the layout take no part."""
     work = resolve(run)
-    mesh = cluster.make_mesh(work.layout, rank.device)
+    mesh = make_mesh(work.layout, rank.device)
     if rank.rank >= work.layout.world_size:
         return "", None
     with pytest.MonkeyPatch.context() as patch:
@@ -82,7 +82,7 @@ def parity_result_with_small_buckets(rank: Rank, run: RunConfig) -> ParityResult
 def buffer_difference(rank: Rank, run: RunConfig) -> tuple[int, float]:
     """Train a case and one process; return how many buffers this rank holds and their largest absolute difference."""
     work = resolve(run)
-    mesh = cluster.make_mesh(work.layout, rank.device)
+    mesh = make_mesh(work.layout, rank.device)
     if rank.rank >= work.layout.world_size:
         return 0, 0.0
     sent: list[dict[str, Tensor] | None] = [None]
@@ -104,7 +104,7 @@ def buffer_difference(rank: Rank, run: RunConfig) -> tuple[int, float]:
 def state_memory(rank: Rank, run: RunConfig) -> tuple[int, int] | None:
     """Return the measured and the predicted peak of the model's state; ranks outside the layout return None."""
     work = resolve(run)
-    mesh = cluster.make_mesh(work.layout, rank.device)
+    mesh = make_mesh(work.layout, rank.device)
     if rank.rank >= work.layout.world_size:
         return None
     engine = native.build(work.context(mesh))
@@ -118,7 +118,7 @@ def state_memory(rank: Rank, run: RunConfig) -> tuple[int, int] | None:
 def looked_inside(rank: Rank, run: RunConfig) -> tuple[MemoryReport, list[CommRow]] | None:
     """Return memory and bytes of one step, as `paralab run` looks at them; ranks outside the layout return None."""
     work = resolve(run)
-    mesh = cluster.make_mesh(work.layout, rank.device)
+    mesh = make_mesh(work.layout, rank.device)
     if rank.rank >= work.layout.world_size:
         return None
     engine = native.build(work.context(mesh))

@@ -16,8 +16,8 @@ from paralab.parity.reference import Trace, reference, reference_key
 from paralab.parity.result import ParityResult
 from paralab.planning.batches import training_batches
 from paralab.planning.resolve import Work, resolve
-from paralab.processes import cluster
-from paralab.processes.cluster import Mesh, Rank
+from paralab.processes.mesh import Mesh, make_mesh
+from paralab.processes.rank import Rank
 from paralab.training.evaluate import Evaluator, Validation
 from paralab.weights.start_from import start_from
 
@@ -28,7 +28,7 @@ _references: dict[tuple, Trace] = {}
 def parity_result(rank: Rank, run: RunConfig, engine: str, ds_config: str | None = None) -> tuple[str, ParityResult]:
     """Train a case with an engine and compare it with one process; return the engine's class as well."""
     work = resolve(run)
-    return prove_engine(work, cluster.make_mesh(work.layout, rank.device), engine, ds_config)
+    return prove_engine(work, make_mesh(work.layout, rank.device), engine, ds_config)
 
 
 def prove_engine(work: Work, mesh: Mesh, engine: str, ds_config: str | None) -> tuple[str, ParityResult]:
@@ -44,14 +44,14 @@ def prove_engine(work: Work, mesh: Mesh, engine: str, ds_config: str | None) -> 
 def sharded(rank: Rank, run: RunConfig) -> set[bool]:
     """Return whether the parameters are shards of torch's FSDP: of all of them, and of none, one answer."""
     work = resolve(run)
-    built = engines.build(work.context(cluster.make_mesh(work.layout, rank.device)), "torch")
+    built = engines.build(work.context(make_mesh(work.layout, rank.device)), "torch")
     return {isinstance(parameter, DTensor) for _, parameter in built.parameters()}
 
 
 def split_with_a_slow_rank(rank: Rank, run: RunConfig, engine: str, slept_s: float) -> Split | None:
     """Take a step in which rank 0 sleeps so long; return where each rank's time went."""
     work = resolve(run)
-    mesh = cluster.make_mesh(work.layout, rank.device)
+    mesh = make_mesh(work.layout, rank.device)
     if rank.rank >= work.layout.world_size:
         return None
     built = engines.build(work.context(mesh), engine)
@@ -70,7 +70,7 @@ def split_with_a_slow_rank(rank: Rank, run: RunConfig, engine: str, slept_s: flo
 def memory(rank: Rank, run: RunConfig, engine: str, ds_config: str | None = None) -> tuple[int, MemoryReport]:
     """Return how many parameters the model has, and what the second step of a case holds on this rank."""
     work = resolve(run)
-    mesh = cluster.make_mesh(work.layout, rank.device)
+    mesh = make_mesh(work.layout, rank.device)
     built = engines.build(work.context(mesh), engine, ds_config=ds_config)
     batches = training_batches(work, mesh)
     built.step(next(batches))
@@ -82,7 +82,7 @@ def memory(rank: Rank, run: RunConfig, engine: str, ds_config: str | None = None
 def saved_by_deepspeed(rank: Rank, run: RunConfig, folder: str) -> float:
     """Take a step, let DeepSpeed save its own checkpoint; return the loss of the next step."""
     work = resolve(run)
-    mesh = cluster.make_mesh(work.layout, rank.device)
+    mesh = make_mesh(work.layout, rank.device)
     built: Any = engines.build(work.context(mesh), "deepspeed")
     batches = training_batches(work, mesh)
     built.step(next(batches))
@@ -118,7 +118,7 @@ def evaluated(rank: Rank, run: RunConfig, engine: str, weights: str) -> tuple[Va
 
 def _built(rank: Rank, run: RunConfig, engine: str) -> Any:
     work = resolve(run)
-    mesh = cluster.make_mesh(work.layout, rank.device)
+    mesh = make_mesh(work.layout, rank.device)
     return engines.build(work.context(mesh), engine) if rank.rank < work.layout.world_size else None
 
 

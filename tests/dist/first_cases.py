@@ -32,8 +32,8 @@ from paralab.parity.result import ParityResult
 from paralab.planning import batches as planning_batches
 from paralab.planning.batches import training_batches
 from paralab.planning.resolve import Work, resolve
-from paralab.processes import cluster
-from paralab.processes.cluster import Mesh, Rank
+from paralab.processes.mesh import Mesh, make_mesh
+from paralab.processes.rank import Rank
 from tests.dist import library_cases
 
 Patch = pytest.MonkeyPatch
@@ -46,7 +46,7 @@ def searched(rank: Rank, run: RunConfig) -> tuple[str, Counter] | None:
     None on ranks outside of it.
     """
     work = resolve(run)
-    mesh = cluster.make_mesh(work.layout, rank.device)
+    mesh = make_mesh(work.layout, rank.device)
     if rank.rank >= work.layout.world_size:
         return None
     compared: Counter = Counter()
@@ -73,7 +73,7 @@ def searched_where_little_is_free(rank: Rank, run: RunConfig) -> str | None:
 def faulty(rank: Rank, run: RunConfig, fault: str) -> ParityResult | None:
     """Prove a layout that has a fault; None on ranks outside of it."""
     work = resolve(run)
-    mesh = cluster.make_mesh(work.layout, rank.device)
+    mesh = make_mesh(work.layout, rank.device)
     if rank.rank >= work.layout.world_size:
         return None
     want = _references.get(work, mesh)
@@ -262,7 +262,7 @@ def own(rank: Rank, layout: str, faulty_rank: int | None) -> ParityResult | None
     """Prove a module of one's own that computes something else on one rank; None on ranks outside of the layout."""
     split = Layout.parse(layout)
     if rank.rank >= split.world_size:
-        cluster.make_mesh(split, rank.device)
+        make_mesh(split, rank.device)
         return None
     torch.manual_seed(0)
     module = Own(0.01 if rank.rank == faulty_rank else 0.0)

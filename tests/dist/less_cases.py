@@ -10,8 +10,8 @@ from paralab.axes.data import compression, ddp
 from paralab.axes.data.local import LocalSteps
 from paralab.layout import Layout
 from paralab.options.choices import GradCompression
-from paralab.processes import cluster
-from paralab.processes.cluster import Rank
+from paralab.processes.mesh import make_mesh
+from paralab.processes.rank import Rank
 
 RANKS = 2
 Named = dict[str, Tensor]
@@ -19,7 +19,7 @@ Named = dict[str, Tensor]
 
 def gradients(rank: Rank, kind: GradCompression, steps: int, samples: int) -> list[tuple[Named, Named]] | None:
     """Return (what a compressed backward left, the exact average) of each step, by parameter, on two ranks."""
-    mesh = cluster.make_mesh(Layout(dp=RANKS), rank.device)
+    mesh = make_mesh(Layout(dp=RANKS), rank.device)
     if rank.rank >= RANKS:
         return None
     torch.manual_seed(0)
@@ -42,7 +42,7 @@ def gradients(rank: Rank, kind: GradCompression, steps: int, samples: int) -> li
 
 def outer_steps(rank: Rank, meetings: int) -> tuple[Tensor, Tensor] | None:
     """Return parameters after some meetings of ranks that moved at random, and as torch's own SGD has them."""
-    mesh = cluster.make_mesh(Layout(dp=RANKS), rank.device)
+    mesh = make_mesh(Layout(dp=RANKS), rank.device)
     if rank.rank >= RANKS:
         return None
     ours = nn.Parameter(torch.linspace(-1, 1, 50, dtype=torch.float64))
@@ -71,7 +71,7 @@ def row(rank: Rank, run: Any) -> tuple[bool | None, str | None, str | None] | No
     from paralab.records.requested import Requested
 
     work = resolve(run)
-    mesh = cluster.make_mesh(work.layout, rank.device)
+    mesh = make_mesh(work.layout, rank.device)
     if rank.rank >= work.layout.world_size:
         return None
     proof = prove_on(work, mesh, rank, References())

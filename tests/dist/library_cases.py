@@ -15,8 +15,8 @@ from paralab.axes.blocks import blocks_of
 from paralab.errors import ConfigError, DataError, LayoutError
 from paralab.layout import Layout
 from paralab.library.optimizer import Parameters
-from paralab.processes import cluster
-from paralab.processes.cluster import Rank
+from paralab.processes.mesh import make_mesh
+from paralab.processes.rank import Rank
 from tests.dist.own_modules import DROPPING, KINDS, ROWS, SEQUENCE, WORDS, Kind, Plain
 
 STEPS = 3
@@ -138,7 +138,7 @@ def in_each(rank: Rank, layouts: Iterable[str], run: Callable[[World, Layout], A
         if rank.rank < layout.world_size:
             found.append(run(World(rank.rank, layout.world_size, rank.device), layout))
         else:
-            cluster.make_mesh(layout, rank.device)
+            make_mesh(layout, rank.device)
             found.append({})
     return found
 

@@ -12,8 +12,8 @@ from paralab.options.config import RunConfig
 from paralab.parity.reference import References
 from paralab.parity.scope import prove_on
 from paralab.planning.resolve import resolve
-from paralab.processes import cluster
-from paralab.processes.cluster import Rank
+from paralab.processes.mesh import make_mesh
+from paralab.processes.rank import Rank
 from paralab.records.requested import Requested
 from paralab.records.row import RunRecord
 from tests.dist.workers import WorkerPool
@@ -29,7 +29,7 @@ def measured(rank: Rank, layout: str, model: str) -> tuple[RunRecord, dict[str, 
             model=model, size="tiny", layout=Layout.parse(layout), global_batch_size=8, steps=2, warmup=1, out=None
         )
         work = resolve(run)
-        mesh = cluster.make_mesh(work.layout, rank.device)
+        mesh = make_mesh(work.layout, rank.device)
         if rank.rank >= work.layout.world_size:
             return None
         assert mesh.size("tw") == 2 and mesh.group("tw").size() == 2

@@ -18,7 +18,8 @@ from paralab.layout import Layout
 from paralab.options.config import RunConfig
 from paralab.planning.batches import training_batches
 from paralab.planning.resolve import resolve
-from paralab.processes.cluster import Rank, make_mesh
+from paralab.processes.mesh import make_mesh
+from paralab.processes.rank import Rank
 from tests.dist.workers import WorkerPool
 
 SHORT = {"size": "2x32x4v257", "seq_len": 16}  # so that the many pairs are quick

@@ -12,8 +12,8 @@ from paralab.measure.ledger import CommLedger
 from paralab.options.config import RunConfig
 from paralab.planning.batches import training_batches
 from paralab.planning.resolve import resolve
-from paralab.processes import cluster
-from paralab.processes.cluster import Rank
+from paralab.processes.mesh import make_mesh
+from paralab.processes.rank import Rank
 from tests.dist.cases import SHALLOW
 from tests.dist.workers import WorkerPool
 from tests.tiny import TINY
@@ -22,7 +22,7 @@ from tests.tiny import TINY
 def counted(rank: Rank, run: RunConfig) -> Sent | None:
     """Count one step, after those in which shapes and DDP's buckets settle; ranks outside the layout return None."""
     work = resolve(run)
-    mesh = cluster.make_mesh(work.layout, rank.device)
+    mesh = make_mesh(work.layout, rank.device)
     if rank.rank >= work.layout.world_size:
         return None
     engine = engines.build(work.context(mesh), "torch")

@@ -16,8 +16,8 @@ from paralab.options.config import RunConfig
 from paralab.parity.prove import prove
 from paralab.parity.result import ParityResult
 from paralab.planning.resolve import resolve
-from paralab.processes import cluster
-from paralab.processes.cluster import Rank
+from paralab.processes.mesh import make_mesh
+from paralab.processes.rank import Rank
 from tests.dist import cases
 from tests.dist.cases import SHALLOW
 from tests.dist.test_communication import check_run
@@ -116,7 +116,7 @@ FAULTS = {
 def parity_with(rank: Rank, run: RunConfig, fault: str) -> ParityResult | None:
     """Prove a case whose code has a fault against a reference without it; ranks outside the layout return None."""
     work = resolve(run)
-    mesh = cluster.make_mesh(work.layout, rank.device)
+    mesh = make_mesh(work.layout, rank.device)
     if rank.rank >= work.layout.world_size:
         return None
     want = cases._references.get(work, mesh)

@@ -17,7 +17,7 @@ from paralab.models import SPECS
 from paralab.options.config import RunConfig
 from paralab.planning.batches import training_batches
 from paralab.planning.resolve import resolve
-from paralab.processes.cluster import Mesh
+from paralab.processes.mesh import Mesh
 from paralab.weights.start_from import start_from
 from tests import hugging_face
 from tests.dist.workers import Failed, WorkerPool

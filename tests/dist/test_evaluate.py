@@ -10,8 +10,8 @@ from paralab.layout import Layout
 from paralab.options.config import RunConfig
 from paralab.planning.batches import training_batches
 from paralab.planning.resolve import resolve
-from paralab.processes import cluster
-from paralab.processes.cluster import Rank
+from paralab.processes.mesh import make_mesh
+from paralab.processes.rank import Rank
 from paralab.training.evaluate import Evaluator, Validation
 from tests.dist.workers import WorkerPool
 
@@ -24,7 +24,7 @@ POINTS = {"model": "diffusion", "size": "tiny-points"}
 def evaluate(rank: Rank, run: RunConfig) -> tuple[Validation, Validation, float] | None:
     """Evaluate after one step and, twice in a row, after another; return both results and the next training loss."""
     work = resolve(run)
-    mesh = cluster.make_mesh(work.layout, rank.device)
+    mesh = make_mesh(work.layout, rank.device)
     if rank.rank >= work.layout.world_size:
         return None
     engine = native.build(work.context(mesh))
@@ -82,7 +82,7 @@ def test_the_loss_is_the_mean_over_the_samples(workers: WorkerPool) -> None:
 
 def evaluate_plainly(rank: Rank, run: RunConfig) -> tuple[Validation, tuple[float, float]] | None:
     work = resolve(run)
-    mesh = cluster.make_mesh(work.layout, rank.device)
+    mesh = make_mesh(work.layout, rank.device)
     if rank.rank >= work.layout.world_size:
         return None
     engine = native.build(work.context(mesh))

@@ -18,8 +18,8 @@ from paralab.models.routing import Router
 from paralab.options.config import RunConfig
 from paralab.planning.batches import training_batches
 from paralab.planning.resolve import resolve
-from paralab.processes import cluster
-from paralab.processes.cluster import Rank
+from paralab.processes.mesh import make_mesh
+from paralab.processes.rank import Rank
 from tests.dist.cases import SHALLOW
 from tests.dist.test_parity import BITES, LIMITED, check_exactly
 from tests.dist.workers import WorkerPool
@@ -49,7 +49,7 @@ def test_blocks_that_are_recomputed_send_their_tokens_again(workers: WorkerPool)
 def routed(rank: Rank, run: RunConfig) -> tuple[list[list[int]], Loads] | None:
     """Return the experts of each token of this rank in the third step, router by router, and how often each is one."""
     work = resolve(run)
-    mesh = cluster.make_mesh(work.layout, rank.device)
+    mesh = make_mesh(work.layout, rank.device)
     if rank.rank >= work.layout.world_size:
         return None
     engine = native.build(work.context(mesh))
@@ -70,7 +70,7 @@ def counted(rank: Rank, run: RunConfig) -> tuple[Sent, Fraction, int] | None:
     from paralab.measure.memory import MemoryCensus
 
     work = resolve(run)
-    mesh = cluster.make_mesh(work.layout, rank.device)
+    mesh = make_mesh(work.layout, rank.device)
     if rank.rank >= work.layout.world_size:
         return None
     engine = native.build(work.context(mesh))

@@ -10,7 +10,8 @@ from paralab.layout import Layout
 from paralab.options.config import RunConfig
 from paralab.planning.batches import training_batches
 from paralab.planning.resolve import resolve
-from paralab.processes.cluster import Mesh, Rank
+from paralab.processes.mesh import Mesh
+from paralab.processes.rank import Rank
 from tests import hugging_face
 from tests.dist.test_communication import check_run
 from tests.dist.workers import WorkerPool

@@ -9,8 +9,8 @@ from torch import Tensor
 from paralab import Plan, World, parallelize, plan
 from paralab.axes.initialise import local
 from paralab.measure.ledger import CommLedger
-from paralab.processes import cluster
-from paralab.processes.cluster import Rank
+from paralab.processes.mesh import make_mesh
+from paralab.processes.rank import Rank
 from tests.dist.library_cases import batches, made
 from tests.dist.own_modules import KINDS
 from tests.dist.workers import WorkerPool
@@ -31,7 +31,7 @@ def measured(rank: Rank, name: str, processes: int) -> dict[str, tuple[dict[str,
         if row.layout is None or row.sent_bytes is None:
             continue
         if rank.rank >= processes:
-            cluster.make_mesh(row.layout, rank.device)
+            make_mesh(row.layout, rank.device)
             continue
         found[row.strategy] = _measured(World(rank.rank, processes, rank.device), name, row.layout)
     return found

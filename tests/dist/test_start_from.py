@@ -12,8 +12,8 @@ from paralab.models import SPECS
 from paralab.options.config import RunConfig
 from paralab.planning.batches import training_batches
 from paralab.planning.resolve import resolve
-from paralab.processes import cluster
-from paralab.processes.cluster import Rank
+from paralab.processes.mesh import make_mesh
+from paralab.processes.rank import Rank
 from paralab.weights.hugging_face import to_hugging_face
 from paralab.weights.start_from import start_from
 from tests.dist.workers import WorkerPool
@@ -22,7 +22,7 @@ from tests.dist.workers import WorkerPool
 def loss(rank: Rank, run: RunConfig, folder: str) -> float | None:
     """Start from a folder; return the loss of the first step."""
     work = resolve(run)
-    mesh = cluster.make_mesh(work.layout, rank.device)
+    mesh = make_mesh(work.layout, rank.device)
     if rank.rank >= work.layout.world_size:
         return None
     engine = native.build(work.context(mesh))

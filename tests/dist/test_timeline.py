@@ -12,15 +12,15 @@ from paralab.measure.timeline import Timeline, bubble_share
 from paralab.options.config import RunConfig
 from paralab.planning.batches import training_batches
 from paralab.planning.resolve import resolve
-from paralab.processes import cluster
-from paralab.processes.cluster import Rank
+from paralab.processes.mesh import make_mesh
+from paralab.processes.rank import Rank
 from tests.dist.workers import WorkerPool
 
 
 def spans(rank: Rank, run: RunConfig) -> list[SpanRecord]:
     """Watch the second step of a case."""
     work = resolve(run)
-    mesh = cluster.make_mesh(work.layout, rank.device)
+    mesh = make_mesh(work.layout, rank.device)
     if rank.rank >= work.layout.world_size:
         return []
     engine = engines.build(work.context(mesh), "torch")

@@ -80,8 +80,9 @@ class WorkerPool:
 
 def _work(rank: int, world_size: int, store: str, inbox: Any, outbox: Any) -> None:
     from paralab.processes import cluster
+    from paralab.processes.rank import Rank
 
-    me = cluster.Rank(rank, world_size, rank, world_size, "pool")
+    me = Rank(rank, world_size, rank, world_size, "pool")
     cluster.join(me, threads=1, init_method=f"file://{store}")
     while (task := inbox.get()) is not None:
         target, args = task

@@ -26,8 +26,8 @@ from paralab.checkpoint.storage import Writer
 from paralab.data.dataset import Batch
 from paralab.engines.engine import StepResult
 from paralab.engines.native import NativeEngine
-from paralab.processes.cluster import Rank
 from paralab.processes.failure import Progress
+from paralab.processes.rank import Rank
 from paralab.running import task as running
 from paralab.training import loop as training
 

@@ -13,6 +13,8 @@ sys.path[0] = str(Path(__file__).resolve().parents[2])
 from paralab.options.config import RunConfig  # noqa: E402
 from paralab.planning.resolve import resolve  # noqa: E402
 from paralab.processes import cluster  # noqa: E402
+from paralab.processes.mesh import make_mesh  # noqa: E402
+from paralab.processes.rank import Rank  # noqa: E402
 from tests.dist.engine_cases import prove_engine  # noqa: E402
 
 
@@ -24,7 +26,7 @@ def main() -> None:
     parser.add_argument("--precision", default="fp32")
     parser.add_argument("--local_rank")
     arguments = parser.parse_args()
-    rank = cluster.Rank.from_env()
+    rank = Rank.from_env()
     run = RunConfig(
         size="tiny",
         strategy=arguments.strategy,
@@ -37,7 +39,7 @@ def main() -> None:
     work = resolve(run)
     engine = work.run.engine
     cluster.join(rank, threads=1)
-    built, result = prove_engine(work, cluster.make_mesh(work.layout, rank.device), engine, work.run.ds_config)
+    built, result = prove_engine(work, make_mesh(work.layout, rank.device), engine, work.run.ds_config)
     if rank.is_main:
         report = {"launcher": rank.launcher, "world_size": rank.world_size, "engine": engine, "built": built}
         print(json.dumps(report | {"parity": str(result)}), flush=True)

@@ -8,8 +8,8 @@ import psutil
 import torch
 import torch.distributed as dist
 
-from paralab.processes.cluster import Rank
 from paralab.processes.failure import Progress
+from paralab.processes.rank import Rank
 
 
 def raise_at(rank: Rank, progress: Progress, who: int, when: int) -> None:

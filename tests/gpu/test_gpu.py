@@ -19,7 +19,7 @@ from paralab.parity.prove import prove
 from paralab.parity.reference import reference
 from paralab.parity.result import ParityResult
 from paralab.planning.resolve import Work, resolve
-from paralab.processes.cluster import Mesh
+from paralab.processes.mesh import Mesh
 from paralab.records.log import read_log
 from paralab.records.reading import read
 from tests.tiny import TINY

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from paralab.axes.costs import AxisCost
     from paralab.models.sequence import SequenceShape
     from paralab.models.spec import C, ModelSpec
-    from paralab.processes.cluster import Mesh
+    from paralab.processes.mesh import Mesh
 
 STYLES = ("ring", "ulysses")
 _MOST_RANKS = 64  # that are looked at for what divides

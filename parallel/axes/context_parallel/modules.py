@@ -7,7 +7,7 @@ from paralab.axes.context_parallel.pieces import Take, take_piece, taken_by
 from paralab.axes.context_parallel.ring import Ring
 from paralab.axes.context_parallel.ulysses import Ulysses
 from paralab.models.sequence import Attend
-from paralab.processes.cluster import Mesh
+from paralab.processes.mesh import Mesh
 
 
 def connect(part: nn.Module, *, mesh: Mesh, causal: bool, compiled: bool = False) -> None:

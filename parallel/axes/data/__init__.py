@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from paralab.axes.context import BuildContext, Planned
     from paralab.axes.costs import AxisCost
     from paralab.models.spec import C, ModelSpec
-    from paralab.processes.cluster import Mesh
+    from paralab.processes.mesh import Mesh
 
 REPLICATE, SHARD = "dp_replicate", "dp_shard"  # the dims of the axis under `shardN`: neighbours share a shard
 JOINED = "dp_cp"  # data and context ranks together

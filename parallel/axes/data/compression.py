@@ -23,7 +23,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from paralab.axes.axis import Transfer
 from paralab.options.choices import GradCompression
-from paralab.processes.cluster import Mesh
+from paralab.processes.mesh import Mesh
 
 POWERSGD_RANK = 4
 BLOCK = 256  # numbers that share a scale

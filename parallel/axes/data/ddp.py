@@ -18,7 +18,7 @@ from paralab.axes.data.unused import without_gradient
 from paralab.axes.initialise import local
 from paralab.axes.placements import sharded_over
 from paralab.models.spec import Reducing
-from paralab.processes.cluster import Mesh
+from paralab.processes.mesh import Mesh
 
 Named = Sequence[tuple[str, Tensor]]  # parameters with their names
 

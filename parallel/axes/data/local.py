@@ -14,7 +14,7 @@ from torch import Tensor
 
 from paralab.axes.initialise import local
 from paralab.options.choices import OuterOptimizer
-from paralab.processes.cluster import Mesh
+from paralab.processes.mesh import Mesh
 
 LEARNING_RATE, MOMENTUM = 0.7, 0.9  # of the outer optimizer: Douillard et al. 2023, section 3.1
 

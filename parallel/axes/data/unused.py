@@ -14,7 +14,7 @@ from torch.distributed.fsdp import FSDPModule
 from paralab.axes.blocks import block_of, blocks_of
 from paralab.axes.data import replica_dim
 from paralab.errors import ConfigError
-from paralab.processes.cluster import Mesh
+from paralab.processes.mesh import Mesh
 
 
 class Unused:

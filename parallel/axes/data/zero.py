@@ -35,7 +35,7 @@ from paralab.axes.optimizer import Piece, share_of_rows
 from paralab.axes.precision import DTYPES
 from paralab.errors import LayoutError
 from paralab.options.choices import Precision
-from paralab.processes.cluster import Mesh
+from paralab.processes.mesh import Mesh
 
 IN_PLACE_BYTES = 1 << 20
 

@@ -12,7 +12,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from paralab.axes.pieces import distribute, run_locally
-from paralab.processes.cluster import Mesh
+from paralab.processes.mesh import Mesh
 
 
 def divide(module: nn.Module, *, mesh: Mesh) -> None:

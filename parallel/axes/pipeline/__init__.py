@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from paralab.axes.context import BuildContext, Planned
     from paralab.axes.costs import AxisCost
     from paralab.models.spec import C, ModelSpec
-    from paralab.processes.cluster import Mesh
+    from paralab.processes.mesh import Mesh
 
 
 class PipelineAxis(Axis):

@@ -28,7 +28,7 @@ from paralab.axes.initialise import local
 from paralab.axes.pieces import distribute, run_locally
 from paralab.axes.tensor import EXPERTS
 from paralab.models.spec import Style
-from paralab.processes.cluster import Mesh
+from paralab.processes.mesh import Mesh
 
 _SEQUENCE = Shard(1)  # activations are (batch, sequence, hidden)
 

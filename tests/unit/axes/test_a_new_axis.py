@@ -24,8 +24,8 @@ from paralab.layout.strategies import name_of
 from paralab.layout.words import number_option
 from paralab.options.config import RunConfig
 from paralab.planning.resolve import resolve
-from paralab.processes.cluster import Rank
 from paralab.processes.failure import Failure
+from paralab.processes.rank import Rank
 from paralab.records.describe import failed
 from paralab.records.requested import Requested
 from paralab.records.row import RunRecord

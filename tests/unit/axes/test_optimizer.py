@@ -22,7 +22,7 @@ from paralab.models.gpt2 import GPT2
 from paralab.options.config import RunConfig
 from paralab.planning.batches import training_batches
 from paralab.planning.resolve import Work, resolve
-from paralab.processes.cluster import Mesh
+from paralab.processes.mesh import Mesh
 
 ALONE = Mesh(Layout(), torch.device("cpu"))
 STEPS = 4

@@ -11,7 +11,7 @@ from paralab.measure.steady import summarise
 from paralab.models import SPECS
 from paralab.options.config import RunConfig
 from paralab.planning.resolve import resolve
-from paralab.processes.cluster import Rank
+from paralab.processes.rank import Rank
 
 
 @pytest.mark.parametrize(("model", "size"), [("gpt2", "tiny"), ("resnet", "20"), ("diffusion", "points")])

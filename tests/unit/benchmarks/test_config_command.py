@@ -14,7 +14,8 @@ from paralab.commands import train
 from paralab.options.settings import plain
 from paralab.planning.resolve import resolve
 from paralab.processes import launch
-from paralab.processes.cluster import Rank, default_threads
+from paralab.processes.allowed import default_threads
+from paralab.processes.rank import Rank
 from paralab.training.options import TrainConfig
 
 Show = Callable[..., dict[str, Any]]

@@ -23,7 +23,7 @@ from paralab.layout import Layout
 from paralab.options.flags import resolve as read_config
 from paralab.planning.batches import training_batches
 from paralab.planning.resolve import resolve
-from paralab.processes.cluster import Mesh
+from paralab.processes.mesh import Mesh
 from paralab.records.row import RunRecord
 
 STEPS = 3

@@ -27,7 +27,7 @@ from paralab.layout import Layout
 from paralab.options.config import RunConfig
 from paralab.planning.batches import training_batches
 from paralab.planning.resolve import resolve
-from paralab.processes.cluster import make_mesh
+from paralab.processes.mesh import make_mesh
 
 # One block: what is tested here does not depend on more.
 ONE_BLOCK = {"size": "1x32x4v257", "seq_len": 16}

@@ -19,7 +19,7 @@ from paralab.models import SPECS
 from paralab.models.generation import Cache, Caching, Choice, generate, keep_likely, next_logits
 from paralab.options.config import RunConfig
 from paralab.planning.resolve import resolve
-from paralab.processes.cluster import make_mesh
+from paralab.processes.mesh import make_mesh
 
 SEQ_LEN = 12
 SIZES = {"gpt2": "3x32x4v257", "llama": "3x32x4/2f48v257t100"}

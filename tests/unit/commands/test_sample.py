@@ -17,7 +17,7 @@ from paralab.layout import Layout
 from paralab.models.sampling import SAMPLERS, log_probability, noise_levels, with_zero
 from paralab.options.config import RunConfig
 from paralab.planning.resolve import resolve
-from paralab.processes.cluster import make_mesh
+from paralab.processes.mesh import make_mesh
 
 # Three Gaussians in the plane: weights, means, standard deviations. Mean 0, variance 1 over both coordinates.
 WEIGHTS = torch.tensor([0.25, 0.25, 0.5], dtype=torch.float64)

@@ -12,8 +12,8 @@ from paralab.console import phases
 from paralab.console.clock import Moment
 from paralab.console.phases import Phases, hidden, is_phase
 from paralab.layout import Layout
-from paralab.processes.cluster import Rank
 from paralab.processes.failure import Progress
+from paralab.processes.rank import Rank
 
 
 class Terminal(io.StringIO):

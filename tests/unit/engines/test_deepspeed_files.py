@@ -18,7 +18,7 @@ from paralab.errors import ConfigError
 from paralab.layout import Layout
 from paralab.options.config import RunConfig
 from paralab.planning.resolve import resolve
-from paralab.processes.cluster import Mesh
+from paralab.processes.mesh import Mesh
 
 ROOT = Path(__file__).resolve().parents[3]
 CONFIGS = ROOT / "ds_configs"

@@ -17,7 +17,7 @@ from paralab.errors import ConfigError, LayoutError
 from paralab.layout import Layout
 from paralab.options.config import RunConfig
 from paralab.planning.resolve import resolve
-from paralab.processes.cluster import Mesh
+from paralab.processes.mesh import Mesh
 
 CONFIGS = Path(__file__).resolve().parents[3] / "ds_configs"
 

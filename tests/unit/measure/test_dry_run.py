@@ -19,7 +19,7 @@ from paralab.models import gpt2
 from paralab.models.values import value_at_hand
 from paralab.options.config import RunConfig
 from paralab.planning.resolve import Work, resolve
-from paralab.processes import cluster
+from paralab.processes.mesh import _MESHES
 from paralab.processes.pretend import pretended
 from tests.dist.cases import SHALLOW
 
@@ -134,7 +134,7 @@ def test_a_process_among_others_is_left_alone() -> None:
         assert (mesh.rank("dp"), mesh.size("dp"), dist.get_world_size()) == (2, 4, 4)
         with pytest.raises(WorldError, match="has met others"), pretended(Layout.parse("dp2"), 0):
             pass
-    assert not cluster._MESHES
+    assert not _MESHES
 
 
 def test_nothing_has_values_and_takes_memory() -> None:

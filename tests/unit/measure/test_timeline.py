@@ -12,7 +12,7 @@ from paralab.layout import SCHEDULES, Layout
 from paralab.layout.schedules import Pass
 from paralab.measure.span import SpanRecord
 from paralab.measure.timeline import Timeline, bubble_share, bubble_theory_share, idle_shares
-from paralab.processes.cluster import Mesh
+from paralab.processes.mesh import Mesh
 
 
 def theory(schedule: str, pp: int, micro_batches: int) -> float:

@@ -15,8 +15,8 @@ from paralab.models.spec import ModelSpec
 from paralab.options.config import RunConfig
 from paralab.options.flags import read
 from paralab.planning.resolve import resolve
-from paralab.processes.cluster import Rank
 from paralab.processes.failure import Failure
+from paralab.processes.rank import Rank
 from paralab.records.describe import failed
 from paralab.records.requested import Requested
 from tests.unit.commands.test_check_model import MODEL

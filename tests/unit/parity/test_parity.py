@@ -22,7 +22,7 @@ from paralab.parity.result import ParityResult
 from paralab.parity.tolerances import as_judged, tolerance_of
 from paralab.planning.batches import training_batches
 from paralab.planning.resolve import Work, resolve
-from paralab.processes.cluster import Mesh
+from paralab.processes.mesh import Mesh
 
 
 def work_of(model: str = "gpt2", **options: Any) -> Work:

@@ -12,7 +12,8 @@ from paralab.options.config import RunConfig
 from paralab.parity import scope
 from paralab.planning import fit
 from paralab.planning.resolve import Work, resolve
-from paralab.processes.cluster import Mesh, Rank
+from paralab.processes.mesh import Mesh
+from paralab.processes.rank import Rank
 
 FORKED = Rank.from_env()
 

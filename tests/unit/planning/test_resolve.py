@@ -29,7 +29,7 @@ from paralab.options.config import RunConfig
 from paralab.options.flags import resolve as read_config
 from paralab.planning import resolve as resolve_module
 from paralab.planning.resolve import Work, alone, resolve
-from paralab.processes.cluster import Rank
+from paralab.processes.rank import Rank
 from paralab.running import task
 
 

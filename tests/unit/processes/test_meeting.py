@@ -5,8 +5,8 @@ from typing import Any
 import pytest
 
 from paralab.errors import WorldError
-from paralab.processes.cluster import Rank
 from paralab.processes.meeting import check_meeting_point, hosts, meeting_point
+from paralab.processes.rank import Rank
 
 # of a batch script that requested four tasks: the rank variables are set, and nothing was started yet
 BATCH = {

@@ -31,8 +31,9 @@ from paralab.options.config import RunConfig
 from paralab.parity.result import ParityResult
 from paralab.parity.tolerances import TOLERANCES
 from paralab.planning.resolve import Work, resolve
-from paralab.processes.cluster import Mesh, Rank
 from paralab.processes.failure import Failure
+from paralab.processes.mesh import Mesh
+from paralab.processes.rank import Rank
 from paralab.records.changes import SCHEMA
 from paralab.records.describe import failed
 from paralab.records.environment import Environment

@@ -11,8 +11,8 @@ from paralab.console.phases import hidden
 from paralab.errors import RankError
 from paralab.options.config import RunConfig
 from paralab.planning.resolve import resolve
-from paralab.processes.cluster import Rank
 from paralab.processes.failure import Failure, Progress
+from paralab.processes.rank import Rank
 from paralab.records.reading import read
 from paralab.records.requested import Requested
 from paralab.running import task

@@ -17,7 +17,7 @@ from paralab.inference.restore import restore
 from paralab.models.vocabulary import padded
 from paralab.options.config import RunConfig
 from paralab.planning.resolve import resolve
-from paralab.records.row import read
+from paralab.records.reading import read
 from paralab.training.options import rows_file
 
 TEXT = read_asset("alice.txt").decode()

@@ -33,7 +33,8 @@ from paralab.measure import roofline
 from paralab.measure.roofline import Peak
 from paralab.options.files import load
 from paralab.planning.resolve import resolve
-from paralab.processes.cluster import Mesh, Rank
+from paralab.processes.mesh import Mesh
+from paralab.processes.rank import Rank
 from paralab.records.log import StepRecord, read_log
 from paralab.records.reading import read
 from paralab.records.requested import Requested

@@ -18,7 +18,7 @@ from paralab.models.gpt2 import GPT2, GPT2Config
 from paralab.models.gpt2_hf import to_transformers
 from paralab.models.vocabulary import tokenizer_of
 from paralab.planning.batches import training_batches
-from paralab.processes.cluster import Mesh
+from paralab.processes.mesh import Mesh
 from paralab.records.log import read_log
 from paralab.weights.hugging_face import from_hugging_face, to_hugging_face
 

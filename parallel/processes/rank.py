@@ -1,0 +1,135 @@
+"""Which rank a process is, read from the environment, where launchers say it; the one place that reads it.
+
+Only `paralab.options.heading`, which loads nothing heavy, looks by itself whether it is in the first process.
+"""
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+
+from paralab.errors import WorldError
+from paralab.processes import meeting
+from paralab.processes.meeting import Launcher
+
+
+@dataclass(frozen=True)
+class Rank:
+    """One process among those that were started, and what started it."""
+
+    rank: int
+    world_size: int
+    local_rank: int
+    local_world_size: int
+    launcher: Launcher
+    launch: str | None = None  # names the launcher of several nodes that may start the run again
+    elastic: bool = False  # whether it does so with the nodes that are there
+    local_told: bool = True  # whether the launcher says how many processes it starts on this machine
+
+    @classmethod
+    def from_env(cls, env: Mapping[str, str] = os.environ) -> "Rank":
+        """Read the variables of torchrun, deepspeed, accelerate, Slurm or MPI; a plain process is rank 0 of 1.
+
+        Raises: WorldError where they hold no numbers, or a rank that there is not.
+        """
+        env = {name: value for name, value in env.items() if value}  # one that is empty says nothing
+        for launcher, marker, names in _LAUNCHERS:
+            if launcher == "slurm" and not meeting.is_slurm_step(env):
+                continue  # a batch script or a shell: it starts its own processes
+            if marker in env and names[0] in env and names[1] in env:
+                own, world = meeting.number(env, names[0]), meeting.number(env, names[1])
+                if own >= world:
+                    raise WorldError(
+                        f"the environment says {names[0]}={own} and {names[1]}={world}, and ranks count from 0 to "
+                        f"{names[1]} - 1: correct them, or type env -u {names[0]} before the command where no "
+                        "launcher starts it"
+                    )
+                local = meeting.number(env, names[2]) if names[2] in env else 0
+                here = next((meeting.number(env, name) for name in names[3:] if name in env), None)
+                here = here or meeting.slurm_tasks_here(env)
+                return cls(
+                    own,
+                    world,
+                    local,
+                    here or world,
+                    launcher,
+                    launch=env.get(LAUNCH),
+                    elastic=env.get(ELASTIC) == "1",
+                    local_told=here is not None,
+                )
+        # accelerate starts a single process without rank variables
+        return cls(0, 1, 0, 1, "accelerate" if _ACCELERATE in env else "python")
+
+    @property
+    def is_main(self) -> bool:
+        return self.rank == 0
+
+    @property
+    def device(self) -> torch.device:
+        """The accelerator that belongs to this process, or the CPU."""
+        if not torch.cuda.is_available():
+            return torch.device("cpu")
+        return torch.device("cuda", 0 if self._sees_its_own_gpu else self.local_rank)
+
+    @property
+    def _sees_its_own_gpu(self) -> bool:
+        """Whether the launcher shows every process one GPU alone, as Slurm does with --gpus-per-task 1."""
+        restricted = self.launcher in ("slurm", "mpi") and bool(os.environ.get("CUDA_VISIBLE_DEVICES"))
+        return restricted and torch.cuda.device_count() == 1
+
+    def check_gpus(self, nproc: int) -> None:
+        """Raise WorldError where the processes of a run on this machine would have to share its GPUs.
+
+        nproc: of the whole run, for a process that no launcher has started.
+        """
+        gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
+        told = self.local_world_size if self.local_told else self.local_rank + 1  # or more
+        processes = nproc if self.launcher == "python" else told
+        if not gpus or processes <= gpus or self._sees_its_own_gpu:
+            return
+        instead = "use --strategy single, one process"
+        if self.launcher != "python":
+            instead = f"start {gpus} on each machine, such as {start_line(self.launcher, gpus, gpus=True)}"
+        elif gpus > 1:
+            instead = f"use --nproc {gpus} or fewer"
+        raise WorldError(
+            f"{processes} processes on a machine with {gpus} GPU{'s' if gpus > 1 else ''}, and each needs its own: "
+            f"{instead}, or type CUDA_VISIBLE_DEVICES= before the command to run on the CPU"
+        )
+
+
+LAUNCH, ELASTIC = "PARALAB_LAUNCH", "PARALAB_ELASTIC"  # set by `paralab node`
+ALARM = "PARALAB_ALARM"  # likewise: a file, in which it says why it ends its processes, once it does
+_ACCELERATE = "ACCELERATE_MIXED_PRECISION"
+_TORCH = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "LOCAL_SIZE")  # the last is DeepSpeed's
+# (launcher, a variable that only it sets, its names of: rank, world size, local rank, local world size (any of them))
+_LAUNCHERS: tuple[tuple[Launcher, str, tuple[str, ...]], ...] = (
+    ("accelerate", _ACCELERATE, _TORCH),
+    ("torchrun", "TORCHELASTIC_RUN_ID", _TORCH),
+    ("deepspeed", "CROSS_SIZE", _TORCH),
+    ("torchrun", "RANK", _TORCH),
+    (
+        "mpi",
+        "OMPI_COMM_WORLD_RANK",
+        ("OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_SIZE", "OMPI_COMM_WORLD_LOCAL_RANK", "OMPI_COMM_WORLD_LOCAL_SIZE"),
+    ),
+    ("mpi", "MPI_LOCALRANKID", ("PMI_RANK", "PMI_SIZE", "MPI_LOCALRANKID", "MPI_LOCALNRANKS")),  # MPICH, Intel MPI
+    ("slurm", "SLURM_STEP_NUM_TASKS", ("SLURM_PROCID", "SLURM_STEP_NUM_TASKS", "SLURM_LOCALID")),
+    ("slurm", "SLURM_PROCID", ("SLURM_PROCID", "SLURM_NTASKS", "SLURM_LOCALID", "SLURM_NTASKS_PER_NODE")),
+    ("mpi", "PMI_RANK", ("PMI_RANK", "PMI_SIZE", "MPI_LOCALRANKID", "MPI_LOCALNRANKS")),
+)
+
+
+def start_line(launcher: Launcher, nproc: int, *, gpus: bool) -> str:
+    """Return what to type to start that many processes on this machine."""
+    cpu = "" if gpus else "ACCELERATE_USE_CPU=true "
+    lines: Mapping[Launcher, str] = {
+        "python": f"--nproc {nproc}",
+        "torchrun": f"torchrun --nproc-per-node {nproc} benchmarks/run.py ...",
+        "deepspeed": f"deepspeed --num_gpus {nproc} benchmarks/run.py ...",
+        "accelerate": f"{cpu}accelerate launch --multi_gpu --num_processes {nproc} benchmarks/run.py ...",
+        "slurm": f"srun --ntasks {nproc} python benchmarks/run.py ...",
+        "mpi": f"mpirun -n {nproc} python benchmarks/run.py ...",
+    }
+    return lines[launcher]
