@@ -118,7 +118,7 @@ def test_cases_join_on_strategy_and_size():
 def test_the_only_case_of_each_file_may_be_done_in_another_way():
     outcome = compare_files(runs(A), runs(SLOWER, engine="deepspeed"), STEP, names=("ours", "theirs"))
     (found,) = outcome.comparisons
-    assert (found.base, found.other, found.verdict) == ("ours ddp native", "theirs ddp deepspeed", "worse")
+    assert (found.base, found.other, found.verdict) == ("ours ddp torch", "theirs ddp deepspeed", "worse")
 
 
 def test_one_case_that_does_not_match_refuses_the_whole():
