@@ -22,6 +22,7 @@ NAMES = (
     "mixtral",
     "resnet",
     "diffusion",
+    "logistic",
 )  # the only list of models: modules of this package, each with a SPEC
 
 HUGGING_FACE = "hf:"  # before the name or the folder of a causal language model of transformers

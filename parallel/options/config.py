@@ -47,11 +47,12 @@ class RunConfig:
 
     model: str = option(
         "gpt2",
-        "Model to train: a built-in one; a causal language model of transformers, by its folder or its name on the hub "
-        "(docs/hugging-face.md); or the ModelSpec called NAME in a Python file, SPEC where it is left out "
-        "(docs/own-model.md)",
+        f"Model to train: a built-in one ({', '.join(NAMES)}); a causal language model of transformers, as "
+        "hf:NAME_OR_FOLDER, by its folder or its name on the hub (docs/hugging-face.md); or the ModelSpec called NAME "
+        "in a Python file, as FILE.py:NAME, SPEC where it is left out (docs/own-model.md)",
         group=MODEL,
         choices=NAMES,
+        metavar="MODEL",
         others=known,
         form=FORMS,
     )

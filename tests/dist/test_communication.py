@@ -131,6 +131,11 @@ def test_other_models(workers: WorkerPool, model: str, layout: str) -> None:
     check(workers, model, layout)
 
 
+@pytest.mark.parametrize("layout", ["dp2", "dp4/zero3"])
+def test_a_model_without_blocks(workers: WorkerPool, layout: str) -> None:
+    check_run(workers, RunConfig(model="logistic", size="7", layout=Layout.parse(layout), global_batch_size=16))
+
+
 @pytest.mark.parametrize("model", ["gpt2", "resnet", "dit"])
 @pytest.mark.parametrize("layout", ["dp2", "tp2", "dp2/zero3", "tp2.pp2/mb2"])
 def test_recomputed_blocks_send_again(workers: WorkerPool, model: str, layout: str) -> None:

@@ -331,6 +331,13 @@ def test_compiled(workers: WorkerPool) -> None:
     check(workers, "gpt2", "dp2", compile="default")
 
 
+@pytest.mark.parametrize("layout", ["dp2", "dp3/zero1", "dp2/zero2", "dp4/zero3", "dp4/zero3/shard2"])
+def test_a_model_without_blocks(workers: WorkerPool, layout: str) -> None:
+    run = RunConfig(model="logistic", size="7", layout=Layout.parse(layout), precision="fp64", accumulation=2, **BITES)
+    result = workers.run("tests.dist.cases:parity_result", replace(run, global_batch_size=24))[0]
+    assert result.passed, result
+
+
 @pytest.mark.parametrize(
     ("model", "layout", "free_mb", "scope"),
     [
