@@ -298,7 +298,7 @@ def _record(
         "grad_norm_last": results[0].grad_norms[-1],
         **_timing_columns(work, results, times),
         **_efficiency_columns(work, results, times, slowest),
-        **_telemetry_columns([r.telemetry for r in results if r.telemetry is not None], nodes=nodes_of(work, rank)),
+        **_energy_columns(work, results, nodes=nodes_of(work, rank)),
         **_memory_columns(work, results, mesh.device.type),
         **_routing_columns(results),
         **_comm_columns(work, results, mesh.device.type),
@@ -355,12 +355,14 @@ def _efficiency_columns(
     known = not (every and splits_backward(work))
     recomputation = recomputation_ratio(work.spec, work.model_config, every) if known else None
     exceeded = per_device * (recomputation or 1.0) > peak
-    is_text = work.spec.unit_of(work.model_config) == "tokens"
+    is_text = _tokens_per_step(work) is not None
     return {
         "samples_per_s": samples_per_s,
         "samples_per_s_per_device": samples_per_s / devices,
         "tokens_per_s": tokens if is_text else None,
         "tokens_per_s_per_device": tokens / devices if is_text else None,
+        "tokens_per_step": _tokens_per_step(work),
+        "model_flop_per_step": flops.per_sample * work.division.global_batch_size,
         "model_tflops_per_device": per_device / 1e12,
         "flop_formula": flops.formula,
         "peak_tflops_per_device": peak / 1e12,
@@ -368,6 +370,20 @@ def _efficiency_columns(
         "mfu": None if exceeded else per_device / peak,
         "hfu": per_device * recomputation / peak if recomputation and not exceeded else None,
     }
+
+
+def _tokens_per_step(work: Work) -> int | None:
+    is_text = work.spec.unit_of(work.model_config) == "tokens"
+    return work.division.global_batch_size * work.spec.units_in_sample(work.model_config) if is_text else None
+
+
+def _energy_columns(work: Work, results: list[RankResult], *, nodes: int) -> dict[str, Any]:
+    """Return the columns of telemetry, with energy per token: the sampler ran over all timed steps."""
+    columns = _telemetry_columns([r.telemetry for r in results if r.telemetry is not None], nodes=nodes)
+    energy_j, tokens = columns["energy_j"], _tokens_per_step(work)
+    if energy_j is None or tokens is None:
+        return columns
+    return columns | {"energy_per_token_j": energy_j / (tokens * len(results[0].step_times_s))}
 
 
 def _telemetry_columns(seen: list[Telemetry], *, nodes: int) -> dict[str, Any]:

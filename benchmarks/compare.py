@@ -19,19 +19,19 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, fields
 from pathlib import Path
 
+from paralab.benchmarks.metrics import METRICS, MOST_ASKED, Metric, metric_of
 from paralab.benchmarks.sources import load
 from paralab.benchmarks.verdict import (
+    DIFFERENT,
     LEVEL,
-    METRICS,
     NOT_COMPARABLE,
     Comparison,
-    Metric,
     Outcome,
     compare_column,
     compare_files,
 )
 from paralab.benchmarks.work import amount
-from paralab.errors import ParalabError, UsageError, did_you_mean
+from paralab.errors import ParalabError, UsageError
 from paralab.options.arguments import Parser
 from paralab.records.cells import harmless, one_line
 
@@ -39,14 +39,16 @@ _EPILOG = """exit status:
   0  compared; with --fail-over: no variant is worse by more than PERCENT
   2  a variant failed parity, so it does not compute what one process computes;
      with --fail-over also: a variant is worse by more than PERCENT, or fails
-     more often than its baseline
+     more often than its baseline; with --fail-on-change also: an exact column
+     changed
   3  not comparable: different work, a baseline that failed parity, a file that
      is missing, an unknown option
   4  with --fail-over: not enough evidence, so the gate does not pass: too few
      good runs, no usable number, runs that were not interleaved on a machine
      that may have drifted, medians that differ by more than PERCENT without
      evidence, more failures than the baseline that may be chance, a case that
-     only the baseline has"""
+     only the baseline has; with --fail-on-change: that as well, or no exact
+     column that both sides have"""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -62,14 +64,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     for warning in caught:
         print(f"paralab compare: {one_line(str(warning.message))}", file=sys.stderr)
     print(FORMATS[options.format](outcome, metric), end="")
-    return outcome.exit_status(options.fail_over)
+    return outcome.exit_status(options.fail_over, fail_on_change=options.fail_on_change)
 
 
 def _look(options: argparse.Namespace) -> tuple[Outcome, Metric]:
-    if options.metric not in METRICS:
-        hint = did_you_mean(options.metric, METRICS)
-        raise UsageError(f"--metric {options.metric} is unknown{hint}: use one of {', '.join(METRICS)}")
-    metric = METRICS[options.metric]
+    metric = metric_of(options.metric)
+    if metric.better is None and options.fail_over is not None:
+        neither = f"--metric {metric.column}, in which neither lower nor higher is better"
+        raise UsageError(f"--fail-over with {neither}: name another metric")
     sources = load(options.files)
     for source in sources:
         if not source.records:
@@ -99,7 +101,7 @@ def _parser() -> argparse.ArgumentParser:
         "--metric",
         default="step_time_p50_s",
         metavar="COLUMN",
-        help=f"Column to judge by: {', '.join(METRICS)} (default: step_time_p50_s)",
+        help=f"Column to judge by, any that holds numbers: {', '.join(MOST_ASKED)} ... (default: step_time_p50_s)",
     )
     parser.add_argument("--force", action="store_true", help="Also compare runs that did different work, and mark them")
     parser.add_argument(
@@ -107,6 +109,12 @@ def _parser() -> argparse.ArgumentParser:
         type=_percent,
         metavar="PERCENT",
         help="Act as a gate: pass only if no variant is worse by more than PERCENT",
+    )
+    parser.add_argument(
+        "--fail-on-change",
+        action="store_true",
+        help="Act as a gate: pass only if no exact column changed (bytes sent, operations, tokens, memory of the "
+        "state, graph breaks); one run of each is enough",
     )
     parser.add_argument("--format", choices=FORMATS, default="text", help="Format of the output (default: text)")
     return parser
@@ -133,8 +141,16 @@ def ratio_text(comparison: Comparison) -> str:
 def verdict_text(comparison: Comparison) -> str:
     """Return the verdict, with how much where there is one, and marked where it was forced."""
     change = comparison.change_percent
-    how_much = f" {abs(change):.1f}%" if change is not None and comparison.verdict in ("better", "worse") else ""
-    return f"{comparison.verdict}{how_much}{' (FORCED: not the same work)' if comparison.forced else ''}"
+    how_much = f" {abs(change):.1f}%" if change is not None and comparison.verdict in DIFFERENT else ""
+    said = METRICS[comparison.metric].words.get(comparison.verdict, comparison.verdict)
+    return f"{said}{how_much}{' (FORCED: not the same work)' if comparison.forced else ''}"
+
+
+def exact_text(comparison: Comparison) -> list[str]:
+    """Return a line for each exact column that changed, or one that none did."""
+    if comparison.changes or not comparison.exact_columns:
+        return [f"exact: {change}" for change in comparison.changes]
+    return [f"exact: {comparison.exact_columns} columns compared, none changed"]
 
 
 def _row(comparison: Comparison) -> tuple[str, ...]:
@@ -152,8 +168,12 @@ def _row(comparison: Comparison) -> tuple[str, ...]:
 _HEADS = ("base", "other", "other/base", "p", "verdict")
 
 
+def _judged_by(metric: Metric) -> str:
+    return f"{metric.column}, {metric.better} is better" if metric.better else metric.column
+
+
 def _text(outcome: Outcome, metric: Metric) -> str:
-    lines = [f"{metric.column}, {metric.better} is better; medians of runs, 95% intervals", ""]
+    lines = [f"{_judged_by(metric)}; medians of runs, 95% intervals", ""]
     lines = [*map(one_line, _first(outcome)), *lines]
     rows = [_HEADS, *(tuple(map(one_line, _row(c))) for c in outcome.comparisons)]
     widths = [max(len(row[i]) for row in rows) for i in range(len(_HEADS))]
@@ -165,7 +185,7 @@ def _text(outcome: Outcome, metric: Metric) -> str:
         if comparison.work != place:
             lines += ["", one_line(comparison.work)]
             place = comparison.work
-        lines += [line, *(f"    {one_line(note)}" for note in comparison.notes)]
+        lines += [line, *(f"    {one_line(note)}" for note in (*comparison.notes, *exact_text(comparison)))]
     lines += [f"not comparable: {one_line(str(refusal))}" for refusal in outcome.refusals]
     lines += [f"without a partner: {one_line(name)}" for name in outcome.alone]
     return "\n".join([*lines, *_closing(outcome), ""])
@@ -173,11 +193,11 @@ def _text(outcome: Outcome, metric: Metric) -> str:
 
 def _markdown(outcome: Outcome, metric: Metric) -> str:
     lines = [f"**{_plain(said)}**\n" for said in _first(outcome)]
-    lines += [f"`{metric.column}`, {metric.better} is better; medians of runs, 95% intervals", ""]
+    lines += [f"{_plain(_judged_by(metric))}; medians of runs, 95% intervals", ""]
     if outcome.comparisons:
         lines += [_pipes(("work", *_HEADS)), _pipes(["---"] * (1 + len(_HEADS)))]
         lines += [_pipes(map(_plain, (c.work, *_row(c)))) for c in outcome.comparisons]
-    notes = [f"{c.base} / {c.other}: {note}" for c in outcome.comparisons for note in c.notes]
+    notes = [f"{c.base} / {c.other}: {note}" for c in outcome.comparisons for note in (*c.notes, *exact_text(c))]
     notes += [f"not comparable: {refusal}" for refusal in outcome.refusals]
     notes += [f"without a partner: {name}" for name in outcome.alone]
     return "\n".join([*lines, "", *(f"- {_plain(note)}" for note in (*notes, *_closing(outcome))), ""])
@@ -232,7 +252,8 @@ def _csv(outcome: Outcome, metric: Metric) -> str:
     names = [field.name for field in fields(Comparison)]
     writer.writerow(names)
     for comparison in outcome.comparisons:
-        cells = {**vars(comparison), "notes": "; ".join(comparison.notes)}
+        joined = {"notes": "; ".join(comparison.notes), "changes": "; ".join(map(str, comparison.changes))}
+        cells = {**vars(comparison), **joined}
         writer.writerow([_csv_cell(cells[name]) for name in names])
     for refusal in outcome.refusals:
         cells = {"base": refusal.base, "other": refusal.other, "metric": metric.column, "verdict": "not comparable"}

@@ -43,6 +43,8 @@ UNITS = {
     "_per_s_per_device": "1/s",
     "_mbit_per_s": "Mbit/s",
     "_per_s": "1/s",
+    "tokens_per_step": "tokens",
+    "flop_per_step": "FLOP",
     "tflops_per_device": "TFLOP/s",
     "_share": "0 to 1",
     "_bytes": "bytes",

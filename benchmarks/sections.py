@@ -8,8 +8,9 @@ from functools import cached_property, partial
 from pathlib import Path
 
 from paralab.benchmarks import stats, work
+from paralab.benchmarks.metrics import METRICS
 from paralab.benchmarks.sources import Source
-from paralab.benchmarks.verdict import METRICS, Comparison, Family, Variant, families, parity_failures, variants
+from paralab.benchmarks.verdict import Comparison, Family, Variant, families, parity_failures, variants
 from paralab.benchmarks.work import ENVIRONMENT, HARDWARE, METHOD, WORK, Column, amount, show, value
 from paralab.errors import DataError
 from paralab.measure.categories import MEMORY_CATEGORIES

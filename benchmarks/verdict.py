@@ -15,7 +15,9 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
-from paralab.benchmarks import drift, stats, work
+from paralab.benchmarks import drift, exact, stats, work
+from paralab.benchmarks.exact import Change
+from paralab.benchmarks.metrics import METRICS, Metric
 from paralab.benchmarks.work import ENVIRONMENT, METHOD, WORK, Column, Difference
 from paralab.errors import UsageError, did_you_mean
 from paralab.records.proven import parity_words
@@ -28,34 +30,10 @@ REGRESSION, NOT_COMPARABLE, UNDECIDED = 2, 3, 4  # exit status
 _LEAST, _MOST = 1e-30, 1e30  # nothing that is measured lies outside, and ratios of what lies within are finite
 
 Verdict = Literal[
-    "better", "worse", "~", "not interleaved", "insufficient", "failed", "fails more", "fails less", "parity failed",
-    "no data",
+    "better", "worse", "lower", "higher", "~", "not interleaved", "insufficient", "failed", "fails more", "fails less",
+    "parity failed", "no data",
 ]  # fmt: skip
-
-
-@dataclass(frozen=True)
-class Metric:
-    """A column with one positive number for each run."""
-
-    column: str
-    better: Literal["lower", "higher"]
-
-
-METRICS = {
-    metric.column: metric
-    for metric in (
-        Metric("step_time_p50_s", "lower"),
-        Metric("step_time_p95_s", "lower"),
-        Metric("samples_per_s", "higher"),
-        Metric("tokens_per_s", "higher"),
-        Metric("mfu", "higher"),
-        Metric("startup_s", "lower"),
-        Metric("energy_j", "lower"),
-        Metric("process_peak_bytes", "lower"),
-        Metric("memory_tensors_peak_bytes", "lower"),
-        Metric("gpu_allocated_peak_bytes", "lower"),
-    )
-}
+DIFFERENT: tuple[Verdict, ...] = ("better", "worse", "lower", "higher")
 
 
 @dataclass(frozen=True)
@@ -87,6 +65,13 @@ class Variant:
         """Return the good runs that have a usable number."""
         cells = [(run, getattr(run, metric.column)) for run in self.good]
         return [run for run, cell in cells if cell is not None and _LEAST < cell < _MOST]
+
+    def without_ratio(self, metric: Metric) -> list[str]:
+        """Say how many good runs have zero in a metric, or less: numbers that no other is a multiple of."""
+        cells = [cell for run in self.good if (cell := getattr(run, metric.column)) is not None]
+        if not (count := sum(cell <= 0 for cell in cells)):
+            return []
+        return [f"{self.label}: {count} of {len(cells)} runs have 0 or less in {metric.column}, which has no ratio"]
 
     def samples(self, metric: Metric) -> list[float]:
         """Return one number for each good run that has it."""
@@ -123,6 +108,8 @@ class Comparison:
     p_independent: float | None = None  # were the runs independent of each other
     p: float | None = None  # on a machine that drifts; both are corrected for the variants beside it
     verdict: Verdict = "no data"
+    changes: tuple[Change, ...] = ()  # exact columns that do not hold the same values
+    exact_columns: int = 0  # how many were compared
     notes: tuple[str, ...] = ()  # failures, differences, caveats
     forced: bool = False  # the work was not the same
 
@@ -134,7 +121,7 @@ class Comparison:
     def worse_percent(self) -> float:
         """Return by how many percent the medians say that the variant is worse, whatever the evidence."""
         change = self.change_percent or 0.0
-        return change if METRICS[self.metric].better == "lower" else -change
+        return -change if METRICS[self.metric].better == "higher" else change
 
     @property
     def fails_more(self) -> bool:
@@ -173,18 +160,25 @@ class Outcome:
     alone: list[str] = field(default_factory=list)  # variants without a partner
     gone: list[str] = field(default_factory=list)  # those among them that only the baseline file has
 
-    def exit_status(self, fail_over_percent: float | None = None) -> int:
+    def exit_status(self, fail_over_percent: float | None = None, *, fail_on_change: bool = False) -> int:
         """Return 0, or what is wrong: parity, a comparison that cannot be made, and with a limit the gate of each."""
         if any(comparison.other_parity is False for comparison in self.comparisons):
             return REGRESSION
         if self.refusals or not self.comparisons or any(c.base_parity is False for c in self.comparisons):
             return NOT_COMPARABLE
-        if fail_over_percent is None:
-            return 0
-        gates = [gate(comparison, fail_over_percent) for comparison in self.comparisons]
+        gates = [exact_gate(comparison) for comparison in self.comparisons if fail_on_change]
+        if fail_over_percent is not None:
+            gates += [gate(comparison, fail_over_percent) for comparison in self.comparisons]
         if REGRESSION in gates:
             return REGRESSION
-        return UNDECIDED if UNDECIDED in gates or self.gone else 0
+        return UNDECIDED if UNDECIDED in gates or (gates and self.gone) else 0
+
+
+def exact_gate(comparison: Comparison) -> int:
+    """Return 0 where no exact column changed, `REGRESSION` where one did, `UNDECIDED` where none could be compared."""
+    if comparison.changes:
+        return REGRESSION
+    return 0 if comparison.exact_columns else UNDECIDED
 
 
 def gate(comparison: Comparison, fail_over_percent: float) -> int:
@@ -481,7 +475,9 @@ def _measured(base: Variant, other: Variant, metric: Metric, name: str) -> Compa
         work=name, base=base.label, other=other.label, metric=metric.column,
         base_runs=len(left), other_runs=len(right), base_failed=len(base.failed), other_failed=len(other.failed),
         base_parity=base.parity, other_parity=other.parity,
-        base_parity_result=base.parity_words, other_parity_result=other.parity_words, notes=tuple(_notes(base, other)),
+        base_parity_result=base.parity_words, other_parity_result=other.parity_words,
+        changes=exact.changes(base.good, other.good), exact_columns=exact.compared(base.good, other.good),
+        notes=(*_notes(base, other), *base.without_ratio(metric), *other.without_ratio(metric)),
         base_median=stats.median(left) if left else None, other_median=stats.median(right) if right else None,
         ratio=stats.median(right) / stats.median(left) if left and right else None,
     )  # fmt: skip
@@ -526,7 +522,7 @@ def _judged(found: Comparison, metric: Metric, *, tests: int) -> Comparison:
         of_them = "a verdict" if tests == 1 else f"a verdict on {tests} variants beside one baseline"
         return _with_note(found, f"{of_them} needs {needed} good runs of each: {_more(found, needed)}")
     if found.p < LEVEL and not found.low <= 1 <= found.high:
-        return replace(found, verdict="better" if (found.ratio < 1) == (metric.better == "lower") else "worse")
+        return replace(found, verdict=metric.verdict(found.ratio))
     if found.p_independent < LEVEL and found.p > found.p_independent:
         drift = f"a machine whose speed drifts could differ by as much (p = {found.p:.2g})"
         note = f"{drift}: interleave the runs, as paralab bench does"

@@ -161,6 +161,10 @@ class RunRecord:
     )
     slowest_rank: int | None = column("Rank that the others wait for")
 
+    tokens_per_step: int | None = column("Tokens of the global batch, of a model of texts")
+    model_flop_per_step: float | None = column(
+        "Operations that the model needs for the global batch by flop_formula, over all devices"
+    )
     model_tflops_per_device: float | None = column(
         "Model FLOP/s per device: operations that the model needs by flop_formula, over the step time"
     )
@@ -174,6 +178,7 @@ class RunRecord:
         "Hardware FLOP utilisation: as mfu, with the operations that activation checkpointing repeats"
     )
     energy_j: float | None = column("Energy of all devices over all timed steps, those cut as warm-up included")
+    energy_per_token_j: float | None = column("Energy of all devices over the tokens of all timed steps")
     energy_source: str | None = column("Instrument that measured the energy")
     gpu_utilisation_mean_share: float | None = column("Fraction of the time in which a kernel ran on a GPU, mean")
     gpu_utilisation_max_share: float | None = column("Fraction of the time in which a kernel ran on a GPU, maximum")
@@ -339,7 +344,7 @@ GROUPS = {
     "strategy_requested": "requested and realised",
     "model": "model and data",
     "startup_s": "timing",
-    "model_tflops_per_device": "efficiency",
+    "tokens_per_step": "efficiency",
     "gpu_allocated_peak_bytes": "memory",
     "comm_dp_calls": "communication per optimizer step, of the rank that sends most",
     "bubble_share": "pipeline",

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 from paralab.errors import DataError, UsageError
 from paralab.records.changes import CHANGES, COUNTED_FROM, RENAMED, SCHEMA, UNCOUNTED
-from paralab.records.row import header
+from paralab.records.row import RunRecord, header
 
 
 def columns_of(number: int) -> set[str]:
@@ -19,6 +19,11 @@ def columns_of(number: int) -> set[str]:
         old_names = {new: old for old, new in change.renamed.items()}
         columns = {old_names.get(name, name) for name in columns - set(change.added)} | set(change.removed)
     return columns
+
+
+def knows(record: RunRecord, column: str) -> bool:
+    """Return whether the file of a row had a column: where it had, an empty cell is one with nothing to count."""
+    return not any(column in CHANGES[number].added for number in CHANGES if number > record.schema)
 
 
 def _ever_columns() -> set[str]:

@@ -9,9 +9,10 @@ import pytest
 
 from paralab.benchmarks import stats
 from paralab.benchmarks.compare import main
+from paralab.benchmarks.metrics import METRICS
 from paralab.benchmarks.sections import pieces
 from paralab.benchmarks.sources import file_labels, load
-from paralab.benchmarks.verdict import METRICS, compare_column, compare_files, families, gate, variants
+from paralab.benchmarks.verdict import compare_column, compare_files, families, gate, variants
 from paralab.records.proven import parity_words
 from paralab.records.writing import append
 from tests.unit.synthetic_runs import interleaved, run, runs
@@ -351,14 +352,16 @@ def files(tmp_path):
 def test_exit_status_of_a_regression(files, capsys, fail_over, status):
     assert main([*files, *fail_over]) == status
     text = capsys.readouterr().out
-    assert "worse 10.0%" in text and "100 ms (n=5)" in text and "CPU (gloo)" in text
+    assert "slower 10.0%" in text and "100 ms (n=5)" in text and "CPU (gloo)" in text
 
 
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [(["none.csv", "none.csv"], "cannot be read"), (["--fail-over", "x"], "use a percentage"),
      (["--fail-over", "-3"], "use a percentage"),
-     (["--nonsense"], "--help"), (["--metric", "step"], "unknown"),
+     (["--nonsense"], "--help"), (["--metric", "step_time"], "did you mean step_time_p"),
+     (["--metric", "layout"], "is not a column of numbers"),
+     (["--metric", "gpu_clock_mean_mhz", "--fail-over", "5"], "neither lower nor higher is better"),
      (["--by", "stratgy"], "did you mean strategy"), (["--by", "strategy", "--baseline", "dpd"], "did you mean ddp")],
 )  # fmt: skip
 def test_bad_requests_end_with_one_line_and_status_3(files, capsys, arguments, said):

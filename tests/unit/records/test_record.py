@@ -45,6 +45,7 @@ PINS = {
     18: "e073f8347c6c2527e420759439a6709b55af9f072045fca19c98f3ee10403f31",
     19: "f60e9820808b43c3bb1fb04293dfbc9ede5c4a5d52ff0c9af6d07f52b8176bb6",
     20: "79d578f4fd866485112e2258a05c1fd613760bde6cb9c64165d7d36b7c5f82fe",
+    21: "2e7532abbe314d4dcb4ac2eaddfbaa7ae1b7f4ad85e93b626885e2bf16e66edf",
 }
 DANGEROUS = ["=1+1", "+1", "-1", "@SUM(A1)", "\t=1", "\r=1", "\n=1", "＝1", "'=1", "'", "", '"', "a,b", "\\", "\\u0041"]
 
