@@ -21,6 +21,7 @@ NAMES = (
     "llama",
     "mixtral",
     "resnet",
+    "vicreg",
     "diffusion",
     "logistic",
 )  # the only list of models: modules of this package, each with a SPEC

@@ -6,7 +6,7 @@ as torchvision does. No batch norm starts at zero: a branch scaled by zero would
 
 import math
 from dataclasses import dataclass, replace
-from typing import Any, Literal, NamedTuple, get_args
+from typing import Any, Literal, NamedTuple, TypeVar, get_args
 
 import torch
 from torch import Tensor, nn
@@ -187,7 +187,7 @@ class ResNet(nn.Module):
         self.channels_last = config.channels_last
         self.stem = Stem(config)
         self.blocks = nn.ModuleDict({str(i): block(config, shape) for i, shape in enumerate(block_shapes(config))})
-        self.head = Head(config)
+        self.head: nn.Module = Head(config)
 
     def forward(self, x: Tensor, *, targets: Tensor | None = None) -> Tensor:
         """Take images (batch, channels, size, size), or the feature map of the stage before.
@@ -287,7 +287,10 @@ def batch_statistics(config: ResNetConfig) -> Literal["none", "rank", "global"]:
     return kinds[config.norm]
 
 
-def with_blocks(config: ResNetConfig, n: int) -> ResNetConfig:
+ConfigT = TypeVar("ConfigT", bound=ResNetConfig)
+
+
+def with_blocks(config: ConfigT, n: int) -> ConfigT:
     """Return the same model with n blocks, or with one of each width where n is less."""
     even, more = divmod(max(n, len(config.widths)), len(config.widths))
     return replace(config, depths=tuple(even + (i < more) for i in range(len(config.widths))))

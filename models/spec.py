@@ -14,7 +14,8 @@ torch.distributed. The module follows four rules, and every strategy works from 
 3. Modules are created on the meta device, without values (`spec.on_meta`): `spec.init` gives every parameter and
    persistent buffer its value from a generator seeded by its full name. Without `init` each process builds the whole
    model once on its CPU (`spec.built`), and takes the values of its own `__init__`.
-4. A module whose result depends on ranks it cannot see holds `all_reduce` (see `Reducing`).
+4. A module whose result depends on ranks it cannot see holds `all_reduce` (see `Reducing`), or `all_gather`
+   (`paralab.models.gathering`).
 
 One whose sequences ranks may share also takes positions and attends as `paralab.models.sequence` says.
 """
@@ -92,7 +93,8 @@ class Reducing:
 class ModelConfig(Protocol):
     """Sizes of one model: a frozen dataclass with whatever fields the model has. All of them say what it is for.
 
-    task: "text", "classify", "denoise_images" or "denoise_points", from which follows what data the model consumes.
+    task: "text", "classify", "views", "denoise_images" or "denoise_points", from which follows what data the model
+    consumes.
     """
 
     __dataclass_fields__: ClassVar[dict[str, Any]]
@@ -108,6 +110,7 @@ Unit = Literal["tokens", "images", "points"]  # what throughput counts
 UNITS: dict[str, Unit] = {
     "text": "tokens",
     "classify": "images",
+    "views": "images",
     "denoise_images": "images",
     "denoise_points": "points",
 }  # by task
@@ -219,6 +222,7 @@ class ModelSpec(Generic[C]):
     sequence: Callable[[C], SequenceShape | None] = lambda config: None  # that may be split over ranks; None: may not
     smooth: bool = True  # False: has kinks (ReLU, max), where the last bit of an input can flip a gradient
     batch_statistics: Callable[[C], Literal["none", "rank", "global"]] = lambda config: "none"
+    whole_batch: bool = False  # True: the loss is over all samples of a step together, and no mean over samples
     tied: Mapping[str, str] | None = None  # parameter -> the parameter whose storage it shares
     hugging_face: "Callable[[], Converter[C]] | None" = None  # what converts to and from transformers
     refuses: Mapping[str, str] = field(default_factory=dict)  # strategy -> why it cannot be in a layout of this model

@@ -2,6 +2,7 @@
 
 from typing import Any
 
+from paralab.layout import Layout
 from paralab.models import SPECS
 
 # Options of a run. In fp32 a ReLU whose input is zero but for rounding falls to either side.
@@ -15,3 +16,9 @@ TINY: dict[str, dict[str, Any]] = {
     for size in spec.sizes
     if size.startswith("tiny")
 }
+
+
+def divides(layout: Layout, tiny: str) -> bool:
+    """Return whether a model, by its short name, says that the axes of a layout can divide it."""
+    spec = SPECS[TINY[tiny]["model"]]
+    return not any(spec.cannot(spec.config(TINY[tiny]["size"]), axis) for axis in layout.axes)

@@ -19,7 +19,7 @@ from paralab.planning.resolve import Work
 from paralab.processes.mesh import Mesh
 from paralab.training.evaluate import Evaluator
 
-_EVALUATED = 7  # samples: no multiple of the usual numbers of ranks
+_EVALUATED = 7  # samples: no multiple of the usual numbers of ranks; at least a batch, of a loss over a whole batch
 
 
 @dataclass(frozen=True)
@@ -47,8 +47,9 @@ def compare(work: Work, mesh: Mesh, *, validates: bool) -> list[Agreement]:
     found = [Agreement("data order", layout, _over_ranks(_data_difference(work, alone, mesh), mesh), 0.0)]
     one: Any = trace(alone, _one(mesh), steps=STEPS)[0] if _is_main(mesh) else None
     if validates:
-        got = Evaluator(work, engine, most_samples=_EVALUATED)().loss
-        want = _from_main(Evaluator(alone, one, most_samples=_EVALUATED)().loss if one is not None else None, mesh)
+        most = work.division.global_batch_size if work.spec.whole_batch else _EVALUATED
+        got = Evaluator(work, engine, most_samples=most)().loss
+        want = _from_main(Evaluator(alone, one, most_samples=most)().loss if one is not None else None, mesh)
         found.append(Agreement("validation loss", layout, abs(got - want) / abs(want), allowed))
     there, here = _resumed(work, alone, engine, mesh)
     found.append(Agreement("resumed in one process", layout, abs(there - here) / abs(here), allowed))

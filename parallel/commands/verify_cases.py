@@ -135,7 +135,7 @@ def cases(config: VerifyConfig, nproc: int) -> Iterator[VerifyConfig]:
             print(f"{name} left out: {error}")
             continue
         for layout in layouts:
-            for accumulation in (1, 2):
+            for accumulation in (1,) if SPECS[config.model].whole_batch else (1, 2):
                 case = replace(config, layout=layout, strategy=None, nproc=None, accumulation=accumulation)
                 try:
                     work = resolve(case)

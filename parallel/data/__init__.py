@@ -8,6 +8,7 @@ from paralab.data.points import SHAPES, open_points
 from paralab.data.tasks import Classify, ClassifyStored, Denoise
 from paralab.data.text import AS_IT_IS, TextOptions, open_text
 from paralab.data.tokenizer import encoding, get_tokenizer
+from paralab.data.views import Views
 from paralab.errors import DataError, ModelError, did_you_mean
 from paralab.models.spec import ImageConfig, ModelConfig, NoiseConfig, PointConfig, TextConfig
 
@@ -26,7 +27,13 @@ __all__ = [
 
 BUILT_IN = {"alice": "text", "mnist": "images", **dict.fromkeys(SHAPES, "points")}
 SPLITS = ("train", "validation")
-_KIND_OF_TASK = {"text": "text", "classify": "images", "denoise_images": "images", "denoise_points": "points"}
+_KIND_OF_TASK = {
+    "text": "text",
+    "classify": "images",
+    "views": "images",
+    "denoise_images": "images",
+    "denoise_points": "points",
+}
 _ELSEWHERE = {
     "text": "file:PATH (.txt, .md, .jsonl, .csv, .parquet, ...; or a folder), or a Hugging Face set NAME[:CONFIG]",
     "images": "file:FOLDER (IDX files, or one subfolder a class), or file:FILE.npz",
@@ -65,6 +72,8 @@ def open_dataset(
     samples = _samples(name, config=config, split=split)
     if config.task == "classify":
         return (ClassifyStored if isinstance(samples, ArrayImages) else Classify)(samples)
+    if config.task == "views":
+        return Views(samples)
     if not isinstance(config, NoiseConfig):
         raise _incomplete(config, NoiseConfig)
     return Denoise(samples, sigma_min=config.sigma_min, sigma_max=config.sigma_max)

@@ -140,7 +140,7 @@ def resolve(run: RunConfig, *, dry: bool = False) -> Work:
     config = _with_classes(_with_tokenizer(_model_config(run, spec, size), run, spec, size), run, spec)
     if run.cast_on_device and config.task not in ("text", "classify"):
         raise ConfigError(
-            f"--cast-on-device with {spec.name} {size}: its inputs have noise added before the copy, leave it out"
+            f"--cast-on-device with {spec.name} {size}: its inputs are drawn at random before the copy, leave it out"
         )
     rank = Rank.from_env()
     layout = _layout(run, rank)
@@ -152,6 +152,7 @@ def resolve(run: RunConfig, *, dry: bool = False) -> Work:
     parts = layout.dp * layout.micro_batches * run.accumulation
     default_batch = -(-_GLOBAL_BATCH[spec.unit_of(config)] // parts) * parts
     division = layout.divide(run.global_batch_size or default_batch, run.accumulation)
+    check_batch(division, spec)
     if run.cuda_graphs and torch.accelerator.is_available() and division.chunks > 1:
         raise ConfigError(
             f"--compile {run.compile} with {division.chunks} micro-batches a step: a CUDA graph overwrites the"
@@ -187,6 +188,21 @@ def resolve(run: RunConfig, *, dry: bool = False) -> Work:
     if run.cast_on_device:
         work.dataset()  # refuses some
     return work
+
+
+def check_batch(division: Division, spec: ModelSpec) -> None:
+    """Raise ConfigError where a step is cut into passes, or has one sample, and the loss is over all of its samples."""
+    if not spec.whole_batch:
+        return
+    if division.chunks > 1:
+        raise ConfigError(
+            f"{division.chunks} micro-batches a step with {spec.name}, whose loss is over the whole batch, and no mean "
+            "of those of its parts: leave --accumulation out"
+        )
+    if division.global_batch_size == 1:
+        raise ConfigError(
+            f"--global-batch-size 1 with {spec.name}, whose loss is over the variance of a batch: use 2 or more"
+        )
 
 
 def with_processes_of(run: RunT, rank: Rank) -> RunT:

@@ -69,6 +69,17 @@ class Mesh:
 
         return all_reduce
 
+    def all_gather(self, axis: str) -> Callable[[Tensor], Tensor]:
+        """Return `all_gather(x)` over an axis, the form that `paralab.models.gathering.Gathering` calls."""
+        group = self.group(axis)
+
+        def all_gather(x: Tensor) -> Tensor:
+            whole = x.new_empty((group.size() * len(x), *x.shape[1:]))  # the only form that gloo takes
+            dist.all_gather_single(whole, x.contiguous(), group=group)
+            return whole.unflatten(0, (group.size(), len(x)))
+
+        return all_gather
+
 
 _MESHES: dict[tuple, tuple[DeviceMesh, dist.ProcessGroup, Mapping[str, DeviceMesh]]] = {}
 

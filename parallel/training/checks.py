@@ -28,6 +28,9 @@ def check(work: "Work") -> None:
     _check_outputs(Path(run.out), goes_on=run.resume is not None)
     task.check(work, "train", "validation")
     from paralab import checkpoint
+    from paralab.training.evaluate import count_samples
+
+    count_samples(work, work.dataset("validation"), most_samples=run.eval_samples)
 
     if run.resume is not None:
         checkpoint.check_same_work(run.out if run.resume == IN_FOLDER else run.resume, work)

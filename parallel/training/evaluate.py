@@ -21,8 +21,9 @@ from torch.distributed.fsdp import FSDPModule
 from paralab.axes import used
 from paralab.axes.pipeline.stages import boundary_shapes
 from paralab.axes.precision import in_dtype, weight_dtype
-from paralab.data.dataset import Batch
+from paralab.data.dataset import Batch, Dataset
 from paralab.engines.engine import Engine
+from paralab.errors import ConfigError
 from paralab.planning.resolve import Work
 
 
@@ -41,13 +42,30 @@ class Validation:
         return f"validation loss {self.loss:.4f}{bits}{accuracy}"
 
 
+def count_samples(work: Work, dataset: Dataset, *, most_samples: int | None) -> int:
+    """Return how many held-out samples are evaluated: where a loss is over a whole batch, those of whole batches.
+
+    Raises: ConfigError where there is not one such batch.
+    """
+    samples = min(dataset.n_samples, most_samples or dataset.n_samples)
+    batch = work.division.global_batch_size
+    if not work.spec.whole_batch:
+        return samples
+    if samples < batch:
+        raise ConfigError(
+            f"evaluation on {samples} held-out samples with {work.spec.name}, whose loss is over a whole batch of "
+            f"{batch}: use --global-batch-size {samples} or less, or more --eval-samples"
+        )
+    return samples - samples % batch
+
+
 class Evaluator:
     """Evaluates an engine on the validation split, or on the first `most_samples` of it. Collective."""
 
     def __init__(self, work: Work, engine: Engine, *, most_samples: int | None = None) -> None:
         self.work, self.engine = work, engine
         self.dataset = work.dataset("validation")
-        self.samples = min(self.dataset.n_samples, most_samples or self.dataset.n_samples)
+        self.samples = count_samples(work, self.dataset, most_samples=most_samples)
         self.forward = Stages(engine) if work.layout.pp > 1 else self._whole
         self.right: Tensor | None = None  # answers in the last batch, where a classifier's head is
 

@@ -16,7 +16,7 @@ from paralab.processes.mesh import make_mesh
 from paralab.processes.rank import Rank
 from tests.dist.cases import SHALLOW
 from tests.dist.workers import WorkerPool
-from tests.tiny import TINY
+from tests.tiny import TINY, divides
 
 
 def counted(rank: Rank, run: RunConfig) -> Sent | None:
@@ -124,7 +124,8 @@ TOGETHER = ["dp2.tp2.pp2/mb2", "dp2.tp2.pp2/zero3/zero-bubble/mb2"]
         (layout, model)
         for i, layout in enumerate(ALONE + TOGETHER)
         for j, model in enumerate(OTHERS)
-        if layout in TOGETHER or (i + j) % 2 == 0  # each model with every second of the axes alone
+        if (layout in TOGETHER or (i + j) % 2 == 0)  # each model with every second of the axes alone
+        and divides(Layout.parse(layout), model)
     ],
 )
 def test_other_models(workers: WorkerPool, model: str, layout: str) -> None:

@@ -12,7 +12,7 @@ TIMEOUT_S = 30
 
 
 class ThreadRanks:
-    """A group of `size` threads that can reduce a tensor; `calls` counts the reductions of the group."""
+    """A group of `size` threads that can reduce and gather a tensor; `calls` counts the collectives of the group."""
 
     def __init__(self, size: int) -> None:
         self.size = size
@@ -22,14 +22,17 @@ class ThreadRanks:
         self._values: list[Tensor] = [torch.empty(0)] * size
 
     def all_reduce(self, tensor: Tensor, op: str = "sum") -> Tensor:
+        stacked = self.all_gather(tensor)
+        return stacked.sum(0) if op == "sum" else stacked.amax(0)
+
+    def all_gather(self, tensor: Tensor) -> Tensor:
         rank = self._rank.value
         self._values[rank] = tensor
         self._barrier.wait(TIMEOUT_S)
         stacked = torch.stack(self._values)
-        total = stacked.sum(0) if op == "sum" else stacked.amax(0)
         self.calls += rank == 0
         self._barrier.wait(TIMEOUT_S)
-        return total
+        return stacked
 
     def run(self, work: Callable[[int], Any]) -> list[Any]:
         """Return work(rank) of every rank; an error in one ends the others."""

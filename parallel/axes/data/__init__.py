@@ -129,6 +129,11 @@ class DataAxis(Axis):
 
     def check_model(self, layout: Layout, spec: "ModelSpec[C]", config: "C") -> None:
         """Raise LayoutError where FSDP would shard a parameter twice, or ranks apart would have statistics apart."""
+        if layout.local and spec.whole_batch:
+            raise LayoutError(
+                f"local{layout.local} with {spec.name}, whose loss is over the samples of all ranks together: ranks "
+                f"cannot train apart, leave local{layout.local} out"
+            )
         if layout.local and spec.batch_statistics(config) != "none":
             raise LayoutError(
                 f"local{layout.local} with {spec.name}, which takes statistics over the samples of a batch: ranks that "
@@ -243,10 +248,18 @@ class DataAxis(Axis):
     # --- what it sends and holds
 
     def calls_before(self, name: str, module: "nn.Module", x: "Tensor", plan: "Planned") -> Iterator[Call]:
-        """Yield the sums of a batch norm over the samples of all ranks; x is (batch, channels, height, width)."""
+        """Yield the sums of a batch norm, whose x is (batch, channels, height, width), and what a loss gathers.
+
+        Both are over the samples of all ranks.
+        """
+        from paralab.models.gathering import Gathering
         from paralab.models.spec import Reducing
 
-        if isinstance(module, Reducing) and module.axis == "dp" and plan.layout.dp > 1 and not plan.layout.local:
+        if plan.layout.dp == 1 or plan.layout.local:
+            return
+        if isinstance(module, Gathering):
+            yield Call("dp", "all_gather", plan.layout.dp * x.nbytes)
+        if isinstance(module, Reducing) and module.axis == "dp":
             # For each channel two sums, and the count, in fp64; in backward two sums (paralab.models.norms).
             (channels,), block = local_shape(f"{name}.weight", (x.shape[1],), plan), block_of(name, blocks_in(plan))
             wide = max(x.element_size(), 4)  # bytes of what statistics are computed in

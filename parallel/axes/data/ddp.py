@@ -17,6 +17,7 @@ from paralab.axes.data import EXPERT_REPLICATE, replica_dim, replicas
 from paralab.axes.data.unused import without_gradient
 from paralab.axes.initialise import local
 from paralab.axes.placements import sharded_over
+from paralab.models.gathering import Gathering
 from paralab.models.spec import Reducing
 from paralab.processes.mesh import Mesh
 
@@ -108,8 +109,10 @@ def _fill_missing(parameters: Sequence[Tensor], *, mesh: Mesh) -> None:
 
 
 def connect(part: nn.Module, *, mesh: Mesh) -> None:
-    """Give modules that reduce over the data ranks (batch statistics) their reduction."""
+    """Give modules that reduce or gather over the data ranks (batch statistics, some losses) what does it."""
     for module in part.modules():
+        if isinstance(module, Gathering):
+            module.all_gather, module.rank, module.ranks = mesh.all_gather("dp"), mesh.rank("dp"), mesh.size("dp")
         if isinstance(module, Reducing) and module.axis == "dp":
             module.all_reduce = mesh.all_reduce("dp")
             module.ranks = mesh.size("dp")

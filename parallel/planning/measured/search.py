@@ -42,7 +42,7 @@ def search(
     found: list[Choice] = []
     for checkpointing, accumulations in (("none", (1,)), ("full", (1, 2, 4, 8))):
         for layout in layouts(spec, config, ranks, batch):
-            for accumulation in accumulations:
+            for accumulation in accumulations if not spec.whole_batch else (1,):
                 try:
                     one = run_of(run, checkpointing)
                     plan = imagine(spec, config, layout, batch=batch, accumulation=accumulation, run=one)

@@ -24,6 +24,7 @@ from paralab.axes.sent import Noted, noted_stages
 from paralab.axes.shapes import part
 from paralab.axes.tensor.rules import leave_part
 from paralab.models.found import move_plain_tensors
+from paralab.models.gathering import Gathering
 from paralab.models.spec import Reducing
 from paralab.planning.measured.operations import Recorder, Work
 
@@ -86,7 +87,8 @@ def _key(plan: Planned) -> Any:
     """Return all of a plan that decides what modules run."""
     layout, run = plan.layout, plan.run
     cut = (layout.stages, getattr(layout, "first", None), getattr(layout, "last", None))
-    split = (layout.tp, layout.sequence_parallel, layout.dp > 1 and not layout.local)
+    over = layout.dp if plan.spec.whole_batch else layout.dp > 1
+    split = (layout.tp, layout.sequence_parallel, over if not layout.local else False)
     casts = layout.zero >= 2
     return (plan.spec, plan.model_config, run.precision, run.checkpoint_every, cut, split, casts)
 
@@ -128,6 +130,8 @@ def stage_module(plan: Planned, index: int) -> nn.Module:
     for one in module.modules():
         if isinstance(one, Reducing) and layout.size(one.axis) > 1:
             one.ranks, one.all_reduce = layout.size(one.axis), _over_ranks
+        if isinstance(one, Gathering) and layout.dp > 1:
+            one.ranks, one.all_gather = layout.dp, partial(_of_all_ranks, ranks=layout.dp)
     checkpoint_blocks(module, plan.run.checkpoint_every)
     return module
 
@@ -135,6 +139,11 @@ def stage_module(plan: Planned, index: int) -> nn.Module:
 def _over_ranks(tensor: Tensor, op: str) -> Tensor:
     """Return a tensor of any shape as it is: what it takes to reduce it is counted elsewhere."""
     return tensor
+
+
+def _of_all_ranks(x: Tensor, ranks: int) -> Tensor:
+    """Return a tensor (ranks, *x.shape), of any shape of x: what it takes to gather it is counted elsewhere."""
+    return x.new_empty((ranks, *x.shape))
 
 
 def _run(module: nn.Module, inputs: tuple[Tensor, ...], target: Tensor | None) -> tuple[Traced, tuple[Tensor, ...]]:

@@ -1,0 +1,132 @@
+"""VICReg: its loss against algorithm 1 of the paper, and over ranks against one process."""
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from paralab.errors import UsageError
+from paralab.layout import Layout
+from paralab.models.found import count_flops
+from paralab.models.spec import Flops
+from paralab.models.vicreg import SPEC, Terms, VICReg, encode
+from paralab.options.config import RunConfig
+from paralab.planning.resolve import resolve
+from tests.unit.thread_ranks import ThreadRanks
+
+CONFIG = SPEC.config("tiny")
+WIDTH = 6
+
+
+def algorithm_1(a: Tensor, b: Tensor) -> Tensor:
+    """The loss as the pseudocode of Bardes et al. 2022 has it, with torch's own statistics; a, b (samples, width)."""
+    said = F.mse_loss(a, b) * 25
+    for z in (a, b):
+        said = said + 25 * F.relu(1 - (torch.var(z, dim=0) + 1e-4).sqrt()).mean()
+        matrix = torch.cov(z.T)
+        said = said + matrix[~torch.eye(len(matrix), dtype=torch.bool)].square().sum() / z.shape[1]
+    return said
+
+
+def embeddings(samples: int) -> Tensor:
+    """Correlated coordinates with deviations on both sides of 1: all terms have a say. (2, samples, width) fp64."""
+    generator = torch.Generator().manual_seed(0)
+    mixed = torch.randn(WIDTH, WIDTH, generator=generator, dtype=torch.float64)
+    z = torch.randn(2, samples, WIDTH, generator=generator, dtype=torch.float64) @ mixed
+    return z * torch.linspace(0.1, 2, WIDTH, dtype=torch.float64)
+
+
+def test_the_loss_is_that_of_the_paper() -> None:
+    z = embeddings(12)
+    got = Terms(CONFIG)(z.flatten(0, 1), torch.zeros(12))
+    torch.testing.assert_close(got, algorithm_1(z[0], z[1]), rtol=1e-13, atol=0)
+
+
+@pytest.mark.parametrize("ranks", [2, 3])
+def test_ranks_have_the_loss_and_the_gradient_of_all_samples(ranks: int) -> None:
+    whole = embeddings(12).requires_grad_()
+    want = algorithm_1(whole[0], whole[1])
+    want.backward()
+    assert whole.grad is not None
+    group = ThreadRanks(ranks)
+
+    def on_rank(rank: int) -> tuple[Tensor, Tensor]:
+        terms = Terms(CONFIG)
+        terms.ranks, terms.rank, terms.all_gather = ranks, rank, group.all_gather
+        mine = whole.detach().chunk(ranks, dim=1)[rank].flatten(0, 1).requires_grad_()
+        loss = terms(mine, torch.zeros(12 // ranks))
+        loss.backward()
+        assert mine.grad is not None
+        return loss.detach(), mine.grad.unflatten(0, (2, -1)) / ranks  # as the average over ranks will have it
+
+    losses, gradients = zip(*group.run(on_rank), strict=True)
+    assert group.calls == 1, "one gather forward, nothing backward"
+    for loss in losses:
+        torch.testing.assert_close(loss, want.detach(), rtol=1e-13, atol=0)
+    torch.testing.assert_close(torch.cat(gradients, dim=1), whole.grad, rtol=1e-12, atol=1e-14)
+
+
+def a_model() -> VICReg:
+    torch.manual_seed(0)
+    return VICReg(CONFIG)
+
+
+def test_labels_do_not_matter_and_views_do() -> None:
+    model, views = a_model(), torch.randn(2, 4, 1, 28, 28)
+    losses = [model(*views, targets=labels) for labels in (torch.zeros(4), torch.arange(4))]
+    assert torch.equal(*losses) and not torch.equal(losses[0], model(views[0], views[0], targets=torch.zeros(4)))
+
+
+def test_features_are_what_the_expander_is_given() -> None:
+    model, images = a_model().eval(), torch.randn(3, 1, 28, 28)
+    seen: list[Tensor] = []
+    model.head.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0].mean((2, 3))))
+    embedded = model(images, images.flip(0))
+    assert embedded.shape == (6, CONFIG.expander)
+    torch.testing.assert_close(encode(model, images), seen[0][:3])
+
+
+def test_operations_are_those_that_are_counted() -> None:
+    inputs, targets = SPEC.example(CONFIG, 8)
+    counted = count_flops(SPEC.on_meta(CONFIG), inputs, targets) / 8
+    of_loss = 2 * 2 * 3 * CONFIG.expander**2  # the covariances of two embeddings
+    first = 2 * 2 * 28**2 * 9 * CONFIG.widths[0]  # the gradient of the images
+    said = SPEC.flops_of(CONFIG)
+    assert said == Flops(said.per_sample, "2 views x 3x2xMAC conv+linear")
+    assert said.per_sample == pytest.approx(counted - of_loss + first, rel=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"accumulation": 2}, "2 micro-batches a step with vicreg, whose loss is over the whole batch"),
+        ({"global_batch_size": 1}, "--global-batch-size 1 with vicreg.*: use 2 or more"),
+        ({"norm": "batch"}, "--norm batch with vicreg.*: use --norm syncbatch, or group"),
+        ({"layout": "pp2/gpipe"}, "its loss is over the whole batch, which a pipeline would cut into micro-batches"),
+        ({"layout": "cp2"}, "vicreg is given no sequences that ranks could share"),
+        ({"layout": "dp2.tp2/sp"}, "vicreg has no sequence-parallel"),
+        ({"layout": "dp2/local2", "norm": "group"}, "local2 with vicreg, whose loss .*: ranks cannot train apart"),
+        ({"cast_on_device": True, "loader_workers": 1}, "its inputs are drawn at random before the copy"),
+    ],
+    ids=str,
+)
+def test_what_a_loss_over_the_batch_has_no_place_for_is_refused(options: dict[str, Any], said: str) -> None:
+    layout = Layout.parse(options.pop("layout", "dp1"))
+    with pytest.raises(UsageError, match=said) as caught:
+        resolve(RunConfig(model="vicreg", size="tiny", layout=layout, **options))
+    assert "\n" not in str(caught.value)
+
+
+def test_coefficients_weigh_the_terms() -> None:
+    z = embeddings(8).flatten(0, 1)
+    alone = [
+        replace(CONFIG, **{"invariance": 0.0, "variance": 0.0, "covariance": 0.0, name: 2.0})
+        for name in ("invariance", "variance", "covariance")
+    ]
+    parts = [Terms(config)(z, torch.zeros(8)) for config in alone]
+    whole = Terms(replace(CONFIG, invariance=2.0, variance=2.0, covariance=2.0))(z, torch.zeros(8))
+    assert all(part > 0 for part in parts)
+    torch.testing.assert_close(sum(parts), whole)
