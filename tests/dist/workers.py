@@ -1,4 +1,4 @@
-"""A pool of gloo processes that stay alive between cases: starting one costs ten seconds, a case well under one."""
+"""A pool of gloo processes that stay alive between cases: starting it costs seconds, a case well under one."""
 
 import importlib
 import os
@@ -6,6 +6,7 @@ import tempfile
 import traceback
 from typing import Any
 
+import torch.distributed as dist
 import torch.multiprocessing as mp
 
 
@@ -13,10 +14,16 @@ class Failed(AssertionError):
     """A case raised on some ranks; the message holds their stack traces."""
 
 
+# A process group of gloo has threads that wake a hundred times a second: with a hundred groups in each of eight
+# processes a case takes five times as long.
+MOST_GROUPS = 24
+
+
 class WorkerPool:
     """Processes of one gloo world. `run("module:function", *args)` calls function(rank, *args) in each of them.
 
-    After a failure the pool is started again, since ranks may be left inside a collective.
+    The pool is started again after a failure, since ranks may be left inside a collective, and when its ranks have
+    more than MOST_GROUPS process groups.
     """
 
     def __init__(self, world_size: int) -> None:
@@ -45,11 +52,12 @@ class WorkerPool:
         for inbox in self.inboxes:
             inbox.put((target, args))
         answers: dict[int, Any] = {}
+        groups: dict[int, int] = {}
         errors: dict[int, str] = {}
         try:
             while len(answers) + len(errors) < self.world_size:
                 # Once one rank has failed the others may be waiting for it: give them a moment, not the full time.
-                rank, ok, value = self.outbox.get(timeout=5.0 if errors else timeout_s)
+                rank, ok, value, groups[rank] = self.outbox.get(timeout=5.0 if errors else timeout_s)
                 (answers if ok else errors)[rank] = value
         except Exception as error:
             missing = sorted(set(range(self.world_size)) - answers.keys() - errors.keys())
@@ -59,6 +67,8 @@ class WorkerPool:
         if errors:
             self._restart()
             raise Failed("\n".join(f"rank {rank}:\n{text}" for rank, text in sorted(errors.items())))
+        if max(groups.values()) > MOST_GROUPS:
+            self._restart()
         return [answers[rank] for rank in range(self.world_size)]
 
     def _restart(self) -> None:
@@ -78,6 +88,11 @@ class WorkerPool:
         self.folder.cleanup()
 
 
+def groups() -> int:
+    """Return how many process groups this process has."""
+    return len(dist.distributed_c10d._world.pg_map)
+
+
 def _work(rank: int, world_size: int, store: str, inbox: Any, outbox: Any) -> None:
     from paralab.processes import cluster
     from paralab.processes.rank import Rank
@@ -89,7 +104,7 @@ def _work(rank: int, world_size: int, store: str, inbox: Any, outbox: Any) -> No
         module, _, name = target.partition(":")
         try:
             value = getattr(importlib.import_module(module), name)(me, *args)
-            outbox.put((rank, True, value))
+            outbox.put((rank, True, value, groups()))
         except BaseException:
-            outbox.put((rank, False, traceback.format_exc()))
+            outbox.put((rank, False, traceback.format_exc(), groups()))
     cluster.leave()
