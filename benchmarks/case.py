@@ -31,14 +31,16 @@ from paralab.engines.engine import Engine
 from paralab.errors import DivergedError
 from paralab.measure import memory
 from paralab.measure.compiling import Compiled, compiled
-from paralab.measure.exposed import ExposedCommunication, Split, exposed_share, straggler
+from paralab.measure.exposed import ExposedCommunication
 from paralab.measure.ledger import CommLedger, CommRow
 from paralab.measure.memory import MemoryCensus
 from paralab.measure.nvml import cuda_uuid
 from paralab.measure.roofline import device_peak
 from paralab.measure.routing import Loads, RoutingCounts, dropped_share, imbalance, together
 from paralab.measure.span import SpanRecord
+from paralab.measure.split import Split
 from paralab.measure.steady import StepTimes, summarise
+from paralab.measure.straggler import exposed_share, furthest_behind, straggler
 from paralab.measure.telemetry import Sampler, Telemetry
 from paralab.measure.timeline import Timeline, bubble_share, bubble_theory_share
 from paralab.parity.prove import prove
@@ -51,7 +53,7 @@ from paralab.processes.failure import Progress
 from paralab.processes.mesh import Mesh, default_backend
 from paralab.processes.rank import Rank
 from paralab.records.describe import describe, nodes_of
-from paralab.records.log import MemoryRecord, StepLog, StepRecord
+from paralab.records.log import MemoryRecord, SplitRecord, StepLog, StepRecord
 from paralab.records.of_axes import with_axes
 from paralab.records.requested import Requested
 from paralab.records.row import COLLECTIVES, RunRecord
@@ -77,7 +79,8 @@ class RankResult:
     loads: Loads = field(default_factory=dict)
     process_peak_bytes: int | None = None
     gpu_peak_bytes: tuple[int | None, int | None] = (None, None)
-    split: Split | None = None  # of a rank that is not alone
+    splits: list[Split] = field(default_factory=list)  # of untimed steps, from `splits_from` on
+    splits_from: int = 0
     compiled: Compiled = Compiled()
     peak_flops: float = 0.0
     peak_source: str = ""
@@ -130,6 +133,8 @@ def run_case(
     if log is not None:
         for span in result.spans:
             log.write(span)
+        for split in _splits_of(rank.rank, result):
+            log.write(split)
         log.write(_memory_of(rank.rank, result))
         log.close()
     scope = proof.scope if proof else None
@@ -211,8 +216,7 @@ def _seconds(a: Any, b: Any) -> float:
 def _look_inside(engine: Engine, batches: Iterator[Batch], mesh: Mesh, result: RankResult) -> None:
     """Note waiting, the passes of a pipeline, bytes sent, and memory by category, each in untimed steps of its own."""
     several = mesh.layout.world_size > 1  # ZeRO over one rank has a group as well, and sends nothing
-    if several:
-        result.split = _split(engine, batches, mesh)
+    result.splits_from, result.splits = len(result.losses), _splits(engine, batches, mesh)
     if stages := engine.stages:
         with Timeline(stages, mesh) as timeline:
             engine.step(next(batches))
@@ -235,13 +239,14 @@ def _look_inside(engine: Engine, batches: Iterator[Batch], mesh: Mesh, result: R
     result.state_peak_bytes = report.state_peak_bytes
 
 
-def _split(engine: Engine, batches: Iterator[Batch], mesh: Mesh) -> Split:
-    seen = ExposedCommunication(mesh.device)
-    dist.barrier(group=mesh.world)
-    for batch in islice(batches, _SPLIT_STEPS):
+def _splits(engine: Engine, batches: Iterator[Batch], mesh: Mesh) -> list[Split]:
+    seen = ExposedCommunication(mesh.device, mesh.groups() if mesh.world is not None else None)
+    if mesh.world is not None:
+        dist.barrier(group=mesh.world)
+    for _ in range(_SPLIT_STEPS):
         with seen:
-            engine.step(batch)
-    return seen.split
+            engine.step(seen.next(batches))
+    return seen.splits
 
 
 def _gather(result: RankResult, mesh: Mesh) -> list[RankResult]:
@@ -267,6 +272,20 @@ def _write_steps(log: StepLog, work: Work, result: RankResult) -> None:
                 measured=timed >= 0,
             )
         )
+
+
+def _splits_of(rank: int, result: RankResult) -> list[SplitRecord]:
+    return [
+        SplitRecord(
+            step=step,
+            rank=rank,
+            compute_s=split.compute_s,
+            data_s=split.data_s,
+            exposed_s=split.exposed_s,
+            host_s=split.host_s,
+        )
+        for step, split in enumerate(result.splits, result.splits_from)
+    ]
 
 
 def _memory_of(rank: int, result: RankResult) -> MemoryRecord:
@@ -317,8 +336,6 @@ def _record(
 def _timing_columns(work: Work, results: list[RankResult], times: StepTimes) -> dict[str, Any]:
     warmup = work.run.warmup
     waits = [sum(r.data_waits_s) / sum(r.step_times_s) for r in results]
-    splits = [r.split for r in results if r.split is not None]
-    slowest = straggler(splits) if splits else None
     return {
         "compile_s": max(r.compiled.seconds for r in results),
         "graph_breaks": max(r.compiled.graph_breaks for r in results),
@@ -334,10 +351,27 @@ def _timing_columns(work: Work, results: list[RankResult], times: StepTimes) -> 
         "step_time_p99_s": times.step_time_p99_s,
         "step_time_mad_s": times.step_time_mad_s,
         "data_wait_share": max(waits),
-        "exposed_comm_share": exposed_share(splits) if splits else 0.0,
-        "straggler_ratio": slowest.ratio if slowest else 1.0,
-        "slowest_rank": slowest.rank if slowest else None,
+        **_slowest_columns(work, results),
     }
+
+
+def _slowest_columns(work: Work, results: list[RankResult]) -> dict[str, Any]:
+    """Columns of the rank that the others wait for; one alone waits for none."""
+    splits = [Split.sum(r.splits) for r in results]
+    slowest = straggler(splits) if len(splits) > 1 else None
+    rank = slowest.rank if slowest else 0
+    steps, parts_s = len(results[rank].splits), splits[rank].parts_s(bubble_share=_bubble_theory(work))
+    columns: dict[str, Any] = {
+        "exposed_comm_share": exposed_share(splits) if slowest else 0.0,
+        "straggler_ratio": slowest.ratio if slowest else 1.0,
+        "step_parts_json": json.dumps({part: round(s / steps, 6) for part, s in parts_s.items()}),
+    }
+    if slowest is None:
+        return columns
+    lag = furthest_behind([r.splits for r in results], rank)
+    step = results[rank].splits_from + lag.step
+    found = {"slowest_step": step, "slowest_behind_s": lag.behind_s, "slowest_cause": lag.cause}
+    return columns | {"slowest_rank": rank, **found}
 
 
 def _efficiency_columns(
@@ -479,11 +513,15 @@ def _calls_json(rows: list[CommRow]) -> str | None:
 
 def _bubble_columns(work: Work, results: list[RankResult]) -> dict[str, Any]:
     """Columns of a pipeline: the idle share of all ranks in one step, and what its schedule makes inevitable."""
-    layout, spans = work.layout, [span for result in results for span in result.spans]
-    if layout.schedule is None:
+    spans = [span for result in results for span in result.spans]
+    theory = _bubble_theory(work)
+    if theory is None:
         return {}
-    order = pass_order(layout.schedule, pp=layout.pp, micro_batches=work.division.chunks)
-    return {
-        "bubble_share": bubble_share(spans) if spans else None,
-        "bubble_theory_share": bubble_theory_share(order),
-    }
+    return {"bubble_share": bubble_share(spans) if spans else None, "bubble_theory_share": theory}
+
+
+def _bubble_theory(work: Work) -> float | None:
+    layout = work.layout
+    if layout.schedule is None:
+        return None
+    return bubble_theory_share(pass_order(layout.schedule, pp=layout.pp, micro_batches=work.division.chunks))

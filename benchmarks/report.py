@@ -61,6 +61,7 @@ def render(paths: Sequence[Path], *, title: str = "Results", caught: Sequence[wa
         caveats=[*sections.caveats(sources, pieces), *dict.fromkeys(str(warning.message) for warning in caught)],
         scaling=sections.scaling(sources),
         failures=sections.failures(pieces),
+        stragglers=sections.stragglers(pieces),
         environment=sections.environment(sources),
         commands=sections.commands(pieces),
         downloads=[_download(source) for source in sources],

@@ -5,8 +5,10 @@ What measures is imported by the ranks alone.
 
 import sys
 from dataclasses import replace
+from textwrap import fill
 
 from paralab.benchmarks.run import CaseConfig
+from paralab.benchmarks.slowest import parts_s, slowest, where
 from paralab.console.clock import Moment
 from paralab.console.phases import Phases
 from paralab.planning.resolve import alone, resolve, with_processes_of
@@ -17,8 +19,6 @@ from paralab.records.requested import Requested
 from paralab.records.row import RunRecord
 from paralab.records.writing import check_appendable
 from paralab.running import task
-
-_NOTABLY_SLOW = 1.2  # times what the other ranks need
 
 
 def run(config: CaseConfig, *, began: Moment) -> int:
@@ -74,8 +74,9 @@ def _peak_and_sent(record: RunRecord) -> str:
 
 
 def _slow_rank(record: RunRecord) -> str:
-    """Return a line about the rank that the others wait for, where it is notably slower than they are."""
-    if record.straggler_ratio is None or record.straggler_ratio <= _NOTABLY_SLOW:
+    """Return the lines about where the time of several ranks goes, and about the one that the others wait for."""
+    if record.slowest_rank is None:
         return ""
-    times = f"{record.straggler_ratio:.1f} times as long as the others"
-    return f"  rank {record.slowest_rank} is the slowest: it computes {times}\n"
+    parts, said = where(parts_s(record)), slowest(record)
+    lines = [f"where the time of rank {record.slowest_rank} goes: {parts}" if parts else "", said]
+    return "".join(f"{fill(line, 80, initial_indent='  ', subsequent_indent='    ')}\n" for line in lines if line)

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from functools import cached_property, partial
 from pathlib import Path
 
-from paralab.benchmarks import stats, work
+from paralab.benchmarks import slowest, stats, work
 from paralab.benchmarks.metrics import METRICS
 from paralab.benchmarks.sources import Source
 from paralab.benchmarks.verdict import Comparison, Family, Variant, families, parity_failures, variants
@@ -18,7 +18,7 @@ from paralab.measure.span import SpanRecord
 from paralab.pages import charts
 from paralab.pages.charts import Bar, Row, Series, Span
 from paralab.pages.page import Chart
-from paralab.records.log import LogRecord, MemoryRecord, StepRecord, read_log
+from paralab.records.log import LogRecord, MemoryRecord, SplitRecord, StepRecord, read_log
 from paralab.records.log_files import log_paths
 from paralab.records.row import COMM_AXES, RunRecord
 
@@ -294,6 +294,19 @@ def _held_bytes(row: MemoryRecord) -> int:
     return sum(getattr(row, f"{kind}_bytes") or 0 for kind in MEMORY_CATEGORIES)
 
 
+def _where_time_goes(piece: Piece) -> Chart | None:
+    rows = [bar for way in piece.ways for bar in _time_bars(way)]
+    if not rows:
+        return None
+    drawing = charts.bars(rows, title="Where the time of a step goes", unit=_unit("at_s"))
+    return Chart("Where the time of a step goes", drawing, "Of one run, in the few steps that are looked at untimed.")
+
+
+def _time_bars(way: Way) -> list[Bar]:
+    splits = [row for row in way.logs if isinstance(row, SplitRecord)]
+    return slowest.bars(way.variant.label, way.good[-1], splits, most_ranks=MOST_RANKS) if way.good else []
+
+
 def _communication(piece: Piece) -> Chart | None:
     runs = {way.variant.label: way.good[-1] for way in piece.ways if way.good}
     kind, note = "sent", "Bytes that leave the rank which sends most, in one step."
@@ -374,6 +387,7 @@ _CHARTS: tuple[Callable[[Piece], Chart | None], ...] = (
     _dots,
     _throughput_against_memory,
     _memory,
+    _where_time_goes,
     _communication,
     _loss,
 )
@@ -433,6 +447,16 @@ def _efficiency(runs: Sequence[RunRecord], how: str) -> Chart | None:
 def failures(found: Sequence[Piece]) -> list[tuple[str, str, RunRecord]]:
     """Return work, method and run of everything that failed."""
     return [(piece.name, way.variant.label, run) for piece in found for way in piece.ways for run in way.variant.failed]
+
+
+def stragglers(found: Sequence[Piece]) -> list[tuple[str, str, list[str]]]:
+    """Return work, method and, of each good run in which one rank held the others up, which and why."""
+    told = [
+        (piece.name, way.variant.label, [said for run in way.good if (said := slowest.slowest(run))])
+        for piece in found
+        for way in piece.ways
+    ]
+    return [(name, label, said) for name, label, said in told if said]
 
 
 def environment(sources: Sequence[Source]) -> list[tuple[str, list[tuple[str, int]]]]:

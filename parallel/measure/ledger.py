@@ -19,6 +19,7 @@ from torch.distributed.tensor import DTensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from paralab.axes.forms import ring_bytes, wire_bytes
+from paralab.measure.axis_names import AxisNames
 
 
 @dataclass(frozen=True)
@@ -97,10 +98,8 @@ _NAMESPACES = {"c10d", "_c10d_functional", "c10d_functional", "_dtensor"}
 class CommLedger(TorchDispatchMode):
     """Count calls, payload, ring and wire bytes while entered.
 
-    axes: mesh axis -> its process group on this rank. A group is known by its name, else by its ranks, so that
-    an axis over every rank also stands for the default group. Others are "world" or "other". steps: how many run
-    while it is entered; what is counted is the mean of them. backend: whose wire bytes are counted, by default that of
-    each group.
+    axes: mesh axis -> its process group on this rank (`AxisNames`). steps: how many run while it is entered; what is
+    counted is the mean of them. backend: whose wire bytes are counted, by default that of each group.
 
     Raises: NotImplementedError, inside the step, for a collective that the ledger cannot size: a silent gap
     would make every total wrong.
@@ -109,8 +108,7 @@ class CommLedger(TorchDispatchMode):
     def __init__(self, axes: Mapping[str, ProcessGroup], *, steps: int = 1, backend: str | None = None) -> None:
         super().__init__()
         self._steps, self._backend = steps, backend
-        self._by_name = {group.group_name: axis for axis, group in axes.items()}
-        self._by_ranks = {tuple(dist.get_process_group_ranks(group)): axis for axis, group in axes.items()}
+        self._names = AxisNames(axes)
         self._counts: dict[tuple[str, str, int], _Count] = {}
 
     def __torch_dispatch__(self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
@@ -163,7 +161,7 @@ class CommLedger(TorchDispatchMode):
         self._add(kind.op, group, buffers, times, splits=given.get("input_split_sizes") or ())
 
     def _add(self, op: str, group: ProcessGroup, buffers: Any, times: int, *, splits: Sequence[int] = ()) -> None:
-        count = self._counts.setdefault((self._axis_of(group), op, group.size()), _Count())
+        count = self._counts.setdefault((self._names.of(group), op, group.size()), _Count())
         payload_bytes = times * sum(tensor.numel() * tensor.element_size() for tensor in _tensors(buffers))
         count.calls += 1
         count.payload_bytes += payload_bytes
@@ -172,11 +170,6 @@ class CommLedger(TorchDispatchMode):
         else:
             backend = self._backend or dist.get_backend(group)
             count.wire_bytes += wire_bytes(op, payload_bytes, group.size(), backend=backend)
-
-    def _axis_of(self, group: ProcessGroup) -> str:
-        ranks = tuple(dist.get_process_group_ranks(group))
-        known = self._by_name.get(group.group_name) or self._by_ranks.get(ranks)
-        return known or ("world" if len(ranks) == dist.get_world_size() else "other")
 
 
 def _group(given: Mapping[str, Any]) -> ProcessGroup:

@@ -41,6 +41,7 @@ CHANGES: dict[int, Change] = {
     19: Change(added=("ep", *_OF_EP, "expert_imbalance", "dropped_share")),
     20: Change(added=("tokenizer", "vocabulary")),
     21: Change(added=("tokens_per_step", "model_flop_per_step", "energy_per_token_j")),
+    22: Change(added=("slowest_step", "slowest_behind_s", "slowest_cause", "step_parts_json")),
 }
 RENAMED = {old: new for number in sorted(CHANGES) for old, new in CHANGES[number].renamed.items()}
 SCHEMA = max(CHANGES, default=COUNTED_FROM)

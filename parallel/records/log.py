@@ -42,8 +42,20 @@ class MemoryRecord:
     process_peak_bytes: int | None = None
 
 
-LogRecord = StepRecord | SpanRecord | MemoryRecord
-_LOG_RECORDS = {"step": StepRecord, "span": SpanRecord, "memory": MemoryRecord}
+@dataclass(frozen=True, kw_only=True)
+class SplitRecord:
+    """Where the time of one step of one rank went. The step is not timed."""
+
+    step: int
+    rank: int
+    compute_s: float
+    data_s: float
+    exposed_s: float
+    host_s: float | None = None  # of a GPU
+
+
+LogRecord = StepRecord | SpanRecord | MemoryRecord | SplitRecord
+_LOG_RECORDS = {"step": StepRecord, "span": SpanRecord, "memory": MemoryRecord, "split": SplitRecord}
 _LOG_NAMES = {kind: name for name, kind in _LOG_RECORDS.items()}
 
 

@@ -10,6 +10,7 @@ from dataclasses import MISSING, dataclass, field, fields
 from typing import Any, Literal
 
 from paralab.errors import Status
+from paralab.measure.straggler import Cause
 from paralab.records.changes import SCHEMA
 
 Device = Literal["cpu", "cuda"]
@@ -157,9 +158,22 @@ class RunRecord:
         "Fraction of the step time spent waiting for communication, mean over ranks; 0 with one rank"
     )
     straggler_ratio: float | None = column(
-        "Own time of the slowest rank over the median of the other ranks (up to schema 8: of all ranks)"
+        "Own time of the slowest rank, in which it does not wait for others, over the median of the other ranks (up to "
+        "schema 8: of all ranks; up to schema 21 without waiting for data)"
     )
-    slowest_rank: int | None = column("Rank that the others wait for")
+    slowest_rank: int | None = column("Rank that the others wait for: the one with most own time")
+    slowest_step: int | None = column(
+        "Step in which that rank was furthest behind the median of the others, of those that are looked at untimed"
+    )
+    slowest_behind_s: float | None = column("How far it was behind in that step")
+    slowest_cause: Cause | None = column(
+        "What it took longer for than the others in that step; communication where it waited longer than it was behind"
+    )
+    step_parts_json: str | None = column(
+        "{part: seconds}: what the slowest rank does in a step; adds up to one that is looked at untimed: compute, "
+        "data (waiting for a batch), host (of a GPU without work), bubble (inevitable in the schedule), comm_AXIS "
+        "(waiting for communication, and for others)"
+    )
 
     tokens_per_step: int | None = column("Tokens of the global batch, of a model of texts")
     model_flop_per_step: float | None = column(

@@ -8,8 +8,9 @@ import torch.distributed as dist
 from torch.distributed.tensor import DTensor
 
 from paralab import checkpoint, engines
-from paralab.measure.exposed import ExposedCommunication, Split
+from paralab.measure.exposed import ExposedCommunication
 from paralab.measure.memory import MemoryCensus, MemoryReport
+from paralab.measure.split import Split
 from paralab.options.config import RunConfig
 from paralab.parity.prove import judge
 from paralab.parity.reference import Trace, reference, reference_key
@@ -61,9 +62,8 @@ def split_with_a_slow_rank(rank: Rank, run: RunConfig, engine: str, slept_s: flo
         naps = iter([slept_s])
         next(iter(built.parts[0].blocks.values())).register_forward_pre_hook(lambda *_: time.sleep(next(naps, 0.0)))
     dist.barrier(group=mesh.world)
-    batch = next(batches)
-    with ExposedCommunication(mesh.device) as seen:
-        built.step(batch)
+    with ExposedCommunication(mesh.device, mesh.groups()) as seen:
+        built.step(seen.next(batches))
     return seen.split
 
 

@@ -22,6 +22,7 @@ import torch
 import torch.distributed as dist
 
 from paralab import cli
+from paralab.benchmarks import case
 from paralab.checkpoint.storage import Writer
 from paralab.data.dataset import Batch
 from paralab.engines.engine import StepResult
@@ -104,6 +105,15 @@ def do(rank: Rank, progress: Progress, task: str, folder: str, fault: str, who: 
     return getattr(importlib.import_module(module), name)(rank, progress, *args)
 
 
+NAP_S = 0.4  # of a rank that is slow on purpose, in each step
+
+
+def _naps(batches: Iterator[Batch]) -> Iterator[Batch]:
+    for batch in batches:
+        time.sleep(NAP_S)
+        yield batch
+
+
 def _note(folder: Path) -> None:
     (folder / "happened").write_text(str(time.time()))
 
@@ -131,6 +141,15 @@ def _prepare(fault: str, when: int, note: Callable[[], None]) -> None:
         yield from islice(batches(*args, **options), when)
         note()
 
+    def slowly(engine: NativeEngine, batch: Batch) -> StepResult:
+        time.sleep(NAP_S * (engine.steps_done >= when))
+        return take(engine, batch)
+
+    if fault == "slow_data":
+        load = case.training_batches
+        case.training_batches = lambda *args, **options: _naps(load(*args, **options))
+    if fault == "slow_compute":
+        step = slowly
     NativeEngine.step, Writer.write_data = step, write_data  # type: ignore[method-assign, assignment]
     if fault == "fewer_batches":
         training.training_batches = fewer_batches

@@ -19,9 +19,11 @@ import pytest
 
 from paralab import checkpoint
 from paralab.checkpoint.folder import verify
+from paralab.records.log import SplitRecord, read_log
+from paralab.records.log_files import log_paths
 from paralab.records.reading import read
 from paralab.records.row import RunRecord
-from tests.e2e.faults import memory_group
+from tests.e2e.faults import NAP_S, memory_group
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 QUICK = ["--model", "gpt2", "--size", "tiny", "--global-batch-size", "6", "--strategy", "ddp", "--nproc", "3"]
@@ -242,3 +244,18 @@ def wait_until_it_happens(folder: Path, *, timeout_s: float = 60) -> None:
     while not (folder / "happened").exists():
         assert time.monotonic() < deadline_s
         time.sleep(0.05)
+
+
+@pytest.mark.parametrize("cause", ["compute", "data"])
+def test_a_slow_rank_is_named_with_what_it_is_slow_in(runner: Runner, tmp_path: Path, cause: str) -> None:
+    out = tmp_path / "rows.csv"
+    words = ["run", *QUICK, "--steps", "1", "--warmup", "0", "--no-parity", "--out", str(out)]
+    runner.begin(*words, folder=tmp_path / "run", fault=f"slow_{cause}", when=1)
+    assert runner.status() == 0, runner.said.read_text()
+    (row,) = read(out)
+    assert (row.slowest_rank, row.slowest_cause) == (1, cause)
+    assert row.slowest_step in (1, 2, 3) and row.slowest_behind_s == pytest.approx(NAP_S, rel=0.5)
+    parts_s = json.loads(row.step_parts_json or "{}")
+    assert parts_s[cause] > 0.9 * NAP_S > sum(s for part, s in parts_s.items() if part != cause)
+    splits = [row for path in log_paths(out, row.run_id) for row in read_log(path) if isinstance(row, SplitRecord)]
+    assert {split.rank for split in splits if split.exposed_s > 0.5 * NAP_S} == {0, 2}  # they wait for it

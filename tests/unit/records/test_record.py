@@ -46,6 +46,7 @@ PINS = {
     19: "f60e9820808b43c3bb1fb04293dfbc9ede5c4a5d52ff0c9af6d07f52b8176bb6",
     20: "79d578f4fd866485112e2258a05c1fd613760bde6cb9c64165d7d36b7c5f82fe",
     21: "2e7532abbe314d4dcb4ac2eaddfbaa7ae1b7f4ad85e93b626885e2bf16e66edf",
+    22: "4a8d7b2db8d7984391c466297937efd018dbe93397ee840be2ab13dc409ac6c0",
 }
 DANGEROUS = ["=1+1", "+1", "-1", "@SUM(A1)", "\t=1", "\r=1", "\n=1", "＝1", "'=1", "'", "", '"', "a,b", "\\", "\\u0041"]
 

@@ -21,9 +21,9 @@ from paralab.benchmarks.run_start import summary
 from paralab.console.clock import Moment
 from paralab.measure import roofline
 from paralab.measure.compiling import Compiled
-from paralab.measure.exposed import Split
 from paralab.measure.ledger import CommRow
 from paralab.measure.span import SpanRecord
+from paralab.measure.split import Split
 from paralab.measure.steady import summarise
 from paralab.measure.telemetry import Telemetry
 from paralab.models import mixtral
@@ -132,6 +132,15 @@ def _spans(rank: int) -> list[SpanRecord]:
     ]
 
 
+def _splits(rank: int) -> list[Split]:
+    """Two steps of 1 s. Own: 0.4, 0.5, 0.5 and 0.7 s, then 0.4, 0.5, 0.7 and 0.9 s; rank 3 then waits for data."""
+    first, second = (0.6, 0.5, 0.5, 0.3)[rank], (0.6, 0.5, 0.3, 0.1)[rank]
+    return [
+        Split(1.0, first, data_s=0.02, waits_s={"pp": first - 0.1, "dp": 0.1}),
+        Split(1.0, second, data_s=(0.05, 0.06, 0.07, 0.35)[rank], waits_s={"pp": second}),
+    ]
+
+
 def _result(rank: int) -> RankResult:
     return RankResult(
         losses=[5.0 - 0.1 * step + rank for step in range(14)],
@@ -154,7 +163,8 @@ def _result(rank: int) -> RankResult:
         state_peak_bytes={0: 300, 1: 310, 2: 330, 3: 320}[rank],
         process_peak_bytes={0: 5000, 1: 7000, 2: 9000, 3: 8000}[rank],
         gpu_peak_bytes=((100, 900), (400, 600), (200, 800), (300, 700))[rank],
-        split=Split(step_s=2.0, exposed_s=(1.2, 1.0, 0.8, 0.4)[rank]),  # own: 0.8, 1.0, 1.2, 1.6
+        splits=_splits(rank),
+        splits_from=14,
         compiled=Compiled({0: 3.0, 1: 5.0, 2: 4.0, 3: 2.0}[rank], graph_breaks=rank, recompiles=7 - rank),
         peak_flops=(1 + rank) * 1e9,
         peak_source=f"measured: on rank {rank}",
@@ -230,6 +240,11 @@ MEASURED: dict[str, Any] = {
     "exposed_comm_share": (0.6 + 0.5 + 0.4 + 0.2) / 4,
     "straggler_ratio": 1.6 / 1.0,  # of the median of the others
     "slowest_rank": 3,
+    "slowest_step": 15,
+    "slowest_behind_s": 0.9 - 0.5,
+    "slowest_cause": "data",  # 0.29 s longer than the others; it computes 0.1 s longer
+    # of rank 3, the mean of both steps; a schedule of two stages has a longer bubble than it waits over pp
+    "step_parts_json": '{"compute": 0.615, "data": 0.185, "bubble": 0.15, "comm_pp": 0.0, "comm_dp": 0.05}',
     # efficiency
     "model_tflops_per_device": TFLOPS,
     "flop_formula": "6N+12LHS",
@@ -482,7 +497,8 @@ def alone() -> RunRecord:
     """The row of one process that trains on images, on a CPU."""
     work = resolve(RunConfig(model="resnet", size="tiny", nproc=1, global_batch_size=4, warmup=0, steps=12))
     telemetry = Telemetry(window_s=1.0, samples=2, sampler_share=0.0, cpu_energy_j=70.0, cpu_utilisation_mean_share=0.5)
-    result = replace(RESULTS[0], telemetry=telemetry, comm=[], spans=[], split=None, gpu_peak_bytes=(None, None))
+    splits = [Split(1.0, 0.0, data_s=0.1)]
+    result = replace(RESULTS[0], telemetry=telemetry, comm=[], spans=[], splits=splits, gpu_peak_bytes=(None, None))
     return _row(work, [result], None)
 
 
@@ -495,6 +511,10 @@ ALONE: dict[str, Any] = {
     "exposed_comm_share": 0.0,
     "straggler_ratio": 1.0,
     "slowest_rank": None,
+    "slowest_step": None,
+    "slowest_behind_s": None,
+    "slowest_cause": None,
+    "step_parts_json": '{"compute": 0.9, "data": 0.1}',
     "energy_j": 70.0,
     "energy_source": "rapl",
     "cpu_utilisation_mean_share": 0.5,
@@ -620,12 +640,19 @@ def test_a_peak_is_measured_again_where_a_run_exceeds_it(
 
 
 def test_the_short_form_of_a_row(row: RunRecord, alone: RunRecord) -> None:
-    assert "rank 3 is the slowest: it computes 1.6 times as long as the others\n" in summary(row, "rows.csv")
+    why = """\
+  where the time of rank 3 goes: 62% compute, 18% data, 15% bubble, 5%
+    communication over dp
+  rank 3 is the slowest: it takes 1.6 times as long as the others, most at step
+    15: 0.400 s more, waiting for data
+"""
+    assert why in summary(row, "rows.csv")
     assert f" s, {MEASURED['mfu']:.0%} of measured: on rank 0\n" in summary(row, "rows.csv")
     sent = (4_000_000 + 600 + 500 + 12) / 2**20
     assert f"  peak 0.0 MiB   sent {sent:.1f} MiB a step, of the rank with most\n" in summary(row, "rows.csv")
     assert "   sent 0.0 MiB" in summary(alone, "")
     assert "slowest" not in summary(replace(row, straggler_ratio=1.2), "") + summary(alone, "")
+    assert "where" not in summary(replace(row, step_parts_json=None), "") + summary(alone, "")
     exceeded = replace(row, mfu=None, peak_source="measured: x; exceeded by the run")
     assert " s, share unknown of measured: x; exceeded by the run\n" in summary(exceeded, "")
 

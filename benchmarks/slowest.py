@@ -1,0 +1,63 @@
+"""Words and a drawing for where the time of a step went, and which rank the others waited for."""
+
+import json
+from collections.abc import Mapping, Sequence
+
+from paralab.pages.charts import LARGEST, Bar
+from paralab.records.log import SplitRecord
+from paralab.records.row import RunRecord
+
+NOTABLY_SLOW = 1.2  # times what the other ranks need themselves
+_WORTH_SAYING = 0.005  # of a step
+_IN = {"compute": "computing", "data": "waiting for data", "host": "waiting for its host"}
+
+
+def parts_s(record: RunRecord) -> dict[str, float]:
+    """Return the seconds of each part of a step of the slowest rank; empty where a row does not tell them."""
+    try:
+        found = json.loads(record.step_parts_json or "{}")
+    except (ValueError, RecursionError):  # a cell that was edited
+        return {}
+    cells = found.items() if isinstance(found, dict) else ()
+    return {part: float(s) for part, s in cells if isinstance(s, (int, float)) and 0 <= s < LARGEST}
+
+
+def name_of(part: str) -> str:
+    """Return how people read the name of a part: `comm_dp` is communication over dp."""
+    kind, _, axis = part.partition("_")
+    return part if kind != "comm" else f"communication over {axis}" if axis else "communication"
+
+
+def where(parts: Mapping[str, float]) -> str:
+    """Return the shares of the parts of a step that are worth saying."""
+    whole_s = sum(parts.values()) or 1.0
+    return ", ".join(f"{s / whole_s:.0%} {name_of(part)}" for part, s in parts.items() if s / whole_s >= _WORTH_SAYING)
+
+
+def slowest(record: RunRecord) -> str:
+    """Say which rank the others wait for and why, where it is notably slower than they are; else nothing."""
+    if record.straggler_ratio is None or record.straggler_ratio <= NOTABLY_SLOW:
+        return ""
+    ratio = f"{record.straggler_ratio:.1f} times as long as the others"
+    times = f"rank {record.slowest_rank} is the slowest: it takes {ratio}"
+    if record.slowest_cause is None or record.slowest_behind_s is None:
+        return times
+    cause = _IN.get(record.slowest_cause, record.slowest_cause)
+    return f"{times}, most at step {record.slowest_step}: {record.slowest_behind_s:.3f} s more, {cause}"
+
+
+def bars(label: str, record: RunRecord, splits: Sequence[SplitRecord], *, most_ranks: int) -> list[Bar]:
+    """Return a bar for each rank, of the mean over the steps that were looked at; one for the slowest of too many."""
+    ranks = sorted({row.rank for row in splits})
+    if not 0 < len(ranks) <= most_ranks:
+        known = {name_of(part): s for part, s in parts_s(record).items() if s > 0}
+        rank = "" if record.slowest_rank is None else f", rank {record.slowest_rank}"
+        return [Bar(f"{label}{rank}", known)] if known else []
+    return [Bar(f"{label}, rank {rank}", _mean([row for row in splits if row.rank == rank])) for rank in ranks]
+
+
+def _mean(rows: Sequence[SplitRecord]) -> dict[str, float]:
+    names = {"computing": "compute_s", "waiting for data": "data_s", "waiting for the host": "host_s"}
+    names["waiting for others, and for communication"] = "exposed_s"
+    means = {name: sum(getattr(row, cell) or 0.0 for row in rows) / len(rows) for name, cell in names.items()}
+    return {name: mean for name, mean in means.items() if mean > 0}
