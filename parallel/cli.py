@@ -41,6 +41,7 @@ TARGETS = {
     "cluster": "paralab.commands.cluster:main",
     "scale": "paralab.benchmarks.scaling:main",
     "train": "paralab.commands.train:main",
+    "data": "paralab.commands.data:main",
     "export": "paralab.commands.export:main",
     "import-deepspeed": "paralab.commands.import_deepspeed:main",
     "generate": "paralab.commands.generate:main",

@@ -61,9 +61,9 @@ class Phases:
         if not self._after_s:
             self._show()
 
-    def advance(self) -> None:
-        """Take note that one step of the phase is done."""
-        self._done += 1
+    def advance(self, steps: int = 1) -> None:
+        """Take note that so many more steps of the phase are done."""
+        self._done += steps
         now_s = time.monotonic()
         if not self._is_out:
             if now_s - self._phase_began_s >= self._after_s:

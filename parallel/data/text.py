@@ -83,7 +83,7 @@ def open_text(
         )
     if not 1 <= seq_len <= config.seq_len:
         raise DataError(f"seq_len={seq_len} does not fit the model: use --seq-len from 1 to {config.seq_len}")
-    source = _source(name, split=split, options=options)
+    source = open_source(name, split=split, options=options)
     file = cached_tokens(source, tokenizer=tokenizer, max_tokens=options.max_tokens)
     if file.counts.n_tokens <= seq_len:
         raise DataError(_too_short(source, split, n_tokens=file.counts.n_tokens, seq_len=seq_len, options=options))
@@ -99,7 +99,8 @@ def _too_short(source: sources.Source, split: str, *, n_tokens: int, seq_len: in
     return f"the {split} split of {source.name}{how} has {n_tokens} tokens, one window needs {seq_len + 1}: {advice}"
 
 
-def _source(name: str, *, split: str, options: TextOptions) -> sources.Source:
+def open_source(name: str, *, split: str, options: TextOptions = AS_IT_IS) -> sources.Source:
+    """Find one split of a text by the name that `--data` has of it. Raises: DataError where there is none."""
     path = None if name == "alice" else path_of(name)
     if name != "alice" and (path is None or (path.is_dir() and sources.is_hugging_face(path))):
         return sources.hugging_face(str(path or name), split=split, column=options.column, streaming=options.streaming)

@@ -24,6 +24,7 @@ COMMANDS = {
     "cluster": "run a command on a simulated cluster inside this machine",
     "scale": "measure scaling over nodes and links of such a cluster",
     "train": "train a model, with checkpoints and held-out evaluation",
+    "data": "curate texts: statistics, duplicates, tokenizers",
     "export": "write the weights of a checkpoint in other formats",
     "import-deepspeed": "convert the weights of a DeepSpeed ZeRO checkpoint",
     "generate": "generate text with a trained language model",

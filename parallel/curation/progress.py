@@ -1,0 +1,57 @@
+"""How much of a text is done, in percent, and work that several processes share, in order."""
+
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from multiprocessing import get_context
+from typing import TypeVar
+
+from paralab.console.phases import Phases
+from paralab.errors import ParalabError
+
+A = TypeVar("A")
+B = TypeVar("B")
+SHOWN_AFTER_S = 2.0
+
+
+class Percent:
+    """A phase with a bar of a hundred steps. total: of what is counted; None where unknown, and there is no bar."""
+
+    def __init__(self, phases: Phases, name: str, *, total: int | None) -> None:
+        phases.begin(name, total=100 if total else 0)
+        self._phases, self._total, self._done, self._shown = phases, total, 0, 0
+
+    def add(self, count: int) -> None:
+        """Take note that so much more is done."""
+        self._done += count
+        now = min(100, 100 * self._done // self._total) if self._total else 0
+        self._phases.advance(now - self._shown)
+        self._shown = now
+
+
+def in_order(function: Callable[[A], B], tasks: Iterable[A], *, workers: int) -> Iterator[B]:
+    """Yield what a function makes of each task, in their order; with several processes, a few tasks ahead.
+
+    The function and its tasks travel by pickle. Tasks are taken as they are needed, so that they may be endless.
+    Raises: ParalabError where a process ends before its task, and whatever the function raises.
+    """
+    if workers == 1:
+        yield from map(function, tasks)
+        return
+    waiting: deque[Future[B]] = deque()
+    with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
+        try:
+            for task in tasks:
+                waiting.append(pool.submit(function, task))
+                if len(waiting) > 2 * workers:
+                    yield waiting.popleft().result()
+            while waiting:
+                yield waiting.popleft().result()
+        except BrokenProcessPool:
+            raise ParalabError(
+                "a worker process ended before its work did, as when memory is short: use fewer --workers; what was "
+                "done is kept"
+            ) from None
+        finally:
+            pool.shutdown(wait=False, cancel_futures=True)
