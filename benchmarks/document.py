@@ -10,13 +10,14 @@ from collections.abc import Iterator, Sequence
 from dataclasses import Field, fields
 from typing import Any, get_args, get_origin, get_type_hints
 
-from paralab.benchmarks import architecture, planner_page
+from paralab.benchmarks import architecture, planner_page, strategies_page
 from paralab.benchmarks.overhead import OverheadConfig
 from paralab.benchmarks.peers import PeersConfig
 from paralab.benchmarks.run import CaseConfig, CommandConfig
 from paralab.benchmarks.scaling import ScaleConfig
 from paralab.benchmarks.sweep import SweepConfig
 from paralab.benchmarks.tour import TourConfig
+from paralab.commands.explain import ExplainConfig
 from paralab.commands.verify import VerifyConfig
 from paralab.options.config import RunConfig
 from paralab.options.flags import make_parser
@@ -29,6 +30,7 @@ COMMANDS: dict[str, tuple[type[RunConfig], type[RunConfig]]] = {
     "paralab run": (CommandConfig, RunConfig),
     "paralab tour": (TourConfig, RunConfig),
     "paralab verify": (VerifyConfig, RunConfig),
+    "paralab explain": (ExplainConfig, RunConfig),
     "paralab train": (TrainConfig, RunConfig),
     "paralab bench": (SweepConfig, CaseConfig),
     "paralab scale": (ScaleConfig, CaseConfig),
@@ -180,6 +182,8 @@ PAGES = {
     "architecture": architecture.page,
     "architecture.svg": architecture.picture,
     "planner": planner_page.page,
+    "strategies": strategies_page.page,
+    **strategies_page.PICTURES,
 }
 
 

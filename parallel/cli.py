@@ -24,6 +24,7 @@ TARGETS = {
     "run": "paralab.benchmarks.run:main",
     "verify": "paralab.commands.verify:main",
     "strategies": "paralab.commands.strategies:main",
+    "explain": "paralab.commands.explain:main",
     "plan": "paralab.commands.plan:main",
     "predict": "paralab.commands.predict:main",
     "calibrate": "paralab.commands.calibrate:main",

@@ -10,7 +10,7 @@ import contextlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from fractions import Fraction
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal, get_args
 
 from paralab.layout import Layout
 from paralab.layout.words import AxisWords
@@ -23,10 +23,16 @@ if TYPE_CHECKING:
     from paralab.axes.costs import AxisCost
     from paralab.axes.optimizer import Piece
     from paralab.data.dataset import Batch
+    from paralab.layout.schedules import Pass
     from paralab.models.spec import C, ModelSpec
     from paralab.processes.mesh import Mesh
 
     ForwardBackward = Callable[[Batch, float], Tensor]
+
+# The moments of a step, in order: forward and backward passes; what completes the gradients after them; loss and norm
+# over all ranks; the update of the parameters.
+Moment = Literal["forward", "backward", "gradients", "norm", "update"]
+MOMENTS: tuple[Moment, ...] = get_args(Moment)
 
 
 @dataclass(frozen=True)
@@ -50,13 +56,15 @@ class Call:
 class Transfer:
     """All calls of one collective in a step.
 
-    payload_bytes: of all of them together, a mean where steps differ. calls: how many there are.
+    payload_bytes: of all of them together, a mean where steps differ. calls: how many there are. when: in which moment
+    of the step.
     """
 
     op: str
     ranks: int
     payload_bytes: int | Fraction
     calls: int = 1
+    when: Moment = "gradients"
 
 
 @dataclass(frozen=True)
@@ -204,6 +212,10 @@ class Axis(AxisWords):
         return layout.size(self.name)
 
     # --- what it costs, sends and holds, before anything runs
+
+    def passes(self, plan: "Planned") -> "Sequence[Sequence[Pass]] | None":
+        """Return the passes of a step in order, for each rank of this axis; None where all do theirs at once."""
+        return None
 
     def as_seen(self, part: "nn.Module", plan: "Planned") -> None:
         """Have the modules of a part, whole and on the meta device, see activations of the shapes that a rank has.

@@ -69,15 +69,14 @@ def predicted_transfers(
         return {}
     called: dict[str, list[Transfer]] = defaultdict(list)
     # the engine's own: loss and gradient norm
-    called[layout.everyone].append(Transfer("all_reduce", layout.world_size, 2 * weight_bytes(plan)))
+    called[layout.everyone].append(Transfer("all_reduce", layout.world_size, 2 * weight_bytes(plan), when="norm"))
     unknown = set()
     mine = layout.pipeline.stages_of(pp_rank, layout.pp) if layout.schedule else (0,)
     every = noted_stages(plan, max(mine), device_type=device_type) if noted is None else noted
     for one in (one for one in every if one.stage.index in mine):
         stage = replace(one.stage, pp_rank=pp_rank)
         for call in one.calls:
-            times = _times(call, plan)
-            called[call.axis].append(Transfer(call.op, layout.size(call.axis), times * call.payload_bytes, times))
+            called[call.axis] += _over_micro_batches(call, plan)
             unknown |= {call.axis} if _recomputed(call, plan) else set()
         for axis in used(layout):
             for name, transfer in axis.sent(stage, plan):
@@ -172,9 +171,13 @@ def _noting(noted: Noted, plan: Planned) -> Iterator[None]:
 # --- how often
 
 
-def _times(call: Call, plan: Planned) -> int:
-    """Return how often a collective runs in one step: once a micro-batch, and again where forward is recomputed."""
-    return plan.division.chunks * (2 if _recomputed(call, plan) else 1)
+def _over_micro_batches(call: Call, plan: Planned) -> Iterator[Transfer]:
+    """Yield a collective as often as it runs in one step: once a micro-batch, and again where forward is recomputed."""
+    times, ranks = plan.division.chunks, plan.layout.size(call.axis)
+    once = Transfer(call.op, ranks, times * call.payload_bytes, times, "backward" if call.backward else "forward")
+    yield once
+    if _recomputed(call, plan):
+        yield replace(once, when="backward")
 
 
 def _recomputed(call: Call, plan: Planned) -> bool:

@@ -146,25 +146,45 @@ def bubble_share(spans: Sequence[SpanRecord]) -> float:
     return sum(shares.values()) / len(shares)
 
 
+@dataclass(frozen=True)
+class PlannedPass:
+    """A pass of a schedule, and when it starts and ends, in forward passes of one stage since the first one."""
+
+    step: Pass
+    start: int
+    end: int
+
+
+def planned(order: Sequence[Sequence[Pass]]) -> list[list[PlannedPass]]:
+    """Return when each rank does its passes where all stages cost the same and messages take no time.
+
+    order: the passes of each rank. Each starts when its rank is free and what it needs is there.
+    """
+    ends: dict[Pass | None, int] = {None: 0}
+    found: list[list[PlannedPass]] = [[] for _ in order]
+    last_stage = max(step.stage for steps in order for step in steps)
+    while any(len(mine) < len(steps) for mine, steps in zip(found, order, strict=True)):
+        following = [
+            (mine, steps[len(mine)]) for mine, steps in zip(found, order, strict=True) if len(mine) < len(steps)
+        ]
+        ready = [(mine, step) for mine, step in following if _need(step, last_stage) in ends]
+        assert ready, "the ranks of this order wait for each other"
+        for mine, step in ready:
+            start = max(mine[-1].end if mine else 0, ends[_need(step, last_stage)])
+            mine.append(PlannedPass(step, start, start + _COSTS[step.kind]))
+            ends[_result(step)] = mine[-1].end
+    return found
+
+
 def bubble_theory_share(order: Sequence[Sequence[Pass]]) -> float:
     """Return the idle share of a schedule whose stages all cost the same and whose messages take no time.
 
-    order: the passes of each rank. Each starts when its rank is free and what it needs is there. For GPipe and 1F1B
-    this gives (pp - 1) / (micro-batches + pp - 1) (Narayanan et al. 2021, section 2.2).
+    order: the passes of each rank. For GPipe and 1F1B this gives (pp - 1) / (micro-batches + pp - 1) (Narayanan et al.
+    2021, section 2.2).
     """
-    ends: dict[Pass | None, int] = {None: 0}
-    free, done = [0] * len(order), [0] * len(order)
-    last_stage = max(step.stage for steps in order for step in steps)
-    while any(count < len(steps) for count, steps in zip(done, order, strict=True)):
-        following = [(rank, steps[done[rank]]) for rank, steps in enumerate(order) if done[rank] < len(steps)]
-        ready = [(rank, step) for rank, step in following if _need(step, last_stage) in ends]
-        assert ready, "the ranks of this order wait for each other"
-        for rank, step in ready:
-            free[rank] = max(free[rank], ends[_need(step, last_stage)]) + _COSTS[step.kind]
-            ends[_result(step)] = free[rank]
-            done[rank] += 1
-    busy = sum(_COSTS[step.kind] for steps in order for step in steps)
-    return 1 - busy / (len(order) * max(free))
+    ranks = planned(order)
+    busy = sum(done.end - done.start for rank in ranks for done in rank)
+    return 1 - busy / (len(ranks) * max(rank[-1].end for rank in ranks))
 
 
 def _result(step: Pass) -> Pass:

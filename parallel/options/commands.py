@@ -7,6 +7,7 @@ COMMANDS = {
     "run": "measure one training run and append the result to a CSV file",
     "verify": "prove that strategies compute what one process computes",
     "strategies": "list the strategies: layout, when to use it, what it costs",
+    "explain": "draw what each rank holds and sends at each moment of a step",
     "plan": "find the fastest layouts on machines one need not have",
     "predict": "predict step time and memory on machines one need not have",
     "calibrate": "measure this device, so that plan and predict know it",

@@ -14,7 +14,7 @@ from fractions import Fraction
 from math import prod
 from typing import TYPE_CHECKING, Any
 
-from paralab.axes.axis import Axis, Call, Finish, Stage, StageMemory, Transfer, Updates
+from paralab.axes.axis import Axis, Call, Finish, Moment, Stage, StageMemory, Transfer, Updates
 from paralab.axes.blocks import block_of
 from paralab.axes.forms import fsdp_padded_numel
 from paralab.axes.shapes import blocks_in, compute_bytes, local_shape, local_shapes, parts, trained, weight_bytes
@@ -279,7 +279,7 @@ class DataAxis(Axis):
         updated = trained(stage.part, stage.shapes)
         gradients = sum(prod(shape) for shape in updated.values())
         if layout.local:
-            yield "dp", Transfer("all_reduce", layout.dp, Fraction(gradients * element, layout.local))
+            yield "dp", Transfer("all_reduce", layout.dp, Fraction(gradients * element, layout.local), when="update")
             return
         dim, ranks = replica_dim(layout), replicas(layout)
         if plan.run.grad_compression != "none":
@@ -288,16 +288,17 @@ class DataAxis(Axis):
             sent = compression.transfers(plan.run.grad_compression, updated.values(), ranks=ranks, element=element)
             yield from ((dim, transfer) for transfer in sent)
             return
+        when: Moment = "backward" if _overlaps(layout) else "gradients"
         shared: Counter[tuple[str, int]] = Counter()
         for name, shape in updated.items():
             shared[sharers(name, plan)] += prod(shape) * element
         for (dim, ranks), size in shared.items():
             if ranks > 1:
-                yield dim, Transfer("all_reduce", ranks, size, -(-size // BUCKET_BYTES))
+                yield dim, Transfer("all_reduce", ranks, size, -(-size // BUCKET_BYTES), when)
         if layout.zero == 1:
             ranks = shard_ranks(layout)
             rows = fsdp_padded_numel(updated.values(), dp=ranks)  # each rank has an equal share of the rows
-            yield shard_dim(layout), Transfer("all_gather", ranks, rows * element)
+            yield shard_dim(layout), Transfer("all_gather", ranks, rows * element, when="update")
 
     def alike(self, plan: "Planned") -> list[list[int]]:
         """Return ranks together whose shares of the rows are equal: under ZeRO the last ones may have less."""
@@ -448,6 +449,9 @@ def reductions(plan: "Planned") -> int:
     return 1 if plan.layout.pp > 1 and plan.layout.schedule != "naive" else plan.division.chunks
 
 
+_GATHERED: tuple[Moment, ...] = ("forward", "backward")  # when parameters are: once, or in both
+
+
 def _sharding(stage: Stage, plan: "Planned") -> Iterator[tuple[str, Transfer]]:
     """Yield what FSDP gathers in forward and backward, and what it reduces (ZeRO, section 7.2.2).
 
@@ -472,13 +476,14 @@ def _sharding(stage: Stage, plan: "Planned") -> Iterator[tuple[str, Transfer]]:
         unit = block, is_expert(name, plan)
         calls = 0 if unit in units else times
         units.add(unit)
-        yield dim, Transfer("all_gather", ranks, times * gathers * padded * compute_bytes(plan), gathers * calls)
+        for when in _GATHERED[:gathers]:
+            yield dim, Transfer("all_gather", ranks, times * padded * compute_bytes(plan), calls, when)
         if name not in updated:
             continue
-        yield dim, Transfer("reduce_scatter", ranks, times * padded * weight_bytes(plan), calls)
+        yield dim, Transfer("reduce_scatter", ranks, times * padded * weight_bytes(plan), calls, "backward")
         if layout.shard:
             reduced = (times if layout.pp > 1 else 1) * padded // ranks * weight_bytes(plan)
-            yield REPLICATE, Transfer("all_reduce", layout.dp // ranks, reduced)
+            yield REPLICATE, Transfer("all_reduce", layout.dp // ranks, reduced, min(calls, 1), "backward")
 
 
 def _unreduced_bytes(plan: "Planned", ranks: int) -> float:

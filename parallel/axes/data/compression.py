@@ -50,18 +50,18 @@ def transfers(
     """Yield what a rank sends in a step for gradients of these shapes. element: bytes of a number of a gradient."""
     shapes = list(shapes)
     if kind in ("bf16", "fp16"):
-        yield Transfer("all_reduce", ranks, 2 * sum(map(prod, shapes)))
+        yield Transfer("all_reduce", ranks, 2 * sum(map(prod, shapes)), when="backward")
         return
     small = [shape for shape in shapes if is_compressed(shape, kind)]
     whole = sum(map(prod, shapes)) - sum(map(prod, small))
     if kind == "powersgd":
         thin = sum(POWERSGD_RANK * (shape[0] + prod(shape[1:])) for shape in small)
-        yield Transfer("all_reduce", ranks, (whole + thin) * element)
+        yield Transfer("all_reduce", ranks, (whole + thin) * element, when="backward")
         return
-    yield Transfer("all_reduce", ranks, whole * element)
+    yield Transfer("all_reduce", ranks, whole * element, when="backward")
     packed = sum(_padded(prod(shape), ranks) for shape in small)
     for op in ("all_to_all", "all_gather"):
-        yield Transfer(op, ranks, packed + packed // BLOCK * 4)
+        yield Transfer(op, ranks, packed + packed // BLOCK * 4, when="backward")
 
 
 def is_compressed(shape: tuple[int, ...], kind: GradCompression) -> bool:

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from paralab.axes.axis import ForwardBackward
     from paralab.axes.context import BuildContext, Planned
     from paralab.axes.costs import AxisCost
+    from paralab.layout.schedules import Pass
     from paralab.models.spec import C, ModelSpec
     from paralab.processes.mesh import Mesh
 
@@ -94,19 +95,25 @@ class PipelineAxis(Axis):
         return [[rank] for rank in range(plan.layout.pp)]
 
     def sent(self, stage: Stage, plan: "Planned") -> Iterator[tuple[str, Transfer]]:
-        yield "pp", _over_boundaries(stage, plan)
+        yield from (("pp", transfer) for transfer in _over_boundaries(stage, plan))
         yield "pp", _tied(stage, plan)
 
+    def passes(self, plan: "Planned") -> "list[list[Pass]] | None":
+        if plan.layout.schedule is None:
+            return None
+        from paralab.axes.pipeline.stages import pass_order
 
-def _over_boundaries(stage: Stage, plan: "Planned") -> Transfer:
-    """Return an activation to the next stage and a gradient to the one before, for each micro-batch."""
-    layout, sent, messages = plan.layout, 0, 0
+        return pass_order(plan.layout.schedule, pp=plan.layout.pp, micro_batches=plan.division.chunks)
+
+
+def _over_boundaries(stage: Stage, plan: "Planned") -> Iterator[Transfer]:
+    """Yield an activation to the next stage and a gradient to the one before, for each micro-batch."""
+    layout, times = plan.layout, plan.division.chunks
     rank_of = layout.pipeline.rank_of
-    if stage.index > 0 and rank_of(stage.index - 1, layout.pp) != stage.pp_rank:
-        sent, messages = sent + stage.received_bytes, messages + 1
     if stage.index < layout.stages - 1 and rank_of(stage.index + 1, layout.pp) != stage.pp_rank:
-        sent, messages = sent + stage.sent_bytes, messages + 1
-    return Transfer("send", layout.pp, plan.division.chunks * sent, plan.division.chunks * messages)
+        yield Transfer("send", layout.pp, times * stage.sent_bytes, times, "forward")
+    if stage.index > 0 and rank_of(stage.index - 1, layout.pp) != stage.pp_rank:
+        yield Transfer("send", layout.pp, times * stage.received_bytes, times, "backward")
 
 
 def _tied(stage: Stage, plan: "Planned") -> Transfer:
@@ -129,10 +136,5 @@ def _tied(stage: Stage, plan: "Planned") -> Transfer:
 
 def splits_backward(plan: "Planned") -> bool:
     """Return whether the schedule takes the gradients of weights in passes of their own."""
-    layout = plan.layout
-    if layout.schedule is None:
-        return False
-    from paralab.axes.pipeline.stages import pass_order
-
-    order = pass_order(layout.schedule, pp=layout.pp, micro_batches=plan.division.chunks)
+    order = PipelineAxis().passes(plan) or []
     return any(step.kind == "W" for steps in order for step in steps)

@@ -8,7 +8,7 @@ from fnmatch import fnmatchcase
 from math import prod
 from typing import TYPE_CHECKING
 
-from paralab.axes.axis import Axis, Call, Finish, Stage, Transfer
+from paralab.axes.axis import Axis, Call, Finish, Moment, Stage, Transfer
 from paralab.axes.blocks import block_of
 from paralab.axes.shapes import blocks_in, compute_bytes, trained, weight_bytes
 from paralab.errors import LayoutError
@@ -135,7 +135,8 @@ class TensorAxis(Axis):
         sharded = plan.layout.zero >= 2
         element = compute_bytes(plan) if sharded and plan.layout.pp == 1 else weight_bytes(plan)
         times = reductions(plan) if sharded else 1
-        yield "tp", Transfer("all_reduce", plan.layout.tp, times * sum(seen) * element)
+        when: Moment = "backward" if sharded else "gradients"  # where FSDP brings them to where parameters lie
+        yield "tp", Transfer("all_reduce", plan.layout.tp, times * sum(seen) * element, when=when)
 
 
 # Styles of what is whole on every rank, and sees a piece of the sequence or of the heads.

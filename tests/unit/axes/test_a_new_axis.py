@@ -18,6 +18,9 @@ from paralab.axes.held import state_bytes, state_bytes_of_all
 from paralab.axes.initialise import local
 from paralab.axes.sent import predicted_sent
 from paralab.axes.shapes import weight_bytes
+from paralab.commands.explain_step import explained
+from paralab.commands.explain_svg import picture
+from paralab.commands.explain_text import text
 from paralab.errors import LayoutError
 from paralab.layout import Layout
 from paralab.layout.strategies import name_of
@@ -85,6 +88,16 @@ def test_it_is_predicted(twins: Twins) -> None:
     alone = resolve(RunConfig(model="gpt2", size="tiny", layout=Layout()))
     assert state_bytes(work) == state_bytes(alone)
     assert state_bytes_of_all(work) == 2 * state_bytes_of_all(alone)
+
+
+def test_it_is_explained(twins: Twins) -> None:
+    run = RunConfig(model="gpt2", size="tiny", layout=Layout(dp=2, tw=2))
+    step = explained(run)
+    (sending,) = [sending for sending in step.sendings if sending.axis == "tw"]
+    assert (sending.when, sending.op, sending.groups) == ("gradients", "all_reduce", [[0, 1], [2, 3]])
+    assert set(sending.sent) == {predicted_sent(step.work).wire_bytes["tw"]}
+    assert any("tw all-reduce ×1" in line for line in text(step)) and "tw1" in picture(step)
+    assert step.lanes[0].held["activations"] > 0  # the axis itself was run for them
 
 
 def test_a_row_has_its_columns(twins: Twins) -> None:

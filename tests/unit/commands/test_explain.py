@@ -1,0 +1,163 @@
+"""What `paralab explain` draws is what the axes say of themselves, and what a step really does."""
+
+import xml.etree.ElementTree as ET
+from collections import defaultdict
+from collections.abc import Callable
+from fractions import Fraction
+from functools import cache
+from typing import Any
+
+import pytest
+import torch
+
+from paralab import cli
+from paralab.axes.axis import Moment
+from paralab.axes.held import state_bytes_of
+from paralab.axes.sent import predicted_sent
+from paralab.commands.explain import requested
+from paralab.commands.explain_step import Explained, explained, lane_of, sendings, shown
+from paralab.commands.explain_svg import picture
+from paralab.commands.explain_text import apart, text
+from paralab.engines import native
+from paralab.layout import Layout
+from paralab.measure.dry_run import _batch
+from paralab.measure.ledger import CommLedger
+from paralab.options.config import RunConfig
+from paralab.planning.resolve import resolve
+from paralab.processes.pretend import pretended
+
+SMALL = "2x16x2v64"
+
+
+@cache
+def step(layout: str, model: str = "gpt2", size: str = SMALL) -> Explained:
+    return explained(RunConfig(model=model, size=size, layout=Layout.parse(layout), global_batch_size=16))
+
+
+@pytest.mark.parametrize("layout", ["dp2.tp2", "tp2.pp2/mb4", "dp4/zero3/shard2"])
+def test_a_picture_has_all_that_is_sent_and_held(layout: str) -> None:
+    drawn = step(layout)
+    for number, lane in enumerate(drawn.lanes):
+        pp_rank = lane.place.get("pp", 0)
+        found: dict[str, Fraction] = defaultdict(Fraction)
+        for sending in drawn.sendings:
+            found[sending.axis] += sending.sent[number]
+        predicted = predicted_sent(drawn.work, pp_rank).wire_bytes
+        assert {axis: sent for axis, sent in found.items() if sent} == {a: s for a, s in predicted.items() if s}
+        state = state_bytes_of(drawn.work, pp_rank)
+        assert (lane.held["weights"], lane.held["optimizer"]) == (state.parameters, state.optimizer)
+        assert lane.held["most at once"] > lane.held["activations"] > 0
+
+
+class _ByMoment(CommLedger):
+    """Counts in the moment that the step is in."""
+
+    now: Callable[[], Moment]
+
+    def _axis_of(self, group: Any) -> str:
+        return f"{self.now()} {super()._axis_of(group)}"
+
+
+@pytest.mark.parametrize(
+    ("layout", "checkpointing"),
+    [
+        ("dp4", "none"),
+        ("dp4/zero1", "none"),
+        ("dp4/zero3", "none"),
+        ("dp4/zero2/shard2", "none"),
+        ("dp2.tp2/sp", "full"),
+        ("dp2.tp2/zero3", "none"),
+        ("cp2/ring", "full"),
+    ],
+)
+def test_each_collective_is_drawn_in_the_moment_in_which_it_is_called(layout: str, checkpointing: str) -> None:
+    run = RunConfig(size=SMALL, layout=Layout.parse(layout), global_batch_size=16, checkpointing=checkpointing)
+    work = resolve(run, dry=True)
+    moment: list[Moment] = ["forward"]
+
+    def within(name: Moment, call: Callable[..., Any]) -> Callable[..., Any]:
+        def run(*args: Any) -> Any:
+            moment[0] = name
+            return call(*args)
+
+        return run
+
+    with pretended(work.layout, 0) as mesh:
+        engine = native.build(work.context(mesh))
+        with mesh.tensors():
+            engine.begin_states()
+            engine.finish = [within("gradients", finish) for finish in engine.finish]
+            for name, when in (("_over_ranks", "norm"), ("_update", "update")):
+                setattr(engine, name, within(when, getattr(engine, name)))  # type: ignore[arg-type]
+            with _ByMoment(mesh.groups(), backend="gloo") as ledger:
+                ledger.now = lambda: "backward" if torch._C._current_graph_task_id() >= 0 else moment[0]
+                engine.step(_batch(work))
+    counted = {(row.axis, row.op): row.wire_bytes for row in ledger.rows() if row.wire_bytes}
+    drawn: dict[tuple[str, str], Fraction] = defaultdict(Fraction)
+    for sending in sendings(work, [lane_of(0, work, [])], "gloo"):
+        drawn[f"{sending.when} {sending.axis}", sending.op] += sending.sent[0]
+    assert drawn == counted
+
+
+def test_ranks_of_a_group_are_joined() -> None:
+    groups = {sending.axis: sending.groups for sending in step("dp2.tp2").sendings}
+    assert groups == {"tp": [[0, 1], [2, 3]], "dp": [[0, 2], [1, 3]], "world": [[0, 1, 2, 3]]}
+    assert apart(groups["tp"]) == [[[0, 1], [2, 3]]] and apart(groups["dp"]) == [[[0, 2]], [[1, 3]]]
+
+
+def test_passes_are_those_of_the_schedule() -> None:
+    (passes,) = step("tp2.pp2/mb4").passes
+    assert (passes.axis, passes.lost) == ("pp", pytest.approx(1 / 5))  # (pp - 1) / (micro-batches + pp - 1)
+    lines = [line.strip() for line in text(step("tp2.pp2/mb4")) if line.startswith("  pp")]
+    assert lines[-2:] == ["pp0  ab··AAcBBdCC·DD", "pp1  ·aAAbBBcCCdDD··"]
+
+
+@pytest.mark.parametrize(
+    ("layout", "ranks"), [("dp4", 4), ("dp16", 8), ("dp16.tp8.pp8/mb8", 8), ("dp2.tp2.pp2/mb2", 8), ("dp3", 3)]
+)
+def test_no_more_ranks_are_drawn_than_fit(layout: str, ranks: int) -> None:
+    drawn = shown(Layout.parse(layout))
+    assert len(drawn) == len(set(drawn)) == ranks and drawn[0] == 0 and max(drawn) < Layout.parse(layout).world_size
+
+
+@pytest.mark.parametrize("layout", ["dp4/zero3/shard2", "dp2.tp2.pp2/mb4"])
+def test_both_pictures_show_the_same_numbers_and_fit(layout: str) -> None:
+    drawn = step(layout)
+    lines = list(text(drawn))
+    assert max(map(len, lines)) <= 80 and lines[0] == drawn.title
+    root = ET.fromstring(picture(drawn))
+    words = [element.text for element in root.iter("{http://www.w3.org/2000/svg}text")]
+    for lane in drawn.lanes:
+        assert f"rank {lane.rank}" in words
+    for sending in drawn.sendings:
+        label = f"{sending.op.replace('_', '-')} ×{sending.calls}"
+        assert f"{sending.axis}  {label}" in words and any(f"{sending.axis} {label}" in line for line in lines)
+
+
+def test_what_has_no_dry_run_is_drawn_without_activations() -> None:
+    drawn = step("dp2.ep2", "mixtral", "tiny")
+    assert "activations" not in drawn.lanes[0].held and drawn.lanes[0].held["weights"] > 0
+    assert "because there is no dry run: " in " ".join(text(drawn))
+
+
+def test_a_strategy_or_a_layout_may_stand_first() -> None:
+    assert requested(["zero3"]).strategy == "zero3" and requested(["fsdp"]).strategy == "zero3"
+    assert requested(["dp2.tp2/sp", "--nproc", "4"]).layout == Layout.parse("dp2.tp2/sp")
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        ([], "name it, such as paralab explain zero3"),
+        (["zero4"], "zero3"),
+        (["dp4/zero9"], "ZeRO stage is 0, 1, 2 or 3"),
+        (["zero3", "--steps", "3"], "--steps with paralab explain"),
+        (["tp5"], "tp=5"),
+    ],
+)
+def test_what_cannot_be_drawn_is_refused_in_a_line(
+    words: list[str], said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.main(["explain", *words]) == 2
+    captured = capsys.readouterr()
+    assert said in captured.err and captured.err.count("\n") == 1 and captured.out == ""
