@@ -19,6 +19,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, fields
 from pathlib import Path
 
+from paralab.benchmarks import explain
 from paralab.benchmarks.metrics import METRICS, MOST_ASKED, Metric, metric_of
 from paralab.benchmarks.sources import load
 from paralab.benchmarks.verdict import (
@@ -63,7 +64,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         return NOT_COMPARABLE
     for warning in caught:
         print(f"paralab compare: {one_line(str(warning.message))}", file=sys.stderr)
-    print(FORMATS[options.format](outcome, metric), end="")
+    found = FORMATS[options.format](outcome, metric)
+    if options.explain:
+        found = explain.WITH[options.format](found, explain.of_families(outcome.families))
+    print(found, end="")
     return outcome.exit_status(options.fail_over, fail_on_change=options.fail_on_change)
 
 
@@ -72,6 +76,8 @@ def _look(options: argparse.Namespace) -> tuple[Outcome, Metric]:
     if metric.better is None and options.fail_over is not None:
         neither = f"--metric {metric.column}, in which neither lower nor higher is better"
         raise UsageError(f"--fail-over with {neither}: name another metric")
+    if options.explain and options.format not in explain.WITH:
+        raise UsageError(f"--explain with --format {options.format}: use one of {', '.join(explain.WITH)}")
     sources = load(options.files)
     for source in sources:
         if not source.records:
@@ -115,6 +121,11 @@ def _parser() -> argparse.ArgumentParser:
         action="store_true",
         help="Act as a gate: pass only if no exact column changed (bytes sent, operations, tokens, memory of the "
         "state, graph breaks); one run of each is enough",
+    )
+    parser.add_argument(
+        "--explain",
+        action="store_true",
+        help="Say where each difference in step time comes from: computing, data, communication by axis ...",
     )
     parser.add_argument("--format", choices=FORMATS, default="text", help="Format of the output (default: text)")
     return parser

@@ -8,6 +8,8 @@ from functools import cached_property, partial
 from pathlib import Path
 
 from paralab.benchmarks import slowest, stats, work
+from paralab.benchmarks.explain import Explanation, explain
+from paralab.benchmarks.explain import chart as waterfall
 from paralab.benchmarks.metrics import METRICS
 from paralab.benchmarks.sources import Source
 from paralab.benchmarks.verdict import Comparison, Family, Variant, families, parity_failures, variants
@@ -36,6 +38,7 @@ class Way:
     variant: Variant
     logs: list[LogRecord]  # of one good run, all ranks
     against_base: Comparison | None = None  # None where it is the baseline of others, or has none
+    explanation: Explanation | None = None  # of what it takes more or less than that
 
     @property
     def good(self) -> list[RunRecord]:
@@ -100,6 +103,7 @@ def pieces(sources: Sequence[Source]) -> list[Piece]:
     for piece in found:
         piece.references = _references(piece, found)
         piece.charts = [chart for draw in _CHARTS if (chart := draw(piece)) is not None]
+        piece.charts += [chart for way in piece.ways if way.explanation and (chart := waterfall(way.explanation))]
         piece.timelines = _timelines(piece)
     return sorted(found, key=lambda piece: piece.device != "cuda")
 
@@ -122,6 +126,7 @@ def _piece(records: list[RunRecord], origin: dict[int, Source]) -> Piece:
         compared = family.compare(STEP_TIME, name=piece.name)
         for variant, comparison in zip(family.others, compared, strict=True):
             of_variant[id(variant)].against_base = comparison
+            of_variant[id(variant)].explanation = explain(family.base, variant)
         piece.verdict.append(_verdict(family, compared))
     columns = ("gpu_allocated_peak_bytes", "memory_tensors_peak_bytes", "process_peak_bytes")
     known = (column for column in columns if all(way.median(column) is not None for way in piece.ranked))

@@ -9,7 +9,7 @@ from paralab.records.row import RunRecord
 
 NOTABLY_SLOW = 1.2  # times what the other ranks need themselves
 _WORTH_SAYING = 0.005  # of a step
-_IN = {"compute": "computing", "data": "waiting for data", "host": "waiting for its host"}
+_IN = {"compute": "computing", "data": "waiting for data", "host": "waiting for its host", "bubble": "in the bubble"}
 
 
 def parts_s(record: RunRecord) -> dict[str, float]:
@@ -25,6 +25,8 @@ def parts_s(record: RunRecord) -> dict[str, float]:
 def name_of(part: str) -> str:
     """Return how people read the name of a part: `comm_dp` is communication over dp."""
     kind, _, axis = part.partition("_")
+    if part in _IN:
+        return _IN[part]
     return part if kind != "comm" else f"communication over {axis}" if axis else "communication"
 
 

@@ -159,6 +159,7 @@ class Outcome:
     refusals: list[Refusal] = field(default_factory=list)
     alone: list[str] = field(default_factory=list)  # variants without a partner
     gone: list[str] = field(default_factory=list)  # those among them that only the baseline file has
+    families: "list[Family]" = field(default_factory=list)  # the variants of the comparisons, in their order
 
     def exit_status(self, fail_over_percent: float | None = None, *, fail_on_change: bool = False) -> int:
         """Return 0, or what is wrong: parity, a comparison that cannot be made, and with a limit the gate of each."""
@@ -335,7 +336,8 @@ def compare_files(
     pairs += _take_pairs(left_over, right_over, _only_same_work)
     outcome = Outcome()
     for left, right in pairs:
-        outcome.comparisons += Family(left, (right,)).compare(metric, name=work.work_label(_example(left)))
+        outcome.families.append(Family(left, (right,)))
+        outcome.comparisons += outcome.families[-1].compare(metric, name=work.work_label(_example(left)))
     refused = _take_pairs(left_over, right_over, _nearest_of_strategy)
     if not pairs and not refused:
         refused = _take_pairs(left_over, right_over, _nearest)
@@ -384,7 +386,8 @@ def compare_column(
         else:
             first = _example(base)
             name = work.work_label(first) + (f", {first.strategy} as {first.layout}" if several else "")
-            outcome.comparisons += Family(base, others).compare(metric, name=name)
+            outcome.families.append(Family(base, others))
+            outcome.comparisons += outcome.families[-1].compare(metric, name=name)
     other_work = (
         [] if outcome.comparisons or outcome.refusals else [variant for variant in lone[1:] if _apart(lone[0], variant)]
     )
@@ -462,7 +465,8 @@ def _refuse_or_force(outcome: Outcome, pairs: Sequence[tuple[Variant, Variant]],
     for left, right in pairs:
         refusal = Refusal(left.label, right.label, tuple(_apart(left, right)))
         if force and refusal.can_force:
-            compared = Family(left, (right,)).compare(metric, name=work.work_label(_example(left)))
+            outcome.families.append(Family(left, (right,)))
+            compared = outcome.families[-1].compare(metric, name=work.work_label(_example(left)))
             outcome.comparisons += [replace(comparison, forced=True) for comparison in compared]
         else:
             outcome.refusals.append(refusal)

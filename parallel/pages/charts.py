@@ -255,6 +255,29 @@ def bars(rows: Sequence[Bar], *, title: str, unit: Format, limit: Limit | None =
     return _svg([*marks, *legend], bottom, title)
 
 
+def waterfall(
+    first: tuple[str, float], last: tuple[str, float], steps: Sequence[tuple[str, float]], *, title: str, unit: Format
+) -> Markup:
+    """Draw the way from one amount to another: a bar of each, and between them what every step adds or takes away."""
+    rows: list[tuple[str, float, float, str]] = [(first[0], 0.0, first[1], "c0")]
+    at = first[1]
+    for name, more in steps:
+        rows.append((name, at, at + more, "more" if more > 0 else "less"))
+        at += more
+    rows.append((last[0], 0.0, last[1], "c0"))
+    across = axis([x for _, a, b, _ in rows for x in (a, b)], 10, WIDTH - 26, zero=True)
+    height, marks = 40, [_grid(across, 10, 10 + 40 * len(rows), unit)]
+    for i, (label, a, b, cls) in enumerate(rows):
+        y, whole = 10 + height * i + 20, i in (0, len(rows) - 1)
+        said = unit(b) if whole else f"{'+' if b > a else '-'}{unit(abs(b - a))}"
+        marks.append(_text(10, y - 5, label, "label", room=WIDTH - 100, full=True))
+        marks.append(_text(WIDTH - 14, y - 5, said, "value", anchor="end"))
+        wide = round(max(abs(across(b) - across(a)), 0.8), 2)
+        tip = _title(f"{label}: {said}")
+        marks.append(_tag("rect", tip, x=min(across(a), across(b)), y=y, width=wide, height=13, cls=f"fill {cls}"))
+    return _svg(marks, 10 + height * len(rows) + 26, title)
+
+
 def gantt(spans: Sequence[Span], *, title: str, unit: Format, kinds: Mapping[str, str], width: int = 860) -> Markup:
     """Draw a timeline with one row for each name; `kinds` gives the classes of colours and what they mean."""
     rows = list(dict.fromkeys(span.row for span in spans))

@@ -55,6 +55,48 @@ def test_the_ratio_is_that_of_the_medians():
     assert found.verdict == "better"
 
 
+def parted(times, data=0.01, **axes):
+    """Return runs of these step times, of which so many seconds went to data and each axis, and the rest to compute."""
+    found = []
+    for record in runs(times):
+        step_s = 3 * record.step_time_p50_s  # the untimed steps are slower: only their shares count
+        parts = {f"comm_{axis}": 3 * s for axis, s in axes.items()}
+        parts = {"compute": step_s - 3 * data - sum(parts.values()), "data": 3 * data, **parts}
+        found.append(replace(record, step_parts_json=json.dumps(parts)))
+    return found
+
+
+def test_the_parts_of_a_difference_add_up_to_it(tmp_path, capsys):
+    for name, records in (("a", parted(A, dp=0.02, world=0.001)), ("b", parted(SLOWER, data=0.03, tp=0.005))):
+        for record in records:
+            append(tmp_path / f"{name}.csv", replace(record, run_id=f"{name}{record.repeat}"))
+    words = [str(tmp_path / "a.csv"), str(tmp_path / "b.csv"), "--explain"]
+    assert main(words) == 0
+    said = capsys.readouterr().out.split("where the difference comes from, a ddp -> b ddp\n")[1].splitlines()
+    assert said[0].split()[-2:] == ["0.100000", "s"] and said[-1].split()[-2:] == ["0.110000", "s"]
+    more_s = {line.rsplit(maxsplit=2)[0].strip(): float(line.split()[-2]) for line in said[1:-1]}
+    close = {"waiting for data": 0.02, "communication over dp": -0.02, "communication over tp": 0.005,
+             "communication over world": -0.001, "computing": 0.006}  # fmt: skip
+    assert more_s == pytest.approx(close, abs=5e-4)  # shares are means over runs that take 98 to 112 ms
+    assert sum(more_s.values()) == pytest.approx(0.01, abs=5e-6)
+    assert main([*words, "--format", "json"]) == 0
+    (told,) = json.loads(capsys.readouterr().out)["explanations"]
+    assert sum(part["other_s"] - part["base_s"] for part in told["parts"]) == pytest.approx(0.01)
+    assert main([*words, "--format", "csv"]) == 3
+    assert "--explain with --format csv: use one of text, markdown, json" in capsys.readouterr().err
+    (piece,) = pieces(load([tmp_path / "a.csv", tmp_path / "b.csv"]))
+    drawn = [chart for chart in piece.charts if chart.title.startswith("From ")]
+    assert len(drawn) == 1 and "waiting for data: +20" in drawn[0].drawing
+
+
+def test_rows_that_do_not_say_where_their_time_went_explain_nothing(tmp_path, capsys):
+    for name, records in (("a", runs(A)), ("b", parted(SLOWER))):
+        for record in records:
+            append(tmp_path / f"{name}.csv", replace(record, run_id=f"{name}{record.repeat}"))
+    assert main([str(tmp_path / "a.csv"), str(tmp_path / "b.csv"), "--explain"]) == 0
+    assert "a ddp -> b ddp: no good run of a ddp says where its time went: run it again" in capsys.readouterr().out
+
+
 def test_higher_is_better_for_throughput():
     (found,) = compare_files(runs(A), runs(SLOWER), METRICS["tokens_per_s"]).comparisons
     assert found.verdict == "worse" and found.ratio == pytest.approx(1 / 1.1)

@@ -641,8 +641,8 @@ def test_a_peak_is_measured_again_where_a_run_exceeds_it(
 
 def test_the_short_form_of_a_row(row: RunRecord, alone: RunRecord) -> None:
     why = """\
-  where the time of rank 3 goes: 62% compute, 18% data, 15% bubble, 5%
-    communication over dp
+  where the time of rank 3 goes: 62% computing, 18% waiting for data, 15% in the
+    bubble, 5% communication over dp
   rank 3 is the slowest: it takes 1.6 times as long as the others, most at step
     15: 0.400 s more, waiting for data
 """
