@@ -28,12 +28,12 @@ QUICK = (
 LANES = ("e2e", "unit", "dist", "gpu")
 
 
-# In tests/dist a function with more cases than MANY runs every third one; --every-case runs them all.
-MANY = 5
+# Of a function with more cases than the first number the suite runs one of so many; --every-case runs them all.
+FEWER = {"dist": (5, 3), "e2e": (3, 2)}
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    parser.addoption("--every-case", action="store_true", help="all cases of the long tables (tests/README.md)")
+    parser.addoption("--every-case", action="store_true", help="all cases, and tests marked long (tests/README.md)")
     parser.addoption("--quick", action="store_true", help="only the quick tests of tests/unit (tests/README.md)")
 
 
@@ -70,21 +70,27 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: object) -> object:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Run every third case of long tables; in lanes, whole commands come first and tests/dist last."""
-    if not config.option.every_case and not any("[" in arg for arg in config.args):
+    """Leave out cases of long tables and long tests; in lanes, whole commands come first and tests/dist last."""
+    if not config.option.every_case and not any("::" in arg for arg in config.args):
         _thin(config, items)
     if hasattr(config, "workerinput"):
         items.sort(key=lambda item: LANES.index(folder_of(item.nodeid)))
 
 
 def _thin(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Deselect all but every third case of the long tables. The offset changes from row to row of the six models."""
+    """Deselect long tests, and of the long tables all but one of FEWER cases.
+
+    The offset changes from row to row of the six models.
+    """
     cases: dict[str, list[pytest.Item]] = {}
+    left_out = {item for item in items if item.get_closest_marker("long")}
     for item in items:
         name, _, case = item.nodeid.partition("[")
-        if case and folder_of(name) == "dist":
+        if case and folder_of(name) in FEWER:
             cases.setdefault(name, []).append(item)
-    left_out = {item for of in cases.values() if len(of) > MANY for i, item in enumerate(of) if (i + i // 6) % 3}
+    for name, of in cases.items():
+        many, one_of = FEWER[folder_of(name)]
+        left_out |= {item for i, item in enumerate(of) if len(of) > many and (i + i // 6) % one_of}
     if left_out:
         config.hook.pytest_deselected(items=list(left_out))
         items[:] = [item for item in items if item not in left_out]

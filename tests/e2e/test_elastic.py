@@ -14,6 +14,7 @@ from paralab.commands.train import main
 ROOT = Path(__file__).resolve().parents[2]
 
 
+@pytest.mark.long
 def test_three_nodes_then_two_then_three(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     tried = attempt(tmp_path / "nodes")
