@@ -16,7 +16,7 @@ import re
 import sys
 import warnings
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, fields
+from dataclasses import asdict, fields, replace
 from pathlib import Path
 
 from paralab.benchmarks import explain
@@ -78,6 +78,8 @@ def _look(options: argparse.Namespace) -> tuple[Outcome, Metric]:
         raise UsageError(f"--fail-over with {neither}: name another metric")
     if options.explain and options.format not in explain.WITH:
         raise UsageError(f"--explain with --format {options.format}: use one of {', '.join(explain.WITH)}")
+    if options.equivalent_within is not None:
+        metric = replace(metric, within=options.equivalent_within / 100)
     sources = load(options.files)
     for source in sources:
         if not source.records:
@@ -111,6 +113,13 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--force", action="store_true", help="Also compare runs that did different work, and mark them")
     parser.add_argument(
+        "--equivalent-within",
+        type=_margin,
+        metavar="PERCENT",
+        help="Also look for evidence that two differ by less than this, such as 2%%; what is undecided then says about "
+        "how many more repeats would decide",
+    )
+    parser.add_argument(
         "--fail-over",
         type=_percent,
         metavar="PERCENT",
@@ -131,9 +140,16 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
+def _margin(text: str) -> float:
+    number = _percent(text)
+    if not 0 < number < 50:
+        raise argparse.ArgumentTypeError(f"{text} is no margin: use a percentage above 0 and below 50, such as 2%")
+    return number
+
+
 def _percent(text: str) -> float:
     try:
-        number = float(text)
+        number = float(text.removesuffix("%"))
     except ValueError:
         number = math.nan
     if not 0 <= number < math.inf:
@@ -154,6 +170,10 @@ def verdict_text(comparison: Comparison) -> str:
     change = comparison.change_percent
     how_much = f" {abs(change):.1f}%" if change is not None and comparison.verdict in DIFFERENT else ""
     said = METRICS[comparison.metric].words.get(comparison.verdict, comparison.verdict)
+    if comparison.verdict == "equivalent":
+        how_much = f" within {comparison.within_percent:g}%"
+    if comparison.verdict == "not enough evidence" and comparison.more_repeats is not None:
+        how_much = f": about {comparison.more_repeats} more repeats would decide"
     return f"{said}{how_much}{' (FORCED: not the same work)' if comparison.forced else ''}"
 
 
@@ -173,6 +193,7 @@ def _row(comparison: Comparison) -> tuple[str, ...]:
         )
     )
     p = "–" if comparison.p is None else f"{comparison.p:.3g}"
+    p += f" ({comparison.pairs} pairs)" if comparison.pairs else ""
     return (*variants, ratio_text(comparison), p, verdict_text(comparison))
 
 
@@ -183,7 +204,8 @@ def _judged_by(metric: Metric) -> str:
     return f"{metric.column}, {metric.better} is better" if metric.better else metric.column
 
 
-def _text(outcome: Outcome, metric: Metric) -> str:
+def text(outcome: Outcome, metric: Metric) -> str:
+    """Return comparisons as aligned lines for a terminal, each under the work that was done."""
     lines = [f"{_judged_by(metric)}; medians of runs, 95% intervals", ""]
     lines = [*map(one_line, _first(outcome)), *lines]
     rows = [_HEADS, *(tuple(map(one_line, _row(c))) for c in outcome.comparisons)]
@@ -299,7 +321,7 @@ def _json(outcome: Outcome, metric: Metric) -> str:
 
 
 FORMATS: dict[str, Callable[[Outcome, Metric], str]] = {
-    "text": _text,
+    "text": text,
     "markdown": _markdown,
     "csv": _csv,
     "json": _json,

@@ -32,6 +32,7 @@ class Metric:
 
     column: str
     better: Literal["lower", "higher"] | None  # None: neither is better by itself
+    within: float | None = None  # share by which two may differ and be equivalent; None: that is not asked
 
     @property
     def is_speed(self) -> bool:

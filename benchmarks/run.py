@@ -30,6 +30,13 @@ from paralab.options.config import RunConfig
 from paralab.options.flags import read
 from paralab.options.option import PARALLELISM, STEPS, option
 
+PERCENT = r"(\d+\.?\d*|\.\d+)%?"
+
+
+def percent_of(text: str | None) -> float | None:
+    """Return the number of a percentage such as 2%; None of none."""
+    return None if text is None else float(text.removesuffix("%"))
+
 
 @dataclass(frozen=True, kw_only=True)
 class CaseConfig(RunConfig):
@@ -44,6 +51,15 @@ class CaseConfig(RunConfig):
         "Number of this repeat of the case, from 0, kept in the column repeat of the row",
         group=STEPS,
         at_least=0,
+        unset="none",
+    )
+    until_decided: str | None = option(
+        None,
+        "Margin of a sweep whose repeats go on until its comparisons are decided (paralab bench --until-decided), "
+        "kept in the column until_decided_percent of the row",
+        group=STEPS,
+        pattern=PERCENT,
+        metavar="PERCENT",
         unset="none",
     )
 

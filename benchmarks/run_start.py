@@ -7,7 +7,7 @@ import sys
 from dataclasses import replace
 from textwrap import fill
 
-from paralab.benchmarks.run import CaseConfig
+from paralab.benchmarks.run import CaseConfig, percent_of
 from paralab.benchmarks.slowest import parts_s, slowest, where
 from paralab.console.clock import Moment
 from paralab.console.phases import Phases
@@ -24,7 +24,10 @@ from paralab.running import task
 def run(config: CaseConfig, *, began: Moment) -> int:
     """Check a case, start its processes, print the row. began: the moment of the command. Returns the exit status."""
     rank = Rank.from_env()
-    requested = Requested.of(config, rank, group=config.group, repeat=config.repeat, started=began)
+    rule = percent_of(config.until_decided)
+    requested = Requested.of(
+        config, rank, group=config.group, repeat=config.repeat, until_decided_percent=rule, started=began
+    )
     work = resolve(with_processes_of(config, rank))
     requested = replace(requested, command=work.command)
     if (told := alone(work, rank)) and rank.is_main:

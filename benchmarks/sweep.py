@@ -4,10 +4,12 @@
     paralab bench --strategies ddp,zero3 --engines torch,deepspeed --nprocs 2
     paralab bench --layouts pp4/1f1b/mb4,pp4/1f1b/mb8 --global-batch-sizes 16,32
     paralab bench --vary batch,precision,compile --strategy single
+    paralab bench --layouts dp2,dp2/zero1 --until-decided 2%
 
-Each case runs in its own processes. Repeats are interleaved (A B C A B C), so that a machine whose speed drifts affects
-all cases alike. Parity is checked in the first repeat. A case that fails, hangs or runs out of memory leaves a row, and
-the sweep continues. The same command, typed again, continues a sweep that was interrupted.
+Each case runs in its own processes. Repeats are interleaved (A B C, C B A, A B C ...), so that a machine whose speed
+drifts affects all cases alike, and are compared in pairs. Parity is checked in the first repeat. A case that fails,
+hangs or runs out of memory leaves a row, and the sweep continues. The same command, typed again, continues a sweep that
+was interrupted.
 """
 
 import hashlib
@@ -26,8 +28,10 @@ from statistics import median
 from typing import Any, get_args
 from uuid import uuid4
 
-from paralab.benchmarks import variations
-from paralab.benchmarks.run import CaseConfig
+from paralab.benchmarks import deciding, sequential, variations
+from paralab.benchmarks.compare import text
+from paralab.benchmarks.metrics import Metric
+from paralab.benchmarks.run import PERCENT, CaseConfig, percent_of
 from paralab.benchmarks.work import WORK
 from paralab.console.phases import is_phase
 from paralab.errors import ConfigError, UsageError
@@ -50,6 +54,7 @@ from paralab.records.writing import append
 
 _ROOT = Path(__file__).resolve().parent.parent
 DEFAULT_OUT = "runs/bench.csv"
+MOST_REPEATS = 40  # with --until-decided
 SWEEP = "sweep"  # the title of the group of options
 
 
@@ -110,7 +115,34 @@ class SweepConfig(CaseConfig):
         unset="none",
     )
     repeats: int = option(
-        6, "Number of runs of each case, interleaved; a verdict needs at least 4", group=SWEEP, at_least=1
+        6,
+        "Number of runs of each case, interleaved; a verdict needs at least 4, and 6 in pairs",
+        group=SWEEP,
+        at_least=1,
+    )
+    until_decided: str | None = option(
+        None,
+        "Go on beyond --repeats, interleaved, until each comparison is decided: faster, slower, or equivalent within "
+        "this margin, such as 2%; a case that is decided is not run any more",
+        group=SWEEP,
+        pattern=PERCENT,
+        metavar="PERCENT",
+        unset="stop after --repeats",
+    )
+    max_repeats: int | None = option(
+        None,
+        "With --until-decided: the most runs of each case",
+        group=SWEEP,
+        at_least=1,
+        at_most=sequential.LAST,
+        unset=f"{MOST_REPEATS}",
+    )
+    max_time_s: int | None = option(
+        None,
+        "With --until-decided: seconds after which no further repeat is begun",
+        group=SWEEP,
+        at_least=1,
+        unset="no limit",
     )
     time_limit_s: int = option(
         600, "Seconds that one run may take, after which it is ended and counts as hung", group=SWEEP, at_least=1
@@ -157,12 +189,39 @@ def main(argv: list[str]) -> int:
             fitting = [Case(*named) for named in found]
             bar.extend(len(fitting) * (config.repeats - 1))
             cases += fitting
-        rows += [runner.run(case, repeat) for repeat in range(1, config.repeats) for case in cases]
+        for repeat in range(1, config.repeats):
+            rows += [runner.run(case, repeat) for case in in_turn(cases, repeat)]
+        metric = deciding.metric_within(percent_of(config.until_decided))
+        if metric is not None:
+            rows += until_decided(config, cases, runner, metric)
     out = runner.out
     print(_table(cases, runner))
+    if metric is not None:
+        print(f"\n{text(deciding.outcome(runner.all_rows, metric), metric)}", end="")
     print("".join(f"\n{line}" for line in runner.notes()), end="")
     print(f"\nrows in {out}; compare: paralab compare {out} {_by(config)}; read: paralab report {out}")
     return 0 if all(map(_is_good, rows)) else 1
+
+
+def in_turn(cases: Sequence[Case], repeat: int) -> list[Case]:
+    """Return the cases in the order of a repeat: every second one goes backwards.
+
+    So each of two cases is first as often as the other, and a machine that slows down makes neither of them slower.
+    """
+    return list(reversed(cases)) if repeat % 2 else list(cases)
+
+
+def until_decided(config: SweepConfig, cases: Sequence[Case], runner: "Runner", metric: Metric) -> Iterator[RunRecord]:
+    """Run further repeats of the cases that are not decided, until all are or the budget is spent; yield the rows."""
+    began_s = time.monotonic()
+    for repeat in range(config.repeats, most_repeats(config)):
+        open_ids = deciding.undecided(runner.all_rows, metric)
+        going = [case for case in cases if any(row.run_id in open_ids for row in runner.rows[case.name])]
+        spent = config.max_time_s is not None and time.monotonic() - began_s > config.max_time_s
+        if not going or spent:
+            return
+        runner.bar.extend(len(going))
+        yield from (runner.run(case, repeat) for case in in_turn(going, repeat))
 
 
 def _heading(config: SweepConfig) -> str:
@@ -194,11 +253,29 @@ def check(config: SweepConfig) -> None:
     for single, several in (("strategy", "strategies"), ("layout", "layouts")):
         if single in given and "vary" not in given:
             raise ConfigError(f"--{single} of paralab bench is for --vary: use --{several}")
+    _check_until_decided(config)
     for name, others in _REPLACES.items():
         for other in others:
             if name in given and other in given:
                 flag, instead = (word.replace("_", "-") for word in (other, name))
                 raise ConfigError(f"--{flag} beside --{instead}, which takes its place: leave one of them out")
+
+
+def _check_until_decided(config: SweepConfig) -> None:
+    percent = percent_of(config.until_decided)
+    if percent is not None and not 0 < percent < 50:
+        raise ConfigError(f"--until-decided {config.until_decided} is no margin: use a percentage such as 2%")
+    for name in ("max_repeats", "max_time_s"):
+        if percent is None and getattr(config, name) is not None:
+            flag = "--" + name.replace("_", "-")
+            raise ConfigError(f"{flag} is for --until-decided: leave it out, or give a margin as well")
+    if percent is not None and most_repeats(config) < config.repeats:
+        raise ConfigError(f"--max-repeats {most_repeats(config)} is less than --repeats {config.repeats}: use no less")
+
+
+def most_repeats(config: SweepConfig) -> int:
+    """Return how often a case is run at most where repeats go on until there is a verdict."""
+    return config.max_repeats or MOST_REPEATS
 
 
 def cases_of(config: SweepConfig) -> list[Case]:
@@ -301,7 +378,8 @@ class Runner:
 
     def __init__(self, config: SweepConfig, cases: list[Case], bar: "progress") -> None:
         self.code = repository_state()
-        key = repr(([case.command for case in cases], config.vary, self.code))
+        looks = ["until decided"] if config.until_decided else []
+        key = repr(([case.command for case in cases], config.vary, self.code, *looks))
         self.group = config.group or f"bench-{hashlib.sha256(key.encode()).hexdigest()[:8]}"
         self.config, self.bar, self.out = config, bar, config.out or DEFAULT_OUT
         self.rows: dict[str, list[RunRecord]] = {}  # of this sweep, by the name of the case
@@ -322,8 +400,13 @@ class Runner:
         self.kept += row is before and row.run_id not in self.made
         self.again += bool(again)
         self.rows.setdefault(case.name, []).append(row)
-        self.bar.advance(f"repeat {repeat + 1} of {self.config.repeats}: {case.name}{note}")
+        most = most_repeats(self.config) if self.config.until_decided else self.config.repeats
+        self.bar.advance(f"repeat {repeat + 1} of {most}: {case.name}{note}")
         return row
+
+    @property
+    def all_rows(self) -> list[RunRecord]:
+        return [row for rows in self.rows.values() for row in rows]
 
     def run_new(self, case: Case) -> RunRecord:
         """Return the row of the first run of a case that was not among those of the sweep so far."""

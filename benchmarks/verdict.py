@@ -4,34 +4,34 @@ The run is the unit: each gives one number, for example its median step. Variant
 same work on the same hardware, and only with the baseline that differs from them in one thing (a file, an engine, a
 strategy ...). Those that share a baseline are a family, and p values are corrected for the size of the family (Holm).
 
-A verdict needs four good runs of each, a corrected p value under 0.05 and an interval of the ratio without 1. The
-p value is the larger of two: that of Mann-Whitney, which takes runs as independent, and that of a machine which drifts
-(`paralab.benchmarks.drift`), which lets variants that were made one after the other differ by more.
+A verdict needs a corrected p value under 0.05 and an interval of the ratio without 1 (`paralab.benchmarks.evidence`):
+of six pairs of interleaved repeats, or of four good runs of each that are compared run by run. With a margin of
+equivalence, what is undecided says about how many more repeats would decide.
 
 A variant that failed parity, or that fails more often than its baseline, gets no verdict on its speed.
 """
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Literal
+from typing import Any, Literal
 
-from paralab.benchmarks import drift, exact, stats, work
+from paralab.benchmarks import evidence, exact, stats, work
+from paralab.benchmarks.evidence import LEAST_RUNS, LEVEL, NOT_INTERLEAVED, Evidence
 from paralab.benchmarks.exact import Change
 from paralab.benchmarks.metrics import METRICS, Metric
+from paralab.benchmarks.paired import Pairs, least_pairs, pair_up
 from paralab.benchmarks.work import ENVIRONMENT, METHOD, WORK, Column, Difference
 from paralab.errors import UsageError, did_you_mean
 from paralab.records.proven import parity_words
 from paralab.records.row import RunRecord, header
 
-LEVEL = 0.05
-LEAST_RUNS = 4
 MOST_FAILED_SHARE = 0.5  # a variant that fails so often, and more often than its baseline, is judged by that alone
 REGRESSION, NOT_COMPARABLE, UNDECIDED = 2, 3, 4  # exit status
 _LEAST, _MOST = 1e-30, 1e30  # nothing that is measured lies outside, and ratios of what lies within are finite
 
 Verdict = Literal[
     "better", "worse", "lower", "higher", "~", "not interleaved", "insufficient", "failed", "fails more", "fails less",
-    "parity failed", "no data",
+    "parity failed", "no data", "equivalent", "not enough evidence",
 ]  # fmt: skip
 DIFFERENT: tuple[Verdict, ...] = ("better", "worse", "lower", "higher")
 
@@ -51,6 +51,11 @@ class Variant:
     @property
     def failed(self) -> list[RunRecord]:
         return [run for run in self.runs if run.status != "ok"]
+
+    @property
+    def looked_often(self) -> bool:
+        """Whether its repeats went on until there was a verdict."""
+        return any(run.until_decided_percent is not None for run in self.runs)
 
     @property
     def parity(self) -> bool | None:
@@ -107,6 +112,11 @@ class Comparison:
     high: float | None = None
     p_independent: float | None = None  # were the runs independent of each other
     p: float | None = None  # on a machine that drifts; both are corrected for the variants beside it
+    pairs: int = 0  # how many the evidence is from; 0: runs were not compared in pairs
+    looked_often: bool = False  # repeats went on until there was a verdict, and p allows for that
+    within_percent: float | None = None  # margin of equivalence
+    p_equivalent: float | None = None  # of a difference as large as the margin
+    more_repeats: int | None = None  # about how many would decide
     verdict: Verdict = "no data"
     changes: tuple[Change, ...] = ()  # exact columns that do not hold the same values
     exact_columns: int = 0  # how many were compared
@@ -191,7 +201,7 @@ def gate(comparison: Comparison, fail_over_percent: float) -> int:
     """
     if comparison.verdict in ("failed", "fails more"):
         return REGRESSION if comparison.base_runs else UNDECIDED
-    if comparison.verdict not in ("better", "worse", "~"):
+    if comparison.verdict not in ("better", "worse", "equivalent", "~"):
         return UNDECIDED
     if comparison.worse_percent > fail_over_percent:
         return REGRESSION if comparison.verdict == "worse" else UNDECIDED
@@ -225,14 +235,18 @@ class Family:
 
     def compare(self, metric: Metric, *, name: str) -> list[Comparison]:
         """Compare each with the baseline; p values are corrected for how many there are."""
-        found = [_measured(self.base, other, metric, name) for other in self.others]
+        found = [_measured(self.base, other, metric, name, tests=len(self.others)) for other in self.others]
         tested = [i for i, comparison in enumerate(found) if comparison.p is not None]
-        independent = stats.holm([found[i].p_independent or 0.0 for i in tested])
-        drifting = stats.holm([found[i].p or 0.0 for i in tested])
-        for i, p_independent, p in zip(tested, independent, drifting, strict=True):
-            corrected = replace(found[i], p_independent=p_independent, p=p)
-            found[i] = _judged(corrected, metric, tests=len(tested))
-        return found
+        looked_once = [i for i in tested if not found[i].looked_often]  # the others are corrected
+        for column in ("p_independent", "p", "p_equivalent"):
+            known = [i for i in looked_once if getattr(found[i], column) is not None]
+            corrected = stats.holm([getattr(found[i], column) for i in known])
+            for i, p in zip(known, corrected, strict=True):
+                cell: dict[str, Any] = {column: p}
+                found[i] = replace(found[i], **cell)
+        for i in tested:
+            found[i] = _judged(found[i], metric, tests=len(tested))
+        return [_concluded(comparison) for comparison in found]
 
 
 def variants_by(runs: Sequence[RunRecord], column: Column = METHOD[0]) -> list[Variant]:
@@ -472,7 +486,7 @@ def _refuse_or_force(outcome: Outcome, pairs: Sequence[tuple[Variant, Variant]],
             outcome.refusals.append(refusal)
 
 
-def _measured(base: Variant, other: Variant, metric: Metric, name: str) -> Comparison:
+def _measured(base: Variant, other: Variant, metric: Metric, name: str, *, tests: int) -> Comparison:
     """Fill in what the numbers say, without a verdict on speed where there are enough of them for one."""
     left, right = base.samples(metric), other.samples(metric)
     found = Comparison(
@@ -484,6 +498,7 @@ def _measured(base: Variant, other: Variant, metric: Metric, name: str) -> Compa
         notes=(*_notes(base, other), *base.without_ratio(metric), *other.without_ratio(metric)),
         base_median=stats.median(left) if left else None, other_median=stats.median(right) if right else None,
         ratio=stats.median(right) / stats.median(left) if left and right else None,
+        within_percent=None if metric.within is None else 100 * metric.within,
     )  # fmt: skip
     if False in (base.parity, other.parity):
         return replace(found, verdict="parity failed")
@@ -491,19 +506,34 @@ def _measured(base: Variant, other: Variant, metric: Metric, name: str) -> Compa
         return replace(found, verdict="failed" if other.failed and not right else "no data")
     if reliability := _reliability(base, other):
         return replace(found, verdict=reliability)
-    ratio = stats.median(right) / stats.median(left)
-    found = replace(found, ratio=ratio, verdict="insufficient")
+    return _weighed(found, base, other, metric, tests=tests)
+
+
+def _weighed(found: Comparison, base: Variant, other: Variant, metric: Metric, *, tests: int) -> Comparison:
+    """Fill in the test and the interval, of pairs where there are enough of them for a verdict."""
+    left, right = base.samples(metric), other.samples(metric)
+    pairs = pair_up(base.measured(metric), other.measured(metric), metric.column)
+    looks = base.looked_often and other.looked_often and len(pairs) > 0
+    if not looks and len(pairs) < least_pairs(tests, LEVEL):
+        pairs = Pairs((), ())
+    found = replace(found, verdict="insufficient", pairs=len(pairs), looked_often=looks)
+    if metric.within is not None:
+        more = evidence.repeats_to_go(left, right, pairs, metric.within, tests=tests, looks=looks)
+        found = replace(found, more_repeats=more)
+    if len(pairs):
+        return _with_evidence(found, evidence.of_pairs(pairs, metric.within, tests=tests, looks=looks))
     if min(len(left), len(right)) < LEAST_RUNS:
         return _with_note(found, f"a verdict needs {LEAST_RUNS} good runs of each: {_more(found, LEAST_RUNS)}")
-    low, high = stats.ratio_interval(left, right)
-    independent = stats.mann_whitney(left, right)
     times = [[run.started_at for run in variant.measured(metric)] for variant in (base, other)]
-    drifting = drift.judge(left, right, *times)
-    if not drifting.in_turns:
-        low, high = min(low, ratio / drifting.factor), max(high, ratio * drifting.factor)
-        said = "not interleaved: p and interval allow for a machine whose speed drifts"
-        found = _with_note(found, said)
-    return replace(found, low=low, high=high, p_independent=independent, p=max(independent, drifting.p))
+    return _with_evidence(found, evidence.of_runs(left, right, times, metric.within))
+
+
+def _with_evidence(found: Comparison, seen: Evidence) -> Comparison:
+    found = found if seen.in_turns else _with_note(found, NOT_INTERLEAVED)
+    return replace(
+        found, ratio=seen.ratio, low=seen.low, high=seen.high, p=seen.p, p_independent=seen.p_independent,
+        p_equivalent=seen.p_equivalent,
+    )  # fmt: skip
 
 
 def _reliability(base: Variant, other: Variant) -> Verdict | None:
@@ -521,10 +551,12 @@ def _reliability(base: Variant, other: Variant) -> Verdict | None:
 def _judged(found: Comparison, metric: Metric, *, tests: int) -> Comparison:
     assert found.ratio is not None and found.low is not None and found.high is not None
     assert found.p is not None and found.p_independent is not None
-    if tests * stats.smallest_p(found.base_runs, found.other_runs) >= LEVEL:
+    if not found.pairs and tests * stats.smallest_p(found.base_runs, found.other_runs) >= LEVEL:
         needed = next(n for n in range(LEAST_RUNS, 100) if tests * stats.smallest_p(n, n) < LEVEL)
         of_them = "a verdict" if tests == 1 else f"a verdict on {tests} variants beside one baseline"
         return _with_note(found, f"{of_them} needs {needed} good runs of each: {_more(found, needed)}")
+    if found.p_equivalent is not None and found.p_equivalent < LEVEL:
+        return replace(found, verdict="equivalent")
     if found.p < LEVEL and not found.low <= 1 <= found.high:
         return replace(found, verdict=metric.verdict(found.ratio))
     if found.p_independent < LEVEL and found.p > found.p_independent:
@@ -532,6 +564,12 @@ def _judged(found: Comparison, metric: Metric, *, tests: int) -> Comparison:
         note = f"{drift}: interleave the runs, as paralab bench does"
         return _with_note(replace(found, verdict="not interleaved"), note)
     return replace(found, verdict="~")
+
+
+def _concluded(found: Comparison) -> Comparison:
+    """Return the comparison with one of four ends, where a margin of equivalence was given and runs can tell."""
+    undecided = found.within_percent is not None and found.verdict in ("~", "insufficient", "not interleaved")
+    return replace(found, verdict="not enough evidence") if undecided else replace(found, more_repeats=None)
 
 
 def _with_note(found: Comparison, note: str) -> Comparison:

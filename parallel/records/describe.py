@@ -31,6 +31,7 @@ def describe(work: Work, requested: Requested, rank: Rank, device: torch.device)
         "run_id": requested.run_id,
         "group": requested.group,
         "repeat": requested.repeat,
+        "until_decided_percent": requested.until_decided_percent,
         "started_at": requested.started.iso,
         "command": requested.command,
         "strategy_requested": requested.strategy or work.strategy,

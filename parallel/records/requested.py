@@ -27,6 +27,7 @@ class Requested:
     command: str | None = None
     group: str | None = None
     repeat: int | None = None
+    until_decided_percent: float | None = None
     launcher: Launcher = "python"
     started: Moment = field(default_factory=Moment.now)
     run_id: str = field(default_factory=lambda: uuid4().hex[:12])

@@ -41,6 +41,10 @@ class RunRecord:
     run_id: str = column("Name of the run, which its logs have as well", required=True)
     group: str | None = column("Sweep or experiment that the run belongs to")
     repeat: int | None = column("Number of the repeat within the group, from 0")
+    until_decided_percent: float | None = column(
+        "Margin of equivalence for which repeats went on until each comparison was decided; empty where their number "
+        "was fixed"
+    )
     started_at: str = column("When the command was started: ISO 8601, UTC", required=True)
     status: Status = column("How the run ended; of a dry run, that it was one", required=True)
     failed_rank: int | None = column("Rank that failed first")

@@ -1,16 +1,22 @@
 """The cases of a sweep: what flags and files make, and that the flags of a case make that case again."""
 
+import re
+from collections import Counter
 from dataclasses import replace
+from datetime import timedelta
+from itertools import count
 from pathlib import Path
 from uuid import uuid4
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from paralab.benchmarks import variations
-from paralab.benchmarks.run import CaseConfig
+from paralab.benchmarks.compare import main as compare
+from paralab.benchmarks.run import CaseConfig, percent_of
 from paralab.benchmarks.sweep import Case, Runner, SweepConfig, check, main, progress, strategies
 from paralab.errors import ConfigError
 from paralab.layout import Layout
@@ -20,6 +26,7 @@ from paralab.options.flags import flags_of, resolve
 from paralab.records.reading import read
 from paralab.records.row import RunRecord
 from paralab.records.writing import append
+from tests.unit.synthetic_runs import START
 
 
 def cases_of(*words: str) -> list[Case]:
@@ -104,6 +111,70 @@ def test_lists_are_checked_part_by_part(words: tuple[str, ...], said: str) -> No
 def test_options_that_would_change_nothing_are_refused(words: tuple[str, ...], said: str) -> None:
     with pytest.raises(ConfigError, match=said):
         check(resolve(words, config=SweepConfig))
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (("--until-decided", "0%"), "is no margin: use a percentage such as 2%"),
+        (("--until-decided", "two"), "use PERCENT"),
+        (("--max-repeats", "9"), "--max-repeats is for --until-decided"),
+        (("--max-time-s", "9"), "--max-time-s is for --until-decided"),
+        (("--until-decided", "2%", "--max-repeats", "5"), "--max-repeats 5 is less than --repeats 6"),
+    ],
+)
+def test_what_decides_is_checked(words: tuple[str, ...], said: str) -> None:
+    with pytest.raises(ConfigError, match=said):
+        check(resolve(words, config=SweepConfig))
+
+
+def decided(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ratios: dict[str, float], *words: str
+) -> list[tuple[str, int]]:
+    """Run a sweep until it is decided, whose layouts take so many times the step time of the first; return the runs."""
+    ran: list[tuple[str, int]] = []
+    noise = np.random.default_rng(0)
+
+    def run(runner: Runner, case: Case, repeat: int) -> RunRecord:
+        layout = str(case.config.layout)
+        ran.append((layout, repeat))
+        time_s = 0.1 * ratios[layout] * np.exp(noise.normal(0, 0.01))
+        return leave_row(
+            runner, case, repeat, layout=layout, strategy=layout, step_time_p50_s=float(time_s),
+            started_at=(START + timedelta(minutes=len(ran))).isoformat(),
+            until_decided_percent=percent_of(case.config.until_decided),
+        )  # fmt: skip
+
+    monkeypatch.setattr(Runner, "_run", run)
+    sweep = ["--layouts", ",".join(ratios), "--size", "tiny", "--until-decided", "2%", *words]
+    assert main([*sweep, "--out", str(tmp_path / "rows.csv")]) == 0
+    return ran
+
+
+def test_repeats_go_on_until_each_comparison_is_decided(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    ran = decided(tmp_path, monkeypatch, {"dp2": 1.0, "dp2/zero1": 1.5, "dp2/zero3": 1.012})
+    count = Counter(layout for layout, _ in ran)
+    assert 8 <= count["dp2/zero1"] < count["dp2/zero3"] == count["dp2"] < 40, "what is decided is not run any more"
+    assert [layout for layout, repeat in ran if repeat == 1] == ["dp2/zero3", "dp2/zero1", "dp2"]
+    out = capsys.readouterr().out
+    assert re.search("slower (49|50)", out) and f"({count['dp2']} pairs)" in out
+    assert "equivalent within 2%" in out or "slower 1." in out
+    assert compare([str(tmp_path / "rows.csv"), "--by", "layout", "--equivalent-within", "2%"]) == 0
+    shown = [line.split("  ")[-1] for line in out.splitlines() if "pairs)" in line]
+    assert shown == [line.split("  ")[-1] for line in capsys.readouterr().out.splitlines() if "pairs)" in line]
+
+
+@pytest.mark.parametrize(("words", "repeats"), [(("--max-repeats", "7"), 7), (("--max-time-s", "1"), 6)])
+def test_a_budget_ends_what_is_not_decided(
+    words: tuple[str, ...], repeats: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    clock = count()
+    monkeypatch.setattr("paralab.benchmarks.sweep.time.monotonic", lambda: 2.0 * next(clock))
+    ran = decided(tmp_path, monkeypatch, {"dp2": 1.0, "dp2/zero1": 1.011}, *words)
+    assert len(ran) == 2 * repeats
+    assert "not enough evidence: about" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("words", [(), ("--vary", "compile", "--strategy", "ddp"), ("--nproc", "2", "--size", "nano")])
@@ -269,8 +340,8 @@ def test_a_batch_that_does_not_fit_ends_the_doubling_and_fails_nothing(
     words = ["--vary", "batch", "--strategy", "single", "--repeats", "2", "--out", str(tmp_path / "rows.csv")]
     assert main(words) == 0
     firsts = ["as it is", "batch 8", "batch 16", "batch 32"]
-    # 16 samples are what there is as it is: one run of this work in the second repeat
-    assert ran == [(name, 0) for name in firsts] + [("as it is", 1), ("batch 8", 1)]
+    # 16 samples are what there is as it is: one run of this work in the second repeat, which goes backwards
+    assert ran == [(name, 0) for name in firsts] + [("batch 16", 1), ("batch 8", 1)]
 
 
 @settings(max_examples=50, deadline=None)

@@ -47,6 +47,7 @@ PINS = {
     20: "79d578f4fd866485112e2258a05c1fd613760bde6cb9c64165d7d36b7c5f82fe",
     21: "2e7532abbe314d4dcb4ac2eaddfbaa7ae1b7f4ad85e93b626885e2bf16e66edf",
     22: "4a8d7b2db8d7984391c466297937efd018dbe93397ee840be2ab13dc409ac6c0",
+    23: "e3e67d525bd631e0667dcb0f843b5778d4c06031206f5589ebe46ec2b20540dd",
 }
 DANGEROUS = ["=1+1", "+1", "-1", "@SUM(A1)", "\t=1", "\r=1", "\n=1", "＝1", "'=1", "'", "", '"', "a,b", "\\", "\\u0041"]
 
