@@ -5,6 +5,7 @@ from collections import defaultdict
 from collections.abc import Callable
 from fractions import Fraction
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -161,3 +162,13 @@ def test_what_cannot_be_drawn_is_refused_in_a_line(
     assert cli.main(["explain", *words]) == 2
     captured = capsys.readouterr()
     assert said in captured.err and captured.err.count("\n") == 1 and captured.out == ""
+
+
+def test_the_command_prints_one_picture_and_writes_the_other(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "picture.svg"
+    assert cli.main(["explain", "tensor", "--size", SMALL, "--nproc", "2", "--out", str(out)]) == 0
+    drawn = explained(RunConfig(size=SMALL, strategy="tensor", nproc=2))
+    assert capsys.readouterr().out == "\n".join([*text(drawn), "", f"wrote {out}", ""])
+    assert out.read_text(encoding="utf-8") == picture(drawn)
