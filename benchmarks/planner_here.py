@@ -1,22 +1,34 @@
 """How far off predictions for this machine are: run layouts that calibration has not seen, and compare.
 
-    paralab calibrate --out runs/planner-here/device.json
     python -m paralab.benchmarks.planner_here                          # everything, in about half an hour
     python -m paralab.benchmarks.planner_here --models resnet:20 --nprocs 2 --repeats 1
     python -m paralab.benchmarks.planner_here --compare                # of rows that are there already
 
-Layouts run interleaved (A B C A B C), in the same processes. It needs a machine that does nothing else: runs beside
-which other programs took more than a tenth of a core are not compared.
+Where the folder has no device.json, `paralab calibrate` measures the device first. Layouts run interleaved
+(A B C A B C), in the same processes. It needs a machine that does nothing else: runs beside which other programs took
+more than a tenth of a core are not compared. Of repeats of a layout the median counts.
 """
 
 import sys
 import time
+from collections import defaultdict
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from statistics import median
+from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
+from paralab.benchmarks.planner_errors import SMALLEST_GROUP, kendall, regret
+from paralab.commands import calibrate
 from paralab.errors import ConfigError, UsageError
 from paralab.options.arguments import Parser
+
+if TYPE_CHECKING:
+    from paralab.planning.measured.device import MeasuredDevice
+    from paralab.planning.measured.step import Predicted
+    from paralab.records.row import RunRecord
 
 # model:size -> samples of a step, timed steps
 MODELS = {"gpt2:nano": (8, 5), "gpt2:small": (4, 3), "resnet:20": (32, 8), "diffusion:dit-mnist": (32, 8)}
@@ -37,16 +49,38 @@ def main(argv: Sequence[str]) -> int:
     folder = Path(options.folder)
     if not options.compare:
         models, nprocs = options.models.split(","), [int(n) for n in options.nprocs.split(",")]
+        if not (folder / "device.json").exists():
+            folder.mkdir(parents=True, exist_ok=True)
+            calibrate.main(["--out", str(folder / "device.json")])
         for nproc in nprocs:
             measure(folder / "rows.csv", models, nproc, repeats=options.repeats)
-    print("\n".join(compare(folder)))
+    print("\n".join(report(folder)))
     return 0
 
 
-def compare(folder: Path) -> Iterator[str]:
-    """Yield the lines of a table: measured and predicted step time and memory of each layout that ran undisturbed."""
+@dataclass(frozen=True)
+class Compared:
+    """One layout of one model: seconds of a step as measured (median of its runs) and as predicted.
+
+    memory_error: of the peak of tensors of the fullest rank, as a share of what was measured; None where not measured.
+    """
+
+    model: str
+    processes: int
+    layout: str
+    measured_s: float
+    predicted_s: float
+    memory_error: float | None
+
+    @property
+    def error(self) -> float:
+        """The error of the predicted step time, as a share of the measured one."""
+        return self.predicted_s / self.measured_s - 1
+
+
+def report(folder: Path) -> Iterator[str]:
+    """Yield the lines of two Markdown tables: every layout that ran undisturbed, and how well each group is ranked."""
     from paralab.benchmarks.planner_here_worker import load_file
-    from paralab.commands.own_rows import predicted_rows
     from paralab.measure.load import QUIET
     from paralab.planning.measured.device import read as read_device
     from paralab.records.reading import read
@@ -54,21 +88,61 @@ def compare(folder: Path) -> Iterator[str]:
     device, rows = read_device(folder / "device.json"), read(folder / "rows.csv")
     loads = dict(line.split(",") for line in load_file(folder / "rows.csv").read_text(encoding="utf-8").split())
     quiet = [row for row in rows if float(loads.get(row.run_id, "inf")) <= QUIET]
+    layouts = list(compare(quiet, device))
     yield f"{device.name}, {len(quiet)} of {len(rows)} runs were undisturbed"
-    yield f"{'model':20}{'layout':20}{'measured ms':>12}{'predicted':>10}{'error':>7}{'memory':>8}"
-    errors = []
-    for row, predicted in predicted_rows(quiet, device):
-        seconds = row.step_time_p50_s or 0.0
-        errors.append(predicted.step_time_s / seconds - 1)
-        memory = (
-            f"{predicted.memory.total / row.memory_tensors_peak_bytes - 1:+.0%}"
-            if row.memory_tensors_peak_bytes
-            else ""
+    yield from (
+        "",
+        "| model | layout | measured ms | predicted ms | error | error of memory |",
+        "|---|---|---:|---:|---:|---:|",
+    )
+    for one in layouts:
+        memory = "" if one.memory_error is None else f"{one.memory_error:+.1%}"
+        times = f"{one.measured_s * 1e3:.0f} | {one.predicted_s * 1e3:.0f} | {one.error:+.0%}"
+        yield f"| {one.model} | {one.layout} | {times} | {memory} |"
+    yield from (
+        "",
+        "| model | processes | layouts | mean error | Kendall tau | regret |",
+        "|---|---:|---:|---:|---:|---:|",
+    )
+    yield from _groups(layouts)
+
+
+def compare(rows: "list[RunRecord]", device: "MeasuredDevice") -> Iterator[Compared]:
+    """Yield every layout of these rows that can be predicted, in the order in which they first ran."""
+    from paralab.commands.own_rows import predicted_rows
+
+    runs: dict[tuple[str, int, str], list[tuple[RunRecord, Predicted]]] = defaultdict(list)
+    for row, predicted in predicted_rows(rows, device):
+        runs[f"{row.model} {row.size}", row.world_size or 1, row.layout or ""].append((row, predicted))
+    for (model, processes, layout), of in runs.items():
+        row, predicted = of[0]
+        peak = row.memory_tensors_peak_bytes
+        yield Compared(
+            model,
+            processes,
+            layout,
+            measured_s=median(row.step_time_p50_s or 0.0 for row, _ in of),
+            predicted_s=predicted.step_time_s,
+            memory_error=predicted.memory.total / peak - 1 if peak else None,
         )
-        times = f"{seconds * 1e3:>12.0f}{predicted.step_time_s * 1e3:>10.0f}{errors[-1]:>+7.0%}"
-        yield f"{f'{row.model} {row.size}':20}{row.layout or '':20}{times}{memory:>8}"
-    if errors:
-        yield f"mean error of step time {sum(map(abs, errors)) / len(errors):.0%} of {len(errors)} runs"
+
+
+def _groups(layouts: list[Compared]) -> Iterator[str]:
+    """Yield the error, the order and the regret of each model on so many processes, and of all together."""
+    groups = defaultdict(list)
+    for one in layouts:
+        groups[one.model, str(one.processes)].append(one)
+    for one in layouts:
+        groups[one.model, "all"].append(one)
+    for (model, processes), of in groups.items():
+        measured, predicted = (np.array([[c.measured_s, c.predicted_s] for c in of])).T
+        order = f"{kendall(predicted, measured):.2f}" if len(of) >= SMALLEST_GROUP else ""
+        lost = f"{regret(predicted, measured):.1%}" if len(of) > 1 else ""
+        error = sum(abs(one.error) for one in of) / len(of)
+        yield f"| {model} | {processes} | {len(of)} | {error:.1%} | {order} | {lost} |"
+    if layouts:
+        error = sum(abs(one.error) for one in layouts) / len(layouts)
+        yield f"| all | all | {len(layouts)} | {error:.1%} | | |"
 
 
 def _parser() -> Parser:
@@ -126,15 +200,15 @@ def runs(models: Sequence[str], nproc: int) -> "Iterator[Any]":
             raise ConfigError(f"--models {name}: use some of {', '.join(MODELS)}")
         (model, size), (batch, steps) = name.split(":"), MODELS[name]
         for text in LAYOUTS[nproc]:
-            run = RunConfig(
-                model=model,
-                size=size,
-                layout=Layout.parse(text),
-                global_batch_size=batch,
-                steps=steps,
-                warmup=WARMUP,
-            )
             try:
+                run = RunConfig(
+                    model=model,
+                    size=size,
+                    layout=Layout.parse(text),
+                    global_batch_size=batch,
+                    steps=steps,
+                    warmup=WARMUP,
+                )
                 resolve(run)
             except UsageError as error:
                 print(f"{name} {text} left out: {error}")

@@ -30,17 +30,18 @@ class Stop:
 
 def visit(rank: Rank, progress: Progress, stops: Sequence[Stop], out: str) -> None:
     """Measure each run in turn on this rank, without parity; rank 0 writes its row."""
+    lines = Phases(Moment.now(), shown=rank.is_main)
     for number, stop in enumerate(stops, 1):
+        lines.begin(f"{number} of {len(stops)}: {stop.run.model} {stop.run.size} {stop.run.layout}")
+        lines.end()
         requested = replace(stop.requested, started=Moment.now())
         phases = Phases(requested.started, shown=rank.is_main, transient=True)
         with task.on_rank(stop.run, rank, progress, phases=phases, requested=requested, rows=out) as here:
             wait_for_quiet(at_most_s=_WAITS_S)
             began = Load()
-            phases.begin(f"{number} of {len(stops)}: {here.work.spec.name} {here.work.size} {here.work.layout}")
             record = run_case(
                 here.work, requested=here.requested, rank=rank, mesh=here.mesh, progress=progress, phases=phases
             )
-            phases.end()
             others = began.others()
             if rank.is_main:
                 append(out, record)

@@ -9,6 +9,7 @@ it is imported when a model is split.
 import contextlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from enum import StrEnum
 from fractions import Fraction
 from typing import TYPE_CHECKING, Literal, get_args
 
@@ -105,6 +106,21 @@ class StageMemory:
     def but(self, **bytes_: float) -> "StageMemory":
         """Return the same with other numbers."""
         return replace(self, **bytes_)
+
+
+class Software(StrEnum):
+    """What an axis has software do on the host beside computing and sending, in forward and backward together.
+
+    `paralab.measure.software` times each: a parameter whose gradient DistributedDataParallel averages; a module that
+    FSDP gathers before forward and keeps, or gathers again before backward; a layer of DTensors; a layer that runs on
+    the local pieces of DTensors.
+    """
+
+    REPLICATED_PARAMETER = "replicated parameter"
+    KEPT_MODULE = "sharded module, kept"
+    SHARDED_MODULE = "sharded module"
+    SPLIT_LAYER = "split layer"
+    LOCAL_LAYER = "local layer"
 
 
 class Finish:
@@ -261,6 +277,10 @@ class Axis(AxisWords):
 
     def sent(self, stage: Stage, plan: "Planned") -> Iterator[tuple[str, Transfer]]:
         """Yield what a rank communicates about a stage once a step: (axis or dim, calls). Equals the ledger exactly."""
+        yield from ()
+
+    def software(self, stage: Stage, plan: "Planned") -> Iterator[tuple[Software, int]]:
+        """Yield what software does on the host for a stage, and how often in one micro-batch."""
         yield from ()
 
     def held(self, memory: StageMemory, plan: "Planned") -> StageMemory:

@@ -3,8 +3,10 @@
     paralab calibrate --seconds 20 --out device.json
 
 Measured are matrix products, attention, convolutions and operations that move bytes, in several sizes and with the
-threads that one or more processes have; what it takes to start an operation; all-reduces of 1 KiB, 1 MiB and 16 MiB
-over 2 ranks and more; and messages between two ranks. It needs a machine that does nothing else.
+threads that one or more processes have; what it takes to start an operation; all-reduces of 1 KiB to 16 MiB over 2
+ranks and more, each after some work; messages between two ranks; and what software adds on the host to modules that are
+divided (DistributedDataParallel, FSDP, DTensor). Operations are measured in several turns, so that a moment in which
+the machine was busy spoils none. It needs a machine that does nothing else.
 """
 
 import sys
@@ -23,6 +25,7 @@ from paralab.options.arguments import Parser
 _LEAST_S, _MOST_S = 1.0, 600.0
 _MOST_PROCESSES = 16
 _WAITS_S = 20.0
+_TURNS = 6  # of each number of threads
 _DISTURBED = 0.15  # cores that others took, from which on a line says so
 
 
@@ -90,8 +93,9 @@ def measure(rank: Any, progress: Any, began: Moment, seconds: float) -> Any:
         load = Load()
         every = _threads(cores, rank.world_size) if rank.device.type == "cpu" else [1]
         each_s = seconds * (0.75 if rank.world_size > 1 else 1.0) / len(every)
-        rates = [_rates(rank, threads, cores, each_s, phases) for threads in every]
+        rates = _in_turns(rank, every, cores, each_s, phases)
         all_reduces, messages = _links(rank, seconds - each_s * len(every), phases)
+        software = _software(rank, cores, phases)
         others = load.others()
     return MeasuredDevice(
         name=_name(rank),
@@ -102,9 +106,10 @@ def measure(rank: Any, progress: Any, began: Moment, seconds: float) -> Any:
         date=date.today().isoformat(),
         measured_s=round(time.monotonic() - started, 1),
         others_cores=None if others is None else round(others, 2),
-        rates=tuple(r for r in rates if r is not None),
+        rates=tuple(rates),
         all_reduces=tuple(all_reduces),
         messages=tuple(messages),
+        software=software,
     )
 
 
@@ -113,30 +118,35 @@ def _threads(cores: int, ranks: int) -> list[int]:
     return sorted({max(1, cores // n) for n in range(1, ranks + 1)})
 
 
-def _rates(rank: Any, threads: int, cores: int, seconds: float, phases: Phases) -> Any:
-    """Measure with so many threads on as many ranks as then fill the cores; the others wait."""
+def _in_turns(rank: Any, every: list[int], cores: int, each_s: float, phases: Phases) -> list[Any]:
+    """Measure with each number of threads in turn, on as many ranks as then fill the cores; the others wait.
+
+    each_s: for a number of threads, in all turns together.
+    """
     import torch
     import torch.distributed as dist
 
     from paralab.axes.precision import DTYPES
-    from paralab.measure import calibration, programs
+    from paralab.measure import calibration
 
     cpu = rank.device.type == "cpu"
-    working = min(rank.world_size, max(1, cores // threads)) if cpu else rank.world_size
-    found = None
-    if rank.rank < working:
-        was = torch.get_num_threads()
-        if cpu:
-            torch.set_num_threads(threads)
-        dtypes = {DTYPES["fp32"]: 0.75, DTYPES["bf16"]: 0.2}
-        n = sum(len(programs.everything(rank.device, dtype)) for dtype in dtypes)
-        what = f"operations with {threads} thread{'s' * (threads > 1)} in {working}" if cpu else "operations in 1"
-        phases.begin(f"{what} process{'es' * (working > 1)}", total=n)
-        found = calibration.rates(rank.device, dtypes, processes=working, seconds=seconds, advance=phases.advance)
-        phases.end()
-        torch.set_num_threads(was)
-    if rank.world_size > 1:
-        dist.barrier()
+    working = {n: min(rank.world_size, max(1, cores // n)) if cpu else rank.world_size for n in every}
+    dtypes = {DTYPES["fp32"]: 0.75, DTYPES["bf16"]: 0.2}
+    mine = [n for n in every if rank.rank < working[n]]
+    turns = {n: calibration.Turns(rank.device, dtypes, budget_s=each_s / 25_000) for n in mine}
+    found, was = [], torch.get_num_threads()
+    threads = f" with {' and '.join(map(str, every))} thread{'s' * (every != [1])}" if cpu else ""
+    phases.begin(f"operations{threads}, in {_TURNS} turns", total=_TURNS * len(every))
+    for number in range(_TURNS):
+        for n in every:
+            if n in turns:
+                torch.set_num_threads(n if cpu else was)
+                turns[n].take(each_s / _TURNS)
+                found += [turns[n].rates(working[n])] if number == _TURNS - 1 else []
+            if rank.world_size > 1:
+                dist.barrier()
+            phases.advance()
+    torch.set_num_threads(was)
     return found
 
 
@@ -161,6 +171,22 @@ def _links(rank: Any, seconds: float, phases: Phases) -> tuple[list[Any], list[A
         dist.barrier()
         phases.advance()
     return all_reduces, messages
+
+
+def _software(rank: Any, cores: int, phases: Phases) -> dict[str, float]:
+    """Measure what software adds on the host, on as many ranks as have a core, where modules can be divided."""
+    import torch.distributed as dist
+
+    from paralab.measure.software import software
+    from paralab.processes.pretend import FAKE
+
+    if rank.world_size == 1:
+        return {}
+    phases.begin("what software adds to modules that are divided")
+    group = dist.new_group(backend=FAKE)
+    found = software(rank.device, group) if rank.rank < cores else {}
+    dist.barrier()
+    return {str(name): round(seconds, 9) for name, seconds in found.items()}
 
 
 def _powers(most: int) -> Iterator[int]:
@@ -197,6 +223,8 @@ def table(device: Any) -> Iterator[str]:
             yield f"{rates.threads:>7} {rates.processes:>9}  {name:32} {number:>9,.1f} {unit}"
     for sent in device.all_reduces:
         yield f"{'':7} {sent.ranks:>9}  {f'all-reduce of {_size(sent.bytes)}':32} {sent.seconds * 1e3:>9,.2f} ms"
+    for what, seconds in device.software.items():
+        yield f"{'':7} {'':>9}  {f'software: {what}':32} {seconds * 1e6:>9,.1f} us"
     for sent in device.messages:
         yield f"{'':7} {sent.ranks:>9}  {f'message of {_size(sent.bytes)}':32} {sent.seconds * 1e3:>9,.2f} ms"
 

@@ -15,10 +15,10 @@ Program = Callable[[], object]
 WIDTH = 128  # of the rows that element-wise operations run over
 # sides of matrix products, and the most multiplications and additions that one may take
 SIDES = {"cpu": (16, 64, 256, 1024, 4096, 16384), "cuda": (64, 256, 1024, 4096, 16384)}
-MOST_FLOPS = {"cpu": 3e8, "cuda": 5e12}
-MOST_ELEMENTS = {"cpu": 1 << 22, "cuda": 1 << 28}  # of a tensor
+MOST_FLOPS = {"cpu": 6e8, "cuda": 5e12}
+MOST_ELEMENTS = {"cpu": 1 << 24, "cuda": 1 << 28}  # of a tensor
 ELEMENTS = {"cpu": (1 << 17, 1 << 10, 1 << 20, 1 << 14, 1 << 21), "cuda": (1 << 21, 1 << 12, 1 << 26, 1 << 17)}
-_POSITIONS = 1 << 12  # of all heads that attention is measured with
+_POSITIONS = 1 << 11  # of all heads that attention is measured with
 
 
 def everything(device: torch.device, dtype: torch.dtype) -> list[Program]:

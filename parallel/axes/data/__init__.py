@@ -14,7 +14,7 @@ from fractions import Fraction
 from math import prod
 from typing import TYPE_CHECKING, Any
 
-from paralab.axes.axis import Axis, Call, Finish, Moment, Stage, StageMemory, Transfer, Updates
+from paralab.axes.axis import Axis, Call, Finish, Moment, Software, Stage, StageMemory, Transfer, Updates
 from paralab.axes.blocks import block_of
 from paralab.axes.forms import fsdp_padded_numel
 from paralab.axes.shapes import blocks_in, compute_bytes, local_shape, local_shapes, parts, trained, weight_bytes
@@ -299,6 +299,16 @@ class DataAxis(Axis):
             ranks = shard_ranks(layout)
             rows = fsdp_padded_numel(updated.values(), dp=ranks)  # each rank has an equal share of the rows
             yield shard_dim(layout), Transfer("all_gather", ranks, rows * element, when="update")
+
+    def software(self, stage: Stage, plan: "Planned") -> Iterator[tuple[Software, int]]:
+        """Yield the modules that FSDP gathers, or the parameters that DistributedDataParallel looks after."""
+        layout = plan.layout
+        if layout.zero >= 2:
+            units = {block_of(name, blocks_in(plan)) for name in stage.shapes} | {None}
+            again = layout.zero == 3 and layout.pp == 1
+            yield Software.SHARDED_MODULE if again else Software.KEPT_MODULE, len(units)
+        elif _overlaps(layout):
+            yield Software.REPLICATED_PARAMETER, len(trained(stage.part, stage.shapes))
 
     def alike(self, plan: "Planned") -> list[list[int]]:
         """Return ranks together whose shares of the rows are equal: under ZeRO the last ones may have less."""

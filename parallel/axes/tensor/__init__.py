@@ -8,7 +8,7 @@ from fnmatch import fnmatchcase
 from math import prod
 from typing import TYPE_CHECKING
 
-from paralab.axes.axis import Axis, Call, Finish, Moment, Stage, Transfer
+from paralab.axes.axis import Axis, Call, Finish, Moment, Software, Stage, Transfer
 from paralab.axes.blocks import block_of
 from paralab.axes.shapes import blocks_in, compute_bytes, trained, weight_bytes
 from paralab.errors import LayoutError
@@ -123,6 +123,17 @@ class TensorAxis(Axis):
         if style in ("row", "scatter_sequence") and sequence:  # each rank has the gradient of its piece
             yield Call("tp", "all_gather", out.nbytes, backward=True, block=block)
 
+    def software(self, stage: Stage, plan: "Planned") -> Iterator[tuple[Software, int]]:
+        """Yield the layers whose inputs, weights and outputs are DTensors, and those that run on local pieces."""
+        from torch.nn import Conv2d
+
+        whole = () if plan.layout.sequence_parallel else (_NORM, "scatter_sequence")
+        for name, module in stage.part.named_modules():
+            style = _style(name, plan)
+            if style is not None and style not in whole:
+                local = style in _LOCAL or isinstance(module, Conv2d)
+                yield Software.LOCAL_LAYER if local else Software.SPLIT_LAYER, 1
+
     def sent(self, stage: Stage, plan: "Planned") -> Iterator[tuple[str, Transfer]]:
         """Yield the sum of gradients that each rank made from its piece: of the sequence or of the heads, in norms."""
         from paralab.axes.data import reductions
@@ -141,6 +152,7 @@ class TensorAxis(Axis):
 
 # Styles of what is whole on every rank, and sees a piece of the sequence or of the heads.
 _NORM, _HEADS = "sequence", "heads"
+_LOCAL = ("channels", "heads", "experts", "vocab_loss")  # whose modules run on the local pieces of their parameters
 
 
 def _style(module: str, plan: "Planned") -> "Style | None":

@@ -13,7 +13,7 @@ from typing import Any
 from paralab.errors import ConfigError
 
 SIZES = {"product": 3, "convolution": 4, "attention": 5}  # in the shape of kinds whose speed depends on it
-FORMAT = "paralab measured device, version 1"
+FORMAT = "paralab measured device, version 2"
 _AGAIN = "measure it with paralab calibrate --out FILE.json"
 
 
@@ -58,7 +58,8 @@ class MeasuredDevice:
 
     kind: "cpu", whose processes share `cores`, or "cuda", one GPU for each process. memory_gib: of the machine, or of
     one GPU. measured_s: how long measuring took. others_cores: that other programs took meanwhile, None where unknown.
-    rates: with fewer threads first.
+    rates: with fewer threads first. software: seconds of what axes have software do on the host; empty where this was
+    not measured, for want of a second process.
     """
 
     name: str
@@ -72,6 +73,7 @@ class MeasuredDevice:
     rates: tuple[Rates, ...]
     all_reduces: tuple[Sent, ...]
     messages: tuple[Sent, ...]
+    software: Mapping[str, float]
 
     def rates_of(self, ranks: int) -> Rates:
         """Return the rates that each of so many processes of one machine has. More than cores share those of one."""
@@ -132,7 +134,8 @@ def _device(content: Mapping[str, Any]) -> MeasuredDevice:
     """Return the device that JSON describes. Raises: TypeError, ValueError or KeyError for what cannot be."""
     rates = tuple(sorted((_rates(one) for one in content["rates"]), key=lambda r: r.threads))
     sent = {name: tuple(_sent(name, one) for one in content[name]) for name in ("all_reduces", "messages")}
-    device = MeasuredDevice(**{**_checked(content), "rates": rates, **sent})
+    software = {str(name): _positive(seconds) for name, seconds in content["software"].items()}
+    device = MeasuredDevice(**{**_checked(content), "rates": rates, **sent, "software": software})
     if device.kind not in ("cpu", "cuda") or not rates:
         raise ValueError(f"kind {device.kind!r} with {len(rates)} rates")
     return device

@@ -10,6 +10,7 @@ from paralab.planning.measured.device import MeasuredDevice, Rates, Sample, Sent
 from paralab.planning.measured.operations import Operation, Work
 
 _PLAIN = "add"  # what stands for operations that were not measured: they move bytes
+_ENOUGH = 2048  # a size from which on larger ones are no faster
 _NEAR = 4  # the closer a measured shape is, the more it counts: by this power of the distance
 # how much a factor of two in each size counts
 _WEIGHTS = {"product": (1, 1, 1), "convolution": (0.5, 1, 1, 0.5), "attention": (0.3, 1, 1, 1, 8)}
@@ -45,13 +46,16 @@ def _by_shape(operation: Operation, samples: Sequence[Sample]) -> float:
     total = logs = 0.0
     for sample in samples:
         steps = (
-            w * (math.log2(max(a, 0.5)) - math.log2(max(b, 0.5)))
-            for w, a, b in zip(weights, operation.shape, sample.shape, strict=True)
+            w * (_octaves(a) - _octaves(b)) for w, a, b in zip(weights, operation.shape, sample.shape, strict=True)
         )
         weight = 1 / (sum(step**2 for step in steps) + 1e-6) ** (_NEAR / 2)
         total += weight
         logs += weight * math.log(sample.flops / sample.seconds)
     return operation.flops / math.exp(logs / total)
+
+
+def _octaves(size: int) -> float:
+    return math.log2(min(max(size, 0.5), _ENOUGH))
 
 
 def transfer_s(transfer: Transfer, device: MeasuredDevice, *, network_bytes_per_s: float | None = None) -> float:

@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 
+from paralab.axes import used
 from paralab.axes.axis import Transfer
 from paralab.axes.context import Planned
 from paralab.axes.sent import predicted_transfers
@@ -67,13 +68,14 @@ def predict(plan: Planned, device: MeasuredDevice, cluster: Cluster = ONE_MACHIN
     rates, each = device.rates_of(here), traces(plan)
     speed = _speed(device, rates, here, layout.pp)
     links = _Links(plan, device, cluster)
-    passes_s = _passes_s(plan, each, rates, links, speed)
+    software_s = _software_s(plan, device)
+    passes_s = _passes_s(plan, each, rates, links, speed, software_s)
     crowd = max(1 / speed(layout.pp), 1.0)
     update_s = _update_s(plan, each, rates) * crowd
     once_s = links.once_s
-    fullest = max(range(len(each)), key=lambda s: _stage_s(each[s], rates))
+    stages_s = [_stage_s(one, rates) + more_s for one, more_s in zip(each, software_s, strict=True)]
     parts = {
-        "compute": plan.division.chunks * _stage_s(each[fullest], rates) * crowd,
+        "compute": plan.division.chunks * max(stages_s) * crowd,
         "update": update_s,
         "link": plan.division.chunks * links.in_pass_s[0] + once_s,
     }
@@ -108,11 +110,28 @@ def _stage_s(traced: Traced, rates: Rates) -> float:
     return pass_s(traced.forward, rates, backward=False) + pass_s(traced.backward, rates, backward=True)
 
 
-def _passes_s(plan: Planned, each: tuple[Traced, ...], rates: Rates, links: "_Links", speed: _Speed) -> float:
+def _software_s(plan: Planned, device: MeasuredDevice) -> list[float]:
+    """Return what the axes have software do on the host, in seconds of each stage in one micro-batch."""
+    if plan.layout.world_size == 1:
+        return [0.0]
+    stages = [one.stage for one in noted(plan)]
+    done = [[told for axis in used(plan.layout) for told in axis.software(stage, plan)] for stage in stages]
+    return [sum(times * device.software.get(what, 0.0) for what, times in told) for told in done]
+
+
+def _passes_s(
+    plan: Planned,
+    each: tuple[Traced, ...],
+    rates: Rates,
+    links: "_Links",
+    speed: _Speed,
+    software_s: Sequence[float],
+) -> float:
     """Return the seconds of all forward and backward passes of a step."""
     layout, chunks = plan.layout, plan.division.chunks
-    forward = [pass_s(one.forward, rates, backward=False) for one in each]
-    backward = [pass_s(one.backward, rates, backward=True) for one in each]
+    halves = [more_s / 2 for more_s in software_s]  # forward and backward have about as much
+    forward = [pass_s(one.forward, rates, backward=False) + half for one, half in zip(each, halves, strict=True)]
+    backward = [pass_s(one.backward, rates, backward=True) + half for one, half in zip(each, halves, strict=True)]
     if layout.pp == 1:
         return chunks * ((forward[0] + backward[0]) / speed(1) + links.in_pass_s[0])
 
@@ -230,10 +249,8 @@ def _of_rank(plan: Planned, each: tuple[Traced, ...], rank: int, passes: Sequenc
         traced = each[one.stage]
         kept -= traced.kept_bytes if one.kind in "BW" else 0
         gradients, at_work = held.gradients * len(there) / len(stages), traced.peak_bytes
-        if one.stage in there and plan.division.chunks > 1:
+        if one.stage in there:
             at_work = traced.adding_bytes
-        elif one.stage in there:
-            at_work -= traced.peak_gradients_bytes  # which are part of those
         else:
             gradients += traced.peak_gradients_bytes
             at_work -= traced.peak_gradients_bytes

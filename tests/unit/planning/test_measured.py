@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from paralab import cli
+from paralab.axes.axis import Software
 from paralab.errors import ConfigError, LayoutError
 from paralab.layout import Layout
 from paralab.models import SPECS
@@ -58,6 +59,7 @@ DEVICE = MeasuredDevice(
     rates=(rates(1, 2), rates(2, 1)),
     all_reduces=tuple(Sent(n, size, n * (1e-4 + size / 1e9)) for n in (2, 4) for size in (1 << 10, 1 << 20, 1 << 24)),
     messages=tuple(Sent(2, size, 1e-4 + size / 1e9) for size in (1 << 10, 1 << 20, 1 << 24)),
+    software={},
 )
 TINY, CONFIG = SPECS["gpt2"], replace(SPECS["gpt2"].config("2x32x4v257"), seq_len=16)
 
@@ -81,6 +83,8 @@ def test_a_file_is_read_as_it_was_written(tmp_path: Path) -> None:
     ("change", "said"),
     [
         (lambda content: content.update(format="mine"), "no measured device"),
+        (lambda content: content.update(format=files.FORMAT.replace("2", "1")), "version 2"),
+        (lambda content: content["software"].update({"split layer": -1}), "-1"),
         (lambda content: content.pop("cores"), "cores"),
         (lambda content: content.update(speed=3), "speed"),
         (lambda content: content.update(cores=-1), "cores is -1"),
@@ -185,6 +189,24 @@ def test_passes_wait_for_each_other_and_share_cores() -> None:
 
     assert total_s() == pytest.approx(4.0)
     assert total_s(message_s=0.5) == pytest.approx(5.0) and total_s(links_s=0.25) == pytest.approx(5.0)
+
+
+def test_software_is_added_for_each_thing_that_an_axis_says_it_does() -> None:
+    blocks, added_s = CONFIG.n_layers, 1e-3
+
+    def extra(layout: str, what: Software) -> float:
+        slower = replace(DEVICE, software={str(what): added_s})
+        return (predicted(layout, device=slower).step_time_s - predicted(layout).step_time_s) / added_s
+
+    assert extra("dp2/zero3", Software.SHARDED_MODULE) == pytest.approx(blocks + 1)  # and what is outside of them
+    assert extra("dp2/zero2", Software.KEPT_MODULE) == pytest.approx(blocks + 1)
+    parameters = len(list(TINY.on_meta(CONFIG).parameters()))
+    assert extra("dp2", Software.REPLICATED_PARAMETER) == pytest.approx(parameters)
+    assert extra("tp2", Software.SPLIT_LAYER) == pytest.approx(4 * blocks + 1)  # two in, two out; the embedding
+    assert extra("tp2", Software.LOCAL_LAYER) == pytest.approx(1)  # the output layer
+    assert extra("pp2/naive", Software.SPLIT_LAYER) == 0
+    assert extra("pp2/1f1b/mb2", Software.KEPT_MODULE) == 0
+    assert extra("dp2.tp2", Software.SPLIT_LAYER) == pytest.approx(2 * (4 * blocks + 1))  # two processes to a core
 
 
 def test_layouts_that_are_not_predicted_are_refused() -> None:

@@ -1,0 +1,55 @@
+"""Measuring a device in turns: what is timed, how often, and what a disturbed moment does to it."""
+
+from functools import partial
+
+import pytest
+import torch
+from torch import Tensor
+
+from paralab.axes.axis import Software
+from paralab.layout import Layout
+from paralab.measure import programs, software
+from paralab.measure.calibration import Stopwatch, Turns, undisturbed
+from paralab.processes.pretend import pretended
+
+CPU = torch.device("cpu")
+
+
+def test_each_operation_is_timed_once_in_a_turn_by_the_program_that_has_it_first() -> None:
+    watch, x = Stopwatch(budget_s=0.0, swept=False), torch.ones(64)
+
+    def turn(program: int, *tensors: Tensor) -> None:
+        watch.begin(program)
+        with watch:
+            for tensor in tensors:
+                tensor.add(tensor)
+
+    turn(0, x, x)
+    turn(1, x, torch.ones(65))  # so close in size that it is measured already
+    turn(2, torch.ones(256))
+    turn(0, x)
+    assert {o.bytes: len(times) for o, times in watch.times_s.items()} == {2 * 256: 2, 2 * 1024: 1}
+
+
+def test_a_turn_goes_on_where_the_last_one_ended(monkeypatch: pytest.MonkeyPatch) -> None:
+    ran: list[int] = []
+    every = [partial(ran.append, number) for number in range(20)]
+    monkeypatch.setattr(programs, "everything", lambda device, dtype: every)
+    turns = Turns(CPU, {torch.float32: 1.0}, budget_s=0.0)
+    turns.take(0.0)
+    first = len(ran)  # of each kind something is measured, however short the time
+    while len(ran) <= 20:
+        turns.take(0.01)
+    assert 0 < first < 20 and ran == [number % 20 for number in range(len(ran))]
+
+
+def test_a_moment_in_which_the_machine_was_busy_spoils_nothing() -> None:
+    assert undisturbed([1.0, 20.0, 1.1, 20.0, 1.2, 20.0]) == 1.1
+
+
+def test_all_that_axes_have_software_do_is_timed() -> None:
+    with pretended(Layout.parse("dp2"), 0) as mesh:
+        seconds = software.software(CPU, mesh.group("dp"))
+    assert seconds.keys() == set(Software) and min(seconds.values()) >= 0
+    assert seconds[Software.SPLIT_LAYER] > 1e-5  # DTensor goes through Python for each operation
+    assert seconds[Software.SHARDED_MODULE] > seconds[Software.REPLICATED_PARAMETER]
