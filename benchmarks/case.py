@@ -25,6 +25,7 @@ from paralab.axes.pipeline.stages import pass_order
 from paralab.axes.precision import DTYPES
 from paralab.axes.recompute import recomputation_ratio
 from paralab.axes.sent import predicted_sent
+from paralab.benchmarks.trace import trace_step
 from paralab.console.phases import Phases, hidden
 from paralab.data.dataset import Batch
 from paralab.engines.engine import Engine
@@ -96,10 +97,11 @@ def run_case(
     log: StepLog | None = None,
     progress: Progress | None = None,
     phases: Phases | None = None,
+    trace: str | None = None,
 ) -> RunRecord:
     """Measure a case on every rank of its mesh; each returns the same row.
 
-    proof: what to judge parity by, or None to skip it.
+    proof: what to judge parity by, or None to skip it. trace: a file for a trace of one more step.
     Raises: DivergedError when a loss or a gradient norm is not finite.
     """
     run, progress, phases = work.run, progress or Progress(), phases or hidden()
@@ -130,6 +132,8 @@ def run_case(
     result.process_peak_bytes = memory.process_peak_bytes()
     result.gpu_peak_bytes = memory.device_peak_bytes(mesh.device)
     _look_inside(engine, batches, mesh, result)
+    if trace is not None:
+        trace_step(engine, batches, mesh, trace, step=len(result.losses))
     if log is not None:
         for span in result.spans:
             log.write(span)

@@ -85,6 +85,15 @@ class CommandConfig(CaseConfig):
         unset="none",
     )
 
+    trace: str | None = option(
+        None,
+        "Trace one more step, which is not timed, on all ranks into this JSON file for Perfetto (ui.perfetto.dev) or "
+        "chrome://tracing: computing and waiting, collectives by axis, passes of a pipeline, operations",
+        group=STEPS,
+        metavar="FILE",
+        unset="none",
+    )
+
     def __post_init__(self) -> None:
         """Check that a GPU is given for a dry run alone. Raises: ConfigError."""
         super().__post_init__()
@@ -95,7 +104,7 @@ class CommandConfig(CaseConfig):
 
 
 # options of which nothing would be seen in a dry run
-_TIMED = ("parity", "steps", "warmup", "timeout_s", "force", "threads", "loader_workers", "debug_collectives")
+_TIMED = ("parity", "steps", "warmup", "trace", "timeout_s", "force", "threads", "loader_workers", "debug_collectives")
 
 
 def main(argv: list[str]) -> int:

@@ -5,11 +5,13 @@ What measures is imported by the ranks alone.
 
 import sys
 from dataclasses import replace
+from pathlib import Path
 from textwrap import fill
 
-from paralab.benchmarks.run import CaseConfig, percent_of
+from paralab.benchmarks.run import CommandConfig, percent_of
 from paralab.benchmarks.slowest import parts_s, slowest, where
 from paralab.console.clock import Moment
+from paralab.console.outputs import check_writable
 from paralab.console.phases import Phases
 from paralab.planning.resolve import alone, resolve, with_processes_of
 from paralab.processes.rank import Rank
@@ -21,7 +23,7 @@ from paralab.records.writing import check_appendable
 from paralab.running import task
 
 
-def run(config: CaseConfig, *, began: Moment) -> int:
+def run(config: CommandConfig, *, began: Moment) -> int:
     """Check a case, start its processes, print the row. began: the moment of the command. Returns the exit status."""
     rank = Rank.from_env()
     rule = percent_of(config.until_decided)
@@ -35,6 +37,8 @@ def run(config: CaseConfig, *, began: Moment) -> int:
     task.check(work, "train")
     out, nproc = config.out or "runs/results.csv", work.layout.world_size
     check_appendable(out)
+    if config.trace is not None:
+        check_writable(Path(config.trace), inputs=[Path(out)], make_folders=True, advice="name another --trace FILE")
     task.announce(nproc, Phases(began, shown=rank.launcher == "python"))
     record = task.start(
         "paralab.benchmarks.run_worker:measure",

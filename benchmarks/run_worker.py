@@ -32,6 +32,7 @@ def measure(rank: Rank, progress: Progress, run: Any, requested: Requested, out:
             log=StepLog(log_path(out, here.requested.run_id, rank.rank)),
             progress=progress,
             phases=phases,
+            trace=run.trace,
         )
         if rank.is_main:
             append(out, record)

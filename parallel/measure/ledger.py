@@ -5,7 +5,8 @@ FSDP2, DTensor, optimizers, pipelines and point-to-point calls alike, and never 
 mode slows every operation down: enter it around one extra step that is not timed.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from typing import Any
@@ -20,6 +21,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from paralab.axes.forms import ring_bytes, wire_bytes
 from paralab.measure.axis_names import AxisNames
+from paralab.measure.calls import Call
 
 
 @dataclass(frozen=True)
@@ -99,14 +101,23 @@ class CommLedger(TorchDispatchMode):
     """Count calls, payload, ring and wire bytes while entered.
 
     axes: mesh axis -> its process group on this rank (`AxisNames`). steps: how many run while it is entered; what is
-    counted is the mean of them. backend: whose wire bytes are counted, by default that of each group.
+    counted is the mean of them. backend: whose wire bytes are counted, by default that of each group. on_call: is
+    told of each call before it begins.
 
     Raises: NotImplementedError, inside the step, for a collective that the ledger cannot size: a silent gap
     would make every total wrong.
     """
 
-    def __init__(self, axes: Mapping[str, ProcessGroup], *, steps: int = 1, backend: str | None = None) -> None:
+    def __init__(
+        self,
+        axes: Mapping[str, ProcessGroup],
+        *,
+        steps: int = 1,
+        backend: str | None = None,
+        on_call: Callable[[Call], object] = lambda call: None,
+    ) -> None:
         super().__init__()
+        self._on_call = on_call
         self._steps, self._backend = steps, backend
         self._names = AxisNames(axes)
         self._counts: dict[tuple[str, str, int], _Count] = {}
@@ -161,8 +172,10 @@ class CommLedger(TorchDispatchMode):
         self._add(kind.op, group, buffers, times, splits=given.get("input_split_sizes") or ())
 
     def _add(self, op: str, group: ProcessGroup, buffers: Any, times: int, *, splits: Sequence[int] = ()) -> None:
-        count = self._counts.setdefault((self._names.of(group), op, group.size()), _Count())
+        axis = self._names.of(group)
+        count = self._counts.setdefault((axis, op, group.size()), _Count())
         payload_bytes = times * sum(tensor.numel() * tensor.element_size() for tensor in _tensors(buffers))
+        self._on_call(Call(axis, op, group.size(), payload_bytes, time.monotonic()))
         count.calls += 1
         count.payload_bytes += payload_bytes
         if sum(splits):  # of an all-to-all whose parts differ: what is for this rank itself stays at home

@@ -53,10 +53,10 @@ class Timeline:
         self._cuda = mesh.device.type == "cuda"
         self._marks: list[_Mark] = []
         self._seen: Counter[tuple[str, int, int]] = Counter()
-        self._zero_s = 0.0
+        self.zero_s = 0.0  # of the spans, on the monotonic clock
 
     def __enter__(self) -> "Timeline":
-        self._zero_s = common_moment(self.mesh)
+        self.zero_s = common_moment(self.mesh)
         if self._cuda:
             torch.cuda.synchronize()
             self._first, self._first_s = self._now(), time.monotonic()
@@ -110,7 +110,7 @@ class Timeline:
     def _seconds(self, moment: Any) -> float:
         if self._cuda:
             moment = self._first_s + self._first.elapsed_time(moment) / 1e3
-        return moment - self._zero_s
+        return moment - self.zero_s
 
 
 def common_moment(mesh: Mesh) -> float:

@@ -9,8 +9,9 @@ import threading
 import time
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
-from typing import Any, NamedTuple
+from typing import Any
 
+import torch
 from torch import nn
 from torch.distributed import ProcessGroup, Work
 from torch.distributed import _functional_collectives as functional
@@ -18,6 +19,7 @@ from torch.nn.modules.module import register_module_forward_pre_hook
 from torch.nn.parallel import DistributedDataParallel
 
 from paralab.measure.axis_names import AxisNames
+from paralab.measure.calls import Wait
 from paralab.measure.split import ANY_AXIS
 
 # with which a group begins something, and gives a Work for it: those of torch 2.13
@@ -31,14 +33,6 @@ _CALLS = (
 _REDUCER_SAMPLES = 100  # every so many steps, torch's own setting (kDDPRuntimeLoggingSampleRate)
 
 
-class Wait(NamedTuple):
-    """A time in which the thread waited, on its monotonic clock."""
-
-    axis: str
-    start_s: float
-    end_s: float
-
-
 class Waits:
     """Note what the calling thread waits for between `start` and `stop`. It can be started again.
 
@@ -47,18 +41,19 @@ class Waits:
 
     def __init__(self, axes: Mapping[str, ProcessGroup]) -> None:
         self._names = AxisNames(axes)
-        self.seen: list[Wait] = []  # of the last step, but for those in the reducer
+        self.seen: list[Wait] = []  # of the last step
 
     def start(self) -> None:
         """Begin a step."""
         self.seen, self._thread = [], threading.get_ident()
         self._replicas: set[DistributedDataParallel] = set()
         self._axis_of: dict[int, str] = {}  # of the Work at an address; a later one there is seen to begin, too
-        self._functional_axis = ANY_AXIS
+        self._functional_axis, self._backward_end_s = ANY_AXIS, time.monotonic()
         self._undo = ExitStack()
         for name in _CALLS:
             self._replace(ProcessGroup, name, self._begins)
         self._replace(functional, "_resolve_group", self._names_group)
+        self._replace(torch.autograd, "backward", self._notes_end)
         self._replace(Work, "wait", lambda wait: self._waits(wait, self._axis))
         self._replace(functional, "wait_tensor", lambda wait: self._waits(wait, lambda _: self._functional_axis))
         self._undo.callback(register_module_forward_pre_hook(self._meet).remove)
@@ -66,12 +61,14 @@ class Waits:
     def stop(self) -> dict[str, float]:
         """End the step. Returns: axis -> seconds waited."""
         self._undo.close()
+        end_s = self._backward_end_s  # the reducer waits last
+        self.seen += [
+            Wait(self._names.of(replica.process_group), end_s - _reducer_wait_s(replica), end_s)
+            for replica in self._replicas
+        ]
         waits_s: dict[str, float] = {}
         for axis, start_s, end_s in self.seen:
             waits_s[axis] = waits_s.get(axis, 0.0) + end_s - start_s
-        for replica in self._replicas:
-            axis = self._names.of(replica.process_group)
-            waits_s[axis] = waits_s.get(axis, 0.0) + _reducer_wait_s(replica)
         return waits_s
 
     def _replace(self, owner: Any, name: str, changed: Callable[[Callable[..., Any]], Callable[..., Any]]) -> None:
@@ -94,6 +91,13 @@ class Waits:
             return group
 
         return names_group
+
+    def _notes_end(self, backward: Callable[..., Any]) -> Callable[..., Any]:
+        def notes_end(*args: Any, **kwargs: Any) -> None:
+            backward(*args, **kwargs)
+            self._backward_end_s = time.monotonic()
+
+        return notes_end
 
     def _axis(self, work: Work) -> str:
         return self._axis_of.get(id(work), ANY_AXIS)

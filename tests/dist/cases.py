@@ -9,6 +9,7 @@ from torch import Tensor
 from paralab.axes.data import ddp, zero
 from paralab.axes.held import state_bytes
 from paralab.axes.initialise import local, local_slice
+from paralab.benchmarks.trace import trace_step
 from paralab.engines import native
 from paralab.errors import FitError
 from paralab.layout import Layout
@@ -113,6 +114,22 @@ def state_memory(rank: Rank, run: RunConfig) -> tuple[int, int] | None:
     with MemoryCensus(engine.parts, engine.optimizers, held=engine.held) as census:
         engine.step(next(batches))
     return census.report().state_peak_bytes, state_bytes(work).everywhere
+
+
+def traced(rank: Rank, run: RunConfig, path: str) -> list[CommRow]:
+    """Write a trace of the third step; return what the ledger counts in the fourth. Ranks outside return nothing."""
+    work = resolve(run)
+    mesh = make_mesh(work.layout, rank.device)
+    if rank.rank >= work.layout.world_size:
+        return []
+    engine = native.build(work.context(mesh))
+    batches = training_batches(work, mesh)
+    for _ in range(2):
+        engine.step(next(batches))
+    trace_step(engine, batches, mesh, path, step=2)
+    with CommLedger(mesh.groups()) as ledger:
+        engine.step(next(batches))
+    return ledger.rows()
 
 
 def looked_inside(rank: Rank, run: RunConfig) -> tuple[MemoryReport, list[CommRow]] | None:

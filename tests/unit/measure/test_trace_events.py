@@ -1,0 +1,54 @@
+"""Events of a trace: what lies on which lane, and when."""
+
+from paralab.measure.calls import Call, Wait
+from paralab.measure.trace_events import Event, collectives, merged, profiled, step_lane
+
+
+def test_a_step_is_waiting_and_computing_in_turn() -> None:
+    waits = [Wait("tp", 13.0, 14.0), Wait("dp", 11.0, 12.0), Wait("dp", 11.5, 12.5)]
+    got = list(step_lane(7, 10.0, 10.5, 15.0, waits, zero_s=10.0))
+    assert [(event.name, event.start_us, event.duration_us) for event in got] == [
+        ("step 7", 0.0, 5e6),
+        ("waiting for data", 0.0, 5e5),
+        ("computing", 5e5, 5e5),
+        ("waiting over dp", 1e6, 1e6),
+        ("waiting over dp", 2e6, 5e5),
+        ("computing", 2.5e6, 5e5),
+        ("waiting over tp", 3e6, 1e6),
+        ("computing", 4e6, 1e6),
+    ]
+    assert [event.name for event in step_lane(7, 0.0, 0.0, 5.0, None, zero_s=0.0)] == ["step 7"]  # on a GPU
+
+
+def test_a_collective_lasts_until_the_backend_has_done_it() -> None:
+    calls = [Call("dp", "all_reduce", 2, 40, 1.0), Call("dp", "all_gather", 2, 80, 2.0), Call("tp", "send", 2, 8, 3.0)]
+    done = [Event("x", "gloo:a", 1.1e6, 2.9e6), Event("x", "gloo:b", 2.1e6, 1e5)]
+    got = list(collectives(calls, done, zero_s=0.0))
+    assert [(event.lane, event.name, event.start_us, round(event.duration_us)) for event in got] == [
+        ("over dp", "all_reduce", 1e6, 3_000_000),
+        ("over dp, 2", "all_gather", 2e6, 200_000),  # beside the first, which is not done yet
+        ("over tp", "send", 3e6, 0),
+    ]
+    assert got[0].args == {"axis": "dp", "ranks": 2, "payload_bytes": 40}
+
+
+def test_kernels_and_operations_are_on_lanes_of_their_own() -> None:
+    raw = [
+        {"name": "aten::mm", "cat": "cpu_op", "tid": 5, "ts": 30.0, "dur": 2.0, "args": {"Input Dims": [[2]], "x": 1}},
+        {"name": "gemm", "cat": "kernel", "tid": 7, "ts": 31.0, "dur": 4.0},
+        {"name": "gloo:send", "cat": "user_annotation", "tid": 9, "ts": 32.0, "dur": 5.0},
+        {"name": "frame", "cat": "python_function", "tid": 5, "ts": 1.0, "dur": 5.0},
+    ]
+    operations, gloo = profiled(raw, zero_s=10e-6)
+    assert operations == [
+        Event("torch, thread 5", "aten::mm", 20.0, 2.0, {"Input Dims": [[2]]}),
+        Event("GPU stream 7", "gemm", 21.0, 4.0),
+    ]
+    assert [event.name for event in gloo] == ["gloo:send"]
+    events = merged([("rank 0", operations), ("rank 1 (dp 1)", gloo)])["traceEvents"]
+    assert {(e["pid"], e["args"]["name"]) for e in events if e["name"] == "process_name"} == {
+        (0, "rank 0"),
+        (1, "rank 1 (dp 1)"),
+    }
+    spans = [(e["pid"], e["tid"], e["ts"]) for e in events if e["ph"] == "X"]
+    assert spans == [(0, 0, 20.0), (0, 1, 21.0), (1, 0, 22.0)]
