@@ -204,6 +204,16 @@ class ResNet(nn.Module):
         # A stage receives into buffers of the default format, so that is what is sent.
         return x.contiguous() if self.head is None else self.head(x, targets)
 
+    def features(self, images: Tensor) -> Tensor:
+        """Return the mean over the last feature map of a whole model: (batch, channels_out).
+
+        images: (batch, channels, size, size).
+        """
+        x = self.stem(_ChannelsLast.apply(images) if self.channels_last else images)
+        for block in self.blocks.values():
+            x = block(x)
+        return x.mean((2, 3))
+
 
 class _ChannelsLast(torch.autograd.Function):
     """Change to channels last, and the gradient back: it too is sent to a buffer of the default format."""
@@ -311,6 +321,7 @@ def _imagenet(depths: tuple[int, ...], *, bottleneck: bool = False) -> ResNetCon
 
 SIZES = {
     "tiny": ResNetConfig(depths=(4, 4), widths=(8, 16), groups=4),
+    "8": ResNetConfig(depths=(1, 1, 1), widths=(16, 32, 64)),
     "20": ResNetConfig(depths=(3, 3, 3), widths=(16, 32, 64)),
     "56": ResNetConfig(depths=(9, 9, 9), widths=(16, 32, 64)),
     "18": _imagenet((2, 2, 2, 2)),

@@ -56,13 +56,13 @@ class Terms(nn.Module, Gathering):
         self.coefficients = config.invariance, config.variance, config.covariance
 
     def forward(self, z: Tensor, targets: Tensor | None) -> Tensor:
-        """Take embeddings z (2 samples, expander), the first views before the second; return them as they are.
+        """Take embeddings z (2 samples, expander), the views of a sample side by side; return them as they are.
 
         With targets, which are not looked at, return the loss, fp32, shape ().
         """
         if targets is None:
             return z
-        a, b = at_least_fp32(self.gathered(z)).unflatten(1, (2, -1)).transpose(0, 1).flatten(1, 2)
+        a, b = at_least_fp32(self.gathered(z)).flatten(0, 1).unflatten(0, (-1, 2)).unbind(1)
         found = invariance(a, b), variance(a) + variance(b), covariance(a) + covariance(b)
         return sum((weight * term for weight, term in zip(self.coefficients, found, strict=True)), a.new_zeros(()))
 
@@ -112,7 +112,7 @@ class Expander(nn.Module):
 
 
 class VICReg(ResNet):
-    """Encoder and expander."""
+    """Encoder and expander. Its `features` are what is used once it is trained; the expander is for the loss."""
 
     def __init__(self, config: VICRegConfig) -> None:
         super().__init__(config)
@@ -121,29 +121,13 @@ class VICReg(ResNet):
     def forward(self, a: Tensor, b: Tensor, *, targets: Tensor | None = None) -> Tensor:  # type: ignore[override]
         """Take two views of the same images, both (batch, channels, size, size).
 
-        Both go through the layers together, so that the norms see them as one batch.
+        Both go through the layers together, so that the norms see them as one batch, in the order of the samples: a
+        rank has a slice of it.
 
-        Returns: embeddings (2 batch, expander), those of a first; the loss () in fp32 with targets (batch,).
+        Returns: embeddings (2 batch, expander), those of an image side by side; the loss () in fp32 with targets
+        (batch,).
         """
-        return super().forward(torch.cat([a, b]), targets=targets)
-
-    def features(self, images: Tensor) -> Tensor:
-        """Return what the encoder makes of images (batch, channels, size, size): (batch, channels_out).
-
-        This is what is used once the model is trained (section 4.2); the expander is for the loss.
-        """
-        return encode(self, images)
-
-
-def encode(model: ResNet, images: Tensor) -> Tensor:
-    """Return the mean over the last feature map of a whole ResNet: (batch, channels_out).
-
-    images: (batch, channels, size, size).
-    """
-    x = model.stem(images)
-    for block in model.blocks.values():
-        x = block(x)
-    return x.mean((2, 3))
+        return super().forward(torch.stack([a, b], dim=1).flatten(0, 1), targets=targets)
 
 
 def flops(config: VICRegConfig) -> Flops:
@@ -174,7 +158,7 @@ def cannot(config: VICRegConfig, axis: str) -> str:
 
 SIZES = {
     "tiny": VICRegConfig(depths=(1, 1), widths=(8, 16), groups=4, expander=32),
-    "digits": VICRegConfig(depths=(1, 1, 1), widths=(16, 32, 64), expander=256),
+    "8": VICRegConfig(depths=(1, 1, 1), widths=(16, 32, 64), expander=256),
     "20": VICRegConfig(depths=(3, 3, 3), widths=(16, 32, 64), expander=512),
     "50": VICRegConfig(**vars(resnet.SIZES["50"]) | {"task": "views"}),  # section 4.2 and 5
 }
@@ -182,7 +166,7 @@ SIZES = {
 SPEC = ModelSpec(
     name="vicreg",
     sizes=SIZES,
-    default_size="digits",
+    default_size="8",
     tiny_size="tiny",
     build=VICReg,
     init=resnet.init,

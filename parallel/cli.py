@@ -46,6 +46,7 @@ TARGETS = {
     "export": "paralab.commands.export:main",
     "import-deepspeed": "paralab.commands.import_deepspeed:main",
     "generate": "paralab.commands.generate:main",
+    "probe": "paralab.commands.probe:main",
     "sample": "paralab.commands.sample:main",
 }
 
@@ -59,9 +60,9 @@ def usage() -> str:
         [
             "usage: paralab COMMAND [OPTION...]",
             "",
-            f"Train models ({', '.join(NAMES)}) under every",
-            "parallelism strategy, prove that all strategies compute the same, and measure",
-            "what each one costs.",
+            f"Train models ({', '.join(NAMES)})",
+            "under every parallelism strategy, prove that all strategies compute the same,",
+            "and measure what each one costs.",
             "",
             "commands:",
             *lines,

@@ -12,7 +12,7 @@ from paralab.errors import UsageError
 from paralab.layout import Layout
 from paralab.models.found import count_flops
 from paralab.models.spec import Flops
-from paralab.models.vicreg import SPEC, Terms, VICReg, encode
+from paralab.models.vicreg import SPEC, Terms, VICReg
 from paralab.options.config import RunConfig
 from paralab.planning.resolve import resolve
 from tests.unit.thread_ranks import ThreadRanks
@@ -39,9 +39,14 @@ def embeddings(samples: int) -> Tensor:
     return z * torch.linspace(0.1, 2, WIDTH, dtype=torch.float64)
 
 
+def rows(z: Tensor) -> Tensor:
+    """Put the views (2, samples, width) of each sample side by side: (2 samples, width)."""
+    return z.transpose(0, 1).flatten(0, 1)
+
+
 def test_the_loss_is_that_of_the_paper() -> None:
     z = embeddings(12)
-    got = Terms(CONFIG)(z.flatten(0, 1), torch.zeros(12))
+    got = Terms(CONFIG)(rows(z), torch.zeros(12))
     torch.testing.assert_close(got, algorithm_1(z[0], z[1]), rtol=1e-13, atol=0)
 
 
@@ -56,11 +61,13 @@ def test_ranks_have_the_loss_and_the_gradient_of_all_samples(ranks: int) -> None
     def on_rank(rank: int) -> tuple[Tensor, Tensor]:
         terms = Terms(CONFIG)
         terms.ranks, terms.rank, terms.all_gather = ranks, rank, group.all_gather
-        mine = whole.detach().chunk(ranks, dim=1)[rank].flatten(0, 1).requires_grad_()
+        mine = rows(whole.detach().chunk(ranks, dim=1)[rank]).requires_grad_()
         loss = terms(mine, torch.zeros(12 // ranks))
         loss.backward()
         assert mine.grad is not None
-        return loss.detach(), mine.grad.unflatten(0, (2, -1)) / ranks  # as the average over ranks will have it
+        return loss.detach(), mine.grad.unflatten(0, (-1, 2)).transpose(
+            0, 1
+        ) / ranks  # as the average over ranks will have it
 
     losses, gradients = zip(*group.run(on_rank), strict=True)
     assert group.calls == 1, "one gather forward, nothing backward"
@@ -86,7 +93,7 @@ def test_features_are_what_the_expander_is_given() -> None:
     model.head.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0].mean((2, 3))))
     embedded = model(images, images.flip(0))
     assert embedded.shape == (6, CONFIG.expander)
-    torch.testing.assert_close(encode(model, images), seen[0][:3])
+    torch.testing.assert_close(model.features(images), seen[0][::2])
 
 
 def test_operations_are_those_that_are_counted() -> None:
@@ -121,7 +128,7 @@ def test_what_a_loss_over_the_batch_has_no_place_for_is_refused(options: dict[st
 
 
 def test_coefficients_weigh_the_terms() -> None:
-    z = embeddings(8).flatten(0, 1)
+    z = rows(embeddings(8))
     alone = [
         replace(CONFIG, **{"invariance": 0.0, "variance": 0.0, "covariance": 0.0, name: 2.0})
         for name in ("invariance", "variance", "covariance")

@@ -1,0 +1,81 @@
+"""Features of images by the frozen encoder of a trained model, and by one as it was before training."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from paralab.axes.initialise import FirstValues
+from paralab.data.dataset import Samples
+from paralab.errors import ConfigError
+from paralab.inference.restore import Trained
+from paralab.models.resnet import ResNet
+from paralab.models.spec import at_least_fp32
+from paralab.models.vicreg import VICReg
+
+_AT_ONCE = 256  # images: bounds memory
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """Images as an encoder sees them. x: features (images, features) fp64; labels: (images,) int64. Both on the CPU."""
+
+    x: Tensor
+    labels: Tensor
+
+
+def encoder_of(trained: Trained, *, labelled: bool) -> ResNet:
+    """Return the model of a checkpoint: vicreg, or resnet, which is trained with labels.
+
+    Raises: ConfigError for another model.
+    """
+    needed = "resnet" if labelled else "vicreg"
+    if isinstance(trained.model, VICReg if not labelled else ResNet) and trained.work.spec.name == needed:
+        assert isinstance(trained.model, ResNet)
+        return trained.model
+    option = "--supervised" if labelled else "--checkpoint"
+    raise ConfigError(
+        f"{option} {trained.path} is a {trained.work.spec.name} model: one of paralab train --model {needed} is needed"
+    )
+
+
+def samples_of(trained: Trained, split: str) -> Samples:
+    """Return the images of a split that a model was trained on, as they are. Raises: DataError."""
+    return trained.work.dataset(split).samples  # type: ignore[attr-defined]
+
+
+def encode(model: ResNet, samples: Samples, *, most: int | None = None) -> Encoded:
+    """Return what a model in eval mode makes of images, of at most so many of them: the first ones."""
+    found, labels = [], []
+    with torch.no_grad():
+        for images, of in _batches(model, samples, most=most):
+            found.append(at_least_fp32(model.features(images)).double().cpu())
+            labels.append(of)
+    return Encoded(torch.cat(found), torch.cat(labels))
+
+
+def untrained(trained: Trained) -> ResNet:
+    """Return the encoder with the values that its training began with, in eval mode.
+
+    Its norms take their statistics from the training images: those that they begin with are of no images.
+    """
+    work = trained.work
+    model = work.new_model().to_empty(device=trained.device)
+    assert isinstance(model, ResNet)
+    first = FirstValues(work.spec, work.model_config, work.run.seed)
+    model.load_state_dict({name: first(name, tensor) for name, tensor in model.state_dict().items()})
+    with torch.no_grad():
+        for images, _ in _batches(model, samples_of(trained, "train")):
+            model.features(images)
+    return model.eval()
+
+
+def _batches(model: ResNet, samples: Samples, *, most: int | None = None) -> Iterator[tuple[Tensor, Tensor]]:
+    """Yield images (rows, channels, size, size) where the model is, in its dtype, and their labels (rows,) int64."""
+    like = next(model.parameters())
+    count = min(samples.n_samples, most or samples.n_samples)
+    for start in range(0, count, _AT_ONCE):
+        images, labels = samples.load(np.arange(start, min(start + _AT_ONCE, count)))
+        yield images.to(like), labels
