@@ -32,7 +32,7 @@ HELD = {
     "weights": "all the time",
     "gradients": "backward to update",
     "optimizer": "all the time",
-    "on the host": "of the three above",
+    "on the host": "not on the device",
     "activations": "forward to backward",
     "buffers": "while they are used",
     "most at once": "",
@@ -116,6 +116,10 @@ class Explained:
 def explained(config: RunConfig) -> Explained:
     """Return a step of a run. Raises: ConfigError or LayoutError for what cannot be trained so."""
     work = resolve(config, dry=True)
+    if work.run.engine != "torch":
+        raise ConfigError(
+            f"--engine {work.run.engine} with paralab explain, which draws the steps of --engine torch: leave it out"
+        )
     alone = resolve(replace(config, strategy=None, layout=Layout(), nproc=None), dry=True)
     backend = config.backend or "gloo"
     with Phases(Now.now(), transient=True, after_s=1.0) as phases:

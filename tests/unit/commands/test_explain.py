@@ -10,9 +10,10 @@ from typing import Any
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from paralab import cli
-from paralab.axes.axis import Moment
+from paralab.axes.axis import MOMENTS, Moment
 from paralab.axes.held import state_bytes_of
 from paralab.axes.sent import predicted_sent
 from paralab.commands.explain import requested
@@ -25,6 +26,7 @@ from paralab.measure.dry_run import _batch
 from paralab.measure.ledger import CommLedger
 from paralab.options.config import RunConfig
 from paralab.planning.resolve import resolve
+from paralab.processes.mesh import Mesh
 from paralab.processes.pretend import pretended
 
 SMALL = "2x16x2v64"
@@ -50,13 +52,24 @@ def test_a_picture_has_all_that_is_sent_and_held(layout: str) -> None:
         assert lane.held["most at once"] > lane.held["activations"] > 0
 
 
-class _ByMoment(CommLedger):
-    """Counts in the moment that the step is in."""
+class ByMoment(TorchDispatchMode):
+    """Hands what is called to the ledger of the moment that the step is in; backward is seen by autograd."""
 
-    now: Callable[[], Moment]
+    def __init__(self, mesh: Mesh) -> None:
+        super().__init__()
+        self.after_forward: Moment = "forward"
+        self.ledgers = {moment: CommLedger(mesh.groups(), backend="gloo") for moment in MOMENTS}
 
-    def _axis_of(self, group: Any) -> str:
-        return f"{self.now()} {super()._axis_of(group)}"
+    def __torch_dispatch__(self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
+        moment: Moment = "backward" if torch._C._current_graph_task_id() >= 0 else self.after_forward
+        return self.ledgers[moment].__torch_dispatch__(func, types, args, kwargs)
+
+    def within(self, moment: Moment, call: Callable[..., Any]) -> Callable[..., Any]:
+        def run(*args: Any) -> Any:
+            self.after_forward = moment
+            return call(*args)
+
+        return run
 
 
 @pytest.mark.parametrize(
@@ -74,26 +87,17 @@ class _ByMoment(CommLedger):
 def test_each_collective_is_drawn_in_the_moment_in_which_it_is_called(layout: str, checkpointing: str) -> None:
     run = RunConfig(size=SMALL, layout=Layout.parse(layout), global_batch_size=16, checkpointing=checkpointing)
     work = resolve(run, dry=True)
-    moment: list[Moment] = ["forward"]
-
-    def within(name: Moment, call: Callable[..., Any]) -> Callable[..., Any]:
-        def run(*args: Any) -> Any:
-            moment[0] = name
-            return call(*args)
-
-        return run
-
     with pretended(work.layout, 0) as mesh:
-        engine = native.build(work.context(mesh))
+        engine, seen = native.build(work.context(mesh)), ByMoment(mesh)
         with mesh.tensors():
             engine.begin_states()
-            engine.finish = [within("gradients", finish) for finish in engine.finish]
-            for name, when in (("_over_ranks", "norm"), ("_update", "update")):
-                setattr(engine, name, within(when, getattr(engine, name)))  # type: ignore[arg-type]
-            with _ByMoment(mesh.groups(), backend="gloo") as ledger:
-                ledger.now = lambda: "backward" if torch._C._current_graph_task_id() >= 0 else moment[0]
+            engine.finish = [seen.within("gradients", finish) for finish in engine.finish]
+            engine._over_ranks = seen.within("norm", engine._over_ranks)
+            engine._update = seen.within("update", engine._update)
+            with seen:
                 engine.step(_batch(work))
-    counted = {(row.axis, row.op): row.wire_bytes for row in ledger.rows() if row.wire_bytes}
+    rows = [(moment, row) for moment, ledger in seen.ledgers.items() for row in ledger.rows() if row.wire_bytes]
+    counted = {(f"{moment} {row.axis}", row.op): row.wire_bytes for moment, row in rows}
     drawn: dict[tuple[str, str], Fraction] = defaultdict(Fraction)
     for sending in sendings(work, [lane_of(0, work, [])], "gloo"):
         drawn[f"{sending.when} {sending.axis}", sending.op] += sending.sent[0]
@@ -154,6 +158,7 @@ def test_a_strategy_or_a_layout_may_stand_first() -> None:
         (["dp4/zero9"], "ZeRO stage is 0, 1, 2 or 3"),
         (["zero3", "--steps", "3"], "--steps with paralab explain"),
         (["tp5"], "tp=5"),
+        (["zero3", "--engine", "deepspeed"], "draws the steps of --engine torch"),
     ],
 )
 def test_what_cannot_be_drawn_is_refused_in_a_line(
