@@ -25,6 +25,7 @@ FLOORS = (
     "inference",
     "training",
     "weights",
+    "convex",
     "checkpoint",
     "parity",
     "running",

@@ -43,6 +43,7 @@ TARGETS = {
     "scale": "paralab.benchmarks.scaling:main",
     "train": "paralab.commands.train:main",
     "data": "paralab.commands.data:main",
+    "optimise": "paralab.commands.optimise:main",
     "export": "paralab.commands.export:main",
     "import-deepspeed": "paralab.commands.import_deepspeed:main",
     "generate": "paralab.commands.generate:main",

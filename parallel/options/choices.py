@@ -10,4 +10,10 @@ Precision = Literal["fp32", "bf16", "fp16", "fp64"]
 CompileMode = Literal["none", "default", "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs"]
 Backend = Literal["gloo", "nccl"]
 GradCompression = Literal["none", "bf16", "fp16", "powersgd", "int8"]
+# by problem of `paralab optimise`; none of them trains a model that is not convex
+CONVEX_METHODS = {
+    "logistic": ("gd", "sgd", "minibatch", "svrg", "newton"),
+    "signal": ("subgradient", "ista", "fista"),
+    "images": ("subgradient", "ista", "fista"),
+}
 OuterOptimizer = Literal["average", "nesterov"]

@@ -26,6 +26,7 @@ COMMANDS = {
     "scale": "measure scaling over nodes and links of such a cluster",
     "train": "train a model, with checkpoints and held-out evaluation",
     "data": "curate texts: statistics, duplicates, tokenizers",
+    "optimise": "compare methods on convex functions with theory, over ranks",
     "export": "write the weights of a checkpoint in other formats",
     "import-deepspeed": "convert the weights of a DeepSpeed ZeRO checkpoint",
     "generate": "generate text with a trained language model",

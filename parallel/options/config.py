@@ -18,6 +18,7 @@ from paralab.layout import MOST_RANKS, Layout
 from paralab.layout.strategies import ALIASES, STRATEGIES
 from paralab.models import FORMS, NAMES, Norm, known
 from paralab.options.choices import (
+    CONVEX_METHODS,
     Backend,
     CompileMode,
     EngineChoice,
@@ -36,6 +37,16 @@ _CUDA_GRAPHS = ("reduce-overhead", "max-autotune")  # the modes that record them
 _A_YEAR_S = 365 * 24 * 3600
 _ON_GPUS = "on with GPUs, off without"
 ConfigT = TypeVar("ConfigT", bound="RunConfig")
+
+
+def _no_convex_method(text: str) -> None:
+    """Refuse a method that minimises convex functions alone. Raises: ConfigError."""
+    for problem, methods in CONVEX_METHODS.items():
+        if text in methods:
+            raise ConfigError(
+                f"--optimizer {text} is for convex functions, and trains no model: use "
+                f"{' or '.join(get_args(OptimizerName))}, or paralab optimise --problem {problem} --methods {text}"
+            )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -194,6 +205,7 @@ class RunConfig:
         "Optimizer: AdamW, or SGD with momentum, both fused",
         group=OPTIMIZER,
         choices=get_args(OptimizerName),
+        others=_no_convex_method,
     )
     # learning rate, betas, weight decay, clipping and the floor of the schedule: Brown et al. 2020, appendix B
     learning_rate: float = option(6e-4, "Peak learning rate; SGD usually needs about 0.1", group=OPTIMIZER, at_least=0)

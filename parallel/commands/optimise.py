@@ -1,0 +1,179 @@
+"""Minimise a convex function by several methods, and compare their rates with theory.
+
+    paralab optimise --problem logistic --nproc 2
+    paralab optimise --problem logistic --methods gd,newton --l2 0.01
+    paralab optimise --problem signal --out signal.csv --plot signal.png
+
+logistic is multiclass logistic regression on images (the model of paralab train
+--model logistic), with an l2 penalty: gradient descent (gd), stochastic
+gradient descent (sgd, minibatch), variance-reduced gradients (svrg) and
+Newton's method with the exact Hessian (newton). signal and images remove noise
+by total variation: subgradient, ista and fista. Everything is fp64.
+
+The file has a line for each method and pass over the data. Methods that reduce
+over ranks are compared with one process before they are measured.
+"""
+
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from paralab.console.clock import Moment
+from paralab.console.outputs import check_writable, write_whole
+from paralab.errors import ConfigError, did_you_mean
+from paralab.options.arguments import Parser, positive, whole
+from paralab.options.choices import CONVEX_METHODS
+from paralab.options.heading import is_first_process
+
+_FORMATS = (".svg", ".png", ".pdf")
+_ALONE = "sgd"  # takes one sample a step
+_NEED_L2 = ("sgd", "minibatch", "svrg")  # their steps and theorems divide by the constant of strong convexity
+
+# What each problem has where nothing is given; an option that it does not name has no use with it.
+DEFAULTS: Mapping[str, Mapping[str, Any]] = {
+    "logistic": {"epochs": 30, "size": "14", "data": "mnist", "l2": 0.01, "global_batch_size": 32},
+    "signal": {"epochs": 1000, "tv": 1.0, "noise_std": 0.2, "samples": 512},
+    "images": {"epochs": 1000, "size": "28", "data": "mnist", "tv": 0.3, "noise_std": 0.3, "samples": 16},
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Asked:
+    """What to minimise, and by which methods. of: the options of the problem, by name."""
+
+    problem: str
+    methods: tuple[str, ...]
+    nproc: int
+    seed: int
+    of: Mapping[str, Any]
+
+
+def main(argv: Sequence[str]) -> int:
+    """Measure methods, print how far they came, and write the lines. Returns: 0, or 1 where parity failed.
+
+    Raises: ConfigError for what does not fit together, or where the function has no minimum.
+    """
+    options = _parser().parse_args(list(argv))
+    asked = read(vars(options))
+    for path in filter(None, (options.out, options.plot)):
+        check_writable(Path(path))
+    if options.plot and Path(options.plot).suffix.lower() not in _FORMATS:
+        raise ConfigError(f"--plot {options.plot} is no picture: use a name ending in {', '.join(_FORMATS)}")
+    began = Moment.now()
+    from paralab.commands import optimise_plot, optimise_table
+    from paralab.console.phases import Phases
+    from paralab.running import task
+
+    task.announce(asked.nproc, Phases(began, shown=is_first_process()))
+    found = task.start("paralab.commands.optimise_run:measure", began, asked, nproc=asked.nproc)
+    if not is_first_process():
+        return 0
+    print("\n".join(optimise_table.table(asked, found)))
+    if options.out:
+        write_whole(Path(options.out), optimise_table.csv_of(asked, found))
+    if options.plot:
+        write_whole(Path(options.plot), optimise_plot.draw(asked, found, form=Path(options.plot).suffix.lower()[1:]))
+    return 0 if optimise_table.passed(found) else 1
+
+
+def read(options: Mapping[str, Any]) -> Asked:
+    """Return what was asked. options: by name, None where nothing was given.
+
+    Raises: ConfigError for an option or a method that the problem does not have, or that ranks cannot divide.
+    """
+    problem, nproc = options["problem"], options["nproc"]
+    defaults = DEFAULTS[problem]
+    for name in sorted({name for others in DEFAULTS.values() for name in others}):
+        if options[name] is not None and name not in defaults:
+            raise ConfigError(f"--{name.replace('_', '-')} does not apply to --problem {problem}: leave it out")
+    of = {name: default if options[name] is None else options[name] for name, default in defaults.items()}
+    if problem == "signal" and nproc > 1:
+        raise ConfigError(
+            f"--problem signal with --nproc {nproc}: it is one signal, use --nproc 1, or --problem images"
+        )
+    methods = _methods(options["methods"], problem, nproc)
+    l2_needed = [name for name in methods if name in _NEED_L2]
+    if of.get("l2") == 0 and l2_needed:
+        raise ConfigError(
+            f"--l2 0 with {l2_needed[0]}, whose steps follow from strong convexity: use --l2 above 0, or --methods "
+            "gd,newton"
+        )
+    return Asked(problem=problem, methods=methods, nproc=nproc, seed=options["seed"], of=of)
+
+
+def _methods(given: str | None, problem: str, nproc: int) -> tuple[str, ...]:
+    known = CONVEX_METHODS[problem]
+    if given is None:
+        return tuple(name for name in known if name != _ALONE or nproc == 1)
+    names = tuple(dict.fromkeys(word.strip() for word in given.split(",")))
+    for name in names:
+        if name not in known:
+            elsewhere = next((other for other, theirs in CONVEX_METHODS.items() if name in theirs), None)
+            why = f"is for --problem {elsewhere}" if elsewhere else f"is unknown{did_you_mean(name, known)}"
+            raise ConfigError(f"method {name!r} {why}: for --problem {problem} use {', '.join(known)}")
+    if _ALONE in names and nproc > 1:
+        raise ConfigError(
+            f"sgd takes one sample a step, which {nproc} processes cannot divide: use minibatch, or --nproc 1"
+        )
+    return names
+
+
+def _parser() -> Parser:
+    parser = Parser(prog="paralab optimise", description=__doc__)
+    parser.add_argument(
+        "--problem", choices=tuple(DEFAULTS), default="logistic", help="Function to minimise (default: logistic)"
+    )
+    parser.add_argument(
+        "--methods", metavar="NAME,NAME", help="Methods to compare (default: all that the problem and --nproc allow)"
+    )
+    parser.add_argument("--nproc", metavar="N", type=whole(1), default=1, help="Number of processes (default: 1)")
+    parser.add_argument("--epochs", metavar="N", type=whole(1), help=f"Passes over the data ({_default('epochs')})")
+    parser.add_argument("--size", help=f"Pixels of height and width: 28, 14 or 7 ({_default('size')})")
+    parser.add_argument(
+        "--data", metavar="NAME", help=f"Images, as --data of paralab run has them ({_default('data')})"
+    )
+    parser.add_argument(
+        "--l2",
+        metavar="X",
+        type=_at_least_zero,
+        help=f"Weight of half the squared norm of the weights ({_default('l2')})",
+    )
+    parser.add_argument(
+        "--global-batch-size",
+        metavar="N",
+        type=whole(1),
+        help=f"Samples a step of minibatch and svrg, over all processes together ({_default('global_batch_size')})",
+    )
+    parser.add_argument("--tv", metavar="X", type=positive, help=f"Weight of the total variation ({_default('tv')})")
+    parser.add_argument(
+        "--noise-std",
+        metavar="X",
+        type=positive,
+        help=f"Standard deviation of the noise; values are in [-1, 1] ({_default('noise_std')})",
+    )
+    parser.add_argument(
+        "--samples", metavar="N", type=whole(2), help=f"Values of the signal, or images ({_default('samples')})"
+    )
+    parser.add_argument(
+        "--seed", metavar="N", type=whole(0), default=0, help="Seed of batches, signal and noise (default: 0)"
+    )
+    parser.add_argument("--out", metavar="FILE.csv", help="Write a line for each method and epoch to this file")
+    parser.add_argument("--plot", metavar="FILE", help="Draw what is in these lines: .svg, .png or .pdf")
+    return parser
+
+
+def _default(name: str) -> str:
+    of = {problem: defaults[name] for problem, defaults in DEFAULTS.items() if name in defaults}
+    if len(set(of.values())) == 1:
+        return f"default: {next(iter(of.values()))}"
+    return "default: " + ", ".join(f"{value} of {problem}" for problem, value in of.items())
+
+
+def _at_least_zero(text: str) -> float:
+    return 0.0 if text.strip() in ("0", "0.0") else positive(text)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

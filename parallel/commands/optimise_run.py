@@ -1,0 +1,166 @@
+"""What each process of `paralab optimise` does: build the problem, find its minimum, and measure methods."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from paralab.commands.optimise import Asked
+from paralab.console.clock import Moment
+from paralab.console.phases import Phases
+from paralab.convex import measured, optimum, signals
+from paralab.convex.measured import Line
+from paralab.convex.method import Method, Optimum, Problem, Settings
+from paralab.convex.methods import METHODS
+from paralab.convex.reduction import CountedReduction
+from paralab.convex.softmax import SoftmaxRegression, centred
+from paralab.convex.total_variation import TotalVariation
+from paralab.errors import ConfigError
+from paralab.models.spec import ImageConfig, keep
+from paralab.options.config import RunConfig
+from paralab.planning.resolve import Work
+from paralab.processes.cluster import Rank
+from paralab.processes.failure import Progress
+from paralab.processes.mesh import Mesh
+from paralab.running import task
+
+PARITY_ITERATES = 2
+
+
+@dataclass(frozen=True)
+class Found:
+    """What was measured. lines: of each method. minima: of the function that each minimises. parity: how far a method's
+    iterates are from those of one process, of several ranks. facts: lines on the problem. shown: clean, noisy and
+    denoised rows."""
+
+    lines: Mapping[str, list[Line]]
+    minima: Mapping[str, float]
+    parity: Mapping[str, float]
+    facts: tuple[str, ...]
+    shown: tuple[np.ndarray, ...] = ()
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A problem with its minimum, for each method. shown: what to draw of it."""
+
+    facts: tuple[str, ...]
+    of: Callable[[Method], tuple[Problem, Optimum]]
+    shown: tuple[Tensor, ...] = ()
+
+
+def measure(rank: Rank, progress: Progress, began: Moment, asked: Asked) -> Found:
+    """Measure the methods on this rank. Collective over all ranks."""
+    run = RunConfig(
+        model="logistic",
+        size=asked.of.get("size", "7"),
+        data=asked.of.get("data"),
+        nproc=asked.nproc,
+        precision="fp64",
+        seed=asked.seed,
+    )
+    phases = Phases(began, shown=rank.is_main)
+    with task.on_rank(run, rank, progress, phases=phases) as here:
+        phases.begin("minimum")
+        reduce = _reduction(here.mesh)
+        prepared = PROBLEMS[asked.problem](asked, here.work, here.mesh, reduce)
+        settings = Settings(batch=asked.of.get("global_batch_size", 1), seed=asked.seed)
+        lines, minima, parity = {}, {}, {}
+        for name in asked.methods:
+            method, (problem, best) = METHODS[name], prepared.of(METHODS[name])
+            minima[name] = best.value
+            if rank.world_size > 1:
+                phases.begin(f"{name}: parity")
+                parity[name] = _parity(method, problem, settings)
+            phases.begin(name)
+            lines[name] = measured.run(
+                method, problem, optimum=best, settings=settings, epochs=asked.of["epochs"], sent=reduce
+            )
+        return Found(lines, minima, parity, prepared.facts, tuple(x.numpy() for x in prepared.shown))
+
+
+def _reduction(mesh: Mesh) -> CountedReduction:
+    if mesh.layout.dp == 1:
+        return CountedReduction(keep, ranks=1, backend="gloo")
+    return CountedReduction(mesh.all_reduce("dp"), ranks=mesh.layout.dp, backend=dist.get_backend(mesh.group("dp")))
+
+
+def _parity(method: Method, problem: Problem, settings: Settings) -> float:
+    """Return the largest difference from one process on any rank."""
+    mine = measured.difference_from_one_process(method, problem, settings=settings, iterates=PARITY_ITERATES)
+    largest = torch.tensor(mine, dtype=torch.float64)
+    dist.all_reduce(largest, op=dist.ReduceOp.MAX)
+    return largest.item()
+
+
+# --- the problems
+
+
+def _logistic(asked: Asked, work: Work, mesh: Mesh, reduce: CountedReduction) -> Prepared:
+    images, labels = _images(work)
+    config, l2, batch = work.model_config, asked.of["l2"], asked.of["global_batch_size"]
+    assert isinstance(config, ImageConfig)
+    if batch > len(images):
+        raise ConfigError(f"--global-batch-size {batch} with {len(images)} images: use {len(images)} or fewer")
+    problem = SoftmaxRegression(
+        centred(images), labels, config.n_classes, l2, rank=mesh.rank("dp"), ranks=mesh.layout.dp, reduce=reduce
+    )
+    best = optimum.of_softmax(problem)
+    features, smoothness = problem.features.shape[1], problem.smoothness
+    condition = f"{smoothness / l2:,.0f}" if l2 else "infinite"
+    facts = (
+        f"logistic {work.size}: {len(images):,} images, {config.n_classes} x {features} weights, l2 {l2:g}, fp64",
+        f"L = {smoothness:.4g}, of one sample {problem.sample_smoothness:.4g}; mu = {l2:g}; condition {condition}",
+        f"minimum {best.value:.12f}, norm of its gradient {problem.gradient_norm(best.point):.1e}",
+    )
+    return Prepared(facts, lambda method: (problem, best))
+
+
+def _images(work: Work) -> tuple[Tensor, Tensor]:
+    """Return all training images (n, channels, size, size) and labels (n,)."""
+    dataset = work.dataset()
+    every = np.arange(dataset.n_samples)
+    batch = dataset.collate(every, positions=every, seed=0)
+    return batch.inputs[0], batch.targets
+
+
+def _signal(asked: Asked, work: Work, mesh: Mesh, reduce: CountedReduction) -> Prepared:
+    clean = signals.piecewise_constant(asked.of["samples"], seed=asked.seed)
+    return _denoising(asked, clean, f"a signal of {clean.shape[1]} values", mesh, reduce)
+
+
+def _pictures(asked: Asked, work: Work, mesh: Mesh, reduce: CountedReduction) -> Prepared:
+    images = _images(work)[0][: asked.of["samples"], 0].double()
+    what = f"{len(images)} images of {images.shape[1]} x {images.shape[2]} pixels"
+    return _denoising(asked, images, what, mesh, reduce)
+
+
+def _denoising(asked: Asked, clean: Tensor, what: str, mesh: Mesh, reduce: CountedReduction) -> Prepared:
+    noisy = signals.with_noise(clean, std=asked.of["noise_std"], seed=asked.seed)
+    primal = TotalVariation(noisy, asked.of["tv"], rank=mesh.rank("dp"), ranks=mesh.layout.dp, reduce=reduce)
+    dual = primal.dual()
+    best_dual = optimum.of_dual(dual)
+    best = optimum.of_primal(primal, best_dual)
+    gap = best.value + best_dual.value - primal.mean(primal.noisy.square()) / 2
+    error = primal.mean((best.point - clean[primal.mine]).square()) / clean[0].numel()
+    facts = (
+        f"{what}, noise {asked.of['noise_std']:g}, tv {primal.tv:g}, fp64; L of the dual = {dual.smoothness:g}, mu = 1",
+        f"minimum {best.value:.12f}, duality gap {gap:.1e}",
+        f"mean squared error {(noisy - clean).square().mean():.4f} noisy, {error:.4f} denoised",
+    )
+    shown = (clean[primal.mine][:8], primal.noisy[:8], best.point[:8])
+
+    def of(method: Method) -> tuple[Problem, Optimum]:
+        return (primal, best) if method.name == "subgradient" else (dual, best_dual)
+
+    return Prepared(facts, of, shown)
+
+
+PROBLEMS: Mapping[str, Callable[[Asked, Work, Mesh, CountedReduction], Prepared]] = {
+    "logistic": _logistic,
+    "signal": _signal,
+    "images": _pictures,
+}
