@@ -2,7 +2,7 @@
 
 import contextlib
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -13,7 +13,10 @@ from torch.utils.checkpoint import checkpoint
 from torch.utils.flop_counter import FlopCounterMode
 
 from paralab.axes.blocks import blocks_of
+from paralab.errors import ConfigError
+from paralab.layout import Layout
 from paralab.models.spec import C, ModelSpec
+from paralab.options.config import RunConfig
 
 
 def checkpoint_blocks(part: nn.Module, every: int | None, *, random: bool = False) -> None:
@@ -24,13 +27,32 @@ def checkpoint_blocks(part: nn.Module, every: int | None, *, random: bool = Fals
     for number, block in blocks_of(part).items():
         if every and number % every == 0:
             # Replacing forward, not wrapping the module, keeps names and lets FSDP's hooks run outside.
-            block.forward = functools.partial(_recomputed, block, block.forward, random)
+            options = {"preserve_rng_state": random} | _contexts(block)
+            block.forward = functools.partial(_recomputed, block.forward, options)
 
 
 def offload_activations(part: nn.Module, *, pinned: bool) -> None:
     """Keep what backward needs of each block in the memory of the host. pinned: whether that is page-locked."""
     for block in blocks_of(part).values():
         block.forward = functools.partial(_kept_on_host, block.forward, pinned)
+
+
+def check_compiled(run: RunConfig, layout: Layout, spec: ModelSpec[C], config: C) -> None:
+    """Raise ConfigError where blocks are to be recomputed and compiled, and torch.compile (2.13) cannot do both.
+
+    It takes none of the contexts that keep a recomputed forward pass from counting its batch again, and saves the mesh
+    of layers that are split over tensor ranks as if that were a tensor.
+    """
+    if run.compile == "none" or run.checkpoint_every is None:
+        return
+    both = f"--compile {run.compile} with --checkpointing {run.checkpointing}"
+    if layout.tp > 1:
+        raise ConfigError(f"{both} over tensor ranks: torch cannot compile the two together, leave one of them out")
+    if _has_statistics(spec.on_meta(config)):
+        raise ConfigError(
+            f"{both}: compiled, the batch norm of {spec.name} would count each batch twice; use another norm, such as "
+            "--norm group, or leave one of the two out"
+        )
 
 
 def is_offloaded(block: nn.Module) -> bool:
@@ -68,21 +90,27 @@ def _flops(spec: ModelSpec[C], config: C, every: int | None) -> int:
     return counter.get_total_flops()
 
 
-def _recomputed(block: nn.Module, forward: Callable[..., Any], random: bool, *inputs: Any, **named: Any) -> Any:
+def _recomputed(forward: Callable[..., Any], options: Mapping[str, Any], *inputs: Any, **named: Any) -> Any:
     # Views, because a schedule that splits backward detaches, in place, what a stage returned, and that may be a tensor
     # it received: recomputed from the tensor itself, the block would lose the gradient to it.
     return checkpoint(
         forward,
         *(x.view_as(x) if isinstance(x, Tensor) else x for x in inputs),
         use_reentrant=False,
-        preserve_rng_state=random,
-        context_fn=functools.partial(_contexts, block),
+        **options,
         **named,
     )
 
 
-def _contexts(block: nn.Module) -> tuple[contextlib.AbstractContextManager, contextlib.AbstractContextManager]:
-    return contextlib.nullcontext(), _StatisticsFrozen(block)
+def _contexts(block: nn.Module) -> dict[str, Any]:
+    """Return what forward and recomputation of a block run in; torch.compile wants it left out where it is nothing."""
+    if not _has_statistics(block):
+        return {}
+    return {"context_fn": lambda: (contextlib.nullcontext(), _StatisticsFrozen(block))}
+
+
+def _has_statistics(module: nn.Module) -> bool:
+    return any(isinstance(part, _BatchNorm) for part in module.modules())
 
 
 class _StatisticsFrozen:

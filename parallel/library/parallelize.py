@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from paralab.axes.check import check_split
+from paralab.axes.recompute import check_compiled
 from paralab.data.dataset import Batch
 from paralab.errors import LayoutError, WorldError, did_you_mean
 from paralab.layout import Layout
@@ -106,6 +107,7 @@ def parallelize(
     )
     config = spec.config()
     check_axes(split, spec, config, skeleton, pipeline)
+    check_compiled(run, split, spec, config)
     brought = Brought(
         own_values.tensors_of(skeleton),
         optimizer,

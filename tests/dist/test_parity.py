@@ -331,7 +331,7 @@ def test_kept_by_the_host(workers: WorkerPool, model: str, layout: str, options:
 
 
 def test_compiled(workers: WorkerPool) -> None:
-    check(workers, "gpt2", "dp2", compile="default")
+    check(workers, "gpt2", "dp2", compile="default", checkpointing="2")
 
 
 @pytest.mark.parametrize("layout", ["dp2", "dp3/zero1", "dp2/zero2", "dp4/zero3", "dp4/zero3/shard2"])

@@ -1,0 +1,77 @@
+"""Recomputed blocks under torch.compile: the same gradients from fewer saved bytes, or one line that says why not."""
+
+import copy
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from paralab import World, parallelize
+from paralab.axes.blocks import blocks_of
+from paralab.axes.recompute import checkpoint_blocks
+from paralab.errors import ConfigError
+from paralab.layout import Layout
+from paralab.models import SPECS
+from paralab.options.config import RunConfig
+from paralab.planning.resolve import resolve
+
+
+def gradients_and_saved_bytes(model: nn.Module, words: Tensor) -> tuple[Tensor, int]:
+    """Return the gradients of all parameters (n,), and how many bytes backward keeps beside the parameters."""
+    saved: dict[int, int] = {}
+    weights = {parameter.untyped_storage()._cdata for parameter in model.parameters()}
+
+    def keep(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        if storage._cdata not in weights:
+            saved[storage._cdata] = storage.nbytes()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        loss = model(words, targets=words)
+    loss.backward()
+    return torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None]), sum(saved.values())
+
+
+def test_compiled_blocks_are_recomputed_too() -> None:
+    spec = SPECS["gpt2"]
+    config = spec.config("2x16x2v32")
+    plain = spec.build(config)
+    plain.block_names = spec.blocks(config)  # type: ignore[assignment]
+    both = copy.deepcopy(plain)
+    checkpoint_blocks(both, 1)
+    for block in blocks_of(both).values():
+        block.compile(backend="aot_eager")  # what is saved is decided before a backend generates code
+    words = torch.randint(32, (2, config.seq_len), generator=torch.Generator().manual_seed(0))
+    expected, all_bytes = gradients_and_saved_bytes(plain, words)
+    found, kept_bytes = gradients_and_saved_bytes(both, words)
+    torch.testing.assert_close(found, expected)
+    assert kept_bytes < all_bytes / 3
+
+
+@pytest.mark.parametrize(
+    ("model", "layout", "checkpointing", "reason"),
+    [
+        ("gpt2", "tp2", "full", "over tensor ranks: torch cannot compile the two together, leave one of them out"),
+        (
+            "resnet",
+            "dp2",
+            "2",
+            "the batch norm of resnet would count each batch twice; use another norm, such as --norm",
+        ),
+    ],
+)
+def test_what_cannot_be_compiled_and_recomputed_is_refused(
+    model: str, layout: str, checkpointing: str, reason: str
+) -> None:
+    run = RunConfig(
+        model=model, size="tiny", layout=Layout.parse(layout), compile="default", checkpointing=checkpointing
+    )
+    with pytest.raises(ConfigError, match=f"^--compile default with --checkpointing {checkpointing}.*{reason}"):
+        resolve(run)
+
+
+def test_what_a_program_brings_is_refused_alike() -> None:
+    model = nn.Sequential(nn.Linear(2, 2), nn.BatchNorm1d(2))
+    with pytest.raises(ConfigError, match="the batch norm of Sequential would count each batch twice"):
+        parallelize(model, "single", world=World(0, 1, torch.device("cpu")), compile="default", checkpointing="full")
