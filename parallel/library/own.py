@@ -3,7 +3,6 @@
 import copy
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from fnmatch import fnmatchcase
 from typing import Any
 
 import torch
@@ -14,8 +13,8 @@ from torch.utils._pytree import tree_leaves, tree_map
 
 from paralab.axes.blocks import blocks_of
 from paralab.axes.precision import in_dtype
+from paralab.axes.tensor.rules import plan_problems
 from paralab.errors import ConfigError, LayoutError, did_you_mean
-from paralab.library import advice
 from paralab.library.batches import Form
 from paralab.library.pipeline import Pipeline, check_names
 from paralab.library.stages import Needs, leave_out, needs_of
@@ -130,7 +129,8 @@ def spec_of(
     Raises: LayoutError where blocks, tensor plan or pipeline name what the module does not have.
     """
     names = _blocks(skeleton, blocks)
-    _check_plan(skeleton, tensor)
+    if problem := next(plan_problems(tensor, dict(skeleton.named_modules())), None):
+        raise LayoutError(f"tensor={{...}}: {problem}")
     if pipeline is not None:
         check_names(pipeline, skeleton)
     config = OwnConfig(architecture)
@@ -175,7 +175,6 @@ def spec_of(
         data=lambda config: "own",
         unit=lambda config: "points",
         tensor_plan=lambda config: tensor,
-        tensor_divides=lambda config: _divided(skeleton, tensor),
         smooth=False,  # nobody knows: judged in fp64, in which kinks do not matter
         batch_statistics=lambda config: "rank" if _has(skeleton, _BatchNorm) else "none",
         tied=find_tied(skeleton),
@@ -222,30 +221,6 @@ def _blocks(module: nn.Module, pattern: str | None) -> tuple[str, ...]:
     return found
 
 
-def _check_plan(module: nn.Module, plan: Mapping[str, Style]) -> None:
-    names = dict(module.named_modules())
-    for pattern in plan:
-        if not any(fnmatchcase(name, pattern) for name in names):
-            hint = did_you_mean(pattern, [*names, *_patterns(names)])
-            raise LayoutError(f"tensor={{{pattern!r}: ...}} matches no module{hint}: name modules of the model")
-
-
-def _patterns(names: Mapping[str, nn.Module]) -> set[str]:
-    return {".".join("*" if part.isdigit() else part for part in name.split(".")) for name in names}
-
-
-def _divided(module: nn.Module, plan: Mapping[str, Style]) -> dict[str, int]:
-    """Return the sizes that tensor ranks divide, by a name for people."""
-    found: dict[str, int] = {}
-    for name, part in module.named_modules():
-        for pattern, style in plan.items():
-            if fnmatchcase(name, pattern) and isinstance(weight := getattr(part, "weight", None), Tensor):
-                dim = {"column": 0, "row": 1, "vocab_embedding": 0}.get(style)
-                if dim is not None:
-                    found[f"the {'inputs' if dim else 'outputs'} of {name}"] = weight.shape[dim]
-    return found
-
-
 def check_stages(module: nn.Module, names: tuple[str, ...]) -> None:
     """Raise LayoutError where the stages of a module would not be all of it.
 
@@ -270,8 +245,7 @@ def _cut(config: OwnConfig, module: nn.Module, cut: Cut) -> nn.Module:
     """Make a stage of a whole model, in place."""
     forward = forward_of(module)
     names: tuple[str, ...] = module.block_names  # type: ignore[assignment]
-    if forward.pipeline is None or not names:
-        raise LayoutError(advice.pipeline(module, names))
+    assert forward.pipeline is not None and names, "check_axes refuses stages of what has none"
     needs = forward.needs(module)
     leave_out(module, needs.of(cut), [name for number, name in enumerate(names) if number not in cut.blocks])
     forward.cut = cut

@@ -7,17 +7,18 @@ import torch
 from torch import Tensor, nn
 
 from paralab.axes.check import check_split
+from paralab.axes.pipeline.rules import without_blocks
 from paralab.axes.recompute import check_compiled
+from paralab.axes.tensor.rules import without_plan
 from paralab.data.dataset import Batch
 from paralab.errors import LayoutError, WorldError, did_you_mean
 from paralab.layout import Layout
 from paralab.layout import strategies as named
-from paralab.library import advice
 from paralab.library import values as own_values
 from paralab.library.alike import check_alike, draw_alike
 from paralab.library.optimizer import MakeOptimizer, MakeScheduler, check_asked
 from paralab.library.own import Initialise, Loss, OwnConfig, check_stages, spec_of
-from paralab.library.pipeline import Pipeline
+from paralab.library.pipeline import Pipeline, without_ends
 from paralab.library.sharding import division_of
 from paralab.library.trainer import Trainer
 from paralab.library.work import Brought, OwnRun, OwnWork
@@ -156,9 +157,11 @@ def check_axes(
 ) -> None:
     """Raise LayoutError where an axis of the layout is not told enough of the module."""
     if layout.tp > 1 and not spec.tensor_plan(config):
-        raise LayoutError(advice.tensor(skeleton))
-    if layout.pp > 1 and (pipeline is None or not spec.blocks(config)):
-        raise LayoutError(advice.pipeline(skeleton, spec.blocks(config)))
+        raise LayoutError(without_plan(spec.name, skeleton, give="give tensor={plan}"))
+    if layout.pp > 1 and not spec.blocks(config):
+        raise LayoutError(without_blocks(layout, spec.name, "name them with blocks='layers.*'"))
+    if layout.pp > 1 and pipeline is None:
+        raise LayoutError(without_ends(skeleton, spec.blocks(config)))
     check_split(layout, spec=spec, config=config)
     if layout.pp > 1:
         check_stages(spec.on_meta(config), spec.blocks(config))

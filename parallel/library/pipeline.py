@@ -67,3 +67,18 @@ def check_names(pipeline: Pipeline, module: nn.Module) -> None:
                     f"pipeline names the module {name!r}, and there is none{did_you_mean(name, names)}: use one of "
                     f"{', '.join(name for name, _ in module.named_children())}, or a function"
                 )
+
+
+def without_ends(module: nn.Module, blocks: tuple[str, ...]) -> str:
+    """Say what to type where stages are asked for and nobody said what runs around the blocks."""
+    children = [name for name, _ in module.named_children()]
+    at = children.index(blocks[0].split(".")[0])
+    before, after = children[:at] or ["embed"], children[at + 1 :] or ["head"]
+    return (
+        f"a pipeline needs to know what runs before and after the {len(blocks)} blocks {blocks[0]} ...: give "
+        f"pipeline=paralab.Pipeline(before={_named(before)}, after={_named(after)}) and example=batch"
+    )
+
+
+def _named(names: list[str]) -> str:
+    return repr(names[0]) if len(names) == 1 else repr(tuple(names))

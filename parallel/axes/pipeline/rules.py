@@ -20,7 +20,7 @@ def check(layout: Layout, spec: ModelSpec[C], config: C) -> None:
     """Raise LayoutError where a model has too few blocks for its stages, or cannot be cut between them."""
     blocks = spec.blocks(config)
     if not blocks:
-        raise LayoutError(_without_blocks(layout, spec, config))
+        raise LayoutError(without_blocks(layout, spec.name, _named_in_turn(layout, spec, config)))
     if layout.stages > len(blocks):
         most = len(blocks) // layout.pipeline.stages_per_rank
         raise LayoutError(
@@ -39,14 +39,19 @@ def check(layout: Layout, spec: ModelSpec[C], config: C) -> None:
         raise LayoutError(f"{spec.name} cannot be cut into stages: {': '.join(problem)}")
 
 
-def _without_blocks(layout: Layout, spec: ModelSpec[C], config: C) -> str:
+def without_blocks(layout: Layout, name: str, otherwise: str = "") -> str:
+    """Say how a model gets blocks. otherwise: what may be typed in place of it."""
+    advice = ["put its repeated layers into self.layers = nn.ModuleList(...)", otherwise]
+    return f"{name} has no blocks for {layout.stages} pipeline stages: {', or '.join(filter(None, advice))}"
+
+
+def _named_in_turn(layout: Layout, spec: ModelSpec[C], config: C) -> str:
     children = [
         name for name, child in spec.on_meta(config).named_children() if next(child.parameters(), None) is not None
     ]
-    advice = "put its repeated layers into self.layers = nn.ModuleList(...)"
-    if len(children) >= layout.stages:
-        advice += f", or name modules that run in turn: block_names=lambda config: {_tuple(children)}"
-    return f"{spec.name} has no blocks for {layout.stages} pipeline stages: {advice}"
+    if len(children) < layout.stages:
+        return ""
+    return f"name modules that run in turn: block_names=lambda config: {_tuple(children)}"
 
 
 def _tuple(names: Sequence[str]) -> str:

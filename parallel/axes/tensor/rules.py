@@ -22,7 +22,9 @@ def check(tp: int, spec: ModelSpec[C], config: C) -> None:
     """Raise LayoutError where a model has no plan, one that does not fit its modules, or sizes that do not divide."""
     plan = spec.tensor_plan(config)
     if not plan:
-        raise LayoutError(_without_plan(spec, config))
+        raise LayoutError(
+            without_plan(spec.name, _whole(spec, config), give="give its ModelSpec tensor_plan=lambda config: {plan}")
+        )
     if problem := next(plan_problems(plan, dict(_whole(spec, config).named_modules())), None):
         raise LayoutError(f"tensor_plan of {spec.name}: {problem}")
     sizes = sizes_to_divide(spec, config)
@@ -42,26 +44,25 @@ def _whole(spec: ModelSpec[C], config: C) -> nn.Module:
     return spec.on_meta(config)
 
 
-def _without_plan(spec: ModelSpec[C], config: C) -> str:
-    """Say what a plan looks like, with the names of the model's own layers: the last one of each module is the row."""
+def without_plan(name: str, model: nn.Module, *, give: str) -> str:
+    """Say what a plan looks like, with the names of the model's own layers: the last one of each module is the row.
+
+    give: what to type, with `{plan}` for the plan.
+    """
     linear: dict[str, list[str]] = {}  # by the module that holds them
-    for name, module in _whole(spec, config).named_modules():
+    for path, module in model.named_modules():
         if isinstance(module, nn.Linear):
-            pattern = ".".join("*" if part.isdigit() else part for part in name.split("."))
+            pattern = ".".join("*" if part.isdigit() else part for part in path.split("."))
             held = linear.setdefault(pattern.rpartition(".")[0], [])
             held += [] if pattern in held else [pattern]
     inside = {holder: names for holder, names in linear.items() if holder} or linear
     pairs = [names for names in inside.values() if len(names) > 1]
     if not pairs:
-        return (
-            f"{spec.name} has no tensor plan, and no two Linear layers in one module to split: use a layout without tp"
-        )
-    styles = {name: "row" if name == names[-1] else "column" for names in pairs for name in names}
-    shown = ", ".join(f'"{name}": "{style}"' for name, style in styles.items())
-    return (
-        f"{spec.name} has no tensor plan: give its ModelSpec tensor_plan=lambda config: {{{shown}}}, where each row "
-        "takes what the columns before it made"
-    )
+        return f"{name} has no tensor plan, and no two Linear layers in one module to split: use a layout without tp"
+    styles = {path: "row" if path == names[-1] else "column" for names in pairs for path in names}
+    shown = ", ".join(f'"{path}": "{style}"' for path, style in styles.items())
+    typed = give.replace("{plan}", f"{{{shown}}}")
+    return f"{name} has no tensor plan: {typed}, where each row takes what the columns before it made"
 
 
 def plan_problems(plan: Mapping[str, str], modules: Mapping[str, nn.Module]) -> Iterator[str]:

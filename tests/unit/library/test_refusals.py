@@ -46,7 +46,7 @@ REFUSED: dict[str, tuple[Callable[[], object], type[ParalabError], str]] = {
     "no blocks under a pipeline": (
         lambda: made(Repeated(), "pp2/gpipe", processes=2),
         LayoutError,
-        "Repeated has no repeated blocks to divide into stages .* blocks='layers",
+        "Repeated has no blocks for 2 pipeline stages: .* blocks='layers",
     ),
     "a sequence that no ranks can share": (
         lambda: made(Plain(), "cp2", processes=2, loss=words_loss),
@@ -93,7 +93,7 @@ REFUSED: dict[str, tuple[Callable[[], object], type[ParalabError], str]] = {
     "a tensor pattern that matches nothing": (
         lambda: made(Plain(), "tp2", processes=2, tensor={"layer.*.up": "column"}),
         LayoutError,
-        r"'layer.\*.up'.* matches no module \(did you mean layers.\*.up\?\)",
+        r"'layer.\*.up'.* matches no module of the model \(did you mean layers.\*.up\?\)",
     ),
     "a tensor style that there is not": (
         lambda: made(Plain(), "tp2", processes=2, tensor={"layers.*.up": "columns"}),
