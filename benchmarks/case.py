@@ -25,10 +25,11 @@ from paralab.axes.pipeline.stages import pass_order
 from paralab.axes.precision import DTYPES
 from paralab.axes.recompute import recomputation_ratio
 from paralab.axes.sent import predicted_sent
+from paralab.benchmarks import to_loss
 from paralab.benchmarks.trace import trace_step
 from paralab.console.phases import Phases, hidden
 from paralab.data.dataset import Batch
-from paralab.engines.engine import Engine
+from paralab.engines.engine import Engine, StepResult
 from paralab.errors import DivergedError
 from paralab.measure import memory
 from paralab.measure.compiling import Compiled, compiled
@@ -69,6 +70,7 @@ class RankResult:
 
     losses: list[float] = field(default_factory=list)
     grad_norms: list[float] = field(default_factory=list)
+    warmup_times_s: list[float] = field(default_factory=list)  # each until its loss was read
     step_times_s: list[float] = field(default_factory=list)
     data_waits_s: list[float] = field(default_factory=list)
     telemetry: Telemetry | None = None
@@ -98,10 +100,12 @@ def run_case(
     progress: Progress | None = None,
     phases: Phases | None = None,
     trace: str | None = None,
+    until_loss: float | None = None,
 ) -> RunRecord:
     """Measure a case on every rank of its mesh; each returns the same row.
 
-    proof: what to judge parity by, or None to skip it. trace: a file for a trace of one more step.
+    proof: what to judge parity by, or None to skip it. trace: a file for a trace of one more step. until_loss: end the
+    timed steps where this loss is reached.
     Raises: DivergedError when a loss or a gradient norm is not finite.
     """
     run, progress, phases = work.run, progress or Progress(), phases or hidden()
@@ -121,10 +125,11 @@ def run_case(
         phases.begin(f"warming up: {run.warmup} steps", total=run.warmup)
     for step in range(run.warmup):
         progress.step = step
-        _take_step(engine, next(batches), result, step)
+        _take_step(engine, batches, result, step)
         phases.advance()
     phases.begin(f"measuring: {run.steps} steps", total=run.steps)
-    timed_steps(engine, batches, work, mesh, result, progress, on_step=phases.advance)
+    reached = _reaches(until_loss, list(result.losses))
+    timed_steps(engine, batches, work, mesh, result, progress, on_step=phases.advance, is_last=reached)
     phases.begin("measuring bytes, memory and waiting, in steps that are not timed")
     result.compiled = compiled(run.compile).since(compiled_before)
     if log is not None:
@@ -147,7 +152,14 @@ def run_case(
     if record.mfu is None:  # on every rank: the machine was busy when the peak was measured
         results = _gather(_with_peak(result, work, mesh, again=True), mesh)
         record = _record(work, requested, rank, mesh, results, parity_result, startup_s, scope=scope)
-    return record
+    return replace(record, **_to_loss_columns(work, results, until_loss))
+
+
+def _to_loss_columns(work: Work, results: list[RankResult], target: float | None) -> dict[str, Any]:
+    """Return what it took to reach a loss; the time of a step is that of its slowest rank."""
+    each = zip(*([*result.warmup_times_s, *result.step_times_s] for result in results), strict=True)
+    batch = work.division.global_batch_size
+    return to_loss.columns(results[0].losses, [max(times) for times in each], target, global_batch_size=batch)
 
 
 def _with_peak(result: RankResult, work: Work, mesh: Mesh, *, again: bool = False) -> RankResult:
@@ -155,11 +167,28 @@ def _with_peak(result: RankResult, work: Work, mesh: Mesh, *, again: bool = Fals
     return replace(result, peak_flops=peak.flops, peak_source=peak.source)
 
 
-def _take_step(engine: Engine, batch: Batch, result: RankResult, step: int) -> None:
-    got = engine.step(batch)
+def _take_step(engine: Engine, batches: Iterator[Batch], result: RankResult, step: int) -> None:
+    began_s = time.perf_counter()
+    got = engine.step(next(batches))
     result.losses.append(got.loss.item())
     result.grad_norms.append(got.grad_norm.item())
+    result.warmup_times_s.append(time.perf_counter() - began_s)
     _check_finite(result, step)
+
+
+def _reaches(target: float | None, losses: list[float]) -> Callable[[StepResult], bool]:
+    """Return what says after a step whether a loss is reached; losses: of the steps before, which it goes on with.
+
+    It waits for the loss of each step, which is equal on all ranks: they end in the same step.
+    """
+
+    def is_last(got: StepResult) -> bool:
+        if target is None:
+            return False
+        losses.append(got.loss.item())
+        return to_loss.steps_to(losses, target) is not None
+
+    return is_last
 
 
 def _check_finite(result: RankResult, step: int) -> None:
@@ -178,8 +207,9 @@ def timed_steps(
     result: RankResult,
     progress: Progress,
     on_step: Callable[[], None] = lambda: None,
+    is_last: Callable[[StepResult], bool] = lambda got: False,
 ) -> None:
-    """Run the measured steps. Losses stay on the device until the window ends."""
+    """Run the measured steps, up to one that is the last. Losses stay on the device until the window ends."""
     cuda = mesh.device.type == "cuda"
     sampler = Sampler(gpu_uuid=cuda_uuid(mesh.device.index) if cuda else None)
     got, marks = [], []
@@ -195,6 +225,8 @@ def timed_steps(
         got.append(engine.step(batch))
         marks.append(_now(cuda))
         on_step()
+        if is_last(got[-1]):
+            break
     if cuda:
         torch.cuda.synchronize()
     result.telemetry = sampler.stop_window()

@@ -21,7 +21,7 @@ from pathlib import Path
 
 from paralab.benchmarks import explain
 from paralab.benchmarks.metrics import METRICS, MOST_ASKED, Metric, metric_of
-from paralab.benchmarks.sources import load
+from paralab.benchmarks.sources import Source, load
 from paralab.benchmarks.verdict import (
     DIFFERENT,
     LEVEL,
@@ -72,7 +72,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _look(options: argparse.Namespace) -> tuple[Outcome, Metric]:
-    metric = metric_of(options.metric)
+    sources = load(options.files)
+    metric = metric_of(options.metric or _usual_metric(sources))
     if metric.better is None and options.fail_over is not None:
         neither = f"--metric {metric.column}, in which neither lower nor higher is better"
         raise UsageError(f"--fail-over with {neither}: name another metric")
@@ -80,7 +81,6 @@ def _look(options: argparse.Namespace) -> tuple[Outcome, Metric]:
         raise UsageError(f"--explain with --format {options.format}: use one of {', '.join(explain.WITH)}")
     if options.equivalent_within is not None:
         metric = replace(metric, within=options.equivalent_within / 100)
-    sources = load(options.files)
     for source in sources:
         if not source.records:
             raise UsageError(f"{source.path} holds no runs that count: give a file with at least one of its own")
@@ -100,6 +100,13 @@ def _look(options: argparse.Namespace) -> tuple[Outcome, Metric]:
     return compare_files(base.records, other.records, metric, names=names, force=options.force), metric
 
 
+def _usual_metric(sources: Sequence[Source]) -> str:
+    """Return what runs are judged by where nothing is said: time to a loss where all good ones were to reach one."""
+    good = [run for source in sources for run in source.records if run.status == "ok"]
+    asked = bool(good) and all(run.until_loss is not None for run in good)
+    return "time_to_loss_s" if asked else "step_time_p50_s"
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = Parser(prog="paralab compare", description=__doc__, epilog=_EPILOG)
     parser.add_argument("files", nargs="+", type=Path, metavar="FILE.csv", help="Result files, the baseline first")
@@ -107,9 +114,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--baseline", metavar="VALUE", help="With --by: the value that the others are compared with")
     parser.add_argument(
         "--metric",
-        default="step_time_p50_s",
         metavar="COLUMN",
-        help=f"Column to judge by, any that holds numbers: {', '.join(MOST_ASKED)} ... (default: step_time_p50_s)",
+        help=f"Column to judge by, any that holds numbers: {', '.join(MOST_ASKED)} ... "
+        "(default: step_time_p50_s; time_to_loss_s where all runs were to reach a loss)",
     )
     parser.add_argument("--force", action="store_true", help="Also compare runs that did different work, and mark them")
     parser.add_argument(

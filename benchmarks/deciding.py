@@ -10,9 +10,10 @@ from paralab.benchmarks.work import WORK
 from paralab.records.row import RunRecord
 
 
-def metric_within(percent: float | None) -> Metric | None:
-    """Return step times, with this margin of equivalence; None without one."""
-    return None if percent is None else replace(METRICS["step_time_p50_s"], within=percent / 100)
+def metric_within(percent: float | None, *, to_loss: bool) -> Metric | None:
+    """Return step times, or times until a loss is reached, with this margin of equivalence; None without one."""
+    column = "time_to_loss_s" if to_loss else "step_time_p50_s"
+    return None if percent is None else replace(METRICS[column], within=percent / 100)
 
 
 def undecided(rows: Sequence[RunRecord], metric: Metric) -> set[str]:

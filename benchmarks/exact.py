@@ -1,8 +1,8 @@
 """Columns that the same case gives again to the last digit: one run of each is enough to see a change.
 
 They are counted or computed, not timed: bytes on the wire, operations and tokens of a step, memory of the state,
-graph breaks. Runs that checked parity are compared with runs that did as well, since the check compiles the model once
-more.
+graph breaks, samples until a loss is reached. Runs that checked parity are compared with runs that did as well, since
+the check compiles the model once more.
 """
 
 from collections.abc import Iterable, Sequence
@@ -14,7 +14,7 @@ from paralab.records.schema import knows
 COLUMNS = (
     *(f"comm_{axis}_{count}" for axis in COMM_AXES for count in ("calls", "sent_bytes", "predicted_sent_bytes")),
     "model_flop_per_step", "tokens_per_step", "memory_state_peak_bytes", "predicted_state_bytes", "graph_breaks",
-    "recompiles",
+    "recompiles", "samples_to_loss",
 )  # fmt: skip
 Cells = tuple[float | None, ...]
 

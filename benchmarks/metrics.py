@@ -17,7 +17,7 @@ _LOWER = frozenset(
     (
         "exposed_comm_share", "bubble_share", "bubble_theory_share", "data_wait_share", "straggler_ratio",
         "dropped_share", "expert_imbalance", "energy_j", "energy_per_token_j", "graph_breaks", "recompiles",
-        "steps_lost", "restarts", "loss_last",
+        "steps_lost", "restarts", "loss_last", "steps_to_loss", "samples_to_loss",
     )
 )  # fmt: skip
 MOST_ASKED = (

@@ -43,6 +43,14 @@ class CaseConfig(RunConfig):
     """One measured case."""
 
     parity: bool = option(True, "Prove parity: compare the first steps with those of one process", group=STEPS)
+    until_loss: float | None = option(
+        None,
+        "Train until this loss is reached (mean of the last 8 steps) and no longer than --steps timed steps; the time "
+        "and the samples that it took are recorded",
+        group=STEPS,
+        above=0,
+        unset="all --steps",
+    )
     group: str | None = option(
         None, "Name of the sweep or experiment, kept in the column group of the row", group=STEPS, unset="none"
     )
@@ -104,7 +112,18 @@ class CommandConfig(CaseConfig):
 
 
 # options of which nothing would be seen in a dry run
-_TIMED = ("parity", "steps", "warmup", "trace", "timeout_s", "force", "threads", "loader_workers", "debug_collectives")
+_TIMED = (
+    "parity",
+    "until_loss",
+    "steps",
+    "warmup",
+    "trace",
+    "timeout_s",
+    "force",
+    "threads",
+    "loader_workers",
+    "debug_collectives",
+)
 
 
 def main(argv: list[str]) -> int:

@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from textwrap import fill
 
+from paralab.benchmarks import to_loss
 from paralab.benchmarks.run import CommandConfig, percent_of
 from paralab.benchmarks.slowest import parts_s, slowest, where
 from paralab.console.clock import Moment
@@ -68,9 +69,15 @@ def summary(record: RunRecord, out: str) -> str:
         f"{record.model} {record.size}, {record.strategy} as {record.layout}, {record.precision} on {record.device}\n"
         f"  loss {record.loss_first:.4f} -> {record.loss_last:.4f}   parity {parity}\n"
         f"  {rate:,.0f} {unit}/s   step {record.step_time_p50_s:.3f} s{peak}\n"
-        f"{_peak_and_sent(record)}{_slow_rank(record)}"
+        f"{_to_loss(record)}{_peak_and_sent(record)}{_slow_rank(record)}"
         f"  row {record.run_id} in {out}"
     )
+
+
+def _to_loss(record: RunRecord) -> str:
+    """Return the line about the loss that was to be reached, where one was."""
+    said = to_loss.said("", [record]) if record.status == "ok" else []
+    return "".join(f"  {line.removeprefix(': ')}\n" for line in said)
 
 
 def _peak_and_sent(record: RunRecord) -> str:

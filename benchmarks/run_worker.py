@@ -33,6 +33,7 @@ def measure(rank: Rank, progress: Progress, run: Any, requested: Requested, out:
             progress=progress,
             phases=phases,
             trace=run.trace,
+            until_loss=run.until_loss,
         )
         if rank.is_main:
             append(out, record)

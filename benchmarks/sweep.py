@@ -191,7 +191,7 @@ def main(argv: list[str]) -> int:
             cases += fitting
         for repeat in range(1, config.repeats):
             rows += [runner.run(case, repeat) for case in in_turn(cases, repeat)]
-        metric = deciding.metric_within(percent_of(config.until_decided))
+        metric = deciding.metric_within(percent_of(config.until_decided), to_loss=config.until_loss is not None)
         if metric is not None:
             rows += until_decided(config, cases, runner, metric)
     out = runner.out

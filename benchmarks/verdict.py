@@ -15,7 +15,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
-from paralab.benchmarks import evidence, exact, stats, work
+from paralab.benchmarks import evidence, exact, stats, to_loss, work
 from paralab.benchmarks.evidence import LEAST_RUNS, LEVEL, NOT_INTERLEAVED, Evidence
 from paralab.benchmarks.exact import Change
 from paralab.benchmarks.metrics import METRICS, Metric
@@ -32,6 +32,7 @@ _LEAST, _MOST = 1e-30, 1e30  # nothing that is measured lies outside, and ratios
 Verdict = Literal[
     "better", "worse", "lower", "higher", "~", "not interleaved", "insufficient", "failed", "fails more", "fails less",
     "parity failed", "no data", "equivalent", "not enough evidence",
+    "not reached",
 ]  # fmt: skip
 DIFFERENT: tuple[Verdict, ...] = ("better", "worse", "lower", "higher")
 
@@ -134,6 +135,11 @@ class Comparison:
         return -change if METRICS[self.metric].better == "higher" else change
 
     @property
+    def only_base_reached(self) -> bool:
+        """Whether the variant alone did not reach, in any run, the loss that both were to reach."""
+        return self.verdict == "not reached" and self.base_runs > 0 == self.other_runs
+
+    @property
     def fails_more(self) -> bool:
         """Whether the variant failed in a larger share of its runs, if only by chance."""
         return self.other_failed * (self.base_runs + self.base_failed) > self.base_failed * (
@@ -199,7 +205,7 @@ def gate(comparison: Comparison, fail_over_percent: float) -> int:
     Nothing can be told without a verdict, when it fails more often if only by chance, and when there is no evidence
     for a difference but the medians differ by more than the limit.
     """
-    if comparison.verdict in ("failed", "fails more"):
+    if comparison.verdict in ("failed", "fails more") or comparison.only_base_reached:
         return REGRESSION if comparison.base_runs else UNDECIDED
     if comparison.verdict not in ("better", "worse", "equivalent", "~"):
         return UNDECIDED
@@ -502,6 +508,8 @@ def _measured(base: Variant, other: Variant, metric: Metric, name: str, *, tests
     )  # fmt: skip
     if False in (base.parity, other.parity):
         return replace(found, verdict="parity failed")
+    if metric.column in to_loss.COLUMNS and (to_loss.missed(base.good) or to_loss.missed(other.good)):
+        return replace(found, verdict="not reached")
     if not left or not right:
         return replace(found, verdict="failed" if other.failed and not right else "no data")
     if reliability := _reliability(base, other):
@@ -587,6 +595,7 @@ def _notes(base: Variant, other: Variant) -> list[str]:
     notes = [note for variant in (base, other) for note in parity_failures(variant)]
     notes += [f"not the same work: {difference}" for difference in _apart(base, other)]
     notes += [note for variant in (base, other) for note in failures(variant)]
+    notes += [note for variant in (base, other) for note in to_loss.said(variant.label, variant.good)]
     notes += [str(difference) for difference in _apart(base, other, ENVIRONMENT)]
     for variant in (base, other):
         good = [run for run in variant.runs if run.status == "ok"]

@@ -37,6 +37,7 @@ WORK = (
     Column("global_batch_size", "global batch", "run both with one --global-batch-size"),
     Column("precision", "precision", "run both with one --precision"),
     Column("optimizer", "optimizer", "run both with one optimizer"),
+    Column("until_loss", "loss to reach", "run both with one --until-loss"),
     Column("data", "data", "run both with one --data"),
     Column("data_sha256", "data checksum", "run both on the same file of --data"),
     *HARDWARE,

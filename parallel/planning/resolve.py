@@ -67,7 +67,7 @@ class Work:
         What it does not say: where rows go, and how a launcher was configured.
         """
         divided = {"layout"} if self.layout.world_size == 1 else {"strategy", "nproc"}
-        words = flags_of(self.run, leave_out={"out", "group", "repeat", "trace", *divided})
+        words = flags_of(self.run, leave_out={"out", "group", "repeat", "trace", "until_decided", *divided})
         return f"paralab run {shlex.join(words)}"
 
     def new_model(self) -> nn.Module:

@@ -320,6 +320,10 @@ class RunRecord:
 
     loss_first: float | None = column("Loss of the first step, mean over the global batch")
     loss_last: float | None = column("Loss of the last step, mean over the global batch")
+    until_loss: float | None = column("Loss that the run was to reach, as the mean of its last 8 steps; empty without")
+    steps_to_loss: int | None = column("Steps up to the one that reached until_loss; empty where none did")
+    samples_to_loss: int | None = column("Samples of these steps")
+    time_to_loss_s: float | None = column("Time of these steps, without what came before the first of them")
     loss_difference_max: float | None = column(
         "Largest relative difference of a loss from one process with the same work"
     )

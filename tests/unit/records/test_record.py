@@ -48,6 +48,7 @@ PINS = {
     21: "2e7532abbe314d4dcb4ac2eaddfbaa7ae1b7f4ad85e93b626885e2bf16e66edf",
     22: "4a8d7b2db8d7984391c466297937efd018dbe93397ee840be2ab13dc409ac6c0",
     23: "e3e67d525bd631e0667dcb0f843b5778d4c06031206f5589ebe46ec2b20540dd",
+    24: "085e9a2202c5185e3a9f0aa2d58319aa344f94246d97bd9476d5971381f7c2b4",
 }
 DANGEROUS = ["=1+1", "+1", "-1", "@SUM(A1)", "\t=1", "\r=1", "\n=1", "＝1", "'=1", "'", "", '"', "a,b", "\\", "\\u0041"]
 

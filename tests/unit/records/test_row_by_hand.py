@@ -180,6 +180,7 @@ REQUESTED = Requested(
     nproc=8,
     precision="bf16",
     command="paralab run --x",
+    until_decided_percent=2.0,
     group="sweep",
     repeat=3,
     launcher="torchrun",
@@ -246,6 +247,8 @@ MEASURED: dict[str, Any] = {
     # of rank 3, the mean of both steps; a schedule of two stages has a longer bubble than it waits over pp
     "step_parts_json": '{"compute": 0.615, "data": 0.185, "bubble": 0.15, "comm_pp": 0.0, "comm_dp": 0.05}',
     # efficiency
+    "tokens_per_step": 16 * 16,
+    "model_flop_per_step": 16.0 * FLOPS_PER_SAMPLE,
     "model_tflops_per_device": TFLOPS,
     "flop_formula": "6N+12LHS",
     "peak_tflops_per_device": PEAK_TFLOPS,
@@ -253,6 +256,7 @@ MEASURED: dict[str, Any] = {
     "mfu": TFLOPS / PEAK_TFLOPS,
     "hfu": TFLOPS / PEAK_TFLOPS * (1 + FLOPS_AGAIN_PER_SAMPLE / FLOPS_PER_SAMPLE),
     "energy_j": 1000.0 + 2000.0 + 3000.0 + 4000.0,
+    "energy_per_token_j": 10_000 / (12 * 16 * 16),
     "energy_source": "nvml",
     "gpu_utilisation_mean_share": 0.35,
     "gpu_utilisation_max_share": 0.8,
@@ -340,6 +344,7 @@ DESCRIBED: dict[str, Any] = {
     "run_id": "abc",
     "group": "sweep",
     "repeat": 3,
+    "until_decided_percent": 2.0,
     "started_at": "2023-11-14T22:13:20.250+00:00",
     "status": "ok",
     "command": "paralab run --x",
@@ -396,6 +401,8 @@ DESCRIBED: dict[str, Any] = {
     "optimizer": "adamw",
     "seed": 7,
     "data": "alice",
+    "tokenizer": "bytes",
+    "vocabulary": 257,
 }
 # Columns that are known elsewhere, and the test that reads them there.
 ELSEWHERE = {
@@ -412,6 +419,10 @@ ELSEWHERE = {
     "restarts": "unit/training/test_goodput.py::test_a_start_after_a_kill_counts_what_was_lost",
     "recovery_s": "unit/training/test_goodput.py::test_a_start_after_a_kill_counts_what_was_lost",
     "steps_lost": "unit/training/test_goodput.py::test_a_start_after_a_kill_counts_what_was_lost",
+    **dict.fromkeys(
+        ("until_loss", "steps_to_loss", "samples_to_loss", "time_to_loss_s"),
+        "unit/benchmarks/test_to_loss.py::test_a_run_ends_where_it_reaches_its_loss",
+    ),
     "goodput_share": "unit/training/test_goodput.py::test_goodput_is_the_time_in_steps_that_were_kept",
     **{
         f"comm_{axis}_{counted}": f"unit/records/test_row_by_hand.py::{test}"
@@ -506,6 +517,8 @@ ALONE: dict[str, Any] = {
     "warmup_steps": 1,
     "warmup_rule": "mser, clipped at 3 mad, at most half",
     "tokens_per_s": None,
+    "tokens_per_step": None,
+    "energy_per_token_j": None,
     "tokens_per_s_per_device": None,
     "unit": "images",
     "exposed_comm_share": 0.0,
