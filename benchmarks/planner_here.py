@@ -11,24 +11,17 @@ more than a tenth of a core are not compared. Of repeats of a layout the median 
 
 import sys
 import time
-from collections import defaultdict
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from statistics import median
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
-from paralab.benchmarks.planner_errors import SMALLEST_GROUP, kendall, regret
+from paralab.benchmarks.planner_compared import Compared, by_layout, by_model, compare, write
 from paralab.commands import calibrate
 from paralab.errors import ConfigError, UsageError
 from paralab.options.arguments import Parser
 
 if TYPE_CHECKING:
-    from paralab.planning.measured.device import MeasuredDevice
-    from paralab.planning.measured.step import Predicted
-    from paralab.records.row import RunRecord
+    from paralab.benchmarks.planner_here_worker import Stop
 
 # model:size -> samples of a step, timed steps
 MODELS = {"gpt2:nano": (8, 5), "gpt2:small": (4, 3), "resnet:20": (32, 8), "diffusion:dit-mnist": (32, 8)}
@@ -54,32 +47,15 @@ def main(argv: Sequence[str]) -> int:
             calibrate.main(["--out", str(folder / "device.json")])
         for nproc in nprocs:
             measure(folder / "rows.csv", models, nproc, repeats=options.repeats)
-    print("\n".join(report(folder)))
+    layouts, quiet = report(folder)
+    print("\n".join([quiet, "", *by_layout(layouts), "", *by_model(layouts)]))
+    if options.write:
+        write(Path(options.write), layouts)
     return 0
 
 
-@dataclass(frozen=True)
-class Compared:
-    """One layout of one model: seconds of a step as measured (median of its runs) and as predicted.
-
-    memory_error: of the peak of tensors of the fullest rank, as a share of what was measured; None where not measured.
-    """
-
-    model: str
-    processes: int
-    layout: str
-    measured_s: float
-    predicted_s: float
-    memory_error: float | None
-
-    @property
-    def error(self) -> float:
-        """The error of the predicted step time, as a share of the measured one."""
-        return self.predicted_s / self.measured_s - 1
-
-
-def report(folder: Path) -> Iterator[str]:
-    """Yield the lines of two Markdown tables: every layout that ran undisturbed, and how well each group is ranked."""
+def report(folder: Path) -> tuple[list[Compared], str]:
+    """Return every layout that ran undisturbed, and a sentence on how many runs did."""
     from paralab.benchmarks.planner_here_worker import load_file
     from paralab.measure.load import QUIET
     from paralab.planning.measured.device import read as read_device
@@ -88,61 +64,7 @@ def report(folder: Path) -> Iterator[str]:
     device, rows = read_device(folder / "device.json"), read(folder / "rows.csv")
     loads = dict(line.split(",") for line in load_file(folder / "rows.csv").read_text(encoding="utf-8").split())
     quiet = [row for row in rows if float(loads.get(row.run_id, "inf")) <= QUIET]
-    layouts = list(compare(quiet, device))
-    yield f"{device.name}, {len(quiet)} of {len(rows)} runs were undisturbed"
-    yield from (
-        "",
-        "| model | layout | measured ms | predicted ms | error | error of memory |",
-        "|---|---|---:|---:|---:|---:|",
-    )
-    for one in layouts:
-        memory = "" if one.memory_error is None else f"{one.memory_error:+.1%}"
-        times = f"{one.measured_s * 1e3:.0f} | {one.predicted_s * 1e3:.0f} | {one.error:+.0%}"
-        yield f"| {one.model} | {one.layout} | {times} | {memory} |"
-    yield from (
-        "",
-        "| model | processes | layouts | mean error | Kendall tau | regret |",
-        "|---|---:|---:|---:|---:|---:|",
-    )
-    yield from _groups(layouts)
-
-
-def compare(rows: "list[RunRecord]", device: "MeasuredDevice") -> Iterator[Compared]:
-    """Yield every layout of these rows that can be predicted, in the order in which they first ran."""
-    from paralab.commands.own_rows import predicted_rows
-
-    runs: dict[tuple[str, int, str], list[tuple[RunRecord, Predicted]]] = defaultdict(list)
-    for row, predicted in predicted_rows(rows, device):
-        runs[f"{row.model} {row.size}", row.world_size or 1, row.layout or ""].append((row, predicted))
-    for (model, processes, layout), of in runs.items():
-        row, predicted = of[0]
-        peak = row.memory_tensors_peak_bytes
-        yield Compared(
-            model,
-            processes,
-            layout,
-            measured_s=median(row.step_time_p50_s or 0.0 for row, _ in of),
-            predicted_s=predicted.step_time_s,
-            memory_error=predicted.memory.total / peak - 1 if peak else None,
-        )
-
-
-def _groups(layouts: list[Compared]) -> Iterator[str]:
-    """Yield the error, the order and the regret of each model on so many processes, and of all together."""
-    groups = defaultdict(list)
-    for one in layouts:
-        groups[one.model, str(one.processes)].append(one)
-    for one in layouts:
-        groups[one.model, "all"].append(one)
-    for (model, processes), of in groups.items():
-        measured, predicted = (np.array([[c.measured_s, c.predicted_s] for c in of])).T
-        order = f"{kendall(predicted, measured):.2f}" if len(of) >= SMALLEST_GROUP else ""
-        lost = f"{regret(predicted, measured):.1%}" if len(of) > 1 else ""
-        error = sum(abs(one.error) for one in of) / len(of)
-        yield f"| {model} | {processes} | {len(of)} | {error:.1%} | {order} | {lost} |"
-    if layouts:
-        error = sum(abs(one.error) for one in layouts) / len(layouts)
-        yield f"| all | all | {len(layouts)} | {error:.1%} | | |"
+    return list(compare(quiet, device)), f"{device.name}: {len(quiet)} of {len(rows)} runs were undisturbed"
 
 
 def _parser() -> Parser:
@@ -151,39 +73,35 @@ def _parser() -> Parser:
     parser.add_argument("--models", default=",".join(MODELS), metavar="A,B,...", help="Models to run, with their sizes")
     parser.add_argument("--nprocs", default="1,2,4", metavar="N,M,...", help="Numbers of processes to run")
     parser.add_argument("--repeats", type=int, default=3, metavar="N", help="Runs of each layout, interleaved")
+    parser.add_argument("--write", metavar="FILE.csv", help="Also write what was compared to a small file")
     parser.add_argument("--compare", action="store_true", help="Measure nothing: compare the rows that are there")
     return parser
 
 
 def measure(out: Path, models: Sequence[str], nproc: int, *, repeats: int) -> None:
     """Run all layouts of these models on so many processes, and append their rows to a file."""
+    from paralab.running import task
+
+    out.parent.mkdir(parents=True, exist_ok=True)
+    every = stops(models, nproc, repeats=repeats)
+    began = time.monotonic()
+    task.start("paralab.benchmarks.planner_here_worker:visit", every, str(out), nproc=nproc, config=every[0].run)
+    print(f"{len(every)} runs on {nproc} processes in {time.monotonic() - began:.0f} s, rows in {out}")
+
+
+def stops(models: Sequence[str], nproc: int, *, repeats: int) -> "list[Stop]":
+    """Return the runs of all layouts of these models on so many processes, and of each its repeats, interleaved."""
     from paralab.benchmarks.planner_here_worker import Stop
     from paralab.planning.resolve import resolve
     from paralab.processes.rank import Rank
     from paralab.records.requested import Requested
-    from paralab.running import task
 
-    out.parent.mkdir(parents=True, exist_ok=True)
-    works = [resolve(run) for run in runs(models, nproc)]
-    stops = [
-        Stop(
-            work.run,
-            Requested(
-                strategy=work.strategy,
-                nproc=nproc,
-                precision=work.run.precision,
-                group="planner-here",
-                repeat=repeat,
-                command=work.command,
-                launcher=Rank.from_env().launcher,
-            ),
-        )
+    works, rank = [resolve(run) for run in runs(models, nproc)], Rank.from_env()
+    return [
+        Stop(work.run, Requested.of(work.run, rank, group="planner-here", repeat=repeat, command=work.command))
         for repeat in range(repeats)
         for work in works
     ]
-    began = time.monotonic()
-    task.start("paralab.benchmarks.planner_here_worker:visit", stops, str(out), nproc=nproc, config=works[0].run)
-    print(f"{len(stops)} runs on {nproc} processes in {time.monotonic() - began:.0f} s, rows in {out}")
 
 
 def runs(models: Sequence[str], nproc: int) -> "Iterator[Any]":

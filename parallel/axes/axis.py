@@ -283,6 +283,10 @@ class Axis(AxisWords):
         """Yield what software does on the host for a stage, and how often in one micro-batch."""
         yield from ()
 
+    def copied(self, stage: Stage, plan: "Planned") -> Iterator[int]:
+        """Yield the bytes that a rank copies for a stage in a step: into what it sends, and out of what it gets."""
+        yield from ()
+
     def held(self, memory: StageMemory, plan: "Planned") -> StageMemory:
         """Return the states that a rank holds, given those it would hold without this axis."""
         return memory

@@ -93,8 +93,8 @@ class Stopwatch(Recorder):
 
 
 def undisturbed(times: Sequence[float]) -> float:
-    """Return the lower quartile of what was measured in several turns: others are of a machine that was busy."""
-    return sorted(times)[len(times) // 4]
+    """Return the (lower) median of what was measured in several turns: fewer than half were of a busy machine."""
+    return sorted(times)[(len(times) - 1) // 2]
 
 
 def _seconds(run: Callable[[], object]) -> float:

@@ -310,6 +310,18 @@ class DataAxis(Axis):
         elif _overlaps(layout):
             yield Software.REPLICATED_PARAMETER, len(trained(stage.part, stage.shapes))
 
+    def copied(self, stage: Stage, plan: "Planned") -> Iterator[int]:
+        """Yield gradients on their way to be reduced, and weights as FSDP takes them out of what it has gathered."""
+        layout = plan.layout
+        if replicas(layout) == 1 or layout.local:
+            return
+        yield sum(prod(shape) for shape in trained(stage.part, stage.shapes).values()) * weight_bytes(plan)
+        if layout.zero < 2:
+            return
+        for name, shape in stage.shapes.items():
+            again = layout.zero == 3 and layout.pp == 1 and block_of(name, blocks_in(plan)) is not None
+            yield reductions(plan) * (1 + again) * prod(shape) * compute_bytes(plan)
+
     def alike(self, plan: "Planned") -> list[list[int]]:
         """Return ranks together whose shares of the rows are equal: under ZeRO the last ones may have less."""
         cp = plan.layout.cp

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Sequence
 from functools import lru_cache
+from statistics import pstdev
 
 from paralab.axes.axis import Transfer
 from paralab.axes.forms import wire_bytes
@@ -25,24 +26,38 @@ def pass_s(work: Work, rates: Rates, *, backward: bool) -> float:
 @lru_cache(maxsize=1 << 16)
 def operation_s(operation: Operation, rates: Rates) -> float:
     """Return the seconds of one operation, as long as those measured with sizes near its own."""
-    samples = _samples(operation, rates)
+    samples = _samples(operation.kind, operation.dtype, rates)
     if operation.flops and samples[0].flops:
         return _by_shape(operation, samples)
-    return between([(s.bytes, s.seconds) for s in samples], operation.bytes)
+    return bytes_s(operation.kind, operation.bytes, rates, dtype=operation.dtype)
 
 
-def _samples(operation: Operation, rates: Rates) -> Sequence[Sample]:
+def bytes_s(kind: str, size: float, rates: Rates, *, dtype: str = "float32") -> float:
+    """Return the seconds of an operation that moves so many bytes.
+
+    Above the largest one of its kind that was measured, it takes longer as sums of tensors do.
+    """
+    points, plain = ([(s.bytes, s.seconds) for s in _samples(name, dtype, rates)] for name in (kind, _PLAIN))
+    largest = max(at for at, _ in points)
+    longer = between(plain, size) / between(plain, largest) if size > largest else 1.0
+    return between(points, min(size, largest)) * longer
+
+
+def _samples(kind: str, dtype: str, rates: Rates) -> tuple[Sample, ...]:
     """Return what was measured of this kind and dtype, of the kind in fp32, or of operations that move bytes."""
-    for kind in (operation.kind, _PLAIN):
-        for dtype in (operation.dtype, "float32"):
-            if found := rates.operations.get(f"{kind} {dtype}"):
+    for name in (kind, _PLAIN):
+        for width in (dtype, "float32"):
+            if found := rates.operations.get(f"{name} {width}"):
                 return found
     return rates.operations[f"{_PLAIN} float32"]
 
 
-def _by_shape(operation: Operation, samples: Sequence[Sample]) -> float:
-    """Return FLOPs over the FLOP/s of measured shapes, each the heavier the closer it is (Shepard 1968)."""
-    weights = _WEIGHTS[operation.kind.removesuffix("_backward")]
+def _by_shape(operation: Operation, samples: tuple[Sample, ...]) -> float:
+    """Return FLOPs over the FLOP/s of measured shapes, each the heavier the closer it is (Shepard 1968).
+
+    What is averaged is the speed that a shape would have if it were as slow for its narrow sides as all are together.
+    """
+    weights, width = _WEIGHTS[operation.kind.removesuffix("_backward")], _half_speed_width(samples)
     total = logs = 0.0
     for sample in samples:
         steps = (
@@ -50,8 +65,23 @@ def _by_shape(operation: Operation, samples: Sequence[Sample]) -> float:
         )
         weight = 1 / (sum(step**2 for step in steps) + 1e-6) ** (_NEAR / 2)
         total += weight
-        logs += weight * math.log(sample.flops / sample.seconds)
-    return operation.flops / math.exp(logs / total)
+        logs += weight * (math.log(sample.flops / sample.seconds) + _slowness(sample.shape, width))
+    return operation.flops / math.exp(logs / total - _slowness(operation.shape, width))
+
+
+@lru_cache(maxsize=64)
+def _half_speed_width(samples: tuple[Sample, ...]) -> float:
+    """Return the width of a side at which speed is halved that explains most of what was measured; 0 for none."""
+
+    def left(width: float) -> float:
+        return pstdev(math.log(s.flops / s.seconds) + _slowness(s.shape, width) for s in samples)
+
+    return min((0.0, *(2.0**n for n in range(8))), key=left)
+
+
+def _slowness(shape: Sequence[int], width: float) -> float:
+    """Return the logarithm of how many times slower a shape is than one whose sides are all long."""
+    return sum(math.log1p(width / max(size, 1)) for size in shape)
 
 
 def _octaves(size: int) -> float:

@@ -11,12 +11,12 @@ from paralab.axes.sent import predicted_transfers
 from paralab.layout import Layout
 from paralab.layout.layout import MOST_RANKS
 from paralab.layout.schedules import Pass, ScheduleName
-from paralab.planning.measured.device import MeasuredDevice, Rates, Sample, between
+from paralab.planning.measured.device import MeasuredDevice, Rates
 from paralab.planning.measured.schedule import Took, makespan_s
-from paralab.planning.measured.seconds import pass_s, transfer_s
+from paralab.planning.measured.seconds import bytes_s, pass_s, transfer_s
 from paralab.planning.measured.trace import Traced, noted, states, traces
 
-_OPTIMIZERS = {"adamw": "_fused_adamw float32", "sgd": "_fused_sgd float32"}
+_OPTIMIZERS = {"adamw": "_fused_adamw", "sgd": "_fused_sgd"}
 
 
 @dataclass(frozen=True)
@@ -71,7 +71,7 @@ def predict(plan: Planned, device: MeasuredDevice, cluster: Cluster = ONE_MACHIN
     software_s = _software_s(plan, device)
     passes_s = _passes_s(plan, each, rates, links, speed, software_s)
     crowd = max(1 / speed(layout.pp), 1.0)
-    update_s = _update_s(plan, each, rates) * crowd
+    update_s = (_update_s(plan, each, rates) + _copies_s(plan, rates)) * crowd
     once_s = links.once_s
     stages_s = [_stage_s(one, rates) + more_s for one, more_s in zip(each, software_s, strict=True)]
     parts = {
@@ -108,6 +108,17 @@ class _Speed:
 
 def _stage_s(traced: Traced, rates: Rates) -> float:
     return pass_s(traced.forward, rates, backward=False) + pass_s(traced.backward, rates, backward=True)
+
+
+def _copies_s(plan: Planned, rates: Rates) -> float:
+    """Return what a rank spends in a step on copies of what it sends, into buffers and out of them."""
+    if plan.layout.world_size == 1:
+        return 0.0
+    copied = [0] * plan.layout.pp
+    for one in noted(plan):
+        for axis in used(plan.layout):
+            copied[_rank_of(plan.layout, one.stage.index)] += sum(axis.copied(one.stage, plan))
+    return bytes_s("copy", 2 * max(copied), rates) if max(copied) else 0.0
 
 
 def _software_s(plan: Planned, device: MeasuredDevice) -> list[float]:
@@ -211,17 +222,12 @@ def _update_s(plan: Planned, each: tuple[Traced, ...], rates: Rates) -> float:
         share = layout.dp if layout.zero >= 1 else 1
         norm_share = layout.dp if layout.zero >= 2 else 1
         updated = weights / share
-        adam = _by_bytes(rates, kind, 28 * updated)
-        norm = _by_bytes(rates, "linalg_vector_norm float32", 4 * weights / norm_share)
-        clip = _by_bytes(rates, "mul float32", 8 * weights / norm_share)
+        adam = bytes_s(kind, 28 * updated, rates)
+        norm = bytes_s("linalg_vector_norm", 4 * weights / norm_share, rates)
+        clip = bytes_s("mul", 8 * weights / norm_share, rates)
         return adam + norm + clip + tensors * rates.tensor_s
 
     return max(seconds(*one) for one in held.values())
-
-
-def _by_bytes(rates: Rates, name: str, size: float) -> float:
-    samples: tuple[Sample, ...] = rates.operations.get(name) or rates.operations["add float32"]
-    return between([(s.bytes, s.seconds) for s in samples], size)
 
 
 def memory(plan: Planned, each: tuple[Traced, ...]) -> Memory:

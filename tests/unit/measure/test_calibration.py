@@ -44,7 +44,7 @@ def test_a_turn_goes_on_where_the_last_one_ended(monkeypatch: pytest.MonkeyPatch
 
 
 def test_a_moment_in_which_the_machine_was_busy_spoils_nothing() -> None:
-    assert undisturbed([1.0, 20.0, 1.1, 20.0, 1.2, 20.0]) == 1.1
+    assert undisturbed([1.0, 20.0, 1.1, 20.0, 1.2, 20.0]) == 1.2
 
 
 def test_all_that_axes_have_software_do_is_timed() -> None:

@@ -4,6 +4,7 @@ import json
 from collections.abc import Iterator
 from dataclasses import replace
 from itertools import product
+from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ from paralab.planning.measured import planned, search, step
 from paralab.planning.measured.device import MeasuredDevice, Rates, Sample, Sent, between
 from paralab.planning.measured.operations import Operation
 from paralab.planning.measured.schedule import Took, makespan_s
-from paralab.planning.measured.seconds import operation_s
+from paralab.planning.measured.seconds import bytes_s, operation_s
 from paralab.planning.measured.step import Cluster
 from paralab.records.writing import append
 from tests.unit.synthetic_runs import run
@@ -125,6 +126,40 @@ def test_an_operation_takes_as_long_as_those_measured_near_it() -> None:
     assert operation_s(Operation("erfinv", "float32", (), 0.0, 1 << 20), DEVICE.rates[0]) == pytest.approx(
         (1 << 20) / BYTES_PER_S
     )
+
+
+def test_beyond_the_largest_measured_size_an_operation_grows_as_sums_do() -> None:
+    one = replace(DEVICE.rates[0], operations=samples() | {"clamp float32": (Sample((), 0.0, 8, 2e-6),)})
+    assert bytes_s("clamp", 512, one) == pytest.approx(2e-6)  # so small that all is starting it
+    assert bytes_s("clamp", 1 << 24, one) == pytest.approx(2e-6 * (1 << 14))
+
+
+def test_narrow_products_are_slower_by_a_width_that_the_measured_ones_show() -> None:
+    def flops_per_s(*sides: int) -> float:
+        return FLOPS / prod(1 + 16 / side for side in sides)
+
+    def sample(*sides: int) -> Sample:
+        return Sample(sides, 2.0 * prod(sides), 0, 2 * prod(sides) / flops_per_s(*sides))
+
+    made = tuple(sample(*sides) for sides in product((16, 256, 4096), repeat=3))
+    one = replace(DEVICE.rates[0], operations=samples() | {"product float32": made})
+    for sides in ((1024, 50304, 128), (40, 40, 40), (3000, 20, 900)):
+        operation = Operation("product", "float32", sides, 2.0 * prod(sides), 0)
+        assert operation.flops / operation_s(operation, one) == pytest.approx(flops_per_s(*sides), rel=0.02)
+
+
+def test_gradients_and_gathered_weights_are_copied() -> None:
+    slow = tuple(replace(s, seconds=100 * s.seconds) for s in samples()["add float32"])
+    rates = tuple(replace(one, operations=one.operations | {"copy float32": slow}) for one in DEVICE.rates)
+
+    def copies_s(layout: str) -> float:
+        return (
+            predicted(layout, device=replace(DEVICE, rates=rates)).parts["update"] - predicted(layout).parts["update"]
+        )
+
+    once = copies_s("dp2")  # gradients, into buckets
+    assert copies_s("dp1") == 0 and copies_s("dp2/zero2") == pytest.approx(2 * once, rel=0.02)
+    assert 2.2 * once < copies_s("dp2/zero3") < 3 * once  # blocks are gathered twice
 
 
 def test_a_larger_batch_takes_longer_and_needs_more() -> None:
