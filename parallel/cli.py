@@ -47,6 +47,7 @@ TARGETS = {
     "export": "paralab.commands.export:main",
     "import-deepspeed": "paralab.commands.import_deepspeed:main",
     "generate": "paralab.commands.generate:main",
+    "invert": "paralab.commands.invert:main",
     "probe": "paralab.commands.probe:main",
     "sample": "paralab.commands.sample:main",
 }

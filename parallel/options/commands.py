@@ -30,6 +30,7 @@ COMMANDS = {
     "export": "write the weights of a checkpoint in other formats",
     "import-deepspeed": "convert the weights of a DeepSpeed ZeRO checkpoint",
     "generate": "generate text with a trained language model",
+    "invert": "find a prompt after which a model writes a given text",
     "probe": "classify images by the features of a trained vicreg model",
     "sample": "draw samples from a trained diffusion model",
 }
