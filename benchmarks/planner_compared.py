@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from paralab.records.row import RunRecord
 
 PUBLISHED = Path(__file__).parent / "results" / "planner" / "here" / "two-cores.csv"
+CALIBRATION = PUBLISHED.with_suffix(".json")  # that its predictions were made with
 
 
 @dataclass(frozen=True)

@@ -1,12 +1,16 @@
 """The page docs/planner.md: contract, model, constants and errors of the planner, from where each is declared."""
 
 from collections.abc import Iterator
+from pathlib import Path
 
+from paralab.benchmarks import planner_compared
+from paralab.benchmarks.planner_compared import by_layout, by_model
 from paralab.benchmarks.planner_errors import table
 from paralab.commands.predict import HEADER
 from paralab.planning import checked
 from paralab.planning.cases import COLUMNS, IGNORED
 from paralab.planning.constants import described
+from paralab.planning.measured import device
 
 HEAD = """\
 # Predicting step time and memory
@@ -48,12 +52,29 @@ in fp32; a row of cases has to have the shape of GPT-2 or Llama.
 - `memory_gib` is that of the tensors of the fullest rank; all processes of a machine have to fit into it together.
 - Dividing sequences or experts over ranks is not predicted, and is refused.
 
-How far off it is on a machine, `python -m paralab.benchmarks.planner_here` measures: layouts of GPT-2, ResNet
-and DiT on 1, 2 and 4 processes, compared with what a calibration of that machine says. It needs a machine that
-does nothing else, and no such comparison is published here yet. Three or more rows of one's own, measured on
-that device, correct step times by one factor, and each row says how far off a factor from the others is:
+Three or more rows of one's own, measured on that device, correct step times by one factor, and each row says how far
+off a factor from the others is:
 
     paralab plan --model gpt2 --gpu device.json --n-gpus 2 --calibrate-from runs/results.csv
+
+### How far off it is on a machine
+
+    python -m paralab.benchmarks.planner_here --write compared.csv
+
+measures it: layouts of GPT-2, ResNet and DiT on 1, 2 and 4 processes, compared with what a calibration of the machine
+says. It needs a machine that does nothing else. Figures of {here_date}, on {here_processor} with {here_cores} cores,
+torch {here_torch}, in fp32, of {here_runs} runs beside which other programs took less than a tenth of a core
+(`{here_file}`). The calibration was made apart from them; beside it other programs took
+{here_others} cores:
+
+{here_by_model}
+
+No constant was fitted to these figures, but what is measured, and how, was chosen with them in view: other models and
+machines will be predicted less well. {here_longer} of {here_layouts} layouts took longer than predicted. The median of
+few runs counts, on a virtual machine whose speed changes: the same layout took up to {here_spread:.0%} longer in one
+run than in another.
+
+{here_by_layout}
 
 ## The fastest layout
 
@@ -178,8 +199,26 @@ def page() -> str:
         "images_median": images.median_percent,
         "images_worst": images.worst_percent,
     }
-    head = HEAD.format(**errors, **of_images, ranges=_ranges(), rate="100,000")
+    head = HEAD.format(**errors, **of_images, **_here(), ranges=_ranges(), rate="100,000")
     return "\n".join([head, _contract(), *_constants()]) + "\n"
+
+
+def _here() -> dict[str, object]:
+    """Return what the comparison with a measured machine says, and where and when it was made."""
+    layouts = planner_compared.read(planner_compared.PUBLISHED)
+    of = layouts[0]
+    where: dict[str, object] = {
+        "here_date": of.date,
+        "here_processor": of.processor,
+        "here_cores": of.cores,
+        "here_torch": of.torch,
+    }
+    tables = {"here_by_model": by_model(layouts), "here_by_layout": by_layout(layouts)}
+    file = planner_compared.PUBLISHED.relative_to(Path(planner_compared.__file__).parents[1])
+    where["here_others"] = device.read(planner_compared.CALIBRATION).others_cores
+    where |= {"here_longer": sum(one.error < 0 for one in layouts), "here_layouts": len(layouts)}
+    where |= {"here_runs": sum(one.runs for one in layouts), "here_spread": max(one.spread for one in layouts)}
+    return where | {name: "\n".join(lines) for name, lines in tables.items()} | {"here_file": file}
 
 
 def _ranges() -> str:

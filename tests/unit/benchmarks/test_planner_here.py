@@ -7,6 +7,12 @@ import pytest
 
 from paralab.benchmarks import planner_compared, planner_here
 from paralab.benchmarks.planner_compared import Compared, by_layout, by_model
+from paralab.layout import Layout
+from paralab.models import SPECS
+from paralab.options.config import RunConfig
+from paralab.planning.measured.device import read
+from paralab.planning.measured.planned import imagine
+from paralab.planning.measured.step import predict
 
 ONE = Compared("2026-11-27", "a processor", 2, "2.13", "gpt2 nano", 2, "dp2", 8, 2, 0.1, 0.05, 0.11, 1000, 900)
 
@@ -37,3 +43,19 @@ def test_a_file_is_read_as_it_was_written(tmp_path: Path) -> None:
     layouts = [ONE, replace(ONE, layout="dp2/zero3", measured_bytes=None)]
     planner_compared.write(tmp_path / "here" / "a.csv", layouts)
     assert planner_compared.read(tmp_path / "here" / "a.csv") == layouts
+
+
+@pytest.mark.parametrize("name", ["dp2", "dp2/zero3", "tp2", "pp2/1f1b/mb4", "dp4"])
+def test_what_is_published_is_what_is_predicted_now(name: str) -> None:
+    """Otherwise: python -m paralab.benchmarks.planner_here --compare --write, and the page."""
+    device = read(planner_compared.CALIBRATION)
+    (one,) = (
+        one
+        for one in planner_compared.read(planner_compared.PUBLISHED)
+        if (one.model, one.layout) == ("resnet 20", name)
+    )
+    spec = SPECS["resnet"]
+    plan = imagine(spec, spec.config("20"), Layout.parse(name), batch=one.batch, run=RunConfig())
+    again = predict(plan, device)
+    assert again.step_time_s == pytest.approx(one.predicted_s, rel=1e-3)
+    assert again.memory.total == pytest.approx(one.predicted_bytes, rel=1e-3)

@@ -226,6 +226,12 @@ def test_passes_wait_for_each_other_and_share_cores() -> None:
     assert total_s(message_s=0.5) == pytest.approx(5.0) and total_s(links_s=0.25) == pytest.approx(5.0)
 
 
+def test_a_gradient_lies_beside_the_bucket_that_it_is_copied_into() -> None:
+    config = replace(CONFIG, vocab_size=20_000, seq_len=4)  # the embedding is the output layer: two gradients meet
+    plan = planned.imagine(TINY, config, Layout.parse("dp2"), batch=2, run=RunConfig())
+    assert step.predict(plan, DEVICE).memory.activations > 2.9 * 20_000 * config.hidden * 4
+
+
 def test_software_is_added_for_each_thing_that_an_axis_says_it_does() -> None:
     blocks, added_s = CONFIG.n_layers, 1e-3
 
