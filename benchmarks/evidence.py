@@ -54,11 +54,12 @@ def _scaled(p: float, level: float, needed: float) -> float:
 
 
 def of_runs(
-    base: Sequence[float], other: Sequence[float], times: Sequence[Sequence[str]], within: float | None
+    base: Sequence[float], other: Sequence[float], times: Sequence[Sequence[str]] | None, within: float | None
 ) -> Evidence:
-    """Weigh runs that are no pairs. times: when each was started, ISO 8601, of both variants."""
+    """Weigh runs one by one. times: when each was started, ISO 8601, of both variants; None where they are repeats of
+    one sweep, in a random order."""
     ratio = stats.median(other) / stats.median(base)
-    drifting = drift.judge(base, other, *times)
+    drifting = drift.Drift() if times is None else drift.judge(base, other, *times)
     independent = stats.mann_whitney(base, other)
     low, high = _widened(*stats.ratio_interval(base, other), ratio, drifting.factor)
     margin = None if within is None else _equivalent(base, other, within, drifting.factor)

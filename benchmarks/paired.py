@@ -95,13 +95,13 @@ def least_pairs(tests: int, level: float) -> int:
 def pair_up(base: Sequence[RunRecord], other: Sequence[RunRecord], column: str) -> Pairs:
     """Return the runs of one group that have the same number of repeat, by a column that all of them have.
 
-    There are none where one variant was first more often: what comes second in every pair is slower on a machine that
-    slows down, whatever it is. `paralab bench` turns the order round in every second repeat.
+    There are none where one variant was always first: what comes second in every pair is slower on a machine that slows
+    down, whatever it is. `paralab bench` draws the order of each repeat, and that makes the test exact (Fisher 1935).
     """
     left, right = ({(run.group, run.repeat): run for run in runs if run.group is not None} for runs in (base, other))
     keys = [key for key in left if key in right and key[1] is not None]
     first = sum(_began(left[key]) < _began(right[key]) for key in keys)
-    if abs(2 * first - len(keys)) > 1 + len(keys) // 5:
+    if min(first, len(keys) - first) < max(1, len(keys) // 8):
         return Pairs((), ())
     return Pairs(*(tuple(float(getattr(side[key], column)) for key in keys) for side in (left, right)))
 

@@ -6,14 +6,15 @@
     paralab bench --vary batch,precision,compile --strategy single
     paralab bench --layouts dp2,dp2/zero1 --until-decided 2%
 
-Each case runs in its own processes. Repeats are interleaved (A B C, C B A, A B C ...), so that a machine whose speed
-drifts affects all cases alike, and are compared in pairs. Parity is checked in the first repeat. A case that fails,
-hangs or runs out of memory leaves a row, and the sweep continues. The same command, typed again, continues a sweep that
-was interrupted.
+Each case runs in its own processes. Repeats are interleaved in an order that is drawn for each (A B C, C A B ...), so
+that a machine whose speed drifts affects all cases alike, and are compared in pairs. Parity is checked in the first
+repeat. A case that fails, hangs or runs out of memory leaves a row, and the sweep continues. The same command, typed
+again, continues a sweep that was interrupted.
 """
 
 import hashlib
 import os
+import random
 import signal
 import subprocess
 import sys
@@ -181,7 +182,7 @@ def main(argv: list[str]) -> int:
     _show_data(cases)
     with progress(len(cases) * config.repeats, "bench") as bar:
         runner = Runner(config, cases, bar)
-        rows = [runner.run(case) for case in cases]
+        rows = [runner.run(case) for case in in_turn(cases, 0, runner.group)]
         if variations.BATCH in (config.vary or ()):
             found = variations.batches(
                 _base(config), lambda named: runner.run_new(Case(*named)), time_limit_s=config.time_limit_s
@@ -190,7 +191,7 @@ def main(argv: list[str]) -> int:
             bar.extend(len(fitting) * (config.repeats - 1))
             cases += fitting
         for repeat in range(1, config.repeats):
-            rows += [runner.run(case, repeat) for case in in_turn(cases, repeat)]
+            rows += [runner.run(case, repeat) for case in in_turn(cases, repeat, runner.group)]
         metric = deciding.metric_within(percent_of(config.until_decided), to_loss=config.until_loss is not None)
         if metric is not None:
             rows += until_decided(config, cases, runner, metric)
@@ -203,12 +204,14 @@ def main(argv: list[str]) -> int:
     return 0 if all(map(_is_good, rows)) else 1
 
 
-def in_turn(cases: Sequence[Case], repeat: int) -> list[Case]:
-    """Return the cases in the order of a repeat: every second one goes backwards.
+def in_turn(cases: Sequence[Case], repeat: int, group: str) -> list[Case]:
+    """Return the cases in the order of a repeat, which is drawn from its number and the name of the sweep.
 
-    So each of two cases is first as often as the other, and a machine that slows down makes neither of them slower.
+    The first repeat goes in the order that was typed, so that the first case is the baseline of a sweep that has no
+    other. Which of two cases comes first is a fair coin in each later repeat: whatever the machine does, a case that is
+    no slower is as likely to be the slower one of a pair as not, and pairs do not depend on each other.
     """
-    return list(reversed(cases)) if repeat % 2 else list(cases)
+    return random.Random(f"{group} {repeat}").sample(cases, len(cases)) if repeat else list(cases)
 
 
 def until_decided(config: SweepConfig, cases: Sequence[Case], runner: "Runner", metric: Metric) -> Iterator[RunRecord]:
@@ -221,7 +224,7 @@ def until_decided(config: SweepConfig, cases: Sequence[Case], runner: "Runner", 
         if not going or spent:
             return
         runner.bar.extend(len(going))
-        yield from (runner.run(case, repeat) for case in in_turn(going, repeat))
+        yield from (runner.run(case, repeat) for case in in_turn(going, repeat, runner.group))
 
 
 def _heading(config: SweepConfig) -> str:

@@ -59,6 +59,11 @@ class Variant:
         return any(run.until_decided_percent is not None for run in self.runs)
 
     @property
+    def groups(self) -> set[str]:
+        """Return the sweeps that its runs belong to."""
+        return {run.group for run in self.runs if run.group is not None}
+
+    @property
     def parity(self) -> bool | None:
         """Whether it computes what one process computes: no where one run says so, unknown where none does."""
         return parity(self.runs)
@@ -521,7 +526,8 @@ def _weighed(found: Comparison, base: Variant, other: Variant, metric: Metric, *
     """Fill in the test and the interval, of pairs where there are enough of them for a verdict."""
     left, right = base.samples(metric), other.samples(metric)
     pairs = pair_up(base.measured(metric), other.measured(metric), metric.column)
-    looks = base.looked_often and other.looked_often and len(pairs) > 0
+    interleaved = len(pairs) == min(len(left), len(right))
+    looks = base.looked_often and other.looked_often and not base.groups.isdisjoint(other.groups)
     if not looks and len(pairs) < least_pairs(tests, LEVEL):
         pairs = Pairs((), ())
     found = replace(found, verdict="insufficient", pairs=len(pairs), looked_often=looks)
@@ -530,9 +536,12 @@ def _weighed(found: Comparison, base: Variant, other: Variant, metric: Metric, *
         found = replace(found, more_repeats=more)
     if len(pairs):
         return _with_evidence(found, evidence.of_pairs(pairs, metric.within, tests=tests, looks=looks))
+    if looks:
+        return _with_note(found, "a verdict needs pairs of repeats, of which either is first in some")
     if min(len(left), len(right)) < LEAST_RUNS:
         return _with_note(found, f"a verdict needs {LEAST_RUNS} good runs of each: {_more(found, LEAST_RUNS)}")
-    times = [[run.started_at for run in variant.measured(metric)] for variant in (base, other)]
+    started = [[run.started_at for run in variant.measured(metric)] for variant in (base, other)]
+    times = None if interleaved else started
     return _with_evidence(found, evidence.of_runs(left, right, times, metric.within))
 
 

@@ -105,7 +105,7 @@ def test_versions_of_python_are_said_once() -> None:
     assert f'target-version = "py{supported[0].replace(".", "")}"' in (ROOT / "ruff.toml").read_text()
 
 
-@pytest.mark.parametrize("script", ["launch.sh", "check", ".ci/run"])
+@pytest.mark.parametrize("script", ["launch.sh", "check", ".ci/run", "examples/performance_gate.sh"])
 def test_scripts_are_executable_and_parse(script: str) -> None:
     path = ROOT / script
     assert path.stat().st_mode & 0o111

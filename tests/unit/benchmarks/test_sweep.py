@@ -1,5 +1,6 @@
 """The cases of a sweep: what flags and files make, and that the flags of a case make that case again."""
 
+import random
 import re
 from collections import Counter
 from dataclasses import replace
@@ -8,7 +9,6 @@ from itertools import count
 from pathlib import Path
 from uuid import uuid4
 
-import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -133,20 +133,19 @@ def decided(
 ) -> list[tuple[str, int]]:
     """Run a sweep until it is decided, whose layouts take so many times the step time of the first; return the runs."""
     ran: list[tuple[str, int]] = []
-    noise = np.random.default_rng(0)
 
     def run(runner: Runner, case: Case, repeat: int) -> RunRecord:
         layout = str(case.config.layout)
         ran.append((layout, repeat))
-        time_s = 0.1 * ratios[layout] * np.exp(noise.normal(0, 0.01))
+        time_s = 0.1 * ratios[layout] * (1 + random.Random(f"{layout} {repeat}").gauss(0, 0.01))
         return leave_row(
-            runner, case, repeat, layout=layout, strategy=layout, step_time_p50_s=float(time_s),
+            runner, case, repeat, layout=layout, strategy=layout, step_time_p50_s=time_s,
             started_at=(START + timedelta(minutes=len(ran))).isoformat(),
             until_decided_percent=percent_of(case.config.until_decided),
         )  # fmt: skip
 
     monkeypatch.setattr(Runner, "_run", run)
-    sweep = ["--layouts", ",".join(ratios), "--size", "tiny", "--until-decided", "2%", *words]
+    sweep = ["--layouts", ",".join(ratios), "--size", "tiny", "--until-decided", "2%", "--group", "mine", *words]
     assert main([*sweep, "--out", str(tmp_path / "rows.csv")]) == 0
     return ran
 
@@ -157,7 +156,9 @@ def test_repeats_go_on_until_each_comparison_is_decided(
     ran = decided(tmp_path, monkeypatch, {"dp2": 1.0, "dp2/zero1": 1.5, "dp2/zero3": 1.012})
     count = Counter(layout for layout, _ in ran)
     assert 8 <= count["dp2/zero1"] < count["dp2/zero3"] == count["dp2"] < 40, "what is decided is not run any more"
-    assert [layout for layout, repeat in ran if repeat == 1] == ["dp2/zero3", "dp2/zero1", "dp2"]
+    orders = {tuple(layout for layout, repeat in ran if repeat == number) for number in range(6)}
+    layouts = ("dp2", "dp2/zero1", "dp2/zero3")
+    assert orders > {layouts} and {tuple(sorted(order)) for order in orders} == {layouts}
     out = capsys.readouterr().out
     assert re.search("slower (49|50)", out) and f"({count['dp2']} pairs)" in out
     assert "equivalent within 2%" in out or "slower 1." in out
@@ -233,11 +234,10 @@ def run_twice(
 ) -> tuple[list[tuple[str, int]], int]:
     """Run a sweep of two cases, whose second leaves `first`, and run it again; return what the second time ran."""
     ran: list[tuple[str, int]] = []
-    columns = [{}, first, {}, {}]
 
     def run(runner: Runner, case: Case, repeat: int) -> RunRecord:
         ran.append((case.name, repeat))
-        return leave_row(runner, case, repeat, **columns[len(ran) - 1])
+        return leave_row(runner, case, repeat, **first if "zero1" in case.name and len(ran) <= 2 else {})
 
     monkeypatch.setattr(Runner, "_run", run)
     sweep = ["--strategies", "ddp,zero1", "--nprocs", "2", "--size", "tiny", "--repeats", "1", *words]
@@ -340,8 +340,9 @@ def test_a_batch_that_does_not_fit_ends_the_doubling_and_fails_nothing(
     words = ["--vary", "batch", "--strategy", "single", "--repeats", "2", "--out", str(tmp_path / "rows.csv")]
     assert main(words) == 0
     firsts = ["as it is", "batch 8", "batch 16", "batch 32"]
-    # 16 samples are what there is as it is: one run of this work in the second repeat, which goes backwards
-    assert ran == [(name, 0) for name in firsts] + [("batch 16", 1), ("batch 8", 1)]
+    # 16 samples are what there is as it is: one run of this work in the second repeat, whose order is drawn
+    assert ran[:4] == [(name, 0) for name in firsts]
+    assert sorted(ran[4:]) in ([("as it is", 1), ("batch 8", 1)], [("batch 16", 1), ("batch 8", 1)])
 
 
 @settings(max_examples=50, deadline=None)
