@@ -11,7 +11,7 @@ from paralab.convex.total_variation import TotalVariation, TotalVariationDual
 def subgradient(problem: TotalVariation, settings: Settings) -> Iterator[Iterate]:
     """Yield means of the points so far, weighted by their number, after steps of 2 / (k + 1).
 
-    Lacoste-Julien, Schmidt and Bach 2012, "A simpler approach to obtaining an O(1/t) convergence rate", section 3.2.
+    Lacoste-Julien, Schmidt and Bach 2012, "A simpler approach to obtaining an O(1/t) convergence rate".
     """
     point = mean = problem.start()
     yield Iterate(mean, epochs=0, steps=0)
@@ -22,7 +22,7 @@ def subgradient(problem: TotalVariation, settings: Settings) -> Iterator[Iterate
 
 
 def subgradient_bound(problem: TotalVariation, optimum: Optimum, settings: Settings, steps: int) -> float | None:
-    """Return 2 B^2 / (k + 1) of subgradients of norm B or less, with mu = 1 (the same, theorem of section 3.2)."""
+    """Return 2 B^2 / (k + 1) of subgradients of norm B or less, with mu = 1 (the same, for weighted means)."""
     return 2 * problem.most_squared_subgradient / (steps + 1) if steps else None
 
 

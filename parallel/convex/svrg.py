@@ -1,8 +1,8 @@
-"""Stochastic variance-reduced gradients (Johnson and Zhang 2013) in the form of Sebbouh et al. 2019, algorithm 1.
+"""Stochastic variance-reduced gradients (Johnson and Zhang 2013) in the form of Sebbouh et al. 2019 (Free-SVRG).
 
 "Towards closing the gap between the theory and practice of SVRG": an inner loop starts where the last one ended, and
-its anchor is a weighted mean of the last one's points. Theorem 3.1 then holds for every length of the loop, which here
-is a pass over the data; one iterate takes three passes: the anchor's gradient, and two gradients for each sample.
+its anchor is a weighted mean of the last one's points. Their theorem holds for every length of the loop, which here is
+a pass over the data; one iterate takes three passes: the anchor's gradient, and two gradients for each sample.
 """
 
 from collections.abc import Iterator
@@ -32,18 +32,18 @@ def loop_length(problem: SoftmaxRegression, settings: Settings) -> int:
 
 
 def step_size(problem: SoftmaxRegression, settings: Settings) -> float:
-    """Return 1 / (2 (L + 2 rho)) of the expected smoothness L and residual rho of a batch (theorem 3.1)."""
+    """Return 1 / (2 (L + 2 rho)) of the expected smoothness L and residual rho of a batch, as their theorem has it."""
     return 1 / (2 * (problem.expected_smoothness(settings.batch) + 2 * _residual(problem, settings.batch)))
 
 
 def _residual(problem: SoftmaxRegression, batch: int) -> float:
-    """Return the expected residual of batches without replacement (Sebbouh et al. 2019, section 2)."""
+    """Return the expected residual of batches without replacement (Sebbouh et al. 2019)."""
     n = problem.n_samples
     return (n - batch) / (batch * (n - 1)) * problem.sample_smoothness
 
 
 def bound(problem: SoftmaxRegression, optimum: Optimum, settings: Settings, steps: int) -> float:
-    """Return L / 2 times max((1 - alpha mu)^m, 1 / 2)^s of the Lyapunov at the start (theorem 3.1), m steps a loop."""
+    """Return L / 2 times max((1 - alpha mu)^m, 1 / 2)^s of the Lyapunov function at the start, m steps a loop."""
     m, alpha = loop_length(problem, settings), step_size(problem, settings)
     keeps = 1 - alpha * problem.strong_convexity
     weights = (1 - keeps**m) / (1 - keeps)
