@@ -49,6 +49,7 @@ TARGETS = {
     "generate": "paralab.commands.generate:main",
     "invert": "paralab.commands.invert:main",
     "probe": "paralab.commands.probe:main",
+    "anomaly": "paralab.commands.anomaly:main",
     "sample": "paralab.commands.sample:main",
 }
 

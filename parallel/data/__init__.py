@@ -1,5 +1,6 @@
 """Data: text, images and points as batches, the same for every layout. See `open_dataset` and `batches`."""
 
+from paralab.data.classes import WithoutClass
 from paralab.data.dataset import Batch, Compact, Dataset, Samples
 from paralab.data.files import path_of
 from paralab.data.images import ArrayImages, count_classes, open_images
@@ -48,10 +49,12 @@ def open_dataset(
     seq_len: int | None = None,
     split: str = "train",
     text: TextOptions = AS_IT_IS,
+    held_out_class: int | None = None,
 ) -> Dataset:
     """Open the data set `name` in the form that a model config asks for by its `task`.
 
     split: "train" or "validation". seq_len: tokens a sample, by default what the model holds; text only.
+    held_out_class: of labelled images, one that is left out.
     Raises: DataError naming what can be used instead; ModelError where the config lacks what its task needs.
     """
     if config.task not in _KIND_OF_TASK:
@@ -70,6 +73,8 @@ def open_dataset(
             f"--text-column, --streaming, --max-tokens or --seq-len with {name}, which is {kind}: leave them out"
         )
     samples = _samples(name, config=config, split=split)
+    if held_out_class is not None:
+        samples = WithoutClass(samples, held_out_class)
     if config.task == "classify":
         return (ClassifyStored if isinstance(samples, ArrayImages) else Classify)(samples)
     if config.task == "views":

@@ -56,6 +56,12 @@ def encode(model: ResNet, samples: Samples, *, most: int | None = None) -> Encod
     return Encoded(torch.cat(found), torch.cat(labels))
 
 
+def pixels_of(samples: Samples) -> Encoded:
+    """Return the pixels of images in the place of features: (images, channels size size)."""
+    images, labels = samples.load(np.arange(samples.n_samples))
+    return Encoded(images.double().flatten(1), labels)
+
+
 def untrained(trained: Trained) -> ResNet:
     """Return the encoder with the values that its training began with, in eval mode.
 

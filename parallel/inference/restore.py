@@ -18,7 +18,18 @@ from paralab.planning.resolve import Work, resolve
 from paralab.processes.rank import Rank
 
 # What says which model it is, and not how it was divided.
-_KEPT = ("model", "size", "data", "seq_len", "norm", "seed", "channels_last", "precision", "tokenizer")
+_KEPT = (
+    "model",
+    "size",
+    "data",
+    "seq_len",
+    "norm",
+    "seed",
+    "channels_last",
+    "precision",
+    "tokenizer",
+    "held_out_class",
+)
 
 
 @dataclass(frozen=True)

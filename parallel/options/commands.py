@@ -32,6 +32,7 @@ COMMANDS = {
     "generate": "generate text with a trained language model",
     "invert": "find a prompt after which a model writes a given text",
     "probe": "classify images by the features of a trained vicreg model",
+    "anomaly": "look for a class that a vicreg model was trained without",
     "sample": "draw samples from a trained diffusion model",
 }
 

@@ -99,6 +99,13 @@ class RunConfig:
     n_classes: int | None = option(
         None, "Number of classes (models of labelled images)", group=MODEL, at_least=1, unset="as many as the data has"
     )
+    held_out_class: int | None = option(
+        None,
+        "Leave this class out of the data (models of labelled images), so that paralab anomaly can look for it",
+        group=MODEL,
+        at_least=0,
+        unset="all classes are there",
+    )
     norm: Norm | None = option(
         None,
         "Normalisation layers (image models): batch norm of each rank, batch norm over all data ranks, or group norm",

@@ -78,6 +78,12 @@ class Work:
         return BuildContext(self.spec, self.model_config, self.run, self.layout, self.division, mesh, data=self.dataset)
 
     @property
+    def data_name(self) -> str:
+        """What to call the data in rows: its name, and the class that is left out of it."""
+        name, held_out = self.run.data or self.spec.data(self.model_config), self.run.held_out_class
+        return name if held_out is None else f"{name} without class {held_out}"
+
+    @property
     def data_sha256(self) -> str:
         """Of the content of the training data, whatever its path. Raises: DataError."""
         return self.dataset().sha256
@@ -116,7 +122,9 @@ class Work:
         run = self.run
         text = TextOptions(column=run.text_column, streaming=run.streaming, max_tokens=run.max_tokens)
         name = run.data or self.spec.data(self.model_config)
-        dataset = open_dataset(name, config=self.model_config, split=split, text=text)
+        dataset = open_dataset(
+            name, config=self.model_config, split=split, text=text, held_out_class=run.held_out_class
+        )
         if run.cast_on_device and not isinstance(dataset, Compact):
             raise ConfigError(f"--cast-on-device with {name}, which is not stored as bytes or tokens: leave it out")
         return dataset
@@ -331,7 +339,12 @@ def _with_tokenizer(config: C, run: RunConfig, spec: ModelSpec[C], size: str) ->
 
 
 def _with_classes(config: C, run: RunConfig, spec: ModelSpec[C]) -> C:
-    """Give a model of images as many classes as its data has, unless a number was requested. Raises: DataError."""
+    """Give a model of images as many classes as its data has, unless a number was requested.
+
+    Raises: DataError for data that cannot be read; ConfigError for a class of what has none.
+    """
+    if run.held_out_class is not None and not hasattr(config, "n_classes"):
+        raise ConfigError(f"--held-out-class does not apply to {spec.name}, which has no classes: leave it out")
     if run.n_classes is not None or not hasattr(config, "n_classes"):
         return config
     return replace(config, n_classes=count_classes(run.data or spec.data(config)))

@@ -75,7 +75,7 @@ def describe(work: Work, requested: Requested, rank: Rank, device: torch.device)
         "global_batch_size": work.division.global_batch_size,
         "optimizer": run.optimizer,
         "seed": run.seed,
-        "data": run.data or work.spec.data(config),
+        "data": work.data_name,
         "data_sha256": dataset.sha256,
         **vars(replace(Environment.read(device.index or 0), threads=torch.get_num_threads())),
     }
