@@ -111,7 +111,7 @@ def _curve(found: "Inverted") -> list[str]:
     ]
     for step in sorted({round(steps * i / _ROWS) for i in range(_ROWS + 1)}):
         losses = found.curve[step]
-        lines.append(f"{step:>8}  {float(losses.min()):>8.4f}  {float(losses.median()):>8.4f}")
+        lines.append(f"{step:>8}  {float(losses.min()):>8.4f}  {float(losses.quantile(0.5)):>8.4f}")
     return lines
 
 
@@ -138,7 +138,7 @@ def _picture(found: "Inverted") -> bytes:
     axes = figure.subplots()
     for i, losses in enumerate(found.curve.T.tolist()):
         axes.plot(losses, linewidth=1.8 if i == found.best else 0.8, label=f"restart {i}")
-    axes.set(xlabel="step", ylabel="loss of a token in nats", yscale="log", title="Gradient descent on a prompt")
+    axes.set(xlabel="step", ylabel="loss of a token in nats", title="Gradient descent on a prompt")
     axes.legend(fontsize="small")
     content = io.BytesIO()
     figure.savefig(content, dpi=120, format="png")

@@ -121,15 +121,15 @@ def test_the_command_prints_what_it_found_and_writes_all_losses(
     runs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out = tmp_path / "new" / "losses.csv"
-    words = ["--checkpoint", str(runs / "gpt2"), "--text", "cat", "--steps", "20", "--restarts", "3"]
+    words = ["--checkpoint", str(runs / "gpt2"), "--text", "cat", "--steps", "20", "--restarts", "4"]
     assert command.main([*words, "--prompt", "my ", "--out", str(out)]) == 0
     said = capsys.readouterr().out
     assert max(map(len, said.splitlines())) <= 80
     losses = list(csv.DictReader(out.open()))
-    assert len(losses) == 21 * 3
+    assert len(losses) == 21 * 4
     last = sorted(float(row["loss"]) for row in losses if row["step"] == "20")
-    assert f"      20  {last[0]:>8.4f}  {last[1]:>8.4f}" in said
-    assert "the true prompt, 'my '" in said and "of 3 restarts write the text" in said
+    assert f"      20  {last[0]:>8.4f}  {(last[1] + last[2]) / 2:>8.4f}" in said
+    assert "the true prompt, 'my '" in said and "of 4 restarts write the text" in said
     places = said.splitlines()[-3:]
     assert [line.split()[-2] for line in places[:2]] == ["'m'", "'y'"]
     command.main([*words, "--out", str(tmp_path / "curve.png")])
