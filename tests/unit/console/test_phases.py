@@ -79,10 +79,11 @@ def test_a_phase_that_is_shown_when_it_takes_long(
 def test_verify_shows_the_case_that_it_works_on(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(sys, "stderr", Terminal())
+    terminal = Terminal()
+    monkeypatch.setattr(sys, "stderr", terminal)
     run = VerifyConfig(size="tiny", layout=Layout(), precision="fp32", global_batch_size=2, seq_len=8)
     compared = verify.prove_all(Rank(0, 1, 0, 1, "python"), Progress(), [run])
-    drawn = sys.stderr.getvalue().split("\r\x1b[K")
+    drawn = terminal.getvalue().split("\r\x1b[K")
     assert [line[11:] for line in drawn if line] == [
         "case 1 of 1: dp1, accumulation 1, fp32 ...",
         "data order, validation and checkpoints under dp1 ...",

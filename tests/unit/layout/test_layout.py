@@ -108,7 +108,7 @@ def test_axes_and_world_size_agree_with_the_degrees(layout: Layout) -> None:
 
 
 @given(st.sampled_from(sorted(SCHEDULES)), st.integers(2, 8))
-def test_every_stage_is_held_by_exactly_one_rank(name: str, pp: int) -> None:
+def test_every_stage_is_held_by_exactly_one_rank(name: ScheduleName, pp: int) -> None:
     layout = Layout(pp=pp, schedule=name)
     schedule = SCHEDULES[name]
     held = sorted(stage for rank in range(pp) for stage in schedule.stages_of(rank, pp))

@@ -32,7 +32,7 @@ def write(folder: Path, name: str, text: str) -> Path:
 
 def test_flags_win_over_the_file_and_the_file_over_defaults(tmp_path: Path) -> None:
     file = write(tmp_path, "run.toml", "steps = 7\nseed = 3\nclip_norm = 'none'\n")
-    config = resolve(["--seed", "5", "--config", str(file)])
+    config: RunConfig = resolve(["--seed", "5", "--config", str(file)])
     assert (config.steps, config.seed, config.clip_norm) == (7, 5, None)
     assert config == replace(RunConfig(), steps=7, seed=5, clip_norm=None)
 
@@ -52,7 +52,7 @@ def test_the_file_may_be_given_by_the_program(tmp_path: Path) -> None:
 )
 def test_every_form_of_file_gives_what_flags_give(tmp_path: Path, name: str, text: str) -> None:
     flags = ["--layout", "dp2.tp2", "--learning-rate", "1e-4", "--betas", "0.8,0.9", "--checkpointing", "2"]
-    config = resolve([], file=write(tmp_path, name, text))
+    config: RunConfig = resolve([], file=write(tmp_path, name, text))
     assert config == resolve(flags)
     assert (config.layout, config.betas, config.checkpoint_every) == (Layout(dp=2, tp=2), (0.8, 0.9), 2)
 

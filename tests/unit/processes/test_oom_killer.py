@@ -3,6 +3,7 @@
 import signal
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
@@ -33,8 +34,8 @@ def test_it_is_blamed_for_sigkill_alone(struck: bool, tmp_path: Path) -> None:
     killer = OomKiller(tmp_path)
     vmstat(tmp_path, int(struck))
     ended = {0: -signal.SIGTERM, 1: -signal.SIGKILL, 2: -signal.SIGTERM}
-    failures = {rank: SimpleNamespace(exitcode=code) for rank, code in ended.items()}
+    failures: Any = {rank: SimpleNamespace(exitcode=code) for rank, code in ended.items()}
     blame = " while the kernel killed a process because memory was short" if struck else ""
     assert str(_said(failures, tmp_path, killer)) == f"rank 1 was ended by SIGKILL{blame}"
-    crashed = {0: SimpleNamespace(exitcode=-signal.SIGSEGV)}
+    crashed: Any = {0: SimpleNamespace(exitcode=-signal.SIGSEGV)}
     assert str(_said(crashed, tmp_path, killer)) == "rank 0 was ended by SIGSEGV"

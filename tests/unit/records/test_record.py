@@ -19,7 +19,7 @@ from paralab.measure.span import SpanRecord
 from paralab.records import schema
 from paralab.records.changes import COUNTED_FROM, SCHEMA, Change
 from paralab.records.kinds import field_types, value_kind
-from paralab.records.log import MemoryRecord, StepLog, StepRecord, read_log
+from paralab.records.log import LogRecord, MemoryRecord, StepLog, StepRecord, read_log
 from paralab.records.log_files import log_path, log_paths, safe_name
 from paralab.records.reading import read
 from paralab.records.row import REQUIRED, RunRecord, header
@@ -145,9 +145,9 @@ def test_unknown_is_an_empty_cell(tmp_path):
 
 def test_a_value_of_the_wrong_type_is_not_written(tmp_path):
     with pytest.raises((TypeError, ValueError)):
-        append(tmp_path / "r.csv", replace(PLAIN, steps_lost=1.5))
+        append(tmp_path / "r.csv", replace(PLAIN, steps_lost=1.5))  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="status='fine'"):
-        append(tmp_path / "r.csv", replace(PLAIN, status="fine"))
+        append(tmp_path / "r.csv", replace(PLAIN, status="fine"))  # type: ignore[arg-type]
 
 
 def test_a_torn_end_is_skipped_and_then_repaired_at_any_byte(tmp_path):
@@ -348,7 +348,7 @@ def test_a_place_where_no_rows_can_be_added_is_refused_before(tmp_path):
 
 def test_a_log_comes_back_and_strict_json_reads_it(tmp_path):
     path = log_path(tmp_path / "r.csv", "run", 0)
-    rows = [
+    rows: list[LogRecord] = [
         StepRecord(step=1, loss=2.5, grad_norm=1.0, measured=True),
         StepRecord(step=2, loss=math.inf),
         SpanRecord(step=2, rank=0, stage=1, kind="F", micro_batch=0, start_s=0.0, end_s=1.0),
@@ -371,7 +371,7 @@ def test_a_torn_log_is_read_and_continued(tmp_path):
     log = StepLog(path)
     log.write(StepRecord(step=2))
     log.close()
-    assert [row.step for row in read_log(path)] == [1, 2]
+    assert read_log(path) == [StepRecord(step=1), StepRecord(step=2)]
 
 
 @pytest.mark.parametrize(
