@@ -8,12 +8,13 @@ from dataclasses import replace
 from pathlib import Path
 from textwrap import fill
 
-from paralab.benchmarks import to_loss
+from paralab.benchmarks import out_of_memory, to_loss
 from paralab.benchmarks.run import CommandConfig, percent_of
 from paralab.benchmarks.slowest import parts_s, slowest, where
 from paralab.console.clock import Moment
 from paralab.console.outputs import check_writable
 from paralab.console.phases import Phases
+from paralab.errors import RankError
 from paralab.planning.resolve import alone, resolve, with_processes_of
 from paralab.processes.rank import Rank
 from paralab.records.of_axes import sent_bytes
@@ -41,15 +42,21 @@ def run(config: CommandConfig, *, began: Moment) -> int:
     if config.trace is not None:
         check_writable(Path(config.trace), inputs=[Path(out)], make_folders=True, advice="name another --trace FILE")
     task.announce(nproc, Phases(began, shown=rank.launcher == "python"))
-    record = task.start(
-        "paralab.benchmarks.run_worker:measure",
-        work.run,
-        requested,
-        out,
-        nproc=nproc,
-        config=config,
-        failure_row=task.FailureRow(out, work, requested),
-    )
+    try:
+        record = task.start(
+            "paralab.benchmarks.run_worker:measure",
+            work.run,
+            requested,
+            out,
+            nproc=nproc,
+            config=config,
+            failure_row=task.FailureRow(out, work, requested),
+        )
+    except RankError:
+        if rank.launcher == "python":  # else this process has met others, and they are gone
+            for line in out_of_memory.after(work.run, out, requested.run_id):
+                print(f"paralab: {line}", file=sys.stderr, flush=True)
+        raise
     if rank.is_main:
         print(summary(record, out))
         return 0 if record.parity is not False else 1

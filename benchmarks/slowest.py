@@ -9,8 +9,13 @@ from paralab.records.row import RunRecord
 
 NOTABLY_SLOW = 1.2  # times what the other ranks need themselves
 _WORTH_SAYING = 0.005  # of a step
-_IN = {"compute": "computing", "data": "waiting for data", "host": "waiting for its host", "bubble": "in the bubble"}
-_IN["communication"] = "less than it waits for communication"
+_IN = {
+    "compute": "computing",
+    "data": "waiting for data",
+    "host": "waiting for its host",
+    "bubble": "in the bubble",
+    "communication": "less than it waits for communication",
+}
 
 
 def parts_s(record: RunRecord) -> dict[str, float]:

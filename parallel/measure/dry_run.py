@@ -95,24 +95,34 @@ def dry_run(work: Work, *, backend: str, on_rank: Callable[[], None] = lambda: N
     return found
 
 
-def _on(place: Place, work: Work, *, backend: str) -> DryRank:
+def of_rank(rank: int, work: Work, *, backend: str) -> DryRank:
+    """Return what one step takes on one rank, with the places in which its largest tensors are made.
+
+    Raises: as `dry_run` does.
+    """
+    check(work)
+    return _on(Place(rank, {}), work, backend=backend, places=True)
+
+
+def _on(place: Place, work: Work, *, backend: str, places: bool = False) -> DryRank:
     try:
         with pretended(work.layout, place.rank) as mesh:
-            return _step(place, work, mesh, backend=backend)
+            return _step(place, work, mesh, backend=backend, places=places)
     except ParalabError:
         raise
     except Exception as error:
         raise _told(error, place, work) from error
 
 
-def _step(place: Place, work: Work, mesh: Mesh, *, backend: str) -> DryRank:
+def _step(place: Place, work: Work, mesh: Mesh, *, backend: str, places: bool) -> DryRank:
     engine = native.build(work.context(mesh))
     with mesh.tensors():
         engine.begin_states()
         with ExitStack() as seeing:
             groups = mesh.groups() if work.layout.world_size > 1 else {}
             ledger = seeing.enter_context(CommLedger(groups, backend=backend))
-            census = seeing.enter_context(MemoryCensus(engine.parts, engine.optimizers, held=engine.held))
+            watched = MemoryCensus(engine.parts, engine.optimizers, held=engine.held, places=places)
+            census = seeing.enter_context(watched)
             engine.step(_batch(work))
     return DryRank(
         place,

@@ -5,6 +5,7 @@ it. Scratch memory inside kernels is not seen. It slows every operation down: en
 is not timed.
 """
 
+import sys
 import threading
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -34,6 +35,17 @@ class _Storage:
 
     size: int
     category: str = "activations"
+    made: str = ""  # where, or by which name it is known
+
+
+@dataclass(frozen=True)
+class Made:
+    """Tensors of one category that came from one place and were there at the peak. size_bytes: of all of them."""
+
+    category: str
+    made: str
+    count: int
+    size_bytes: int
 
 
 @dataclass(frozen=True)
@@ -48,6 +60,7 @@ class MemoryReport:
     peak: dict[str, int]
     rest: dict[str, int]
     state_peak_bytes: int = 0
+    largest: tuple[Made, ...] = ()  # at the peak, by where they were made: of a census that notes it
 
     @property
     def peak_bytes(self) -> int:
@@ -70,14 +83,30 @@ class _Event:
 def _replay(events: list[_Event]) -> MemoryReport:
     """Run through the events in order. Categories are looked up now, when all are known."""
     now = dict.fromkeys(MEMORY_CATEGORIES, 0)
-    total, best, peak, state_peak = 0, 0, dict(now), 0
-    for event in events:
+    total, best, peak, state_peak, fullest = 0, 0, dict(now), 0, 0
+    for number, event in enumerate(events, start=1):
         now[event.storage.category] += event.change
         total += event.change
         if total > best:
-            best, peak = total, dict(now)
+            best, peak, fullest = total, dict(now), number
         state_peak = max(state_peak, sum(now[category] for category in STATE_CATEGORIES))
-    return MemoryReport(peak=peak, rest=now, state_peak_bytes=state_peak)
+    return MemoryReport(peak=peak, rest=now, state_peak_bytes=state_peak, largest=_largest(events[:fullest]))
+
+
+_SHOWN = 12  # places of a report
+
+
+def _largest(events: list[_Event]) -> tuple[Made, ...]:
+    """Return what is there after these events by where it was made, the largest first."""
+    there: dict[int, tuple[_Storage, int]] = {}
+    for event in events:
+        there[id(event.storage)] = event.storage, there.get(id(event.storage), (event.storage, 0))[1] + event.change
+    by_place: dict[tuple[str, str], list[int]] = {}
+    for storage, size in there.values():
+        if size > 0 and storage.made:
+            by_place.setdefault((storage.category, storage.made), []).append(size)
+    found = [Made(category, made, len(sizes), sum(sizes)) for (category, made), sizes in by_place.items()]
+    return tuple(sorted(found, key=lambda made: -made.size_bytes)[:_SHOWN])
 
 
 class MemoryCensus(TorchDispatchMode):
@@ -86,7 +115,7 @@ class MemoryCensus(TorchDispatchMode):
     parts: the modules this rank holds. optimizers: needed when they do not step inside; otherwise states and
     gradients are recognised when any torch optimizer steps, wrapped ones too. held: returns the tensors that an
     engine holds for itself at that moment, by category. device: where to count, by default where the first parameter
-    lives.
+    lives. places: whether to note where each tensor is made, which takes longer.
     A storage that no operation was seen to create is taken to have been there all along if it outlives the step,
     and else to begin when it is first used (gloo makes such copies).
     """
@@ -98,9 +127,10 @@ class MemoryCensus(TorchDispatchMode):
         *,
         held: Callable[[], Mapping[str, Iterable[Tensor]]] = dict,
         device: torch.device | None = None,
+        places: bool = False,
     ) -> None:
         super().__init__()
-        self._held = held
+        self._held, self._places = held, places
         self._parts, self._optimizers = list(parts), list(optimizers)
         parameter = next((p for part in self._parts for p in part.parameters()), None)
         default = torch.device("cpu") if parameter is None else parameter.device
@@ -148,16 +178,27 @@ class MemoryCensus(TorchDispatchMode):
                 self._see(tensor, met=True, unless_known="gradients")
         result = func(*args, **kwargs)
         for tensor in _tensors(result):
-            self._see(tensor, met=False)
+            self._see(tensor, met=False, made=func)
         self._mark_held()  # some are there for a part of the step only
         return result
 
-    def _see(self, tensor: Tensor, *, met: bool, category: str | None = None, unless_known: str | None = None) -> None:
+    def _see(
+        self,
+        tensor: Tensor,
+        *,
+        met: bool,
+        category: str | None = None,
+        unless_known: str | None = None,
+        made: Any = None,
+    ) -> None:
         if tensor.device != self._device:
             return
         raw = tensor.untyped_storage()
         with self._lock:
+            known = raw._cdata in self._live
             storage = self._find(raw, size=raw.nbytes(), met=met)
+            if self._places and not known and made is not None:
+                storage.made = f"{_place()}, {made.name()}"
             if category:
                 storage.category = category
             elif unless_known and storage.category == "activations":
@@ -191,10 +232,10 @@ class MemoryCensus(TorchDispatchMode):
 
     def _mark_model(self) -> None:
         for part in self._parts:
-            for parameter in part.parameters():
-                self._mark(parameter, "parameters")
+            for name, parameter in part.named_parameters():
+                self._mark(parameter, "parameters", name=name)
                 self._mark(getattr(parameter, "ds_tensor", None), "parameters")  # its share under DeepSpeed's stage 3
-                self._mark(parameter.grad, "gradients")
+                self._mark(parameter.grad, "gradients", name=f"gradient of {name}")
             for buffer in part.buffers():
                 self._mark(buffer, "other")
         self._mark_held()
@@ -216,12 +257,25 @@ class MemoryCensus(TorchDispatchMode):
                 # DeepSpeed in any. ZeRO counts it as optimizer state (Rajbhandari et al. 2020, section 3.1).
                 self._see(tensor, met=True, unless_known="optimizer")
         for state in optimizer.state.values():
-            for value in state.values() if isinstance(state, dict) else ():
-                self._mark(value, "optimizer")
+            for name, value in state.items() if isinstance(state, dict) else ():
+                self._mark(value, "optimizer", name=f"{name} of {type(optimizer).__name__}")
 
-    def _mark(self, value: Any, category: str) -> None:
+    def _mark(self, value: Any, category: str, *, name: str = "") -> None:
         for tensor in _tensors(value):
             self._see(tensor, met=True, category=category)
+            if self._places and (known := self._live.get(tensor.untyped_storage()._cdata)) and not known[0].made:
+                known[0].made = name
+
+
+_TORCH = str(Path(torch.__file__).parent)
+
+
+def _place() -> str:
+    """Return file, line and function of the innermost caller outside torch and this file."""
+    frame = sys._getframe(1)
+    while frame.f_back and (frame.f_code.co_filename == __file__ or frame.f_code.co_filename.startswith(_TORCH)):
+        frame = frame.f_back
+    return f"{Path(frame.f_code.co_filename).name}:{frame.f_lineno} in {frame.f_code.co_name}"
 
 
 def _tensors(value: Any) -> Iterator[Tensor]:

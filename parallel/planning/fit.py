@@ -95,6 +95,13 @@ def fits(work: Work, rank: Rank, *, within: float = 1.0) -> bool:
     return _bytes_here(work, rank) <= within * memory_available_bytes()
 
 
+def room_bytes(work: Work, rank: Rank) -> int:
+    """Return the memory that a rank of a run has now: of its GPU, or its share of what is free of this machine's."""
+    if rank.device.type != "cpu":
+        return _gpu_bytes()
+    return memory_available_bytes() // _processes_here(work, rank) - _idle_bytes(rank)
+
+
 def _processes_here(work: Work, rank: Rank) -> int:
     return work.layout.world_size if rank.launcher == "python" else rank.local_world_size
 

@@ -246,6 +246,21 @@ def wait_until_it_happens(folder: Path, *, timeout_s: float = 60) -> None:
         time.sleep(0.05)
 
 
+def test_a_rank_without_memory_leaves_what_it_held_and_what_would_take_less(runner: Runner, tmp_path: Path) -> None:
+    out = tmp_path / "rows.csv"
+    words = ["run", *QUICK, "--steps", "2", "--warmup", "0", "--no-parity", "--out", str(out)]
+    runner.begin(*words, folder=tmp_path / "run", fault="ask_for_memory", when=1)
+    assert runner.status() == 1
+    (row,) = read(out)
+    assert (row.status, row.failed_rank, row.failed_step) == ("oom", 1, 1)
+    said = runner.said.read_text()[runner.before :]
+    assert "paralab: a step of rank 1 holds up to " in said and "--checkpointing full " in said
+    found = json.loads((tmp_path / "rows" / f"{row.run_id}.memory.rank1.json").read_text())
+    assert found["rank"] == 1 and found["peak"]["optimizer"] > found["peak"]["parameters"] > 0
+    assert all(one["made"] and one["size_bytes"] > 0 for one in found["largest"])
+    assert {"--checkpointing full", "--layout dp3/zero3"} <= {change["option"] for change in found["changes"]}
+
+
 @pytest.mark.parametrize("cause", ["compute", "data"])
 def test_a_slow_rank_is_named_with_what_it_is_slow_in(runner: Runner, tmp_path: Path, cause: str) -> None:
     out = tmp_path / "rows.csv"
