@@ -141,7 +141,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--explain",
         action="store_true",
-        help="Say where each difference in step time comes from: computing, data, communication by axis ...",
+        help="Say where each difference in step time comes from: computing, data or communication along an axis",
     )
     parser.add_argument("--format", choices=FORMATS, default="text", help="Format of the output (default: text)")
     return parser

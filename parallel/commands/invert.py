@@ -1,6 +1,6 @@
 """Find vectors in the place of a prompt after which a trained language model writes a given text.
 
-    paralab invert --checkpoint runs/alice --text "said Alice" --prompt "Oh dear!"
+    paralab invert --checkpoint runs/alice --text "said Alice" --prompt "Oh!"
 
 Gradient descent moves --length vectors, from several starts, until the text is the likeliest continuation. Printed are
 the losses, what the model writes after the vectors and after the tokens nearest to them, and how both differ from
