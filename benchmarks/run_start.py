@@ -8,7 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from textwrap import fill
 
-from paralab.benchmarks import out_of_memory, to_loss
+from paralab.benchmarks import to_loss
 from paralab.benchmarks.run import CommandConfig, percent_of
 from paralab.benchmarks.slowest import parts_s, slowest, where
 from paralab.console.clock import Moment
@@ -54,6 +54,8 @@ def run(config: CommandConfig, *, began: Moment) -> int:
         )
     except RankError:
         if rank.launcher == "python":  # else this process has met others, and they are gone
+            from paralab.benchmarks import out_of_memory  # with the engines, which only a failure needs here
+
             for line in out_of_memory.after(work.run, out, requested.run_id):
                 print(f"paralab: {line}", file=sys.stderr, flush=True)
         raise

@@ -68,7 +68,7 @@ def test_the_values_are_those_of_the_run(show: Show) -> None:
     words = ["--model", "gpt2", "--size", "tiny", "--layout", "dp2.pp2/1f1b/mb4", "--precision", "bf16"]
     options = show("run", *words)
     run = resolve(config.read(words, config=CommandConfig)[0]).run
-    chosen = {"data", "seq_len", "threads", "backend", "pin_memory", "non_blocking"}
+    chosen = {"data", "tokenizer", "seq_len", "threads", "backend", "pin_memory", "non_blocking"}
     assert {name: one["value"] for name, one in options.items() if name not in chosen} == {
         name: plain(value) for name, value in vars(run).items() if name not in chosen
     }

@@ -124,6 +124,8 @@ def run_stages(
 @pytest.mark.parametrize("n_stages", [2, 3])
 def test_stages_give_the_bits_of_the_whole(case: tuple[ModelSpec, Any], n_stages: int, zero_bubble: bool) -> None:
     spec, config = case
+    if spec.whole_batch:
+        pytest.skip(f"{spec.name}: its loss is over the whole batch, which no pipeline may cut")
     model, (inputs, targets) = initialized(spec, config), batch(spec, config)
     expected = whole(spec, model, inputs, targets)
     actual = run_stages(spec, cut(spec, model, n_stages), inputs, targets, zero_bubble=zero_bubble)
