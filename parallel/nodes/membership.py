@@ -28,6 +28,7 @@ BEAT_S = 0.5
 SETTLE_S = 1.0  # failures on several nodes that have one cause are all reported within this time
 SILENT_S = 3.0  # six beats missed
 GRACE_S = 5.0  # from the alarm to the end, also where the launcher itself is stuck
+WATCH_ENDS_S = 2.0  # an answer of the store takes no longer, unless node 0 is gone
 LINGER_S = 10.0  # node 0 keeps the store open for the others, but not longer
 
 # what a rank says when another one went away
@@ -60,6 +61,7 @@ class Membership:
         self._done = threading.Event()
         self._heard_s = time.monotonic()  # when node 0 last answered
         self._given_up: set[int] = set()
+        self._watching: list[threading.Thread] = []
         # made when there is an alarm, for ranks that hear no signal; see `heed_alarm`
         self.alarm_file = Path(gettempdir()) / f"paralab-alarm-{uuid4().hex}"
         self._beats: dict[int, tuple[int, float]] = {}  # node -> its count of beats, and when that last changed
@@ -81,6 +83,7 @@ class Membership:
             yield membership
         finally:
             membership._leave()
+            membership._end_watch()
             del hosted  # closes it
 
     def wait_for_all(self) -> None:
@@ -140,8 +143,14 @@ class Membership:
 
     def keep_watch(self) -> None:
         """From now on send this process SIGTERM, with `alarmed` set, when a node has failed or fallen silent."""
-        for work in (self._beat, self._guard):
-            threading.Thread(target=work, daemon=True).start()
+        self._watching = [threading.Thread(target=work, daemon=True) for work in (self._beat, self._guard)]
+        for thread in self._watching:
+            thread.start()
+
+    def _end_watch(self) -> None:
+        """Wait for the threads of the watch: one inside the store when Python ends would abort this process."""
+        for thread in self._watching:
+            thread.join(WATCH_ENDS_S)
 
     def _beat(self) -> None:
         with suppress(RuntimeError):  # node 0 is gone, which the guard notices
