@@ -29,7 +29,7 @@ LANES = ("e2e", "unit", "dist", "gpu")
 
 
 # Of a function with more cases than the first number the suite runs one of so many; --every-case runs them all.
-FEWER = {"dist": (5, 3), "e2e": (3, 2)}
+FEWER = {"dist": (3, 3), "e2e": (3, 2)}
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
