@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from paralab.errors import ConfigError, DataError
-from paralab.options.arguments import Parser, whole
+from paralab.options.arguments import Parser, add_checkpoint, whole
 
 if TYPE_CHECKING:
     from paralab.inference.encoders import Encoded
@@ -77,12 +77,7 @@ def _features(trained: "Trained") -> "Iterator[tuple[str, Encoded, Encoded]]":
 
 def _parse(argv: list[str]) -> argparse.Namespace:
     parser = Parser(prog="paralab anomaly", description=__doc__)
-    parser.add_argument(
-        "--checkpoint",
-        required=True,
-        metavar="DIR",
-        help="Checkpoint of a vicreg model: a folder RUN/step-N, or a folder RUN, whose best checkpoint is read",
-    )
+    add_checkpoint(parser, of="a vicreg model")
     parser.add_argument(
         "--k", type=whole(1), default=5, metavar="K", help="Number of nearest training images (default: 5)"
     )

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from paralab.errors import ConfigError
 from paralab.models.files import FORM, MOVED
-from paralab.options.arguments import TOKENIZER_MOVED, Parser, positive, share, whole
+from paralab.options.arguments import TOKENIZER_MOVED, Parser, add_checkpoint, positive, share, whole
 
 if TYPE_CHECKING:
     from paralab.data.tokenizer import Tokenizer
@@ -81,12 +81,7 @@ def pieces(ids: Iterable[int], tokenizer: "Tokenizer") -> Iterator[str]:
 
 def _parse(argv: list[str]) -> argparse.Namespace:
     parser = Parser(prog="paralab generate", description=__doc__)
-    parser.add_argument(
-        "--checkpoint",
-        required=True,
-        metavar="DIR",
-        help="Checkpoint to read: a folder RUN/step-N, or a folder RUN, whose best checkpoint is read",
-    )
+    add_checkpoint(parser)
     parser.add_argument("--model", metavar=FORM, help=MOVED)
     parser.add_argument("--tokenizer", metavar="FILE", help=TOKENIZER_MOVED)
     parser.add_argument("--prompt", required=True, metavar="TEXT", help="Text to continue")

@@ -18,7 +18,7 @@ from paralab.console.outputs import check_writable, write_whole
 from paralab.console.phases import Phases
 from paralab.errors import ConfigError, DataError
 from paralab.models.files import FORM, MOVED
-from paralab.options.arguments import TOKENIZER_MOVED, Parser, positive, whole
+from paralab.options.arguments import TOKENIZER_MOVED, Parser, add_checkpoint, positive, whole
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -147,12 +147,7 @@ def _picture(found: "Inverted") -> bytes:
 
 def _parse(argv: list[str]) -> argparse.Namespace:
     parser = Parser(prog="paralab invert", description=__doc__)
-    parser.add_argument(
-        "--checkpoint",
-        required=True,
-        metavar="DIR",
-        help="Checkpoint to read: a folder RUN/step-N, or a folder RUN, whose best checkpoint is read",
-    )
+    add_checkpoint(parser)
     parser.add_argument("--model", metavar=FORM, help=MOVED)
     parser.add_argument("--tokenizer", metavar="FILE", help=TOKENIZER_MOVED)
     parser.add_argument("--text", required=True, metavar="TEXT", help="Text that the model is to write")

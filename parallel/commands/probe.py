@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from paralab.errors import ConfigError, DataError
-from paralab.options.arguments import Parser, whole
+from paralab.options.arguments import Parser, add_checkpoint, whole
 
 if TYPE_CHECKING:
     from paralab.inference.encoders import Encoded
@@ -88,12 +88,7 @@ def _row(*cells: str) -> str:
 
 def _parse(argv: list[str]) -> argparse.Namespace:
     parser = Parser(prog="paralab probe", description=__doc__)
-    parser.add_argument(
-        "--checkpoint",
-        required=True,
-        metavar="DIR",
-        help="Checkpoint of a vicreg model: a folder RUN/step-N, or a folder RUN, whose best checkpoint is read",
-    )
+    add_checkpoint(parser, of="a vicreg model")
     parser.add_argument(
         "--supervised", metavar="DIR", help="Checkpoint of a resnet model to stand beside it (default: none)"
     )

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 from paralab.console.outputs import check_writable
 from paralab.errors import ConfigError, DataError
 from paralab.models.files import FORM, MOVED
-from paralab.options.arguments import Parser, whole
+from paralab.options.arguments import Parser, add_checkpoint, whole
 
 if TYPE_CHECKING:
     import torch
@@ -68,12 +68,7 @@ def main(argv: list[str]) -> int:
 
 def _parse(argv: list[str]) -> argparse.Namespace:
     parser = Parser(prog="paralab sample", description=__doc__)
-    parser.add_argument(
-        "--checkpoint",
-        required=True,
-        metavar="DIR",
-        help="Checkpoint to read: a folder RUN/step-N, or a folder RUN, whose best checkpoint is read",
-    )
+    add_checkpoint(parser)
     parser.add_argument("--model", metavar=FORM, help=MOVED)
     parser.add_argument(
         "--n", type=whole(1), default=TESTED, metavar="N", help=f"Number of samples to draw (default: {TESTED})"

@@ -179,3 +179,14 @@ def _bounded(text: str, *, at_most: float) -> float:
         pass
     limit = f" up to {at_most:g}"
     raise argparse.ArgumentTypeError(f"{text[:40]!r} is not allowed: use a number above 0{limit}")
+
+
+def add_checkpoint(parser: Parser, *, of: str = "") -> None:
+    """Add `--checkpoint DIR`, the checkpoint that a command reads. of: what it has to be of, such as a model."""
+    what = f"Checkpoint of {of}" if of else "Checkpoint to read"
+    parser.add_argument(
+        "--checkpoint",
+        required=True,
+        metavar="DIR",
+        help=f"{what}: a folder RUN/step-N, or a folder RUN, whose best checkpoint is read",
+    )
