@@ -25,7 +25,7 @@ from paralab.axes.pipeline.stages import pass_order
 from paralab.axes.precision import DTYPES
 from paralab.axes.recompute import recomputation_ratio
 from paralab.axes.sent import predicted_sent
-from paralab.benchmarks import to_loss
+from paralab.benchmarks.report import to_loss
 from paralab.benchmarks.trace import trace_step
 from paralab.console.phases import Phases, hidden
 from paralab.data.dataset import Batch

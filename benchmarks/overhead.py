@@ -12,7 +12,7 @@ import statistics
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from paralab.benchmarks.stats import median_interval
+from paralab.benchmarks.report.stats import median_interval
 from paralab.errors import ConfigError
 from paralab.options import heading
 from paralab.options.config import RunConfig, changed

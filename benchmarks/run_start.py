@@ -8,9 +8,9 @@ from dataclasses import replace
 from pathlib import Path
 from textwrap import fill
 
-from paralab.benchmarks import to_loss
+from paralab.benchmarks.report import to_loss
+from paralab.benchmarks.report.slowest import parts_s, slowest, where
 from paralab.benchmarks.run import CommandConfig, percent_of
-from paralab.benchmarks.slowest import parts_s, slowest, where
 from paralab.console.clock import Moment
 from paralab.console.outputs import check_writable
 from paralab.console.phases import Phases

@@ -29,11 +29,12 @@ from statistics import median
 from typing import Any, get_args
 from uuid import uuid4
 
-from paralab.benchmarks import deciding, sequential, variations
-from paralab.benchmarks.compare import text
-from paralab.benchmarks.metrics import Metric
+from paralab.benchmarks import variations
+from paralab.benchmarks.report import deciding, sequential
+from paralab.benchmarks.report.compare import text
+from paralab.benchmarks.report.metrics import Metric
+from paralab.benchmarks.report.work import WORK
 from paralab.benchmarks.run import PERCENT, CaseConfig, percent_of
-from paralab.benchmarks.work import WORK
 from paralab.console.phases import is_phase
 from paralab.errors import ConfigError, UsageError
 from paralab.layout import Layout

@@ -14,9 +14,9 @@ from xml.etree import ElementTree
 import pytest
 from PIL import ImageFont
 
-from paralab.benchmarks import architecture, drawing
-from paralab.benchmarks.architecture import FLOORS, FLOW, ROOT, on_floors, uses, without_shortcuts
-from paralab.benchmarks.drawing import HEIGHT, WIDTH, Box, draw
+from paralab.benchmarks.documents import architecture, drawing
+from paralab.benchmarks.documents.architecture import FLOORS, FLOW, ROOT, on_floors, uses, without_shortcuts
+from paralab.benchmarks.documents.drawing import HEIGHT, WIDTH, Box, draw
 from paralab.cli import main
 from paralab.records.reading import read
 from paralab.records.writing import append

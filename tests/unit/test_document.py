@@ -6,8 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from paralab.benchmarks import document
-from paralab.benchmarks.strategies_page import PICTURES
+from paralab.benchmarks.documents import __main__ as document
+from paralab.benchmarks.documents import reference
+from paralab.benchmarks.documents.strategies import PICTURES
 from paralab.errors import LayoutError
 from paralab.layout import Layout
 from paralab.options.commands import COMMANDS
@@ -29,7 +30,7 @@ CHECKED = [page for page in document.PAGES if page not in PICTURES or Path(page)
 def test_a_page_is_what_its_command_prints(page: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert document.main([page]) == 0
     file = page if "." in page else f"{page}.md"
-    command = f"python -m paralab.benchmarks.document {page} > docs/{file}"
+    command = f"python -m paralab.benchmarks.documents {page} > docs/{file}"
     assert capsys.readouterr().out == (DOCS / file).read_text(encoding="utf-8"), f"make it again: {command}"
 
 
@@ -40,12 +41,12 @@ def test_every_picture_is_there_and_shown() -> None:
 
 
 def test_every_flag_of_every_run_is_on_the_page_with_its_help() -> None:
-    page = document.options()
+    page = reference.options()
     every, *of_commands = page.split("\n## ")[1:]
     for action in make_parser(RunConfig)._actions:
         assert action.dest in ("help", "config", "local_rank") or f"`{action.option_strings[0]}" in every
-    for command, text in zip(document.COMMANDS, of_commands, strict=True):
-        config, base = document.COMMANDS[command]
+    for command, text in zip(reference.COMMANDS, of_commands, strict=True):
+        config, base = reference.COMMANDS[command]
         added = {declared.name for declared in fields(config)} - {declared.name for declared in fields(base)}
         assert text.startswith(command) and all(f"| `--{name.replace('_', '-')}" in text for name in added)
 
@@ -72,7 +73,7 @@ def test_every_column_has_a_meaning_and_a_group() -> None:
     ],
 )
 def test_a_unit_is_the_end_of_the_name(column: str, unit: str) -> None:
-    (row,) = [line for line in document.columns().splitlines() if line.startswith(f"| `{column}` |")]
+    (row,) = [line for line in reference.columns().splitlines() if line.startswith(f"| `{column}` |")]
     assert row.split(" | ")[2].strip() == unit
 
 

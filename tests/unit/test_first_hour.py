@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from paralab.benchmarks import compare, config, report
+from paralab.benchmarks import config
+from paralab.benchmarks.report import compare, report
 from paralab.commands import explain, plan
 from paralab.options.commands import COMMANDS
 

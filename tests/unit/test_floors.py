@@ -9,7 +9,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from paralab.benchmarks.architecture import FLOORS, ROOT, imported, modules, parsed, room_of
+from paralab.benchmarks.documents.architecture import FLOORS, ROOT, imported, modules, parsed, room_of
 
 
 def upward(module: str, source: str, known: set[str]) -> Iterator[str]:

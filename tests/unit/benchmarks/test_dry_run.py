@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from paralab import cli
-from paralab.benchmarks import sources
+from paralab.benchmarks.report import sources
 from paralab.records.reading import read
 from paralab.records.row import RunRecord
 

@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from paralab.benchmarks import variations
-from paralab.benchmarks.compare import main as compare
+from paralab.benchmarks.report.compare import main as compare
 from paralab.benchmarks.run import CaseConfig, percent_of
 from paralab.benchmarks.sweep import Case, Runner, SweepConfig, check, main, progress, strategies
 from paralab.errors import ConfigError

@@ -9,7 +9,7 @@ import torch
 from torch.autograd.graph import saved_tensors_hooks
 
 from paralab import cli
-from paralab.benchmarks import planner_images
+from paralab.benchmarks.planner import images as planner_images
 from paralab.benchmarks.run import CaseConfig
 from paralab.models import SPECS
 from paralab.options.flags import resolve as read_config
@@ -84,7 +84,7 @@ def test_images_cost_what_is_counted() -> None:
 
 
 def test_published_throughputs_of_resnets_are_predicted_as_well_as_is_said() -> None:
-    """No constant is fitted on them. Otherwise: python -m paralab.benchmarks.planner_errors --write."""
+    """No constant is fitted on them. Otherwise: python -m paralab.benchmarks.planner.errors --write."""
     found, limits = planner_images.errors()
     (said,) = checked.errors("images").values()
     assert found.mean_percent == pytest.approx(said.mean_percent, abs=0.2) and found.mean_percent < 20

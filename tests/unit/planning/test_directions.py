@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from paralab.axes.costs import Case, Machine
-from paralab.benchmarks.planner_cases import Published, published
+from paralab.benchmarks.planner.cases import Published, published
 from paralab.planning import hardware
 from paralab.planning.predict import evaluate
 from paralab.planning.settle import arrays

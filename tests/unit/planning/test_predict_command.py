@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from paralab import cli
-from paralab.benchmarks.planner_cases import FOLDER
+from paralab.benchmarks.planner.cases import FOLDER
 
 CASE = {
     "case_id": "a",

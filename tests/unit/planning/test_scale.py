@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from paralab import cli
-from paralab.benchmarks import planner_errors
-from paralab.benchmarks.planner_cases import published
+from paralab.benchmarks.planner import errors as planner_errors
+from paralab.benchmarks.planner.cases import published
 from paralab.errors import ConfigError, LayoutError
 from paralab.planning import checked, goals, records, scale
 from paralab.planning.breakdown import CATEGORIES

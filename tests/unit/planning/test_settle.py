@@ -5,7 +5,7 @@ import pytest
 
 from paralab.axes import Axis, register, unregister
 from paralab.axes.costs import AxisCost, Pass, Plan, Values
-from paralab.benchmarks.planner_cases import published
+from paralab.benchmarks.planner.cases import published
 from paralab.planning.predict import evaluate, predict
 from paralab.planning.settle import evenly, settle
 from paralab.planning.steptime import step_time_s

@@ -14,7 +14,7 @@ from paralab import cli
 from paralab.pages import charts
 from paralab.planning import pictures
 from paralab.planning.search import search
-from tests.unit.benchmarks.test_report import Page
+from tests.unit.benchmarks.report.test_report import Page
 
 QUESTION = {"layers": 24, "hidden": 2048, "heads": 16, "n_gpus": 16, "global_batch_size": 64, "gpu": "A100-SXM4-40GB"}
 TITLES = {"Throughput against memory", "Memory of the fullest device", "Step time by cause", "Step time with its range"}

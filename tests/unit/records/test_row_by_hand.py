@@ -421,7 +421,7 @@ ELSEWHERE = {
     "steps_lost": "unit/training/test_goodput.py::test_a_start_after_a_kill_counts_what_was_lost",
     **dict.fromkeys(
         ("until_loss", "steps_to_loss", "samples_to_loss", "time_to_loss_s"),
-        "unit/benchmarks/test_to_loss.py::test_a_run_ends_where_it_reaches_its_loss",
+        "unit/benchmarks/report/test_to_loss.py::test_a_run_ends_where_it_reaches_its_loss",
     ),
     "goodput_share": "unit/training/test_goodput.py::test_goodput_is_the_time_in_steps_that_were_kept",
     **{

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from paralab.benchmarks.architecture import modules
+from paralab.benchmarks.documents.architecture import modules
 from paralab.console.phases import hidden
 from paralab.errors import RankError
 from paralab.options.config import RunConfig

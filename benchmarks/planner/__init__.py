@@ -1,0 +1,1 @@
+"""How far off the planner's predictions are: on published measurements, and on this machine."""

@@ -1,0 +1,1 @@
+"""Reading result files: which rows may be compared, statistics, verdicts, and the pages and pictures made of them."""

@@ -1,0 +1,34 @@
+"""Which comparisons of a sweep are decided so far, for a sweep that goes on until all are."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+
+from paralab.benchmarks.report import work
+from paralab.benchmarks.report.metrics import METRICS, Metric
+from paralab.benchmarks.report.verdict import Comparison, Outcome, Variant, families, variants
+from paralab.benchmarks.report.work import WORK
+from paralab.records.row import RunRecord
+
+
+def metric_within(percent: float | None, *, to_loss: bool) -> Metric | None:
+    """Return step times, or times until a loss is reached, with this margin of equivalence; None without one."""
+    column = "time_to_loss_s" if to_loss else "step_time_p50_s"
+    return None if percent is None else replace(METRICS[column], within=percent / 100)
+
+
+def undecided(rows: Sequence[RunRecord], metric: Metric) -> set[str]:
+    """Return the ids of the runs on both sides of each comparison that more repeats would say something about."""
+    going = (sides for sides, found in _compared(rows, metric) if found.verdict == "not enough evidence")
+    return {run.run_id for sides in going for side in sides for run in side.runs}
+
+
+def outcome(rows: Sequence[RunRecord], metric: Metric) -> Outcome:
+    """Return all comparisons."""
+    return Outcome([found for _, found in _compared(rows, metric)])
+
+
+def _compared(rows: Sequence[RunRecord], metric: Metric) -> Iterator[tuple[tuple[Variant, Variant], Comparison]]:
+    for piece in work.group(rows, WORK).values():
+        for family in families(variants(piece, {})):
+            found = family.compare(metric, name=work.work_label(piece[0]))
+            yield from (((family.base, other), each) for other, each in zip(family.others, found, strict=True))

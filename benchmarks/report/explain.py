@@ -1,0 +1,132 @@
+"""Where the difference between the step times of two variants comes from, part by part.
+
+A run's parts are what its slowest rank does in a step (`step_parts_json`). Those of a variant are the mean shares of
+its good runs, of its median step time: so the parts of each add up to its step, and their differences to the difference
+of the medians.
+"""
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+
+from paralab.benchmarks.report import stats
+from paralab.benchmarks.report.metrics import METRICS
+from paralab.benchmarks.report.slowest import name_of, parts_s
+from paralab.benchmarks.report.verdict import Family, Variant
+from paralab.benchmarks.report.work import amount
+from paralab.pages import charts
+from paralab.pages.page import Chart
+from paralab.records.cells import one_line
+
+STEP_TIME = METRICS["step_time_p50_s"]
+
+
+@dataclass(frozen=True)
+class Part:
+    """One part of a step of both variants, in seconds."""
+
+    name: str
+    base_s: float
+    other_s: float
+
+    @property
+    def more_s(self) -> float:
+        return self.other_s - self.base_s
+
+
+@dataclass(frozen=True)
+class Explanation:
+    """What the difference of two variants is made of. Without parts, `unknown` says why there are none."""
+
+    base: str
+    other: str
+    parts: tuple[Part, ...] = ()
+    unknown: str = ""
+
+    @property
+    def base_s(self) -> float:
+        return sum(part.base_s for part in self.parts)
+
+    @property
+    def other_s(self) -> float:
+        return sum(part.other_s for part in self.parts)
+
+
+def explain(base: Variant, other: Variant) -> Explanation:
+    """Return the parts of both, those that differ most first."""
+    mine, theirs = _parts_of(base), _parts_of(other)
+    if missing := [variant.label for variant, parts in ((base, mine), (other, theirs)) if not parts]:
+        unknown = f"no good run of {' and none of '.join(missing)} says where its time went: run it again"
+        return Explanation(base.label, other.label, unknown=unknown)
+    names = dict.fromkeys((*mine, *theirs))
+    parts = [Part(name_of(name), mine.get(name, 0.0), theirs.get(name, 0.0)) for name in names]
+    return Explanation(base.label, other.label, tuple(sorted(parts, key=lambda part: -abs(part.more_s))))
+
+
+def of_families(families: Sequence[Family]) -> list[Explanation]:
+    """Return an explanation for each variant that was compared with a baseline."""
+    return [explain(family.base, other) for family in families for other in family.others]
+
+
+def _parts_of(variant: Variant) -> dict[str, float]:
+    """Return the seconds of each part of a variant's median step; empty where they are not known."""
+    known = [parts for run in variant.measured(STEP_TIME) if sum((parts := parts_s(run)).values()) > 0]
+    if not known:
+        return {}
+    step_s = stats.median(variant.samples(STEP_TIME))
+    shares: dict[str, float] = {}
+    for parts in known:
+        whole_s = sum(parts.values())
+        for part, s in parts.items():
+            shares[part] = shares.get(part, 0.0) + s / whole_s / len(known)
+    return {part: share * step_s for part, share in shares.items()}
+
+
+def lines(explanation: Explanation) -> list[str]:
+    """Return the explanation for people: what the baseline takes, what each part adds, and what the other takes."""
+    names = f"{one_line(explanation.base)} -> {one_line(explanation.other)}"
+    if explanation.unknown:
+        return [f"{names}: {one_line(explanation.unknown)}"]
+    rows = [
+        ("a step of the baseline", f" {explanation.base_s:.6f}"),
+        *((one_line(part.name), f"{part.more_s:+.6f}") for part in explanation.parts),
+        ("a step of the other", f" {explanation.other_s:.6f}"),
+    ]
+    wide, number = (max(len(row[i]) for row in rows) for i in range(2))
+    said = [f"  {name.ljust(wide)}  {figure.rjust(number)} s" for name, figure in rows]
+    return [f"where the difference comes from, {names}", *said]
+
+
+def text(explanations: Sequence[Explanation]) -> str:
+    """Return all explanations, a paragraph each."""
+    return "".join("\n" + "\n".join(lines(explanation)) + "\n" for explanation in explanations)
+
+
+def markdown(explanations: Sequence[Explanation]) -> str:
+    """Return all explanations as code blocks."""
+    blocks = ("\n".join(lines(explanation)).replace("```", "'''") for explanation in explanations)
+    return "".join(f"\n```\n{block}\n```\n" for block in blocks)
+
+
+def with_json(found: str, explanations: Sequence[Explanation]) -> str:
+    """Return a JSON object with the explanations in it."""
+    told = [asdict(explanation) for explanation in explanations]
+    return json.dumps(json.loads(found) | {"explanations": told}, indent=2, allow_nan=False) + "\n"
+
+
+def chart(explanation: Explanation) -> Chart | None:
+    """Draw a waterfall from the step of the baseline to that of the other; nothing where the parts are not known."""
+    if explanation.unknown:
+        return None
+    steps = [(part.name, part.more_s) for part in explanation.parts if part.more_s]
+    ends = (explanation.base, explanation.base_s), (explanation.other, explanation.other_s)
+    title = f"From {explanation.base} to {explanation.other}"
+    drawing = charts.waterfall(*ends, steps, title=title, unit=lambda s: amount(s, "at_s"))
+    return Chart(title, drawing, "What each part of the slowest rank's step adds, or saves.")
+
+
+WITH = {
+    "text": lambda found, explanations: found + text(explanations),
+    "markdown": lambda found, explanations: found + markdown(explanations),
+    "json": with_json,
+}

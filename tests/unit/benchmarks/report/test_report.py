@@ -1,0 +1,308 @@
+import base64
+import hashlib
+import re
+import xml.etree.ElementTree as ElementTree
+from dataclasses import fields, replace
+from html.parser import HTMLParser
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from paralab.benchmarks.report import report, sections
+from paralab.benchmarks.report.report import main, render
+from paralab.errors import UsageError
+from paralab.measure.span import SpanRecord
+from paralab.pages import charts
+from paralab.records.cells import line_of
+from paralab.records.changes import SCHEMA
+from paralab.records.kinds import field_types, value_kind
+from paralab.records.log import MemoryRecord, StepLog, StepRecord
+from paralab.records.log_files import log_path
+from paralab.records.reading import read
+from paralab.records.row import REQUIRED, RunRecord, header
+from paralab.records.writing import append
+from tests.unit.synthetic_runs import run, runs
+
+A = [0.100, 0.101, 0.099, 0.102, 0.098, 0.1005]
+EVIL = "\"'><script>alert(1)</script><img src=x onerror=alert(1)>=cmd()\x00"
+VOID = {"meta", "br"}
+
+
+class Page(HTMLParser):
+    """Collect elements with their attributes, text by element, and whether tags nest."""
+
+    def __init__(self, html):
+        super().__init__()
+        self.elements, self.open, self.text = [], [], {}
+        self.feed(html)
+        assert not self.open, f"never closed: {self.open}"
+
+    def handle_starttag(self, tag, attributes):
+        self.elements.append((tag, dict(attributes)))
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+    def handle_data(self, data):
+        self.text.setdefault(self.open[-1] if self.open else "", []).append(data)
+
+    def all(self, tag):
+        return [attributes for name, attributes in self.elements if name == tag]
+
+    def words(self, *tags):
+        return " ".join(part for tag in tags for part in self.text.get(tag, []))
+
+
+def write(path, records):
+    for record in records:
+        append(path, record)
+    return path
+
+
+def sweep(tmp_path):
+    """Write runs of one, two and four processes on a CPU, and two on GPUs, with logs and failures."""
+    path = tmp_path / "sweep.csv"
+    seen = [
+        *runs(A, strategy="single", layout="dp1", world_size=1, every=9),
+        *runs([t / 1.6 for t in A], strategy="ddp", first=1, every=9, comm_dp_sent_bytes=1e6,
+              comm_dp_predicted_sent_bytes=1e6, memory_parameters_bytes=10**6, memory_optimizer_bytes=2 * 10**6),
+        *runs([t / 1.3 for t in A], strategy="pipeline", layout="pp2/1f1b/mb4", first=2, every=9, bubble_share=0.2,
+              process_peak_bytes=700_000_000),
+        *runs([t / 2 for t in A], strategy="ddp", layout="dp4", world_size=4, first=3, every=9),
+        run(70, status="oom", strategy="zero1", step_time_p50_s=None, failed_rank=1, failed_step=2, reason=EVIL),
+    ]  # fmt: skip
+    write(path, [replace(record, run_id=f"r{i}") for i, record in enumerate(seen)])
+    for number, record in enumerate(seen):
+        for rank in range(record.world_size if record.strategy in ("single", "pipeline") else 0):
+            log = StepLog(log_path(path, f"r{number}", rank))
+            for step in range(500):
+                log.write(StepRecord(step=step, loss=5 / (step + 1)))
+            log.write(MemoryRecord(rank=rank, parameters_bytes=1000, activations_bytes=500))
+            for kind, start in (("F", 0.0), ("B", 0.3), ("W", 0.5)):
+                log.write(SpanRecord(step=1, rank=rank, stage=rank, kind=kind, micro_batch=0, start_s=start + rank / 10,
+                                     end_s=start + 0.1 + rank / 10))  # fmt: skip
+            log.close()
+    gpu = {"device": "cuda", "backend": "nccl", "gpu_name": "GPU X", "gpu_allocated_peak_bytes": 10**10}
+    write(
+        tmp_path / "gpu.csv",
+        [*runs(A, every=2, **gpu), *runs([t * 2 for t in A], first=1, every=2, strategy="zero3", **gpu)],
+    )
+    return [path, tmp_path / "gpu.csv"]
+
+
+@pytest.fixture(scope="module")
+def page(tmp_path_factory):
+    return render(sweep(tmp_path_factory.mktemp("sweep")))
+
+
+def test_the_page_asks_the_network_for_nothing_and_has_no_script(page):
+    parsed = Page(page)
+    assert not {"script", "link", "img", "iframe", "object", "form", "base"} & {tag for tag, _ in parsed.elements}
+    for tag, attributes in parsed.elements:
+        assert "style" not in attributes and not [name for name in attributes if name.startswith("on")], tag
+        for name in ("src", "href", "action", "xlink:href"):
+            assert attributes.get(name, "data:text/csv;").startswith("data:text/csv;"), (tag, name)
+    (style,) = parsed.text["style"]
+    assert "url(" not in style and "@import" not in style and "http" not in style
+
+
+def test_the_policy_allows_the_style_sheet_by_hash_and_nothing_else(page):
+    parsed = Page(page)
+    (policy,) = [m["content"] for m in parsed.all("meta") if m.get("http-equiv") == "Content-Security-Policy"]
+    digest = base64.b64encode(hashlib.sha256(parsed.text["style"][0].encode()).digest()).decode()
+    assert policy == f"default-src 'none'; style-src 'sha256-{digest}'; base-uri 'none'; form-action 'none'"
+
+
+def test_the_verdict_and_the_caveats_come_first(page):
+    headings = re.findall(r"<h[23]>(.*?)</h", page)
+    assert headings[:2] == ["Verdict", "Before you believe it"]
+    assert "Compared with ddp (62.7 ms a step): Slower: pipeline by 23.1%. Failed: zero1." in page
+    assert "25 of 37 runs used CPUs" in page and "1 of 37 runs failed" in page
+
+
+def test_every_part_is_there(page):
+    titles = Page(page).text["h4"]
+    for title in ("Step time", "Throughput against memory", "Memory by category", "Communication by axis", "Loss",
+                  "Pipeline timeline: pipeline", "gpt2 nano fp32 CPU: the global batch stays the same"):  # fmt: skip
+        assert title in titles, title
+    words = Page(page).words("th", "td", "pre", "h2")
+    for said in ("python benchmarks/run.py", "Failures", "oom", "Environment", "2.13.0", "1.231 [", "Run it again"):
+        assert said in words, said
+
+
+def test_cpu_and_gpu_never_share_a_table(page):
+    sections = page.split("<section>")
+    tables = [part for part in sections if "<th>method</th><th>verdict</th>" in part]
+    assert len(tables) == 4
+    for table in tables:
+        assert ("GPU X" in table) != ("CPU (gloo)" in table)
+    gpu_first = tables[0]
+    assert "GPU X" in gpu_first and "zero3" in gpu_first and "single" not in gpu_first
+
+
+def test_one_dot_is_one_run(page):
+    assert len(re.findall(r'class="dot"', page)) == 6 * 6
+
+
+def test_curves_are_thinned_and_stand_over_the_reference(page):
+    curves = re.findall(r'points="([^"]*)" class="line (reference|c\d)"><title>([^<]*)', page)
+    losses = {label: len(points.split()) for points, _, label in curves if label in ("pipeline", "single (1 process)")}
+    assert losses.keys() == {"pipeline", "single (1 process)"} and max(losses.values()) <= 200
+    assert {label: cls for _, cls, label in curves}["single (1 process)"] == "reference"
+
+
+def test_the_csv_inside_is_the_file(tmp_path):
+    files = sweep(tmp_path)
+    links = Page(render(files)).all("a")
+    assert [link["download"] for link in links] == ["sweep.csv", "gpu.csv"]
+    for path, link in zip(files, links, strict=True):
+        assert base64.b64decode(link["href"].split("base64,")[1]) == path.read_bytes()
+
+
+def test_drawings_are_well_formed(page):
+    drawings = re.findall(r"<svg.*?</svg>", page, flags=re.DOTALL)
+    assert len(drawings) > 10
+    for drawing in drawings:
+        for element in ElementTree.fromstring(drawing).iter():
+            for name in ("x", "y", "cx", "cy", "width", "height", "x1", "x2"):
+                assert float(element.get(name, 0)) >= -0.01, (element.tag, name)
+
+
+def test_hostile_text_is_shown_and_does_nothing(tmp_path):
+    columns = ("strategy", "layout", "command", "reason", "torch_version", "size", "engine", "gpu_name", "cpu_model")
+    texts = dict.fromkeys(columns, EVIL)
+    path = write(tmp_path / "a.csv", [*runs(A, **texts), *runs(A, **{**texts, "strategy": EVIL + "2"}),
+                                      run(99, status="crash", **texts)])  # fmt: skip
+    for record in read(path)[:1]:
+        log = StepLog(log_path(path, record.run_id, 0))
+        log.write(StepRecord(step=1, loss=1.0))
+        log.close()
+    page = render([path], title=EVIL)
+    parsed = Page(page)
+    test_the_page_asks_the_network_for_nothing_and_has_no_script(page)
+    assert not re.search(r"[\x00-\x08\x0b-\x1f\x7f]", page)
+    assert "<script>alert(1)</script>" in parsed.words("th", "pre", "title", "h1")
+
+
+def test_a_file_of_failures_alone_is_reported(tmp_path):
+    path = write(tmp_path / "a.csv", [run(0, status="hang", step_time_p50_s=None, strategy=None, device=None)])
+    page = render([path])
+    assert "No run came to its end." in page and "hang" in page
+
+
+def test_the_same_method_in_two_files_is_two_arms(tmp_path):
+    files = [
+        write(tmp_path / "before.csv", runs(A, every=2)),
+        write(tmp_path / "after.csv", runs([2 * t for t in A], first=1, every=2)),
+    ]
+    words = Page(render(files)).words("th")
+    assert "before: ddp" in words and "after: ddp" in words
+
+
+def test_a_damaged_log_is_a_caveat(tmp_path):
+    path = write(tmp_path / "a.csv", runs(A))
+    log = log_path(path, read(path)[5].run_id, 0)
+    log.parent.mkdir()
+    log.write_text("{}\n")
+    out = tmp_path / "r.html"
+    assert main([str(path), "--out", str(out)]) == 0
+    assert "is not a record of this version" in Page(out.read_text()).words("li")
+
+
+def optional(name):
+    if name == "schema":
+        return st.just(SCHEMA)
+    kind, choices = value_kind(field_types(RunRecord)[name])
+    known = st.sampled_from(choices) if choices else {
+        str: st.sampled_from(["a", "single", "=b"]), bool: st.booleans(), int: st.sampled_from([0, 1, 2, 10**12]),
+        float: st.floats(),
+    }[kind]  # fmt: skip
+    return known if name in REQUIRED else st.none() | known
+
+
+@given(st.lists(st.fixed_dictionaries({f.name: optional(f.name) for f in fields(RunRecord)}), min_size=1, max_size=5))
+@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large])
+def test_any_rows_give_a_page(tmp_path_factory, rows):
+    records = [RunRecord(**{**row, "run_id": str(number)}) for number, row in enumerate(rows)]
+    path = write(tmp_path_factory.mktemp("any") / "a.csv", records)
+    if all(record.status == "dry run" for record in records):
+        with pytest.raises(UsageError, match="at least one that is no dry run"):
+            render([path])
+    else:
+        Page(render([path]))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"), [(["none.csv"], "cannot be read"), (["--no"], "--help"), (["EMPTY"], "no runs to report")]
+)
+def test_bad_requests_end_with_one_line(tmp_path, capsys, arguments, said):
+    (tmp_path / "empty.csv").write_bytes(line_of(header()))
+    given = [str(tmp_path / "empty.csv") if a == "EMPTY" else a for a in arguments]
+    assert main([*given, "--out", str(tmp_path / "r.html")]) == 2
+    error = capsys.readouterr().err
+    assert said in error and error.count("\n") == 1 and not (tmp_path / "r.html").exists()
+
+
+def test_a_place_that_cannot_be_written_is_named_before_the_work(tmp_path, capsys, monkeypatch):
+    path = write(tmp_path / "a.csv", runs(A))
+    monkeypatch.setattr(report, "render", lambda *_, **__: pytest.fail("made first"))
+    assert main([str(path), "--out", str(tmp_path / "no" / "r.html")]) == 2
+    assert main([str(path), "--out", str(path / "r.html")]) == 2
+    assert main([str(path), "--out", str(tmp_path)]) == 2
+    assert capsys.readouterr().err.count("choose another place with --out") == 3
+
+
+def test_a_way_that_failed_parity_is_said_first(tmp_path):
+    wrong = runs([t / 2 for t in A], strategy="zero1", parity=False, parameter_difference_max=0.68)
+    page = render([write(tmp_path / "a.csv", [*runs(A, parity=True), *wrong])])
+    first = page[page.index("Verdict") : page.index("Before you believe it")]
+    said = "Parity FAILED, so its speed is not compared. zero1 (parity FAILED): 6 of 6 runs"
+    assert f'<span class="is-failed">{said}' in first
+    assert "Not compared, as parity failed: zero1" in first and "Faster" not in first
+    assert "Parity was not checked" not in page
+    assert "Parity was not checked for 1 of 1 ways" in render([write(tmp_path / "b.csv", runs(A))])
+
+
+@pytest.mark.filterwarnings("ignore:.*(read once|counts once)")
+def test_files_of_one_name_and_a_file_given_twice(tmp_path):
+    files = [tmp_path / "old" / "bench.csv", tmp_path / "new" / "bench.csv"]
+    write(files[0], runs(A))
+    write(files[1], [*runs(A), *runs([2 * t for t in A])])
+    page = render([*files, files[0]])
+    assert "Compared with old/bench: ddp (100 ms a step): Slower: new/bench: ddp by 100.0%." in page
+    assert "12 runs" in page and [a["download"] for a in Page(page).all("a")] == ["old-bench.csv", "new-bench.csv"]
+
+
+@given(st.lists(st.tuples(st.integers(0, 6), st.integers(0, 6)), min_size=1, max_size=12))
+def test_the_front_is_what_no_other_point_beats(points):
+    beaten = {(x, y) for x, y in points for a, b in points if a <= x and b >= y and (a, b) != (x, y)}
+    assert set(charts.pareto(points)) == set(points) - beaten
+
+
+@given(st.lists(st.floats(allow_nan=True), min_size=1, max_size=6), st.booleans())
+def test_an_axis_holds_all_values_between_round_numbers(values, zero):
+    found = charts.axis(values, 10, 400, zero=zero)
+    assert 2 <= len(found.ticks) <= 9 and sorted(found.ticks) == list(found.ticks)
+    for value in values:
+        if abs(value) < charts.LARGEST:
+            assert 10 - 0.01 <= found(value) <= 400.01
+    assert found(found.low) == 10 and found(found.high) == 400
+
+
+@pytest.mark.parametrize(
+    ("command", "told"),
+    [
+        (
+            "paralab run --size nano --group g --repeat 2 --out runs/bench.csv",
+            "paralab run --size nano --out again.csv",
+        ),
+        ("paralab run --out=r.csv --layout tp2", "paralab run --layout tp2 --out again.csv"),
+        ("paralab train --preset alice --out 'a b'", "paralab train --preset alice --out again"),
+        ("paralab run --size 'nano", "paralab run --size 'nano"),
+    ],
+)
+def test_a_run_made_again_leaves_the_evidence_alone(command: str, told: str) -> None:
+    assert sections.again(command) == told
