@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from paralab.models.sequence import Attend, Sequence, SequenceShape
+from paralab.models.sizes import dims, numbers, whole
 from paralab.models.spec import Flops, ModelSpec, Style, at_least_fp32
 
 N_FEATURES = 64  # of the noise level
@@ -356,7 +357,7 @@ def _mnist(*, hidden: int, n_heads: int, patch_size: int, n_blocks: int = 8) -> 
     )
 
 
-_CUSTOM = re.compile(r"dit-mnist-([1-9]\d*)x([1-9]\d*)x([1-9]\d*)/([1-9]\d*)")
+_FORM = re.compile(f"dit-mnist-{dims('n_blocks', 'hidden', 'n_heads')}/{whole('patch_size')}")
 
 
 def custom_size(text: str) -> DiTConfig | None:
@@ -364,11 +365,8 @@ def custom_size(text: str) -> DiTConfig | None:
 
     Raises: ValueError when the heads do not divide the width, or the patches the image.
     """
-    match = _CUSTOM.fullmatch(text)
-    if match is None:
-        return None
-    n_blocks, hidden, n_heads, patch_size = map(int, match.groups())
-    return _mnist(hidden=hidden, n_heads=n_heads, patch_size=patch_size, n_blocks=n_blocks)
+    match = _FORM.fullmatch(text)
+    return None if match is None else _mnist(**numbers(match, DiTConfig))
 
 
 SIZES: Mapping[str, Config] = {

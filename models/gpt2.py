@@ -6,19 +6,19 @@ heads. The vocabulary is padded to a multiple of 64, so its rows divide over ran
 the loss.
 """
 
-import math
 import re
 from dataclasses import dataclass, replace
 from importlib import import_module
 
-import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from paralab.models.cross_entropy import LinearCrossEntropy
+from paralab.models import decoder
+from paralab.models.decoder import Decoder
 from paralab.models.generation import Cache
-from paralab.models.sequence import Attend, Sequence, SequenceShape
-from paralab.models.spec import Flops, ModelSpec, Style
+from paralab.models.sequence import Attend, SequenceShape
+from paralab.models.sizes import dims, letters, numbers, preset_of, written
+from paralab.models.spec import Flops, ModelSpec
 from paralab.models.vocabulary import padded, tokenizer_of
 
 
@@ -47,12 +47,11 @@ class GPT2Config:
         return padded(self.vocab_size)
 
 
-class Embed(nn.Module, Sequence):
+class Embed(decoder.Embed):
     """Token and position embeddings."""
 
     def __init__(self, config: GPT2Config) -> None:
-        super().__init__()
-        self.tokens = nn.Embedding(config.padded_vocab, config.hidden)
+        super().__init__(config)
         self.positions = nn.Embedding(config.seq_len, config.hidden)
 
     def forward(self, tokens: Tensor, *, start: int = 0) -> Tensor:
@@ -61,7 +60,7 @@ class Embed(nn.Module, Sequence):
         Of a sequence that several ranks share, return the positions of this one.
         """
         positions = self.positions.weight[start : start + tokens.shape[1]]
-        return self.tokens(self.take(tokens, 1)) + self.take(positions, 0)
+        return super().forward(tokens) + self.take(positions, 0)
 
 
 class Attention(nn.Module):
@@ -112,56 +111,11 @@ class Block(nn.Module):
         return x + self.mlp(self.norm2(x))
 
 
-class GPT2(nn.Module, Sequence):
+class GPT2(Decoder):
     """The whole model, or the part of it that a pipeline stage keeps (see paralab.models.spec, rule 2)."""
 
     def __init__(self, config: GPT2Config) -> None:
-        super().__init__()
-        self.embed = Embed(config)
-        self.blocks = nn.ModuleDict({str(i): Block(config) for i in range(config.n_layers)})
-        self.norm = nn.LayerNorm(config.hidden)
-        self.head = LinearCrossEntropy(
-            hidden=config.hidden, vocab_size=config.vocab_size, padded_vocab=config.padded_vocab
-        )
-        self.head.weight = self.embed.tokens.weight
-
-    def forward(self, x: Tensor, *, targets: Tensor | None = None) -> Tensor:
-        """Take tokens (batch, seq) int64, or the hidden state (batch, seq, hidden) of the stage before.
-
-        Returns: the mean loss () in fp32 with targets (batch, seq) int64, logits (batch, seq, vocab_size) without, or
-        the hidden state for the stage that follows.
-        """
-        if self.embed is not None:
-            x = self.embed(x)
-        for block in self.blocks.values():
-            x = block(x)
-        if self.head is None:
-            return x
-        return self.head(self.norm(x), None if targets is None else self.take(targets, 1))
-
-    def next_logits(self, tokens: Tensor, cache: Cache) -> Tensor:
-        """Take tokens (batch, new) int64 that follow those in a cache; return logits (batch, vocab) after the last."""
-        x = self.embed(tokens, start=cache.length)
-        for block in self.blocks.values():
-            x = block(x, cache)
-        return self.head(self.norm(x[:, -1]))
-
-
-def init(config: GPT2Config, name: str, tensor: Tensor, generator: torch.Generator) -> None:
-    """Initialise a full tensor of any shape: N(0, 0.02), and for the layers that add to the residual stream less.
-
-    Their standard deviation is divided by sqrt(2 layers) (GPT-2, section 2.3).
-    """
-    kind = name.rsplit(".", 2)[-2:]
-    if kind[0].startswith("norm") and kind[1] == "weight":
-        tensor.fill_(1.0)
-    elif kind[1] == "bias":
-        tensor.zero_()
-    else:
-        std = 0.02 / math.sqrt(2 * config.n_layers) if kind[0] in ("proj", "down") else 0.02
-        tensor.normal_(0.0, std, generator=generator)
-        if name in ("embed.tokens.weight", "head.weight"):
-            tensor[config.vocab_size :].zero_()
+        super().__init__(config, embed=Embed(config), block=Block, norm=nn.LayerNorm(config.hidden), tied=True)
 
 
 def flops(config: GPT2Config) -> Flops:
@@ -173,24 +127,6 @@ def flops(config: GPT2Config) -> Flops:
     attention = 12 * config.n_layers * config.hidden * config.seq_len
     return Flops(per_sample=config.seq_len * (6 * weights + attention), formula="6N+12LHS")
 
-
-def example(config: GPT2Config, batch_size: int) -> tuple[tuple[Tensor, ...], Tensor]:
-    """Return zeros in the form of a batch: ((tokens,), targets), both (batch, seq_len) int64."""
-    tokens = torch.zeros(batch_size, config.seq_len, dtype=torch.int64)
-    return (tokens,), tokens
-
-
-_PLAN: dict[str, Style] = {
-    "embed.tokens": "vocab_embedding",
-    "embed": "scatter_sequence",
-    "blocks.*.norm?": "sequence",
-    "blocks.*.attn.qkv": "column",
-    "blocks.*.attn.proj": "row",
-    "blocks.*.mlp.up": "column",
-    "blocks.*.mlp.down": "row",
-    "norm": "sequence",
-    "head": "vocab_loss",
-}
 
 SIZES = {
     "tiny": GPT2Config(n_layers=8, hidden=32, n_heads=4, seq_len=16, vocab_size=257, tokenizer="bytes"),
@@ -211,7 +147,8 @@ SIZES = {
     "gpt3-175b": GPT2Config(n_layers=96, hidden=12288, n_heads=96, seq_len=2048),
 }
 
-_CUSTOM = re.compile(r"([1-9]\d*)x([1-9]\d*)x([1-9]\d*)(?:v([1-9]\d*))?")
+_LETTERS = {"v": "vocab_size"}
+_FORM = re.compile(dims("n_layers", "hidden", "n_heads") + letters(GPT2Config, _LETTERS))
 
 
 def custom_size(text: str) -> GPT2Config | None:
@@ -219,21 +156,18 @@ def custom_size(text: str) -> GPT2Config | None:
 
     Raises: ValueError when the heads do not divide the width.
     """
-    match = _CUSTOM.fullmatch(text)
+    match = _FORM.fullmatch(text)
     if match is None:
         return None
-    n_layers, hidden, n_heads = map(int, match.groups()[:3])
-    vocab_size = int(match[4] or 50_257)
-    return GPT2Config(n_layers, hidden, n_heads, vocab_size=vocab_size, tokenizer=tokenizer_of(vocab_size))
+    config = GPT2Config(**numbers(match, GPT2Config))
+    return replace(config, tokenizer=tokenizer_of(config.vocab_size))
 
 
 def size_of(config: GPT2Config) -> str:
     """Return the preset with the parameters of a config, or the form that `custom_size` reads."""
-    for name, preset in SIZES.items():
-        if replace(config, seq_len=preset.seq_len) == preset:
-            return name
-    vocabulary = "" if config.vocab_size == 50_257 else f"v{config.vocab_size}"
-    return f"{config.n_layers}x{config.hidden}x{config.n_heads}{vocabulary}"
+    usual = GPT2Config(config.n_layers, config.hidden, config.n_heads)
+    custom = f"{config.n_layers}x{config.hidden}x{config.n_heads}{written(config, usual, _LETTERS)}"
+    return preset_of(config, SIZES) or custom
 
 
 SPEC = ModelSpec(
@@ -245,8 +179,8 @@ SPEC = ModelSpec(
     default_size="nano",
     tiny_size="tiny",
     build=GPT2,
-    init=init,
-    example=example,
+    init=decoder.init,
+    example=decoder.example,
     n_blocks=lambda config: config.n_layers,
     with_blocks=lambda config, n: replace(config, n_layers=n),
     first=("embed",),
@@ -255,7 +189,7 @@ SPEC = ModelSpec(
     data=lambda config: "alice",
     unit=lambda config: "tokens",
     units_per_sample=lambda config: config.seq_len,
-    tensor_plan=lambda config: _PLAN,
+    tensor_plan=lambda config: decoder.PLAN,
     tensor_divides=lambda config: {"n_heads": config.n_heads},
     sequence_parallel=True,
     sequence=lambda config: SequenceShape(config.seq_len, config.n_heads, config.n_heads, causal=True),

@@ -15,17 +15,21 @@ encoded by the tokenizer of the package, whose 50,257 tokens are the first rows.
 
 import math
 import re
+from collections.abc import Mapping
 from dataclasses import astuple, dataclass, replace
 from importlib import import_module
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from paralab.models.cross_entropy import LinearCrossEntropy
+from paralab.models import decoder
+from paralab.models.decoder import Decoder, Embed
 from paralab.models.generation import Cache
 from paralab.models.sequence import Attend, Sequence, SequenceShape
-from paralab.models.spec import Flops, ModelSpec, Style, at_least_fp32
+from paralab.models.sizes import decimal, dims, letters, number_text, numbers, preset_of, whole, written
+from paralab.models.spec import Flops, ModelSpec, at_least_fp32
 from paralab.models.vocabulary import padded, tokenizer_of
 
 VOCAB_SIZE = 128_256
@@ -89,16 +93,7 @@ class LlamaConfig:
         return math.gcd(self.n_kv_heads, self.ffn)
 
 
-class Embed(nn.Module, Sequence):
-    """Token embeddings."""
-
-    def __init__(self, config: LlamaConfig) -> None:
-        super().__init__()
-        self.tokens = nn.Embedding(config.padded_vocab, config.hidden)
-
-    def forward(self, tokens: Tensor) -> Tensor:
-        """Take tokens (batch, seq) int64; return (batch, seq, hidden), or the positions of it that this rank has."""
-        return self.tokens(self.take(tokens, 1))
+LlamaT = TypeVar("LlamaT", bound=LlamaConfig)
 
 
 def rotate(x: Tensor, config: LlamaConfig, positions: Tensor) -> Tensor:
@@ -177,55 +172,15 @@ class Block(nn.Module):
         return x + self.mlp(self.norm2(x))
 
 
-class Llama(nn.Module, Sequence):
-    """The whole model, or the part of it that a pipeline stage keeps (see paralab.models.spec, rule 2)."""
+class Llama(Decoder):
+    """The whole model, or the part of it that a pipeline stage keeps (see paralab.models.spec, rule 2).
+
+    Initialised as GPT-2 is: the paper says nothing of it.
+    """
 
     def __init__(self, config: LlamaConfig) -> None:
-        super().__init__()
-        self.embed = Embed(config)
-        self.blocks = nn.ModuleDict({str(i): Block(config) for i in range(config.n_layers)})
-        self.norm = nn.RMSNorm(config.hidden, eps=config.norm_eps)
-        self.head = LinearCrossEntropy(
-            hidden=config.hidden, vocab_size=config.vocab_size, padded_vocab=config.padded_vocab
-        )
-        if config.tied:
-            self.head.weight = self.embed.tokens.weight
-
-    def forward(self, x: Tensor, *, targets: Tensor | None = None) -> Tensor:
-        """Take tokens (batch, seq) int64, or the hidden state (batch, seq, hidden) of the stage before.
-
-        Returns: the mean loss () in fp32 with targets (batch, seq) int64, logits (batch, seq, vocab_size) without, or
-        the hidden state for the stage that follows.
-        """
-        if self.embed is not None:
-            x = self.embed(x)
-        for block in self.blocks.values():
-            x = block(x)
-        if self.head is None:
-            return x
-        return self.head(self.norm(x), None if targets is None else self.take(targets, 1))
-
-    def next_logits(self, tokens: Tensor, cache: Cache) -> Tensor:
-        """Take tokens (batch, new) int64 that follow those in a cache; return logits (batch, vocab) after the last."""
-        x = self.embed(tokens)
-        for block in self.blocks.values():
-            x = block(x, cache)
-        return self.head(self.norm(x[:, -1]))
-
-
-def init(config: LlamaConfig, name: str, tensor: Tensor, generator: torch.Generator) -> None:
-    """Initialise a full tensor of any shape: N(0, 0.02), and for the layers that add to the residual stream less.
-
-    Their standard deviation is divided by sqrt(2 layers), as in GPT-2 (the paper says nothing of it). Norms begin at 1.
-    """
-    *_, module, _ = name.split(".")
-    if module.startswith("norm"):
-        tensor.fill_(1.0)
-        return
-    std = 0.02 / math.sqrt(2 * config.n_layers) if module in ("proj", "down") else 0.02
-    tensor.normal_(0.0, std, generator=generator)
-    if name in ("embed.tokens.weight", "head.weight"):
-        tensor[config.vocab_size :].zero_()
+        norm = nn.RMSNorm(config.hidden, eps=config.norm_eps)
+        super().__init__(config, embed=Embed(config), block=Block, norm=norm, tied=config.tied)
 
 
 def flops(config: LlamaConfig) -> Flops:
@@ -238,24 +193,6 @@ def flops(config: LlamaConfig) -> Flops:
     products = 12 * config.n_layers * config.hidden * config.seq_len  # of queries and keys, of weights and values
     return Flops(per_sample=config.seq_len * (6 * weights + products), formula="6N+12LHS")
 
-
-def example(config: LlamaConfig, batch_size: int) -> tuple[tuple[Tensor, ...], Tensor]:
-    """Return zeros in the form of a batch: ((tokens,), targets), both (batch, seq_len) int64."""
-    tokens = torch.zeros(batch_size, config.seq_len, dtype=torch.int64)
-    return (tokens,), tokens
-
-
-_PLAN: dict[str, Style] = {
-    "embed.tokens": "vocab_embedding",
-    "embed": "scatter_sequence",
-    "blocks.*.norm?": "sequence",
-    "blocks.*.attn.qkv": "column",
-    "blocks.*.attn.proj": "row",
-    "blocks.*.mlp.up": "column",
-    "blocks.*.mlp.down": "row",
-    "norm": "sequence",
-    "head": "vocab_loss",
-}
 
 SIZES = {
     "tiny": LlamaConfig(8, 32, 8, 4, ffn=48, seq_len=16, vocab_size=257, tokenizer="bytes"),
@@ -271,9 +208,11 @@ SIZES = {
     "405b": LlamaConfig(126, 16384, 128, 8, ffn=53248),
 }
 
-_N, _X = r"([1-9]\d*)", r"(\d+(?:\.\d+)?(?:e-?\d+)?)"
-_CUSTOM = re.compile(
-    rf"{_N}x{_N}x{_N}(?:/{_N})?(?:f{_N})?(?:v{_N})?(?:t{_X})?(?:n{_X})?(?:s{_X}(?:/{_X}/{_X}/{_N})?)?(tied)?",
+_LETTERS = {"f": "ffn", "v": "vocab_size", "t": "rope_theta", "n": "norm_eps"}
+_SCALING = "/".join(decimal(name) for name in ("low_freq_factor", "high_freq_factor")) + f"/{whole('original_seq_len')}"
+_FORM = re.compile(
+    f"{dims('n_layers', 'hidden', 'n_heads')}(?:/{whole('n_kv_heads')})?{letters(LlamaConfig, _LETTERS)}"
+    f"(?:s{decimal('factor')}(?:/{_SCALING})?)?(?P<tied>tied)?"
 )
 
 
@@ -284,59 +223,36 @@ def custom_size(text: str) -> LlamaConfig | None:
     8B); v50304, the vocabulary; t10000, rope_theta; n1e-6, norm_eps; s8 or s8/1/4/8192, a `RopeScaling`; tied.
     Returns: None for another form. Raises: ValueError when the heads do not divide the width.
     """
-    match = _CUSTOM.fullmatch(text)
+    match = _FORM.fullmatch(text)
     if match is None:
         return None
-    layers, hidden, heads, kv_heads, ffn, vocab, theta, eps, *scaling, tied = match.groups()
-    vocab_size = int(vocab or VOCAB_SIZE)
-    return LlamaConfig(
-        n_layers=int(layers),
-        hidden=int(hidden),
-        n_heads=int(heads),
-        n_kv_heads=int(kv_heads or heads),
-        ffn=int(ffn or _ffn(int(hidden))),
-        vocab_size=vocab_size,
-        rope_theta=float(theta or ROPE_THETA),
-        rope_scaling=_scaling(*scaling),
-        norm_eps=float(eps or NORM_EPS),
-        tied=tied is not None,
-        tokenizer=tokenizer_of(vocab_size),
+    scaling = numbers(match, RopeScaling)
+    return of_numbers(
+        LlamaConfig, numbers(match, LlamaConfig) | {"rope_scaling": RopeScaling(**scaling) if scaling else None}
     )
 
 
-def _scaling(factor: str | None, low: str | None, high: str | None, original: str | None) -> RopeScaling | None:
-    if factor is None:
-        return None
-    if low is None or high is None or original is None:
-        return RopeScaling(float(factor))
-    return RopeScaling(float(factor), float(low), float(high), int(original))
+def of_numbers(kind: type[LlamaT], given: Mapping[str, Any]) -> LlamaT:
+    """Return a config of these fields, the others as usual: keys as many as heads, an MLP of 3.5 times the width."""
+    usual = {"n_kv_heads": given["n_heads"], "ffn": 7 * given["hidden"] // 2}
+    config = kind(**usual | dict(given))
+    return replace(config, tokenizer=tokenizer_of(config.vocab_size))
 
 
 def size_of(config: LlamaConfig) -> str:
     """Return the preset with the parameters of a config, or the form that `custom_size` reads."""
-    for name, preset in SIZES.items():
-        if replace(config, seq_len=preset.seq_len) == preset:
-            return name
-    differs = {
-        "f": config.ffn if config.ffn != _ffn(config.hidden) else None,
-        "v": config.vocab_size if config.vocab_size != VOCAB_SIZE else None,
-        "t": config.rope_theta if config.rope_theta != ROPE_THETA else None,
-        "n": config.norm_eps if config.norm_eps != NORM_EPS else None,
-    }
-    letters = "".join(f"{letter}{_text(number)}" for letter, number in differs.items() if number is not None)
+    usual = of_numbers(LlamaConfig, dimensions(config))
+    words = written(config, usual, _LETTERS)
     if config.rope_scaling is not None:
-        letters += f"s{'/'.join(map(_text, astuple(config.rope_scaling)))}"
-    letters += "tied" if config.tied else ""
+        words += f"s{'/'.join(map(number_text, astuple(config.rope_scaling)))}"
     heads = f"{config.n_heads}/{config.n_kv_heads}"
-    return f"{config.n_layers}x{config.hidden}x{heads}{letters}"
+    custom = f"{config.n_layers}x{config.hidden}x{heads}{words}{'tied' if config.tied else ''}"
+    return preset_of(config, SIZES) or custom
 
 
-def _ffn(hidden: int) -> int:
-    return 7 * hidden // 2
-
-
-def _text(number: float) -> str:
-    return str(int(number)) if number == int(number) else repr(number)
+def dimensions(config: LlamaConfig) -> dict[str, int]:
+    """Return the fields that a size begins with."""
+    return {"n_layers": config.n_layers, "hidden": config.hidden, "n_heads": config.n_heads}
 
 
 SPEC = ModelSpec(
@@ -349,8 +265,8 @@ SPEC = ModelSpec(
     default_size="nano",
     tiny_size="tiny",
     build=Llama,
-    init=init,
-    example=example,
+    init=decoder.init,
+    example=decoder.example,
     n_blocks=lambda config: config.n_layers,
     with_blocks=lambda config, n: replace(config, n_layers=n),
     first=("embed",),
@@ -359,7 +275,7 @@ SPEC = ModelSpec(
     data=lambda config: "alice",
     unit=lambda config: "tokens",
     units_per_sample=lambda config: config.seq_len,
-    tensor_plan=lambda config: _PLAN,
+    tensor_plan=lambda config: decoder.PLAN,
     tensor_divides=lambda config: {"n_kv_heads": config.n_kv_heads, "ffn": config.ffn},
     sequence_parallel=True,
     sequence=lambda config: SequenceShape(config.seq_len, config.n_heads, config.n_kv_heads, causal=True),

@@ -34,6 +34,17 @@ _IN_BLOCK = {
 }
 # What their configuration must say for their model to compute what ours does.
 _NEEDED = {"hidden_act": ("silu", "swish"), "attention_bias": (False,), "mlp_bias": (False,)}
+# our field -> their key
+_FIELDS = {
+    "n_layers": "num_hidden_layers",
+    "hidden": "hidden_size",
+    "n_heads": "num_attention_heads",
+    "n_kv_heads": "num_key_value_heads",
+    "ffn": "intermediate_size",
+    "seq_len": "max_position_embeddings",
+    "vocab_size": "vocab_size",
+    "norm_eps": "rms_norm_eps",
+}
 # our field of the scaling -> their key
 _SCALING = {
     "factor": "factor",
@@ -49,24 +60,36 @@ def config_from(theirs: "TheirConfig") -> LlamaConfig:
     Raises: ValueError for a variant of Llama that computes something else.
     """
     check_values(theirs, _NEEDED, ours=_OURS)
+    rope = dict(theirs.rope_parameters)
+    rope.pop("rope_theta")
+    return LlamaConfig(**fields_from(theirs, ours=_OURS), rope_scaling=_scaling(rope))
+
+
+def fields_from(theirs: Any, *, ours: str) -> dict[str, Any]:
+    """Return what a configuration of theirs says of the fields of any config that is a Llama's, but for its scaling.
+
+    Raises: ValueError where the heads are wider than the width of the model says.
+    """
     width = theirs.hidden_size // theirs.num_attention_heads
     if theirs.head_dim not in (None, width):
-        raise ValueError(f"head_dim={theirs.head_dim}, this {_OURS} has hidden_size / num_attention_heads, {width}")
-    rope = dict(theirs.rope_parameters)
-    return LlamaConfig(
-        n_layers=theirs.num_hidden_layers,
-        hidden=theirs.hidden_size,
-        n_heads=theirs.num_attention_heads,
-        n_kv_heads=theirs.num_key_value_heads,
-        ffn=theirs.intermediate_size,
-        seq_len=theirs.max_position_embeddings,
-        vocab_size=theirs.vocab_size,
-        rope_theta=float(rope.pop("rope_theta")),
-        rope_scaling=_scaling(rope),
-        norm_eps=theirs.rms_norm_eps,
-        tied=bool(theirs.tie_word_embeddings),
-        tokenizer=tokenizer_of(theirs.vocab_size),
-    )
+        raise ValueError(f"head_dim={theirs.head_dim}, this {ours} has hidden_size / num_attention_heads, {width}")
+    return {
+        **{field: getattr(theirs, key) for field, key in _FIELDS.items()},
+        "rope_theta": float(theirs.rope_parameters["rope_theta"]),
+        "tied": bool(theirs.tie_word_embeddings),
+        "tokenizer": tokenizer_of(theirs.vocab_size),
+    }
+
+
+def fields_of(config: LlamaConfig) -> dict[str, Any]:
+    """Return what a configuration of theirs says of any config that is a Llama's, but for its rotary positions."""
+    end = end_of_text(config.tokenizer, config.vocab_size)
+    return {
+        **{key: getattr(config, field) for field, key in _FIELDS.items()},
+        "tie_word_embeddings": config.tied,
+        "bos_token_id": end,
+        "eos_token_id": end,
+    }
 
 
 def _scaling(rope: dict[str, Any]) -> RopeScaling | None:
@@ -114,23 +137,7 @@ def to_transformers(config: LlamaConfig, state: Mapping[str, Tensor]) -> "LlamaF
     from transformers import LlamaConfig as TheirConfig
     from transformers import LlamaForCausalLM
 
-    end = end_of_text(config.tokenizer, config.vocab_size)
-    model = LlamaForCausalLM(
-        TheirConfig(
-            vocab_size=config.vocab_size,
-            hidden_size=config.hidden,
-            intermediate_size=config.ffn,
-            num_hidden_layers=config.n_layers,
-            num_attention_heads=config.n_heads,
-            num_key_value_heads=config.n_kv_heads,
-            max_position_embeddings=config.seq_len,
-            rms_norm_eps=config.norm_eps,
-            rope_parameters=_rope(config),
-            tie_word_embeddings=config.tied,
-            bos_token_id=end,
-            eos_token_id=end,
-        )
-    )
+    model = LlamaForCausalLM(TheirConfig(**fields_of(config), rope_parameters=_rope(config)))
     values: dict[str, Tensor] = {}
     for name, parts in names(config).items():
         rows = parted(name, state[name], config)

@@ -18,13 +18,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from paralab.models import llama
-from paralab.models.cross_entropy import LinearCrossEntropy, local
+from paralab.models import decoder, llama
+from paralab.models.cross_entropy import local
+from paralab.models.decoder import Decoder, Embed
 from paralab.models.generation import Cache
-from paralab.models.llama import MLP, Attention, Embed, LlamaConfig
+from paralab.models.llama import MLP, Attention, LlamaConfig
 from paralab.models.routing import Router, choices, sizes_of
+from paralab.models.sizes import dims, letters, numbers, preset_of, whole, written
 from paralab.models.spec import Flops, ModelSpec, Style
-from paralab.models.vocabulary import tokenizer_of
 
 VOCAB_SIZE = 32_000
 ROPE_THETA = 1_000_000.0
@@ -128,21 +129,14 @@ class Block(nn.Module):
         return x + y, loss
 
 
-class Mixtral(nn.Module):
+class Mixtral(Decoder):
     """The whole model, or the part of it that a pipeline stage keeps (see paralab.models.spec, rule 2)."""
 
     def __init__(self, config: MixtralConfig) -> None:
-        super().__init__()
-        self.embed = Embed(config)
-        self.blocks = nn.ModuleDict({str(i): Block(config) for i in range(config.n_layers)})
-        self.norm = nn.RMSNorm(config.hidden, eps=config.norm_eps)
-        self.head = LinearCrossEntropy(
-            hidden=config.hidden, vocab_size=config.vocab_size, padded_vocab=config.padded_vocab
-        )
-        if config.tied:
-            self.head.weight = self.embed.tokens.weight
+        norm = nn.RMSNorm(config.hidden, eps=config.norm_eps)
+        super().__init__(config, embed=Embed(config), block=Block, norm=norm, tied=config.tied)
 
-    def forward(
+    def forward(  # type: ignore[override]
         self, x: Tensor, routed: Tensor | None = None, *, targets: Tensor | None = None
     ) -> Tensor | tuple[Tensor, Tensor]:
         """Take tokens (batch, seq) int64, or what the stage before returned: (batch, seq, hidden) and (batch,).
@@ -170,10 +164,10 @@ class Mixtral(nn.Module):
 
 
 def init(config: MixtralConfig, name: str, tensor: Tensor, generator: torch.Generator) -> None:
-    """Initialise a full tensor of any shape as Llama's, each expert as an MLP."""
+    """Initialise a full tensor of any shape as of any decoder, each expert as an MLP."""
     parts = name.split(".")
     if parts[-2] != "experts":
-        llama.init(config, name, tensor, generator)
+        decoder.init(config, name, tensor, generator)
         return
     std = 0.02 / math.sqrt(2 * config.n_layers) if parts[-1] == "down" else 0.02
     tensor.normal_(0.0, std, generator=generator)
@@ -236,10 +230,19 @@ SIZES = {
     "8x7b": MixtralConfig(32, 4096, 32, 8, ffn=14336, seq_len=32768),
 }
 
-_N, _X = r"([1-9]\d*)", r"(\d+(?:\.\d+)?(?:e-?\d+)?)"
-_CUSTOM = re.compile(
-    rf"{_N}x{_N}x{_N}(?:/{_N})?e{_N}(?:/{_N})?(?:f{_N})?(?:h{_N})?(?:c{_X})?(?:b{_X})?(?:z{_X})?"
-    rf"(?:v{_N})?(?:t{_X})?(?:n{_X})?(tied)?"
+_LETTERS = {
+    "f": "ffn",
+    "h": "shared_ffn",
+    "c": "capacity",
+    "b": "balance",
+    "z": "z",
+    "v": "vocab_size",
+    "t": "rope_theta",
+    "n": "norm_eps",
+}
+_FORM = re.compile(
+    f"{dims('n_layers', 'hidden', 'n_heads')}(?:/{whole('n_kv_heads')})?e{whole('n_experts')}(?:/{whole('top_k')})?"
+    f"{letters(MixtralConfig, _LETTERS)}(?P<tied>tied)?"
 )
 
 
@@ -251,61 +254,16 @@ def custom_size(text: str) -> MixtralConfig | None:
     rope_theta; n1e-6, norm_eps; tied.
     Returns: None for another form. Raises: ValueError when the numbers do not fit together.
     """
-    match = _CUSTOM.fullmatch(text)
-    if match is None:
-        return None
-    layers, hidden, heads, keys, experts, top_k, ffn, shared, capacity, balance, z, vocab, theta, eps, tied = (
-        match.groups()
-    )
-    vocab_size, plain = int(vocab or VOCAB_SIZE), SIZES["8x7b"]
-    return MixtralConfig(
-        n_layers=int(layers),
-        hidden=int(hidden),
-        n_heads=int(heads),
-        n_kv_heads=int(keys or heads),
-        ffn=int(ffn or _ffn(int(hidden))),
-        vocab_size=vocab_size,
-        rope_theta=float(theta or plain.rope_theta),
-        norm_eps=float(eps or plain.norm_eps),
-        tied=tied is not None,
-        tokenizer=tokenizer_of(vocab_size),
-        n_experts=int(experts),
-        top_k=int(top_k or plain.top_k),
-        shared_ffn=int(shared or 0),
-        capacity=float(capacity) if capacity else None,
-        balance=float(balance or plain.balance),
-        z=float(z or plain.z),
-    )
+    match = _FORM.fullmatch(text)
+    return None if match is None else llama.of_numbers(MixtralConfig, numbers(match, MixtralConfig))
 
 
 def size_of(config: MixtralConfig) -> str:
     """Return the preset with the parameters of a config, or the form that `custom_size` reads."""
-    for name, preset in SIZES.items():
-        if replace(config, seq_len=preset.seq_len) == preset:
-            return name
-    plain = SIZES["8x7b"]
-    differs = {
-        "f": (config.ffn, _ffn(config.hidden)),
-        "h": (config.shared_ffn, 0),
-        "c": (config.capacity, None),
-        "b": (config.balance, plain.balance),
-        "z": (config.z, plain.z),
-        "v": (config.vocab_size, VOCAB_SIZE),
-        "t": (config.rope_theta, ROPE_THETA),
-        "n": (config.norm_eps, plain.norm_eps),
-    }
-    letters = "".join(f"{letter}{_text(is_)}" for letter, (is_, usual) in differs.items() if is_ != usual)
+    words = written(config, llama.of_numbers(MixtralConfig, llama.dimensions(config)), _LETTERS)
     heads, experts = f"{config.n_heads}/{config.n_kv_heads}", f"e{config.n_experts}/{config.top_k}"
-    return f"{config.n_layers}x{config.hidden}x{heads}{experts}{letters}{'tied' if config.tied else ''}"
-
-
-def _ffn(hidden: int) -> int:
-    return 7 * hidden // 2
-
-
-def _text(number: float | None) -> str:
-    assert number is not None, "a capacity that differs from none is a number"
-    return str(int(number)) if number == int(number) else repr(number)
+    custom = f"{config.n_layers}x{config.hidden}x{heads}{experts}{words}{'tied' if config.tied else ''}"
+    return preset_of(config, SIZES) or custom
 
 
 SPEC = ModelSpec(
@@ -319,7 +277,7 @@ SPEC = ModelSpec(
     tiny_size="tiny",
     build=Mixtral,
     init=init,
-    example=llama.example,
+    example=decoder.example,
     n_blocks=lambda config: config.n_layers,
     with_blocks=lambda config, n: replace(config, n_layers=n),
     first=("embed",),

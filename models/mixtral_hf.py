@@ -16,7 +16,6 @@ from paralab.errors import ConfigError
 from paralab.models import llama_hf
 from paralab.models.converter import check_names, check_rows, check_same, check_shape, check_values
 from paralab.models.mixtral import MixtralConfig
-from paralab.models.vocabulary import end_of_text, tokenizer_of
 
 if TYPE_CHECKING:
     from transformers import MixtralConfig as TheirConfig
@@ -37,27 +36,11 @@ def config_from(theirs: "TheirConfig") -> MixtralConfig:
     Raises: ValueError for a variant of Mixtral that computes something else.
     """
     check_values(theirs, _NEEDED, ours=_OURS)
-    width = theirs.hidden_size // theirs.num_attention_heads
-    if theirs.head_dim not in (None, width):
-        raise ValueError(f"head_dim={theirs.head_dim}, this {_OURS} has hidden_size / num_attention_heads, {width}")
-    rope = dict(theirs.rope_parameters)
-    if rope.pop("rope_type") != "default" or rope.keys() != {"rope_theta"}:
-        raise ValueError(f"rope_parameters={theirs.rope_parameters}, this {_OURS} has rope_theta alone")
-    return MixtralConfig(
-        n_layers=theirs.num_hidden_layers,
-        hidden=theirs.hidden_size,
-        n_heads=theirs.num_attention_heads,
-        n_kv_heads=theirs.num_key_value_heads,
-        ffn=theirs.intermediate_size,
-        seq_len=theirs.max_position_embeddings,
-        vocab_size=theirs.vocab_size,
-        rope_theta=float(rope["rope_theta"]),
-        norm_eps=theirs.rms_norm_eps,
-        tied=bool(theirs.tie_word_embeddings),
-        tokenizer=tokenizer_of(theirs.vocab_size),
-        n_experts=theirs.num_local_experts,
-        top_k=theirs.num_experts_per_tok,
-    )
+    rope = theirs.rope_parameters
+    if rope["rope_type"] != "default" or rope.keys() != {"rope_type", "rope_theta"}:
+        raise ValueError(f"rope_parameters={rope}, this {_OURS} has rope_theta alone")
+    experts = {"n_experts": theirs.num_local_experts, "top_k": theirs.num_experts_per_tok}
+    return MixtralConfig(**llama_hf.fields_from(theirs, ours=_OURS), **experts)
 
 
 def take(tensors: Mapping[str, Tensor], config: MixtralConfig) -> dict[str, Tensor]:
@@ -103,24 +86,13 @@ def to_transformers(config: MixtralConfig, state: Mapping[str, Tensor]) -> "Mixt
 
     if config.shared_ffn:
         raise ConfigError("a Mixtral with a shared expert is none of transformers: use --format safetensors")
-    end = end_of_text(config.tokenizer, config.vocab_size)
     model = MixtralForCausalLM(
         TheirConfig(
-            vocab_size=config.vocab_size,
-            hidden_size=config.hidden,
-            intermediate_size=config.ffn,
-            num_hidden_layers=config.n_layers,
-            num_attention_heads=config.n_heads,
-            num_key_value_heads=config.n_kv_heads,
+            **llama_hf.fields_of(config),
+            rope_parameters={"rope_type": "default", "rope_theta": config.rope_theta},
             num_local_experts=config.n_experts,
             num_experts_per_tok=config.top_k,
-            max_position_embeddings=config.seq_len,
-            rms_norm_eps=config.norm_eps,
-            rope_parameters={"rope_type": "default", "rope_theta": config.rope_theta},
             router_aux_loss_coef=config.balance,
-            tie_word_embeddings=config.tied,
-            bos_token_id=end,
-            eos_token_id=end,
         )
     )
     values: dict[str, Tensor] = {}
