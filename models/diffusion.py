@@ -397,7 +397,6 @@ SPEC = ModelSpec(
     last=("head",),
     flops=flops,
     data=lambda config: "mnist" if isinstance(config, DiTConfig) else "two_moons",
-    unit=lambda config: "points" if config.task == "denoise_points" else "images",
     tensor_plan=tensor_plan,
     tensor_divides=tensor_divides,
     sequence=sequence,

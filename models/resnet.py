@@ -343,7 +343,6 @@ SPEC = ModelSpec(
     last=("head",),
     flops=flops,
     data=lambda config: "mnist",
-    unit=lambda config: "images",
     smooth=False,
     tensor_plan=tensor_plan,
     tensor_divides=tensor_divides,

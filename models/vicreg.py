@@ -177,7 +177,6 @@ SPEC = ModelSpec(
     last=("head",),
     flops=flops,
     data=lambda config: "mnist",
-    unit=lambda config: "images",
     smooth=False,
     whole_batch=True,
     tensor_plan=tensor_plan,
