@@ -2,6 +2,6 @@
 
 from paralab.layout.division import Division
 from paralab.layout.layout import MOST_RANKS, Layout
-from paralab.layout.schedules import SCHEDULES, Schedule
+from paralab.layout.schedules import SCHEDULES, Schedule, layers_of_stages
 
-__all__ = ["MOST_RANKS", "SCHEDULES", "Division", "Layout", "Schedule"]
+__all__ = ["MOST_RANKS", "SCHEDULES", "Division", "Layout", "Schedule", "layers_of_stages"]

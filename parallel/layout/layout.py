@@ -43,6 +43,8 @@ class Layout:
     offload_parameters: bool
     schedule: ScheduleName | None
     micro_batches: int
+    first_layers: int | None
+    last_layers: int | None
     sequence_parallel: bool
     cp_style: Literal["ring", "ulysses"] | None
 

@@ -1,4 +1,4 @@
-"""Pipeline schedules: which stages a rank has, and of which passes a schedule consists. Imports no torch."""
+"""Pipeline schedules: which stages a rank has, how many layers, and of which passes one consists. Imports no torch."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -48,3 +48,19 @@ SCHEDULES: Mapping[ScheduleName, Schedule] = {
         Schedule("dualpipev", 2, v_shaped=True),
     )
 }
+
+
+def layers_of_stages(layers: int, stages: int, *, first: int | None = None, last: int | None = None) -> tuple[int, ...]:
+    """Return how many of a model's layers each pipeline stage has, in order; they add up to `layers`.
+
+    Evenly: where that does not divide, the first stages have one more. Where the layers of the first or the last stage
+    are given, the other stages share the rest evenly, and the later ones have one more: the earlier ones keep more
+    micro-batches under way. A number below 1, or a sum that is another, is for the caller to refuse.
+    """
+    if first is None and last is None:
+        each, more = divmod(layers, stages)
+        return (*[each + 1] * more, *[each] * (stages - more))
+    ends = [[count] if count is not None else [] for count in (first, last)]
+    others = stages - sum(map(len, ends))
+    each, more = divmod(layers - sum(map(sum, ends)), others or 1)
+    return (*ends[0], *[each] * (others - more), *[each + 1] * more, *ends[1])

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from paralab.errors import LayoutError
-from paralab.layout import SCHEDULES, Layout
+from paralab.layout import SCHEDULES, Layout, layers_of_stages
 from paralab.planning.breakdown import CATEGORIES
 from paralab.planning.search import Found
 
@@ -26,12 +26,21 @@ def layout_text(columns: Mapping[str, Any], micro_batches: int) -> str:
     words += [f"zero{columns['zero']}"] if columns["zero"] else []
     words += [f"shard{columns['shard']}"] if columns["shard"] else []
     if columns["schedule"]:
-        words += [_schedule(columns), f"mb{micro_batches}"]
+        words += [_schedule(columns), *([f"mb{micro_batches}"] if micro_batches > 1 else [])]
+    words += _ends(columns["layers_per_stage"] or ())
     words += ["sp"] if columns["sequence_parallel"] else []
     words += [str(columns["cp_style"])] if columns["cp"] > 1 else []
-    if stages := columns["layers_per_stage"]:
-        words += [f"first{stages[0]}", f"last{stages[-1]}"]
     return "/".join(words)
+
+
+def _ends(stages: tuple[int, ...]) -> list[str]:
+    """Return the words for the layers of each stage, () for evenly."""
+    whole = sum(stages), len(stages)
+    if not stages or stages == layers_of_stages(*whole):
+        return []
+    if stages == layers_of_stages(*whole, first=stages[0], last=stages[-1]):
+        return [f"first{stages[0]}", f"last{stages[-1]}"]
+    return [f"stages{'-'.join(map(str, stages))}"]  # no word of a layout that is trained
 
 
 def _schedule(columns: Mapping[str, Any]) -> str:

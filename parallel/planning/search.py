@@ -15,6 +15,7 @@ import numpy as np
 from paralab.axes.costs import Case, CountedCase, Machine, Plan
 from paralab.axes.weights import layer_weights
 from paralab.errors import LayoutError
+from paralab.layout import layers_of_stages
 from paralab.planning import checked, steptime
 from paralab.planning.breakdown import gib_by_category
 from paralab.planning.cases import Raw
@@ -196,18 +197,15 @@ def _schedules(raw: Raw, degrees: Mapping[str, int]) -> list[tuple[str, int]]:
 def splits(layers: int, stages: int, end: int) -> list[tuple[int, ...]]:
     """Return ways to divide layers over stages with fewer in the first and the last one: layers (stages,) of each.
 
-    The embedding and the output layer make the ends heavier; end: how many layers the output layer weighs. Where the
-    others do not divide evenly, the earlier ones have one layer less: they keep more micro-batches under way.
+    The embedding and the output layer make the ends heavier; end: how many layers the output layer weighs.
     """
     found = []
     for first, last in ((0, 1), (1, 1), (0, max(2, end)), (1, max(2, end))):
         most = -(-(layers + first + last) // stages)
         less = most * stages - first - last - layers
         if most > max(first, last) and less <= stages - 2:
-            found.append((most - first, *[most - 1] * less, *[most] * (stages - 2 - less), most - last))
-    even, more = divmod(layers, stages)
-    usual = (*[even + 1] * more, *[even] * (stages - more))
-    return [one for one in dict.fromkeys(found) if one != usual]
+            found.append(layers_of_stages(layers, stages, first=most - first, last=most - last))
+    return [one for one in dict.fromkeys(found) if one != layers_of_stages(layers, stages)]
 
 
 def _micro_batches(raw: Raw, degrees: Mapping[str, int]) -> list[int]:

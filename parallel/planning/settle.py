@@ -20,13 +20,17 @@ MEGATRON = ("megatron-lm", "megatron-deepspeed", "megatron-core", "nemo", "megat
 
 @dataclass(frozen=True)
 class Settled:
-    """A case, its device, and what was taken for cells that are empty, by column."""
+    """A case, its device, and what was taken for cells that are empty, by column.
+
+    layers_per_stage: of each stage in model order, as the row has it; () for evenly.
+    """
 
     case: Case
     device: Device
     intra_gbyte_per_s: float
     inter_gbit_per_s: float
     assumed: Mapping[str, Any]
+    layers_per_stage: tuple[int, ...] = ()
 
 
 class _Cells:
@@ -65,6 +69,7 @@ def settle(raw: Raw, own: Mapping[str, Device] | None = None, default_gpu: str =
         intra_gbyte_per_s=cells("intra_node_gbyte_per_s", device.link_gbyte_per_s),
         inter_gbit_per_s=cells("inter_node_gbit_per_s", device.network_gbit_per_s),
         assumed={name: value for name, value in cells.assumed.items() if value not in ("", 0)},
+        layers_per_stage=tuple(raw.get("layers_per_stage", ())),
     )
 
 

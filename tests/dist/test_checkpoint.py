@@ -48,7 +48,7 @@ RELAY = (
     "dp2.pp2/zero1/zbv/mb2",
     "pp4/dualpipev/mb8",
     "dp2.cp2.tp2/zero3/ulysses",
-    "dp2.pp2/zero2/gpipe/mb2",
+    "dp2.pp2/zero2/gpipe/mb2/first1",
     "dp2/zero1/offload-optimizer",
     "dp4/zero3/offload-parameters",
     "dp1",

@@ -77,6 +77,7 @@ def check_run(workers: WorkerPool, run: RunConfig) -> None:
         "pp2/zbv/mb4",
         "pp2/dualpipev/mb4",
         "pp4/1f1b/mb4",
+        "pp2/1f1b/mb4/first3",
         "tp2.pp2/mb4",
         "tp2.pp2/zbv/mb2/sp",
         "dp2.tp2",

@@ -31,6 +31,7 @@ def check(workers: WorkerPool, model: str, layout: str, **changes: Any) -> None:
     [
         ("gpt2", "dp2.tp2.pp2/zero1/mb2"),
         ("gpt2", "pp2/zbv/mb4"),
+        ("llama", "pp2/1f1b/mb4/first3"),
         ("llama", "dp4/zero3/shard2"),
         ("resnet", "dp2.tp2"),
     ],

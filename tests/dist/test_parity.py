@@ -127,6 +127,15 @@ def test_every_schedule_in_three_dimensions(workers: WorkerPool, layout: str) ->
     check_exactly(workers, "gpt2", layout)
 
 
+@cases(
+    "gpt2",
+    ["pp2/1f1b/mb4/first1", "dp2.tp2.pp2/zero3/mb2/first1/last3"],
+    resnet=["pp2/interleaved/mb2/last3"],
+)
+def test_uneven_stages(workers: WorkerPool, model: str, layout: str) -> None:
+    check_exactly(workers, model, layout)
+
+
 # Three is no power of two: a weight of 1/2 instead of 1/3 cannot pass.
 @cases(
     "gpt2",

@@ -32,13 +32,15 @@ class PipelineAxis(Axis):
     options = (
         choice_option("schedule", tuple(SCHEDULES), place=2),
         number_option("micro_batches", "mb", default=1, examples=("mb4",), place=3),
+        number_option("first_layers", "first", default=None, examples=("first2",), place=3),
+        number_option("last_layers", "last", default=None, examples=("last2",), place=3),
     )
 
     def complete(self, values: Mapping[str, Any]) -> Mapping[str, Any]:
         return {"schedule": "1f1b"} if values["pp"] > 1 and values["schedule"] is None else {}
 
     def check_layout(self, layout: Layout) -> None:
-        """Raise LayoutError for an unknown schedule, and for a schedule or micro-batches that have no use."""
+        """Raise LayoutError for an unknown schedule, and for words of a pipeline that have no use."""
         if layout.micro_batches < 1:
             raise LayoutError(f"mb{layout.micro_batches} in a layout: at least mb1 is needed")
         if layout.schedule is not None and layout.schedule not in SCHEDULES:
@@ -47,11 +49,19 @@ class PipelineAxis(Axis):
         if layout.pp == 1 and (layout.schedule is not None or layout.micro_batches != 1):
             got = layout.schedule or f"mb{layout.micro_batches}"
             raise LayoutError(f"{got} without a pipeline: add a degree such as pp2, or leave {got} out")
+        for word, layers in _ends(layout).items():
+            if layout.pp == 1:
+                raise LayoutError(f"{word} without a pipeline: add a degree such as pp2, or leave {word} out")
+            if layers < 1:
+                raise LayoutError(f"{word} in a layout: a stage has at least one layer, use {word.rstrip('0')}1")
         if layout.schedule == "naive" and layout.micro_batches != 1:
             raise LayoutError(f"mb{layout.micro_batches} with the naive schedule: it runs one micro-batch, use gpipe")
 
+    def columns(self, layout: Layout) -> Mapping[str, Any]:
+        return {"pp": layout.pp, "schedule": layout.schedule, "micro_batches": layout.micro_batches}
+
     def check_model(self, layout: Layout, spec: "ModelSpec[C]", config: "C") -> None:
-        """Raise LayoutError where the model has fewer blocks than there are stages, or cannot be cut into them."""
+        """Raise LayoutError where the model has too few blocks for its stages, or cannot be cut into them."""
         from paralab.axes.pipeline import rules
 
         rules.check(layout, spec, config)
@@ -104,6 +114,12 @@ class PipelineAxis(Axis):
         from paralab.axes.pipeline.stages import pass_order
 
         return pass_order(plan.layout.schedule, pp=plan.layout.pp, micro_batches=plan.division.chunks)
+
+
+def _ends(layout: Layout) -> dict[str, int]:
+    """Return the layers that a layout gives the first and the last stage, by the words that say so."""
+    ends = {"first": layout.first_layers, "last": layout.last_layers}
+    return {f"{end}{layers}": layers for end, layers in ends.items() if layers is not None}
 
 
 def _over_boundaries(stage: Stage, plan: "Planned") -> Iterator[Transfer]:

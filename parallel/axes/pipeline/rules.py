@@ -27,6 +27,7 @@ def check(layout: Layout, spec: ModelSpec[C], config: C) -> None:
             f"{layout.stages} pipeline stages for the {len(blocks)} blocks of {spec.name}: use pp{most} or less "
             f"with {layout.schedule}, or a larger --size"
         )
+    _check_ends(layout, len(blocks), spec.name)
     if spec.cut is not None:
         return
     for name, origin in spec.tied_in(config).items():
@@ -37,6 +38,23 @@ def check(layout: Layout, spec: ModelSpec[C], config: C) -> None:
             )
     if not spec.is_built_in and (problem := cut_problem(spec, config)):
         raise LayoutError(f"{spec.name} cannot be cut into stages: {': '.join(problem)}")
+
+
+def _check_ends(layout: Layout, blocks: int, name: str) -> None:
+    """Raise LayoutError where the first and the last stage leave too few layers for the others, or have not all."""
+    given = {"first": layout.first_layers, "last": layout.last_layers}
+    ends = {end: layers for end, layers in given.items() if layers is not None}
+    others, left = layout.stages - len(ends), blocks - sum(ends.values())
+    if not ends or (left >= others if others else left == 0):
+        return
+    words = " and ".join(f"{end}{layers}" for end, layers in ends.items())
+    got = f"{words} with the {blocks} layers of {name}"
+    if not others:
+        raise LayoutError(f"{got}: two stages have all of them, use first{ends['first']} alone, or another last")
+    most = blocks - others
+    use = f"{next(iter(ends))}{most} or less" if len(ends) == 1 else f"first and last that add up to {most} or less"
+    rest = f"each of the other {others} stages" if others > 1 else "the other stage"
+    raise LayoutError(f"{got}: {rest} needs one, use {use}")
 
 
 def without_blocks(layout: Layout, name: str, otherwise: str = "") -> str:

@@ -24,7 +24,7 @@ from paralab.axes.initialise import local
 from paralab.axes.meta import AllOnMeta
 from paralab.axes.precision import in_dtype, weight_dtype
 from paralab.data.dataset import Batch
-from paralab.layout import SCHEDULES, Layout
+from paralab.layout import SCHEDULES, Layout, layers_of_stages
 from paralab.layout.schedules import Pass, ScheduleName
 from paralab.models.spec import C, Cut, ModelSpec
 
@@ -45,17 +45,17 @@ def _class_of(schedule: ScheduleName) -> Any:
     return getattr(schedules, _CLASSES[schedule])
 
 
-def stage_blocks(n_blocks: int, stages: int, stage: int) -> range:
-    """Return the blocks of one stage: equal counts, the first stages take one more where it does not divide."""
-    base, extra = divmod(n_blocks, stages)
-    start = stage * base + min(stage, extra)
-    return range(start, start + base + (stage < extra))
+def stage_blocks(n_blocks: int, layout: Layout, stage: int) -> range:
+    """Return the blocks of one stage: equal counts, or as many at the ends as the layout says."""
+    counts = layers_of_stages(n_blocks, layout.stages, first=layout.first_layers, last=layout.last_layers)
+    start = sum(counts[:stage])
+    return range(start, start + counts[stage])
 
 
 def cut_stage(model: nn.Module, *, spec: ModelSpec[C], config: C, layout: Layout, stage: int) -> nn.Module:
     """Delete from a whole model (on the meta device) what one stage does not hold. Names stay as they are."""
     stages, names = layout.stages, spec.blocks(config)
-    cut = Cut(stage_blocks(len(names), stages, stage), first=stage == 0, last=stage == stages - 1)
+    cut = Cut(stage_blocks(len(names), layout, stage), first=stage == 0, last=stage == stages - 1)
     if spec.cut is not None and stages > 1:
         return spec.cut(config, model, cut)
     for number, name in enumerate(names):

@@ -63,8 +63,7 @@ def of_case(settled: Settled) -> Imagined:
     case = settled.case
     spec, config = model_of(case)
     count = round(float(case.micro_batches))
-    columns = {**vars(case), "layers_per_stage": getattr(settled, "layers_per_stage", None)}
-    text = layout_text(columns, count)
+    text = layout_text({**vars(case), "layers_per_stage": settled.layers_per_stage}, count)
     layout = typed_layout(text)
     if layout is None or case.recompute == "selective":
         what = "recompute selective" if layout is not None else text

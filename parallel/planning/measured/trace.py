@@ -86,7 +86,7 @@ def _states(key: Any, held: _Held) -> StageMemory:
 def _key(plan: Planned) -> Any:
     """Return all of a plan that decides what modules run."""
     layout, run = plan.layout, plan.run
-    cut = (layout.stages, getattr(layout, "first", None), getattr(layout, "last", None))
+    cut = (layout.stages, layout.first_layers, layout.last_layers)
     over = layout.dp if plan.spec.whole_batch else layout.dp > 1
     split = (layout.tp, layout.sequence_parallel, over if not layout.local else False)
     casts = layout.zero >= 2

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from paralab.axes.data import shard_ranks
 from paralab.errors import LayoutError
-from paralab.layout import SCHEDULES, Division, Layout, words
+from paralab.layout import SCHEDULES, Division, Layout, layers_of_stages, words
 from paralab.layout.schedules import ScheduleName
 
 
@@ -29,6 +29,8 @@ def layouts(draw: st.DrawFn) -> Layout:
         shard=draw(st.sampled_from([None, *groups])),
         schedule=schedule,
         micro_batches=draw(st.integers(1, 32)) if pp > 1 and schedule != "naive" else 1,
+        first_layers=draw(st.none() | st.integers(1, 9)) if pp > 1 else None,
+        last_layers=draw(st.none() | st.integers(1, 9)) if pp > 1 else None,
         sequence_parallel=draw(st.booleans()) if tp > 1 else False,
     )
 
@@ -117,6 +119,20 @@ def test_every_stage_is_held_by_exactly_one_rank(name: ScheduleName, pp: int) ->
         assert all(schedule.rank_of(stage, pp) == rank for stage in schedule.stages_of(rank, pp))
 
 
+@given(st.integers(2, 12), st.none() | st.integers(1, 5), st.none() | st.integers(1, 5), st.integers(0, 30))
+def test_stages_have_all_layers_and_share_evenly_what_the_ends_leave(
+    stages: int, first: int | None, last: int | None, more: int
+) -> None:
+    others = stages - (first is not None) - (last is not None)
+    layers = (first or 0) + (last or 0) + others + (more if others else 0)
+    counts = layers_of_stages(layers, stages, first=first, last=last)
+    assert (len(counts), sum(counts)) == (stages, layers) and min(counts) >= 1
+    assert first in (None, counts[0]) and last in (None, counts[-1])
+    shared = counts[first is not None : stages - (last is not None)]
+    assert list(shared) == sorted(shared, reverse=first is None and last is None)
+    assert not shared or max(shared) - min(shared) <= 1
+
+
 @given(divisions)
 def test_data_ranks_cover_the_global_batch_once(division: Division) -> None:
     rows = [division.rows_of(rank) for rank in range(division.dp)]
@@ -202,6 +218,9 @@ def test_1f1b_needs_a_micro_batch_for_each_stage() -> None:
         ("tp2/mb4", "without a pipeline"),
         ("pp2/mb0", "at least mb1"),
         ("pp2/naive/mb2", "use gpipe"),
+        ("tp2/first2", "first2 without a pipeline"),
+        ("pp2/last0", "at least one layer, use last1"),
+        ("pp2/lats2", r"did you mean last2\?"),
         ("dp2/sp", "without tensor"),
         ("tp2/zero1", "nothing to shard"),
         ("dp4/shard2", "without ZeRO.*add zero3"),

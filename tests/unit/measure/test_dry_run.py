@@ -44,6 +44,7 @@ def sent(found: DryRank) -> dict[str, Fraction]:
         "dp4/zero3/shard2",
         "tp4/sp",
         "pp4/1f1b/mb4",
+        "pp3/1f1b/mb4/first1",
         "dp2.tp2.pp2/zero3/zero-bubble/mb2/sp",
     ],
 )

@@ -23,6 +23,7 @@ from paralab.planning.measured.operations import Operation
 from paralab.planning.measured.schedule import Took, makespan_s
 from paralab.planning.measured.seconds import bytes_s, operation_s
 from paralab.planning.measured.step import Cluster
+from paralab.planning.settle import settle
 from paralab.records.writing import append
 from tests.unit.synthetic_runs import run
 
@@ -283,6 +284,18 @@ def test_cases_may_name_a_file_as_their_device(tmp_path: Path, file: str, capsys
     first, second, third = (line.split(",") for line in out.splitlines()[1:])
     assert "precision=fp32" in out.splitlines()[1] and float(first[1]) > 0 and float(second[1]) > 0 and third[1] == ""
     assert "line 4: a measured device is predicted from the operations of a model that paralab has" in said
+
+
+def test_a_case_with_uneven_stages_is_that_layout(file: str) -> None:
+    shape = {"layers": 6, "hidden": 32, "heads": 4, "vocab": 257, "sequence_length": 16, "pp": 3, "gpu": file}
+
+    def layout(*stages: int) -> str:
+        return str(planned.of_case(settle({**shape, "layers_per_stage": stages})).layout)
+
+    assert (layout(2, 2, 2), layout(1, 3, 2)) == ("pp3/1f1b/mb12", "pp3/1f1b/mb12/first1/last2")
+    shape |= {"pp": 4, "layers": 8}
+    with pytest.raises(LayoutError, match="stages2-3-1-2 is not what paralab trains"):
+        layout(2, 3, 1, 2)
 
 
 def test_plan_prints_a_line_to_type(file: str, capsys: pytest.CaptureFixture) -> None:

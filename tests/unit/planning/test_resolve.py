@@ -68,6 +68,11 @@ def asked(*, layout: str | None = None, **options: Any) -> Work:
         ({"layout": "pp9/gpipe"}, "9 pipeline stages", "8 blocks", "pp8 or less"),
         ({"layout": "pp8/zbv"}, "16 pipeline stages", "8 blocks", "pp4 or less"),
         ({"model": "resnet", "layout": "pp16/gpipe"}, "16 pipeline stages", "8 blocks", "pp8 or less"),
+        ({"layout": "pp4/gpipe/first9"}, "first9 with the 8 layers", "other 3 stages needs one", "first5 or less"),
+        ({"layout": "pp4/gpipe/first4/last3"}, "first4 and last3", "other 2 stages needs one", "add up to 6 or less"),
+        ({"layout": "pp3/gpipe/last8"}, "last8 with the 8 layers", "other 2 stages needs one", "last6 or less"),
+        ({"layout": "pp2/gpipe/last8"}, "last8 with the 8 layers", "the other stage needs one", "last7 or less"),
+        ({"layout": "pp2/gpipe/first3/last4"}, "first3 and last4", "two stages have all", "first3 alone"),
         # fewer micro-batches than stages, or not a multiple
         ({"layout": "pp4/1f1b/mb2"}, "2 micro-batches for 4 stages", "at least 4", "pp4/1f1b/mb4"),
         ({"layout": "pp2/dualpipev/mb3"}, "3 micro-batches for 4 stages", "at least 4", "pp2/dualpipev/mb4"),

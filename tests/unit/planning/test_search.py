@@ -12,7 +12,7 @@ import pytest
 
 from paralab import cli
 from paralab.errors import LayoutError
-from paralab.layout import SCHEDULES, Layout
+from paralab.layout import SCHEDULES, Layout, layers_of_stages
 from paralab.planning import answers
 from paralab.planning.breakdown import gib_by_category
 from paralab.planning.planned import ASKED
@@ -56,8 +56,11 @@ def test_every_layout_is_legal_and_there_once() -> None:
         assert chosen["dp"] * chosen["tp"] * chosen["pp"] * chosen["cp"] == 64
         assert 512 % (chosen["dp"] * chosen["micro_batch_size"]) == 0 and 32 % chosen["tp"] == 0
         if answers.is_typed(chosen):
-            layout = Layout.parse(answers.layout_text(chosen, answers.micro_batches(found, i)))
-            assert layout.world_size == 64
+            text = answers.layout_text(chosen, answers.micro_batches(found, i))
+            layout = Layout.parse(text)
+            assert layout.world_size == 64 and str(layout) == text
+            split = layers_of_stages(32, layout.stages, first=layout.first_layers, last=layout.last_layers)
+            assert chosen["layers_per_stage"] in ((), split)
             if layout.pp > 1:
                 layout.check_schedule()
 
@@ -94,6 +97,16 @@ def test_a_heavy_output_layer_has_fewer_layers_beside_it() -> None:
     even = np.array([not split for split in found.columns["layers_per_stage"]]) & found.prediction.fits
     assert best["layers_per_stage"][-1] < best["layers_per_stage"][1]
     assert found.prediction.step_time_s[found.order[0]] < 0.97 * found.prediction.step_time_s[even].min()
+
+
+@pytest.mark.parametrize(
+    ("stages", "words"), [((8, 8, 8, 8), ""), ((9, 7, 7, 9), "/first9/last9"), ((7, 8, 10, 7), "/stages7-8-10-7")]
+)
+def test_stages_that_are_given_are_typed_where_layouts_have_words_for_them(stages: tuple[int, ...], words: str) -> None:
+    found = search(GPT3 | {"n_gpus": 4, "pp": 4, "schedule": "1f1b", "layers_per_stage": stages, "recompute": "none"})
+    chosen = answers.row(found, 0)
+    assert answers.layout_text(chosen, 8) == f"pp4/1f1b/mb8{words}"
+    assert answers.is_typed(chosen) == ("stages" not in words)
 
 
 def test_columns_that_are_given_stay() -> None:
