@@ -24,6 +24,7 @@ from paralab.options.arguments import Parser
 from paralab.options.config import RunConfig
 from paralab.options.flags import read
 from paralab.options.settings import CHOSEN, DEFAULT, Origin, Setting, as_json, table
+from paralab.training import epochs
 
 if TYPE_CHECKING:
     from paralab.planning.resolve import Work
@@ -117,7 +118,8 @@ def _train(words: list[str], rank: "Rank") -> Planned:
     from paralab.planning.resolve import resolve
 
     requested, config, origins = train.planned(words, rank)
-    return Planned(requested, origins, [resolve(config)])
+    work = epochs.with_steps(resolve(config), steps_given=train.steps_given(origins))
+    return Planned(requested, origins, [work])
 
 
 def _tour(words: list[str], rank: "Rank") -> Planned:

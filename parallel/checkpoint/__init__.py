@@ -2,7 +2,7 @@
 
 import contextlib
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from concurrent.futures import Future, wait
 from dataclasses import asdict
 from datetime import timedelta
@@ -19,6 +19,7 @@ from paralab.checkpoint import storage
 from paralab.checkpoint.folder import (
     LATEST,
     Facts,
+    Kept,
     best,
     check_format,
     checkpoints,
@@ -66,19 +67,26 @@ class Saver:
 
     Every rank of the world makes one, in the same order (as with `make_mesh`), since saving talks on a process group
     of its own; every rank of the layout saves at the same steps. Older checkpoints are deleted, but for the
-    `keep_last` newest ones and, with `keep_best`, the one with the smallest metric. timeout_s: how long a rank waits
-    for one that does not answer.
+    `keep_last` newest ones, those after `keep_steps` steps and, with `keep_best`, the one with the smallest metric.
+    timeout_s: how long a rank waits for one that does not answer.
 
     Raises: ConfigError where none would be kept.
     """
 
     def __init__(
-        self, folder: PathLike, *, mesh: Mesh, keep_last: int = 3, keep_best: bool = True, timeout_s: float = 1800.0
+        self,
+        folder: PathLike,
+        *,
+        mesh: Mesh,
+        keep_last: int = 3,
+        keep_best: bool = True,
+        keep_steps: Collection[int] = (),
+        timeout_s: float = 1800.0,
     ) -> None:
         if keep_last < 1:
             raise ConfigError(f"keep_last={keep_last}: at least 1 checkpoint must be kept")
         self.folder = Path(folder)
-        self.keep_last, self.keep_best = keep_last, keep_best
+        self.kept = Kept(keep_last, keep_best, frozenset(keep_steps))
         self._group = _background_group(mesh, timeout_s)
         self._pending: tuple[storage.Writer, Future[Any]] | None = None
 
@@ -89,9 +97,7 @@ class Saver:
         """
         self.join()
         chunks = engine.state() | random_chunks(engine.context)
-        writer = storage.Writer(
-            self.folder, facts=_facts(engine, metric), keep_last=self.keep_last, keep_best=self.keep_best
-        )
+        writer = storage.Writer(self.folder, facts=_facts(engine, metric), kept=self.kept)
         self._pending = writer, storage.save(chunks, writer=writer, group=self._group)
 
     def join(self) -> None:

@@ -243,11 +243,21 @@ def publish(unfinished: Path) -> Path:
     return final
 
 
-def prune(run_folder: Path, *, keep_last: int, keep_best: bool) -> None:
-    """Delete all checkpoints but the newest ones, the one with the smallest metric, and those of a newer format."""
-    kept = {best(run_folder)} if keep_best else set()
-    for path in checkpoints(run_folder)[keep_last:]:
-        if path not in kept and not is_newer(path):
+@dataclass(frozen=True)
+class Kept:
+    """Which checkpoints of a run stay: so many newest ones, the one with the smallest metric, those of these steps."""
+
+    last: int
+    best: bool
+    steps: frozenset[int] = frozenset()
+
+
+def prune(run_folder: Path, kept: Kept) -> None:
+    """Delete all checkpoints but those that stay, and those of a newer format."""
+    stay = {best(run_folder)} if kept.best else set()
+    stay |= {run_folder / f"step-{step}{end}" for step in kept.steps for end in ("", ".old")}
+    for path in checkpoints(run_folder)[kept.last :]:
+        if path not in stay and not is_newer(path):
             doomed = path.with_suffix(".tmp")  # so that one deleted by half is not taken for a checkpoint
             os.rename(path, doomed)
             shutil.rmtree(doomed)

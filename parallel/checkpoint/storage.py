@@ -31,7 +31,7 @@ from torch.distributed.checkpoint.storage import WriteResult
 from torch.futures import Future
 
 from paralab.checkpoint import folder as disk
-from paralab.checkpoint.folder import Digest, Facts
+from paralab.checkpoint.folder import Digest, Facts, Kept
 from paralab.engines.state import Chunk, Chunks, Shapes
 from paralab.errors import DataError, ParalabError
 
@@ -41,11 +41,10 @@ _HEADERS = 1 << 20  # bytes allowed for names, shapes and JSON when the free spa
 class Writer(dcp.HuggingFaceStorageWriter):
     """Writes one checkpoint: into `step-N.tmp`, with checksums, renamed when everything is on the disk."""
 
-    def __init__(self, run_folder: Path, *, facts: Facts, keep_last: int, keep_best: bool) -> None:
+    def __init__(self, run_folder: Path, *, facts: Facts, kept: Kept) -> None:
         self.unfinished = run_folder / f"step-{facts.step}.tmp"
         super().__init__(path=str(self.unfinished), save_distributed=True)
-        self.run_folder, self.facts = run_folder, facts
-        self.keep_last, self.keep_best = keep_last, keep_best
+        self.run_folder, self.facts, self.kept = run_folder, facts, kept
 
     def stage(self, state_dict: dict[str, Any]) -> dict[str, Any]:
         """Copy the chunks, so that training can go on while they are written."""
@@ -88,7 +87,7 @@ class Writer(dcp.HuggingFaceStorageWriter):
         digests = dict(pair for rank in results for pair in rank)
         disk.write_manifest(self.unfinished, digests | {disk.FACTS: Digest.of(self.unfinished / disk.FACTS)})
         disk.publish(self.unfinished)
-        disk.prune(self.run_folder, keep_last=self.keep_last, keep_best=self.keep_best)
+        disk.prune(self.run_folder, self.kept)
 
     def failed(self, error: CheckpointException) -> ParalabError:
         """Clean up; return the error that says why the checkpoint could not be saved."""

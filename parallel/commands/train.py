@@ -24,6 +24,7 @@ from paralab.options import heading
 from paralab.options.files import load
 from paralab.options.flags import read as read_config
 from paralab.options.settings import Origin
+from paralab.training import epochs
 from paralab.training.checks import check, check_resume
 from paralab.training.options import IN_FOLDER, PRESETS, TrainConfig, config_file, rows_file
 
@@ -55,6 +56,7 @@ def _train(argv: list[str], typed: TrainConfig, origins: Origins, began: Moment,
     check_resume(config, rank)  # before the folder is made, where it is missing
     with _locked(work, rank):
         phases.begin("reading the data")
+        work = epochs.with_steps(work, steps_given=steps_given(origins))
         check(work)
         task.announce(work.layout.world_size, phases)
         return _launch(work, config, argv, rank, began)
@@ -111,9 +113,15 @@ def planned(argv: list[str], rank: "Rank") -> tuple[TrainConfig, TrainConfig, Or
     )
 
 
+def steps_given(origins: Origins) -> bool:
+    """Return whether a number of steps was typed, or stands in a file that was."""
+    return "steps" in origins and origins["steps"].kind in ("flag", "file")
+
+
 def _heading(config: TrainConfig) -> str:
     """Return what will be trained, on what and where, as far as it is known before anything is loaded."""
-    how = heading.joined(heading.division_of(config), f"{config.steps} steps")
+    long = f"{config.steps} steps" if config.epochs is None else f"epochs: {config.epochs}"
+    how = heading.joined(heading.division_of(config), long)
     again = ", continuing" if config.resume else ""
     data = config.data or "its default data"
     return f"training {heading.model_of(config)} on {data}: {how}, in {config.out}{again}"
@@ -127,12 +135,13 @@ def _read(argv: list[str]) -> tuple[TrainConfig, Origins]:
     words = _with_resume_value(argv)
     typed, origins = read_config(words, config=TrainConfig, prog="paralab train", description=__doc__)
     given = {name: getattr(typed, name) for name in origins}
-    below, origin = _preset(typed.preset), Origin("preset", typed.preset or "")
+    below, origin = _without_length(_preset(typed.preset), given), Origin("preset", typed.preset or "")
     config = TrainConfig.from_dict(below | given)
     folder = config.out or f"runs/{folder_of(config.model)}" + (f"-{config.size}" if config.size else "")
     started_with = config_file(folder)
     if config.resume == IN_FOLDER and started_with.exists():
-        below, origin = _without_division(load(started_with), given), Origin("run", folder)
+        before = _without_length(_without_division(load(started_with), given), given)
+        below, origin = before, Origin("run", folder)
         config = TrainConfig.from_dict(below | given, source=str(started_with))
     config = replace(config, out=folder, engine="torch" if config.engine == "auto" else config.engine)
     return config, {**dict.fromkeys(below, origin), **origins}
@@ -176,6 +185,12 @@ def _without_division(values: dict[str, Any], given: Mapping[str, Any]) -> dict[
             dropped.add("strategy")
     if given.get("engine") == "torch":  # a DeepSpeed file means DeepSpeed
         dropped.add("ds_config")
+    return {name: value for name, value in values.items() if name not in dropped}
+
+
+def _without_length(values: dict[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
+    """Drop how long a run was to be, in steps or in epochs, where something else is requested now."""
+    dropped = {"steps", "epochs"} if given.get("steps") or given.get("epochs") else set()
     return {name: value for name, value in values.items() if name not in dropped}
 
 

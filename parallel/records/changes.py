@@ -44,6 +44,7 @@ CHANGES: dict[int, Change] = {
     22: Change(added=("slowest_step", "slowest_behind_s", "slowest_cause", "step_parts_json")),
     23: Change(added=("until_decided_percent",)),
     24: Change(added=("until_loss", "steps_to_loss", "samples_to_loss", "time_to_loss_s")),
+    25: Change(added=("epochs_requested", "epochs")),
 }
 RENAMED = {old: new for number in sorted(CHANGES) for old, new in CHANGES[number].renamed.items()}
 SCHEMA = max(CHANGES, default=COUNTED_FROM)

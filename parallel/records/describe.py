@@ -77,6 +77,7 @@ def describe(work: Work, requested: Requested, rank: Rank, device: torch.device)
         "seed": run.seed,
         "data": work.data_name,
         "data_sha256": dataset.sha256,
+        "epochs_requested": getattr(run, "epochs", None),  # of a training run
         **vars(replace(Environment.read(device.index or 0), threads=torch.get_num_threads())),
     }
 

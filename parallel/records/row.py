@@ -129,6 +129,10 @@ class RunRecord:
     seed: int | None = column("Seed of the initial weights, of shuffling and of noise")
     data: str | None = column("Name or path of the data set")
     data_sha256: str | None = column("SHA-256 of the content of the training data")
+    epochs_requested: int | None = column("Number of epochs that was requested, of a training run; empty without")
+    epochs: float | None = column(
+        "How often a training run has gone over its data, from step 0 on: samples taken over samples there are"
+    )
 
     startup_s: float | None = column("Time from the command to the first step")
     compile_s: float | None = column(

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from paralab.errors import ConfigError, did_you_mean
-from paralab.training import sinks
+from paralab.training import epochs, sinks
 from paralab.training.options import IN_FOLDER, TrainConfig, config_file, log_file, rows_file
 
 if TYPE_CHECKING:  # they import torch: `--help` and the first line do not wait for it
@@ -132,10 +132,17 @@ def _check_approximate(work: "Work") -> None:
             )
     if local and (run.steps + run.warmup) % local:
         total = -(-(run.steps + run.warmup) // local) * local
+        instead = "" if run.epochs is None else f" in place of --epochs {run.epochs}"
         raise ConfigError(
             f"{run.steps + run.warmup} steps with layout {work.layout}: the last ones would end between its meetings, "
-            f"use --steps {total - run.warmup}"
+            f"use --steps {total - run.warmup}{instead}"
         )
+    for step, epoch in epochs.saved_at(work).items():
+        if local and step % local:
+            raise ConfigError(
+                f"--save-at-epochs {epoch} with layout {work.layout}: epoch {epoch} is over after step {step}, between "
+                f"its meetings, where ranks differ; use --save-every {local}, or a multiple of it"
+            )
 
 
 def _check_engine(work: "Work") -> None:

@@ -43,6 +43,7 @@ from paralab.records.requested import Requested
 from paralab.records.row import RunRecord
 from paralab.records.writing import append
 from paralab.running import task
+from paralab.training import epochs
 from paralab.training.evaluate import Evaluator, Validation
 from paralab.training.goodput import Pulse, read_progress
 from paralab.training.lock import FolderLock
@@ -117,7 +118,14 @@ class Training:
         self.log: LogWriter
         device_peak(mesh.device, DTYPES[work.run.precision])  # measured now where it is, and not between steps
         self.has_mfu = rank.is_main
-        self.saver = Saver(self.folder, mesh=mesh, keep_last=work.run.keep_last, timeout_s=work.run.timeout_s)
+        self.epochs_saved = epochs.saved_at(work)
+        self.saver = Saver(
+            self.folder,
+            mesh=mesh,
+            keep_last=work.run.keep_last,
+            keep_steps=self.epochs_saved,
+            timeout_s=work.run.timeout_s,
+        )
         self.stop = Stop(mesh)
         seed_generators(work.run.seed, stage=mesh.rank("pp"), data_rank=mesh.rank("dp"))
         engine = engines.build(work.context(mesh), work.run.engine, ds_config=work.run.ds_config)
@@ -170,6 +178,8 @@ class Training:
             if self.rank.launch is None or not pulse.now.restarts:  # on fewer nodes it is divided otherwise
                 replace(run, resume=None).save(config_file(self.folder))
         self.screen.begin(self.work, step=self.outcome.step, total=self.total)
+        for epoch in epochs.missed(self.epochs_saved, start=self.outcome.step, folder=self.folder):
+            self.screen.say(f"epoch {epoch} was over before this start: of it no checkpoint is kept")
 
     def _open_pulse(self) -> Pulse:
         rank, layout = self.rank, self.work.layout
@@ -218,7 +228,7 @@ class Training:
                 self.pulse.step_done(done)
             self.screen.step(done)
             outcome.stopped_by = self.stop.agreed()
-            evaluates, saves = done % run.eval_every == 0, done % run.save_every == 0
+            evaluates, saves = done % run.eval_every == 0, done % run.save_every == 0 or done in self.epochs_saved
             if not (outcome.stopped_by or done == self.total or done % run.log_every == 0 or evaluates or saves):
                 continue
             interval.close()
@@ -226,7 +236,7 @@ class Training:
                 return
             if evaluates and not self._goes_on_after_evaluation():
                 return
-            if saves:
+            if saves and done < self.total:  # the end evaluates first: what it saves has a loss
                 self._save()
             interval = Interval(self)
 
@@ -417,6 +427,7 @@ def _record(work: Work, requested: Requested, rank: Rank, mesh: Mesh, training: 
         status="aborted" if outcome.stopped_by else "ok",
         reason=f"stopped by {signal.Signals(outcome.stopped_by).name}" if outcome.stopped_by else None,
         **training.cost(),
+        epochs=epochs.taken(work, outcome.step),
         measured_steps=outcome.steps,
         samples_per_s=samples_per_s,
         tokens_per_s=samples_per_s * tokens if samples_per_s and is_text else None,

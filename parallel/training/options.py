@@ -94,6 +94,13 @@ class TrainConfig(RunConfig):
     )
     nproc: int | None = changed("nproc", None, unset="those of the launcher; one per GPU; 1 on a CPU")
     steps: int = changed("steps", 1000, help="Number of optimizer steps, warm-up not counted")
+    epochs: int | None = option(
+        None,
+        "Train until each sample of the data was taken this many times, in place of --steps; warm-up is counted",
+        group=STEPS,
+        at_least=1,
+        unset="as many as --steps are",
+    )
     warmup: int = changed("warmup", 0, help="Number of further steps at the start, which the log marks as not measured")
     out: str | None = option(
         None,
@@ -125,7 +132,18 @@ class TrainConfig(RunConfig):
     )
     save_every: int = option(200, "Save a checkpoint every this many steps", group=STEPS, at_least=1)
     keep_last: int = option(
-        3, "Number of checkpoints to keep: the newest ones; the best one is kept as well", group=STEPS, at_least=1
+        3,
+        "Number of checkpoints to keep: the newest ones; the best one and those of --save-at-epochs are kept as well",
+        group=STEPS,
+        at_least=1,
+    )
+    save_at_epochs: list[int] | None = option(
+        None,
+        "Also save a checkpoint after these epochs, counted from 1, and keep it whatever comes later",
+        group=STEPS,
+        at_least=1,
+        metavar="N,N",
+        unset="none",
     )
     log_every: int = option(10, "Print and log metrics every this many steps", group=STEPS, at_least=1)
     eval_every: int = option(100, "Evaluate on held-out data every this many steps", group=STEPS, at_least=1)

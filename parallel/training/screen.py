@@ -75,7 +75,7 @@ class Shown:
         from rich.console import Console
         from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeRemainingColumn
 
-        self.folder = folder
+        self.folder, self.run = folder, run
         folder.mkdir(parents=True, exist_ok=True)
         self.console = Console(file=sys.stdout, highlight=False, markup=False, soft_wrap=True)
         columns = (BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
@@ -96,15 +96,15 @@ class Shown:
         sys.stdout.flush()
 
     def begin(self, work: Work, *, step: int, total: int) -> None:
-        self.total = total
+        self.total, run = total, self.run
         self.task = self.bar.add_task("", total=total, completed=step)
-        run = work.run
         self.say(
             f"{work.spec.name} {work.size}, {work.n_parameters / 1e6:.1f} M parameters, on {work.dataset().name}: "
             f"{work.strategy} as {work.layout}, {work.division.global_batch_size} samples a step, {run.precision}"
         )
         if step < total:
-            self.say(f"in {self.folder}, from step {step} to {total}")
+            long = "" if run.epochs is None else f": {run.epochs} epochs of {work.dataset().n_samples:,} samples"
+            self.say(f"in {self.folder}, from step {step} to {total}{long}")
         else:
             self.say(f"in {self.folder}, at step {step}: nothing is left to train, give a --steps above {total}")
 
