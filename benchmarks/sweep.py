@@ -52,6 +52,7 @@ from paralab.records.environment import repository_state
 from paralab.records.proven import parity_words
 from paralab.records.reading import read
 from paralab.records.row import RunRecord
+from paralab.records.sweep_progress import SweepProgress
 from paralab.records.writing import append
 
 _ROOT = Path(__file__).resolve().parent.parent
@@ -196,6 +197,7 @@ def main(argv: list[str]) -> int:
         metric = deciding.metric_within(percent_of(config.until_decided), to_loss=config.until_loss is not None)
         if metric is not None:
             rows += until_decided(config, cases, runner, metric)
+    runner.say_what_runs(None)
     out = runner.out
     print(_table(cases, runner))
     if metric is not None:
@@ -389,10 +391,13 @@ class Runner:
         self.rows: dict[str, list[RunRecord]] = {}  # of this sweep, by the name of the case
         self.kept, self.again = 0, 0
         self.made: set[str] = set()  # ids of the runs that were taken now
+        self.began_s = time.time()
 
     def run(self, case: Case, repeat: int = 0) -> RunRecord:
         """Return the row of a case, which is there afterwards whatever happened to its run."""
         run = case.repeat(repeat)
+        most = most_repeats(self.config) if self.config.until_decided else self.config.repeats
+        self.say_what_runs(f"{case.name}, repeat {repeat + 1} of {most}")
         before = self._row(run, repeat)
         again = self._why_again(before) if before is not None else ""
         row = before if before is not None and not again else self._run(run, repeat)
@@ -404,9 +409,19 @@ class Runner:
         self.kept += row is before and row.run_id not in self.made
         self.again += bool(again)
         self.rows.setdefault(case.name, []).append(row)
-        most = most_repeats(self.config) if self.config.until_decided else self.config.repeats
         self.bar.advance(f"repeat {repeat + 1} of {most}: {case.name}{note}")
         return row
+
+    def say_what_runs(self, name: str | None) -> None:
+        """Write down how far the sweep is, for `paralab watch`. name: of what runs now, None at the end."""
+        SweepProgress(
+            group=self.group,
+            done=self.bar.count,
+            total=self.bar.total,
+            taken=len(self.made),
+            now=name,
+            began_s=self.began_s,
+        ).write(self.out)
 
     @property
     def all_rows(self) -> list[RunRecord]:

@@ -34,6 +34,7 @@ TARGETS = {
     "compare": "paralab.benchmarks.report.compare:main",
     "report": "paralab.benchmarks.report.report:main",
     "plot": "paralab.benchmarks.report.plot:main",
+    "watch": "paralab.benchmarks.watch.watch:main",
     "peers": "paralab.benchmarks.peers:main",
     "elastic": "paralab.benchmarks.elastic:main",
     "soak": "paralab.benchmarks.soak:main",

@@ -17,6 +17,7 @@ COMMANDS = {
     "compare": "compare result files and print verdicts",
     "report": "write an HTML report of result files",
     "plot": "draw result files or training curves into one picture",
+    "watch": "look at a training run or a sweep while it goes on",
     "peers": "compare paralab's speed with plain torch and transformers",
     "elastic": "kill and restart a node of a training run, check the losses",
     "soak": "inject random faults into a training run, check the losses",

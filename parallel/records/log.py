@@ -40,6 +40,7 @@ class MemoryRecord:
     buffers_bytes: int | None = None
     other_bytes: int | None = None
     process_peak_bytes: int | None = None
+    device_peak_bytes: int | None = None  # allocated on a GPU
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -37,7 +37,7 @@ from paralab.processes.failure import Progress
 from paralab.processes.mesh import Mesh
 from paralab.processes.rank import Rank
 from paralab.records.describe import describe
-from paralab.records.log import LogWriter, StepLog, StepRecord, read_log, set_aside
+from paralab.records.log import LogWriter, MemoryRecord, StepLog, StepRecord, read_log, set_aside
 from paralab.records.of_axes import with_axes
 from paralab.records.requested import Requested
 from paralab.records.row import RunRecord
@@ -321,7 +321,11 @@ class Interval:
         outcome.steps += len(losses)
         outcome.steps_s += taken_s
         outcome.waits_s += sum(self.waits_s)
-        used_bytes, waits_s = _largest(training.mesh, [_memory_bytes(training.mesh), sum(self.waits_s)])
+        on_device, in_process = memory.device_peak_bytes(training.mesh.device)[0], memory.process_peak_bytes()
+        training.log.write(
+            MemoryRecord(rank=training.rank.rank, process_peak_bytes=in_process, device_peak_bytes=on_device)
+        )
+        used_bytes, waits_s = _largest(training.mesh, [float(on_device or in_process or 0), sum(self.waits_s)])
         training.screen.metrics(
             Metrics(
                 step=outcome.step,
@@ -390,11 +394,6 @@ def _check_finite(step: int, loss: float, norm: float, work: Work) -> None:
         f"loss {loss}, gradient norm {norm} at step {step}, whose batch is samples {step * size} to "
         f"{(step + 1) * size - 1} of the order of seed {work.run.seed}: lower --learning-rate, or use --precision fp32"
     )
-
-
-def _memory_bytes(mesh: Mesh) -> float:
-    allocated, _ = memory.device_peak_bytes(mesh.device)
-    return float(allocated if allocated is not None else memory.process_peak_bytes() or 0)
 
 
 def _largest(mesh: Mesh, values: list[float]) -> list[float]:

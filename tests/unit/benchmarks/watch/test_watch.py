@@ -1,0 +1,174 @@
+"""What is shown of a training run or a sweep is what its files say, at every moment of it."""
+
+import json
+import os
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from paralab.benchmarks.watch.screen import curve
+from paralab.benchmarks.watch.sweep import SweepFiles
+from paralab.benchmarks.watch.training import TrainingFiles
+from paralab.benchmarks.watch.watch import main
+from paralab.console.clock import Moment
+from paralab.errors import DataError
+from paralab.records.log import MemoryRecord, StepLog, StepRecord
+from paralab.records.sweep_progress import SweepProgress, progress_path
+from paralab.records.writing import append
+from paralab.training.goodput import Pulse
+from paralab.training.lock import FILE, FolderLock
+from paralab.training.options import log_file, rows_file
+from tests.unit.synthetic_runs import run
+
+CONFIG = 'model = "gpt2"\nsize = "nano"\nlayout = "dp2"\nsteps = 40\nwarmup = 0\nglobal_batch_size = 16\n'
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """A training run of two ranks after ten steps, of which eight are in the logs."""
+    folder = tmp_path / "mine"
+    folder.mkdir()
+    (folder / "config.toml").write_text(CONFIG)
+    pulse = Pulse(folder, launch=None, began=Moment.now(), processes=2, step=0, goes_on=False)
+    for rank in (0, 1):
+        log = StepLog(log_file(folder, rank))
+        for step in range(8):
+            log.write(StepRecord(step=step, loss=5.0 - step / 2, step_time_s=0.5, data_wait_s=0.1 * rank, samples=16))
+        log.write(MemoryRecord(rank=rank, process_peak_bytes=(100 + rank) * 2**20))
+        log.close()
+    for step in range(10):
+        pulse.step_done(step + 1)
+    (folder / "validation.jsonl").write_text('{"step": 8, "loss": 4.25}\n')
+    return folder
+
+
+@pytest.fixture
+def locked(folder: Path) -> Iterator[Path]:
+    with FolderLock(folder):
+        yield folder
+
+
+def test_a_training_that_goes_on(locked: Path) -> None:
+    view = TrainingFiles(locked).look()
+    assert (view.status, view.done, view.total, view.is_over) == ("training", 10, 40, False)
+    assert view.losses[0] == (1, 5.0) and view.losses[-1] == (8, 1.5)
+    assert view.validation == [(8, 4.25)]
+    assert (view.step_time_s, view.samples_per_s, view.left_s) == (0.5, 32.0, 15.0)
+    assert [rank.memory_bytes for rank in view.ranks] == [100 * 2**20, 101 * 2**20]
+    assert [rank.data_share for rank in view.ranks] == [0.0, pytest.approx(0.2)]
+
+
+def test_a_later_look_has_what_was_written_since(locked: Path) -> None:
+    files = TrainingFiles(locked)
+    files.look()
+    log = StepLog(log_file(locked, 0))
+    log.write(StepRecord(step=8, loss=1.0, step_time_s=0.5))
+    log.close()
+    assert files.look().losses[-1] == (9, 1.0)
+
+
+def test_a_training_whose_process_is_gone_has_stopped(folder: Path) -> None:
+    gone = subprocess.Popen([sys.executable, "-c", ""])
+    gone.wait()
+    (folder / FILE).write_text(json.dumps({"host": socket.gethostname(), "process": gone.pid}))
+    view = TrainingFiles(folder).look()
+    assert view.status == "stopped" and "--resume" in view.reason and view.is_over
+
+
+def test_a_training_on_another_machine_goes_on_as_long_as_it_writes(folder: Path) -> None:
+    (folder / FILE).write_text(json.dumps({"host": "elsewhere", "process": 1}))
+    assert TrainingFiles(folder).look().status == "training"
+    for path in (folder / FILE, log_file(folder, 0), log_file(folder, 1)):
+        os.utime(path, (time.time() - 3600,) * 2)
+    assert TrainingFiles(folder).look().status == "stopped"
+
+
+def test_a_failure_is_said_with_its_reason(folder: Path) -> None:
+    append(rows_file(folder), run(status="diverged", reason="loss nan at step 9"))
+    view = TrainingFiles(folder).look()
+    assert (view.status, view.reason) == ("diverged", "loss nan at step 9")
+
+
+def test_ranks_that_a_smaller_start_no_longer_has_are_not_shown(folder: Path) -> None:
+    Pulse(folder, launch=None, began=Moment.now(), processes=1, step=8, goes_on=True)
+    assert [rank.rank for rank in TrainingFiles(folder).look().ranks] == [0]
+
+
+@pytest.fixture
+def rows(tmp_path: Path) -> Path:
+    """A sweep of two cases of which three runs are done, and one failed."""
+    file = tmp_path / "bench.csv"
+    for number, (strategy, status, step_s) in enumerate(
+        [("ddp", "ok", 0.25), ("zero3", "hang", None), ("ddp", "ok", 0.75)]
+    ):
+        layout = "dp2" if strategy == "ddp" else "dp2/zero3"
+        cells = {"strategy": strategy, "layout": layout, "status": status, "step_time_p50_s": step_s}
+        append(file, run(number, group="g", **cells))
+    return file
+
+
+def sweep(done: int, now: str | None) -> SweepProgress:
+    return SweepProgress(group="g", done=done, total=8, taken=2, now=now, began_s=time.time() - 60)
+
+
+def test_a_sweep_that_goes_on(rows: Path) -> None:
+    sweep(3, "gpt2 zero3 x2, repeat 2 of 4").write(rows)
+    log = StepLog(rows.with_suffix("") / "other.rank0.jsonl")
+    log.write(StepRecord(step=0, loss=1.0))
+    log.close()
+    view = SweepFiles(rows).look()
+    assert (view.status, view.done, view.total, view.now_step) == ("running", 3, 8, 1)
+    assert view.left_s == pytest.approx(150, abs=2)  # two runs in a minute, five to go
+    ((ddp, zero3),) = view.works.values()
+    assert (ddp.runs, ddp.failed, ddp.step_times_s) == (2, 0, [0.25, 0.75])
+    assert (zero3.runs, zero3.failed, zero3.last) == (1, 1, "hang")
+
+
+def test_a_sweep_that_has_ended_and_one_whose_process_is_gone(rows: Path) -> None:
+    sweep(8, None).write(rows)
+    assert SweepFiles(rows).look().status == "ended"
+    sweep(3, "gpt2").write(rows)
+    values = json.loads(progress_path(rows).read_text())
+    gone = subprocess.Popen([sys.executable, "-c", ""])
+    gone.wait()
+    progress_path(rows).write_text(json.dumps(values | {"process": gone.pid}))
+    view = SweepFiles(rows).look()
+    assert view.status.startswith("interrupted") and view.is_over and not view.now
+
+
+@pytest.mark.parametrize("content", ["", "{", "[]", '{"group": "g"}', '{"done": "three"}'])
+def test_progress_that_cannot_be_read_leaves_the_rows(rows: Path, content: str) -> None:
+    progress_path(rows).parent.mkdir()
+    progress_path(rows).write_text(content)
+    assert SweepFiles(rows).look().done == 3
+
+
+@pytest.mark.parametrize("kind", ["folder", "file"])
+def test_what_is_no_run_is_refused(tmp_path: Path, kind: str) -> None:
+    path = tmp_path if kind == "folder" else tmp_path / "none.csv"
+    with pytest.raises(DataError, match="give the folder"):
+        main([str(path)])
+
+
+def test_one_view_is_printed_where_there_is_no_terminal(
+    locked: Path, rows: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main([str(locked)]) == 0 and main([str(rows)]) == 0
+    shown = capsys.readouterr().out
+    assert "10 of 40 steps, about 15 s left" in shown and "gpt2 nano, dp2, 16 samples a step" in shown
+    assert "dp2/zero3" in shown or "zero3" in shown
+    assert max(map(len, shown.splitlines())) <= 80
+
+
+def test_a_curve_has_its_largest_number_at_the_top_and_its_smallest_at_the_bottom() -> None:
+    lines = curve([(step, 8.0 - step) for step in range(8)], width=8, height=8)
+    drawn = [line.partition("│")[2] for line in lines[:8]]
+    assert lines[0].split()[0] == "8" and lines[7].split()[0] == "1"
+    assert drawn[0][0] == "█" and drawn[0][1:].strip() == ""
+    assert [sum(row[column] != " " for row in drawn) for column in range(8)] == [8, 7, 6, 5, 4, 3, 2, 1]
+    assert curve([(0, float("nan"))]) == ["no finite number yet"]
