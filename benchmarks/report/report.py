@@ -2,7 +2,8 @@
 
     paralab report runs/bench.csv --out report.html
 
-The page has no script and loads nothing from the network: its content security policy allows one style sheet, by hash.
+The page loads nothing from the network: its content security policy allows one style sheet and one script, by hash. All
+content is there without the script, which folds, sorts, filters and copies.
 """
 
 import argparse
@@ -10,9 +11,11 @@ import sys
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
-from paralab.benchmarks.report import sections, work
-from paralab.benchmarks.report.compare import ratio_text, verdict_text
+from paralab.benchmarks.report import sections, tables
+from paralab.benchmarks.report.lead import lead
+from paralab.benchmarks.report.sections import Piece
 from paralab.benchmarks.report.sources import Source, load
 from paralab.benchmarks.report.work import amount
 from paralab.console.outputs import check_writable, write_whole
@@ -38,7 +41,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except ParalabError as error:
         print(f"paralab report: {one_line(str(error))}", file=sys.stderr)
         return error.exit_status
-    print(f"wrote {options.out} ({len(content) / 1e3:.0f} kB)")
+    print(f"wrote {options.out} ({amount(len(content), 'size_bytes')})")
     return 0
 
 
@@ -53,27 +56,55 @@ def render(paths: Sequence[Path], *, title: str = "Results", caught: Sequence[wa
         files = ", ".join(map(str, paths))
         raise UsageError(f"{files}: no runs to report, give a CSV file with at least one that is no dry run")
     pieces = sections.pieces(sources)
+    several = [piece for piece in pieces if len(piece.ways) > 1]
+    lone = [piece for piece in pieces if len(piece.ways) == 1] if len(pieces) > 1 else []
+    found: dict[str, Any] = {
+        "lead": lead(pieces),
+        "shown": several if lone else pieces,
+        "lone": lone,
+        "alone": [tables.of_alone(them, kind=kind) for kind, them in tables.by_hardware(lone).items()],
+        "scaling": sections.scaling(sources),
+        "slowest": tables.of_slowest(pieces),
+        "failures": tables.of_failures(pieces),
+        "every_run": [tables.of_runs(them, kind=kind) for kind, them in tables.by_hardware(pieces).items()],
+        "environment": tables.of_environment(sources),
+        "commands": sections.commands(pieces),
+    }
     return page.render(
         HERE / "report.html",
         title=title,
-        filters={"amount": amount, "ratio": ratio_text, "verdict": verdict_text, "show": work.show},
         pieces=pieces,
         caveats=[*sections.caveats(sources, pieces), *dict.fromkeys(str(warning.message) for warning in caught)],
-        scaling=sections.scaling(sources),
-        failures=sections.failures(pieces),
-        stragglers=sections.stragglers(pieces),
-        environment=sections.environment(sources),
-        commands=sections.commands(pieces),
+        contents=_contents(found, pieces),
+        of_ways=tables.of_ways,
+        differing=sum(len(values) > 1 for _, values in sections.environment(sources)),
         downloads=[_download(source) for source in sources],
         runs=sum(len(source.records) for source in sources),
         dates=sections.dates(sources),
+        fewest=sections.FEWEST_RUNS,
+        **found,
     )
+
+
+def _contents(found: dict[str, Any], pieces: Sequence[Piece]) -> list[tuple[str, str, int]]:
+    """Return the anchor, the name and the length of each section after the verdict; 0 where a length says nothing."""
+    every = [
+        ("work", "Work", len(found["shown"])),
+        ("alone", "Done in one way", len(found["lone"])),
+        ("scaling", "Scaling", len(found["scaling"])),
+        ("slowest", "Slowest ranks", len(found["slowest"].rows)),
+        ("failures", "Failures", len(found["failures"].rows)),
+        ("runs", "Every run", sum(len(way.variant.runs) for piece in pieces for way in piece.ways)),
+    ]
+    there = [("environment", "Environment", 0)]
+    there += [("again", "Run it again", 0)] if found["commands"] else []
+    return [*(one for one in every if one[2]), *there, ("reading", "How to read it", 0)]
 
 
 def _download(source: Source) -> Download:
     content = source.path.read_bytes()
     name = f"{source.label.replace('/', '-')}{source.path.suffix}"
-    return page.download(name, content, kind="text/csv", size=amount(len(content), "size_bytes"))
+    return page.download(name, content, kind="text/csv")
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -25,6 +25,7 @@ from paralab.records.log_files import log_paths
 from paralab.records.row import COMM_AXES, RunRecord
 
 STEP_TIME = METRICS["step_time_p50_s"]
+FEWEST_RUNS = 6  # the least and the largest of fewer hold the median in less than 95 of 100 cases: 1 - 2 / 2^n
 MOST_POINTS = 200  # of a curve
 MOST_RANKS = 8  # whose memory is drawn one by one
 MOST_SPANS = 3000  # of a timeline
@@ -60,7 +61,20 @@ class Way:
 
     @cached_property
     def interval(self) -> tuple[float, float] | None:
-        return stats.median_interval(self.step_times) if len(self.step_times) > 1 else None
+        """Where the median step time lies, in seconds: of too few runs for an interval, from the least to the largest.
+
+        None where there is one run or none.
+        """
+        if len(self.step_times) < 2:
+            return None
+        if len(self.step_times) < FEWEST_RUNS:
+            return min(self.step_times), max(self.step_times)
+        return stats.median_interval(self.step_times)
+
+    @property
+    def spread_name(self) -> str:
+        """How its interval is called."""
+        return "range" if len(self.step_times) < FEWEST_RUNS else "95% interval"
 
 
 @dataclass
@@ -71,7 +85,9 @@ class Piece:
     device: str
     unit: str
     ways: list[Way]
+    number: int = 0  # its place in the page, from 1
     verdict: list[str] = field(default_factory=list)  # sentences
+    parity_failures: list[str] = field(default_factory=list)  # those of them that say so
     memory_column: str = "process_peak_bytes"
     references: list[Way] = field(default_factory=list)  # one process at the same work
     charts: list[Chart] = field(default_factory=list)
@@ -96,16 +112,18 @@ class Piece:
 
 
 def pieces(sources: Sequence[Source]) -> list[Piece]:
-    """Return every piece of work, GPUs first."""
+    """Return every piece of work: first those done in several ways, and among equals GPUs first."""
     origin = {id(record): source for source in sources for record in source.records}
     groups = work.group([record for source in sources for record in source.records], WORK).values()
     found = [_piece(records, origin) for records in groups]
-    for piece in found:
+    found.sort(key=lambda piece: (len(piece.ways) == 1, piece.device != "cuda"))
+    for number, piece in enumerate(found, start=1):
+        piece.number = number
         piece.references = _references(piece, found)
         piece.charts = [chart for draw in _CHARTS if (chart := draw(piece)) is not None]
         piece.charts += [chart for way in piece.ways if way.explanation and (chart := waterfall(way.explanation))]
         piece.timelines = _timelines(piece)
-    return sorted(found, key=lambda piece: piece.device != "cuda")
+    return found
 
 
 def _references(piece: Piece, found: Sequence[Piece]) -> list[Way]:
@@ -131,7 +149,8 @@ def _piece(records: list[RunRecord], origin: dict[int, Source]) -> Piece:
     columns = ("gpu_allocated_peak_bytes", "memory_tensors_peak_bytes", "process_peak_bytes")
     known = (column for column in columns if all(way.median(column) is not None for way in piece.ranked))
     piece.memory_column = next(known, "process_peak_bytes")
-    piece.verdict = [*_parity(piece), *(piece.verdict or [_alone(piece)])]
+    piece.parity_failures = _parity(piece)
+    piece.verdict = [*piece.parity_failures, *(piece.verdict or [_alone(piece)])]
     return piece
 
 
@@ -188,7 +207,7 @@ def _verdict(family: Family, compared: Sequence[Comparison]) -> str:
     said = [f"Compared with {family.base.label} ({time}):"]
     for verdict, sentence in _SAID.items():
         if names := [_with_change(comparison) for comparison in compared if comparison.verdict == verdict]:
-            said.append(sentence.format(_listed(names)))
+            said.append(sentence.format(listed(names)))
     return " ".join(said)
 
 
@@ -199,7 +218,8 @@ def _with_change(comparison: Comparison) -> str:
     return f"{comparison.other} by {abs(change):.1f}%"
 
 
-def _listed(names: Sequence[str]) -> str:
+def listed(names: Sequence[str]) -> str:
+    """Return names as a sentence has them: commas, and `and` before the last."""
     return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"
 
 
@@ -242,7 +262,17 @@ def _dots(piece: Piece) -> Chart | None:
     if not rows:
         return None
     drawing = charts.dots(rows, title="Step time of every run", unit=_unit(STEP_TIME.column))
-    return Chart("Step time", drawing, "One dot is one run. The band is the 95% interval of their median.")
+    return Chart("Step time", drawing, _spread_caption(piece.ranked))
+
+
+def _spread_caption(ways: Sequence[Way]) -> str:
+    names = {way.spread_name for way in ways if way.interval}
+    if not names:
+        return "One dot is one run."
+    if names == {"range"}:
+        return "One dot is one run. The band is their range, the bar their median."
+    fewer = f"; of fewer than {FEWEST_RUNS} runs, it is their range" if len(names) > 1 else ""
+    return f"One dot is one run. The band is the 95% interval of their median{fewer}."
 
 
 def _throughput_against_memory(piece: Piece) -> Chart | None:
@@ -447,21 +477,6 @@ def _efficiency(runs: Sequence[RunRecord], how: str) -> Chart | None:
     what = " ".join(filter(None, (first.model, first.size, show(first.precision), (first.device or "").upper(), link)))
     base = "one process" if one is not None else "the fewest processes"
     return Chart(f"{what}: {how}", drawing, f"Throughput per process over that of {base}.{cores}")
-
-
-def failures(found: Sequence[Piece]) -> list[tuple[str, str, RunRecord]]:
-    """Return work, method and run of everything that failed."""
-    return [(piece.name, way.variant.label, run) for piece in found for way in piece.ways for run in way.variant.failed]
-
-
-def stragglers(found: Sequence[Piece]) -> list[tuple[str, str, list[str]]]:
-    """Return work, method and, of each good run in which one rank held the others up, which and why."""
-    told = [
-        (piece.name, way.variant.label, [said for run in way.good if (said := slowest.slowest(run))])
-        for piece in found
-        for way in piece.ways
-    ]
-    return [(name, label, said) for name, label, said in told if said]
 
 
 def environment(sources: Sequence[Source]) -> list[tuple[str, list[tuple[str, int]]]]:

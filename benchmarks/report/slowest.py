@@ -47,6 +47,8 @@ def slowest(record: RunRecord) -> str:
     if record.straggler_ratio is None or record.straggler_ratio <= NOTABLY_SLOW:
         return ""
     ratio = f"{record.straggler_ratio:.1f} times as long as the others"
+    if record.slowest_rank is None:  # rows of older versions do not say which
+        return f"one rank takes {ratio}"
     times = f"rank {record.slowest_rank} is the slowest: it takes {ratio}"
     if record.slowest_cause is None or record.slowest_behind_s is None:
         return times

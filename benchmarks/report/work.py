@@ -78,6 +78,8 @@ ENVIRONMENT = (
     Column("parameters", "parameters"),
 )
 
+BINARY_UNITS = (("B", 1.0), ("KiB", 2.0**10), ("MiB", 2.0**20), ("GiB", 2.0**30), ("TiB", 2.0**40))
+
 Key = tuple[object, ...]
 
 
@@ -155,7 +157,7 @@ def amount(cell: float | None, column: str) -> str:
     if cell == 0:
         return "0"
     if column.endswith("_bytes"):
-        return _scaled(cell, (("B", 1.0), ("kB", 1e3), ("MB", 1e6), ("GB", 1e9), ("TB", 1e12)))
+        return _scaled(cell, BINARY_UNITS)
     if column.endswith("_s") and not column.endswith("_per_s"):
         return _scaled(cell, (("µs", 1e-6), ("ms", 1e-3), ("s", 1.0)))
     if column.endswith("_share") or column in ("mfu", "hfu"):

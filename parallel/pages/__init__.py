@@ -1,1 +1,1 @@
-"""Pages that open offline: one style, charts as inline SVG, no script, nothing loaded from the network."""
+"""Pages that open offline: one style, one script, charts as inline SVG, nothing loaded from the network."""

@@ -1,5 +1,6 @@
-"""One page from a template: its style inside, a content security policy that allows that style alone, no script."""
+"""One page from a template: its style and script inside, and a content security policy that allows these two alone."""
 
+import gzip
 import re
 from base64 import b64encode
 from collections.abc import Callable, Mapping
@@ -12,6 +13,10 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 HERE = Path(__file__).parent
+MOST_PLAIN_BYTES = 256 << 10  # of a file that is carried as it is; a larger one is compressed
+
+
+_INSIDE = {"style": "css", "script": "js"}
 
 
 @dataclass(frozen=True)
@@ -32,14 +37,21 @@ class Download:
     uri: str
 
 
-def download(name: str, content: bytes, *, kind: str, size: str) -> Download:
-    """Return a file to be carried inside a page. kind: its media type, such as text/csv."""
-    return Download(name, size, f"data:{kind};charset=utf-8;base64,{b64encode(content).decode()}")
+def download(name: str, content: bytes, *, kind: str) -> Download:
+    """Return a file to be carried inside a page, compressed where it is large. kind: its media type, like text/csv."""
+    if len(content) > MOST_PLAIN_BYTES:
+        # without the time, so that equal files give equal pages
+        name, content, kind = f"{name}.gz", gzip.compress(content, mtime=0), "application/gzip"
+    uri = f"data:{kind};base64,{b64encode(content).decode()}"
+    return Download(name, f"{max(1, round(len(content) / 1024)):,} KiB", uri)
 
 
-def render(template: Path, *, title: str, filters: Mapping[str, Callable[..., Any]], **values: Any) -> str:
+def render(
+    template: Path, *, title: str, filters: Mapping[str, Callable[..., Any]] | None = None, **values: Any
+) -> str:
     """Return the page of a template that extends `base.html`. values: what the template names."""
-    style = (HERE / "page.css").read_text(encoding="utf-8")
+    inside = {name: (HERE / f"page.{end}").read_text(encoding="utf-8") for name, end in _INSIDE.items()}
+    hashes = {f"{name}_hash": b64encode(sha256(text.encode()).digest()).decode() for name, text in inside.items()}
     environment = Environment(
         loader=FileSystemLoader([template.parent, HERE]),
         autoescape=True,
@@ -47,8 +59,8 @@ def render(template: Path, *, title: str, filters: Mapping[str, Callable[..., An
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters.update(filters)
+    environment.filters.update(filters or {})
     page = environment.get_template(template.name).render(
-        title=title, style=Markup(style), style_hash=b64encode(sha256(style.encode()).digest()).decode(), **values
+        title=title, **{name: Markup(text) for name, text in inside.items()}, **hashes, **values
     )
     return re.sub(r"[\x00-\x08\x0b-\x1f\x7f]", "\ufffd", page)  # HTML has no place for control characters

@@ -63,7 +63,7 @@ def render(
         scaled=scaled,
         training=_training(solved) if fits else {},
         inputs=list(_inputs(solved, raw)),
-        downloads=[page.download("plan.csv", content, kind="text/csv", size=f"{len(content) / 1e3:,.0f} kB")],
+        downloads=[page.download("plan.csv", content, kind="text/csv")],
     )
 
 

@@ -1,9 +1,12 @@
 import base64
+import gzip
 import hashlib
 import re
 import xml.etree.ElementTree as ElementTree
 from dataclasses import fields, replace
 from html.parser import HTMLParser
+from itertools import pairwise
+from pathlib import Path
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -14,6 +17,7 @@ from paralab.benchmarks.report.report import main, render
 from paralab.errors import UsageError
 from paralab.measure.span import SpanRecord
 from paralab.pages import charts
+from paralab.pages import page as page_module
 from paralab.records.cells import line_of
 from paralab.records.changes import SCHEMA
 from paralab.records.kinds import field_types, value_kind
@@ -27,6 +31,7 @@ from tests.unit.synthetic_runs import run, runs
 A = [0.100, 0.101, 0.099, 0.102, 0.098, 0.1005]
 EVIL = "\"'><script>alert(1)</script><img src=x onerror=alert(1)>=cmd()\x00"
 VOID = {"meta", "br"}
+SCRIPT = (Path(page_module.__file__).parent / "page.js").read_text(encoding="utf-8")
 
 
 class Page(HTMLParser):
@@ -98,22 +103,55 @@ def page(tmp_path_factory):
     return render(sweep(tmp_path_factory.mktemp("sweep")))
 
 
-def test_the_page_asks_the_network_for_nothing_and_has_no_script(page):
+def test_the_page_asks_the_network_for_nothing(page):
     parsed = Page(page)
-    assert not {"script", "link", "img", "iframe", "object", "form", "base"} & {tag for tag, _ in parsed.elements}
+    assert not {"link", "img", "iframe", "object", "form", "base"} & {tag for tag, _ in parsed.elements}
     for tag, attributes in parsed.elements:
         assert "style" not in attributes and not [name for name in attributes if name.startswith("on")], tag
         for name in ("src", "href", "action", "xlink:href"):
-            assert attributes.get(name, "data:text/csv;").startswith("data:text/csv;"), (tag, name)
+            assert attributes.get(name, "#").startswith(("#", "data:text/csv;", "data:application/gzip;")), (tag, name)
     (style,) = parsed.text["style"]
     assert "url(" not in style and "@import" not in style and "http" not in style
 
 
-def test_the_policy_allows_the_style_sheet_by_hash_and_nothing_else(page):
+def test_the_only_script_is_the_one_of_the_package_and_it_makes_no_elements_of_text(page):
+    parsed = Page(page)
+    assert parsed.all("script") == [{}] and parsed.text["script"] == [SCRIPT]
+    for word in ("innerHTML", "outerHTML", "insertAdjacentHTML", "document.write", "DOMParser", "eval(", "Function(",
+                 "createContextualFragment", "srcdoc", "fetch(", "XMLHttpRequest", "import("):  # fmt: skip
+        assert word not in SCRIPT
+
+
+def test_the_policy_allows_the_style_sheet_and_the_script_by_hash_and_nothing_else(page):
     parsed = Page(page)
     (policy,) = [m["content"] for m in parsed.all("meta") if m.get("http-equiv") == "Content-Security-Policy"]
-    digest = base64.b64encode(hashlib.sha256(parsed.text["style"][0].encode()).digest()).decode()
-    assert policy == f"default-src 'none'; style-src 'sha256-{digest}'; base-uri 'none'; form-action 'none'"
+    style, script = (
+        f"'sha256-{base64.b64encode(hashlib.sha256(parsed.text[tag][0].encode()).digest()).decode()}'"
+        for tag in ("style", "script")
+    )
+    assert policy == (f"default-src 'none'; style-src {style}; script-src {script}; "
+                      "require-trusted-types-for 'script'; base-uri 'none'; form-action 'none'")  # fmt: skip
+
+
+def test_every_anchor_is_there_and_levels_of_headings_follow_each_other(page):
+    parsed = Page(page)
+    ids = [attributes["id"] for _, attributes in parsed.elements if "id" in attributes]
+    assert len(set(ids)) == len(ids)
+    anchors = [link["href"][1:] for link in parsed.all("a") if link["href"].startswith("#")]
+    assert len(anchors) > 40 and set(anchors) <= set(ids)
+    levels = [int(tag[1]) for tag, _ in parsed.elements if re.fullmatch(r"h\d", tag)]
+    assert levels[0] == 1 and all(after - before <= 1 for before, after in pairwise(levels))
+
+
+def test_tables_have_captions_headers_and_can_be_scrolled_by_keys(page):
+    parsed = Page(page)
+    assert len(parsed.all("caption")) == len(parsed.all("table")) > 5
+    assert {attributes.get("scope") for attributes in parsed.all("th")} == {"col", "row"}
+    regions = [attributes for attributes in parsed.all("div") if "scroll" in attributes.get("class", "")]
+    assert len({region["aria-label"] for region in regions}) == len(regions) >= len(parsed.all("table"))
+    assert all(region["tabindex"] == "0" and region["role"] == "region" for region in regions)
+    numbers = [attributes["class"] for attributes in parsed.all("td") if "data-v" in attributes]
+    assert numbers and all("number" in look for look in numbers)
 
 
 def test_the_verdict_and_the_caveats_come_first(page):
@@ -124,7 +162,8 @@ def test_the_verdict_and_the_caveats_come_first(page):
 
 
 def test_every_part_is_there(page):
-    titles = Page(page).text["h4"]
+    parsed = Page(page)
+    titles = [title.strip() for level in ("h3", "h4") for title in parsed.text[level]]
     for title in ("Step time", "Throughput against memory", "Memory by category", "Communication by axis", "Loss",
                   "Pipeline timeline: pipeline", "gpt2 nano fp32 CPU: the global batch stays the same"):  # fmt: skip
         assert title in titles, title
@@ -133,18 +172,43 @@ def test_every_part_is_there(page):
         assert said in words, said
 
 
+def tables(page):
+    """Return the text of all rows of each table, by caption."""
+    found = {}
+    for table in re.findall(r"<table.*?</table>", page, flags=re.DOTALL):
+        parsed = Page(table)
+        found[parsed.text["caption"][0]] = parsed.words("th", "td", "a")
+    return found
+
+
 def test_cpu_and_gpu_never_share_a_table(page):
-    sections = page.split("<section>")
-    tables = [part for part in sections if "<th>method</th><th>verdict</th>" in part]
-    assert len(tables) == 4
-    for table in tables:
-        assert ("GPU X" in table) != ("CPU (gloo)" in table)
-    gpu_first = tables[0]
-    assert "GPU X" in gpu_first and "zero3" in gpu_first and "single" not in gpu_first
+    found = tables(page)
+    by_device = {caption: rows for caption, rows in found.items() if "CPU" in caption or "GPU" in caption}
+    assert len([caption for caption in by_device if re.match(r"Work \d", caption)]) == 2
+    for caption, rows in by_device.items():
+        assert ("gpu" in caption.lower()) == ("zero3" in rows), caption
+    (first, *_) = found
+    assert "GPU X" in first and "single" not in found[first]
+
+
+def test_what_was_done_in_one_way_only_shares_a_table(page):
+    found = tables(page)
+    assert "single" in found["Work done in one way only, on CPUs"] and "Work done in one way only, on GPUs" not in found
+    headings = Page(page).text["h3"]
+    assert any("2 processes" in heading for heading in headings) and page.count('id="work-4"') == 1
+
+
+def test_every_run_has_a_row(page):
+    found = tables(page)
+    rows = {caption: words.count("2025-01-01 ") for caption, words in found.items() if caption.startswith("Every run")}
+    assert rows == {"Every run, on GPUs": 12, "Every run, on CPUs": 25}
 
 
 def test_one_dot_is_one_run(page):
-    assert len(re.findall(r'class="dot"', page)) == 6 * 6
+    rest = page[page.index('<section id="work">') :]
+    assert len(re.findall(r'class="dot"', rest)) == 6 * 6
+    first = page[: page.index('<section id="work">')]
+    assert len(re.findall(r'class="dot"', first)) == 2 * 6  # of the work that the verdict is about
 
 
 def test_curves_are_thinned_and_stand_over_the_reference(page):
@@ -156,10 +220,17 @@ def test_curves_are_thinned_and_stand_over_the_reference(page):
 
 def test_the_csv_inside_is_the_file(tmp_path):
     files = sweep(tmp_path)
-    links = Page(render(files)).all("a")
+    links = [link for link in Page(render(files)).all("a") if "download" in link]
     assert [link["download"] for link in links] == ["sweep.csv", "gpu.csv"]
     for path, link in zip(files, links, strict=True):
         assert base64.b64decode(link["href"].split("base64,")[1]) == path.read_bytes()
+
+
+def test_a_large_file_is_carried_compressed():
+    content = b"time,loss\n" + b"0.25,1.5\n" * 100_000
+    found = page_module.download("runs.csv", content, kind="text/csv")
+    assert found.name == "runs.csv.gz" and len(found.uri) < len(content) / 100
+    assert gzip.decompress(base64.b64decode(found.uri.split("base64,")[1])) == content
 
 
 def test_drawings_are_well_formed(page):
@@ -182,7 +253,8 @@ def test_hostile_text_is_shown_and_does_nothing(tmp_path):
         log.close()
     page = render([path], title=EVIL)
     parsed = Page(page)
-    test_the_page_asks_the_network_for_nothing_and_has_no_script(page)
+    test_the_page_asks_the_network_for_nothing(page)
+    test_the_only_script_is_the_one_of_the_package_and_it_makes_no_elements_of_text(page)
     assert not re.search(r"[\x00-\x08\x0b-\x1f\x7f]", page)
     assert "<script>alert(1)</script>" in parsed.words("th", "pre", "title", "h1")
 
@@ -260,7 +332,7 @@ def test_a_way_that_failed_parity_is_said_first(tmp_path):
     page = render([write(tmp_path / "a.csv", [*runs(A, parity=True), *wrong])])
     first = page[page.index("Verdict") : page.index("Before you believe it")]
     said = "Parity FAILED, so its speed is not compared. zero1 (parity FAILED): 6 of 6 runs"
-    assert f'<span class="is-failed">{said}' in first
+    assert f'<p class="verdict is-failed">{said}' in first
     assert "Not compared, as parity failed: zero1" in first and "Faster" not in first
     assert "Parity was not checked" not in page
     assert "Parity was not checked for 1 of 1 ways" in render([write(tmp_path / "b.csv", runs(A))])
@@ -273,7 +345,8 @@ def test_files_of_one_name_and_a_file_given_twice(tmp_path):
     write(files[1], [*runs(A), *runs([2 * t for t in A])])
     page = render([*files, files[0]])
     assert "Compared with old/bench: ddp (100 ms a step): Slower: new/bench: ddp by 100.0%." in page
-    assert "12 runs" in page and [a["download"] for a in Page(page).all("a")] == ["old-bench.csv", "new-bench.csv"]
+    links = [link["download"] for link in Page(page).all("a") if "download" in link]
+    assert "12 runs" in page and links == ["old-bench.csv", "new-bench.csv"]
 
 
 @given(st.lists(st.tuples(st.integers(0, 6), st.integers(0, 6)), min_size=1, max_size=12))
