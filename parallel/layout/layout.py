@@ -13,9 +13,9 @@ from collections.abc import Iterator
 from typing import Any, Literal
 
 from paralab.errors import LayoutError, did_you_mean
-from paralab.layout import words
+from paralab.layout import schedules, words
 from paralab.layout.division import Division
-from paralab.layout.schedules import SCHEDULES, Schedule, ScheduleName
+from paralab.layout.schedules import Schedule
 
 MOST_RANKS = 1_000_000  # of a layout: more than any machine has, and few enough to count with
 _FORM = "dp2.tp2.pp2/zero1/1f1b/mb4/sp"
@@ -41,7 +41,7 @@ class Layout:
     local: int | None
     offload_optimizer: bool
     offload_parameters: bool
-    schedule: ScheduleName | None
+    schedule: str | None
     micro_batches: int
     first_layers: int | None
     last_layers: int | None
@@ -115,7 +115,9 @@ class Layout:
     def pipeline(self) -> Schedule:
         """The pipeline schedule, of a layout that has one."""
         assert self.schedule is not None, f"{self} has no pipeline"
-        return SCHEDULES[self.schedule]
+        found = schedules.find(self.schedule)
+        assert found is not None  # what its axis checks
+        return found
 
     @property
     def stages(self) -> int:
@@ -172,6 +174,9 @@ class Layout:
                 _put(values, name, value, text)
                 break
             else:
+                for option in words.options():
+                    if said := option.elsewhere.get(word):
+                        raise LayoutError(f"{word} in layout {text!r}: {said}")
                 hint = did_you_mean(word, [example for option in words.options() for example in option.examples])
                 raise LayoutError(f"{word!r} in layout {text!r} is unknown{hint}: write it like {_FORM}")
         return cls(**values)
@@ -212,9 +217,11 @@ class Layout:
         The limits are those of torch.distributed.pipelining: 1f1b needs pp micro-batches, dualpipev one for each
         stage, interleaved and zero-bubble a multiple of pp; naive, gpipe and zbv take any number.
         """
-        total = self.micro_batches * accumulation
-        least = {"1f1b": self.pp, "dualpipev": self.stages}.get(self.schedule or "", 1)
-        multiple = self.pp if self.schedule in ("interleaved", "zero-bubble") else 1
+        if self.schedule is None:
+            return
+        total, name = self.micro_batches * accumulation, self.pipeline.name
+        least = {"1f1b": self.pp, "dualpipev": self.stages}.get(name, 1)
+        multiple = self.pp if name in ("interleaved", "zero-bubble") else 1
         if total >= least and total % multiple == 0:
             return
         step = multiple // math.gcd(multiple, accumulation)  # of micro-batches: accumulation brings the rest

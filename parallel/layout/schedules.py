@@ -1,7 +1,8 @@
 """Pipeline schedules: which stages a rank has, how many layers, and of which passes one consists. Imports no torch."""
 
+import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal, NamedTuple
 
 PassKind = Literal["F", "B", "I", "W"]
@@ -18,11 +19,22 @@ class Pass(NamedTuple):
 
 @dataclass(frozen=True)
 class Schedule:
-    """A pipeline schedule: its name, how many stages each rank holds, and what it asks of micro-batches."""
+    """A pipeline schedule: its name, how many stages each rank holds, and where.
+
+    v_shaped: the second stage of a rank counts from the end, so that the first and the last one share rank 0.
+    fewest: the fewest stages that a rank may hold, where another number than the usual one may be asked for.
+    """
 
     name: ScheduleName
     stages_per_rank: int
-    v_shaped: bool = False  # the second stage of a rank counts from the end, so first and last share rank 0
+    v_shaped: bool = False
+    fewest: int | None = None
+
+    @property
+    def word(self) -> str:
+        """The word of a layout for it: `interleaved`, or with another number of stages a rank `interleavedx4`."""
+        usual = SCHEDULES[self.name].stages_per_rank == self.stages_per_rank
+        return self.name if usual else f"{self.name}x{self.stages_per_rank}"
 
     def stages_of(self, pp_rank: int, pp: int) -> tuple[int, ...]:
         """Return the stage indices that one pipeline rank holds, first to last."""
@@ -36,18 +48,42 @@ class Schedule:
 
 
 # `naive` is the layer split without overlap: GPipe with a single micro-batch.
-SCHEDULES: Mapping[ScheduleName, Schedule] = {
+SCHEDULES: Mapping[str, Schedule] = {
     s.name: s
     for s in (
         Schedule("naive", 1),
         Schedule("gpipe", 1),
         Schedule("1f1b", 1),
-        Schedule("interleaved", 2),
-        Schedule("zero-bubble", 2),
+        Schedule("interleaved", 2, fewest=2),
+        Schedule("zero-bubble", 2, fewest=1),
         Schedule("zbv", 2, v_shaped=True),
         Schedule("dualpipev", 2, v_shaped=True),
     )
 }
+
+
+# Schedules by names that papers have for them, and what to type: what torch.distributed.pipelining has no schedule for
+# is not trained.
+_NO_SCHEDULE = "torch.distributed.pipelining has no such schedule, use zero-bubblex1, which is ZB-H1, or zbv"
+ELSEWHERE: Mapping[str, str] = {
+    "zb-h1": "one stage a rank of zero-bubble, write zero-bubblex1",
+    "zb-h2": _NO_SCHEDULE,
+    "zb-1p": "write zero-bubble",
+    "zb-2p": _NO_SCHEDULE,
+    "dualpipe": "torch.distributed.pipelining has no such schedule, use dualpipev",
+    "interleavedx1": "one stage a rank is 1f1b, write that",
+}
+
+
+def find(word: str) -> Schedule | None:
+    """Return the schedule of a word, such as `1f1b` or `interleavedx4`, four stages a rank; None for an unknown one."""
+    if word in SCHEDULES:
+        return SCHEDULES[word]
+    match = re.fullmatch(r"(.+)x([0-9]{1,5})", word)
+    known = SCHEDULES.get(match[1]) if match else None
+    if match is None or known is None or known.fewest is None or int(match[2]) < known.fewest:
+        return None
+    return replace(known, stages_per_rank=int(match[2]))
 
 
 def layers_of_stages(layers: int, stages: int, *, first: int | None = None, last: int | None = None) -> tuple[int, ...]:

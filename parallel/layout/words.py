@@ -6,7 +6,7 @@ into this list; the grammar, the mesh, the columns of a row and the help ask the
 
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -20,7 +20,7 @@ class LayoutOption:
     name: of the attribute of `Layout` that holds its value. default: the value where the word is left out.
     read: return the value that a word stands for, None where the word is not of this option. write: return the word of
     a value. examples: words that are offered where one is misspelt. place: where the word stands among the others when
-    a layout is printed, smallest first.
+    a layout is printed, smallest first. elsewhere: words that other projects have, and what to say where one is typed.
     """
 
     name: str
@@ -29,6 +29,7 @@ class LayoutOption:
     write: Callable[[Any], str]
     examples: tuple[str, ...]
     place: int = 99
+    elsewhere: Mapping[str, str] = field(default_factory=dict)
 
 
 def number_option(name: str, word: str, *, default: Any, examples: Sequence[str], place: int = 99) -> LayoutOption:

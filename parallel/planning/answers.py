@@ -2,6 +2,7 @@
 
 import shlex
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
@@ -15,12 +16,12 @@ from paralab.planning.search import Found
 if TYPE_CHECKING:
     from paralab.planning.shapes import Trained
 
-_NAMES = {"zb-1p": "zero-bubble"}  # schedules that layouts have under another name
+_NAMES = {"zb-1p": "zero-bubble", "zb-h1": "zero-bubble"}  # schedules that layouts have under another name
 FAMILIES = ("ddp", "zero1", "zero2", "zero3", "hsdp", "tensor", "pipeline", "tensor + pipeline", "context", "experts")
 
 
 def layout_text(columns: Mapping[str, Any], micro_batches: int) -> str:
-    """Return a layout as `--layout` has it, with further words where paralab cannot train it (zb-h1 ...)."""
+    """Return a layout as `--layout` has it, with further words where paralab cannot train it (zb-h2 ...)."""
     degrees = [f"{name}{columns[name]}" for name in ("dp", "ep", "cp", "tp", "pp") if columns[name] > 1]
     words = [".".join(degrees) or "dp1"]
     words += [f"zero{columns['zero']}"] if columns["zero"] else []
@@ -44,10 +45,10 @@ def _ends(stages: tuple[int, ...]) -> list[str]:
 
 
 def _schedule(columns: Mapping[str, Any]) -> str:
-    name, stages = str(columns["schedule"]), columns["vpp"]
-    known = SCHEDULES.get(_NAMES.get(name, name))  # type: ignore[call-overload]
-    if known is not None and known.stages_per_rank == stages:
-        return str(known.name)
+    name, stages = str(columns["schedule"]), int(columns["vpp"])
+    known = SCHEDULES.get(_NAMES.get(name, name))
+    if known is not None and (known.fewest is not None or known.stages_per_rank == stages):
+        return replace(known, stages_per_rank=stages).word
     return f"{name}x{stages}" if stages > 1 else name
 
 
@@ -93,18 +94,22 @@ def typed_line(found: Found, model: "Trained") -> str | None:
 
 def typed(found: Found, model: "Trained") -> tuple[int, str] | None:
     """Return the number of that layout, and the command."""
-    case = found.settled.case
+    return next(((int(i), line) for i in found.order if (line := line_of(found, i, model)) is not None), None)
+
+
+def line_of(found: Found, i: int, model: "Trained") -> str | None:
+    """Return the command that trains one layout; None for a layout or a precision that paralab does not train."""
+    case, chosen, count = found.settled.case, row(found, i), micro_batches(found, i)
     model = model.with_length(int(case.sequence_length))
-    for i in found.order if case.precision in _PRECISIONS else ():
-        chosen, count = row(found, i), micro_batches(found, i)
-        layout = typed_layout(layout_text(chosen, count)) if is_typed(chosen) else None
-        if layout is not None and _accepts(model, layout):
-            words = ["paralab", "run", *model.words, "--layout", str(layout)]
-            words += ["--global-batch-size", str(int(case.global_batch_size)), "--precision", str(case.precision)]
-            words += ["--accumulation", str(count)] if chosen["pp"] == 1 and count > 1 else []
-            words += ["--checkpointing", "full"] if chosen["recompute"] == "full" else []
-            return int(i), shlex.join(words)
-    return None
+    is_trained = case.precision in _PRECISIONS and is_typed(chosen)
+    layout = typed_layout(layout_text(chosen, count)) if is_trained else None
+    if layout is None or not _accepts(model, layout) or (model.spec.whole_batch and count > 1):
+        return None
+    words = ["paralab", "run", *model.words, "--layout", str(layout)]
+    words += ["--global-batch-size", str(int(case.global_batch_size)), "--precision", str(case.precision)]
+    words += ["--accumulation", str(count)] if chosen["pp"] == 1 and count > 1 else []
+    words += ["--checkpointing", "full"] if chosen["recompute"] == "full" else []
+    return shlex.join(words)
 
 
 @lru_cache(maxsize=4096)

@@ -182,8 +182,8 @@ def _schedules(raw: Raw, degrees: Mapping[str, int]) -> list[tuple[str, int]]:
     if pp == 1:
         return [("", 1)] if raw.get("vpp", 1) == 1 else []
     every = [("1f1b", 1), ("gpipe", 1), ("zb-h1", 1), ("zb-h2", 1)]
-    every += [("interleaved", vpp) for vpp in _CHUNKS]
-    every += [(name, 2) for name in ("zb-1p", "zbv", "dualpipev")]
+    every += [(name, vpp) for name in ("interleaved", "zb-1p") for vpp in _CHUNKS]
+    every += [(name, 2) for name in ("zbv", "dualpipev")]
     stages = len(raw["layers_per_stage"]) if "layers_per_stage" in raw else None
     return [
         (name, vpp)

@@ -41,7 +41,7 @@ RELAY = (
     "dp8/zero3",
     "pp2/zbv/mb4",
     "dp2.tp2/zero1",
-    "pp2/interleaved/mb4",
+    "pp2/interleavedx4/mb4",
     "dp2.tp2/zero3/sp",
     "dp4/zero1/shard2",
     "dp4.tp2/zero3/shard2",

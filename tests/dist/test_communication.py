@@ -73,7 +73,7 @@ def check_run(workers: WorkerPool, run: RunConfig) -> None:
         "pp2/gpipe/mb2",
         "pp2/1f1b/mb4",
         "pp2/interleaved/mb4",
-        "pp2/zero-bubble/mb4",
+        "pp2/zero-bubblex1/mb4",
         "pp2/zbv/mb4",
         "pp2/dualpipev/mb4",
         "pp4/1f1b/mb4",

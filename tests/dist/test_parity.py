@@ -136,6 +136,15 @@ def test_uneven_stages(workers: WorkerPool, model: str, layout: str) -> None:
     check_exactly(workers, model, layout)
 
 
+# Of a schedule that takes any number of stages a rank: more than two, and one, which is ZB-H1.
+@cases(
+    "gpt2",
+    ["pp2/interleavedx4/mb4", "pp2/zero-bubblex1/mb4", "dp2.tp2.pp2/zero2/zero-bubblex3/mb2/first1"],
+)
+def test_other_numbers_of_stages_a_rank(workers: WorkerPool, model: str, layout: str) -> None:
+    check_exactly(workers, model, layout)
+
+
 # Three is no power of two: a weight of 1/2 instead of 1/3 cannot pass.
 @cases(
     "gpt2",

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 from paralab.axes.axis import Axis, Finish, Stage, Transfer
 from paralab.axes.shapes import weight_bytes
 from paralab.errors import LayoutError, did_you_mean
-from paralab.layout import SCHEDULES, Layout
-from paralab.layout.words import choice_option, number_option
+from paralab.layout import SCHEDULES, Layout, schedules
+from paralab.layout.words import LayoutOption, number_option
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -25,12 +25,20 @@ if TYPE_CHECKING:
     from paralab.processes.mesh import Mesh
 
 
+def _word_of(text: str) -> str | None:
+    """Return the schedule that a word names, as layouts write it; None for another word."""
+    found = schedules.find(text)
+    return None if found is None else found.word
+
+
 class PipelineAxis(Axis):
     """Pipeline parallelism, and the plain layer split (`naive`)."""
 
     name, title, place = "pp", "pipeline", 3
     options = (
-        choice_option("schedule", tuple(SCHEDULES), place=2),
+        LayoutOption(
+            "schedule", None, _word_of, str, (*SCHEDULES, "interleavedx4"), place=2, elsewhere=schedules.ELSEWHERE
+        ),
         number_option("micro_batches", "mb", default=1, examples=("mb4",), place=3),
         number_option("first_layers", "first", default=None, examples=("first2",), place=3),
         number_option("last_layers", "last", default=None, examples=("last2",), place=3),
@@ -43,7 +51,7 @@ class PipelineAxis(Axis):
         """Raise LayoutError for an unknown schedule, and for words of a pipeline that have no use."""
         if layout.micro_batches < 1:
             raise LayoutError(f"mb{layout.micro_batches} in a layout: at least mb1 is needed")
-        if layout.schedule is not None and layout.schedule not in SCHEDULES:
+        if layout.schedule is not None and schedules.find(layout.schedule) is None:
             hint = did_you_mean(layout.schedule, SCHEDULES)
             raise LayoutError(f"schedule {layout.schedule!r} is unknown{hint}: use one of {', '.join(SCHEDULES)}")
         if layout.pp == 1 and (layout.schedule is not None or layout.micro_batches != 1):

@@ -23,10 +23,9 @@ def check(layout: Layout, spec: ModelSpec[C], config: C) -> None:
         raise LayoutError(without_blocks(layout, spec.name, _named_in_turn(layout, spec, config)))
     if layout.stages > len(blocks):
         most = len(blocks) // layout.pipeline.stages_per_rank
-        raise LayoutError(
-            f"{layout.stages} pipeline stages for the {len(blocks)} blocks of {spec.name}: use pp{most} or less "
-            f"with {layout.schedule}, or a larger --size"
-        )
+        use = f"pp{most} or less with {layout.schedule}" if most > 1 else "fewer stages a rank"
+        got = f"{layout.stages} pipeline stages for the {len(blocks)} blocks of {spec.name}"
+        raise LayoutError(f"{got}: use {use}, or a larger --size")
     _check_ends(layout, len(blocks), spec.name)
     if spec.cut is not None:
         return

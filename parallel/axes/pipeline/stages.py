@@ -24,7 +24,7 @@ from paralab.axes.initialise import local
 from paralab.axes.meta import AllOnMeta
 from paralab.axes.precision import in_dtype, weight_dtype
 from paralab.data.dataset import Batch
-from paralab.layout import SCHEDULES, Layout, layers_of_stages
+from paralab.layout import SCHEDULES, Layout, Schedule, layers_of_stages, schedules
 from paralab.layout.schedules import Pass, ScheduleName
 from paralab.models.spec import C, Cut, ModelSpec
 
@@ -39,10 +39,15 @@ _CLASSES: Mapping[ScheduleName, str] = {
 }
 
 
-def _class_of(schedule: ScheduleName) -> Any:
-    from torch.distributed.pipelining import schedules  # half a second: it brings the compiler along
+def _class_of(schedule: Schedule) -> Any:
+    from torch.distributed.pipelining import schedules as of_torch  # half a second: it brings the compiler along
 
-    return getattr(schedules, _CLASSES[schedule])
+    return getattr(of_torch, _CLASSES[schedule.name])
+
+
+def _is_single(schedule: Schedule) -> bool:
+    """Return whether torch's class of a schedule takes the one stage of a rank, and not a list of its stages."""
+    return SCHEDULES[schedule.name].stages_per_rank == 1
 
 
 def stage_blocks(n_blocks: int, layout: Layout, stage: int) -> range:
@@ -117,13 +122,12 @@ class PipelineSchedule:
             )
             for index, part in parts.items()
         ]
-        kind = _class_of(layout.pipeline.name)
-        single = layout.pipeline.stages_per_rank == 1
+        kind = _class_of(layout.pipeline)
         self.weight = 1.0  # of a micro-batch's loss, so that gradients need no scaling afterwards
         # The plain layer split has one micro-batch under way at any time, also when it accumulates.
         self.flushes = self.chunks if layout.schedule == "naive" else 1
         self.schedule = kind(
-            self.stages[0] if single else self.stages,
+            self.stages[0] if _is_single(layout.pipeline) else self.stages,
             self.chunks // self.flushes,
             loss_fn=lambda loss, _: loss * self.weight,
             scale_grads=False,
@@ -203,18 +207,20 @@ def _handed_on(hidden: Tensor, layout: Layout) -> Tensor:
     return hidden
 
 
-def pass_order(schedule: ScheduleName, *, pp: int, micro_batches: int) -> list[list[Pass]]:
-    """Return the passes of each rank in the order in which a schedule runs them."""
-    if SCHEDULES[schedule].stages_per_rank == 1:
-        warm_up: dict[ScheduleName, int] = {"naive": 1, "gpipe": micro_batches}  # forwards before the first backward
+def pass_order(schedule: str, *, pp: int, micro_batches: int) -> list[list[Pass]]:
+    """Return the passes of each rank in the order in which a schedule runs them. schedule: as layouts write it."""
+    found = schedules.find(schedule)
+    assert found is not None, schedule
+    if _is_single(found):
+        warm_up = {"naive": 1, "gpipe": micro_batches}  # forwards before the first backward
         return [_single_stage_order(rank, micro_batches, warm_up.get(schedule, pp - rank)) for rank in range(pp)]
     # torch plans for all ranks when a schedule is made, from numbers alone.
-    held, stages = SCHEDULES[schedule].stages_of(0, pp), SCHEDULES[schedule].stages_per_rank * pp
+    held, stages = found.stages_of(0, pp), found.stages_per_rank * pp
     numbers = [
         SimpleNamespace(stage_index=stage, num_stages=stages, group_size=pp, group_rank=0, submod=nn.Identity())
         for stage in held
     ]
-    planned = _class_of(schedule)(numbers, micro_batches, loss_fn=lambda *_: None).pipeline_order
+    planned = _class_of(found)(numbers, micro_batches, loss_fn=lambda *_: None).pipeline_order
     return [list(_passes(planned[rank])) for rank in range(pp)]
 
 

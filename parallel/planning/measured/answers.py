@@ -54,7 +54,7 @@ def columns(plan: Imagined) -> dict[str, Any]:
         "cp": 1,
         "ep": 1,
         "zero": layout.zero,
-        "schedule": _SCHEDULES.get(str(layout.schedule), layout.schedule) if layout.pp > 1 else "",
+        "schedule": _SCHEDULES.get(layout.pipeline.name, layout.pipeline.name) if layout.pp > 1 else "",
         "vpp": layout.stages // layout.pp,
         "sequence_parallel": layout.sequence_parallel,
         "micro_batch_size": plan.division.micro_batch_size,

@@ -95,6 +95,6 @@ def _schedules(pp: int, rows: int) -> Iterator[dict[str, Any]]:
     if pp == 1:
         yield {}
         return
-    for name in SCHEDULES:
+    for name in (*SCHEDULES, "zero-bubblex1"):
         counts = [1] if name == "naive" else [n for n in (pp, 2 * pp, 4 * pp) if n <= rows and rows % n == 0]
         yield from ({"schedule": name, "micro_batches": n} for n in counts)

@@ -10,7 +10,7 @@ from paralab.axes.context import Planned
 from paralab.axes.sent import predicted_transfers
 from paralab.layout import Layout
 from paralab.layout.layout import MOST_RANKS
-from paralab.layout.schedules import Pass, ScheduleName
+from paralab.layout.schedules import Pass
 from paralab.planning.measured.device import MeasuredDevice, Rates
 from paralab.planning.measured.schedule import Took, makespan_s
 from paralab.planning.measured.seconds import bytes_s, pass_s, transfer_s
@@ -84,7 +84,7 @@ def predict(plan: Planned, device: MeasuredDevice, cluster: Cluster = ONE_MACHIN
 
 
 @lru_cache(maxsize=1024)
-def _order(schedule: ScheduleName, pp: int, micro_batches: int) -> list[list[Pass]]:
+def _order(schedule: str, pp: int, micro_batches: int) -> list[list[Pass]]:
     from paralab.axes.pipeline.stages import pass_order
 
     return pass_order(schedule, pp=pp, micro_batches=micro_batches)

@@ -10,15 +10,17 @@ from hypothesis import strategies as st
 
 from paralab.axes.data import shard_ranks
 from paralab.errors import LayoutError
-from paralab.layout import SCHEDULES, Division, Layout, layers_of_stages, words
+from paralab.layout import SCHEDULES, Division, Layout, layers_of_stages, schedules, words
 from paralab.layout.schedules import ScheduleName
+
+WORDS = [*SCHEDULES, "interleavedx3", "interleavedx16", "zero-bubblex1", "zero-bubblex4"]
 
 
 @st.composite
 def layouts(draw: st.DrawFn) -> Layout:
     """Any legal layout."""
     dp, tp, pp = (draw(st.integers(1, 16)) for _ in range(3))
-    schedule = draw(st.sampled_from(sorted(SCHEDULES))) if pp > 1 else None
+    schedule = draw(st.sampled_from(WORDS)) if pp > 1 else None
     zero = draw(st.integers(0, 3)) if dp > 1 or tp == pp == 1 else 0
     groups = [n for n in range(2, dp) if dp % n == 0 and zero]
     return Layout(
@@ -109,10 +111,11 @@ def test_axes_and_world_size_agree_with_the_degrees(layout: Layout) -> None:
         layout.check_world(layout.world_size + 1)
 
 
-@given(st.sampled_from(sorted(SCHEDULES)), st.integers(2, 8))
-def test_every_stage_is_held_by_exactly_one_rank(name: ScheduleName, pp: int) -> None:
-    layout = Layout(pp=pp, schedule=name)
-    schedule = SCHEDULES[name]
+@given(st.sampled_from(WORDS), st.integers(2, 8))
+def test_every_stage_is_held_by_exactly_one_rank(word: str, pp: int) -> None:
+    layout = Layout(pp=pp, schedule=word)
+    schedule = schedules.find(word)
+    assert schedule is not None and schedule.word == word and layout.pipeline == schedule
     held = sorted(stage for rank in range(pp) for stage in schedule.stages_of(rank, pp))
     assert held == list(range(layout.stages))
     for rank in range(pp):
@@ -183,6 +186,7 @@ def test_what_check_schedule_says_to_type_is_accepted(layout: Layout, accumulati
         ("pp3/interleaved", 2, "pp3/interleaved/mb3"),
         ("pp4/zero-bubble/mb5", 1, "pp4/zero-bubble/mb8"),
         ("pp4/zero-bubble/mb3", 2, "pp4/zero-bubble/mb4"),
+        ("pp4/interleavedx3/mb6", 1, "pp4/interleavedx3/mb8"),
         ("pp2/dualpipev", 1, "pp2/dualpipev/mb4"),
         ("pp4/1f1b", 2, "pp4/1f1b/mb2"),
     ],
@@ -218,6 +222,11 @@ def test_1f1b_needs_a_micro_batch_for_each_stage() -> None:
         ("tp2/mb4", "without a pipeline"),
         ("pp2/mb0", "at least mb1"),
         ("pp2/naive/mb2", "use gpipe"),
+        ("pp2/zb-h1/mb2", "one stage a rank of zero-bubble, write zero-bubblex1"),
+        ("pp2/zb-h2/mb2", "torch.distributed.pipelining has no such schedule, use zero-bubblex1, which is ZB-H1, or"),
+        ("pp2/interleavedx1", "one stage a rank is 1f1b"),
+        ("pp2/interleaved3", r"did you mean interleaved\?"),
+        ("pp2/zbvx3", r"did you mean zbv\?"),
         ("tp2/first2", "first2 without a pipeline"),
         ("pp2/last0", "at least one layer, use last1"),
         ("pp2/lats2", r"did you mean last2\?"),

@@ -45,6 +45,7 @@ def sent(found: DryRank) -> dict[str, Fraction]:
         "tp4/sp",
         "pp4/1f1b/mb4",
         "pp3/1f1b/mb4/first1",
+        "pp2/zero-bubblex1/mb4",
         "dp2.tp2.pp2/zero3/zero-bubble/mb2/sp",
     ],
 )

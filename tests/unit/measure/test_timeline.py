@@ -1,5 +1,6 @@
 """What a schedule must leave idle, and what was idle."""
 
+from itertools import accumulate
 from typing import Any
 
 import pytest
@@ -8,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from paralab.axes.pipeline.stages import pass_order
-from paralab.layout import SCHEDULES, Layout
+from paralab.layout import SCHEDULES, Layout, schedules
 from paralab.layout.schedules import Pass
 from paralab.measure.span import SpanRecord
 from paralab.measure.timeline import Timeline, bubble_share, bubble_theory_share, idle_shares
@@ -33,9 +34,10 @@ def test_the_layer_split_has_one_rank_at_work(pp: int, micro_batches: int) -> No
 
 @pytest.mark.parametrize("rounds", [1, 2, 4])
 @pytest.mark.parametrize("pp", [2, 3, 4, 8])
-def test_two_stages_a_rank_halve_the_bubble(pp: int, rounds: int) -> None:
+def test_several_stages_a_rank_divide_the_bubble(pp: int, rounds: int) -> None:
     # Narayanan et al. 2021, section 2.2: the bubble is (pp - 1) (F + B) / stages
-    assert theory("interleaved", pp, pp * rounds) == pytest.approx((pp - 1) / (2 * pp * rounds + pp - 1))
+    for schedule, stages in (("interleaved", 2), ("interleavedx3", 3), ("interleavedx4", 4)):
+        assert theory(schedule, pp, pp * rounds) == pytest.approx((pp - 1) / (stages * pp * rounds + pp - 1))
 
 
 @pytest.mark.parametrize("schedule", ["zero-bubble", "zbv", "dualpipev"])
@@ -46,11 +48,22 @@ def test_splitting_backward_leaves_one_forward_a_rank(pp: int, schedule: str) ->
     assert theory(schedule, pp, micro_batches) == pytest.approx((pp - 1) / (6 * micro_batches + pp - 1))
 
 
-@pytest.mark.parametrize("schedule", SCHEDULES)
+@pytest.mark.parametrize("pp", [2, 4])
+def test_one_stage_a_rank_of_zero_bubble_is_zb_h1(pp: int) -> None:
+    # Qi et al. 2023, table 1: a bubble of (pp - 1) (F + B - W), a third of that of 1F1B, and pp micro-batches under way
+    micro_batches = 4 * pp
+    assert theory("zero-bubblex1", pp, micro_batches) == pytest.approx((pp - 1) / (3 * micro_batches + pp - 1))
+    for steps in pass_order("zero-bubblex1", pp=pp, micro_batches=micro_batches):
+        held = accumulate({"F": 1, "I": 0, "W": -1, "B": -1}[step.kind] for step in steps)
+        assert max(held) == pp
+
+
+@pytest.mark.parametrize("schedule", [*SCHEDULES, "interleavedx4", "zero-bubblex1"])
 def test_an_order_has_every_pass_once(schedule: str) -> None:
-    pp, micro_batches = 2, 4
+    pp, micro_batches, found = 2, 4, schedules.find(schedule)
+    assert found is not None
     for rank, steps in enumerate(pass_order(schedule, pp=pp, micro_batches=micro_batches)):
-        held = [(stage, i) for stage in SCHEDULES[schedule].stages_of(rank, pp) for i in range(micro_batches)]
+        held = [(stage, i) for stage in found.stages_of(rank, pp) for i in range(micro_batches)]
         for kinds in ("F", "BI", "BW"):
             assert sorted((step.stage, step.micro_batch) for step in steps if step.kind in kinds) == sorted(held)
 

@@ -2,6 +2,7 @@
 
 import csv
 import io
+import shlex
 import time
 from functools import cache
 from pathlib import Path
@@ -13,10 +14,13 @@ import pytest
 from paralab import cli
 from paralab.errors import LayoutError
 from paralab.layout import SCHEDULES, Layout, layers_of_stages
-from paralab.planning import answers
+from paralab.options.config import RunConfig
+from paralab.options.flags import resolve as read_config
+from paralab.planning import answers, shapes
 from paralab.planning.breakdown import gib_by_category
 from paralab.planning.planned import ASKED
 from paralab.planning.predict import predict
+from paralab.planning.resolve import resolve
 from paralab.planning.search import Found, search, splits
 from paralab.planning.settle import settle
 
@@ -70,7 +74,36 @@ def test_every_schedule_that_is_trained_is_looked_at() -> None:
     found = search(GPT3 | {"dp": 16, "tp": 1})
     rows = [answers.row(found, i) for i in range(len(found))]
     typed = {Layout.parse(answers.layout_text(row, 32)).schedule for row in rows if answers.is_typed(row)}
-    assert typed == set(SCHEDULES) - {"naive"}
+    several = {f"{name}x{stages}" for name in ("interleaved", "zero-bubble") for stages in (4, 8)}  # of 32 layers
+    assert several | {"zero-bubblex1"} <= typed
+    assert {word.partition("x")[0] for word in typed if word} == set(SCHEDULES) - {"naive"}
+
+
+@pytest.mark.parametrize(
+    ("model", "size", "changes"),
+    [
+        ("gpt2", "124m", {}),
+        ("gpt2", "124m", {"sequence_length": 8192}),
+        ("llama", "8b", {"n_gpus": 64}),
+        ("mixtral", "tiny", {"gpu": "V100-SXM2-32GB"}),
+        ("resnet", "50", {}),
+        ("diffusion", "dit-mnist", {}),
+        ("vicreg", "8", {}),
+    ],
+)
+def test_every_line_that_is_printed_is_accepted_by_run(model: str, size: str, changes: dict[str, Any]) -> None:
+    """Of each, what `paralab run` checks before it starts a process: options, layout, model, schedule, batch."""
+    trained, raw = shapes.find(model, size)
+    found = search({**raw, "n_gpus": 8, "global_batch_size": 64, "gpu": "H100-SXM-80GB", **changes})
+    some = np.random.default_rng(0).choice(len(found), min(len(found), 120), replace=False)
+    lines = {i: line for i in some if (line := answers.line_of(found, i, trained)) is not None}
+    assert len(lines) > 5
+    for i, line in lines.items():
+        work = resolve(read_config(shlex.split(line)[2:], config=RunConfig), dry=True)
+        chosen = answers.row(found, i)
+        assert work.layout.world_size == chosen["dp"] * chosen["tp"] * chosen["pp"] * chosen["cp"]
+        assert work.division.micro_batch_size == chosen["micro_batch_size"]
+        assert (work.run.checkpointing == "full") == (chosen["recompute"] == "full")
 
 
 @pytest.mark.parametrize("style", ["ring", "ulysses"])
