@@ -18,6 +18,7 @@ import torch
 import torch.distributed as dist
 
 from paralab import engines
+from paralab.axes import eight_bits
 from paralab.axes.held import state_bytes
 from paralab.axes.optimizer import learning_rate
 from paralab.axes.pipeline import splits_backward
@@ -79,6 +80,7 @@ class RankResult:
     memory: dict[str, int] = field(default_factory=dict)
     tensors_peak_bytes: int = 0
     state_peak_bytes: int = 0
+    moments: tuple[int, int] = (0, 0)  # numbers in 8 bits, and all
     loads: Loads = field(default_factory=dict)
     process_peak_bytes: int | None = None
     gpu_peak_bytes: tuple[int | None, int | None] = (None, None)
@@ -273,6 +275,7 @@ def _look_inside(engine: Engine, batches: Iterator[Batch], mesh: Mesh, result: R
     report = census.report()
     result.memory, result.tensors_peak_bytes = dict(report.peak), report.peak_bytes
     result.state_peak_bytes = report.state_peak_bytes
+    result.moments = eight_bits.counted(state for optimizer in engine.optimizers for state in optimizer.state.values())
 
 
 def _splits(engine: Engine, batches: Iterator[Batch], mesh: Mesh) -> list[Split]:
@@ -500,6 +503,7 @@ def _memory_columns(work: Work, results: list[RankResult], device_type: str) -> 
         "gpu_reserved_peak_bytes": _largest(reserved),
         "memory_state_peak_bytes": max(r.state_peak_bytes for r in results),
         "predicted_state_bytes": predicted.everywhere if device_type == "cpu" else predicted.total,
+        **eight_bits.columns(work.run, [result.moments for result in results]),
     }
 
 

@@ -287,6 +287,10 @@ class Axis(AxisWords):
         """Yield the bytes that a rank copies for a stage in a step: into what it sends, and out of what it gets."""
         yield from ()
 
+    def updating(self, name: str, plan: "Planned") -> int:
+        """Return the ranks of this axis that divide the update of the parameter of a name by its rows: 1 for none."""
+        return 1
+
     def held(self, memory: StageMemory, plan: "Planned") -> StageMemory:
         """Return the states that a rank holds, given those it would hold without this axis."""
         return memory

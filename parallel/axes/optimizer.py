@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
+from paralab.axes import eight_bits
 from paralab.axes.initialise import local
 from paralab.options.config import RunConfig
 
@@ -67,7 +68,7 @@ def share_of_rows(rows: int, *, rank: int, ranks: int) -> slice:
 
 
 def make_optimizer(pieces: list[Piece], run: RunConfig) -> torch.optim.Optimizer:
-    """Return AdamW or SGD, fused, over the pieces, with weight decay on matrices only."""
+    """Return AdamW or SGD, fused, or AdamW in 8 bits, over the pieces, with weight decay on matrices only."""
     groups: list[dict[str, Any]] = [
         {"params": [x.updated for x in pieces if x.parameter.ndim >= 2], "weight_decay": run.weight_decay},
         {"params": [x.updated for x in pieces if x.parameter.ndim < 2], "weight_decay": 0.0},
@@ -75,4 +76,15 @@ def make_optimizer(pieces: list[Piece], run: RunConfig) -> torch.optim.Optimizer
     groups = [group for group in groups if group["params"]]
     if run.optimizer == "sgd":
         return torch.optim.SGD(groups, lr=run.learning_rate, momentum=run.momentum, fused=True)
+    if run.optimizer == eight_bits.NAME:
+        return eight_bits.make(groups, run)
     return torch.optim.AdamW(groups, lr=run.learning_rate, betas=run.betas, eps=run.eps, fused=True)
+
+
+def set_learning_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
+    """Have an optimizer take its next step with this learning rate, which it keeps as a number or as a tensor ()."""
+    for group in optimizer.param_groups:
+        if isinstance(group["lr"], Tensor):
+            group["lr"].fill_(rate)
+        else:
+            group["lr"] = rate

@@ -14,6 +14,7 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.distributed.checkpoint.api import CheckpointException
 
+from paralab.axes import eight_bits
 from paralab.axes.context import BuildContext
 from paralab.checkpoint import storage
 from paralab.checkpoint.folder import (
@@ -126,9 +127,10 @@ def save(engine: Engine, folder: PathLike, *, metric: float | None = None, **kee
         saver.save(engine, metric=metric)
 
 
-def load(engine: Engine, path: PathLike) -> int:
+def load(engine: Engine, path: PathLike, *, say: Callable[[str], None] = lambda text: None) -> int:
     """Continue from a checkpoint: `step-N`, or the newest one when the folder of a run is given. Collective.
 
+    say: is told where moments in 8 bits had to be rounded once more (on every rank).
     Returns: the steps done, where the data goes on.
     Raises: DataError when it cannot be read; ConfigError when it belongs to other work.
     """
@@ -139,6 +141,7 @@ def load(engine: Engine, path: PathLike) -> int:
     chunks = engine.new_state(saved)
     storage.load(chunks | random, folder, group=world)
     engine.take_state(chunks, saved)
+    _tell_rounded(engine, say)
     set_random(engine.context, random)
     engine.steps_done = facts.step
     if facts.run.get("precision") == engine.context.run.precision:  # another one has a scale of its own
@@ -146,6 +149,22 @@ def load(engine: Engine, path: PathLike) -> int:
     if engine.context.own is not None:
         engine.context.own.take_state(facts.run.get("own", {}), engine.optimizers[0])
     return facts.step
+
+
+def _tell_rounded(engine: Engine, say: Callable[[str], None]) -> None:
+    """Tell how many blocks of 8-bit moments another layout cuts otherwise. Collective where a run has such moments."""
+    context = engine.context
+    if context.run.optimizer != eight_bits.NAME or context.own is not None:
+        return
+    counts = torch.tensor(getattr(engine, "rounded", (0, 0)), device=context.device)
+    if context.mesh.world is not None:
+        dist.all_reduce(counts, group=context.mesh.world)
+    rounded, blocks = counts.tolist()
+    if rounded:
+        say(
+            f"{rounded:,} of {blocks:,} blocks of 8-bit optimizer states hold other numbers than in the checkpoint, "
+            "and were rounded once more: it was saved under a layout that cuts them elsewhere"
+        )
 
 
 def resume(engine: Engine, folder: PathLike, *, say: Callable[[str], None]) -> int:
@@ -163,7 +182,7 @@ def resume(engine: Engine, folder: PathLike, *, say: Callable[[str], None]) -> i
         say(f"{run_folder / LATEST} {f'says {name!r}' if name else 'is missing'}: taking {found[0].name}")
     for i, path in enumerate(found):
         try:
-            return load(engine, path)
+            return load(engine, path, say=say)
         except NewerFormatError:
             raise
         except DataError as error:

@@ -5,6 +5,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
 
+from paralab.axes import eight_bits
 from paralab.errors import UsageError
 from paralab.layout import Layout
 from paralab.models import SPECS
@@ -35,12 +36,14 @@ def _pairs(rows: list[RunRecord], device: MeasuredDevice) -> Iterator[tuple[floa
 def predicted_rows(rows: list[RunRecord], device: MeasuredDevice) -> Iterator[tuple[RunRecord, step.Predicted]]:
     """Yield each row of a run that succeeded and can be predicted, and what was expected of it.
 
-    Not predicted are other engines than torch, compiled blocks and compressed gradients.
+    Not predicted are other engines than torch, compiled blocks, compressed gradients and optimizer states in 8 bits.
     """
     for row in rows:
         if row.status != "ok" or not row.step_time_p50_s or row.layout is None or row.model not in SPECS:
             continue
         if row.engine not in (None, "torch") or {row.compile, row.grad_compression} - {None, "none"}:
+            continue
+        if row.optimizer == eight_bits.NAME:
             continue
         try:
             spec = SPECS[row.model]

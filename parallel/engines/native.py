@@ -15,11 +15,11 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor
 
-from paralab.axes import used
+from paralab.axes import eight_bits, used
 from paralab.axes.compose import compose
 from paralab.axes.context import BuildContext
 from paralab.axes.initialise import local
-from paralab.axes.optimizer import Piece, learning_rate
+from paralab.axes.optimizer import Piece, learning_rate, set_learning_rate
 from paralab.axes.pipeline.stages import PipelineSchedule
 from paralab.axes.precision import in_dtype, weight_dtype
 from paralab.data.dataset import Batch
@@ -52,6 +52,7 @@ class NativeEngine(Engine):
     states: Sequence[Tensor] = ()
     refresh: Callable[[], None] | None = None
     steps_done: int = 0
+    rounded: tuple[int, int] = (0, 0)  # blocks of 8-bit moments that a checkpoint had otherwise, and all that it gave
 
     def __post_init__(self) -> None:
         self.dtype = weight_dtype(self.context.run.precision)
@@ -103,8 +104,10 @@ class NativeEngine(Engine):
         self._refresh()
 
     def take_state(self, chunks: Chunks, saved: Shapes) -> None:
-        """Take note that parameters were read."""
+        """Take note that parameters were read, and put moments into 8 bits where the optimizer keeps them so."""
         self._refresh()
+        if self.context.run.optimizer == eight_bits.NAME and self.context.own is None:
+            self.rounded = eight_bits.pack_states(self.optimizer.state.values(), self.context.device)
 
     def _refresh(self) -> None:
         if self.refresh is not None:
@@ -157,8 +160,7 @@ class NativeEngine(Engine):
             if piece.parameter.grad is not None and piece.updated is not piece.parameter:
                 piece.updated.grad = piece.of(piece.parameter.grad).to(piece.updated.device)
         if self.context.own is None:  # else the program says how fast to learn
-            for group in self.optimizer.param_groups:
-                group["lr"] = learning_rate(self.context.run, self.steps_done)
+            set_learning_rate(self.optimizer, learning_rate(self.context.run, self.steps_done))
             self.optimizer.step()
         else:
             self.context.own.update(self.optimizer)

@@ -5,6 +5,8 @@ The names and the full shapes are those of one process, so a checkpoint knows no
     model.<parameter or buffer>          a tied parameter under the name of the one it is tied to
     optimizer.<parameter>.<slot>         exp_avg, exp_avg_sq, momentum_buffer: (shape of the parameter); step: ()
     random.<device>.<rank>               state of torch's default generators, uint8
+
+What an optimizer keeps in 8 bits is written as the fp32 numbers that it stands for.
 """
 
 from collections.abc import Iterator, Mapping
@@ -17,6 +19,7 @@ from torch.distributed.checkpoint.metadata import ChunkStorageMetadata
 from torch.distributed.tensor import DTensor
 from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
 
+from paralab.axes import eight_bits
 from paralab.axes.initialise import local
 from paralab.axes.optimizer import Piece
 from paralab.errors import ConfigError
@@ -70,11 +73,16 @@ def model_chunks(engine: "Engine", *, prefix: str = "model.") -> Chunks:
 def optimizer_chunks(engine: "NativeEngine") -> Chunks:
     """Return what the optimizer of this rank remembers."""
     return _gather(
-        (f"optimizer.{name}.{slot}", _chunk_of_state(value, piece))
+        (f"optimizer.{name}.{slot}", _chunk_of_state(_numbers(value), piece))
         for name, piece in _named_pieces(engine)
         for slot, value in engine.optimizer.state.get(piece.updated, {}).items()
         if isinstance(value, Tensor)
     )
+
+
+def _numbers(state: Tensor) -> Tensor:
+    """Return a state of any shape as the numbers that it stands for, where it is kept in 8 bits."""
+    return eight_bits.unpack(state) if eight_bits.is_in_eight_bits(state) else state
 
 
 def new_optimizer_chunks(engine: "NativeEngine", saved: Shapes) -> Chunks:

@@ -4,7 +4,7 @@ from typing import Literal
 
 EngineName = Literal["torch", "deepspeed", "accelerate"]
 EngineChoice = Literal["auto", EngineName]
-OptimizerName = Literal["adamw", "sgd"]
+OptimizerName = Literal["adamw", "sgd", "adamw8bit"]
 LrSchedule = Literal["cosine", "constant"]
 Precision = Literal["fp32", "bf16", "fp16", "fp64"]
 CompileMode = Literal["none", "default", "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs"]

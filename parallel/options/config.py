@@ -209,7 +209,8 @@ class RunConfig:
 
     optimizer: OptimizerName = option(
         "adamw",
-        "Optimizer: AdamW, or SGD with momentum, both fused",
+        "Optimizer: AdamW, or SGD with momentum, both fused; or adamw8bit, AdamW whose states take 8 bits a number, by "
+        "torchao (pip install 'paralab[optim8bit]')",
         group=OPTIMIZER,
         choices=get_args(OptimizerName),
         others=_no_convex_method,

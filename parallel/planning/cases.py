@@ -177,7 +177,12 @@ COLUMNS = (
     ),
     Column("fused_norm", _boolean, "whether norms are one kernel", "true in Megatron"),
     Column("compile", _boolean, "whether layers are compiled", "false"),
-    Column("optimizer", _ANY, "as its source names it; sgd and lion have one state, others two", "adamw"),
+    Column(
+        "optimizer",
+        _ANY,
+        "as its source names it; sgd and lion have one state, adamw8bit two of 8 bits, others two",
+        "adamw",
+    ),
     Column(
         "framework",
         _ANY,

@@ -13,9 +13,11 @@ import torch
 from torch import nn
 
 from paralab import engines
+from paralab.axes import eight_bits
 from paralab.axes.check import check_split
 from paralab.axes.context import BuildContext
 from paralab.axes.data import approximate
+from paralab.axes.held import check_packed
 from paralab.axes.precision import weight_dtype
 from paralab.axes.recompute import check_compiled
 from paralab.data import Compact, TextOptions, count_classes, get_tokenizer, open_dataset
@@ -138,6 +140,8 @@ class Work:
         if Rank.from_env().is_main:
             for note in self.spec.notes(self.model_config):
                 print(f"model: {note}", flush=True)
+            if self.run.optimizer == eight_bits.NAME:
+                print(f"optimizer: {check_packed(self):.1%} of its moments take 8 bits, the others 32", flush=True)
             print(f"data: {'; '.join(found)}", flush=True)
 
 
@@ -181,6 +185,7 @@ def resolve(run: RunConfig, *, dry: bool = False) -> Work:
             " --compile default, or --engine torch"
         )
     approximate.check(run, layout, engine)
+    eight_bits.check(run, engine)
     requested, name = run.engine, named.name_of(layout)
     run = replace(
         run,
@@ -194,6 +199,8 @@ def resolve(run: RunConfig, *, dry: bool = False) -> Work:
         n_classes=getattr(config, "n_classes", None),
     )
     work = Work(run, spec, config, size, layout, division)
+    if run.optimizer == eight_bits.NAME:
+        check_packed(work)
     engines.check(work, requested=requested, launcher=rank.launcher)
     if run.cast_on_device:
         work.dataset()  # refuses some

@@ -45,6 +45,7 @@ CHANGES: dict[int, Change] = {
     23: Change(added=("until_decided_percent",)),
     24: Change(added=("until_loss", "steps_to_loss", "samples_to_loss", "time_to_loss_s")),
     25: Change(added=("epochs_requested", "epochs")),
+    26: Change(added=("optimizer_8bit_share",)),
 }
 RENAMED = {old: new for number in sorted(CHANGES) for old, new in CHANGES[number].renamed.items()}
 SCHEMA = max(CHANGES, default=COUNTED_FROM)

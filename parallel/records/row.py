@@ -236,6 +236,9 @@ class RunRecord:
     process_peak_bytes: int | None = column("Peak resident memory of a process")
     memory_state_peak_bytes: int | None = column("Peak of parameters, gradients and optimizer states together")
     predicted_state_bytes: int | None = column("Predicted peak of parameters, gradients and optimizer states")
+    optimizer_8bit_share: float | None = column(
+        "Share of the moments that --optimizer adamw8bit keeps in 8 bits, over all ranks; small tensors stay in fp32"
+    )
     expert_imbalance: float | None = column(
         "Rows of the busiest expert over those of a mean one, in the layer where they differ most: 1 where even"
     )

@@ -20,6 +20,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from paralab import checkpoint, engines
+from paralab.axes import eight_bits
 from paralab.axes.initialise import seed_generators
 from paralab.axes.optimizer import learning_rate
 from paralab.axes.precision import DTYPES
@@ -66,6 +67,7 @@ class Outcome:
     steps: int = 0  # taken since this start
     steps_s: float = 0.0
     waits_s: float = 0.0
+    moments: tuple[int, int] = (0, 0)  # numbers of the optimizer's moments in 8 bits, and all, over all ranks
 
     @property
     def exit_status(self) -> int:
@@ -166,7 +168,7 @@ class Training:
         if run.resume == IN_FOLDER:
             self.outcome.step = checkpoint.resume(self.engine, self.folder, say=self.screen.say)
         elif run.resume is not None:
-            self.outcome.step = checkpoint.load(self.engine, run.resume)
+            self.outcome.step = checkpoint.load(self.engine, run.resume, say=self.screen.say)
         if run.init_from is not None and not self.outcome.step:
             start_from(self.engine, run.init_from, trust=run.trust)
         if self.outcome.step and (best := checkpoint.best(self.folder)):
@@ -268,6 +270,8 @@ class Training:
             self._goes_on_after_evaluation()
         if outcome.steps:
             self._save()
+            packed, every = eight_bits.counted(s for x in self.engine.optimizers for s in x.state.values())
+            outcome.moments = _summed(self.mesh, packed), _summed(self.mesh, every)
         self.saver.join()
         self.screen.end(outcome.step, outcome.best, outcome.best_step, stopped_by=outcome.stopped_by)
 
@@ -405,6 +409,15 @@ def _largest(mesh: Mesh, values: list[float]) -> list[float]:
     return largest.tolist()
 
 
+def _summed(mesh: Mesh, value: int) -> int:
+    """Return the sum of a value over the ranks."""
+    if mesh.world is None:
+        return value
+    total = torch.tensor(value, device=mesh.device)
+    dist.all_reduce(total, group=mesh.world)
+    return int(total)
+
+
 def _units_per_s(work: Work, steps_per_s: float) -> float:
     return steps_per_s * work.division.global_batch_size * work.spec.units_in_sample(work.model_config)
 
@@ -435,5 +448,6 @@ def _record(work: Work, requested: Requested, rank: Rank, mesh: Mesh, training: 
         loss_first=outcome.first_loss,
         loss_last=outcome.last_loss,
         grad_norm_last=outcome.last_grad_norm,
+        **eight_bits.columns(work.run, [outcome.moments]),
     )
     return RunRecord(**with_axes(values))

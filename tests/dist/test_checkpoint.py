@@ -113,6 +113,21 @@ def relay(rank: Rank, runs: list[RunConfig], folder: str, steps: int) -> list[fl
     return losses
 
 
+def moved(rank: Rank, runs: list[RunConfig], folder: str) -> tuple[list[str], list[float]]:
+    """Train and save under the first of two runs, go on under the second; return what that says, and its losses."""
+    said: list[str] = []
+    losses: list[float] = []
+    for run in runs:
+        engine, saver = engine_and_saver(rank, run, folder)
+        if engine is not None:
+            checkpoint.resume(engine, folder, say=said.append)
+            losses = train(engine, SAVED_AT)
+            saver.save(engine)
+            saver.join()
+        dist.barrier()
+    return said, losses
+
+
 def train_and_save_every_step(rank: Rank, run: RunConfig, folder: str, steps: int) -> list[float] | None:
     engine, saver = engine_and_saver(rank, run, folder)
     if engine is None:
@@ -256,3 +271,17 @@ def test_all_ranks_fall_back_together(workers: WorkerPool, tmp_path: Path) -> No
         assert step == 1
         assert len(said) == 1
         assert said[0].startswith(str(shard))
+
+
+@pytest.mark.parametrize(("layouts", "rounded"), [(("dp4/zero3", "dp4/zero3"), False), (("dp4/zero3", "tp2"), True)])
+def test_moments_in_eight_bits_move_and_it_is_said(
+    workers: WorkerPool, tmp_path: Path, layouts: tuple[str, str], rounded: bool
+) -> None:
+    options = {"size": "2x64x4v257", "seq_len": 16, "model": "gpt2", "optimizer": "adamw8bit"}
+    runs = [config(layout, **options) for layout in layouts]
+    said, losses = workers.run("tests.dist.test_checkpoint:moved", runs, str(tmp_path / "moved"))[0]
+    assert [("were rounded once more" in text) for text in said] == [True] * rounded
+    never_stopped = workers.run(
+        "tests.dist.test_checkpoint:save_and_go_on", runs[0], str(tmp_path / "whole"), SAVED_AT
+    )[0]
+    assert losses == pytest.approx(never_stopped, rel=1e-3 if rounded else 0, abs=0)

@@ -348,6 +348,12 @@ def test_kept_by_the_host(workers: WorkerPool, model: str, layout: str, options:
     check(workers, model, layout, **options)
 
 
+# Shards begin with a block of 256 numbers where rows are as long as that or divide it; columns never do.
+@pytest.mark.parametrize("layout", ["dp4/zero3", "dp2.pp2/zero1/mb2", "dp4/zero2/shard2", "tp4", "dp2.tp2/zero3/sp"])
+def test_moments_in_eight_bits(workers: WorkerPool, layout: str) -> None:
+    check(workers, "gpt2", layout, size="2x64x4v257", optimizer="adamw8bit")
+
+
 def test_compiled(workers: WorkerPool) -> None:
     check(workers, "gpt2", "dp2", compile="default", checkpointing="2")
 

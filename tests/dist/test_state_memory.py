@@ -1,6 +1,7 @@
 """The measured peak of parameters, gradients and optimizer states against the arithmetic of ZeRO."""
 
 from dataclasses import replace
+from typing import Any
 
 import pytest
 
@@ -39,6 +40,16 @@ def test_whole_gradients_are_counted_in_the_precision_used(workers: WorkerPool) 
     run = RunConfig(layout=Layout.parse("dp4/zero3"), global_batch_size=8, seq_len=32, precision="bf16")
     measured, predicted = max(x for x in workers.run("tests.dist.cases:state_memory", run) if x)
     assert measured == pytest.approx(predicted, rel=0.02)
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "adamw8bit"])
+@pytest.mark.parametrize("layout", ["dp4", "dp4/zero1", "tp4", "pp2/1f1b/mb2", "dp2.tp2/zero1"])
+def test_states_are_predicted_to_the_byte(workers: WorkerPool, layout: str, optimizer: Any) -> None:
+    run = RunConfig(
+        layout=Layout.parse(layout), size="2x64x4v257", global_batch_size=8, seq_len=16, optimizer=optimizer
+    )
+    measured, predicted = max(x for x in workers.run("tests.dist.cases:state_memory", run) if x)
+    assert measured == predicted
 
 
 def test_ranks_of_a_launcher_refuse_together_what_does_not_fit_into_one_machine(workers: WorkerPool) -> None:

@@ -61,7 +61,7 @@ def imported(folder: str) -> dict[str, str]:
     ("folder", "extras"),
     [
         ("models", ()),
-        ("parallel", ("plot", "tensorboard", "trackio", "dedup")),
+        ("parallel", ("plot", "tensorboard", "trackio", "dedup", "optim8bit")),
         ("benchmarks", ("plot", "tensorboard")),
         ("tests", ("test", "plot", "tensorboard")),
     ],

@@ -327,10 +327,15 @@ class DataAxis(Axis):
         cp = plan.layout.cp
         return alike(plan, lambda rank: [rank * cp + other for other in range(cp)], plan.layout.dp)
 
+    def updating(self, name: str, plan: "Planned") -> int:
+        """Return the ranks over which ZeRO divides the rows of a parameter's update."""
+        if plan.layout.zero == 0:
+            return 1
+        return sharers(name, plan)[1] if plan.layout.ep > 1 else shard_ranks(plan.layout)
+
     def held(self, memory: StageMemory, plan: "Planned") -> StageMemory:
         layout, ranks = plan.layout, shard_ranks(plan.layout)
         copies = memory.gradients / ranks if layout.offload_optimizer else 0.0  # of what is updated, with its states
-        memory = memory.but(optimizer=memory.optimizer / ranks)
         if layout.offload_optimizer:
             memory = memory.but(optimizer=0.0, host=memory.optimizer + copies)
         if layout.local and plan.run.outer_optimizer == "nesterov":
@@ -449,7 +454,7 @@ def _check_shard(shard: int, layout: Layout) -> None:
 
 
 def _with_experts(memory: StageMemory, plan: "Planned", ranks: int) -> StageMemory:
-    """Return states that all data ranks would share, with those of experts shared by fewer of them."""
+    """Return parameters and gradients that all data ranks would share, with those of experts shared by fewer."""
     _, sharing = next(
         sharers(name, plan) for part in parts(plan) for name, _ in part.named_parameters() if is_expert(name, plan)
     )
@@ -458,12 +463,7 @@ def _with_experts(memory: StageMemory, plan: "Planned", ranks: int) -> StageMemo
         for part in parts(plan)
     )
     more = held * weight_bytes(plan) * (1 / sharing - 1 / ranks)
-    moments = memory.optimizer / memory.parameters
-    return memory.but(
-        parameters=memory.parameters + more,
-        gradients=memory.gradients + more,
-        optimizer=memory.optimizer + moments * more,
-    )
+    return memory.but(parameters=memory.parameters + more, gradients=memory.gradients + more)
 
 
 def reductions(plan: "Planned") -> int:

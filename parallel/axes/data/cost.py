@@ -2,6 +2,7 @@
 
 import numpy as np
 
+from paralab.axes import eight_bits
 from paralab.axes.costs import AxisCost, Case, Pass, Plan, Values, group_bytes_per_s
 from paralab.axes.weights import local_dense, local_embedding, local_experts, local_output
 
@@ -101,11 +102,12 @@ def bytes_per_weight(case: Case) -> dict[str, Values]:
     3.1); in fp16 a gradient is converted to the precision of the master copy before the update.
     """
     moments = np.where((case.optimizer == "sgd") | (case.optimizer == "lion"), 1, 2)
+    moment_bytes = np.where(case.optimizer == eight_bits.NAME, eight_bits.BYTES, case.state_bytes)
     return {
         "weights": np.where(case.precision == "fp32", 4, WEIGHT_BYTES),
         "gradients": case.gradient_bytes,
         "master weights": np.where(case.precision == "fp32", 0, case.state_bytes),
-        "moments": moments * case.state_bytes,
+        "moments": moments * moment_bytes,
         "converted gradients": np.where(case.precision == "fp16", case.state_bytes, 0),
     }
 

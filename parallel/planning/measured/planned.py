@@ -6,6 +6,7 @@ from typing import Any
 
 from torch import nn
 
+from paralab.axes import eight_bits
 from paralab.axes.check import check_split
 from paralab.axes.precision import weight_dtype
 from paralab.errors import ConfigError, LayoutError, ModelError, did_you_mean
@@ -70,6 +71,10 @@ def of_case(settled: Settled) -> Imagined:
         raise LayoutError(f"{what} is not what paralab trains, and {_TRAINED}: see paralab strategies")
     if case.precision not in _PRECISIONS:
         raise ModelError(f"precision {case.precision} on a measured device: use one of {', '.join(_PRECISIONS)}")
+    if case.optimizer == eight_bits.NAME:
+        raise ModelError(
+            f"optimizer {eight_bits.NAME} on a measured device: how long its update takes is not measured, use adamw"
+        )
     run = RunConfig(
         precision=case.precision,
         checkpointing="full" if case.recompute == "full" else "none",

@@ -66,6 +66,7 @@ BLOCK = 12 * 32 * 32 + 13 * 32  # parameters: four products, their biases and tw
 FIRST_STAGE = 4 * BLOCK + 320 * 32 + 16 * 32  # the tables of words and places
 LAST_STAGE = 4 * BLOCK + 320 * 32 + 2 * 32  # the output layer and the last norm
 PARAMETERS = FIRST_STAGE + LAST_STAGE - 320 * 32  # one table of words, on both stages
+COUNTS = 4 * (8 * 12 + 4)  # bytes: AdamW counts the steps of each tensor
 FLOPS_PER_SAMPLE = 16 * (6 * (8 * 12 * 32 * 32 + 257 * 32) + 12 * 8 * 32 * 16)
 # Again, a token and block: query, key and value; both products of attention; the projection; the first of the MLP.
 FLOPS_AGAIN_PER_SAMPLE = 16 * 8 * (2 * 3 * 32 * 32 + 4 * 16 * 32 + 2 * 32 * 32 + 2 * 4 * 32 * 32)
@@ -286,7 +287,7 @@ MEASURED: dict[str, Any] = {
     "memory_state_peak_bytes": 330,
     "expert_imbalance": 6 / ((2 + 4 + 6 + 0) / 4),
     "dropped_share": 2 / (14 + 12),
-    "predicted_state_bytes": 16 * max(FIRST_STAGE, LAST_STAGE),
+    "predicted_state_bytes": 16 * max(FIRST_STAGE, LAST_STAGE) + 4 * 50,  # and a count of steps for each tensor
     # communication, of rank 2: stage 1
     "comm_dp_calls": (2 + BUSIEST) + 1,
     "comm_dp_payload_bytes": 4_000_000 + 600,
@@ -406,6 +407,7 @@ DESCRIBED: dict[str, Any] = {
 }
 # Columns that are known elsewhere, and the test that reads them there.
 ELSEWHERE = {
+    "optimizer_8bit_share": "unit/axes/test_eight_bits.py::test_the_row_says_how_much_is_in_eight_bits",
     "failed_rank": "unit/records/test_row_by_hand.py::test_a_run_that_failed",
     "failed_step": "unit/records/test_row_by_hand.py::test_a_run_that_failed",
     "reason": "unit/records/test_row_by_hand.py::test_a_run_that_failed",
@@ -673,16 +675,16 @@ def test_the_short_form_of_a_row(row: RunRecord, alone: RunRecord) -> None:
 @pytest.mark.parametrize(
     ("options", "per_parameter", "more"),
     [
-        ({"layout": "dp4"}, 4 + 4 + 8, 0),  # weight, gradient, two moments
-        ({"layout": "dp4", "precision": "fp64"}, 8 + 8 + 16, 0),
+        ({"layout": "dp4"}, 4 + 4 + 8, COUNTS),  # weight, gradient, two moments
+        ({"layout": "dp4", "precision": "fp64"}, 8 + 8 + 16, COUNTS),
         ({"layout": "dp4", "optimizer": "sgd"}, 4 + 4 + 4, 0),
         ({"layout": "dp4", "optimizer": "sgd", "momentum": 0.0}, 4 + 4, 0),
-        ({"layout": "dp4/zero1"}, 4 + 4 + 8 / 4, 0),
+        ({"layout": "dp4/zero1"}, 4 + 4 + 8 / 4, COUNTS),
         # and the whole gradients of a block, of which the shard is counted already
-        ({"layout": "dp4/zero2"}, (4 + 4 + 8) / 4, 4 * BLOCK * 3 / 4),
-        ({"layout": "dp4/zero3"}, (4 + 4 + 8) / 4, 4 * BLOCK * 3 / 4),
-        ({"layout": "dp4/zero1/shard2"}, 4 + 4 + 8 / 2, 0),
-        ({"layout": "dp4/zero3/shard2"}, (4 + 4 + 8) / 2, 4 * BLOCK * 1 / 2),
+        ({"layout": "dp4/zero2"}, (4 + 4 + 8) / 4, COUNTS + 4 * BLOCK * 3 / 4),
+        ({"layout": "dp4/zero3"}, (4 + 4 + 8) / 4, COUNTS + 4 * BLOCK * 3 / 4),
+        ({"layout": "dp4/zero1/shard2"}, 4 + 4 + 8 / 2, COUNTS),
+        ({"layout": "dp4/zero3/shard2"}, (4 + 4 + 8) / 2, COUNTS + 4 * BLOCK * 1 / 2),
     ],
 )
 def test_predicted_state_by_hand(options: dict[str, Any], per_parameter: float, more: float) -> None:
