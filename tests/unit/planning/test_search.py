@@ -97,7 +97,7 @@ def test_every_line_that_is_printed_is_accepted_by_run(model: str, size: str, ch
     found = search({**raw, "n_gpus": 8, "global_batch_size": 64, "gpu": "H100-SXM-80GB", **changes})
     some = np.random.default_rng(0).choice(len(found), min(len(found), 120), replace=False)
     lines = {i: line for i in some if (line := answers.line_of(found, i, trained)) is not None}
-    assert len(lines) > 5
+    assert lines
     for i, line in lines.items():
         work = resolve(read_config(shlex.split(line)[2:], config=RunConfig), dry=True)
         chosen = answers.row(found, i)
