@@ -8,14 +8,16 @@ of the medians.
 import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from itertools import accumulate
 
 from paralab.benchmarks.report import stats
 from paralab.benchmarks.report.metrics import METRICS
-from paralab.benchmarks.report.slowest import name_of, parts_s
+from paralab.benchmarks.report.slowest import LOOKS, name_of, parts_s
+from paralab.benchmarks.report.units import milliseconds
 from paralab.benchmarks.report.verdict import Family, Variant
-from paralab.benchmarks.report.work import amount
 from paralab.pages import charts
 from paralab.pages.page import Chart
+from paralab.pages.palette import UNNAMED
 from paralab.records.cells import one_line
 
 STEP_TIME = METRICS["step_time_p50_s"]
@@ -114,15 +116,24 @@ def with_json(found: str, explanations: Sequence[Explanation]) -> str:
     return json.dumps(json.loads(found) | {"explanations": told}, indent=2, allow_nan=False) + "\n"
 
 
-def chart(explanation: Explanation) -> Chart | None:
-    """Draw a waterfall from the step of the baseline to that of the other; nothing where the parts are not known."""
+def chart(explanation: Explanation, *, reach: float) -> Chart | None:
+    """Draw a waterfall from the step of the baseline to that of the other; nothing where the parts are not known.
+
+    reach: seconds that the axis holds at least, so that several have one scale.
+    """
     if explanation.unknown:
         return None
-    steps = [(part.name, part.more_s) for part in explanation.parts if part.more_s]
+    steps = [(part.name, part.more_s, LOOKS.get(part.name, UNNAMED)) for part in explanation.parts if part.more_s]
     ends = (explanation.base, explanation.base_s), (explanation.other, explanation.other_s)
     title = f"From {explanation.base} to {explanation.other}"
-    drawing = charts.waterfall(*ends, steps, title=title, unit=lambda s: amount(s, "at_s"))
+    drawing = charts.waterfall(*ends, steps, title=title, unit=milliseconds, reach=[reach])
     return Chart(title, drawing, "What each part of the slowest rank's step adds, or saves.")
+
+
+def reached_s(explanation: Explanation) -> float:
+    """Return the largest of the seconds that its waterfall passes."""
+    on_the_way = accumulate((part.more_s for part in explanation.parts), initial=explanation.base_s)
+    return max(on_the_way)
 
 
 WITH = {

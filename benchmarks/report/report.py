@@ -13,8 +13,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from paralab.benchmarks.report import sections, tables
+from paralab.benchmarks.report import sections, stats, tables
 from paralab.benchmarks.report.lead import lead
+from paralab.benchmarks.report.scaling import scaling
 from paralab.benchmarks.report.sections import Piece
 from paralab.benchmarks.report.sources import Source, load
 from paralab.benchmarks.report.work import amount
@@ -63,7 +64,7 @@ def render(paths: Sequence[Path], *, title: str = "Results", caught: Sequence[wa
         "shown": several if lone else pieces,
         "lone": lone,
         "alone": [tables.of_alone(them, kind=kind) for kind, them in tables.by_hardware(lone).items()],
-        "scaling": sections.scaling(sources),
+        "scaling": scaling(sources),
         "slowest": tables.of_slowest(pieces),
         "failures": tables.of_failures(pieces),
         "every_run": [tables.of_runs(them, kind=kind) for kind, them in tables.by_hardware(pieces).items()],
@@ -81,7 +82,7 @@ def render(paths: Sequence[Path], *, title: str = "Results", caught: Sequence[wa
         downloads=[_download(source) for source in sources],
         runs=sum(len(source.records) for source in sources),
         dates=sections.dates(sources),
-        fewest=sections.FEWEST_RUNS,
+        fewest=stats.FEWEST_RUNS,
         **found,
     )
 

@@ -2,34 +2,24 @@
 
 import shlex
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property, partial
+from functools import cached_property
 from pathlib import Path
 
-from paralab.benchmarks.report import slowest, stats, work
+from paralab.benchmarks.report import figures, stats, work
 from paralab.benchmarks.report.explain import Explanation, explain
-from paralab.benchmarks.report.explain import chart as waterfall
 from paralab.benchmarks.report.metrics import METRICS
 from paralab.benchmarks.report.sources import Source
 from paralab.benchmarks.report.verdict import Comparison, Family, Variant, families, parity_failures, variants
-from paralab.benchmarks.report.work import ENVIRONMENT, HARDWARE, METHOD, WORK, Column, amount, show, value
+from paralab.benchmarks.report.work import ENVIRONMENT, HARDWARE, WORK, Column, amount, show, value
 from paralab.errors import DataError
-from paralab.measure.categories import MEMORY_CATEGORIES
-from paralab.measure.span import SpanRecord
-from paralab.pages import charts
-from paralab.pages.charts import Bar, Row, Series, Span
 from paralab.pages.page import Chart
-from paralab.records.log import LogRecord, MemoryRecord, SplitRecord, StepRecord, read_log
+from paralab.records.log import LogRecord, StepRecord, read_log
 from paralab.records.log_files import log_paths
-from paralab.records.row import COMM_AXES, RunRecord
+from paralab.records.row import RunRecord
 
 STEP_TIME = METRICS["step_time_p50_s"]
-FEWEST_RUNS = 6  # the least and the largest of fewer hold the median in less than 95 of 100 cases: 1 - 2 / 2^n
-MOST_POINTS = 200  # of a curve
-MOST_RANKS = 8  # whose memory is drawn one by one
-MOST_SPANS = 3000  # of a timeline
-SPAN_KINDS = {"F": "forward", "B": "backward", "W": "weight gradient"}
 
 
 @dataclass
@@ -55,26 +45,23 @@ class Way:
 
     def median(self, column: str) -> float | None:
         """Return the median over good runs of a column, or None where no run knows it."""
-        cells = [getattr(run, column) for run in self.good]
-        known = [float(cell) for cell in cells if cell is not None]
+        known = self.known(column)
         return stats.median(known) if known else None
+
+    def known(self, column: str) -> list[float]:
+        """Return the cells of a column, of the good runs that know it."""
+        cells = [getattr(run, column) for run in self.good]
+        return [float(cell) for cell in cells if cell is not None]
 
     @cached_property
     def interval(self) -> tuple[float, float] | None:
-        """Where the median step time lies, in seconds: of too few runs for an interval, from the least to the largest.
-
-        None where there is one run or none.
-        """
-        if len(self.step_times) < 2:
-            return None
-        if len(self.step_times) < FEWEST_RUNS:
-            return min(self.step_times), max(self.step_times)
-        return stats.median_interval(self.step_times)
+        """Where the median step time lies, in seconds; None where there is one run or none."""
+        return stats.spread(self.step_times)
 
     @property
     def spread_name(self) -> str:
-        """How its interval is called."""
-        return "range" if len(self.step_times) < FEWEST_RUNS else "95% interval"
+        """What its interval is called."""
+        return stats.spread_name(self.step_times)
 
 
 @dataclass
@@ -103,7 +90,7 @@ class Piece:
 
     @property
     def memory_name(self) -> str:
-        return _MEMORY_NAMES[self.memory_column]
+        return figures.MEMORY_NAMES[self.memory_column]
 
     @property
     def ranked(self) -> list[Way]:
@@ -120,9 +107,7 @@ def pieces(sources: Sequence[Source]) -> list[Piece]:
     for number, piece in enumerate(found, start=1):
         piece.number = number
         piece.references = _references(piece, found)
-        piece.charts = [chart for draw in _CHARTS if (chart := draw(piece)) is not None]
-        piece.charts += [chart for way in piece.ways if way.explanation and (chart := waterfall(way.explanation))]
-        piece.timelines = _timelines(piece)
+    figures.draw(found)
     return found
 
 
@@ -130,7 +115,9 @@ def _references(piece: Piece, found: Sequence[Piece]) -> list[Way]:
     """Return the runs of one process that ate the same data as a piece, on whatever hardware."""
     same = [column for column in WORK if column not in HARDWARE and column.name != "precision"]
     mine = work.key(piece.ways[0].variant.runs[0], same)
-    singles = [way for other in found for way in other.ways if _is_single(way) and way.good]
+    singles = [
+        way for other in found for way in other.ways if way.good and figures.strategy_of(way.good[0]) == "single"
+    ]
     return [way for way in singles if work.key(way.good[0], same) == mine][:1]
 
 
@@ -257,228 +244,6 @@ def _unproven(results: Sequence[str]) -> Iterator[str]:
             yield f"Parity was {words} in memory for {results.count(words)} of {len(results)} ways."
 
 
-def _dots(piece: Piece) -> Chart | None:
-    rows = [Row(way.variant.label, way.step_times, stats.median(way.step_times), way.interval) for way in piece.ranked]
-    if not rows:
-        return None
-    drawing = charts.dots(rows, title="Step time of every run", unit=_unit(STEP_TIME.column))
-    return Chart("Step time", drawing, _spread_caption(piece.ranked))
-
-
-def _spread_caption(ways: Sequence[Way]) -> str:
-    names = {way.spread_name for way in ways if way.interval}
-    if not names:
-        return "One dot is one run."
-    if names == {"range"}:
-        return "One dot is one run. The band is their range, the bar their median."
-    fewer = f"; of fewer than {FEWEST_RUNS} runs, it is their range" if len(names) > 1 else ""
-    return f"One dot is one run. The band is the 95% interval of their median{fewer}."
-
-
-def _throughput_against_memory(piece: Piece) -> Chart | None:
-    points = []
-    for way in piece.ways:
-        memory, speed = way.median(piece.memory_column), way.median(piece.throughput_column)
-        if memory is not None and speed is not None:
-            points.append((way.variant.label, memory, speed))
-    if len(points) < 2:
-        return None
-    names = (f"memory of a rank ({piece.memory_name})", f"{piece.throughput_column[:-6]}/s")
-    units = (_unit(piece.memory_column), _unit("number"))
-    drawing = charts.scatter(points, title="Throughput against memory", units=units, names=names, palette=piece.labels)
-    return Chart("Throughput against memory", drawing, "On the line: nothing here is both faster and smaller.")
-
-
-_MEMORY_NAMES = {
-    "gpu_allocated_peak_bytes": "GPU, allocated",
-    "memory_tensors_peak_bytes": "tensors",
-    "process_peak_bytes": "process",
-}
-
-
-def _memory(piece: Piece) -> Chart | None:
-    rows = [bar for way in piece.ways for bar in _memory_bars(way)]
-    if not rows:
-        return None
-    drawing = charts.bars(rows, title="Memory by category", unit=_unit("memory_bytes"))
-    caption = "At the peak of each rank." if any(" rank " in row.label for row in rows) else "Largest over the ranks."
-    return Chart("Memory by category", drawing, caption)
-
-
-def _memory_bars(way: Way) -> list[Bar]:
-    ranks = sorted((row for row in way.logs if isinstance(row, MemoryRecord)), key=lambda row: row.rank)
-    named: list[tuple[str, MemoryRecord | RunRecord, str]]
-    if len(ranks) > MOST_RANKS:
-        least, *_, most = sorted(ranks, key=_held_bytes)
-        named = [(f"{way.variant.label}, {which} rank {row.rank}", row, "{}_bytes")
-                 for which, row in (("fullest", most), ("emptiest", least))]  # fmt: skip
-    elif ranks:
-        named = [(f"{way.variant.label}, rank {row.rank}", row, "{}_bytes") for row in ranks]
-    else:
-        named = [(way.variant.label, way.good[-1], "memory_{}_bytes")] if way.good else []
-    bars = []
-    for label, row, pattern in named:
-        parts = {kind: getattr(row, pattern.format(kind)) for kind in MEMORY_CATEGORIES}
-        known = {kind: float(size) for kind, size in parts.items() if size}
-        if known:
-            bars.append(Bar(label, known))
-    return bars
-
-
-def _held_bytes(row: MemoryRecord) -> int:
-    return sum(getattr(row, f"{kind}_bytes") or 0 for kind in MEMORY_CATEGORIES)
-
-
-def _where_time_goes(piece: Piece) -> Chart | None:
-    rows = [bar for way in piece.ways for bar in _time_bars(way)]
-    if not rows:
-        return None
-    drawing = charts.bars(rows, title="Where the time of a step goes", unit=_unit("at_s"))
-    return Chart("Where the time of a step goes", drawing, "Of one run, in the few steps that are looked at untimed.")
-
-
-def _time_bars(way: Way) -> list[Bar]:
-    splits = [row for row in way.logs if isinstance(row, SplitRecord)]
-    return slowest.bars(way.variant.label, way.good[-1], splits, most_ranks=MOST_RANKS) if way.good else []
-
-
-def _communication(piece: Piece) -> Chart | None:
-    runs = {way.variant.label: way.good[-1] for way in piece.ways if way.good}
-    kind, note = "sent", "Bytes that leave the rank which sends most, in one step."
-    # rows of older versions say what a ring would send, not what the backend did: then all of them are shown by that
-    if any(_over_axes(run, "ring") and not _over_axes(run, "sent") for run in runs.values()):
-        kind, note = "ring", "Bytes of the rank that sends most, in one step, by ring algorithms."
-    rows = []
-    for label, run in runs.items():
-        told = _over_axes(run, f"predicted_{kind}")
-        if known := {axis: size for axis, size in _over_axes(run, kind).items() if size}:
-            rows.append(Bar(label, known, sum(told.values()) if told else None))
-    if not rows:
-        return None
-    drawing = charts.bars(rows, title="Communication by axis", unit=_unit("sent_bytes"))
-    return Chart("Communication by axis", drawing, note)
-
-
-def _over_axes(run: RunRecord, kind: str) -> dict[str, float]:
-    sizes = {axis: getattr(run, f"comm_{axis}_{kind}_bytes") for axis in COMM_AXES}
-    return {axis: size for axis, size in sizes.items() if size is not None}
-
-
-def _loss(piece: Piece) -> Chart | None:
-    own = [(way.variant.label, way) for way in piece.ways]
-    known = {id(way) for way in piece.ways}
-    curves = [_curve(label, way) for label, way in own]
-    curves += [_curve(f"{way.variant.label} (1 process)", way) for way in piece.references if id(way) not in known]
-    series = [curve for curve in curves if curve.points]
-    if not any(label == curve.label for label, _ in own for curve in series):
-        return None
-    drawing = charts.lines(series, title="Loss", unit=_unit("number"), along="step", palette=piece.labels)
-    reference = any(one.reference for one in series)
-    return Chart("Loss", drawing, "Thick and pale: one process, the reference." if reference else "")
-
-
-def _curve(label: str, way: Way) -> Series:
-    steps = [row for row in way.logs if isinstance(row, StepRecord) and row.loss is not None]
-    points = [(float(row.step), row.loss or 0.0) for row in steps]
-    return Series(label, points[:: -(-len(points) // MOST_POINTS) or 1], reference=_is_single(way))
-
-
-def _is_single(way: Way) -> bool:
-    return value(way.variant.runs[0], METHOD[0]) == "single"
-
-
-def _timelines(piece: Piece) -> list[Chart]:
-    found = []
-    for way in piece.ways:
-        if boxes := _boxes([row for row in way.logs if isinstance(row, SpanRecord)]):
-            title = f"Pipeline timeline: {way.variant.label}"
-            drawing = charts.gantt(boxes, title=title, unit=_unit("at_s"), kinds=SPAN_KINDS)
-            pale = "faded: a later stage of the rank" if any(box.pale for box in boxes) else ""
-            caption = ", ".join(filter(None, (_bubble(way), "numbers are micro-batches", pale)))
-            found.append(Chart(title, drawing, f"{caption[0].upper()}{caption[1:]}."))
-    return found
-
-
-def _boxes(spans: Sequence[SpanRecord]) -> list[Span]:
-    """Return the passes of the last step, rank by rank."""
-    last = max((row.step for row in spans), default=None)
-    shown = sorted((row for row in spans if row.step == last), key=lambda row: (row.rank, row.start_s))[:MOST_SPANS]
-    first = {row.rank: min(other.stage for other in shown if other.rank == row.rank) for row in shown}
-    return [
-        Span(f"rank {row.rank}", row.kind, str(row.micro_batch), row.start_s, row.end_s,
-             pale=row.stage > first[row.rank], note=f" of stage {row.stage}")
-        for row in shown
-    ]  # fmt: skip
-
-
-def _bubble(way: Way) -> str:
-    measured, theory = way.median("bubble_share"), way.median("bubble_theory_share")
-    told = f"{amount(measured, 'bubble_share')} idle" if measured is not None else ""
-    expected = f"{amount(theory, 'bubble_share')} in theory" if theory is not None else ""
-    return ", ".join(filter(None, (told, expected)))
-
-
-_CHARTS: tuple[Callable[[Piece], Chart | None], ...] = (
-    _dots,
-    _throughput_against_memory,
-    _memory,
-    _where_time_goes,
-    _communication,
-    _loss,
-)
-
-
-def scaling(sources: Sequence[Source]) -> list[Chart]:
-    """Return the efficiency of each strategy over the number of processes, wherever there is more than one."""
-    good = [record for source in sources for record in source.records if record.status == "ok"]
-    good = [record for record in good if record.samples_per_s and record.world_size and record.global_batch_size]
-    alike = tuple(column for column in WORK if column.name not in ("world_size", "nodes", "gpu_count"))
-    each = tuple(column for column in alike if column.name != "global_batch_size")
-    found = [_efficiency(runs, "the global batch stays the same") for runs in work.group(good, alike).values()]
-    by_share: dict[object, list[RunRecord]] = {}
-    for record in good:
-        share = (record.global_batch_size or 0) / (record.world_size or 1)
-        by_share.setdefault((work.key(record, each), share), []).append(record)
-    found += [_efficiency(runs, "the batch grows with the processes") for runs in by_share.values()]
-    return [chart for chart in found if chart is not None]
-
-
-def _efficiency(runs: Sequence[RunRecord], how: str) -> Chart | None:
-    """Draw throughput per process over that of one process; of the fewest processes where one was not run."""
-    speeds: dict[str, dict[int, float]] = {}
-    for parts in work.group(runs, (METHOD[0], METHOD[2], Column("world_size", ""), METHOD[1])).values():
-        name = " ".join(show(value(parts[0], column)) for column in (METHOD[0], METHOD[2]))
-        speed = stats.median([run.samples_per_s or 0.0 for run in parts])
-        places = speeds.setdefault(name, {})
-        world = parts[0].world_size or 1
-        places[world] = max(places.get(world, 0.0), speed)  # the best layout of that many
-    sizes = {world for places in speeds.values() for world in places}
-    if len(sizes) < 2:
-        return None
-    one = max((places[1] for places in speeds.values() if 1 in places), default=None)
-    series = [Series("ideal", [(float(world), 1.0) for world in sorted(sizes)], reference=True)]
-    for name, places in speeds.items():
-        fewest = min(places)
-        ideal = one if one is not None else places[fewest] / fewest
-        points = [(float(world), speed / world / ideal) for world, speed in sorted(places.items())]
-        if one is not None and 1 not in places:
-            points.insert(0, (1.0, 1.0))
-        if len(points) > 1:
-            series.append(Series(name, points))
-    if len(series) == 1:
-        return None
-    first = runs[0]
-    drawing = charts.lines(
-        series, title="Scaling efficiency", unit=_unit("efficiency_share"), along="processes", zero=True, every=True
-    )
-    shared = first.device == "cpu" and first.nodes in (None, 1)
-    cores = f" All processes share the {show(first.cores_allowed)} cores of one machine." if shared else ""
-    link = f"at {first.link_mbit_per_s:g} Mbit/s" if first.link_mbit_per_s else ""
-    what = " ".join(filter(None, (first.model, first.size, show(first.precision), (first.device or "").upper(), link)))
-    base = "one process" if one is not None else "the fewest processes"
-    return Chart(f"{what}: {how}", drawing, f"Throughput per process over that of {base}.{cores}")
-
-
 def environment(sources: Sequence[Source]) -> list[tuple[str, list[tuple[str, int]]]]:
     """Return what is known of the environment: name, and values with how many runs had them. What differs is first."""
     records = [record for source in sources for record in source.records]
@@ -530,7 +295,3 @@ def dates(sources: Sequence[Source]) -> str:
     """Return the days on which the runs were made."""
     days = sorted({record.started_at[:10] for source in sources for record in source.records})
     return days[0] if len(days) == 1 else f"{days[0]} to {days[-1]}"
-
-
-def _unit(column: str) -> charts.Format:
-    return partial(amount, column=column)

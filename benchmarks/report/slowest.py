@@ -3,7 +3,9 @@
 import json
 from collections.abc import Mapping, Sequence
 
-from paralab.pages.charts import LARGEST, Bar
+from paralab.pages import palette
+from paralab.pages.charts import Bar
+from paralab.pages.marks import LARGEST
 from paralab.records.log import SplitRecord
 from paralab.records.row import RunRecord
 
@@ -63,11 +65,13 @@ def bars(label: str, record: RunRecord, splits: Sequence[SplitRecord], *, most_r
         known = {name_of(part): s for part, s in parts_s(record).items() if s > 0}
         rank = "" if record.slowest_rank is None else f", rank {record.slowest_rank}"
         return [Bar(f"{label}{rank}", known)] if known else []
-    return [Bar(f"{label}, rank {rank}", _mean([row for row in splits if row.rank == rank])) for rank in ranks]
+    return [Bar(f"rank {rank}", _mean([row for row in splits if row.rank == rank]), group=label) for rank in ranks]
 
 
 def _mean(rows: Sequence[SplitRecord]) -> dict[str, float]:
-    names = {"computing": "compute_s", "waiting for data": "data_s", "waiting for the host": "host_s"}
-    names["waiting for others, and for communication"] = "exposed_s"
-    means = {name: sum(getattr(row, cell) or 0.0 for row in rows) / len(rows) for name, cell in names.items()}
+    cells = {"compute": "compute_s", "data": "data_s", "host": "host_s", "comm": "exposed_s"}
+    means = {name_of(part): sum(getattr(row, cell) or 0.0 for row in rows) / len(rows) for part, cell in cells.items()}
     return {name: mean for name, mean in means.items() if mean > 0}
+
+
+LOOKS = {name_of(part): look for part, look in palette.STEP.items()}  # by the name that people read

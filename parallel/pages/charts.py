@@ -1,52 +1,70 @@
-"""Charts as inline SVG: no script, no inline style, colours from the classes of `page.css` so that both themes work.
+"""Charts as inline SVG: no script, no inline style, colours by meaning from `palette.py` so that both themes work.
 
 Every chart is `WIDTH` units wide and scales with its box; labels stand above what they name, so that they have the
-whole width on a phone. Colours are told apart by shape or dash too. All text is escaped.
+whole width on a phone. Colours are told apart by hatch, marker or label too. All text is escaped.
 """
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from math import floor, log2, log10
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 
-from markupsafe import Markup, escape
+from markupsafe import Markup
 
-WIDTH = 420
-LEFT, RIGHT = 56, 14  # margins of a chart with a vertical axis
-COLOURS = 8  # classes c0 to c7
-LARGEST = 1e250  # what is beyond it, or not a number, is left out
-MANY = 30  # points, from which on they are drawn smaller
-CHARACTER = 7.7  # width of one at the size of a label
+from paralab.pages.marks import (
+    LARGEST,
+    LEFT,
+    RIGHT,
+    WIDTH,
+    Axis,
+    Entry,
+    Format,
+    Point,
+    apart,
+    area,
+    axis,
+    grid,
+    legend,
+    line,
+    marker,
+    side,
+    svg,
+    tag,
+    text,
+    title_of,
+)
+from paralab.pages.palette import UNNAMED, Look
 
-Format = Callable[[float], str]
-Point = tuple[float, float]
+MANY = 30  # points, from which on they are drawn smaller and have no labels
+_NAME = 150  # units for the name of a point
+_ENDS = Look("black")  # of a waterfall
+Interval = tuple[float, float]
 
 
 @dataclass(frozen=True)
 class Row:
-    """A line of dots: one for each run, with the interval of their median where it is known."""
+    """A line of dots: one for each run, with the interval of their median where it is known.
+
+    group: a heading above the first row of those that have it.
+    """
 
     label: str
     values: Sequence[float]
     median: float
-    interval: tuple[float, float] | None = None
-
-
-@dataclass(frozen=True)
-class Series:
-    """A line of points. The reference is drawn thick and pale, below the others."""
-
-    label: str
-    points: Sequence[Point]
-    reference: bool = False
+    interval: Interval | None = None
+    look: Look = UNNAMED
+    group: str = ""
 
 
 @dataclass(frozen=True)
 class Bar:
-    """Parts of a whole, in order, and optionally a predicted whole that is drawn as a tick."""
+    """Parts of a whole, in order, and optionally a predicted whole that is drawn as a tick.
+
+    group: a heading above the first bar of those that have it; they are thin, and their labels stand beside them.
+    """
 
     label: str
     parts: Mapping[str, float]
     predicted: float | None = None
+    group: str = ""
 
 
 @dataclass(frozen=True)
@@ -58,165 +76,130 @@ class Limit:
 
 
 @dataclass(frozen=True)
-class Span:
-    """A box on a timeline: `kind` is the class of its colour, `pale` sets it apart from others of its row."""
+class Spot:
+    """A point of a scatter, with the intervals of both numbers where they are known. tip: what is said of it."""
 
-    row: str
-    kind: str
-    text: str
-    start: float
-    end: float
-    pale: bool = False
-    note: str = ""
-
-
-@dataclass(frozen=True)
-class Axis:
-    """Map values to units of the drawing."""
-
-    low: float
-    high: float
-    start: float
-    end: float
-    ticks: Sequence[float] = field(default=())
-
-    def __call__(self, value: float) -> float:
-        share = (value - self.low) / ((self.high - self.low) or 1.0)
-        return round(self.start + share * (self.end - self.start), 2)
+    label: str
+    x: float
+    y: float
+    look: Look = UNNAMED
+    x_interval: Interval | None = None
+    y_interval: Interval | None = None
+    tip: str = ""
 
 
-def axis(values: Iterable[float], start: float, end: float, *, zero: bool = False, count: int = 4) -> Axis:
-    """Return an axis over round numbers that holds all values, and zero if asked."""
-    finite = [value for value in values if abs(value) < LARGEST] or [0.0]
-    low, high = min(finite), max(finite)
-    low, high = (min(low, 0.0), max(high, 0.0)) if zero else (low, high)
-    biggest = max(abs(low), abs(high))
-    spread = high - low if high - low > 1e-9 * biggest else biggest
-    step = _round_step(spread / count if spread > 1 / LARGEST else 1.0)
-    first, last = floor(low / step), -floor(-high / step)
-    ticks = [n * step for n in range(first, max(last, first + 1) + 1)]
-    return Axis(ticks[0], ticks[-1], start, end, ticks)
+def dots(rows: Sequence[Row], *, title: str, unit: Format, reach: Iterable[float] = ()) -> Markup:
+    """Draw one dot for each run, a bar at the median and a band for its interval, from zero on.
 
-
-def _round_step(raw: float) -> float:
-    """Return the next of 1, 2, 2.5, 5, 10 times a power of ten."""
-    power = 10.0 ** floor(log10(raw))
-    return next(power * base for base in (1, 2, 2.5, 5, 10) if power * base >= raw * 0.999)
-
-
-def dots(rows: Sequence[Row], *, title: str, unit: Format) -> Markup:
-    """Draw one dot for each run, a bar at the median and a band for its interval."""
-    across = axis([v for row in rows for v in (*row.values, *(row.interval or ()))], 10, WIDTH - 26)
-    height, marks = 42, [_grid(across, 10, 10 + 42 * len(rows), unit)]
-    for i, row in enumerate(rows):
-        y = 10 + height * i + 30
-        marks.append(_text(10, y - 14, row.label, "label", room=WIDTH - 100, full=True))
-        marks.append(_text(WIDTH - 14, y - 14, unit(row.median), "value", anchor="end"))
-        if row.interval:
-            low, high = map(across, row.interval)
-            marks.append(_tag("rect", x=low, y=y - 6, width=round(high - low, 2), height=12, cls="band"))
-        for value in row.values:
-            tip = _title(f"{row.label}: {unit(value)}")
-            marks.append(_tag("circle", tip, cx=across(value), cy=y, r=3.5, cls="dot"))
-        marks.append(_line(across(row.median), y - 8, across(row.median), y + 8, "median"))
-    return _svg(marks, 10 + height * len(rows) + 24, title)
-
-
-def lines(
-    series: Sequence[Series],
-    *,
-    title: str,
-    unit: Format,
-    along: str,
-    zero: bool = False,
-    every: bool = False,
-    doubling: bool = False,
-    palette: Sequence[str] = (),
-) -> Markup:
-    """Draw lines with a legend.
-
-    `along` names the horizontal axis; `every` marks each point and ticks each place; `doubling` makes each doubling of
-    the horizontal value as wide as the one before; `palette` are the labels that take their colours first, so that
-    charts that stand together agree.
+    reach: what the axis holds besides, so that charts that stand together have one scale.
     """
-    if doubling:
-        series = [replace(one, points=[(log2(x), y) for x, y in one.points]) for one in series]
-    height, points = 200, [point for one in series for point in one.points]
-    up = axis([y for _, y in points], height, 12, zero=zero)
-    across = axis([x for x, _ in points], LEFT, WIDTH - RIGHT)
-    if every:
-        places = sorted({x for x, _ in points})
-        across = Axis(places[0], places[-1], LEFT + 8, WIDTH - RIGHT - 8, places)
-    name = _power if doubling else _plain
-    marks = [_side(up, unit), *(_text(across(t), height + 16, name(t), "tick", anchor="middle") for t in across.ticks)]
-    marks.append(_text(WIDTH - RIGHT, height + 32, along, "tick", anchor="end"))
-    coloured = _coloured([*palette, *(one.label for one in series if not one.reference)])
-    for one in sorted(series, key=lambda s: not s.reference):
-        cls = "reference" if one.reference else coloured[one.label]
-        path = " ".join(f"{across(x)},{up(y)}" for x, y in one.points if abs(y) < LARGEST)
-        marks.append(_tag("polyline", _title(one.label), points=path, cls=f"line {cls}"))
-        if every and not one.reference:
-            for x, y in one.points:  # few, and efficiencies
-                tip = _title(f"{one.label}: {unit(y)} at {name(x)}")
-                marks.append(_tag("circle", tip, cx=across(x), cy=up(y), r=3, cls=f"fill {cls}"))
-    shown = [(one.label, "reference" if one.reference else coloured[one.label]) for one in series]
-    legend, bottom = _legend(shown, height + 46)
-    return _svg([*marks, *legend], bottom, title)
+    inside = [v for row in rows for v in (row.median, *row.values, *(row.interval or ()))]
+    across = axis([*inside, *reach], 10, WIDTH - 26, zero=True)
+    marks: list[Markup] = []
+    y, group = 10.0, ""
+    for row in rows:
+        if row.group and row.group != group:
+            marks.append(text(10, y + 14, row.group, "label", room=WIDTH - 20, full=True))
+            y += 16
+        group = row.group
+        if row.group:
+            marks += [_row_of_dots(row, across, y + 14, unit), text(10, y + 9, row.label, "tick")]
+            marks.append(text(WIDTH - 14, y + 9, unit(row.median), "value tick", anchor="end"))
+            y += 26
+            continue
+        marks.append(text(10, y + 16, row.label, "label", room=WIDTH - 100, full=True))
+        marks.append(text(WIDTH - 14, y + 16, unit(row.median), "value", anchor="end"))
+        marks.append(_row_of_dots(row, across, y + 30, unit))
+        y += 42
+    return svg([grid(across, 10, y, unit), *marks], y + 24, title)
 
 
-def _plain(value: float) -> str:
-    return f"{value:g}"
-
-
-def _power(value: float) -> str:
-    return f"{2**value:g}"
+def _row_of_dots(row: Row, across: Axis, y: float, unit: Format) -> Markup:
+    marks = []
+    if row.interval:
+        low, high = map(across, row.interval)
+        marks.append(tag("rect", x=low, y=y - 6, width=round(high - low, 2), height=12, cls=f"band {row.look.cls}"))
+    for value in row.values:
+        if abs(value) < LARGEST:
+            tip = title_of(f"{row.group} {row.label}: {unit(value)}".strip())
+            marks.append(marker(across(value), y, 3.2, row.look, tip=tip, more="soft dot"))
+    if len(row.values) != 1:
+        marks.append(line(across(row.median), y - 8, across(row.median), y + 8, "median"))
+    return Markup("").join(marks)
 
 
 def scatter(
-    points: Sequence[tuple[str, float, float]],
+    spots: Sequence[Spot],
     *,
     title: str,
     units: tuple[Format, Format],
     names: tuple[str, str],
-    palette: Sequence[str] = (),
-    tips: Sequence[str] = (),
     limit: Limit | None = None,
 ) -> Markup:
-    """Draw labelled points and the front of those that no other beats: less of the first, more of the second.
+    """Draw points from zero on, and the front of those that no other beats: less of the first, more of the second.
 
-    `tips` says more of each point; without it that is its label. `limit` is a line that the first should not cross.
+    limit: a line that the first should not cross. Few points have their labels beside them, many a legend below.
     """
-    height = 220
-    across = axis([*(x for _, x, _ in points), *_places(limit)], LEFT, WIDTH - RIGHT - 20, count=3)
-    up = axis([y for _, _, y in points], height, 24)
-    best = pareto([(x, y) for _, x, y in points if limit is None or x <= limit.value])
-    marks = [_side(up, units[1]), _text(LEFT, 12, names[1], "tick")]
-    marks += [_text(across(t), height + 16, units[0](t), "tick", anchor="middle") for t in across.ticks]
-    marks.append(_text(WIDTH - RIGHT, height + 32, names[0], "tick", anchor="end"))
+    height, few = 240, len(spots) <= MANY and len({spot.label for spot in spots}) == len(spots)
+    xs = [v for spot in spots for v in (spot.x, *(spot.x_interval or ()))]
+    ys = [v for spot in spots for v in (spot.y, *(spot.y_interval or ()))]
+    across = axis([*xs, *_places(limit)], LEFT, WIDTH - RIGHT - 20, zero=True, count=3)
+    up = axis(ys, height, 24, zero=True)
+    best = pareto([(spot.x, spot.y) for spot in spots if limit is None or spot.x <= limit.value])
+    marks = [side(up, units[1]), text(LEFT, 12, names[1], "tick")]
+    marks += [text(across(t), height + 16, units[0](t), "tick", anchor="middle") for t in across.ticks]
+    marks.append(text(WIDTH - RIGHT, height + 32, names[0], "tick", anchor="end"))
     marks += [_limit(limit, across, 24, height, units[0])] if limit else []
-    marks.append(_tag("polyline", points=_steps(best, across, up), cls="front"))
-    coloured = _coloured([*palette, *(label for label, *_ in points)])
-    radius = 6 if len(points) <= MANY else 4
-    for (label, x, y), tip in zip(points, tips or [label for label, *_ in points], strict=True):
-        words = _title(f"{tip}: {units[0](x)}, {units[1](y)}")
-        ring = "on-front" if (x, y) in best else ""
-        marks.append(_tag("circle", words, cx=across(x), cy=up(y), r=radius, cls=f"fill {coloured[label]} {ring}"))
-    shown = [(label, coloured[label]) for label in dict.fromkeys(label for label, *_ in points)]
-    legend, bottom = _legend([*shown, *_key(limit)], height + 46)
-    return _svg([*marks, *legend], bottom, title)
+    marks.append(tag("polyline", points=_steps(best, across, up), cls="front"))
+    for spot in spots:
+        marks += _whiskers(spot, across, up)
+        tip = title_of(f"{spot.tip or spot.label}: {units[0](spot.x)}, {units[1](spot.y)}")
+        ring = "on-front" if (spot.x, spot.y) in best else ""
+        radius = 5 if len(spots) <= MANY else 3.5
+        marks.append(marker(across(spot.x), up(spot.y), radius, spot.look, tip=tip, more=ring))
+    entries = [] if few else [Entry(spot.label, spot.look, "point") for spot in spots]
+    marks += _names_of(spots, across, up, height) if few else []
+    more, bottom = legend([*dict.fromkeys(entries), *_key(limit)], height + 46)
+    return svg([*marks, *more], bottom if more else height + 38, title)
+
+
+def _whiskers(spot: Spot, across: Axis, up: Axis) -> list[Markup]:
+    x, y, cls = across(spot.x), up(spot.y), f"whisker {spot.look.cls}"
+    found = []
+    if spot.x_interval:
+        found.append(line(across(spot.x_interval[0]), y, across(spot.x_interval[1]), y, cls))
+    if spot.y_interval:
+        found.append(line(x, up(spot.y_interval[0]), x, up(spot.y_interval[1]), cls))
+    return found
+
+
+def _names_of(spots: Sequence[Spot], across: Axis, up: Axis, bottom: float) -> list[Markup]:
+    """Write labels beside points: on the right those of the left half, and the other way round, none over another."""
+    middle, found = (across.start + across.end) / 2, []
+    for right in (False, True):
+        side_of = [spot for spot in spots if (across(spot.x) > middle) == right]
+        places = apart([up(spot.y) for spot in side_of], 12, 30, bottom - 6)
+        for spot, y in zip(side_of, places, strict=True):
+            x, away = across(spot.x), -8 if right else 8
+            if abs(y - up(spot.y)) > 7:
+                found.append(line(x, up(spot.y), x + away * 1.5, y, "leader"))
+                away *= 2
+            anchor = "end" if right else "start"
+            found.append(text(round(x + away, 2), y + 4, spot.label, "small", anchor=anchor, room=_NAME, full=True))
+    return found
 
 
 def _places(limit: Limit | None) -> list[float]:
     return [] if limit is None else [limit.value]
 
 
-def _key(limit: Limit | None) -> list[tuple[str, str]]:
-    return [] if limit is None else [(limit.label, "limit")]
+def _key(limit: Limit | None) -> list[Entry]:
+    return [] if limit is None else [Entry(limit.label, UNNAMED, "limit")]
 
 
 def _limit(limit: Limit, across: Axis, top: float, bottom: float, unit: Format) -> Markup:
     x = across(limit.value)
-    return _line(x, top, x, bottom, "limit", _title(f"{limit.label}: {unit(limit.value)}"))
+    return line(x, top, x, bottom, "limit", title_of(f"{limit.label}: {unit(limit.value)}"))
 
 
 def pareto(points: Iterable[Point]) -> list[Point]:
@@ -228,83 +211,6 @@ def pareto(points: Iterable[Point]) -> list[Point]:
     return front
 
 
-def bars(rows: Sequence[Bar], *, title: str, unit: Format, limit: Limit | None = None) -> Markup:
-    """Draw stacked bars, their sum beside them, a tick where the sum was predicted, and a line at the limit of all."""
-    kinds = list(dict.fromkeys(kind for row in rows for kind in row.parts))
-    coloured = _coloured(kinds)
-    totals = [sum(row.parts.values()) for row in rows]
-    across = axis([*totals, *(row.predicted or 0.0 for row in rows), *_places(limit)], 10, WIDTH - 26, zero=True)
-    height, marks = 40, [_grid(across, 10, 10 + 40 * len(rows), unit)]
-    for i, (row, total) in enumerate(zip(rows, totals, strict=True)):
-        y, at = 10 + height * i + 20, 0.0
-        marks.append(_text(10, y - 5, row.label, "label", room=WIDTH - 100, full=True))
-        marks.append(_text(WIDTH - 14, y - 5, unit(total), "value", anchor="end"))
-        for kind, part in row.parts.items():
-            wide = round(across(at + part) - across(at), 2)
-            tip = _title(f"{row.label}, {kind}: {unit(part)}")
-            marks.append(_tag("rect", tip, x=across(at), y=y, width=wide, height=13, cls=f"fill {coloured[kind]}"))
-            at += part
-        marks += [_limit(limit, across, y - 2, y + 15, unit)] if limit else []
-        if row.predicted is not None:
-            tip = _title(f"{row.label}, predicted: {unit(row.predicted)}")
-            marks.append(_line(across(row.predicted), y - 2, across(row.predicted), y + 15, "predicted", tip))
-    shown = [(kind, coloured[kind]) for kind in kinds]
-    shown += [("predicted", "predicted")] if any(row.predicted is not None for row in rows) else []
-    shown += _key(limit)
-    legend, bottom = _legend(shown, 10 + height * len(rows) + 36)
-    return _svg([*marks, *legend], bottom, title)
-
-
-def waterfall(
-    first: tuple[str, float], last: tuple[str, float], steps: Sequence[tuple[str, float]], *, title: str, unit: Format
-) -> Markup:
-    """Draw the way from one amount to another: a bar of each, and between them what every step adds or takes away."""
-    rows: list[tuple[str, float, float, str]] = [(first[0], 0.0, first[1], "c0")]
-    at = first[1]
-    for name, more in steps:
-        rows.append((name, at, at + more, "more" if more > 0 else "less"))
-        at += more
-    rows.append((last[0], 0.0, last[1], "c0"))
-    across = axis([x for _, a, b, _ in rows for x in (a, b)], 10, WIDTH - 26, zero=True)
-    height, marks = 40, [_grid(across, 10, 10 + 40 * len(rows), unit)]
-    for i, (label, a, b, cls) in enumerate(rows):
-        y, whole = 10 + height * i + 20, i in (0, len(rows) - 1)
-        said = unit(b) if whole else f"{'+' if b > a else '-'}{unit(abs(b - a))}"
-        marks.append(_text(10, y - 5, label, "label", room=WIDTH - 100, full=True))
-        marks.append(_text(WIDTH - 14, y - 5, said, "value", anchor="end"))
-        wide = round(max(abs(across(b) - across(a)), 0.8), 2)
-        tip = _title(f"{label}: {said}")
-        marks.append(_tag("rect", tip, x=min(across(a), across(b)), y=y, width=wide, height=13, cls=f"fill {cls}"))
-    return _svg(marks, 10 + height * len(rows) + 26, title)
-
-
-def gantt(spans: Sequence[Span], *, title: str, unit: Format, kinds: Mapping[str, str], width: int = 860) -> Markup:
-    """Draw a timeline with one row for each name; `kinds` gives the classes of colours and what they mean."""
-    rows = list(dict.fromkeys(span.row for span in spans))
-    begin = min(span.start for span in spans)
-    across = axis([0.0, max(span.end for span in spans) - begin], 84, width - 30, count=8)
-    height, marks = 30, [_grid(across, 8, 8 + 30 * len(rows), unit)]
-    marks += [_text(78, 28 + height * i, row, "label", anchor="end", room=72) for i, row in enumerate(rows)]
-    for span in spans:
-        x, y = across(span.start - begin), 10 + height * rows.index(span.row)
-        wide = round(max(across(span.end - begin) - x, 0.8), 2)
-        when = f"{unit(span.start - begin)} to {unit(span.end - begin)}"
-        tip = _title(f"{span.row}, {kinds[span.kind]} {span.text}{span.note}: {when}")
-        cls = f"span kind-{span.kind}{' pale' if span.pale else ''}"
-        marks.append(_tag("rect", tip, x=x, y=y, width=wide, height=26, cls=cls))
-        if wide > CHARACTER * len(span.text) + 4:
-            marks.append(_text(round(x + wide / 2, 2), y + 17, span.text, "in-span", anchor="middle"))
-    used = [(name, f"kind-{kind}") for kind, name in kinds.items() if any(span.kind == kind for span in spans)]
-    legend, bottom = _legend(used, 8 + height * len(rows) + 38, width=width)
-    return _svg([*marks, *legend], bottom, title, width=width)
-
-
-def _coloured(labels: Sequence[str]) -> dict[str, str]:
-    """Give each label a colour, and a dash to those that come after all colours were used once."""
-    unique = list(dict.fromkeys(labels))
-    return {label: f"c{i % COLOURS}{' dashed' if i >= COLOURS else ''}" for i, label in enumerate(unique)}
-
-
 def _steps(front: Sequence[Point], across: Axis, up: Axis) -> str:
     corners: list[Point] = []
     for x, y in front:
@@ -313,65 +219,102 @@ def _steps(front: Sequence[Point], across: Axis, up: Axis) -> str:
     return " ".join(f"{across(x)},{up(y)}" for x, y in corners)
 
 
-def _grid(across: Axis, top: float, bottom: float, unit: Format) -> Markup:
-    marks = [_line(across(t), top, across(t), bottom, "grid") for t in across.ticks]
-    last = len(across.ticks) - 1
-    anchors = ["start" if i == 0 else "end" if i == last else "middle" for i in range(last + 1)]
-    marks += [
-        _text(across(t), bottom + 15, unit(t), "tick", anchor=a) for t, a in zip(across.ticks, anchors, strict=True)
-    ]
+def bars(
+    rows: Sequence[Bar],
+    *,
+    looks: Mapping[str, Look],
+    title: str,
+    unit: Format,
+    limit: Limit | None = None,
+    reach: Iterable[float] = (),
+) -> Markup:
+    """Draw stacked bars from zero on, their sum beside them, a tick where it was predicted, and the limit of all.
+
+    looks: of each part. reach: what the axis holds besides, so that charts that stand together have one scale.
+    """
+    rows = [replace(row, parts={kind: size for kind, size in row.parts.items() if size < LARGEST}) for row in rows]
+    totals = [sum(row.parts.values()) for row in rows]
+    start = 10 if not any(row.group for row in rows) else LEFT
+    across = axis(
+        [*totals, *(row.predicted or 0.0 for row in rows), *_places(limit), *reach], start, WIDTH - 26, zero=True
+    )
+    marks: list[Markup] = []
+    y, group = 10.0, ""
+    for row, total in zip(rows, totals, strict=True):
+        if row.group and row.group != group:
+            marks.append(text(10, y + 14, row.group, "label", room=WIDTH - 20, full=True))
+            y += 20
+        group = row.group
+        if row.group:
+            marks += [text(LEFT - 6, y + 9, row.label, "tick", anchor="end"), _stack(row, across, y, 10, looks, unit)]
+            marks.append(text(WIDTH - 14, y + 9, unit(total), "value tick", anchor="end"))
+            marks += [_limit(limit, across, y - 2, y + 12, unit)] if limit else []
+            y += 15
+            continue
+        marks.append(text(10, y + 15, row.label, "label", room=WIDTH - 100, full=True))
+        marks.append(text(WIDTH - 14, y + 15, unit(total), "value", anchor="end"))
+        marks.append(_stack(row, across, y + 20, 13, looks, unit))
+        marks += [_limit(limit, across, y + 18, y + 35, unit)] if limit else []
+        y += 40
+    kinds = dict.fromkeys(kind for row in rows for kind in row.parts)
+    entries = [Entry(kind, looks.get(kind, UNNAMED)) for kind in _in_order(kinds, looks)]
+    entries += [Entry("predicted", UNNAMED, "predicted")] if any(row.predicted is not None for row in rows) else []
+    more, bottom = legend([*entries, *_key(limit)], y + 36)
+    return svg([grid(across, 10, y, unit), *marks, *more], bottom, title)
+
+
+def _stack(row: Bar, across: Axis, y: float, height: float, looks: Mapping[str, Look], unit: Format) -> Markup:
+    at, marks = 0.0, []
+    name = f"{row.group} {row.label}".strip()
+    for kind in _in_order(row.parts, looks):
+        part = row.parts[kind]
+        wide = round(across(at + part) - across(at), 2)
+        tip = title_of(f"{name}, {kind}: {unit(part)}")
+        marks.append(area(across(at), y, wide, height, looks.get(kind, UNNAMED), tip=tip))
+        at += part
+    if row.predicted is not None:
+        tip = title_of(f"{name}, predicted: {unit(row.predicted)}")
+        marks.append(line(across(row.predicted), y - 2, across(row.predicted), y + height + 2, "predicted", tip))
     return Markup("").join(marks)
 
 
-def _side(up: Axis, unit: Format) -> Markup:
-    marks = [_line(LEFT, up(t), WIDTH - RIGHT, up(t), "grid") for t in up.ticks]
-    return Markup("").join([*marks, *(_text(LEFT - 6, up(t) + 4, unit(t), "tick", anchor="end") for t in up.ticks)])
+def _in_order(kinds: Iterable[str], looks: Mapping[str, Look]) -> list[str]:
+    """Return the parts in the order of their looks; those without one come last."""
+    known = list(kinds)
+    return [*(kind for kind in looks if kind in known), *(kind for kind in known if kind not in looks)]
 
 
-def _legend(entries: Sequence[tuple[str, str]], top: float, *, width: int = WIDTH) -> tuple[list[Markup], float]:
-    """Return the entries, wrapped into lines, and where the drawing ends."""
-    marks, x, y = [], 10.0, top
-    for label, cls in entries:
-        text = _shortened(label, width - 50)
-        wide = 22 + CHARACTER * len(text) + 14
-        if x > 10 and x + wide > width:
-            x, y = 10.0, y + 20
-        marks.append(_tag("line", x1=x, y1=y, x2=x + 16, y2=y, cls=f"key {cls}"))
-        marks.append(_text(x + 22, y + 4, text, "label"))
-        x += wide
-    return marks, y + 14
-
-
-def _svg(marks: Sequence[Markup], height: float, title: str, *, width: int = WIDTH) -> Markup:
-    box = f"0 0 {width} {round(height)}"
-    head = Markup('<svg viewBox="{}" role="img" aria-label="{}" class="chart{}">').format(
-        box, title, " wide" if width > WIDTH else ""
-    )
-    return head + Markup("").join(marks) + Markup("</svg>")
-
-
-def _tag(name: str, *children: Markup, cls: str, **attributes: float | str) -> Markup:
-    text = Markup(" ").join(Markup('{}="{}"').format(key, value) for key, value in attributes.items())
-    return Markup('<{0} {1} class="{2}">{3}</{0}>').format(name, text, cls.strip(), Markup("").join(children))
-
-
-def _line(x1: float, y1: float, x2: float, y2: float, cls: str, *children: Markup) -> Markup:
-    return _tag("line", *children, cls=cls, x1=x1, y1=y1, x2=x2, y2=y2)
-
-
-def _title(text: str) -> Markup:
-    return Markup("<title>{}</title>").format(text)
-
-
-def _text(
-    x: float, y: float, text: str, cls: str, *, anchor: str = "start", room: float = 1e9, full: bool = False
+def waterfall(
+    first: tuple[str, float],
+    last: tuple[str, float],
+    steps: Sequence[tuple[str, float, Look]],
+    *,
+    title: str,
+    unit: Format,
+    reach: Iterable[float] = (),
 ) -> Markup:
-    """Write text, shortened to the room it has; `full` keeps the whole of it as a tooltip."""
-    shown = _shortened(text, room)
-    tip = _title(text) if full and shown != text else Markup("")
-    return _tag("text", escape(shown), tip, cls=cls, x=x, y=y, **{"text-anchor": anchor})
+    """Draw the way from one amount to another: a bar of each, and between them what every step adds or takes away.
+
+    steps: name, how much more, and how it is drawn.
+    """
+    rows: list[tuple[str, float, float, Look]] = [(first[0], 0.0, first[1], _ENDS)]
+    at = first[1]
+    for name, more, look in steps:
+        rows.append((name, at, at + more, look))
+        at += more
+    rows.append((last[0], 0.0, last[1], _ENDS))
+    across = axis([*(x for _, a, b, _ in rows for x in (a, b)), *reach], 10, WIDTH - 26, zero=True)
+    height, marks = 40, [grid(across, 10, 10 + 40 * len(rows), unit)]
+    for i, (label, a, b, look) in enumerate(rows):
+        y, whole = 10 + height * i + 20, i in (0, len(rows) - 1)
+        said = unit(b) if whole else f"{'+' if b > a else '-'}{unit(abs(b - a))}"
+        marks.append(text(10, y - 5, label, "label", room=WIDTH - 100, full=True))
+        marks.append(text(WIDTH - 14, y - 5, said, "value", anchor="end"))
+        wide = round(max(abs(across(b) - across(a)), 0.8), 2)
+        marks.append(area(min(across(a), across(b)), y, wide, 13, look, tip=title_of(f"{label}: {said}")))
+    return svg(marks, 10 + height * len(rows) + 26, title)
 
 
-def _shortened(text: str, room: float) -> str:
-    most = int(room / CHARACTER) if room < 1e9 else len(text)
-    return text if len(text) <= most else text[: max(most - 1, 1)] + "…"
+def reaching(rows: Iterable[Bar]) -> float:
+    """Return how far the longest bar reaches, its prediction included."""
+    return max((max(sum(row.parts.values()), row.predicted or 0.0) for row in rows), default=0.0)

@@ -13,7 +13,7 @@ function make(tag, properties = {}, ...children) {
 // Colours: as the system has them, or as chosen. The style has its dark colours in one media query.
 const THEMES = { system: "screen and (prefers-color-scheme: dark)", dark: "screen", light: "not all" };
 
-const darkRule = [...document.styleSheets[0].cssRules].find((rule) => rule.media?.mediaText === THEMES.system);
+const darkRules = [...document.styleSheets[0].cssRules].filter((rule) => rule.media?.mediaText === THEMES.system);
 
 function remembered() {
   try {
@@ -24,7 +24,7 @@ function remembered() {
 }
 
 function setTheme(name, button) {
-  darkRule.media.mediaText = THEMES[name];
+  for (const rule of darkRules) rule.media.mediaText = THEMES[name];
   document.documentElement.style.colorScheme = name === "system" ? "light dark" : name;
   button.textContent = `Colours: ${name}`;
   button.dataset.theme = name;

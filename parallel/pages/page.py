@@ -12,6 +12,8 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
+from paralab.pages.style import css
+
 HERE = Path(__file__).parent
 MOST_PLAIN_BYTES = 256 << 10  # of a file that is carried as it is; a larger one is compressed
 
@@ -51,6 +53,7 @@ def render(
 ) -> str:
     """Return the page of a template that extends `base.html`. values: what the template names."""
     inside = {name: (HERE / f"page.{end}").read_text(encoding="utf-8") for name, end in _INSIDE.items()}
+    inside["style"] += css()
     hashes = {f"{name}_hash": b64encode(sha256(text.encode()).digest()).decode() for name, text in inside.items()}
     environment = Environment(
         loader=FileSystemLoader([template.parent, HERE]),

@@ -9,8 +9,10 @@ import numpy as np
 from paralab.console.phases import Phases, hidden
 from paralab.errors import UsageError
 from paralab.pages import charts
-from paralab.pages.charts import Bar, Limit, Row, Series
+from paralab.pages.charts import Bar, Limit, Row, Spot
+from paralab.pages.lines import Series, lines
 from paralab.pages.page import Chart
+from paralab.pages.palette import PREDICTED_MEMORY, PREDICTED_STEP, Look, of_strategies
 from paralab.planning import answers, checked, scale
 from paralab.planning.breakdown import CATEGORIES
 from paralab.planning.goals import counts
@@ -21,6 +23,7 @@ from paralab.planning.steptime import BOUNDS
 MOST_POINTS = 40  # of a strategy
 COMPARED = 8  # layouts of a chart of bars
 MOST_COUNTS = 8  # numbers of devices that scaling is drawn for
+_GROWS = Look("orange", marker="square", dashed=True)
 
 
 @dataclass(frozen=True)
@@ -68,17 +71,17 @@ def against_memory(found: Found, unit: str) -> Chart:
     result, families = found.prediction, answers.families(found)
     rate = scale.units_per_step(found) / result.step_time_s
     there = found.settled.device.memory_gib
-    points, tips = [], []
+    looks = _looks(found)
+    spots = []
     for name, _ in best_of_families(found):
         for i in _front(np.flatnonzero(families == name), result.memory_gib, rate, there):
-            points.append((name, float(result.memory_gib[i]), float(rate[i])))
-            tips.append(f"{name}: {answers.name(found, i)}, {answers.row(found, i)['micro_batch_size']} a micro-batch")
+            tip = f"{name}: {answers.name(found, i)}, {answers.row(found, i)['micro_batch_size']} a micro-batch"
+            spots.append(Spot(name, float(result.memory_gib[i]), float(rate[i]), looks[name], tip=tip))
     drawing = charts.scatter(
-        points,
+        spots,
         title="Throughput against memory",
         units=(_gib, short),
         names=("memory of the fullest device", f"{unit}/s"),
-        tips=tips,
         limit=Limit(f"memory of {found.settled.device.gpu}", there),
     )
     caption = (
@@ -86,6 +89,10 @@ def against_memory(found: Found, unit: str) -> Chart:
         "beats at all, out of all that fit."
     )
     return Chart("Throughput against memory", drawing, caption)
+
+
+def _looks(found: Found) -> dict[str, Look]:
+    return of_strategies((name, name) for name in dict.fromkeys(name for name, _ in compared(found)))
 
 
 def _front(numbers: np.ndarray, memory: np.ndarray, rate: np.ndarray, there: float) -> list[int]:
@@ -108,7 +115,7 @@ def memory(found: Found) -> Chart:
         for name, i in compared(found)
     ]
     limit = Limit(f"memory of {found.settled.device.gpu}", found.settled.device.memory_gib)
-    drawing = charts.bars(rows, title="Memory of the fullest device", unit=_gib, limit=limit)
+    drawing = charts.bars(rows, looks=PREDICTED_MEMORY, title="Memory of the fullest device", unit=_gib, limit=limit)
     caption = (
         "States are weights, gradients and optimizer states; activations are kept for backward; at work are logits or "
         "the layer that runs, what is gathered and buffers; overhead is fragmentation, context and communicators."
@@ -122,7 +129,7 @@ def causes(found: Found) -> Chart:
         Bar(f"{name}: {answers.name(found, i)}", {kind: float(found.causes_s[kind][i]) for kind in BOUNDS})
         for name, i in compared(found)
     ]
-    drawing = charts.bars(rows, title="Step time by cause", unit=seconds)
+    drawing = charts.bars(rows, looks=PREDICTED_STEP, title="Step time by cause", unit=seconds)
     caption = (
         "Of the slowest rank. Compute is matrix products and flash attention; memory, operations that only move bytes; "
         "host, what the device waits for launches; link, communication that nothing hides; bubble, idle in a pipeline."
@@ -132,10 +139,18 @@ def causes(found: Found) -> Chart:
 
 def ranges(found: Found) -> Chart:
     """Draw the step times with the range in which they were where they were checked."""
-    rows = []
+    looks, rows = _looks(found), []
     for name, i in compared(found):
         low, high = (float(edge[i]) for edge in found.range_s)
-        rows.append(Row(f"{name}: {answers.name(found, i)}", (), float(found.prediction.step_time_s[i]), (low, high)))
+        rows.append(
+            Row(
+                f"{name}: {answers.name(found, i)}",
+                (),
+                float(found.prediction.step_time_s[i]),
+                (low, high),
+                looks[name],
+            )
+        )
     drawing = charts.dots(rows, title="Step time with its range", unit=seconds)
     share = f"{checked.SHARE:.0%}"
     caption = (
@@ -181,16 +196,20 @@ def _fastest(raw: Mapping[str, Any], grows: bool, own: Mapping[str, Device] | No
 def efficiency(scaled: Sequence[Scaled]) -> Chart | None:
     """Draw throughput of a device over that on the fewest devices; None where only one number of them fits."""
     series = []
-    for grows, label in ((False, "the global batch stays the same"), (True, "the batch grows with the devices")):
+    labels = (
+        (False, "the global batch stays the same", Look("blue")),
+        (True, "the batch grows with the devices", _GROWS),
+    )
+    for grows, label, look in labels:
         one = [s for s in scaled if s.grows == grows]
         if len(one) > 1:
             alone = one[0].units_per_s / one[0].n_gpus
-            series.append(Series(label, [(float(s.n_gpus), s.units_per_s / s.n_gpus / alone) for s in one]))
+            series.append(Series(label, [(float(s.n_gpus), s.units_per_s / s.n_gpus / alone) for s in one], look=look))
     if not series:
         return None
     places = sorted({x for one in series for x, _ in one.points})
     series.insert(0, Series("ideal", [(x, 1.0) for x in places], reference=True))
-    drawing = charts.lines(
+    drawing = lines(
         series, title="Scaling", unit=lambda y: f"{y:.0%}", along="devices", zero=True, every=True, doubling=True
     )
     return Chart("Scaling, predicted", drawing, "Throughput of a device, compared with the fewest that fit.")
