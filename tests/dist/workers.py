@@ -2,8 +2,11 @@
 
 import importlib
 import os
+import resource
 import tempfile
 import traceback
+from collections.abc import Iterable
+from datetime import timedelta
 from typing import Any
 
 import torch.distributed as dist
@@ -14,9 +17,8 @@ class Failed(AssertionError):
     """A case raised on some ranks; the message holds their stack traces."""
 
 
-# A process group of gloo has threads that wake a hundred times a second: with a hundred groups in each of eight
-# processes a case takes five times as long.
-MOST_GROUPS = 24
+# Each process group holds a connection to every other rank, and two threads.
+MOST_GROUPS = 200
 
 
 class WorkerPool:
@@ -26,14 +28,15 @@ class WorkerPool:
     more than MOST_GROUPS process groups.
     """
 
-    def __init__(self, world_size: int) -> None:
+    def __init__(self, world_size: int, *, imported: Iterable[str] = ()) -> None:
+        """imported: modules that are imported once, not by each of the processes."""
         self.world_size = world_size
+        self.imported = ["paralab.benchmarks.case", "tests.dist.cases", "torch._dynamo", *imported]
         self._start()
 
     def _start(self) -> None:
         context = mp.get_context("forkserver")
-        # imported once, not by each of them
-        context.set_forkserver_preload(["paralab.benchmarks.case", "tests.dist.cases", "torch._dynamo"])
+        context.set_forkserver_preload(self.imported)
         self.folder = tempfile.TemporaryDirectory()
         self.inboxes = [context.SimpleQueue() for _ in range(self.world_size)]
         self.outbox = context.Queue()
@@ -93,10 +96,29 @@ def groups() -> int:
     return len(dist.distributed_c10d._world.pg_map)
 
 
+def share_one_device() -> None:
+    """Give all process groups of this process one gloo device, and room for their connections.
+
+    By default each makes its own, with a thread that wakes a hundred times a second: with a hundred groups in each of
+    eight processes a case takes five times as long.
+    """
+    most_files = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most_files, most_files))
+    create, device = dist.ProcessGroupGloo.__init__, dist.ProcessGroupGloo.create_default_device()
+
+    def __init__(group: dist.ProcessGroupGloo, store: dist.Store, rank: int, size: int, timeout: timedelta) -> None:
+        options = dist.ProcessGroupGloo._Options()
+        options._devices, options._timeout = [device], timeout
+        create(group, store, rank, size, options)
+
+    dist.ProcessGroupGloo.__init__ = __init__  # type: ignore[method-assign]
+
+
 def _work(rank: int, world_size: int, store: str, inbox: Any, outbox: Any) -> None:
     from paralab.processes import cluster
     from paralab.processes.rank import Rank
 
+    share_one_device()
     me = Rank(rank, world_size, rank, world_size, "pool")
     cluster.join(me, threads=1, init_method=f"file://{store}")
     while (task := inbox.get()) is not None:
