@@ -11,8 +11,8 @@ from paralab.models.spec import C
 
 
 def place(thing: object) -> str:
-    """Return file and line of the class or function that something is or comes from."""
-    kind = thing if inspect.isfunction(thing) or inspect.isclass(thing) else type(thing)
+    """Return file and line of the class, function or method that something is or comes from."""
+    kind = thing if inspect.isroutine(thing) or inspect.isclass(thing) else type(thing)
     try:
         return f"{Path(inspect.getsourcefile(kind) or '').name}:{inspect.getsourcelines(kind)[1]}"
     except (OSError, TypeError):

@@ -58,7 +58,7 @@ def run(
                 objective,
                 objective - optimum.value,
                 problem.gradient_norm(found.point),
-                method.bound(problem, optimum, settings, found.steps),
+                None if method.bound is None else method.bound(problem, optimum, settings, found.steps),
                 time_s,
                 round(sent_bytes),
                 found.note,

@@ -69,14 +69,10 @@ class Method:
 
     iterate: yields the starting point and then one iterate an epoch or more, until it can do no better. bound: what a
     theorem says that the suboptimality is at most after so many steps (in the mean, where the method is stochastic);
-    None where there is none.
+    None where there is no such theorem, or says nothing of so few.
     """
 
     name: str
     rate: Rate
     iterate: Callable[[Any, Settings], Iterator[Iterate]]
-    bound: Callable[[Any, Optimum, Settings, int], float | None]
-
-
-def no_bound(problem: Any, optimum: Optimum, settings: Settings, steps: int) -> None:
-    """Say that no theorem bounds the method from its start."""
+    bound: Callable[[Any, Optimum, Settings, int], float | None] | None

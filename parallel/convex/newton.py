@@ -6,7 +6,7 @@ from itertools import count
 import torch
 from torch import Tensor
 
-from paralab.convex.method import Iterate, Method, Settings, no_bound
+from paralab.convex.method import Iterate, Method, Settings
 from paralab.convex.softmax import SoftmaxRegression
 
 _DECREASE, _SHRINK = 1e-4, 0.5  # of the line search: share of the predicted decrease, and factor of the step
@@ -66,4 +66,4 @@ def _backtrack(
     return None
 
 
-NEWTON = Method("newton", "quadratic", iterate, no_bound)
+NEWTON = Method("newton", "quadratic", iterate, bound=None)

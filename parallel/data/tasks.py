@@ -10,13 +10,17 @@ from paralab.data.images import ArrayImages
 from paralab.data.noise import to_normals, uniforms
 
 
-class Classify:
-    """Inputs are images (rows, channels, height, width), targets their labels (rows,) int64."""
+class OfSamples:
+    """Base of tasks: what they say of their data is what the samples say."""
 
     def __init__(self, samples: Samples) -> None:
         self.samples = samples
         self.name, self.sha256, self.found = samples.name, samples.sha256, samples.found
         self.n_samples = samples.n_samples
+
+
+class Classify(OfSamples):
+    """Inputs are images (rows, channels, height, width), targets their labels (rows,) int64."""
 
     def collate(self, indices: np.ndarray, *, positions: np.ndarray, seed: int) -> Batch:
         images, labels = self.samples.load(indices)
@@ -36,7 +40,7 @@ class ClassifyStored(Classify):
         return Batch((self.samples.cast(batch.inputs[0]),), batch.targets)
 
 
-class Denoise:
+class Denoise(OfSamples):
     """Predict the noise of a variance-exploding diffusion (Song et al. 2021, section 3.4).
 
     The noise level sigma of a sample is log-uniform in [sigma_min, sigma_max]; the model is shown
@@ -45,9 +49,8 @@ class Denoise:
     """
 
     def __init__(self, samples: Samples, *, sigma_min: float, sigma_max: float) -> None:
-        self.samples, self.sigma_min, self.sigma_max = samples, sigma_min, sigma_max
-        self.name, self.sha256, self.found = samples.name, samples.sha256, samples.found
-        self.n_samples = samples.n_samples
+        super().__init__(samples)
+        self.sigma_min, self.sigma_max = sigma_min, sigma_max
 
     def collate(self, indices: np.ndarray, *, positions: np.ndarray, seed: int) -> Batch:
         clean, *labels = self.samples.load(indices)

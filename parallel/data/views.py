@@ -11,8 +11,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from paralab.data.dataset import Batch, Samples
+from paralab.data.dataset import Batch
 from paralab.data.noise import uniforms
+from paralab.data.tasks import OfSamples
 
 # Random crops are those of He et al. 2016 in torchvision's form, of a larger share: digits have no background to spare.
 LEAST_AREA, LARGEST_ASPECT = 0.5, 4 / 3
@@ -22,13 +23,8 @@ BLACK = -1.0  # of images in [-1, 1]
 DRAWS = 8  # of one view
 
 
-class Views:
+class Views(OfSamples):
     """Inputs are two views of each image, both (rows, channels, size, size); targets are labels (rows,) int64."""
-
-    def __init__(self, samples: Samples) -> None:
-        self.samples = samples
-        self.name, self.sha256, self.found = samples.name, samples.sha256, samples.found
-        self.n_samples = samples.n_samples
 
     def collate(self, indices: np.ndarray, *, positions: np.ndarray, seed: int) -> Batch:
         images, labels = self.samples.load(indices)

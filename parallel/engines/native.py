@@ -5,21 +5,21 @@ layout it is.
 """
 
 import contextlib
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from math import prod
 from typing import TYPE_CHECKING
 
 import torch
 import torch.distributed as dist
-from torch import Tensor, nn
+from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensor
 
 from paralab.axes import eight_bits, used
-from paralab.axes.compose import compose
+from paralab.axes.compose import Composed, compose
 from paralab.axes.context import BuildContext
 from paralab.axes.initialise import local
-from paralab.axes.optimizer import Piece, learning_rate, set_learning_rate
+from paralab.axes.optimizer import learning_rate, set_learning_rate
 from paralab.axes.pipeline.stages import PipelineSchedule
 from paralab.axes.precision import in_dtype, weight_dtype
 from paralab.data.dataset import Batch
@@ -34,23 +34,14 @@ if TYPE_CHECKING:
 
 def build(context: BuildContext) -> "NativeEngine":
     """Build the engine of a layout on this rank."""
-    return NativeEngine(context, **vars(compose(context)))
+    return NativeEngine(**vars(compose(context)), context=context)
 
 
 @dataclass
-class NativeEngine(Engine):
-    """One optimizer step over the parts of a model that this rank holds; its fields are those of `Composed`."""
+class NativeEngine(Composed, Engine):
+    """One optimizer step over the parts of a model that this rank holds."""
 
-    context: BuildContext
-    parts: list[nn.Module]
-    pieces: list[Piece]
-    optimizer: torch.optim.Optimizer
-    forward_backward: Callable[[Batch, float], Tensor]
-    finish: list[Callable[[], None]] = field(default_factory=list)
-    share: Callable[[], None] | None = None
-    duplicates: set[int] = field(default_factory=set)
-    states: Sequence[Tensor] = ()
-    refresh: Callable[[], None] | None = None
+    context: BuildContext = field(kw_only=True)
     steps_done: int = 0
     rounded: tuple[int, int] = (0, 0)  # blocks of 8-bit moments that a checkpoint had otherwise, and all that it gave
 

@@ -14,6 +14,7 @@ from torch.utils._pytree import tree_leaves, tree_map
 from paralab.axes.blocks import blocks_of
 from paralab.axes.precision import in_dtype
 from paralab.axes.tensor.rules import plan_problems
+from paralab.data.dataset import Batch
 from paralab.errors import ConfigError, LayoutError, did_you_mean
 from paralab.library.batches import Form
 from paralab.library.pipeline import Pipeline, check_names
@@ -111,65 +112,78 @@ def forward_of(part: nn.Module) -> Forward:
     return forward
 
 
-def spec_of(
-    skeleton: nn.Module,
-    *,
-    name: str,
-    loss: Loss | None,
-    initialise: Initialise | None,
-    blocks: str | None,
-    tensor: Mapping[str, Style],
-    pipeline: Pipeline | None,
-    form: Callable[[], Form | None],
-    example: Callable[[int], tuple[tuple[Tensor, ...], Tensor]] | None,
-    architecture: str,
-) -> "ModelSpec[OwnConfig]":
-    """Return what a module is to the rest of the house. skeleton: on the meta device.
+@dataclass(frozen=True, kw_only=True)
+class Told:
+    """What a program says of its module, as `parallelize` takes it. batch: an example, whose shapes count."""
 
-    Raises: LayoutError where blocks, tensor plan or pipeline name what the module does not have.
-    """
-    names = _blocks(skeleton, blocks)
-    if problem := next(plan_problems(tensor, dict(skeleton.named_modules())), None):
-        raise LayoutError(f"tensor={{...}}: {problem}")
-    if pipeline is not None:
-        check_names(pipeline, skeleton)
-    config = OwnConfig(architecture)
-    known: list[Needs] = []  # the same for every stage
+    loss: Loss | None = None
+    initialise: Initialise | None = None
+    blocks: str | None = None
+    tensor: Mapping[str, Style] | None = None
+    pipeline: Pipeline | None = None
+    batch: Batch | None = None
 
-    def shapes(config: OwnConfig, rows: int) -> tuple[tuple[Tensor, ...], Tensor]:
-        if example is None:
+
+class _Own:
+    """A module of a program's own as a `ModelSpec` asks for it. form: how a batch lies in its tensors, once seen."""
+
+    def __init__(self, skeleton: nn.Module, told: Told, form: Callable[[], Form | None]) -> None:
+        self.skeleton, self.told, self.form = skeleton, told, form
+        self._needs: Needs | None = None  # the same for every stage
+
+    def example(self, config: OwnConfig, rows: int) -> tuple[tuple[Tensor, ...], Tensor]:
+        batch = self.told.batch
+        if batch is None:
             raise LayoutError(
                 "stages of a pipeline pass on tensors whose shapes have to be known: give parallelize an example=batch"
             )
-        return example(rows)
 
-    def needs(module: nn.Module) -> Needs:
-        if not known:
-            inputs, _ = shapes(config, 1)
-            seen = form()
-            assert pipeline is not None and seen is not None
-            dtype = next((p.dtype for p in module.parameters() if p.is_floating_point()), torch.float32)
-            known.append(needs_of(module, pipeline, seen, tuple(in_dtype(x, dtype).to("meta") for x in inputs)))
-        return known[0]
+        def of(x: Tensor) -> Tensor:
+            return torch.zeros((rows, *x.shape[1:]), dtype=x.dtype)
 
-    def build(config: OwnConfig) -> nn.Module:
-        module = copy.deepcopy(skeleton)
-        forward = Forward(module, loss, pipeline)
-        forward.form = form()
-        forward.needs = needs
+        return tuple(map(of, batch.inputs)), of(batch.targets)
+
+    def build(self, config: OwnConfig) -> nn.Module:
+        module = copy.deepcopy(self.skeleton)
+        forward = Forward(module, self.told.loss, self.told.pipeline)
+        forward.form = self.form()
+        forward.needs = lambda whole: self.needs(whole, config)
         module.forward = module.own_forward = forward  # type: ignore[assignment]
         return module
 
-    def init(config: OwnConfig, name: str, tensor: Tensor, generator: torch.Generator) -> None:
-        assert initialise is not None
-        initialise(name, tensor, generator)
+    def needs(self, whole: nn.Module, config: OwnConfig) -> Needs:
+        if self._needs is None:
+            inputs, _ = self.example(config, 1)
+            form, pipeline = self.form(), self.told.pipeline
+            assert pipeline is not None and form is not None
+            dtype = next((p.dtype for p in whole.parameters() if p.is_floating_point()), torch.float32)
+            self._needs = needs_of(whole, pipeline, form, tuple(in_dtype(x, dtype).to("meta") for x in inputs))
+        return self._needs
 
+    def init(self, config: OwnConfig, name: str, tensor: Tensor, generator: torch.Generator) -> None:
+        assert self.told.initialise is not None
+        self.told.initialise(name, tensor, generator)
+
+
+def spec_of(
+    skeleton: nn.Module, told: Told, *, form: Callable[[], Form | None], architecture: str
+) -> "ModelSpec[OwnConfig]":
+    """Return what a module is to the rest of the house. skeleton: on the meta device. form, architecture: of it.
+
+    Raises: LayoutError where blocks, tensor plan or pipeline name what the module does not have.
+    """
+    names, tensor = _blocks(skeleton, told.blocks), told.tensor or {}
+    if problem := next(plan_problems(tensor, dict(skeleton.named_modules())), None):
+        raise LayoutError(f"tensor={{...}}: {problem}")
+    if told.pipeline is not None:
+        check_names(told.pipeline, skeleton)
+    own = _Own(skeleton, told, form)
     return ModelSpec(
-        name=name,
-        sizes={"own": config},
-        build=build,
-        init=init,
-        example=shapes,
+        name=type(skeleton).__name__,
+        sizes={"own": OwnConfig(architecture)},
+        build=own.build,
+        init=own.init,
+        example=own.example,
         block_names=lambda config: names,
         cut=_cut,
         data=lambda config: "own",

@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, Literal
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from paralab.axes.check import check_split
 from paralab.axes.pipeline.rules import without_blocks
@@ -17,7 +17,7 @@ from paralab.layout import strategies as named
 from paralab.library import values as own_values
 from paralab.library.alike import check_alike, draw_alike
 from paralab.library.optimizer import MakeOptimizer, MakeScheduler, check_asked
-from paralab.library.own import Initialise, Loss, OwnConfig, check_stages, spec_of
+from paralab.library.own import Initialise, Loss, OwnConfig, Told, check_stages, spec_of
 from paralab.library.pipeline import Pipeline, without_ends
 from paralab.library.sharding import division_of
 from paralab.library.trainer import Trainer
@@ -93,22 +93,13 @@ def parallelize(
     )
     trainer = Trainer(world, run, split, has_loss=loss is not None)
     batch = trainer._seen(example) if example is not None else None
-    architecture = own_values.digest(skeleton)
-    spec: ModelSpec[OwnConfig] = spec_of(
-        skeleton,
-        name=type(skeleton).__name__,
-        loss=loss,
-        initialise=initialise,
-        blocks=blocks,
-        tensor=tensor or {},
-        pipeline=pipeline,
-        form=lambda: trainer.form,
-        example=example_of(batch) if batch is not None else None,
-        architecture=architecture,
-    )
-    config = spec.config()
-    check_axes(split, spec, config, skeleton, pipeline)
-    check_compiled(run, split, spec, config)
+    told = Told(loss=loss, initialise=initialise, blocks=blocks, tensor=tensor, pipeline=pipeline, batch=batch)
+    spec = spec_of(skeleton, told, form=lambda: trainer.form, architecture=own_values.digest(skeleton))
+    check_axes(split, spec, skeleton, pipeline)
+    check_compiled(run, split, spec, spec.config())
+    mesh = make_mesh(split, world.device)
+    check_alike(spec.config().architecture, mesh)
+    draw_alike(before, mesh)
     brought = Brought(
         own_values.tensors_of(skeleton),
         optimizer,
@@ -118,15 +109,18 @@ def parallelize(
         values=values,
         drawn=initialise is not None,
         spec=spec,
-        config=config,
+        config=spec.config(),
     )
-    mesh = make_mesh(split, world.device)
-    check_alike(architecture, mesh)
-    draw_alike(before, mesh)
-    rows = len(batch) if batch is not None else split.dp * split.micro_batches * accumulation
-    work = OwnWork(run, spec, config, "own", split, division_of(split, rows, accumulation), brought)
-    trainer._build(work, mesh)
+    trainer._build(_work(run, spec, batch, brought), mesh)
     return trainer
+
+
+def _work(run: OwnRun, spec: ModelSpec[OwnConfig], batch: Batch | None, brought: Brought) -> OwnWork:
+    """Return what is to be run. batch: an example; without it a micro-batch has one row until another is seen."""
+    layout = run.layout
+    assert layout is not None
+    rows = len(batch) if batch is not None else layout.dp * layout.micro_batches * run.accumulation
+    return OwnWork(run, spec, spec.config(), "own", layout, division_of(layout, rows, run.accumulation), brought)
 
 
 def _layout(layout: Layout | str, world: World) -> Layout:
@@ -152,10 +146,9 @@ def _layout(layout: Layout | str, world: World) -> Layout:
     return layout
 
 
-def check_axes(
-    layout: Layout, spec: ModelSpec[OwnConfig], config: OwnConfig, skeleton: nn.Module, pipeline: Pipeline | None
-) -> None:
+def check_axes(layout: Layout, spec: ModelSpec[OwnConfig], skeleton: nn.Module, pipeline: Pipeline | None) -> None:
     """Raise LayoutError where an axis of the layout is not told enough of the module."""
+    config = spec.config()
     if layout.tp > 1 and not spec.tensor_plan(config):
         raise LayoutError(without_plan(spec.name, skeleton, give="give tensor={plan}"))
     if layout.pp > 1 and not spec.blocks(config):
@@ -165,13 +158,3 @@ def check_axes(
     check_split(layout, spec=spec, config=config)
     if layout.pp > 1:
         check_stages(spec.on_meta(config), spec.blocks(config))
-
-
-def example_of(batch: Batch) -> Callable[[int], tuple[tuple[Tensor, ...], Tensor]]:
-    def example(rows: int) -> tuple[tuple[Tensor, ...], Tensor]:
-        def of(x: Tensor) -> Tensor:
-            return torch.zeros((rows, *x.shape[1:]), dtype=x.dtype)
-
-        return tuple(map(of, batch.inputs)), of(batch.targets)
-
-    return example

@@ -3,6 +3,7 @@
 import textwrap
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from fractions import Fraction
 from typing import Any
 
 from torch import nn
@@ -14,8 +15,8 @@ from paralab.layout import Layout
 from paralab.layout import strategies as named
 from paralab.library import values as own_values
 from paralab.library.batches import Form, flatten
-from paralab.library.own import Loss, spec_of
-from paralab.library.parallelize import check_axes, example_of
+from paralab.library.own import Loss, Told, spec_of
+from paralab.library.parallelize import check_axes
 from paralab.library.pipeline import Pipeline
 from paralab.library.sharding import division_of
 from paralab.library.work import Brought, OwnRun, OwnWork
@@ -86,37 +87,32 @@ def plan(
     def seen() -> Form:
         return form
 
-    spec = spec_of(
-        skeleton,
-        name=type(skeleton).__name__,
-        loss=loss,
-        initialise=None,
-        blocks=blocks,
-        tensor=tensor or {},
-        pipeline=pipeline,
-        form=seen,
-        example=example_of(batch),
-        architecture=own_values.digest(skeleton),
-    )
+    told = Told(loss=loss, blocks=blocks, tensor=tensor, pipeline=pipeline, batch=batch)
+    spec = spec_of(skeleton, told, form=seen, architecture=own_values.digest(skeleton))
     config = spec.config()
     brought = Brought(own_values.tensors_of(skeleton), _no_optimizer, None, seed=0)
 
     def cost(strategy: str, layout: Layout) -> Planned:
-        check_axes(layout, spec, config, skeleton, pipeline)
+        check_axes(layout, spec, skeleton, pipeline)
         run = OwnRun(layout=layout, engine="torch", precision=precision, accumulation=accumulation, optimizer=optimizer)
         division = division_of(layout, len(batch), accumulation)
         work = OwnWork(run, spec, config, "own", layout, division, brought)
-        try:
-            sent = [predicted_sent(work, pp_rank).ring_bytes for pp_rank in range(layout.pp)]
-        except Exception as error:
-            said = f"{type(error).__name__}: {' '.join(str(error).split())[:120]}"
-            raise LayoutError(
-                f"a forward pass without values fails ({said}), so that nobody knows what is sent: try it with prove()"
-            ) from error
+        sent = [_sent(work, pp_rank) for pp_rank in range(layout.pp)]
         most = max(sent, key=lambda by_axis: sum(by_axis.values()))
         return Planned(strategy, layout, state_bytes(work).total, {axis: float(n) for axis, n in most.items()})
 
     return Plan(_rows(processes, cost))
+
+
+def _sent(work: OwnWork, pp_rank: int) -> Mapping[str, Fraction]:
+    """Return the bytes that a rank of a stage sends in a step, by axis. Raises: LayoutError."""
+    try:
+        return predicted_sent(work, pp_rank).ring_bytes
+    except Exception as error:  # of the module, which may be any
+        said = f"{type(error).__name__}: {' '.join(str(error).split())[:120]}"
+        raise LayoutError(
+            f"a forward pass without values fails ({said}), so that nobody knows what is sent: try it with prove()"
+        ) from error
 
 
 def _rows(processes: int, cost: Callable[[str, Layout], Planned]) -> Iterator[Planned]:
