@@ -301,7 +301,7 @@ def _csv_rows(path: Path, column: str) -> Iterator[Any]:
 
 
 def _parquet_rows(path: Path, column: str) -> Iterator[Any]:
-    import pyarrow.parquet  # type: ignore[import-untyped]
+    import pyarrow.parquet
 
     try:
         with pyarrow.parquet.ParquetFile(path, page_checksum_verification=True) as file:

@@ -41,7 +41,7 @@ class StepTimes:
     step_time_mad_s: float  # median absolute deviation from the median, not scaled
 
 
-def summarise(step_times_s: Sequence[float]) -> StepTimes:
+def summarise(step_times_s: Sequence[float] | np.ndarray) -> StepTimes:
     """Cut the warm-up and describe what is left.
 
     Raises: ValueError for an empty series or times that are not finite.

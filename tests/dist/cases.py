@@ -1,6 +1,7 @@
 """What the workers run. Each function is called in every worker, with its rank first."""
 
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch.distributed as dist
@@ -27,7 +28,7 @@ from paralab.processes.mesh import Mesh, make_mesh
 from paralab.processes.rank import Rank
 
 # As many blocks as most layouts have stages: under tensor parallelism a case takes as long as its blocks are many.
-SHALLOW = {
+SHALLOW: dict[str, dict[str, Any]] = {
     "gpt2": {"size": "4x32x4v257", "seq_len": 16},
     "llama": {"size": "4x32x8/4f48v257", "seq_len": 16},
     "mixtral": {"size": "4x32x8/4e8/2f24v257", "seq_len": 16},

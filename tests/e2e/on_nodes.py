@@ -56,7 +56,7 @@ def train_cut_off(folder: Path) -> None:
             subprocess.run("ip link set eth0 down", shell=True, check=True)
         return take(engine, batch)
 
-    NativeEngine.step = step  # type: ignore[method-assign]
+    NativeEngine.step = step  # type: ignore[method-assign, assignment]
     words = ["--model", "gpt2", "--size", "tiny", "--strategy", "ddp", "--global-batch-size", "2", "--save-every", "2"]
     sys.exit(main([*words, "--eval-samples", "2", "--steps", "100000", "--out", str(folder)]))
 

@@ -127,7 +127,7 @@ def test_a_row_tells_what_the_gpu_did(tmp_path: Path) -> None:
     assert row.gpu_name == torch.cuda.get_device_name(0)
     assert row.mfu is not None and 0 < row.mfu < 1
     used = (row.memory_tensors_peak_bytes, row.gpu_allocated_peak_bytes, row.gpu_reserved_peak_bytes)
-    assert None not in used and sorted(used) == list(used)  # type: ignore[type-var]
+    assert None not in used and sorted(used) == list(used)
     assert row.gpu_utilisation_max_share and row.gpu_power_mean_w and row.energy_j and row.driver_version
 
 

@@ -3,6 +3,7 @@
 import re
 from dataclasses import fields
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -83,7 +84,7 @@ def test_another_page_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_every_layout_that_a_document_types_can_run() -> None:
-    typed = {}
+    typed: dict[str, Any] = {}
     for page in (DOCS.parent / "README.md", *DOCS.glob("*.md")):
         found = re.findall(r"--layouts? ([a-z0-9./,]*\d[a-z0-9./,]*)", page.read_text(encoding="utf-8"))
         typed |= {layout.rstrip(".,"): page.name for words in found for layout in words.split(",") if layout}

@@ -24,7 +24,7 @@ from paralab.commands.explain_text import text
 from paralab.errors import LayoutError
 from paralab.layout import Layout
 from paralab.layout.strategies import name_of
-from paralab.layout.words import number_option
+from paralab.layout.words import LayoutOption, number_option
 from paralab.options.config import RunConfig
 from paralab.planning.resolve import resolve
 from paralab.processes.failure import Failure
@@ -38,7 +38,7 @@ class Twins(Axis):
     """Ranks that see the same samples, and average the gradients that each of them made of these."""
 
     name, title = "tw", "twin"
-    options = (number_option("every", "every", default=1, examples=("every2",)),)
+    options: tuple[LayoutOption, ...] = (number_option("every", "every", default=1, examples=("every2",)),)
 
     def after_backward(self, parts: Any, context: Any) -> Finish:
         def average() -> None:

@@ -1,8 +1,9 @@
 """The single-process engine against a loop written by hand with torch's own parts: it is what parity is measured by."""
 
 from collections.abc import Iterator
+from functools import partial
 from itertools import islice
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import torch
@@ -18,7 +19,8 @@ from paralab.data.dataset import Batch
 from paralab.engines import native
 from paralab.engines.native import LossScale, _row_norms
 from paralab.layout import Layout
-from paralab.models.gpt2 import GPT2
+from paralab.models.gpt2 import GPT2, GPT2Config
+from paralab.options.choices import OptimizerName
 from paralab.options.config import RunConfig
 from paralab.planning.batches import training_batches
 from paralab.planning.resolve import Work, resolve
@@ -39,7 +41,7 @@ def batches_of(work: Work) -> Iterator[Batch]:
 def by_hand(work: Work) -> tuple[list[float], list[float], dict[str, Tensor]]:
     """Train GPT-2 the way a user would write it: logits, cross_entropy, clip_grad_norm_, a torch optimizer."""
     run = work.run
-    model = GPT2(work.model_config).double()
+    model = GPT2(cast(GPT2Config, work.model_config)).double()
     initialise(model, spec=work.spec, config=work.model_config, seed=run.seed)
     matrices = [p for p in model.parameters() if p.ndim >= 2]
     others = [p for p in model.parameters() if p.ndim < 2]
@@ -83,7 +85,7 @@ def test_one_process_is_the_loop_written_by_hand(options: dict[str, Any], accumu
     assert_close([r.grad_norm.item() for r in results], norms, rtol=1e-12, atol=0)
     assert losses[-1] < losses[0]
     for name, parameter in engine.parameters():
-        assert_close(parameter, parameters[name], rtol=1e-9, atol=1e-9, msg=lambda text, name=name: f"{name}: {text}")
+        assert_close(parameter, parameters[name], rtol=1e-9, atol=1e-9, msg=partial("{}: {}".format, name))
 
 
 def test_biases_and_norms_do_not_decay() -> None:
@@ -122,7 +124,7 @@ def test_the_shares_of_all_ranks_are_the_rows_once(rows: int, ranks: int) -> Non
 
 
 @pytest.mark.parametrize("optimizer", ["adamw", "sgd"])
-def test_updating_by_shares_is_updating_the_whole(optimizer: str) -> None:
+def test_updating_by_shares_is_updating_the_whole(optimizer: OptimizerName) -> None:
     run = RunConfig(optimizer=optimizer)
     shapes = [(5, 3), (4,), (1, 2), (7,)]
     generator = torch.Generator().manual_seed(0)

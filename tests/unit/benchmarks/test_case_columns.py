@@ -1,12 +1,14 @@
 """Columns of a case that are counted: what is computed again, what compiling takes."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
 from paralab.axes.recompute import recomputation_ratio
 from paralab.benchmarks import case
+from paralab.layout import Layout
 from paralab.measure.steady import summarise
 from paralab.models import SPECS
 from paralab.options.config import RunConfig
@@ -50,7 +52,9 @@ def test_a_row_has_the_classes_of_the_model(model: str, size: str, n_classes: in
 def test_hfu_is_empty_where_backward_is_split_and_blocks_are_recomputed(
     layout: str, checkpointing: str, known: bool
 ) -> None:
-    work = resolve(RunConfig(size="tiny", layout=layout, checkpointing=checkpointing, global_batch_size=4))
+    work = resolve(
+        RunConfig(size="tiny", layout=Layout.parse(layout), checkpointing=checkpointing, global_batch_size=4)
+    )
     times = [0.5] * 4
     columns = case._efficiency_columns(work, [case.RankResult(peak_flops=1e12)], summarise(times), times)
     assert columns["mfu"] > 0
@@ -60,7 +64,7 @@ def test_hfu_is_empty_where_backward_is_split_and_blocks_are_recomputed(
 
 def test_a_row_tells_how_batches_were_loaded_and_what_is_where(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.accelerator, "is_available", lambda: True)  # otherwise --non-blocking is refused
-    options = {"loader_workers": 2, "cast_on_device": True, "channels_last": True, "norm": "group"}
+    options: dict[str, Any] = {"loader_workers": 2, "cast_on_device": True, "channels_last": True, "norm": "group"}
     run = RunConfig(model="resnet", size="tiny", nproc=1, non_blocking=True, **options)
     got = case.describe(resolve(run), case.Requested(), Rank.from_env(), torch.device("cpu"))
     assert {name: got[name] for name in options} == options

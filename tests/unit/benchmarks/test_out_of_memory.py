@@ -5,11 +5,12 @@ from dataclasses import replace
 import pytest
 
 from paralab.benchmarks import out_of_memory
+from paralab.layout import Layout
 from paralab.measure import dry_run, memory
 from paralab.options.config import RunConfig
 from paralab.planning.resolve import resolve
 
-RUN = RunConfig(size="4x32x4v257", seq_len=64, layout="dp2", global_batch_size=16)
+RUN = RunConfig(size="4x32x4v257", seq_len=64, layout=Layout.parse("dp2"), global_batch_size=16)
 
 
 def test_the_largest_tensors_are_those_of_the_peak_with_their_places(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -33,7 +34,7 @@ def test_options_are_tried_and_those_that_need_less_are_told() -> None:
     for option, changed in (
         ("--checkpointing full", replace(RUN, checkpointing="full")),
         ("--accumulation 2", replace(RUN, accumulation=2)),
-        ("--layout dp2/zero3", replace(RUN, layout="dp2/zero3")),
+        ("--layout dp2/zero3", replace(RUN, layout=Layout.parse("dp2/zero3"))),
     ):
         (seen, *_) = dry_run.dry_run(resolve(changed, dry=True), backend="gloo")
         assert seen.memory.peak_bytes == found[option]

@@ -20,6 +20,7 @@ from paralab.benchmarks.peers import (
 from paralab.benchmarks.variants import OWN_VARIANTS, VARIANTS, chosen
 from paralab.errors import ConfigError, WorldError
 from paralab.layout import Layout
+from paralab.options.choices import Precision
 from paralab.options.flags import resolve as read_config
 from paralab.planning.batches import training_batches
 from paralab.planning.resolve import resolve
@@ -43,7 +44,7 @@ def results(**step_s: list[float]) -> dict[str, list[dict[str, Any]]]:
 
 @pytest.mark.parametrize("variant", ["plain loop", "transformers"])
 @pytest.mark.parametrize("precision", list(TOLERANCES))
-def test_a_baseline_of_one_process_trains_as_ours_does(variant: str, precision: str) -> None:
+def test_a_baseline_of_one_process_trains_as_ours_does(variant: str, precision: Precision) -> None:
     work = resolve(config(precision=precision))
     mesh = Mesh(Layout(), torch.device("cpu"))
     batches = list(islice(training_batches(work, mesh), STEPS))

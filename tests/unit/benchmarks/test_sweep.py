@@ -7,6 +7,7 @@ from dataclasses import replace
 from datetime import timedelta
 from itertools import count
 from pathlib import Path
+from typing import Any
 from uuid import uuid4
 
 import pytest
@@ -220,10 +221,16 @@ ROW = RunRecord(
 )
 
 
-def leave_row(runner: Runner, case: Case, repeat: int, **columns: object) -> RunRecord:
+def leave_row(runner: Runner, case: Case, repeat: int, **columns: Any) -> RunRecord:
     """Append what the run of a case leaves."""
     commit, dirty = runner.code
-    left = {"group": runner.group, "repeat": repeat, "command": case.command, "git_commit": commit, "git_dirty": dirty}
+    left: dict[str, Any] = {
+        "group": runner.group,
+        "repeat": repeat,
+        "command": case.command,
+        "git_commit": commit,
+        "git_dirty": dirty,
+    }
     row = replace(ROW, run_id=uuid4().hex, **left | columns)
     append(runner.out, row)
     return row

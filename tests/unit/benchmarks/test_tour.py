@@ -1,6 +1,7 @@
 """What a tour prints: a table that fits a terminal, what one saw, and what to type next."""
 
 from dataclasses import replace
+from typing import Any
 
 import pytest
 
@@ -12,7 +13,7 @@ from paralab.records.row import RunRecord
 MIB = 2**20
 
 
-def row(strategy: str, layout: str, **columns: object) -> RunRecord:
+def row(strategy: str, layout: str, **columns: Any) -> RunRecord:
     return replace(
         RunRecord(
             run_id=strategy,
@@ -73,7 +74,7 @@ def test_a_strategy_that_computes_something_else_says_what_differs(capsys: pytes
     ],
 )
 def test_parity_on_a_part_is_not_shown_as_passed(
-    cells: dict[str, object], cell: str, said: str, capsys: pytest.CaptureFixture
+    cells: dict[str, Any], cell: str, said: str, capsys: pytest.CaptureFixture
 ) -> None:
     found = replace(ROWS[1], tokens_per_s=1.0, **cells)
     Table(9).row(found)

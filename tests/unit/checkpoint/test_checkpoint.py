@@ -9,9 +9,10 @@ import resource
 import shutil
 import threading
 from collections.abc import Callable
-from itertools import islice
+from itertools import islice, product
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -33,8 +34,8 @@ from paralab.processes.mesh import make_mesh
 ONE_BLOCK = {"size": "1x32x4v257", "seq_len": 16}
 
 
-def build(**options: object) -> NativeEngine:
-    model = {} if "model" in options else {"model": "gpt2", **ONE_BLOCK}
+def build(**options: Any) -> NativeEngine:
+    model: dict[str, Any] = {} if "model" in options else {"model": "gpt2", **ONE_BLOCK}
     run = RunConfig(**{**model, "layout": Layout(), "global_batch_size": 4, **options})
     work = resolve(run)
     return native.build(work.context(make_mesh(work.layout, torch.device("cpu"))))
@@ -63,7 +64,7 @@ def run_folder(saved: Path, tmp_path: Path) -> Path:
     return shutil.copytree(saved, tmp_path / "run")
 
 
-def saver_for(engine: NativeEngine, folder: Path, **options: object) -> Saver:
+def saver_for(engine: NativeEngine, folder: Path, **options: Any) -> Saver:
     return Saver(folder, mesh=engine.context.mesh, **options)
 
 
@@ -419,7 +420,7 @@ def test_a_flipped_bit_in_the_format_is_damage(run_folder: Path) -> None:
 
 @pytest.mark.parametrize(
     ("name", "value"),
-    [(name, value) for name in ("step", "good_steps") for value in ("2", -1, None, 2.0, True, 10**20, [2], {}, ...)]
+    list(product(("step", "good_steps"), ("2", -1, None, 2.0, True, 10**20, [2], {}, ...)))
     + [("step", 1), ("metric", "low"), ("metric", True), ("metric", 10**400), ("work", []), ("run", None)]
     + [("loss_scale", value) for value in ("1", 0, -1.0, None, float("inf"), float("nan"), 10**400)]
     + [("torch", 2), ("format", "1"), ("format", 0), ("format", True), ("format", 1.0), ("format", ...), ("more", 1)],

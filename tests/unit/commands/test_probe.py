@@ -36,8 +36,8 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> str:
 def runs(data: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Checkpoints after two steps, in folders named by their models."""
     folder = tmp_path_factory.mktemp("runs")
-    for model, options in (("vicreg", {"data": data}), ("resnet", {"data": data}), ("gpt2", {})):
-        run = RunConfig(model=model, size="tiny", layout=Layout(), global_batch_size=8, **options)
+    for model, given in (("vicreg", data), ("resnet", data), ("gpt2", None)):
+        run = RunConfig(model=model, size="tiny", layout=Layout(), global_batch_size=8, data=given)
         work = resolve(run)
         mesh = make_mesh(work.layout, torch.device("cpu"))
         engine, batches = native.build(work.context(mesh)), training_batches(work, mesh)

@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from dataclasses import replace
 from itertools import islice, pairwise
+from typing import Any
 
 import numpy as np
 import pytest
@@ -66,7 +67,7 @@ def test_it_is_the_function_of_the_model(problem: SoftmaxRegression) -> None:
     """Of weights on centred pixels, with the bias that stands for their means."""
     pixels, labels = images()
     spec = SPECS["logistic"]
-    model = spec.build(replace(spec.config("7"), image_size=2, n_classes=CLASSES)).double()
+    model: Any = spec.build(replace(spec.config("7"), image_size=2, n_classes=CLASSES)).double()
     point = point_of(problem)
     mean = pixels.flatten(1).double().mean(0)
     with torch.no_grad():

@@ -19,6 +19,7 @@ from paralab.curation.planted import jaccard, plant
 from paralab.curation.signatures import EXACT, Near, minhash, shingles
 from paralab.curation.units import Texts
 from paralab.data import open_dataset
+from paralab.data.text import TokenWindows
 from paralab.errors import DataError, UsageError
 from paralab.models.gpt2 import GPT2Config
 
@@ -94,7 +95,8 @@ def test_what_is_kept_of_a_plain_text_can_be_trained_on(tmp_path: Path) -> None:
     assert dedup(text, "--out", out, "--exact", "--by", "line") == 0
     assert out.read_text() == "one\ntwo\nthree\nfour\n"
     config = GPT2Config(1, 8, 1, seq_len=8, vocab_size=257, tokenizer="bytes")
-    assert open_dataset(f"file:{out}", config=config).n_tokens == len("one\ntwo\nthree\nfour")
+    read = open_dataset(f"file:{out}", config=config)
+    assert isinstance(read, TokenWindows) and read.n_tokens == len("one\ntwo\nthree\nfour")
 
 
 def test_whole_files_are_documents_that_are_read_in_blocks(tmp_path: Path) -> None:

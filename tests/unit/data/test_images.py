@@ -5,8 +5,10 @@ import os
 import shutil
 import struct
 import zlib
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,6 +16,7 @@ import torch
 from PIL import Image
 
 from paralab.data import assets, count_classes, open_dataset
+from paralab.data.dataset import Dataset
 from paralab.data.pixels import decode, fit
 from paralab.errors import DataError
 from paralab.models.resnet import ResNetConfig
@@ -32,7 +35,7 @@ def idx(array: np.ndarray) -> bytes:
     return struct.pack(f">HBB{array.ndim}I", 0, 8, array.ndim, *array.shape) + array.tobytes()
 
 
-def load(dataset: object, n: int) -> tuple[torch.Tensor, torch.Tensor]:
+def load(dataset: Dataset, n: int) -> tuple[torch.Tensor, torch.Tensor]:
     batch = dataset.collate(np.arange(n), positions=np.arange(n), seed=0)
     return batch.inputs[0], batch.targets
 
@@ -104,7 +107,7 @@ def damage_zip(folder: Path) -> None:
         (damage_zip, "damaged"),
     ],
 )
-def test_damaged_idx_folders(tmp_path: Path, damage: object, message: str) -> None:
+def test_damaged_idx_folders(tmp_path: Path, damage: Callable[[Path], object], message: str) -> None:
     (tmp_path / "train-images-idx3-ubyte").write_bytes(idx(np.zeros((4, 28, 28), dtype=np.uint8)))
     (tmp_path / "train-labels-idx1-ubyte").write_bytes(idx(np.arange(4, dtype=np.uint8)))
     damage(tmp_path)
@@ -255,7 +258,7 @@ def test_folders_of_another_form_are_refused(tmp_path: Path, counts: dict[str, i
         open_dataset(str(tmp_path), config=CONFIG)
 
 
-def save(path: Path, image: Image.Image, **options: object) -> Path:
+def save(path: Path, image: Image.Image, **options: Any) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     image.save(path, **options)
     return path
@@ -436,7 +439,8 @@ def test_the_line_about_a_folder_can_be_printed(tmp_path: Path) -> None:
 def test_npz_files(tmp_path: Path, names: tuple[str, ...], found: str) -> None:
     images = RNG.integers(0, 256, (20, 28, 28, 3), dtype=np.uint8)
     labels = np.arange(20, dtype=np.uint8)[:, None] % 4
-    np.savez(tmp_path / "set.npz", **{name: images if "x_" in name or "images" in name else labels for name in names})
+    arrays: dict[str, Any] = {name: images if "x_" in name or "images" in name else labels for name in names}
+    np.savez(tmp_path / "set.npz", **arrays)
     config = replace(CONFIG, channels=3)
     dataset = open_dataset(f"file:{tmp_path / 'set.npz'}", config=config)
     assert dataset.found == found
@@ -456,7 +460,7 @@ def test_npz_files(tmp_path: Path, names: tuple[str, ...], found: str) -> None:
         ({"samples": np.zeros(3)}, "holds samples: arrays images and labels are needed"),
     ],
 )
-def test_npz_files_of_another_form(tmp_path: Path, arrays: dict[str, np.ndarray], message: str) -> None:
+def test_npz_files_of_another_form(tmp_path: Path, arrays: dict[str, Any], message: str) -> None:
     path = tmp_path / "set.npz"
     np.savez(path, **arrays)
     with pytest.raises(DataError, match=message):

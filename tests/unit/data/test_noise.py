@@ -11,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from paralab.data import batches, open_dataset
+from paralab.data.dataset import Batch
 from paralab.data.noise import philox, to_normals, uniforms
 from paralab.data.points import SHAPES, Points
 from paralab.errors import DataError, ModelError
@@ -110,7 +111,7 @@ def test_denoise_images() -> None:
 def test_every_division_sees_the_same_draws(division: Division) -> None:
     dataset = open_dataset("spiral", config=POINTS)
 
-    def step_3(its: Division, rank: int) -> object:
+    def step_3(its: Division, rank: int) -> Batch:
         return next(islice(batches(dataset, seed=2, division=its, dp_rank=rank), 3, 4))
 
     whole = step_3(Division(1, 1, 1, division.global_batch_size), 0)

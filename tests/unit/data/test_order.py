@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from paralab.data import Batch, batches, open_dataset
+from paralab.data.dataset import Dataset
 from paralab.data.order import SampleOrder
 from paralab.errors import DataError
 from paralab.layout import Division
@@ -21,7 +22,7 @@ divisions = st.builds(Division, *[st.integers(1, 3)] * 4)
 class Numbers:
     """Sample i is the number i; the target is its position plus a draw of (seed, position)."""
 
-    name, sha256 = "numbers", ""
+    name, sha256, found = "numbers", "", ""
 
     def __init__(self, n_samples: int) -> None:
         self.n_samples = n_samples
@@ -35,7 +36,7 @@ class Broken(Numbers):
         raise DataError("image 7.png cannot be decoded: remove it")
 
 
-def take(n_steps: int, dataset: Numbers, division: Division, **kwargs: object) -> list[list[Batch]]:
+def take(n_steps: int, dataset: Dataset, division: Division, **kwargs: Any) -> list[list[Batch]]:
     """Return [rank][step] batches of every data rank."""
     return [
         list(islice(batches(dataset, seed=3, division=division, dp_rank=rank, **kwargs), n_steps))

@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow
@@ -51,15 +52,19 @@ def offline(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(socket, "getaddrinfo", refuse)
 
 
-def content(dataset: object, *, end: int = 256) -> list[int]:
+def content(dataset: TokenWindows, *, end: int = 256) -> list[int]:
     """Return all token ids of a split, from the token file. end: stands for the end of a text."""
     return [end if token == 256 else token for token in dataset.file.tokens().tolist()]
 
 
-def opened(path: Path, split: str = "train", **options: object) -> TokenWindows:
-    dataset = open_dataset(f"file:{path}", config=CONFIG, split=split, text=TextOptions(**options))
+def open_windows(data: str, **options: Any) -> TokenWindows:
+    dataset = open_dataset(data, **options)
     assert isinstance(dataset, TokenWindows)
     return dataset
+
+
+def opened(path: Path, split: str = "train", **options: Any) -> TokenWindows:
+    return open_windows(f"file:{path}", config=CONFIG, split=split, text=TextOptions(**options))
 
 
 def documents(n: int) -> list[str]:
@@ -75,7 +80,7 @@ def test_gpt2_encoding_needs_no_network(offline: None) -> None:
     gpt2 = encoding()
     assert gpt2.encode("Hello world") == [15496, 995]
     assert gpt2.n_vocab == 50_257 and gpt2.eot_token == 50_256
-    assert open_dataset("alice", config=GPT2_CONFIG).n_samples > 0
+    assert open_windows("alice", config=GPT2_CONFIG).n_samples > 0
 
 
 @given(text=st.text())
@@ -91,7 +96,7 @@ def test_special_tokens_in_text_stay_text() -> None:
 
 
 def test_alice_holds_out_the_last_chapter() -> None:
-    train, validation = (open_dataset("alice", config=CONFIG, split=s) for s in ("train", "validation"))
+    train, validation = (open_windows("alice", config=CONFIG, split=s) for s in ("train", "validation"))
     book = assets.read_asset("alice.txt")
     assert bytes(content(train) + content(validation)) == book
     assert bytes(content(validation)).startswith(b"CHAPTER XII.")
@@ -101,7 +106,7 @@ def test_alice_holds_out_the_last_chapter() -> None:
 
 
 def test_windows_hold_every_token_once_with_its_successor() -> None:
-    dataset = open_dataset("alice", config=GPT2_CONFIG, seq_len=50, split="validation")
+    dataset = open_windows("alice", config=GPT2_CONFIG, seq_len=50, split="validation")
     rows = np.arange(dataset.n_samples)
     batch = dataset.collate(rows, positions=rows, seed=0)
     tokens = encoding().encode_ordinary(assets.read_asset("alice.txt").decode().partition("CHAPTER XII.")[2])
@@ -150,7 +155,7 @@ def test_every_text_is_read_in_pieces_and_parted(unit: str, tmp_path: Path) -> N
     held_out = "".join(x for x, _ in sources.local(path, split="validation", column="text").pieces())
     assert 0.09 < len(held_out) / n_chars <= 0.1
     assert "".join(pieces) + held_out == path.read_text()
-    assert open_dataset(str(path), config=CONFIG, text=TextOptions(max_tokens=1000)).n_tokens == 1000
+    assert open_windows(str(path), config=CONFIG, text=TextOptions(max_tokens=1000)).n_tokens == 1000
 
 
 def test_pieces_depend_on_the_text_alone_and_are_short() -> None:
@@ -164,10 +169,10 @@ def test_text_file(tmp_path: Path) -> None:
     path = tmp_path / "book.txt"
     lines = [f"line {i} \u2014 caf\u00e9\n" for i in range(500)]
     path.write_text("".join(lines))
-    train, validation = (open_dataset(f"file:{path}", config=CONFIG, split=s) for s in ("train", "validation"))
+    train, validation = (open_windows(f"file:{path}", config=CONFIG, split=s) for s in ("train", "validation"))
     assert bytes(content(train) + content(validation)).decode() == "".join(lines)
     assert 0.09 < validation.n_bytes / train.n_bytes < 0.12
-    assert open_dataset(str(path), config=CONFIG).sha256 == train.sha256
+    assert open_windows(str(path), config=CONFIG).sha256 == train.sha256
 
 
 BOOK = "".join(f"line {i} \u2014 caf\u00e9 \n" for i in range(300)) + "\nand \u6587\u5b57.\n"
@@ -202,17 +207,17 @@ def test_identity_is_that_of_all_content_whatever_the_path(tmp_path: Path) -> No
     other.write_text(BOOK)
     (tmp_path / "set").mkdir()
     (tmp_path / "set" / "1.txt").write_text(BOOK)
-    before = open_dataset(str(book), config=CONFIG)
-    folder = open_dataset(str(tmp_path / "set"), config=CONFIG)
-    assert open_dataset(str(other), config=CONFIG).sha256 == before.sha256 != folder.sha256
+    before = open_windows(str(book), config=CONFIG)
+    folder = open_windows(str(tmp_path / "set"), config=CONFIG)
+    assert open_windows(str(other), config=CONFIG).sha256 == before.sha256 != folder.sha256
     for file in (book, tmp_path / "set" / "1.txt"):
         file.write_text(BOOK[:-3] + "x" + BOOK[-2:])  # as long, and changed where it is held out
-    assert open_dataset(str(book), config=CONFIG).sha256 != before.sha256
-    assert open_dataset(str(tmp_path / "set"), config=CONFIG).sha256 != folder.sha256
+    assert open_windows(str(book), config=CONFIG).sha256 != before.sha256
+    assert open_windows(str(tmp_path / "set"), config=CONFIG).sha256 != folder.sha256
     (tmp_path / "set").rename(tmp_path / "renamed")
     (tmp_path / "renamed" / "1.txt").rename(tmp_path / "renamed" / "2.txt")
     (tmp_path / "renamed" / "2.txt").write_text(BOOK)
-    assert open_dataset(str(tmp_path / "renamed"), config=CONFIG).sha256 == folder.sha256
+    assert open_windows(str(tmp_path / "renamed"), config=CONFIG).sha256 == folder.sha256
 
 
 def test_what_was_read_of_a_file_is_kept_until_it_changes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -262,7 +267,7 @@ def test_tables(name: str, tmp_path: Path) -> None:
 def test_json_lines_under_the_name_of_a_list(tmp_path: Path) -> None:
     path = tmp_path / "set.json"
     path.write_text("\n\n".join(json.dumps({"text": text}) for text in documents(40)))
-    assert content(open_dataset(str(path), config=CONFIG, split="validation")) == expected_tokens(documents(40)[19::20])
+    assert content(open_windows(str(path), config=CONFIG, split="validation")) == expected_tokens(documents(40)[19::20])
 
 
 def test_of_few_documents_the_last_tenth_of_each_is_held_out(tmp_path: Path) -> None:
@@ -289,14 +294,14 @@ def test_a_folder_keeps_lines_and_ends_each_file_once(tmp_path: Path) -> None:
     (root / ".hidden").mkdir()
     (root / ".hidden" / "x.txt").write_text("not this")
     (root / "cover.png").write_bytes(b"\x89PNG")
-    train, validation = (open_dataset(f"file:{root}", config=CONFIG, split=s) for s in ("train", "validation"))
+    train, validation = (open_windows(f"file:{root}", config=CONFIG, split=s) for s in ("train", "validation"))
     first, second, rest = bytes(content(train, end=0)).split(b"\0")
     assert (second.decode(), rest) == (BOOK[: len(second.decode())], b"")
     assert first == b"second\n" * 91  # the line that reaches beyond nine tenths still belongs to training
     assert content(validation).count(256) == 2
     assert train.found == f"{root}, {train.n_tokens:,} tokens for training (2 files from c.txt to b.txt)"
     many = folder_of(tmp_path / "many", **{f"{i:02}": f"file {i:02}\n" * 9 for i in range(40)})
-    held_out = open_dataset(str(many), config=CONFIG, split="validation")
+    held_out = open_windows(str(many), config=CONFIG, split="validation")
     assert content(held_out) == expected_tokens(["file 19\n" * 9, "file 39\n" * 9])
     assert "every 20th document" in held_out.found
 
@@ -315,7 +320,7 @@ def test_splits_are_told_by_their_names(
 ) -> None:
     root = folder_of(tmp_path / "set", **{name: f"the text of {name}\n" for name in names})
     for split, expected in (("train", train), ("validation", validation)):
-        dataset = open_dataset(str(root), config=CONFIG, split=split)
+        dataset = open_windows(str(root), config=CONFIG, split=split)
         assert content(dataset) == expected_tokens([f"the text of {name}\n" for name in expected])
     before = opened(root)
     for name in unused:
@@ -397,17 +402,17 @@ def test_folders_and_files_that_cannot_be_read(tmp_path: Path) -> None:
     dangling = tmp_path / "set" / "gone.txt"
     dangling.parent.mkdir()
     with pytest.raises(DataError, match=r"set has no text: it needs files that end in \.txt"):
-        open_dataset(f"file:{dangling.parent}", config=CONFIG)
+        open_windows(f"file:{dangling.parent}", config=CONFIG)
     dangling.symlink_to("nowhere")
     with pytest.raises(DataError, match=r"gone.txt cannot be read \(a link to a file that is not there\)"):
-        open_dataset(f"file:{dangling.parent}", config=CONFIG)
+        open_windows(f"file:{dangling.parent}", config=CONFIG)
     with pytest.raises(DataError, match="is a link to nowhere, which does not exist"):
-        open_dataset(f"file:{dangling}", config=CONFIG)
+        open_windows(f"file:{dangling}", config=CONFIG)
     (tmp_path / "mixed").mkdir()
     (tmp_path / "mixed" / "a.txt").write_text("a")
     write_table(tmp_path / "mixed" / "b.csv", ["b"])
     with pytest.raises(DataError, match=r"has plain texts \(a.txt\) beside tables \(b.csv\)"):
-        open_dataset(f"file:{tmp_path / 'mixed'}", config=CONFIG)
+        open_windows(f"file:{tmp_path / 'mixed'}", config=CONFIG)
 
 
 @pytest.mark.parametrize(
@@ -438,28 +443,28 @@ def test_a_missing_path_is_not_asked_for_on_the_hub(
     (tmp_path / "book.txt").write_text(BOOK)
     (tmp_path / "deep" / "Book.md").write_text(BOOK)
     with pytest.raises(DataError, match=message):
-        open_dataset(name, config=CONFIG)
+        open_windows(name, config=CONFIG)
 
 
 def test_a_column_of_what_has_none_is_refused(tmp_path: Path) -> None:
     (tmp_path / "a.txt").write_text(BOOK)
     for path in (tmp_path / "a.txt", tmp_path):
         with pytest.raises(DataError, match=r"--text-column body with .*, which has no columns: leave it out"):
-            open_dataset(str(path), config=CONFIG, text=TextOptions(column="body"))
+            open_windows(str(path), config=CONFIG, text=TextOptions(column="body"))
 
 
 def test_a_changed_file_is_tokenized_again(tmp_path: Path) -> None:
     path = tmp_path / "book.txt"
     for word in ("first", "other"):
         path.write_text(f"{word}\n" * 50)
-        assert bytes(content(open_dataset(str(path), config=CONFIG))).startswith(word.encode())
+        assert bytes(content(open_windows(str(path), config=CONFIG))).startswith(word.encode())
 
 
 def test_tokens_are_read_from_the_cache(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    first = content(open_dataset("alice", config=CONFIG))
+    first = content(open_windows("alice", config=CONFIG))
     written = sorted(path.name for path in cache.iterdir())
     monkeypatch.setattr(token_cache, "_tokenize", None)  # a second tokenization would fail
-    assert content(open_dataset("alice", config=CONFIG)) == first
+    assert content(open_windows("alice", config=CONFIG)) == first
     assert sorted(path.name for path in cache.iterdir()) == written
     assert not [name for name in written if "tmp" in name]
 
@@ -481,11 +486,11 @@ def test_a_damaged_cache_is_made_again(
     name: str, damage: Callable, cache: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     options = TextOptions(max_tokens=200)
-    whole = open_dataset("alice", config=CONFIG, text=options)
+    whole = open_windows("alice", config=CONFIG, text=options)
     assert capsys.readouterr().err == ""
     (file,) = cache.glob(name)
     file.write_bytes(damage(file.read_bytes()))
-    again = open_dataset("alice", config=CONFIG, text=options)
+    again = open_windows("alice", config=CONFIG, text=options)
     assert (content(again), again.n_bytes) == (content(whole), whole.n_bytes)
     assert "cached tokens of alice are damaged" in capsys.readouterr().err
 
@@ -494,7 +499,7 @@ def test_failed_tokenization_leaves_nothing_behind(tmp_path: Path, cache: Path) 
     path = tmp_path / "latin.txt"
     path.write_bytes(b"fine\n" * 20_000 + b"caf\xe9\n" * 20_000)
     with pytest.raises(DataError, match=r"0xe9.*iconv -f WINDOWS-1252 -t UTF-8 \S*latin.txt > \S*latin-utf8.txt"):
-        open_dataset(str(path), config=CONFIG)
+        open_windows(str(path), config=CONFIG)
     assert not cache.exists()
 
 
@@ -503,13 +508,13 @@ def test_parquet_round_trip(tmp_path: Path) -> None:
     path = tmp_path / "set.parquet"
     pyarrow.parquet.write_table(pyarrow.table({"body": [*texts, None]}), path)
     options = TextOptions(column="body")
-    train, validation = (open_dataset(str(path), config=CONFIG, split=s, text=options) for s in ("train", "validation"))
+    train, validation = (open_windows(str(path), config=CONFIG, split=s, text=options) for s in ("train", "validation"))
     held_out = texts[HELD_OUT - 1 :: HELD_OUT]
     assert content(validation) == expected_tokens(held_out)
     assert content(train) == expected_tokens([text for text in texts if text not in held_out])
     assert train.bytes_per_token < 1.0  # the end of text is a token without bytes
     with pytest.raises(DataError, match=r"no column 'text'.*body"):
-        open_dataset(str(path), config=CONFIG)
+        open_windows(str(path), config=CONFIG)
 
 
 @pytest.mark.parametrize("streaming", [False, True])
@@ -525,8 +530,8 @@ def test_folder_whose_card_says_what_is_what(
     files = "".join(f"  - {{split: {x}, path: {y}.parquet}}\n" for x, y in (("train", "a"), ("validation", "b")))
     (folder / "README.md").write_text(f"---\nconfigs:\n- config_name: default\n  data_files:\n{files}---\n# A set\n")
     options = TextOptions(streaming=streaming)
-    assert content(open_dataset(str(folder), config=CONFIG, text=options)) == expected_tokens(texts[:20])
-    held_out = open_dataset(str(folder), config=CONFIG, split="validation", text=options)
+    assert content(open_windows(str(folder), config=CONFIG, text=options)) == expected_tokens(texts[:20])
+    held_out = open_windows(str(folder), config=CONFIG, split="validation", text=options)
     assert content(held_out) == expected_tokens(texts[20:])
 
 
@@ -535,18 +540,18 @@ def test_folder_of_save_to_disk(tmp_path: Path, offline: None) -> None:
 
     texts = documents(40)
     datasets.Dataset.from_dict({"text": texts}).save_to_disk(tmp_path / "saved")
-    dataset = open_dataset(str(tmp_path / "saved"), config=CONFIG, split="validation")
+    dataset = open_windows(str(tmp_path / "saved"), config=CONFIG, split="validation")
     assert content(dataset) == expected_tokens(texts[HELD_OUT - 1 :: HELD_OUT])
     with pytest.raises(DataError, match="leave --streaming out"):
-        open_dataset(str(tmp_path / "saved"), config=CONFIG, text=TextOptions(streaming=True))
+        open_windows(str(tmp_path / "saved"), config=CONFIG, text=TextOptions(streaming=True))
 
 
 def test_max_tokens_stops_reading(tmp_path: Path) -> None:
     path = tmp_path / "set.parquet"
     pyarrow.parquet.write_table(pyarrow.table({"text": documents(1000)}), path)
-    dataset = open_dataset(str(path), config=CONFIG, text=TextOptions(max_tokens=200))
+    dataset = open_windows(str(path), config=CONFIG, text=TextOptions(max_tokens=200))
     assert (dataset.n_tokens, dataset.n_bytes) == (200, 200 - content(dataset).count(256))
-    gpt2 = open_dataset(str(path), config=replace(GPT2_CONFIG, seq_len=8), text=TextOptions(max_tokens=50))
+    gpt2 = open_windows(str(path), config=replace(GPT2_CONFIG, seq_len=8), text=TextOptions(max_tokens=50))
     text = b"".join(encoding().decode_tokens_bytes(x for x in content(gpt2) if x != 50_256))
     assert (gpt2.n_tokens, gpt2.n_bytes) == (50, len(text))
 
@@ -557,7 +562,7 @@ def test_hub_set_without_a_network_says_what_to_type(monkeypatch: pytest.MonkeyP
 
     monkeypatch.setattr("datasets.load_dataset_builder", refuse)
     with pytest.raises(DataError, match="--data alice or --data file:PATH") as error:
-        open_dataset("some/set:plain", config=CONFIG)
+        open_windows("some/set:plain", config=CONFIG)
     assert "\n" not in str(error.value)
 
 
@@ -578,21 +583,21 @@ def test_hub_set_without_a_network_says_what_to_type(monkeypatch: pytest.MonkeyP
 )
 def test_bad_requests(name: str, config: GPT2Config, options: dict, message: str, offline: None) -> None:
     with pytest.raises(DataError, match=message):
-        open_dataset(name, config=config, **options)
+        open_windows(name, config=config, **options)
 
 
 def test_other_file_types_are_refused(tmp_path: Path) -> None:
     path = tmp_path / "book.pdf"
     path.write_text("text")
     with pytest.raises(DataError, match=r"use \.txt, .* or \.parquet"):
-        open_dataset(str(path), config=CONFIG)
+        open_windows(str(path), config=CONFIG)
 
 
 def test_cache_that_cannot_be_made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "occupied").write_text("")
     monkeypatch.setenv("PARALAB_CACHE", str(tmp_path / "occupied"))
     with pytest.raises(DataError, match="set PARALAB_CACHE"):
-        open_dataset("alice", config=CONFIG)
+        open_windows("alice", config=CONFIG)
 
 
 @pytest.mark.parametrize("damage", ["flip", "remove"])
@@ -603,4 +608,4 @@ def test_damaged_assets_are_refused(damage: str, tmp_path: Path, monkeypatch: py
         (tmp_path / "alice.txt").write_bytes(text)
     monkeypatch.setattr(assets, "FOLDER", tmp_path)
     with pytest.raises(DataError, match="reinstall with"):
-        open_dataset("alice", config=CONFIG)
+        open_windows("alice", config=CONFIG)

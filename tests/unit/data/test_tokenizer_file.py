@@ -2,7 +2,6 @@
 
 import json
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -12,6 +11,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from paralab.data.text import open_text
 from paralab.data.tokenizer import get_tokenizer
 from paralab.errors import DataError
+from paralab.models.gpt2 import GPT2Config
 
 END, WORD = 100_000, 99_999  # ids that take more than 16 bits
 
@@ -32,7 +32,7 @@ def test_windows_hold_its_ids(tmp_path: Path) -> None:
     name = str(written(tmp_path))
     text = tmp_path / "text.txt"
     text.write_text("one million two three " * 40)
-    config = SimpleNamespace(task="text", tokenizer=name, vocab_size=END + 1, seq_len=4)
+    config = GPT2Config(1, 8, 1, tokenizer=name, vocab_size=END + 1, seq_len=4)
     windows = open_text(f"file:{text}", config=config, split="train")
     batch = windows.collate(np.array([0]), positions=np.array([0]), seed=0)
     assert batch.inputs[0].tolist() == [[1, WORD, 2, 3]] and batch.targets.tolist() == [[WORD, 2, 3, 1]]
@@ -59,6 +59,6 @@ def test_what_cannot_be_used_is_refused(tmp_path: Path) -> None:
     (tmp_path / "damaged" / "tokenizer.json").write_text("{")
     with pytest.raises(DataError, match="cannot be read"):
         get_tokenizer(str(tmp_path / "damaged" / "tokenizer.json"))
-    small = SimpleNamespace(task="text", tokenizer=str(written(tmp_path)), vocab_size=50_000, seq_len=4)
+    small = GPT2Config(1, 8, 1, tokenizer=str(written(tmp_path)), vocab_size=50_000, seq_len=4)
     with pytest.raises(DataError, match="vocab_size=50000 does not hold the 100001 tokens"):
         open_text("alice", config=small, split="train")

@@ -5,7 +5,7 @@ import re
 import typing
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import torch
@@ -16,6 +16,7 @@ from paralab.engines import deepspeed_config
 from paralab.engines.deepspeed_keys import KEYS, Decided, Handed, LeftOut, Off
 from paralab.errors import ConfigError
 from paralab.layout import Layout
+from paralab.models.gpt2 import GPT2Config
 from paralab.options.config import RunConfig
 from paralab.planning.resolve import resolve
 from paralab.processes.mesh import Mesh
@@ -340,7 +341,7 @@ def test_what_is_left_out_is_said(tmp_path: Path) -> None:
 
 def test_auto_sizes_are_those_of_the_hugging_face_integration(tmp_path: Path) -> None:
     zero = read(tmp_path, {"zero_optimization": ZERO3}, "dp2/zero3")["zero_optimization"]
-    width = context("dp2/zero3").model_config.hidden
+    width = cast(GPT2Config, context("dp2/zero3").model_config).hidden
     assert zero["reduce_bucket_size"] == width**2
     assert zero["stage3_prefetch_bucket_size"] == int(0.9 * width**2)
     assert zero["stage3_param_persistence_threshold"] == 10 * width

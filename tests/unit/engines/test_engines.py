@@ -15,9 +15,11 @@ from paralab.engines import accelerate_settings, realised
 from paralab.engines.accelerate_settings import kind_of
 from paralab.errors import ConfigError, LayoutError
 from paralab.layout import Layout
+from paralab.options.choices import EngineChoice, Precision
 from paralab.options.config import RunConfig
 from paralab.planning.resolve import resolve
 from paralab.processes.mesh import Mesh
+from paralab.processes.rank import Launcher
 
 CONFIGS = Path(__file__).resolve().parents[3] / "ds_configs"
 
@@ -49,7 +51,7 @@ def context(layout: str, **changes: Any) -> BuildContext:
     ],
 )
 def test_auto_follows_the_launcher_where_its_engine_is_able(
-    launcher: str, layout: str, precision: str, ds_config: str | None, chosen: str
+    launcher: Launcher, layout: str, precision: Precision, ds_config: str | None, chosen: str
 ) -> None:
     got = engines.choose(
         "auto", launcher=launcher, layout=Layout.parse(layout), precision=precision, ds_config=ds_config
@@ -62,7 +64,7 @@ def test_auto_follows_the_launcher_where_its_engine_is_able(
     "layout",
     ["tp2", "dp2.tp2", "pp2/gpipe/mb4", "dp2.pp2/mb4", "dp2.pp2/zero2/mb4", "dp4/zero3/shard2", "dp4.pp2/zero1/shard2"],
 )
-def test_an_engine_asked_for_names_what_it_can(engine: str, layout: str) -> None:
+def test_an_engine_asked_for_names_what_it_can(engine: EngineChoice, layout: str) -> None:
     with pytest.raises(
         LayoutError, match=rf"--engine {engine} cannot run layout .* it runs single, ddp.*--engine torch"
     ):
@@ -243,7 +245,7 @@ def test_an_engine_with_other_blocks_than_recorded_is_refused(changes: dict) -> 
 
 def test_torchs_own_wrapper_is_seen_as_recomputing() -> None:
     built = engines.build(context("dp1"), "torch")
-    blocks = built.parts[0].blocks
+    blocks: Any = built.parts[0].blocks
     blocks["1"] = checkpoint_wrapper(blocks["1"])
     with pytest.raises(ConfigError, match=r"recomputed blocks \[1\]"):
         realised.check_blocks("torch", built.parts, context("dp1").run)
@@ -262,4 +264,4 @@ def test_each_block_is_compiled_in_the_mode_asked_for(mode: str, monkeypatch: py
     modes: list[str] = []
     monkeypatch.setattr(torch, "compile", lambda call, **options: modes.append(options["mode"]) or call)
     engine = engines.build(context("dp1", compile=mode), "torch")
-    assert modes == [mode] * (mode != "none") * len(engine.parts[0].blocks)
+    assert modes == [mode] * (mode != "none") * len(list(engine.parts[0].blocks.children()))

@@ -105,13 +105,17 @@ def test_the_nearest_token_of_its_own_vector_is_itself(table: Table) -> None:
     assert 0.5 < table.typical_distance / (table.scale * (2 * table.vectors.shape[1]) ** 0.5) < 1.5
 
 
+RUN = RunConfig(model="gpt2", size="tiny", layout=Layout(), global_batch_size=4)
+
+
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("runs")
     bpe = train_tokenizer.save(train_tokenizer.train("bpe", ["ab ab"], vocabulary=258), folder / "bpe")
     bpe.write_text(bpe.read_text().replace('"Ã":', '"_":'))  # no letter begins with this byte any more
-    for name, options in (("gpt2", {}), ("resnet", {"model": "resnet"}), ("lacks", {"tokenizer": str(bpe)})):
-        work = resolve(RunConfig(**{"model": "gpt2", "size": "tiny", **options}, layout=Layout(), global_batch_size=4))
+    runs = {"gpt2": RUN, "resnet": replace(RUN, model="resnet"), "lacks": replace(RUN, tokenizer=str(bpe))}
+    for name, run in runs.items():
+        work = resolve(run)
         engine = native.build(work.context(make_mesh(work.layout, torch.device("cpu"))))
         checkpoint.save(engine, folder / name)
     return folder

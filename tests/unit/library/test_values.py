@@ -67,7 +67,7 @@ def test_the_first_rank_keeps_the_tensors_of_the_module() -> None:
     module = Tied()
     skeleton, there = values.make(module, main=True, drawn=False)
     assert there is not None and all(there[name] is x for name, x in values.tensors_of(module).items())
-    assert is_empty(skeleton) and skeleton.head.weight is skeleton.embed.weight  # type: ignore[union-attr]
+    assert is_empty(skeleton) and skeleton.head.weight is skeleton.embed.weight
 
 
 @pytest.mark.parametrize("name", KINDS)

@@ -25,7 +25,7 @@ from tests.dist.cases import SHALLOW
 
 
 def work_of(layout: str, **options: Any) -> Work:
-    given = {"model": "gpt2", **SHALLOW["gpt2"], "global_batch_size": 24} | options
+    given: dict[str, Any] = {"model": "gpt2", **SHALLOW["gpt2"], "global_batch_size": 24} | options
     return resolve(RunConfig(layout=Layout.parse(layout), **given), dry=True)
 
 

@@ -51,8 +51,10 @@ def test_the_step_in_which_a_rank_is_furthest_behind_and_in_what() -> None:
     even = [Split(1.0, 0.1)] * 3
     held_up = [Split(2.0, 1.0), Split(3.0, 2.0), Split(4.0, 1.0)]
     slow = [Split(2.0, 0.1), Split(3.0, 0.1, data_s=1.9), Split(4.0, 2.8)]
-    assert furthest_behind([held_up, held_up, slow], 2) == Lag(1, pytest.approx(2.9 - 1.0), "data")
-    assert furthest_behind([slow[:1], held_up[:1]], 0) == Lag(0, pytest.approx(0.9), "compute")
+    step, behind_s, cause = furthest_behind([held_up, held_up, slow], 2)
+    assert (step, cause) == (1, "data") and behind_s == pytest.approx(2.9 - 1.0)
+    step, behind_s, cause = furthest_behind([slow[:1], held_up[:1]], 0)
+    assert (step, cause) == (0, "compute") and behind_s == pytest.approx(0.9)
     assert furthest_behind([even, even], 1).cause == "communication"  # none holds up the other
     host = [Split(3.0, 0.0, 0.0, 2.0)]
     assert furthest_behind([[Split(3.0, 2.0, 0.0, 0.0)], host], 1) == Lag(0, 2.0, "host")

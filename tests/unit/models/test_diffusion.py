@@ -42,7 +42,8 @@ def random(*shape: int, seed: int = 0) -> Tensor:
 
 def test_noise_levels_keep_the_precision_of_the_run() -> None:
     embed = NoiseEmbed(SIZES["tiny-points"])
-    embed.up = embed.down = nn.Identity()
+    for name in ("up", "down"):
+        setattr(embed, name, nn.Identity())
     sigma = torch.tensor([0.01, 0.7, 20.0], dtype=torch.float64)
     waves = 2 * math.pi * 2 ** torch.linspace(-3, 3, N_FEATURES // 2, dtype=torch.float64)
     angles = sigma.log()[:, None] / 4 * waves
@@ -63,6 +64,7 @@ def test_linear_of_patches_is_a_strided_convolution() -> None:
 
 def test_attention_equals_torch() -> None:
     config = SIZES["tiny-dit"]
+    assert isinstance(config, DiTConfig)
     ours = Attention(config)
     theirs = nn.MultiheadAttention(config.hidden, config.n_heads, batch_first=True)
     by_head = ours.qkv.weight.detach().unflatten(0, (config.n_heads, 3, -1))  # (heads, 3, head_dim, hidden)

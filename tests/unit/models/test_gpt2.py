@@ -3,6 +3,7 @@
 import json
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -41,7 +42,7 @@ def tokens(config: GPT2Config, length: int | None = None) -> Tensor:
     return torch.randint(config.vocab_size, shape, generator=torch.Generator().manual_seed(0))
 
 
-def random_checkpoint(folder: Path) -> object:
+def random_checkpoint(folder: Path) -> Any:
     """Save a model of transformers with random values in every parameter, biases and norms included."""
     theirs = to_transformers(CONFIG, GPT2(CONFIG).state_dict())
     torch.manual_seed(0)

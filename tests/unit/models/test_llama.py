@@ -56,7 +56,7 @@ def test_a_checkpoint_of_transformers_gives_its_logits_loss_and_gradients(config
     want.loss.backward()
     gradients = take({name: parameter.grad for name, parameter in theirs.named_parameters()}, config)
     for name, parameter in ours.named_parameters():
-        assert_close(parameter.grad, gradients[name], rtol=1e-4, atol=1e-6, msg=lambda text, name=name: name + text)
+        assert_close(parameter.grad, gradients[name], rtol=1e-4, atol=1e-6, msg=name.__add__)
 
 
 @variants

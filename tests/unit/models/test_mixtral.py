@@ -3,6 +3,7 @@
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -107,7 +108,7 @@ def test_a_shared_expert_has_no_place_in_transformers() -> None:
 @pytest.mark.parametrize("changes", [{}, {"top_k": 1}, {"shared_ffn": 20}, {"capacity": 0.6, "top_k": 3}])
 def test_a_mixture_is_a_loop_over_tokens_and_their_experts(changes: dict) -> None:
     config = replace(CONFIG, **changes)
-    mixture = initialized(config).blocks["0"].mixture
+    mixture: Any = initialized(config).blocks["0"].mixture
     x = torch.randn(2, 12, 48, generator=torch.Generator().manual_seed(1))
     got, _ = mixture(x)
     experts, want = mixture.experts, torch.zeros_like(x)
@@ -134,7 +135,7 @@ def test_the_losses_of_routers_are_those_of_their_papers_for_each_sequence() -> 
     torch.manual_seed(0)
     x = torch.randn(2, 12, 48)
 
-    def routed(**changes: float) -> tuple[Router, Tensor]:
+    def routed(**changes: Any) -> tuple[Router, Tensor]:
         torch.manual_seed(1)
         router = Router(replace(config, **changes))
         return router, router(x).loss

@@ -1,6 +1,7 @@
 """ResNet against transformers' own, and the batch norm over ranks against nn.BatchNorm2d over the whole batch."""
 
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -67,7 +68,7 @@ def test_sync_batch_norm_equals_one_process(sizes: tuple[int, ...], offset: floa
     assert ranks.calls == 2
 
     # A mean of 3000 is rounded by 1e-4 in fp32; statistics that cancel would be wrong by 0.5 there.
-    near = {"rtol": 1e-5, "atol": 1e-5 if offset == 0 else 1e-3, "check_dtype": False}
+    near: dict[str, Any] = {"rtol": 1e-5, "atol": 1e-5 if offset == 0 else 1e-3, "check_dtype": False}
     assert_close(torch.cat(outputs), expected, **near)
     assert_close(torch.cat([part.grad for part in parts]), x.grad, **near)
     for name in ("weight", "bias"):
@@ -209,7 +210,7 @@ def test_channels_last_takes_effect_and_changes_nothing(channels: int) -> None:
     config = replace(SIZES["tiny"], channels=channels)
     images, labels = image_batch(config, 4)
     plain, other = initialized(config), initialized(replace(config, channels_last=True))
-    formats = []
+    formats: list[Any] = []
     for block in other.blocks.values():
         block.register_forward_hook(
             lambda _block, args, output: formats.extend(

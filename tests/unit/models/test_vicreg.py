@@ -130,8 +130,8 @@ def test_what_a_loss_over_the_batch_has_no_place_for_is_refused(options: dict[st
 def test_coefficients_weigh_the_terms() -> None:
     z = rows(embeddings(8))
     alone = [
-        replace(CONFIG, **{"invariance": 0.0, "variance": 0.0, "covariance": 0.0, name: 2.0})
-        for name in ("invariance", "variance", "covariance")
+        replace(CONFIG, invariance=invariance, variance=variance, covariance=covariance)
+        for invariance, variance, covariance in ((2.0, 0.0, 0.0), (0.0, 2.0, 0.0), (0.0, 0.0, 2.0))
     ]
     parts = [Terms(config)(z, torch.zeros(8)) for config in alone]
     whole = Terms(replace(CONFIG, invariance=2.0, variance=2.0, covariance=2.0))(z, torch.zeros(8))

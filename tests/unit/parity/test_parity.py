@@ -111,7 +111,7 @@ def test_parameters_are_compared_while_they_are_gathered(monkeypatch: pytest.Mon
         for name, parameter in there.items():
             whole = parameter.detach().clone()
             yield name, whole
-            whole.set_(torch.empty(0))
+            whole.resize_(0)
 
     monkeypatch.setattr(alone.engine, "parameters", gathered)
     right = judge(alone.engine, alone.got, alone.want, alone.work, alone.mesh)
@@ -187,7 +187,8 @@ def test_a_loss_or_norm_that_is_off_is_seen(field: str) -> None:
     work = work_of(strategy="single")
     mesh = Mesh(work.layout, torch.device("cpu"))
     engine, got = trace(work, mesh, steps=1)
-    want = replace(reference(work, mesh, steps=1), **{field: [1.0001 * x for x in getattr(got, field)]})
+    off: Any = {field: [1.0001 * x for x in getattr(got, field)]}
+    want = replace(reference(work, mesh, steps=1), **off)
     assert not judge(engine, got, want, work, mesh).passed
 
 

@@ -79,8 +79,8 @@ def test_images_cost_what_is_counted() -> None:
     small, large = (search(raw | one | {"global_batch_size": n, "micro_batch_size": n}) for n in (256, 512))
     assert 1.8 < large.prediction.step_time_s[0] / small.prediction.step_time_s[0] <= 2
     assert large.memory_gib["activations"][0] == pytest.approx(2 * small.memory_gib["activations"][0])
-    assert sum(small.memory_gib.values())[0] == pytest.approx(small.prediction.memory_gib[0])
-    assert sum(small.causes_s.values())[0] == pytest.approx(small.prediction.step_time_s[0])
+    assert sum(gib[0] for gib in small.memory_gib.values()) == pytest.approx(small.prediction.memory_gib[0])
+    assert sum(cause[0] for cause in small.causes_s.values()) == pytest.approx(small.prediction.step_time_s[0])
 
 
 def test_published_throughputs_of_resnets_are_predicted_as_well_as_is_said() -> None:

@@ -1,6 +1,7 @@
 """A case that is changed in one way is predicted to change the right way: on all published cases that it can be."""
 
 from collections.abc import Callable, Mapping
+from typing import Any
 
 import numpy as np
 import pytest
@@ -11,7 +12,7 @@ from paralab.planning import hardware
 from paralab.planning.predict import evaluate
 from paralab.planning.settle import arrays
 
-Change = Callable[[Case], Mapping[str, object]]
+Change = Callable[[Case], Mapping[str, Any]]
 Which = Callable[[Case], np.ndarray]
 SHARE = 0.9  # of the cases have to move the right way, for each change
 

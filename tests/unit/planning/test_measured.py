@@ -151,7 +151,7 @@ def test_narrow_products_are_slower_by_a_width_that_the_measured_ones_show() -> 
 
 def test_gradients_and_gathered_weights_are_copied() -> None:
     slow = tuple(replace(s, seconds=100 * s.seconds) for s in samples()["add float32"])
-    rates = tuple(replace(one, operations=one.operations | {"copy float32": slow}) for one in DEVICE.rates)
+    rates = tuple(replace(one, operations={**one.operations, "copy float32": slow}) for one in DEVICE.rates)
 
     def copies_s(layout: str) -> float:
         return (

@@ -25,6 +25,7 @@ from paralab.errors import ConfigError, DataError, LayoutError, UsageError, Worl
 from paralab.layout import Layout
 from paralab.layout.strategies import STRATEGIES, name_of
 from paralab.models import SPECS
+from paralab.models.spec import ImageConfig
 from paralab.options.config import RunConfig
 from paralab.options.flags import resolve as read_config
 from paralab.planning import resolve as resolve_module
@@ -180,9 +181,9 @@ def test_the_run_alone_chooses_what_suits_the_machine(monkeypatch: pytest.Monkey
 
 
 def test_options_reach_the_model() -> None:
-    assert asked(seq_len=8).model_config.seq_len == 8
-    work = asked(model="resnet", norm="group", channels_last=True)
-    assert (work.model_config.norm, work.model_config.channels_last) == ("group", True)
+    assert vars(asked(seq_len=8).model_config)["seq_len"] == 8
+    found = vars(asked(model="resnet", norm="group", channels_last=True).model_config)
+    assert (found["norm"], found["channels_last"]) == ("group", True)
     assert asked(size="124M").model_config == SPECS["gpt2"].config("124m")
 
 
@@ -424,18 +425,23 @@ def test_what_was_found_is_said_once_by_rank_0(
     assert not capsys.readouterr().out
 
 
+def classes_of(work: Work) -> int:
+    assert isinstance(work.model_config, ImageConfig)
+    return work.model_config.n_classes
+
+
 @pytest.mark.parametrize("words", [["--model", "resnet", "--size", "tiny"], ["--model", "resnet", "--size", "50"],
                                    ["--model", "diffusion", "--size", "tiny-dit"]])  # fmt: skip
 def test_the_number_of_classes_follows_the_data(words: list[str], tmp_path: Path) -> None:
     words = [*words, "--nproc", "1"]
-    assert resolve(read_config(words)).model_config.n_classes == 10
+    assert classes_of(resolve(read_config(words))) == 10
     for i in range(12):
         (tmp_path / f"class{i:02}").mkdir()
         (tmp_path / f"class{i:02}" / "0.png").touch()
     words += ["--data", f"file:{tmp_path}"]
     work = resolve(read_config(words))
-    assert work.model_config.n_classes == work.run.n_classes == 12
-    assert resolve(read_config([*words, "--n-classes", "20"])).model_config.n_classes == 20
+    assert classes_of(work) == work.run.n_classes == 12
+    assert classes_of(resolve(read_config([*words, "--n-classes", "20"]))) == 20
     with pytest.raises(DataError, match="12 classes, this model 11: use --n-classes 12 or leave it out"):
         resolve(read_config([*words, "--n-classes", "11"])).dataset()
 

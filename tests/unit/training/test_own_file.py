@@ -2,6 +2,7 @@
 
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -70,7 +71,7 @@ def test_a_changed_file_goes_on_where_tensors_are_the_same_and_is_refused_where_
 
 def test_what_works_block_by_block_is_refused_without_blocks(train: Run) -> None:
     Path("net.py").write_text(MODEL.replace("n_blocks=lambda config: config.blocks", "block_names=lambda config: ()"))
-    for words in ({"checkpointing": "full"}, {"compile": "default"}):
+    for words in (RunConfig(checkpointing="full"), RunConfig(compile="default")):
         with pytest.raises(ConfigError, match="works block by block, and net has no blocks"):
-            resolve(RunConfig(model="net.py", strategy="single", **words))
+            resolve(replace(words, model="net.py", strategy="single"))
     resolve(RunConfig(model="net.py", strategy="single"))

@@ -3,6 +3,7 @@
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -11,6 +12,7 @@ from paralab import checkpoint
 from paralab.commands import export, generate, train
 from paralab.curation import train_tokenizer
 from paralab.data.assets import read_asset
+from paralab.data.text import TokenWindows
 from paralab.data.tokenizer import get_tokenizer
 from paralab.errors import ConfigError, DataError
 from paralab.inference.restore import restore
@@ -39,13 +41,15 @@ def run(bpe: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.parametrize("model", SIZES)
 def test_a_model_has_as_many_rows_as_the_tokenizer_has_tokens(model: str, bpe: Path) -> None:
-    config = resolve(RunConfig(model=model, size=None, tokenizer=str(bpe), nproc=1)).model_config
+    config: Any = resolve(RunConfig(model=model, size=None, tokenizer=str(bpe), nproc=1)).model_config
     assert (config.vocab_size, config.padded_vocab, config.tokenizer) == (300, padded(300), str(bpe))
 
 
 def test_a_size_with_a_vocabulary_keeps_it(bpe: Path) -> None:
     work = resolve(RunConfig(size="2x16x2v512", tokenizer=str(bpe), nproc=1))
-    assert work.model_config.vocab_size == 512 and work.dataset().tokenizer == get_tokenizer(str(bpe)).name
+    data = work.dataset()
+    assert vars(work.model_config)["vocab_size"] == 512
+    assert isinstance(data, TokenWindows) and data.tokenizer == get_tokenizer(str(bpe)).name
     small = resolve(RunConfig(size="2x16x2v290", tokenizer=str(bpe), nproc=1))
     with pytest.raises(DataError, match="vocab_size=290 does not hold the 300 tokens"):
         small.dataset()

@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -84,10 +85,11 @@ def test_a_run_that_goes_on_keeps_its_own_weights(trained: Path, tmp_path: Path)
 def test_shorter_windows_use_the_first_positions(trained: Path, tmp_path: Path) -> None:
     folder = export(trained, tmp_path / "hf", "hf")
     config, _ = from_hugging_face(folder)
+    assert isinstance(config, GPT2Config)
     assert losses(tmp_path / "a", "--steps", "1", "--init-from", str(folder), "--seq-len", str(config.seq_len // 2))
 
 
-SHAPE = {"n_layers": 2, "hidden": 32, "n_heads": 2, "seq_len": 16}
+SHAPE: dict[str, Any] = {"n_layers": 2, "hidden": 32, "n_heads": 2, "seq_len": 16}
 
 
 def random_state(config: GPT2Config) -> tuple[GPT2, dict[str, torch.Tensor]]:
@@ -125,8 +127,8 @@ def as_nanogpt(config: GPT2Config, state: dict[str, torch.Tensor], **args: objec
     theirs = to_transformers(config, state).state_dict()
     names = ("c_attn.weight", "c_proj.weight", "c_fc.weight")
     weights = {f"_orig_mod.{k}": v.T.contiguous() if k.endswith(names) else v for k, v in theirs.items()}
-    sizes = {"n_layer": config.n_layers, "n_head": config.n_heads, "n_embd": config.hidden, "bias": True}
-    sizes |= {"block_size": config.seq_len, "vocab_size": config.vocab_size, "dropout": 0.0}
+    sizes: dict[str, Any] = {"n_layer": config.n_layers, "n_head": config.n_heads, "n_embd": config.hidden}
+    sizes |= {"bias": True, "block_size": config.seq_len, "vocab_size": config.vocab_size, "dropout": 0.0}
     return {"model": weights, "optimizer": {}, "model_args": sizes | args, "iter_num": 7, "config": {"seed": 1}}
 
 

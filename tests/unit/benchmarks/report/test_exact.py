@@ -1,6 +1,7 @@
 """What is counted, and not timed: one run of each shows a change, and a gate holds it."""
 
 from dataclasses import replace
+from typing import Any
 
 import pytest
 
@@ -35,7 +36,8 @@ def test_every_exact_column_is_one_of_a_row_and_holds_numbers():
     ],
 )
 def test_a_change_is_seen_at_one_run_of_each(cells, said):
-    (found,) = compare_files(*sides(**cells), STEP).comparisons
+    base, other = sides(**cells)
+    (found,) = compare_files(base, other, STEP).comparisons
     assert list(map(str, found.changes)) == said
     assert (found.verdict, found.exact_columns) == ("insufficient", 4 + ("comm_tp_calls" in cells))
 
@@ -56,7 +58,7 @@ def test_runs_with_a_parity_check_are_compared_with_runs_with_one():
 
 def test_the_gate_on_changes(tmp_path, capsys):
     names = ("a", "same", "other", "nothing")
-    cells = (CELLS, CELLS, CELLS | {"comm_dp_sent_bytes": 900.0}, {})
+    cells: tuple[dict[str, Any], ...] = (CELLS, CELLS, CELLS | {"comm_dp_sent_bytes": 900.0}, {})
     for number, (name, each) in enumerate(zip(names, cells, strict=True)):
         append(tmp_path / f"{name}.csv", run(number, **each))
     a, same, other, nothing = (str(tmp_path / f"{name}.csv") for name in names)

@@ -7,6 +7,7 @@ from dataclasses import fields, replace
 from html.parser import HTMLParser
 from itertools import pairwise
 from pathlib import Path
+from typing import Any, Literal
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -39,7 +40,9 @@ class Page(HTMLParser):
 
     def __init__(self, html):
         super().__init__()
-        self.elements, self.open, self.text = [], [], {}
+        self.elements: list[Any] = []
+        self.open: list[Any] = []
+        self.text: dict[Any, Any] = {}
         self.feed(html)
         assert not self.open, f"never closed: {self.open}"
 
@@ -86,11 +89,12 @@ def sweep(tmp_path):
             for step in range(500):
                 log.write(StepRecord(step=step, loss=5 / (step + 1)))
             log.write(MemoryRecord(rank=rank, parameters_bytes=1000, activations_bytes=500))
-            for kind, start in (("F", 0.0), ("B", 0.3), ("W", 0.5)):
+            kinds: tuple[tuple[Literal["F", "B", "W"], float], ...] = (("F", 0.0), ("B", 0.3), ("W", 0.5))
+            for kind, start in kinds:
                 log.write(SpanRecord(step=1, rank=rank, stage=rank, kind=kind, micro_batch=0, start_s=start + rank / 10,
                                      end_s=start + 0.1 + rank / 10))  # fmt: skip
             log.close()
-    gpu = {"device": "cuda", "backend": "nccl", "gpu_name": "GPU X", "gpu_allocated_peak_bytes": 10**10}
+    gpu: dict[str, Any] = {"device": "cuda", "backend": "nccl", "gpu_name": "GPU X", "gpu_allocated_peak_bytes": 10**10}
     write(
         tmp_path / "gpu.csv",
         [*runs(A, every=2, **gpu), *runs([t * 2 for t in A], first=1, every=2, strategy="zero3", **gpu)],
@@ -244,7 +248,7 @@ def test_drawings_are_well_formed(page):
 
 def test_hostile_text_is_shown_and_does_nothing(tmp_path):
     columns = ("strategy", "layout", "command", "reason", "torch_version", "size", "engine", "gpu_name", "cpu_model")
-    texts = dict.fromkeys(columns, EVIL)
+    texts: dict[str, Any] = dict.fromkeys(columns, EVIL)
     path = write(tmp_path / "a.csv", [*runs(A, **texts), *runs(A, **{**texts, "strategy": EVIL + "2"}),
                                       run(99, status="crash", **texts)])  # fmt: skip
     for record in read(path)[:1]:
