@@ -1,7 +1,8 @@
 """What the workers run. Each function is called in every worker, with its rank first."""
 
+from collections.abc import Iterator
 from dataclasses import replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
 import torch.distributed as dist
@@ -11,7 +12,10 @@ from paralab.axes.data import ddp, zero
 from paralab.axes.held import state_bytes
 from paralab.axes.initialise import local, local_slice
 from paralab.benchmarks.trace import trace_step
+from paralab.data.dataset import Batch
 from paralab.engines import native
+from paralab.engines.engine import StepResult
+from paralab.engines.native import NativeEngine
 from paralab.errors import FitError
 from paralab.layout import Layout
 from paralab.measure.ledger import CommLedger, CommRow
@@ -23,7 +27,7 @@ from paralab.parity.reference import STEPS, References, reference_work, trace
 from paralab.parity.result import ParityResult
 from paralab.planning import fit
 from paralab.planning.batches import training_batches
-from paralab.planning.resolve import resolve
+from paralab.planning.resolve import Work, resolve
 from paralab.processes.mesh import Mesh, make_mesh
 from paralab.processes.rank import Rank
 
@@ -36,6 +40,30 @@ SHALLOW: dict[str, dict[str, Any]] = {
 }
 
 _references = References()
+
+
+class Begun(NamedTuple):
+    """A case that trains on plain torch."""
+
+    work: Work
+    mesh: Mesh
+    engine: NativeEngine
+    batches: Iterator[Batch]
+
+    def step(self) -> StepResult:
+        return self.engine.step(next(self.batches))
+
+
+def begun(rank: Rank, run: RunConfig, *, steps: int) -> Begun | None:
+    """Begin to train a case, and take so many steps; None on ranks outside the layout."""
+    work = resolve(run)
+    mesh = make_mesh(work.layout, rank.device)
+    if rank.rank >= work.layout.world_size:
+        return None
+    case = Begun(work, mesh, native.build(work.context(mesh)), training_batches(work, mesh))
+    for _ in range(steps):
+        case.step()
+    return case
 
 
 def parity_result(rank: Rank, run: RunConfig) -> ParityResult | None:
@@ -105,46 +133,29 @@ def buffer_difference(rank: Rank, run: RunConfig) -> tuple[int, float]:
 
 def state_memory(rank: Rank, run: RunConfig) -> tuple[int, int] | None:
     """Return the measured and the predicted peak of the model's state; ranks outside the layout return None."""
-    work = resolve(run)
-    mesh = make_mesh(work.layout, rank.device)
-    if rank.rank >= work.layout.world_size:
+    if (case := begun(rank, run, steps=1)) is None:
         return None
-    engine = native.build(work.context(mesh))
-    batches = training_batches(work, mesh)
-    engine.step(next(batches))
-    with MemoryCensus(engine.parts, engine.optimizers, held=engine.held) as census:
-        engine.step(next(batches))
-    return census.report().state_peak_bytes, state_bytes(work).everywhere
+    with MemoryCensus(case.engine.parts, case.engine.optimizers, held=case.engine.held) as census:
+        case.step()
+    return census.report().state_peak_bytes, state_bytes(case.work).everywhere
 
 
 def traced(rank: Rank, run: RunConfig, path: str) -> list[CommRow]:
     """Write a trace of the third step; return what the ledger counts in the fourth. Ranks outside return nothing."""
-    work = resolve(run)
-    mesh = make_mesh(work.layout, rank.device)
-    if rank.rank >= work.layout.world_size:
+    if (case := begun(rank, run, steps=2)) is None:
         return []
-    engine = native.build(work.context(mesh))
-    batches = training_batches(work, mesh)
-    for _ in range(2):
-        engine.step(next(batches))
-    trace_step(engine, batches, mesh, path, step=2)
-    with CommLedger(mesh.groups()) as ledger:
-        engine.step(next(batches))
+    trace_step(case.engine, case.batches, case.mesh, path, step=2)
+    with CommLedger(case.mesh.groups()) as ledger:
+        case.step()
     return ledger.rows()
 
 
 def looked_inside(rank: Rank, run: RunConfig) -> tuple[MemoryReport, list[CommRow]] | None:
     """Return memory and bytes of one step, as `paralab run` looks at them; ranks outside the layout return None."""
-    work = resolve(run)
-    mesh = make_mesh(work.layout, rank.device)
-    if rank.rank >= work.layout.world_size:
+    if (case := begun(rank, run, steps=2)) is None:  # in which shapes and DDP's buckets settle
         return None
-    engine = native.build(work.context(mesh))
-    batches = training_batches(work, mesh)
-    for _ in range(2):  # in which shapes and DDP's buckets settle
-        engine.step(next(batches))
-    with CommLedger(mesh.groups()) as ledger:
-        engine.step(next(batches))
-    with MemoryCensus(engine.parts, engine.optimizers, held=engine.held) as census:
-        engine.step(next(batches))
+    with CommLedger(case.mesh.groups()) as ledger:
+        case.step()
+    with MemoryCensus(case.engine.parts, case.engine.optimizers, held=case.engine.held) as census:
+        case.step()
     return census.report(), ledger.rows()

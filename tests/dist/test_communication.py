@@ -4,35 +4,28 @@ from typing import Any
 
 import pytest
 
-from paralab import engines
 from paralab.axes.data import replicas
 from paralab.axes.sent import Sent, predicted_sent, predicted_transfers
 from paralab.layout import Layout
 from paralab.measure.ledger import CommLedger
 from paralab.options.config import RunConfig
-from paralab.planning.batches import training_batches
 from paralab.planning.resolve import resolve
-from paralab.processes.mesh import make_mesh
 from paralab.processes.rank import Rank
-from tests.dist.cases import SHALLOW
+from tests.dist.cases import SHALLOW, begun
 from tests.dist.workers import WorkerPool
 from tests.tiny import TINY, divides
 
 
 def counted(rank: Rank, run: RunConfig) -> Sent | None:
     """Count one step, after those in which shapes and DDP's buckets settle; ranks outside the layout return None."""
-    work = resolve(run)
-    mesh = make_mesh(work.layout, rank.device)
-    if rank.rank >= work.layout.world_size:
+    layout = resolve(run).layout
+    settling = 2 if replicas(layout) > 1 and layout.zero < 2 else 1
+    if (case := begun(rank, run, steps=layout.local or settling)) is None:
         return None
-    engine = engines.build(work.context(mesh), "torch")
-    batches = training_batches(work, mesh)
-    for _ in range(work.layout.local or (2 if replicas(work.layout) > 1 and work.layout.zero < 2 else 1)):
-        engine.step(next(batches))
-    period = work.layout.local or 1
-    with CommLedger(mesh.groups(), steps=period) as ledger:
+    period = layout.local or 1
+    with CommLedger(case.mesh.groups(), steps=period) as ledger:
         for _ in range(period):
-            engine.step(next(batches))
+            case.step()
     axes = {row.axis for row in ledger.rows()}
     return Sent(
         {axis: ledger.ring_bytes(axis=axis) for axis in axes}, {axis: ledger.wire_bytes(axis=axis) for axis in axes}

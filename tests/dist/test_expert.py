@@ -10,17 +10,14 @@ from torch import Tensor
 from paralab.axes.expert import layers
 from paralab.axes.held import state_bytes
 from paralab.axes.sent import Sent, predicted_sent
-from paralab.engines import native
 from paralab.layout import Layout
 from paralab.measure.ledger import CommLedger
 from paralab.measure.routing import Loads, RoutingCounts
 from paralab.models.routing import Router
 from paralab.options.config import RunConfig
-from paralab.planning.batches import training_batches
 from paralab.planning.resolve import resolve
-from paralab.processes.mesh import make_mesh
 from paralab.processes.rank import Rank
-from tests.dist.cases import SHALLOW
+from tests.dist.cases import SHALLOW, begun
 from tests.dist.test_parity import BITES, LIMITED, check_exactly
 from tests.dist.workers import WorkerPool
 
@@ -48,20 +45,14 @@ def test_blocks_that_are_recomputed_send_their_tokens_again(workers: WorkerPool)
 
 def routed(rank: Rank, run: RunConfig) -> tuple[list[list[int]], Loads] | None:
     """Return the experts of each token of this rank in the third step, router by router, and how often each is one."""
-    work = resolve(run)
-    mesh = make_mesh(work.layout, rank.device)
-    if rank.rank >= work.layout.world_size:
+    if (case := begun(rank, run, steps=2)) is None:
         return None
-    engine = native.build(work.context(mesh))
-    batches = training_batches(work, mesh)
-    for _ in range(2):
-        engine.step(next(batches))
     chosen: list[list[int]] = []
-    for part in engine.parts:
+    for part in case.engine.parts:
         for router in (module for module in part.modules() if isinstance(module, Router)):
             router.register_forward_hook(lambda module, inputs, out: chosen.append(out.experts.flatten().tolist()))
-    with RoutingCounts(engine.parts) as counts:
-        engine.step(next(batches))
+    with RoutingCounts(case.engine.parts) as counts:
+        case.step()
     return chosen, counts.loads
 
 
@@ -69,14 +60,9 @@ def counted(rank: Rank, run: RunConfig) -> tuple[Sent, Fraction, int] | None:
     """Count a step: what is sent, what of it are rows for experts of other ranks, and the peak of the states."""
     from paralab.measure.memory import MemoryCensus
 
-    work = resolve(run)
-    mesh = make_mesh(work.layout, rank.device)
-    if rank.rank >= work.layout.world_size:
+    if (case := begun(rank, run, steps=1)) is None:
         return None
-    engine = native.build(work.context(mesh))
-    batches = training_batches(work, mesh)
-    engine.step(next(batches))
-    away = 0
+    engine, mesh, away = case.engine, case.mesh, 0
     exchanged = layers._exchanged
 
     def noting(rows: Tensor, sent: list[int], *rest: Any) -> Tensor:
@@ -86,9 +72,9 @@ def counted(rank: Rank, run: RunConfig) -> tuple[Sent, Fraction, int] | None:
 
     with pytest.MonkeyPatch.context() as patch, CommLedger(mesh.groups()) as ledger:
         patch.setattr(layers, "_exchanged", noting)
-        engine.step(next(batches))
+        case.step()
     with MemoryCensus(engine.parts, engine.optimizers, held=engine.held) as census:
-        engine.step(next(batches))
+        case.step()
     axes = {row.axis for row in ledger.rows()}
     ring, wire = ({axis: size(axis=axis) for axis in axes} for size in (ledger.ring_bytes, ledger.wire_bytes))
     return Sent(ring, wire), Fraction(away), census.report().state_peak_bytes

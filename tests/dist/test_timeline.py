@@ -4,30 +4,23 @@ from itertools import product
 
 import pytest
 
-from paralab import engines
 from paralab.axes.pipeline.stages import pass_order
 from paralab.layout import Layout
 from paralab.measure.span import SpanRecord
 from paralab.measure.timeline import Timeline, bubble_share
 from paralab.options.config import RunConfig
-from paralab.planning.batches import training_batches
 from paralab.planning.resolve import resolve
-from paralab.processes.mesh import make_mesh
 from paralab.processes.rank import Rank
+from tests.dist.cases import begun
 from tests.dist.workers import WorkerPool
 
 
 def spans(rank: Rank, run: RunConfig) -> list[SpanRecord]:
     """Watch the second step of a case."""
-    work = resolve(run)
-    mesh = make_mesh(work.layout, rank.device)
-    if rank.rank >= work.layout.world_size:
+    if (case := begun(rank, run, steps=1)) is None:
         return []
-    engine = engines.build(work.context(mesh), "torch")
-    batches = training_batches(work, mesh)
-    engine.step(next(batches))
-    with Timeline(engine.stages, mesh) as timeline:
-        engine.step(next(batches))
+    with Timeline(case.engine.stages, case.mesh) as timeline:
+        case.step()
     return timeline.spans(step=1, rank=rank.rank)
 
 
