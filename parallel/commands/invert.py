@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 from paralab.console.clock import Moment
 from paralab.console.outputs import check_writable, write_whole
 from paralab.console.phases import Phases
+from paralab.console.pictures import check_can_draw, figure_class
 from paralab.errors import ConfigError, DataError
 from paralab.models.files import FORM, MOVED
 from paralab.options.arguments import TOKENIZER_MOVED, Parser, add_checkpoint, positive, whole
@@ -39,6 +40,7 @@ def main(argv: list[str]) -> int:
     """
     options = _parse(argv)
     if options.out is not None:
+        check_can_draw(options.out, otherwise="--out FILE.csv")
         check_writable(options.out, make_folders=True)
     from paralab.inference.inversion import Table, invert
     from paralab.inference.restore import restore
@@ -130,11 +132,7 @@ def _write(path: Path, found: "Inverted") -> None:
 
 
 def _picture(found: "Inverted") -> bytes:
-    try:
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise ConfigError("drawing needs matplotlib: pip install 'paralab[plot]', or use --out FILE.csv") from error
-    figure = Figure(figsize=(7, 4), layout="constrained")
+    figure = figure_class()(figsize=(7, 4), layout="constrained")
     axes = figure.subplots()
     for i, losses in enumerate(found.curve.T.tolist()):
         axes.plot(losses, linewidth=1.8 if i == found.best else 0.8, label=f"restart {i}")

@@ -22,6 +22,7 @@ from typing import Any
 
 from paralab.console.clock import Moment
 from paralab.console.outputs import check_writable, write_whole
+from paralab.console.pictures import check_can_draw
 from paralab.errors import ConfigError, did_you_mean
 from paralab.options.arguments import Parser, positive, whole
 from paralab.options.choices import CONVEX_METHODS
@@ -61,6 +62,7 @@ def main(argv: Sequence[str]) -> int:
         check_writable(Path(path))
     if options.plot and Path(options.plot).suffix.lower() not in _FORMATS:
         raise ConfigError(f"--plot {options.plot} is no picture: use a name ending in {', '.join(_FORMATS)}")
+    check_can_draw(options.plot)
     began = Moment.now()
     from paralab.commands import optimise_plot, optimise_table
     from paralab.console.phases import Phases

@@ -6,8 +6,8 @@ from typing import Any
 
 from paralab.commands.optimise import Asked
 from paralab.commands.optimise_run import Found
+from paralab.console.pictures import figure_class
 from paralab.convex.measured import ROUNDING, Line
-from paralab.errors import ConfigError
 
 _COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00")  # Okabe and Ito: all eyes tell them apart
 _AXES = (("epochs (dashed: bounds)", "epochs"), ("seconds", "time_s"), ("MiB sent by a rank", "sent_bytes"))
@@ -15,13 +15,9 @@ _AXES = (("epochs (dashed: bounds)", "epochs"), ("seconds", "time_s"), ("MiB sen
 
 def draw(asked: Asked, found: Found, *, form: str) -> bytes:
     """Return the picture in a form of matplotlib ("png", "svg", "pdf"). Raises: ConfigError without matplotlib."""
-    try:
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise ConfigError("drawing needs matplotlib: pip install 'paralab[plot]'") from error
     sends = any(lines[-1].sent_bytes for lines in found.lines.values())
     columns = _AXES if sends else _AXES[:2]
-    figure = Figure(figsize=(4.2 * (len(columns) + bool(found.shown)), 3.6), layout="constrained")
+    figure = figure_class()(figsize=(4.2 * (len(columns) + bool(found.shown)), 3.6), layout="constrained")
     panels = figure.subplots(1, len(columns) + bool(found.shown))
     for axes, (label, column) in zip(panels, columns, strict=False):
         _curves(axes, found, column, logarithmic=bool(found.shown))

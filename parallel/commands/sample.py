@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from paralab.console.outputs import check_writable
+from paralab.console.pictures import check_can_draw, figure_class
 from paralab.errors import ConfigError, DataError
 from paralab.models.files import FORM, MOVED
 from paralab.options.arguments import Parser, add_checkpoint, whole
@@ -103,6 +104,7 @@ def _parse(argv: list[str]) -> argparse.Namespace:
     if options.out and Path(options.out).suffix not in (".png", ".npz"):
         raise ConfigError(f"--out {options.out}: use a name ending in .png or .npz")
     if options.out:
+        check_can_draw(options.out, otherwise="--out FILE.npz")
         check_writable(Path(options.out), make_folders=True)
     return options
 
@@ -177,11 +179,7 @@ def _write(file: Path, path: "torch.Tensor", *, labels: "tuple[torch.Tensor, ...
 
 
 def _draw(file: Path, path: "torch.Tensor") -> None:
-    try:
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise ConfigError("drawing needs matplotlib: pip install 'paralab[plot]', or use --out FILE.npz") from error
-    figure = Figure(figsize=(10, 5), layout="constrained")
+    figure = figure_class()(figsize=(10, 5), layout="constrained")
     (_draw_points if path.dim() == 3 else _draw_images)(figure.subplots(1, 2), path)
     figure.savefig(file, dpi=120)
 

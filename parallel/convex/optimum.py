@@ -12,19 +12,26 @@ from paralab.convex.total_variation import TotalVariation, TotalVariationDual
 from paralab.errors import ConfigError
 
 MOST_NEWTON_STEPS, MOST_PROXIMAL_STEPS = 100, 200_000
+_FAR, _APART, _FASTER = 20, 5, 10  # after so many steps of Newton, over so many: by what the gradient has to fall
 _SMALL = 1e-10  # norm of the gradient (mapping), above which it is no minimum
 _WANTED, _LOOKS = 1e-12, 50  # the norm that ends the search on the dual, and steps between looks at it
 
 
 def of_softmax(problem: SoftmaxRegression) -> Optimum:
     """Return the minimum by Newton's method; collective over all ranks. Raises: ConfigError where there is none."""
-    *_, last = islice(newton.iterate(problem, Settings()), MOST_NEWTON_STEPS)
-    value, gradient = problem.value_and_gradient(last.point)
+    if not problem.l2 and (why := problem.grows_without_end()):
+        raise ConfigError(f"there is no minimum: {why}, so that weights grow without end: use --l2 above 0")
+    norms: list[float] = []
+    for last in islice(newton.iterate(problem, Settings()), MOST_NEWTON_STEPS):
+        norms.append(problem.gradient_norm(last.point))
+        if len(norms) > _FAR and norms[-1] > norms[-_APART] / _FASTER:  # near a minimum the digits double at each step
+            break
+    value, norm = problem.value(last.point), norms[-1]
     if not problem.l2 and problem.separates(last.point):
         raise ConfigError(
             "there is no minimum: planes separate the classes, and weights grow without end: use --l2 above 0"
         )
-    if (norm := gradient.norm().item()) > _SMALL:
+    if norm > _SMALL:
         raise ConfigError(
             f"no minimum was found, the gradient's norm is {norm:.1e} after {last.steps} steps of Newton's method: use "
             f"--l2 above {problem.l2:g}"

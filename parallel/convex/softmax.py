@@ -109,6 +109,27 @@ class SoftmaxRegression:
         """Return whether weights (n_classes, n_features) give every sample's own class the largest logit."""
         return bool(((self.features @ point.T).argmax(1) == self.labels).all())
 
+    def grows_without_end(self) -> str:
+        """Return why some weight lowers the loss however large it is, so that without l2 there is no minimum.
+
+        A class without samples is one reason: its bias. Another is a feature that has its smallest (or largest) value
+        in every sample of a class and not in all others: with its weight, and the bias against it, samples of the
+        others move away from that class, and no sample towards it (quasi-complete separation, Albert and Anderson
+        1984, section 3). Empty where neither is so, which does not say that there is a minimum.
+        """
+        ends = {"smallest": self.features.amin(0), "largest": self.features.amax(0)}
+        varies = ends["smallest"] < ends["largest"]
+        for label in range(self.n_classes):
+            own = self.features[self.labels == label]
+            if not len(own):
+                return f"class {label} has no samples"
+            for which, end in ends.items():
+                if fixed := (varies & (own == end).all(0)).nonzero().flatten().tolist():
+                    return (
+                        f"pixel {fixed[0]} has its {which} value in all samples of class {label} and not in all others"
+                    )
+        return ""
+
     # --- its constants
 
     @property

@@ -72,7 +72,7 @@ def kept_bytes(plan: Plan) -> Values:
         elements = np.where(full, case.block_boundary, case.block_kept * case.divided_share)
         return case.element_bytes * case.micro_batch_size * elements
     per_operator = selective & (case.framework == "torchtitan")
-    whole = layer_bytes(plan, scores=case.keeps_scores & ~selective)
+    whole = layer_bytes(plan, scores=case.keeps_scores & np.logical_not(selective))
     some = np.where(per_operator, _operator_bytes(plan), whole)
     return np.where(full, HALF * case.tokens * case.hidden * case.sequence_share, some)
 
@@ -93,8 +93,8 @@ def layer_bytes(plan: Plan, scores: Values) -> Values:
     case, k = plan.case, plan.constants
     dropout = np.where(case.keeps_scores, 2, 0)  # masks, in software that trains with dropout
     fuses = case.compile | case.fused_norm
-    norm = np.where((case.norm == "rmsnorm") & ~fuses, 2 * k.mem_eager_norm_bytes, 0.0)
-    rotary = np.where((case.position == "rotary") & ~fuses, k.mem_eager_rotary_bytes, 0.0)
+    norm = np.where((case.norm == "rmsnorm") & np.logical_not(fuses), 2 * k.mem_eager_norm_bytes, 0.0)
+    rotary = np.where((case.position == "rotary") & np.logical_not(fuses), k.mem_eager_rotary_bytes, 0.0)
     # inputs of both norms are divided; those of the products behind them only where Megatron gathers them once more
     gathered = np.where(is_megatron(case), case.sequence_share, 1.0)
     along_hidden = (4 + dropout + norm) * case.sequence_share + 4 * gathered

@@ -188,6 +188,36 @@ def test_classes_that_a_plane_separates_have_no_minimum() -> None:
         optimum.of_softmax(apart)
 
 
+@pytest.mark.parametrize("sign", [1, -1])
+def test_a_feature_at_its_end_in_a_class_alone_leaves_no_minimum(problem: SoftmaxRegression, sign: int) -> None:
+    features = problem.features.clone()
+    features[:, 0] = sign * torch.where(problem.labels == 1, 0.0, torch.arange(len(features), dtype=torch.float64) % 7)
+    flat, which = replace(problem, features=features, l2=0.0), "smallest" if sign > 0 else "largest"
+    with pytest.raises(ConfigError, match=f"no minimum: pixel 0 has its {which} value in all samples of class 1 and"):
+        optimum.of_softmax(flat)
+    direction = flat.start()  # the weight of that pixel in class 1, and the bias against it: the loss falls and falls
+    direction[1, 0] = -sign
+    losses = [flat.value(scale * direction) for scale in (0.0, 1.0, 10.0, 100.0)]
+    assert losses == sorted(losses, reverse=True)
+    assert not problem.grows_without_end()
+
+
+def test_a_class_without_samples_leaves_no_minimum(problem: SoftmaxRegression) -> None:
+    with pytest.raises(ConfigError, match=r"no minimum: class 3 has no samples, so that .* use --l2 above 0"):
+        optimum.of_softmax(replace(problem, n_classes=problem.n_classes + 1, l2=0.0))
+
+
+def test_a_search_that_gets_nowhere_ends(problem: SoftmaxRegression, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A pixel that is dark in a class alone, and hardly brighter in others, with a penalty too small to be seen."""
+    hessians, hessian = [], SoftmaxRegression.hessian
+    monkeypatch.setattr(SoftmaxRegression, "hessian", lambda self, point: hessians.append(1) or hessian(self, point))
+    features = problem.features.clone()
+    features[:, 0] = torch.where(problem.labels == 1, 0.0, torch.arange(len(features), dtype=torch.float64) % 7 * 1e-4)
+    with pytest.raises(ConfigError, match=r"no minimum was found, .* use --l2 above 1e-300"):
+        optimum.of_softmax(replace(problem, features=features, l2=1e-300))
+    assert len(hessians) < 40
+
+
 def test_what_is_sent_is_counted() -> None:
     reduce = CountedReduction(lambda tensor: tensor, ranks=4, backend="gloo")
     reduce(torch.zeros(10, dtype=torch.float64))
