@@ -12,7 +12,7 @@ import contextlib
 import logging
 from collections.abc import Iterable, Iterator, Sequence
 from importlib.util import find_spec
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 from paralab.errors import ConfigError
 from paralab.options.choices import EngineName
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
-NAME = "adamw8bit"
+NAME: Final = "adamw8bit"
 BLOCK = 256  # numbers that share a scale: the default of torchao's AdamW8bit
 LEAST = 4096  # numbers of the smallest tensor in 8 bits: torchao 0.18, optim/adam.py, _AdamBase._new_buffer
 BYTES = 1 + 4 / BLOCK  # of a number in 8 bits: its code, and its share of a scale

@@ -11,7 +11,9 @@ import torch
 from safetensors.torch import load_file
 
 from paralab.commands import train
+from paralab.data.dataset import Batch
 from paralab.data.order import SampleOrder
+from paralab.engines.engine import StepResult
 from paralab.engines.native import NativeEngine
 from paralab.errors import ConfigError
 from paralab.options.files import load
@@ -105,7 +107,7 @@ def test_a_run_stopped_by_a_signal_goes_on_to_its_epochs(
 
     take = NativeEngine.step
 
-    def step_and_signal(engine: NativeEngine, batch: object) -> object:
+    def step_and_signal(engine: NativeEngine, batch: Batch) -> StepResult:
         if engine.steps_done == 5:
             os.kill(os.getpid(), signal.SIGTERM)
         return take(engine, batch)

@@ -10,6 +10,7 @@ import os
 import re
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -123,7 +124,7 @@ def test_without_a_script_all_content_is_there(tab: Tab, report: Path) -> None:
 
 def test_hostile_text_does_nothing_in_a_browser(tab: Tab, tmp_path: Path) -> None:
     columns = ("strategy", "layout", "command", "reason", "size", "engine", "model", "cpu_model", "torch_version")
-    texts = dict.fromkeys(columns, EVIL)
+    texts: dict[str, Any] = dict.fromkeys(columns, EVIL)
     path = write(tmp_path / "a.csv", [*runs(A, **texts), *runs(A, **{**texts, "strategy": EVIL + "2"}),
                                       run(99, status="crash", **texts)])  # fmt: skip
     (tmp_path / "r.html").write_text(render([path], title=EVIL), encoding="utf-8")
