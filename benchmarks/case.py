@@ -60,6 +60,7 @@ from paralab.records.log import MemoryRecord, SplitRecord, StepLog, StepRecord
 from paralab.records.of_axes import with_axes
 from paralab.records.requested import Requested
 from paralab.records.row import COLLECTIVES, RunRecord
+from paralab.records.telemetry import largest_known, telemetry_columns
 
 EXCEEDED = "exceeded by the run"  # a peak that is not one: no share of it is recorded
 _SPLIT_STEPS = 3  # in which waiting is told from working: one alone would be at the mercy of a hiccup
@@ -452,43 +453,9 @@ def _tokens_per_step(work: Work) -> int | None:
 
 def _energy_columns(work: Work, results: list[RankResult], *, nodes: int) -> dict[str, Any]:
     """Return the columns of telemetry, with energy per token: the sampler ran over all timed steps."""
-    columns = _telemetry_columns([r.telemetry for r in results if r.telemetry is not None], nodes=nodes)
-    energy_j, tokens = columns["energy_j"], _tokens_per_step(work)
-    if energy_j is None or tokens is None:
-        return columns
-    return columns | {"energy_per_token_j": energy_j / (tokens * len(results[0].step_times_s))}
-
-
-def _telemetry_columns(seen: list[Telemetry], *, nodes: int) -> dict[str, Any]:
-    """Means over ranks of means, maxima over ranks of maxima, energies summed over devices.
-
-    The ranks of a node share its cores: what they use of them adds up, and its maximum is at most the sum of theirs.
-    Energy of processors is known for one node alone: each rank sees all sockets of its own.
-    """
-
-    def over(name: str, combine: Any) -> Any:
-        values = [value for t in seen if (value := getattr(t, name)) is not None]
-        return combine(values) if values else None
-
-    columns = {}
-    for kind in ("utilisation", "power", "clock", "temperature"):
-        unit = {"utilisation": "share", "power": "w", "clock": "mhz", "temperature": "c"}[kind]
-        columns[f"gpu_{kind}_mean_{unit}"] = over(f"gpu_{kind}_mean_{unit}", statistics.mean)
-        columns[f"gpu_{kind}_max_{unit}"] = over(f"gpu_{kind}_max_{unit}", max)
-    reasons = over(
-        "gpu_throttle_reasons", lambda texts: "; ".join(sorted({x for t in texts for x in t.split("; ") if x}))
-    )
-    gpu_energy, cpu_energy = over("gpu_energy_j", sum), over("cpu_energy_j", max) if nodes == 1 else None
-    return columns | {
-        "gpu_used_mean_bytes": over("gpu_used_mean_bytes", lambda values: int(statistics.mean(values))),
-        "gpu_used_max_bytes": over("gpu_used_max_bytes", max),
-        "gpu_throttle_reasons": reasons,
-        "throttled": bool(reasons) if reasons is not None else None,
-        "energy_j": gpu_energy if gpu_energy is not None else cpu_energy,
-        "energy_source": "nvml" if gpu_energy is not None else "rapl" if cpu_energy is not None else None,
-        "cpu_utilisation_mean_share": over("cpu_utilisation_mean_share", lambda shares: sum(shares) / nodes),
-        "cpu_utilisation_max_share": over("cpu_utilisation_max_share", lambda shares: sum(shares) / nodes),
-    }
+    a_step = _tokens_per_step(work)
+    tokens = a_step * len(results[0].step_times_s) if a_step is not None else None
+    return telemetry_columns([r.telemetry for r in results if r.telemetry is not None], nodes=nodes, tokens=tokens)
 
 
 def _memory_columns(work: Work, results: list[RankResult], device_type: str) -> dict[str, Any]:
@@ -498,9 +465,9 @@ def _memory_columns(work: Work, results: list[RankResult], device_type: str) -> 
     return {
         **{f"memory_{category}_bytes": size for category, size in largest.memory.items()},
         "memory_tensors_peak_bytes": largest.tensors_peak_bytes,
-        "process_peak_bytes": _largest(r.process_peak_bytes for r in results),
-        "gpu_allocated_peak_bytes": _largest(allocated),
-        "gpu_reserved_peak_bytes": _largest(reserved),
+        "process_peak_bytes": largest_known(r.process_peak_bytes for r in results),
+        "gpu_allocated_peak_bytes": largest_known(allocated),
+        "gpu_reserved_peak_bytes": largest_known(reserved),
         "memory_state_peak_bytes": max(r.state_peak_bytes for r in results),
         "predicted_state_bytes": predicted.everywhere if device_type == "cpu" else predicted.total,
         **eight_bits.columns(work.run, [result.moments for result in results]),
@@ -510,11 +477,6 @@ def _memory_columns(work: Work, results: list[RankResult], device_type: str) -> 
 def _routing_columns(results: list[RankResult]) -> dict[str, Any]:
     loads = together([result.loads for result in results])
     return {"expert_imbalance": imbalance(loads), "dropped_share": dropped_share(loads)}
-
-
-def _largest(values: Any) -> int | None:
-    known = [value for value in values if value is not None]
-    return max(known) if known else None
 
 
 def _comm_columns(work: Work, results: list[RankResult], device_type: str) -> dict[str, Any]:

@@ -17,7 +17,7 @@ from pathlib import Path
 
 from paralab.benchmarks.local_nodes import LocalNodes, train_alone
 from paralab.options.arguments import Parser, whole
-from paralab.records.log import StepRecord, read_log
+from paralab.records.log import read_steps
 from paralab.records.reading import read
 from paralab.records.row import RunRecord
 
@@ -106,5 +106,4 @@ def loss_difference(run: Path, alone: Path, *, steps: int) -> float:
 
 def losses(run: Path) -> dict[int, float]:
     """Return the loss of each step of a run; of a step that was taken again, the last one."""
-    log = read_log(run / "log" / "rank0.jsonl")
-    return {x.step: x.loss for x in log if isinstance(x, StepRecord) and x.loss is not None}
+    return {x.step: x.loss for x in read_steps(run / "log" / "rank0.jsonl") if x.loss is not None}

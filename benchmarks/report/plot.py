@@ -25,7 +25,7 @@ from paralab.errors import ConfigError, DataError, UsageError
 from paralab.options.arguments import Parser
 from paralab.options.files import load
 from paralab.records.cells import one_line
-from paralab.records.log import StepRecord, read_log
+from paralab.records.log import read_steps
 from paralab.records.row import RunRecord
 
 _FORMATS = (".svg", ".png", ".pdf")
@@ -182,8 +182,7 @@ def _smooth(loss: dict[int, float], points: int = 150) -> tuple[list[float], lis
 
 
 def _losses(folder: Path) -> dict[int, float]:
-    logs = read_log(folder / "log" / "rank0.jsonl")
-    return {r.step: r.loss for r in logs if isinstance(r, StepRecord) and r.loss is not None}
+    return {r.step: r.loss for r in read_steps(folder / "log" / "rank0.jsonl") if r.loss is not None}
 
 
 def _held_out(folder: Path) -> dict[int, float]:

@@ -6,15 +6,18 @@ A sample takes well under a millisecond on a CPU and a few through NVML; at the 
 
 import threading
 import time
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, fields
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import psutil
 
 from paralab.measure.nvml import NvmlDevice
 from paralab.processes.allowed import cores_allowed
+
+SHORTEST_S = 0.1  # of which the load of a process means something: the kernel counts in ticks of 10 ms
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,6 +81,7 @@ class Sampler:
         self._interval_s, self._powercap = interval_s, powercap
         self._process, self._cores = psutil.Process(), cores_allowed()
         self._thread: threading.Thread | None = None
+        self._sampling = threading.Lock()  # a lap ends between two samples
 
     def start_window(self) -> None:
         """Begin a window. Raises: RuntimeError if one is open."""
@@ -85,9 +89,8 @@ class Sampler:
             raise RuntimeError("a telemetry window is open: call stop_window first")
         # Looking for children scans every process of the machine: once a window, not once a sample.
         self._cpu_s = dict.fromkeys([self._process, *self._process.children(recursive=True)], 0.0)
-        self._rapl_start = read_rapl(self._powercap)
-        self._gpu_energy_start_j = self._gpu.energy_j() if self._gpu else None
-        self._busy_s, self._samples, self._stop = 0.0, [self._sample()], threading.Event()
+        self._begin()
+        self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, name="telemetry", daemon=True)
         self._thread.start()
 
@@ -98,6 +101,23 @@ class Sampler:
         self._stop.set()
         self._thread.join()
         self._thread = None
+        return self._sum_up()
+
+    def lap(self) -> Telemetry:
+        """Sum up the window so far, and begin the next one at this moment. Raises: RuntimeError if none is open."""
+        if not self._thread:
+            raise RuntimeError("no telemetry window is open: call start_window first")
+        with self._sampling:
+            found = self._sum_up()
+            self._begin()
+        return found
+
+    def _begin(self) -> None:
+        self._rapl_start = read_rapl(self._powercap)
+        self._gpu_energy_start_j = self._gpu.energy_j() if self._gpu else None
+        self._busy_s, self._samples = 0.0, [self._sample()]
+
+    def _sum_up(self) -> Telemetry:
         self._samples.append(self._sample())
         gpu_start_j, gpu_end_j = self._gpu_energy_start_j, self._gpu.energy_j() if self._gpu else None
         return _summarise(
@@ -110,9 +130,10 @@ class Sampler:
 
     def _run(self) -> None:
         while not self._stop.wait(self._interval_s):
-            began = time.thread_time()
-            self._samples.append(self._sample())
-            self._busy_s += time.thread_time() - began
+            with self._sampling:
+                began = time.thread_time()
+                self._samples.append(self._sample())
+                self._busy_s += time.thread_time() - began
 
     def _sample(self) -> _Sample:
         for process in self._cpu_s:
@@ -144,7 +165,7 @@ def _summarise(
     first, last = samples[0], samples[-1]
     window_s = last.time_s - first.time_s
     # The last interval may be cut so short that the kernel's 10 ms clock ticks make it meaningless: not a maximum.
-    whole = [(a, b) for a, b in pairwise(samples) if b.time_s - a.time_s >= 0.1] or [(first, last)]
+    whole = [(a, b) for a, b in pairwise(samples) if b.time_s - a.time_s >= SHORTEST_S] or [(first, last)]
     loads = [max(b.cpu_s - a.cpu_s, 0.0) / (b.time_s - a.time_s) / cores for a, b in whole]
     utilisation = _mean_max(s.gpu_utilisation for s in samples)
     used = _mean_max(s.gpu_used_bytes for s in samples)
@@ -181,6 +202,36 @@ def _summarise(
 def _mean_max(values: Iterable[float | None]) -> tuple[float | None, float | None]:
     known = [value for value in values if value is not None]
     return (sum(known) / len(known), max(known)) if known else (None, None)
+
+
+def together(first: Telemetry, second: Telemetry) -> Telemetry:
+    """Return what two windows of one rank give as one: means weighted by time, the larger maximum, energies added.
+
+    What one of the two does not know is that of the other, but for energy, which both have to know.
+    """
+    both = (first, second)
+    values = {declared.name: _together(declared.name, both) for declared in fields(Telemetry)}
+    # a window that is too short for the load of a process gives its maximum no more than the mean
+    loads = [x.cpu_utilisation_max_share for x in both if x.window_s >= SHORTEST_S]
+    known = [load for load in (values["cpu_utilisation_mean_share"], *loads) if load is not None]
+    return Telemetry(**values | {"cpu_utilisation_max_share": max(known, default=None)})
+
+
+def _together(name: str, windows: Sequence[Telemetry]) -> Any:
+    known = [(value, window.window_s) for window in windows if (value := getattr(window, name)) is not None]
+    values = [value for value, _ in known]
+    if name.endswith("_j"):
+        return sum(values) if len(values) == len(windows) else None
+    if name in ("window_s", "samples"):
+        return sum(values)
+    if not values:
+        return None
+    if name == "gpu_throttle_reasons":
+        return "; ".join(sorted({reason for text in values for reason in text.split("; ") if reason}))
+    if "_max_" in name:
+        return max(values)
+    mean = sum(value * window_s for value, window_s in known) / sum(window_s for _, window_s in known)
+    return int(mean) if name.endswith("_bytes") else mean
 
 
 def read_rapl(powercap: Path) -> dict[str, tuple[int, int]]:

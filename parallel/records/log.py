@@ -11,6 +11,7 @@ from typing import Protocol
 from paralab.console.outputs import write_all
 from paralab.errors import DataError, WriteError
 from paralab.measure.span import SpanRecord
+from paralab.measure.telemetry import Telemetry
 from paralab.records.kinds import field_types, value_kind
 
 
@@ -55,8 +56,23 @@ class SplitRecord:
     host_s: float | None = None  # of a GPU
 
 
-LogRecord = StepRecord | SpanRecord | MemoryRecord | SplitRecord
-_LOG_RECORDS = {"step": StepRecord, "span": SpanRecord, "memory": MemoryRecord, "split": SplitRecord}
+@dataclass(frozen=True, kw_only=True)
+class TelemetryRecord(Telemetry):
+    """What one rank used over `steps` steps of training, of which `step` is the last."""
+
+    step: int
+    steps: int
+    rank: int
+
+
+LogRecord = StepRecord | SpanRecord | MemoryRecord | SplitRecord | TelemetryRecord
+_LOG_RECORDS = {
+    "step": StepRecord,
+    "span": SpanRecord,
+    "memory": MemoryRecord,
+    "split": SplitRecord,
+    "telemetry": TelemetryRecord,
+}
 _LOG_NAMES = {kind: name for name, kind in _LOG_RECORDS.items()}
 
 
@@ -106,6 +122,11 @@ def read_log(path: str | Path) -> list[LogRecord]:
     if rest:
         warnings.warn(f"{path}: the last line is not finished and was skipped", stacklevel=2)
     return [_log_record(line, f"{path} line {number}") for number, line in enumerate(lines, start=1) if line]
+
+
+def read_steps(path: str | Path) -> list[StepRecord]:
+    """Return the steps in one rank's log, in the order they were taken. Raises: DataError, as `read_log`."""
+    return [record for record in read_log(path) if isinstance(record, StepRecord)]
 
 
 def _log_record(line: str, place: str) -> LogRecord:

@@ -37,7 +37,7 @@ from paralab.processes import cluster
 from paralab.processes.failure import Progress
 from paralab.processes.mesh import Mesh
 from paralab.processes.rank import Rank
-from paralab.records.describe import describe
+from paralab.records.describe import describe, nodes_of
 from paralab.records.log import LogWriter, MemoryRecord, StepLog, StepRecord, read_log, set_aside
 from paralab.records.of_axes import with_axes
 from paralab.records.requested import Requested
@@ -50,6 +50,7 @@ from paralab.training.goodput import Pulse, read_progress
 from paralab.training.lock import FolderLock
 from paralab.training.options import IN_FOLDER, SET_ASIDE, TrainConfig, config_file, log_file, rows_file
 from paralab.training.screen import Metrics, open_screen
+from paralab.training.usage import Meter, Used, used_by_all
 from paralab.weights.start_from import start_from
 
 
@@ -129,6 +130,8 @@ class Training:
             timeout_s=work.run.timeout_s,
         )
         self.stop = Stop(mesh)
+        self.meter = Meter(mesh, rank=rank.rank)
+        self.used: Used | None = None  # once it has ended
         seed_generators(work.run.seed, stage=mesh.rank("pp"), data_rank=mesh.rank("dp"))
         engine = engines.build(work.context(mesh), work.run.engine, ds_config=work.run.ds_config)
         assert engine.can_save, "refused before processes are started"
@@ -153,7 +156,7 @@ class Training:
         return share
 
     def run(self) -> Outcome:
-        with self.screen, self.saver, self.stop:
+        with self.screen, self.saver, self.stop, self.meter:
             self._start()
             self._steps()
             self._end()
@@ -240,6 +243,8 @@ class Training:
                 return
             if saves and done < self.total:  # the end evaluates first: what it saves has a loss
                 self._save()
+            if evaluates or saves:
+                self.meter.goes_on()
             interval = Interval(self)
 
     def _goes_on_after_evaluation(self) -> bool:
@@ -266,6 +271,8 @@ class Training:
     def _end(self) -> None:
         """Evaluate once more unless a signal is waiting, save, and say where everything is."""
         outcome = self.outcome
+        if record := self.meter.read(outcome.step - 1, log=self.log, is_last=True):
+            self.screen.used(record)
         if outcome.steps and not outcome.stopped_by and self.evaluated_at != outcome.step:
             self._goes_on_after_evaluation()
         if outcome.steps:
@@ -273,7 +280,18 @@ class Training:
             packed, every = eight_bits.counted(s for x in self.engine.optimizers for s in x.state.values())
             outcome.moments = _summed(self.mesh, packed), _summed(self.mesh, every)
         self.saver.join()
+        self.used = self._used()
+        if outcome.steps:
+            self.screen.say(f"used: {self.used}")
         self.screen.end(outcome.step, outcome.best, outcome.best_step, stopped_by=outcome.stopped_by)
+
+    def _used(self) -> Used:
+        """Put together what all ranks used. Collective."""
+        work = self.work
+        is_text = work.spec.unit_of(work.model_config) == "tokens"
+        units = work.division.global_batch_size * work.spec.units_in_sample(work.model_config)
+        nodes = nodes_of(work, self.rank)
+        return used_by_all(self.mesh, self.meter, nodes=nodes, tokens_per_step=units if is_text else None)
 
 
 def _logs(folder: Path) -> list[tuple[int, Path]]:
@@ -298,6 +316,7 @@ class Interval:
         self.waits_s.append(time.perf_counter() - waited)
         with training.screen.trace(step, wanted=step == wanted):
             self.results.append(training.engine.step(batch))
+        training.meter.step_taken()
 
     def close(self) -> None:
         """Read the losses, check them, log each step and show a line."""
@@ -305,6 +324,8 @@ class Interval:
         outcome, first = training.outcome, training.outcome.step - len(self.results)
         losses, norms = torch.stack([torch.stack([x.loss, x.grad_norm]) for x in self.results]).T.tolist()
         taken_s = time.perf_counter() - self.began_s
+        if record := training.meter.read(outcome.step - 1, log=training.log):
+            training.screen.used(record)
         for step, loss, norm, wait_s in zip(count(first), losses, norms, self.waits_s, strict=False):
             training.progress.step = step
             training.log.write(
@@ -444,7 +465,7 @@ def _record(work: Work, requested: Requested, rank: Rank, mesh: Mesh, training: 
         samples_per_s=samples_per_s,
         tokens_per_s=samples_per_s * tokens if samples_per_s and is_text else None,
         data_wait_share=outcome.waits_s / outcome.steps_s if outcome.steps else None,
-        process_peak_bytes=memory.process_peak_bytes(),
+        **(training.used.columns if training.used is not None else {}),
         loss_first=outcome.first_loss,
         loss_last=outcome.last_loss,
         grad_norm_last=outcome.last_grad_norm,

@@ -13,6 +13,7 @@ from typing import Any, Protocol
 import torch
 
 from paralab.planning.resolve import Work
+from paralab.records.log import TelemetryRecord
 from paralab.training.evaluate import Validation
 from paralab.training.options import TrainConfig
 from paralab.training.sinks import open_sinks
@@ -58,6 +59,7 @@ class Screen(Protocol):
     def begin(self, work: Work, *, step: int, total: int) -> None: ...
     def step(self, done: int) -> None: ...
     def metrics(self, metrics: Metrics) -> None: ...
+    def used(self, record: TelemetryRecord) -> None: ...
     def validation(self, step: int, found: Validation, *, better: bool) -> None: ...
     def trace(self, step: int, *, wanted: bool) -> AbstractContextManager[Any]: ...
     def end(self, step: int, best: Validation | None, best_step: int | None, *, stopped_by: int | None) -> None: ...
@@ -117,6 +119,11 @@ class Shown:
         numbers = {name: x for name, x in asdict(metrics).items() if name not in skipped and x is not None}
         self._write("train", metrics.step, numbers)
 
+    def used(self, record: TelemetryRecord) -> None:
+        """Send what this rank uses to --log-to; the log of the rank has it already."""
+        numbers = {name: x for name, x in asdict(record).items() if isinstance(x, (int, float))}
+        self._write("device", record.step + 1, numbers)
+
     def validation(self, step: int, found: Validation, *, better: bool) -> None:
         self.say(f"{_at(step, self.total)}  {found}{'  (best)' if better else ''}")
         with (self.folder / "validation.jsonl").open("a", encoding="utf-8") as file:
@@ -166,6 +173,9 @@ class Hidden:
         pass
 
     def metrics(self, metrics: Metrics) -> None:
+        pass
+
+    def used(self, record: TelemetryRecord) -> None:
         pass
 
     def validation(self, step: int, found: Validation, *, better: bool) -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from paralab.commands.train import main
-from paralab.records.log import read_log
+from paralab.records.log import read_steps
 from paralab.records.reading import read
 
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -19,7 +19,7 @@ QUICK += ["--lr-schedule", "constant"]  # which does not depend on the number of
 
 
 def losses(folder: Path) -> dict[int, float]:
-    return {record.step: record.loss for record in read_log(folder / "log" / "rank0.jsonl")}
+    return {record.step: record.loss for record in read_steps(folder / "log" / "rank0.jsonl")}
 
 
 def wait_for(text: str, file: Path, *, process: subprocess.Popen, timeout_s: float = 90) -> None:

@@ -20,7 +20,7 @@ from paralab.parity.reference import reference
 from paralab.parity.result import ParityResult
 from paralab.planning.resolve import Work, resolve
 from paralab.processes.mesh import Mesh
-from paralab.records.log import read_log
+from paralab.records.log import read_steps
 from paralab.records.reading import read
 from tests.tiny import TINY
 
@@ -157,7 +157,7 @@ def test_training_goes_on_where_it_stopped(tmp_path: Path) -> None:
         done = paralab(*words, "--steps", steps, "--log-every", 1, "--out", tmp_path / out, *more)
         assert done.returncode == 0, done.stderr
     whole, parts = (
-        {record.step: record.loss for record in read_log(tmp_path / out / "log" / "rank0.jsonl")}
+        {record.step: record.loss for record in read_steps(tmp_path / out / "log" / "rank0.jsonl")}
         for out in ("whole", "parts")
     )
     assert list(whole) == list(parts) == list(range(6))

@@ -6,12 +6,14 @@ import shutil
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import psutil
 import pytest
 
-from paralab.measure.telemetry import Sampler, rapl_joules, read_rapl
+from paralab.measure import telemetry
+from paralab.measure.telemetry import Sampler, rapl_joules, read_rapl, together
 
 # Two devices. The second: power 100, 110, 120 ... W by call, 5 J a reading, a power cap; it knows no clock.
 FAKE_NVML = r"""
@@ -146,3 +148,46 @@ def test_rapl_adds_sockets_and_wraps(tmp_path: Path) -> None:
     _socket(tmp_path, "intel-rapl:1", 1_000_000)
     assert rapl_joules(before, read_rapl(tmp_path)) == pytest.approx(3 + 2)
     assert rapl_joules({}, {}) is None
+
+
+def sample(time_s: float, cpu_s: float, power_w: float, reasons: frozenset[str] | None = None) -> telemetry._Sample:
+    return telemetry._Sample(time_s, cpu_s, int(time_s * 1000), gpu_power_w=power_w, throttles=reasons)
+
+
+def test_two_windows_together_are_the_window_over_both() -> None:
+    hot = frozenset({"power cap"})
+    samples = [sample(0.0, 0.0, 100.0), sample(1.0, 0.5, 300.0, hot), sample(3.0, 2.5, 300.0), sample(3.05, 2.6, 100.0)]
+    one, two, three = (
+        telemetry._summarise(part, cores=1, busy_s=0.1, gpu_energy_j=energy_j, cpu_energy_j=None)
+        for part, energy_j in ((samples[:2], 5.0), (samples[1:3], 7.0), (samples[2:], 1.0))
+    )
+    both = together(one, two)
+    assert (both.window_s, both.samples, both.gpu_energy_j, both.cpu_energy_j) == (3.0, 4, 12.0, None)
+    assert both.cpu_utilisation_mean_share == pytest.approx(2.5 / 3), "the longer one counts more"
+    assert both.cpu_utilisation_max_share == 1.0
+    assert both.gpu_power_mean_w == pytest.approx((200.0 + 2 * 300.0) / 3) and both.gpu_power_max_w == 300.0
+    assert both.sampler_share == pytest.approx(0.2 / 3)
+    assert both.gpu_throttle_reasons == "power cap" and both.gpu_clock_mean_mhz is None
+    assert three.cpu_utilisation_max_share == pytest.approx(2.0)  # 100 ms of work in 50 ms: ticks of the kernel
+    whole = together(both, three)
+    assert whole.cpu_utilisation_mean_share == pytest.approx(2.6 / 3.05)
+    assert whole.cpu_utilisation_max_share == 1.0, "the window is too short to say"
+    unknown = replace(two, gpu_energy_j=None, gpu_power_mean_w=None)
+    assert (together(one, unknown).gpu_energy_j, together(one, unknown).gpu_power_mean_w) == (None, 200.0)
+
+
+def test_a_lap_ends_one_window_and_begins_the_next(tmp_path: Path) -> None:
+    sampler = Sampler(interval_s=0.05, powercap=tmp_path)
+    with pytest.raises(RuntimeError, match="start_window first"):
+        sampler.lap()
+    sampler.start_window()
+    until = time.process_time() + 0.3
+    while time.process_time() < until:
+        pass
+    busy = sampler.lap()
+    time.sleep(0.3)
+    idle = sampler.lap()
+    rest = sampler.stop_window()
+    assert busy.cpu_utilisation_mean_share and idle.cpu_utilisation_mean_share is not None
+    assert busy.cpu_utilisation_mean_share * busy.window_s > 3 * idle.cpu_utilisation_mean_share * idle.window_s
+    assert idle.window_s >= 0.3 > rest.window_s

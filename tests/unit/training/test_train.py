@@ -37,12 +37,13 @@ from paralab.options.files import load
 from paralab.planning.resolve import resolve
 from paralab.processes.mesh import Mesh
 from paralab.processes.rank import Rank
-from paralab.records.log import StepRecord, read_log
+from paralab.records.log import read_steps
 from paralab.records.reading import read
 from paralab.records.requested import Requested
 from paralab.training import goodput, lock, loop, screen
 from paralab.training.evaluate import Evaluator, Validation
 from paralab.training.lock import FolderLock
+from paralab.training.usage import Used
 
 # tensors this small are slower on several threads
 QUICK = "--model gpt2 --size tiny --global-batch-size 8 --eval-samples 20 --log-every 4 --threads 1".split()
@@ -54,7 +55,7 @@ def run(folder: Path, *words: str) -> int:
 
 
 def losses(folder: Path) -> dict[int, float]:
-    return {record.step: record.loss for record in read_log(folder / "log" / "rank0.jsonl")}
+    return {record.step: record.loss for record in read_steps(folder / "log" / "rank0.jsonl")}
 
 
 def validations(folder: Path) -> list[dict]:
@@ -94,7 +95,7 @@ def test_what_a_run_leaves(finished: Path) -> None:
 
 
 def test_the_log_has_the_numbers_of_each_step(finished: Path) -> None:
-    records = [x for x in read_log(finished / "log" / "rank0.jsonl") if isinstance(x, StepRecord)]
+    records = read_steps(finished / "log" / "rank0.jsonl")
     # a cosine from the peak to a tenth of it
     cosine = [0.1 + 0.9 * (1 + math.cos(math.pi * step / 10)) / 2 for step in range(10)]
     assert [x.learning_rate for x in records] == pytest.approx([6e-4 * share for share in cosine])
@@ -105,15 +106,16 @@ def test_the_log_has_the_numbers_of_each_step(finished: Path) -> None:
     assert all(0 <= x.data_wait_s < x.step_time_s for x in records if x.data_wait_s and x.step_time_s)
 
 
-def test_the_row_of_a_run_is_its_outcome_by_hand(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_row_of_a_run_is_its_outcome_by_hand() -> None:
     work = resolve(train.read([*QUICK, "--layout", "dp2", "--steps", "10"], PYTHON))
     outcome = loop.Outcome(
         step=10, first_loss=5.0, last_loss=4.0, last_grad_norm=0.5, steps=6, steps_s=3.0, waits_s=0.3
     )
-    training: Any = SimpleNamespace(outcome=outcome, cost=lambda: {"restarts": 2})
-    monkeypatch.setattr(loop.memory, "process_peak_bytes", lambda: 7000)
+    used = Used({"process_peak_bytes": 7000, "energy_j": 12.0})
+    training: Any = SimpleNamespace(outcome=outcome, cost=lambda: {"restarts": 2}, used=used)
     row = loop._record(work, Requested(), PYTHON, Mesh(work.layout, torch.device("cpu")), training)
     assert (row.status, row.restarts, row.measured_steps, row.process_peak_bytes) == ("ok", 2, 6, 7000)
+    assert (row.energy_j, row.gpu_power_mean_w) == (12.0, None)
     assert (row.samples_per_s, row.tokens_per_s) == (6 * 8 / 3.0, 6 * 8 * 16 / 3.0)  # 16 tokens a sample
     assert row.data_wait_share == pytest.approx(0.1)
     assert (row.loss_first, row.loss_last, row.grad_norm_last) == (5.0, 4.0, 0.5)
@@ -235,8 +237,9 @@ def test_a_log_of_a_run_that_left_no_checkpoint_is_kept_apart(
     assert (tmp_path / "log" / "rank7.jsonl").read_text() == ""
     aside = tmp_path / "log" / "set-aside"
     assert f"has steps from 0 on: they are kept in {aside}" in capsys.readouterr().out
-    assert len((aside / "rank0.jsonl").read_text().splitlines()) == 11
-    assert len((aside / "rank7.jsonl").read_text().splitlines()) == 10
+    kept = [(aside / f"rank{rank}.jsonl").read_text().splitlines() for rank in (0, 7)]
+    steps = [sum(line.startswith('{"record": "st') for line in lines) for lines in kept]
+    assert steps == [11, 10], "ten steps, and the one that was cut off"
     assert (aside / "validation.jsonl").read_text() == (finished / "validation.jsonl").read_text()
 
 

@@ -20,7 +20,7 @@ from paralab.models.gpt2_hf import to_transformers
 from paralab.models.vocabulary import tokenizer_of
 from paralab.planning.batches import training_batches
 from paralab.processes.mesh import Mesh
-from paralab.records.log import read_log
+from paralab.records.log import read_steps
 from paralab.weights.hugging_face import from_hugging_face, to_hugging_face
 
 QUICK = ["--model", "gpt2", "--size", "tiny", "--global-batch-size", "8", "--eval-samples", "8", "--eval-every", "3"]
@@ -28,7 +28,7 @@ QUICK = ["--model", "gpt2", "--size", "tiny", "--global-batch-size", "8", "--eva
 
 def losses(folder: Path, *words: str) -> list[float]:
     assert train.main([*QUICK, "--out", str(folder), *words]) == 0
-    return [record.loss for record in read_log(folder / "log" / "rank0.jsonl")]
+    return [record.loss for record in read_steps(folder / "log" / "rank0.jsonl")]
 
 
 @pytest.fixture(scope="module")
