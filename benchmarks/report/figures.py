@@ -146,7 +146,10 @@ def _memory(piece: "Piece", reach: Reach) -> Chart | None:
     if not rows:
         return None
     drawing = charts.bars(rows, looks=palette.MEMORY, title="Memory by category", unit=mib, reach=[reach.memory_mib])
-    caption = "Of one run, at the peak of each rank." if any(row.group for row in rows) else "Largest over the ranks."
+    where = "At the peak of each rank" if any(row.group for row in rows) else "Largest over the ranks"
+    caption = f"{where}, of one run, counted tensor by tensor in a step that is not timed."
+    if piece.memory_column == "gpu_allocated_peak_bytes":
+        caption += " The table has what the GPU's allocator gave out in the timed steps, which is not quite the same."
     return Chart("Memory by category", drawing, caption)
 
 

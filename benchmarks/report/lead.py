@@ -3,7 +3,7 @@
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
-from paralab.benchmarks.report.sections import Piece, listed
+from paralab.benchmarks.report.sections import Piece
 from paralab.benchmarks.report.verdict import Comparison
 from paralab.pages.page import Chart
 
@@ -12,10 +12,11 @@ _UNDECIDED = ("insufficient", "not interleaved", "not enough evidence")
 
 @dataclass(frozen=True)
 class Lead:
-    """Sentences, the first of which is the verdict, and a chart where there is one."""
+    """Sentences, the first of which is the verdict, what else was found, and a chart where there is one."""
 
     sentences: Sequence[str]
     chart: Chart | None
+    further: Sequence[str] = ()
 
 
 def lead(pieces: Sequence[Piece]) -> Lead:
@@ -32,16 +33,17 @@ def _of_several(pieces: Sequence[Piece], compared: Sequence[Piece]) -> Lead:
     if not compared:
         nothing = f"Each of {len(pieces)} pieces of work was done in one way only: there is nothing to compare."
         return Lead([*failed, nothing], None)
-    said = [f"{len(compared)} of {len(pieces)} pieces of work were done in more than one way."] \
-        if len(compared) < len(pieces) else [f"{len(pieces)} pieces of work were compared."]  # fmt: skip
-    left, shown = list(compared), None
+    left, shown, said = list(compared), compared[0], list[str]()
     for is_such, sentence in _KINDS:
         if mine := [piece for piece in left if is_such(piece)]:
             left = [piece for piece in left if piece not in mine]
             most = max(mine, key=_largest)
-            shown = shown or most
-            said.append(sentence.format(count=len(mine), most=_most(most)))
-    return Lead([*failed, " ".join(said)], _picture(shown or compared[0]))
+            shown = shown if said else most
+            of_all = "" if said else f" of {len(compared)} pieces of work"
+            said.append(f"In {len(mine)}{of_all} {sentence.format(most=_most(most))}.")
+    if alone := len(pieces) - len(compared):
+        said.append(f"{alone} more {'was' if alone == 1 else 'were'} done in one way only, and compared with nothing.")
+    return Lead([*failed, said[0]], _picture(shown), said[1:])
 
 
 def _comparisons(piece: Piece) -> list[Comparison]:
@@ -65,18 +67,18 @@ def _different(piece: Piece) -> list[Comparison]:
 def _most(piece: Piece) -> str:
     found = max(_different(piece), key=lambda c: abs(c.change_percent or 0.0), default=None)
     if found is None:
-        return listed([c.other for c in _comparisons(piece)])
+        return ""
     word = "faster" if found.verdict == "better" else "slower"
     return f"{found.other} is {abs(found.change_percent or 0.0):.1f}% {word} than {found.base} ({piece.name})"
 
 
 # a piece of work counts for the first of these that is true of it
 _KINDS: tuple[tuple[Callable[[Piece], bool], str], ...] = (
-    (_has("better"), "In {count} of them something is faster than its baseline, most of all: {most}."),
-    (_has("worse"), "In {count} nothing is faster and something is slower, most of all: {most}."),
-    (_has("~", "equivalent"), "In {count} there is no evidence of a difference."),
-    (_has(*_UNDECIDED), "In {count} there is too little evidence for a verdict."),
-    (lambda piece: True, "In {count} runs failed, or parity did."),
+    (_has("better"), "something is faster than its baseline, most of all: {most}"),
+    (_has("worse"), "nothing is faster than its baseline and something is slower, most of all: {most}"),
+    (_has("~", "equivalent"), "there is no evidence of a difference"),
+    (_has(*_UNDECIDED), "there is too little evidence for a verdict"),
+    (lambda piece: True, "runs failed, or parity did"),
 )
 
 

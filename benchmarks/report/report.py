@@ -78,6 +78,7 @@ def render(paths: Sequence[Path], *, title: str = "Results", caught: Sequence[wa
         caveats=[*sections.caveats(sources, pieces), *dict.fromkeys(str(warning.message) for warning in caught)],
         contents=_contents(found, pieces),
         of_ways=tables.of_ways,
+        notes_of=sections.notes,
         differing=sum(len(values) > 1 for _, values in sections.environment(sources)),
         downloads=[_download(source) for source in sources],
         runs=sum(len(source.records) for source in sources),

@@ -210,6 +210,18 @@ def listed(names: Sequence[str]) -> str:
     return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"
 
 
+def notes(piece: Piece) -> list[str]:
+    """Return the notes on the comparisons of a piece of work, each once, with the ways that it is about if not all."""
+    about: dict[str, list[str]] = {}
+    found = [way.against_base for way in piece.ways if way.against_base]
+    for comparison in found:
+        for note in comparison.notes:
+            about.setdefault(note, []).append(comparison.other)
+    alone = [len(others) == len(found) or note.startswith(f"{others[0]}: ") for note, others in about.items()]
+    return [note if clear else f"{listed(others)}: {note}"
+            for clear, (note, others) in zip(alone, about.items(), strict=True)]  # fmt: skip
+
+
 def caveats(sources: Sequence[Source], found: Sequence[Piece]) -> list[str]:
     """Return what a reader must know before believing a number."""
     records = [record for source in sources for record in source.records]

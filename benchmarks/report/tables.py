@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable, Sequence
 
-from paralab.benchmarks.report import slowest
+from paralab.benchmarks.report import slowest, units
 from paralab.benchmarks.report.compare import ratio_text, verdict_text
 from paralab.benchmarks.report.sections import STEP_TIME, Piece, Way, environment
 from paralab.benchmarks.report.sources import Source
@@ -17,19 +17,21 @@ def of_ways(piece: Piece) -> Table:
     """Return a line for each way of doing a piece of work, the fastest first, failed ones last."""
     ways = piece.ranked + [way for way in piece.ways if way not in piece.ranked]
     alone = len(ways) == 1
+    bases = {way.against_base.base for way in ways if way.against_base}
+    base = next(iter(bases)) if len(bases) == 1 else ""
     columns = (
         Column("method", name_of_row=True),
         Column("verdict"),
         Column("compared with"),
         Column("step", number=True, about="Median of the runs' median step times"),
         Column(_spread_name(ways), number=True),
-        *_beside_each_other(),
+        *_beside_each_other(base or "baseline"),
         *_measured(piece),
         Column("good runs", number=True),
     )
     rows = [
-        (Cell(way.variant.label), _verdict(way, alone=alone), _base(way), _time(way), _spread(way, ways),
-         *_ratio(way), *_amounts(way, piece), _good(way))
+        (Cell(way.variant.label), _verdict(way, alone=alone), NOTHING if base else _base(way), _time(way),
+         _spread(way, ways), *_ratio(way), *_amounts(way, piece), _good(way))
         for way in ways
     ]  # fmt: skip
     return table(f"Work {piece.number}: {piece.name}", columns, rows)
@@ -40,7 +42,7 @@ def of_alone(pieces: Sequence[Piece], *, kind: str) -> Table:
     of_each = [(piece, way) for piece in pieces for way in piece.ways]
     ways = [way for _, way in of_each]
     columns = (
-        Column("work", name_of_row=True),
+        Column("work", name_of_row=True, wide=True),
         Column("method"),
         Column("step", number=True, about="Median of the runs' median step times"),
         Column(_spread_name(ways), number=True),
@@ -77,7 +79,7 @@ def of_runs(pieces: Sequence[Piece], *, kind: str) -> Table:
         Column("95% of steps under", number=True, later=True),
         Column("samples/s", number=True),
         Column("tokens/s", number=True, later=True),
-        Column("tensors, peak", number=True),
+        Column("tensors, peak", number=True, about="On a GPU what its allocator gave out in the timed steps"),
         Column("process, peak", number=True, later=True),
         Column("sent in a step", number=True, about="Bytes that leave the rank which sends most"),
         Column("MFU", number=True),
@@ -162,10 +164,10 @@ def of_environment(sources: Sequence[Source]) -> Table:
     return table("What the rows say of machine and software", columns, rows)
 
 
-def _beside_each_other() -> Iterable[Column]:
+def _beside_each_other(base: str) -> Iterable[Column]:
     about = "Medians of this way over those of what it is compared with, and where that ratio lies"
     chance = "Probability of such a difference by chance, corrected for how many were compared"
-    return Column("step / baseline", number=True, about=about), Column("p", number=True, about=chance)
+    return Column(f"step / {base}", number=True, about=about), Column("p", number=True, about=chance)
 
 
 def _measured(piece: Piece) -> Iterable[Column]:
@@ -214,7 +216,7 @@ def _spread(way: Way, ways: Sequence[Way]) -> Cell:
     """Return where the median lies; where columns mix them, a range says that it is one."""
     if way.interval is None:
         return NOTHING
-    low, high = (amount(edge, "at_s") for edge in way.interval)
+    low, high = map(units.milliseconds, way.interval)
     mixed = len({other.spread_name for other in ways if other.interval}) > 1
     return Cell(f"{'range ' if mixed and way.spread_name == 'range' else ''}{low} to {high}", way.interval[0])
 
@@ -237,6 +239,11 @@ def _rate(way: Way, column: str) -> Cell:
 
 
 def _cell(number: float | None, column: str) -> Cell:
+    """Return an amount in the unit of its column and of the charts: all times in ms, all sizes in MiB."""
+    if number is not None and column.endswith("_bytes"):
+        return Cell(units.mib(number), number)
+    if number is not None and column.endswith("_s") and not column.endswith("_per_s"):
+        return Cell(units.milliseconds(number), number)
     return Cell(amount(number, column), number)
 
 

@@ -3,7 +3,6 @@
 import gzip
 import re
 from base64 import b64encode
-from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
@@ -15,7 +14,7 @@ from markupsafe import Markup
 from paralab.pages.style import css
 
 HERE = Path(__file__).parent
-MOST_PLAIN_BYTES = 256 << 10  # of a file that is carried as it is; a larger one is compressed
+MOST_PLAIN_BYTES = 64 << 10  # of a file that is carried as it is; a larger one is compressed
 
 
 _INSIDE = {"style": "css", "script": "js"}
@@ -48,9 +47,7 @@ def download(name: str, content: bytes, *, kind: str) -> Download:
     return Download(name, f"{max(1, round(len(content) / 1024)):,} KiB", uri)
 
 
-def render(
-    template: Path, *, title: str, filters: Mapping[str, Callable[..., Any]] | None = None, **values: Any
-) -> str:
+def render(template: Path, *, title: str, **values: Any) -> str:
     """Return the page of a template that extends `base.html`. values: what the template names."""
     inside = {name: (HERE / f"page.{end}").read_text(encoding="utf-8") for name, end in _INSIDE.items()}
     inside["style"] += css()
@@ -62,7 +59,6 @@ def render(
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters.update(filters or {})
     page = environment.get_template(template.name).render(
         title=title, **{name: Markup(text) for name, text in inside.items()}, **hashes, **values
     )

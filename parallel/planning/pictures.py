@@ -80,7 +80,7 @@ def against_memory(found: Found, unit: str) -> Chart:
     drawing = charts.scatter(
         spots,
         title="Throughput against memory",
-        units=(_gib, short),
+        units=(gib, short),
         names=("memory of the fullest device", f"{unit}/s"),
         limit=Limit(f"memory of {found.settled.device.gpu}", there),
     )
@@ -115,7 +115,7 @@ def memory(found: Found) -> Chart:
         for name, i in compared(found)
     ]
     limit = Limit(f"memory of {found.settled.device.gpu}", found.settled.device.memory_gib)
-    drawing = charts.bars(rows, looks=PREDICTED_MEMORY, title="Memory of the fullest device", unit=_gib, limit=limit)
+    drawing = charts.bars(rows, looks=PREDICTED_MEMORY, title="Memory of the fullest device", unit=gib, limit=limit)
     caption = (
         "States are weights, gradients and optimizer states; activations are kept for backward; at work are logits or "
         "the layer that runs, what is gathered and buffers; overhead is fragmentation, context and communicators."
@@ -215,8 +215,9 @@ def efficiency(scaled: Sequence[Scaled]) -> Chart | None:
     return Chart("Scaling, predicted", drawing, "Throughput of a device, compared with the fewest that fit.")
 
 
-def _gib(value: float) -> str:
-    return f"{value:,.0f} GiB" if value >= 10 or value == 0 else f"{value:.2g} GiB"
+def gib(value: float) -> str:
+    """Return GiB as text, to three digits."""
+    return f"{value:,.0f} GiB" if value >= 100 else f"{value:.3g} GiB"
 
 
 def seconds(value: float) -> str:

@@ -9,10 +9,10 @@ import numpy as np
 
 from paralab.console.phases import Phases
 from paralab.pages import page
-from paralab.planning import answers, checked, pictures, planned, records, scale
-from paralab.planning.breakdown import CATEGORIES
+from paralab.planning import answers, checked, page_tables, pictures, planned, records, scale
 from paralab.planning.goals import Solved
 from paralab.planning.hardware import Device
+from paralab.planning.pictures import gib
 from paralab.planning.scale import OPTIMAL_TOKENS, Training
 
 if TYPE_CHECKING:
@@ -47,22 +47,17 @@ def render(
     return page.render(
         TEMPLATE,
         title=f"Plan: {head[0]}",
-        filters={"seconds": pictures.seconds, "gib": _gib, "quantity": planned.quantity},
         head=head,
         answer=[*solved.said, *_answer(solved, raw, own, gpu, unit)],
-        command=answers.typed_line(found, model) if model is not None and fits else None,
+        typed=answers.typed_line(found, model) if model is not None and fits else None,
         caveats=list(_caveats(solved)),
-        fits=fits,
-        rows=rows,
-        share=f"{checked.SHARE:.0%}",
-        unit=unit,
-        categories=CATEGORIES,
+        layouts=page_tables.of_layouts(rows, unit=unit, share=f"{checked.SHARE:.0%}", fits=fits),
         uneven=any(row["layers_per_stage"] for row in rows),
         charts=charts,
-        others=[(name, answers.name(found, i), why) for name, i, why in answers.losers(found)],
-        scaled=scaled,
-        training=_training(solved) if fits else {},
-        inputs=list(_inputs(solved, raw)),
+        others=page_tables.of_others((name, answers.name(found, i), why) for name, i, why in answers.losers(found)),
+        scaled=page_tables.of_scaling(scaled, unit=unit),
+        training=[page_tables.of_facts(title, facts) for title, facts in (_training(solved) if fits else {}).items()],
+        inputs=page_tables.of_inputs(_inputs(solved, raw)),
         downloads=[page.download("plan.csv", content, kind="text/csv")],
     )
 
@@ -83,8 +78,8 @@ def _answer(solved: Solved, raw: Mapping[str, Any], own: Mapping[str, Device], g
         f"{rate:,.0f} {unit}/s, {float(result.mfu[i]):.0%} of the peak. Most of it goes into {result.bound[i]}."
     )
     yield (
-        f"The fullest device needs {_gib(float(result.memory_gib[i]))} of "
-        f"{_gib(found.settled.device.memory_gib)}: {answers.held(found, i)}."
+        f"The fullest device needs {gib(float(result.memory_gib[i]))} of "
+        f"{gib(found.settled.device.memory_gib)}: {answers.held(found, i)}."
     )
 
 
@@ -114,7 +109,3 @@ def _inputs(solved: Solved, raw: Mapping[str, Any]) -> Iterator[tuple[str, str, 
     yield from ((name, records.text(value), "taken where nothing was given") for name, value in assumed.items())
     device = asdict(settled.device)
     yield from ((name, records.text(value), "device") for name, value in device.items() if value is not None)
-
-
-def _gib(value: float) -> str:
-    return f"{value:,.0f} GiB" if value >= 100 else f"{value:.3g} GiB"

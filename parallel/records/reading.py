@@ -56,6 +56,7 @@ class _Reader:
 
     def __init__(self, path: Path, columns: list[str]) -> None:
         self._path, self._columns, self._known = path, columns, set(columns)
+        self._fitting: set[int] = set()  # schemas that the columns are those of
         if missing := [name for name in REQUIRED if name not in self._known]:
             lacks = f"it lacks {few(missing)}"
             raise UsageError(f"{path} has other columns than a result file ({lacks}): give one that `paralab` wrote")
@@ -74,7 +75,9 @@ class _Reader:
         for name, cell in zip(self._names, line.cells, strict=True):
             if name is not None:
                 values[name] = self._value(cell, name, place)
-        check_schema(values["schema"], self._known, place)
+        if values["schema"] not in self._fitting:
+            check_schema(values["schema"], self._known, place)
+            self._fitting.add(values["schema"])
         return RunRecord(**values)
 
     def _value(self, cell: str, name: str, place: str) -> Any:

@@ -141,20 +141,27 @@ def test_hostile_text_does_nothing_in_a_browser(tab: Tab, tmp_path: Path) -> Non
     assert tab.run(refused) == "TypeError"  # what the policy asks of every script
 
 
-def test_the_page_of_a_plan_works_in_a_browser(tab: Tab, tmp_path: Path) -> None:
+@pytest.fixture(scope="module")
+def plan(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("plan") / "plan.html"
     words = "plan --layers 24 --hidden 2048 --heads 16 --n-gpus 16 --global-batch-size 64 --gpu A100-SXM4-40GB"
-    assert cli.main([*words.split(), "--top=3", f"--report={tmp_path / 'p.html'}"]) == 0
+    assert cli.main([*words.split(), "--top=3", f"--report={out}"]) == 0
+    return out
+
+
+def test_the_page_of_a_plan_works_in_a_browser(tab: Tab, plan: Path) -> None:
     for width_px in (390, 1280):
-        tab.open(tmp_path / "p.html", width_px=width_px)
+        tab.open(plan, width_px=width_px)
         assert tab.run("document.documentElement.scrollWidth") == width_px
-        assert not tab.complaints and tab.requests == [(tmp_path / "p.html").as_uri()]
+        assert not tab.complaints and tab.requests == [plan.as_uri()]
 
 
 @pytest.mark.skipif(AXE is None, reason="needs axe-core: the head of this file says how")
 @pytest.mark.parametrize("dark", [False, True])
 @pytest.mark.parametrize("width_px", [390, 1280])
-def test_axe_finds_nothing(tab: Tab, report: Path, width_px: int, dark: bool) -> None:
-    tab.open(report, width_px=width_px, dark=dark)
+@pytest.mark.parametrize("name", ["report", "plan"])
+def test_axe_finds_nothing(tab: Tab, request: pytest.FixtureRequest, name: str, width_px: int, dark: bool) -> None:
+    tab.open(request.getfixturevalue(name), width_px=width_px, dark=dark)
     tab.run("for (const one of document.querySelectorAll('details')) one.open = true")
     tab.call("Page.setBypassCSP", enabled=True)  # of axe, not of the page
     tab.run(Path(str(AXE)).read_text(encoding="utf-8") + ";0")
