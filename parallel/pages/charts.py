@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 from markupsafe import Markup
 
 from paralab.pages.marks import (
+    CHARACTER,
     LARGEST,
     LEFT,
     RIGHT,
@@ -34,6 +35,7 @@ from paralab.pages.marks import (
 from paralab.pages.palette import UNNAMED, Look
 
 MANY = 30  # points, from which on they are drawn smaller and have no labels
+_INSET = 14  # of labels, so that they do not touch the line of zero
 _NAME = 150  # units for the name of a point
 _ENDS = Look("black")  # of a waterfall
 Interval = tuple[float, float]
@@ -94,24 +96,40 @@ def dots(rows: Sequence[Row], *, title: str, unit: Format, reach: Iterable[float
     reach: what the axis holds besides, so that charts that stand together have one scale.
     """
     inside = [v for row in rows for v in (row.median, *row.values, *(row.interval or ()))]
-    across = axis([*inside, *reach], 10, WIDTH - 26, zero=True)
+    start, end = _sides(rows)
+    across = axis([*inside, *reach], start, end, zero=True)
     marks: list[Markup] = []
     y, group = 10.0, ""
     for row in rows:
         if row.group and row.group != group:
             marks.append(text(10, y + 14, row.group, "label", room=WIDTH - 20, full=True))
-            y += 16
+            y += 18
         group = row.group
         if row.group:
-            marks += [_row_of_dots(row, across, y + 14, unit), text(10, y + 9, row.label, "tick")]
-            marks.append(text(WIDTH - 14, y + 9, unit(row.median), "value tick", anchor="end"))
-            y += 26
+            marks += [_row_of_dots(row, across, y + 10, unit), *_beside(row.label, unit(row.median), y + 14, start)]
+            y += 20
             continue
-        marks.append(text(10, y + 16, row.label, "label", room=WIDTH - 100, full=True))
+        marks.append(text(_INSET, y + 16, row.label, "label", room=WIDTH - 100, full=True))
         marks.append(text(WIDTH - 14, y + 16, unit(row.median), "value", anchor="end"))
         marks.append(_row_of_dots(row, across, y + 30, unit))
         y += 42
     return svg([grid(across, 10, y, unit), *marks], y + 24, title)
+
+
+def _sides(rows: Sequence[Row] | Sequence[Bar]) -> tuple[float, float]:
+    """Return where a horizontal axis starts and ends: between labels and numbers where these stand beside the rows."""
+    if not any(row.group for row in rows):
+        return 10, WIDTH - 26
+    longest = max(len(row.label) for row in rows)
+    return min(20 + 0.92 * CHARACTER * longest, WIDTH / 2), WIDTH - 84
+
+
+def _beside(label: str, number: str, y: float, start: float) -> list[Markup]:
+    """Write a label before the axis and a number behind it."""
+    return [
+        text(start - 6, y, label, "tick", anchor="end", room=WIDTH / 2, full=True),
+        text(WIDTH - 14, y, number, "value tick", anchor="end"),
+    ]
 
 
 def _row_of_dots(row: Row, across: Axis, y: float, unit: Format) -> Markup:
@@ -234,10 +252,9 @@ def bars(
     """
     rows = [replace(row, parts={kind: size for kind, size in row.parts.items() if size < LARGEST}) for row in rows]
     totals = [sum(row.parts.values()) for row in rows]
-    start = 10 if not any(row.group for row in rows) else LEFT
-    across = axis(
-        [*totals, *(row.predicted or 0.0 for row in rows), *_places(limit), *reach], start, WIDTH - 26, zero=True
-    )
+    start, end = _sides(rows)
+    inside = [*totals, *(row.predicted or 0.0 for row in rows), *_places(limit), *reach]
+    across = axis(inside, start, end, zero=True)
     marks: list[Markup] = []
     y, group = 10.0, ""
     for row, total in zip(rows, totals, strict=True):
@@ -246,12 +263,11 @@ def bars(
             y += 20
         group = row.group
         if row.group:
-            marks += [text(LEFT - 6, y + 9, row.label, "tick", anchor="end"), _stack(row, across, y, 10, looks, unit)]
-            marks.append(text(WIDTH - 14, y + 9, unit(total), "value tick", anchor="end"))
+            marks += [_stack(row, across, y, 10, looks, unit), *_beside(row.label, unit(total), y + 9, start)]
             marks += [_limit(limit, across, y - 2, y + 12, unit)] if limit else []
             y += 15
             continue
-        marks.append(text(10, y + 15, row.label, "label", room=WIDTH - 100, full=True))
+        marks.append(text(_INSET, y + 15, row.label, "label", room=WIDTH - 100, full=True))
         marks.append(text(WIDTH - 14, y + 15, unit(total), "value", anchor="end"))
         marks.append(_stack(row, across, y + 20, 13, looks, unit))
         marks += [_limit(limit, across, y + 18, y + 35, unit)] if limit else []
@@ -308,7 +324,7 @@ def waterfall(
     for i, (label, a, b, look) in enumerate(rows):
         y, whole = 10 + height * i + 20, i in (0, len(rows) - 1)
         said = unit(b) if whole else f"{'+' if b > a else '-'}{unit(abs(b - a))}"
-        marks.append(text(10, y - 5, label, "label", room=WIDTH - 100, full=True))
+        marks.append(text(_INSET, y - 5, label, "label", room=WIDTH - 100, full=True))
         marks.append(text(WIDTH - 14, y - 5, said, "value", anchor="end"))
         wide = round(max(abs(across(b) - across(a)), 0.8), 2)
         marks.append(area(min(across(a), across(b)), y, wide, 13, look, tip=title_of(f"{label}: {said}")))

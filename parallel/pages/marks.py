@@ -123,7 +123,7 @@ def hatch(x: float, y: float, width: float, height: float, kind: str) -> str:
 
     None either where the rectangle is larger than any drawing: of a number that is hardly one.
     """
-    if not max(abs(x), abs(y), width, height) < _FAR:
+    if not all(abs(number) < _FAR for number in (x, y, width, height)):
         return ""
     right, bottom = x + width, y + height
     if kind == "x":
