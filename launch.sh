@@ -70,13 +70,22 @@ install() {
         base=$(base_python)
         "$base" -m venv "$venv" || die "$base cannot make $venv: see the message above; if the folder exists, remove it"
     fi
-    local pip=("$venv/bin/python" -m pip --disable-pip-version-check install -c "$root/constraints.txt")
+    local pip=("$venv/bin/python" -m pip --disable-pip-version-check install --no-compile -c "$root/constraints.txt")
     # torch first: deepspeed would otherwise be free to choose another build of it
     "${pip[@]}" torch && "${pip[@]}" -e "$root[dev]" ||
         die "the installation failed, see pip's message above: when its cause is gone, run the same command again" \
             "(behind a proxy or a mirror: PIP_INDEX_URL=...; to start afresh: rm -rf $venv)"
+    compile
     former_names
     fingerprint >"$stamp"
+}
+
+# Compile what is installed on all cores (pip does so on one), without what is hardly ever imported.
+compile() {
+    local packages rarely='site-packages/.*/tests?/|/transformers/models/'
+    packages=$("$venv/bin/python" -c 'import sysconfig; print(sysconfig.get_path("purelib"))')
+    # packages hold some files for newer interpreters, which do not compile
+    "$venv/bin/python" -m compileall -q -j 0 -x "$rarely" "$packages" >/dev/null 2>&1 || true
 }
 
 # Older scripts import `parallel` and `benchmarks`. In this environment these names lead to the checkout, as the last
