@@ -11,6 +11,7 @@ from paralab.pages.table import UNKNOWN, Cell, Column, Table, table
 from paralab.records.row import COMM_AXES, RunRecord
 
 NOTHING = Cell(UNKNOWN)
+_MEMORY = "Peak on the rank that needs most"
 
 
 def of_ways(piece: Piece) -> Table:
@@ -41,6 +42,7 @@ def of_alone(pieces: Sequence[Piece], *, kind: str) -> Table:
     """Return a line for each piece of work that was done in one way only. kind: the hardware, for the caption."""
     of_each = [(piece, way) for piece in pieces for way in piece.ways]
     ways = [way for _, way in of_each]
+    kinds = {piece.memory_name for piece in pieces}
     columns = (
         Column("work", name_of_row=True, wide=True),
         Column("method"),
@@ -48,7 +50,7 @@ def of_alone(pieces: Sequence[Piece], *, kind: str) -> Table:
         Column(_spread_name(ways), number=True),
         Column("samples/s", number=True),
         Column("tokens/s", number=True),
-        Column("memory", number=True, about="Peak on the rank that needs most"),
+        Column("memory" if len(kinds) > 1 else f"memory ({next(iter(kinds), '')})", number=True, about=_MEMORY),
         Column("what memory"),
         Column("MFU", number=True),
         Column("parity"),
@@ -57,7 +59,7 @@ def of_alone(pieces: Sequence[Piece], *, kind: str) -> Table:
     rows = [
         (Cell(piece.name, href=f"#work-{piece.number}"), Cell(way.variant.label), _time(way), _spread(way, ways),
          _rate(way, "samples_per_s"), _rate(way, "tokens_per_s"), _number(way, piece.memory_column),
-         Cell(piece.memory_name), _number(way, "mfu"), _parity(way), _good(way))
+         Cell(piece.memory_name) if len(kinds) > 1 else NOTHING, _number(way, "mfu"), _parity(way), _good(way))
         for piece, way in of_each
     ]  # fmt: skip
     return table(f"Work done in one way only, {kind}", columns, rows)
@@ -172,7 +174,7 @@ def _beside_each_other(base: str) -> Iterable[Column]:
 
 def _measured(piece: Piece) -> Iterable[Column]:
     yield Column("tokens/s" if piece.unit == "tokens" else "samples/s", number=True)
-    yield Column(f"memory ({piece.memory_name})", number=True, about="Peak on the rank that needs most")
+    yield Column(f"memory ({piece.memory_name})", number=True, about=_MEMORY)
     yield Column("MFU", number=True, about="Model FLOP/s over the peak of the device")
     yield Column("parity", about="Whether it computes what one process computes")
     yield Column("loss off by", number=True, about="The largest difference to the loss of one process")
@@ -241,7 +243,7 @@ def _rate(way: Way, column: str) -> Cell:
 def _cell(number: float | None, column: str) -> Cell:
     """Return an amount in the unit of its column and of the charts: all times in ms, all sizes in MiB."""
     if number is not None and column.endswith("_bytes"):
-        return Cell(units.mib(number), number)
+        return Cell(units.mib(number / units.MIB), number)
     if number is not None and column.endswith("_s") and not column.endswith("_per_s"):
         return Cell(units.milliseconds(number), number)
     return Cell(amount(number, column), number)

@@ -208,6 +208,15 @@ def test_every_run_has_a_row(page):
     assert rows == {"Every run, on GPUs": 12, "Every run, on CPUs": 25}
 
 
+def test_sizes_are_mib_and_times_ms_in_tables_as_in_charts(page):
+    found = tables(page)
+    assert "9,537 MiB" in next(words for name, words in found.items() if "GPU X" in name)
+    runs = found["Every run, on CPUs"]
+    assert "668 MiB" in runs and "0.954 MiB" in runs
+    assert "62.7 ms" in next(words for name, words in found.items() if "(gloo)" in name)
+    assert not re.search(r"\d (B|KiB|GiB|kB|MB|GB)\b", " ".join(found.values()))
+
+
 def test_one_dot_is_one_run(page):
     rest = page[page.index('<section id="work">') :]
     assert len(re.findall(r'class="mark [^"]*dot"', rest)) == 6 * 6
