@@ -1,6 +1,6 @@
 """The charts of a piece of work: step times, throughput against memory, memory, parts of a step, bytes, losses, passes.
 
-Pieces of the same work have one scale for each quantity.
+Pieces of the same work have one scale for each quantity, but for those that it would press into a corner.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from paralab.benchmarks.report.sections import Piece, Way
 
 MOST_RANKS = 8  # whose memory is drawn one by one
+MOST_EMPTY = 3  # times what a piece of work reaches itself, that an axis goes for the sake of others
 MOST_SPANS = 3000  # of a timeline
 PASSES = {"F": "forward", "B": "backward", "W": "weight gradient"}
 MEMORY_NAMES = {
@@ -56,7 +57,7 @@ def draw(pieces: Sequence["Piece"]) -> None:
     for group in alike.values():
         reach = _reach(group)
         for piece in group:
-            piece.charts = list(_charts(piece, reach))
+            piece.charts = list(_charts(piece, _common(_reach([piece]), reach)))
             piece.timelines = _timelines(piece)
 
 
@@ -85,6 +86,12 @@ def _reach(pieces: Sequence["Piece"]) -> Reach:
         sent_mib=charts.reaching(bar for piece in pieces for bar in _communication_bars(piece)[0]),
         explained_s=max((reached_s(one) for one in told), default=0.0),
     )
+
+
+def _common(own: Reach, reach: Reach) -> Reach:
+    """Return the reach of pieces of the same work, its own where that would leave most of an axis empty."""
+    ends = ((name, getattr(own, name), getattr(reach, name)) for name in Reach.__dataclass_fields__)
+    return Reach(**{name: mine if all_ > MOST_EMPTY * mine > 0 else all_ for name, mine, all_ in ends})
 
 
 def looks(piece: "Piece") -> dict[str, palette.Look]:

@@ -192,7 +192,8 @@ def _verdict(way: Way, *, alone: bool) -> Cell:
     if way.against_base is None:
         return NOTHING if alone else Cell("baseline", look="is-base")
     kind = way.against_base.verdict.replace("~", "equal").replace(" ", "-")
-    return Cell(verdict_text(way.against_base), look=f"is-{kind}")
+    text = verdict_text(way.against_base)
+    return Cell("~ no evidence" if text == "~" else text, look=f"is-{kind}")
 
 
 def _base(way: Way) -> Cell:
@@ -259,8 +260,8 @@ def hardware(piece: Piece) -> str:
 
 
 def by_hardware(pieces: Iterable[Piece]) -> dict[str, list[Piece]]:
-    """Return pieces of work by what they ran on."""
+    """Return pieces of work by what they ran on, those on GPUs first."""
     found: dict[str, list[Piece]] = {}
-    for piece in pieces:
+    for piece in sorted(pieces, key=lambda piece: piece.device != "cuda"):
         found.setdefault(hardware(piece), []).append(piece)
     return found

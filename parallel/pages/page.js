@@ -108,17 +108,19 @@ function addCopy(place) {
 // Tables: a click on the name of a column sorts by it; what is unknown comes last.
 const UNKNOWN = "–";
 
+const byText = new Intl.Collator("en", { numeric: true }).compare;
+
 function compare(a, b) {
-  if (a.dataset.v !== undefined && b.dataset.v !== undefined) return a.dataset.v - b.dataset.v;
-  return a.textContent.localeCompare(b.textContent, "en", { numeric: true });
+  return a.number === undefined || b.number === undefined ? byText(a.text, b.text) : a.number - b.number;
 }
 
 function sortBy(table, column, descending) {
-  const cell = (row) => row.cells[column];
-  const unknown = (row) => cell(row).textContent.trim() === UNKNOWN;
-  const rows = [...table.tBodies[0].rows];
-  rows.sort((a, b) => unknown(a) - unknown(b) || (descending ? -1 : 1) * compare(cell(a), cell(b)));
-  table.tBodies[0].append(...rows);
+  const keys = [...table.tBodies[0].rows].map((row) => {
+    const cell = row.cells[column];
+    return { row, text: cell.textContent, number: cell.dataset.v, unknown: cell.textContent.trim() === UNKNOWN };
+  });
+  keys.sort((a, b) => a.unknown - b.unknown || (descending ? -1 : 1) * compare(a, b));
+  table.tBodies[0].append(...keys.map((key) => key.row));
   all("thead th", table).forEach((head, i) => {
     if (i === column) head.setAttribute("aria-sort", descending ? "descending" : "ascending");
     else head.removeAttribute("aria-sort");
@@ -143,7 +145,7 @@ function addTools(table) {
   const choices = heads.filter((head) => "choose" in head.dataset).map((head) => {
     const column = heads.indexOf(head);
     const values = [...new Set(rows.map((row) => row.cells[column].textContent))];
-    values.sort((a, b) => a.localeCompare(b, "en", { numeric: true }));
+    values.sort(byText);
     const select = make("select", {}, new Option("all", ""), ...values.map((value) => new Option(value, value)));
     return { column, select, name: head.textContent, several: values.length > 1 };
   });
