@@ -74,7 +74,7 @@ def main(argv: list[str]) -> int:
     with progress(len(runs), "scale") as bar:
         for repeat, bandwidth, nodes in runs:
             case = replace(case_on(nodes, config), out=out, group=group, repeat=repeat)
-            _run(case, nodes, bandwidth, clusters.cores_per_node, config.time_limit_s)
+            run_on(case, nodes, bandwidth, clusters.cores_per_node, config.time_limit_s)
             bar.advance(f"repeat {repeat + 1}: {nodes} nodes at {bandwidth}")
     records = [record for record in read(out) if record.group == group]
     print(table(records, clusters.bandwidths, clusters.cores_per_node))
@@ -117,7 +117,11 @@ def case_on(nodes: int, config: ScaleConfig) -> CaseConfig:
     return replace(case, strategy=strategy, threads=case.threads or 1)
 
 
-def _run(case: CaseConfig, nodes: int, bandwidth: str, cores: float, limit_s: int) -> None:
+def run_on(case: CaseConfig, nodes: int, bandwidth: str, cores: float, limit_s: int) -> None:
+    """Run a case on a simulated cluster, whose row goes to the file of the case. cores: of each node.
+
+    Raises: RankError for a run that fails, or takes longer than limit_s seconds.
+    """
     nodes_shape = ["--nodes", str(nodes), "--bandwidth", bandwidth, "--cores-per-node", str(cores)]
     words = ["cluster", *nodes_shape, "--", "run", *flags_of(case)]
     command = [sys.executable, "-m", "paralab.cli", *words]

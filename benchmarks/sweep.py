@@ -26,7 +26,7 @@ from functools import cached_property
 from itertools import product
 from pathlib import Path
 from statistics import median
-from typing import Any, get_args
+from typing import Any, TypeVar, get_args
 from uuid import uuid4
 
 from paralab.benchmarks import variations
@@ -59,6 +59,7 @@ _ROOT = Path(__file__).resolve().parent.parent
 DEFAULT_OUT = "runs/bench.csv"
 MOST_REPEATS = 40  # with --until-decided
 SWEEP = "sweep"  # the title of the group of options
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -207,7 +208,7 @@ def main(argv: list[str]) -> int:
     return 0 if all(map(_is_good, rows)) else 1
 
 
-def in_turn(cases: Sequence[Case], repeat: int, group: str) -> list[Case]:
+def in_turn(cases: Sequence[T], repeat: int, group: str) -> list[T]:
     """Return the cases in the order of a repeat, which is drawn from its number and the name of the sweep.
 
     The first repeat goes in the order that was typed, so that the first case is the baseline of a sweep that has no

@@ -7,13 +7,14 @@ all modules. A test fails when a page is not what this prints.
 import sys
 from collections.abc import Sequence
 
-from paralab.benchmarks.documents import architecture, planner, reference, strategies
+from paralab.benchmarks.documents import architecture, claims, planner, reference, strategies
 
 PAGES = {
     "options": reference.options,
     "columns": reference.columns,
     "architecture": architecture.page,
     "architecture.svg": architecture.picture,
+    "claims": claims.page,
     "planner": planner.page,
     "strategies": strategies.page,
     **strategies.PICTURES,

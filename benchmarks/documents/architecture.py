@@ -20,6 +20,7 @@ ROOT = Path(__file__).resolve().parents[2]
 FLOORS = (
     "cli",
     "benchmarks.documents",
+    "benchmarks.claims",
     "benchmarks.planner",
     "benchmarks",
     "benchmarks.report",

@@ -12,6 +12,7 @@ more than a tenth of a core are not compared. Of repeats of a layout the median 
 import sys
 import time
 from collections.abc import Iterator, Sequence
+from math import inf
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,7 +22,7 @@ from paralab.errors import ConfigError, UsageError
 from paralab.options.arguments import Parser
 
 if TYPE_CHECKING:
-    from paralab.benchmarks.planner.here_worker import Stop
+    from paralab.benchmarks.visits import Stop
 
 # model:size -> samples of a step, timed steps
 MODELS = {"gpt2:nano": (8, 5), "gpt2:small": (4, 3), "resnet:20": (32, 8), "diffusion:dit-mnist": (32, 8)}
@@ -31,6 +32,7 @@ LAYOUTS = {
     4: ("dp4", "dp4/zero2", "dp4/zero3", "tp4", "dp2.tp2", "pp4/1f1b/mb4", "dp2.pp2/1f1b/mb4"),
 }
 WARMUP = 2
+WAITS_S = 60.0  # at most, before each run, until other programs leave the processors alone
 
 
 def main(argv: Sequence[str]) -> int:
@@ -56,14 +58,14 @@ def main(argv: Sequence[str]) -> int:
 
 def report(folder: Path) -> tuple[list[Compared], str]:
     """Return every layout that ran undisturbed, and a sentence on how many runs did."""
-    from paralab.benchmarks.planner.here_worker import load_file
+    from paralab.benchmarks.visits import loads
     from paralab.measure.load import QUIET
     from paralab.planning.measured.device import read as read_device
     from paralab.records.reading import read
 
     device, rows = read_device(folder / "device.json"), read(folder / "rows.csv")
-    loads = dict(line.split(",") for line in load_file(folder / "rows.csv").read_text(encoding="utf-8").split())
-    quiet = [row for row in rows if float(loads.get(row.run_id, "inf")) <= QUIET]
+    others = loads(folder / "rows.csv")
+    quiet = [row for row in rows if others.get(row.run_id, inf) <= QUIET]
     return list(compare(quiet, device)), f"{device.name}: {len(quiet)} of {len(rows)} runs were undisturbed"
 
 
@@ -85,13 +87,13 @@ def measure(out: Path, models: Sequence[str], nproc: int, *, repeats: int) -> No
     out.parent.mkdir(parents=True, exist_ok=True)
     every = stops(models, nproc, repeats=repeats)
     began = time.monotonic()
-    task.start("paralab.benchmarks.planner.here_worker:visit", every, str(out), nproc=nproc, config=every[0].run)
+    task.start("paralab.benchmarks.visits:visit", every, str(out), WAITS_S, nproc=nproc, config=every[0].run)
     print(f"{len(every)} runs on {nproc} processes in {time.monotonic() - began:.0f} s, rows in {out}")
 
 
 def stops(models: Sequence[str], nproc: int, *, repeats: int) -> "list[Stop]":
     """Return the runs of all layouts of these models on so many processes, and of each its repeats, interleaved."""
-    from paralab.benchmarks.planner.here_worker import Stop
+    from paralab.benchmarks.visits import Stop
     from paralab.planning.resolve import resolve
     from paralab.processes.rank import Rank
     from paralab.records.requested import Requested

@@ -1,6 +1,7 @@
 """Write an HTML report of result files: tables, charts and verdicts in one file that opens offline.
 
     paralab report runs/bench.csv --out report.html
+    paralab report cpu.csv nodes.csv gpu.csv --price-per-hour cpu=0.05,gpu=2.50
 
 The page loads nothing from the network: its content security policy allows one style sheet and one script, by hash. All
 content is there without the script, which folds, sorts, filters and copies.
@@ -9,11 +10,11 @@ content is there without the script, which folds, sorts, filters and copies.
 import argparse
 import sys
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from paralab.benchmarks.report import sections, stats, tables
+from paralab.benchmarks.report import machines, sections, stats, tables
 from paralab.benchmarks.report.lead import lead
 from paralab.benchmarks.report.scaling import scaling
 from paralab.benchmarks.report.sections import Piece
@@ -24,6 +25,7 @@ from paralab.errors import ParalabError, UsageError
 from paralab.options.arguments import Parser
 from paralab.pages import page
 from paralab.pages.page import Download
+from paralab.pages.table import Table
 from paralab.records.cells import one_line
 
 HERE = Path(__file__).parent
@@ -36,13 +38,16 @@ def main(argv: Sequence[str] | None = None) -> int:
         check_writable(options.out, inputs=options.files)
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")
-            text = render(options.files, title=options.title, caught=caught)
+            prices = machines.prices_of(options.price_per_hour)
+            text, by_machine = composed(options.files, title=options.title, prices=prices, caught=caught)
         content = text.encode(errors="backslashreplace")
         write_whole(options.out, content)
     except ParalabError as error:
         print(f"paralab report: {one_line(str(error))}", file=sys.stderr)
         return error.exit_status
     print(f"wrote {options.out} ({amount(len(content), 'size_bytes')})")
+    if by_machine:
+        print(machines.text(by_machine))
     return 0
 
 
@@ -50,6 +55,17 @@ def render(paths: Sequence[Path], *, title: str = "Results", caught: Sequence[wa
     """Return the page for some CSV files. Logs of the ranks are read from the folders beside them.
 
     `caught` collects warnings while the files are read; they become caveats of the page.
+    Raises: UsageError or DataError when a file cannot be read, or holds no run.
+    """
+    return composed(paths, title=title, prices={}, caught=caught)[0]
+
+
+def composed(
+    paths: Sequence[Path], *, title: str, prices: Mapping[str, float], caught: Sequence[warnings.WarningMessage]
+) -> tuple[str, list[Table]]:
+    """Return the page as `render` does, and its tables of the same work on different machines.
+
+    prices: dollars an hour of a node without GPUs (cpu) and of a GPU (gpu).
     Raises: UsageError or DataError when a file cannot be read, or holds no run.
     """
     sources = load(paths)
@@ -64,6 +80,7 @@ def render(paths: Sequence[Path], *, title: str = "Results", caught: Sequence[wa
         "shown": several if lone else pieces,
         "lone": lone,
         "alone": [tables.of_alone(them, kind=kind) for kind, them in tables.by_hardware(lone).items()],
+        "machines": machines.of_machines(pieces, prices),
         "scaling": scaling(sources),
         "slowest": tables.of_slowest(pieces),
         "failures": tables.of_failures(pieces),
@@ -71,7 +88,7 @@ def render(paths: Sequence[Path], *, title: str = "Results", caught: Sequence[wa
         "environment": tables.of_environment(sources),
         "commands": sections.commands(pieces),
     }
-    return page.render(
+    text = page.render(
         HERE / "report.html",
         title=title,
         pieces=pieces,
@@ -86,6 +103,7 @@ def render(paths: Sequence[Path], *, title: str = "Results", caught: Sequence[wa
         fewest=stats.FEWEST_RUNS,
         **found,
     )
+    return text, found["machines"]
 
 
 def _contents(found: dict[str, Any], pieces: Sequence[Piece]) -> list[tuple[str, str, int]]:
@@ -93,6 +111,7 @@ def _contents(found: dict[str, Any], pieces: Sequence[Piece]) -> list[tuple[str,
     every = [
         ("work", "Work", len(found["shown"])),
         ("alone", "Done in one way", len(found["lone"])),
+        ("machines", "Same work on different machines", len(found["machines"])),
         ("scaling", "Scaling", len(found["scaling"])),
         ("slowest", "Slowest ranks", len(found["slowest"].rows)),
         ("failures", "Failures", len(found["failures"].rows)),
@@ -118,6 +137,12 @@ def _parser() -> argparse.ArgumentParser:
         default=Path("report.html"),
         metavar="FILE.html",
         help="Report to write (default: report.html)",
+    )
+    parser.add_argument(
+        "--price-per-hour",
+        metavar="cpu=X,gpu=X",
+        help="Dollars for an hour of a node without GPUs, and of a GPU, from which the cost of samples follows where "
+        "the same work was done on different machines (default: no cost)",
     )
     parser.add_argument("--title", default="Results", metavar="TEXT", help="Title of the report (default: Results)")
     return parser
