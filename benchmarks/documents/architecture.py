@@ -22,6 +22,7 @@ FLOORS = (
     "benchmarks.documents",
     "benchmarks.claims",
     "benchmarks.planner",
+    "benchmarks.sends_less",
     "benchmarks",
     "benchmarks.report",
     "commands",

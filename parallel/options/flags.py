@@ -90,7 +90,7 @@ def flags_of(config: RunConfig, *, leave_out: Collection[str] = ()) -> list[str]
         if isinstance(value, bool):
             words.append(flag_of(declared) if value else "--no-" + flag_of(declared)[2:])
         else:
-            values = value if isinstance(value, tuple) else ("none" if value is None else value,)
+            values = value if isinstance(value, tuple | list) else ("none" if value is None else value,)
             words += [flag_of(declared), ",".join(map(str, values))]
     return words
 

@@ -79,11 +79,11 @@ def test_a_dry_run_holds_as_much_as_a_real_one() -> None:
 @pytest.mark.parametrize("signed", [True, False])
 def test_what_a_state_stood_for_is_packed_again_without_rounding(signed: bool) -> None:
     generator = torch.Generator().manual_seed(0)
-    values = torch.randn(64, 256, generator=generator) * 10.0 ** torch.randint(-9, 3, (64, 1), generator=generator)
+    values = torch.randn(2048, 256, generator=generator) * 10.0 ** torch.randint(-9, 3, (2048, 1), generator=generator)
     values[0] = 0
     values[1] = -values[1].abs()  # the largest is the least of the table, which is not -1
     first, rounded = eight_bits.pack(values if signed else values.abs(), signed=signed, device=torch.device("cpu"))
-    assert rounded == 63  # all blocks but zeros
+    assert rounded == 2047  # all blocks but zeros
     stood_for = eight_bits.unpack(first)
     again, rounded = eight_bits.pack(stood_for, signed=signed, device=torch.device("cpu"))
     assert rounded == 0
