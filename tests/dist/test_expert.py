@@ -29,7 +29,17 @@ def config(layout: str, **options: Any) -> RunConfig:
 
 @pytest.mark.parametrize(
     "layout",
-    ["dp2.ep2", "dp4.ep2", "dp4.ep2/zero3", "dp4.ep4/zero3", "dp4.ep2.pp2/zero2/mb2", "dp4.ep2.pp2/zbv/mb2"],
+    [
+        "dp2.ep2",
+        "dp4.ep2",
+        "dp2.ep2/zero1",
+        "dp4.ep2/zero1",
+        "dp4.ep2.pp2/zero1/mb2",
+        "dp4.ep2/zero3",
+        "dp4.ep4/zero3",
+        "dp4.ep2.pp2/zero2/mb2",
+        "dp4.ep2.pp2/zbv/mb2",
+    ],
 )
 def test_experts_over_ranks(workers: WorkerPool, layout: str) -> None:
     size = LIMITED.replace("2x", "4x", 1) if "zbv" in layout else LIMITED  # which has four stages
@@ -94,7 +104,9 @@ def test_every_token_goes_where_it_goes_in_one_process(workers: WorkerPool) -> N
     assert all(each[-1] > 0 for each in loads.values())  # some lose their places, and they are the same ones
 
 
-@pytest.mark.parametrize("layout", ["dp4.ep2", "dp4.ep4", "dp4.ep2/zero3", "dp4.ep4/zero3", "dp4.ep2.pp2/mb2"])
+@pytest.mark.parametrize(
+    "layout", ["dp4.ep2", "dp4.ep4", "dp4.ep2/zero1", "dp4.ep2/zero3", "dp4.ep4/zero3", "dp4.ep2.pp2/mb2"]
+)
 def test_bytes_and_memory_are_what_was_predicted(workers: WorkerPool, layout: str) -> None:
     run = config(layout, precision="fp32")
     work = resolve(run)
@@ -123,8 +135,18 @@ def _rows(work: Any, want: Sent) -> Fraction:
 
 
 def test_a_run_goes_on_under_other_degrees(workers: WorkerPool, tmp_path: Path) -> None:
-    whole = workers.run("tests.dist.test_checkpoint:relay", [config("dp1")], str(tmp_path / "alone"), 8)[0]
-    order = ["dp4.ep2", "dp2", "dp4.ep4", "dp4.ep2/zero3", "dp2.ep2", "dp4.ep4/zero3", "dp4/zero3", "dp4.ep2.pp2/mb2"]
+    whole = workers.run("tests.dist.test_checkpoint:relay", [config("dp1")], str(tmp_path / "alone"), 9)[0]
+    order = [
+        "dp4.ep2",
+        "dp2",
+        "dp4.ep4",
+        "dp4.ep2/zero3",
+        "dp2.ep2",
+        "dp4.ep4/zero3",
+        "dp4/zero3",
+        "dp4.ep2.pp2/mb2",
+        "dp4.ep2/zero1",
+    ]
     runs = [config(layout) for layout in order]
     losses = workers.run("tests.dist.test_checkpoint:relay", runs, str(tmp_path / "relay"), 1)[0]
     assert losses == pytest.approx(whole, rel=1e-10)

@@ -230,8 +230,7 @@ class DataAxis(Axis):
 
         share: Callable[[], None] | None = None
         if layout.zero == 1:
-            pieces = make_pieces(parameters, rank=mesh.rank(shard_dim(layout)), ranks=shard_ranks(layout))
-            share = zero.ShareUpdates(pieces, mesh=mesh) if replicas(layout) > 1 else None
+            pieces, share = zero.shares(parameters, mesh=mesh)
         else:
             pieces = make_pieces(parameters)
         if not layout.offload_optimizer:
@@ -296,9 +295,14 @@ class DataAxis(Axis):
             if ranks > 1:
                 yield dim, Transfer("all_reduce", ranks, size, -(-size // BUCKET_BYTES), when)
         if layout.zero == 1:
-            ranks = shard_ranks(layout)
-            rows = fsdp_padded_numel(updated.values(), dp=ranks)  # each rank has an equal share of the rows
-            yield shard_dim(layout), Transfer("all_gather", ranks, rows * element, when="update")
+            gathered: defaultdict[tuple[str, int], list[tuple[int, ...]]] = defaultdict(list)
+            for name, shape in updated.items():
+                over = sharers(name, plan) if layout.ep > 1 else (shard_dim(layout), shard_ranks(layout))
+                gathered[over].append(shape)
+            for (dim, ranks), shapes in gathered.items():
+                rows = fsdp_padded_numel(shapes, dp=ranks)  # each rank has an equal share of the rows
+                if ranks > 1:
+                    yield dim, Transfer("all_gather", ranks, rows * element, when="update")
 
     def software(self, stage: Stage, plan: "Planned") -> Iterator[tuple[Software, int]]:
         """Yield the modules that FSDP gathers, or the parameters that DistributedDataParallel looks after."""

@@ -16,22 +16,22 @@ gradients are averaged between the groups as shards, 1/N of them from each rank.
 """
 
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch import nn
+from torch import Tensor, nn
 from torch.distributed.fsdp import CPUOffloadPolicy, FSDPModule, MixedPrecisionPolicy, OffloadPolicy, fully_shard
 
 from paralab.axes.axis import Finish
 from paralab.axes.blocks import blocks_of
 from paralab.axes.context import BuildContext
-from paralab.axes.data import EXPERT_REPLICATE, ddp, shard_dim, shard_ranks, sharding_dims
+from paralab.axes.data import EXPERT_REPLICATE, ddp, shard_dim, sharding_dims
 from paralab.axes.data.unused import Unused
 from paralab.axes.initialise import local
-from paralab.axes.optimizer import Piece, share_of_rows
+from paralab.axes.optimizer import Piece, make_pieces, share_of_rows
 from paralab.axes.precision import DTYPES
 from paralab.errors import LayoutError
 from paralab.options.choices import Precision
@@ -112,14 +112,38 @@ def reduce_between_groups(model: nn.Module, *, now: bool) -> None:
         model.set_requires_all_reduce(now)
 
 
+def shares(parameters: Iterable[Tensor], *, mesh: Mesh) -> tuple[list[Piece], Callable[[], None] | None]:
+    """Return what this rank updates under stage 1, and what follows an update; None where nobody else updates.
+
+    parameters: of any shapes. Ranks that share an expert divide its rows among them, all data ranks those of the rest.
+    """
+    every, updates = list(parameters), []
+    pieces: list[Piece] = []
+    kinds = [(shard_dim(mesh.layout), [p for p in every if not ddp.is_divided(p)])]
+    if experts := [p for p in every if ddp.is_divided(p)]:
+        kinds.append((EXPERT_REPLICATE, experts))
+    for dim, some in kinds:
+        mine = make_pieces(some, rank=mesh.rank(dim), ranks=mesh.size(dim))
+        pieces += mine
+        if mesh.size(dim) > 1:
+            updates.append(ShareUpdates(mine, mesh=mesh, dim=dim))
+
+    def share() -> None:
+        for update in updates:
+            update()
+
+    return pieces, share if updates else None
+
+
 class ShareUpdates:
     """After the update, gather every parameter from the ranks that own its rows.
 
     Large parameters are gathered in place; the others are packed, so that each bucket is one all-gather.
     """
 
-    def __init__(self, pieces: list[Piece], *, mesh: Mesh) -> None:
-        self.group, self.ranks = mesh.group(shard_dim(mesh.layout)), shard_ranks(mesh.layout)
+    def __init__(self, pieces: list[Piece], *, mesh: Mesh, dim: str) -> None:
+        """dim: of the mesh, along which the ranks are that share the rows."""
+        self.group, self.ranks = mesh.group(dim), mesh.size(dim)
         whole = [x for x in pieces if local(x.parameter).nbytes >= IN_PLACE_BYTES and self._divides(x)]
         self.in_place = [(local(x.parameter.detach()), x.updated.detach()) for x in whole]
         in_place = {id(x) for x in whole}

@@ -50,9 +50,9 @@ class ExpertAxis(Axis):
             raise LayoutError(f"ep{ep} with {other}: experts are divided over data ranks alone, leave one of them out")
         if layout.offload_optimizer or layout.offload_parameters:
             raise LayoutError(f"ep{ep} with offloading: experts stay on their devices, leave one of them out")
-        if layout.zero == 1 or layout.shard or layout.local:
-            word = "zero1" if layout.zero == 1 else f"shard{layout.shard}" if layout.shard else f"local{layout.local}"
-            raise LayoutError(f"ep{ep} with {word}: experts go with ddp, zero2 or zero3, leave ep or {word} out")
+        if layout.shard or layout.local:
+            word = f"shard{layout.shard}" if layout.shard else f"local{layout.local}"
+            raise LayoutError(f"ep{ep} with {word}: experts go with plain data ranks or ZeRO, leave ep or {word} out")
 
     # --- the model
 
