@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import astuple, dataclass, fields
 from pathlib import Path
 from statistics import mean, median
-from typing import Any, TypeVar, get_type_hints
+from typing import TypeVar, get_type_hints
 
 import numpy as np
 
