@@ -9,7 +9,7 @@ import torch.distributed as dist
 
 from paralab import engines
 from paralab.axes.sent import predicted_sent
-from paralab.benchmarks.sends_less.gap import Loss, Timing, append
+from paralab.benchmarks.sends_less.gap import Loss, Timing, append, read
 from paralab.benchmarks.sends_less.methods import NODES, PERIOD, SendsLessConfig, run_of
 from paralab.console.clock import Moment
 from paralab.console.phases import Phases
@@ -54,13 +54,20 @@ def _started(rank: Rank, work: Work) -> tuple[Engine, Iterator[Batch]]:
 
 
 def time_methods(rank: Rank, progress: Progress, config: SendsLessConfig) -> None:
-    """Have the methods take turns in running a few steps, in another order each round, and append their times."""
+    """Have the methods take turns in running a few steps, in another order each round, and append their times.
+
+    Turns that are in the folder already are left out; all ranks read it before one of them writes.
+    """
     assert config.bandwidths is not None
+    link, rows = config.bandwidths[0], read(config.folder / "times.csv", Timing)
+    there = {(row.method, row.round) for row in rows if row.link == link}
     works = {method: resolve(run_of(config, method)) for method in config.chosen}
     started = {method: _started(rank, work) for method, work in works.items()}
     for turn in range(-1, config.rounds):  # the first is warm-up
         first = turn % len(works)
         for method in [*config.chosen[first:], *config.chosen[:first]]:
+            if (method, turn) in there:
+                continue
             engine, batches = started[method]
             taken = list(islice(batches, PERIOD))
             dist.barrier()
@@ -71,7 +78,7 @@ def time_methods(rank: Rank, progress: Progress, config: SendsLessConfig) -> Non
             step_s = (time.perf_counter() - began_s) / PERIOD
             if rank.is_main and turn >= 0:
                 sent = float(sum(predicted_sent(works[method]).wire_bytes.values()))
-                append(config.folder / "times.csv", Timing(config.bandwidths[0], method, turn, step_s, sent))
+                append(config.folder / "times.csv", Timing(link, method, turn, step_s, sent))
 
 
 def main(argv: list[str]) -> None:
