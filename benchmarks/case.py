@@ -145,7 +145,7 @@ def run_case(
     if log is not None:
         for span in result.spans:
             log.write(span)
-        for split in _splits_of(rank.rank, result):
+        for split in _splits_of(rank.rank, result, bubble_share=_bubble_theory(work)):
             log.write(split)
         log.write(_memory_of(rank.rank, result))
         log.close()
@@ -314,7 +314,7 @@ def _write_steps(log: StepLog, work: Work, result: RankResult) -> None:
         )
 
 
-def _splits_of(rank: int, result: RankResult) -> list[SplitRecord]:
+def _splits_of(rank: int, result: RankResult, *, bubble_share: float | None) -> list[SplitRecord]:
     return [
         SplitRecord(
             step=step,
@@ -323,9 +323,16 @@ def _splits_of(rank: int, result: RankResult) -> list[SplitRecord]:
             data_s=split.data_s,
             exposed_s=split.exposed_s,
             host_s=split.host_s,
+            parts_json=_parts_json(split, bubble_share),
         )
         for step, split in enumerate(result.splits, result.splits_from)
     ]
+
+
+def _parts_json(split: Split, bubble_share: float | None, *, steps: int = 1) -> str:
+    """Return the parts of a step, in seconds; of a sum of several, their mean."""
+    parts_s = split.parts_s(bubble_share=bubble_share)
+    return json.dumps({part: round(s / steps, 6) for part, s in parts_s.items()})
 
 
 def _memory_of(rank: int, result: RankResult) -> MemoryRecord:
@@ -400,11 +407,11 @@ def _slowest_columns(work: Work, results: list[RankResult]) -> dict[str, Any]:
     splits = [Split.sum(r.splits) for r in results]
     slowest = straggler(splits) if len(splits) > 1 else None
     rank = slowest.rank if slowest else 0
-    steps, parts_s = len(results[rank].splits), splits[rank].parts_s(bubble_share=_bubble_theory(work))
+    told = _parts_json(splits[rank], _bubble_theory(work), steps=len(results[rank].splits))
     columns: dict[str, Any] = {
         "exposed_comm_share": exposed_share(splits) if slowest else 0.0,
         "straggler_ratio": slowest.ratio if slowest else 1.0,
-        "step_parts_json": json.dumps({part: round(s / steps, 6) for part, s in parts_s.items()}),
+        "step_parts_json": told,
     }
     if slowest is None:
         return columns

@@ -22,8 +22,12 @@ _IN = {
 
 def parts_s(record: RunRecord) -> dict[str, float]:
     """Return the seconds of each part of a step of the slowest rank; empty where a row does not tell them."""
+    return _parts(record.step_parts_json)
+
+
+def _parts(text: str | None) -> dict[str, float]:
     try:
-        found = json.loads(record.step_parts_json or "{}")
+        found = json.loads(text or "{}")
     except (ValueError, RecursionError):  # a cell that was edited
         return {}
     cells = found.items() if isinstance(found, dict) else ()
@@ -69,6 +73,13 @@ def bars(label: str, record: RunRecord, splits: Sequence[SplitRecord], *, most_r
 
 
 def _mean(rows: Sequence[SplitRecord]) -> dict[str, float]:
+    """Return the mean seconds of each part; where a log is older than waiting by axis, of all waiting together."""
+    told = [_parts(row.parts_json) for row in rows]
+    if all(told):
+        sums: dict[str, float] = {}
+        for part, s in (cell for parts in told for cell in parts.items()):
+            sums[name_of(part)] = sums.get(name_of(part), 0.0) + s
+        return {name: s / len(rows) for name, s in sums.items() if s > 0}
     cells = {"compute": "compute_s", "data": "data_s", "host": "host_s", "comm": "exposed_s"}
     means = {name_of(part): sum(getattr(row, cell) or 0.0 for row in rows) / len(rows) for part, cell in cells.items()}
     return {name: mean for name, mean in means.items() if mean > 0}

@@ -9,7 +9,7 @@ from paralab.pages.marks import CHARACTER, Entry, Format, area, axis, grid, lege
 from paralab.pages.palette import UNNAMED, Look
 
 WIDTH = 1080
-_START = 124  # of the axis: before it are the names of rows
+_START = 152  # of the axis: before it are the names of rows
 _PITCH = 26
 
 

@@ -54,6 +54,7 @@ class SplitRecord:
     data_s: float
     exposed_s: float
     host_s: float | None = None  # of a GPU
+    parts_json: str | None = None  # seconds of all parts, with waiting by mesh axis: as the column step_parts_json
 
 
 @dataclass(frozen=True, kw_only=True)
