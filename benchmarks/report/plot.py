@@ -46,18 +46,7 @@ def main(argv: Sequence[str]) -> int:
 
     Raises: UsageError for a file that is no picture or cannot be written; DataError for results that cannot be read.
     """
-    parser = Parser(prog="paralab plot", description=__doc__)
-    parser.add_argument(
-        "sources", nargs="+", type=Path, metavar="FILE|FOLDER", help="Result file (.csv), or folder of a training run"
-    )
-    parser.add_argument(
-        "--out",
-        type=Path,
-        default=Path("plot.svg"),
-        metavar="FILE",
-        help="Picture to write: .svg, .png or .pdf (default: plot.svg)",
-    )
-    options = parser.parse_args(list(argv))
+    options = parser().parse_args(list(argv))
     if options.out.suffix.lower() not in _FORMATS:
         raise UsageError(
             f"--out {options.out} cannot be written as a picture: use a name ending in {', '.join(_FORMATS)}"
@@ -71,6 +60,22 @@ def main(argv: Sequence[str]) -> int:
     write_whole(options.out, picture)
     print(options.out)
     return 0
+
+
+def parser() -> Parser:
+    """Return what reads the words of the command."""
+    parser = Parser(prog="paralab plot", description=__doc__)
+    parser.add_argument(
+        "sources", nargs="+", type=Path, metavar="FILE|FOLDER", help="Result file (.csv), or folder of a training run"
+    )
+    parser.add_argument(
+        "--out",
+        type=Path,
+        default=Path("plot.svg"),
+        metavar="FILE",
+        help="Picture to write: .svg, .png or .pdf (default: plot.svg)",
+    )
+    return parser
 
 
 def _draw(sources: Sequence[Path], form: str) -> bytes:

@@ -56,7 +56,7 @@ def main(argv: Sequence[str]) -> int:
 
     Raises: ConfigError for what does not fit together, or where the function has no minimum.
     """
-    options = _parser().parse_args(list(argv))
+    options = parser().parse_args(list(argv))
     asked = read(vars(options))
     for path in filter(None, (options.out, options.plot)):
         check_writable(Path(path))
@@ -122,7 +122,8 @@ def _methods(given: str | None, problem: str, nproc: int) -> tuple[str, ...]:
     return names
 
 
-def _parser() -> Parser:
+def parser() -> Parser:
+    """Return what reads the words of the command."""
     parser = Parser(prog="paralab optimise", description=__doc__)
     parser.add_argument(
         "--problem", choices=tuple(DEFAULTS), default="logistic", help="Function to minimise (default: logistic)"

@@ -1,0 +1,47 @@
+"""The pictures of docs/ are those that the commands beside them draw."""
+
+import re
+import shlex
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from paralab.benchmarks.documents import strategies
+from paralab.benchmarks.report import plot
+from paralab.commands import optimise
+
+ROOT = Path(__file__).parents[4]
+IMAGES = ROOT / "docs" / "img"
+PAGES = (*(ROOT / "docs").glob("*.md"), ROOT / "benchmarks" / "results" / "README.md")
+PARSERS = {"plot": plot.parser, "optimise": optimise.parser}
+
+
+def commands() -> Iterator[list[str]]:
+    """Return the words of each command that documents type in a line of its own."""
+    for page in PAGES:
+        for line in re.findall(r"^    (?:.*&& )?(paralab (?:plot|optimise) .*)$", page.read_text(), flags=re.MULTILINE):
+            yield shlex.split(line, comments=True)[1:]
+
+
+def test_each_picture_has_a_command_that_parses() -> None:
+    drawn = set()
+    for name, *words in commands():
+        options = PARSERS[name]().parse_args(words)
+        out = options.out if name == "plot" else options.plot
+        drawn |= {Path(out).name} if out else set()
+    pictures = {path.name for path in IMAGES.iterdir() if path.is_file()}
+    assert pictures and pictures <= drawn
+
+
+def test_each_picture_of_a_strategy_is_one_that_is_made_of_the_code() -> None:
+    made = {Path(name).name for name in strategies.PICTURES}
+    assert {path.name for path in (IMAGES / "strategies").iterdir()} == made
+
+
+def test_the_picture_of_the_results_is_what_its_command_draws(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (words,) = [words for name, *words in commands() if "results.svg" in words[-1]]
+    monkeypatch.chdir(ROOT / "benchmarks" / "results")
+    place = (Path.cwd() / words[-1]).resolve()
+    assert plot.main([*words[:-1], str(tmp_path / "p.svg")]) == 0
+    assert (tmp_path / "p.svg").read_bytes() == place.read_bytes(), f"make it again: paralab plot {shlex.join(words)}"
