@@ -431,10 +431,10 @@ def _efficiency_columns(
     flops = work.spec.flops_of(work.model_config)
     per_device = flops.per_sample * samples_per_s / devices
     peak, peak_source = statistics.mean(r.peak_flops for r in results), results[0].peak_source
-    every = work.run.checkpoint_every
+    checkpointing = work.run.checkpointing
     # torch computes a block again for each of its layers where backward is split: nobody has counted that
-    known = not (every and splits_backward(work))
-    recomputation = recomputation_ratio(work.spec, work.model_config, every) if known else None
+    known = checkpointing in ("none", "offload") or not splits_backward(work)
+    recomputation = recomputation_ratio(work.spec, work.model_config, checkpointing) if known else None
     exceeded = per_device * (recomputation or 1.0) > peak
     is_text = _tokens_per_step(work) is not None
     return {

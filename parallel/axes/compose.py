@@ -20,7 +20,7 @@ from paralab.axes.context import BuildContext
 from paralab.axes.initialise import initialise, tie
 from paralab.axes.optimizer import Piece, make_optimizer, make_pieces
 from paralab.axes.precision import autocast_forward
-from paralab.axes.recompute import checkpoint_blocks, offload_activations
+from paralab.axes.recompute import offload_activations, recompute
 from paralab.data.dataset import Batch
 from paralab.errors import LayoutError
 from paralab.models.found import move_plain_tensors
@@ -110,7 +110,7 @@ def build_part(part: nn.Module, context: BuildContext) -> None:
     axes, run = used(context.layout), context.run
     for axis in reversed(axes):  # innermost first
         axis.split(part, context)
-    checkpoint_blocks(part, run.checkpoint_every, random=context.own is not None)
+    recompute(part, run.checkpointing, random=context.own is not None)
     if run.checkpointing == "offload":
         offload_activations(part, pinned=context.device.type == "cuda")
     if run.compile != "none":

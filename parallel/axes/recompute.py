@@ -1,4 +1,9 @@
-"""Activation checkpointing: keep the input of a block and recompute its activations in backward (Chen et al. 2016)."""
+"""Activation checkpointing: keep the input of a block and recompute its activations in backward (Chen et al. 2016).
+
+Selective recomputation does so with the core of attention alone (Korthikanti et al. 2022, section 5): scores, softmax
+and their product with the values, whose activations are many and cheap to compute. Where one kernel computes all of it
+and keeps no scores, what is saved is its output.
+"""
 
 import contextlib
 import functools
@@ -15,8 +20,26 @@ from torch.utils.flop_counter import FlopCounterMode
 from paralab.axes.blocks import blocks_of
 from paralab.errors import ConfigError
 from paralab.layout import Layout
+from paralab.models.sequence import Attend
 from paralab.models.spec import C, ModelSpec
 from paralab.options.config import RunConfig
+
+
+def recompute(part: nn.Module, checkpointing: str, *, random: bool = False) -> None:
+    """Have backward recompute what `--checkpointing` says, in place: blocks, or attention alone.
+
+    random: whether that draws random numbers, which recomputing has to draw again.
+    """
+    if checkpointing == "selective":
+        for module in attention_of(part):
+            module.forward = functools.partial(_recomputed, module.forward, {"preserve_rng_state": random})
+    elif checkpointing not in ("none", "offload"):
+        checkpoint_blocks(part, 1 if checkpointing == "full" else int(checkpointing), random=random)
+
+
+def attention_of(part: nn.Module) -> list[nn.Module]:
+    """Return the modules of a model, or a part of it, that compute the core of attention: `Attend`."""
+    return [module for module in part.modules() if isinstance(module, Attend)]
 
 
 def checkpoint_blocks(part: nn.Module, every: int | None, *, random: bool = False) -> None:
@@ -43,7 +66,7 @@ def check_compiled(run: RunConfig, layout: Layout, spec: ModelSpec[C], config: C
     It takes none of the contexts that keep a recomputed forward pass from counting its batch again, and saves the mesh
     of layers that are split over tensor ranks as if that were a tensor.
     """
-    if run.compile == "none" or run.checkpoint_every is None:
+    if run.compile == "none" or run.checkpointing in ("none", "offload"):
         return
     both = f"--compile {run.compile} with --checkpointing {run.checkpointing}"
     if layout.tp > 1:
@@ -52,6 +75,22 @@ def check_compiled(run: RunConfig, layout: Layout, spec: ModelSpec[C], config: C
         raise ConfigError(
             f"{both}: compiled, the batch norm of {spec.name} would count each batch twice; use another norm, such as "
             "--norm group, or leave one of the two out"
+        )
+
+
+def check_attention(run: RunConfig, layout: Layout, spec: ModelSpec[C], config: C) -> None:
+    """Raise ConfigError where attention alone is to be recomputed, and there is none, or other ranks have its keys."""
+    if run.checkpointing != "selective":
+        return
+    if not attention_of(spec.on_meta(config)):
+        raise ConfigError(
+            f"--checkpointing selective recomputes attention, and {spec.name} has no module of paralab.models.sequence."
+            "Attend: use --checkpointing full, which recomputes whole blocks, or leave it out"
+        )
+    if layout.cp > 1:
+        raise ConfigError(
+            f"--checkpointing selective with {layout}, whose ranks exchange keys in attention and would do so again: "
+            "use --checkpointing full, or a layout without cp"
         )
 
 
@@ -67,22 +106,32 @@ def _kept_on_host(forward: Callable[..., Any], pinned: bool, *inputs: Any, **nam
 
 def is_recomputed(block: nn.Module) -> bool:
     """Return whether a block is recomputed in backward: by `checkpoint_blocks`, or wrapped by torch's own wrapper."""
-    ours = getattr(block.forward, "func", None) is _recomputed
-    return ours or any(isinstance(module, CheckpointWrapper) for module in block.modules())
+    return _is_ours(block) or any(isinstance(module, CheckpointWrapper) for module in block.modules())
 
 
-def recomputation_ratio(spec: ModelSpec[C], config: C, every: int | None) -> float:
+def recomputed_attention(part: nn.Module) -> int:
+    """Return how many modules of a part that compute the core of attention are recomputed by themselves."""
+    return sum(map(_is_ours, attention_of(part)))
+
+
+def _is_ours(module: nn.Module) -> bool:
+    return getattr(module.forward, "func", None) is _recomputed
+
+
+def recomputation_ratio(spec: ModelSpec[C], config: C, checkpointing: str) -> float:
     """Return the FLOPs of forward and backward with recomputation over those without: 1 where nothing is recomputed.
 
     Counted from the matrix products and convolutions of one sample, on the meta device. Recomputing ends at the
     last tensor that backward needs, so it is a little less than the forward pass of the blocks.
     """
-    return _flops(spec, config, every) / _flops(spec, config, None) if every else 1.0
+    if checkpointing in ("none", "offload"):
+        return 1.0
+    return _flops(spec, config, checkpointing) / _flops(spec, config, "none")
 
 
-def _flops(spec: ModelSpec[C], config: C, every: int | None) -> int:
+def _flops(spec: ModelSpec[C], config: C, checkpointing: str) -> int:
     model = spec.on_meta(config)
-    checkpoint_blocks(model, every)
+    recompute(model, checkpointing)
     inputs, _ = spec.example(config, 1)
     with FlopCounterMode(display=False) as counter:
         # Without targets: the output layer is the same product, and what comes after it is none.

@@ -6,7 +6,7 @@ from typing import Any
 from torch import nn
 
 from paralab.axes.blocks import blocks_of
-from paralab.axes.recompute import is_offloaded, is_recomputed
+from paralab.axes.recompute import attention_of, is_offloaded, is_recomputed, recomputed_attention
 from paralab.errors import ConfigError
 from paralab.options.choices import EngineChoice
 from paralab.options.config import RunConfig
@@ -21,19 +21,22 @@ def compare(engine: str, wanted: Mapping[str, Any], got: Mapping[str, Any]) -> N
 
 
 def check_blocks(engine: EngineChoice, parts: Iterable[nn.Module], run: RunConfig) -> None:
-    """Raise ConfigError unless exactly the blocks that the run says are recomputed, compiled or offloaded.
+    """Raise ConfigError unless just what the run says is recomputed, compiled or offloaded: blocks, or attention.
 
     parts: what a rank holds of the model, with its blocks numbered from 0 over the whole model.
     """
+    parts = list(parts)
     blocks = [item for part in parts for item in blocks_of(part).items()]
     every = run.checkpoint_every
     wanted = {
         "recomputed blocks": [number for number, _ in blocks if every and number % every == 0],
+        "recomputed attention": sum(len(attention_of(part)) for part in parts) * (run.checkpointing == "selective"),
         "compiled blocks": [number for number, _ in blocks if run.compile != "none"],
         "offloaded blocks": [number for number, _ in blocks if run.checkpointing == "offload"],
     }
     got = {
         "recomputed blocks": [number for number, block in blocks if is_recomputed(block)],
+        "recomputed attention": sum(map(recomputed_attention, parts)),
         "compiled blocks": [number for number, block in blocks if is_compiled(block)],
         "offloaded blocks": [number for number, block in blocks if is_offloaded(block)],
     }

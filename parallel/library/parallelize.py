@@ -8,7 +8,7 @@ from torch import nn
 
 from paralab.axes.check import check_split
 from paralab.axes.pipeline.rules import without_blocks
-from paralab.axes.recompute import check_compiled
+from paralab.axes.recompute import check_attention, check_compiled
 from paralab.axes.tensor.rules import without_plan
 from paralab.data.dataset import Batch
 from paralab.errors import LayoutError, WorldError, did_you_mean
@@ -46,7 +46,7 @@ def parallelize(
     precision: Precision = "fp32",
     accumulation: int = 1,
     clip_norm: float | None = None,
-    checkpointing: Literal["none", "full"] | int = "none",
+    checkpointing: Literal["none", "full", "selective"] | int = "none",
     compile: CompileMode = "none",
     unused_parameters: bool = False,
     seed: int = 0,
@@ -68,9 +68,10 @@ def parallelize(
     example: a batch (all rows of it), whose shapes pipeline stages have to know.
     initialise: initialise(name, tensor, generator) gives a whole tensor its values, from which every rank takes its
     piece: for models that no process could hold. accumulation: backward passes per step. clip_norm: of the gradient
-    over all ranks. checkpointing: recompute the activations of no block, of all ("full"), or of every n-th.
-    compile: mode of torch.compile, for each block. unused_parameters: whether a step may leave parameters without a
-    gradient, which data ranks would otherwise wait for.
+    over all ranks. checkpointing: recompute the activations of no block, of all ("full"), of every n-th, or of
+    attention alone ("selective", of modules `paralab.models.sequence.Attend`). compile: mode of torch.compile, for each
+    block. unused_parameters: whether a step may leave parameters without a gradient, which data ranks would otherwise
+    wait for.
 
     Raises: LayoutError, ConfigError, WorldError, with what was got, what is needed and what to type.
     """
@@ -97,6 +98,7 @@ def parallelize(
     spec = spec_of(skeleton, told, form=lambda: trainer.form, architecture=own_values.digest(skeleton))
     check_axes(split, spec, skeleton, pipeline)
     check_compiled(run, split, spec, spec.config())
+    check_attention(run, split, spec, spec.config())
     mesh = make_mesh(split, world.device)
     check_alike(spec.config().architecture, mesh)
     draw_alike(before, mesh)

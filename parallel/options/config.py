@@ -259,10 +259,11 @@ class RunConfig:
     checkpointing: str = option(
         "none",
         "Activation checkpointing, which recomputes activations to save memory: in no block, in all (full), or in "
-        "every N-th block; offload recomputes none and keeps those of all blocks in the memory of the host",
+        "every N-th block, or those of attention alone (selective); offload recomputes none and keeps those of all "
+        "blocks in the memory of the host",
         group=MEMORY,
-        pattern="none|full|offload|[1-9][0-9]*",
-        metavar="none|full|offload|N",
+        pattern="none|full|selective|offload|[1-9][0-9]*",
+        metavar="none|full|selective|offload|N",
     )
     compile: CompileMode = option(
         "none",
@@ -329,7 +330,7 @@ class RunConfig:
     @property
     def checkpoint_every(self) -> int | None:
         """N when every N-th block is recomputed: 1 for all of them, None for no block."""
-        if self.checkpointing in ("none", "offload"):
+        if self.checkpointing in ("none", "selective", "offload"):
             return None
         return 1 if self.checkpointing == "full" else int(self.checkpointing)
 

@@ -14,7 +14,7 @@ from torch import Tensor
 from paralab.axes.data.approximate import approximation
 from paralab.axes.held import state_bytes_of_all
 from paralab.axes.precision import weight_dtype
-from paralab.axes.recompute import checkpoint_blocks
+from paralab.axes.recompute import recompute
 from paralab.parity.reference import References, Trace, reference_work
 from paralab.parity.tolerances import as_judged
 from paralab.planning.resolve import Work
@@ -104,7 +104,7 @@ def activation_bytes(work: Work) -> int:
     It is what autograd saves beside the parameters, and the prediction; the loss makes its gradient in place.
     """
     model = work.new_model()
-    checkpoint_blocks(model, work.run.checkpoint_every)
+    recompute(model, work.run.checkpointing)
     weights = {parameter.untyped_storage()._cdata for parameter in model.parameters()}
     saved: dict[int, Tensor] = {}
 

@@ -54,7 +54,9 @@ def _schedule(columns: Mapping[str, Any]) -> str:
 
 def is_typed(columns: Mapping[str, Any]) -> bool:
     """Return whether paralab trains a layout of these columns, of a model that can be divided so."""
-    return columns["recompute"] != "selective" and typed_layout(layout_text(columns, 1 << 10)) is not None
+    if columns["recompute"] == "selective" and columns["cp"] > 1:
+        return False  # context ranks exchange keys in attention
+    return typed_layout(layout_text(columns, 1 << 10)) is not None
 
 
 @lru_cache(maxsize=4096)
@@ -105,16 +107,23 @@ def line_of(found: Found, i: int, model: "Trained") -> str | None:
     layout = typed_layout(layout_text(chosen, count)) if is_trained else None
     if layout is None or not _accepts(model, layout) or (model.spec.whole_batch and count > 1):
         return None
+    if chosen["recompute"] == "selective" and not _has_attention(model):
+        return None
     words = ["paralab", "run", *model.words, "--layout", str(layout)]
     words += ["--global-batch-size", str(int(case.global_batch_size)), "--precision", str(case.precision)]
     words += ["--accumulation", str(count)] if chosen["pp"] == 1 and count > 1 else []
-    words += ["--checkpointing", "full"] if chosen["recompute"] == "full" else []
+    words += ["--checkpointing", chosen["recompute"]] if chosen["recompute"] != "none" else []
     return shlex.join(words)
 
 
 @lru_cache(maxsize=4096)
 def _accepts(model: "Trained", layout: Layout) -> bool:
     return model.accepts(layout)
+
+
+@lru_cache(maxsize=64)
+def _has_attention(model: "Trained") -> bool:
+    return model.has_attention
 
 
 # --- why others lose

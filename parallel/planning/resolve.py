@@ -19,7 +19,7 @@ from paralab.axes.context import BuildContext
 from paralab.axes.data import approximate
 from paralab.axes.held import check_packed
 from paralab.axes.precision import weight_dtype
-from paralab.axes.recompute import check_compiled
+from paralab.axes.recompute import check_attention, check_compiled
 from paralab.data import Compact, TextOptions, count_classes, get_tokenizer, open_dataset
 from paralab.data.dataset import Dataset
 from paralab.errors import ConfigError, LayoutError, did_you_mean
@@ -162,6 +162,7 @@ def resolve(run: RunConfig, *, dry: bool = False) -> Work:
     check_split(layout, spec=spec, config=config)
     _check_blocks(run, spec, config)
     check_compiled(run, layout, spec, config)
+    check_attention(run, layout, spec, config)
     layout.check_schedule(run.accumulation)
     parts = layout.dp * layout.micro_batches * run.accumulation
     default_batch = -(-_GLOBAL_BATCH[spec.unit_of(config)] // parts) * parts

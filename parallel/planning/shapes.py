@@ -4,6 +4,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from paralab.axes.check import check_split
+from paralab.axes.recompute import attention_of
 from paralab.errors import ConfigError, LayoutError, ModelError, did_you_mean
 from paralab.layout import Layout
 from paralab.models import SPECS
@@ -39,6 +40,11 @@ class Trained:
         except LayoutError:
             return False
         return True
+
+    @property
+    def has_attention(self) -> bool:
+        """Whether it can recompute attention alone."""
+        return bool(attention_of(self.spec.on_meta(self.config)))
 
     def with_length(self, sequence_length: int) -> "Trained":
         """Return the same model for sequences of another length."""

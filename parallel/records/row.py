@@ -98,7 +98,8 @@ class RunRecord:
     precision_requested: str | None = column("Precision that was requested")
     precision: str | None = column("Precision of the arithmetic")
     checkpointing: str | None = column(
-        "Activation checkpointing: none, full, N (every N-th block is recomputed), or offload (kept by the host)"
+        "Activation checkpointing: none, full, N (every N-th block is recomputed), selective (attention alone is), or "
+        "offload (kept by the host)"
     )
     compile: str | None = column("Mode of torch.compile, or none")
     offload: str | None = column("What is kept in the memory of the host instead of the device, or none")

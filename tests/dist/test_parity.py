@@ -246,6 +246,11 @@ def test_activation_checkpointing_of_every_third_block(workers: WorkerPool, layo
     check_exactly(workers, "gpt2", layout, checkpointing="3")
 
 
+@cases("gpt2", ["dp2.tp2.pp2/zero3/mb2"], llama=["tp2/sp"], dit=["pp2/zbv/mb2"])
+def test_recomputation_of_attention_alone(workers: WorkerPool, model: str, layout: str) -> None:
+    check_exactly(workers, model, layout, checkpointing="selective")
+
+
 MIXED = ["dp1", "dp2", "dp2/zero1", "dp2/zero3", "dp4/zero3/shard2", "tp2", "tp2/sp", "pp2/1f1b/mb2"]
 MIXED += ["dp2.tp2.pp2/zero3/mb2"]
 

@@ -58,7 +58,7 @@ def columns(plan: Imagined) -> dict[str, Any]:
         "vpp": layout.stages // layout.pp,
         "sequence_parallel": layout.sequence_parallel,
         "micro_batch_size": plan.division.micro_batch_size,
-        "recompute": "none" if plan.run.checkpointing == "none" else "full",
+        "recompute": plan.run.checkpointing,
     }
 
 

@@ -66,9 +66,8 @@ def of_case(settled: Settled) -> Imagined:
     count = round(float(case.micro_batches))
     text = layout_text({**vars(case), "layers_per_stage": settled.layers_per_stage}, count)
     layout = typed_layout(text)
-    if layout is None or case.recompute == "selective":
-        what = "recompute selective" if layout is not None else text
-        raise LayoutError(f"{what} is not what paralab trains, and {_TRAINED}: see paralab strategies")
+    if layout is None:
+        raise LayoutError(f"{text} is not what paralab trains, and {_TRAINED}: see paralab strategies")
     if case.precision not in _PRECISIONS:
         raise ModelError(f"precision {case.precision} on a measured device: use one of {', '.join(_PRECISIONS)}")
     if case.optimizer == eight_bits.NAME:
@@ -77,7 +76,7 @@ def of_case(settled: Settled) -> Imagined:
         )
     run = RunConfig(
         precision=case.precision,
-        checkpointing="full" if case.recompute == "full" else "none",
+        checkpointing=str(case.recompute),
         optimizer="sgd" if case.optimizer == "sgd" else "adamw",
     )
     accumulation = count if case.pp == 1 else 1

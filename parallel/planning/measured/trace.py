@@ -19,7 +19,7 @@ from paralab.axes.context import Planned
 from paralab.axes.held import state_bytes_of
 from paralab.axes.initialise import tie
 from paralab.axes.precision import DTYPES, in_dtype, weight_dtype
-from paralab.axes.recompute import checkpoint_blocks
+from paralab.axes.recompute import recompute
 from paralab.axes.sent import Noted, noted_stages
 from paralab.axes.shapes import part
 from paralab.axes.tensor.rules import leave_part
@@ -90,7 +90,7 @@ def _key(plan: Planned) -> Any:
     over = layout.dp if plan.spec.whole_batch else layout.dp > 1
     split = (layout.tp, layout.sequence_parallel, over if not layout.local else False)
     casts = layout.zero >= 2
-    return (plan.spec, plan.model_config, run.precision, run.checkpoint_every, cut, split, casts)
+    return (plan.spec, plan.model_config, run.precision, run.checkpointing, cut, split, casts)
 
 
 @lru_cache(maxsize=512)
@@ -132,7 +132,7 @@ def stage_module(plan: Planned, index: int) -> nn.Module:
             one.ranks, one.all_reduce = layout.size(one.axis), _over_ranks
         if isinstance(one, Gathering) and layout.dp > 1:
             one.ranks, one.all_gather = layout.dp, partial(_of_all_ranks, ranks=layout.dp)
-    checkpoint_blocks(module, plan.run.checkpoint_every)
+    recompute(module, plan.run.checkpointing)
     return module
 
 

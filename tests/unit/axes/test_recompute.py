@@ -1,14 +1,16 @@
 """Recomputed blocks under torch.compile: the same gradients from fewer saved bytes, or one line that says why not."""
 
 import copy
+from dataclasses import replace
 
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from paralab import World, parallelize
 from paralab.axes.blocks import blocks_of
-from paralab.axes.recompute import checkpoint_blocks
+from paralab.axes.recompute import attention_of, checkpoint_blocks, recompute, recomputed_attention
 from paralab.errors import ConfigError
 from paralab.layout import Layout
 from paralab.models import SPECS
@@ -49,9 +51,31 @@ def test_compiled_blocks_are_recomputed_too() -> None:
     assert kept_bytes < all_bytes / 3
 
 
+@pytest.mark.parametrize("compiled", [False, True], ids=["eager", "compiled"])
+def test_recomputed_attention_keeps_no_scores(compiled: bool) -> None:
+    """Where several kernels compute it: where one does, it keeps no scores anyway."""
+    spec = SPECS["gpt2"]
+    config = replace(spec.config("2x16x2v32"), seq_len=32)
+    plain = spec.build(config)
+    plain.block_names = spec.blocks(config)  # type: ignore[assignment]
+    selective = copy.deepcopy(plain)
+    recompute(selective, "selective")
+    assert recomputed_attention(selective) == len(attention_of(plain)) == 2 and recomputed_attention(plain) == 0
+    for block in blocks_of(selective).values() if compiled else ():
+        block.compile(backend="aot_eager")
+    words = torch.randint(32, (3, config.seq_len), generator=torch.Generator().manual_seed(0))
+    with sdpa_kernel(SDPBackend.MATH):
+        expected, all_bytes = gradients_and_saved_bytes(plain, words)
+        found, kept_bytes = gradients_and_saved_bytes(selective, words)
+    torch.testing.assert_close(found, expected)
+    scores = 2 * 3 * 2 * config.seq_len**2 * 4  # of 2 layers, 3 samples, 2 heads, fp32
+    assert all_bytes - kept_bytes >= scores
+
+
 @pytest.mark.parametrize(
     ("model", "layout", "checkpointing", "reason"),
     [
+        ("gpt2", "tp2", "selective", "over tensor ranks: torch cannot compile the two together, leave one of them"),
         ("gpt2", "tp2", "full", "over tensor ranks: torch cannot compile the two together, leave one of them out"),
         (
             "resnet",
@@ -68,6 +92,19 @@ def test_what_cannot_be_compiled_and_recomputed_is_refused(
         model=model, size="tiny", layout=Layout.parse(layout), compile="default", checkpointing=checkpointing
     )
     with pytest.raises(ConfigError, match=f"^--compile default with --checkpointing {checkpointing}.*{reason}"):
+        resolve(run)
+
+
+@pytest.mark.parametrize(
+    ("model", "layout", "reason"),
+    [
+        ("resnet", "dp2", "recomputes attention, and resnet has no module of .*Attend: use --checkpointing full"),
+        ("gpt2", "cp2", "with cp2/ring, whose ranks exchange keys in attention .*: use --checkpointing full, or a"),
+    ],
+)
+def test_where_attention_alone_cannot_be_recomputed_it_is_refused(model: str, layout: str, reason: str) -> None:
+    run = RunConfig(model=model, size="tiny", layout=Layout.parse(layout), checkpointing="selective")
+    with pytest.raises(ConfigError, match=f"--checkpointing selective {reason}"):
         resolve(run)
 
 

@@ -20,8 +20,8 @@ from paralab.processes.rank import Rank
 def test_recomputation_costs_less_than_a_forward_pass(model: str, size: str) -> None:
     spec = SPECS[model]
     config = spec.config(size)
-    full, half = (recomputation_ratio(spec, config, every) for every in (1, 2))
-    assert recomputation_ratio(spec, config, None) == 1.0
+    full, half = (recomputation_ratio(spec, config, every) for every in ("full", "2"))
+    assert recomputation_ratio(spec, config, "none") == 1.0
     # A forward pass is a third of forward and backward, and at most that is done again.
     assert 1.0 < half < full < 4 / 3 + 1e-3
 
@@ -32,7 +32,9 @@ def test_recomputation_of_a_transformer_is_its_arithmetic() -> None:
     # query, key and value; both products of attention; the projection; the first layer of the MLP. Nothing of
     # backward needs the result of its second.
     again = config.n_layers * (2 * 3 * h * h + 4 * s * h + 2 * h * h + 2 * 4 * h * h)
-    assert recomputation_ratio(SPECS["gpt2"], config, 1) == pytest.approx(1 + again / per_token, rel=1e-6)
+    assert recomputation_ratio(SPECS["gpt2"], config, "full") == pytest.approx(1 + again / per_token, rel=1e-6)
+    scores = config.n_layers * 2 * s * h  # of attention alone: backward needs no product of scores and values
+    assert recomputation_ratio(SPECS["gpt2"], config, "selective") == pytest.approx(1 + scores / per_token, rel=1e-6)
 
 
 @pytest.mark.parametrize(

@@ -243,6 +243,14 @@ def test_an_engine_with_other_blocks_than_recorded_is_refused(changes: dict) -> 
         realised.check_blocks("torch", plain.parts, context("dp1", **changes).run)
 
 
+def test_attention_that_is_not_recomputed_as_recorded_is_refused() -> None:
+    selective = {"checkpointing": "selective"}
+    built = engines.build(context("dp1", **selective), "torch")
+    realised.check_blocks("torch", built.parts, context("dp1", **selective).run)
+    with pytest.raises(ConfigError, match=r"torch started with recomputed attention [1-9], this run requested 0"):
+        realised.check_blocks("torch", built.parts, context("dp1").run)
+
+
 def test_torchs_own_wrapper_is_seen_as_recomputing() -> None:
     built = engines.build(context("dp1"), "torch")
     blocks: Any = built.parts[0].blocks

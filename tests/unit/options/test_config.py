@@ -144,7 +144,7 @@ def test_fsdp_is_another_name_of_zero3() -> None:
         (["--betas", "0.9"], "0.9,0.95"),
         (["--betas", "0.9,1"], "below 1"),
         (["--min-lr-ratio", "2"], "at least 0 and at most 1"),
-        (["--checkpointing", "0"], r"none\|full\|offload\|N"),
+        (["--checkpointing", "0"], r"none\|full\|selective\|offload\|N"),
         (["--data", ""], "a name is needed"),
         (["--config", "run.ini"], ".toml, .yaml or .json"),
         (["--config", "missing.toml"], "No such file"),
