@@ -5,6 +5,7 @@
 
 from collections import Counter
 from collections.abc import Sequence
+from functools import lru_cache
 from itertools import groupby
 from math import comb, erfc, isfinite, sqrt
 
@@ -32,14 +33,24 @@ def ratio_interval(
     too narrow, which is why a verdict also needs `mann_whitney`. The same input gives the same interval.
     """
     rng = np.random.default_rng(seed)
-    medians = [np.median(rng.choice(np.asarray(times), (RESAMPLES, len(times))), axis=1) for times in (base, other)]
+    medians = [_resampled(np.asarray(times), rng) for times in (base, other)]
     tail = 100 * (1 - confidence) / 2
     low, high = np.percentile(medians[1] / medians[0], [tail, 100 - tail])
     return float(low), float(high)
 
 
+def _resampled(times: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """Return the medians of resampled runs, an array (RESAMPLES,); (1,) of a single run, which has no other."""
+    return times if len(times) == 1 else np.median(rng.choice(times, (RESAMPLES, len(times))), axis=1)
+
+
 def median_interval(values: Sequence[float], *, confidence: float = 0.95, seed: int = 0) -> tuple[float, float]:
     """Return the bootstrap interval of the median."""
+    return _median_interval(tuple(values), confidence, seed)
+
+
+@lru_cache(4096)  # a report asks for those of a way in its table and in several charts
+def _median_interval(values: tuple[float, ...], confidence: float, seed: int) -> tuple[float, float]:
     return ratio_interval([1.0], values, confidence=confidence, seed=seed)
 
 

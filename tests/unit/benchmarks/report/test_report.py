@@ -246,6 +246,17 @@ def test_a_large_file_is_carried_compressed():
     assert gzip.decompress(base64.b64decode(found.uri.split("base64,")[1])) == content
 
 
+def test_a_page_of_a_thousand_rows_is_under_two_megabytes(tmp_path):
+    def size(count):
+        path = tmp_path / f"{count}.csv"
+        for i in range(count // 10):
+            write(path, [run(10 * i + k, size=f"s{i % 10}", strategy=f"s{k}", loss_last=1.5) for k in range(10)])
+        return len(render([path]))
+
+    small, large = size(100), size(200)
+    assert large + 8 * (large - small) < 2e6
+
+
 def test_drawings_are_well_formed(page):
     drawings = re.findall(r"<svg.*?</svg>", page, flags=re.DOTALL)
     assert len(drawings) > 10
