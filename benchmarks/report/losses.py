@@ -4,7 +4,7 @@ Curves that coincide are one line with all their names.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from paralab.pages.lines import Series, lines, thinned
 from paralab.pages.page import Chart
@@ -35,10 +35,12 @@ def charts_of(curves: Sequence[Curve], *, precision: str | None = None, along: s
     curves = [curve for curve in curves if curve.losses]
     if not curves:
         return []
-    found = [_losses(curves, along)]
+    losses, distances = _losses(curves, along), []
     if len(curves) > 1:
-        found += _deviations(curves, ROUNDING.get(precision or "", FP32_ROUNDING), along)
-    return found
+        distances = _deviations(curves, ROUNDING.get(precision or "", FP32_ROUNDING), along)
+        if not distances:
+            losses = replace(losses, caption=f"{losses.caption} All losses are equal in every digit.".strip())
+    return [losses, *distances]
 
 
 def _losses(curves: Sequence[Curve], along: str) -> Chart:
@@ -67,8 +69,8 @@ def _deviations(curves: Sequence[Curve], rounding: float, along: str) -> list[Ch
         # of curves that coincide, the largest distance
         most = {step: max(gaps[curve.label].get(step, 0.0) for curve in group) for step in gaps[group[0].label]}
         series.append(Series(_names(group), _thinned(most), look=group[0].look))
-    if not any(one.points for one in series):
-        return []
+    if not any(y > 0 for one in series for _, y in one.points):
+        return []  # of equal losses there is nothing to draw
     title = f"Loss: difference from {base.label}"
     said = ["As a share of its loss; 0 where both are equal in every digit."]
     if same:

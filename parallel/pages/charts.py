@@ -36,7 +36,7 @@ from paralab.pages.palette import UNNAMED, Look
 
 MANY = 30  # points, from which on they are drawn smaller and have no labels
 _INSET = 14  # of labels, so that they do not touch the line of zero
-_NAME = 150  # units for the name of a point
+_NAME = 216  # units for the name of a point
 _ENDS = Look("black")  # of a waterfall
 Interval = tuple[float, float]
 

@@ -31,7 +31,7 @@ def across(drawing: str) -> marks.Axis:
     at = [float(e.attrib["x1"]) for e in ElementTree.fromstring(drawing).iter("line")
           if e.attrib["class"] in ("grid", "zero") and e.attrib["x1"] == e.attrib["x2"]]  # fmt: skip
     told = [float((e.text or "").replace(",", "")) for e in elements(drawing, "text", "tick")]
-    return marks.Axis(told[-1] if told[-1] == 0 else 0.0, max(told), at[0], at[-1])
+    return marks.Axis(min(told), max(told), min(at), max(at))
 
 
 def test_bars_begin_at_zero_and_their_parts_follow_each_other() -> None:

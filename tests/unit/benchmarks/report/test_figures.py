@@ -138,6 +138,8 @@ def test_losses_apart_are_lines_of_their_own_with_their_colours() -> None:
         ("blue", "ddp"),
     ]
     assert not charts_of([Curve("none", {}, looks["ddp"])])
+    (equal,) = charts_of([Curve("single", falling, looks["single"]), Curve("ddp", dict(falling), looks["ddp"])])
+    assert equal.caption == "All losses are equal in every digit."
 
 
 def test_units_of_charts_are_those_of_the_terminal() -> None:
