@@ -21,9 +21,10 @@ Made by `python -m paralab.benchmarks.documents planner` from the code, the fitt
     paralab predict CASES.csv --out PREDICTIONS.csv
 
 A case is a row of a CSV file: model, cluster, layout, recipe. Predictions are closed forms over these: nothing is
-run, and no device is needed. The same case gives the same prediction whatever else is in the file. A row that cannot
-be predicted is reported with its line and written without numbers, the others are predicted, and the exit status is
-1.
+run, and no device is needed. `--tokenizer FILE` gives rows that leave `vocab` empty the vocabulary of a tokenizer, as
+it gives it to the model of `paralab plan`. The same case gives the same prediction whatever else is in the file. A row
+that cannot be predicted is reported with its line and written without numbers, the others are predicted, and the exit
+status is 1.
 
 A device of your own is described by figures of its datasheet, or by what differs from a known one (`"like":
 "H100-SXM-80GB"` in a JSON file):

@@ -131,9 +131,14 @@ def _check(options: Any) -> None:
     """Refuse options that would change nothing. Raises: ConfigError."""
     if options.top is not None and options.top < 1:
         raise ConfigError(f"--top {options.top}: show 1 layout or more")
-    alone = ("model", "size", *_SHAPES, *_CLUSTER, "set", "report", *_GOAL)
+    alone = ("model", "size", "tokenizer", *_SHAPES, *_CLUSTER, "set", "report", *_GOAL)
     given = [name for name in alone if getattr(options, name) is not None]
     given += [name for name in ("gated", "check") if getattr(options, name)]
+    if options.tokenizer is not None and not options.questions:
+        if options.model is None:
+            raise ConfigError("--tokenizer without --model: name the model whose vocabulary it is, or give --vocab N")
+        if options.vocab is not None:
+            raise ConfigError("--tokenizer with --vocab: each says how many tokens there are, leave one of them out")
     if options.check and options.model is None:
         raise ConfigError("--check without --model: only a model that paralab trains has a dry run, name one")
     if options.questions and given:
@@ -182,6 +187,9 @@ def _parser() -> DeviceParser:
     )
     parser.add_argument("--model", metavar="NAME", help="Model: gpt2, llama, mixtral, FILE.py:SPEC or hf:FOLDER")
     parser.add_argument("--size", metavar="SIZE", help="Size of that model (default: its own)")
+    parser.add_argument(
+        "--tokenizer", metavar="FILE", help="Give that model the vocabulary of a tokenizer: gpt2, bytes, or a file"
+    )
     for name in (*_SHAPES, *_CLUSTER):
         metavar = "WORD" if name in ("precision", "framework") else "N"
         parser.add_argument(f"--{name.replace('_', '-')}", metavar=metavar, help=_help(name))
@@ -226,7 +234,7 @@ def _question(options: Any) -> "tuple[Trained | None, dict[str, Any]]":
     if options.model:
         from paralab.planning import shapes
 
-        model, raw = shapes.find(options.model, options.size)
+        model, raw = shapes.find(options.model, options.size, options.tokenizer)
     elif options.size:
         raise ConfigError("--size without --model: name the model, such as --model gpt2")
     cells = {name: value for name in (*_SHAPES, *_CLUSTER) if (value := getattr(options, name)) is not None}

@@ -88,7 +88,7 @@ def _model(options: Any, device: Device) -> "tuple[ModelSpec, ModelConfig, list[
     given = [name for name in names if getattr(options, name) is not None] + ["gated"] * options.gated
     if given:
         raise ConfigError(f"--{given[0].replace('_', '-')} beside --model on a measured device: leave one of them out")
-    return planned.named(options.model, options.size, cases.parse(length).get("sequence_length"))
+    return planned.named(options.model, options.size, cases.parse(length).get("sequence_length"), options.tokenizer)
 
 
 def _report(found: "Sequence[Choice]", device: Device, words: Sequence[str], batch: int, top: int) -> Iterator[str]:

@@ -9,11 +9,12 @@ others are predicted.
 
 import sys
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from paralab.console.outputs import check_writable, write_whole
-from paralab.errors import ConfigError, LayoutError, UsageError
+from paralab.errors import ConfigError, UsageError
 from paralab.options.arguments import Parser
 from paralab.planning import cases, checked, hardware
 from paralab.planning.cases import Row
@@ -32,7 +33,7 @@ def main(argv: Sequence[str]) -> int:
         check_writable(Path(options.out), inputs=[source])
     own = devices(options.device or [])
     default = hardware.find(options.gpu, own).gpu
-    rows = cases.read(source)
+    rows = _with_vocabulary(cases.read(source), options.tokenizer)
     settled, problems = settle_all(rows, own, default)
     content = cases.write(HEADER, predictions(rows, settled, problems))
     if options.out:
@@ -47,9 +48,22 @@ def main(argv: Sequence[str]) -> int:
     return FAILED if problems else 0
 
 
+def _with_vocabulary(rows: list[Row], tokenizer: str | None) -> list[Row]:
+    """Give rows that leave `vocab` empty the vocabulary of a tokenizer. Raises: DataError where it cannot be read."""
+    if tokenizer is None:
+        return rows
+    from paralab.data import get_tokenizer
+
+    vocabulary = get_tokenizer(tokenizer).vocab_size
+    return [replace(row, raw={"vocab": vocabulary, **row.raw}) for row in rows]
+
+
 def _parser() -> Parser:
     parser = DeviceParser(prog="paralab predict", description=__doc__)
     parser.add_argument("cases", metavar="CASES.csv", help="Cases to predict, one a row")
+    parser.add_argument(
+        "--tokenizer", metavar="FILE", help="Vocabulary of rows that leave it empty: gpt2, bytes, or a tokenizer.json"
+    )
     parser.add_argument("--out", metavar="FILE", help="Write predictions to this CSV file (default: print them)")
     parser.add_argument(
         "--gpu",
@@ -149,8 +163,6 @@ def _checked(settled: Settled, row: Row) -> Settled:
         from paralab.planning.measured import planned
 
         planned.of_case(settled)
-        if "layers_per_stage" in row.raw:
-            raise LayoutError("layers_per_stage on a measured device: leave it empty, stages are even there")
     return settled
 
 

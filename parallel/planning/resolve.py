@@ -4,7 +4,6 @@ Everything that can be refused without starting a process is refused here.
 """
 
 import os
-import re
 import shlex
 from dataclasses import dataclass, fields, replace
 from typing import Any, TypeVar
@@ -20,7 +19,7 @@ from paralab.axes.data import approximate
 from paralab.axes.held import check_packed
 from paralab.axes.precision import weight_dtype
 from paralab.axes.recompute import check_attention, check_compiled
-from paralab.data import Compact, TextOptions, count_classes, get_tokenizer, open_dataset
+from paralab.data import Compact, TextOptions, count_classes, open_dataset
 from paralab.data.dataset import Dataset
 from paralab.errors import ConfigError, LayoutError, did_you_mean
 from paralab.layout import Division, Layout
@@ -30,6 +29,7 @@ from paralab.models import SPECS
 from paralab.models.spec import C, ModelConfig, ModelSpec
 from paralab.options.config import RunConfig
 from paralab.options.flags import flags_of
+from paralab.planning.vocabulary import with_tokenizer
 from paralab.processes.allowed import default_threads
 from paralab.processes.mesh import Mesh, default_backend
 from paralab.processes.rank import Rank, start_line
@@ -150,7 +150,7 @@ def resolve(run: RunConfig, *, dry: bool = False) -> Work:
     _check_machine(run)
     spec = SPECS[run.model]
     size = run.size or spec.default_size
-    config = _with_classes(_with_tokenizer(_model_config(run, spec, size), run, spec, size), run, spec)
+    config = _with_classes(with_tokenizer(_model_config(run, spec, size), run.tokenizer, spec, size), run, spec)
     if run.cast_on_device and config.task not in ("text", "classify"):
         raise ConfigError(
             f"--cast-on-device with {spec.name} {size}: its inputs are drawn at random before the copy, leave it out"
@@ -330,20 +330,6 @@ def _check_blocks(run: RunConfig, spec: ModelSpec[C], config: C) -> None:
                 f"--{name} {value} works block by block, and {spec.name} has no blocks: put its repeated layers into "
                 f"self.layers = nn.ModuleList(...), or leave --{name} out"
             )
-
-
-def _with_tokenizer(config: C, run: RunConfig, spec: ModelSpec[C], size: str) -> C:
-    """Give a model of texts the vocabulary of a tokenizer; a size that names a vocabulary (v50304) keeps its own.
-
-    Raises: ConfigError for a model whose vocabulary is given; DataError for a tokenizer that cannot be read.
-    """
-    if run.tokenizer is None:
-        return config
-    if not {"tokenizer", "vocab_size"} <= {field.name for field in fields(config)}:
-        raise ConfigError(f"--tokenizer does not apply to {spec.name} {size}: leave it out")
-    named = size not in spec.sizes and re.search(r"v\d+", size.lower()) is not None
-    vocabulary = {} if named else {"vocab_size": get_tokenizer(run.tokenizer).vocab_size}
-    return replace(config, tokenizer=run.tokenizer, **vocabulary)
 
 
 def _with_classes(config: C, run: RunConfig, spec: ModelSpec[C]) -> C:

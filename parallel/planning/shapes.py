@@ -9,6 +9,7 @@ from paralab.errors import ConfigError, LayoutError, ModelError, did_you_mean
 from paralab.layout import Layout
 from paralab.models import SPECS
 from paralab.models.spec import C, ModelConfig, ModelSpec
+from paralab.planning.vocabulary import with_tokenizer
 
 # columns of the contract, and what configs call them, the first one that is there
 _NAMES = {
@@ -54,10 +55,11 @@ class Trained:
         return Trained(self.spec, config, (*self.words, "--seq-len", str(sequence_length)))
 
 
-def find(name: str, size: str | None) -> tuple[Trained, dict[str, Any]]:
-    """Return a model by the names that `--model` and `--size` have, and its columns.
+def find(name: str, size: str | None, tokenizer: str | None = None) -> tuple[Trained, dict[str, Any]]:
+    """Return a model by what `--model`, `--size` and `--tokenizer` say, and its columns.
 
-    Raises: ConfigError for an unknown one; ModelError for a model whose shape is not that of one that is predicted.
+    Raises: ConfigError for an unknown one; DataError for a tokenizer that cannot be read; ModelError for a model
+    whose shape is not that of one that is predicted.
     """
     spec = SPECS[name]
     size = size or spec.default_size
@@ -69,7 +71,9 @@ def find(name: str, size: str | None) -> tuple[Trained, dict[str, Any]]:
         raise ConfigError(f"--size {size} is unknown for {name}{did_you_mean(size, spec.sizes)}: {use}") from None
     except ValueError as error:
         raise ConfigError(f"--size {size}: {error}: use {spec.custom_form}") from None
-    return Trained(spec, config, ("--model", name, "--size", size)), columns_of(spec, config, size)
+    config = with_tokenizer(config, tokenizer, spec, size)
+    more = () if tokenizer is None else ("--tokenizer", tokenizer)
+    return Trained(spec, config, ("--model", name, "--size", size, *more)), columns_of(spec, config, size)
 
 
 def columns_of(spec: ModelSpec[C], config: C, size: str) -> dict[str, Any]:

@@ -15,6 +15,7 @@ from paralab.models import SPECS
 from paralab.models.spec import ModelConfig, ModelSpec
 from paralab.options.config import RunConfig
 from paralab.planning.settle import Settled
+from paralab.planning.vocabulary import with_tokenizer
 
 _AXES = ("dp", "tp", "pp")  # that are predicted
 _PRECISIONS = ("fp32", "bf16", "fp16")
@@ -107,10 +108,13 @@ def model_of(case: Any) -> tuple[ModelSpec, ModelConfig]:
     )
 
 
-def named(name: str, size: str | None, sequence_length: int | None) -> tuple[ModelSpec, ModelConfig, list[str]]:
-    """Return a model by what `--model` and `--size` say, and those words.
+def named(
+    name: str, size: str | None, sequence_length: int | None, tokenizer: str | None = None
+) -> tuple[ModelSpec, ModelConfig, list[str]]:
+    """Return a model by what `--model`, `--size` and `--tokenizer` say, and those words.
 
-    Raises: ConfigError for an unknown size, or for a length of what is no sequence.
+    Raises: ConfigError for an unknown size, or for a length of what is no sequence; DataError for a tokenizer that
+    cannot be read.
     """
     spec = SPECS[name]
     size = size or spec.default_size
@@ -121,7 +125,8 @@ def named(name: str, size: str | None, sequence_length: int | None) -> tuple[Mod
         raise ConfigError(f"--size {size} is unknown for {name}{hint}: use one of {', '.join(spec.sizes)}") from None
     except ValueError as error:
         raise ConfigError(f"--size {size}: {error}: use {spec.custom_form}") from None
-    words = ["--model", name, "--size", size]
+    config = with_tokenizer(config, tokenizer, spec, size)
+    words = ["--model", name, "--size", size, *(["--tokenizer", tokenizer] if tokenizer is not None else [])]
     if sequence_length is None:
         return spec, config, words
     if not hasattr(config, "seq_len"):

@@ -123,6 +123,13 @@ def test_a_row_with_too_few_cells_is_said(tmp_path: Path, capsys: pytest.Capture
     assert "line 2: 1 cells, and the header has 2" in said.err and len(said.out.splitlines()) == 3
 
 
+def test_a_tokenizer_is_the_vocabulary_of_rows_that_name_none(tmp_path: Path) -> None:
+    rows = ({"vocab": ""}, {"case_id": "b", "vocab": "257"}, {"case_id": "c", "vocab": "50257"})
+    plain, given = predicted(tmp_path, *rows)[1], predicted(tmp_path, *rows, words=("--tokenizer", "bytes"))[1]
+    memory = [row["memory_gib"] for row in given]
+    assert memory[0] == memory[1] != memory[2] and plain[0]["memory_gib"] == memory[2]
+
+
 def test_columns_that_are_missing_are_defaults(tmp_path: Path) -> None:
     (tmp_path / "cases.csv").write_text("layers,hidden\n24,2048\n")
     assert cli.main(["predict", str(tmp_path / "cases.csv"), "--out", str(tmp_path / "out.csv")]) == 0

@@ -265,10 +265,21 @@ def test_where_nothing_fits_it_says_what_would(capsys: pytest.CaptureFixture[str
     assert "No layout fits" in shown and "GiB too much: states" in shown and "32 GPUs of this kind would do." in shown
 
 
+def test_a_tokenizer_gives_a_model_its_vocabulary(capsys: pytest.CaptureFixture[str]) -> None:
+    words = "plan --model gpt2 --size 124m --n-gpus 2 --global-batch-size 8 --top 1".split()
+    assert cli.main(words) == cli.main([*words, "--tokenizer", "bytes"]) == 0
+    whole, few = capsys.readouterr().out.split("gpt2 124m: ")[1:]
+    assert few.startswith("85.") and not whole.startswith("85.")  # 124 M without 50,000 tokens of 768
+    assert "paralab run --model gpt2 --size 124m --tokenizer bytes --layout " in few
+
+
 @pytest.mark.parametrize(
     ("words", "said"),
     [
         (["--n-gpus", "8"], "no model: give"),
+        (["--layers", "8", "--hidden", "512", "--n-gpus", "8", "--tokenizer", "gpt2"], "--tokenizer without --model"),
+        (["--model", "gpt2", "--n-gpus", "8", "--tokenizer", "gpt2", "--vocab", "9"], "--tokenizer with --vocab"),
+        (["--model", "resnet", "--n-gpus", "8", "--tokenizer", "gpt2"], "--tokenizer does not apply to resnet"),
         (["--layers", "8", "--hidden", "512"], "--n-gpus is missing"),
         (["--layers", "0", "--hidden", "512", "--n-gpus", "8"], "layers is '0': give a whole number"),
         (["--model", "gpt2", "--size", "big", "--n-gpus", "8"], "--size big is unknown"),
