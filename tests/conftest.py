@@ -24,9 +24,11 @@ QUICK = (
     "processes/oom_killer records/record training/goodput untrusted"
 )
 
-# Of lanes: the order of the folders. Those of e2e and dist stay in one lane each: they share workers, network
-# namespaces, control groups and what the kernel counts. Files of unit go to whichever lane is free.
+# Of lanes: the order of the folders. Tests of dist stay in one lane, since they share workers, and so do those files of
+# e2e that share network namespaces, control groups and what the kernel counts. Any other file goes to a lane that is
+# free.
 LANES = ("e2e", "unit", "dist", "gpu")
+TOGETHER = ("test_elastic.py", "test_failures.py", "test_faults.py", "test_simulated_cluster.py")
 
 
 # Of a function with more cases than the first number the suite runs one of so many; --every-case runs them all.
@@ -53,8 +55,10 @@ def folder_of(nodeid: str) -> str:
 
 
 def lane_of(nodeid: str) -> str:
-    """What stays in one lane with this test: its file where it is of tests/unit, and else its whole folder."""
-    return nodeid.partition("::")[0] if folder_of(nodeid) == "unit" else folder_of(nodeid)
+    """What stays in one lane with this test: its file, or its whole folder, of which TOGETHER names a part for e2e."""
+    file, folder = nodeid.partition("::")[0], folder_of(nodeid)
+    alone = folder == "unit" or (folder == "e2e" and Path(file).name not in TOGETHER)
+    return file if alone else folder
 
 
 @pytest.hookimpl(optionalhook=True)
@@ -75,7 +79,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     if not config.option.every_case and not any("::" in arg for arg in config.args):
         _thin(config, items)
     if hasattr(config, "workerinput"):
-        items.sort(key=lambda item: LANES.index(folder_of(item.nodeid)))
+        items.sort(key=lambda item: (LANES.index(folder_of(item.nodeid)), lane_of(item.nodeid) not in LANES))
 
 
 def _thin(config: pytest.Config, items: list[pytest.Item]) -> None:

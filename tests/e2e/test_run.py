@@ -18,7 +18,7 @@ QUICK = ["--size", "tiny", "--steps", "6", "--warmup", "1"]
 
 
 def run(*words: str, env: dict[str, str] | None = None) -> subprocess.CompletedProcess:
-    return subprocess.run([*words], capture_output=True, text=True, timeout=180, cwd=REPOSITORY, env=env)
+    return subprocess.run([*words], capture_output=True, text=True, timeout=280, cwd=REPOSITORY, env=env)
 
 
 def test_plain_python_starts_its_own_processes(tmp_path: Path) -> None:

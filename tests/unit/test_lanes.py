@@ -7,6 +7,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+from tests.conftest import TOGETHER
+
 SLOW_TEST = """
 import json, os, time
 
@@ -18,15 +20,18 @@ def test_it():
 """
 
 
-def test_whole_commands_and_workers_stay_in_one_lane_each(tmp_path: Path) -> None:
-    """Real lanes over files of every folder: e2e and dist are in one lane each, and dist comes last."""
+def test_what_must_not_run_beside_itself_stays_in_one_lane(tmp_path: Path) -> None:
+    """Real lanes over files of every folder: dist is in one, as are files of e2e that share things, and comes last."""
     log = tmp_path / "log"
     (tmp_path / "setup.cfg").write_text("[tool:pytest]\nnorecursedirs = build\ntestpaths = tests\n")
     for folder in ("dist", "e2e", "unit"):
         (tmp_path / "tests" / folder).mkdir(parents=True)
         for number in range(4):
-            name = f"{folder}_{number}"
-            (tmp_path / "tests" / folder / f"test_{name}.py").write_text(SLOW_TEST.format(log=str(log), name=name))
+            files = {f"{folder}_{number}": f"test_{folder}_{number}.py"}
+            if folder == "e2e":
+                files[f"together_{number}"] = TOGETHER[number]
+            for name, file in files.items():
+                (tmp_path / "tests" / folder / file).write_text(SLOW_TEST.format(log=str(log), name=name))
     shutil.copy(Path(__file__).parents[1] / "conftest.py", tmp_path / "tests")
     environment = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST_")}
     command = [sys.executable, "-m", "pytest", "-q", "-n", "2", "-p", "no:cacheprovider"]
@@ -34,9 +39,11 @@ def test_whole_commands_and_workers_stay_in_one_lane_each(tmp_path: Path) -> Non
     assert done.returncode == 0, done.stdout + done.stderr
 
     ran = sorted((json.loads(line) for line in log.read_text().splitlines()), key=lambda test: test[2])
-    assert len(ran) == 12
-    lanes = {folder: {lane for name, lane, *_ in ran if name.startswith(folder)} for folder in ("dist", "e2e", "unit")}
-    assert len(lanes["e2e"]) == len(lanes["dist"]) == 1
+    assert len(ran) == 16
+    lanes = {start: {lane for name, lane, *_ in ran if name.startswith(start)} for start in ("dist", "e2e", "together")}
+    assert len(lanes["together"]) == len(lanes["dist"]) == 1
+    assert lanes["e2e"] - lanes["together"], "the other whole commands run beside those"
     assert len({lane for _, lane, *_ in ran}) == 2
-    # workers need every core: they come last, when a lane finds no more files of unit
-    assert {name.partition("_")[0] for name, *_ in ran[:4]} == {"e2e", "unit"}
+    # workers need every core: they come last, when a lane finds no other files
+    names = [name.partition("_")[0] for name, *_ in ran]
+    assert set(names[:4]) == {"e2e", "together"} and names[-1] == "dist"
