@@ -144,8 +144,12 @@ def _throughput_against_memory(piece: "Piece") -> Chart | None:
     drawing = charts.scatter(spots, title="Throughput against memory", units=(mib, plain), names=names)
     caption = "On the line: nothing here is both faster and smaller."
     if any(spot.y_interval for spot in spots):
-        caption += f" Bars are the {stats.spread_name(piece.ranked[0].step_times)} over runs."
+        caption += f" Bars are the {stats.spread_name(_most_runs(piece))} over runs."
     return Chart("Throughput against memory", drawing, caption)
+
+
+def _most_runs(piece: "Piece") -> list[RunRecord]:
+    return max((way.good for way in piece.ways), key=len)
 
 
 def _memory(piece: "Piece", reach: Reach) -> Chart | None:
@@ -155,6 +159,8 @@ def _memory(piece: "Piece", reach: Reach) -> Chart | None:
     drawing = charts.bars(rows, looks=palette.MEMORY, title="Memory by category", unit=mib, reach=[reach.memory_mib])
     where = "At the peak of each rank" if any(row.group for row in rows) else "Largest over the ranks"
     caption = f"{where}, of one run, counted tensor by tensor in a step that is not timed."
+    if any(row.interval for row in rows):
+        caption += f" Thin lines are the {stats.spread_name(_most_runs(piece))} over runs."
     if piece.memory_column == "gpu_allocated_peak_bytes":
         caption += " The table has what the GPU's allocator gave out in the timed steps, which is not quite the same."
     return Chart("Memory by category", drawing, caption)
@@ -165,7 +171,9 @@ def _memory_bars(way: "Way") -> list[Bar]:
     ranks = sorted((row for row in way.logs if isinstance(row, MemoryRecord)), key=lambda row: row.rank)
     if not ranks:
         known = _categories(way.good[-1], "memory_{}_bytes") if way.good else {}
-        return [Bar(label, known)] if known else []
+        sums = [sum(_categories(run, "memory_{}_bytes").values()) for run in way.good]
+        between = stats.spread(sums) if min(sums, default=0.0) < max(sums, default=0.0) < LARGEST else None
+        return [Bar(label, known, interval=between)] if known else []
     named = [(f"rank {row.rank}", row) for row in ranks]
     if len(ranks) > MOST_RANKS:
         least, *_, most = sorted(ranks, key=_held)

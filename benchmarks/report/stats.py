@@ -61,7 +61,7 @@ def spread(values: Sequence[float]) -> tuple[float, float] | None:
     return median_interval(values) if len(values) >= FEWEST_RUNS else (min(values), max(values))
 
 
-def spread_name(values: Sequence[float]) -> str:
+def spread_name(values: Sequence[object]) -> str:
     """Return what `spread` of these values is called."""
     return "95% interval" if len(values) >= FEWEST_RUNS else RANGE
 

@@ -60,6 +60,8 @@ class Row:
 class Bar:
     """Parts of a whole, in order, and optionally a predicted whole that is drawn as a tick.
 
+    interval: where the whole lies over runs, drawn as a thin line.
+
     group: a heading above the first bar of those that have it; they are thin, and their labels stand beside them.
     """
 
@@ -67,6 +69,7 @@ class Bar:
     parts: Mapping[str, float]
     predicted: float | None = None
     group: str = ""
+    interval: Interval | None = None
 
 
 @dataclass(frozen=True)
@@ -253,7 +256,7 @@ def bars(
     rows = [replace(row, parts={kind: size for kind, size in row.parts.items() if size < LARGEST}) for row in rows]
     totals = [sum(row.parts.values()) for row in rows]
     start, end = _sides(rows)
-    inside = [*totals, *(row.predicted or 0.0 for row in rows), *_places(limit), *reach]
+    inside = [*totals, *map(_end, rows), *_places(limit), *reach]
     across = axis(inside, start, end, zero=True)
     marks: list[Markup] = []
     y, group = 10.0, ""
@@ -288,6 +291,9 @@ def _stack(row: Bar, across: Axis, y: float, height: float, looks: Mapping[str, 
         tip = title_of(f"{name}, {kind}: {unit(part)}")
         marks.append(area(across(at), y, wide, height, looks.get(kind, UNNAMED), tip=tip))
         at += part
+    if row.interval:
+        low, high = map(across, row.interval)
+        marks.append(line(low, y + height / 2, high, y + height / 2, "median"))
     if row.predicted is not None:
         tip = title_of(f"{name}, predicted: {unit(row.predicted)}")
         marks.append(line(across(row.predicted), y - 2, across(row.predicted), y + height + 2, "predicted", tip))
@@ -333,4 +339,9 @@ def waterfall(
 
 def reaching(rows: Iterable[Bar]) -> float:
     """Return how far the longest bar reaches, its prediction included."""
-    return max((max(sum(row.parts.values()), row.predicted or 0.0) for row in rows), default=0.0)
+    return max((max(sum(row.parts.values()), _end(row)) for row in rows), default=0.0)
+
+
+def _end(row: Bar) -> float:
+    """Return how far what is drawn beside the parts of a bar reaches."""
+    return max(row.predicted or 0.0, *(row.interval or (0.0, 0.0)))

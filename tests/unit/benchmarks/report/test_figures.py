@@ -64,6 +64,20 @@ def test_memory_is_drawn_rank_by_rank_in_mib(tmp_path: Path) -> None:
     assert drawn.count(">pipeline<") == 1 and ">rank 1<" in drawn and ">2.5 MiB<" in drawn
 
 
+def test_memory_of_several_runs_has_its_range(tmp_path: Path) -> None:
+    path = tmp_path / "a.csv"
+    for number, size in enumerate((8, 10, 9)):
+        append(path, run(number, strategy="ddp", memory_parameters_bytes=size * MIB))
+    (found,) = sections.pieces(load([path]))
+    drawn = chart(found, "Memory by category")
+    ((start, end),) = re.findall(r'<line x1="([\d.]+)" y1="[\d.]+" x2="([\d.]+)" y2="[\d.]+" class="median">', drawn)
+    ((bar, wide),) = re.findall(
+        r'<rect x="([\d.]+)" y="[\d.]+" width="([\d.]+)"[^>]*class="fill c-blue"><title>', drawn
+    )
+    assert (float(start) - float(bar)) / float(wide) == pytest.approx(8 / 9, abs=1e-3)
+    assert (float(end) - float(bar)) / float(wide) == pytest.approx(10 / 9, abs=1e-3)
+
+
 def test_time_is_drawn_rank_by_rank_and_waiting_by_axis(tmp_path: Path) -> None:
     drawn = chart(piece(tmp_path), "Where the time")
     assert "pipeline rank 1, communication over dp_shard: 20 ms" in drawn and "rank 1, in the bubble: 10 ms" in drawn

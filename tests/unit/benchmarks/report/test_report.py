@@ -228,7 +228,7 @@ def test_equal_curves_are_one_line_that_is_thinned(page):
     curves = re.findall(r'points="([^"]*)" class="line c-\w+"><title>([^<]*)', page)
     (points,) = [points for points, label in curves if label == "single (1 process), pipeline"]
     assert 100 < len(points.split()) <= 200
-    assert "Equal within rounding (below 2e-06): pipeline." in page
+    assert "All losses are equal in every digit." in page
 
 
 def test_the_csv_inside_is_the_file(tmp_path):
