@@ -153,4 +153,4 @@ def text(tables: Sequence[Table]) -> str:
     return "\n".join(lines)
 
 
-_SHOWN = ("samples/s", "step", "CPU", "GPU", "energy a sample", "$ a million samples")
+_SHOWN = ("method", "processes", "samples/s", "step", "CPU", "GPU", "energy a sample", "$ a million samples")

@@ -111,7 +111,7 @@ def _contents(found: dict[str, Any], pieces: Sequence[Piece]) -> list[tuple[str,
     every = [
         ("work", "Work", len(found["shown"])),
         ("alone", "Done in one way", len(found["lone"])),
-        ("machines", "Same work on different machines", len(found["machines"])),
+        ("machines", "Machines", len(found["machines"])),
         ("scaling", "Scaling", len(found["scaling"])),
         ("slowest", "Slowest ranks", len(found["slowest"].rows)),
         ("failures", "Failures", len(found["failures"].rows)),

@@ -81,6 +81,7 @@ def test_the_page_has_the_section_and_the_terminal_the_lines(
     append(tmp_path / "gpu.csv", run(1, **GPU))
     files = [str(tmp_path / name) for name in ("cpu.csv", "gpu.csv")]
     assert main([*files, "--out", str(tmp_path / "a.html"), "--price-per-hour", "gpu=2.5"]) == 0
-    assert "1 GPU: GPU 1" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "1 GPU: GPU 1" in said and said.count("method ddp, processes ") == 2
     page = (tmp_path / "a.html").read_text(encoding="utf-8")
     assert '<section id="machines">' in page and page.count("1 GPU: GPU 1") == 1
