@@ -35,11 +35,8 @@ def main(argv: list[str]) -> int:
         check(config, links)
         config.folder.mkdir(parents=True, exist_ok=True)
         _train(config)
-        phases = Phases(Moment.now(), shown=True)
         for link in links:
-            phases.begin(f"timing over {link}")
             _time(config, link)
-        phases.end()
     curves = Curves(read(config.folder / "losses.csv", Loss), read(config.folder / "times.csv", Timing))
     print(table(curves))
     write_whole(config.folder / "gap.svg", drawing(curves).encode())
@@ -64,7 +61,9 @@ def _time(config: SendsLessConfig, link: str) -> None:
         return
     words = ["cluster", "--nodes", str(NODES), "--bandwidth", link, "--", sys.executable, "-m", "torch.distributed.run"]
     words += ["-m", "paralab.benchmarks.sends_less.worker", *flags_of(replace(config, bandwidths=[link]))]
-    done = subprocess.run([sys.executable, "-m", "paralab.cli", *words], capture_output=True, text=True)
+    with Phases(Moment.now(), shown=True) as phases:
+        phases.begin(f"timing {len(config.chosen)} methods over {link}")
+        done = subprocess.run([sys.executable, "-m", "paralab.cli", *words], capture_output=True, text=True)
     if done.returncode:
         said = next((line for line in done.stderr.splitlines() if "error" in line.lower()), done.stderr[-300:])
         raise RankError(f"{shlex.join(['paralab', *words])} ended with status {done.returncode}: {said}")

@@ -60,9 +60,11 @@ def moment_bytes(numel: int, element: int) -> int:
 def make(groups: list[dict[str, Any]], run: RunConfig) -> "torch.optim.Optimizer":
     """Return the optimizer over groups of parameters, of any shape. It is compiled where the blocks of the model are.
 
-    torchao compiles the update of each shape; `--compile none` runs the same operations one by one.
+    torchao compiles the update of each shape; `--compile none` runs the same operations one by one, and so does a step
+    in which memory or bytes are counted.
     """
     import torch
+    from torch.utils._python_dispatch import _get_current_dispatch_mode
 
     with _quiet():
         from torchao.optim import AdamW8bit
@@ -73,7 +75,7 @@ def make(groups: list[dict[str, Any]], run: RunConfig) -> "torch.optim.Optimizer
         """torchao's optimizer; `run.compile` says whether its update is compiled."""
 
         def step(self, closure: Any = None) -> Any:
-            if run.compile != "none":
+            if run.compile != "none" and _get_current_dispatch_mode() is None:  # beside which nothing is compiled
                 return super().step(closure)
             with torch.compiler.set_stance("force_eager"):
                 return super().step(closure)
