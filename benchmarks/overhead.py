@@ -27,7 +27,7 @@ class Pair(NamedTuple):
 
     measured_s: float
     bare_s: float
-    sampler_share: float  # processor time of the sampler over the time of the first
+    sampler_share: float | None  # processor time of the sampler over the time of the first; None where none ran
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,6 +38,13 @@ class OverheadConfig(RunConfig):
     out: str | None = changed("out", None, help="Not used: the result is printed", unset="not used")
     pairs: int = option(
         20, "Number of pairs: --steps steps with measuring and --steps steps without", group=STEPS, at_least=6
+    )
+    layer_stats_every: int | None = option(
+        None,
+        "Measure instead what --layer-stats-every N of paralab train costs: root mean squares in every N-th step",
+        group=STEPS,
+        at_least=1,
+        unset="off",
     )
 
 
@@ -68,6 +75,14 @@ def check(config: OverheadConfig) -> None:
     """Refuse an option without use. Raises: ConfigError."""
     if config.out is not None:
         raise ConfigError("--out of paralab overhead has no use (the result is printed): leave it out")
+    every = config.layer_stats_every
+    if every is not None and config.steps % every:
+        raise ConfigError(
+            f"--layer-stats-every {every} with --steps {config.steps}: a half of a pair has to measure every "
+            f"{every}th step, use --steps {-(-config.steps // every) * every}"
+        )
+    if every is not None and config.engine not in ("auto", "torch"):
+        raise ConfigError(f"--layer-stats-every with --engine {config.engine}: use --engine torch")
 
 
 def verdict(pairs: list[Pair], *, steps: int) -> tuple[str, int]:
@@ -78,9 +93,10 @@ def verdict(pairs: list[Pair], *, steps: int) -> tuple[str, int]:
         says = "at most 1%"
     else:
         says = "more than 1%" if low > LIMIT else "not enough evidence for 1%: give more --pairs or --steps"
-    measured_s, bare_s, sampler_share = (statistics.median(column) for column in zip(*pairs, strict=True))
+    measured_s, bare_s = (statistics.median(column) for column in list(zip(*pairs, strict=True))[:2])
+    shares = [pair.sampler_share for pair in pairs if pair.sampler_share is not None]
+    took = f"\n  the sampler took {statistics.median(shares):.2%} of a core" if shares else ""
     return (
         f"  step {measured_s / steps:.4f} s measured, {bare_s / steps:.4f} s bare; {len(pairs)} pairs of {steps}\n"
-        f"  ratio {ratio:.4f}, 95% interval {low:.4f} to {high:.4f}: {says}\n"
-        f"  the sampler took {sampler_share:.2%} of a core"
+        f"  ratio {ratio:.4f}, 95% interval {low:.4f} to {high:.4f}: {says}{took}"
     ), int(low > LIMIT)

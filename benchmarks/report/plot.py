@@ -2,6 +2,7 @@
 
     paralab plot runs/bench.csv --out results.svg
     paralab plot runs/alice-ddp runs/alice-zero3 --out curves.svg
+    paralab plot --layers runs/alice --out layers.png
 
 Result files (.csv) become dots, one per run: throughput by strategy, in a panel for each model of a file. Folders of
 paralab train become curves: the loss of every run over its steps, points for held-out losses, and below them how far
@@ -16,7 +17,7 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any
 
-from paralab.benchmarks.report import stats
+from paralab.benchmarks.report import layers, stats
 from paralab.benchmarks.report.figures import spread_caption
 from paralab.benchmarks.report.losses import Curve, charts_of
 from paralab.benchmarks.report.sources import Source
@@ -54,7 +55,8 @@ def main(argv: Sequence[str]) -> int:
     check_writable(options.out, inputs=options.sources)
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        picture = _draw(options.sources, options.out.suffix.lower().removeprefix("."))
+        form = options.out.suffix.lower().removeprefix(".")
+        picture = layers.picture(options.sources, form) if options.layers else _draw(options.sources, form)
     for warning in caught:
         print(f"paralab plot: {one_line(str(warning.message))}", file=sys.stderr)
     write_whole(options.out, picture)
@@ -74,6 +76,12 @@ def parser() -> Parser:
         default=Path("plot.svg"),
         metavar="FILE",
         help="Picture to write: .svg, .png or .pdf (default: plot.svg)",
+    )
+    parser.add_argument(
+        "--layers",
+        action="store_true",
+        help="Draw how the layers of one training run evolve: root mean squares of weights, gradients and updates, of "
+        "a run with --layer-stats-every (needs matplotlib)",
     )
     return parser
 

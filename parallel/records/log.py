@@ -66,13 +66,26 @@ class TelemetryRecord(Telemetry):
     rank: int
 
 
-LogRecord = StepRecord | SpanRecord | MemoryRecord | SplitRecord | TelemetryRecord
+@dataclass(frozen=True, kw_only=True)
+class LayerRecord:
+    """Root mean squares of one parameter in one step, over all ranks: equal on each of them."""
+
+    step: int
+    name: str  # as one process has it
+    numel: int  # numbers that it has
+    weight_rms: float  # before the update
+    gradient_rms: float  # before clipping
+    update_rms: float
+
+
+LogRecord = StepRecord | SpanRecord | MemoryRecord | SplitRecord | TelemetryRecord | LayerRecord
 _LOG_RECORDS = {
     "step": StepRecord,
     "span": SpanRecord,
     "memory": MemoryRecord,
     "split": SplitRecord,
     "telemetry": TelemetryRecord,
+    "layer": LayerRecord,
 }
 _LOG_NAMES = {kind: name for name, kind in _LOG_RECORDS.items()}
 
@@ -128,6 +141,11 @@ def read_log(path: str | Path) -> list[LogRecord]:
 def read_steps(path: str | Path) -> list[StepRecord]:
     """Return the steps in one rank's log, in the order they were taken. Raises: DataError, as `read_log`."""
     return [record for record in read_log(path) if isinstance(record, StepRecord)]
+
+
+def read_layers(path: str | Path) -> list[LayerRecord]:
+    """Return the root mean squares of parameters in one rank's log, step by step. Raises: DataError, as `read_log`."""
+    return [record for record in read_log(path) if isinstance(record, LayerRecord)]
 
 
 def _log_record(line: str, place: str) -> LogRecord:

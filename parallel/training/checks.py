@@ -22,6 +22,11 @@ def check(work: "Work") -> None:
     assert isinstance(run, TrainConfig) and run.out is not None
     if run.engine != "torch":
         _check_engine(work)
+        if run.layer_stats_every is not None:
+            raise ConfigError(
+                f"--layer-stats-every with --engine {run.engine}, which keeps gradients and updates to itself: leave "
+                "it out, or use --engine torch"
+            )
     _check_approximate(work)
     sinks.check(run.log_to or ())
     _check_checkpoints(run)

@@ -47,6 +47,7 @@ from paralab.running import task
 from paralab.training import epochs
 from paralab.training.evaluate import Evaluator, Validation
 from paralab.training.goodput import Pulse, read_progress
+from paralab.training.layers import LayerLog
 from paralab.training.lock import FolderLock
 from paralab.training.options import IN_FOLDER, SET_ASIDE, TrainConfig, config_file, log_file, rows_file
 from paralab.training.screen import Metrics, open_screen
@@ -136,6 +137,7 @@ class Training:
         engine = engines.build(work.context(mesh), work.run.engine, ds_config=work.run.ds_config)
         assert engine.can_save, "refused before processes are started"
         self.engine = engine
+        self.layers = LayerLog(engine, work.run.layer_stats_every)
         self.evaluate = Evaluator(work, self.engine, most_samples=work.run.eval_samples)
         self.total = work.run.steps + work.run.warmup
         self.outcome = Outcome()
@@ -314,7 +316,7 @@ class Interval:
         waited = time.perf_counter()
         batch = next(batches)
         self.waits_s.append(time.perf_counter() - waited)
-        with training.screen.trace(step, wanted=step == wanted):
+        with training.screen.trace(step, wanted=step == wanted), training.layers.around(step):
             self.results.append(training.engine.step(batch))
         training.meter.step_taken()
 
@@ -346,6 +348,7 @@ class Interval:
         outcome.steps += len(losses)
         outcome.steps_s += taken_s
         outcome.waits_s += sum(self.waits_s)
+        training.layers.write(training.log if training.is_main else None)  # they are equal on all ranks
         on_device, in_process = memory.device_peak_bytes(training.mesh.device)[0], memory.process_peak_bytes()
         training.log.write(
             MemoryRecord(rank=training.rank.rank, process_peak_bytes=in_process, device_peak_bytes=on_device)

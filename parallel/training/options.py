@@ -146,6 +146,14 @@ class TrainConfig(RunConfig):
         unset="none",
     )
     log_every: int = option(10, "Print and log metrics every this many steps", group=STEPS, at_least=1)
+    layer_stats_every: int | None = option(
+        None,
+        "Log the root mean square of each parameter, of its gradient and of its update every this many steps; paralab "
+        "plot --layers draws them",
+        group=STEPS,
+        at_least=1,
+        unset="off",
+    )
     eval_every: int = option(100, "Evaluate on held-out data every this many steps", group=STEPS, at_least=1)
     eval_samples: int | None = option(
         None, "Evaluate on at most this many held-out samples, the first ones", group=STEPS, at_least=1, unset="all"

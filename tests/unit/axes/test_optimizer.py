@@ -17,7 +17,7 @@ from paralab.axes.initialise import initialise
 from paralab.axes.optimizer import learning_rate, make_optimizer, make_pieces, share_of_rows
 from paralab.data.dataset import Batch
 from paralab.engines import native
-from paralab.engines.native import LossScale, _row_norms
+from paralab.engines.native import LossScale, row_norms
 from paralab.layout import Layout
 from paralab.models.gpt2 import GPT2, GPT2Config
 from paralab.options.choices import OptimizerName
@@ -178,5 +178,5 @@ def test_fp16_skips_a_step_that_overflows_and_goes_on() -> None:
 @pytest.mark.parametrize("shape", [(5,), (300, 200), (1000, 4100)])
 def test_the_norm_of_large_gradients_keeps_its_digits(shape: tuple[int, ...]) -> None:
     grad = torch.randn(shape, generator=torch.Generator().manual_seed(0))
-    norm = torch.linalg.vector_norm(_row_norms(grad)).item()
+    norm = torch.linalg.vector_norm(row_norms(grad)).item()
     assert norm == pytest.approx(grad.double().norm().item(), rel=1e-6)
