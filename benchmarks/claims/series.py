@@ -92,7 +92,7 @@ def every(cores: int) -> tuple[Series, ...]:
             _IMAGES | {"global_batch_size": 60, "norm": "batch"},
             tuple({"nodes": n, "bandwidth": float(b)} for b in CLUSTER.bandwidths for n in CLUSTER.nodes),
             kind="cluster",
-            repeats=6,
+            repeats=4,
             steps=4,
         ),
     )

@@ -27,7 +27,7 @@ it is stale.
 measures all of it again on the machine at hand, and puts its rows in the place of those of the same kind of device: a
 machine with a GPU adds its own. The models are tiny, so that it takes minutes: a figure says what is so for them on
 that machine, and a verdict no more than that. Each claim has a rule by which its figures are judged, which is part of
-the code and was there before them.
+the code: new rows change a verdict, not the rule.
 """
 
 HOW = """\

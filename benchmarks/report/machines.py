@@ -31,7 +31,7 @@ class Place:
         if run.device == "cuda":
             count = run.world_size or 1
             return f"{count} GPU{'s' * (count > 1)}: {run.gpu_name or 'unknown'}"
-        link = f" at {run.link_mbit_per_s:g} Mbit/s" if run.link_mbit_per_s and nodes > 1 else ""
+        link = f" at {run.link_mbit_per_s:g} Mbit/s" if run.link_mbit_per_s else ""
         each = " each" if nodes > 1 else ""
         cores = f", {run.cores_allowed:g} cores{each}" if run.cores_allowed else ""
         return f"{nodes} CPU node{'s' * (nodes > 1)}{link}: {run.cpu_model or 'unknown'}{cores}"
