@@ -137,7 +137,7 @@ STRATEGIES = {
     "3d": Look("grey", marker="cross"),
 }
 UNNAMED = Look("grey", marker="circle")  # a layout that no strategy has
-# sets whose members stand in one drawing, and the least distance of two of their colours: CIEDE2000, any of the eyes
+# sets whose members stand in one drawing, and the least distance of two of their colours: CIEDE2000, for each vision
 TOGETHER: Mapping[str, tuple[Mapping[str, Look], float]] = {
     "memory": (MEMORY, 15.0),
     "predicted memory": (PREDICTED_MEMORY, 15.0),

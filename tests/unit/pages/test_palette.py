@@ -1,4 +1,4 @@
-"""Colours that stand together are told apart by all eyes, and stand out on light and on dark paper."""
+"""Colours that stand together are told apart under red-green blindness too, and stand out on either paper."""
 
 from itertools import combinations
 
