@@ -5,8 +5,10 @@ from typing import Any
 
 import pytest
 
+from paralab.axes.held import state_bytes
 from paralab.layout import Layout
 from paralab.options.config import RunConfig
+from paralab.planning.resolve import resolve
 from tests.dist.workers import WorkerPool
 
 GPT2 = [
@@ -50,6 +52,18 @@ def test_states_are_predicted_to_the_byte(workers: WorkerPool, layout: str, opti
     )
     measured, predicted = max(x for x in workers.run("tests.dist.cases:state_memory", run) if x)
     assert measured == predicted
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "adamw8bit"])
+@pytest.mark.parametrize("layout", ["dp4/zero3", "dp4/zero2/shard2", "dp2.tp2/zero3"])
+def test_what_the_optimizer_keeps_of_shards_is_predicted_to_the_byte(
+    workers: WorkerPool, layout: str, optimizer: Any
+) -> None:
+    run = RunConfig(
+        layout=Layout.parse(layout), size="2x64x4v257", global_batch_size=8, seq_len=16, optimizer=optimizer
+    )
+    reports = [found[0] for found in workers.run("tests.dist.cases:looked_inside", run) if found]
+    assert max(report.rest["optimizer"] for report in reports) == state_bytes(resolve(run)).optimizer
 
 
 def test_ranks_of_a_launcher_refuse_together_what_does_not_fit_into_one_machine(workers: WorkerPool) -> None:
