@@ -66,7 +66,7 @@ measures it: layouts of GPT-2, ResNet and DiT on 1, 2 and 4 processes, compared 
 says. It needs a machine that does nothing else. Figures of {here_date}, on {here_processor} with {here_cores} cores,
 torch {here_torch}, in fp32, of {here_runs} runs beside which other programs took less than a tenth of a core
 (`{here_file}`). The calibration was made apart from them; beside it other programs took
-{here_others} cores:
+{here_others} cores. Times and bytes were measured then; predictions are what the code makes of that calibration today:
 
 {here_by_model}
 

@@ -291,6 +291,14 @@ class Axis(AxisWords):
         """Return the ranks of this axis that divide the update of the parameter of a name by its rows: 1 for none."""
         return 1
 
+    def received(self, stage: Stage, plan: "Planned") -> int:
+        """Return the bytes of the buffers that a stage keeps during its passes for what it receives."""
+        return 0
+
+    def finishing(self, stage: Stage, plan: "Planned") -> int:
+        """Return the bytes that it takes beside the gradients of a stage to complete them, once backward is done."""
+        return 0
+
     def held(self, memory: StageMemory, plan: "Planned") -> StageMemory:
         """Return the states that a rank holds, given those it would hold without this axis."""
         return memory

@@ -265,6 +265,16 @@ class DataAxis(Axis):
             yield Call("dp", "all_reduce", (2 * channels + 1) * 8, block=block)
             yield Call("dp", "all_reduce", 2 * channels * wide, backward=True, block=block)
 
+    def finishing(self, stage: Stage, plan: "Planned") -> int:
+        """Return the largest bucket that gradients are copied into after backward, where they wait until then."""
+        layout = plan.layout
+        if replicas(layout) == 1 or layout.local or layout.zero >= 2 or _overlaps(layout):
+            return 0
+        from paralab.axes.data.ddp import largest_bucket_bytes
+
+        shapes = trained(stage.part, stage.shapes).values()
+        return largest_bucket_bytes([prod(shape) * weight_bytes(plan) for shape in shapes])
+
     def sent(self, stage: Stage, plan: "Planned") -> Iterator[tuple[str, Transfer]]:
         """Yield what brings gradients together and updated parameters to where they are needed."""
         layout, element = plan.layout, weight_bytes(plan)

@@ -6,7 +6,7 @@ DistributedDataParallel knows neither DTensors nor schedules that split backward
 """
 
 import contextlib
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import torch
 import torch.distributed as dist
@@ -116,6 +116,15 @@ def connect(part: nn.Module, *, mesh: Mesh) -> None:
         if isinstance(module, Reducing) and module.axis == "dp":
             module.all_reduce = mesh.all_reduce("dp")
             module.ranks = mesh.size("dp")
+
+
+def largest_bucket_bytes(sizes: Iterable[int]) -> int:
+    """Return the bytes of the largest bucket that gradients of these sizes, in bytes, are copied into, in order."""
+    largest = filled = 0
+    for size in sizes:
+        filled = size if filled + size > BUCKET_BYTES else filled + size
+        largest = max(largest, filled)
+    return largest
 
 
 def _buckets(tensors: list[Tensor]) -> list[list[Tensor]]:

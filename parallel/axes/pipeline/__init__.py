@@ -116,6 +116,15 @@ class PipelineAxis(Axis):
         yield from (("pp", transfer) for transfer in _over_boundaries(stage, plan))
         yield "pp", _tied(stage, plan)
 
+    def received(self, stage: Stage, plan: "Planned") -> int:
+        """Return those for every micro-batch of a flush, which torch keeps: activations, and their gradients."""
+        flushes = plan.division.chunks if plan.layout.schedule == "naive" else 1
+        return sum(int(transfer.payload_bytes) for transfer in _over_boundaries(stage, plan)) // flushes
+
+    def finishing(self, stage: Stage, plan: "Planned") -> int:
+        """Return the gradients of parameters that two ranks share three times: what is sent, received, and the sum."""
+        return 3 * int(_tied(stage, plan).payload_bytes)
+
     def passes(self, plan: "Planned") -> "list[list[Pass]] | None":
         if plan.layout.schedule is None:
             return None

@@ -1,7 +1,7 @@
 """Seconds and memory of one step of a run on a device that was measured."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 
 from paralab.axes import used
@@ -238,13 +238,30 @@ def memory(plan: Planned, each: tuple[Traced, ...]) -> Memory:
     else:
         flush = 1 if layout.schedule == "naive" else chunks
         orders = _order(layout.schedule, layout.pp, flush)
-    return max((_of_rank(plan, each, rank, passes) for rank, passes in enumerate(orders)), key=lambda m: m.total)
+    room = _room(plan)
+    ranks = (_of_rank(plan, each, rank, passes, *room[rank]) for rank, passes in enumerate(orders))
+    return max(ranks, key=lambda m: m.total)
 
 
-def _of_rank(plan: Planned, each: tuple[Traced, ...], rank: int, passes: Sequence[Pass]) -> Memory:
+def _room(plan: Planned) -> list[tuple[int, int]]:
+    """Return the bytes that each pipeline rank keeps for what it receives, and takes to complete its gradients."""
+    received, finishing = [0] * plan.layout.pp, [0] * plan.layout.pp
+    for one in noted(plan) if plan.layout.world_size > 1 else ():
+        rank = _rank_of(plan.layout, one.stage.index)
+        stage = replace(one.stage, pp_rank=rank)
+        for axis in used(plan.layout):
+            received[rank] += axis.received(stage, plan)
+            finishing[rank] = max(finishing[rank], axis.finishing(stage, plan))
+    return list(zip(received, finishing, strict=True))
+
+
+def _of_rank(
+    plan: Planned, each: tuple[Traced, ...], rank: int, passes: Sequence[Pass], received: int, finishing: int
+) -> Memory:
     """Return the memory of a pipeline rank: a stage's gradients appear during its first backward pass, and stay.
 
     torch's DistributedDataParallel holds buckets for all of them at all times, and FSDP adds into what it has divided.
+    received, finishing: bytes that it keeps for what it receives, and takes to complete gradients.
     """
     layout, held = plan.layout, states(plan, rank)
     always = layout.zero >= 2 or (layout.dp > 1 and layout.axes == ("dp",))
@@ -260,8 +277,8 @@ def _of_rank(plan: Planned, each: tuple[Traced, ...], rank: int, passes: Sequenc
         else:
             gradients += traced.peak_gradients_bytes
             at_work -= traced.peak_gradients_bytes
-        now = Memory(held.parameters + held.optimizer + gradients, kept + at_work)
+        now = Memory(held.parameters + held.optimizer + gradients, kept + at_work + received)
         best = max(best, now, key=lambda memory: memory.total)
         kept += traced.kept_bytes if one.kind == "F" else 0
         there |= {one.stage} if one.kind in "BW" else set()
-    return max(best, Memory(held.total, 0), key=lambda memory: memory.total)
+    return max(best, Memory(held.total, received + finishing), key=lambda memory: memory.total)

@@ -5,8 +5,9 @@ go forward and backward once on fake tensors, and each operation is noted.
 """
 
 import weakref
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
 from functools import lru_cache, partial
 from typing import Any
 
@@ -25,7 +26,7 @@ from paralab.axes.shapes import part
 from paralab.axes.tensor.rules import leave_part
 from paralab.models.found import move_plain_tensors
 from paralab.models.gathering import Gathering
-from paralab.models.spec import Reducing
+from paralab.models.spec import Reducing, Style
 from paralab.planning.measured.operations import Recorder, Work
 
 
@@ -126,7 +127,9 @@ def stage_module(plan: Planned, index: int) -> nn.Module:
     """Return a stage on the meta device as one rank has it: with its part of the layers that are split."""
     module, layout = part(plan, index), plan.layout
     if layout.tp > 1:
-        leave_part(module, plan.spec.tensor_plan(plan.model_config), layout.tp)
+        tensor_plan = plan.spec.tensor_plan(plan.model_config)
+        leave_part(module, tensor_plan, layout.tp)
+        _split_embeddings(module, tensor_plan, layout.tp)
     for one in module.modules():
         if isinstance(one, Reducing) and layout.size(one.axis) > 1:
             one.ranks, one.all_reduce = layout.size(one.axis), _over_ranks
@@ -134,6 +137,35 @@ def stage_module(plan: Planned, index: int) -> nn.Module:
             one.ranks, one.all_gather = layout.dp, partial(_of_all_ranks, ranks=layout.dp)
     recompute(module, plan.run.checkpointing)
     return module
+
+
+def _split_embeddings(module: nn.Module, tensor_plan: Mapping[str, Style], ranks: int) -> None:
+    """Have embeddings whose vocabulary is divided run backward as DTensor does: for all tokens, then a part."""
+    for name, one in module.named_modules():
+        style = next((style for pattern, style in tensor_plan.items() if fnmatchcase(name, pattern)), None)
+        if style == "vocab_embedding" and isinstance(one, nn.Embedding):
+            one.forward = partial(_OfAllTokens.embed, one, ranks)  # type: ignore[method-assign]
+
+
+class _OfAllTokens(torch.autograd.Function):
+    """An embedding (rows, hidden) of tokens of any shape, whose gradient is made for all tokens of all ranks."""
+
+    @classmethod
+    def embed(cls, module: nn.Embedding, ranks: int, tokens: Tensor) -> Tensor:
+        return cls.apply(module.weight, tokens, ranks)
+
+    @staticmethod
+    def forward(ctx: Any, weight: Tensor, tokens: Tensor, ranks: int) -> Tensor:
+        ctx.save_for_backward(tokens)
+        ctx.rows, ctx.ranks = weight.shape[0], ranks
+        return nn.functional.embedding(tokens, weight)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
+        (tokens,) = ctx.saved_tensors
+        whole = torch.ops.aten.embedding_dense_backward(gradient, tokens, ctx.rows * ctx.ranks, -1, False)
+        ctx.whole = whole  # as long as there: until what it is added to has been made
+        return whole[: ctx.rows].clone(), None, None
 
 
 def _over_ranks(tensor: Tensor, op: str) -> Tensor:

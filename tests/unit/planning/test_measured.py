@@ -14,6 +14,7 @@ from paralab import cli
 from paralab.axes.axis import Software
 from paralab.errors import ConfigError, LayoutError
 from paralab.layout import Layout
+from paralab.measure.dry_run import dry_run
 from paralab.models import SPECS
 from paralab.options.config import RunConfig
 from paralab.planning.measured import device as files
@@ -23,6 +24,8 @@ from paralab.planning.measured.operations import Operation
 from paralab.planning.measured.schedule import Took, makespan_s
 from paralab.planning.measured.seconds import bytes_s, operation_s
 from paralab.planning.measured.step import Cluster
+from paralab.planning.measured.trace import traces
+from paralab.planning.resolve import resolve
 from paralab.planning.settle import settle
 from paralab.records.writing import append
 from tests.unit.synthetic_runs import run
@@ -231,6 +234,24 @@ def test_a_gradient_lies_beside_the_bucket_that_it_is_copied_into() -> None:
     config = replace(CONFIG, vocab_size=20_000, seq_len=4)  # the embedding is the output layer: two gradients meet
     plan = planned.imagine(TINY, config, Layout.parse("dp2"), batch=2, run=RunConfig())
     assert step.predict(plan, DEVICE).memory.activations > 2.9 * 20_000 * config.hidden * 4
+
+
+@pytest.mark.parametrize(
+    ("model", "size", "layout"),
+    [
+        ("gpt2", "2x64x4v8192", "dp2.tp2"),  # the gradient of all tokens, of which a tensor rank keeps a part
+        ("llama", "2x64x8/4f96v8192", "dp2.tp2/zero1"),
+        ("gpt2", "4x64x4v8192", "dp2.pp2/1f1b/mb2"),  # buckets, and the tied embedding sent, received and summed
+        ("gpt2", "4x64x4v8192", "pp4/gpipe/mb4"),
+        ("resnet", "20", "pp2/1f1b/mb4"),  # buffers for what each micro-batch brings
+    ],
+)
+def test_memory_is_what_a_dry_run_counts(model: str, size: str, layout: str) -> None:
+    length = None if model == "resnet" else 32
+    run = RunConfig(model=model, size=size, layout=Layout.parse(layout), global_batch_size=8, seq_len=length)
+    work = resolve(run, dry=True)
+    counted = max(one.memory.peak_bytes for one in dry_run(work, backend="gloo"))
+    assert step.memory(work, traces(work)).total == pytest.approx(counted, rel=0.01)
 
 
 def test_software_is_added_for_each_thing_that_an_axis_says_it_does() -> None:
