@@ -28,7 +28,7 @@ class Series:
     name: str
     shared: Options
     cases: tuple[Options, ...]
-    repeats: int = 8
+    repeats: int = 16
     steps: int = 8
     nproc: int = 1
     kind: Kind = "run"
