@@ -14,7 +14,7 @@ from types import FrameType
 
 from paralab import __version__
 from paralab.console import streams
-from paralab.errors import ParalabError, StoppedError, UsageError, did_you_mean
+from paralab.errors import ParalabError, StoppedError, UsageError, did_you_mean, is_out_of_memory
 from paralab.models import NAMES
 from paralab.options.commands import COMMANDS
 
@@ -104,6 +104,12 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise
         print(f"paralab: error: cannot use {error.filename}: {error.strerror}: give another path", file=sys.stderr)
         return UsageError.exit_status
+    except (MemoryError, RuntimeError) as error:
+        if not is_out_of_memory(error):
+            raise
+        said = " ".join(str(error).split())[:160] or type(error).__name__
+        print(f"paralab: error: memory does not suffice ({said}): use smaller numbers", file=sys.stderr)
+        return ParalabError.exit_status
     except KeyboardInterrupt:
         signal.signal(signal.SIGINT, signal.SIG_DFL)  # a second one ends what is left of this process, silently
         print("paralab: interrupted", file=sys.stderr)

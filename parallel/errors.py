@@ -85,3 +85,11 @@ def did_you_mean(got: str, known: Iterable[str]) -> str:
     """Return ` (did you mean X?)` for the closest known name, or an empty string when none is close."""
     close = get_close_matches(got, list(known), n=1)
     return f" (did you mean {close[0]}?)" if close else ""
+
+
+_NO_MEMORY = ("can't allocate memory", "Cannot allocate memory", "out of memory", "Storage size calculation overflowed")
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an error of Python, numpy or torch says that memory is short, of the device or of the machine."""
+    return isinstance(error, MemoryError) or any(text in str(error) for text in _NO_MEMORY)

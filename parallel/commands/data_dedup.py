@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 from paralab.commands.data_texts import add_by, megabytes, parser_of, texts_of
 from paralab.console.clock import Moment
-from paralab.console.outputs import check_writable
+from paralab.console.outputs import check_outputs
 from paralab.console.phases import Phases
 from paralab.errors import UsageError
 from paralab.options.arguments import share, whole
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from paralab.curation.signatures import Near
     from paralab.curation.units import Texts
 
+MOST_PERMUTATIONS = 4096  # of 4 bytes each, for every unit of the texts
 _PLANTED = 300  # units that --measure copies, at most
 
 
@@ -39,7 +40,7 @@ def main(argv: list[str]) -> int:
     texts = texts_of(options)
     if options.measure:
         return _measure(texts, near, options.threshold)
-    _check_out(options.out, texts)
+    _check_out(options.out, options.pairs, texts)
     return _write(texts, near, options)
 
 
@@ -90,8 +91,8 @@ def _ratio(part: int, whole: int) -> str:
     return f"{part / whole:.3f} ({part} of {whole})" if whole else "unknown (0 of 0)"
 
 
-def _check_out(out: str | None, texts: "Texts") -> None:
-    """Refuse a file that does not fit the texts, before the work. Raises: UsageError."""
+def _check_out(out: str | None, pairs: str | None, texts: "Texts") -> None:
+    """Refuse files that do not fit the texts, before the work. Raises: UsageError."""
     if out is None:
         raise UsageError("--out is needed: the file to write what is kept to, or --measure to write nothing")
     endings = (".txt", ".jsonl") if texts.plain and texts.by != "document" else (".jsonl",)
@@ -99,7 +100,7 @@ def _check_out(out: str | None, texts: "Texts") -> None:
         raise UsageError(
             f"--out {out}: {texts.noun} of these texts are written to a file ending in {' or '.join(endings)}"
         )
-    check_writable(Path(out), inputs=texts.files)
+    check_outputs({"--out": out, "--pairs": pairs}, inputs=texts.files)
 
 
 def _parse(argv: list[str]) -> argparse.Namespace:
@@ -121,7 +122,7 @@ def _parse(argv: list[str]) -> argparse.Namespace:
     )
     parser.add_argument(
         "--permutations",
-        type=whole(16),
+        type=whole(16, MOST_PERMUTATIONS),
         default=128,
         metavar="N",
         help="Numbers in a MinHash: more estimate better, and take time and disk (default: 128)",
@@ -134,4 +135,7 @@ def _parse(argv: list[str]) -> argparse.Namespace:
     options = parser.parse_args(argv)
     if options.exact and options.measure:
         raise UsageError("--measure is about near duplicates: leave --exact out")
+    for flag in ("out", "pairs"):
+        if options.measure and getattr(options, flag) is not None:
+            raise UsageError(f"--measure writes nothing: leave --{flag} out, or --measure")
     return options

@@ -9,6 +9,9 @@ if TYPE_CHECKING:
     from paralab.curation.units import Texts
 
 
+MOST_WORKERS = 256  # each a process of its own
+
+
 def parser_of(prog: str, description: str | None) -> Parser:
     parser = Parser(prog=prog, description=description)
     parser.add_argument(
@@ -27,7 +30,11 @@ def add_shared(parser: Parser) -> None:
         "--text-column", default="text", metavar="NAME", help="Column that holds the text, of tables (default: text)"
     )
     parser.add_argument(
-        "--workers", type=whole(1), default=1, metavar="N", help="Number of processes that share the work (default: 1)"
+        "--workers",
+        type=whole(1, MOST_WORKERS),
+        default=1,
+        metavar="N",
+        help="Number of processes that share the work (default: 1)",
     )
 
 

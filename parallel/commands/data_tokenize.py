@@ -21,6 +21,7 @@ from paralab.options.arguments import Parser, whole
 if TYPE_CHECKING:
     from paralab.curation.compare_tokenizers import Compared, Corpus, Training
 
+MOST_TOKENS = 1_000_000  # a trainer sets aside memory for as many
 _DEGREES = (2, 4, 8, 16, 64)  # of tensor parallelism, in the table
 _BUILT_IN = ("bytes", "gpt2")
 
@@ -111,7 +112,7 @@ def _parse(argv: list[str]) -> argparse.Namespace:
     )
     parser.add_argument(
         "--vocabulary",
-        type=whole(1),
+        type=whole(1, MOST_TOKENS),
         default=4096,
         metavar="N",
         help="Tokens of each that is trained: 257 or more, for the 256 bytes and the end of a text (default: 4096)",

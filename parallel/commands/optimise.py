@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from paralab.console.clock import Moment
-from paralab.console.outputs import check_writable, write_whole
+from paralab.console.outputs import check_outputs, write_whole
 from paralab.console.pictures import check_can_draw
 from paralab.errors import ConfigError, did_you_mean
 from paralab.options.arguments import Parser, positive, whole
@@ -58,8 +58,7 @@ def main(argv: Sequence[str]) -> int:
     """
     options = parser().parse_args(list(argv))
     asked = read(vars(options))
-    for path in filter(None, (options.out, options.plot)):
-        check_writable(Path(path))
+    check_outputs({"--out": options.out, "--plot": options.plot})
     if options.plot and Path(options.plot).suffix.lower() not in _FORMATS:
         raise ConfigError(f"--plot {options.plot} is no picture: use a name ending in {', '.join(_FORMATS)}")
     check_can_draw(options.plot)

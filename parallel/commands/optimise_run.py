@@ -133,7 +133,10 @@ def _signal(asked: Asked, work: Work, mesh: Mesh, reduce: CountedReduction) -> P
 
 
 def _pictures(asked: Asked, work: Work, mesh: Mesh, reduce: CountedReduction) -> Prepared:
-    images = _images(work)[0][: asked.of["samples"], 0].double()
+    every, samples = _images(work)[0], asked.of["samples"]
+    if samples > len(every):
+        raise ConfigError(f"--samples {samples} with {len(every)} images: use {len(every)} or fewer")
+    images = every[:samples, 0].double()
     what = f"{len(images)} images of {images.shape[1]} x {images.shape[2]} pixels"
     return _denoising(asked, images, what, mesh, reduce)
 

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from paralab.commands.predict import DeviceParser, devices
 from paralab.console.clock import Moment
-from paralab.console.outputs import check_writable, write_whole
+from paralab.console.outputs import check_outputs, check_writable, write_whole
 from paralab.console.phases import Phases
 from paralab.errors import ConfigError, UsageError
 from paralab.planning import cases, checked, hardware
@@ -70,8 +70,7 @@ def _answer(options: Any, goal: Goal, own: Mapping[str, Device], gpu: str) -> No
     """Search, print the answer, and write it to the files that were asked for."""
     from paralab.planning import goals, planned
 
-    for path in filter(None, (options.out, options.report)):
-        check_writable(Path(path))
+    check_outputs({"--out": options.out, "--report": options.report})
     model, raw = _question(options)
     goal.check(n_gpus="n_gpus" in raw)
     with Phases(Moment.now(), transient=True, after_s=1.0) as phases:

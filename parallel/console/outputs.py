@@ -2,7 +2,7 @@
 
 import os
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import IO
 
@@ -29,6 +29,29 @@ def check_writable(
             pass
     except OSError as error:
         raise _refusal(path, error, advice) from None
+
+
+def check_outputs(
+    outputs: Mapping[str, Path | str | None], *, inputs: Sequence[Path] = (), make_folders: bool = False
+) -> None:
+    """Check the files of several options, by option; None where one writes none.
+
+    Raises: UsageError as `check_writable` does, and where two options name the same file.
+    """
+    seen: dict[Path, str] = {}
+    for option, given in outputs.items():
+        if given is None:
+            continue
+        path = Path(given)
+        if other := seen.get(path.resolve()) if _is_file_to_be(path) else None:
+            raise UsageError(f"{other} and {option} are both {path}, and one would replace the other: name two files")
+        seen[path.resolve()] = option
+        check_writable(path, inputs=inputs, make_folders=make_folders, advice=f"choose another place with {option}")
+
+
+def _is_file_to_be(path: Path) -> bool:
+    """Whether what is written there replaces what is there: not so of a device, such as /dev/stdout."""
+    return path.is_file() or not path.exists()
 
 
 def write_whole(path: Path, content: bytes) -> None:

@@ -19,8 +19,12 @@ _WANTED, _LOOKS = 1e-12, 50  # the norm that ends the search on the dual, and st
 
 def of_softmax(problem: SoftmaxRegression) -> Optimum:
     """Return the minimum by Newton's method; collective over all ranks. Raises: ConfigError where there is none."""
-    if not problem.l2 and (why := problem.grows_without_end()):
-        raise ConfigError(f"there is no minimum: {why}, so that weights grow without end: use --l2 above 0")
+    seen = problem.l2 > torch.finfo(torch.float64).eps * problem.smoothness  # beside rounding
+    if not seen and (why := problem.grows_without_end()):
+        raise ConfigError(
+            f"there is no minimum{f' that fp64 could find with --l2 {problem.l2:g}' if problem.l2 else ''}: {why}, so "
+            f"that weights grow without end: use --l2 above {problem.l2:g}"
+        )
     norms: list[float] = []
     for last in islice(newton.iterate(problem, Settings()), MOST_NEWTON_STEPS):
         norms.append(problem.gradient_norm(last.point))

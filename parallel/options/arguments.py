@@ -129,16 +129,17 @@ class Parser(argparse.ArgumentParser):
         raise self.complaint(f"{message}: see {self.prog} --help")
 
 
-def whole(least: int) -> Callable[[str], int]:
-    """Return the type of a whole number of at least so much, and at most `MOST`."""
+def whole(least: int, most: int = MOST) -> Callable[[str], int]:
+    """Return the type of a whole number of at least so much, and at most so much."""
 
     def read(text: str) -> int:
         try:
-            if least <= int(text) <= MOST:
+            if least <= int(text) <= most:
                 return int(text)
         except ValueError:
             pass
-        limits = f"of at least {least}" + (f" and at most {MOST}" if len(text) > len(str(MOST)) // 2 else "")
+        told = most < MOST or len(text) > len(str(MOST)) // 2
+        limits = f"of at least {least}" + (f" and at most {most}" if told else "")
         raise argparse.ArgumentTypeError(f"{text[:40]!r} is not allowed: use a whole number {limits}")
 
     return read

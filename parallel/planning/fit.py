@@ -19,12 +19,9 @@ from paralab.axes.held import state_bytes, state_bytes_of_all
 from paralab.errors import FitError, UsageError
 from paralab.layout import Layout
 from paralab.planning.resolve import Work, resolve
-from paralab.processes.allowed import cores_allowed, memory_available_bytes
+from paralab.processes.allowed import FORKED_BYTES, check_processes_fit, cores_allowed, memory_available_bytes
 from paralab.processes.rank import Rank
 
-# Memory of an idle process on a CPU with torch 2.13, by smaps_rollup, beside what it shares with the others that were
-# forked with it. Those of a launcher are there already when this is asked.
-_FORKED_BYTES = 80_000_000
 _USABLE_OF_GPU = 0.95  # the rest is the CUDA context and what the allocator cannot hand out
 _ADVISED = 0.7  # of what is free: what is advised should leave room for activations
 _CROWDED = 8  # processes a core from which on a line is printed
@@ -38,6 +35,8 @@ def check(work: Work, *, force: bool = False) -> None:
     """
     rank = Rank.from_env()
     processes = _processes_here(work, rank)
+    if rank.world_size == 1 and not force:  # those of a launcher are there already
+        check_processes_fit(processes)
     if rank.local_rank == 0 and rank.device.type == "cpu" and processes > _CROWDED * cores_allowed():
         print(
             f"paralab: {processes} processes on {cores_allowed():g} core(s) take turns: steps take as many times as"
@@ -113,7 +112,7 @@ def _bytes_here(work: Work, rank: Rank) -> int:
 
 
 def _idle_bytes(rank: Rank) -> int:
-    return _FORKED_BYTES if rank.launcher == "python" else 0
+    return FORKED_BYTES if rank.launcher == "python" else 0
 
 
 def _gpu_bytes() -> int:

@@ -4,7 +4,12 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
+from paralab.errors import WorldError
+
 _CGROUP, _MEMBERSHIPS = Path("/sys/fs/cgroup"), Path("/proc/self/cgroup")
+# Memory of an idle process on a CPU with torch 2.13, by smaps_rollup, beside what it shares with the others that were
+# forked with it.
+FORKED_BYTES = 80_000_000
 _MEMINFO = Path("/proc/meminfo")
 # what a group is charged for and the kernel gives up when memory is needed; v1 does not tell the last (memory.stat)
 _CACHES = ("inactive_file", "active_file", "slab_reclaimable")
@@ -41,6 +46,17 @@ def memory_allowed_bytes(*, cgroup: Path = _CGROUP, memberships: Path = _MEMBERS
         if limit.isdecimal():
             limits.append(int(limit))
     return min([machine, *limits])
+
+
+def check_processes_fit(nproc: int) -> None:
+    """Raise WorldError where so many processes, each of which imports torch, are more than this machine can hold."""
+    memory = memory_allowed_bytes()
+    if nproc * FORKED_BYTES > memory:
+        most = max(memory // FORKED_BYTES, 1)
+        raise WorldError(
+            f"{nproc:,} processes with torch take {FORKED_BYTES / 1e6:.0f} MB each at least, and the "
+            f"{memory / 2**30:.1f} GiB of this machine hold {most:,} of them: use --nproc {most} or fewer"
+        )
 
 
 def memory_available_bytes(

@@ -19,8 +19,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType
 
-import torch
-
 from paralab.errors import (
     DivergedError,
     FitError,
@@ -30,6 +28,7 @@ from paralab.errors import (
     Status,
     StoppedError,
     WorldError,
+    is_out_of_memory,
 )
 from paralab.processes import cluster
 from paralab.processes.liveness import Liveness
@@ -38,7 +37,6 @@ from paralab.processes.rank import ALARM, Rank
 
 _LOST_PEER = ("Connection closed by peer", "Connection reset by peer", "Broken pipe", "Connection refused")
 _NO_ANSWER = ("Timed out waiting", "Socket Timeout", "timed out after", "Wait timeout")
-_NO_MEMORY = ("can't allocate memory", "Cannot allocate memory", "out of memory")
 # two of these are in what torch says of ranks that call different collectives
 _CALLS = re.compile(
     r"Rank (\d+) is running collective: CollectiveFingerPrint\(SequenceNumber=(\d+), OpType=(\w+)"
@@ -279,7 +277,7 @@ def heed_alarm(rank: Rank, progress: Progress) -> None:
 def _status(error: BaseException) -> Status:
     if isinstance(error, DivergedError):
         return "diverged"
-    if isinstance(error, (MemoryError, torch.OutOfMemoryError)) or _says(error, _NO_MEMORY):
+    if is_out_of_memory(error):
         return "oom"
     return "aborted" if isinstance(error, (KeyboardInterrupt, StoppedError)) else "crash"
 

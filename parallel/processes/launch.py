@@ -28,7 +28,7 @@ from paralab.console import streams
 from paralab.errors import RankError, WorldError
 from paralab.options.config import RunConfig
 from paralab.processes import cluster, standby
-from paralab.processes.allowed import default_threads
+from paralab.processes.allowed import check_processes_fit, default_threads
 from paralab.processes.failure import VICTIM_EXIT_STATUS, Failure, Progress, end_with, guard, heed_alarm, stopping
 from paralab.processes.interfaces import interface_of
 from paralab.processes.oom_killer import OomKiller
@@ -99,6 +99,8 @@ def _work_beside_others(
 
 def _start_local(task: str, args: tuple, config: RunConfig | None, *, nproc: int) -> Any:
     """Start processes that meet in files and talk over the loopback interface: no port is open to other machines."""
+    if config is None or not config.force:
+        check_processes_fit(nproc)
     _check_sockets_fit()
     with TemporaryDirectory(prefix="paralab-") as folder:
         return _start_in(folder, task, args, config, nproc=nproc)

@@ -195,6 +195,8 @@ def test_a_feature_at_its_end_in_a_class_alone_leaves_no_minimum(problem: Softma
     flat, which = replace(problem, features=features, l2=0.0), "smallest" if sign > 0 else "largest"
     with pytest.raises(ConfigError, match=f"no minimum: pixel 0 has its {which} value in all samples of class 1 and"):
         optimum.of_softmax(flat)
+    with pytest.raises(ConfigError, match=r"no minimum that fp64 could find with --l2 1e-300: .* --l2 above 1e-300"):
+        optimum.of_softmax(replace(flat, l2=1e-300))
     direction = flat.start()  # the weight of that pixel in class 1, and the bias against it: the loss falls and falls
     direction[1, 0] = -sign
     losses = [flat.value(scale * direction) for scale in (0.0, 1.0, 10.0, 100.0)]
@@ -211,6 +213,7 @@ def test_a_search_that_gets_nowhere_ends(problem: SoftmaxRegression, monkeypatch
     """A pixel that is dark in a class alone, and hardly brighter in others, with a penalty too small to be seen."""
     hessians, hessian = [], SoftmaxRegression.hessian
     monkeypatch.setattr(SoftmaxRegression, "hessian", lambda self, point: hessians.append(1) or hessian(self, point))
+    monkeypatch.setattr(SoftmaxRegression, "grows_without_end", lambda self: "")  # another reason
     features = problem.features.clone()
     features[:, 0] = torch.where(problem.labels == 1, 0.0, torch.arange(len(features), dtype=torch.float64) % 7 * 1e-4)
     with pytest.raises(ConfigError, match=r"no minimum was found, .* use --l2 above 1e-300"):
