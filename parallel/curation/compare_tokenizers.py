@@ -72,7 +72,7 @@ class Training:
         """Tell whether the folder has it already: of the same text, kind and size, and as it was written."""
         try:
             made = json.loads((self.folder / _MADE).read_text())
-        except (OSError, ValueError):
+        except (OSError, ValueError, RecursionError):
             return False
         return self.file.is_file() and made == self._made()
 

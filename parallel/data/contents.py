@@ -63,6 +63,6 @@ def _stamp(file: tuple[str, Path]) -> list[object]:
 def _read_kept(path: Path) -> str | None:
     try:
         sha256 = json.loads(path.read_text())["sha256"]
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return None
     return sha256 if isinstance(sha256, str) and len(sha256) == 64 else None

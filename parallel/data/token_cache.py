@@ -85,7 +85,7 @@ def _read_counts(counts_path: Path, path: Path) -> TokenCounts | None:
         written = counts_path.read_bytes()
         counts = TokenCounts(**json.loads(json.loads(written)["counts"]))
         return counts if written == _signed(counts) and sha256_of(path) == counts.tokens_sha256 else None
-    except (OSError, ValueError, TypeError, KeyError, DataError):
+    except (OSError, ValueError, TypeError, KeyError, RecursionError, DataError):
         return None
 
 

@@ -235,7 +235,8 @@ def read(path: Path) -> list[Row]:
         raise DataError(f"{path} is not UTF-8 text: save it as CSV in UTF-8") from None
     if "\0" in text:
         raise DataError(f"{path} has zero bytes, and is no CSV file: give a table of cases")
-    lines = csv.reader(io.StringIO(text, newline=""), strict=True)
+    first = text.split("\n", 1)[0]  # spreadsheets put semicolons or tabs between cells where a comma is in numbers
+    lines = csv.reader(io.StringIO(text, newline=""), strict=True, delimiter=max(",;\t", key=first.count))
     try:
         header = [name.strip() for name in next(lines, [])]
         check_header(header, path)

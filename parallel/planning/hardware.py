@@ -196,7 +196,7 @@ def from_json(path: Path) -> dict[str, Device]:
     """
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, UnicodeDecodeError) as error:
+    except (ValueError, RecursionError) as error:
         raise ConfigError(f"{path} is not JSON ({error}): write an object such as {_EXAMPLE}") from None
     items = content if isinstance(content, list) else [content]
     if not items or not all(isinstance(item, dict) for item in items):

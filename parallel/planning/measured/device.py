@@ -120,7 +120,7 @@ def read(path: Path) -> MeasuredDevice:
         content = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise ConfigError(f"{path}: {error.strerror}: {_AGAIN}") from None
-    except (ValueError, UnicodeDecodeError):
+    except (ValueError, RecursionError):
         raise ConfigError(f"{path} is not JSON: {_AGAIN}") from None
     if not isinstance(content, dict) or content.get("format") != FORMAT:
         raise ConfigError(f"{path} is no measured device (its format is not {FORMAT!r}): {_AGAIN}")
