@@ -1,1 +1,1 @@
-"""Measurements and their evaluation: cases, sweeps, baselines, injected faults, comparisons and reports."""
+"""Measurements: cases, sweeps, baselines, injected faults, scaling; what reads their results is in rooms of its own."""
