@@ -42,6 +42,7 @@ def sent(found: DryRank) -> dict[str, Fraction]:
         "dp4",
         "dp3/zero1",
         "dp4/zero3/shard2",
+        "dp2/local3",
         "tp4/sp",
         "pp4/1f1b/mb4",
         "pp3/1f1b/mb4/first1",
@@ -123,7 +124,6 @@ def test_a_model_that_looks_at_values_is_named_with_its_line(monkeypatch: pytest
         ("dp2", {"engine": "accelerate"}, "--engine accelerate"),
         ("dp2/zero3/offload-parameters", {}, "offloading"),
         ("dp2", {"checkpointing": "offload"}, "offloading"),
-        ("dp2/local8", {}, "local8"),
     ],
 )
 def test_what_has_no_dry_run_is_refused(layout: str, options: dict[str, str], said: str) -> None:
