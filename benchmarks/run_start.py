@@ -5,14 +5,13 @@ What measures is imported by the ranks alone.
 
 import sys
 from dataclasses import replace
-from pathlib import Path
 from textwrap import fill
 
 from paralab.benchmarks.report import to_loss
 from paralab.benchmarks.report.slowest import parts_s, slowest, where
 from paralab.benchmarks.run import CommandConfig, percent_of
 from paralab.console.clock import Moment
-from paralab.console.outputs import check_writable
+from paralab.console.outputs import check_outputs
 from paralab.console.phases import Phases
 from paralab.errors import RankError
 from paralab.planning.resolve import alone, resolve, with_processes_of
@@ -40,7 +39,7 @@ def run(config: CommandConfig, *, began: Moment) -> int:
     out, nproc = config.out or "runs/results.csv", work.layout.world_size
     check_appendable(out)
     if config.trace is not None:
-        check_writable(Path(config.trace), inputs=[Path(out)], make_folders=True, advice="name another --trace FILE")
+        check_outputs({"--out": out, "--trace": config.trace}, make_folders=True)
     task.announce(nproc, Phases(began, shown=rank.launcher == "python"))
     try:
         record = task.start(

@@ -11,6 +11,7 @@ from paralab.errors import ConfigError
 from paralab.options import heading
 from paralab.options.config import RunConfig, changed
 from paralab.options.flags import resolve as read_config
+from paralab.processes.allowed import check_processes_fit
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,3 +40,5 @@ def check(config: TourConfig) -> None:
     """Refuse options that a tour decides itself. Raises: ConfigError."""
     if config.strategy is not None or config.layout is not None:
         raise ConfigError("paralab tour runs every strategy: use paralab run for one, or leave it out")
+    if config.nproc is not None:
+        check_processes_fit(config.nproc)

@@ -41,6 +41,8 @@ def main(argv: Sequence[str]) -> int:
     config = requested(argv)
     out = Path(config.out) if config.out else None
     if out:
+        if out.suffix.lower() != ".svg":
+            raise ConfigError(f"--out {out}: the picture is written as SVG, use a name ending in .svg")
         check_writable(out)
     from paralab.commands.explain_step import explained
     from paralab.commands.explain_text import text

@@ -21,6 +21,7 @@ def test_more_processes_than_the_memory_holds_are_refused(monkeypatch: pytest.Mo
     [
         "optimise --problem logistic --methods gd --nproc 1000000",
         "run --model gpt2 --size tiny --strategy ddp --nproc 1000000 --global-batch-size 1000000 --out {}/a.csv",
+        "tour --nproc 1000000",
     ],
 )
 def test_a_million_processes_are_not_begun(words: str, tmp_path: object, capsys: pytest.CaptureFixture[str]) -> None:
