@@ -11,10 +11,14 @@ IMPORTED = {
 }
 
 
+def pytest_collection_finish(session: pytest.Session) -> None:
+    files = {item.path.name for item in session.items}
+    WorkerPool.imported += tuple(name for file in IMPORTED.keys() & files for name in IMPORTED[file])
+
+
 @pytest.fixture(scope="session")
-def workers(request: pytest.FixtureRequest) -> Iterator[WorkerPool]:
+def workers() -> Iterator[WorkerPool]:
     """Eight processes; a case with fewer uses the first ones."""
-    files = {item.path.name for item in request.session.items}
-    pool = WorkerPool(8, imported=[name for file in IMPORTED.keys() & files for name in IMPORTED[file]])
+    pool = WorkerPool(8)
     yield pool
     pool.close(kill=True)

@@ -5,7 +5,6 @@ import os
 import resource
 import tempfile
 import traceback
-from collections.abc import Iterable
 from datetime import timedelta
 from typing import Any
 
@@ -28,15 +27,16 @@ class WorkerPool:
     more than MOST_GROUPS process groups.
     """
 
-    def __init__(self, world_size: int, *, imported: Iterable[str] = ()) -> None:
-        """imported: modules that are imported once, not by each of the processes."""
+    # modules that are imported once, not by each of the processes; conftest.py adds to them
+    imported = ("paralab.benchmarks.case", "tests.dist.cases", "torch._dynamo")
+
+    def __init__(self, world_size: int) -> None:
         self.world_size = world_size
-        self.imported = ["paralab.benchmarks.case", "tests.dist.cases", "torch._dynamo", *imported]
         self._start()
 
     def _start(self) -> None:
         context = mp.get_context("forkserver")
-        context.set_forkserver_preload(self.imported)
+        context.set_forkserver_preload(list(self.imported))
         self.folder = tempfile.TemporaryDirectory()
         self.inboxes = [context.SimpleQueue() for _ in range(self.world_size)]
         self.outbox = context.Queue()
