@@ -11,10 +11,9 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.distributed.tensor import DTensor
 
 from paralab.axes import eight_bits
-from paralab.axes.initialise import local
+from paralab.axes.initialise import is_divided, local
 from paralab.options.config import RunConfig
 
 
@@ -53,7 +52,7 @@ def make_pieces(parameters: Iterable[Tensor], *, rank: int = 0, ranks: int = 1) 
     for p in parameters:
         divided = ranks > 1 and p.ndim > 0
         rows = share_of_rows(local(p).shape[0], rank=rank, ranks=ranks) if divided else slice(None)
-        if divided or isinstance(p, DTensor):
+        if divided or is_divided(p):
             mine = local(p).detach()
             pieces.append(Piece(p, nn.Parameter(mine[rows] if divided else mine), rows))
         else:
