@@ -90,7 +90,7 @@ def test_a_run_that_diverges_leaves_a_row(tmp_path: Path) -> None:
 def test_torchrun_starts_commands_of_several_cases(command: str, tmp_path: Path) -> None:
     """They take its number of processes, and what is printed is printed once."""
     program = ["-m", "torch.distributed.run", "--nproc-per-node", "2", "-m", "paralab.cli"]
-    words = [*program, command, "--model", "gpt2", "--size", "tiny"]
+    words = [*program, command, "--model", "gpt2", "--size", "2x32x4v257", "--seq-len", "16"]
     if command == "tour":
         words += ["--steps", "1", "--warmup", "0", "--out", str(tmp_path / "tour.csv")]
     else:
