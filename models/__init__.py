@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from paralab.models.hugging_face import CausalLMConfig
     from paralab.models.spec import ModelSpec
 
-Norm = Literal["batch", "syncbatch", "group"]  # the normalisation layers of an image model
+Norm = Literal["batch", "syncbatch", "group", "none"]  # the normalisation layers of an image model
 NAMES = (
     "gpt2",
     "llama",

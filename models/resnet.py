@@ -21,7 +21,7 @@ from paralab.models.spec import Flops, ModelSpec, Style, at_least_fp32
 class ResNetConfig:
     """Sizes of one model: `depths` blocks at each of `widths`, halving the image between them.
 
-    norm: "batch" (statistics of one rank's micro-batch), "syncbatch" (of all data ranks') or "group".
+    norm: "batch" (statistics of one rank's micro-batch), "syncbatch" (of all data ranks'), "group" or "none".
     imagenet_stem: 7x7 convolution with stride 2 and max pooling, instead of a 3x3 convolution.
     channels_last: run convolutions in that memory format; results are the same up to rounding.
 
@@ -86,7 +86,9 @@ def conv(channels_in: int, channels_out: int, kernel: int, stride: int = 1) -> n
 
 
 def norm(config: ResNetConfig, channels: int) -> nn.Module:
-    """Return the norm that the config names, over so many channels."""
+    """Return the norm that the config names, over so many channels; "none" leaves them as they are."""
+    if config.norm == "none":
+        return nn.Identity()
     if config.norm == "group":
         return GroupNorm(config.groups, channels)
     return {"batch": BatchNorm2d, "syncbatch": SyncBatchNorm2d}[config.norm](channels)
@@ -282,7 +284,8 @@ def example(config: ResNetConfig, batch_size: int) -> tuple[tuple[Tensor, ...], 
 def tensor_plan(config: ResNetConfig) -> dict[str, Style]:
     """Split the channels inside a block: the convolution before them, their norm, the convolution after them."""
     i = 2 if config.bottleneck else 1
-    return {f"blocks.*.conv{i}": "column", f"blocks.*.norm{i}": "channels", f"blocks.*.conv{i + 1}": "row"}
+    norms: dict[str, Style] = {} if config.norm == "none" else {f"blocks.*.norm{i}": "channels"}
+    return {f"blocks.*.conv{i}": "column", **norms, f"blocks.*.conv{i + 1}": "row"}
 
 
 def tensor_divides(config: ResNetConfig) -> dict[str, int]:
@@ -293,8 +296,8 @@ def tensor_divides(config: ResNetConfig) -> dict[str, int]:
 
 def batch_statistics(config: ResNetConfig) -> Literal["none", "rank", "global"]:
     """Return over which samples the norms take statistics: none, those of one rank, or all ("global")."""
-    kinds: dict[str, Literal["none", "rank", "global"]] = {"batch": "rank", "syncbatch": "global", "group": "none"}
-    return kinds[config.norm]
+    kinds: dict[str, Literal["rank", "global"]] = {"batch": "rank", "syncbatch": "global"}
+    return kinds.get(config.norm, "none")
 
 
 ConfigT = TypeVar("ConfigT", bound=ResNetConfig)

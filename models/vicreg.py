@@ -42,7 +42,7 @@ class VICRegConfig(ResNetConfig):
         if self.norm == "batch":
             raise ConfigError(
                 "--norm batch with vicreg: its loss is over the batch of all ranks, and no process alone has norms "
-                "that see one rank's part of it: use --norm syncbatch, or group"
+                "that see one rank's part of it: use --norm syncbatch, group or none"
             )
         if self.norm == "group" and self.expander % self.groups:
             raise ValueError(f"groups={self.groups} does not divide expander={self.expander}")

@@ -108,7 +108,8 @@ class RunConfig:
     )
     norm: Norm | None = option(
         None,
-        "Normalisation layers (image models): batch norm of each rank, batch norm over all data ranks, or group norm",
+        "Normalisation layers (image models): batch norm of each rank, batch norm over all data ranks, group norm, "
+        "or none",
         group=MODEL,
         choices=get_args(Norm),
         unset="syncbatch",

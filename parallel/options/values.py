@@ -20,9 +20,9 @@ def convert(declared: Field, value: Any, *, where: str) -> Any:
     Raises: ConfigError for a value that is not allowed, LayoutError for a layout that does not parse.
     """
     kinds = types_of(declared)
-    if type(None) in kinds and (value is None or value == "none"):
-        return None
     meta = declared.metadata
+    if type(None) in kinds and (value is None or (value == "none" and "none" not in meta["choices"])):
+        return None
     if isinstance(value, bool) and str(value).lower() in meta["aliases"]:  # as a file has it
         value = str(value).lower()
     if kinds[0] is list:

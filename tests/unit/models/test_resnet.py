@@ -12,6 +12,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from paralab.models.norms import BatchNorm2d, SyncBatchNorm2d
 from paralab.models.resnet import SIZES, SPEC, ResNet, ResNetConfig, init
+from paralab.options.config import RunConfig
+from paralab.planning.resolve import resolve
 from tests.unit.thread_ranks import ThreadRanks
 
 
@@ -243,3 +245,14 @@ def test_zero_bubble_weight_step_reduces_nothing() -> None:
         return [*calls, ranks.calls]
 
     assert ranks.run(step) == [[2, 4, 4]]  # two norms: forward, input, weights
+
+
+def test_norm_none_is_no_norm_and_not_the_default() -> None:
+    run = RunConfig.from_dict({"model": "resnet", "size": "tiny", "norm": "none", "strategy": "single"})
+    assert run.norm == "none" and RunConfig.from_dict(run.to_dict()).norm == "none"
+    without, usual = resolve(run), resolve(RunConfig(model="resnet", size="tiny", strategy="single"))
+    names = dict(without.new_model().named_parameters())
+    assert not any("norm" in name for name in names)
+    norms = sum(p.numel() for name, p in usual.new_model().named_parameters() if "norm" in name)
+    assert norms > 0 and without.n_parameters == usual.n_parameters - norms
+    assert RunConfig(model="resnet", data="none").data is None, "elsewhere none leaves an option open"

@@ -111,7 +111,7 @@ def test_operations_are_those_that_are_counted() -> None:
     [
         ({"accumulation": 2}, "2 micro-batches a step with vicreg, whose loss is over the whole batch"),
         ({"global_batch_size": 1}, "--global-batch-size 1 with vicreg.*: use 2 or more"),
-        ({"norm": "batch"}, "--norm batch with vicreg.*: use --norm syncbatch, or group"),
+        ({"norm": "batch"}, "--norm batch with vicreg.*: use --norm syncbatch, group or none"),
         ({"layout": "pp2/gpipe"}, "its loss is over the whole batch, which a pipeline would cut into micro-batches"),
         ({"layout": "cp2"}, "vicreg is given no sequences that ranks could share"),
         ({"layout": "dp2.tp2/sp"}, "vicreg has no sequence-parallel"),
