@@ -89,7 +89,7 @@ def _from_launcher(name: str, values: Sequence[Any], rank: "Rank") -> Origin | N
 
 def _unused(name: str, planned: Planned) -> str:
     """Say why an option has no value, where that is because nothing in these cases uses it."""
-    if name in ("seq_len", "norm", "n_classes", "tokenizer") and planned.cases:
+    if name in ("seq_len", "norm", "residual", "n_classes", "tokenizer") and planned.cases:
         missing = all(not hasattr(case.model_config, name) for case in planned.cases)
         return f"not used by {planned.cases[0].spec.name} {planned.cases[0].size}" if missing else ""
     if name == "backend":

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from paralab.models.spec import ModelSpec
 
 Norm = Literal["batch", "syncbatch", "group", "none"]  # the normalisation layers of an image model
+Residual = Literal["on", "off"]  # whether the input of a block is added to its output
 NAMES = (
     "gpt2",
     "llama",

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from paralab.models import Norm
+from paralab.models import Norm, Residual
 from paralab.models.norms import BatchNorm2d, GroupNorm, SyncBatchNorm2d
 from paralab.models.spec import Flops, ModelSpec, Style, at_least_fp32
 
@@ -22,10 +22,12 @@ class ResNetConfig:
     """Sizes of one model: `depths` blocks at each of `widths`, halving the image between them.
 
     norm: "batch" (statistics of one rank's micro-batch), "syncbatch" (of all data ranks'), "group" or "none".
+    residual: "on", or "off" for blocks without shortcuts (the plain networks of He et al. 2016, section 4.1).
     imagenet_stem: 7x7 convolution with stride 2 and max pooling, instead of a 3x3 convolution.
     channels_last: run convolutions in that memory format; results are the same up to rounding.
 
-    Raises: ValueError for depths without widths or the reverse, an unknown norm, and groups that do not divide.
+    Raises: ValueError for depths without widths or the reverse, an unknown norm or residual, and groups that do not
+        divide.
     """
 
     depths: tuple[int, ...]
@@ -37,6 +39,7 @@ class ResNetConfig:
     n_classes: int = 10
     norm: Norm = "syncbatch"
     groups: int = 8  # of norm "group"
+    residual: Residual = "on"
     channels_last: bool = False
     task: str = "classify"
 
@@ -45,6 +48,8 @@ class ResNetConfig:
             raise ValueError(f"depths={self.depths} and widths={self.widths} differ in length")
         if self.norm not in get_args(Norm):
             raise ValueError(f"norm={self.norm!r} is unknown: use {', '.join(get_args(Norm))}")
+        if self.residual not in get_args(Residual):
+            raise ValueError(f"residual={self.residual!r} is unknown: use {', '.join(get_args(Residual))}")
         if self.norm == "group" and any(width % self.groups for width in self.widths):
             raise ValueError(f"groups={self.groups} does not divide widths={self.widths}")
 
@@ -94,6 +99,13 @@ def norm(config: ResNetConfig, channels: int) -> nn.Module:
     return {"batch": BatchNorm2d, "syncbatch": SyncBatchNorm2d}[config.norm](channels)
 
 
+def shortcut(config: ResNetConfig, shape: BlockShape) -> nn.Module | None:
+    """Return what the input of a block goes through before it is added to its output; None where it is not added."""
+    if config.residual == "off":
+        return None
+    return Shortcut(config, shape) if shape.projects else nn.Identity()
+
+
 class Stem(nn.Module):
     """The first convolution, its norm and, for ImageNet, max pooling."""
 
@@ -136,12 +148,13 @@ class BasicBlock(nn.Module):
         self.norm1 = norm(config, shape.width)
         self.conv2 = conv(shape.width, shape.width, 3)
         self.norm2 = norm(config, shape.width)
-        self.shortcut = Shortcut(config, shape) if shape.projects else nn.Identity()
+        self.shortcut = shortcut(config, shape)
 
     def forward(self, x: Tensor) -> Tensor:
         """Take (batch, channels_in, size, size); return (batch, channels_out, size', size'), divided by the stride."""
         y = F.relu(self.norm1(self.conv1(x)))
-        return F.relu(self.norm2(self.conv2(y)) + self.shortcut(x))
+        y = self.norm2(self.conv2(y))
+        return F.relu(y if self.shortcut is None else y + self.shortcut(x))
 
 
 class Bottleneck(nn.Module):
@@ -155,13 +168,14 @@ class Bottleneck(nn.Module):
         self.norm2 = norm(config, shape.width)
         self.conv3 = conv(shape.width, shape.channels_out, 1)
         self.norm3 = norm(config, shape.channels_out)
-        self.shortcut = Shortcut(config, shape) if shape.projects else nn.Identity()
+        self.shortcut = shortcut(config, shape)
 
     def forward(self, x: Tensor) -> Tensor:
         """Take (batch, channels_in, size, size); return (batch, channels_out, size', size'), divided by the stride."""
         y = F.relu(self.norm1(self.conv1(x)))
         y = F.relu(self.norm2(self.conv2(y)))
-        return F.relu(self.norm3(self.conv3(y)) + self.shortcut(x))
+        y = self.norm3(self.conv3(y))
+        return F.relu(y if self.shortcut is None else y + self.shortcut(x))
 
 
 class Head(nn.Module):
@@ -264,7 +278,7 @@ def flops(config: ResNetConfig) -> Flops:
             macs += out**2 * shape.width * (9 * shape.width + shape.channels_out)
         else:
             macs += out**2 * 9 * (shape.channels_in + shape.width) * shape.width
-        if shape.projects:
+        if shape.projects and config.residual == "on":
             macs += out**2 * shape.channels_in * shape.channels_out
         size = out
     macs += block_shapes(config)[-1].channels_out * config.n_classes

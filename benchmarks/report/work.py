@@ -34,6 +34,7 @@ WORK = (
     Column("image_size_px", "image size", "run both with one --size and image size"),
     Column("n_classes", "number of classes", "run both with one --n-classes, or on one data set"),
     Column("norm", "norm", "run both with one --norm"),
+    Column("residual", "residual connections", "run both with one --residual"),
     Column("global_batch_size", "global batch", "run both with one --global-batch-size"),
     Column("precision", "precision", "run both with one --precision"),
     Column("optimizer", "optimizer", "run both with one optimizer"),

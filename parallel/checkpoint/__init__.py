@@ -318,6 +318,8 @@ def _work(context: BuildContext | Work) -> dict[str, Any]:
         work[TOKENIZER] = tokenizer
     config = asdict(context.model_config)
     config.pop("channels_last", None)  # how memory is laid out: the same numbers
+    if config.get("residual") == "on":  # as in checkpoints of before there was a choice
+        del config["residual"]
     return json.loads(json.dumps(work | config))
 
 

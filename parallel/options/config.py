@@ -16,7 +16,7 @@ from typing import Any, TypeVar, get_args
 from paralab.errors import ConfigError
 from paralab.layout import MOST_RANKS, Layout
 from paralab.layout.strategies import ALIASES, STRATEGIES
-from paralab.models import FORMS, NAMES, Norm, known
+from paralab.models import FORMS, NAMES, Norm, Residual, known
 from paralab.options.choices import (
     CONVEX_METHODS,
     Backend,
@@ -113,6 +113,14 @@ class RunConfig:
         group=MODEL,
         choices=get_args(Norm),
         unset="syncbatch",
+    )
+    residual: Residual | None = option(
+        None,
+        "Residual connections, by which the input of a block is added to its output (image models)",
+        group=MODEL,
+        choices=get_args(Residual),
+        aliases={"true": "on", "false": "off"},  # what YAML makes of on and off
+        unset="on",
     )
     seed: int = option(0, "Seed of the initial weights, of shuffling and of noise", group=MODEL, at_least=0)
 

@@ -110,6 +110,7 @@ class Work:
             "data": self.run.data or self.spec.data(self.model_config),
             "seq_len": getattr(self.model_config, "seq_len", None),
             "norm": getattr(self.model_config, "norm", None),
+            "residual": getattr(self.model_config, "residual", None),
             "tokenizer": getattr(self.model_config, "tokenizer", None),
             "threads": self.run.threads or default_threads(here),
             "backend": backend if self.layout.world_size > 1 else None,
@@ -313,6 +314,7 @@ def _model_config(run: RunConfig, spec: ModelSpec[C], size: str) -> C:
         "seq_len": run.seq_len,
         "n_classes": run.n_classes,
         "norm": run.norm,
+        "residual": run.residual,
         "channels_last": run.channels_last or None,
     }
     for name, value in wanted.items():

@@ -46,6 +46,7 @@ CHANGES: dict[int, Change] = {
     24: Change(added=("until_loss", "steps_to_loss", "samples_to_loss", "time_to_loss_s")),
     25: Change(added=("epochs_requested", "epochs")),
     26: Change(added=("optimizer_8bit_share",)),
+    27: Change(added=("residual",)),
 }
 RENAMED = {old: new for number in sorted(CHANGES) for old, new in CHANGES[number].renamed.items()}
 SCHEMA = max(CHANGES, default=COUNTED_FROM)

@@ -70,6 +70,7 @@ def describe(work: Work, requested: Requested, rank: Rank, device: torch.device)
         "image_size_px": getattr(config, "image_size", None),
         "n_classes": getattr(config, "n_classes", None),
         "norm": getattr(config, "norm", None),
+        "residual": getattr(config, "residual", None),
         "micro_batch_size": work.division.micro_batch_size,
         "accumulation": run.accumulation,
         "global_batch_size": work.division.global_batch_size,

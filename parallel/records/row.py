@@ -123,6 +123,7 @@ class RunRecord:
     image_size_px: int | None = column("Height and width of an image")
     n_classes: int | None = column("Number of classes of a model of labelled images")
     norm: str | None = column("Normalisation layers, of a model that has a choice")
+    residual: str | None = column("Residual connections, of a model that has a choice: on or off")
     micro_batch_size: int | None = column("Samples in one forward pass of one rank")
     accumulation: int | None = column("Backward passes per optimizer step")
     global_batch_size: int | None = column("Samples per optimizer step, over all processes")

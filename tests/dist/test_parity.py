@@ -307,6 +307,11 @@ def test_norms(workers: WorkerPool, norm: str, layout: str) -> None:
     check_exactly(workers, "resnet", layout, norm=norm)
 
 
+@pytest.mark.parametrize("layout", ["dp4/zero3", "tp2", "dp2.tp2.pp2/mb2"])
+def test_a_network_without_residual_connections(workers: WorkerPool, layout: str) -> None:
+    check_exactly(workers, "resnet", layout, residual="off")
+
+
 # A split backward stores weight gradients in the memory format that the kernels made.
 @pytest.mark.parametrize("norm", ["syncbatch", "group"])
 @pytest.mark.parametrize("layout", ["tp2", "pp2/zbv/mb2", "dp2.tp2.pp2/zero3/zero-bubble/mb2"])

@@ -10,8 +10,9 @@ from torch.distributed.pipelining._backward import stage_backward_input, stage_b
 from torch.testing import assert_close
 from torch.utils.flop_counter import FlopCounterMode
 
+from paralab.errors import ConfigError
 from paralab.models.norms import BatchNorm2d, SyncBatchNorm2d
-from paralab.models.resnet import SIZES, SPEC, ResNet, ResNetConfig, init
+from paralab.models.resnet import SIZES, SPEC, BasicBlock, ResNet, ResNetConfig, block_shapes, init
 from paralab.options.config import RunConfig
 from paralab.planning.resolve import resolve
 from tests.unit.thread_ranks import ThreadRanks
@@ -256,3 +257,30 @@ def test_norm_none_is_no_norm_and_not_the_default() -> None:
     norms = sum(p.numel() for name, p in usual.new_model().named_parameters() if "norm" in name)
     assert norms > 0 and without.n_parameters == usual.n_parameters - norms
     assert RunConfig(model="resnet", data="none").data is None, "elsewhere none leaves an option open"
+
+
+@pytest.mark.parametrize("size", ["tiny", "50"])
+def test_without_residual_connections_a_block_is_its_convolutions(size: str) -> None:
+    plain, usual = replace(SIZES[size], residual="off"), SIZES[size]
+    with torch.device("meta"):
+        names = [{name for name, _ in ResNet(config).named_parameters()} for config in (plain, usual)]
+    assert names[0] < names[1] and all("shortcut" in name for name in names[1] - names[0])
+    assert SPEC.flops_of(plain).per_sample < SPEC.flops_of(usual).per_sample
+
+
+def test_a_plain_block_hides_its_input_behind_zero_weights() -> None:
+    x = torch.rand(2, 8, 6, 6)
+    shape = block_shapes(SIZES["tiny"])[0]
+    shape = shape._replace(channels_in=8, width=8, stride=1)
+    for residual in ("on", "off"):
+        block = BasicBlock(replace(SIZES["tiny"], residual=residual, norm="none"), shape)
+        nn.init.zeros_(block.conv2.weight)
+        assert torch.equal(block(x), x if residual == "on" else torch.zeros_like(x))
+
+
+def test_residual_off_is_read_from_flags_and_yaml_and_refused_elsewhere() -> None:
+    run = RunConfig.from_dict({"model": "resnet", "size": "tiny", "residual": False, "strategy": "single"})
+    assert run.residual == "off" and RunConfig.from_dict(run.to_dict()).residual == "off"
+    assert not any("shortcut" in name for name, _ in resolve(run).new_model().named_parameters())
+    with pytest.raises(ConfigError, match="--residual does not apply to gpt2 tiny"):
+        resolve(RunConfig(model="gpt2", size="tiny", residual="off", strategy="single"))

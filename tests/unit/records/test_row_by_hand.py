@@ -397,6 +397,7 @@ DESCRIBED: dict[str, Any] = {
     "image_size_px": None,
     "n_classes": None,
     "norm": None,
+    "residual": None,
     "micro_batch_size": 2,
     "accumulation": 2,
     "global_batch_size": 16,
