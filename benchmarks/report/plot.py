@@ -173,7 +173,8 @@ def curves(folders: Sequence[Path]) -> Panels:
 def _curves(folders: Sequence[Path]) -> list[Curve]:
     """Return the losses of runs, the first of which is what the others are compared with."""
     names = [_label(folder) for folder in folders]
-    labels = [f"{name} ({folder.name})" if names.count(name) > 1 else name
+    alike = len(folders) > 1 and len(set(names)) == 1
+    labels = [folder.name if alike else f"{name} ({folder.name})" if names.count(name) > 1 else name
               for name, folder in zip(names, folders, strict=True)]  # fmt: skip
     strategies = [_config(folder).get("strategy") for folder in folders]
     looks = palette.of_strategies(zip(labels, strategies, strict=True))

@@ -136,6 +136,7 @@ STRATEGIES = {
     "2d": Look("red", marker="cross"),
     "3d": Look("grey", marker="cross"),
 }
+VARIANTS = ("blue", "orange", "teal", "violet", "pink", "olive", "brown", "green")  # of one strategy, where it is alone
 UNNAMED = Look("grey", marker="circle")  # a layout that no strategy has
 # sets whose members stand in one drawing, and the least distance of two of their colours: CIEDE2000, for each vision
 TOGETHER: Mapping[str, tuple[Mapping[str, Look], float]] = {
@@ -151,19 +152,22 @@ TOGETHER: Mapping[str, tuple[Mapping[str, Look], float]] = {
 def of_strategies(labels: Iterable[tuple[str, str | None]]) -> dict[str, Look]:
     """Return how each label is drawn. labels: (label, its strategy).
 
-    A strategy has its colour wherever it stands; a second variant of it has another marker, dashes and a label.
+    A strategy has its colour wherever others stand beside it; a second variant of it has another marker, dashes and a
+    label. Where all are of one strategy, it is the variants that colours tell apart.
     """
-    looks: dict[str, Look] = {}
+    of = dict(labels)
+    if len(of) > 1 and len(set(of.values())) == 1:
+        looks = (Look(VARIANTS[n % len(VARIANTS)], marker=MARKERS[n % len(MARKERS)]) for n in range(len(of)))
+        return dict(zip(of, looks, strict=True))
+    found: dict[str, Look] = {}
     seen: dict[str, int] = {}
-    for label, strategy in labels:
-        if label in looks:
-            continue
+    for label, strategy in of.items():
         look = STRATEGIES.get(strategy or "", UNNAMED)
         again = seen.get(look.colour, 0)
         seen[look.colour] = again + 1
         place = MARKERS.index(look.marker) + again
-        looks[label] = replace(look, marker=MARKERS[place % len(MARKERS)], dashed=again > 0)
-    return looks
+        found[label] = replace(look, marker=MARKERS[place % len(MARKERS)], dashed=again > 0)
+    return found
 
 
 def variables() -> str:

@@ -137,6 +137,14 @@ def test_a_strategy_looks_the_same_whatever_stands_beside_it() -> None:
     assert many["dp2/tp2"] == palette.UNNAMED
 
 
+def test_variants_of_the_only_strategy_are_told_apart_by_colour() -> None:
+    looks = palette.of_strategies((name, "ddp") for name in ("usual", "plain", "no norm"))
+    assert len({look.colour for look in looks.values()}) == 3 and not any(look.dashed for look in looks.values())
+    assert set(palette.VARIANTS) <= {look.colour for look in palette.STRATEGIES.values()}, (
+        "told apart by the test above"
+    )
+
+
 def test_a_picture_alone_has_the_colours_of_light_paper() -> None:
     assert "var(" not in style.on_paper()
     assert style.of("rect", ["fill", "c-blue"])["fill"] == palette.COLOURS["blue"].light

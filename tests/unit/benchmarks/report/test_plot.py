@@ -166,7 +166,7 @@ def test_one_run_has_no_panel_below(tmp_path: Path) -> None:
     second = trained(tmp_path / "c", [3.0, 2.5], strategy="ddp")
     (first, of_bob), (below, nothing) = plot.curves([one, other, second])
     assert first and of_bob and below and nothing is None
-    assert below.title == "Loss: difference from ddp dp2 (a)"
+    assert below.title == "Loss: difference from a"
 
 
 def test_a_cut_last_line_of_validation_is_passed_over_and_said(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
