@@ -92,7 +92,7 @@ def _beside(by_series: Measured, folder: Path) -> str:
     if not cores:
         return ""
     return (
-        f" The machine did other work as well: beside a run other programs took {median(cores):.1f} cores (median), "
+        f" Beside a run, other programs of the machine took {median(cores):.1f} cores (median), "
         f"{min(cores):.1f} to {max(cores):.1f}."
     )
 
