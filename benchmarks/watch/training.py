@@ -16,7 +16,7 @@ from paralab.records.reading import read
 from paralab.records.tail import Tail
 from paralab.training.goodput import RunProgress, read_progress
 from paralab.training.lock import FILE as LOCK
-from paralab.training.options import config_file, rows_file
+from paralab.training.options import config_file, rows_file, usage_file
 
 _RECENT = 20  # steps whose mean says how fast it goes
 _SILENT_S = 60.0  # after which a run of another machine counts as silent
@@ -77,14 +77,17 @@ class TrainingFiles:
             raise DataError(f"{folder} holds no training run: give the folder of --out, or the CSV file of a sweep")
         self.folder = folder
         self.logs: dict[int, Tail] = {}
+        self.usage: dict[int, Tail] = {}
         self.validation = Tail(folder / "validation.jsonl")
 
     def look(self) -> TrainingView:
         """Return the run as it is now."""
         for path in (self.folder / "log").glob("rank*.jsonl"):
             if number := re.fullmatch(r"rank(\d+)\.jsonl", path.name):
-                self.logs.setdefault(int(number[1]), Tail(path))
-        for log in (*self.logs.values(), self.validation):
+                rank = int(number[1])
+                self.logs.setdefault(rank, Tail(path))
+                self.usage.setdefault(rank, Tail(usage_file(self.folder, rank)))
+        for log in (*self.logs.values(), *self.usage.values(), self.validation):
             log.follow()
         options, far = _options(config_file(self.folder)), read_progress(self.folder)
         logs = {rank: log for rank, log in sorted(self.logs.items()) if far is None or rank < far.processes}
@@ -106,7 +109,7 @@ class TrainingFiles:
             step_time_s=step_time_s,
             samples_per_s=_over(_number(last, "samples"), step_time_s),
             restarts=far.restarts if far else 0,
-            ranks=[_rank_view(rank, log) for rank, log in logs.items()],
+            ranks=[_rank_view(rank, log, self.usage[rank]) for rank, log in logs.items()],
         )
 
     def _status(self, far: RunProgress | None) -> tuple[str, str]:
@@ -179,11 +182,11 @@ def _losses(records: Sequence[dict[str, Any]], of: str, add: int) -> list[tuple[
     return [(step + add, loss) for step, loss in found if isinstance(step, int) and loss is not None]
 
 
-def _rank_view(rank: int, log: Tail) -> RankView:
+def _rank_view(rank: int, log: Tail, usage: Tail) -> RankView:
     recent = _steps(log)
     taken_s = _mean([_number(step, "step_time_s") for step in recent[-_RECENT:]])
     waited_s = _mean([_number(step, "data_wait_s") for step in recent[-_RECENT:]])
-    memory = [bytes_ for bytes_ in map(_memory_bytes, log.records) if bytes_]
+    memory = [bytes_ for bytes_ in map(_memory_bytes, usage.records) if bytes_]
     return RankView(
         rank=rank,
         steps=len(recent),

@@ -49,7 +49,7 @@ from paralab.training.evaluate import Evaluator, Validation
 from paralab.training.goodput import Pulse, read_progress
 from paralab.training.layers import LayerLog
 from paralab.training.lock import FolderLock
-from paralab.training.options import IN_FOLDER, SET_ASIDE, TrainConfig, config_file, log_file, rows_file
+from paralab.training.options import IN_FOLDER, SET_ASIDE, TrainConfig, config_file, log_file, rows_file, usage_file
 from paralab.training.screen import Metrics, open_screen
 from paralab.training.usage import Meter, Used, used_by_all
 from paralab.weights.start_from import start_from
@@ -120,6 +120,7 @@ class Training:
         self.screen = open_screen(self.folder, work.run, shown=rank.is_main)
         self.log_file = log_file(self.folder, rank.rank)
         self.log: LogWriter
+        self.usage_log: LogWriter
         device_peak(mesh.device, DTYPES[work.run.precision])  # measured now where it is, and not between steps
         self.has_mfu = rank.is_main
         self.epochs_saved = epochs.saved_at(work)
@@ -163,6 +164,7 @@ class Training:
             self._steps()
             self._end()
         self.log.close()
+        self.usage_log.close()
         if self.pulse is not None:
             self.pulse.end()
         return self.outcome
@@ -180,6 +182,7 @@ class Training:
             facts = checkpoint.read_facts(best)
             self.outcome.best, self.outcome.best_step = Validation(0, facts.metric or math.inf), facts.step
         self.log = self._open_log()
+        self.usage_log = StepLog(usage_file(self.folder, self.rank.rank))
         if self.is_main:
             self.pulse = pulse = self._open_pulse()
             if self.rank.launch is None or not pulse.now.restarts:  # on fewer nodes it is divided otherwise
@@ -202,7 +205,7 @@ class Training:
     def _open_log(self) -> StepLog:
         """Open the log of this rank, free of steps that an earlier start took and this one takes again."""
         step, aside = self.outcome.step, self.log_file.parent / SET_ASIDE
-        files = [(self.log_file, step)]
+        files = [(self.log_file, step), (usage_file(self.folder, self.rank.rank), step)]
         if self.is_main:
             ranks = self.work.layout.world_size
             files += [(file, step) for rank, file in _logs(self.log_file.parent) if rank >= ranks]
@@ -273,7 +276,7 @@ class Training:
     def _end(self) -> None:
         """Evaluate once more unless a signal is waiting, save, and say where everything is."""
         outcome = self.outcome
-        if record := self.meter.read(outcome.step - 1, log=self.log, is_last=True):
+        if record := self.meter.read(outcome.step - 1, log=self.usage_log, is_last=True):
             self.screen.used(record)
         if outcome.steps and not outcome.stopped_by and self.evaluated_at != outcome.step:
             self._goes_on_after_evaluation()
@@ -326,7 +329,7 @@ class Interval:
         outcome, first = training.outcome, training.outcome.step - len(self.results)
         losses, norms = torch.stack([torch.stack([x.loss, x.grad_norm]) for x in self.results]).T.tolist()
         taken_s = time.perf_counter() - self.began_s
-        if record := training.meter.read(outcome.step - 1, log=training.log):
+        if record := training.meter.read(outcome.step - 1, log=training.usage_log):
             training.screen.used(record)
         for step, loss, norm, wait_s in zip(count(first), losses, norms, self.waits_s, strict=False):
             training.progress.step = step
@@ -350,7 +353,7 @@ class Interval:
         outcome.waits_s += sum(self.waits_s)
         training.layers.write(training.log if training.is_main else None)  # they are equal on all ranks
         on_device, in_process = memory.device_peak_bytes(training.mesh.device)[0], memory.process_peak_bytes()
-        training.log.write(
+        training.usage_log.write(
             MemoryRecord(rank=training.rank.rank, process_peak_bytes=in_process, device_peak_bytes=on_device)
         )
         used_bytes, waits_s = _largest(training.mesh, [float(on_device or in_process or 0), sum(self.waits_s)])

@@ -186,5 +186,10 @@ def log_file(folder: str | os.PathLike, rank: int) -> Path:
     return Path(folder) / "log" / f"rank{rank}.jsonl"
 
 
+def usage_file(folder: str | os.PathLike, rank: int) -> Path:
+    """Return where a rank keeps what its steps used: apart from its log, which has a line for each step."""
+    return Path(folder) / "log" / f"usage-rank{rank}.jsonl"
+
+
 def config_file(folder: str | os.PathLike) -> Path:
     return Path(folder) / "config.toml"

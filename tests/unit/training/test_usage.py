@@ -27,7 +27,7 @@ def test_a_run_says_what_its_steps_used_without_evaluation(
     monkeypatch.setattr(Evaluator, "__call__", slowly)
     monkeypatch.setattr(usage, "LEAST_S", 0.0)  # a record for each line
     assert train.main([*QUICK, "--eval-every", "3", "--save-every", "4", "--out", str(tmp_path)]) == 0
-    log = read_log(tmp_path / "log" / "rank0.jsonl")
+    log = read_log(tmp_path / "log" / "usage-rank0.jsonl")
     found = [x for x in log if isinstance(x, TelemetryRecord)]
     assert [(x.step, x.steps) for x in found] == [(1, 1), (2, 1), (3, 1), (5, 2), (7, 2), (8, 1)], "without step 0"
     steps_s = sum(x.step_time_s or 0.0 for x in log if isinstance(x, StepRecord))
@@ -43,7 +43,7 @@ def test_a_run_says_what_its_steps_used_without_evaluation(
 
 def test_short_intervals_share_a_record_and_the_last_one_is_written(tmp_path: Path) -> None:
     assert train.main([*QUICK, "--steps", "5", "--out", str(tmp_path)]) == 0
-    found = [x for x in read_log(tmp_path / "log" / "rank0.jsonl") if isinstance(x, TelemetryRecord)]
+    found = [x for x in read_log(tmp_path / "log" / "usage-rank0.jsonl") if isinstance(x, TelemetryRecord)]
     assert sum(x.steps for x in found) == 4 and found[-1].step == 4
     assert all(x.window_s >= usage.LEAST_S for x in found[:-1])
 

@@ -22,7 +22,7 @@ from paralab.records.sweep_progress import SweepProgress, progress_path
 from paralab.records.writing import append
 from paralab.training.goodput import Pulse
 from paralab.training.lock import FILE, FolderLock
-from paralab.training.options import log_file, rows_file
+from paralab.training.options import log_file, rows_file, usage_file
 from tests.unit.synthetic_runs import run
 
 CONFIG = 'model = "gpt2"\nsize = "nano"\nlayout = "dp2"\nsteps = 40\nwarmup = 0\nglobal_batch_size = 16\n'
@@ -39,8 +39,10 @@ def folder(tmp_path: Path) -> Path:
         log = StepLog(log_file(folder, rank))
         for step in range(8):
             log.write(StepRecord(step=step, loss=5.0 - step / 2, step_time_s=0.5, data_wait_s=0.1 * rank, samples=16))
-        log.write(MemoryRecord(rank=rank, process_peak_bytes=(100 + rank) * 2**20))
         log.close()
+        usage = StepLog(usage_file(folder, rank))
+        usage.write(MemoryRecord(rank=rank, process_peak_bytes=(100 + rank) * 2**20))
+        usage.close()
     for step in range(10):
         pulse.step_done(step + 1)
     (folder / "validation.jsonl").write_text('{"step": 8, "loss": 4.25}\n')
