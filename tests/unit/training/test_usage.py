@@ -1,5 +1,6 @@
 """What a training run says of the processors and the memory that it uses."""
 
+import shutil
 import time
 from pathlib import Path
 
@@ -30,7 +31,9 @@ def test_a_run_says_what_its_steps_used_without_evaluation(
     log = read_log(tmp_path / "log" / "usage-rank0.jsonl")
     found = [x for x in log if isinstance(x, TelemetryRecord)]
     assert [(x.step, x.steps) for x in found] == [(1, 1), (2, 1), (3, 1), (5, 2), (7, 2), (8, 1)], "without step 0"
-    steps_s = sum(x.step_time_s or 0.0 for x in log if isinstance(x, StepRecord))
+    steps = read_log(tmp_path / "log" / "rank0.jsonl")
+    assert len(steps) == 9, "a line for each step, and no other"
+    steps_s = sum(x.step_time_s or 0.0 for x in steps if isinstance(x, StepRecord))
     assert sum(x.window_s for x in found) < steps_s + 0.5, "three evaluations of a second each are left out"
     (row,) = read(tmp_path / "runs.csv")
     assert row.cpu_utilisation_mean_share is not None and 0 < row.cpu_utilisation_mean_share <= 1.1
@@ -46,6 +49,12 @@ def test_short_intervals_share_a_record_and_the_last_one_is_written(tmp_path: Pa
     found = [x for x in read_log(tmp_path / "log" / "usage-rank0.jsonl") if isinstance(x, TelemetryRecord)]
     assert sum(x.steps for x in found) == 4 and found[-1].step == 4
     assert all(x.window_s >= usage.LEAST_S for x in found[:-1])
+    for checkpoint in tmp_path.glob("step-*"):
+        shutil.rmtree(checkpoint)
+    (tmp_path / "latest").unlink()
+    assert train.main([*QUICK, "--steps", "5", "--out", str(tmp_path)]) == 0  # begun anew: what was before is set aside
+    again = [x for x in read_log(tmp_path / "log" / "usage-rank0.jsonl") if isinstance(x, TelemetryRecord)]
+    assert sum(x.steps for x in again) == 4
 
 
 def test_the_line_at_the_end_of_a_run_on_gpus() -> None:
