@@ -23,6 +23,7 @@ FLOORS = (
     "benchmarks.claims",
     "benchmarks.planner",
     "benchmarks.sends_less",
+    "benchmarks.watch",
     "benchmarks",
     "benchmarks.report",
     "commands",
@@ -118,7 +119,7 @@ FLOW = (
             "parallel/running/task.py:on_rank",
             "parallel/processes/mesh.py:make_mesh",
         ),
-        "`Mesh`: the ranks as a grid of pipeline, data and tensor axes",
+        "`Mesh`: the ranks as a grid with the dims of the axes that the layout uses",
     ),
     Stage(
         "an engine is built (before that, parity builds one of its own and one for the reference)",

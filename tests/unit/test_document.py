@@ -19,7 +19,8 @@ from paralab.records.row import GROUPS, RunRecord
 
 ROOT = Path(__file__).resolve().parents[2]
 DOCS = ROOT / "docs"
-_FOLDERS = "(?:parallel|models|benchmarks|tests|docs|ds_configs)"
+FOLDERS = ("parallel", "models", "benchmarks", "tests", "docs", "ds_configs")
+_FOLDERS = f"(?:{'|'.join(FOLDERS)})"
 
 
 # Of the pictures of strategies those that differ most: all are made by the same code, and take a second each.
@@ -126,6 +127,19 @@ def test_every_path_and_module_that_is_named_is_there() -> None:
             assert path.exists(), f"{page.relative_to(ROOT)} names {path}, which is not there"
         for name in re.findall(rf"`({_FOLDERS}(?:\.\w+)+)`", text):
             assert _is_there(name), f"{page.relative_to(ROOT)} names {name}, which is not there"
+
+
+def test_every_file_that_a_page_names_by_its_end_is_there() -> None:
+    """`data/zero.py` is that of an axis; what users have and what runs write is listed here."""
+    theirs = {"my_model.py", "tokenizer.json", "tokenizer_config.json", "vocab.json", "config.json", "NAME_hf.py"}
+    written = {"facts.json", "in-use.json", "manifest.json", "progress.json"}
+    inside = [path for folder in (*FOLDERS, "examples") for path in (ROOT / folder).rglob("*")]
+    known = {path.relative_to(ROOT).as_posix() for path in (*inside, *ROOT.glob("*"))}
+    pages = [ROOT / "CONTRIBUTING.md", ROOT / "tests" / "README.md", *DOCS.rglob("*.md")]
+    for page in pages:
+        for name in re.findall(r"`((?:\w+/)*[\w-]+\.(?:py|js|css|html|json|cfg|toml|sh))`", page.read_text("utf-8")):
+            found = name in theirs | written or any(f"/{path}".endswith(f"/{name}") for path in known)
+            assert found, f"{page.relative_to(ROOT)} names {name}, which is not there"
 
 
 def _is_there(name: str) -> bool:
