@@ -18,8 +18,9 @@ from pathlib import Path
 
 import numpy as np
 
+from paralab.benchmarks.report.comparing import compare_files
+from paralab.benchmarks.report.comparison import Comparison
 from paralab.benchmarks.report.metrics import METRICS
-from paralab.benchmarks.report.verdict import Comparison, compare_files
 from paralab.errors import ConfigError, DataError, ParalabError
 from paralab.options.config import RunConfig, changed
 from paralab.options.flags import resolve as read_config

@@ -5,8 +5,10 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from paralab.benchmarks.claims.series import Options
+from paralab.benchmarks.report.comparison import Comparison
+from paralab.benchmarks.report.families import Family
 from paralab.benchmarks.report.metrics import METRICS
-from paralab.benchmarks.report.verdict import Comparison, Family, Variant
+from paralab.benchmarks.report.variants import Variant
 from paralab.records.row import RunRecord
 
 Verdict = Literal[

@@ -183,7 +183,7 @@ FLOW = (
         (
             "benchmarks/report/compare.py:main",
             "benchmarks/report/sources.py:load",
-            "benchmarks/report/verdict.py:compare_files",
+            "benchmarks/report/comparing.py:compare_files",
         ),
         "a verdict, or that there is too little evidence for one",
     ),

@@ -20,17 +20,12 @@ from dataclasses import asdict, fields, replace
 from pathlib import Path
 
 from paralab.benchmarks.report import explain
+from paralab.benchmarks.report.comparing import compare_column, compare_files
+from paralab.benchmarks.report.comparison import DIFFERENT, Comparison
+from paralab.benchmarks.report.evidence import LEVEL
 from paralab.benchmarks.report.metrics import METRICS, MOST_ASKED, Metric, metric_of
+from paralab.benchmarks.report.outcome import NOT_COMPARABLE, Outcome
 from paralab.benchmarks.report.sources import Source, load
-from paralab.benchmarks.report.verdict import (
-    DIFFERENT,
-    LEVEL,
-    NOT_COMPARABLE,
-    Comparison,
-    Outcome,
-    compare_column,
-    compare_files,
-)
 from paralab.benchmarks.report.work import amount
 from paralab.errors import ParalabError, UsageError
 from paralab.options.arguments import Parser

@@ -4,8 +4,11 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
 from paralab.benchmarks.report import work
+from paralab.benchmarks.report.comparison import Comparison
+from paralab.benchmarks.report.families import families
 from paralab.benchmarks.report.metrics import METRICS, Metric
-from paralab.benchmarks.report.verdict import Comparison, Outcome, Variant, families, variants
+from paralab.benchmarks.report.outcome import Outcome
+from paralab.benchmarks.report.variants import Variant, variants
 from paralab.benchmarks.report.work import WORK
 from paralab.records.row import RunRecord
 

@@ -11,10 +11,11 @@ from dataclasses import asdict, dataclass
 from itertools import accumulate
 
 from paralab.benchmarks.report import stats
+from paralab.benchmarks.report.families import Family
 from paralab.benchmarks.report.metrics import METRICS
 from paralab.benchmarks.report.slowest import LOOKS, name_of, parts_s
 from paralab.benchmarks.report.units import milliseconds
-from paralab.benchmarks.report.verdict import Family, Variant
+from paralab.benchmarks.report.variants import Variant
 from paralab.pages import charts
 from paralab.pages.page import Chart
 from paralab.pages.palette import UNNAMED

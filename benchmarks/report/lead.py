@@ -3,8 +3,8 @@
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
+from paralab.benchmarks.report.comparison import Comparison
 from paralab.benchmarks.report.sections import Piece
-from paralab.benchmarks.report.verdict import Comparison
 from paralab.pages.page import Chart
 
 _UNDECIDED = ("insufficient", "not interleaved", "not enough evidence")

@@ -8,10 +8,13 @@ from functools import cached_property
 from pathlib import Path
 
 from paralab.benchmarks.report import figures, stats, work
+from paralab.benchmarks.report.caveats import parity_failures
+from paralab.benchmarks.report.comparison import Comparison
 from paralab.benchmarks.report.explain import Explanation, explain
+from paralab.benchmarks.report.families import Family, families
 from paralab.benchmarks.report.metrics import METRICS
 from paralab.benchmarks.report.sources import Source
-from paralab.benchmarks.report.verdict import Comparison, Family, Variant, families, parity_failures, variants
+from paralab.benchmarks.report.variants import Variant, variants
 from paralab.benchmarks.report.work import ENVIRONMENT, HARDWARE, WORK, Column, amount, show, value
 from paralab.errors import DataError
 from paralab.pages.page import Chart

@@ -9,10 +9,13 @@ import pytest
 
 from paralab.benchmarks.report import stats
 from paralab.benchmarks.report.compare import main
+from paralab.benchmarks.report.comparing import compare_column, compare_files
+from paralab.benchmarks.report.families import families
 from paralab.benchmarks.report.metrics import METRICS
+from paralab.benchmarks.report.outcome import gate
 from paralab.benchmarks.report.sections import pieces
 from paralab.benchmarks.report.sources import file_labels, load
-from paralab.benchmarks.report.verdict import compare_column, compare_files, families, gate, variants
+from paralab.benchmarks.report.variants import variants
 from paralab.records.proven import parity_words
 from paralab.records.writing import append
 from tests.unit.synthetic_runs import interleaved, run, runs

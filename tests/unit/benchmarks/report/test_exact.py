@@ -7,8 +7,8 @@ import pytest
 
 from paralab.benchmarks.report import exact
 from paralab.benchmarks.report.compare import main
+from paralab.benchmarks.report.comparing import compare_files
 from paralab.benchmarks.report.metrics import METRICS
-from paralab.benchmarks.report.verdict import compare_files
 from paralab.records.schema import header
 from paralab.records.writing import append
 from tests.unit.synthetic_runs import run

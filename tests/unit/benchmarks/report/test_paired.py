@@ -8,9 +8,10 @@ from scipy import stats as scipy_stats
 
 from paralab.benchmarks.report import evidence
 from paralab.benchmarks.report.compare import main
+from paralab.benchmarks.report.comparing import compare_column, compare_files
 from paralab.benchmarks.report.metrics import METRICS
+from paralab.benchmarks.report.outcome import gate
 from paralab.benchmarks.report.paired import Pairs, least_pairs, pair_up
-from paralab.benchmarks.report.verdict import compare_column, compare_files, gate
 from paralab.records.writing import append
 from tests.unit.synthetic_runs import run
 

@@ -5,8 +5,9 @@ import pytest
 from paralab.benchmarks.case import run_case
 from paralab.benchmarks.report import to_loss
 from paralab.benchmarks.report.compare import main
+from paralab.benchmarks.report.comparing import compare_files
 from paralab.benchmarks.report.metrics import METRICS
-from paralab.benchmarks.report.verdict import compare_files, gate
+from paralab.benchmarks.report.outcome import gate
 from paralab.benchmarks.run_start import summary
 from paralab.options.config import RunConfig
 from paralab.planning.resolve import resolve
