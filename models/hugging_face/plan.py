@@ -54,8 +54,13 @@ def divides(theirs: Any, plan: Mapping[str, Style]) -> dict[str, int]:
 def _their_plan(theirs: Any, prefix: str, modules: Mapping[str, Any]) -> dict[str, str]:
     """Return their plan: pattern of a module's full name -> their word. Patterns that match nothing are left out."""
     plan = getattr(theirs, "base_model_tp_plan", None) or {}
-    named = {f"{prefix}.{pattern}": word for pattern, word in plan.items()}
+    named = {f"{prefix}.{pattern}": word for pattern, word in plan.items() if not _is_embedding(pattern, word)}
     return {at: word for at, word in named.items() if any(fnmatchcase(name, at) for name in modules)}
+
+
+def _is_embedding(pattern: str, word: str) -> bool:
+    """Whether an entry is of the embedding before the blocks, which stays whole here. Within blocks it is a layer."""
+    return word == "embedding_rowwise" and "*" not in pattern
 
 
 def _known(plan: Mapping[str, str]) -> dict[str, str]:

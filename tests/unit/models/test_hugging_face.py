@@ -126,6 +126,18 @@ def test_a_gradient_that_a_stage_loses_is_seen(tmp_path: Path, monkeypatch: pyte
     assert "another gradient of model." in proof.stage_problem(config, lambda c: block_names(c))
 
 
+def test_an_embedding_stays_whole_where_their_plan_splits_it_and_one_within_a_block_is_not_known(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = made("llama", tmp_path).config()
+    today = tensor_plan(config)
+    plan = dict(type(config.theirs).base_model_tp_plan, embed_tokens="embedding_rowwise")  # transformers from 5.24 on
+    monkeypatch.setattr(type(config.theirs), "base_model_tp_plan", plan)
+    assert tensor_plan(config) == today
+    monkeypatch.setitem(plan, "layers.*.mlp", "embedding_rowwise")
+    assert "model.layers.*.mlp as 'embedding_rowwise', which is not done here" in cannot(config, "tp")
+
+
 @pytest.mark.parametrize(
     ("name", "changes", "problem"),
     [
