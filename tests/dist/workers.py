@@ -106,7 +106,9 @@ def share_one_device() -> None:
     resource.setrlimit(resource.RLIMIT_NOFILE, (most_files, most_files))
     create, device = dist.ProcessGroupGloo.__init__, dist.ProcessGroupGloo.create_default_device()
 
-    def __init__(group: dist.ProcessGroupGloo, store: dist.Store, rank: int, size: int, timeout: timedelta) -> None:
+    def __init__(
+        group: dist.ProcessGroupGloo, store: dist.Store, rank: int, size: int, timeout: timedelta, **_: bool
+    ) -> None:  # torch 2.14 passes a further argument, which says that the group keeps its ranks
         options = dist.ProcessGroupGloo._Options()
         options._devices, options._timeout = [device], timeout
         create(group, store, rank, size, options)
