@@ -62,7 +62,8 @@ def _layers(run: OverheadConfig, engine: Engine, folder: Path) -> Iterator[Aroun
     def around(step: int) -> Iterator[None]:
         with measured.around(step):
             yield
-        measured.write(log)
+        for record in measured.take():
+            log.write(record)
 
     yield around
     log.close()

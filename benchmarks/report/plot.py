@@ -3,21 +3,24 @@
     paralab plot runs/bench.csv --out results.svg
     paralab plot runs/alice-ddp runs/alice-zero3 --out curves.svg
     paralab plot --layers runs/alice --out layers.png
+    paralab plot --filters runs/digits --out filters.png
 
 Result files (.csv) become dots, one per run: throughput by strategy, in a panel for each model of a file. Folders of
 paralab train become curves: the loss of every run over its steps, points for held-out losses, and below them how far
-each run is from the first. Drawn as `paralab report` draws; .png and .pdf need matplotlib.
+each run is from the first. --layers and --filters draw what is inside one network as it trains. Drawn as
+`paralab report` draws; .png and .pdf need matplotlib.
 """
 
 import json
 import sys
 import warnings
+from argparse import Namespace
 from collections.abc import Sequence
 from itertools import groupby
 from pathlib import Path
 from typing import Any
 
-from paralab.benchmarks.report import layers, stats
+from paralab.benchmarks.report import filters, layers, stats
 from paralab.benchmarks.report.figures import spread_caption
 from paralab.benchmarks.report.losses import Curve, charts_of
 from paralab.benchmarks.report.sources import Source
@@ -56,10 +59,11 @@ def main(argv: Sequence[str]) -> int:
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         form = options.out.suffix.lower().removeprefix(".")
-        picture = layers.picture(options.sources, form) if options.layers else _draw(options.sources, form)
+        drawn = picture(_charts(options), title=f"paralab plot {' '.join(map(str, options.sources))}")
+        content = drawn.encode() if form == "svg" else converted(drawn, form)
     for warning in caught:
         print(f"paralab plot: {one_line(str(warning.message))}", file=sys.stderr)
-    write_whole(options.out, picture)
+    write_whole(options.out, content)
     print(options.out)
     return 0
 
@@ -77,25 +81,35 @@ def parser() -> Parser:
         metavar="FILE",
         help="Picture to write: .svg, .png or .pdf (default: plot.svg)",
     )
-    parser.add_argument(
+    inside = parser.add_mutually_exclusive_group()
+    inside.add_argument(
         "--layers",
         action="store_true",
         help="Draw how the layers of one training run evolve: root mean squares of weights, gradients and updates, of "
-        "a run with --layer-stats-every (needs matplotlib)",
+        "a run with --layer-stats-every",
+    )
+    inside.add_argument(
+        "--filters",
+        action="store_true",
+        help="Draw the filters of the first layer of one training run of resnet or vicreg, and its feature maps of a "
+        f"held-out image: before training and at up to {filters.CHECKPOINTS} of its checkpoints",
     )
     return parser
 
 
-def _draw(sources: Sequence[Path], form: str) -> bytes:
+def _charts(options: Namespace) -> Panels:
+    sources: Sequence[Path] = options.sources
+    if options.layers:
+        return [layers.charts(sources)]
+    if options.filters:
+        return filters.charts(sources)
     folders = [source.is_dir() for source in sources]
     if any(folders) and not all(folders):
         raise UsageError("result files and folders of training do not fit one picture: give one kind")
     for source in sources:
         if not source.exists():
             raise DataError(f"{source} is not there: give a result file or the folder of a training run")
-    rows = curves(sources) if all(folders) else results(sources)
-    drawn = picture(rows, title=f"paralab plot {' '.join(map(str, sources))}")
-    return drawn.encode() if form == "svg" else converted(drawn, form)
+    return curves(sources) if all(folders) else results(sources)
 
 
 def results(files: Sequence[Path]) -> Panels:

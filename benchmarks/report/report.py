@@ -14,7 +14,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from paralab.benchmarks.report import machines, sections, stats, tables
+from paralab.benchmarks.report import layers, machines, sections, stats, tables
 from paralab.benchmarks.report.lead import lead
 from paralab.benchmarks.report.scaling import scaling
 from paralab.benchmarks.report.sections import Piece
@@ -82,6 +82,7 @@ def composed(
         "alone": [tables.of_alone(them, kind=kind) for kind, them in tables.by_hardware(lone).items()],
         "machines": machines.of_machines(pieces, prices),
         "scaling": scaling(sources),
+        "layers": layers.of_pieces(pieces),
         "slowest": tables.of_slowest(pieces),
         "failures": tables.of_failures(pieces),
         "every_run": [tables.of_runs(them, kind=kind) for kind, them in tables.by_hardware(pieces).items()],
@@ -113,6 +114,7 @@ def _contents(found: dict[str, Any], pieces: Sequence[Piece]) -> list[tuple[str,
         ("alone", "Done in one way", len(found["lone"])),
         ("machines", "Machines", len(found["machines"])),
         ("scaling", "Scaling", len(found["scaling"])),
+        ("layers", "Layers", len(found["layers"])),
         ("slowest", "Slowest ranks", len(found["slowest"].rows)),
         ("failures", "Failures", len(found["failures"].rows)),
         ("runs", "Every run", sum(len(way.variant.runs) for piece in pieces for way in piece.ways)),

@@ -157,7 +157,7 @@ def _logs(variant: Variant, origin: dict[int, Source]) -> list[LogRecord]:
 def _with_rank(path: Path) -> list[LogRecord]:
     """Return a rank's log; steps are the same on all ranks, so those of rank 0 are enough."""
     rows = read_log(path)
-    return rows if path.name.endswith(".rank0.jsonl") else [row for row in rows if not isinstance(row, StepRecord)]
+    return rows if path.name.endswith("rank0.jsonl") else [row for row in rows if not isinstance(row, StepRecord)]
 
 
 def _parity(piece: Piece) -> list[str]:

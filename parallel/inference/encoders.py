@@ -62,10 +62,11 @@ def pixels_of(samples: Samples) -> Encoded:
     return Encoded(images.double().flatten(1), labels)
 
 
-def untrained(trained: Trained) -> ResNet:
+def untrained(trained: Trained, *, most: int | None = None, at_once: int = _AT_ONCE) -> ResNet:
     """Return the encoder with the values that its training began with, in eval mode.
 
-    Its norms take their statistics from the training images: those that they begin with are of no images.
+    Its norms take their statistics from the training images, or so many of them, in batches of `at_once`: those that
+    they begin with are of no images, and weigh 0.9 to the power of the number of batches at the end.
     """
     work = trained.work
     model = work.new_model().to_empty(device=trained.device)
@@ -73,15 +74,17 @@ def untrained(trained: Trained) -> ResNet:
     first = FirstValues(work.spec, work.model_config, work.run.seed)
     model.load_state_dict({name: first(name, tensor) for name, tensor in model.state_dict().items()})
     with torch.no_grad():
-        for images, _ in _batches(model, samples_of(trained, "train")):
+        for images, _ in _batches(model, samples_of(trained, "train"), most=most, at_once=at_once):
             model.features(images)
     return model.eval()
 
 
-def _batches(model: ResNet, samples: Samples, *, most: int | None = None) -> Iterator[tuple[Tensor, Tensor]]:
+def _batches(
+    model: ResNet, samples: Samples, *, most: int | None = None, at_once: int = _AT_ONCE
+) -> Iterator[tuple[Tensor, Tensor]]:
     """Yield images (rows, channels, size, size) where the model is, in its dtype, and their labels (rows,) int64."""
     like = next(model.parameters())
     count = min(samples.n_samples, most or samples.n_samples)
-    for start in range(0, count, _AT_ONCE):
-        images, labels = samples.load(np.arange(start, min(start + _AT_ONCE, count)))
+    for start in range(0, count, at_once):
+        images, labels = samples.load(np.arange(start, min(start + at_once, count)))
         yield images.to(like), labels

@@ -14,22 +14,11 @@ from paralab.checkpoint.folder import FACTS
 from paralab.errors import DataError, UsageError
 from paralab.layout import Layout
 from paralab.options.config import RunConfig
-from paralab.planning.resolve import Work, resolve
+from paralab.planning.resolve import MODEL_OPTIONS, Work, resolve
 from paralab.processes.rank import Rank
 
 # What says which model it is, and not how it was divided.
-_KEPT = (
-    "model",
-    "size",
-    "data",
-    "seq_len",
-    "norm",
-    "seed",
-    "channels_last",
-    "precision",
-    "tokenizer",
-    "held_out_class",
-)
+_KEPT = ("model", "size", "data", "seed", "precision", "tokenizer", "held_out_class", *MODEL_OPTIONS)
 
 
 @dataclass(frozen=True)

@@ -1,12 +1,18 @@
 """What charts are made of: axes of round numbers, elements of SVG, hatches, markers, legends. All text is escaped."""
 
+from base64 import b64encode
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
+from io import BytesIO
 from math import floor, log10
+from typing import TYPE_CHECKING
 
 from markupsafe import Markup, escape
 
 from paralab.pages.palette import Look
+
+if TYPE_CHECKING:
+    import numpy as np
 
 WIDTH = 420
 LEFT, RIGHT = 56, 14  # margins of a chart with a vertical axis
@@ -196,6 +202,17 @@ def tag(name: str, *children: Markup, cls: str, **attributes: float | str) -> Ma
     """Return an element."""
     given = Markup(" ").join(Markup('{}="{}"').format(key, value) for key, value in attributes.items())
     return Markup('<{0} {1} class="{2}">{3}</{0}>').format(name, given, cls.strip(), Markup("").join(children))
+
+
+def image(x: float, y: float, width: float, height: float, pixels: "np.ndarray") -> Markup:
+    """Return pixels (rows, columns, 3), of bytes, in a rectangle: each with sharp edges."""
+    from PIL import Image
+
+    content = BytesIO()
+    Image.fromarray(pixels).save(content, "png")
+    uri = f"data:image/png;base64,{b64encode(content.getvalue()).decode()}"
+    place = {"x": round(x, 2), "y": round(y, 2), "width": round(width, 2), "height": round(height, 2)}
+    return tag("image", cls="pixels", href=uri, preserveAspectRatio="none", **place)
 
 
 def line(x1: float, y1: float, x2: float, y2: float, cls: str, *children: Markup) -> Markup:

@@ -5,7 +5,7 @@ apart under deuteranopia and protanopia too: `tests/unit/pages/test_palette.py` 
 hatch or a marker.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 # the papers and lines of a page, for pictures that stand alone
@@ -53,6 +53,9 @@ COLOURS = {
     "grey": Colour("#6b625f", "#87968f"),
     "black": Colour("#25292b", "#f5faff"),
 }
+# numbers from zero up, and from below zero through zero: stops at equal distances, on either paper
+MAGNITUDES = ("#f3ecca", "#8cc3a0", "#2f9292", "#165877", "#1c2440")
+SIGNED = ("#123f56", "#165877", "#8fb4c6", "#ffffff", "#f2a67f", "#c84400", "#8a2c00")
 HATCHES = ("", "/", "\\", "x", "|", "-")
 MARKERS = ("circle", "square", "diamond", "up", "down", "cross")
 
@@ -168,6 +171,14 @@ def of_strategies(labels: Iterable[tuple[str, str | None]]) -> dict[str, Look]:
         place = MARKERS.index(look.marker) + again
         found[label] = replace(look, marker=MARKERS[place % len(MARKERS)], dashed=again > 0)
     return found
+
+
+def shade(stops: Sequence[str], share: float) -> str:
+    """Return the colour between stops that lies at a share (0 to 1) of the way from the first to the last."""
+    place = min(max(share, 0.0), 1.0) * (len(stops) - 1)
+    first = min(int(place), len(stops) - 2)
+    ends = [[int(stop[i : i + 2], 16) for i in (1, 3, 5)] for stop in stops[first : first + 2]]
+    return "#" + "".join(f"{round(a + (place - first) * (b - a)):02x}" for a, b in zip(*ends, strict=True))
 
 
 def variables() -> str:

@@ -4,6 +4,7 @@ properties.
 
 import io
 import re
+from base64 import b64decode
 from collections.abc import Iterator, Mapping
 from itertools import count
 from typing import Any
@@ -75,7 +76,7 @@ def _colour(found: Mapping[str, str], name: str) -> tuple[str, float] | str:
 
 def _patch(axes: Any, patch: Any, found: Mapping[str, str]) -> None:
     patch.set(facecolor=_colour(found, "fill"), edgecolor=_colour(found, "stroke"), zorder=float(found["z"]))
-    patch.set(**_stroke(found))
+    patch.set(**_stroke(found), antialiased=found.get("shape-rendering") != "crispEdges")
     axes.add_patch(patch)
 
 
@@ -86,6 +87,19 @@ def _rect(axes: Any, element: ElementTree.Element, x: float, y: float, found: Ma
     if "fill" in element.attrib:
         found = {**found, "fill": element.attrib["fill"]}
     _patch(axes, Rectangle(corner, _number(element, "width"), _number(element, "height")), found)
+
+
+def _image(axes: Any, element: ElementTree.Element, x: float, y: float, found: Mapping[str, str]) -> None:
+    import numpy as np
+    from matplotlib.image import AxesImage
+    from PIL import Image
+
+    left, top = x + _number(element, "x"), y + _number(element, "y")
+    edges = (left, left + _number(element, "width"), top + _number(element, "height"), top)
+    drawn = AxesImage(axes, extent=edges, origin="upper", interpolation="nearest", zorder=float(found["z"]))
+    content = b64decode(element.attrib["href"].partition(",")[2])
+    drawn.set_data(np.asarray(Image.open(io.BytesIO(content))))
+    axes.add_image(drawn)
 
 
 def _circle(axes: Any, element: ElementTree.Element, x: float, y: float, found: Mapping[str, str]) -> None:
@@ -143,6 +157,7 @@ def _text(axes: Any, element: ElementTree.Element, x: float, y: float, found: Ma
 
 _DRAWN = {
     "rect": _rect,
+    "image": _image,
     "circle": _circle,
     "polygon": _polygon,
     "polyline": _polyline,

@@ -41,6 +41,10 @@ _CPU_PROCESSES = 4
 RunT = TypeVar("RunT", bound=RunConfig)
 
 
+# options of a run that a model's config takes in place of its own
+MODEL_OPTIONS = ("seq_len", "n_classes", "norm", "residual", "channels_last")
+
+
 @dataclass(frozen=True)
 class Work:
     """One run with nothing left open: what to train and how it is divided."""
@@ -310,13 +314,8 @@ def _model_config(run: RunConfig, spec: ModelSpec[C], size: str) -> C:
     except ValueError as error:
         raise ConfigError(f"--size {size}: {error}: use {spec.custom_form}") from None
     known = {field.name for field in fields(config)}
-    wanted = {
-        "seq_len": run.seq_len,
-        "n_classes": run.n_classes,
-        "norm": run.norm,
-        "residual": run.residual,
-        "channels_last": run.channels_last or None,
-    }
+    given = {name: getattr(run, name) for name in MODEL_OPTIONS}
+    wanted = {name: None if value is False else value for name, value in given.items()}
     for name, value in wanted.items():
         if value is not None and name not in known:
             raise ConfigError(f"--{name.replace('_', '-')} does not apply to {spec.name} {size}: leave it out")

@@ -6,7 +6,7 @@ from contextlib import contextmanager
 from paralab.engines.engine import Engine
 from paralab.engines.layers import LayerRms, LayerStats
 from paralab.engines.native import NativeEngine
-from paralab.records.log import LayerRecord, LogWriter
+from paralab.records.log import LayerRecord
 
 
 class LayerLog:
@@ -31,20 +31,14 @@ class LayerLog:
             yield
         self.found.append((step, self.stats.read()))
 
-    def write(self, log: LogWriter | None) -> None:
-        """Write what was found since the last time, a line for each parameter; None writes nothing."""
-        for step, rms in self.found if log is not None else ():
-            for name, numel, values in zip(rms.names, rms.numels, rms.values.T.tolist(), strict=True):
-                weight, gradient, update = values
-                assert log is not None
-                log.write(
-                    LayerRecord(
-                        step=step,
-                        name=name,
-                        numel=numel,
-                        weight_rms=weight,
-                        gradient_rms=gradient,
-                        update_rms=update,
-                    )
-                )
+    def take(self) -> list[LayerRecord]:
+        """Return what was found since the last time, a record for each parameter: the same on all ranks."""
+        records = [
+            LayerRecord(step=step, name=name, numel=numel, weight_rms=weight, gradient_rms=gradient, update_rms=update)
+            for step, rms in self.found
+            for name, numel, (weight, gradient, update) in zip(
+                rms.names, rms.numels, rms.values.T.tolist(), strict=True
+            )
+        ]
         self.found = []
+        return records

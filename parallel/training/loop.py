@@ -329,6 +329,10 @@ class Interval:
         outcome, first = training.outcome, training.outcome.step - len(self.results)
         losses, norms = torch.stack([torch.stack([x.loss, x.grad_norm]) for x in self.results]).T.tolist()
         taken_s = time.perf_counter() - self.began_s
+        layers = training.layers.take()
+        for layer in layers if training.is_main else ():
+            training.log.write(layer)
+        training.screen.layers(layers)
         if record := training.meter.read(outcome.step - 1, log=training.usage_log):
             training.screen.used(record)
         for step, loss, norm, wait_s in zip(count(first), losses, norms, self.waits_s, strict=False):
@@ -351,7 +355,6 @@ class Interval:
         outcome.steps += len(losses)
         outcome.steps_s += taken_s
         outcome.waits_s += sum(self.waits_s)
-        training.layers.write(training.log if training.is_main else None)  # they are equal on all ranks
         on_device, in_process = memory.device_peak_bytes(training.mesh.device)[0], memory.process_peak_bytes()
         training.usage_log.write(
             MemoryRecord(rank=training.rank.rank, process_peak_bytes=in_process, device_peak_bytes=on_device)

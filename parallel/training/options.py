@@ -8,6 +8,7 @@ from typing import Any
 
 from paralab.options.config import RunConfig, changed
 from paralab.options.option import MODEL, STEPS, option
+from paralab.records.log_files import TRAINING_ROWS
 from paralab.training import sinks
 
 PRESETS: Mapping[str, Mapping[str, Any]] = {
@@ -148,8 +149,8 @@ class TrainConfig(RunConfig):
     log_every: int = option(10, "Print and log metrics every this many steps", group=STEPS, at_least=1)
     layer_stats_every: int | None = option(
         None,
-        "Log the root mean square of each parameter, of its gradient and of its update every this many steps; paralab "
-        "plot --layers draws them",
+        "Log the root mean square of each parameter, of its gradient and of its update every this many steps, and "
+        "send them to --log-to layer by layer; paralab plot --layers and paralab report draw them",
         group=STEPS,
         at_least=1,
         unset="off",
@@ -179,7 +180,7 @@ class TrainConfig(RunConfig):
 
 
 def rows_file(folder: str | os.PathLike) -> Path:
-    return Path(folder) / "runs.csv"
+    return Path(folder) / TRAINING_ROWS
 
 
 def log_file(folder: str | os.PathLike, rank: int) -> Path:

@@ -4,7 +4,7 @@ import contextlib
 import json
 import signal
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -13,7 +13,8 @@ from typing import Any, Protocol
 import torch
 
 from paralab.planning.resolve import Work
-from paralab.records.log import TelemetryRecord
+from paralab.records.layers import RMS, by_layer
+from paralab.records.log import LayerRecord, TelemetryRecord
 from paralab.training.evaluate import Validation
 from paralab.training.options import TrainConfig
 from paralab.training.sinks import open_sinks
@@ -60,6 +61,7 @@ class Screen(Protocol):
     def step(self, done: int) -> None: ...
     def metrics(self, metrics: Metrics) -> None: ...
     def used(self, record: TelemetryRecord) -> None: ...
+    def layers(self, records: Sequence[LayerRecord]) -> None: ...
     def validation(self, step: int, found: Validation, *, better: bool) -> None: ...
     def trace(self, step: int, *, wanted: bool) -> AbstractContextManager[Any]: ...
     def end(self, step: int, best: Validation | None, best_step: int | None, *, stopped_by: int | None) -> None: ...
@@ -124,6 +126,12 @@ class Shown:
         numbers = {name: x for name, x in asdict(record).items() if isinstance(x, (int, float))}
         self._write("device", record.step + 1, numbers)
 
+    def layers(self, records: Sequence[LayerRecord]) -> None:
+        """Send root mean squares, layer by layer, to --log-to; the log has those of each parameter."""
+        for step, layers in by_layer(records).items() if self.sinks else ():
+            numbers = {f"{name}/{kind}": x for name, rms in layers.items() for kind, x in zip(RMS, rms, strict=True)}
+            self._write("layers", step + 1, numbers)
+
     def validation(self, step: int, found: Validation, *, better: bool) -> None:
         self.say(f"{_at(step, self.total)}  {found}{'  (best)' if better else ''}")
         with (self.folder / "validation.jsonl").open("a", encoding="utf-8") as file:
@@ -176,6 +184,9 @@ class Hidden:
         pass
 
     def used(self, record: TelemetryRecord) -> None:
+        pass
+
+    def layers(self, records: Sequence[LayerRecord]) -> None:
         pass
 
     def validation(self, step: int, found: Validation, *, better: bool) -> None:

@@ -1,6 +1,6 @@
 """Colours that stand together are told apart under red-green blindness too, and stand out on either paper."""
 
-from itertools import combinations
+from itertools import combinations, pairwise
 
 import numpy as np
 import pytest
@@ -150,3 +150,15 @@ def test_a_picture_alone_has_the_colours_of_light_paper() -> None:
     assert style.of("rect", ["fill", "c-blue"])["fill"] == palette.COLOURS["blue"].light
     assert style.of("line", ["key", "limit", "c-grey"])["stroke"] == palette.LIGHT["--bad"]
     assert style.of("text", ["tick"])["font-size"] == "12px" and style.of("text", ["label"])["font-size"] == "13px"
+
+
+@pytest.mark.parametrize("eye", EYES)
+def test_scales_of_numbers_go_one_way(eye: str) -> None:
+    """A larger number is darker on the way from 0, in equal steps of size enough to be seen."""
+    light = [lab(EYES[eye] @ linear(palette.shade(palette.MAGNITUDES, n / 12)))[0] for n in range(13)]
+    assert all(darker < one - 3 for one, darker in pairwise(light))
+    for way in (-1, 1):
+        light = [lab(EYES[eye] @ linear(palette.shade(palette.SIGNED, 0.5 + way * n / 12)))[0] for n in range(7)]
+        assert all(darker < one - 3 for one, darker in pairwise(light))
+    ends = [lab(EYES[eye] @ linear(palette.SIGNED[n])) for n in (1, -2)]
+    assert ciede2000(*ends) > 20, "the sign is told by hue"

@@ -9,6 +9,8 @@ import pytest
 
 from paralab.commands import train
 from paralab.errors import ConfigError
+from paralab.records.layers import by_layer
+from paralab.records.log import read_layers
 from paralab.training import sinks
 
 QUICK = ["--model", "gpt2", "--size", "tiny", "--global-batch-size", "8", "--eval-samples", "8"]
@@ -40,11 +42,20 @@ def test_a_run_in_trackio(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> No
     trackio = Recorded()
     monkeypatch.setitem(sys.modules, "trackio", trackio)
     folder = tmp_path / "my-run"
-    assert train.main([*QUICK, "--out", str(folder), "--log-to", "trackio"]) == 0
+    words = [*QUICK, "--out", str(folder), "--log-to", "trackio", "--layer-stats-every", "2"]
+    assert train.main(words) == 0
     assert (trackio.begun["project"], trackio.begun["name"], trackio.finished) == ("paralab", "my-run", 1)
     assert trackio.begun["config"]["global_batch_size"] == 8
     assert [step for step, values in trackio.logged if "train/loss" in values] == [2, 4]
     assert [step for step, values in trackio.logged if "validation/loss" in values] == [4]
+    of_layers = [(step, values) for step, values in trackio.logged if "layers/blocks.0/update_rms" in values]
+    assert [step for step, _ in of_layers] == [1, 3]
+    first = by_layer(read_layers(folder / "log" / "rank0.jsonl"))[0]
+    assert of_layers[0][1] == {
+        f"layers/{name}/{kind}": value
+        for name, rms in first.items()
+        for kind, value in zip(("weight_rms", "gradient_rms", "update_rms"), rms, strict=True)
+    }
     assert all(isinstance(value, (int, float)) for _, values in trackio.logged for value in values.values())
 
 

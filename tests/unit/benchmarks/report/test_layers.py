@@ -1,29 +1,26 @@
 """The picture of how layers evolve, from the log of a real run."""
 
-import math
 from pathlib import Path
+from xml.etree import ElementTree
 
 import pytest
 
 from paralab.benchmarks.report import layers, plot
+from paralab.benchmarks.report.report import render
 from paralab.commands import train
 from paralab.errors import ConfigError, DataError, UsageError
-from paralab.records.log import LayerRecord, read_layers
+from paralab.pages import palette
+from paralab.pages.page import Chart
+from paralab.records.layers import by_layer
+from paralab.records.log import read_layers
 
 QUICK = "--model gpt2 --size tiny --global-batch-size 8 --threads 1 --eval-samples 4 --steps 5".split()
 
 
-def record(name: str, numel: int, rms: float) -> LayerRecord:
-    return LayerRecord(step=4, name=name, numel=numel, weight_rms=rms, gradient_rms=2 * rms, update_rms=rms / 10)
-
-
-def test_a_layer_is_a_block_or_a_module_and_its_parameters_count_by_their_numbers() -> None:
-    names = ("blocks.12.attn.qkv.weight", "embed.tokens.weight", "layers.1.0.conv.weight", "scale")
-    assert [layers.layer_of(name) for name in names] == ["blocks.12", "embed.tokens", "layers.1", "scale"]
-    rows = [record("blocks.0.a.weight", 30, 2.0), record("blocks.0.b", 10, 0.0), record("head", 5, 1.0)]
-    found = layers.by_layer(rows)
-    assert list(found) == [4] and list(found[4]) == ["blocks.0", "head"]
-    assert found[4]["blocks.0"] == pytest.approx((math.sqrt(3.0), 2 * math.sqrt(3.0), math.sqrt(0.03)))
+def cells(chart: Chart) -> dict[str, str]:
+    """Return the colour of each cell, by what is said of it."""
+    root = ElementTree.fromstring(str(chart.drawing))
+    return {cell[0].text: cell.attrib["fill"] for cell in root if cell.tag == "rect" and len(cell)}
 
 
 def test_a_run_leaves_what_the_picture_shows(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -32,16 +29,19 @@ def test_a_run_leaves_what_the_picture_shows(tmp_path: Path, capsys: pytest.Capt
     found = read_layers(folder / "log" / "rank0.jsonl")
     assert sorted({x.step for x in found}) == [0, 2, 4]
     assert len(found) == 3 * len({x.name for x in found})
-    figure = layers.heatmaps(folder)
-    tables = [axes.images[0].get_array() for axes in figure.axes if axes.images]
-    steps = layers.by_layer(found)
-    assert [table.shape for table in tables] == [(len(steps[0]), 3)] * 3
+    steps = by_layer(found)
     weight, gradient, update = steps[2]["blocks.3"]
-    row = list(steps[2]).index("blocks.3")
-    assert [10 ** table[row][1] for table in tables] == pytest.approx([weight, gradient, update / weight])
+    charts = layers.heatmaps(found, name="run")
+    for chart, value in zip(charts, (weight, gradient, update / weight), strict=True):
+        shown = cells(chart)
+        assert len(shown) == 3 * len(steps[0]) and f"blocks.3, step 2: {value:.2g}" in shown
+    largest = max(((rms[1], name, step) for step, them in steps.items() for name, rms in them.items()))
+    number, name, step = largest
+    assert cells(charts[1])[f"{name}, step {step}: {number:.2g}"] == palette.MAGNITUDES[-1]
     assert plot.main(["--layers", str(folder), "--out", str(picture)]) == 0
-    text = picture.read_text()
-    assert text.startswith("<?xml") and all(f"<!-- {title} -->" in text for title in layers.PANELS)
+    assert [title for title in layers.PANELS if f">run: {title}</text>" in picture.read_text()] == list(layers.PANELS)
+    page = render([folder / "runs.csv"])
+    assert page.count('<section id="layers">') == 1 and f"blocks.3, step 2: {weight:.2g}" in page
 
     with pytest.raises(UsageError, match="give the folder of one"):
         plot.main(["--layers", str(folder), str(folder), "--out", str(picture)])

@@ -186,7 +186,7 @@ def test_a_place_for_no_picture_is_refused_before_the_work(
     tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     append(tmp_path / "rows.csv", run())
-    monkeypatch.setattr(plot, "_draw", lambda *_: pytest.fail("drawn first"))
+    monkeypatch.setattr(plot, "_charts", lambda *_: pytest.fail("drawn first"))
     with pytest.raises(UsageError, match="--out"):
         plot.main([str(tmp_path / "rows.csv"), "--out", str(tmp_path / name)])
 
