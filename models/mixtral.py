@@ -24,6 +24,7 @@ from paralab.models.decoder import Decoder, Embed
 from paralab.models.generation import Cache
 from paralab.models.llama import MLP, Attention, LlamaConfig
 from paralab.models.routing import Router, choices, sizes_of
+from paralab.models.sequence import SequenceShape
 from paralab.models.sizes import dims, letters, numbers, preset_of, whole, written
 from paralab.models.spec import Flops, ModelSpec, Style
 
@@ -152,7 +153,7 @@ class Mixtral(Decoder):
         if self.head is None:
             assert routed is not None, "a stage has a block"
             return x, routed
-        out = self.head(self.norm(x), targets)
+        out = self.head(self.norm(x), None if targets is None else self.take(targets, 1))
         return out if targets is None or routed is None or not self.training else out + routed.mean()
 
     def next_logits(self, tokens: Tensor, cache: Cache) -> Tensor:
@@ -197,8 +198,6 @@ def flops(config: MixtralConfig) -> Flops:
     products = 12 * config.n_layers * config.hidden * config.seq_len  # of queries and keys, of weights and values
     return Flops(per_sample=config.seq_len * (6 * weights + products), formula="6N+12LHS")
 
-
-_NO_CONTEXT = "the losses of its routers are those of whole sequences, use a layout without cp"
 
 _PLAN: dict[str, Style] = {
     "embed.tokens": "vocab_embedding",
@@ -286,8 +285,8 @@ SPEC = ModelSpec(
     data=lambda config: "alice",
     tensor_plan=tensor_plan,
     tensor_divides=tensor_divides,
+    sequence=lambda config: SequenceShape(config.seq_len, config.n_heads, config.n_kv_heads, causal=True),
     experts="blocks.*.mixture.experts",
-    cannot=lambda config, axis: _NO_CONTEXT if axis == "cp" else "",
     smooth=False,  # where two experts have the same probability, the last bit chooses
     hugging_face=lambda: import_module("paralab.models.mixtral_hf"),
 )

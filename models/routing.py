@@ -6,7 +6,8 @@ these, normalised to a sum of one (Mixtral, Jiang et al. 2024, arXiv:2401.04088,
 All statistics are those of one sequence: the balance loss (DeepSeek-V3, arXiv:2412.19437, section 2.1.2, equations 17
 to 20), the z-loss (ST-MoE, Zoph et al. 2022, arXiv:2202.08906, equation 5), and the places that an expert has for the
 tokens of a sequence (GShard, Lepikhin et al. 2020, arXiv:2006.16668, section 2.2, whose groups are sequences here). So
-a mean over samples is the same however the batch is divided, and no rank has to know the tokens of another.
+a mean over samples is the same however the batch is divided. Ranks that share a sequence tell each other their choices;
+what each of them makes of its own probabilities is one term of a mean then, as its cross entropy is.
 """
 
 import math
@@ -17,6 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch._guards import detect_fake_mode
 
+from paralab.models.sequence import Sequence, Whole
 from paralab.models.spec import at_least_fp32
 
 
@@ -54,13 +56,14 @@ class Routing:
     loss: Tensor
 
 
-class Router(nn.Module):
+class Router(nn.Module, Sequence):
     """A linear layer that scores the experts for each token."""
 
     def __init__(self, config: MixtureConfig) -> None:
         super().__init__()
         self.config = config
         self.score = nn.Linear(config.hidden, config.n_experts, bias=False)
+        self.whole = Whole()
 
     def forward(self, x: Tensor) -> Routing:
         """Take tokens (batch, seq, hidden). Tokens lose their places in training alone."""
@@ -69,17 +72,19 @@ class Router(nn.Module):
         probabilities = logits.softmax(dim=-1)
         weights, experts = probabilities.topk(config.top_k, dim=-1)
         weights = weights / weights.sum(dim=-1, keepdim=True)
-        loss = config.balance * balance_loss(probabilities, experts) + config.z * z_loss(logits)
+        chosen = self.whole(experts)  # of the whole sequence, of which x may be a part
+        loss = config.balance * balance_loss(probabilities, chosen) + config.z * z_loss(logits)
         if config.capacity is not None and self.training:
-            places = math.ceil(config.capacity * config.top_k * x.shape[1] / config.n_experts)
-            experts = within_capacity(experts, config.n_experts, places)
+            places = math.ceil(config.capacity * config.top_k * chosen.shape[1] / config.n_experts)
+            experts = self.take(within_capacity(chosen, config.n_experts, places), 1)
         return Routing(experts, weights.to(x.dtype), loss)
 
 
 def balance_loss(probabilities: Tensor, experts: Tensor) -> Tensor:
     """Return the sum over experts of load times probability, (batch,): 1 where both are even, more where they are not.
 
-    probabilities: (batch, seq, experts). experts: those chosen, (batch, seq, top_k) int64. The load of an expert is its
+    probabilities: (batch, seq, experts), of some tokens of each sequence. experts: those chosen, (batch, whole seq,
+    top_k) int64. The load of an expert is its
     share of the choices of a sequence, times the number of experts; it has no gradient.
     """
     count = probabilities.shape[-1]

@@ -2,7 +2,8 @@
 
 A model that can be split along its sequence says so by `SequenceShape` (`ModelSpec.sequence`). It follows two rules:
 tokens, tables of positions and targets pass through `Sequence.take`, and the products of queries with keys are those of
-`Attend`. Alone, `take` keeps all positions and `Attend` is torch's own attention; the context axis replaces both.
+`Attend`. What looks at a whole sequence otherwise, without a gradient, has `Whole` give it. Alone, `take` and `Whole`
+keep what they are given, and `Attend` is torch's own attention; the context axis replaces all three.
 """
 
 from collections.abc import Callable
@@ -50,6 +51,16 @@ class Sequence:
         dtype = torch.promote_types(x.dtype, torch.float32)
         whole = torch.arange(start, start + x.shape[1] * self.ranks, dtype=dtype, device=x.device)
         return self.take(whole, 0)
+
+
+class Whole(nn.Module):
+    """What all ranks of a sequence made of their positions, without a gradient. over: what collects it; None alone."""
+
+    over: Callable[[Tensor], Tensor] | None = None
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Take x (batch, seq, ...), of the positions of this rank; return that of all positions, in their order."""
+        return x if self.over is None else self.over(x)
 
 
 class Attend(nn.Module):

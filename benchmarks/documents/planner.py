@@ -183,7 +183,8 @@ precision of the case); N counts a tied embedding once, and of a mixture of expe
 - Software beyond what the columns say: versions, kernels of one framework, how 8-bit products are scaled. Cases that
   differ only there get one prediction, and were measured up to 35% apart.
 - Congestion, topology beyond node and network, slow nodes, data loading and checkpoints.
-- Mixtures of experts with shared experts or dense layers; imbalance between experts beyond a constant.
+- Mixtures of experts with shared experts or dense layers; experts that tensor ranks divide besides (`dp2.ep2.tp2`: the
+  published recipes leave them whole there, and so do these formulas); imbalance between experts beyond a constant.
 - Memory that an allocator keeps from earlier steps, and workspaces of single kernels.
 """
 

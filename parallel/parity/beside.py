@@ -201,9 +201,11 @@ class Beside:
     def _piece(self, whole: Tensor, noted: Marked, note: Notes, gradient: bool) -> Tensor | None:
         """Return the piece of an activation that a rank noted; None where shapes do not say which it is.
 
-        None as well for what is a sum or a mean over all that a rank has of a sample, where that is a part of it.
+        None as well for what is a sum or a mean over all that a rank has, where that is a part of the samples (of shape
+        ()), or a part of each (a number for each sample, or the loads of experts).
         """
-        if whole.ndim != len(noted.shape) or ((self.together or self.parts_of_samples) and whole.ndim == 0):
+        sums = 2 if self.parts_of_samples else int(self.together)  # of how many dims they have fewer than
+        if whole.ndim != len(noted.shape) or whole.ndim < sums:
             return None
         summed = set(self.parts_of_samples) if gradient else set()
         for dim, (size, held) in enumerate(zip(whole.shape, noted.shape, strict=True)):

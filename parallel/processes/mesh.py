@@ -1,6 +1,7 @@
 """The ranks of a layout as a grid, with the process groups of its axes."""
 
 import contextlib
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -105,8 +106,24 @@ def make_mesh(layout: Layout, device: torch.device) -> Mesh:
         grid = DeviceMesh(device.type, torch.tensor(ranks).view(*dims.values()), mesh_dim_names=tuple(dims))
         several = {axis.name: own for axis in words.AXES if axis.name not in (own := tuple(axis.dims(layout))) and own}
         several |= layout.joined
-        _MESHES[key] = (grid, world, {name: grid[own]._flatten(name) for name, own in several.items()})
+        if grid.get_coordinate() is None:
+            _groups_of_others(list(several.values()), dims)
+            _MESHES[key] = (grid, world, {})
+        else:
+            _MESHES[key] = (grid, world, {name: grid[own]._flatten(name) for name, own in several.items()})
     return Mesh(layout, device, *_MESHES[key])
+
+
+def _groups_of_others(several: list[tuple[str, ...]], dims: Mapping[str, int]) -> None:
+    """Take part in making the groups along several dims each, of a grid that this rank has no place in.
+
+    torch makes none there: a slice of a grid needs the rank to be in it, and a group needs every rank to ask for it.
+    """
+    ranks = torch.arange(math.prod(dims.values())).view(*dims.values())
+    for own in several:
+        size, last = math.prod(dims[name] for name in own), [list(dims).index(name) for name in own]
+        for row in ranks.movedim(last, list(range(-len(own), 0))).reshape(-1, size):
+            dist.new_group(row.tolist())
 
 
 def forget_meshes() -> None:

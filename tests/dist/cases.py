@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from dataclasses import replace
+from importlib import import_module
 from typing import Any, NamedTuple
 
 import pytest
@@ -73,6 +74,22 @@ def parity_result(rank: Rank, run: RunConfig) -> ParityResult | None:
     if rank.rank >= work.layout.world_size:
         return None
     return prove(work, mesh, _references.get(work, mesh))
+
+
+def parity_with_fault(rank: Rank, run: RunConfig, fault: str) -> ParityResult | None:
+    """Prove a case whose code a fault has changed, against a reference without it.
+
+    fault: "module:function", which takes a monkeypatch. Ranks outside the layout return None.
+    """
+    work = resolve(run)
+    mesh = make_mesh(work.layout, rank.device)
+    if rank.rank >= work.layout.world_size:
+        return None
+    want = _references.get(work, mesh)
+    module, _, function = fault.partition(":")
+    with pytest.MonkeyPatch.context() as patch:
+        getattr(import_module(module), function)(patch)
+        return prove(work, mesh, want)
 
 
 def parity_result_where_little_is_free(rank: Rank, run: RunConfig, free_bytes: int) -> tuple[str, ParityResult | None]:

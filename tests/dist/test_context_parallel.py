@@ -13,12 +13,6 @@ from paralab.axes.data import ddp
 from paralab.layout import Layout
 from paralab.models.sequence import Sequence
 from paralab.options.config import RunConfig
-from paralab.parity.prove import prove
-from paralab.parity.result import ParityResult
-from paralab.planning.resolve import resolve
-from paralab.processes.mesh import make_mesh
-from paralab.processes.rank import Rank
-from tests.dist import cases
 from tests.dist.cases import SHALLOW
 from tests.dist.test_communication import check_run
 from tests.dist.workers import WorkerPool
@@ -55,6 +49,7 @@ def test_gpt2(workers: WorkerPool, layout: str) -> None:
         ("llama", "cp2.tp2/sp"),
         ("llama", "cp2.tp2.pp2/zbv/mb2"),
         ("llama", "cp4.pp2/zero3/mb2"),
+        ("mixtral", "cp4/ulysses"),
         ("dit", "cp2"),
         ("dit", "cp4/ulysses"),
         ("dit", "cp2.pp2/zero-bubble/mb2"),
@@ -113,23 +108,11 @@ FAULTS = {
 }
 
 
-def parity_with(rank: Rank, run: RunConfig, fault: str) -> ParityResult | None:
-    """Prove a case whose code has a fault against a reference without it; ranks outside the layout return None."""
-    work = resolve(run)
-    mesh = make_mesh(work.layout, rank.device)
-    if rank.rank >= work.layout.world_size:
-        return None
-    want = cases._references.get(work, mesh)
-    with pytest.MonkeyPatch.context() as patch:
-        FAULTS[fault][0](patch)
-        return prove(work, mesh, want)
-
-
 @pytest.mark.parametrize("fault", FAULTS)
 def test_what_breaks_it_is_seen(workers: WorkerPool, fault: str) -> None:
     options = {"precision": "fp64", "global_batch_size": 8, "steps": 20} | TINY["llama"] | SHALLOW["llama"]
     run = RunConfig(**options, layout=Layout.parse("dp2.cp2"))
-    result = workers.run("tests.dist.test_context_parallel:parity_with", run, fault)[0]
+    result = workers.run("tests.dist.cases:parity_with_fault", run, f"{__name__}:{FAULTS[fault][0].__name__}")[0]
     assert not result.passed and result.loss_difference > 1e-6
     assert result.first.startswith(f"first difference: {FAULTS[fault][1]}"), result.first
 

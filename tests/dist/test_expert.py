@@ -1,12 +1,16 @@
 """Experts over ranks: what one process computes, the same routing, the bytes that were predicted, any checkpoint."""
 
+from collections.abc import Callable
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from torch import Tensor
 
+from paralab.axes.context_parallel.pieces import whole_of
+from paralab.axes.data import ddp
 from paralab.axes.expert import layers
 from paralab.axes.held import state_bytes
 from paralab.axes.sent import Sent, predicted_sent
@@ -14,6 +18,7 @@ from paralab.layout import Layout
 from paralab.measure.ledger import CommLedger
 from paralab.measure.routing import Loads, RoutingCounts
 from paralab.models.routing import Router
+from paralab.models.sequence import Whole
 from paralab.options.config import RunConfig
 from paralab.planning.resolve import resolve
 from paralab.processes.rank import Rank
@@ -39,11 +44,43 @@ def config(layout: str, **options: Any) -> RunConfig:
         "dp4.ep4/zero3",
         "dp4.ep2.pp2/zero2/mb2",
         "dp4.ep2.pp2/zbv/mb2",
+        # with each other axis, and each stage of ZeRO
+        "dp2.ep2.tp2",
+        "dp4.ep2.cp2/zero2",
+        "dp4.ep2.tp2/zero3",
+        "dp4.ep2.cp2/zero1/ulysses",
+        "dp2.ep2.tp2.pp2/zero2/mb2",
+        "dp2.ep2.cp2.tp2/zero3",
+        "dp2.ep2.cp2.pp2/mb2",
     ],
 )
 def test_experts_over_ranks(workers: WorkerPool, layout: str) -> None:
     size = LIMITED.replace("2x", "4x", 1) if "zbv" in layout else LIMITED  # which has four stages
     check_exactly(workers, "mixtral", layout, size=size, accumulation=2, **BITES)
+
+
+def losses_of_local_tokens(patch: pytest.MonkeyPatch) -> None:
+    """Have routers compute their losses from the choices of this rank's tokens alone."""
+    patch.setattr(Whole, "forward", lambda self, x: x)
+
+
+def gradients_of_one_holder(patch: pytest.MonkeyPatch) -> None:
+    """Have ranks that share an expert not sum its gradient over those that have other positions."""
+    patch.setattr(ddp, "EXPERT_REPLICATE", "edp_data")
+
+
+FAULTS = {
+    losses_of_local_tokens: "the gradient of blocks.1.mixture.router.score.weight",
+    gradients_of_one_holder: "the gradient of blocks.1.mixture.experts.down",
+}
+
+
+@pytest.mark.parametrize("fault", FAULTS, ids=lambda fault: fault.__name__)
+def test_what_breaks_it_is_seen(workers: WorkerPool, fault: Callable[..., None]) -> None:
+    run = config("dp2.ep2.cp2", size=LIMITED.replace("c0.7", ""), **BITES)
+    result = workers.run("tests.dist.cases:parity_with_fault", run, f"{__name__}:{fault.__name__}")[0]
+    assert not result.passed and result.grad_norm_difference > 1e-6, result
+    assert result.first.startswith(f"first difference: {FAULTS[fault]}"), result.first
 
 
 def test_blocks_that_are_recomputed_send_their_tokens_again(workers: WorkerPool) -> None:
@@ -53,14 +90,16 @@ def test_blocks_that_are_recomputed_send_their_tokens_again(workers: WorkerPool)
 # In the workers
 
 
-def routed(rank: Rank, run: RunConfig) -> tuple[list[list[int]], Loads] | None:
-    """Return the experts of each token of this rank in the third step, router by router, and how often each is one."""
+def routed(rank: Rank, run: RunConfig) -> tuple[list[Tensor], Loads] | None:
+    """Return the experts (batch, seq, top_k) of each token of this rank in the third step, router by router, and how
+    often each is one.
+    """
     if (case := begun(rank, run, steps=2)) is None:
         return None
-    chosen: list[list[int]] = []
+    chosen: list[Tensor] = []
     for part in case.engine.parts:
         for router in (module for module in part.modules() if isinstance(module, Router)):
-            router.register_forward_hook(lambda module, inputs, out: chosen.append(out.experts.flatten().tolist()))
+            router.register_forward_hook(lambda module, inputs, out: chosen.append(out.experts))
     with RoutingCounts(case.engine.parts) as counts:
         case.step()
     return chosen, counts.loads
@@ -96,16 +135,30 @@ def counted(rank: Rank, run: RunConfig) -> tuple[Sent, Fraction, int] | None:
 def test_every_token_goes_where_it_goes_in_one_process(workers: WorkerPool) -> None:
     size = {"size": LIMITED, "learning_rate": 0.01}
     ((alone, loads),) = workers.run("tests.dist.test_expert:routed", config("dp1", **size))[:1]
-    for layout in ("dp4.ep2", "dp4.ep4/zero3"):
-        ranks = workers.run("tests.dist.test_expert:routed", config(layout, **size))[:4]
-        together = [[expert for chosen, _ in ranks for expert in chosen[router]] for router in range(len(alone))]
-        assert together == alone
+    for layout in map(Layout.parse, ("dp4.ep2", "dp4.ep4/zero3", "dp2.ep2.cp2", "dp2.ep2.tp2", "dp2.ep2.cp2/ulysses")):
+        ranks = workers.run("tests.dist.test_expert:routed", config(str(layout), **size))[: 4 : layout.tp]
+        sequences = whole_of(layout, causal=True)
+        for router, chosen_alone in enumerate(alone):
+            of_ranks = torch.stack([chosen[router] for chosen, _ in ranks]).unflatten(0, (layout.dp, layout.cp))
+            assert torch.equal(torch.cat([sequences(every) for every in of_ranks]), chosen_alone)
         assert {name: [sum(x) for x in zip(*(r[name] for _, r in ranks), strict=True)] for name in loads} == loads
     assert all(each[-1] > 0 for each in loads.values())  # some lose their places, and they are the same ones
 
 
 @pytest.mark.parametrize(
-    "layout", ["dp4.ep2", "dp4.ep4", "dp4.ep2/zero1", "dp4.ep2/zero3", "dp4.ep4/zero3", "dp4.ep2.pp2/mb2"]
+    "layout",
+    [
+        "dp4.ep2",
+        "dp4.ep4",
+        "dp4.ep2/zero1",
+        "dp4.ep2/zero3",
+        "dp4.ep4/zero3",
+        "dp4.ep2.pp2/mb2",
+        "dp2.ep2.tp2",
+        "dp2.ep2.cp2/zero3",
+        "dp2.ep2.tp2/zero3",
+        "dp2.ep2.cp2/zero1",
+    ],
 )
 def test_bytes_and_memory_are_what_was_predicted(workers: WorkerPool, layout: str) -> None:
     run = config(layout, precision="fp32")
@@ -129,13 +182,12 @@ def test_bytes_and_memory_are_what_was_predicted(workers: WorkerPool, layout: st
 def _rows(work: Any, want: Sent) -> Fraction:
     """Return the ring bytes of rows: four trips of each choice of a token, in each layer that a pipeline rank has."""
     layers_here = work.model_config.n_layers // work.layout.pp
-    tokens = 16 // work.layout.dp * work.model_config.seq_len * work.model_config.top_k
+    tokens = 16 // work.layout.dp * work.model_config.seq_len // work.layout.cp * work.model_config.top_k
     share = Fraction(work.layout.ep - 1, work.layout.ep)
     return 4 * layers_here * tokens * work.model_config.hidden * 4 * share
 
 
 def test_a_run_goes_on_under_other_degrees(workers: WorkerPool, tmp_path: Path) -> None:
-    whole = workers.run("tests.dist.test_checkpoint:relay", [config("dp1")], str(tmp_path / "alone"), 9)[0]
     order = [
         "dp4.ep2",
         "dp2",
@@ -145,8 +197,13 @@ def test_a_run_goes_on_under_other_degrees(workers: WorkerPool, tmp_path: Path) 
         "dp4.ep4/zero3",
         "dp4/zero3",
         "dp4.ep2.pp2/mb2",
+        "dp2.ep2.tp2",
+        "dp2.ep2.cp2/zero3",
+        "dp2.ep2.tp2/zero3",
         "dp4.ep2/zero1",
     ]
+    alone = [[config("dp1")], str(tmp_path / "alone"), len(order)]
+    whole = workers.run("tests.dist.test_checkpoint:relay", *alone)[0]
     runs = [config(layout) for layout in order]
     losses = workers.run("tests.dist.test_checkpoint:relay", runs, str(tmp_path / "relay"), 1)[0]
     assert losses == pytest.approx(whole, rel=1e-10)

@@ -108,12 +108,17 @@ class ContextAxis(Axis):
         modules.keep_one_piece(part, ranks=plan.layout.cp)
 
     def calls_before(self, name: str, module: "nn.Module", x: "Tensor", plan: "Planned") -> Iterator[Call]:
-        """Yield what attention sends; x are its queries (batch, heads, seq, head_dim), of all tensor ranks."""
-        from paralab.models.sequence import Attend
+        """Yield what attention sends; x are its queries (batch, heads, seq, head_dim), of all tensor ranks.
 
+        And what ranks tell each other of the whole sequence; x is (batch, seq, ...) then.
+        """
+        from paralab.models.sequence import Attend, Whole
+
+        block, ranks = block_of(name, blocks_in(plan)), plan.layout.cp
+        if isinstance(module, Whole):
+            yield Call("cp", "all_gather", ranks * x.nbytes, block=block)
         if not isinstance(module, Attend):
             return
-        block, ranks = block_of(name, blocks_in(plan)), plan.layout.cp
         split = any("heads" in what for what in plan.spec.tensor_divides(plan.model_config))
         queries = x.nbytes // (plan.layout.tp if split else 1)
         keys = queries // module.queries

@@ -21,6 +21,19 @@ def taken_by(rank: int, layout: Layout, *, causal: bool) -> Take:
     return kind(rank, layout.cp)
 
 
+def whole_of(layout: Layout, *, causal: bool) -> Callable[[Tensor], Tensor]:
+    """Return what puts together (batch, seq, ...) of (ranks, batch, seq / ranks, ...), the positions of each rank."""
+    halves = layout.cp_style == "ring" and causal
+
+    def whole(every: Tensor) -> Tensor:
+        if not halves:
+            return torch.cat(every.unbind(), 1)
+        early, late = every.chunk(2, 2)
+        return torch.cat((*early.unbind(), *late.flip(0).unbind()), 1)
+
+    return whole
+
+
 def take_piece(rank: int, ranks: int) -> Take:
     """Return what takes the piece of one rank of tensors of any shape, along a dim that the ranks divide."""
 

@@ -47,7 +47,8 @@ def replica_dim(layout: Layout) -> str:
     return "cp" if layout.dp == 1 else JOINED
 
 
-EXPERT_REPLICATE = "edp"  # the dim of the axis along which ranks share experts, where others divide them (`ep`)
+EXPERT_REPLICATE = "edp"  # the dim along which ranks share experts, where others divide them (`ep`)
+_EXPERT_DATA = "edp_data"  # what is of data ranks in it, where context ranks share them too
 
 
 def shard_ranks(layout: Layout) -> int:
@@ -70,7 +71,7 @@ def sharers(name: str, plan: "Planned") -> tuple[str, int]:
     """Return the dim of the mesh over which replicas share the parameter of a name, and how many ranks they are."""
     layout = plan.layout
     if is_expert(name, plan):
-        return EXPERT_REPLICATE, layout.dp // layout.ep
+        return EXPERT_REPLICATE, replicas(layout) // layout.ep
     return replica_dim(layout), replicas(layout)
 
 
@@ -102,11 +103,15 @@ class DataAxis(Axis):
         return replicas(layout) > 1 or layout.zero > 0 or layout.offload_optimizer
 
     def joined(self, layout: Layout) -> Mapping[str, tuple[str, ...]]:
-        return {JOINED: (*self.dims(layout), "cp")} if replica_dim(layout) == JOINED else {}
+        joined = {JOINED: (*self.dims(layout), "cp")} if replica_dim(layout) == JOINED else {}
+        if layout.ep > 1 and layout.cp > 1:
+            joined[EXPERT_REPLICATE] = (_EXPERT_DATA, "cp")
+        return joined
 
     def dims(self, layout: Layout) -> Mapping[str, int]:
         if layout.ep > 1:
-            return {EXPERT_REPLICATE: layout.dp // layout.ep, "ep": layout.ep}
+            sharing = EXPERT_REPLICATE if layout.cp == 1 else _EXPERT_DATA
+            return {sharing: layout.dp // layout.ep, "ep": layout.ep}
         ranks = layout.shard
         return {REPLICATE: layout.dp // ranks, SHARD: ranks} if ranks else {"dp": layout.dp}
 
@@ -212,7 +217,7 @@ class DataAxis(Axis):
         """Return on how many data and context ranks the same piece of a parameter (of any shape) lies."""
         from paralab.axes.placements import sharded_over
 
-        dims = {*self.dims(mesh.layout), replica_dim(mesh.layout)}
+        dims = {*self.dims(mesh.layout), replica_dim(mesh.layout), EXPERT_REPLICATE}
         return replicas(mesh.layout) // sharded_over(parameter, dims)
 
     def updates(self, parameters: "Sequence[Tensor]", context: "BuildContext") -> Updates | None:

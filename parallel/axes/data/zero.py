@@ -28,7 +28,7 @@ from torch.distributed.fsdp import CPUOffloadPolicy, FSDPModule, MixedPrecisionP
 from paralab.axes.axis import Finish
 from paralab.axes.blocks import blocks_of
 from paralab.axes.context import BuildContext
-from paralab.axes.data import EXPERT_REPLICATE, ddp, shard_dim, sharding_dims
+from paralab.axes.data import EXPERT_REPLICATE, ddp, replicas, shard_dim, sharding_dims
 from paralab.axes.data.unused import Unused
 from paralab.axes.initialise import local
 from paralab.axes.optimizer import Piece, make_pieces, share_of_rows
@@ -64,7 +64,7 @@ def _shard_experts(module: nn.Module, *, mesh: Mesh, reshard: bool, policy: Mixe
     fully_shard(module, mesh=mesh[EXPERT_REPLICATE], reshard_after_forward=reshard, mp_policy=policy)
     assert isinstance(module, FSDPModule)
     if mesh.size(EXPERT_REPLICATE) > 1:  # FSDP divides nothing where one rank has them: `finish` does
-        module.set_gradient_divide_factor(mesh.size("dp"))
+        module.set_gradient_divide_factor(replicas(mesh.layout))
         module.set_force_sum_reduction_for_comms(True)  # gloo has no sum of multiples
 
 
@@ -89,7 +89,7 @@ def finish(parts: Iterable[nn.Module], context: BuildContext, *, unused: bool) -
         )
     watches = [Unused(part, mesh=mesh, allowed=unused) for part in held] if watched else []
     numbers = [(name, p) for part in held for name, p in part.named_parameters() if p.ndim == 0]
-    sole = [p for part in held for p in part.parameters() if ddp.is_divided(p)] if layout.dp == layout.ep else []
+    sole = [p for part in held for p in part.parameters() if ddp.is_divided(p)] if replicas(layout) == layout.ep else []
     if not watches and not numbers and not sole:
         return None
 

@@ -3,7 +3,8 @@
 `ep` lies inside `dp` (GShard, Lepikhin et al. 2020, section 2.2; DeepSpeed-MoE, Rajbhandari et al. 2022, section 5.2):
 `dp4.ep2` is four processes, each two neighbours of which hold all experts between them. What is no expert is
 replicated or sharded over all data ranks as without `ep`; an expert is shared by dp / ep of them, along the dim `edp`
-of the mesh. How tokens travel is in `layers`.
+of the mesh (with `cp` by dp cp / ep, all that see other tokens). Under `tp` each rank has a part of the width
+of its experts. How tokens travel is in `layers`.
 """
 
 from collections.abc import Iterator, Mapping
@@ -45,9 +46,6 @@ class ExpertAxis(Axis):
             return
         if dp % ep:
             raise LayoutError(f"ep{ep} with dp{dp}: data ranks share the experts, use an ep that divides dp")
-        if layout.tp > 1 or layout.cp > 1:
-            other = f"tp{layout.tp}" if layout.tp > 1 else f"cp{layout.cp}"
-            raise LayoutError(f"ep{ep} with {other}: experts are divided over data ranks alone, leave one of them out")
         if layout.offload_optimizer or layout.offload_parameters:
             raise LayoutError(f"ep{ep} with offloading: experts stay on their devices, leave one of them out")
         if layout.shard or layout.local:

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor, Shard
 
 from paralab.axes.pieces import distribute, run_locally
 from paralab.processes.mesh import Mesh
@@ -18,10 +19,24 @@ from paralab.processes.mesh import Mesh
 def divide(module: nn.Module, *, mesh: Mesh) -> None:
     """Give this rank its share of the experts of a module, in place, and let rows travel to all of them."""
     trips = _Trips(mesh.group("ep"))
-    distribute(module, {name: 0 for name, _ in module.named_parameters(recurse=False)}, mesh["ep"])
     module.register_forward_pre_hook(trips.there)
-    run_locally(module)
-    module.register_forward_hook(trips.back)
+    if mesh.size("tp") > 1:
+        _divide_parts(module, mesh)
+    else:
+        distribute(module, {name: 0 for name, _ in module.named_parameters(recurse=False)}, mesh["ep"])
+        run_locally(module)
+    # Before the tensor axis sums up: what it sends is of this rank's own rows then, whose number no router decides.
+    module.register_forward_hook(trips.back, prepend=True)
+
+
+def _divide_parts(module: nn.Module, mesh: Mesh) -> None:
+    """Keep this rank's experts of those that the tensor axis has divided by their width, and has run locally."""
+    for name, parameter in list(module.named_parameters(recurse=False)):
+        assert isinstance(parameter, DTensor), "the tensor axis divides every expert"
+        mine = parameter.to_local().chunk(mesh.size("ep"))[mesh.rank("ep")]
+        placements = (Shard(0), *parameter.placements)
+        both = DTensor.from_local(mine, mesh["ep", "tp"], placements, run_check=False)
+        module.register_parameter(name, nn.Parameter(both, requires_grad=parameter.requires_grad))
 
 
 class _Trips:

@@ -25,8 +25,9 @@ def test_its_degree_groups_data_ranks_and_multiplies_no_processes() -> None:
     ("layout", "said"),
     [
         ("dp3.ep2", "ep2 with dp3: data ranks share the experts, use an ep that divides dp"),
-        ("dp2.ep2.tp2", "ep2 with tp2: .* leave one of them out"),
-        ("dp2.cp2.ep2", "ep2 with cp2: .* leave one of them out"),
+        ("cp2.ep2", "ep2 with dp1: data ranks share the experts, use an ep that divides dp"),
+        ("dp2.ep2.tp3", "tp=3 does not divide n_kv_heads=4 of mixtral: use a tp of 1, 2, 4"),
+        ("dp2.ep2.cp3", "cp=3 with ring needs 2 x cp = 6 to divide the 16 positions of mixtral"),
         ("dp4.ep2/zero3/shard2", "ep2 with shard2: experts go with plain data ranks or ZeRO"),
         ("dp2.ep2/local4", "ep2 with local4: experts go with plain data ranks or ZeRO"),
         ("dp16.ep16", "ep=16 does not divide the 8 experts of mixtral: use an ep of 1, 2, 4, 8"),
