@@ -146,7 +146,7 @@ def _mixed(stage: int) -> tuple[float, float]:
     for zero_stage in (0, stage):
         degrees = {"n_gpus": f"{_MANY}", "dp": f"{_MANY}", "zero": f"{zero_stage}"}
         case, machine = arrays([settle(parse(_LLAMA | {"precision": "bf16", "gradient_precision": "bf16"} | degrees))])
-        sizes.append(float(cost.state_bytes(Plan(case, machine, shipped()), 1.0)[0]))
+        sizes.append(float(cost.state_bytes(Plan(case, machine, shipped()), cost.Weights(1.0))[0]))
     return sizes[1], sizes[0] / sizes[1]
 
 

@@ -167,10 +167,13 @@ products for each, and with recomputation a second forward pass, its communicati
 (`parallel/axes/tensor/cost.py`), gathers and reductions of ZeRO (`parallel/axes/data/cost.py`), bubble and messages
 (`parallel/axes/pipeline/cost.py`), keys and values round a ring or heads exchanged
 (`parallel/axes/context_parallel/cost.py`), tokens on the way to experts (`parallel/axes/expert/cost.py`). A group
-that leaves the node has the network of all its ranks inside a node together.
+that leaves the node has the network of all its ranks inside a node together. ZeRO-2 and 3 reduce gradients after
+every micro-batch, except in a pipeline, where PyTorch keeps whole gradients and what it has gathered until the last
+one: they need as much memory there as ZeRO-1. Experts are divided over expert ranks and each over tensor ranks; where
+expert ranks are more than data ranks, tensor ranks have whole experts too.
 
 **Memory.** States by precision and ZeRO stage; activations as in Korthikanti et al. 2022 times the micro-batches in
-flight on each rank; logits on the last stage, or the layer at work; what ZeRO-3 has gathered; buckets; then
+flight on each rank; logits on the last stage, or the layer at work; what ZeRO-2 and 3 have whole; buckets; then
 fragmentation (reserved), context and communicators (device). The fullest rank counts.
 
 **MFU.** (6 N + 12 layers x hidden x sequence) x tokens / (step time x GPUs x dense peak of the datasheet in the

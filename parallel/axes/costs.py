@@ -97,6 +97,19 @@ class Case:
         return np.where(self.shard > 0, self.shard, self.dp * self.cp)
 
     @property
+    def experts_sharded_over(self) -> Values:
+        """The same of experts, which only the ranks that hold the same ones can divide further."""
+        return np.maximum(self.sharded_over * self.tp / self.expert_tensor_ranks / self.ep, 1)
+
+    @property
+    def expert_tensor_ranks(self) -> Values:
+        """The tensor ranks that divide each expert: all, or one where expert ranks are more than data ranks.
+
+        Published recipes with such degrees divide whole experts over tensor ranks as well (expert tensor degree 1).
+        """
+        return np.where(self.ep <= self.dp * self.cp, self.tp, 1)
+
+    @property
     def is_mixture(self) -> Values:
         return self.experts > 0
 
@@ -112,11 +125,6 @@ class Case:
     @property
     def is_deepspeed(self) -> Values:
         return (self.framework == "deepspeed") | (self.framework == "megatron-deepspeed")
-
-    @property
-    def is_fsdp(self) -> Values:
-        """Whether ZeRO-3 is PyTorch's own, and not DeepSpeed's."""
-        return (self.zero == 3) & np.logical_not(self.is_deepspeed)
 
     @property
     def element_bytes(self) -> Values:

@@ -66,12 +66,11 @@ def local_dense(case: Case) -> Values:
 def local_experts(case: Case) -> Values:
     """Return the expert weights of a layer that a rank holds.
 
-    Whole experts are divided over the expert ranks, which tensor ranks then do not divide further (the expert tensor
-    degree is 1, as in published recipes); without expert parallelism tensor ranks divide each expert.
+    Whole experts are divided over the expert ranks, and each over `expert_tensor_ranks`.
     """
     if isinstance(case, CountedCase):
         return 0.0
-    return case.experts * expert_weights(case) / np.where(case.ep > 1, case.ep, case.tp)
+    return case.experts * expert_weights(case) / (case.ep * case.expert_tensor_ranks)
 
 
 def local_embedding(case: Case) -> Values:

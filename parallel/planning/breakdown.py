@@ -3,7 +3,7 @@
 import numpy as np
 
 from paralab.axes.costs import GIB, Case, Constants, Machine, Plan, Values
-from paralab.axes.data.cost import buffer_bytes, gathered_bytes, state_bytes
+from paralab.axes.data.cost import Weights, buffer_bytes, gathered_bytes, state_bytes
 from paralab.axes.pipeline.cost import in_flight, is_v_shaped
 from paralab.axes.weights import local_dense, local_embedding, local_experts, local_output
 from paralab.planning import memory
@@ -55,7 +55,7 @@ def _rank(plan: Plan, name: str, there: Values, rank: Values, ends: Values, loss
     at_work = np.maximum(loss, memory.working_bytes(plan)) + gathered_bytes(plan, layer, ends, layers)
     kept = case.held("kept", name) * memory.kept_bytes(plan) + memory.end_bytes(plan, name)
     return {
-        "states": state_bytes(plan, layers * layer + ends) * there,
+        "states": state_bytes(plan, Weights(layers * local_dense(case) + ends, layers * local_experts(case))) * there,
         "activations": in_flight(case, rank) * kept * there,
         "at work": (at_work + buffer_bytes(plan)) * there,
     }

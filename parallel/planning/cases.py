@@ -186,8 +186,8 @@ COLUMNS = (
     Column(
         "framework",
         _ANY,
-        "as its source names it; megatron-*, deepspeed, torchtitan and llm-foundry are known",
-        "unknown",
+        "as its source names it; megatron-* (nemo), deepspeed, torchtitan and llm-foundry are known",
+        "unknown: PyTorch's FSDP and pipelines",
     ),
     Column(
         "dp_overlap",

@@ -32,8 +32,8 @@ def products(plan: Plan) -> Pass:
     """Return the seconds of the matrix products of a layer: two more in backward for each in forward."""
     case = plan.case
     dense, experts = _product_flops(plan) if not isinstance(case, CountedCase) else (_counted_flops(case), 0.0)
-    seconds = (dense + experts / _grouped_speed(plan)) / (plan.machine.peak_flops * sustained_share(plan))
-    read_s = 2 * (local_dense(case) + local_experts(case)) / memory_rate(plan)
+    seconds = (dense + experts / _grouped_speed(plan)) / product_rate(plan)
+    read_s = case.element_bytes * (local_dense(case) + local_experts(case)) / memory_rate(plan)
     forward_s = smooth_max(seconds, read_s, 4) + _cast_bytes(plan) / memory_rate(plan)
     return Pass(forward_s, 2 * forward_s)
 
@@ -58,7 +58,7 @@ def _counted_flops(case: CountedCase) -> Values:
 def _grouped_speed(plan: Plan) -> Values:
     """Return the speed of products of experts compared with dense ones: few tokens an expert waste most of a tile."""
     case, k = plan.case, plan.constants
-    ranks = case.ep / np.where(case.ep > 1, case.tp, 1)
+    ranks = case.ep * case.expert_tensor_ranks / case.tp
     each = np.maximum(case.tokens * case.experts_per_token * ranks / np.maximum(case.experts, 1), 1)
     return k.grouped_share * each / (each + k.half_speed_expert_tokens)
 
@@ -75,20 +75,30 @@ def is_narrow(case: Case) -> Values:
     return (case.precision == "fp8") | (case.precision == "nvfp4")
 
 
-def sustained_share(plan: Plan) -> Values:
-    """Return the share of the peak that matrix products reach on a device, all day and in any model.
+def product_rate(plan: Plan) -> Values:
+    """Return the FLOPs per second of matrix products of layers, all day and in any model.
 
-    Devices of one generation differ by the watts they have for a FLOP. Sizes that 64 does not divide slow it down.
+    Sizes that 64 does not divide slow them down.
     """
     case, k = plan.case, plan.constants
-    share = half_share(plan.machine, plan) * np.where(
-        case.precision == "fp8", k.fp8_share, np.where(case.precision == "nvfp4", k.fp4_share, 1.0)
-    )
-    return share * np.where((case.hidden % 64 == 0) | case.is_counted, 1.0, k.ragged_share)
+    half = half_share(plan.machine, plan)
+    kinds = [case.precision == name for name in ("fp32", "fp8", "nvfp4")]
+    share = np.select(kinds, [k.share_fp32, half * k.fp8_share, half * k.fp4_share], half)
+    return plan.machine.peak_flops * share * np.where((case.hidden % 64 == 0) | case.is_counted, 1.0, k.ragged_share)
+
+
+def wide_rate(plan: Plan) -> Values:
+    """Return the same of products that are never in 8 or 4 bits, but in 16 or in fp32."""
+    case, machine = plan.case, plan.machine
+    in_half = machine.half_flops * half_share(machine, plan)
+    return np.where(case.precision == "fp32", machine.peak_flops * plan.constants.share_fp32, in_half)
 
 
 def half_share(machine: Machine, plan: Plan) -> Values:
-    """Return the share of the 16-bit peak that a device sustains in large products."""
+    """Return the share of the 16-bit peak that a device sustains in large products.
+
+    Devices of one generation differ by the watts they have for a FLOP.
+    """
     k = plan.constants
     shares = np.select(
         [machine.arch == name for name in ARCHITECTURES],
@@ -120,26 +130,33 @@ def attention(plan: Plan) -> Pass:
 
 def _scores(plan: Plan) -> Pass:
     """Two products over all pairs of tokens, and reading and writing each score several times."""
-    case, machine, k = plan.case, plan.machine, plan.constants
+    case, k = plan.case, plan.constants
     flops = attention_flops(case)
     scores = case.tokens * case.sequence_length * case.heads / case.tp
-    bytes_ = scores * np.where(case.attention == "eager", k.eager_score_bytes, k.fused_score_bytes)
-    product_s = flops / (machine.half_flops * half_share(machine, plan) * k.score_product_share)
+    bytes_ = scores * np.where(case.attention == "eager", k.eager_score_bytes, k.fused_score_bytes) * wideness(case)
+    product_s = flops / (wide_rate(plan) * k.score_product_share)
     traffic_s = bytes_ / memory_rate(plan)
     return Pass(product_s + traffic_s, 2 * product_s + k.score_backward * traffic_s)
 
 
 def _flash(plan: Plan) -> Pass:
-    """Half the pairs (the causal mask); backward computes the scores once more: five products for two."""
+    """Half the pairs (the causal mask); backward computes the scores once more: five products for two.
+
+    In fp32 the products are those of CUDA cores, which kernels of every generation keep as busy as older tensor cores.
+    """
     case, machine, k = plan.case, plan.machine, plan.constants
     flash3 = (case.attention == "flash3") & ((machine.arch == "Hopper") | (machine.arch == "Blackwell"))
     new = np.where(machine.arch == "Blackwell", k.flash2_blackwell, k.flash2_hopper)
-    old = np.where(case.attention == "flash1", k.flash1_share, k.flash2_share)
-    recent = (machine.arch == "Hopper") | (machine.arch == "Blackwell")
-    share = np.where(flash3, k.flash3_share, np.where(recent & (case.attention != "flash1"), new, old))
+    recent, in_fp32 = (machine.arch == "Hopper") | (machine.arch == "Blackwell"), case.precision == "fp32"
+    second = np.where(recent & np.logical_not(in_fp32), new, k.flash2_share)
+    first = second * k.flash1_share / k.flash2_share
+    share = np.where(
+        case.attention == "flash1", first, np.where(flash3 & np.logical_not(in_fp32), k.flash3_share, second)
+    )
     length = case.sequence_length / (case.sequence_length + k.half_speed_tokens)
     head = (np.minimum(case.head_dim, REFERENCE_HEAD) / REFERENCE_HEAD) ** k.flash_head_power
-    rate = machine.half_flops * share * length * head * machine.watts_ratio**k.watts_power
+    peak = np.where(in_fp32, machine.peak_flops, machine.half_flops * machine.watts_ratio**k.watts_power)
+    rate = peak * share * length * head
     forward_s = attention_flops(case) / 2 / rate
     return Pass(forward_s, 2.5 * forward_s / k.flash_backward_share)
 
@@ -177,8 +194,13 @@ def elementwise(plan: Plan) -> Pass:
     bytes_ = case.tokens * (
         case.hidden * along_hidden * case.sequence_share + (along_heads + along_ffn) / case.tp + routed
     )
-    forward_s = bytes_ / memory_rate(plan)
+    forward_s = bytes_ * wideness(case) / memory_rate(plan)
     return Pass(forward_s, k.elementwise_backward * forward_s)
+
+
+def wideness(case: Case) -> Values:
+    """Return how many times as many bytes an element has as in 16 bits, which constants of traffic are of."""
+    return case.element_bytes / 2
 
 
 def _traffic(plan: Plan, elements: Values) -> Pass:
@@ -200,12 +222,12 @@ def output(plan: Plan) -> Pass:
 
 def output_product(plan: Plan) -> Pass:
     """Return the seconds of the matrix products of the output layer in one micro-batch."""
-    case, machine = plan.case, plan.machine
+    case = plan.case
     if isinstance(case, CountedCase):
         flops = case.micro_batch_size * case.last_flops
     else:
         flops = 2 * case.tokens * case.vocab / case.tp * case.hidden
-    seconds = flops / (machine.half_flops * half_share(machine, plan))
+    seconds = flops / wide_rate(plan)
     return Pass(seconds, 2 * seconds)
 
 
@@ -213,10 +235,13 @@ def embedding(plan: Plan) -> Pass:
     """Return the seconds of looking up embeddings, and of adding into their gradient, in one micro-batch."""
     case, k = plan.case, plan.constants
     if isinstance(case, CountedCase):
-        product_s = case.micro_batch_size * case.first_flops / (plan.machine.peak_flops * sustained_share(plan))
+        product_s = case.micro_batch_size * case.first_flops / product_rate(plan)
         return Pass(product_s, 2 * product_s) + _traffic(plan, case.first_traffic)
-    forward_s = case.tokens * case.hidden * k.embedding_bytes * case.sequence_share / memory_rate(plan)
-    table_s = 2 * case.vocab * case.hidden / case.tp / memory_rate(plan)  # a gradient of the whole table is written
+    bytes_ = k.embedding_bytes * wideness(case)
+    forward_s = case.tokens * case.hidden * bytes_ * case.sequence_share / memory_rate(plan)
+    table_s = (
+        case.element_bytes * case.vocab * case.hidden / case.tp / memory_rate(plan)
+    )  # a gradient of the whole table is written
     return Pass(forward_s, 2 * forward_s + table_s)
 
 

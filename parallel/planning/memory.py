@@ -7,11 +7,9 @@ what is gathered or reduced at a time, and what the allocator and the driver add
 import numpy as np
 
 from paralab.axes.costs import Case, Constants, CountedCase, Plan, Values
-from paralab.axes.data.cost import buffer_bytes, gathered_bytes, state_bytes
+from paralab.axes.data.cost import Weights, buffer_bytes, gathered_bytes, state_bytes
 from paralab.axes.pipeline.cost import in_flight, is_v_shaped
 from paralab.axes.weights import local_dense, local_embedding, local_experts, local_output
-
-HALF = 2  # bytes of an activation
 
 
 def peak_bytes(plan: Plan) -> Values:
@@ -58,7 +56,7 @@ def _rank_bytes(plan: Plan, name: str, rank: Values, ends: Values, loss: Values)
     case = plan.case
     layer = local_dense(case) + local_experts(case)
     layers = case.held("weights", name)
-    states = state_bytes(plan, layers * layer + ends)
+    states = state_bytes(plan, Weights(layers * local_dense(case) + ends, layers * local_experts(case)))
     kept = in_flight(case, rank) * (case.held("kept", name) * kept_bytes(plan) + end_bytes(plan, name))
     at_once = np.maximum(loss, working_bytes(plan)) + gathered_bytes(plan, layer, ends, layers)
     return states + kept + at_once + buffer_bytes(plan)
@@ -74,7 +72,7 @@ def kept_bytes(plan: Plan) -> Values:
     per_operator = selective & (case.framework == "torchtitan")
     whole = layer_bytes(plan, scores=case.keeps_scores & np.logical_not(selective))
     some = np.where(per_operator, _operator_bytes(plan), whole)
-    return np.where(full, HALF * case.tokens * case.hidden * case.sequence_share, some)
+    return np.where(full, case.element_bytes * case.tokens * case.hidden * case.sequence_share, some)
 
 
 def end_bytes(plan: Plan, name: str) -> Values:
@@ -91,21 +89,28 @@ def end_bytes(plan: Plan, name: str) -> Values:
 def layer_bytes(plan: Plan, scores: Values) -> Values:
     """Return the bytes of all activations of a layer that backward needs. scores: whether those of attention count."""
     case, k = plan.case, plan.constants
+    wide = case.element_bytes / 2  # figures are of 16 bits
     dropout = np.where(case.keeps_scores, 2, 0)  # masks, in software that trains with dropout
     fuses = case.compile | case.fused_norm
     norm = np.where((case.norm == "rmsnorm") & np.logical_not(fuses), 2 * k.mem_eager_norm_bytes, 0.0)
     rotary = np.where((case.position == "rotary") & np.logical_not(fuses), k.mem_eager_rotary_bytes, 0.0)
     # inputs of both norms are divided; those of the products behind them only where Megatron gathers them once more
     gathered = np.where(is_megatron(case), case.sequence_share, 1.0)
-    along_hidden = (4 + dropout + norm) * case.sequence_share + 4 * gathered
+    along_hidden = (4 * wide + dropout + norm) * case.sequence_share + 4 * wide * gathered
     heads = (case.heads + case.kv_heads) * case.head_dim * rotary
-    heads = heads + HALF * (2 * case.heads + 2 * case.kv_heads) * case.head_dim
+    heads = heads + case.element_bytes * (2 * case.heads + 2 * case.kv_heads) * case.head_dim
     per_ffn = np.where(case.gated, np.where(fuses, 6, 8), 4)
     mixture = case.experts > 0
-    inner = np.where(mixture, case.experts_per_token * case.expert_ffn, case.ffn) * per_ffn
-    inner = inner + np.where(mixture, 2 * HALF * case.experts_per_token * case.hidden, 0)
-    score = np.where(scores, np.where(case.attention == "eager", 7, 5) * case.heads * case.sequence_length, 0)
-    return case.tokens * (case.hidden * along_hidden + (heads + inner + score) / case.tp)
+    inner = np.where(mixture, case.experts_per_token * case.expert_ffn, case.ffn) * per_ffn * wide
+    inner = inner + np.where(mixture, 2 * case.element_bytes * case.experts_per_token * case.hidden, 0)
+    score = np.where(scores, score_bytes(case), 0.0)
+    return case.tokens * (case.hidden * along_hidden + (heads + inner) / case.tp + score)
+
+
+def score_bytes(case: Case) -> Values:
+    """Return the bytes of a token's scores in a layer: those that are written to memory, and a mask of one byte."""
+    each = np.where(case.attention == "eager", 3, 2) * case.element_bytes + 1
+    return each * case.heads * case.sequence_length / case.tp
 
 
 def _operator_bytes(plan: Plan) -> Values:
@@ -113,7 +118,9 @@ def _operator_bytes(plan: Plan) -> Values:
     case = plan.case
     products = (2 * case.heads + 2 * case.kv_heads) * case.head_dim / case.tp * 0.5 + case.ffn * 2 / case.tp
     products = products + 2 * case.hidden * case.sequence_share
-    saved = HALF * (0.5 * products + case.heads * case.head_dim / case.tp + case.hidden * case.sequence_share)
+    saved = case.element_bytes * (
+        0.5 * products + case.heads * case.head_dim / case.tp + case.hidden * case.sequence_share
+    )
     return case.tokens * saved
 
 
@@ -123,8 +130,10 @@ def working_bytes(plan: Plan) -> Values:
     if isinstance(case, CountedCase):
         again = np.where(case.recompute == "full", case.block_kept * case.divided_share, 0.0)
         return case.element_bytes * case.micro_batch_size * (again + 2 * case.block_boundary * k.mem_working_share)
-    again = np.where(case.recompute == "none", 0.0, layer_bytes(plan, scores=case.keeps_scores))
-    gradients = case.tokens * HALF * (2 * case.hidden + np.where(case.gated, 2, 1) * case.ffn / case.tp)
+    whole = (case.recompute == "full") | ((case.recompute == "selective") & (case.framework == "torchtitan"))
+    core = np.where((case.recompute == "selective") & case.keeps_scores, case.tokens * score_bytes(case), 0.0)
+    again = np.where(whole, layer_bytes(plan, scores=case.keeps_scores), core)
+    gradients = case.tokens * case.element_bytes * (2 * case.hidden + np.where(case.gated, 2, 1) * case.ffn / case.tp)
     return again + gradients * k.mem_working_share
 
 

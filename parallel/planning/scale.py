@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from paralab.axes.costs import CountedCase, Plan
-from paralab.axes.data.cost import bytes_per_weight, state_bytes
+from paralab.axes.data.cost import Weights, bytes_per_weight, state_bytes
 from paralab.axes.weights import active_weights, all_weights
 from paralab.planning.constants import shipped
 from paralab.planning.predict import model_flops
@@ -107,7 +107,7 @@ def zero_factors(found: Found) -> Iterator[Fact]:
     case = found.settled.case
     n = int(case.n_gpus)
     case = case.but(dp=n, tp=1, pp=1, cp=1, ep=1, shard=0, zero=np.arange(4.0))
-    ours = state_bytes(Plan(case, found.machine, shipped()), np.ones(4))
+    ours = state_bytes(Plan(case, found.machine, shipped()), Weights(np.ones(4)))
     for stage, limit in ((1, 4), (2, 8), (3, n)):
         yield Fact(f"ZeRO-{stage}, limit", limit, "times", RAJBHANDARI)
         yield Fact(f"ZeRO-{stage}, {n:,} devices", float(ours[0] / ours[stage]), "times", "predicted")

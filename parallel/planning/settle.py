@@ -15,7 +15,16 @@ from paralab.planning.hardware import Device
 
 DEFAULT_GPU = "H100-SXM-80GB"
 BYTES = {"fp32": 4, "fp16": 2, "bf16": 2, "fp8": 1}
-MEGATRON = ("megatron-lm", "megatron-deepspeed", "megatron-core", "nemo", "megatron-bridge")
+MEGATRON = ("megatron-lm", "megatron-deepspeed", "megatron-core")
+# Software by the library whose layers, losses and collectives it runs
+BUILT_ON = {
+    "megatron": "megatron-lm",
+    "nemo": "megatron-core",
+    "megatron-bridge": "megatron-core",
+    "composer": "llm-foundry",
+    "llmfoundry": "llm-foundry",
+    "torch-titan": "torchtitan",
+}
 
 
 @dataclass(frozen=True)
@@ -143,6 +152,7 @@ def _batch(cells: _Cells, values: Mapping[str, Any]) -> dict[str, Any]:
 
 def _recipe(cells: _Cells, values: Mapping[str, Any], device: Device) -> dict[str, Any]:
     framework = str(cells("framework", "")).lower()
+    framework = BUILT_ON.get(framework, framework)
     precision = cells("precision", device.default_precision)
     old = device.arch in ("Volta", "Turing")
     attention = cells("attention", "fused" if old else "flash3" if device.arch == "Blackwell" else "flash2")

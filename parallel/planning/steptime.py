@@ -6,7 +6,7 @@ import numpy as np
 
 from paralab.axes import all_axes
 from paralab.axes.costs import AxisCost, Pass, Plan, Values, smooth_max
-from paralab.axes.data.cost import fullest_weights, updated_share
+from paralab.axes.data.cost import updated_weights
 from paralab.axes.pipeline.cost import Ranks, bubble_share, is_v_shaped, schedule_s
 from paralab.axes.weights import local_dense, local_embedding, local_experts, local_output
 from paralab.planning import compute, host
@@ -26,6 +26,11 @@ class Layer:
     device: Pass
     waits: Pass
     host: Pass
+
+    @property
+    def forward_s(self) -> Values:
+        """Seconds of the forward pass on the device."""
+        return self.device.forward_s + self.waits.forward_s
 
 
 @dataclass(frozen=True)
@@ -50,10 +55,12 @@ def step(plan: Plan) -> Step:
     one = layer(plan)
     ranks = all_ranks(plan, one)
     passes_s = schedule_s(plan, ranks)
-    busy = (one.device + one.waits).times(case.layers / case.pp)
+    # communication of a step hides behind the passes of a micro-batch, which wait for the host where it is slow
+    forward_s = smooth_max(one.forward_s, one.host.forward_s, plan.constants.smooth_power) * case.layers / case.pp
+    forward_s = np.minimum(forward_s, ranks.slowest_s)
+    busy = Pass(forward_s, ranks.slowest_s - forward_s)
     waits_s = sum(cost.in_step(plan, busy) for cost in costs())
-    updated = fullest_weights(case) * updated_share(case)
-    update_s = compute.optimizer_s(plan, updated) + host.step_s(plan, case.layers / case.pp)
+    update_s = compute.optimizer_s(plan, updated_weights(case)) + host.step_s(plan, case.layers / case.pp)
     bubble_s = (ranks.total_s - ranks.slowest_s) * bubble_share(case)
     return Step(passes_s + waits_s + update_s, ranks, bubble_s, waits_s, one)
 
@@ -139,7 +146,7 @@ def causes(plan: Plan, done: Step) -> dict[str, Values]:
     memory_s = memory_s + compute.accumulate_s(plan, weights)
     link_s = layers * one.waits.both_s
     m = case.micro_batches
-    update_s = compute.optimizer_s(plan, fullest_weights(case) * updated_share(case))
+    update_s = compute.optimizer_s(plan, updated_weights(case))
     found = {
         "compute": m * compute_s,
         "memory": m * memory_s + update_s,

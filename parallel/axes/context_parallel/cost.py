@@ -4,8 +4,6 @@ import numpy as np
 
 from paralab.axes.costs import AxisCost, Pass, Plan, group_bytes_per_s
 
-HALF_BYTES = 2
-
 
 class ContextCost(AxisCost):
     """Ring attention (Liu et al. 2023) or all-to-all (Jacobs et al. 2023) around the attention core of every layer."""
@@ -15,9 +13,9 @@ class ContextCost(AxisCost):
         rate = group_bytes_per_s(
             plan, degree=case.cp, inner=case.tp, intra_share=k.link_share, inter_share=k.network_share
         )
-        keys = case.tokens * 2 * case.kv_heads * case.head_dim / case.tp * HALF_BYTES
+        keys = case.tokens * 2 * case.kv_heads * case.head_dim / case.tp * case.element_bytes
         ring_s = (case.cp - 1) * keys / rate
-        heads = case.tokens * 2 * (case.heads + case.kv_heads) * case.head_dim / case.tp * HALF_BYTES
+        heads = case.tokens * 2 * (case.heads + case.kv_heads) * case.head_dim / case.tp * case.element_bytes
         exchange_s = heads * (case.cp - 1) / case.cp / rate
         ring = case.cp_style != "ulysses"
         once_s = np.where(ring, ring_s * k.ring_exposed, exchange_s) + k.latency_s * 2

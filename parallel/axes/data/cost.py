@@ -1,48 +1,77 @@
 """What data parallelism and ZeRO add to a step: gradients are reduced, and weights that are divided are gathered."""
 
+from dataclasses import dataclass
+
 import numpy as np
 
 from paralab.axes import eight_bits
 from paralab.axes.costs import AxisCost, Case, Pass, Plan, Values, group_bytes_per_s
 from paralab.axes.weights import local_dense, local_embedding, local_experts, local_output
 
-WEIGHT_BYTES = 2  # of a weight that is gathered, in 16 bits
+
+@dataclass(frozen=True)
+class Weights:
+    """Weights of a rank, before ZeRO divides them: those of experts, which fewer ranks hold, and all others."""
+
+    dense: Values
+    experts: Values = 0.0
+
+    @property
+    def total(self) -> Values:
+        return self.dense + self.experts
+
+
+def by_micro_batch(case: Case) -> Values:
+    """Return whether gradients are reduced after every micro-batch, to keep no whole ones: stages 2 and 3.
+
+    A pipeline of PyTorch keeps what it has gathered, and whole gradients, until its last micro-batch.
+    """
+    return (case.zero >= 2) & np.logical_not(keeps_whole(case)) & (case.dp * case.cp > 1)
+
+
+def keeps_whole(case: Case) -> Values:
+    """Return whether gradients, and what is gathered of weights, stay whole until a pipeline's last micro-batch."""
+    return (case.pp > 1) & np.logical_not(case.is_deepspeed)
+
+
+def gathers_by_micro_batch(case: Case) -> Values:
+    """Return whether weights are gathered for every micro-batch: in stage 3, and in stage 2 of PyTorch."""
+    return by_micro_batch(case) & ((case.zero == 3) | np.logical_not(case.is_deepspeed))
 
 
 class DataCost(AxisCost):
-    """An all-reduce a step (stages 0 to 2), or two gathers and a reduction a micro-batch (stage 3)."""
+    """An all-reduce a step (stages 0 and 1), or a reduction and gathers a micro-batch (stages 2 and 3)."""
 
     def in_layer(self, plan: Plan, compute: Pass) -> Pass:
-        """Stage 3 gathers a layer before its forward and its backward pass; a pipeline keeps what it has gathered."""
+        """Stage 3 gathers a layer before its forward and its backward pass, stage 2 before the former."""
         case = plan.case
-        sharded = (case.zero == 3) & (case.pp == 1) & (case.dp * case.cp > 1)
         extra = (local_embedding(case) + local_output(case)) / case.layers
-        weights = local_dense(case) + local_experts(case) + extra
+        layer = Weights(local_dense(case) + extra, local_experts(case))
         # PyTorch's FSDP gathers weights in the 8 bits that products take them in
         narrow = (case.precision == "fp8") & (case.framework == "torchtitan")
-        gather_s = weights * np.where(narrow, 1, WEIGHT_BYTES) / _ring_rate(plan)
-        reduce_s = weights * case.gradient_bytes / _ring_rate(plan)
+        gather_s = _passed_on_s(plan, layer, np.where(narrow, 1, case.element_bytes))
+        reduce_s = _passed_on_s(plan, layer, case.gradient_bytes)
         forward_s = _exposed(plan, gather_s, compute.forward_s)
-        backward_s = _exposed(plan, gather_s + reduce_s, compute.backward_s)
-        return Pass(np.where(sharded, forward_s, 0.0), np.where(sharded, backward_s, 0.0))
+        backward_s = _exposed(plan, np.where(case.zero == 3, gather_s, 0.0) + reduce_s, compute.backward_s)
+        gathers, reduces = gathers_by_micro_batch(case), by_micro_batch(case)
+        return Pass(np.where(gathers, forward_s, 0.0), np.where(reduces, backward_s, 0.0))
 
     def on_host(self, plan: Plan) -> Pass:
         """Unlike a wrapped model, one that is divided launches collectives and copies for every layer."""
         case, k = plan.case, plan.constants
-        sharded = case.zero == 3
-        return Pass(np.where(sharded, k.host_gather_s, 0.0), np.where(sharded, 2 * k.host_gather_s, 0.0))
+        third, second = case.zero == 3, by_micro_batch(case) & (case.zero == 2)
+        gathers = third | (second & gathers_by_micro_batch(case))
+        return Pass(k.host_gather_s * gathers, k.host_gather_s * (2 * third + 1 * second))
 
     def in_step(self, plan: Plan, compute: Pass) -> Values:
         case, k = plan.case, plan.constants
-        replicas = case.dp * case.cp
         weights = fullest_weights(case)
-        gradients_s = weights * case.gradient_bytes / _ring_rate(plan)
-        weights_s = weights * WEIGHT_BYTES / _ring_rate(plan)
         # an all-reduce is a reduction and a gather; DeepSpeed reduces whole gradients in stage 1 as well
         reduces = np.where((case.zero == 0) | ((case.zero == 1) & case.is_deepspeed), 2, 1)
-        update_s = np.where(case.zero > 0, weights_s, 0.0)
-        in_step = (replicas > 1) & ((case.zero < 3) | (case.pp > 1))
-        once = np.where(in_step, reduces * gradients_s + update_s, 0.0) + _between_groups_s(plan, weights)
+        reduced_s = reduces * _passed_on_s(plan, weights, case.gradient_bytes)
+        gathered_s = np.where(case.zero > 0, _passed_on_s(plan, weights, case.element_bytes), 0.0)
+        once = np.where(by_micro_batch(case), 0.0, reduced_s) + np.where(gathers_by_micro_batch(case), 0.0, gathered_s)
+        once = np.where(case.dp * case.cp > 1, once, 0.0) + _between_groups_s(plan, weights.total)
         # gradients behind the last backward pass; weights that were updated behind the first forward pass
         behind_s = compute.backward_s + np.where(case.zero > 0, compute.forward_s, 0.0)
         hidden = np.minimum(once * k.data_hidden, behind_s)
@@ -69,30 +98,45 @@ def _exposed(plan: Plan, seconds: Values, compute_s: Values) -> Values:
     return np.where(case.dp_overlap, beside, seconds)
 
 
-def _ring_rate(plan: Plan) -> Values:
+def _passed_on_s(plan: Plan, weights: Weights, bytes_each: Values) -> Values:
+    """Return the seconds of gathering or of reducing weights, each over the ranks that hold the same ones."""
+    case = plan.case
+    dense_s = weights.dense * bytes_each / _ring_rate(plan, case.sharded_over, case.tp)
+    inner = case.ep * case.expert_tensor_ranks  # ranks between those that hold the same experts
+    experts_s = weights.experts * bytes_each / _ring_rate(plan, case.experts_sharded_over, inner)
+    return dense_s + np.where(case.experts_sharded_over > 1, experts_s, 0.0)
+
+
+def _ring_rate(plan: Plan, degree: Values, inner: Values) -> Values:
     """Return the bytes per second at which a rank passes on gathered or reduced data."""
     case, k = plan.case, plan.constants
-    degree = case.sharded_over
-    share = np.where((case.zero == 3) & case.is_deepspeed, k.deepspeed_network_share, k.network_share)
-    rate = group_bytes_per_s(plan, degree=degree, inner=case.tp, intra_share=k.link_share, inter_share=share)
+    old = (case.zero == 3) & case.is_deepspeed & case.keeps_scores  # the software that this share is of
+    share = np.where(old, k.deepspeed_network_share, k.network_share)
+    rate = group_bytes_per_s(plan, degree=degree, inner=inner, intra_share=k.link_share, inter_share=share)
     return rate * degree / np.maximum(degree - 1, 1)
 
 
-def fullest_weights(case: Case) -> Values:
+def fullest_weights(case: Case) -> Weights:
     """Return the weights of the pipeline rank that has most, before ZeRO divides them."""
     layer = local_dense(case) + local_experts(case)
-    first, middle, last = (case.held("weights", rank) for rank in ("first", "middle", "last"))
+    first, middle, last = layers = [case.held("weights", rank) for rank in ("first", "middle", "last")]
     first = first * layer + local_embedding(case) + np.where(case.pp == 1, local_output(case), 0)
     last = last * layer + np.where(case.pp > 1, local_output(case), 0)
-    return np.maximum(np.maximum(first, last), middle * layer)
+    middle = middle * layer
+    most = np.maximum(np.maximum(first, last), middle)
+    of = np.where(first >= most, layers[0], np.where(last >= most, layers[2], layers[1]))
+    experts = of * local_experts(case)
+    return Weights(most - experts, experts)
 
 
-def updated_share(case: Case) -> Values:
-    """Return the share of its weights that a rank updates: ZeRO divides them over the data and context ranks.
+def updated_weights(case: Case) -> Values:
+    """Return the weights that the fullest rank updates: ZeRO divides them over the data and context ranks.
 
-    Hybrid sharding divides them over those of a group.
+    Hybrid sharding divides them over those of a group; experts are divided over the ranks that hold the same ones.
     """
-    return np.where(case.zero >= 1, 1 / case.sharded_over, 1.0)
+    weights, sharded = fullest_weights(case), case.zero >= 1
+    dense = weights.dense / np.where(sharded, case.sharded_over, 1.0)
+    return dense + weights.experts / np.where(sharded, case.experts_sharded_over, 1.0)
 
 
 def bytes_per_weight(case: Case) -> dict[str, Values]:
@@ -104,7 +148,7 @@ def bytes_per_weight(case: Case) -> dict[str, Values]:
     moments = np.where((case.optimizer == "sgd") | (case.optimizer == "lion"), 1, 2)
     moment_bytes = np.where(case.optimizer == eight_bits.NAME, eight_bits.BYTES, case.state_bytes)
     return {
-        "weights": np.where(case.precision == "fp32", 4, WEIGHT_BYTES),
+        "weights": case.element_bytes,
         "gradients": case.gradient_bytes,
         "master weights": np.where(case.precision == "fp32", 0, case.state_bytes),
         "moments": moments * moment_bytes,
@@ -112,7 +156,7 @@ def bytes_per_weight(case: Case) -> dict[str, Values]:
     }
 
 
-def state_bytes(plan: Plan, weights: Values) -> Values:
+def state_bytes(plan: Plan, weights: Weights) -> Values:
     """Return the bytes of weights, gradients and optimizer states on a rank.
 
     weights: that it holds before ZeRO divides them. Mixed precision keeps weights in 16 bits beside a master copy and
@@ -120,37 +164,48 @@ def state_bytes(plan: Plan, weights: Values) -> Values:
     copy before the update (20 bytes a weight in Megatron-LM). FSDP keeps only what is divided, and gathers in 16 bits.
     """
     case = plan.case
-    divided = np.maximum(case.sharded_over, 1)
+    dense = weights.dense * _bytes_of_one(case, np.maximum(case.sharded_over, 1))
+    return dense + weights.experts * _bytes_of_one(case, case.experts_sharded_over)
+
+
+def _bytes_of_one(case: Case, divided: Values) -> Values:
+    """Return the bytes of states that a rank has for each of its weights. divided: ranks that ZeRO divides it over."""
     each = bytes_per_weight(case)
     working, moments = each["weights"], each["moments"]
     optimizer = each["master weights"] + moments + each["converted gradients"]
     again = np.where(case.is_deepspeed & (case.zero == 1), case.gradient_bytes, 0)
     plain = (
         working
-        + case.gradient_bytes / np.where(case.zero >= 2, divided, 1)
+        + case.gradient_bytes / np.where((case.zero >= 2) & np.logical_not(keeps_whole(case)), divided, 1)
         + optimizer / np.where(case.zero >= 1, divided, 1)
         + again
     )
-    sharded = np.maximum(case.state_bytes, working) * (1 + moments / case.state_bytes) + case.gradient_bytes
-    sharded = sharded / divided
+    sharded = np.maximum(case.state_bytes, working) * (1 + moments / case.state_bytes)
+    sharded = (sharded + np.where(keeps_whole(case), 0, case.gradient_bytes)) / divided
     deepspeed = (working + case.gradient_bytes + optimizer) / divided
     third = np.where(case.is_deepspeed, deepspeed, sharded)
-    return weights * np.where(case.zero == 3, third, plain)
+    return np.where(case.zero == 3, third, plain)
 
 
 def gathered_bytes(plan: Plan, layer: Values, ends: Values, layers: Values) -> Values:
-    """Return the bytes of what ZeRO-3 has gathered at once. layer, ends: weights of a layer and of the largest end.
+    """Return the bytes of what ZeRO has whole at once. layer, ends: weights of a layer and of the largest end.
 
-    Two layers with their gradients, or an end; under a pipeline all layers of the rank stay gathered.
+    Two layers with their gradients, or an end, of which stage 2 has the weights anyway; a pipeline of PyTorch keeps
+    all layers of the rank, with whole gradients.
     """
-    case, k = plan.case, plan.constants
-    two = np.maximum(2 * layer, ends) * (WEIGHT_BYTES + case.gradient_bytes)
-    all_layers = layers * layer * (WEIGHT_BYTES + k.mem_unreduced_bytes)
-    return np.where(case.zero == 3, np.where(case.pp > 1, all_layers, two), 0.0)
+    case = plan.case
+    some = np.maximum(np.minimum(layers, 2) * layer, ends)
+    own = case.gradient_bytes * (1 - 1 / np.maximum(case.sharded_over, 1))  # beside the rank's shard of the gradients
+    third = np.where(keeps_whole(case), (layers * layer + ends) * case.gradient_bytes, some * own)
+    third = third + np.where(keeps_whole(case), layers * layer + ends, some) * case.element_bytes
+    second = np.where(by_micro_batch(case), some * own, 0.0)
+    return np.select([case.zero == 3, case.zero == 2], [third, second], 0.0)
 
 
 def buffer_bytes(plan: Plan) -> Values:
     """Return the bytes of the buckets that gradients are reduced in."""
     case, k = plan.case, plan.constants
-    buckets = np.where(case.is_deepspeed & (case.zero > 0), k.mem_deepspeed_buckets_bytes, k.mem_buckets_bytes)
-    return np.where(case.dp > 1, buckets, 0.0)
+    gradients = fullest_weights(case).total * case.gradient_bytes  # no bucket of PyTorch is larger than what it is for
+    buckets = np.minimum(k.mem_buckets_bytes, gradients)
+    buckets = np.where(case.is_deepspeed & (case.zero > 0), k.mem_deepspeed_buckets_bytes, buckets)
+    return np.where(case.dp * case.cp > 1, buckets, 0.0)

@@ -4,15 +4,13 @@ import numpy as np
 
 from paralab.axes.costs import AxisCost, Pass, Plan
 
-HALF_BYTES = 2
-
 
 class ExpertCost(AxisCost):
     """Two all-to-alls in forward and two in backward (GShard, Lepikhin et al. 2020)."""
 
     def in_layer(self, plan: Plan, compute: Pass) -> Pass:
         case, k = plan.case, plan.constants
-        token_bytes = case.tokens * case.hidden * HALF_BYTES / case.tp
+        token_bytes = case.tokens * case.hidden * case.element_bytes / case.tp
         near = np.clip(case.gpus_per_node, 1, case.ep)
         inside = case.experts_per_token * (near - 1) / near  # copies of a token that go round inside a node
         # a token goes to each other node once, however many of its experts are there (DeepSeek-V3 2024, section 3.2.2)

@@ -6,7 +6,6 @@ import numpy as np
 
 from paralab.axes.costs import AxisCost, Case, Pass, Plan, Values
 
-HALF_BYTES = 2
 # Share of the bubble of 1F1B that is left. zb-*: Qi et al. 2023 (section 3 and appendix); zbv: Qi et al. 2024, table 1;
 # dualpipev: the cut of DualPipe that DeepSeek-V3 (2024, section 3.2.1) describes, half its bubble.
 BUBBLE_LEFT = {"zb-h1": 1 / 3, "zb-1p": 1 / 3, "zb-h2": 0.1, "zb-2p": 0.1, "zbv": 0.15, "dualpipev": 0.5}
@@ -37,7 +36,7 @@ class PipelineCost(AxisCost):
         """Return the seconds of a step that ranks wait for activations and their gradients on the way."""
         case, machine, k = plan.case, plan.machine, plan.constants
         # Megatron sends each tensor rank's share and gathers it inside the node; DeepSpeed sends all of it from each
-        bytes_ = case.tokens * case.hidden * HALF_BYTES / np.where(case.is_deepspeed, 1, case.tp)
+        bytes_ = case.tokens * case.hidden * case.element_bytes / np.where(case.is_deepspeed, 1, case.tp)
         crosses = case.n_gpus / case.pp >= case.gpus_per_node
         link, network = machine.intra_bytes_per_s * k.link_share, machine.inter_bytes_per_s * k.network_share
         one_s = bytes_ / np.where(crosses, network, link) + k.message_latency_s

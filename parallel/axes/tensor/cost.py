@@ -4,8 +4,6 @@ import numpy as np
 
 from paralab.axes.costs import AxisCost, CountedCase, Pass, Plan, Values, group_bytes_per_s
 
-HALF_BYTES = 2  # of an element of an activation that is sent
-
 
 class TensorCost(AxisCost):
     """Two all-reduces in forward and two in backward; with sequence parallelism the same bytes as gathers and scatters.
@@ -15,18 +13,20 @@ class TensorCost(AxisCost):
 
     def in_layer(self, plan: Plan, compute: Pass) -> Pass:
         case, k = plan.case, plan.constants
-        bytes_ = case.tokens * case.hidden * HALF_BYTES * 2 * (case.tp - 1) / case.tp
+        bytes_ = case.tokens * case.hidden * case.element_bytes * 2 * (case.tp - 1) / case.tp
         rate = group_bytes_per_s(
             plan, degree=case.tp, inner=1, intra_share=link_share(plan), inter_share=k.network_share
         )
-        latency_s = np.where(case.sequence_parallel, 2, 1) * collective_latency_s(plan, case.tp)
+        # a gather and a scatter have the steps of one all-reduce between them, and begin twice
+        latency_s = collective_latency_s(plan, case.tp) + np.where(case.sequence_parallel, k.latency_s, 0.0)
         once_s = np.where(case.tp > 1, bytes_ / rate + latency_s, 0.0)
         exposed = np.where(case.tp_overlap, k.tensor_exposed, 1.0)
-        # the gather of a layer's input is made once more in backward, for the gradient of the weight
-        gathers = np.where(case.sequence_parallel, 1.5, 1.0)
         calls = case.block_reductions if isinstance(case, CountedCase) else 2
-        waits = Pass(calls * once_s * exposed, calls * once_s * exposed * gathers)
-        return waits.again(case.recompute == "full")
+        both_s = calls * once_s * exposed
+        # the gather of a layer's input is made once more in backward, for the gradient of the weight, and runs beside
+        # the product that makes the gradient of the input (Korthikanti et al. 2022, section 4.2.2)
+        again_s = np.where(case.sequence_parallel, np.maximum(both_s / 2 - compute.backward_s / 3, 0.0), 0.0)
+        return Pass(both_s, both_s + again_s).again(case.recompute == "full")
 
     def on_host(self, plan: Plan) -> Pass:
         case, k = plan.case, plan.constants

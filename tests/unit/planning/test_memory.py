@@ -3,7 +3,7 @@
 import pytest
 
 from paralab.axes.costs import GIB, Constants, Plan
-from paralab.axes.data.cost import state_bytes
+from paralab.axes.data.cost import Weights, state_bytes
 from paralab.axes.pipeline.cost import in_flight
 from paralab.planning import memory
 from paralab.planning.constants import shipped
@@ -72,12 +72,12 @@ def test_states_are_those_of_rajbhandari_2020(zero: int, dp: int, gb: float) -> 
         gradient_precision="bf16",
         framework="deepspeed" if zero == 3 else "",
     )
-    assert state_bytes(plan, 7.5e9)[0] / 1e9 == pytest.approx(gb, rel=0.01, abs=0.005)
+    assert state_bytes(plan, Weights(7.5e9))[0] / 1e9 == pytest.approx(gb, rel=0.01, abs=0.005)
 
 
 def test_fp16_in_megatron_takes_20_bytes_a_weight() -> None:
     plan = plan_of(layers=1, hidden=128, precision="fp16", framework="megatron-lm")
-    assert state_bytes(plan, 1.0)[0] == 20
+    assert state_bytes(plan, Weights(1.0))[0] == 20
 
 
 @pytest.mark.parametrize(
