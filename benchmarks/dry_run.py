@@ -9,7 +9,7 @@ import torch
 
 from paralab.axes.held import state_bytes
 from paralab.axes.sent import predicted_sent
-from paralab.benchmarks.case import comm_columns
+from paralab.benchmarks.case.communication import comm_columns
 from paralab.benchmarks.run import CommandConfig
 from paralab.console.clock import Moment
 from paralab.console.phases import Phases

@@ -264,7 +264,7 @@ def _memory(config: PeersConfig) -> list[RunRecord]:
 
 def measure_memory(rank: "Rank", progress: "Progress", run: RunConfig) -> RunRecord:
     """Return the record of a case, on every rank."""
-    from paralab.benchmarks.case import run_case
+    from paralab.benchmarks.case.run import run_case
     from paralab.console.phases import hidden
     from paralab.running import task
 

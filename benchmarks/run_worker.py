@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from paralab.benchmarks.case import run_case
+from paralab.benchmarks.case.run import run_case
 from paralab.console.phases import Phases
 from paralab.parity.reference import References
 from paralab.parity.scope import prove_on

@@ -10,7 +10,8 @@ import torch
 import torch.distributed as dist
 
 from paralab import engines
-from paralab.benchmarks.case import RankResult, timed_steps
+from paralab.benchmarks.case.measured import RankResult
+from paralab.benchmarks.case.steps import timed_steps
 from paralab.benchmarks.overhead import OverheadConfig, Pair
 from paralab.console.clock import Moment
 from paralab.console.phases import Phases

@@ -15,7 +15,7 @@ from typing import ClassVar
 import torch
 import torch.distributed as dist
 
-from paralab.benchmarks.case import run_case
+from paralab.benchmarks.case.run import run_case
 from paralab.benchmarks.tour import TourConfig
 from paralab.console.clock import Moment
 from paralab.console.phases import Phases

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import torch.distributed as dist
 
-from paralab.benchmarks.case import run_case
+from paralab.benchmarks.case.run import run_case
 from paralab.console.clock import Moment
 from paralab.console.phases import Phases
 from paralab.measure.load import Load, wait_for_quiet

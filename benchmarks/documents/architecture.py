@@ -123,7 +123,7 @@ FLOW = (
     ),
     Stage(
         "an engine is built (before that, parity builds one of its own and one for the reference)",
-        ("benchmarks/case.py:run_case", "parallel/engines/__init__.py:build", "parallel/axes/compose.py:compose"),
+        ("benchmarks/case/run.py:run_case", "parallel/engines/__init__.py:build", "parallel/axes/compose.py:compose"),
         "the way to what follows; DeepSpeed and Accelerate build theirs from the same pieces",
     ),
     Stage(
@@ -149,7 +149,7 @@ FLOW = (
     Stage(
         "a step is taken, and timed",
         (
-            "benchmarks/case.py:timed_steps",
+            "benchmarks/case/steps.py:timed_steps",
             "parallel/engines/native.py:NativeEngine.step",
             "parallel/engines/native.py:NativeEngine._over_ranks",
             "parallel/engines/native.py:NativeEngine._clip",
@@ -165,12 +165,12 @@ FLOW = (
     ),
     Stage(
         "bytes, memory and waiting are looked at, in steps that are not timed",
-        ("benchmarks/case.py:_look_inside",),
+        ("benchmarks/case/inside.py:look_inside",),
         "`RankResult` of each rank",
     ),
     Stage(
-        "rank 0 makes one row of what all ranks measured",
-        ("benchmarks/case.py:_gather", "benchmarks/case.py:_record"),
+        "every rank makes the same row of what all ranks measured",
+        ("benchmarks/case/run.py:_gather", "benchmarks/case/row.py:record_of"),
         "`RunRecord`: slowest time, largest memory, mean utilisation",
     ),
     Stage(

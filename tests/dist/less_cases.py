@@ -64,7 +64,7 @@ def outer_steps(rank: Rank, meetings: int) -> tuple[Tensor, Tensor] | None:
 
 def row(rank: Rank, run: Any) -> tuple[bool | None, str | None, str | None] | None:
     """Measure a case with parity requested; return what its row says of parity."""
-    from paralab.benchmarks.case import run_case
+    from paralab.benchmarks.case.run import run_case
     from paralab.parity.reference import References
     from paralab.parity.scope import prove_on
     from paralab.planning.resolve import resolve

@@ -6,7 +6,7 @@ import pytest
 
 from paralab.axes import register, unregister
 from paralab.axes.sent import predicted_sent
-from paralab.benchmarks.case import run_case
+from paralab.benchmarks.case.run import run_case
 from paralab.layout import Layout
 from paralab.options.config import RunConfig
 from paralab.parity.reference import References

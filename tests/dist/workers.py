@@ -28,7 +28,7 @@ class WorkerPool:
     """
 
     # modules that are imported once, not by each of the processes; conftest.py adds to them
-    imported = ("paralab.benchmarks.case", "tests.dist.cases", "torch._dynamo")
+    imported = ("paralab.benchmarks.case.run", "tests.dist.cases", "torch._dynamo")
 
     def __init__(self, world_size: int) -> None:
         self.world_size = world_size

@@ -22,7 +22,7 @@ import torch
 import torch.distributed as dist
 
 from paralab import cli
-from paralab.benchmarks import case
+from paralab.benchmarks.case import run as case
 from paralab.checkpoint.storage import Writer
 from paralab.data.dataset import Batch
 from paralab.engines.engine import StepResult

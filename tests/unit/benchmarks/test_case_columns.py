@@ -7,13 +7,16 @@ import pytest
 import torch
 
 from paralab.axes.recompute import recomputation_ratio
-from paralab.benchmarks import case
+from paralab.benchmarks.case.measured import RankResult
+from paralab.benchmarks.case.row import _efficiency_columns
 from paralab.layout import Layout
 from paralab.measure.steady import summarise
 from paralab.models import SPECS
 from paralab.options.config import RunConfig
 from paralab.planning.resolve import resolve
 from paralab.processes.rank import Rank
+from paralab.records.describe import describe
+from paralab.records.requested import Requested
 
 
 @pytest.mark.parametrize(("model", "size"), [("gpt2", "tiny"), ("resnet", "20"), ("diffusion", "points")])
@@ -44,7 +47,7 @@ def test_a_row_has_the_classes_of_the_model(model: str, size: str, n_classes: in
     requested = n_classes if n_classes == 12 else None  # its data have ten
     work = resolve(RunConfig(model=model, size=size, nproc=1, n_classes=requested))
     rank = Rank(0, 1, 0, 1, "python")
-    assert case.describe(work, case.Requested(), rank, torch.device("cpu"))["n_classes"] == n_classes
+    assert describe(work, Requested(), rank, torch.device("cpu"))["n_classes"] == n_classes
 
 
 @pytest.mark.parametrize(
@@ -58,7 +61,7 @@ def test_hfu_is_empty_where_backward_is_split_and_blocks_are_recomputed(
         RunConfig(size="tiny", layout=Layout.parse(layout), checkpointing=checkpointing, global_batch_size=4)
     )
     times = [0.5] * 4
-    columns = case._efficiency_columns(work, [case.RankResult(peak_flops=1e12)], summarise(times), times)
+    columns = _efficiency_columns(work, [RankResult(peak_flops=1e12)], summarise(times), times)
     assert columns["mfu"] > 0
     assert (columns["hfu"] is not None) == known
     assert not known or columns["hfu"] >= columns["mfu"]
@@ -68,7 +71,7 @@ def test_a_row_tells_how_batches_were_loaded_and_what_is_where(monkeypatch: pyte
     monkeypatch.setattr(torch.accelerator, "is_available", lambda: True)  # otherwise --non-blocking is refused
     options: dict[str, Any] = {"loader_workers": 2, "cast_on_device": True, "channels_last": True, "norm": "group"}
     run = RunConfig(model="resnet", size="tiny", nproc=1, non_blocking=True, **options)
-    got = case.describe(resolve(run), case.Requested(), Rank.from_env(), torch.device("cpu"))
+    got = describe(resolve(run), Requested(), Rank.from_env(), torch.device("cpu"))
     assert {name: got[name] for name in options} == options
     assert (got["non_blocking"], got["pin_memory"], got["offload"]) == (True, False, "none")
 
@@ -76,22 +79,22 @@ def test_a_row_tells_how_batches_were_loaded_and_what_is_where(monkeypatch: pyte
 def test_a_row_tells_what_deepspeed_keeps_on_the_host() -> None:
     file = str(Path(__file__).resolve().parents[3] / "ds_configs" / "zero3_offload.json")
     run = RunConfig(size="tiny", strategy="zero3", nproc=2, engine="deepspeed", ds_config=file)
-    got = case.describe(resolve(run), case.Requested(), Rank.from_env(), torch.device("cpu"))
+    got = describe(resolve(run), Requested(), Rank.from_env(), torch.device("cpu"))
     assert got["offload"] == "optimizer+parameters"
 
 
 @pytest.mark.parametrize(
     ("requested", "stage"),
     [
-        (case.Requested(), None),
-        (case.Requested(strategy="ddp"), 0),
-        (case.Requested(strategy="zero3", nproc=1), 3),
-        (case.Requested(strategy="3d"), 0),
-        (case.Requested(layout="dp2.tp2/zero2"), 2),
-        (case.Requested(strategy="zero1", layout="dp2/zero1"), 1),
+        (Requested(), None),
+        (Requested(strategy="ddp"), 0),
+        (Requested(strategy="zero3", nproc=1), 3),
+        (Requested(strategy="3d"), 0),
+        (Requested(layout="dp2.tp2/zero2"), 2),
+        (Requested(strategy="zero1", layout="dp2/zero1"), 1),
     ],
 )
-def test_the_stage_that_was_requested_is_that_of_what_was_typed(requested: case.Requested, stage: int | None) -> None:
+def test_the_stage_that_was_requested_is_that_of_what_was_typed(requested: Requested, stage: int | None) -> None:
     work = resolve(RunConfig(size="tiny", strategy="zero2", nproc=2))
-    row = case.describe(work, requested, Rank.from_env(), torch.device("cpu"))
+    row = describe(work, requested, Rank.from_env(), torch.device("cpu"))
     assert (row["zero_requested"], row["zero"]) == (stage, 2)

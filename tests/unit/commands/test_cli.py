@@ -54,7 +54,7 @@ def test_a_pipeline_is_resolved_without_the_compiler_and_started_without_divided
         "from paralab.planning import fit; from paralab.planning.resolve import resolve; "
         "work = resolve(RunConfig(strategy='pipeline', nproc=4, size='tiny')); fit.check(work); "
         "assert not {'torch.distributed.tensor', 'torch.distributed.checkpoint'} & set(sys.modules); "
-        "import paralab.benchmarks.case; work.n_parameters; "
+        "import paralab.benchmarks.case.run; work.n_parameters; "
         "sys.exit('torch._dynamo' in sys.modules)"
     )
     assert subprocess.run([sys.executable, "-c", code], timeout=60).returncode == 0

@@ -15,8 +15,11 @@ import pytest
 import torch
 
 from paralab.axes.sent import predicted_sent
-from paralab.benchmarks import case
-from paralab.benchmarks.case import RankResult
+from paralab.benchmarks.case.communication import sent_columns
+from paralab.benchmarks.case.logged import write_steps
+from paralab.benchmarks.case.measured import RankResult
+from paralab.benchmarks.case.row import _efficiency_columns, _memory_columns, record_of
+from paralab.benchmarks.case.run import run_case
 from paralab.benchmarks.run_start import summary
 from paralab.console.clock import Moment
 from paralab.measure import roofline
@@ -458,7 +461,7 @@ def _row(work: Work, results: list[RankResult], parity_result: ParityResult | No
         mesh = Mesh(work.layout, torch.device("cpu"))
         rank = Rank(0, 4, 0, 3, "torchrun")
         scope = "whole" if parity_result else None
-        return case._record(work, replace(REQUESTED, **requested), rank, mesh, results, parity_result, 1.5, scope=scope)
+        return record_of(work, replace(REQUESTED, **requested), rank, mesh, results, parity_result, 1.5, scope=scope)
 
 
 @pytest.fixture(scope="module")
@@ -574,7 +577,7 @@ def test_predicted_bytes_are_those_of_the_backend(layout: str, ring: float, gloo
     work = resolve(RunConfig(size="tiny", layout=layout, global_batch_size=16))
     small = 2 * (3 / 4) * 2 * 4  # loss and gradient norm, on the same axis
     comm = [CommRow("dp", "all_reduce", 4, 1, 1, F(1), F(1))]
-    got = case._comm_columns(work, [RankResult(comm=comm)] * 4, "cpu")
+    got = sent_columns(work, [RankResult(comm=comm)] * 4, "cpu")
     assert got["comm_dp_predicted_ring_bytes"] == ring * 4 * PARAMETERS + small
     assert got["comm_dp_predicted_sent_bytes"] == gloo * 4 * PARAMETERS + small
 
@@ -587,7 +590,7 @@ def test_bytes_within_and_between_groups_of_data_ranks() -> None:
         CommRow("dp_shard", "all_gather", 2, 2, 50, F(25), F(26)),
         CommRow("dp_shard", "reduce_scatter", 2, 3, 60, F(30), F(61)),
     ]
-    got = case._comm_columns(work, [RankResult(comm=comm)] * 4, "cpu")
+    got = sent_columns(work, [RankResult(comm=comm)] * 4, "cpu")
     counted = ("calls", "payload_bytes", "ring_bytes", "sent_bytes")
     assert [got[f"comm_dp_shard_{name}"] for name in counted] == [5, 110, 55, 87]
     assert [got[f"comm_dp_replicate_{name}"] for name in counted] == [1, 40, 40, 41]
@@ -605,7 +608,7 @@ def test_bytes_over_context_ranks_and_over_data_and_context_ranks() -> None:
         CommRow("cp", "send", 2, 2, 40, F(40), F(41)),
         CommRow("dp_cp", "all_reduce", 4, 3, 60, F(90), F(91)),
     ]
-    got = case._comm_columns(work, [RankResult(comm=comm)] * 4, "cpu")
+    got = sent_columns(work, [RankResult(comm=comm)] * 4, "cpu")
     counted = ("calls", "payload_bytes", "ring_bytes", "sent_bytes")
     assert [got[f"comm_cp_{name}"] for name in counted] == [2, 40, 40, 41]
     assert [got[f"comm_dp_cp_{name}"] for name in counted] == [3, 60, 90, 91]
@@ -620,7 +623,7 @@ def test_bytes_among_ranks_that_divide_experts_and_among_those_that_share_them()
     """Rows go to their experts, and back, and so do their gradients; what is no expert is reduced over all four."""
     work = resolve(RunConfig(model="mixtral", size="tiny", layout="dp4.ep2", global_batch_size=16))
     comm = [CommRow("ep", "all_to_all", 2, 2, 40, F(40), F(41)), CommRow("edp", "all_reduce", 2, 3, 60, F(90), F(91))]
-    got = case._comm_columns(work, [RankResult(comm=comm)] * 4, "cpu")
+    got = sent_columns(work, [RankResult(comm=comm)] * 4, "cpu")
     counted = ("calls", "payload_bytes", "ring_bytes", "sent_bytes")
     assert [got[f"comm_ep_{name}"] for name in counted] == [2, 40, 40, 41]
     assert [got[f"comm_edp_{name}"] for name in counted] == [3, 60, 90, 91]
@@ -639,7 +642,7 @@ def test_a_peak_that_the_run_exceeds_is_no_peak(checkpointing: str, peak_flops: 
     """Also where only what is computed again exceeds it. peak_flops: over what the model needs."""
     work = replace(WORK, run=replace(RUN, checkpointing=checkpointing))
     results = [replace(r, peak_flops=peak_flops * TFLOPS * 1e12) for r in RESULTS]
-    got = case._efficiency_columns(work, results, summarise(SLOWEST_S), SLOWEST_S)
+    got = _efficiency_columns(work, results, summarise(SLOWEST_S), SLOWEST_S)
     assert (got["mfu"], got["hfu"], got["peak_source"]) == (None, None, "measured: on rank 0; exceeded by the run")
     assert got["peak_tflops_per_device"] == pytest.approx(peak_flops * TFLOPS)
 
@@ -652,7 +655,7 @@ def test_a_peak_is_measured_again_where_a_run_exceeds_it(
     monkeypatch.setattr(roofline, "_measure", lambda *args, **kwargs: roofline.Peak(measured.pop(), "measured"))
     work = resolve(RunConfig(size="tiny", nproc=1, global_batch_size=2, warmup=0, steps=2, learning_rate=1e-3))
     rank, mesh = Rank(0, 1, 0, 1, "python"), Mesh(work.layout, torch.device("cpu"))
-    row = case.run_case(work, requested=REQUESTED, rank=rank, mesh=mesh)
+    row = run_case(work, requested=REQUESTED, rank=rank, mesh=mesh)
     assert len(measured) == left
     if row.peak_tflops_per_device == 1e3:
         assert row.mfu is not None and 0 < row.mfu < 1 and row.peak_source == "measured"
@@ -695,7 +698,7 @@ def test_the_short_form_of_a_row(row: RunRecord, alone: RunRecord) -> None:
 )
 def test_predicted_state_by_hand(options: dict[str, Any], per_parameter: float, more: float) -> None:
     work = resolve(RunConfig(size="tiny", global_batch_size=16, **options))
-    assert case._memory_columns(work, RESULTS, "cpu")["predicted_state_bytes"] == per_parameter * PARAMETERS + more
+    assert _memory_columns(work, RESULTS, "cpu")["predicted_state_bytes"] == per_parameter * PARAMETERS + more
 
 
 @pytest.mark.parametrize(("checkpointing", "again"), [("none", 0), ("full", 8), ("2", 4)])
@@ -726,7 +729,7 @@ def test_the_log_of_a_rank_has_the_numbers_of_each_step() -> None:
     run = replace(RUN, steps=2, lr_warmup_steps=2, lr_schedule="constant", learning_rate=0.5)
     result = RankResult(losses=[5.0, 4.0, 3.0, 2.0], grad_norms=[0.5, 0.4, 0.3, 0.2])
     result.step_times_s, result.data_waits_s = [1.5, 1.25], [0.1, 0.2]
-    case._write_steps(Log(), replace(WORK, run=run), result)
+    write_steps(Log(), replace(WORK, run=run), result)
     columns = {"samples": 16}
     assert records == [
         StepRecord(step=0, loss=5.0, grad_norm=0.5, learning_rate=0.25, measured=False, **columns),

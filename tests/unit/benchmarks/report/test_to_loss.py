@@ -2,7 +2,7 @@
 
 import pytest
 
-from paralab.benchmarks.case import run_case
+from paralab.benchmarks.case.run import run_case
 from paralab.benchmarks.report import to_loss
 from paralab.benchmarks.report.compare import main
 from paralab.benchmarks.report.comparing import compare_files
