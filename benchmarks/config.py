@@ -17,7 +17,8 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from typing import TYPE_CHECKING, Any
 
-from paralab.benchmarks import overhead, peers, run, scaling, sweep, tour
+from paralab.benchmarks import overhead, peers, run, scaling, tour
+from paralab.benchmarks.sweep import bench
 from paralab.commands import train, verify
 from paralab.errors import UsageError, did_you_mean
 from paralab.options.arguments import Parser
@@ -151,10 +152,10 @@ def _verify(words: list[str], rank: "Rank") -> Planned:
 def _bench(words: list[str], rank: "Rank") -> Planned:
     from paralab.planning.resolve import resolve
 
-    config, origins = read(words, config=sweep.SweepConfig, prog="paralab bench", description=sweep.__doc__)
-    sweep.check(config)
+    config, origins = read(words, config=bench.SweepConfig, prog="paralab bench", description=bench.__doc__)
+    bench.check(config)
     with contextlib.redirect_stdout(sys.stderr):  # where cases that are left out are named
-        cases = sweep.cases_of(config)
+        cases = bench.cases_of(config)
     return Planned(config, origins, [resolve(case.config) for case in cases])
 
 

@@ -18,7 +18,7 @@ from statistics import mean, median
 from typing import NamedTuple
 
 from paralab.benchmarks.run import CaseConfig
-from paralab.benchmarks.sweep import progress
+from paralab.benchmarks.sweep.progress import progress
 from paralab.errors import ConfigError, RankError, UsageError
 from paralab.nodes.simulated import bits_per_s
 from paralab.options.config import changed

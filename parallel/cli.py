@@ -30,7 +30,7 @@ TARGETS = {
     "calibrate": "paralab.commands.calibrate:main",
     "check-model": "paralab.commands.check_model:main",
     "config": "paralab.benchmarks.config:main",
-    "bench": "paralab.benchmarks.sweep:main",
+    "bench": "paralab.benchmarks.sweep.bench:main",
     "compare": "paralab.benchmarks.report.compare:main",
     "report": "paralab.benchmarks.report.report:main",
     "plot": "paralab.benchmarks.report.plot:main",

@@ -67,7 +67,7 @@ def _in_processes(series: Series, out: Path, group: str) -> None:
 
 def stops(series: Series, group: str) -> "Iterator[Stop]":
     """Yield the runs of a series, its repeats interleaved in the order that `paralab bench` draws."""
-    from paralab.benchmarks.sweep import in_turn
+    from paralab.benchmarks.sweep.order import in_turn
     from paralab.benchmarks.visits import Stop
     from paralab.planning.resolve import resolve
     from paralab.processes.rank import Rank
@@ -106,7 +106,7 @@ def _without_devices(series: Series, out: Path, group: str) -> None:
 def _on_clusters(series: Series, out: Path, group: str) -> None:
     from paralab.benchmarks.run import CaseConfig
     from paralab.benchmarks.scaling import run_on
-    from paralab.benchmarks.sweep import in_turn
+    from paralab.benchmarks.sweep.order import in_turn
 
     shared: dict[str, Any] = {"steps": series.steps, "warmup": WARMUP, "threads": THREADS, **series.shared}
     for repeat in range(series.repeats):

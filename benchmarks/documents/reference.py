@@ -9,7 +9,7 @@ from paralab.benchmarks.overhead import OverheadConfig
 from paralab.benchmarks.peers import PeersConfig
 from paralab.benchmarks.run import CaseConfig, CommandConfig
 from paralab.benchmarks.scaling import ScaleConfig
-from paralab.benchmarks.sweep import SweepConfig
+from paralab.benchmarks.sweep.options import SweepConfig
 from paralab.benchmarks.tour import TourConfig
 from paralab.commands.explain import ExplainConfig
 from paralab.commands.verify import VerifyConfig

@@ -15,10 +15,14 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from paralab.benchmarks import variations
 from paralab.benchmarks.report.compare import main as compare
 from paralab.benchmarks.run import CaseConfig, percent_of
-from paralab.benchmarks.sweep import Case, Runner, SweepConfig, check, main, progress, strategies
+from paralab.benchmarks.sweep import variations
+from paralab.benchmarks.sweep.bench import main
+from paralab.benchmarks.sweep.cases import Case, strategies
+from paralab.benchmarks.sweep.options import SweepConfig, check
+from paralab.benchmarks.sweep.progress import progress
+from paralab.benchmarks.sweep.runner import Runner
 from paralab.errors import ConfigError
 from paralab.layout import Layout
 from paralab.models import NAMES
@@ -173,7 +177,7 @@ def test_a_budget_ends_what_is_not_decided(
     words: tuple[str, ...], repeats: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:
     clock = count()
-    monkeypatch.setattr("paralab.benchmarks.sweep.time.monotonic", lambda: 2.0 * next(clock))
+    monkeypatch.setattr("paralab.benchmarks.sweep.bench.time.monotonic", lambda: 2.0 * next(clock))
     ran = decided(tmp_path, monkeypatch, {"dp2": 1.0, "dp2/zero1": 1.011}, *words)
     assert len(ran) == 2 * repeats
     assert "not enough evidence: about" in capsys.readouterr().out
@@ -289,7 +293,7 @@ def test_other_code_is_another_sweep(monkeypatch: pytest.MonkeyPatch, tmp_path: 
     config = resolve(["--strategies", "ddp", "--nprocs", "2", "--size", "tiny"], config=SweepConfig)
     groups = set()
     for commit in ("a" * 40, "b" * 40, "b" * 40):
-        monkeypatch.setattr("paralab.benchmarks.sweep.repository_state", lambda commit=commit: (commit, False))
+        monkeypatch.setattr("paralab.benchmarks.sweep.runner.repository_state", lambda commit=commit: (commit, False))
         with progress(1, "") as bar:
             groups.add(Runner(config, [Case(*named) for named in strategies(config)], bar).group)
     assert len(groups) == 2

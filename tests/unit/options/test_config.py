@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from paralab.benchmarks.peers import PeersConfig
-from paralab.benchmarks.sweep import SweepConfig
+from paralab.benchmarks.sweep.options import SweepConfig
 from paralab.commands.verify import VerifyConfig
 from paralab.errors import ConfigError, LayoutError, UsageError
 from paralab.layout import Layout

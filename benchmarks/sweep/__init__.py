@@ -1,0 +1,1 @@
+"""Sweeps: every combination of strategies, models, sizes and process counts, several times each (`paralab bench`)."""
