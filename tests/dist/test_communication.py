@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from paralab.axes.data import replicas
+from paralab.axes.data.ranks import replicas
 from paralab.axes.sent import Sent, predicted_sent, predicted_transfers
 from paralab.layout import Layout
 from paralab.measure.ledger import CommLedger

@@ -97,7 +97,7 @@ class ContextAxis(Axis):
 
     def alike(self, plan: "Planned") -> list[list[int]]:
         """Return ranks together whose shares of the rows under ZeRO are equal."""
-        from paralab.axes.data import alike
+        from paralab.axes.data.holds import alike
 
         dp, cp = plan.layout.dp, plan.layout.cp
         return alike(plan, lambda rank: [other * cp + rank for other in range(dp)], cp)

@@ -13,7 +13,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from paralab.axes.data import EXPERT_REPLICATE, replica_dim, replicas
+from paralab.axes.data.ranks import EXPERT_REPLICATE, replica_dim, replicas
 from paralab.axes.data.unused import without_gradient
 from paralab.axes.initialise import local
 from paralab.axes.placements import sharded_over

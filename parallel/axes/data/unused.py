@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule
 
 from paralab.axes.blocks import block_of, blocks_of
-from paralab.axes.data import replica_dim
+from paralab.axes.data.ranks import replica_dim
 from paralab.errors import ConfigError
 from paralab.processes.mesh import Mesh
 

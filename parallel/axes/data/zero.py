@@ -28,7 +28,8 @@ from torch.distributed.fsdp import CPUOffloadPolicy, FSDPModule, MixedPrecisionP
 from paralab.axes.axis import Finish
 from paralab.axes.blocks import blocks_of
 from paralab.axes.context import BuildContext
-from paralab.axes.data import EXPERT_REPLICATE, ddp, replicas, shard_dim, sharding_dims
+from paralab.axes.data import ddp
+from paralab.axes.data.ranks import EXPERT_REPLICATE, replicas, shard_dim, sharding_dims
 from paralab.axes.data.unused import Unused
 from paralab.axes.initialise import local
 from paralab.axes.optimizer import Piece, make_pieces, share_of_rows

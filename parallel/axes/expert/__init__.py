@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from paralab.axes.axis import Axis, Call
 from paralab.axes.blocks import block_of
-from paralab.axes.data import is_expert
+from paralab.axes.data.ranks import is_expert
 from paralab.axes.shapes import blocks_in
 from paralab.errors import LayoutError
 from paralab.layout import Layout

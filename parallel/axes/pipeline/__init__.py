@@ -151,7 +151,7 @@ def _over_boundaries(stage: Stage, plan: "Planned") -> Iterator[Transfer]:
 
 def _tied(stage: Stage, plan: "Planned") -> Transfer:
     """Return the exchange of gradients of parameters that stages on several ranks hold: to each of the others."""
-    from paralab.axes.data import shard_ranks
+    from paralab.axes.data.ranks import shard_ranks
     from paralab.axes.forms import fsdp_padded_numel
     from paralab.axes.pipeline.stages import shared_parameters
 

@@ -136,7 +136,7 @@ class TensorAxis(Axis):
 
     def sent(self, stage: Stage, plan: "Planned") -> Iterator[tuple[str, Transfer]]:
         """Yield the sum of gradients that each rank made from its piece: of the sequence or of the heads, in norms."""
-        from paralab.axes.data import reductions
+        from paralab.axes.data.sends import reductions
 
         pieces = (_HEADS, _NORM) if plan.layout.sequence_parallel else (_HEADS,)
         updated = trained(stage.part, stage.shapes).items()

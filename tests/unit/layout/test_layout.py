@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from paralab.axes.data import shard_ranks
+from paralab.axes.data.ranks import shard_ranks
 from paralab.errors import LayoutError
 from paralab.layout import SCHEDULES, Division, Layout, layers_of_stages, schedules, words
 from paralab.layout.schedules import ScheduleName

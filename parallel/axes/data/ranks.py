@@ -1,0 +1,64 @@
+"""Which ranks are replicas, which of them ZeRO divides over, and along which dims of the mesh. Imports no torch."""
+
+from fnmatch import fnmatchcase
+from typing import TYPE_CHECKING
+
+from paralab.layout import Layout
+
+if TYPE_CHECKING:
+    from paralab.axes.context import Planned
+
+
+REPLICATE, SHARD = "dp_replicate", "dp_shard"  # the dims of the axis under `shardN`: neighbours share a shard
+JOINED = "dp_cp"  # data and context ranks together
+
+
+def replicas(layout: Layout) -> int:
+    """Return how many ranks have the same weights and other tokens: of other samples, or of the same (context)."""
+    return layout.dp * layout.cp
+
+
+def replica_dim(layout: Layout) -> str:
+    """Return the dim of the mesh that gradients are averaged over: the data axis, joined with the context axis."""
+    if layout.cp == 1:
+        return "dp"
+    return "cp" if layout.dp == 1 else JOINED
+
+
+EXPERT_REPLICATE = "edp"  # the dim along which ranks share experts, where others divide them (`ep`)
+EXPERT_DATA = "edp_data"  # what is of data ranks in it, where context ranks share them too
+
+
+def shard_ranks(layout: Layout) -> int:
+    """Return the ranks that ZeRO divides over: all that gradients are averaged over, or a group; 1 without ZeRO."""
+    return (layout.shard or replicas(layout)) if layout.zero else 1
+
+
+def shard_dim(layout: Layout) -> str:
+    """Return the dim of the mesh that ZeRO divides over."""
+    return SHARD if layout.shard else replica_dim(layout)
+
+
+def sharding_dims(layout: Layout) -> tuple[str, ...]:
+    """Return the dims of the mesh that FSDP works on: one of all replicas, or (replicas, shards)."""
+    return (REPLICATE, SHARD) if layout.shard else (replica_dim(layout),)
+
+
+def overlaps(layout: Layout) -> bool:
+    """Return whether DistributedDataParallel averages gradients during backward: it knows no other axis."""
+    alone = replicas(layout) == layout.world_size > 1 and layout.ep == 1
+    return alone and layout.zero < 2 and not layout.local
+
+
+def is_expert(name: str, plan: "Planned") -> bool:
+    """Return whether the parameter of a name is of experts that data ranks divide."""
+    experts = plan.spec.experts
+    return plan.layout.ep > 1 and experts is not None and fnmatchcase(name.rpartition(".")[0], experts)
+
+
+def sharers(name: str, plan: "Planned") -> tuple[str, int]:
+    """Return the dim of the mesh over which replicas share the parameter of a name, and how many ranks they are."""
+    layout = plan.layout
+    if is_expert(name, plan):
+        return EXPERT_REPLICATE, replicas(layout) // layout.ep
+    return replica_dim(layout), replicas(layout)
