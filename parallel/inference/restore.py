@@ -9,8 +9,8 @@ from torch import Tensor, nn
 
 from paralab import checkpoint
 from paralab.axes.initialise import FirstValues, tie
-from paralab.checkpoint import TOKENIZER
 from paralab.checkpoint.folder import FACTS
+from paralab.checkpoint.same_work import TOKENIZER, tokenizer_of
 from paralab.errors import DataError, UsageError
 from paralab.layout import Layout
 from paralab.options.config import RunConfig
@@ -81,7 +81,7 @@ def _work(facts: checkpoint.Facts, folder: Path, **instead: str | None) -> Work:
 def _check_tokenizer(facts: checkpoint.Facts, work: Work, folder: Path) -> None:
     """Raise DataError where the file of its tokenizer is not the one that a checkpoint was trained with."""
     was = facts.work.get(TOKENIZER)
-    if was is not None and (now := checkpoint.tokenizer_of(work.model_config)) != was:
+    if was is not None and (now := tokenizer_of(work.model_config)) != was:
         raise DataError(
             f"{folder} was trained with {was}, and {work.run.tokenizer} is {now}: give --tokenizer the file that it "
             "was trained with"

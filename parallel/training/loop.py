@@ -4,32 +4,24 @@ import contextlib
 import math
 import os
 import re
-import signal
 import sys
-import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, replace
-from itertools import count
+from dataclasses import replace
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch import Tensor
 
 from paralab import checkpoint, engines
 from paralab.axes import eight_bits
 from paralab.axes.initialise import seed_generators
-from paralab.axes.optimizer import learning_rate
 from paralab.axes.precision import DTYPES
 from paralab.checkpoint import Saver
 from paralab.console.clock import Moment
 from paralab.console.phases import Phases
-from paralab.engines.engine import StepResult
-from paralab.errors import DataError, DivergedError
-from paralab.measure import memory
+from paralab.errors import DataError
 from paralab.measure.roofline import device_peak, share_of_peak
 from paralab.planning.batches import training_batches
 from paralab.planning.resolve import Work
@@ -37,43 +29,23 @@ from paralab.processes import cluster
 from paralab.processes.failure import Progress
 from paralab.processes.mesh import Mesh
 from paralab.processes.rank import Rank
-from paralab.records.describe import describe, nodes_of
-from paralab.records.log import LogWriter, MemoryRecord, StepLog, StepRecord, read_log, set_aside
-from paralab.records.of_axes import with_axes
+from paralab.records.describe import nodes_of
+from paralab.records.log import LogWriter, StepLog, read_log, set_aside
 from paralab.records.requested import Requested
-from paralab.records.row import RunRecord
 from paralab.records.writing import append
 from paralab.running import task
 from paralab.training import epochs
 from paralab.training.evaluate import Evaluator, Validation
 from paralab.training.goodput import Pulse, read_progress
+from paralab.training.interval import Interval
 from paralab.training.layers import LayerLog
 from paralab.training.lock import FolderLock
 from paralab.training.options import IN_FOLDER, SET_ASIDE, TrainConfig, config_file, log_file, rows_file, usage_file
-from paralab.training.screen import Metrics, open_screen
+from paralab.training.outcome import Outcome, record_of
+from paralab.training.screen import open_screen
+from paralab.training.stop import Stop
 from paralab.training.usage import Meter, Used, used_by_all
 from paralab.weights.start_from import start_from
-
-
-@dataclass
-class Outcome:
-    """How a run ended. stopped_by: the signal that did, if one did. first, last: training losses of this start."""
-
-    step: int = 0
-    stopped_by: int | None = None
-    best: Validation | None = None
-    best_step: int | None = None
-    first_loss: float | None = None
-    last_loss: float | None = None
-    last_grad_norm: float | None = None
-    steps: int = 0  # taken since this start
-    steps_s: float = 0.0
-    waits_s: float = 0.0
-    moments: tuple[int, int] = (0, 0)  # numbers of the optimizer's moments in 8 bits, and all, over all ranks
-
-    @property
-    def exit_status(self) -> int:
-        return 128 + self.stopped_by if self.stopped_by else 0
 
 
 def train(rank: Rank, progress: Progress, run: TrainConfig, requested: Requested) -> Outcome:
@@ -93,7 +65,8 @@ def train(rank: Rank, progress: Progress, run: TrainConfig, requested: Requested
         training = Training(here.work, rank, here.mesh, progress, here.requested.started, phases)
         outcome = training.run()
         if rank.is_main:
-            append(rows, _record(here.work, here.requested, rank, here.mesh, training))
+            costs, used = training.cost(), training.used
+            append(rows, record_of(here.work, here.requested, rank, here.mesh, outcome, cost=costs, used=used))
     if outcome.stopped_by and rank.world_size > 1:
         # A process that torch's launcher spawned waits, after it returns, for a launcher that is ending as well.
         cluster.leave()
@@ -283,7 +256,7 @@ class Training:
         if outcome.steps:
             self._save()
             packed, every = eight_bits.counted(s for x in self.engine.optimizers for s in x.state.values())
-            outcome.moments = _summed(self.mesh, packed), _summed(self.mesh, every)
+            outcome.moments = summed(self.mesh, packed), summed(self.mesh, every)
         self.saver.join()
         self.used = self._used()
         if outcome.steps:
@@ -305,179 +278,16 @@ def _logs(folder: Path) -> list[tuple[int, Path]]:
     return [(int(match[1]), path) for match, path in found if match]
 
 
-class Interval:
-    """The steps up to the next line of metrics. Losses stay on the device until then: nothing waits for them."""
-
-    def __init__(self, training: Training) -> None:
-        self.training = training
-        self.results: list[StepResult] = []
-        self.waits_s: list[float] = []
-        self.began_s = time.perf_counter()
-
-    def take(self, step: int, batches: Iterator) -> None:
-        training, wanted = self.training, self.training.options.profile_step
-        waited = time.perf_counter()
-        batch = next(batches)
-        self.waits_s.append(time.perf_counter() - waited)
-        with training.screen.trace(step, wanted=step == wanted), training.layers.around(step):
-            self.results.append(training.engine.step(batch))
-        training.meter.step_taken()
-
-    def close(self) -> None:
-        """Read the losses, check them, log each step and show a line."""
-        training, run, work = self.training, self.training.options, self.training.work
-        outcome, first = training.outcome, training.outcome.step - len(self.results)
-        losses, norms = torch.stack([torch.stack([x.loss, x.grad_norm]) for x in self.results]).T.tolist()
-        taken_s = time.perf_counter() - self.began_s
-        layers = training.layers.take()
-        for layer in layers if training.is_main else ():
-            training.log.write(layer)
-        training.screen.layers(layers)
-        if record := training.meter.read(outcome.step - 1, log=training.usage_log):
-            training.screen.used(record)
-        for step, loss, norm, wait_s in zip(count(first), losses, norms, self.waits_s, strict=False):
-            training.progress.step = step
-            training.log.write(
-                StepRecord(
-                    step=step,
-                    loss=loss,
-                    grad_norm=norm,
-                    learning_rate=learning_rate(run, step),
-                    step_time_s=taken_s / len(losses),  # mean of the interval
-                    data_wait_s=wait_s,
-                    samples=work.division.global_batch_size,
-                    measured=step >= run.warmup,
-                )
-            )
-            _check_finite(step, loss, norm, work)
-        outcome.first_loss = losses[0] if outcome.first_loss is None else outcome.first_loss
-        outcome.last_loss, outcome.last_grad_norm = losses[-1], norms[-1]
-        outcome.steps += len(losses)
-        outcome.steps_s += taken_s
-        outcome.waits_s += sum(self.waits_s)
-        on_device, in_process = memory.device_peak_bytes(training.mesh.device)[0], memory.process_peak_bytes()
-        training.usage_log.write(
-            MemoryRecord(rank=training.rank.rank, process_peak_bytes=in_process, device_peak_bytes=on_device)
-        )
-        used_bytes, waits_s = _largest(training.mesh, [float(on_device or in_process or 0), sum(self.waits_s)])
-        training.screen.metrics(
-            Metrics(
-                step=outcome.step,
-                loss=losses[-1],
-                grad_norm=norms[-1],
-                learning_rate=learning_rate(run, outcome.step - 1),
-                units_per_s=_units_per_s(work, len(losses) / taken_s),
-                unit=work.spec.unit_of(work.model_config),
-                mfu=training.mfu(len(losses) / taken_s),
-                memory_bytes=int(used_bytes),
-                data_wait_share=waits_s / taken_s,
-            )
-        )
-
-
-class Stop:
-    """Notices SIGTERM and SIGINT, and has all ranks agree on the step after which to end.
-
-    The signal may reach ranks at different steps, and one of them only. Each step they add up what they have seen,
-    on a group of its own on the CPU; the answer of one step is read after the next, so nobody waits for it.
-    """
-
-    SIGNALS = (signal.SIGTERM, signal.SIGINT)
-
-    def __init__(self, mesh: Mesh) -> None:
-        self.seen = 0
-        self.group = None
-        if mesh.world is not None:
-            self.group = dist.new_group(list(range(mesh.layout.world_size)), backend="gloo")
-        self.asked: tuple[Tensor, dist.Work] | None = None
-
-    def __enter__(self) -> "Stop":
-        self.before = {number: signal.signal(number, self._notice) for number in self.SIGNALS}
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        for number, handler in self.before.items():
-            signal.signal(number, handler)
-        if self.asked is not None and kind is None:
-            self.asked[1].wait()
-
-    def _notice(self, number: int, frame: FrameType | None) -> None:
-        self.seen = number
-
-    def agreed(self) -> int | None:
-        """Return the signal after which all ranks end now, or None. Collective, once a step."""
-        if self.group is None:
-            return self.seen or None
-        answer = None
-        if self.asked is not None:
-            numbers, work = self.asked
-            work.wait()
-            answer = int(numbers) or None
-        numbers = torch.tensor(self.seen)
-        self.asked = numbers, dist.all_reduce(numbers, op=dist.ReduceOp.MAX, group=self.group, async_op=True)
-        return answer
-
-
-def _check_finite(step: int, loss: float, norm: float, work: Work) -> None:
-    """Raise DivergedError naming the batch. With fp16 an overflowing gradient is normal: the step was skipped."""
-    skipped = work.run.precision == "fp16"
-    if math.isfinite(loss) and (math.isfinite(norm) or skipped):
-        return
-    size = work.division.global_batch_size
-    raise DivergedError(
-        f"loss {loss}, gradient norm {norm} at step {step}, whose batch is samples {step * size} to "
-        f"{(step + 1) * size - 1} of the order of seed {work.run.seed}: lower --learning-rate, or use --precision fp32"
-    )
-
-
-def _largest(mesh: Mesh, values: list[float]) -> list[float]:
-    """Return the largest of each value over the ranks."""
-    if mesh.world is None:
-        return values
-    largest = torch.tensor(values, dtype=torch.float64, device=mesh.device)
-    dist.all_reduce(largest, op=dist.ReduceOp.MAX, group=mesh.world)
-    return largest.tolist()
-
-
-def _summed(mesh: Mesh, value: int) -> int:
-    """Return the sum of a value over the ranks."""
-    if mesh.world is None:
-        return value
-    total = torch.tensor(value, device=mesh.device)
-    dist.all_reduce(total, group=mesh.world)
-    return int(total)
-
-
-def _units_per_s(work: Work, steps_per_s: float) -> float:
-    return steps_per_s * work.division.global_batch_size * work.spec.units_in_sample(work.model_config)
-
-
 def _device_flops(work: Work, steps_per_s: float) -> float:
     """Return the model FLOP/s of one device."""
     per_step = work.spec.flops_of(work.model_config).per_sample * work.division.global_batch_size
     return per_step * steps_per_s / work.layout.world_size
 
 
-def _record(work: Work, requested: Requested, rank: Rank, mesh: Mesh, training: Training) -> RunRecord:
-    """Return the row of a run that ended in order."""
-    outcome = training.outcome
-    samples_per_s = outcome.steps * work.division.global_batch_size / outcome.steps_s if outcome.steps else None
-    is_text = work.spec.unit_of(work.model_config) == "tokens"
-    tokens = work.spec.units_in_sample(work.model_config)
-    values = dict(
-        describe(work, requested, rank, mesh.device),
-        status="aborted" if outcome.stopped_by else "ok",
-        reason=f"stopped by {signal.Signals(outcome.stopped_by).name}" if outcome.stopped_by else None,
-        **training.cost(),
-        epochs=epochs.taken(work, outcome.step),
-        measured_steps=outcome.steps,
-        samples_per_s=samples_per_s,
-        tokens_per_s=samples_per_s * tokens if samples_per_s and is_text else None,
-        data_wait_share=outcome.waits_s / outcome.steps_s if outcome.steps else None,
-        **(training.used.columns if training.used is not None else {}),
-        loss_first=outcome.first_loss,
-        loss_last=outcome.last_loss,
-        grad_norm_last=outcome.last_grad_norm,
-        **eight_bits.columns(work.run, [outcome.moments]),
-    )
-    return RunRecord(**with_axes(values))
+def summed(mesh: Mesh, value: int) -> int:
+    """Return the sum of a value over the ranks."""
+    if mesh.world is None:
+        return value
+    total = torch.tensor(value, device=mesh.device)
+    dist.all_reduce(total, group=mesh.world)
+    return int(total)

@@ -9,6 +9,7 @@ import pytest
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from paralab import checkpoint
+from paralab.checkpoint.same_work import TOKENIZER
 from paralab.commands import export, generate, train
 from paralab.curation import train_tokenizer
 from paralab.data.assets import read_asset
@@ -75,7 +76,7 @@ def test_the_row_and_the_checkpoint_say_which_it_was(run: Path, bpe: Path) -> No
     assert (row.tokenizer, row.vocabulary) == (name, 300)
     assert f"--tokenizer {bpe}" in row.command
     facts = checkpoint.read_facts(checkpoint.latest(run))
-    assert facts.work[checkpoint.TOKENIZER] == name and facts.work["vocab_size"] == 300
+    assert facts.work[TOKENIZER] == name and facts.work["vocab_size"] == 300
 
 
 def test_it_goes_on_with_the_same_content_under_any_path_and_with_no_other(

@@ -13,8 +13,6 @@ import threading
 from collections.abc import Callable
 from dataclasses import asdict, replace
 from pathlib import Path
-from types import SimpleNamespace
-from typing import Any
 
 import numpy as np
 import pytest
@@ -42,7 +40,9 @@ from paralab.records.reading import read
 from paralab.records.requested import Requested
 from paralab.training import goodput, lock, loop, screen
 from paralab.training.evaluate import Evaluator, Validation
+from paralab.training.interval import _units_per_s
 from paralab.training.lock import FolderLock
+from paralab.training.outcome import Outcome, record_of
 from paralab.training.usage import Used
 
 # tensors this small are slower on several threads
@@ -108,12 +108,10 @@ def test_the_log_has_the_numbers_of_each_step(finished: Path) -> None:
 
 def test_the_row_of_a_run_is_its_outcome_by_hand() -> None:
     work = resolve(train.read([*QUICK, "--layout", "dp2", "--steps", "10"], PYTHON))
-    outcome = loop.Outcome(
-        step=10, first_loss=5.0, last_loss=4.0, last_grad_norm=0.5, steps=6, steps_s=3.0, waits_s=0.3
-    )
+    outcome = Outcome(step=10, first_loss=5.0, last_loss=4.0, last_grad_norm=0.5, steps=6, steps_s=3.0, waits_s=0.3)
     used = Used({"process_peak_bytes": 7000, "energy_j": 12.0})
-    training: Any = SimpleNamespace(outcome=outcome, cost=lambda: {"restarts": 2}, used=used)
-    row = loop._record(work, Requested(), PYTHON, Mesh(work.layout, torch.device("cpu")), training)
+    mesh = Mesh(work.layout, torch.device("cpu"))
+    row = record_of(work, Requested(), PYTHON, mesh, outcome, cost={"restarts": 2}, used=used)
     assert (row.status, row.restarts, row.measured_steps, row.process_peak_bytes) == ("ok", 2, 6, 7000)
     assert (row.energy_j, row.gpu_power_mean_w) == (12.0, None)
     assert (row.samples_per_s, row.tokens_per_s) == (6 * 8 / 3.0, 6 * 8 * 16 / 3.0)  # 16 tokens a sample
@@ -123,7 +121,7 @@ def test_the_row_of_a_run_is_its_outcome_by_hand() -> None:
 
 def test_what_a_line_shows_is_counted_over_all_devices() -> None:
     work = resolve(train.read([*QUICK, "--layout", "dp2", "--steps", "10"], PYTHON))
-    assert loop._units_per_s(work, 2.0) == 2 * 8 * 16
+    assert _units_per_s(work, 2.0) == 2 * 8 * 16
     flops = 16 * (6 * (8 * 12 * 32 * 32 + 257 * 32) + 12 * 8 * 32 * 16)  # of a sample of 16 tokens
     assert loop._device_flops(work, 2.0) == pytest.approx(flops * 8 * 2 / 2)
 
