@@ -49,6 +49,7 @@ METHOD = (
     Column("engine", "engine"),
     Column("grad_compression", "gradient compression"),
     Column("outer_optimizer", "outer optimizer"),
+    Column("outer_fragments", "outer fragments"),
     Column("checkpointing", "checkpointing"),
     Column("compile", "compile"),
     Column("offload", "offload"),

@@ -23,6 +23,11 @@ METHODS: Mapping[str, Mapping[str, Any]] = {
     "powersgd": {"grad_compression": "powersgd"},
     f"local{PERIOD}": {"layout": Layout.parse(f"dp{NODES}/local{PERIOD}")},
     f"diloco{PERIOD}": {"layout": Layout.parse(f"dp{NODES}/local{PERIOD}"), "outer_optimizer": "nesterov"},
+    f"streaming{PERIOD}": {
+        "layout": Layout.parse(f"dp{NODES}/local{PERIOD}"),
+        "outer_optimizer": "nesterov",
+        "outer_fragments": 2,
+    },
 }
 
 

@@ -45,7 +45,9 @@ def _losses(rank: Rank, config: SendsLessConfig, method: str, seed: int) -> Iter
         if step:
             for batch in islice(batches, config.eval_every):
                 engine.step(batch)
-        yield Loss(method, seed, step, step * work.division.global_batch_size, evaluate().loss)
+        with engine.agreed():
+            loss = evaluate().loss
+        yield Loss(method, seed, step, step * work.division.global_batch_size, loss)
 
 
 def _started(rank: Rank, work: Work) -> tuple[Engine, Iterator[Batch]]:

@@ -143,13 +143,15 @@ class Updates:
     """What the optimizer of a rank updates, and what follows each update.
 
     pieces: its pieces. share: called after each update, to bring them to the other ranks. states: what that keeps from
-    step to step, of any shape. refresh: called when something else than an update gave the parameters values.
+    step to step, of any shape. refresh: called when something else than an update gave the parameters values. agreed:
+    what the parameters are entered in to be those of one model, where ranks train apart.
     """
 
     pieces: "list[Piece]"
     share: Callable[[], None] | None
     states: "Sequence[Tensor]" = ()
     refresh: Callable[[], None] | None = None
+    agreed: Callable[[], contextlib.AbstractContextManager[None]] = contextlib.nullcontext
 
 
 class Axis(AxisWords):
@@ -210,10 +212,10 @@ class Axis(AxisWords):
         """Return what completes the gradients of a step; None where nothing is missing."""
         return None
 
-    def updates(self, parameters: "Sequence[Tensor]", context: "BuildContext") -> Updates | None:
+    def updates(self, parameters: "Sequence[tuple[str, Tensor]]", context: "BuildContext") -> Updates | None:
         """Return what the optimizer of this rank updates; None for every parameter that it holds.
 
-        parameters: of any shape, sharded ones as DTensors.
+        parameters: with their names, of any shape, sharded ones as DTensors.
         """
         return None
 

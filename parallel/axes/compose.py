@@ -33,7 +33,7 @@ class Composed:
     """What the axes of a layout make of a model on one rank: the parts it holds, and how a step runs over them.
 
     pieces: what the optimizer updates. share: what follows an update, such as bringing pieces to the other ranks.
-    states: what `share` keeps from step to step, of any shape. refresh: see `Updates`.
+    states: what `share` keeps from step to step, of any shape. refresh, agreed: see `Updates`.
     forward_backward(batch, loss_scale): accumulate the gradient of the mean loss of this rank's rows; return that
     mean on ranks that hold the loss, zero on others. finish: what completes the gradients, in order.
     duplicates: ids of parameters that another stage counts in the gradient norm.
@@ -48,6 +48,7 @@ class Composed:
     duplicates: set[int] = field(default_factory=set)
     states: Sequence[Tensor] = ()
     refresh: Callable[[], None] | None = None
+    agreed: Callable[[], contextlib.AbstractContextManager[None]] = contextlib.nullcontext
 
 
 def compose(context: BuildContext) -> Composed:
@@ -63,8 +64,9 @@ def compose(context: BuildContext) -> Composed:
     with context.mesh.tensors():
         forward = _only(axis.forward(modules[0], context) for axis in axes) or modules[0]
     finish = list(_finishes(parts, context))
-    parameters = [p for module in modules for p in module.parameters() if p.requires_grad]
-    updates = _only(axis.updates(parameters, context) for axis in axes) or Updates(make_pieces(parameters), None)
+    named = [(name, p) for module in modules for name, p in module.named_parameters() if p.requires_grad]
+    parameters = [p for _, p in named]
+    updates = _only(axis.updates(named, context) for axis in axes) or Updates(make_pieces(parameters), None)
     pieces, own = updates.pieces, context.own
     if own is None:
         optimizer = make_optimizer(pieces, context.run)
@@ -81,6 +83,7 @@ def compose(context: BuildContext) -> Composed:
         {parameter for done in finish for parameter in done.duplicates},
         updates.states,
         updates.refresh,
+        updates.agreed,
     )
 
 

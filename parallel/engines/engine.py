@@ -1,5 +1,6 @@
 """What an engine does: optimizer steps, whoever carries them out, and its state in and out."""
 
+import contextlib
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -63,6 +64,8 @@ class Engine:
     loss_scale: LossScale
     optimizers: list[torch.optim.Optimizer]
     can_save: bool = True
+    # What parameters are entered in to be those of one model, where ranks train apart.
+    agreed: Callable[[], contextlib.AbstractContextManager[None]] = contextlib.nullcontext
 
     def step(self, batch: Batch) -> StepResult:
         """Take this rank's rows of the global batch and update the parameters once."""

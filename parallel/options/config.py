@@ -199,6 +199,13 @@ class RunConfig:
         group=PARALLELISM,
         choices=get_args(OuterOptimizer),
     )
+    outer_fragments: int = option(
+        1,
+        "Have data ranks that train apart under nesterov meet about this many fragments of the blocks, each at steps "
+        "of its own (streaming DiLoCo): the same bytes, of which fewer are sent at once",
+        group=PARALLELISM,
+        at_least=1,
+    )
     debug_collectives: str | None = option(
         None,
         "For debugging (slow): check that all ranks call the same collectives, name the first that differs, and "

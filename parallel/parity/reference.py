@@ -57,6 +57,7 @@ def reference_work(work: Work) -> Work:
         compile="none",
         grad_compression="none",
         outer_optimizer="average",
+        outer_fragments=1,
         cast_on_device=False,
     )
     return replace(work, run=run, layout=layout, division=layout.divide(division.global_batch_size, accumulation))

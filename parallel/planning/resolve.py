@@ -190,7 +190,7 @@ def resolve(run: RunConfig, *, dry: bool = False) -> Work:
             f"--compile {run.compile} with --engine {engine}, which does not tell CUDA graphs where a step begins: use"
             " --compile default, or --engine torch"
         )
-    approximate.check(run, layout, engine)
+    approximate.check(run, layout, engine, blocks=len(spec.blocks(config)))
     eight_bits.check(run, engine)
     requested, name = run.engine, named.name_of(layout)
     run = replace(

@@ -47,6 +47,7 @@ CHANGES: dict[int, Change] = {
     25: Change(added=("epochs_requested", "epochs")),
     26: Change(added=("optimizer_8bit_share",)),
     27: Change(added=("residual",)),
+    28: Change(added=("outer_fragments",)),
 }
 RENAMED = {old: new for number in sorted(CHANGES) for old, new in CHANGES[number].renamed.items()}
 SCHEMA = max(CHANGES, default=COUNTED_FROM)

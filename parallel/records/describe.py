@@ -52,6 +52,7 @@ def describe(work: Work, requested: Requested, rank: Rank, device: torch.device)
         "precision": run.precision,
         "grad_compression": run.grad_compression,
         "outer_optimizer": run.outer_optimizer if layout.local else None,
+        "outer_fragments": run.outer_fragments if layout.local else None,
         "checkpointing": run.checkpointing,
         "compile": run.compile,
         "offload": engines.offloaded(run.ds_config, layout),

@@ -92,6 +92,9 @@ class RunRecord:
     outer_optimizer: str | None = column(
         "How data ranks that trained apart come together: average or nesterov; empty where they never do"
     )
+    outer_fragments: int | None = column(
+        "Number of fragments of the model that data ranks which trained apart bring together at different steps"
+    )
     axes_json: str | None = column(
         "{column: value}: columns of axes that have none of their own in this file, such as axes that a user added"
     )

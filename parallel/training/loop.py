@@ -227,7 +227,9 @@ class Training:
 
     def _goes_on_after_evaluation(self) -> bool:
         """Evaluate and keep a better model; return False when there was none for too long."""
-        outcome, found = self.outcome, self.evaluate()
+        outcome = self.outcome
+        with self.engine.agreed():
+            found = self.evaluate()
         self.evaluated_at = outcome.step
         better = outcome.best is None or found.loss < outcome.best.loss
         self.evaluations_without_better = 0 if better else self.evaluations_without_better + 1
@@ -243,7 +245,8 @@ class Training:
 
     def _save(self, metric: float | None = None) -> None:
         if self.saved_at != self.outcome.step:
-            self.saver.save(self.engine, metric=metric)
+            with self.engine.agreed():
+                self.saver.save(self.engine, metric=metric)
             self.saved_at = self.outcome.step
 
     def _end(self) -> None:

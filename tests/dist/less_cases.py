@@ -10,8 +10,10 @@ from paralab.axes.data import compression, ddp
 from paralab.axes.data.local import LocalSteps
 from paralab.layout import Layout
 from paralab.options.choices import GradCompression
+from paralab.options.config import RunConfig
 from paralab.processes.mesh import make_mesh
 from paralab.processes.rank import Rank
+from tests.dist.cases import begun
 
 RANKS = 2
 Named = dict[str, Tensor]
@@ -48,7 +50,7 @@ def outer_steps(rank: Rank, meetings: int) -> tuple[Tensor, Tensor] | None:
     ours = nn.Parameter(torch.linspace(-1, 1, 50, dtype=torch.float64))
     theirs = nn.Parameter(ours.detach().clone())
     outer = torch.optim.SGD([theirs], lr=0.7, momentum=0.9, nesterov=True)
-    meet = LocalSteps([ours], every=2, outer="nesterov", mesh=mesh)
+    meet = LocalSteps([[ours]], every=2, outer="nesterov", mesh=mesh)
     draw = torch.Generator().manual_seed(rank.rank)
     for step in range(2 * meetings):
         with torch.no_grad():
@@ -60,6 +62,28 @@ def outer_steps(rank: Rank, meetings: int) -> tuple[Tensor, Tensor] | None:
             outer.step()
         meet()
     return ours.detach(), theirs.detach()
+
+
+def trained_apart(rank: Rank, run: RunConfig, steps: int) -> tuple[Named, Named] | None:
+    """Return the parameters of this rank after some steps, and those that ranks last agreed on."""
+    if (case := begun(rank, run, steps=steps)) is None:
+        return None
+    mine = {name: p.detach().clone() for name, p in case.engine.parts[0].named_parameters()}
+    with case.engine.agreed():
+        agreed = {name: p.detach().clone() for name, p in case.engine.parts[0].named_parameters()}
+    back = dict(case.engine.parts[0].named_parameters())
+    assert all(torch.equal(back[name], tensor) for name, tensor in mine.items())
+    return mine, agreed
+
+
+def outer_begins_at_given_values(rank: Rank, run: RunConfig) -> bool | None:
+    """Return whether an engine that was given weights has agreed on these."""
+    if (case := begun(rank, run, steps=0)) is None:
+        return None
+    shapes = {name: tensor.shape for name, tensor in case.engine.parts[0].state_dict().items()}
+    case.engine.set_values(lambda name: torch.full(shapes[name], 0.5))
+    with case.engine.agreed():
+        return all(bool((p == 0.5).all()) for p in case.engine.parts[0].parameters())
 
 
 def row(rank: Rank, run: Any) -> tuple[bool | None, str | None, str | None] | None:

@@ -1,15 +1,25 @@
 """Data parallelism that sends less: what it sends, what it makes of gradients, and that it claims no parity."""
 
+import copy
+from collections.abc import Sequence
+from dataclasses import replace
+from itertools import islice
 from typing import Any
 
 import pytest
 import torch
+from torch import nn
 
+from paralab.engines import native
 from paralab.layout import Layout
 from paralab.options.config import RunConfig
+from paralab.planning.batches import training_batches
+from paralab.planning.resolve import resolve
+from paralab.processes.mesh import Mesh
 from tests.dist.test_communication import check_run
 from tests.dist.workers import WorkerPool
 
+STREAMING: dict[str, Any] = {"outer_optimizer": "nesterov", "outer_fragments": 2}
 KINDS = ["bf16", "fp16", "powersgd", "int8"]
 SMALL: dict[str, Any] = {"size": "4x32x4v257", "seq_len": 16, "global_batch_size": 16}
 
@@ -19,9 +29,13 @@ def test_compressed_bytes_are_the_predicted_ones(workers: WorkerPool, kind: Any)
     check_run(workers, RunConfig(**SMALL, layout=Layout.parse("dp4"), grad_compression=kind))
 
 
-@pytest.mark.parametrize("layout", ["dp2/local3", "dp2.tp2/local2"])
-def test_bytes_of_ranks_that_train_apart_are_the_mean_of_their_steps(workers: WorkerPool, layout: str) -> None:
-    check_run(workers, RunConfig(**SMALL, layout=Layout.parse(layout)))
+@pytest.mark.parametrize(
+    ("layout", "options"), [("dp2/local3", {}), ("dp2.tp2/local2", {}), ("dp2.pp2/local3/mb2", STREAMING)]
+)
+def test_bytes_of_ranks_that_train_apart_are_the_mean_of_their_steps(
+    workers: WorkerPool, layout: str, options: dict[str, Any]
+) -> None:
+    check_run(workers, RunConfig(**SMALL, **options, layout=Layout.parse(layout)))
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -48,6 +62,67 @@ def test_powersgd_sends_later_what_it_left_out(workers: WorkerPool) -> None:
 def test_the_outer_optimizer_is_nesterov(workers: WorkerPool) -> None:
     for answer in workers.run("tests.dist.less_cases:outer_steps", 3)[:2]:
         torch.testing.assert_close(*answer, rtol=0, atol=1e-13)
+
+
+def simulated(run: RunConfig, steps: int, *, parts: Sequence[Sequence[str]], meets: Sequence[int]) -> list[nn.Module]:
+    """Train as many models as there are data ranks in one process; return these, and the one that they agree on.
+
+    parts: prefixes of the names of each fragment. meets: after which of every so many steps its outer step is taken,
+    by torch's own SGD.
+    """
+    ranks, every, division = run.layout.dp, run.layout.local, resolve(run).division
+    alone = resolve(replace(run, layout=Layout(), outer_optimizer="average", outer_fragments=1))
+    mesh = Mesh(Layout(), torch.device("cpu"))
+    agreed = native.build(alone.context(mesh)).parts[0]
+    models = [copy.deepcopy(agreed) for _ in range(ranks)]
+    inner = [torch.optim.AdamW(model.parameters(), lr=run.learning_rate, weight_decay=0.0) for model in models]
+    names = [[name for name, _ in agreed.named_parameters() if name.startswith(tuple(part))] for part in parts]
+    outer = [
+        torch.optim.SGD([agreed.get_parameter(name) for name in part], lr=0.7, momentum=0.9, nesterov=True)
+        for part in names
+    ]
+    for step, batch in enumerate(islice(training_batches(alone, mesh), steps), start=1):
+        for rank, (model, optimizer) in enumerate(zip(models, inner, strict=True)):
+            rows = batch.each(lambda x, rank=rank: x[division.rows_of(rank)])
+            optimizer.zero_grad()
+            model(*rows.inputs, targets=rows.given).backward()
+            optimizer.step()
+        for part, optimizer, after in zip(names, outer, meets, strict=True):
+            if step % every == after % every:
+                with torch.no_grad():
+                    for p, *theirs in ([m.get_parameter(name) for m in (agreed, *models)] for name in part):
+                        p.grad = p - sum(theirs) / ranks
+                    optimizer.step()
+                    for p, *theirs in ([m.get_parameter(name) for m in (agreed, *models)] for name in part):
+                        for their in theirs:
+                            their.copy_(p)
+    return [*models, agreed]
+
+
+def test_fragments_that_meet_at_different_steps_are_those_of_a_simulation(workers: WorkerPool) -> None:
+    plain = {"weight_decay": 0.0, "betas": (0.9, 0.999), "clip_norm": None, "lr_warmup_steps": 0, "precision": "fp64"}
+    run = RunConfig(
+        **SMALL,
+        **plain,
+        lr_schedule="constant",
+        layout=Layout.parse("dp2/local5"),
+        outer_optimizer="nesterov",
+        outer_fragments=3,
+    )
+    parts = [("blocks.0.", "blocks.3."), ("blocks.1.",), ("blocks.2.", "embed", "norm")]
+    *models, together = simulated(run, 9, parts=parts, meets=[1, 3, 5])
+    answers = workers.run("tests.dist.less_cases:trained_apart", run, 9)[:2]
+    for model, (mine, agreed) in zip(models, answers, strict=True):
+        for name, tensor in mine.items():
+            torch.testing.assert_close(tensor, model.get_parameter(name).detach(), rtol=0, atol=1e-10)
+            torch.testing.assert_close(agreed[name], together.get_parameter(name).detach(), rtol=0, atol=1e-10)
+    apart = [not torch.equal(tensor, answers[1][0][name]) for name, tensor in answers[0][0].items()]
+    assert all(apart)  # between their meetings
+
+
+def test_weights_that_were_given_are_where_the_outer_optimizer_begins(workers: WorkerPool) -> None:
+    run = RunConfig(**SMALL, outer_optimizer="nesterov", layout=Layout.parse("dp2/local2"))
+    assert workers.run("tests.dist.less_cases:outer_begins_at_given_values", run)[:2] == [True, True]
 
 
 def test_apart_for_one_step_of_sgd_is_data_parallelism_and_for_two_is_not(workers: WorkerPool) -> None:

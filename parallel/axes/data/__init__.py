@@ -164,14 +164,15 @@ class DataAxis(Axis):
         dims = {*self.dims(mesh.layout), replica_dim(mesh.layout), EXPERT_REPLICATE}
         return replicas(mesh.layout) // sharded_over(parameter, dims)
 
-    def updates(self, parameters: "Sequence[Tensor]", context: "BuildContext") -> Updates | None:
+    def updates(self, parameters: "Sequence[tuple[str, Tensor]]", context: "BuildContext") -> Updates | None:
         """Return each rank's share of the rows under ZeRO-1, and what brings ranks together that train apart.
 
-        parameters: (rows, ...).
+        parameters: with their names, (rows, ...).
         """
         layout, mesh = context.layout, context.mesh
         if layout.local:
             return _apart(parameters, context)
+        updated = [p for _, p in parameters]
         if layout.zero != 1 and not layout.offload_optimizer:
             return None
         from paralab.axes.data import offload, zero
@@ -179,9 +180,9 @@ class DataAxis(Axis):
 
         share: Callable[[], None] | None = None
         if layout.zero == 1:
-            pieces, share = zero.shares(parameters, mesh=mesh)
+            pieces, share = zero.shares(updated, mesh=mesh)
         else:
-            pieces = make_pieces(parameters)
+            pieces = make_pieces(updated)
         if not layout.offload_optimizer:
             return Updates(pieces, share)
         pieces = offload.on_host(pieces)
@@ -248,15 +249,20 @@ class DataAxis(Axis):
         return with_experts(memory, plan, ranks) if layout.ep > 1 else memory
 
 
-def _apart(parameters: "Sequence[Tensor]", context: "BuildContext") -> Updates:
-    """Return updates after which data ranks meet every so many steps; parameters of any shape."""
-    from paralab.axes.data.local import LocalSteps
+def _apart(parameters: "Sequence[tuple[str, Tensor]]", context: "BuildContext") -> Updates:
+    """Return updates after which data ranks meet every so many steps; parameters of any shape, with their names."""
+    from paralab.axes.data.local import LocalSteps, fragments
     from paralab.axes.optimizer import make_pieces
 
+    run, blocks = context.run, context.spec.blocks(context.model_config)
     steps = LocalSteps(
-        parameters, every=context.layout.local or 1, outer=context.run.outer_optimizer, mesh=context.mesh
+        fragments(parameters, blocks, run.outer_fragments),
+        every=context.layout.local or 1,
+        outer=run.outer_optimizer,
+        mesh=context.mesh,
     )
-    return Updates(make_pieces(parameters), steps, states=steps.states)
+    pieces = make_pieces(p for _, p in parameters)
+    return Updates(pieces, steps, states=steps.states, refresh=steps.refresh, agreed=steps.agreed)
 
 
 def _may_leave_out(context: "BuildContext") -> bool:

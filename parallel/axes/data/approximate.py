@@ -15,12 +15,17 @@ def approximation(run: RunConfig, layout: Layout) -> str | None:
     if run.grad_compression != "none":
         return f"gradients are sent as {run.grad_compression}"
     if layout.local:
-        return f"data ranks train apart for {layout.local} steps at a time"
+        apart = f"data ranks train apart for {layout.local} steps at a time"
+        return f"{apart}, in {run.outer_fragments} fragments" if run.outer_fragments > 1 else apart
     return None
 
 
-def check(run: RunConfig, layout: Layout, engine: EngineName) -> None:
-    """Raise ConfigError where gradients cannot be compressed, or ranks cannot train apart, as a run says."""
+def check(run: RunConfig, layout: Layout, engine: EngineName, *, blocks: int) -> None:
+    """Raise ConfigError where gradients cannot be compressed, or ranks cannot train apart, as a run says.
+
+    blocks: how many the model has.
+    """
+    _check_fragments(run, layout, blocks)
     if run.outer_optimizer != "average" and not layout.local:
         raise ConfigError(
             f"--outer-optimizer {run.outer_optimizer} without local steps: it updates what ranks train apart, "
@@ -42,4 +47,22 @@ def check(run: RunConfig, layout: Layout, engine: EngineName) -> None:
         raise ConfigError(
             f"{used} under layout {layout}: DistributedDataParallel compresses what plain data ranks send, use "
             "--strategy ddp with two processes or more, or leave it out"
+        )
+
+
+def _check_fragments(run: RunConfig, layout: Layout, blocks: int) -> None:
+    """Raise ConfigError where ranks that train apart cannot meet about so many fragments of a model."""
+    count = run.outer_fragments
+    if count == 1:
+        return
+    if not layout.local or run.outer_optimizer != "nesterov":
+        raise ConfigError(
+            f"--outer-fragments {count} under layout {layout} with --outer-optimizer {run.outer_optimizer}: it is for "
+            "DiLoCo, write the layout as dp4/local8 with --outer-optimizer nesterov, or leave it out"
+        )
+    most = min(layout.local, max(blocks, 1))
+    if count > most:
+        raise ConfigError(
+            f"--outer-fragments {count} with {blocks} blocks and local{layout.local}: each fragment has a block and a "
+            f"step of its own, use {most} or fewer"
         )

@@ -24,6 +24,10 @@ from paralab.training.options import TrainConfig
         ("dp2/local2", {"grad_compression": "int8"}, "leave one of them out"),
         ("dp2/local2", {"engine": "deepspeed"}, "use one of these, or --engine torch"),
         ("dp2", {"outer_optimizer": "nesterov"}, "write the layout as dp4/local8"),
+        ("dp2/local4", {"outer_fragments": 2}, "with --outer-optimizer nesterov, or leave it out"),
+        ("dp2", {"outer_fragments": 2}, "write the layout as dp4/local8 with --outer-optimizer nesterov"),
+        ("dp2/local2", {"outer_optimizer": "nesterov", "outer_fragments": 3}, "and local2: .* use 2 or fewer"),
+        ("dp2/local9", {"outer_optimizer": "nesterov", "outer_fragments": 5}, "with 4 blocks .* use 4 or fewer"),
         ("dp2/local2", {"model": "resnet", "size": "20"}, "use --norm group"),
     ],
 )

@@ -52,6 +52,7 @@ PINS = {
     25: "28abd1e99a5f40a66b0b7793e3c8e18d935c0485c9adce3ef71a6fbb4a4faeb0",
     26: "226654f3e5354335c02b862d37203f06d2eb3b53ec11f2562124b3afe1e82226",
     27: "c1b189f4f2dca79583aa0ccf1b3d2a20346f3f6c3e04e3f5822baa1783f65b63",
+    28: "4c1c8d166a6c11bfb56e09b3e2a52965ca4e9df8d0b68f57276997fc17b4e29b",
 }
 DANGEROUS = ["=1+1", "+1", "-1", "@SUM(A1)", "\t=1", "\r=1", "\n=1", "＝1", "'=1", "'", "", '"', "a,b", "\\", "\\u0041"]
 

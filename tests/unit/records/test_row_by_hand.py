@@ -381,6 +381,7 @@ DESCRIBED: dict[str, Any] = {
     "local_steps": None,
     "grad_compression": "none",
     "outer_optimizer": None,
+    "outer_fragments": None,
     "precision_requested": "bf16",
     "precision": "fp32",
     "checkpointing": "full",
