@@ -10,7 +10,6 @@ from pathlib import Path
 
 import psutil
 
-from paralab.nodes.rendezvous import listen
 from paralab.training.goodput import RunProgress, read_progress
 
 HOST = "127.0.0.1"
@@ -38,6 +37,8 @@ class LocalNodes:
 
     def start_all(self) -> None:
         """Start the nodes, at a port that is free now."""
+        from paralab.nodes.rendezvous import listen
+
         with listen(HOST, 0) as free:
             self._port = free.getsockname()[1]
         for rank in range(self.count):

@@ -9,14 +9,16 @@ line of the model's file that breaks it. Of a model that keeps them it is printe
 what the others lack.
 """
 
-from paralab.axes.check import check_split
+from typing import TYPE_CHECKING
+
 from paralab.errors import ConfigError, LayoutError, ModelError, did_you_mean
 from paralab.layout.strategies import STRATEGIES
 from paralab.models import SPECS
 from paralab.models.files import FORM
-from paralab.models.spec import C, ModelSpec
 from paralab.options.arguments import Parser
-from paralab.parity.model_rules import broken
+
+if TYPE_CHECKING:
+    from paralab.models.spec import C, ModelSpec
 
 
 def main(argv: list[str]) -> int:
@@ -33,6 +35,8 @@ def main(argv: list[str]) -> int:
     )
     parser.add_argument("--size", metavar="NAME", help="Size of the model (default: the smallest)")
     options = parser.parse_args(argv)
+    from paralab.parity.model_rules import broken
+
     spec = SPECS[options.model]
     size = options.size or spec.tiny_size
     try:
@@ -55,8 +59,10 @@ def main(argv: list[str]) -> int:
     return 0
 
 
-def _strategies(spec: ModelSpec[C], config: C) -> tuple[list[str], dict[str, list[str]]]:
+def _strategies(spec: "ModelSpec[C]", config: "C") -> tuple[list[str], dict[str, list[str]]]:
     """Return the strategies whose smallest layout can divide a model, and the others by why not."""
+    from paralab.axes.check import check_split
+
     able: list[str] = []
     unable: dict[str, list[str]] = {}
     for strategy in STRATEGIES.values():

@@ -50,6 +50,31 @@ def _event(text: str) -> Event:
 
 def parse(words: Sequence[str]) -> Request:
     """Read the command line. Raises: UsageError."""
+    options = _parser().parse_args(words)
+    fewest, most = options.nodes
+    if most > MOST_NODES:
+        raise UsageError(f"--nodes {most}: a cluster has at most {MOST_NODES}")
+    for event in options.at:
+        if event.node >= most:
+            raise UsageError(f"--at {event.at_s:g}:{event.action}:{event.node}: nodes are 0 to {most - 1}")
+    procs = options.procs_per_node or 1
+    return Request(
+        nodes=most,
+        node_option=(
+            *("--nodes", f"{fewest}:{most}" if fewest < most else f"{most}", "--procs-per-node", str(procs)),
+            *("--max-restarts", str(options.max_restarts), "--join-timeout", str(options.join_timeout)),
+            *("--node-timeout", str(options.node_timeout)),
+        ),
+        procs_per_node=procs,
+        bandwidth=options.bandwidth,
+        cores_per_node=options.cores_per_node,
+        events=tuple(options.at),
+        grace_s=options.grace,
+        command=command_of(options),
+    )
+
+
+def _parser() -> Parser:
     parser = Parser(
         prog="paralab cluster",
         usage="%(prog)s OPTION... -- COMMAND [OPTION...]",
@@ -87,28 +112,7 @@ def parse(words: Sequence[str]) -> Request:
         help="Seconds that processes have to end after a signal, before they are killed (default: 10)",
     )
     add_shared_options(parser, procs_per_node="1")
-    options = parser.parse_args(words)
-    fewest, most = options.nodes
-    if most > MOST_NODES:
-        raise UsageError(f"--nodes {most}: a cluster has at most {MOST_NODES}")
-    for event in options.at:
-        if event.node >= most:
-            raise UsageError(f"--at {event.at_s:g}:{event.action}:{event.node}: nodes are 0 to {most - 1}")
-    procs = options.procs_per_node or 1
-    return Request(
-        nodes=most,
-        node_option=(
-            *("--nodes", f"{fewest}:{most}" if fewest < most else f"{most}", "--procs-per-node", str(procs)),
-            *("--max-restarts", str(options.max_restarts), "--join-timeout", str(options.join_timeout)),
-            *("--node-timeout", str(options.node_timeout)),
-        ),
-        procs_per_node=procs,
-        bandwidth=options.bandwidth,
-        cores_per_node=options.cores_per_node,
-        events=tuple(options.at),
-        grace_s=options.grace,
-        command=command_of(options),
-    )
+    return parser
 
 
 if __name__ == "__main__":  # as the first process inside

@@ -53,25 +53,18 @@ def parallelize(
 ) -> "Trainer":
     """Split a module over the processes as a layout says, and return what trains it. Collective.
 
-    model: the module, with the values it has on rank 0; or a function that makes it, which on other ranks runs on the
-    meta device where it can, so that they never hold a whole copy. Its parameters are trained in fp32 (fp64 under that
-    precision), and its `state_dict` names stay. The module that was passed is not to be used afterwards.
-    layout: such as "dp4/zero3" or "dp2.tp2", or a strategy such as "zero3", which takes all processes.
-    loss: loss(output, targets) -> the mean over the samples, shape (); a dict of such means is trained on their sum.
-    Without it the module returns its loss itself: a tensor of shape (), or an output with `.loss` or ["loss"]. It gets
-    floating-point outputs in fp32 at least.
-    optimizer: a class, or a function of the list of parameters; the list has `named`, pairs of (name, parameter), for
-    parameter groups. scheduler: a function of the optimizer; its `step()` is called after each update.
-    blocks: a pattern such as "encoder.layers.*" of the repeated layers, by which ZeRO gathers and checkpointing and
-    compile work; found by itself where they are one ModuleList. tensor: for tensor parallelism, pattern of a module ->
-    "column" or "row" (paralab.models.spec.Style). pipeline: for pipeline stages, what runs before and after the blocks.
-    example: a batch (all rows of it), whose shapes pipeline stages have to know.
-    initialise: initialise(name, tensor, generator) gives a whole tensor its values, from which every rank takes its
-    piece: for models that no process could hold. accumulation: backward passes per step. clip_norm: of the gradient
-    over all ranks. checkpointing: recompute the activations of no block, of all ("full"), of every n-th, or of
-    attention alone ("selective", of modules `paralab.models.sequence.Attend`). compile: mode of torch.compile, for each
-    block. unused_parameters: whether a step may leave parameters without a gradient, which data ranks would otherwise
-    wait for.
+    docs/library.md says more of each argument.
+
+    model: the module, with the values it has on rank 0, or a function that makes it. A module that was passed is not
+    to be used afterwards. layout: such as "dp4/zero3", or a strategy such as "zero3", which takes all processes.
+    loss: loss(output, targets) -> the mean over the samples, shape (), or a dict of such means; without it the module
+    returns its loss. optimizer: a class, or a function of the list of parameters. scheduler: a function of the
+    optimizer. blocks: a pattern of the repeated layers, such as "encoder.layers.*", where they are not found. tensor:
+    pattern of a module -> "column" or "row". pipeline: what runs before and after the blocks. example: a batch, whose
+    shapes pipeline stages have to know. initialise: initialise(name, tensor, generator) draws a tensor whole.
+    accumulation: backward passes per step. clip_norm: of the gradient over all ranks. checkpointing: which blocks are
+    computed again in backward: every n-th, or of all their attention ("selective"). compile: mode of torch.compile, for
+    each block. unused_parameters: whether a step may leave parameters without a gradient.
 
     Raises: LayoutError, ConfigError, WorldError, with what was got, what is needed and what to type.
     """
@@ -96,9 +89,7 @@ def parallelize(
     batch = trainer._seen(example) if example is not None else None
     told = Told(loss=loss, initialise=initialise, blocks=blocks, tensor=tensor, pipeline=pipeline, batch=batch)
     spec = spec_of(skeleton, told, form=lambda: trainer.form, architecture=own_values.digest(skeleton))
-    check_axes(split, spec, skeleton, pipeline)
-    check_compiled(run, split, spec, spec.config())
-    check_attention(run, split, spec, spec.config())
+    _check(run, split, spec, skeleton, pipeline)
     mesh = make_mesh(split, world.device)
     check_alike(spec.config().architecture, mesh)
     draw_alike(before, mesh)
@@ -115,6 +106,15 @@ def parallelize(
     )
     trainer._build(_work(run, spec, batch, brought), mesh)
     return trainer
+
+
+def _check(
+    run: OwnRun, layout: Layout, spec: ModelSpec[OwnConfig], skeleton: nn.Module, pipeline: Pipeline | None
+) -> None:
+    """Refuse a layout that the module cannot have, and options that it cannot have under it. Raises: LayoutError."""
+    check_axes(layout, spec, skeleton, pipeline)
+    check_compiled(run, layout, spec, spec.config())
+    check_attention(run, layout, spec, spec.config())
 
 
 def _work(run: OwnRun, spec: ModelSpec[OwnConfig], batch: Batch | None, brought: Brought) -> OwnWork:

@@ -69,37 +69,60 @@ def lines(
     """
     named = all(len(one.label) <= _LONGEST for one in series)
     right = WIDTH - (_NAMED if named else RIGHT)
-    values = [y for one in series for _, y in (*one.points, *one.spots)]
-    values += [edge for one in series for interval in one.intervals.values() for edge in interval]
-    up, name_of = _decades(values, unit) if decades else (axis(values, _HEIGHT, 12, zero=zero), unit)
-    high = (lambda y: up(_log(y, up.low))) if decades else up
-    widen = log2 if doubling else float
-    places = [x for one in series for x, _ in (*one.points, *one.spots)]
-    across = axis(map(widen, places), LEFT, right)
-    if every:
-        ticks = sorted({widen(x) for x in places})
-        across = Axis(ticks[0], ticks[-1], LEFT + 8, right - 8, ticks)
-    marks = [side(up, name_of, right=right)]
-    marks += [text(across(t), _HEIGHT + 16, f"{2**t if doubling else t:g}", "tick", anchor="middle")
-              for t in across.ticks]  # fmt: skip
-    marks.append(text(right, _HEIGHT + 32, along, "tick", anchor="end"))
-    shown = [(one, [(across(widen(x)), high(y), x, y) for x, y in one.points if abs(y) < LARGEST]) for one in series]
+    plane = _plane(series, right, unit, zero=zero, every=every, doubling=doubling, decades=decades)
+    marks = [side(plane.up, plane.name_of, right=right), *_foot(plane.across, along, right, doubling=doubling)]
+    shown = [(one, [(*plane.at(point), *point) for point in one.points if abs(point[1]) < LARGEST]) for one in series]
+    taken = sorted({x for one in series for x, _ in (*one.points, *one.spots)}) if every else []
     for one, points in sorted(shown, key=lambda pair: not pair[0].reference):
-        cls = "reference" if one.reference else one.look.cls
-        taken = sorted(set(places)) if every else []
-        marks += _drawn(one.label, points, cls, taken)
-        marks += _intervals(one, across, widen, high)
+        marks += _drawn(one.label, points, "reference" if one.reference else one.look.cls, taken)
+        marks += _intervals(one, plane)
         if every and not one.reference:
             marks += [marker(x, y, 3.5, one.look, tip=title_of(f"{one.label}: {unit(value)} at {place:g}"))
                       for x, y, place, value in points]  # fmt: skip
-        marks += [marker(across(widen(x)), high(y), 4, one.look, tip=title_of(f"{one.label}, held out: {unit(y)}"))
-                  for x, y in one.spots]  # fmt: skip
+        marks += [marker(*plane.at(spot), 4, one.look, tip=title_of(f"{one.label}, held out: {unit(spot[1])}"))
+                  for spot in one.spots]  # fmt: skip
     if named:
         return svg([*marks, *_names(shown, right)], _HEIGHT + 40, title)
     kind = "point" if every else "line"
     entries = [Entry(one.label, one.look, "reference" if one.reference else kind) for one in series]
     more, bottom = legend(entries, _HEIGHT + 50)
     return svg([*marks, *more], bottom, title)
+
+
+@dataclass(frozen=True)
+class _Plane:
+    """Where values are drawn. name_of: what a tick of the vertical axis is called."""
+
+    across: Axis
+    up: Axis
+    name_of: Format
+    doubling: bool
+    decades: bool
+
+    def at(self, point: Point) -> Point:
+        """Return where a point is drawn."""
+        x, y = point
+        return self.across(log2(x) if self.doubling else x), self.up(_log(y, self.up.low) if self.decades else y)
+
+
+def _plane(
+    series: Sequence[Series], right: float, unit: Format, *, zero: bool, every: bool, doubling: bool, decades: bool
+) -> _Plane:
+    """Return axes that hold all points, spots and intervals. The options are those of `lines`."""
+    values = [y for one in series for _, y in (*one.points, *one.spots)]
+    values += [edge for one in series for interval in one.intervals.values() for edge in interval]
+    up, name_of = _decades(values, unit) if decades else (axis(values, _HEIGHT, 12, zero=zero), unit)
+    places = [log2(x) if doubling else float(x) for one in series for x, _ in (*one.points, *one.spots)]
+    ticks = sorted(set(places))
+    across = Axis(ticks[0], ticks[-1], LEFT + 8, right - 8, ticks) if every else axis(places, LEFT, right)
+    return _Plane(across, up, name_of, doubling, decades)
+
+
+def _foot(across: Axis, along: str, right: float, *, doubling: bool) -> list[Markup]:
+    """Write the ticks of the horizontal axis, and its name."""
+    names = [(across(tick), f"{2**tick if doubling else tick:g}") for tick in across.ticks]
+    ticks = [text(x, _HEIGHT + 16, name, "tick", anchor="middle") for x, name in names]
+    return [*ticks, text(right, _HEIGHT + 32, along, "tick", anchor="end")]
 
 
 Placed = tuple[float, float, float, float]  # where a point is drawn, and what it stands for
@@ -130,11 +153,9 @@ def _are_neighbours(a: float, b: float, taken: Sequence[float]) -> bool:
     return high <= 2 * low and not any(low < x < high for x in taken)
 
 
-def _intervals(one: Series, across: Axis, widen: object, high: object) -> list[Markup]:
-    return [
-        line(across(widen(x)), high(low), across(widen(x)), high(top), f"whisker {one.look.cls}")  # type: ignore[operator]
-        for x, (low, top) in one.intervals.items()
-    ]
+def _intervals(one: Series, plane: _Plane) -> list[Markup]:
+    ends = [(plane.at((x, low)), plane.at((x, top))) for x, (low, top) in one.intervals.items()]
+    return [line(*low, *top, f"whisker {one.look.cls}") for low, top in ends]
 
 
 def _names(shown: Sequence[tuple[Series, Sequence[Placed]]], right: float) -> list[Markup]:

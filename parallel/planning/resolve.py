@@ -27,6 +27,7 @@ from paralab.layout import strategies as named
 from paralab.layout.strategies import STRATEGIES
 from paralab.models import SPECS
 from paralab.models.spec import C, ModelConfig, ModelSpec
+from paralab.options.choices import EngineName
 from paralab.options.config import RunConfig
 from paralab.options.flags import flags_of
 from paralab.planning.vocabulary import with_tokenizer
@@ -155,11 +156,7 @@ def resolve(run: RunConfig, *, dry: bool = False) -> Work:
     _check_machine(run)
     spec = SPECS[run.model]
     size = run.size or spec.default_size
-    config = _with_classes(with_tokenizer(_model_config(run, spec, size), run.tokenizer, spec, size), run, spec)
-    if run.cast_on_device and config.task not in ("text", "classify"):
-        raise ConfigError(
-            f"--cast-on-device with {spec.name} {size}: its inputs are drawn at random before the copy, leave it out"
-        )
+    config = _config(run, spec, size)
     rank = Rank.from_env()
     layout = _layout(run, rank)
     if not dry:
@@ -168,32 +165,12 @@ def resolve(run: RunConfig, *, dry: bool = False) -> Work:
     _check_blocks(run, spec, config)
     check_compiled(run, layout, spec, config)
     check_attention(run, layout, spec, config)
-    layout.check_schedule(run.accumulation)
-    parts = layout.dp * layout.micro_batches * run.accumulation
-    default_batch = -(-_GLOBAL_BATCH[spec.unit_of(config)] // parts) * parts
-    division = layout.divide(run.global_batch_size or default_batch, run.accumulation)
-    check_batch(division, spec)
-    if run.cuda_graphs and torch.accelerator.is_available() and division.chunks > 1:
-        raise ConfigError(
-            f"--compile {run.compile} with {division.chunks} micro-batches a step: a CUDA graph overwrites the"
-            " output of the one before, use --compile default or max-autotune-no-cudagraphs"
-        )
-    engine = engines.choose(
-        run.engine,
-        launcher=rank.launcher,
-        layout=layout,
-        precision=run.precision,
-        ds_config=run.ds_config,
-    )
-    if run.cuda_graphs and torch.accelerator.is_available() and engine != "torch":
-        raise ConfigError(
-            f"--compile {run.compile} with --engine {engine}, which does not tell CUDA graphs where a step begins: use"
-            " --compile default, or --engine torch"
-        )
+    division = _division(run, layout, spec, config)
+    engine = _engine(run, layout, rank)
     approximate.check(run, layout, engine, blocks=len(spec.blocks(config)))
     eight_bits.check(run, engine)
-    requested, name = run.engine, named.name_of(layout)
-    run = replace(
+    name = named.name_of(layout)
+    chosen = replace(
         run,
         engine=engine,
         ds_config=engines.deepspeed_file(engine, run.ds_config),
@@ -204,13 +181,51 @@ def resolve(run: RunConfig, *, dry: bool = False) -> Work:
         global_batch_size=division.global_batch_size,
         n_classes=getattr(config, "n_classes", None),
     )
-    work = Work(run, spec, config, size, layout, division)
+    work = Work(chosen, spec, config, size, layout, division)
     if run.optimizer == eight_bits.NAME:
         check_packed(work)
-    engines.check(work, requested=requested, launcher=rank.launcher)
+    engines.check(work, requested=run.engine, launcher=rank.launcher)
     if run.cast_on_device:
         work.dataset()  # refuses some
     return work
+
+
+def _config(run: RunConfig, spec: ModelSpec[C], size: str) -> C:
+    """Return the config of the model, with the vocabulary and the classes of its data. Raises: UsageError."""
+    config = _with_classes(with_tokenizer(_model_config(run, spec, size), run.tokenizer, spec, size), run, spec)
+    if run.cast_on_device and config.task not in ("text", "classify"):
+        raise ConfigError(
+            f"--cast-on-device with {spec.name} {size}: its inputs are drawn at random before the copy, leave it out"
+        )
+    return config
+
+
+def _division(run: RunConfig, layout: Layout, spec: ModelSpec[C], config: C) -> Division:
+    """Return how the batch is divided: the requested one, or the smallest that is large enough. Raises: UsageError."""
+    layout.check_schedule(run.accumulation)
+    parts = layout.dp * layout.micro_batches * run.accumulation
+    default_batch = -(-_GLOBAL_BATCH[spec.unit_of(config)] // parts) * parts
+    division = layout.divide(run.global_batch_size or default_batch, run.accumulation)
+    check_batch(division, spec)
+    if run.cuda_graphs and torch.accelerator.is_available() and division.chunks > 1:
+        raise ConfigError(
+            f"--compile {run.compile} with {division.chunks} micro-batches a step: a CUDA graph overwrites the"
+            " output of the one before, use --compile default or max-autotune-no-cudagraphs"
+        )
+    return division
+
+
+def _engine(run: RunConfig, layout: Layout, rank: Rank) -> EngineName:
+    """Return the requested engine, or the one that suits the launcher. Raises: UsageError."""
+    engine = engines.choose(
+        run.engine, launcher=rank.launcher, layout=layout, precision=run.precision, ds_config=run.ds_config
+    )
+    if run.cuda_graphs and torch.accelerator.is_available() and engine != "torch":
+        raise ConfigError(
+            f"--compile {run.compile} with --engine {engine}, which does not tell CUDA graphs where a step begins: use"
+            " --compile default, or --engine torch"
+        )
+    return engine
 
 
 def check_batch(division: Division, spec: ModelSpec) -> None:

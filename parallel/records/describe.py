@@ -25,8 +25,6 @@ from paralab.records.writing import append
 
 def describe(work: Work, requested: Requested, rank: Rank, device: torch.device) -> dict[str, Any]:
     """Return the columns known before the first step: identity, what was requested and realised, work, environment."""
-    run, layout, config = work.run, work.layout, work.model_config
-    dataset = work.dataset()
     return {
         "run_id": requested.run_id,
         "group": requested.group,
@@ -34,53 +32,81 @@ def describe(work: Work, requested: Requested, rank: Rank, device: torch.device)
         "until_decided_percent": requested.until_decided_percent,
         "started_at": requested.started.iso,
         "command": requested.command,
+        "launcher": requested.launcher,
+        "device": device.type,
+        "backend": dist.get_backend() if dist.is_initialized() and work.layout.world_size > 1 else None,
+        "nodes": nodes_of(work, rank),
+        **_division(work, requested),
+        **_options(work, requested, device),
+        **_model(work),
+        **_data(work),
+        **vars(replace(Environment.read(device.index or 0), threads=torch.get_num_threads())),
+    }
+
+
+def _division(work: Work, requested: Requested) -> dict[str, Any]:
+    """Return what of the division was requested, and what it is."""
+    return {
         "strategy_requested": requested.strategy or work.strategy,
         "strategy": work.strategy,
         "layout_requested": requested.layout,
-        "layout": str(layout),
+        "layout": str(work.layout),
+        "world_size_requested": requested.nproc,
+        "world_size": work.layout.world_size,
+        "zero_requested": requested.zero,
+        **{name: value for axis in words.AXES for name, value in axis.columns(work.layout).items()},
+        "micro_batch_size": work.division.micro_batch_size,
+        "accumulation": work.run.accumulation,
+        "global_batch_size": work.division.global_batch_size,
+    }
+
+
+def _options(work: Work, requested: Requested, device: torch.device) -> dict[str, Any]:
+    """Return the options of the run: of the engine and the precision what was requested too."""
+    run = work.run
+    return {
         "engine_requested": requested.engine,
         "engine": run.engine,
-        "launcher": requested.launcher,
-        "device": device.type,
-        "backend": dist.get_backend() if dist.is_initialized() and layout.world_size > 1 else None,
-        "world_size_requested": requested.nproc,
-        "world_size": layout.world_size,
-        "nodes": nodes_of(work, rank),
-        "zero_requested": requested.zero,
-        **{name: value for axis in words.AXES for name, value in axis.columns(layout).items()},
         "precision_requested": requested.precision,
         "precision": run.precision,
         "grad_compression": run.grad_compression,
-        "outer_optimizer": run.outer_optimizer if layout.local else None,
-        "outer_fragments": run.outer_fragments if layout.local else None,
+        "outer_optimizer": run.outer_optimizer if work.layout.local else None,
+        "outer_fragments": run.outer_fragments if work.layout.local else None,
         "checkpointing": run.checkpointing,
         "compile": run.compile,
-        "offload": engines.offloaded(run.ds_config, layout),
-        "channels_last": getattr(config, "channels_last", None),
+        "offload": engines.offloaded(run.ds_config, work.layout),
         "loader_workers": run.loader_workers,
         **work.copies(device),
         "cast_on_device": run.cast_on_device,
+        "optimizer": run.optimizer,
+        "seed": run.seed,
+        "epochs_requested": getattr(run, "epochs", None),  # of a training run
+    }
+
+
+def _model(work: Work) -> dict[str, Any]:
+    """Return the columns of the model: unknown where its config has no such field."""
+    config = work.model_config
+    return {
         "model": work.spec.name,
-        **file_columns(run.model),
+        **file_columns(work.run.model),
         "size": work.size,
         "parameters": work.n_parameters,
         "unit": work.spec.unit_of(config),
         "sequence_length": getattr(config, "seq_len", None),
-        "tokenizer": getattr(dataset, "tokenizer", None),
         "vocabulary": getattr(config, "vocab_size", None),
         "image_size_px": getattr(config, "image_size", None),
-        "n_classes": getattr(config, "n_classes", None),
-        "norm": getattr(config, "norm", None),
-        "residual": getattr(config, "residual", None),
-        "micro_batch_size": work.division.micro_batch_size,
-        "accumulation": run.accumulation,
-        "global_batch_size": work.division.global_batch_size,
-        "optimizer": run.optimizer,
-        "seed": run.seed,
+        **{name: getattr(config, name, None) for name in ("n_classes", "norm", "residual", "channels_last")},
+    }
+
+
+def _data(work: Work) -> dict[str, Any]:
+    """Return the columns of the training data. Raises: DataError."""
+    dataset = work.dataset()
+    return {
+        "tokenizer": getattr(dataset, "tokenizer", None),
         "data": work.data_name,
         "data_sha256": dataset.sha256,
-        "epochs_requested": getattr(run, "epochs", None),  # of a training run
-        **vars(replace(Environment.read(device.index or 0), threads=torch.get_num_threads())),
     }
 
 

@@ -2,7 +2,8 @@
 
 from dataclasses import replace
 
-from paralab.benchmarks.soak import Recovery, by_kind
+from paralab.benchmarks.injection import Recovery
+from paralab.benchmarks.soak import by_kind
 
 KILLED = Recovery(
     at_s=3.0,
