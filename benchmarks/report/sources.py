@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from paralab.console.outputs import real
 from paralab.errors import DRY, DataError
 from paralab.records.reading import read_lines
 from paralab.records.row import RunRecord
@@ -25,9 +26,9 @@ def load(paths: Sequence[Path]) -> list[Source]:
 
     Raises: UsageError or DataError when a file cannot be read, or two different runs have one id.
     """
-    given = [path.resolve() for path in paths]
+    given = [real(path) for path in paths]
     distinct = [path for number, path in enumerate(paths) if given[number] not in given[:number]]
-    if twice := [str(path) for path in distinct if given.count(path.resolve()) > 1]:
+    if twice := [str(path) for path in distinct if given.count(real(path)) > 1]:
         warnings.warn(f"{', '.join(twice)}: given more than once, read once", stacklevel=2)
     places: dict[str, tuple[str, RunRecord]] = {}
     repeated: dict[str, int] = {}
@@ -60,10 +61,10 @@ def load(paths: Sequence[Path]) -> list[Source]:
 def file_labels(paths: Sequence[Path]) -> list[str]:
     """Return the names of different files without their endings, with as many folders as tell them apart."""
     labels = [path.stem for path in paths]
-    for depth in range(2, max((len(path.resolve().parts) for path in paths), default=0)):
+    for depth in range(2, max((len(real(path).parts) for path in paths), default=0)):
         several = {label for label in labels if labels.count(label) > 1}
         labels = [
-            "/".join((*path.resolve().parts[-depth:-1], path.stem)) if label in several else label
+            "/".join((*real(path).parts[-depth:-1], path.stem)) if label in several else label
             for path, label in zip(paths, labels, strict=True)
         ]
     return [str(path) if labels.count(label) > 1 else label for path, label in zip(paths, labels, strict=True)]

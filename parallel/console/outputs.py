@@ -18,7 +18,7 @@ def check_writable(
 
     make_folders: whether the folders above it will be made where they are missing. advice: what to type instead.
     """
-    if path.resolve() in {read.resolve() for read in inputs}:
+    if real(path) in map(real, inputs):
         raise UsageError(f"{path} is one of the files that are read, and would be replaced: {advice}")
     try:
         if path.exists():
@@ -43,15 +43,20 @@ def check_outputs(
         if given is None:
             continue
         path = Path(given)
-        if other := seen.get(path.resolve()) if _is_file_to_be(path) else None:
+        if other := seen.get(real(path)) if _is_file_to_be(path) else None:
             raise UsageError(f"{other} and {option} are both {path}, and one would replace the other: name two files")
-        seen[path.resolve()] = option
+        seen[real(path)] = option
         check_writable(path, inputs=inputs, make_folders=make_folders, advice=f"choose another place with {option}")
 
 
 def _is_file_to_be(path: Path) -> bool:
     """Whether what is written there replaces what is there: not so of a device, such as /dev/stdout."""
     return path.is_file() or not path.exists()
+
+
+def real(path: Path) -> Path:
+    """Return the absolute path of what a path leads to; of a link that leads to itself, that of the link."""
+    return Path(os.path.realpath(path))
 
 
 def write_whole(path: Path, content: bytes) -> None:
@@ -67,7 +72,7 @@ def write_whole(path: Path, content: bytes) -> None:
             return
     except OSError as error:
         raise _refusal(path, error) from None
-    path = path.resolve()
+    path = real(path)
     partial = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         partial.write_bytes(content)

@@ -54,7 +54,8 @@ def _outlet(stream: io.TextIOWrapper, number: int) -> io.TextIOWrapper:
     return io.TextIOWrapper(
         _Buffer(cast(io.RawIOBase, _Pipe(number, "w", closefd=False))),
         encoding=stream.encoding,
-        errors=stream.errors,
+        # what the terminal cannot show, such as é in ASCII, is shown as \xe9
+        errors="backslashreplace" if stream.errors == "strict" else stream.errors,
         line_buffering=stream.line_buffering,
         write_through=stream.write_through,
     )

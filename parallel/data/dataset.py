@@ -11,8 +11,8 @@ from torch import Tensor
 USED_FOR = {"train": "training", "validation": "validation"}  # what the splits are for, in sentences
 SPLIT_NAMES = {  # how people call the splits, in lower case
     **dict.fromkeys(("train", "training"), "train"),
-    **dict.fromkeys(("val", "valid", "validation", "dev", "eval"), "validation"),
-    **dict.fromkeys(("test", "testing"), "test"),
+    **dict.fromkeys(("val", "valid", "validation", "dev", "eval", "evaluation"), "validation"),
+    **dict.fromkeys(("test", "testing", "holdout", "heldout", "held_out", "held-out"), "test"),
 }
 
 

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TypeVar
 
+from paralab.console.inputs import check_has_end, read_whole
 from paralab.errors import DataError, did_you_mean
 
 PLAIN_ENDINGS = (".txt", ".text", ".md", ".markdown")
@@ -48,6 +49,7 @@ def sha256_of(path: Path) -> str:
     """Return the sha256 of a file in hex. Raises: DataError when it cannot be read."""
     digest = hashlib.sha256()
     try:
+        check_has_end(path)
         with path.open("rb") as file:
             while block := file.read(1 << 20):
                 digest.update(block)
@@ -59,7 +61,7 @@ def sha256_of(path: Path) -> str:
 def read_bytes(path: Path) -> bytes:
     """Return what is in a file. Raises: DataError when it cannot be read."""
     try:
-        return path.read_bytes()
+        return read_whole(path)
     except OSError as error:
         raise cannot_be_read(path, error) from error
 

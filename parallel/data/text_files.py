@@ -14,6 +14,7 @@ import json
 import re
 import shlex
 import sys
+import textwrap
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -23,13 +24,15 @@ from itertools import chain
 from pathlib import Path
 from typing import Any, TextIO
 
+from paralab.console.inputs import check_has_end
 from paralab.data.dataset import SPLIT_NAMES
 from paralab.data.files import PLAIN_ENDINGS, TEXT_ENDINGS, cannot_be_read, ending, once_a_content, sha256_of
 from paralab.errors import DataError
 
 _BLOCK_CHARS = 1 << 16
 _ROWS = 1024  # of a Parquet file in memory at a time
-_GZIP = b"\x1f\x8b"
+_GZIP, _ZIP = b"\x1f\x8b", b"PK\x03\x04"
+_WITHOUT_ZEROS = "use a text in UTF-8, or take them out with `tr -d '\\0'`"
 _BYTE_ORDER_MARKS = {  # the longer ones first: that of UTF-32 begins like that of UTF-16
     codecs.BOM_UTF32_LE: "utf-32",
     codecs.BOM_UTF32_BE: "utf-32",
@@ -78,6 +81,9 @@ def content_of(path: Path) -> Content:
     digest, n_chars = hashlib.sha256(), 0
     with _opened(path) as file:
         while block := file.read(_BLOCK_CHARS):
+            if (zero := block.find("\0")) >= 0:
+                at = f"after {n_chars + zero:,} characters"
+                raise DataError(f"{path} is not text, it holds zero bytes ({at}): {_WITHOUT_ZEROS}")
             digest.update(block.encode())
             n_chars += len(block)
     return Content(digest.hexdigest(), n_chars)
@@ -117,7 +123,7 @@ def files_of(folder: Path) -> tuple[dict[str, list[Path]], list[Path]]:
     return splits, [file for file in files if file not in set(used)]
 
 
-_SPLIT_IN_STEM = re.compile(rf"(?:.*[-_. ])?({'|'.join(SPLIT_NAMES)})(?:[-_.]?\d[-_.\dof]*)?")
+_SPLIT_IN_STEM = re.compile(rf"(?:.*[-_. ])?({'|'.join(SPLIT_NAMES)})(?:[-_. ]?(?:data|set))?(?:[-_.]?\d[-_.\dof]*)?")
 
 
 def _split_of(path: Path) -> str:
@@ -150,7 +156,8 @@ def check_column(column: str, columns: Iterable[str], *, name: str) -> None:
     """Raise DataError where a table lacks the column that holds the text."""
     columns = list(columns)
     if columns and column not in columns:
-        raise DataError(f"{name} has no column {column!r}: use --text-column with one of {', '.join(columns)}")
+        listed = ", ".join(textwrap.shorten(str(known), 60, placeholder=" ...") for known in columns[:20])
+        raise DataError(f"{name} has no column {column!r}: use --text-column with one of {listed}")
 
 
 def first_line(error: BaseException) -> str:
@@ -161,6 +168,7 @@ def first_line(error: BaseException) -> str:
 def _opened(path: Path) -> Iterator[TextIO]:
     """Open a file as text, packed or not. Raises: DataError, also for what goes wrong while it is read."""
     try:
+        check_has_end(path)
         with path.open("rb") as raw:
             binary: Any = gzip.GzipFile(fileobj=raw) if raw.peek(2).startswith(_GZIP) else raw
             start = binary.peek(4)
@@ -221,12 +229,14 @@ def _check_no_zeros(start: bytes, path: Path) -> None:
     """Refuse what is no text, or UTF-16 that does not say so: every other byte of Latin letters is zero there."""
     if 0 not in start:
         return
+    if start.startswith(_ZIP):
+        raise DataError(f"{path} is a zip archive (as .docx and .xlsx are): unpack it, or save it as text in UTF-8")
     _check_packed(path)
     for first, encoding in ((1, "UTF-16LE"), (0, "UTF-16BE")):
         half = start[first::2]
         if half.count(0) > 0.7 * len(half):
             raise DataError(f"{path} is {encoding} without a byte order mark: convert it, {_iconv(path, encoding)}")
-    raise DataError(f"{path} is not text, it holds zero bytes: use a text in UTF-8")
+    raise DataError(f"{path} is not text, it holds zero bytes: {_WITHOUT_ZEROS}")
 
 
 def _blocks(path: Path) -> Iterator[str]:
@@ -286,7 +296,7 @@ def _csv_rows(path: Path, column: str) -> Iterator[Any]:
         parted_by = "\t" if ending(path) == ".tsv" else max(",;\t", key=header.count)
         reader = csv.reader(chain([header], file), delimiter=parted_by, strict=True)
         try:
-            names = next(reader, [])
+            names = [name.strip() for name in next(reader, [])]
             check_column(column, names, name=str(path))
             if names.count(column) > 1:
                 raise DataError(f"{path} has the column {column!r} twice: rename one of them")

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from tokenizers import Tokenizer
 
+from paralab.console.inputs import read_whole
 from paralab.data.files import once_a_content
 from paralab.errors import DataError
 
@@ -25,7 +26,7 @@ class TokenizerFile:
 
     def __init__(self, path: Path) -> None:
         try:
-            content = path.read_bytes()
+            content = read_whole(path)
             self._ids = Tokenizer.from_buffer(content)
         except Exception as error:  # the library raises what is no class of its own
             why = (str(error).strip() or type(error).__name__).splitlines()[0]

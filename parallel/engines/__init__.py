@@ -128,7 +128,7 @@ def offloaded(ds_config: str | Path | None, layout: Layout) -> str:
 
 
 def _same_file(a: str, b: str) -> bool:
-    return Path(a).resolve() == Path(b).resolve()
+    return os.path.realpath(a) == os.path.realpath(b)
 
 
 def _runs(engine: EngineName, layout: Layout) -> bool:

@@ -15,6 +15,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from paralab.console.inputs import read_text
 from paralab.errors import ConfigError
 
 
@@ -30,7 +31,7 @@ def load(path: str | Path) -> dict[str, Any]:
     if path.suffix.lower() not in readers:
         raise ConfigError(f"configuration file {path} has an unknown ending: use .toml, .yaml or .json")
     try:
-        values = readers[path.suffix.lower()](path.read_text(encoding="utf-8-sig"))  # with a byte order mark or without
+        values = readers[path.suffix.lower()](read_text(path))
     except OSError as error:
         raise ConfigError(f"cannot read configuration file {path}: {error.strerror}") from error
     except RecursionError as error:

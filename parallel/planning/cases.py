@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from paralab.console.inputs import read_whole
 from paralab.errors import ConfigError, DataError, UsageError, did_you_mean
 
 SCHEDULES = ("gpipe", "1f1b", "interleaved", "zb-h1", "zb-h2", "zb-1p", "zb-2p", "zbv", "dualpipev")
@@ -230,7 +231,7 @@ def read(path: Path) -> list[Row]:
     Raises: DataError where the file is no such table; ConfigError for a column that is unknown or there twice.
     """
     try:
-        text = path.read_bytes().decode("utf-8-sig")
+        text = read_whole(path).decode("utf-8-sig")
     except UnicodeDecodeError:
         raise DataError(f"{path} is not UTF-8 text: save it as CSV in UTF-8") from None
     if "\0" in text:

@@ -13,6 +13,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from paralab.console.inputs import read_text
 from paralab.errors import ConfigError, did_you_mean
 from paralab.layout.layout import MOST_RANKS
 from paralab.planning.measured.device import MeasuredDevice, is_measured, read
@@ -195,7 +196,7 @@ def from_json(path: Path) -> dict[str, Device]:
     Raises: ConfigError for what is no JSON, a key that is unknown or missing, or a figure that cannot be.
     """
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = json.loads(read_text(path))
     except (ValueError, RecursionError) as error:
         raise ConfigError(f"{path} is not JSON ({error}): write an object such as {_EXAMPLE}") from None
     items = content if isinstance(content, list) else [content]

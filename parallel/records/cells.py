@@ -16,7 +16,10 @@ from paralab.records.kinds import field_types, value_kind
 
 _SPECIAL = re.compile(r"[\\\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
 _ESCAPE = re.compile(r"\\(\\|u[0-9a-f]{4})")
-DECIMAL_COMMA = re.compile(r"[-+]?\d*,\d+([eE][-+]?\d+)?")
+_NUMBER = {  # of digits 0 to 9 alone; data frames write whole numbers with .0 beside empty cells
+    int: re.compile(r"[-+]?[0-9]{1,400}(\.0)?"),
+    float: re.compile(r"[-+]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][-+]?[0-9]{1,5})?|[-+]?(nan|inf|infinity)", re.IGNORECASE),
+}
 _FORMULA = ("=", "+", "-", "@", "＝", "＋", "－", "＠", "'")  # the wide forms count in some locales
 
 
@@ -46,7 +49,7 @@ def encode(value: Any, name: str, kind: type) -> str:
 
 
 def decode(cell: str, name: str, kind: type) -> Any:
-    """Return the value of a cell. Raises: ValueError or KeyError for one that the field does not take."""
+    """Return the value of a cell. Raises: ValueError for one that the field does not take."""
     if cell == "":
         return None
     expected, choices = value_kind(field_types(kind)[name])
@@ -57,10 +60,21 @@ def decode(cell: str, name: str, kind: type) -> Any:
             raise ValueError(f"one of {', '.join(choices)} is needed")
         return text
     if expected is bool:
-        return {"true": True, "false": False}[cell.lower()]  # spreadsheets write TRUE
-    if expected is int and re.fullmatch(r"-?\d+\.0", cell):  # as data frames write whole numbers beside empty cells
-        cell = cell.removesuffix(".0")
-    return expected(cell)
+        if cell.lower() not in ("true", "false"):
+            raise ValueError("true or false is needed")
+        return cell.lower() == "true"  # spreadsheets write TRUE
+    if not _NUMBER[expected].fullmatch(cell):
+        raise ValueError(_why_no_number(cell, expected))
+    return expected(cell.removesuffix(".0") if expected is int else cell)
+
+
+def _why_no_number(cell: str, expected: type) -> str:
+    """Say what a cell is that is not the number that is needed: the forms in which spreadsheets save numbers."""
+    if expected is int and _NUMBER[float].fullmatch(cell):
+        return "a whole number is needed: a spreadsheet that shortens it to this loses digits, use the file it read"
+    if re.fullmatch(r"[-+]?[0-9]*([,.' \u00a0\u202f][0-9]+)+([eE][-+]?[0-9]+)?", cell):
+        return "a decimal comma or separators of thousands: save the file with decimal points and plain digits"
+    return "a whole number is needed" if expected is int else "a number is needed, such as 0.125"
 
 
 def line_of(cells: Iterable[str]) -> bytes:

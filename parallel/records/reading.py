@@ -3,15 +3,19 @@
 import fcntl
 import warnings
 from collections.abc import Sequence
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+from paralab.console.inputs import check_has_end
 from paralab.errors import DataError, UsageError
 from paralab.records import sheet
-from paralab.records.cells import DECIMAL_COMMA, decode, line_of
+from paralab.records.cells import decode, line_of
 from paralab.records.row import REQUIRED, RunRecord, header
 from paralab.records.schema import check_schema, few, present_name
 from paralab.records.sheet import Line
+
+_TIME = "2026-01-31T12:00:00+00:00"
 
 
 def read(path: str | Path) -> list[RunRecord]:
@@ -32,6 +36,7 @@ def read_lines(path: str | Path) -> list[tuple[int, RunRecord]]:
     """
     path = Path(path)
     try:
+        check_has_end(path)
         with open(path, "rb") as file:
             fcntl.flock(file, fcntl.LOCK_SH)
             content = file.read()
@@ -84,16 +89,26 @@ class _Reader:
         try:
             if cell == "" and name in REQUIRED:
                 raise ValueError("it cannot be empty")
-            return decode(cell, name, RunRecord)
-        except (ValueError, KeyError) as error:
-            why = "a decimal comma: save the file with decimal points" if DECIMAL_COMMA.fullmatch(cell) else error
-            raise DataError(f"{place}: {name} is {cell[:60]!r} ({why}): correct the cell") from None
+            value = decode(cell, name, RunRecord)
+            if name == "started_at":
+                _check_time(value)
+            return value
+        except ValueError as error:
+            raise DataError(f"{place}: {name} is {cell[:60]!r} ({error}): correct the cell") from None
 
     def passed_over(self) -> str:
         """Name the columns that were not read."""
         pairs = zip(self._columns, self._names, strict=True)
         extra = [column or "(without a name)" for column, name in pairs if name is None]
         return f"columns that this version does not know were skipped: {', '.join(extra)}" if extra else ""
+
+
+def _check_time(text: str) -> None:
+    """Raise ValueError for a time of another form: as text it would be in the wrong order among others."""
+    try:
+        datetime.fromisoformat(text)
+    except ValueError:
+        raise ValueError(f"a time such as {_TIME} is needed: a spreadsheet may have changed it") from None
 
 
 def _blank(lines: Sequence[Line]) -> str:

@@ -1,21 +1,34 @@
 """Parse a CSV file into lines of cells, whichever program saved it last.
 
-Spreadsheets save the same table with a byte order mark or as UTF-16, with semicolons or tabs between cells, with CRLF
-at the ends of lines and with lines that hold nothing. All of these are read; what cannot be read without a guess is
-refused by name.
+Spreadsheets save the same table with a byte order mark or as UTF-16, with semicolons, tabs or bars between cells, which
+a first line `sep=;` may name, with CRLF at the ends of lines and with lines that hold nothing. All of these are read;
+what cannot be read without a guess is refused by name.
 """
 
 import codecs
 import csv
 import io
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 from paralab.errors import DataError
 
-_MARKS = ((codecs.BOM_UTF8, "utf-8"), (codecs.BOM_UTF16_LE, "utf-16-le"), (codecs.BOM_UTF16_BE, "utf-16-be"))
-_DELIMITERS = {",": "commas", ";": "semicolons", "\t": "tabs"}
+_MARKS = (  # the longer ones first: that of UTF-32 begins like that of UTF-16
+    (codecs.BOM_UTF8, "utf-8"),
+    (codecs.BOM_UTF32_LE, "utf-32-le"),
+    (codecs.BOM_UTF32_BE, "utf-32-be"),
+    (codecs.BOM_UTF16_LE, "utf-16-le"),
+    (codecs.BOM_UTF16_BE, "utf-16-be"),
+)
+_PACKED = {  # how files begin that hold a table, and are none
+    b"\x1f\x8b": "is packed with gzip: unpack it with `gunzip`",
+    b"PK\x03\x04": "is a workbook (.xlsx, .ods) or a zip archive: save it as CSV in UTF-8, or unpack it",
+    b"\xd0\xcf\x11\xe0": "is a workbook (.xls): save it as CSV in UTF-8",
+}
+_DELIMITERS = {",": "commas", ";": "semicolons", "\t": "tabs", "|": "bars"}
+_NAMED_DELIMITER = re.compile(r'"?sep=([,;|\t])"?[,;|\t]*(?:\r\n?|\n)')  # the first line that Excel reads
 
 
 @dataclass(frozen=True)
@@ -44,13 +57,16 @@ def parse(content: bytes, path: Path) -> Sheet:
 
     Raises: DataError for another encoding, or cells that do not parse.
     """
+    for mark, what in _PACKED.items():
+        if content.startswith(mark):
+            raise DataError(f"{path} {what}")
     text = _decoded(content, path)
     if not marks_of_another_program(content):  # those write a file at once, some without a last line break
         text, finished = _finished(text)
     else:
         finished = True
-    delimiter = _delimiter(text)
-    found = _lines(text, delimiter, path)
+    named = _NAMED_DELIMITER.match(text)
+    found = _lines(text[named.end() :], named[1], path, above=1) if named else _lines(text, _delimiter(text), path)
     head = next(found, Line(1, []))
     columns = [name.strip() for name in head.cells]
     while columns and not columns[-1]:  # empty columns at the right edge
@@ -63,6 +79,8 @@ def marks_of_another_program(content: bytes) -> list[str]:
     encoding = [name for mark, name in _MARKS if content.startswith(mark)]
     first = content.split(b"\n", 1)[0]
     seen = [f"a byte order mark of {name.upper()}" for name in encoding]
+    if _NAMED_DELIMITER.match(first.decode(errors="replace") + "\n"):
+        seen.append("a first line that names what is between cells")
     if first.endswith(b"\r") or b"\r" in first:
         seen.append("CR at the ends of lines")
     if not encoding and (delimiter := _delimiter(first.decode(errors="replace"))) != ",":
@@ -96,20 +114,24 @@ def _delimiter(text: str) -> str:
     return max(_DELIMITERS, key=first[0].count) if first else ","
 
 
-def _lines(text: str, delimiter: str, path: Path) -> Iterator[Line]:
+def _lines(text: str, delimiter: str, path: Path, *, above: int = 0) -> Iterator[Line]:
+    """Yield the lines of a text; above: how many more the file has before it."""
     csv.field_size_limit(max(csv.field_size_limit(), len(text)))  # the default refuses cells above 131,072
     reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
     try:
         for cells in reader:
             if cells:  # a line of no characters is none
-                yield Line(reader.line_num, cells)
+                yield Line(above + reader.line_num, cells)
     except csv.Error as error:
         raise DataError(
-            f"{path} line {reader.line_num} is damaged ({error}): remove the line, or run the cases again"
+            f"{path} line {above + reader.line_num} is damaged ({error}): remove the line, or run the cases again"
         ) from None
 
 
 def _within(line: Line, columns: int, width: int) -> Line:
-    """Cut off the empty cells of the empty columns at the right edge, which lie between `columns` and `width`."""
+    """Cut off the empty cells of the empty columns at the right edge, which lie between `columns` and `width`.
+
+    A line of more cells than that stays as it is: a comma too many may have moved its cells to the right.
+    """
     empty = len(line.cells) <= width and not any(cell.strip() for cell in line.cells[columns:])
     return Line(line.number, line.cells[:columns]) if empty else line

@@ -24,7 +24,7 @@ def check_appendable(path: str | Path, *, advice: str = _ELSEWHERE) -> None:
     """
     path = Path(path)
     check_writable(path, make_folders=True)
-    if path.exists() and (content := path.read_bytes()):
+    if path.is_file() and (content := path.read_bytes()):
         _check_header(content, path, advice=advice)
         read(path)
 

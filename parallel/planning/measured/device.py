@@ -10,6 +10,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from paralab.console.inputs import read_text
 from paralab.errors import ConfigError
 
 SIZES = {"product": 3, "convolution": 4, "attention": 5}  # in the shape of kinds whose speed depends on it
@@ -117,7 +118,7 @@ def _short(text: str) -> str:
 def read(path: Path) -> MeasuredDevice:
     """Return the device of a file. Raises: ConfigError where there is none, or it is no such file."""
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = json.loads(read_text(path))
     except OSError as error:
         raise ConfigError(f"{path}: {error.strerror}: {_AGAIN}") from None
     except (ValueError, RecursionError):

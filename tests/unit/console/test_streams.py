@@ -29,3 +29,10 @@ def test_a_disk_that_is_full_is_one_line() -> None:
     done = run(PROGRAM + "sys.exit(main(['--help']))", "> /dev/full")
     said = "paralab: error: what this command printed could not be written: No space left on device"
     assert done.stderr.splitlines() == [said, "status 1"]
+
+
+def test_what_the_terminal_cannot_show_is_escaped() -> None:
+    program = "import sys; sys.stdout.reconfigure(encoding='{}', errors='strict'); "
+    program += "from paralab.console import streams; streams.keep_open(); print('\\xe9 \\udcff')"
+    assert run(program.format("utf-8"), "").stdout == "é \\udcff\n"
+    assert run(program.format("ascii"), "").stdout == "\\xe9 \\udcff\n"

@@ -7,6 +7,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from dataclasses import fields, replace
+from datetime import UTC
 from hashlib import sha256
 from pathlib import Path
 
@@ -61,6 +62,8 @@ def values_of(name: str) -> st.SearchStrategy:
     kind, choices = value_kind(field_types(RunRecord)[name])
     if name == "schema":
         return st.just(SCHEMA)
+    if name == "started_at":
+        return st.datetimes(timezones=st.just(UTC)).map(lambda time: time.isoformat())
     required = name in REQUIRED
     text = st.text(st.characters(), max_size=20) | st.sampled_from(DANGEROUS)  # control characters and surrogates too
     value = (
@@ -178,7 +181,7 @@ def test_writers_at_the_same_time_lose_nothing(tmp_path):
     path, writers, each = tmp_path / "r.csv", 4, 25
     code = (
         "import sys; from dataclasses import replace; from paralab.records import row, writing\n"
-        "row = row.RunRecord(run_id='', started_at='t', status='ok', strategy_requested='ddp', model='m')\n"
+        "row = row.RunRecord(run_id='', started_at='2025-01-01', status='ok', strategy_requested='ddp', model='m')\n"
         f"[writing.append(sys.argv[1], replace(row, run_id=sys.argv[2], repeat=i)) for i in range({each})]\n"
     )
     root = Path(__file__).parents[3]
@@ -237,7 +240,7 @@ def later(monkeypatch):
 def rows_of(number, **cells):
     """Return a CSV file of one row that says a schema, with the columns of the number `columns`."""
     columns = sorted(columns_of(cells.pop("columns", number)))
-    cells |= dict(zip(REQUIRED, (number, "a", "t", "ok", "ddp", "m"), strict=True))
+    cells |= dict(zip(REQUIRED, (number, "a", PLAIN.started_at, "ok", "ddp", "m"), strict=True))
     return f"{','.join(columns)}\n{','.join(str(cells.get(name, '')) for name in columns)}\n"
 
 
@@ -279,6 +282,10 @@ def test_the_published_results_are_read(path):
 SAVED = {
     "a byte order mark and CRLF": lambda t: ("\ufeff" + t.replace("\n", "\r\n")).encode(),
     "UTF-16": lambda t: t.replace(",", "\t").replace("\n", "\r\n").encode("utf-16"),
+    "UTF-32": lambda t: t.encode("utf-32"),
+    "bars": lambda t: t.replace(",", "|").encode(),
+    "a first line that names commas": lambda t: ("sep=,\n" + t).encode(),
+    "a first line that names semicolons": lambda t: ("sep=;\r\n" + t.replace(",", ";").replace("\n", "\r\n")).encode(),
     "semicolons": lambda t: t.replace(",", ";").encode(),
     "tabs": lambda t: t.replace(",", "\t").encode(),
     "blank lines": lambda t: (t + "\n\n  \n").encode(),
@@ -320,6 +327,14 @@ def test_what_a_spreadsheet_saved_is_read_and_not_written_to(tmp_path, form):
         (lambda t: t.replace("reason,", "size,", 1), "has the column size twice"),
         (lambda t: t + t, "line 3 repeats the names of the columns: remove the line"),
         (lambda t: "\0".join(t), "zero bytes"),
+        (lambda t: t.replace(",0.25,", ',"1,234.5",'), "line 2: wall_s is '1,234.5'.*separators of thousands"),
+        (lambda t: t.replace(",0.25,", ",1 234,"), "line 2: wall_s is '1 234'.*separators of thousands"),
+        (lambda t: t.replace(",0.25,", ",1_0,"), "line 2: wall_s is '1_0'.*a number is needed"),
+        (lambda t: t.replace(",0.25,", ",٢,"), "line 2: wall_s is '٢'.*a number is needed"),
+        (lambda t: t.replace(f"\n{SCHEMA},", "\n2.7E+01,"), "line 2: schema is '2.7E.01'.*whole number"),
+        (lambda t: t.replace("2025-01-01T00:00:00+00:00", "01/01/25 12:00 AM"), "line 2: started_at is .*a time"),
+        (lambda t: "\x1f\udc8b" + t, "packed with gzip"),
+        (lambda t: "PK\x03\x04" + t, "workbook"),
     ],
 )
 def test_what_cannot_be_read_is_named_with_its_line(tmp_path, damage, said):
