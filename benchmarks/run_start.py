@@ -5,12 +5,12 @@ What measures is imported by the ranks alone.
 
 import sys
 from dataclasses import replace
-from textwrap import fill
 
 from paralab.benchmarks.report import to_loss
 from paralab.benchmarks.report.slowest import parts_s, slowest, where
 from paralab.benchmarks.run import CommandConfig, percent_of
 from paralab.console.clock import Moment
+from paralab.console.lines import paragraph
 from paralab.console.outputs import check_outputs
 from paralab.console.phases import Phases
 from paralab.errors import RankError
@@ -69,14 +69,14 @@ def summary(record: RunRecord, out: str) -> str:
     rate = record.tokens_per_s or record.samples_per_s
     unit = record.unit if record.tokens_per_s else "samples"
     share = f", {record.mfu:.0%} of" if record.mfu is not None else ", share unknown of"
-    peak = f"{share} {record.peak_source}" if record.peak_source else ""
+    peak = f"{share} the peak ({record.peak_source})" if record.peak_source else ""
     parity = record.parity_result or "not requested"
     if record.parity is not None and record.parity_scope != WHOLE:
         parity += f", on {record.parity_scope}"
     return (
         f"{record.model} {record.size}, {record.strategy} as {record.layout}, {record.precision} on {record.device}\n"
         f"  loss {record.loss_first:.4f} -> {record.loss_last:.4f}   parity {parity}\n"
-        f"  {rate:,.0f} {unit}/s   step {record.step_time_p50_s:.3f} s{peak}\n"
+        f"{_line(f'{rate:,.0f} {unit}/s   step {record.step_time_p50_s:.3f} s{peak}')}\n"
         f"{_to_loss(record)}{_peak_and_sent(record)}{_slow_rank(record)}"
         f"  row {record.run_id} in {out}"
     )
@@ -101,4 +101,8 @@ def _slow_rank(record: RunRecord) -> str:
         return ""
     parts, said = where(parts_s(record)), slowest(record)
     lines = [f"where the time of rank {record.slowest_rank} goes: {parts}" if parts else "", said]
-    return "".join(f"{fill(line, 80, initial_indent='  ', subsequent_indent='    ')}\n" for line in lines if line)
+    return "".join(f"{_line(line)}\n" for line in lines if line)
+
+
+def _line(text: str) -> str:
+    return paragraph(text, indent="  ", after="    ")

@@ -4,8 +4,6 @@ All strategies run one after the other in the same processes, so that the table 
 """
 
 import shlex
-import shutil
-import textwrap
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -18,6 +16,7 @@ import torch.distributed as dist
 from paralab.benchmarks.case.run import run_case
 from paralab.benchmarks.tour import TourConfig
 from paralab.console.clock import Moment
+from paralab.console.lines import paragraph
 from paralab.console.phases import Phases
 from paralab.errors import FitError, LayoutError, RankError
 from paralab.layout import strategies as named
@@ -84,7 +83,7 @@ def _run(config: TourConfig) -> int:
         _say(sentence)
     print(f"({time.monotonic() - started_s:.0f} s, rows in {out})\n\nNext:")
     for purpose, command in next_commands(config, records, out).items():
-        print(f"  {purpose}:\n    {command}")
+        print(f"{paragraph(purpose, indent='  ')}:\n    {command}")
     return 0 if all(record.status == "ok" and record.parity is not False for record in records) else 1
 
 
@@ -115,8 +114,7 @@ def _rows(out: str, ids: Sequence[str]) -> dict[str, RunRecord]:
 
 def _say(text: str) -> None:
     """Print a paragraph in lines that fit the terminal."""
-    width = shutil.get_terminal_size().columns
-    print(textwrap.fill(text, max(width, 40), break_long_words=False, break_on_hyphens=False), flush=True)
+    print(paragraph(text), flush=True)
 
 
 def choose(config: TourConfig, nproc: int) -> tuple[list[Work], dict[str, str]]:
@@ -302,6 +300,11 @@ def next_commands(config: TourConfig, records: Sequence[RunRecord], out: str) ->
         return found | {"train for real": f"paralab train --model {model} --strategy single --out runs/first"}
     fastest = max(good, key=lambda r: r.samples_per_s or 0.0)
     smallest = min(good, key=lambda r: r.memory_state_peak_bytes or 0)
-    names = ",".join(dict.fromkeys(str(record.strategy) for record in (fastest, smallest)))
-    bench = f"paralab bench --model {model} --strategies {names} --nprocs {fastest.world_size}"
-    return found | {"repeat the fastest and the smallest until a verdict is possible": bench}
+    of_model = f"--model {model}" + (f" --size {shlex.quote(config.size)}" if config.size else "")
+    explain = f"paralab explain {smallest.strategy} {of_model} --nproc {smallest.world_size}"
+    found |= {f"see what each rank of {smallest.strategy} holds and sends": explain}
+    if fastest is smallest:
+        return found
+    names = f"{fastest.strategy},{smallest.strategy}"
+    why = f"repeat {fastest.strategy} (the fastest of several processes) and {smallest.strategy} (the smallest)"
+    return found | {why: f"paralab bench {of_model} --strategies {names} --nprocs {fastest.world_size}"}

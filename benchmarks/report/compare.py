@@ -1,9 +1,11 @@
 """Compare result files: print which variant is better, or that there is not enough evidence.
 
+    paralab compare runs.csv
     paralab compare before.csv after.csv --fail-over 5
     paralab compare runs.csv --by engine
 
-Without --by, two files are compared case by case; with it, the values of one column. Each run counts once, with its
+One file: every way of doing a piece of work is compared with the baseline that differs from it in as little as
+possible. Two files are compared case by case. With --by, the values of one column. Each run counts once, with its
 median step time or another --metric. The exit status makes it a gate for continuous integration.
 """
 
@@ -20,7 +22,7 @@ from dataclasses import asdict, fields, replace
 from pathlib import Path
 
 from paralab.benchmarks.report import explain
-from paralab.benchmarks.report.comparing import compare_column, compare_files
+from paralab.benchmarks.report.comparing import compare_column, compare_files, compare_ways
 from paralab.benchmarks.report.comparison import DIFFERENT, Comparison
 from paralab.benchmarks.report.evidence import LEVEL
 from paralab.benchmarks.report.metrics import METRICS, MOST_ASKED, Metric, metric_of
@@ -87,12 +89,23 @@ def _look(options: argparse.Namespace) -> tuple[Outcome, Metric]:
     if options.baseline is not None:
         advice = "name that column with --by; without it the first file is the baseline"
         raise UsageError(f"--baseline {options.baseline} is the value of a column: {advice}")
-    if len(sources) != 2:
-        count = "one file" if len(sources) == 1 else f"{len(sources)} files"
-        raise UsageError(f"{count} given: give two, or name the column that differs, such as --by strategy")
+    if len(sources) == 1:
+        return _ways(sources[0], metric), metric
+    if len(sources) > 2:
+        count = f"{len(sources)} files given"
+        raise UsageError(f"{count}: give one or two, or name the column that differs, such as --by strategy")
     base, other = sources
     names = (base.label, other.label)
     return compare_files(base.records, other.records, metric, names=names, force=options.force), metric
+
+
+def _ways(source: Source, metric: Metric) -> Outcome:
+    """Compare what one file holds. Raises: UsageError where nothing was done in two ways."""
+    found = compare_ways(source.records, metric)
+    if not found.comparisons:
+        needed = "two strategies, layouts or engines at one piece of work"
+        raise UsageError(f"{source.path} does not hold {needed}: give a second file, or name a --by COLUMN")
+    return found
 
 
 def _usual_metric(sources: Sequence[Source]) -> str:
@@ -268,8 +281,10 @@ def _unproven(outcome: Outcome) -> list[str]:
 
 def _closing(outcome: Outcome) -> list[str]:
     judged = sum(comparison.p is not None for comparison in outcome.comparisons)
+    unsure = "~: no evidence of a difference; for evidence that there is none: --equivalent-within 2%"
+    tilde = any(comparison.verdict == "~" for comparison in outcome.comparisons)
     chance = f"{judged} verdicts at the {LEVEL:.0%} level: up to {judged * LEVEL:.1f} would be chance alone"
-    return [*map(one_line, _unproven(outcome)), *([chance] if judged > 10 else [])]
+    return [*([unsure] if tilde else []), *map(one_line, _unproven(outcome)), *([chance] if judged > 10 else [])]
 
 
 def _pipes(cells: "Sequence[str] | map[str]") -> str:

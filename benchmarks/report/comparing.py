@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 
 from paralab.benchmarks.report import work
-from paralab.benchmarks.report.families import FOLLOWS, Factor, Family, alike_but_for, base_of
+from paralab.benchmarks.report.families import FOLLOWS, Factor, Family, alike_but_for, base_of, families
 from paralab.benchmarks.report.metrics import Metric
 from paralab.benchmarks.report.outcome import Outcome, Refusal
 from paralab.benchmarks.report.variants import Variant, cell, differences, example, mark, variants, variants_by
@@ -52,6 +52,18 @@ def compare_files(
         *outcome.gone,
         *(f"{variant.label} ({work.work_label(variant.runs[0])})" for variant in right_over),
     ]
+    return outcome
+
+
+def compare_ways(records: Sequence[RunRecord], metric: Metric) -> Outcome:
+    """Compare the ways in which each piece of work was done, as `families` puts them together."""
+    outcome = Outcome()
+    for piece in work.group(records, WORK).values():
+        ways = variants(piece, {})
+        name, found = work.work_label(example(ways[0])), families(ways)
+        for family in found:
+            outcome.compare(family, metric, name=name)
+        outcome.alone += [] if found else [f"{ways[0].label} ({name})"]
     return outcome
 
 

@@ -4,6 +4,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
 from paralab.benchmarks.report import work
+from paralab.benchmarks.report.comparing import compare_ways
 from paralab.benchmarks.report.comparison import Comparison
 from paralab.benchmarks.report.families import families
 from paralab.benchmarks.report.metrics import METRICS, Metric
@@ -27,7 +28,7 @@ def undecided(rows: Sequence[RunRecord], metric: Metric) -> set[str]:
 
 def outcome(rows: Sequence[RunRecord], metric: Metric) -> Outcome:
     """Return all comparisons."""
-    return Outcome([found for _, found in _compared(rows, metric)])
+    return compare_ways(rows, metric)
 
 
 def _compared(rows: Sequence[RunRecord], metric: Metric) -> Iterator[tuple[tuple[Variant, Variant], Comparison]]:

@@ -68,7 +68,10 @@ def main(argv: list[str]) -> int:
     if metric is not None:
         print(f"\n{text(deciding.outcome(runner.all_rows, metric), metric)}", end="")
     print("".join(f"\n{line}" for line in runner.notes()), end="")
-    print(f"\nrows in {out}; compare: paralab compare {out} {_by(config)}; read: paralab report {out}")
+    print(
+        f"\nrows in {out}\n\nNext:\n  which is faster, and how sure that is:\n    paralab compare {out}{_by(config)}"
+        f"\n  see it as tables and charts:\n    paralab report {out}"
+    )
     return 0 if all(map(is_good, rows)) else 1
 
 
@@ -103,12 +106,12 @@ def _show_data(cases: Sequence[Case]) -> None:
 
 
 def _by(config: SweepConfig) -> str:
-    """Return the options of `paralab compare` for what the cases of a sweep differ in first."""
+    """Return the options of `paralab compare` where the cases of a sweep differ first in the work that they do."""
     if not config.vary:
-        return "--by strategy"
+        return ""
     (first,) = config.vary[:1]
     column = "global_batch_size" if first == variations.BATCH else next(iter(variations.CHANGES[first][0]))
-    return f"--by {column}" + (" --force" if column in {known.name for known in WORK} else "")
+    return f" --by {column} --force" if column in {known.name for known in WORK} else ""
 
 
 def _table(cases: list[Case], runner: Runner) -> str:

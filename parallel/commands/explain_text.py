@@ -1,11 +1,11 @@
 """The picture of a step for a terminal of 80 columns: ranks side by side, time from top to bottom."""
 
-import re
 import textwrap
 from collections.abc import Iterable, Iterator, Sequence
 
 from paralab.axes.axis import MOMENTS, Moment
 from paralab.commands.explain_step import HELD, Explained, Lane, Passes, Sending
+from paralab.console.lines import typed
 
 WIDTH, LABEL = 80, 27
 MIB, GIB = 1 << 20, 1 << 30
@@ -48,7 +48,7 @@ def _held(step: Explained) -> Iterator[str]:
     for name, when in HELD.items():
         if not any(name in lane.held for lane in step.lanes):
             continue
-        alone = f"{step.alone[name] / scale:>{LABEL - len(name) - 1},.1f}" if name in step.alone else ""
+        alone = f"{number(step.alone[name], scale):>{LABEL - len(name) - 1}}" if name in step.alone else ""
         yield _row(f"{name}{alone}", step, [number(lane.held.get(name), scale) for lane in step.lanes])
         if when:
             shares = [share(lane, name, step) for lane in step.lanes]
@@ -154,19 +154,7 @@ def _legend(step: Explained) -> Iterator[str]:
     if step.lacking:
         said.append(f"Activations and buffers are not known, because there is no dry run: {step.lacking}.")
     yield from textwrap.wrap(" ".join(said), WIDTH)
-    yield from ("", "To measure it:", *_typed(step.work.command))
-
-
-def _typed(command: str) -> Iterator[str]:
-    """Yield a command in lines that can be typed as they are, an option and its value together."""
-    line, *options = re.split(" (?=--)", command)
-    for option in options:
-        if len(line) + len(option) > WIDTH - 6:
-            yield f"  {line} \\"
-            line = f"  {option}"
-        else:
-            line += f" {option}"
-    yield f"  {line}"
+    yield from ("", "To measure it:", *typed(step.work.command))
 
 
 def rows(numbers: Sequence[int]) -> str:
@@ -177,9 +165,11 @@ def rows(numbers: Sequence[int]) -> str:
 
 
 def number(size: float | None, scale: int) -> str:
-    """Return bytes in a unit, with one decimal."""
+    """Return bytes in a unit: MiB with one decimal, GiB with two below a hundred."""
     if size is None:
         return "?"
+    if scale == GIB and size < 100 * GIB:
+        return f"{size / GIB:.2f}" if size / GIB >= 0.005 or not size else "<.01"
     return f"{size / scale:,.1f}" if size / scale >= 0.05 or not size else "<.1"
 
 

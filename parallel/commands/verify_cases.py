@@ -4,7 +4,7 @@ For each strategy, schedule and accumulation: a few optimizer steps on the same 
 process, then the largest difference of loss, global gradient norm and every parameter against a tolerance.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -16,6 +16,7 @@ from paralab.commands import around
 from paralab.commands.around import Agreement
 from paralab.commands.verify import VerifyConfig
 from paralab.console.clock import Moment
+from paralab.console.lines import MOST, paragraph
 from paralab.console.phases import Phases
 from paralab.errors import ConfigError, FitError, LayoutError, UsageError
 from paralab.layout import SCHEDULES, Layout
@@ -34,7 +35,9 @@ from paralab.processes.mesh import Mesh
 from paralab.processes.rank import Rank
 from paralab.running import task
 
-_COLUMNS = (("strategy", 9), ("layout", 30), ("accumulation", 12), ("loss", 9), ("grad norm", 9), ("parameters", 10))
+_HEADS = ("strategy", "layout", "accum", "loss", "grad norm", "parameters", "")
+_WIDTHS = (8, 6, 5, 7, 9, 10, 6)  # in which a line has 80 characters with a layout of 27
+_NAME = len("resumed in one process, ")  # the longest name of what surrounds the steps
 
 
 def run(config: VerifyConfig) -> int:
@@ -59,12 +62,15 @@ def _run(config: VerifyConfig) -> int:
     tolerance = tolerance_of(work)
     print(
         f"{label_of(config.model)} {config.size} in {precision}, {STEPS} steps of {config.optimizer}, {nproc} "
-        f"process{'es' if nproc > 1 else ''} against one in {'fp64' if precision == 'fp64' else 'fp32'}.\n"
-        f"Tolerance: loss {tolerance.loss:.0e} and gradient norm {tolerance.grad_norm:.0e}, relative; "
-        f"parameters {tolerance.parameters:.1g} of how far the steps move them (without learning-rate warm-up).\n"
+        f"process{'es' if nproc > 1 else ''} against one in {'fp64' if precision == 'fp64' else 'fp32'}."
     )
+    tolerances = (
+        f"Tolerance: loss {tolerance.loss:.0e} and gradient norm {tolerance.grad_norm:.0e}, relative; "
+        f"parameters {tolerance.parameters:.1g} of how far the steps move them (without learning-rate warm-up)."
+    )
+    print(f"{paragraph(tolerances)}\n")
     task.announce(nproc, Phases(began, shown=heading.is_first_process()))
-    print("  ".join(f"{name:<{width}}" for name, width in _COLUMNS), flush=True)
+    print(_cells(_HEADS, _room(runs)), flush=True)
     compared = task.start("paralab.commands.verify_cases:prove_all", runs, nproc=nproc, config=config)
     failed = [result for result in compared if not result.passed]
     print(f"\n{len(compared) - len(failed)} of {len(compared)} passed")
@@ -72,7 +78,7 @@ def _run(config: VerifyConfig) -> int:
         raise FitError(
             "nothing was proved, no part of the reference fits into memory: use a smaller --size, or more memory"
         )
-    print(f"Not covered: {', '.join(_not_covered(runs, compared))}.")
+    print(paragraph(f"Not covered: {', '.join(_not_covered(runs, compared))}."))
     return 1 if failed else 0
 
 
@@ -88,7 +94,7 @@ def _not_covered(runs: list[VerifyConfig], compared: list[ParityResult | Agreeme
     """Yield what strategies can do and was not compared here, and what to type for it."""
     layouts = [run.layout for run in runs if run.layout is not None]
     if not any(layout.sequence_parallel for layout in layouts) and SPECS[runs[0].model].sequence_parallel:
-        yield "sequence parallelism (--nproc 2 or more)"
+        yield "sequence parallelism (--nproc 2 or more, without --strategy)"
     if not any(layout.dp % 2 and layout.dp > 1 and layout.zero for layout in layouts):
         yield "rows that do not divide (--nproc 4 without --strategy)"
     if not any(len(layout.axes) == 3 for layout in layouts):
@@ -194,6 +200,7 @@ def prove_all(rank: Rank, progress: Progress, runs: list[VerifyConfig]) -> list[
 
     Where the reference does not fit, a case is proved on a part of it; where no part fits, it is said and not counted.
     """
+    room = _room(runs)
     references, whole, phases = References(), True, Phases(Moment.now(), shown=rank.is_main, transient=True)
     compared: list[ParityResult | Agreement] = []
     for number, run in enumerate(runs, start=1):
@@ -207,19 +214,22 @@ def prove_all(rank: Rank, progress: Progress, runs: list[VerifyConfig]) -> list[
                 whole = whole and part is here.work
                 phases.end()
                 if rank.is_main:
-                    print(_line(here.work, result) + _remark(here.work, part, runs[0]), flush=True)
+                    print(_remarked(_line(here.work, result, room), _remarks(here.work, part, runs[0])), flush=True)
                     if result is not None and result.first:
                         print(f"    {result.first}", flush=True)
             if dist.is_initialized():
                 dist.barrier()
-    for work in _surrounded(runs, rank) if whole else ():
+    surrounded = _surrounded(runs, rank) if whole else []
+    if surrounded and rank.is_main:
+        print()
+    for work in surrounded:
         phases.begin(f"data order, validation and checkpoints under {work.layout}")
         with task.on_rank(work.run, rank, progress, phases=phases) as here:
             for agreement in around.compare(here.work, here.mesh, validates=_validates(here.work)):
                 compared.append(agreement)
                 phases.end()
                 if rank.is_main:
-                    print(_line_of(agreement))
+                    print(_line_of(agreement, room))
     return compared
 
 
@@ -230,11 +240,16 @@ def _part(work: Work, mesh: Mesh, rank: Rank) -> Work | None:
     return scope.choose(work, mesh, processes=scope.processes_here(work, rank))
 
 
-def _remark(work: Work, part: Work | None, first: VerifyConfig) -> str:
+def _remarks(work: Work, part: Work | None, first: VerifyConfig) -> str:
     """Return in what a case differs from the first one, and on which part it was proved where that is not the whole."""
     remarks = [] if work.run.precision == first.precision else [str(work.run.precision)]
     remarks += [] if part is work else [scope.describe(part, work)]
-    return f"  ({'; '.join(remarks)})" if remarks else ""
+    return f"({'; '.join(remarks)})" if remarks else ""
+
+
+def _remarked(line: str, remarks: str) -> str:
+    """Return a line with what is to be said of it: behind it where there is room, else below."""
+    return f"{line} {remarks}".rstrip() if len(line) + len(remarks) < MOST else f"{line}\n    {remarks}"
 
 
 def _surrounded(runs: list[VerifyConfig], rank: Rank) -> list[Work]:
@@ -253,16 +268,25 @@ def _validates(work: Work) -> bool:
         return False
 
 
-def _line_of(agreement: Agreement) -> str:
+def _line_of(agreement: Agreement, room: int) -> str:
+    """Return the line of what surrounds the steps, with its one difference."""
     name, verdict = f"{agreement.name}, {agreement.layout}", "passed" if agreement.passed else "FAILED"
-    return f"{name:<{sum(width for _, width in _COLUMNS[:3]) + 4}}  {agreement.difference:<9.1e}  {verdict}"
+    return f"{name:<{_NAME + room}} {agreement.difference:.1e} {verdict}"
 
 
-def _line(work: Work, c: ParityResult | None) -> str:
+def _line(work: Work, c: ParityResult | None, room: int) -> str:
     differences = (c.loss_difference, c.grad_norm_difference, c.parameter_difference) if c is not None else ()
     said = (work.strategy, str(work.layout), str(work.run.accumulation))
-    cells = (*said, *(f"{difference:.1e}" for difference in differences))
-    return (
-        "  ".join(f"{cell:<{width}}" for cell, (_, width) in zip(cells, _COLUMNS, strict=False))
-        + f"  {c.verdict if c else ''}"
-    )
+    found = (f"{difference:.1e}" for difference in differences)
+    return _cells([*said, *found, c.verdict if c else ""], room)
+
+
+def _room(runs: Sequence[VerifyConfig]) -> int:
+    """Return how many characters the longest layout has that will be compared."""
+    return max(len(str(resolve(run).layout)) for run in runs)
+
+
+def _cells(cells: Sequence[str], room: int) -> str:
+    """Return a line of the table. room: characters of the longest layout."""
+    widths = [max(width, room) if head == "layout" else width for head, width in zip(_HEADS, _WIDTHS, strict=True)]
+    return " ".join(f"{cell:<{width}}" for cell, width in zip(cells, widths, strict=False))

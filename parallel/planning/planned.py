@@ -4,6 +4,7 @@ import textwrap
 from collections.abc import Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
+from paralab.console.lines import typed
 from paralab.errors import UsageError
 from paralab.planning import answers as found_by
 from paralab.planning import checked, hardware, scale
@@ -142,7 +143,7 @@ def _typed(found: Found, model: "Trained | None") -> Iterator[str]:
     if line is not None:
         yield ""
         yield "The fastest one that paralab trains:"
-        yield f"  {line}"
+        yield from typed(line)
 
 
 def _training(found: Found, training: Training) -> Iterator[str]:

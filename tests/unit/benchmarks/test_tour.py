@@ -98,8 +98,11 @@ def test_what_failed_is_neither_fastest_nor_smallest() -> None:
 
 
 def test_the_next_commands_are_of_this_tour() -> None:
-    report, bench = next_commands(TourConfig(), ROWS, "runs/tour.csv").values()
+    report, explain = next_commands(TourConfig(), ROWS, "runs/tour.csv").values()
     assert report == "paralab report runs/tour.csv --out runs/tour.html"
-    assert bench == "paralab bench --model gpt2 --strategies zero3 --nprocs 4"
+    assert explain == "paralab explain zero3 --model gpt2 --nproc 4"
+    quicker = row("ddp", "dp4", samples_per_s=9.0, memory_state_peak_bytes=99, world_size=4)
+    *_, bench = next_commands(TourConfig(size="tiny"), [*ROWS, quicker], "runs/tour.csv").values()
+    assert bench == "paralab bench --model gpt2 --size tiny --strategies ddp,zero3 --nprocs 4"
     _, alone = next_commands(TourConfig(), ROWS[:1], "runs/tour.csv").values()
     assert alone == "paralab train --model gpt2 --strategy single --out runs/first"

@@ -430,8 +430,18 @@ def test_a_number_that_nothing_measured_is_not_compared(tmp_path, capsys, form):
     assert "no data" in said.out and not re.search(r"\b(nan|inf)\b", said.out, re.IGNORECASE) and not said.err
 
 
-def test_one_file_needs_a_column(files, capsys):
-    assert main([files[0]]) == 3 and "--by strategy" in capsys.readouterr().err
+def test_one_file_is_compared_way_by_way(tmp_path, capsys):
+    slow = [one * 1.2 for one in A]
+    both = [*runs(A), *runs(slow, strategy="zero3", layout="dp2/zero3"), *runs(A, strategy="single", model="resnet")]
+    assert main([write(tmp_path / "a.csv", both), "--fail-over", "5"]) == 2
+    said = capsys.readouterr().out
+    assert re.search(r"ddp: .*zero3: .*slower 20\.0%", said) and "without a partner: single (resnet" in said
+
+
+def test_one_file_of_one_way_needs_another(files, capsys):
+    assert main([files[0]]) == 3
+    said = capsys.readouterr().err
+    assert "does not hold two strategies" in said and "--by COLUMN" in said
 
 
 def test_json_and_csv_hold_the_same_numbers(files, capsys):
