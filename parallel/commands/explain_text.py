@@ -44,7 +44,9 @@ def _held(step: Explained) -> Iterator[str]:
     yield _row(f"Held, {unit}{'alone':>{LABEL - 7 - len(unit)}}", step, [f"{rank} {lane.rank}" for lane in step.lanes])
     for axis in step.lanes[0].place:
         yield _row("", step, [f"{axis}{lane.place[axis]}" for lane in step.lanes])
-    yield _row("samples", step, [rows(lane.rows) for lane in step.lanes])
+    spread = any(is_spread(lane.rows) for lane in step.lanes)
+    counts = [str(len(lane.rows)) if spread else rows(lane.rows) for lane in step.lanes]
+    yield _row("number of samples" if spread else "samples", step, counts)
     for name, when in HELD.items():
         if not any(name in lane.held for lane in step.lanes):
             continue
@@ -159,9 +161,14 @@ def _legend(step: Explained) -> Iterator[str]:
 
 def rows(numbers: Sequence[int]) -> str:
     """Return the samples of a rank: 0-3, or how many there are where they are no neighbours."""
-    if numbers[-1] - numbers[0] == len(numbers) - 1:
-        return f"{numbers[0]}-{numbers[-1]}" if len(numbers) > 1 else str(numbers[0])
-    return f"{len(numbers)} rows"
+    if is_spread(numbers):
+        return f"{len(numbers)} rows"
+    return f"{numbers[0]}-{numbers[-1]}" if len(numbers) > 1 else str(numbers[0])
+
+
+def is_spread(numbers: Sequence[int]) -> bool:
+    """Return whether there are others between the samples of a rank."""
+    return numbers[-1] - numbers[0] != len(numbers) - 1
 
 
 def number(size: float | None, scale: int) -> str:

@@ -9,24 +9,28 @@ import pytest
 
 from paralab.benchmarks import config
 from paralab.benchmarks.report import compare, report
-from paralab.commands import explain, plan
+from paralab.commands import explain, plan, strategies
 from paralab.options.commands import COMMANDS
 
 ROOT = Path(__file__).resolve().parents[2]
-PAGES = ("README.md", "docs/first-hour.md", "docs/strategies.md", "docs/layouts.md", "docs/report.md", "docs/parity.md")
+NAMES = ("first-hour", "strategies", "layouts", "report", "parity", "compare", "dry-run", "faq")
+PAGES = ("README.md", *(f"docs/{name}.md" for name in NAMES))
 READ: dict[str, Callable[[Sequence[str]], object]] = {
     "explain": explain.requested,
     "plan": plan._parser().parse_args,
     "report": report._parser().parse_args,
+    "strategies": strategies._parse,
+    "config": lambda words: config.main(words) == 0,
     "compare": lambda words: compare._parser().parse_args([*words]),
 }
 
 
 def typed(page: str) -> list[list[str]]:
-    """Return the words of each command in the indented blocks of a page, without what stands before them."""
-    text = (ROOT / page).read_text(encoding="utf-8")
-    lines = re.findall(r"^ {4,}(?:paralab|\./launch\.sh) (.+)$", text, flags=re.MULTILINE)
-    return [shlex.split(line, comments=True) for line in lines]
+    """Return the words of each command of a page, in indented blocks and in its sentences."""
+    text = re.sub(r"\\\n *", "", (ROOT / page).read_text(encoding="utf-8"))
+    blocks = re.findall(r"^ {4,}(?:paralab|\./launch\.sh) (.+)$", text, flags=re.MULTILINE)
+    sentences = re.findall(r"`paralab ([a-z]+ [^`]*--[^`]+)`", text)
+    return [shlex.split(line, comments=True) for line in (*blocks, *sentences) if "[" not in line]
 
 
 @pytest.mark.parametrize(
@@ -49,4 +53,5 @@ def test_the_first_hour_has_commands() -> None:
         "compare",
         "report",
         "plan",
+        "config",
     }

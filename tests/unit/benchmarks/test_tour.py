@@ -101,7 +101,7 @@ def test_the_next_commands_are_of_this_tour() -> None:
     report, explain = next_commands(TourConfig(), ROWS, "runs/tour.csv").values()
     assert report == "paralab report runs/tour.csv --out runs/tour.html"
     assert explain == "paralab explain zero3 --model gpt2 --nproc 4"
-    quicker = row("ddp", "dp4", samples_per_s=9.0, memory_state_peak_bytes=99, world_size=4)
+    quicker = row("ddp", "dp4", samples_per_s=12.0)
     *_, bench = next_commands(TourConfig(size="tiny"), [*ROWS, quicker], "runs/tour.csv").values()
     assert bench == "paralab bench --model gpt2 --size tiny --strategies ddp,zero3 --nprocs 4"
     _, alone = next_commands(TourConfig(), ROWS[:1], "runs/tour.csv").values()
