@@ -166,7 +166,10 @@ class Axis(AxisWords):
     shares_samples = False
 
     def check_model(self, layout: Layout, spec: "ModelSpec[C]", config: "C") -> None:
-        """Raise LayoutError where a model cannot be split this way: what was got, what is needed, what to type."""
+        """Raise LayoutError where a model cannot be split this way: what was got, what is needed, what to type.
+
+        By default every model can: for an axis that asks nothing of modules.
+        """
 
     # --- the model, before and after it has values
 
@@ -175,21 +178,27 @@ class Axis(AxisWords):
         return None
 
     def split(self, part: "nn.Module", context: "BuildContext") -> None:
-        """Split the modules of a part in place, while it is on the meta device."""
+        """Split the modules of a part in place, while it is on the meta device.
+
+        By default they stay whole: for an axis whose ranks hold all of each module.
+        """
 
     def casts(self, layout: Layout) -> bool:
         """Return whether `wrap` also makes a part compute in the precision of the run."""
         return False
 
     def wrap(self, part: "nn.Module", context: "BuildContext") -> None:
-        """Wrap a part, in place, after its blocks are recomputed and compiled as the run says."""
+        """Wrap a part, in place, after its blocks are recomputed and compiled as the run says.
+
+        By default it stays as it is: for an axis that gathers nothing while modules run.
+        """
 
     def home(self, context: "BuildContext") -> "torch.device | None":
         """Return where a part keeps its values while it does not run; None for the device that it runs on."""
         return None
 
     def finalise(self, part: "nn.Module", context: "BuildContext") -> None:
-        """Finish what had to wait for values."""
+        """Finish what had to wait for values; by default nothing had to."""
 
     # --- a step
 
@@ -238,7 +247,8 @@ class Axis(AxisWords):
     def as_seen(self, part: "nn.Module", plan: "Planned") -> None:
         """Have the modules of a part, whole and on the meta device, see activations of the shapes that a rank has.
 
-        For an axis whose ranks have other shapes between the modules, so that no module can be asked alone.
+        For an axis whose ranks have other shapes between the modules, so that no module can be asked alone. By default
+        they see what one process would: the shapes of an axis whose ranks have whole samples and sequences.
         """
 
     def cost(self) -> "AxisCost":

@@ -12,12 +12,12 @@ from paralab.checkpoint import storage
 from paralab.checkpoint.folder import LATEST, Facts, check_format, checkpoints, latest, pointer, read_facts, verify
 from paralab.checkpoint.random import new_random_chunks, set_random
 from paralab.checkpoint.same_work import compare_work
-from paralab.engines.engine import Engine
+from paralab.engines.engine import ResumableEngine
 from paralab.engines.state import Shapes
 from paralab.errors import DataError, NewerFormatError
 
 
-def load(engine: Engine, path: str | Path, *, say: Callable[[str], None] = lambda text: None) -> int:
+def load(engine: ResumableEngine, path: str | Path, *, say: Callable[[str], None] = lambda text: None) -> int:
     """Continue from a checkpoint: `step-N`, or the newest one when the folder of a run is given. Collective.
 
     say: is told where moments in 8 bits had to be rounded once more (on every rank).
@@ -41,7 +41,7 @@ def load(engine: Engine, path: str | Path, *, say: Callable[[str], None] = lambd
     return facts.step
 
 
-def _tell_rounded(engine: Engine, say: Callable[[str], None]) -> None:
+def _tell_rounded(engine: ResumableEngine, say: Callable[[str], None]) -> None:
     """Tell how many blocks of 8-bit moments another layout cuts otherwise. Collective where a run has such moments."""
     context = engine.context
     if context.run.optimizer != eight_bits.NAME or context.own is not None:
@@ -57,7 +57,7 @@ def _tell_rounded(engine: Engine, say: Callable[[str], None]) -> None:
         )
 
 
-def resume(engine: Engine, folder: str | Path, *, say: Callable[[str], None]) -> int:
+def resume(engine: ResumableEngine, folder: str | Path, *, say: Callable[[str], None]) -> int:
     """Continue from the newest checkpoint of a run that can be read. Collective.
 
     say: is told of each damaged one that is passed over (on every rank).

@@ -14,7 +14,7 @@ from paralab.checkpoint import storage
 from paralab.checkpoint.folder import Facts, Kept
 from paralab.checkpoint.random import random_chunks
 from paralab.checkpoint.same_work import work_of
-from paralab.engines.engine import Engine
+from paralab.engines.engine import ResumableEngine
 from paralab.errors import ConfigError
 from paralab.processes.mesh import Mesh
 
@@ -50,7 +50,7 @@ class Saver:
         self._group = _background_group(mesh, timeout_s)
         self._pending: tuple[storage.Writer, Future[Any]] | None = None
 
-    def save(self, engine: Engine, *, metric: float | None = None) -> None:
+    def save(self, engine: ResumableEngine, *, metric: float | None = None) -> None:
         """Save the state after `engine.steps_done` steps. Training may go on as soon as this returns.
 
         metric: a validation loss, for `keep_best`. Raises: DataError when the save before this one failed.
@@ -80,7 +80,7 @@ class Saver:
             wait([self._pending[1]], timeout=_GRACE_S)
 
 
-def save(engine: Engine, folder: str | Path, *, metric: float | None = None, **keep: Any) -> None:
+def save(engine: ResumableEngine, folder: str | Path, *, metric: float | None = None, **keep: Any) -> None:
     """Save one checkpoint into the folder of a run and wait for it. `keep`: options of `Saver`. Collective."""
     with Saver(folder, mesh=engine.context.mesh, **keep) as saver:
         saver.save(engine, metric=metric)
@@ -100,7 +100,7 @@ def _background_group(mesh: Mesh, timeout_s: float) -> dist.ProcessGroup | None:
     return _GROUPS[key]
 
 
-def _facts(engine: Engine, metric: float | None) -> Facts:
+def _facts(engine: ResumableEngine, metric: float | None) -> Facts:
     return Facts(
         step=engine.steps_done,
         metric=metric,
@@ -112,7 +112,7 @@ def _facts(engine: Engine, metric: float | None) -> Facts:
     )
 
 
-def _run(engine: Engine) -> dict[str, Any]:
+def _run(engine: ResumableEngine) -> dict[str, Any]:
     run = {name: value for name, value in engine.context.run.to_dict().items() if name not in _PLACES}
     own = engine.context.own
     return run if own is None else run | {"own": own.state(engine.optimizers[0])}

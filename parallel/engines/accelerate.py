@@ -59,8 +59,6 @@ def build_accelerate(context: BuildContext, config_path: str | Path | None = Non
 class AccelerateEngine(Engine):
     """Accelerate's training loop over DistributedDataParallel or FSDP2."""
 
-    can_save = False
-
     def __init__(self, context: BuildContext, accelerator: Any, model: nn.Module, optimizer: Any) -> None:
         self.context, self.accelerator, self.wrapped, self.optimizer = context, accelerator, model, optimizer
         self.parts: list[nn.Module] = [accelerator.unwrap_model(model)]

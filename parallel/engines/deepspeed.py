@@ -26,7 +26,7 @@ from paralab.axes.optimizer import learning_rate, make_optimizer, make_pieces
 from paralab.axes.pipeline import stages as pipeline
 from paralab.data.dataset import Batch
 from paralab.engines import deepspeed_config, realised
-from paralab.engines.engine import Engine, LossScale, StepResult
+from paralab.engines.engine import Engine, LossScale, ResumableEngine, StepResult
 from paralab.engines.state import Chunks, Shapes
 from paralab.errors import WorldError
 from paralab.processes.mesh import join_alone
@@ -86,7 +86,7 @@ def prepare(context: BuildContext) -> None:
     deepspeed.init_distributed(dist.get_backend(), verbose=False)
 
 
-class ZeroEngine(Engine):
+class ZeroEngine(ResumableEngine):
     """Data parallelism and ZeRO: the whole model on each rank, which DeepSpeed wraps and partitions.
 
     engine: what `deepspeed.initialize` made of the model and its optimizer.
@@ -172,8 +172,6 @@ class ZeroEngine(Engine):
 
 class PipelineEngine(Engine):
     """DeepSpeed's 1F1B pipeline. Each of its layers is one whole stage, cut as for the native engine."""
-
-    can_save = False
 
     def __init__(self, context: BuildContext, part: nn.Module, optimizer: torch.optim.Optimizer, engine: Any) -> None:
         self.context, self.engine = context, engine

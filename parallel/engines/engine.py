@@ -1,6 +1,7 @@
 """What an engine does: optimizer steps, whoever carries them out, and its state in and out."""
 
 import contextlib
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -49,13 +50,13 @@ class LossScale:
             self.value *= 2
 
 
-class Engine:
+class Engine(ABC):
     """Runs optimizer steps, and says all that the rest of the house has to know of how it does so.
 
     context: what it was built from. parts: the pieces of the model that this rank holds, under their canonical names.
     steps_done: optimizer steps since step 0. loss_scale: of fp16; not enabled where the engine has none of ours.
-    optimizers: what updates the parameters; their states are what memory is counted from. can_save: whether its state
-    has a way into checkpoints. The answers here are those of plain torch, which an engine need not repeat.
+    optimizers: what updates the parameters; their states are what memory is counted from. The answers here are those of
+    plain torch, which an engine need not repeat.
     """
 
     context: BuildContext
@@ -63,13 +64,12 @@ class Engine:
     steps_done: int
     loss_scale: LossScale
     optimizers: list[torch.optim.Optimizer]
-    can_save: bool = True
     # What parameters are entered in to be those of one model, where ranks train apart.
     agreed: Callable[[], contextlib.AbstractContextManager[None]] = contextlib.nullcontext
 
+    @abstractmethod
     def step(self, batch: Batch) -> StepResult:
         """Take this rank's rows of the global batch and update the parameters once."""
-        raise NotImplementedError
 
     def parameters(self) -> Iterable[tuple[str, Tensor]]:
         """Yield (canonical name, parameter), sharded ones as DTensors; a name may come once per stage."""
@@ -103,13 +103,20 @@ class Engine:
             for name, tensor in part.state_dict(keep_vars=True).items():
                 local(tensor).copy_(local_slice(value_of(name), tensor))
 
+
+class ResumableEngine(Engine):
+    """An engine whose state has a way into checkpoints and out of them."""
+
+    @abstractmethod
     def state(self) -> Chunks:
         """Return what this rank writes of a checkpoint: parameters, buffers and optimizer states. Collective."""
-        raise NotImplementedError(f"{type(self).__name__} has no way into checkpoints")
 
+    @abstractmethod
     def new_state(self, saved: Shapes) -> Chunks:
         """Return tensors for what this rank reads of a checkpoint; the optimizer forgets what it had."""
-        raise NotImplementedError(f"{type(self).__name__} has no way into checkpoints")
 
     def take_state(self, chunks: Chunks, saved: Shapes) -> None:
-        """Take over what was read into `new_state`, where that is not the engine's own memory. Collective."""
+        """Take over what was read into `new_state`, where that is not the engine's own memory. Collective.
+
+        By default it is, and nothing is left to do.
+        """

@@ -23,7 +23,7 @@ from paralab.axes.optimizer import learning_rate, set_learning_rate
 from paralab.axes.pipeline.stages import PipelineSchedule
 from paralab.axes.precision import in_dtype, weight_dtype
 from paralab.data.dataset import Batch
-from paralab.engines.engine import Engine, LossScale, StepResult
+from paralab.engines.engine import LossScale, ResumableEngine, StepResult
 from paralab.engines.state import Chunks, Shapes, model_chunks, new_optimizer_chunks, optimizer_chunks
 from paralab.models.values import value_at_hand
 from paralab.processes.mesh import Mesh
@@ -48,7 +48,7 @@ class Watcher(Protocol):
 
 
 @dataclass
-class NativeEngine(Composed, Engine):
+class NativeEngine(Composed, ResumableEngine):
     """One optimizer step over the parts of a model that this rank holds."""
 
     context: BuildContext = field(kw_only=True)

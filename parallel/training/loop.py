@@ -21,6 +21,7 @@ from paralab.axes.precision import DTYPES
 from paralab.checkpoint import Saver
 from paralab.console.clock import Moment
 from paralab.console.phases import Phases
+from paralab.engines.engine import ResumableEngine
 from paralab.errors import DataError
 from paralab.measure.roofline import device_peak, share_of_peak
 from paralab.planning.batches import training_batches
@@ -109,7 +110,7 @@ class Training:
         self.used: Used | None = None  # once it has ended
         seed_generators(work.run.seed, stage=mesh.rank("pp"), data_rank=mesh.rank("dp"))
         engine = engines.build(work.context(mesh), work.run.engine, ds_config=work.run.ds_config)
-        assert engine.can_save, "refused before processes are started"
+        assert isinstance(engine, ResumableEngine), "refused before processes are started"
         self.engine = engine
         self.layers = LayerLog(engine, work.run.layer_stats_every)
         self.evaluate = Evaluator(work, self.engine, most_samples=work.run.eval_samples)
