@@ -87,7 +87,7 @@ class CommandConfig(CaseConfig):
     )
     gpu: str | None = option(
         None,
-        "Of a dry run: the GPU whose memory it should fit into, a name of docs/planner.md",
+        "With --dry-run: the GPU whose memory the run should fit into, by its name in docs/planner.md",
         group=PARALLELISM,
         metavar="NAME",
         unset="none",

@@ -5,7 +5,7 @@
     paralab compare runs.csv --by engine
 
 One file: every way of doing a piece of work is compared with the baseline that differs from it in as little as
-possible. Two files are compared case by case. With --by, the values of one column. Each run counts once, with its
+possible. Two files are compared case by case, and with --by the values of one column. Each run counts once, with its
 median step time or another --metric. The exit status makes it a gate for continuous integration.
 """
 

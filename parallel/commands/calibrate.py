@@ -63,7 +63,7 @@ def _parser() -> Parser:
     parser.add_argument(
         "--out", metavar="FILE.json", default="device.json", help="File to write (default: device.json)"
     )
-    parser.add_argument("--seconds", metavar="X", type=float, default=20.0, help="Time to measure (default: 20)")
+    parser.add_argument("--seconds", metavar="X", type=float, default=20.0, help="Seconds to measure for (default: 20)")
     parser.add_argument(
         "--processes", metavar="N", type=int, help="Most processes to measure links between (default: 4, or the GPUs)"
     )

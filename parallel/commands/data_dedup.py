@@ -106,14 +106,18 @@ def _check_out(out: str | None, pairs: str | None, texts: "Texts") -> None:
 def _parse(argv: list[str]) -> argparse.Namespace:
     parser = parser_of("paralab data dedup", __doc__)
     add_by(parser)
-    parser.add_argument("--out", metavar="FILE", help="File to write what is kept to: .txt of plain texts, or .jsonl")
-    parser.add_argument("--pairs", metavar="FILE", help="CSV file to write what was dropped to, and for what")
+    parser.add_argument(
+        "--out", metavar="FILE", help="File to write the texts that are kept to: .txt for plain texts, or .jsonl"
+    )
+    parser.add_argument(
+        "--pairs", metavar="FILE", help="CSV file that lists each text that was dropped, and the one that it repeats"
+    )
     parser.add_argument("--exact", action="store_true", help="Drop exact duplicates alone")
     parser.add_argument(
         "--threshold", type=share, default=0.8, metavar="X", help="Jaccard similarity of near duplicates (default: 0.8)"
     )
     parser.add_argument(
-        "--shingle", type=whole(1), default=5, metavar="N", help="Words in a row that are a shingle (default: 5)"
+        "--shingle", type=whole(1), default=5, metavar="N", help="Number of consecutive words in a shingle (default: 5)"
     )
     parser.add_argument(
         "--characters",
@@ -125,7 +129,7 @@ def _parse(argv: list[str]) -> argparse.Namespace:
         type=whole(16, MOST_PERMUTATIONS),
         default=128,
         metavar="N",
-        help="Numbers in a MinHash: more estimate better, and take time and disk (default: 128)",
+        help="Number of hashes in a MinHash: more of them estimate better, and take more time and disk (default: 128)",
     )
     parser.add_argument(
         "--measure",

@@ -1,6 +1,8 @@
 """Print what texts hold: sizes, words, exact duplicates, and characters that hint at damage.
 
-paralab data stats alice
+    paralab data stats alice
+
+The texts stay as they are; paralab data dedup writes them again without what repeats.
 """
 
 import argparse

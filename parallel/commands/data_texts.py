@@ -44,7 +44,7 @@ def add_by(parser: Parser) -> None:
     parser.add_argument(
         "--by",
         choices=get_args(By),
-        help="What plain texts are parted into: whole files (document), what stands between blank lines (paragraph), "
+        help="What plain texts are divided into: whole files (document), what stands between blank lines (paragraph), "
         "or lines (default: paragraph; rows of tables are documents)",
     )
 

@@ -115,13 +115,15 @@ def _parse(argv: list[str]) -> argparse.Namespace:
         type=whole(1, MOST_TOKENS),
         default=4096,
         metavar="N",
-        help="Tokens of each that is trained: 257 or more, for the 256 bytes and the end of a text (default: 4096)",
+        help="Number of tokens of each tokenizer that is trained: 257 or more, for the 256 bytes and the end of a text "
+        "(default: 4096)",
     )
     parser.add_argument(
         "--kinds",
         default="bytes,gpt2,bpe,wordpiece,unigram",
         metavar="A,B",
-        help="Tokenizers to compare: the built-in bytes and gpt2, and those that are trained: bpe, wordpiece, unigram",
+        help="Tokenizers to compare: the built-in bytes and gpt2, and those that are trained: bpe, wordpiece, unigram "
+        "(default: all of these)",
     )
     options = parser.parse_args(argv)
     from paralab.curation.train_tokenizer import LEAST

@@ -157,7 +157,11 @@ def _parse(argv: list[str]) -> argparse.Namespace:
         help=f"Number of vectors (default: as many as --prompt has tokens, or {_LENGTH})",
     )
     parser.add_argument(
-        "--restarts", type=whole(1), default=4, metavar="N", help="Number of starts, one a seed (default: 4)"
+        "--restarts",
+        type=whole(1),
+        default=4,
+        metavar="N",
+        help="Number of random starts, each with a seed of its own (default: 4)",
     )
     parser.add_argument("--steps", type=whole(1), default=300, metavar="N", help="Steps of Adam (default: 300)")
     parser.add_argument(

@@ -156,7 +156,10 @@ def parser() -> Parser:
         help=f"Standard deviation of the noise; values are in [-1, 1] ({_default('noise_std')})",
     )
     parser.add_argument(
-        "--samples", metavar="N", type=whole(2), help=f"Values of the signal, or images ({_default('samples')})"
+        "--samples",
+        metavar="N",
+        type=whole(2),
+        help=f"Length of the signal, or number of images ({_default('samples')})",
     )
     parser.add_argument(
         "--seed", metavar="N", type=whole(0), default=0, help="Seed of batches, signal and noise (default: 0)"
@@ -170,7 +173,7 @@ def _default(name: str) -> str:
     of = {problem: defaults[name] for problem, defaults in DEFAULTS.items() if name in defaults}
     if len(set(of.values())) == 1:
         return f"default: {next(iter(of.values()))}"
-    return "default: " + ", ".join(f"{value} of {problem}" for problem, value in of.items())
+    return "default: " + ", ".join(f"{value} for {problem}" for problem, value in of.items())
 
 
 def _at_least_zero(text: str) -> float:

@@ -1,4 +1,4 @@
-"""Find the fastest layouts of a model on machines that one need not have: every legal layout is predicted.
+"""Find the fastest layouts of a model on machines that you need not have: every legal layout is predicted.
 
     paralab plan --model gpt2 --size gpt3-6.7b --gpu H100-SXM-80GB --n-gpus 64
     paralab plan --layers 80 --hidden 8192 --heads 64 --n-gpus 256
@@ -35,12 +35,15 @@ _SHAPES = ("layers", "hidden", "heads", "kv_heads", "ffn", "vocab", "experts", "
 _CLUSTER = ("n_gpus", "gpus_per_node", "global_batch_size", "sequence_length", "precision", "framework")
 SHOWN, WRITTEN = 10, 1000  # layouts
 _GOAL = {
-    "tokens": ("N", "Tokens of the training (images of one of images), or 20x for 20 a weight: adds what it takes"),
+    "tokens": (
+        "N",
+        "Tokens to train on (images, for a model of images), or 20x for 20 per weight: prints what that takes",
+    ),
     "days": (
         "N",
-        "Days the training may take: says how many tokens that is; with --tokens, how many GPUs",
+        "Days that the training may take: prints how many tokens that is; with --tokens, how many GPUs",
     ),
-    "budget_usd": ("DOLLARS", "What it may cost: says how many tokens that is; with --days, how many GPUs"),
+    "budget_usd": ("DOLLARS", "What the training may cost: prints how many tokens that is; with --days, how many GPUs"),
     "price_per_gpu_hour": ("DOLLARS", "Price of a GPU for an hour"),
 }
 
@@ -174,9 +177,13 @@ def _answer_file(source: Path, out: str | None, own: Mapping[str, Device], gpu: 
 
 def _parser() -> DeviceParser:
     parser = DeviceParser(prog="paralab plan", description=__doc__)
-    parser.add_argument("questions", metavar="QUESTIONS.csv", nargs="?", help="Answer a file of questions, one a row")
     parser.add_argument(
-        "--check", action="store_true", help="Dry-run the fastest layout that paralab trains, and compare the memory"
+        "questions", metavar="QUESTIONS.csv", nargs="?", help="File of questions to answer, one in each row"
+    )
+    parser.add_argument(
+        "--check",
+        action="store_true",
+        help="Take a dry run of the fastest layout that paralab trains, and compare its memory with the prediction",
     )
     parser.add_argument(
         "--out", metavar="FILE", help="Write the layouts with all that is predicted of them to this .csv or .json file"
@@ -185,7 +192,7 @@ def _parser() -> DeviceParser:
         "--report", metavar="FILE.html", help="Draw the answer as tables and charts into one file that opens offline"
     )
     parser.add_argument("--model", metavar="NAME", help="Model: gpt2, llama, mixtral, FILE.py:SPEC or hf:FOLDER")
-    parser.add_argument("--size", metavar="SIZE", help="Size of that model (default: its own)")
+    parser.add_argument("--size", metavar="SIZE", help="Size of that model (default: its default size)")
     parser.add_argument(
         "--tokenizer", metavar="FILE", help="Give that model the vocabulary of a tokenizer: gpt2, bytes, or a file"
     )

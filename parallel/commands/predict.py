@@ -1,4 +1,4 @@
-"""Predict step time and memory of training configurations on machines that one need not have.
+"""Predict step time and memory of training configurations on machines that you need not have.
 
     paralab predict CASES.csv --out PREDICTIONS.csv
 
@@ -60,9 +60,11 @@ def _with_vocabulary(rows: list[Row], tokenizer: str | None) -> list[Row]:
 
 def _parser() -> Parser:
     parser = DeviceParser(prog="paralab predict", description=__doc__)
-    parser.add_argument("cases", metavar="CASES.csv", help="Cases to predict, one a row")
+    parser.add_argument("cases", metavar="CASES.csv", help="File of cases to predict, one in each row")
     parser.add_argument(
-        "--tokenizer", metavar="FILE", help="Vocabulary of rows that leave it empty: gpt2, bytes, or a tokenizer.json"
+        "--tokenizer",
+        metavar="FILE",
+        help="Tokenizer whose vocabulary rows without one get: gpt2, bytes, or a tokenizer.json",
     )
     parser.add_argument("--out", metavar="FILE", help="Write predictions to this CSV file (default: print them)")
     parser.add_argument(
@@ -75,8 +77,8 @@ def _parser() -> Parser:
         "--device",
         metavar="FILE",
         action="append",
-        help="Describe a device of your own: a JSON file, or "
-        "gpu=NAME,peak_tflops=N,memory_gib=N,memory_gbyte_per_s=N (may be given several times)",
+        help="Describe a device of your own: a JSON file, or figures joined by commas, such as "
+        "gpu=NAME,peak_tflops=N: memory_gib and memory_gbyte_per_s are needed too (may be given several times)",
     )
     parser.add_figures()
     return parser
@@ -84,7 +86,7 @@ def _parser() -> Parser:
 
 FIGURES = {
     "peak_tflops": "Dense peak in 16 bits, TFLOP/s, of a device of your own, or of --gpu if it differs",
-    "memory_gib": "Its memory that a program can use, GiB",
+    "memory_gib": "Memory of that device that a program can use, GiB",
     "memory_gbyte_per_s": "Bandwidth of that memory, GB/s",
     "link_gbyte_per_s": "Link of one device inside a node, one direction, GB/s",
     "network_gbit_per_s": "Network of one device between nodes, one direction, Gbit/s",

@@ -104,7 +104,7 @@ class RunConfig:
         "Leave this class out of the data (models of labelled images), so that paralab anomaly can look for it",
         group=MODEL,
         at_least=0,
-        unset="all classes are there",
+        unset="no class is left out",
     )
     norm: Norm | None = option(
         None,
@@ -120,6 +120,7 @@ class RunConfig:
         group=MODEL,
         choices=get_args(Residual),
         aliases={"true": "on", "false": "off"},  # what YAML makes of on and off
+        metavar="on|off",
         unset="on",
     )
     seed: int = option(0, "Seed of the initial weights, of shuffling and of noise", group=MODEL, at_least=0)
@@ -201,8 +202,9 @@ class RunConfig:
     )
     outer_fragments: int = option(
         1,
-        "Have data ranks that train apart under nesterov meet about this many fragments of the blocks, each at steps "
-        "of its own (streaming DiLoCo): the same bytes, of which fewer are sent at once",
+        "Number of fragments that the blocks are cut into, where data ranks train apart under nesterov: they bring one "
+        "fragment together at a time, each at steps of its own (streaming DiLoCo), which sends as much in smaller "
+        "parts",
         group=PARALLELISM,
         at_least=1,
     )
@@ -274,9 +276,9 @@ class RunConfig:
     )
     checkpointing: str = option(
         "none",
-        "Activation checkpointing, which recomputes activations to save memory: in no block, in all (full), or in "
-        "every N-th block, or those of attention alone (selective); offload recomputes none and keeps those of all "
-        "blocks in the memory of the host",
+        "Activation checkpointing, which recomputes activations to save memory: in no block, in all (full), in "
+        "every N-th block, or in the attention of every block (selective); offload recomputes none and keeps those of "
+        "all blocks in the memory of the host",
         group=MEMORY,
         pattern="none|full|selective|offload|[1-9][0-9]*",
         metavar="none|full|selective|offload|N",
