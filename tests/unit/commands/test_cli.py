@@ -156,7 +156,7 @@ def test_what_cannot_be_written_is_refused_before_the_work(
     assert f"{target} cannot be written" in line
 
 
-def test_the_help_of_a_command_answers_without_torch() -> None:
+def test_the_help_of_a_command_answers_without_torch_in_80_columns() -> None:
     """One process for all: what one of them imports stays."""
     code = (
         "import sys; from paralab.cli import main\n"
@@ -165,8 +165,11 @@ def test_the_help_of_a_command_answers_without_torch() -> None:
         "    except SystemExit: pass\n"
         "    assert 'torch' not in sys.modules, name"
     )
-    done = subprocess.run([sys.executable, "-c", code, *cli.COMMANDS], capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, "-c", code, *cli.COMMANDS], capture_output=True, text=True, env={**os.environ, "COLUMNS": "80"}
+    )
     assert done.returncode == 0, done.stderr
+    assert [line for line in done.stdout.splitlines() if len(line) > 80] == []
 
 
 @pytest.mark.parametrize(
