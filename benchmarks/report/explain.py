@@ -10,6 +10,8 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from itertools import accumulate
 
+import numpy as np
+
 from paralab.benchmarks.report import stats
 from paralab.benchmarks.report.families import Family
 from paralab.benchmarks.report.metrics import METRICS
@@ -21,6 +23,7 @@ from paralab.pages.page import Chart
 from paralab.pages.palette import UNNAMED
 from paralab.records.cells import one_line
 
+_LEAST_DRAWN = 0.005  # of a step: what adds less is drawn as one part with the others
 STEP_TIME = METRICS["step_time_p50_s"]
 
 
@@ -31,6 +34,7 @@ class Part:
     name: str
     base_s: float
     other_s: float
+    interval_s: tuple[float, float] | None = None  # 95%, of how much more; None of too few runs
 
     @property
     def more_s(self) -> float:
@@ -61,14 +65,34 @@ def explain(base: Variant, other: Variant) -> Explanation:
     if missing := [variant.label for variant, parts in ((base, mine), (other, theirs)) if not parts]:
         unknown = f"no good run of {' and none of '.join(missing)} says where its time went: run it again"
         return Explanation(base.label, other.label, unknown=unknown)
-    names = dict.fromkeys((*mine, *theirs))
-    parts = [Part(name_of(name), mine.get(name, 0.0), theirs.get(name, 0.0)) for name in names]
+    names = list(dict.fromkeys((*mine, *theirs)))
+    intervals = _intervals(base, other, names)
+    parts = [
+        Part(name_of(name), mine.get(name, 0.0), theirs.get(name, 0.0), interval)
+        for name, interval in zip(names, intervals, strict=True)
+    ]
     return Explanation(base.label, other.label, tuple(sorted(parts, key=lambda part: -abs(part.more_s))))
 
 
 def of_families(families: Sequence[Family]) -> list[Explanation]:
     """Return an explanation for each variant that was compared with a baseline."""
     return [explain(family.base, other) for family in families for other in family.others]
+
+
+def _intervals(base: Variant, other: Variant, names: Sequence[str]) -> Sequence[tuple[float, float] | None]:
+    """Return the bootstrap interval of how much more each part takes; none where one of the two has too few runs."""
+    rng = np.random.default_rng(0)
+    sides = []
+    for variant in (base, other):
+        runs = [(run, parts) for run in variant.measured(STEP_TIME) if sum((parts := parts_s(run)).values()) > 0]
+        if len(runs) < stats.FEWEST_RUNS:
+            return [None] * len(names)
+        steps_s = np.array([getattr(run, STEP_TIME.column) for run, _ in runs])  # (runs,)
+        shares = np.array([[parts.get(name, 0.0) / sum(parts.values()) for name in names] for _, parts in runs])
+        chosen = rng.integers(len(runs), size=(stats.RESAMPLES, len(runs)))
+        sides.append(np.median(steps_s[chosen], axis=1)[:, None] * shares[chosen].mean(axis=1))  # (resamples, names)
+    low, high = np.percentile(sides[1] - sides[0], [2.5, 97.5], axis=0)
+    return [(float(a), float(b)) for a, b in zip(low, high, strict=True)]
 
 
 def _parts_of(variant: Variant) -> dict[str, float]:
@@ -91,13 +115,18 @@ def lines(explanation: Explanation) -> list[str]:
     if explanation.unknown:
         return [f"{names}: {one_line(explanation.unknown)}"]
     rows = [
-        ("a step of the baseline", f" {explanation.base_s:.6f}"),
-        *((one_line(part.name), f"{part.more_s:+.6f}") for part in explanation.parts),
-        ("a step of the other", f" {explanation.other_s:.6f}"),
+        ("a step of the baseline", f" {explanation.base_s:.6f}", ""),
+        *((one_line(part.name), f"{part.more_s:+.6f}", _between(part)) for part in explanation.parts),
+        ("a step of the other", f" {explanation.other_s:.6f}", ""),
     ]
     wide, number = (max(len(row[i]) for row in rows) for i in range(2))
-    said = [f"  {name.ljust(wide)}  {figure.rjust(number)} s" for name, figure in rows]
-    return [f"where the difference comes from, {names}", *said]
+    said = [f"  {name.ljust(wide)}  {figure.rjust(number)} s  {between}".rstrip() for name, figure, between in rows]
+    known = any(part.interval_s for part in explanation.parts)
+    return [f"where the difference comes from, {names}{', with 95% intervals' if known else ''}", *said]
+
+
+def _between(part: Part) -> str:
+    return "" if part.interval_s is None else "[{:+.6f}, {:+.6f}]".format(*part.interval_s)
 
 
 def text(explanations: Sequence[Explanation]) -> str:
@@ -124,11 +153,25 @@ def chart(explanation: Explanation, *, reach: float) -> Chart | None:
     """
     if explanation.unknown:
         return None
-    steps = [(part.name, part.more_s, LOOKS.get(part.name, UNNAMED)) for part in explanation.parts if part.more_s]
+    steps = [
+        charts.Step(part.name, part.more_s, LOOKS.get(part.name, UNNAMED), part.interval_s)
+        for part in _worth_drawing(explanation)
+    ]
     ends = (explanation.base, explanation.base_s), (explanation.other, explanation.other_s)
     title = f"From {explanation.base} to {explanation.other}"
     drawing = charts.waterfall(*ends, steps, title=title, unit=milliseconds, reach=[reach])
-    return Chart(title, drawing, "What each part of the slowest rank's step adds, or saves.")
+    known = " Thin lines are 95% intervals." if any(step.interval for step in steps) else ""
+    return Chart(title, drawing, f"What each part of the slowest rank's step adds, or saves.{known}")
+
+
+def _worth_drawing(explanation: Explanation) -> list[Part]:
+    """Return the parts that are seen in a chart, and the sum of those that are too small for that as one more."""
+    least_s = _LEAST_DRAWN * max(explanation.base_s, explanation.other_s)
+    small = [part for part in explanation.parts if abs(part.more_s) < least_s]
+    if len(small) < 2:
+        return [part for part in explanation.parts if part.more_s]
+    rest = Part("the rest", sum(part.base_s for part in small), sum(part.other_s for part in small))
+    return [*(part for part in explanation.parts if part not in small), *([rest] if rest.more_s else [])]
 
 
 def reached_s(explanation: Explanation) -> float:

@@ -139,18 +139,26 @@ def _cells(place: Place, prices: Mapping[str, float]) -> Iterator[Cell]:
 
 
 def text(tables: Sequence[Table]) -> str:
-    """Return the tables for a terminal: a line for each machine, and its other cells below it."""
+    """Return the tables for a terminal: each machine with its ways below it, a line for each."""
     lines = []
     for each in tables:
-        lines.append(f"\nsame work on different machines, side by side and not ranked: {each.caption}")
-        for row in each.rows:
-            cells = [
-                f"{column.name} {cell.text}"
-                for column, cell in zip(each.columns, row, strict=True)
-                if column.name in _SHOWN and cell.text != UNKNOWN
-            ]
-            lines += [f"  {row[0].text}", f"    {', '.join(cells)}"]
+        lines.append(f"\nsame work on different machines, side by side and not ranked:\n{each.caption}")
+        at = {column.name: number for number, column in enumerate(each.columns)}
+        shown = [name for name in _SHOWN if name in at]
+        cells = [[row[at[name]].text for name in shown] for row in each.rows]
+        widths = [max(map(len, column)) for column in zip(shown, *cells, strict=True)]
+        lines.append(_aligned(shown, widths))
+        by_machine: dict[str, list[str]] = {}
+        for row, texts in zip(each.rows, cells, strict=True):
+            by_machine.setdefault(row[0].text, []).append(_aligned(texts, widths))
+        lines += [line for machine, ways in by_machine.items() for line in (f"  {machine}", *ways)]
     return "\n".join(lines)
+
+
+def _aligned(cells: Sequence[str], widths: Sequence[int]) -> str:
+    """Return a line: the way on the left, and its numbers to the right of their columns."""
+    first, *others = zip(cells, widths, strict=True)
+    return "  ".join([f"    {first[0]:<{first[1]}}", *(f"{cell:>{width}}" for cell, width in others)])
 
 
 _SHOWN = ("method", "processes", "samples/s", "step", "CPU", "GPU", "energy a sample", "$ a million samples")

@@ -6,6 +6,7 @@ whole width on a phone. Colours are told apart by hatch, marker or label too. Al
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 from markupsafe import Markup
 
@@ -19,7 +20,6 @@ from paralab.pages.marks import (
     Entry,
     Format,
     Point,
-    apart,
     area,
     axis,
     grid,
@@ -37,6 +37,8 @@ from paralab.pages.palette import UNNAMED, Look
 MANY = 30  # points, from which on they are drawn smaller and have no labels
 _INSET = 14  # of labels, so that they do not touch the line of zero
 _NAME = 216  # units for the name of a point
+_SMALL = 6.4  # units of a character of it
+_DOWN = (0, -12, 12, -24, 24, -36, 36, -48, 48)  # where a name may stand beside its point
 _ENDS = Look("black")  # of a waterfall
 Interval = tuple[float, float]
 
@@ -93,6 +95,16 @@ class Spot:
     tip: str = ""
 
 
+@dataclass(frozen=True)
+class Step:
+    """What a step of a waterfall adds, or takes away below zero, with the interval of that where it is known."""
+
+    name: str
+    more: float
+    look: Look = UNNAMED
+    interval: Interval | None = None
+
+
 def dots(rows: Sequence[Row], *, title: str, unit: Format, reach: Iterable[float] = ()) -> Markup:
     """Draw one dot for each run, a bar at the median and a band for its interval, from zero on.
 
@@ -116,7 +128,8 @@ def dots(rows: Sequence[Row], *, title: str, unit: Format, reach: Iterable[float
         marks.append(text(WIDTH - 14, y + 16, unit(row.median), "value", anchor="end"))
         marks.append(_row_of_dots(row, across, y + 30, unit))
         y += 42
-    return svg([grid(across, 10, y, unit), *marks], y + 24, title)
+    said = [f"{row.group} {row.label}: {unit(row.median)}".strip() for row in rows]
+    return svg([grid(across, 10, y, unit), *marks], y + 24, title, said)
 
 
 def _sides(rows: Sequence[Row] | Sequence[Bar]) -> tuple[float, float]:
@@ -181,7 +194,8 @@ def scatter(
     entries = [] if few else [Entry(spot.label, spot.look, "point") for spot in spots]
     marks += _names_of(spots, across, up, height) if few else []
     more, bottom = legend([*dict.fromkeys(entries), *_key(limit)], height + 46)
-    return svg([*marks, *more], bottom if more else height + 38, title)
+    said = [f"{spot.label}: {units[0](spot.x)}, {units[1](spot.y)}" for spot in spots]
+    return svg([*marks, *more], bottom if more else height + 38, title, said)
 
 
 def _whiskers(spot: Spot, across: Axis, up: Axis) -> list[Markup]:
@@ -195,19 +209,50 @@ def _whiskers(spot: Spot, across: Axis, up: Axis) -> list[Markup]:
 
 
 def _names_of(spots: Sequence[Spot], across: Axis, up: Axis, bottom: float) -> list[Markup]:
-    """Write labels beside points: on the right those of the left half, and the other way round, none over another."""
-    middle, found = (across.start + across.end) / 2, []
-    for right in (False, True):
-        side_of = [spot for spot in spots if (across(spot.x) > middle) == right]
-        places = apart([up(spot.y) for spot in side_of], 12, 30, bottom - 6)
-        for spot, y in zip(side_of, places, strict=True):
-            x, away = across(spot.x), -8 if right else 8
-            if abs(y - up(spot.y)) > 7:
-                found.append(line(x, up(spot.y), x + away * 1.5, y, "leader"))
-                away *= 2
-            anchor = "end" if right else "start"
-            found.append(text(round(x + away, 2), y + 4, spot.label, "small", anchor=anchor, room=_NAME, full=True))
+    """Write each label beside its point, at the nearest place where it covers no other label and no point."""
+    taken = [Box(across(spot.x) - 6, up(spot.y) - 6, across(spot.x) + 6, up(spot.y) + 6) for spot in spots]
+    found = []
+    for spot in sorted(spots, key=lambda spot: up(spot.y)):
+        x, y = across(spot.x), up(spot.y)
+        wide = min(len(spot.label) * _SMALL, _NAME)
+        away, down = _free(x, y, wide, taken, bottom)
+        taken.append(_box(x + away, y + down, wide, left=away < 0))
+        if abs(down) > 7 or abs(away) > 10:
+            found.append(line(x, y, round(x + away, 2), round(y + down, 2), "leader"))
+        anchor = "end" if away < 0 else "start"
+        place = round(x + away, 2), round(y + down + 4, 2)
+        found.append(text(*place, spot.label, "small", anchor=anchor, room=_NAME, full=True))
     return found
+
+
+class Box(NamedTuple):
+    """A rectangle of a drawing, in units."""
+
+    left: float
+    top: float
+    right: float
+    bottom: float
+
+    def covers(self, other: "Box") -> bool:
+        """Return whether two have a point in common."""
+        beside = self.right <= other.left or other.right <= self.left
+        return not (beside or self.bottom <= other.top or other.bottom <= self.top)
+
+
+def _box(x: float, y: float, wide: float, *, left: bool) -> Box:
+    """Return what a label covers that starts at a place, or ends there."""
+    return Box(x - wide if left else x, y - 6, x if left else x + wide, y + 6)
+
+
+def _free(x: float, y: float, wide: float, taken: Sequence[Box], bottom: float) -> tuple[float, float]:
+    """Return how far from a point its label begins, across and down; beside it where no place is free."""
+    ways = [(side * away, down) for away in (9, 22, 40, 64) for down in _DOWN for side in (1, -1)]
+    for away, down in sorted(ways, key=lambda way: abs(way[0]) + 1.5 * abs(way[1])):
+        box = _box(x + away, y + down, wide, left=away < 0)
+        inside = LEFT < box.left and box.right < WIDTH and 14 < box.top and box.bottom < bottom
+        if inside and not any(box.covers(other) for other in taken):
+            return away, down
+    return (9, 0) if x + 9 + wide < WIDTH else (-9, 0)
 
 
 def _places(limit: Limit | None) -> list[float]:
@@ -279,7 +324,8 @@ def bars(
     entries = [Entry(kind, looks.get(kind, UNNAMED)) for kind in _in_order(kinds, looks)]
     entries += [Entry("predicted", UNNAMED, "predicted")] if any(row.predicted is not None for row in rows) else []
     more, bottom = legend([*entries, *_key(limit)], y + 36)
-    return svg([grid(across, 10, y, unit), *marks, *more], bottom, title)
+    said = [f"{f'{row.group} {row.label}'.strip()}: {unit(total)}" for row, total in zip(rows, totals, strict=True)]
+    return svg([grid(across, 10, y, unit), *marks, *more], bottom, title, said)
 
 
 def _stack(row: Bar, across: Axis, y: float, height: float, looks: Mapping[str, Look], unit: Format) -> Markup:
@@ -309,32 +355,34 @@ def _in_order(kinds: Iterable[str], looks: Mapping[str, Look]) -> list[str]:
 def waterfall(
     first: tuple[str, float],
     last: tuple[str, float],
-    steps: Sequence[tuple[str, float, Look]],
+    steps: Sequence[Step],
     *,
     title: str,
     unit: Format,
     reach: Iterable[float] = (),
 ) -> Markup:
-    """Draw the way from one amount to another: a bar of each, and between them what every step adds or takes away.
-
-    steps: name, how much more, and how it is drawn.
-    """
-    rows: list[tuple[str, float, float, Look]] = [(first[0], 0.0, first[1], _ENDS)]
+    """Draw the way from one amount to another: a bar of each, and between them what every step adds or takes away."""
+    rows: list[tuple[Step, float, float]] = [(Step(first[0], first[1], _ENDS), 0.0, first[1])]
     at = first[1]
-    for name, more, look in steps:
-        rows.append((name, at, at + more, look))
-        at += more
-    rows.append((last[0], 0.0, last[1], _ENDS))
-    across = axis([*(x for _, a, b, _ in rows for x in (a, b)), *reach], 10, WIDTH - 26, zero=True)
-    height, marks = 40, [grid(across, 10, 10 + 40 * len(rows), unit)]
-    for i, (label, a, b, look) in enumerate(rows):
+    for step in steps:
+        rows.append((step, at, at + step.more))
+        at += step.more
+    rows.append((Step(last[0], last[1], _ENDS), 0.0, last[1]))
+    edges = [a + edge for step, a, _ in rows for edge in step.interval or ()]
+    across = axis([*(x for _, a, b in rows for x in (a, b)), *edges, *reach], 10, WIDTH - 26, zero=True)
+    height, marks, told = 40, [grid(across, 10, 10 + 40 * len(rows), unit)], []
+    for i, (step, a, b) in enumerate(rows):
         y, whole = 10 + height * i + 20, i in (0, len(rows) - 1)
         said = unit(b) if whole else f"{'+' if b > a else '-'}{unit(abs(b - a))}"
-        marks.append(text(_INSET, y - 5, label, "label", room=WIDTH - 100, full=True))
+        told.append(f"{step.name}: {said}")
+        marks.append(text(_INSET, y - 5, step.name, "label", room=WIDTH - 100, full=True))
         marks.append(text(WIDTH - 14, y - 5, said, "value", anchor="end"))
         wide = round(max(abs(across(b) - across(a)), 0.8), 2)
-        marks.append(area(min(across(a), across(b)), y, wide, 13, look, tip=title_of(f"{label}: {said}")))
-    return svg(marks, 10 + height * len(rows) + 26, title)
+        marks.append(area(min(across(a), across(b)), y, wide, 13, step.look, tip=title_of(told[-1])))
+        if step.interval:
+            low, top = (across(a + edge) for edge in step.interval)
+            marks.append(line(low, y + 6.5, top, y + 6.5, "median"))
+    return svg(marks, 10 + height * len(rows) + 26, title, told)
 
 
 def reaching(rows: Iterable[Bar]) -> float:

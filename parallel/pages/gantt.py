@@ -52,4 +52,6 @@ def gantt(spans: Sequence[Span], *, title: str, unit: Format, looks: Mapping[str
             marks.append(text(place, y + 15, span.text, f"in-span {look.cls}", anchor="middle"))
     used = [Entry(name, look) for kind, (name, look) in looks.items() if any(span.kind == kind for span in spans)]
     more, height = legend([*used, Entry("idle", UNNAMED, "idle")], bottom + 36, width=WIDTH)
-    return svg([*marks, *more], height, title, width=WIDTH)
+    busy = {row: sum(span.end - span.start for span in spans if span.row == row) for row in rows}
+    said = [f"{row}: busy for {unit(busy[row])} of {unit(end - begin)}" for row in rows]
+    return svg([*marks, *more], height, title, said, width=WIDTH)

@@ -46,7 +46,9 @@ def heatmap(
     for column in sorted({round(n * (len(places) - 1) / 4) for n in range(5)}):
         marks.append(text(left + (column + 0.5) * wide, bottom + 15, str(places[column]), "tick", anchor="middle"))
     marks += [text(10, bottom + 34, along, "tick"), *_scale(low, high, bottom + 24, unit)]
-    return svg(marks, bottom + 42, title)
+    shown = {name: [n for n in row if 0 < n and isfinite(n)] for name, row in zip(names, numbers, strict=True)}
+    said = [f"{name}: {unit(min(row))} to {unit(max(row))}" for name, row in shown.items() if row]
+    return svg(marks, bottom + 42, title, said)
 
 
 def _scale(low: float, high: float, y: float, unit: Format) -> list[Markup]:

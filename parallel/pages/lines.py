@@ -81,12 +81,18 @@ def lines(
                       for x, y, place, value in points]  # fmt: skip
         marks += [marker(*plane.at(spot), 4, one.look, tip=title_of(f"{one.label}, held out: {unit(spot[1])}"))
                   for spot in one.spots]  # fmt: skip
+    said = [_said(one, unit, along) for one in series if one.points]
     if named:
-        return svg([*marks, *_names(shown, right)], _HEIGHT + 40, title)
+        return svg([*marks, *_names(shown, right)], _HEIGHT + 40, title, said)
     kind = "point" if every else "line"
     entries = [Entry(one.label, one.look, "reference" if one.reference else kind) for one in series]
     more, bottom = legend(entries, _HEIGHT + 50)
-    return svg([*marks, *more], bottom, title)
+    return svg([*marks, *more], bottom, title, said)
+
+
+def _said(one: Series, unit: Format, along: str) -> str:
+    (first, began), (last, ended) = one.points[0], one.points[-1]
+    return f"{one.label}: {unit(began)} at {along} {first:g}, {unit(ended)} at {last:g}"
 
 
 @dataclass(frozen=True)

@@ -18,6 +18,7 @@ WIDTH = 420
 LEFT, RIGHT = 56, 14  # margins of a chart with a vertical axis
 LARGEST = 1e250  # what is beyond it, or not a number, is left out
 CHARACTER = 7.7  # width of one at the size of a label
+MOST_SAID = 24  # parts of a description
 _FAR = 1e4  # units
 _HATCHING = 6.0  # units between lines
 
@@ -63,15 +64,24 @@ def grid(across: Axis, top: float, bottom: float, unit: Format) -> Markup:
     """Draw the lines of a horizontal axis, and its numbers below them."""
     marks = [line(across(t), top, across(t), bottom, "zero" if t == 0 else "grid") for t in across.ticks]
     last = len(across.ticks) - 1
+    names = _without_units([unit(t) for t in across.ticks])
     anchors = ["start" if i == 0 else "end" if i == last else "middle" for i in range(last + 1)]
     room = across(across.ticks[-1])  # the last number ends where the axis does
     for i, (t, anchor) in reversed(list(enumerate(zip(across.ticks, anchors, strict=True)))):
-        wide = 0.9 * CHARACTER * len(unit(t))
+        wide = 0.9 * CHARACTER * len(names[i])
         ends = across(t) + {"start": wide, "middle": wide / 2, "end": 0.0}[anchor]
         if i == last or ends + 4 < room:
-            marks.append(text(across(t), bottom + 15, unit(t), "tick", anchor=anchor))
+            marks.append(text(across(t), bottom + 15, names[i], "tick", anchor=anchor))
             room = ends - wide
     return Markup("").join(marks)
+
+
+def _without_units(names: Sequence[str]) -> list[str]:
+    """Return the names of ticks with a unit that they share on the last of them alone: 0, 500, 1,000 ms."""
+    units = {name.rpartition(" ")[2] if " " in name else "" for name in names if name != "0"}
+    if len(units) != 1:
+        return list(names)
+    return [*(name.rpartition(" ")[0] or name for name in names[:-1]), names[-1]]
 
 
 def side(up: Axis, unit: Format, *, right: float = WIDTH - RIGHT) -> Markup:
@@ -189,13 +199,19 @@ def apart(wanted: Sequence[float], least: float, low: float, high: float) -> lis
     return found
 
 
-def svg(marks: Sequence[Markup], height: float, title: str, *, width: int = WIDTH) -> Markup:
-    """Return the whole drawing. title: said to those who do not see it."""
+def svg(marks: Sequence[Markup], height: float, title: str, said: Sequence[str], *, width: int = WIDTH) -> Markup:
+    """Return the whole drawing, with what is said to those who do not see it. said: what it shows, in order."""
     box = f"0 0 {width} {round(height)}"
-    head = Markup('<svg viewBox="{}" role="img" aria-label="{}" class="chart{}">').format(
-        box, title, " wide" if width > WIDTH else ""
+    head = Markup('<svg viewBox="{}" role="img" aria-label="{}" class="chart{}"><desc>{}</desc>').format(
+        box, title, " wide" if width > WIDTH else "", described(said)
     )
     return head + Markup("").join(marks) + Markup("</svg>")
+
+
+def described(said: Sequence[str]) -> str:
+    """Return what a drawing shows as one text: the first of many, and how many more there are."""
+    more = [f"and {len(said) - MOST_SAID} more"] if len(said) > MOST_SAID else []
+    return "; ".join([*said[:MOST_SAID], *more])
 
 
 def tag(name: str, *children: Markup, cls: str, **attributes: float | str) -> Markup:

@@ -38,7 +38,7 @@ def tiles(rows: Sequence[TileRow], *, title: str, signed: bool = False) -> Marku
             pixels = coloured(tile / largest, signed=signed)
             drawn.append(marks.image(_LABEL + number * step, y, step - _GAP, step - _GAP, pixels))
         y += step + _GAP
-    return svg(drawn, y + 2, title)
+    return svg(drawn, y + 2, title, [f"{row.label}: {len(row.tiles)} pictures" for row in rows])
 
 
 def coloured(numbers: np.ndarray, *, signed: bool) -> np.ndarray:
@@ -70,4 +70,5 @@ def cloud(
         ]
     entries = [Entry(name, look, "point") for name, (look, _) in clouds.items()]
     more, bottom = legend(entries, side + 28)
-    return svg([*drawn, *more], bottom, title)
+    said = [f"{name}: {len(points)} points" for name, (_, points) in clouds.items()]
+    return svg([*drawn, *more], bottom, title, said)

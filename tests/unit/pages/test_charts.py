@@ -2,7 +2,7 @@
 
 import re
 import xml.etree.ElementTree as ElementTree
-from itertools import pairwise
+from itertools import combinations, pairwise
 
 import pytest
 from hypothesis import given
@@ -89,6 +89,50 @@ def test_names_keep_apart_and_in_order(wanted: list[float]) -> None:
     assert max(found) <= 200.01
 
 
+def test_names_of_points_cover_no_other_name_and_no_point() -> None:
+    places = [(250, 3720), (366, 2163), (179, 782), (209, 2598), (189, 334), (186, 873), (207, 651), (158, 682)]
+    names = ["ddp", "model", "pipeline", "zero1", "zero2", "zero3", "hsdp", "tensor"]
+    spots = [Spot(name, *place) for name, place in zip(names, places, strict=True)]
+    drawing = charts.scatter(spots, title="", units=(plain, plain), names=("", ""))
+    boxes = [
+        charts.Box(x - wide if end else x, y - 9, x if end else x + wide, y + 2)
+        for e in elements(drawing, "text", "small")
+        for x, y, end in [(float(e.attrib["x"]), float(e.attrib["y"]), e.attrib["text-anchor"] == "end")]
+        for wide in [6 * len(e.text or "")]
+    ]
+    points = [charts.Box(x - 4, y - 4, x + 4, y + 4) for x, y in _marks_of(drawing)]
+    assert len(boxes) == len(points) == len(spots)
+    assert not [pair for pair in combinations(boxes, 2) if pair[0].covers(pair[1])]
+    assert not [(box, point) for box in boxes for point in points if box.covers(point)]
+
+
+def _marks_of(drawing: str) -> list[tuple[float, float]]:
+    return [(float(e.attrib["cx"]), float(e.attrib["cy"])) for e in elements(drawing, "circle", "mark")]
+
+
+def test_what_a_chart_shows_is_said_to_those_who_do_not_see_it() -> None:
+    rows = [Row(f"way {n}", [1.0], 1.0 + n) for n in range(30)]
+    said = _said(charts.dots(rows, title="Step <time>", unit=plain))
+    assert said.startswith("way 0: 1; way 1: 2; ") and said.endswith("and 6 more")
+    steps = [charts.Step("a", 2.0, interval=(1.0, 3.0)), charts.Step("b", -1.0)]
+    drawing = charts.waterfall(("x", 4.0), ("y", 5.0), steps, title="", unit=plain)
+    assert _said(drawing) == "x: 4; a: +2; b: -1; y: 5"
+    (thin,) = elements(drawing, "line", "median")
+    axis = across(drawing)
+    assert [float(thin.attrib[x]) for x in ("x1", "x2")] == pytest.approx([axis(5.0), axis(7.0)], abs=0.02)
+
+
+def _said(drawing: str) -> str:
+    (said,) = ElementTree.fromstring(drawing).iter("desc")
+    return said.text or ""
+
+
+def test_a_unit_that_ticks_share_stands_once() -> None:
+    drawing = charts.bars([Bar("x", {"a": 600.0})], looks=LOOKS, title="", unit=lambda ms: f"{ms:g} ms" if ms else "0")
+    told = [e.text for e in elements(drawing, "text", "tick")]
+    assert sorted(told, key=str) == ["0", "200", "400", "600 ms"]
+
+
 def test_scaling_is_dotted_where_a_number_was_not_run() -> None:
     two = Series("all", [(1, 1.0), (2, 0.9), (4, 0.8)], look=Look("blue"))
     gap = Series("gap", [(1, 1.0), (4, 0.7)], look=Look("red"))
@@ -129,4 +173,4 @@ def test_a_timeline_shows_every_rank_its_passes_and_when_it_is_idle() -> None:
     first = elements(drawing, "rect", "span")[0]
     assert first.attrib["x"] == idle[0].attrib["x"]
     assert {look.hatch for _, look in looks.values()} == {"", "/", "x"}
-    assert ">500 ms<" in drawing and "idle" in [e.text for e in elements(drawing, "text", "label")]
+    assert ">500<" in drawing and "idle" in [e.text for e in elements(drawing, "text", "label")]

@@ -92,6 +92,25 @@ def test_the_parts_of_a_difference_add_up_to_it(tmp_path, capsys):
     assert len(drawn) == 1 and "waiting for data: +20" in drawn[0].drawing
 
 
+def test_the_parts_of_a_difference_have_intervals_where_there_are_six_runs(tmp_path, capsys):
+    for name, records in (("a", parted([*A, 0.1], dp=0.02)), ("b", parted([*SLOWER, 0.11], data=0.03, dp=0.02))):
+        for record in records:
+            append(tmp_path / f"{name}.csv", replace(record, run_id=f"{name}{record.repeat}"))
+    words = [str(tmp_path / "a.csv"), str(tmp_path / "b.csv"), "--explain", "--format", "json"]
+    assert main(words) == 0
+    (told,) = json.loads(capsys.readouterr().out)["explanations"]
+    intervals = {part["name"]: (part["interval_s"], part["other_s"] - part["base_s"]) for part in told["parts"]}
+    assert len(intervals) == 3 and all(low <= more <= high for (low, high), more in intervals.values())
+    (low, high), more = intervals["waiting for data"]
+    assert 0.018 < low < more < high < 0.022
+    (low, high), _ = intervals["communication over dp"]
+    assert -0.002 < low < 0 < high < 0.002
+    assert main(words[:3]) == 0 and "b ddp, with 95% intervals\n" in capsys.readouterr().out
+    (piece,) = pieces(load([tmp_path / "a.csv", tmp_path / "b.csv"]))
+    (drawn,) = [chart for chart in piece.charts if chart.title.startswith("From ")]
+    assert drawn.drawing.count('class="median"') == 3
+
+
 def test_rows_that_do_not_say_where_their_time_went_explain_nothing(tmp_path, capsys):
     for name, records in (("a", runs(A)), ("b", parted(SLOWER))):
         for record in records:
