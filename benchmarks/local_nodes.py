@@ -10,6 +10,7 @@ from pathlib import Path
 
 import psutil
 
+from paralab.processes.with_parent import with_parent
 from paralab.training.goodput import RunProgress, read_progress
 
 HOST = "127.0.0.1"
@@ -50,7 +51,11 @@ class LocalNodes:
         words += ["--rendezvous", f"{HOST}:{self._port}", "--", "train", "--out", str(self.run), "--resume"]
         with (self.folder / f"node{rank}.txt").open("ab") as said:
             self._launchers[rank] = subprocess.Popen(
-                [*words, *self._command], stdin=subprocess.DEVNULL, stdout=said, stderr=said, start_new_session=True
+                with_parent([*words, *self._command]),
+                stdin=subprocess.DEVNULL,
+                stdout=said,
+                stderr=said,
+                start_new_session=True,
             )
 
     def kill(self, rank: int) -> None:
@@ -134,6 +139,6 @@ def wait_until(condition: Callable[[], object], *, timeout_s: float, what: str) 
 def train_alone(folder: Path, *words: str) -> None:
     """Train in one process that nothing disturbs. Raises: RuntimeError with what it printed when it fails."""
     command = [sys.executable, "-m", "paralab.cli", "train", "--out", str(folder), "--strategy", "single", *words]
-    done = subprocess.run(command, capture_output=True, text=True, stdin=subprocess.DEVNULL)
+    done = subprocess.run(with_parent(command), capture_output=True, text=True, stdin=subprocess.DEVNULL)
     if done.returncode:
         raise RuntimeError(f"the run without faults failed: {done.stderr[-1000:]}")

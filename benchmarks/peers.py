@@ -32,6 +32,7 @@ from paralab.options.choices import LrSchedule, Precision
 from paralab.options.config import RunConfig, changed
 from paralab.options.flags import resolve as read_config
 from paralab.options.option import MEMORY, STEPS, option
+from paralab.processes.with_parent import with_parent
 from paralab.records.environment import Environment
 from paralab.records.row import RunRecord
 
@@ -191,7 +192,7 @@ def _run(variant: str, argv: list[str], *, nproc: int) -> dict[str, Any]:
     if nproc > 1:
         start += ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(nproc)]
     done = subprocess.run(
-        [*start, str(_ROOT / "benchmarks" / "peers.py"), "--variant", variant, *argv],
+        with_parent([*start, str(_ROOT / "benchmarks" / "peers.py"), "--variant", variant, *argv]),
         capture_output=True,
         text=True,
         cwd=_ROOT,

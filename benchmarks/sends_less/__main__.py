@@ -22,6 +22,7 @@ from paralab.console.phases import Phases
 from paralab.errors import ParalabError, RankError
 from paralab.options.flags import flags_of
 from paralab.options.flags import resolve as read_config
+from paralab.processes.with_parent import with_parent
 from paralab.records.cells import one_line
 
 
@@ -63,7 +64,8 @@ def _time(config: SendsLessConfig, link: str) -> None:
     words += ["-m", "paralab.benchmarks.sends_less.worker", *flags_of(replace(config, bandwidths=[link]))]
     with Phases(Moment.now(), shown=True) as phases:
         phases.begin(f"timing {len(config.chosen)} methods over {link}")
-        done = subprocess.run([sys.executable, "-m", "paralab.cli", *words], capture_output=True, text=True)
+        command = with_parent([sys.executable, "-m", "paralab.cli", *words])
+        done = subprocess.run(command, capture_output=True, text=True)
     if done.returncode:
         said = next((line for line in done.stderr.splitlines() if "error" in line.lower()), done.stderr[-300:])
         raise RankError(f"{shlex.join(['paralab', *words])} ended with status {done.returncode}: {said}")

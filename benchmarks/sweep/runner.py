@@ -18,6 +18,7 @@ from paralab.console.phases import is_phase
 from paralab.models import SPECS, file_columns
 from paralab.options.flags import flags_of
 from paralab.processes.oom_killer import OomKiller
+from paralab.processes.with_parent import with_parent
 from paralab.records.environment import repository_state
 from paralab.records.reading import read
 from paralab.records.row import RunRecord
@@ -112,7 +113,7 @@ class Runner:
         where = ["--group", self.group, "--repeat", str(repeat), "--out", self.out]
         words = [sys.executable, str(_ROOT / "benchmarks" / "run.py"), *flags_of(case.config), *where]
         process = subprocess.Popen(
-            words, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, start_new_session=True
+            with_parent(words), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, start_new_session=True
         )
         status, reason = "crash", ""
         try:

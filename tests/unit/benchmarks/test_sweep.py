@@ -213,7 +213,7 @@ def test_options_that_change_nothing_here_are_left_out(capsys: pytest.CaptureFix
 
 ROW = RunRecord(
     run_id="r",
-    started_at="",
+    started_at="2026-01-31T12:00:00+00:00",
     strategy_requested="ddp",
     model="gpt2",
     status="ok",

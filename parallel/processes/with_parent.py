@@ -1,0 +1,27 @@
+"""Commands that end when the process that started them does, however that one ends."""
+
+import os
+import signal
+import sys
+from collections.abc import Sequence
+
+_SET_PARENT_DEATH_SIGNAL = 1  # PR_SET_PDEATHSIG of prctl(2); it stays through execv
+_HOLD = f"""
+import ctypes, os, sys
+ctypes.CDLL(None).prctl({_SET_PARENT_DEATH_SIGNAL}, {int(signal.SIGTERM)})
+if os.getppid() != int(sys.argv[1]):
+    sys.exit(1)
+os.execv(sys.argv[2], sys.argv[2:])
+"""
+
+
+def with_parent(words: Sequence[str]) -> list[str]:
+    """Return a command that does what `words` do, and gets SIGTERM when the thread that starts it is gone.
+
+    words: the path of a program, and its arguments. The thread is gone when its process was ended by SIGKILL or SIGHUP,
+    too, after which nothing else would end a command in a session of its own. Elsewhere than on Linux, which alone has
+    such a signal, the command is returned as it is.
+    """
+    if sys.platform != "linux":
+        return list(words)
+    return [sys.executable, "-I", "-S", "-c", _HOLD, str(os.getpid()), *words]
