@@ -32,7 +32,7 @@ def config(layout: str, **options: Any) -> RunConfig:
     return RunConfig(layout=Layout.parse(layout), **SHALLOW["mixtral"] | chosen)
 
 
-# With each other axis and each stage of ZeRO; a router's losses over cp, and all axes at once, are among those always run.
+# With each other axis and each stage of ZeRO. Among those always run are a router over cp, and all axes at once.
 @pytest.mark.parametrize(
     "layout",
     [
