@@ -18,7 +18,9 @@ from paralab.data.dataset import Batch
 from paralab.errors import ConfigError, LayoutError, did_you_mean
 from paralab.library.batches import Form
 from paralab.library.pipeline import Pipeline, check_names
+from paralab.library.sequences import Shared
 from paralab.library.stages import Needs, leave_out, needs_of
+from paralab.models.sequence import SequenceShape
 from paralab.models.spec import Cut, ModelSpec, Style, at_least_fp32
 from paralab.models.structure import find_blocks, find_tied, matching
 
@@ -41,8 +43,9 @@ class Forward:
     noted: the terms of a loss that has several, of the micro-batches since they were last read.
     """
 
-    def __init__(self, module: nn.Module, loss: Loss | None, pipeline: Pipeline | None) -> None:
-        self.module, self.loss, self.pipeline = module, loss, pipeline
+    def __init__(self, module: nn.Module, told: "Told") -> None:
+        self.module, self.loss, self.pipeline = module, told.loss, told.pipeline
+        self.shared = Shared(module, told.sequence)
         self.form: Form | None = None
         self.own: Callable[..., Any] | None = module.__dict__.get("forward")
         self.cut = Cut(range(0), first=True, last=True)
@@ -66,6 +69,7 @@ class Forward:
             return out if isinstance(out, Tensor) else tuple(x for x in tree_leaves(out) if isinstance(x, Tensor))
         assert self.form is not None
         out = tree_map(lambda x: at_least_fp32(x) if isinstance(x, Tensor) and x.is_floating_point() else x, out)
+        targets = self.shared.targets(targets) if self.loss is not None else targets
         loss = self._scalar(self._loss(out, self.form.targets_of(targets)))
         if torch.is_grad_enabled() and not loss.requires_grad:
             raise ConfigError(
@@ -76,6 +80,8 @@ class Forward:
 
     def _run(self, leaves: tuple[Tensor, ...]) -> Any:
         assert self.form is not None, "no batch was seen"
+        if self.cut.first:
+            self.shared.check(leaves)
         if self.cut.first and self.cut.last:
             forward = self.own or type(self.module).forward.__get__(self.module)
             return self.form.call(forward, leaves)
@@ -121,6 +127,8 @@ class Told:
     blocks: str | None = None
     tensor: Mapping[str, Style] | None = None
     pipeline: Pipeline | None = None
+    sequence: SequenceShape | None = None
+    experts: str | None = None
     batch: Batch | None = None
 
 
@@ -145,7 +153,7 @@ class _Own:
 
     def build(self, config: OwnConfig) -> nn.Module:
         module = copy.deepcopy(self.skeleton)
-        forward = Forward(module, self.told.loss, self.told.pipeline)
+        forward = Forward(module, self.told)
         forward.form = self.form()
         forward.needs = lambda whole: self.needs(whole, config)
         module.forward = module.own_forward = forward  # type: ignore[assignment]
@@ -189,6 +197,8 @@ def spec_of(
         data=lambda config: "own",
         unit=lambda config: "points",
         tensor_plan=lambda config: tensor,
+        sequence=lambda config: told.sequence,
+        experts=told.experts,
         smooth=False,  # nobody knows: judged in fp64, in which kinks do not matter
         batch_statistics=lambda config: "rank" if _has(skeleton, _BatchNorm) else "none",
         tied=find_tied(skeleton),

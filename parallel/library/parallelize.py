@@ -19,10 +19,12 @@ from paralab.library.alike import check_alike, draw_alike
 from paralab.library.optimizer import MakeOptimizer, MakeScheduler, check_asked
 from paralab.library.own import Initialise, Loss, OwnConfig, Told, check_stages, spec_of
 from paralab.library.pipeline import Pipeline, without_ends
+from paralab.library.sequences import check_experts, check_sequence
 from paralab.library.sharding import division_of
 from paralab.library.trainer import Trainer
 from paralab.library.work import Brought, OwnRun, OwnWork
 from paralab.library.world import World
+from paralab.models.sequence import SequenceShape
 from paralab.models.spec import ModelSpec, Style
 from paralab.options.choices import CompileMode, Precision
 from paralab.processes.mesh import make_mesh
@@ -41,6 +43,8 @@ def parallelize(
     blocks: str | None = None,
     tensor: Mapping[str, Style] | None = None,
     pipeline: Pipeline | None = None,
+    sequence: SequenceShape | None = None,
+    experts: str | None = None,
     example: Any = None,
     initialise: Initialise | None = None,
     precision: Precision = "fp32",
@@ -60,8 +64,11 @@ def parallelize(
     loss: loss(output, targets) -> the mean over the samples, shape (), or a dict of such means; without it the module
     returns its loss. optimizer: a class, or a function of the list of parameters. scheduler: a function of the
     optimizer. blocks: a pattern of the repeated layers, such as "encoder.layers.*", where they are not found. tensor:
-    pattern of a module -> "column" or "row". pipeline: what runs before and after the blocks. example: a batch, whose
-    shapes pipeline stages have to know. initialise: initialise(name, tensor, generator) draws a tensor whole.
+    pattern of a module -> "column" or "row". pipeline: what runs before and after the blocks. sequence: for context
+    parallelism, what its positions and heads are. experts: for expert parallelism, a pattern of the modules that hold
+    experts, of parameters (experts, ...), called with rows (rows, ...) by expert and counts (experts,) int64.
+    example: a batch, whose shapes pipeline stages have to know. initialise: initialise(name, tensor, generator) draws a
+    tensor whole.
     accumulation: backward passes per step. clip_norm: of the gradient over all ranks. checkpointing: which blocks are
     computed again in backward: every n-th, or of all their attention ("selective"). compile: mode of torch.compile, for
     each block. unused_parameters: whether a step may leave parameters without a gradient.
@@ -87,7 +94,16 @@ def parallelize(
     )
     trainer = Trainer(world, run, split, has_loss=loss is not None)
     batch = trainer._seen(example) if example is not None else None
-    told = Told(loss=loss, initialise=initialise, blocks=blocks, tensor=tensor, pipeline=pipeline, batch=batch)
+    told = Told(
+        loss=loss,
+        initialise=initialise,
+        blocks=blocks,
+        tensor=tensor,
+        pipeline=pipeline,
+        sequence=sequence,
+        experts=experts,
+        batch=batch,
+    )
     spec = spec_of(skeleton, told, form=lambda: trainer.form, architecture=own_values.digest(skeleton))
     _check(run, split, spec, skeleton, pipeline)
     mesh = make_mesh(split, world.device)
@@ -157,6 +173,8 @@ def check_axes(layout: Layout, spec: ModelSpec[OwnConfig], skeleton: nn.Module, 
         raise LayoutError(without_blocks(layout, spec.name, "name them with blocks='layers.*'"))
     if layout.pp > 1 and pipeline is None:
         raise LayoutError(without_ends(skeleton, spec.blocks(config)))
+    check_sequence(layout, skeleton, spec.sequence(config))
+    check_experts(layout, skeleton, spec.experts)
     check_split(layout, spec=spec, config=config)
     if layout.pp > 1:
         check_stages(spec.on_meta(config), spec.blocks(config))

@@ -20,6 +20,7 @@ from paralab.library.parallelize import check_axes
 from paralab.library.pipeline import Pipeline
 from paralab.library.sharding import division_of
 from paralab.library.work import Brought, OwnRun, OwnWork
+from paralab.models.sequence import SequenceShape
 from paralab.models.spec import Style
 from paralab.options.choices import OptimizerName, Precision
 
@@ -70,14 +71,16 @@ def plan(
     blocks: str | None = None,
     tensor: Mapping[str, Style] | None = None,
     pipeline: Pipeline | None = None,
+    sequence: SequenceShape | None = None,
+    experts: str | None = None,
     precision: Precision = "fp32",
     accumulation: int = 1,
     optimizer: OptimizerName = "adamw",
 ) -> Plan:
     """Return what each strategy over so many processes would hold and send of a module. Nothing is started.
 
-    model, loss, blocks, tensor, pipeline, precision, accumulation: as `parallelize` takes them. example: a global
-    batch, whose shapes count. optimizer: whose states count: those of Adam, or of SGD with momentum.
+    model, loss, blocks, tensor, pipeline, sequence, experts, precision, accumulation: as `parallelize` takes them.
+    example: a global batch, whose shapes count. optimizer: whose states count: those of Adam, or of SGD with momentum.
     Returns: a row for each strategy; print it for a table. Activations and time are not in it.
     Raises: ConfigError, DataError, LayoutError for a module or a batch that no strategy could use.
     """
@@ -87,7 +90,9 @@ def plan(
     def seen() -> Form:
         return form
 
-    told = Told(loss=loss, blocks=blocks, tensor=tensor, pipeline=pipeline, batch=batch)
+    told = Told(
+        loss=loss, blocks=blocks, tensor=tensor, pipeline=pipeline, sequence=sequence, experts=experts, batch=batch
+    )
     spec = spec_of(skeleton, told, form=seen, architecture=own_values.digest(skeleton))
     config = spec.config()
     brought = Brought(own_values.tensors_of(skeleton), _no_optimizer, None, seed=0)

@@ -99,9 +99,11 @@ def _check_random(trainer: Trainer, work: OwnWork) -> None:
 def _refuse_random(what: str, todo: str, trainer: Trainer, work: OwnWork) -> None:
     """Raise ConfigError unless the layout leaves all samples and layers together, as one process does."""
     layout = trainer.layout
-    if layout.dp == layout.pp == 1 and work.division.chunks == 1:
+    if layout.dp == layout.cp == layout.pp == 1 and work.division.chunks == 1:
         return
-    why = "each data rank draws numbers of its own" if layout.dp > 1 else "each stage and micro-batch draws in its turn"
+    why = "each stage and micro-batch draws in its turn"
+    if layout.dp > 1 or layout.cp > 1:
+        why = f"each {'data' if layout.dp > 1 else 'context'} rank draws numbers of its own"
     raise ConfigError(
         f"{what}, and under {layout} {why}: no two layouts compute the same with it. {todo} a model made for prove(); "
         "the training itself may keep it"

@@ -110,7 +110,8 @@ class Brought:
         with torch.random.fork_rng(devices), contextlib.ExitStack() as around:
             for other in self.around:
                 around.enter_context(other)
-            torch.manual_seed(derived_seed(self.seed, f"step {step}, data rank {mesh.rank('dp')}"))
+            part = f", context rank {mesh.rank('cp')}" if mesh.size("cp") > 1 else ""
+            torch.manual_seed(derived_seed(self.seed, f"step {step}, data rank {mesh.rank('dp')}{part}"))
             yield
 
 

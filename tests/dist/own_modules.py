@@ -10,8 +10,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from paralab import Pipeline
+from paralab.models.sequence import Attend, Sequence, SequenceShape
 
-ROWS, SEQUENCE, WORDS, WIDTH = 8, 6, 24, 16
+ROWS, SEQUENCE, LONGER, WORDS, WIDTH = 8, 6, 8, 24, 16
 Batch = Any
 
 
@@ -277,6 +278,71 @@ class RoutedBlock(nn.Module):
         return out
 
 
+class AttendingBlock(Block):
+    """A layer with attention over all positions before it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.qkv, self.attend = nn.Linear(WIDTH, 3 * WIDTH), Attend(causal=True)
+
+    def forward(self, x: Tensor) -> Tensor:
+        q, k, v = self.qkv(x).unflatten(-1, (3, 4, -1)).permute(2, 0, 3, 1, 4)  # (batch, heads, seq, head_dim) each
+        return super().forward(x + self.attend(q, k, v).transpose(1, 2).flatten(2))
+
+
+class Attending(Plain, Sequence):
+    """Words of which ranks share the positions, with a table of these."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(AttendingBlock() for _ in range(2))
+        self.places = nn.Parameter(torch.randn(LONGER, WIDTH))
+
+    def enter(self, words: Tensor) -> Tensor:
+        return self.embed(self.take(words, 1)) + self.take(self.places, 0)
+
+    def forward(self, words: Tensor) -> Tensor:
+        x = self.enter(words)
+        for layer in self.layers:
+            x = layer(x)
+        return self.head(self.norm(x))
+
+
+class Experts(nn.Module):
+    """Four layers, each for the rows that come to it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight, self.bias = nn.Parameter(torch.randn(4, WIDTH, WIDTH) / 4), nn.Parameter(torch.zeros(4, WIDTH))
+
+    def forward(self, rows: Tensor, counts: Tensor) -> Tensor:
+        parts = rows.split(counts.tolist())
+        return torch.cat([(x @ w + b).tanh() for x, w, b in zip(parts, self.weight, self.bias, strict=True)])
+
+
+class MixedBlock(AttendingBlock):
+    """A layer whose rows each take the expert that a table of the program's own says."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.score, self.experts = nn.Linear(WIDTH, 4), Experts()
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = super().forward(x)
+        rows, weights = x.flatten(0, 1), self.score(x).flatten(0, 1).softmax(-1)
+        chosen = weights.argmax(-1)
+        order = chosen.argsort(stable=True)
+        out = self.experts(rows[order], chosen.bincount(minlength=4))
+        back = torch.zeros_like(out).index_copy(0, order, out) * weights.gather(1, chosen[:, None])
+        return x + back.view_as(x)
+
+
+class Mixed(Attending):
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(MixedBlock() for _ in range(2))
+
+
 class Bare(nn.Module):
     """No blocks at all, and parameters of its own: a vector, and one of size 1."""
 
@@ -295,6 +361,12 @@ class Bare(nn.Module):
 def words(generator: torch.Generator) -> Batch:
     """Return inputs and targets (ROWS, SEQUENCE), int64."""
     drawn = torch.randint(WORDS, (ROWS, SEQUENCE + 1), generator=generator)
+    return drawn[:, :-1].contiguous(), drawn[:, 1:].contiguous()
+
+
+def longer(generator: torch.Generator) -> Batch:
+    """Return inputs and targets (ROWS, LONGER), int64."""
+    drawn = torch.randint(WORDS, (ROWS, LONGER + 1), generator=generator)
     return drawn[:, :-1].contiguous(), drawn[:, 1:].contiguous()
 
 
@@ -343,6 +415,7 @@ def points(generator: torch.Generator) -> Batch:
 
 # --- the kinds
 
+SHAPE = SequenceShape(LONGER, heads=4, kv_heads=4, causal=True)
 DATA = ("dp2", "dp2/zero1", "dp2/zero2", "dp2/zero3")
 PIPELINE = ("pp2/1f1b/mb2", "pp2/interleaved/mb2")
 EVERY = (*DATA, "dp4/zero3/shard2", "tp2", "dp2.tp2/zero3", *PIPELINE, "dp2.pp2/mb2")
@@ -391,9 +464,21 @@ KINDS: Mapping[str, Kind] = {
     "adapted": Kind(Adapted),
     "masked": Kind(Masked, batch=masked, options={"pipeline": MASKED_STAGES}, layouts=(*DATA, *PIPELINE)),
     "named": Kind(Named, batch=named, loss=None, layouts=(*DATA, "tp2")),
-    "own-loss": Kind(OwnLoss, batch=lambda g: words(g)[0], loss=None, layouts=("dp2", "dp2/zero3", "tp2")),
+    "attending": Kind(
+        Attending,
+        batch=longer,
+        options={"sequence": SHAPE, "pipeline": Pipeline(before=Attending.enter, after=("norm", "head"))},
+        layouts=("cp2", "dp2.cp2/zero3", "cp4/ulysses", "cp2.pp2/1f1b/mb2"),
+    ),
     "towers": Kind(TwoTowers, batch=towers, loss=towers_loss, options={}, layouts=DATA),
     "routed": Kind(Routed, batch=routed, options={"unused_parameters": True}, layouts=(*DATA, "dp4/zero3/shard2")),
+    "own-loss": Kind(OwnLoss, batch=lambda g: words(g)[0], loss=None, layouts=("dp2", "dp2/zero3", "tp2")),
     "bare": Kind(Bare, batch=points, loss=F.mse_loss, options={}, layouts=(*DATA, "dp4/zero3/shard2")),
+    "mixed": Kind(
+        Mixed,
+        batch=longer,
+        options={"sequence": SHAPE, "experts": "layers.*.experts"},
+        layouts=("dp2.ep2", "dp4.ep2/zero3", "dp2.ep2.cp2"),
+    ),
 }
 DROPPING = Kind(Dropping)

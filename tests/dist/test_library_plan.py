@@ -14,7 +14,7 @@ from tests.dist.library_cases import batches, made
 from tests.dist.own_modules import KINDS
 from tests.dist.workers import WorkerPool
 
-NAMES = ("frozen", "both-ends")
+NAMES = ("frozen", "both-ends", "attending")
 
 
 def planned(name: str, processes: int) -> Plan:

@@ -11,7 +11,20 @@ from torch.optim import SGD
 
 from paralab import Pipeline, Trainer, World, parallelize, prove
 from paralab.errors import ConfigError, DataError, DivergedError, LayoutError, ParalabError, WorldError
-from tests.dist.own_modules import BLOCKS, ENDS, Bare, Plain, Repeated, TwoTowers, points, words, words_loss
+from tests.dist.own_modules import (
+    BLOCKS,
+    ENDS,
+    SHAPE,
+    Attending,
+    Bare,
+    Mixed,
+    Plain,
+    Repeated,
+    TwoTowers,
+    points,
+    words,
+    words_loss,
+)
 
 CPU = torch.device("cpu")
 BATCH = words(torch.Generator().manual_seed(0))
@@ -51,7 +64,32 @@ REFUSED: dict[str, tuple[Callable[[], object], type[ParalabError], str]] = {
     "a sequence that no ranks can share": (
         lambda: made(Plain(), "cp2", processes=2, loss=words_loss),
         LayoutError,
-        r"Plain cannot be split along a sequence: it takes a ModelSpec with sequence=.*; use a layout without cp",
+        r"Plain has not said how its sequences divide: give sequence=.*SequenceShape\(length, .* a layout without cp",
+    ),
+    "a sequence that its attention does not share": (
+        lambda: made(Plain(), "cp2", processes=2, loss=words_loss, sequence=SHAPE),
+        LayoutError,
+        r"Plain attends by no Attend .*, so that a rank would see its own positions alone: .* a layout without cp",
+    ),
+    "a sequence that does not divide": (
+        lambda: made(Attending(), "cp3", processes=3, loss=words_loss, sequence=SHAPE),
+        LayoutError,
+        "cp=3 with ring needs 2 x cp = 6 to divide the 8 positions of Attending: use a cp of 2, 4",
+    ),
+    "experts that are nowhere": (
+        lambda: made(Mixed(), "dp2.ep2", processes=2, loss=words_loss),
+        LayoutError,
+        r"Mixed has not said where its experts are: give experts='layers.\*.experts', .* a layout without ep",
+    ),
+    "experts of another name": (
+        lambda: made(Mixed(), "dp2.ep2", processes=2, loss=words_loss, experts="layers.*.expert"),
+        LayoutError,
+        r"experts='layers.\*.expert' matches no module of Mixed .did you mean layers.\*.experts",
+    ),
+    "experts that are modules": (
+        lambda: made(Mixed(), "dp2.ep2", processes=2, loss=words_loss, experts="layers.*"),
+        LayoutError,
+        "matches a MixedBlock that does not hold its experts as tensors of its own whose first dim counts them",
     ),
     "blocks without ends": (
         lambda: made(Plain(), "pp2/gpipe", processes=2),
