@@ -9,6 +9,7 @@ from typing import TypeVar
 
 from paralab.console.phases import Phases
 from paralab.errors import ParalabError
+from paralab.processes.with_parent import end_with_parent
 
 A = TypeVar("A")
 B = TypeVar("B")
@@ -40,7 +41,7 @@ def in_order(function: Callable[[A], B], tasks: Iterable[A], *, workers: int) ->
         yield from map(function, tasks)
         return
     waiting: deque[Future[B]] = deque()
-    with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
+    with ProcessPoolExecutor(workers, get_context("spawn"), initializer=end_with_parent) as pool:
         try:
             for task in tasks:
                 waiting.append(pool.submit(function, task))

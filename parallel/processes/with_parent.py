@@ -1,8 +1,10 @@
-"""Commands that end when the process that started them does, however that one ends."""
+"""Commands and workers that end when the process that started them does, however that one ends."""
 
+import multiprocessing
 import os
 import signal
 import sys
+import threading
 from collections.abc import Sequence
 
 _SET_PARENT_DEATH_SIGNAL = 1  # PR_SET_PDEATHSIG of prctl(2); it stays through execv
@@ -25,3 +27,18 @@ def with_parent(words: Sequence[str]) -> list[str]:
     if sys.platform != "linux":
         return list(words)
     return [sys.executable, "-I", "-S", "-c", _HOLD, str(os.getpid()), *words]
+
+
+def end_with_parent() -> None:
+    """End this process, a worker that multiprocessing started, as soon as the one that started it is gone.
+
+    A worker waits for tasks from a pipe that it could write to as well, so that it would wait for ever.
+    """
+    if (parent := multiprocessing.parent_process()) is None:
+        return
+
+    def watch() -> None:
+        parent.join()
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()

@@ -7,6 +7,7 @@ import subprocess
 import time
 from pathlib import Path
 
+import psutil
 import pytest
 
 from paralab.commands import data
@@ -31,7 +32,9 @@ def test_a_killed_command_goes_on_and_finds_the_same(
     while sum(file.stat().st_size for file in cache.rglob("*.bin")) < 200_000 and time.monotonic() < deadline:
         assert command.poll() is None
         time.sleep(0.01)
-    os.killpg(command.pid, signal.SIGKILL)
+    workers = psutil.Process(command.pid).children(recursive=True)
+    os.kill(command.pid, signal.SIGKILL)
+    assert len(psutil.wait_procs(workers, timeout=20)[0]) == len(workers) >= 2
     assert command.wait() == -signal.SIGKILL and not (tmp_path / "one.txt").exists()
     assert data.main([*words, str(tmp_path / "one.txt")]) == 0
     assert "going on after" in capsys.readouterr().err
