@@ -6,10 +6,10 @@ from paralab.axes.optimizer import learning_rate
 from paralab.benchmarks.case.measured import RankResult
 from paralab.measure.split import Split
 from paralab.planning.resolve import Work
-from paralab.records.log import MemoryRecord, SplitRecord, StepLog, StepRecord
+from paralab.records.log import LogWriter, MemoryRecord, SplitRecord, StepRecord
 
 
-def write_steps(log: StepLog, work: Work, result: RankResult) -> None:
+def write_steps(log: LogWriter, work: Work, result: RankResult) -> None:
     """Write a line for each step, with times of those that were timed."""
     for step, (loss, norm) in enumerate(zip(result.losses, result.grad_norms, strict=True)):
         timed = step - work.run.warmup
@@ -27,7 +27,7 @@ def write_steps(log: StepLog, work: Work, result: RankResult) -> None:
         )
 
 
-def write_inside(log: StepLog, rank: int, result: RankResult, *, bubble_share: float | None) -> None:
+def write_inside(log: LogWriter, rank: int, result: RankResult, *, bubble_share: float | None) -> None:
     """Write what steps that were not timed have shown: the passes of a pipeline, where time goes, and memory."""
     for span in result.spans:
         log.write(span)

@@ -8,9 +8,11 @@ import torch.distributed as dist
 from torch.distributed.tensor import DTensor
 
 from paralab import checkpoint, engines
+from paralab.axes.blocks import blocks_of
 from paralab.measure.exposed import ExposedCommunication
 from paralab.measure.memory import MemoryCensus, MemoryReport
 from paralab.measure.split import Split
+from paralab.options.choices import EngineChoice
 from paralab.options.config import RunConfig
 from paralab.parity.prove import judge
 from paralab.parity.reference import Trace, reference, reference_key
@@ -26,13 +28,15 @@ STEPS = 3
 _references: dict[tuple, Trace] = {}
 
 
-def parity_result(rank: Rank, run: RunConfig, engine: str, ds_config: str | None = None) -> tuple[str, ParityResult]:
+def parity_result(
+    rank: Rank, run: RunConfig, engine: EngineChoice, ds_config: str | None = None
+) -> tuple[str, ParityResult]:
     """Train a case with an engine and compare it with one process; return the engine's class as well."""
     work = resolve(run)
     return prove_engine(work, make_mesh(work.layout, rank.device), engine, ds_config)
 
 
-def prove_engine(work: Work, mesh: Mesh, engine: str, ds_config: str | None) -> tuple[str, ParityResult]:
+def prove_engine(work: Work, mesh: Mesh, engine: EngineChoice, ds_config: str | None) -> tuple[str, ParityResult]:
     key = reference_key(work)
     if key not in _references:
         _references[key] = reference(work, mesh, steps=STEPS)
@@ -49,7 +53,7 @@ def sharded(rank: Rank, run: RunConfig) -> set[bool]:
     return {isinstance(parameter, DTensor) for _, parameter in built.parameters()}
 
 
-def split_with_a_slow_rank(rank: Rank, run: RunConfig, engine: str, slept_s: float) -> Split | None:
+def split_with_a_slow_rank(rank: Rank, run: RunConfig, engine: EngineChoice, slept_s: float) -> Split | None:
     """Take a step in which rank 0 sleeps so long; return where each rank's time went."""
     work = resolve(run)
     mesh = make_mesh(work.layout, rank.device)
@@ -60,14 +64,14 @@ def split_with_a_slow_rank(rank: Rank, run: RunConfig, engine: str, slept_s: flo
     built.step(next(batches))
     if rank.rank == 0:
         naps = iter([slept_s])
-        next(iter(built.parts[0].blocks.values())).register_forward_pre_hook(lambda *_: time.sleep(next(naps, 0.0)))
+        next(iter(blocks_of(built.parts[0]).values())).register_forward_pre_hook(lambda *_: time.sleep(next(naps, 0.0)))
     dist.barrier(group=mesh.world)
     with ExposedCommunication(mesh.device, mesh.groups()) as seen:
         built.step(seen.next(batches))
     return seen.split
 
 
-def memory(rank: Rank, run: RunConfig, engine: str, ds_config: str | None = None) -> tuple[int, MemoryReport]:
+def memory(rank: Rank, run: RunConfig, engine: EngineChoice, ds_config: str | None = None) -> tuple[int, MemoryReport]:
     """Return how many parameters the model has, and what the second step of a case holds on this rank."""
     work = resolve(run)
     mesh = make_mesh(work.layout, rank.device)
@@ -90,7 +94,7 @@ def saved_by_deepspeed(rank: Rank, run: RunConfig, folder: str) -> float:
     return built.step(next(batches)).loss.item()
 
 
-def relay(rank: Rank, legs: list[tuple[str, RunConfig]], folder: str, steps: int) -> list[float]:
+def relay(rank: Rank, legs: list[tuple[EngineChoice, RunConfig]], folder: str, steps: int) -> list[float]:
     """Hand a run from engine to engine through checkpoints; return the losses of this rank's steps."""
     losses: list[float] = []
     for engine, run in legs:
@@ -107,7 +111,9 @@ def relay(rank: Rank, legs: list[tuple[str, RunConfig]], folder: str, steps: int
     return losses
 
 
-def evaluated(rank: Rank, run: RunConfig, engine: str, weights: str) -> tuple[Validation, Validation, list[float]]:
+def evaluated(
+    rank: Rank, run: RunConfig, engine: EngineChoice, weights: str
+) -> tuple[Validation, Validation, list[float]]:
     """Start from weights; evaluate, train, evaluate, train. Return what was found and the losses."""
     built = _built(rank, run, engine)
     start_from(built, weights)
@@ -116,7 +122,7 @@ def evaluated(rank: Rank, run: RunConfig, engine: str, weights: str) -> tuple[Va
     return first, evaluator(), losses + _losses(built, 1)
 
 
-def _built(rank: Rank, run: RunConfig, engine: str) -> Any:
+def _built(rank: Rank, run: RunConfig, engine: EngineChoice) -> Any:
     work = resolve(run)
     mesh = make_mesh(work.layout, rank.device)
     return engines.build(work.context(mesh), engine) if rank.rank < work.layout.world_size else None

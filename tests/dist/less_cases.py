@@ -54,7 +54,7 @@ def outer_steps(rank: Rank, meetings: int) -> tuple[Tensor, Tensor] | None:
     draw = torch.Generator().manual_seed(rank.rank)
     for step in range(2 * meetings):
         with torch.no_grad():
-            ours += torch.randn(50, generator=draw, dtype=torch.float64)
+            ours.add_(torch.randn(50, generator=draw, dtype=torch.float64))
         if step % 2:
             mean = ours.detach().clone()
             dist.all_reduce(mean, group=mesh.group("dp"))

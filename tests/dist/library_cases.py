@@ -1,7 +1,7 @@
 """What the workers run of `paralab.library`: a kind of module under a layout, held against a loop written by hand."""
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import torch
@@ -128,7 +128,7 @@ def _loss(kind: Kind, module: nn.Module, batch: Any) -> Tensor:
     if kind.loss is None:
         return getattr(out, "loss", out)
     loss = kind.loss(out, targets)
-    return sum(loss.values()) if isinstance(loss, dict) else loss
+    return sum(loss.values(), torch.zeros(())) if isinstance(loss, dict) else loss
 
 
 def in_each(rank: Rank, layouts: Iterable[str], run: Callable[[World, Layout], Any]) -> list[Any]:
@@ -206,7 +206,7 @@ def dropped(rank: Rank, layouts: tuple[str, ...]) -> list[dict[str, Any]]:
             said = str(prove(trainer, every))
         except ConfigError as error:
             said = str(error)
-        return {"losses": losses, "last": (block.last > 0).tolist(), "said": said}
+        return {"losses": losses, "last": (cast(Tensor, block.last) > 0).tolist(), "said": said}
 
     return in_each(rank, layouts, run)
 
@@ -263,7 +263,7 @@ def epochs(rank: Rank, layouts: tuple[str, ...]) -> list[Any]:
         for name, losses in (("alone", None), ("training", list[float]())):
             torch.manual_seed(5)
             for _ in range(3):
-                seen = []
+                seen: list[int] = []
                 for batch in trainer.shard(_noted(loader, seen)) if losses is not None else _noted(loader, seen):
                     if losses is not None:
                         losses.append(trainer.step(batch).loss)
@@ -310,7 +310,7 @@ def values_and_places(rank: Rank, layouts: tuple[str, ...]) -> list[Any]:
 
     def make() -> nn.Module:
         module = made(KINDS["tied"])
-        places.append(module.embed.weight.device.type)  # type: ignore[union-attr]
+        places.append(module.get_parameter("embed.weight").device.type)
         return module
 
     def run(world: World, layout: Layout) -> dict[str, Any]:

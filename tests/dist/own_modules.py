@@ -3,7 +3,7 @@
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -95,6 +95,9 @@ class Alternating(nn.Module):
 
 class Turning(nn.Module):
     """A block that turns pairs of features by the place in the sequence, with frequencies that are not saved."""
+
+    inv_freq: Tensor
+    seen: Tensor
 
     def __init__(self) -> None:
         super().__init__()
@@ -215,7 +218,7 @@ MASKED_STAGES = Pipeline(
 class Named(Plain):
     """Keyword inputs, and a loss of its own in an output with `.loss`, as transformers have it."""
 
-    def forward(self, input_ids: Tensor, labels: Tensor, weights: dict[str, Tensor]) -> Any:
+    def forward(self, input_ids: Tensor, labels: Tensor, weights: dict[str, Tensor]) -> Any:  # type: ignore[override]
         logits = super().forward(input_ids)
         each = F.cross_entropy(logits.flatten(0, 1), labels.flatten(), reduction="none").view_as(labels)
         return SimpleNamespace(loss=(each.mean(1) * weights["rows"]).mean(), logits=logits)
@@ -244,7 +247,7 @@ class TwoTowers(nn.Module):
     def forward(self, pair: tuple[Tensor, dict[str, Tensor]]) -> dict[str, Tensor]:
         out: dict[str, Tensor] = {}
         for side, x in (("left", pair[0]), ("right", pair[1]["x"])):
-            for layer in self.towers[side]:
+            for layer in cast(nn.ModuleList, self.towers[side]):
                 x = layer(x)
             out[side] = x
         return out | {"both": self.gain.mean() * out["left"] * out["right"]}

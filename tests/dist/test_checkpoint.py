@@ -4,6 +4,7 @@ import math
 import resource
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -57,7 +58,7 @@ RELAY = (
 
 def config(layout: str, **options: object) -> RunConfig:
     model = {} if "model" in options else {"model": "gpt2", **SHORT}
-    chosen = {**model, "global_batch_size": 16, "eps": 1e-5, "steps": 20, **options}
+    chosen: dict[str, Any] = {**model, "global_batch_size": 16, "eps": 1e-5, "steps": 20, **options}
     return RunConfig(layout=Layout.parse(layout), **chosen)
 
 
@@ -234,9 +235,7 @@ def test_a_run_handed_from_layout_to_layout(
     got, want = (checkpoint.read_weights(tmp_path / name) for name in ("relay", "alone"))
     assert got.keys() == want.keys()
     for name, tensor in got.items():  # running statistics among them
-        torch.testing.assert_close(
-            tensor, want[name], atol=1e-9, rtol=1e-9, msg=lambda text, name=name: f"{name}: {text}"
-        )
+        torch.testing.assert_close(tensor, want[name], atol=1e-9, rtol=1e-9, msg=f"{name}: {{}}".format)
 
 
 @pytest.mark.parametrize("layout", ["dp4/zero3", "dp2.tp2/zero1", "dp2.tp2.pp2/1f1b/mb2"])

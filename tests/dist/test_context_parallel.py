@@ -21,8 +21,9 @@ from tests.tiny import TINY
 
 def check(workers: WorkerPool, model: str, layout: str, **options: Any) -> None:
     """Train a case and one process, and compare; then compare what a step sends with what was predicted."""
+    usual: dict[str, Any] = {"precision": "fp64", "global_batch_size": 8, "steps": 20}
     run = RunConfig(
-        **{"precision": "fp64", "global_batch_size": 8, "steps": 20} | TINY[model] | SHALLOW.get(model, {}) | options,
+        **usual | TINY[model] | SHALLOW.get(model, {}) | options,
         layout=Layout.parse(layout),
     )
     result = workers.run("tests.dist.cases:parity_result", run)[0]
@@ -65,7 +66,7 @@ def _terms_of_others_lost(patch: pytest.MonkeyPatch) -> None:
     right = local.backward
 
     def wrong(*tensors: Tensor, causal: bool) -> tuple[Tensor, Tensor, Tensor]:
-        grad_q, grad_k, grad_v = right(*tensors, causal=causal)  # type: ignore[arg-type]
+        grad_q, grad_k, grad_v = right(*tensors, causal=causal)
         return (grad_q, grad_k, grad_v) if causal else (grad_q, 0 * grad_k, 0 * grad_v)
 
     patch.setattr(local, "backward", wrong)
@@ -111,7 +112,8 @@ FAULTS = {
 
 @pytest.mark.parametrize("fault", FAULTS)
 def test_what_breaks_it_is_seen(workers: WorkerPool, fault: str) -> None:
-    options = {"precision": "fp64", "global_batch_size": 8, "steps": 20} | TINY["llama"] | SHALLOW["llama"]
+    usual: dict[str, Any] = {"precision": "fp64", "global_batch_size": 8, "steps": 20}
+    options = usual | TINY["llama"] | SHALLOW["llama"]
     run = RunConfig(**options, layout=Layout.parse("dp2.cp2"))
     result = workers.run("tests.dist.cases:parity_with_fault", run, f"{__name__}:{FAULTS[fault][0].__name__}")[0]
     assert not result.passed and result.loss_difference > 1e-6

@@ -17,7 +17,7 @@ from tests.dist.workers import WorkerPool
 
 SAMPLES = 21  # with 16 a batch: the last one divides by nothing, and leaves some data ranks without any
 GPT2 = {"model": "gpt2", "size": "tiny"}
-RESNET = {"model": "resnet", "size": "tiny", "norm": "syncbatch"}
+RESNET: dict[str, Any] = {"model": "resnet", "size": "tiny", "norm": "syncbatch"}
 VICREG = {"model": "vicreg", "size": "tiny"}
 POINTS = {"model": "diffusion", "size": "tiny-points"}
 
@@ -60,7 +60,7 @@ def alone() -> dict[str, tuple[Validation, Validation, float]]:
     ids=lambda value: value if isinstance(value, str) else value["model"],
 )
 def test_every_layout_gives_what_one_process_gives(
-    workers: WorkerPool, alone: dict[str, Any], model: dict[str, str], layout: str
+    workers: WorkerPool, alone: dict[str, Any], model: dict[str, Any], layout: str
 ) -> None:
     def run(layout: str) -> tuple[Validation, Validation, float]:
         config = RunConfig(layout=Layout.parse(layout), global_batch_size=16, precision="fp64", eps=1e-5, **model)

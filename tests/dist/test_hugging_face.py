@@ -1,6 +1,7 @@
 """Models of transformers under each kind of layout: parity, bytes, and weights that are continued from."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 from torch.nn.functional import cross_entropy
@@ -27,7 +28,12 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def run_of(model: str, layout: str, folder: Path, **options: object) -> RunConfig:
-    chosen = {"global_batch_size": 16, "seq_len": 24, "steps": 20, **options}  # longer than a sliding window
+    chosen: dict[str, Any] = {
+        "global_batch_size": 16,
+        "seq_len": 24,
+        "steps": 20,
+        **options,
+    }  # longer than a sliding window
     return RunConfig(model=f"hf:{folder / model}", size="tiny", layout=Layout.parse(layout), **chosen)
 
 

@@ -5,6 +5,7 @@ import warnings
 from collections.abc import Callable
 from fractions import Fraction
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -20,6 +21,7 @@ from torch.distributed.pipelining.schedules import ScheduleZBVZeroBubble
 from torch.distributed.tensor import DTensor, Partial, Shard
 from torch.distributed.tensor.parallel import (
     ColwiseParallel,
+    ParallelStyle,
     RowwiseParallel,
     SequenceParallel,
     parallelize_module,
@@ -146,11 +148,13 @@ def _fsdp(reshard: bool) -> Case:
 
 def _tensor(sequence: bool) -> Case:
     def case(mesh: DeviceMesh) -> object:
-        split = {"input_layouts": Shard(1)} if sequence else {}
-        joined = {"output_layouts": Shard(1)} if sequence else {}
+        split: dict[str, Any] = {"input_layouts": Shard(1)} if sequence else {}
+        joined: dict[str, Any] = {"output_layouts": Shard(1)} if sequence else {}
         # As in a transformer block: two pairs of a column-wise and a row-wise product.
         model = nn.Sequential(nn.Linear(WIDTH, 8), nn.Linear(8, WIDTH), nn.Linear(WIDTH, 8), nn.Linear(8, WIDTH))
-        plan = {str(i): ColwiseParallel(**split) if i % 2 == 0 else RowwiseParallel(**joined) for i in range(4)}
+        plan: dict[str, ParallelStyle] = {
+            str(i): ColwiseParallel(**split) if i % 2 == 0 else RowwiseParallel(**joined) for i in range(4)
+        }
         if sequence:
             model.append(nn.LayerNorm(WIDTH))
             plan["4"] = SequenceParallel()
@@ -260,14 +264,15 @@ def _memory(mesh: DeviceMesh) -> object:
     def linear() -> nn.Linear:
         return nn.Linear(1000, 1000, bias=False)
 
-    plain, ddp, zero1 = (linear() for _ in range(3))
-    ddp, zero1 = (DistributedDataParallel(m, device_mesh=mesh) for m in (ddp, zero1))
+    plain = linear()
+    ddp, zero1 = (DistributedDataParallel(linear(), device_mesh=mesh) for _ in range(2))
     viewed = DistributedDataParallel(linear(), device_mesh=mesh, gradient_as_bucket_view=True)
-    fsdp = fully_shard(nn.Sequential(linear()), mesh=mesh)
+    fsdp = nn.Sequential(linear())
+    fully_shard(fsdp, mesh=mesh)
     with MemoryCensus([]) as partial:
         DTensor.from_local(torch.ones(1000, 1000), mesh, [Partial()]).relu()
         dist.barrier()  # for which gloo's thread lets go of what it has reduced
-    adam = {"lr": 0.1, "foreach": False}
+    adam: dict[str, Any] = {"lr": 0.1, "foreach": False}
     return {
         "dtensor": partial.report(),
         "single": census(plain, torch.optim.AdamW(plain.parameters(), **adam)),

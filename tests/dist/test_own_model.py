@@ -8,6 +8,7 @@ import pytest
 
 from paralab.cli import main
 from paralab.errors import LayoutError
+from paralab.layout import Layout
 from paralab.options.config import RunConfig
 from paralab.planning.resolve import resolve
 from tests.dist.workers import WorkerPool
@@ -70,7 +71,9 @@ def test_what_a_step_allows_is_proved(
 def test_heads_that_are_not_those_of_the_rank_fail_the_proof_as_the_page_says(
     workers: WorkerPool, tmp_path: Path
 ) -> None:
-    run = RunConfig(model=file_of(3, tmp_path, without=3), precision="fp64", layout="tp2", global_batch_size=16)
+    run = RunConfig(
+        model=file_of(3, tmp_path, without=3), precision="fp64", layout=Layout.parse("tp2"), global_batch_size=16
+    )
     result = workers.run("tests.dist.cases:parity_result", run)[0]
     assert not result.passed
 
@@ -83,5 +86,5 @@ def test_what_a_step_lacks_is_refused_before_any_process_is_started(
     step: int, layout: str, says: str, tmp_path: Path
 ) -> None:
     with pytest.raises(LayoutError) as raised:
-        resolve(RunConfig(model=file_of(step, tmp_path), layout=layout))
+        resolve(RunConfig(model=file_of(step, tmp_path), layout=Layout.parse(layout)))
     assert says in str(raised.value) and "\n" not in str(raised.value)

@@ -171,7 +171,7 @@ def test_accumulation(workers: WorkerPool, model: str, layout: str) -> None:
 
 
 # SGD, because the step of Adam is the same whatever factor its gradients carry. The norm before clipping is above 1.
-BITES = {"optimizer": "sgd", "learning_rate": 0.1, "clip_norm": 0.05}
+BITES: dict[str, Any] = {"optimizer": "sgd", "learning_rate": 0.1, "clip_norm": 0.05}
 
 
 @cases(

@@ -4,6 +4,7 @@ import copy
 from collections.abc import Sequence
 from dataclasses import replace
 from itertools import islice
+from operator import itemgetter
 from typing import Any
 
 import pytest
@@ -83,16 +84,16 @@ def simulated(run: RunConfig, steps: int, *, parts: Sequence[Sequence[str]], mee
     ]
     for step, batch in enumerate(islice(training_batches(alone, mesh), steps), start=1):
         for rank, (model, optimizer) in enumerate(zip(models, inner, strict=True)):
-            rows = batch.each(lambda x, rank=rank: x[division.rows_of(rank)])
+            rows = batch.each(itemgetter(division.rows_of(rank)))
             optimizer.zero_grad()
             model(*rows.inputs, targets=rows.given).backward()
             optimizer.step()
-        for part, optimizer, after in zip(names, outer, meets, strict=True):
+        for part, meeting, after in zip(names, outer, meets, strict=True):
             if step % every == after % every:
                 with torch.no_grad():
                     for p, *theirs in ([m.get_parameter(name) for m in (agreed, *models)] for name in part):
                         p.grad = p - sum(theirs) / ranks
-                    optimizer.step()
+                    meeting.step()
                     for p, *theirs in ([m.get_parameter(name) for m in (agreed, *models)] for name in part):
                         for their in theirs:
                             their.copy_(p)
@@ -100,7 +101,13 @@ def simulated(run: RunConfig, steps: int, *, parts: Sequence[Sequence[str]], mee
 
 
 def test_fragments_that_meet_at_different_steps_are_those_of_a_simulation(workers: WorkerPool) -> None:
-    plain = {"weight_decay": 0.0, "betas": (0.9, 0.999), "clip_norm": None, "lr_warmup_steps": 0, "precision": "fp64"}
+    plain: dict[str, Any] = {
+        "weight_decay": 0.0,
+        "betas": (0.9, 0.999),
+        "clip_norm": None,
+        "lr_warmup_steps": 0,
+        "precision": "fp64",
+    }
     run = RunConfig(
         **SMALL,
         **plain,

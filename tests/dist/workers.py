@@ -28,7 +28,7 @@ class WorkerPool:
     """
 
     # modules that are imported once, not by each of the processes; conftest.py adds to them
-    imported = ("paralab.benchmarks.case.run", "tests.dist.cases", "torch._dynamo")
+    imported: tuple[str, ...] = ("paralab.benchmarks.case.run", "tests.dist.cases", "torch._dynamo")
 
     def __init__(self, world_size: int) -> None:
         self.world_size = world_size
@@ -109,11 +109,11 @@ def share_one_device() -> None:
     def __init__(
         group: dist.ProcessGroupGloo, store: dist.Store, rank: int, size: int, timeout: timedelta, **_: bool
     ) -> None:  # torch 2.14 passes a further argument, which says that the group keeps its ranks
-        options = dist.ProcessGroupGloo._Options()
+        options: Any = dist.ProcessGroupGloo._Options()  # type: ignore[attr-defined]
         options._devices, options._timeout = [device], timeout
         create(group, store, rank, size, options)
 
-    dist.ProcessGroupGloo.__init__ = __init__  # type: ignore[method-assign]
+    dist.ProcessGroupGloo.__init__ = __init__  # type: ignore[method-assign, assignment]
 
 
 def _work(rank: int, world_size: int, store: str, inbox: Any, outbox: Any) -> None:
@@ -121,7 +121,7 @@ def _work(rank: int, world_size: int, store: str, inbox: Any, outbox: Any) -> No
     from paralab.processes.rank import Rank
 
     share_one_device()
-    me = Rank(rank, world_size, rank, world_size, "pool")
+    me = Rank(rank, world_size, rank, world_size, "python")
     cluster.join(me, threads=1, init_method=f"file://{store}")
     while (task := inbox.get()) is not None:
         target, args = task

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from hashlib import sha256
+from typing import Any
 
 import numpy as np
 
@@ -12,7 +13,7 @@ from paralab.records.row import RunRecord
 START = datetime(2025, 1, 1, tzinfo=UTC)
 
 
-def run(number: int = 0, **cells: object) -> RunRecord:
+def run(number: int = 0, **cells: Any) -> RunRecord:
     """Return a good CPU run of GPT-2 nano under ddp; `number` is its place in time."""
     record = RunRecord(
         run_id=f"run-{number}", repeat=number, started_at=(START + timedelta(minutes=number)).isoformat(), status="ok",
@@ -45,7 +46,7 @@ def interleaved(
     A drift of 1 is up to 1% a run and a slow wave of 2%.
     """
     slots = np.arange(2 * repeats)
-    drift = 1 + drift * (rng.uniform(-0.01, 0.01) * slots + 0.02 * np.sin(slots / 3 + rng.uniform(0, 6)))
+    speeds = 1 + drift * (rng.uniform(-0.01, 0.01) * slots + 0.02 * np.sin(slots / 3 + rng.uniform(0, 6)))
     noise = rng.normal(1, 0.015, slots.size) + 0.1 * (rng.uniform(size=slots.size) < 0.05)
-    times = 0.1 * drift * noise
+    times = 0.1 * speeds * noise
     return list(times[0::2]), list(times[1::2] * slowdown)

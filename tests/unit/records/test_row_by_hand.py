@@ -22,6 +22,7 @@ from paralab.benchmarks.case.row import _efficiency_columns, _memory_columns, re
 from paralab.benchmarks.case.run import run_case
 from paralab.benchmarks.run_start import summary
 from paralab.console.clock import Moment
+from paralab.layout import Layout
 from paralab.measure import roofline
 from paralab.measure.compiling import Compiled
 from paralab.measure.ledger import CommRow
@@ -53,7 +54,7 @@ TESTS = Path(__file__).resolve().parents[2]
 
 RUN = RunConfig(
     size="tiny",
-    layout="dp2.pp2/1f1b/mb2",
+    layout=Layout.parse("dp2.pp2/1f1b/mb2"),
     accumulation=2,
     global_batch_size=16,
     checkpointing="full",
@@ -575,7 +576,7 @@ def test_what_is_not_computed_again_is_no_further_use_of_the_device(alone: RunRe
 @pytest.mark.parametrize(("layout", "ring", "gloo"), [("dp4/zero2", 1.5, 2.25), ("dp4/zero1", 2.25, 2.25)])
 def test_predicted_bytes_are_those_of_the_backend(layout: str, ring: float, gloo: float) -> None:
     """Of 4 bytes a parameter; rows of (2, 3, ...) are padded to four, which this model has none of."""
-    work = resolve(RunConfig(size="tiny", layout=layout, global_batch_size=16))
+    work = resolve(RunConfig(size="tiny", layout=Layout.parse(layout), global_batch_size=16))
     small = 2 * (3 / 4) * 2 * 4  # loss and gradient norm, on the same axis
     comm = [CommRow("dp", "all_reduce", 4, 1, 1, F(1), F(1))]
     got = sent_columns(work, [RankResult(comm=comm)] * 4, "cpu")
@@ -585,7 +586,7 @@ def test_predicted_bytes_are_those_of_the_backend(layout: str, ring: float, gloo
 
 def test_bytes_within_and_between_groups_of_data_ranks() -> None:
     """Within a group of two all parameters are gathered and all gradients scattered; between groups, half of these."""
-    work = resolve(RunConfig(size="tiny", layout="dp4/zero2/shard2", global_batch_size=16))
+    work = resolve(RunConfig(size="tiny", layout=Layout.parse("dp4/zero2/shard2"), global_batch_size=16))
     comm = [
         CommRow("dp_replicate", "all_reduce", 2, 1, 40, F(40), F(41)),
         CommRow("dp_shard", "all_gather", 2, 2, 50, F(25), F(26)),
@@ -604,7 +605,7 @@ def test_bytes_within_and_between_groups_of_data_ranks() -> None:
 
 def test_bytes_over_context_ranks_and_over_data_and_context_ranks() -> None:
     """Keys and values go one hop, and back with their gradients; those of parameters are reduced over four ranks."""
-    work = resolve(RunConfig(size="tiny", layout="dp2.cp2", global_batch_size=16))
+    work = resolve(RunConfig(size="tiny", layout=Layout.parse("dp2.cp2"), global_batch_size=16))
     comm = [
         CommRow("cp", "send", 2, 2, 40, F(40), F(41)),
         CommRow("dp_cp", "all_reduce", 4, 3, 60, F(90), F(91)),
@@ -622,7 +623,7 @@ def test_bytes_over_context_ranks_and_over_data_and_context_ranks() -> None:
 
 def test_bytes_among_ranks_that_divide_experts_and_among_those_that_share_them() -> None:
     """Rows go to their experts, and back, and so do their gradients; what is no expert is reduced over all four."""
-    work = resolve(RunConfig(model="mixtral", size="tiny", layout="dp4.ep2", global_batch_size=16))
+    work = resolve(RunConfig(model="mixtral", size="tiny", layout=Layout.parse("dp4.ep2"), global_batch_size=16))
     comm = [CommRow("ep", "all_to_all", 2, 2, 40, F(40), F(41)), CommRow("edp", "all_reduce", 2, 3, 60, F(90), F(91))]
     got = sent_columns(work, [RankResult(comm=comm)] * 4, "cpu")
     counted = ("calls", "payload_bytes", "ring_bytes", "sent_bytes")
@@ -705,7 +706,7 @@ def test_predicted_state_by_hand(options: dict[str, Any], per_parameter: float, 
 @pytest.mark.parametrize(("checkpointing", "again"), [("none", 0), ("full", 8), ("2", 4)])
 def test_predicted_bytes_of_tensor_parallelism_by_hand(checkpointing: str, again: int) -> None:
     """again: blocks computed again, of which only attention's sum is needed by backward."""
-    work = resolve(RunConfig(size="tiny", layout="tp2", global_batch_size=4, checkpointing=checkpointing))
+    work = resolve(RunConfig(size="tiny", layout=Layout.parse("tp2"), global_batch_size=4, checkpointing=checkpointing))
     activation = 4 * 16 * 32 * 4  # bytes: 4 samples, 16 tokens, 32 wide, fp32
     sums = 8 * 4 + 1 + again  # of 8 blocks, two in forward and two in backward; of the table of words; again
     words = 4 * 16
@@ -725,7 +726,11 @@ def test_the_log_of_a_rank_has_the_numbers_of_each_step() -> None:
     records: list[LogRecord] = []
 
     class Log:
-        write = staticmethod(records.append)
+        def write(self, record: LogRecord) -> None:
+            records.append(record)
+
+        def close(self) -> None:
+            raise AssertionError("more is written after the steps")
 
     run = replace(RUN, steps=2, lr_warmup_steps=2, lr_schedule="constant", learning_rate=0.5)
     result = RankResult(losses=[5.0, 4.0, 3.0, 2.0], grad_norms=[0.5, 0.4, 0.3, 0.2])
