@@ -6,6 +6,7 @@ file may leave it out, say "auto", or say the same.
 """
 
 import json
+import math
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -74,7 +75,7 @@ def fill(values: Mapping[str, Any], work: Planned, *, stage: int, source: str = 
     _check_batch(values, work, source=source)
     _check_optimizer(values.get("optimizer"), run, source=source)
     _check_scheduler(values.get("scheduler"), run, source=source)
-    zero = values.get("zero_optimization") or {}
+    zero = _section(values, "zero_optimization")
     if _says_otherwise(zero, "stage", stage):
         named = f"zero{zero['stage']}" if zero["stage"] else "ddp"
         raise _contradiction("zero_optimization.stage", zero["stage"], source, stage, f"type --strategy {named}")
@@ -85,7 +86,7 @@ def fill(values: Mapping[str, Any], work: Planned, *, stage: int, source: str = 
         "train_micro_batch_size_per_gpu": division.micro_batch_size,
         "gradient_accumulation_steps": division.chunks,
         "gradient_clipping": run.clip_norm or 0.0,
-        "zero_optimization": {**handed.get("zero_optimization", {}), **_auto_buckets(zero, work), "stage": stage},
+        "zero_optimization": {**_section(handed, "zero_optimization"), **_auto_buckets(zero, work), "stage": stage},
         "zero_allow_untested_optimizer": True,  # torch's SGD is not on its list
         "zero_force_ds_cpu_optimizer": False,  # torch's AdamW also runs on offloaded states, and needs no compiler
         **_arithmetic(run.precision),
@@ -116,9 +117,9 @@ def validate(values: Mapping[str, Any], source: str) -> None:
 
 def offloaded(values: Mapping[str, Any]) -> str:
     """Return what a configuration keeps in the memory of the host: none, optimizer, parameters, or both by a +."""
-    zero = values.get("zero_optimization") or {}
+    zero = _section(values, "zero_optimization")
     parts = {"optimizer": "offload_optimizer", "parameters": "offload_param"}
-    there = [name for name, key in parts.items() if (zero.get(key) or {}).get("device", "none") not in ("none", _AUTO)]
+    there = [name for name, key in parts.items() if _section(zero, key).get("device", "none") not in ("none", _AUTO)]
     return "+".join(there) or "none"
 
 
@@ -126,7 +127,7 @@ def unreadable(zero: Mapping[str, Any]) -> str | None:
     """Return a setting of ZeRO under which DeepSpeed does not hand out whole optimizer states, or None."""
     if zero.get("round_robin_gradients") not in (None, False, _AUTO):
         return "round_robin_gradients"
-    ratio = (zero.get("offload_optimizer") or {}).get("ratio", 1.0)
+    ratio = _section(zero, "offload_optimizer").get("ratio", 1.0)
     return "ratio" if ratio not in (1.0, _AUTO) else None
 
 
@@ -146,7 +147,7 @@ def _check_keys(values: Mapping[str, Any], rules: Mapping[str, Rule], *, where: 
             raise ConfigError(f"{path} in {source} is {_text(value)}: a section with keys is needed")
         if isinstance(rule, Off) and _is_on(value, rule):
             raise ConfigError(f"{path} in {source} is {_text(value)}, which is not supported: {rule.instead}")
-        if isinstance(rule, (Handed, Decided)) and rule.only and value not in (None, _AUTO, *rule.only):
+        if isinstance(rule, (Handed, Decided)) and rule.only and (value is True or value not in (None, _AUTO, *rule.only)):
             able = ", ".join(_text(one) for one in rule.only)
             raise ConfigError(f"{path} in {source} is {_text(value)}, which is not supported: use one of {able}")
 
@@ -219,14 +220,27 @@ def _check_precision(values: Mapping[str, Any], run: RunConfig, *, source: str) 
             raise _contradiction(
                 f"{key}.enabled", said, source, f"--precision {run.precision}", f"type --precision {other}"
             )
-    dtype = (values.get("torch_autocast") or {}).get("dtype", _AUTO)
+    dtype = _section(values, "torch_autocast").get("dtype", _AUTO)
     if dtype not in (_AUTO, "bfloat16", "bf16"):
         raise ConfigError(f'torch_autocast.dtype is {_text(dtype)} in {source}: "bfloat16" is needed, set it to "auto"')
 
 
+def _section(values: Mapping[str, Any], key: str) -> Mapping[str, Any]:
+    """Return a section, empty where it is not there or "auto" (`_check_keys` refuses what else it may be)."""
+    found = values.get(key)
+    return found if isinstance(found, Mapping) else {}
+
+
+def _params(section: Mapping[str, Any], known: Iterable[str], *, where: str, source: str) -> Mapping[str, Any]:
+    """Return the section `params` of a section. Raises: ConfigError where it is none, or has a key that is unknown."""
+    rules = {"type": LeftOut(), "legacy_fusion": LeftOut(), "params": LeftOut(keys=frozenset(known))}
+    _check_keys(section, rules, where=where, source=source)
+    return _section(section, "params")
+
+
 def _enabled(values: Mapping[str, Any], key: str) -> bool | None:
     """Return what a section of a precision says, None where it says nothing or "auto"."""
-    said = (values.get(key) or {}).get("enabled", _AUTO)
+    said = _section(values, key).get("enabled", _AUTO)
     return None if said == _AUTO else bool(said)
 
 
@@ -243,7 +257,7 @@ def _check_batch(values: Mapping[str, Any], work: Planned, *, source: str) -> No
     if not differ:
         return
     for key in differ:
-        if not isinstance(values[key], (int, float)) or isinstance(values[key], bool):
+        if type(values[key]) not in (int, float) or not 0 <= values[key] < math.inf:
             raise ConfigError(f'{key} is {_text(values[key])} in {source}: a number is needed, or "auto"')
     whole, micro, chunks, clip = (None if values.get(key) == _AUTO else values.get(key) for key in decided)
     steps = chunks or division.chunks
@@ -268,7 +282,7 @@ def _check_batch(values: Mapping[str, Any], work: Planned, *, source: str) -> No
 def _check_optimizer(section: Mapping[str, Any] | str | None, run: RunConfig, *, source: str) -> None:
     if not isinstance(section, Mapping):
         return
-    params = section.get("params") or {}
+    params = _params(section, OPTIMIZER_PARAMS, where="optimizer", source=source)
     kind = str(section.get("type", _AUTO)).lower()
     decays = kind in _DECAYS and params.get("adam_w_mode", True) in (True, _AUTO)
     name = "adamw" if decays else "sgd" if kind == "sgd" else run.optimizer if kind == _AUTO else None
@@ -281,7 +295,6 @@ def _check_optimizer(section: Mapping[str, Any] | str | None, run: RunConfig, *,
         raise _contradiction(
             "optimizer.type", section["type"], source, f"--optimizer {run.optimizer}", f"type --optimizer {name}"
         )
-    _check_names(params, OPTIMIZER_PARAMS, where="optimizer.params", source=source)
     decided: dict[str, Any] = {"lr": run.learning_rate, "weight_decay": run.weight_decay}
     decided |= {"betas": list(run.betas), "eps": run.eps} if name == "adamw" else {"momentum": run.momentum}
     flags = {key: f"--{key.replace('_', '-')}" for key in decided} | {"lr": "--learning-rate"}
@@ -292,16 +305,15 @@ def _check_optimizer(section: Mapping[str, Any] | str | None, run: RunConfig, *,
 def _check_scheduler(section: Mapping[str, Any] | str | None, run: RunConfig, *, source: str) -> None:
     if not isinstance(section, Mapping) or section.get("type", _AUTO) == _AUTO:
         return
-    kind, params = section["type"], section.get("params") or {}
+    kind, params = str(section["type"]), _params(section, SCHEDULER_PARAMS, where="scheduler", source=source)
     if kind not in _SCHEDULES:
         raise ConfigError(
-            f"scheduler.type is {_text(kind)} in {source}, and the learning rate here is constant (WarmupLR) or a "
-            "cosine (WarmupCosineLR) after its warm-up: use one of these, or remove the section"
+            f"scheduler.type is {_text(section['type'])} in {source}, and the learning rate here is constant "
+            "(WarmupLR) or a cosine (WarmupCosineLR) after its warm-up: use one of these, or remove the section"
         )
     if _SCHEDULES[kind] != run.lr_schedule:
         said = f"--lr-schedule {run.lr_schedule}"
         raise _contradiction("scheduler.type", kind, source, said, f"type --lr-schedule {_SCHEDULES[kind]}")
-    _check_names(params, SCHEDULER_PARAMS, where="scheduler.params", source=source)
     decided: dict[str, Any] = {
         "warmup_max_lr": run.learning_rate,
         "warmup_num_steps": run.lr_warmup_steps,
@@ -328,10 +340,6 @@ def _check_params(
             typed = ",".join(str(part) for part in got) if isinstance(got, list) else got
             advice = f"type {flags[key]} {typed}" if key in flags else f"set it to {_text(value)}"
             raise _contradiction(f"{where}.{key}", got, source, value, advice)
-
-
-def _check_names(params: Mapping[str, Any], known: Iterable[str], *, where: str, source: str) -> None:
-    _check_keys(params, dict.fromkeys(known, LeftOut()), where=where, source=source)
 
 
 def _says_otherwise(values: Mapping[str, Any], key: str, value: Any) -> bool:

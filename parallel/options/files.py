@@ -54,7 +54,25 @@ def _parse_toml(text: str) -> dict[str, Any]:
 
 
 def _parse_json(text: str) -> Any:
-    return _Decoder().decode(text)
+    try:
+        return _Decoder().decode(text)
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{error}{_not_of_json(text, error.pos)}") from None
+
+
+def _not_of_json(text: str, at: int) -> str:
+    """Return a hint at what other languages have there and JSON has not, or an empty string."""
+    rest = text[at:].lstrip()
+    before = text[: at + text[at:].startswith(",")].rstrip()
+    if rest.startswith(("//", "/*", "#")):
+        return ": JSON has no comments, remove this one"
+    if before.endswith(",") and rest.lstrip(",").lstrip().startswith(("}", "]")):
+        return ": remove the comma before the bracket that closes"
+    if rest.startswith("'"):
+        return ": write double quotes"
+    if rest.startswith(("True", "False", "None")):
+        return ": write true, false or null"
+    return ""
 
 
 class _Decoder(json.JSONDecoder):

@@ -268,6 +268,9 @@ def _leaves(values: Any) -> Iterator[Any]:
         ({"zero_optimization": {"offload_optimizer": {"device": "nvme"}}}, 'is "nvme".*use one of "none", "cpu"'),
         ({"zero_optimization": {"stage": 4}}, "zero_optimization.stage .* is 4.*use one of 0, 1, 2, 3"),
         ({"zero_optimization": True}, "a section with keys is needed"),
+        ({"zero_optimization": {"stage": True}}, "zero_optimization.stage .* is true.*use one of 0, 1, 2, 3"),
+        ({"gradient_clipping": float("nan")}, "gradient_clipping is NaN .*a number is needed"),
+        ({"train_batch_size": -1}, "train_batch_size is -1 .*a number is needed"),
         ({"zero_optimization": {"reduce_bucket_size": "big"}}, 'zero_optimization.reduce_bucket_size .* is "big"'),
         ({"zero_optimization": {"cpu_offload": True}}, 'cpu_offload .*"offload_optimizer": {"device": "cpu"}'),
         ({"zero_optimization": {"zero_hpz_partition_size": 2}}, "zero_hpz_partition_size .* is 2"),
@@ -421,3 +424,18 @@ def test_the_documentation_lists_every_key() -> None:
     kinds = {"used": Handed, "ignored": LeftOut, "must agree with the run": Decided, "refused if switched on": Off}
     for name, kind in kinds.items():
         assert rows[name] == {key for key, rule in KEYS.items() if isinstance(rule, kind)}, name
+
+
+def test_a_value_of_another_kind_is_taken_or_refused_in_one_line(tmp_path: Path) -> None:
+    work, path = context("dp2/zero2"), tmp_path / "ds.json"
+    inner = [("optimizer", "type"), ("optimizer", "params"), ("scheduler", "type"), ("scheduler", "params")]
+    inner += [(key, "enabled") for key in ("fp16", "bf16", "torch_autocast")]
+    for keys in [*((key,) for key in KEYS), ("zero_optimization", "stage"), *inner]:
+        for value in (None, "auto", True, 4, [1], {"a": 1}):
+            values = {keys[0]: {keys[1]: value} if len(keys) > 1 else value}
+            path.write_text(json.dumps(values))
+            try:
+                deepspeed_config.of_run(work, path)
+                assert deepspeed_config.offloaded(values) == "none"
+            except ConfigError as error:
+                assert keys[-1] in str(error) and "True" not in str(error)

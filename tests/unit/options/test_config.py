@@ -234,6 +234,12 @@ def test_compile_was_once_true_or_false_in_files(written: str, mode: str, tmp_pa
     [
         ("a.yaml", "steps: 3\nseed: 1\nsteps: 4\n", "key 'steps' occurs twice, the second time in line 3"),
         ("a.yaml", "a: {b: 1,\n b: 2}\n", "key 'b' occurs twice, the second time in line 2"),
+        ("a.json", '{\n// a\n"a": 1}', "JSON has no comments, remove this one"),
+        ("a.json", '{"a": 1, # one\n"b": 1}', "JSON has no comments, remove this one"),
+        ("a.json", '{"a": [1,\n],\n "b": 1}', "remove the comma before the bracket"),
+        ("a.json", '{"a": 1,\n}', "remove the comma before the bracket"),
+        ("a.json", "{'a': 1}", "write double quotes"),
+        ("a.json", '{"a": True}', "write true, false or null"),
         ("a.json", '{"a": {"b": 1},\n "b": 1,\n\n "a": 2}', "key 'a' occurs twice, the second time in line 4"),
         (
             "a.json",
