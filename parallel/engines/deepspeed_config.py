@@ -147,8 +147,9 @@ def _check_keys(values: Mapping[str, Any], rules: Mapping[str, Rule], *, where: 
             raise ConfigError(f"{path} in {source} is {_text(value)}: a section with keys is needed")
         if isinstance(rule, Off) and _is_on(value, rule):
             raise ConfigError(f"{path} in {source} is {_text(value)}, which is not supported: {rule.instead}")
-        if isinstance(rule, (Handed, Decided)) and rule.only and (value is True or value not in (None, _AUTO, *rule.only)):
-            able = ", ".join(_text(one) for one in rule.only)
+        able_to = (None, _AUTO, *rule.only) if isinstance(rule, (Handed, Decided)) and rule.only else None
+        if able_to and (value is True or value not in able_to):
+            able = ", ".join(_text(one) for one in able_to[2:])
             raise ConfigError(f"{path} in {source} is {_text(value)}, which is not supported: use one of {able}")
 
 

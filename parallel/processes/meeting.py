@@ -18,6 +18,7 @@ _DEFAULT_PORT = 29500  # torch's, where nothing tells two jobs apart
 _JOBS = (("SLURM_JOB_ID", "SLURM_STEP_ID"), ("PMIX_NAMESPACE",), ("OMPI_MCA_ess_base_jobid",), ("PMI_JOBID",))
 _NODELISTS = ("SLURM_STEP_NODELIST", "SLURM_JOB_NODELIST", "SLURM_NODELIST")
 # SLURM_BATCH_SCRIPT, SLURM_INTERACTIVE_STEP and their like are the last numbers of 32 bits (slurm/slurm.h)
+_DIGITS = 20  # of any number that a launcher writes
 _FIRST_SPECIAL_STEP = 0xFFFFFFF0
 
 
@@ -32,13 +33,13 @@ def is_slurm_step(env: Mapping[str, str]) -> bool:
     step = env.get("SLURM_STEP_ID")
     if step is None:  # as in a batch script; a further task is srun's
         return "SLURM_STEP_NUM_TASKS" in env or number(env, "SLURM_PROCID") > 0
-    return step.isdecimal() and int(step) < _FIRST_SPECIAL_STEP
+    return step.isdecimal() and len(step) <= _DIGITS and int(step) < _FIRST_SPECIAL_STEP
 
 
 def number(env: Mapping[str, str], name: str) -> int:
     """Return the whole number in a variable. Raises: WorldError when it holds something else."""
     written = env[name].strip()
-    if not written.isdecimal():
+    if not written.isdecimal() or len(written) > _DIGITS:
         raise WorldError(
             f"the environment says {name}={env[name]!r}, and a number from 0 is needed: set it to one, or type "
             f"env -u {name} before the command where no launcher starts it"
@@ -53,16 +54,24 @@ def slurm_tasks(env: Mapping[str, str]) -> int | None:
 
 
 def slurm_tasks_here(env: Mapping[str, str]) -> int | None:
-    """Return Slurm's tasks on this node: SLURM_TASKS_PER_NODE is written as "4(x2),3" (sbatch manual)."""
-    written = env.get("SLURM_STEP_TASKS_PER_NODE") or env.get("SLURM_TASKS_PER_NODE")
-    if written is None or "SLURM_NODEID" not in env:
+    """Return Slurm's tasks on this node: SLURM_TASKS_PER_NODE is written as "4(x2),3" (sbatch manual).
+
+    Raises: WorldError where it is written otherwise.
+    """
+    name = next((x for x in ("SLURM_STEP_TASKS_PER_NODE", "SLURM_TASKS_PER_NODE") if x in env), None)
+    if name is None or "SLURM_NODEID" not in env:
         return None
-    tasks: list[int] = []
-    for part in written.split(","):
-        count, _, times = part.rstrip(")").partition("(x")
-        tasks += [int(count)] * int(times or 1)
-    node = int(env["SLURM_NODEID"])
-    return tasks[node] if node < len(tasks) else None
+    node = number(env, "SLURM_NODEID")
+    for part in env[name].split(","):
+        match = re.fullmatch(r"\s*([0-9]{1,9})(?:\(x([0-9]{1,9})\))?\s*", part)
+        if match is None:
+            raise WorldError(
+                f"the environment says {name}={env[name]!r}, and numbers of tasks such as 4(x2),3 are needed: correct it"
+            )
+        node -= int(match[2] or 1)
+        if node < 0:
+            return int(match[1])
+    return None
 
 
 def meeting_point(env: Mapping[str, str], *, launcher: Launcher, on_one_machine: bool) -> dict[str, str]:
@@ -93,9 +102,15 @@ def check_meeting_point(env: Mapping[str, str]) -> None:
 def _address(env: Mapping[str, str], *, launcher: Launcher, on_one_machine: bool) -> str:
     if on_one_machine:
         return "127.0.0.1"
-    written = next((env[name] for name in _NODELISTS if env.get(name)), None)
-    if written is not None:
-        return next(hosts(written))
+    name = next((name for name in _NODELISTS if env.get(name)), None)
+    if name is not None:
+        try:
+            return next(hosts(env[name]))
+        except (ValueError, StopIteration):
+            raise WorldError(
+                f"{name}={env[name]!r} is no list of nodes such as gpu[01-03,7],login: type export MASTER_ADDR=NAME "
+                "with the machine of rank 0 before the command, on all of them"
+            ) from None
     raise WorldError(
         f"{launcher} does not say on which machine rank 0 is: type export MASTER_ADDR=NAME with the name of that "
         "machine before the command, on all of them"
@@ -109,7 +124,7 @@ def _port(env: Mapping[str, str]) -> int:
             numbers = re.findall(r"\d+", " ".join(env.get(name, "") for name in names))
             mixed = 0
             for number in numbers:
-                mixed = mixed * 31 + int(number)
+                mixed = mixed * 31 + int(number[-_DIGITS:])
             return _FIRST_PORT + mixed % _PORTS
     return _DEFAULT_PORT
 

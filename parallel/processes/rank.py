@@ -48,6 +48,14 @@ class Rank:
                 local = meeting.number(env, names[2]) if names[2] in env else 0
                 here = next((meeting.number(env, name) for name in names[3:] if name in env), None)
                 here = here or meeting.slurm_tasks_here(env)
+                if here and not local < here <= world:
+                    if launcher != "slurm":
+                        told = next(name for name in names[3:] if name in env)
+                        raise WorldError(
+                            f"the environment says {names[2]}={local}, {told}={here} and {names[1]}={world}, which "
+                            f"cannot be together: correct them, or type env -u {told} before the command"
+                        )
+                    here = None  # what a job has asked for, of which this step has a part
                 return cls(
                     own,
                     world,
@@ -58,6 +66,7 @@ class Rank:
                     elastic=env.get(ELASTIC) == "1",
                     local_told=here is not None,
                 )
+        _check_whole(env)
         # accelerate starts a single process without rank variables
         return cls(0, 1, 0, 1, "accelerate" if _ACCELERATE in env else "python")
 
@@ -119,6 +128,16 @@ _LAUNCHERS: tuple[tuple[Launcher, str, tuple[str, ...]], ...] = (
     ("slurm", "SLURM_PROCID", ("SLURM_PROCID", "SLURM_NTASKS", "SLURM_LOCALID", "SLURM_NTASKS_PER_NODE")),
     ("mpi", "PMI_RANK", ("PMI_RANK", "PMI_SIZE", "MPI_LOCALRANKID", "MPI_LOCALNRANKS")),
 )
+
+
+def _check_whole(env: Mapping[str, str]) -> None:
+    """Raise WorldError for a process that is told its rank, and not of how many: it would train all alone."""
+    for launcher, _, names in _LAUNCHERS:
+        if names[0] in env and names[1] not in env and (launcher != "slurm" or meeting.number(env, names[0]) > 0):
+            raise WorldError(
+                f"the environment says {names[0]}={env[names[0]]} and nothing of {names[1]}: set it to the number of "
+                f"processes, or type env -u {names[0]} before the command where no launcher starts it"
+            )
 
 
 def start_line(launcher: Launcher, nproc: int, *, gpus: bool) -> str:

@@ -44,6 +44,14 @@ MPICH = {"PMI_RANK": "3", "PMI_SIZE": "4", "MPI_LOCALRANKID": "1", "MPI_LOCALNRA
         ({"RANK": "0", "WORLD_SIZE": "0"}, "RANK=0 and WORLD_SIZE=0"),
         ({"RANK": "0", "WORLD_SIZE": "2", "LOCAL_RANK": "-1"}, "LOCAL_RANK='-1'"),
         ({"SLURM_PROCID": "0", "SLURM_NTASKS": "many"}, "SLURM_NTASKS='many'"),
+        ({"RANK": "9" * 5000, "WORLD_SIZE": "2"}, "a number from 0 is needed"),
+        ({"RANK": "1"}, "RANK=1 and nothing of WORLD_SIZE: .*env -u RANK"),
+        ({"SLURM_PROCID": "1"}, "SLURM_PROCID=1 and nothing of SLURM_NTASKS"),
+        (OPEN_MPI | {"OMPI_COMM_WORLD_SIZE": ""}, "nothing of OMPI_COMM_WORLD_SIZE"),
+        ({"RANK": "0", "WORLD_SIZE": "1", "LOCAL_WORLD_SIZE": "4"}, "LOCAL_WORLD_SIZE=4 and WORLD_SIZE=1"),
+        ({"RANK": "3", "WORLD_SIZE": "4", "LOCAL_RANK": "3", "LOCAL_WORLD_SIZE": "2"}, "LOCAL_RANK=3, LOCAL_WORLD"),
+        (STEP | {"SLURM_STEP_TASKS_PER_NODE": "2(x"}, "SLURM_STEP_TASKS_PER_NODE='2.x', and numbers of tasks"),
+        (STEP | {"SLURM_NODEID": "first"}, "SLURM_NODEID='first'"),
     ],
 )
 def test_variables_that_make_no_rank_are_one_line(env: dict[str, str], said: str) -> None:
@@ -105,6 +113,8 @@ def test_a_script_or_a_shell_of_slurm_starts_its_own_processes(env: dict[str, st
         (STEP | {"SLURM_PROCID": "3", "SLURM_LOCALID": "1", "SLURM_NODEID": "1"}, ("slurm", 3, 4, 1, 2)),
         # the batch script has more tasks than this step of it
         (STEP | {"SLURM_STEP_NUM_TASKS": "2", "SLURM_STEP_TASKS_PER_NODE": "1(x2)"}, ("slurm", 0, 2, 0, 1)),
+        # as many tasks a node as the job has asked for, and fewer in this step
+        (STEP | {"SLURM_STEP_TASKS_PER_NODE": "8"}, ("slurm", 0, 4, 0, 4)),
         (OPEN_MPI, ("mpi", 1, 2, 1, 2)),
         (BATCH | OPEN_MPI, ("mpi", 1, 2, 1, 2)),  # mpirun in a batch script
         (MPICH, ("mpi", 3, 4, 1, 2)),
@@ -145,3 +155,9 @@ def test_mpi_on_several_machines_has_to_be_told_where() -> None:
     with pytest.raises(WorldError, match="mpi does not say on which machine rank 0 is: type export MASTER_ADDR=NAME"):
         met(OPEN_MPI)
     assert met(BATCH | OPEN_MPI)["MASTER_ADDR"] == "node08"  # mpirun in a batch script
+
+
+@pytest.mark.parametrize("nodelist", ["[3-1]", "node[-3]", "node[a-b]", ","])
+def test_a_list_of_no_nodes_says_what_to_type(nodelist: str) -> None:
+    with pytest.raises(WorldError, match="is no list of nodes .*export MASTER_ADDR="):
+        meeting_point(STEP | {"SLURM_STEP_NODELIST": nodelist}, launcher="slurm", on_one_machine=False)
