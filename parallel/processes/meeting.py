@@ -66,7 +66,8 @@ def slurm_tasks_here(env: Mapping[str, str]) -> int | None:
         match = re.fullmatch(r"\s*([0-9]{1,9})(?:\(x([0-9]{1,9})\))?\s*", part)
         if match is None:
             raise WorldError(
-                f"the environment says {name}={env[name]!r}, and numbers of tasks such as 4(x2),3 are needed: correct it"
+                f"the environment says {name}={env[name]!r}, and numbers of tasks such as 4(x2),3 are needed: "
+                "correct it"
             )
         node -= int(match[2] or 1)
         if node < 0:

@@ -46,7 +46,7 @@ MPICH = {"PMI_RANK": "3", "PMI_SIZE": "4", "MPI_LOCALRANKID": "1", "MPI_LOCALNRA
         ({"SLURM_PROCID": "0", "SLURM_NTASKS": "many"}, "SLURM_NTASKS='many'"),
         ({"RANK": "9" * 5000, "WORLD_SIZE": "2"}, "a number from 0 is needed"),
         ({"RANK": "1"}, "RANK=1 and nothing of WORLD_SIZE: .*env -u RANK"),
-        ({"SLURM_PROCID": "1"}, "SLURM_PROCID=1 and nothing of SLURM_NTASKS"),
+        ({"SLURM_PROCID": "1"}, "SLURM_PROCID=1 and nothing of SLURM_STEP_NUM_TASKS"),
         (OPEN_MPI | {"OMPI_COMM_WORLD_SIZE": ""}, "nothing of OMPI_COMM_WORLD_SIZE"),
         ({"RANK": "0", "WORLD_SIZE": "1", "LOCAL_WORLD_SIZE": "4"}, "LOCAL_WORLD_SIZE=4 and WORLD_SIZE=1"),
         ({"RANK": "3", "WORLD_SIZE": "4", "LOCAL_RANK": "3", "LOCAL_WORLD_SIZE": "2"}, "LOCAL_RANK=3, LOCAL_WORLD"),
@@ -159,5 +159,5 @@ def test_mpi_on_several_machines_has_to_be_told_where() -> None:
 
 @pytest.mark.parametrize("nodelist", ["[3-1]", "node[-3]", "node[a-b]", ","])
 def test_a_list_of_no_nodes_says_what_to_type(nodelist: str) -> None:
-    with pytest.raises(WorldError, match="is no list of nodes .*export MASTER_ADDR="):
+    with pytest.raises(WorldError, match=r"is no list of nodes .*export MASTER_ADDR="):
         meeting_point(STEP | {"SLURM_STEP_NODELIST": nodelist}, launcher="slurm", on_one_machine=False)
