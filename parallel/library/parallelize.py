@@ -1,6 +1,7 @@
 """Split a module of one's own over the processes, as a layout says."""
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Any, Literal
 
 import torch
@@ -59,19 +60,19 @@ def parallelize(
 
     docs/library.md says more of each argument.
 
-    model: the module, with the values it has on rank 0, or a function that makes it. A module that was passed is not
-    to be used afterwards. layout: such as "dp4/zero3", or a strategy such as "zero3", which takes all processes.
-    loss: loss(output, targets) -> the mean over the samples, shape (), or a dict of such means; without it the module
-    returns its loss. optimizer: a class, or a function of the list of parameters. scheduler: a function of the
-    optimizer. blocks: a pattern of the repeated layers, such as "encoder.layers.*", where they are not found. tensor:
-    pattern of a module -> "column" or "row". pipeline: what runs before and after the blocks. sequence: for context
-    parallelism, what its positions and heads are. experts: for expert parallelism, a pattern of the modules that hold
-    experts, of parameters (experts, ...), called with rows (rows, ...) by expert and counts (experts,) int64.
-    example: a batch, whose shapes pipeline stages have to know. initialise: initialise(name, tensor, generator) draws a
-    tensor whole.
-    accumulation: backward passes per step. clip_norm: of the gradient over all ranks. checkpointing: which blocks are
-    computed again in backward: every n-th, or of all their attention ("selective"). compile: mode of torch.compile, for
-    each block. unused_parameters: whether a step may leave parameters without a gradient.
+    model: the module, with the values it has on rank 0, or a function that makes it. A module that was passed is
+    not to be used afterwards. layout: such as "dp4/zero3", or a strategy such as "zero3", which takes all
+    processes. loss: loss(output, targets) -> the mean over the samples, shape (), or a dict of such means; without
+    it the module returns its loss. optimizer: a class, or a function of the list of parameters. scheduler: a
+    function of the optimizer. blocks: a pattern of the repeated layers, such as "encoder.layers.*", where they are
+    not found. tensor: pattern of a module -> "column" or "row". pipeline: what runs before and after the blocks.
+    sequence: for context parallelism, what its positions and heads are. experts: for expert parallelism, a pattern
+    of the modules that hold experts, of parameters (experts, ...), called with rows (rows, ...) by expert and
+    counts (experts,) int64. example: a batch, whose shapes pipeline stages have to know. initialise:
+    initialise(name, tensor, generator) draws a tensor whole. accumulation: backward passes per step. clip_norm: of
+    the gradient over all ranks. checkpointing: which blocks are computed again in backward: every n-th, or of all
+    their attention ("selective"). compile: mode of torch.compile, for each block. unused_parameters: whether a step
+    may leave parameters without a gradient.
 
     Raises: LayoutError, ConfigError, WorldError, with what was got, what is needed and what to type.
     """
@@ -92,8 +93,6 @@ def parallelize(
         seed=seed,
         optimizer="sgd" if optimizer is torch.optim.SGD else "adamw",
     )
-    trainer = Trainer(world, run, split, has_loss=loss is not None)
-    batch = trainer._seen(example) if example is not None else None
     told = Told(
         loss=loss,
         initialise=initialise,
@@ -102,13 +101,7 @@ def parallelize(
         pipeline=pipeline,
         sequence=sequence,
         experts=experts,
-        batch=batch,
     )
-    spec = spec_of(skeleton, told, form=lambda: trainer.form, architecture=own_values.digest(skeleton))
-    _check(run, split, spec, skeleton, pipeline)
-    mesh = make_mesh(split, world.device)
-    check_alike(spec.config().architecture, mesh)
-    draw_alike(before, mesh)
     brought = Brought(
         own_values.tensors_of(skeleton),
         optimizer,
@@ -117,20 +110,38 @@ def parallelize(
         unused_parameters=unused_parameters,
         values=values,
         drawn=initialise is not None,
-        spec=spec,
-        config=spec.config(),
     )
-    trainer._build(_work(run, spec, batch, brought), mesh)
-    return trainer
+    return _built(skeleton, split, run, told, brought, world=world, example=example, before=before)
 
 
-def _check(
-    run: OwnRun, layout: Layout, spec: ModelSpec[OwnConfig], skeleton: nn.Module, pipeline: Pipeline | None
-) -> None:
-    """Refuse a layout that the module cannot have, and options that it cannot have under it. Raises: LayoutError."""
-    check_axes(layout, spec, skeleton, pipeline)
+def _built(
+    skeleton: nn.Module,
+    layout: Layout,
+    run: OwnRun,
+    told: Told,
+    brought: Brought,
+    *,
+    world: World,
+    example: Any,
+    before: torch.Tensor,
+) -> Trainer:
+    """Return the trainer of a module that is on the meta device. before: the state of torch's generator at the start.
+
+    Raises: LayoutError where the module cannot be divided so. Collective.
+    """
+    trainer = Trainer(world, run, layout, has_loss=told.loss is not None)
+    batch = trainer._seen(example) if example is not None else None
+    told = replace(told, batch=batch)
+    spec = spec_of(skeleton, told, form=lambda: trainer.form, architecture=own_values.digest(skeleton))
+    check_axes(layout, spec, skeleton, told.pipeline)
     check_compiled(run, layout, spec, spec.config())
     check_attention(run, layout, spec, spec.config())
+    mesh = make_mesh(layout, world.device)
+    check_alike(spec.config().architecture, mesh)
+    draw_alike(before, mesh)
+    brought.spec, brought.config = spec, spec.config()
+    trainer._build(_work(run, spec, batch, brought), mesh)
+    return trainer
 
 
 def _work(run: OwnRun, spec: ModelSpec[OwnConfig], batch: Batch | None, brought: Brought) -> OwnWork:
