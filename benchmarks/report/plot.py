@@ -105,6 +105,8 @@ def _charts(options: Namespace) -> Panels:
         return filters.charts(sources)
     folders = [source.is_dir() for source in sources]
     if any(folders) and not all(folders):
+        if missing := [source for source in sources if not source.exists()]:
+            raise UsageError(f"{missing[0]} is not there: give folders of training runs")
         raise UsageError("result files and folders of training do not fit one picture: give one kind")
     for source in sources:
         if not source.exists():

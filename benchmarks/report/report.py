@@ -20,7 +20,9 @@ from paralab.benchmarks.report.scaling import scaling
 from paralab.benchmarks.report.sections import Piece
 from paralab.benchmarks.report.sources import Source, load
 from paralab.benchmarks.report.work import amount
+from paralab.console.clock import Moment
 from paralab.console.outputs import check_writable, write_whole
+from paralab.console.phases import Phases
 from paralab.errors import ParalabError, UsageError
 from paralab.options.arguments import Parser
 from paralab.pages import page
@@ -36,8 +38,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         options = _parser().parse_args(argv)
         check_writable(options.out, inputs=options.files)
-        with warnings.catch_warnings(record=True) as caught:
+        phases = Phases(Moment.now(), transient=True)
+        with phases, warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")
+            phases.begin("reading rows and logs, drawing charts")
             prices = machines.prices_of(options.price_per_hour)
             text, by_machine = composed(options.files, title=options.title, prices=prices, caught=caught)
         content = text.encode(errors="backslashreplace")

@@ -12,6 +12,8 @@ import sys
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
+from paralab.console.clock import Moment
+from paralab.console.phases import Phases
 from paralab.errors import ConfigError, DataError
 from paralab.options.arguments import Parser, add_checkpoint, whole
 
@@ -41,7 +43,8 @@ def main(argv: list[str]) -> int:
     print(f"{trained.work.spec.name} {trained.work.size} from {trained.path}", file=sys.stderr)
     if (known := samples_of(trained, "train").n_samples) < options.k:
         raise ConfigError(f"{known} training images and {options.k} neighbours: use a smaller --k")
-    for number, (name, near, far) in enumerate(_features(trained)):
+    phases = Phases(Moment.now(), transient=True)
+    for number, (name, near, far) in enumerate(_features(trained, phases)):
         anomalies = far.labels == held_out
         if min(count := int(anomalies.sum()), len(anomalies) - count) < 2:
             raise DataError(
@@ -53,13 +56,15 @@ def main(argv: list[str]) -> int:
                 f"{len(anomalies) - count:,} of others"
             )
             print(f"{'features':<25}AUROC of the distance to the {options.k} nearest")
+        phases.begin(f"{name}: looking for neighbours")
         scores = distance_to_nearest(near.x, k=options.k)(far.x)
         found = auroc(scores[anomalies], scores[~anomalies])
+        phases.end()
         print(f"{name:<25}{found.value:.3f} ({found.low:.3f} to {found.high:.3f})", flush=True)
     return 0
 
 
-def _features(trained: "Trained") -> "Iterator[tuple[str, Encoded, Encoded]]":
+def _features(trained: "Trained", phases: Phases) -> "Iterator[tuple[str, Encoded, Encoded]]":
     """Yield what to call features, those of training images, and those of held-out images of all classes."""
     from paralab.data import open_dataset
     from paralab.inference.encoders import encode, encoder_of, pixels_of, samples_of, untrained
@@ -71,7 +76,10 @@ def _features(trained: "Trained") -> "Iterator[tuple[str, Encoded, Encoded]]":
         (f"trained, step {trained.step}", encoder_of(trained, labelled=False)),
         ("before training", untrained(trained)),
     ):
-        yield name, encode(model, known), encode(model, every)
+        phases.begin(f"{name}: features of images", total=known.n_samples + every.n_samples)
+        near, far = (encode(model, samples, on_images=phases.advance) for samples in (known, every))
+        phases.end()
+        yield name, near, far
     yield "pixels", pixels_of(known), pixels_of(every)
 
 

@@ -5,7 +5,8 @@ the order of passes (`passes`) and the dims of the mesh. An axis of the user's o
 """
 
 import itertools
-from collections.abc import Iterator, Mapping, Sequence
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from fractions import Fraction
 from functools import cache
@@ -20,7 +21,7 @@ from paralab.console.clock import Moment as Now
 from paralab.console.phases import Phases
 from paralab.errors import ConfigError, LayoutError
 from paralab.layout import Layout
-from paralab.measure.dry_run import DryRank, dry_run
+from paralab.measure.dry_run import DryRank, dry_run, places
 from paralab.measure.timeline import PlannedPass, bubble_theory_share, planned
 from paralab.options.config import RunConfig
 from paralab.planning.resolve import Work, resolve
@@ -122,9 +123,10 @@ def explained(config: RunConfig) -> Explained:
         )
     alone = resolve(replace(config, strategy=None, layout=Layout(), nproc=None), dry=True)
     backend = config.backend or "gloo"
-    with Phases(Now.now(), transient=True, after_s=1.0) as phases:
-        phases.begin("one step without devices")
-        found, lacking = _dry(work, backend)
+    seen = sys.stderr.isatty()
+    with Phases(Now.now(), transient=seen, after_s=0.0 if seen else 1.0) as phases:
+        phases.begin("one step without devices", total=len(places(work)) + 1)
+        found, lacking = _dry(work, backend, phases.advance)
         whole = _alone(alone.run) if found else []
     lanes = [lane_of(rank, work, found) for rank in shown(work.layout)]
     return Explained(
@@ -138,10 +140,10 @@ def explained(config: RunConfig) -> Explained:
     )
 
 
-def _dry(work: Work, backend: str) -> tuple[list[DryRank], str]:
-    """Return what a dry run finds of each distinct rank, or why there is none."""
+def _dry(work: Work, backend: str, on_rank: Callable[[], None] = lambda: None) -> tuple[list[DryRank], str]:
+    """Return what a dry run finds of each distinct rank, or why there is none. on_rank: called after each."""
     try:
-        return dry_run(work, backend=backend), ""
+        return dry_run(work, backend=backend, on_rank=on_rank), ""
     except (ConfigError, LayoutError) as error:
         return [], str(error).removeprefix("--dry-run").lstrip(": ")
 

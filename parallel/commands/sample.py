@@ -11,7 +11,9 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from paralab.console.clock import Moment
 from paralab.console.outputs import check_writable
+from paralab.console.phases import Phases
 from paralab.console.pictures import check_can_draw, figure_class
 from paralab.errors import ConfigError, DataError
 from paralab.models.files import FORM, MOVED
@@ -56,9 +58,15 @@ def main(argv: list[str]) -> int:
         options.n, *config.sample_shape, generator=generator, dtype=_dtype(trained), device=trained.device
     )
     labels = _labels(config, options.n, trained.device)
-    path = SAMPLERS[options.sampler](
-        lambda x, sigma: trained.model(x, sigma, *labels), start, levels=with_zero(levels), generator=generator
-    ).cpu()
+    with Phases(Moment.now(), transient=True) as phases:
+        phases.begin(f"sampling {options.n:,}", total=options.steps)
+
+        def predict(x: torch.Tensor, sigma: torch.Tensor) -> torch.Tensor:
+            phases.advance()
+            found: torch.Tensor = trained.model(x, sigma, *labels)
+            return found
+
+        path = SAMPLERS[options.sampler](predict, start, levels=with_zero(levels), generator=generator).cpu()
     if isinstance(config, PointsConfig):
         print(_compare(trained, path[-1], seed=options.seed))
     if options.out:

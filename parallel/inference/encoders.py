@@ -1,6 +1,6 @@
 """Features of images by the frozen encoder of a trained model, and by one as it was before training."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -46,13 +46,19 @@ def samples_of(trained: Trained, split: str) -> Samples:
     return trained.work.dataset(split).samples  # type: ignore[attr-defined]
 
 
-def encode(model: ResNet, samples: Samples, *, most: int | None = None) -> Encoded:
-    """Return what a model in eval mode makes of images, of at most so many of them: the first ones."""
+def encode(
+    model: ResNet, samples: Samples, *, most: int | None = None, on_images: Callable[[int], None] = lambda _: None
+) -> Encoded:
+    """Return what a model in eval mode makes of images, of at most so many of them: the first ones.
+
+    on_images: called with the number of images after each batch.
+    """
     found, labels = [], []
     with torch.no_grad():
         for images, of in _batches(model, samples, most=most):
             found.append(at_least_fp32(model.features(images)).double().cpu())
             labels.append(of)
+            on_images(len(of))
     return Encoded(torch.cat(found), torch.cat(labels))
 
 

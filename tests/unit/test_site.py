@@ -70,7 +70,7 @@ def test_links_out_of_the_documents_become_paths(hooks: ModuleType) -> None:
 
 
 def test_mkdocs_builds_the_site_without_a_warning_and_without_the_network(tmp_path: Path) -> None:
-    pytest.importorskip("material", reason="mkdocs-material is not installed: pip install -e '.[docs]'")
+    pytest.importorskip("material", reason="no mkdocs-material: pip install -c constraints.txt -e '.[dev]'")
     command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--quiet", "--site-dir", str(tmp_path / "site")]
     offline = {"http_proxy": "http://127.0.0.1:9", "https_proxy": "http://127.0.0.1:9", "NO_MKDOCS_2_WARNING": "1"}
     done = subprocess.run(command, cwd=ROOT, env={**os.environ, **offline}, capture_output=True, text=True, timeout=120)
