@@ -119,12 +119,17 @@ def _title(page: Path) -> str:
 def test_every_path_and_module_that_is_named_is_there() -> None:
     sources = [path for folder in ("parallel", "models", "benchmarks") for path in (ROOT / folder).rglob("*.py")]
     pages = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "tests" / "README.md", *DOCS.rglob("*.md")]
+    pages += [*(ROOT / "benchmarks").rglob("*.md"), *(ROOT / "parallel").rglob("*.md")]
     for page in pages + sources:
         text = page.read_text(encoding="utf-8")
         named = [ROOT / name for name in re.findall(rf"`({_FOLDERS}/[\w./-]*\w/?)[`:]", text)]
         linked = [page.parent / name for name in re.findall(r"\]\(([^)#:{]+)\)", text)] if page in pages else []
         for path in named + linked:
             assert path.exists(), f"{page.relative_to(ROOT)} names {path}, which is not there"
+        for name in re.findall(r"python -m paralab\.([\w.]*\w)", text):
+            module = ROOT.joinpath(*("" if name.startswith("benchmarks.") else "parallel", *name.split(".")))
+            there = module.with_suffix(".py").exists() or (module / "__main__.py").exists()
+            assert there, f"{page.relative_to(ROOT)} starts paralab.{name}, which is not there"
         for name in re.findall(rf"`({_FOLDERS}(?:\.\w+)+)`", text):
             assert _is_there(name), f"{page.relative_to(ROOT)} names {name}, which is not there"
 
