@@ -66,6 +66,27 @@ def test_what_the_optimizer_keeps_of_shards_is_predicted_to_the_byte(
     assert max(report.rest["optimizer"] for report in reports) == state_bytes(resolve(run)).optimizer
 
 
+# A tied embedding and an output layer of its own, experts, gradients that a micro-batch before has left.
+@pytest.mark.parametrize(
+    ("model", "size", "layout", "accumulation"),
+    [
+        ("llama", "2x64x4v257", "dp4/zero3", 2),
+        ("gpt2", "2x64x4v257", "dp4/zero3", 1),
+        ("mixtral", "2x32x8/4e8/2f24v257", "dp4.ep2/zero3", 2),
+        ("gpt2", "2x64x4v257", "dp2.tp2/zero3", 2),
+        ("llama", "2x64x4v257", "dp4/zero2/shard2", 2),
+        ("mixtral", "2x32x8/4e8/2f24v257", "dp4/zero2", 1),
+    ],
+)
+def test_the_peak_of_sharded_states_is_predicted_to_the_byte(
+    workers: WorkerPool, model: str, size: str, layout: str, accumulation: int
+) -> None:
+    of_batch: dict[str, Any] = {"global_batch_size": 8, "seq_len": 16, "accumulation": accumulation}
+    run = RunConfig(model=model, size=size, layout=Layout.parse(layout), **of_batch)
+    measured, predicted = max(x for x in workers.run("tests.dist.cases:state_memory", run) if x)
+    assert measured == predicted
+
+
 def test_ranks_of_a_launcher_refuse_together_what_does_not_fit_into_one_machine(workers: WorkerPool) -> None:
     run = RunConfig(layout=Layout.parse("dp8"), size="tiny")
     much, little = 10**9, 10**5

@@ -71,6 +71,7 @@ BLOCK = 12 * 32 * 32 + 13 * 32  # parameters: four products, their biases and tw
 FIRST_STAGE = 4 * BLOCK + 320 * 32 + 16 * 32  # the tables of words and places
 LAST_STAGE = 4 * BLOCK + 320 * 32 + 2 * 32  # the output layer and the last norm
 PARAMETERS = FIRST_STAGE + LAST_STAGE - 320 * 32  # one table of words, on both stages
+OUTSIDE = PARAMETERS - 8 * BLOCK  # tables and the last norm
 COUNTS = 4 * (8 * 12 + 4)  # bytes: AdamW counts the steps of each tensor
 FLOPS_PER_SAMPLE = 16 * (6 * (8 * 12 * 32 * 32 + 257 * 32) + 12 * 8 * 32 * 16)
 # Again, a token and block: query, key and value; both products of attention; the projection; the first of the MLP.
@@ -692,11 +693,12 @@ def test_the_short_form_of_a_row(row: RunRecord, alone: RunRecord) -> None:
         ({"layout": "dp4", "optimizer": "sgd"}, 4 + 4 + 4, 0),
         ({"layout": "dp4", "optimizer": "sgd", "momentum": 0.0}, 4 + 4, 0),
         ({"layout": "dp4/zero1"}, 4 + 4 + 8 / 4, COUNTS),
-        # and the whole gradients of a block, of which the shard is counted already
-        ({"layout": "dp4/zero2"}, (4 + 4 + 8) / 4, COUNTS + 4 * BLOCK * 3 / 4),
-        ({"layout": "dp4/zero3"}, (4 + 4 + 8) / 4, COUNTS + 4 * BLOCK * 3 / 4),
+        # and at the end the whole gradients of what is outside the blocks, of which the shard is counted already; those
+        # of the first block are whole before, when there is no shard of these yet
+        ({"layout": "dp4/zero2"}, (4 + 4 + 8) / 4, COUNTS + 4 * OUTSIDE * 3 / 4),
+        ({"layout": "dp4/zero3"}, (4 + 4 + 8) / 4, COUNTS + 4 * OUTSIDE * 3 / 4),
         ({"layout": "dp4/zero1/shard2"}, 4 + 4 + 8 / 2, COUNTS),
-        ({"layout": "dp4/zero3/shard2"}, (4 + 4 + 8) / 2, COUNTS + 4 * BLOCK * 1 / 2),
+        ({"layout": "dp4/zero3/shard2"}, (4 + 4 + 8) / 2, COUNTS + 4 * OUTSIDE * 1 / 2),
     ],
 )
 def test_predicted_state_by_hand(options: dict[str, Any], per_parameter: float, more: float) -> None:
