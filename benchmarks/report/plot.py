@@ -33,8 +33,7 @@ from paralab.options.files import load
 from paralab.pages import charts, palette
 from paralab.pages.charts import Row
 from paralab.pages.page import Chart
-from paralab.pages.picture import picture
-from paralab.pages.raster import converted
+from paralab.pages.raster import drawn
 from paralab.records.cells import one_line
 from paralab.records.log import read_steps
 from paralab.records.row import RunRecord
@@ -59,8 +58,8 @@ def main(argv: Sequence[str]) -> int:
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         form = options.out.suffix.lower().removeprefix(".")
-        drawn = picture(_charts(options), title=f"paralab plot {' '.join(map(str, options.sources))}")
-        content = drawn.encode() if form == "svg" else converted(drawn, form)
+        title = f"paralab plot {' '.join(map(str, options.sources))}"
+        content = drawn(_charts(options), title=title, form=form)
     for warning in caught:
         print(f"paralab plot: {one_line(str(warning.message))}", file=sys.stderr)
     write_whole(options.out, content)

@@ -8,7 +8,6 @@ the losses, what the model writes after the vectors and after the tokens nearest
 """
 
 import argparse
-import io
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -16,7 +15,7 @@ from typing import TYPE_CHECKING
 from paralab.console.clock import Moment
 from paralab.console.outputs import check_writable, write_whole
 from paralab.console.phases import Phases
-from paralab.console.pictures import check_can_draw, figure_class
+from paralab.console.pictures import FORMS, check_can_draw, form_of
 from paralab.errors import ConfigError, DataError
 from paralab.models.files import FORM, MOVED
 from paralab.options.arguments import TOKENIZER_MOVED, Parser, add_checkpoint, positive, whole
@@ -30,7 +29,6 @@ if TYPE_CHECKING:
 
 _LENGTH = 8  # vectors, where neither --length nor --prompt says how many
 _ROWS = 8  # of the curve, as it is printed
-_FORMATS = (".csv", ".png")
 
 
 def main(argv: list[str]) -> int:
@@ -40,7 +38,7 @@ def main(argv: list[str]) -> int:
     """
     options = _parse(argv)
     if options.out is not None:
-        check_can_draw(options.out, otherwise="--out FILE.csv")
+        check_can_draw(options.out)
         check_writable(options.out, make_folders=True)
     from paralab.inference.inversion import Table, invert
     from paralab.inference.restore import restore
@@ -120,8 +118,8 @@ def _curve(found: "Inverted") -> list[str]:
 def _write(path: Path, found: "Inverted") -> None:
     """Write the losses of all steps and restarts. Raises: UsageError when the file cannot be written."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    if path.suffix == ".png":
-        write_whole(path, _picture(found))
+    if path.suffix.lower() in FORMS:
+        write_whole(path, _picture(found, form_of(path)))
         return
     rows = (
         f"{step},{restart},{float(loss):.6g}"
@@ -131,16 +129,21 @@ def _write(path: Path, found: "Inverted") -> None:
     write_whole(path, "\n".join(["step,restart,loss", *rows, ""]).encode())
 
 
-def _picture(found: "Inverted") -> bytes:
-    figure = figure_class()(figsize=(7, 4), layout="constrained")
-    axes = figure.subplots()
-    for i, losses in enumerate(found.curve.T.tolist()):
-        axes.plot(losses, linewidth=1.8 if i == found.best else 0.8, label=f"restart {i}")
-    axes.set(xlabel="step", ylabel="loss of a token in nats", title="Gradient descent on a prompt")
-    axes.legend(fontsize="small")
-    content = io.BytesIO()
-    figure.savefig(content, dpi=120, format="png")
-    return content.getvalue()
+def _picture(found: "Inverted", form: str) -> bytes:
+    from paralab.pages.lines import Series, lines
+    from paralab.pages.page import Chart
+    from paralab.pages.palette import VARIANTS, Look
+    from paralab.pages.raster import drawn
+
+    series = [
+        Series(
+            f"restart {i}", list(enumerate(losses)), look=Look(VARIANTS[i % len(VARIANTS)], dashed=i >= len(VARIANTS))
+        )
+        for i, losses in enumerate(found.curve.T.tolist())
+    ]
+    title = "Loss of a token in nats, by step"
+    chart = lines(series, title=title, unit=lambda loss: f"{loss:.2g}", along="step", decades=True)
+    return drawn([[Chart(title, chart, f"Restart {found.best} ends lowest.")]], title=title, form=form)
 
 
 def _parse(argv: list[str]) -> argparse.Namespace:
@@ -174,12 +177,16 @@ def _parse(argv: list[str]) -> argparse.Namespace:
     )
     parser.add_argument("--seed", type=whole(0), default=0, metavar="N", help="Seed of the first start (default: 0)")
     parser.add_argument(
-        "--out", type=Path, metavar="FILE", help="File to write the losses of all steps to: .csv, or .png for a picture"
+        "--out",
+        type=Path,
+        metavar="FILE",
+        help="File to write the losses of all steps to: .csv, or .svg, .png or .pdf for a picture",
     )
     options = parser.parse_args(argv)
     for flag in ("text", "prompt"):
         if getattr(options, flag) == "":
             raise ConfigError(f"--{flag} is empty: give at least one letter")
-    if options.out is not None and options.out.suffix not in _FORMATS:
-        raise ConfigError(f"--out {options.out}: use a name ending in {' or '.join(_FORMATS)}")
+    forms = (".csv", *FORMS)
+    if options.out is not None and options.out.suffix.lower() not in forms:
+        raise ConfigError(f"--out {options.out}: use a name ending in {', '.join(forms)}")
     return options

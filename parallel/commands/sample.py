@@ -1,33 +1,36 @@
 """Draw samples from a trained diffusion model.
 
     paralab sample --checkpoint runs/points --n 2000 --out points.png
+    paralab sample --checkpoint runs/points --denoise 0.1,0.3,1 --out denoised.png
 
-Points are compared with held-out ones by a two-sample test. They are in the coordinates of training: mean 0 and
-standard deviation 1.
+--denoise adds noise to held-out samples in place of drawing new ones, and takes it away again. Points are compared with
+held-out ones by a two-sample test. They are in the coordinates of training: mean 0 and standard deviation 1.
 """
 
 import argparse
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from paralab.console.clock import Moment
-from paralab.console.outputs import check_writable
+from paralab.console.outputs import check_writable, write_whole
 from paralab.console.phases import Phases
-from paralab.console.pictures import check_can_draw, figure_class
+from paralab.console.pictures import FORMS, check_can_draw, form_of
 from paralab.errors import ConfigError, DataError
 from paralab.models.files import FORM, MOVED
-from paralab.options.arguments import Parser, add_checkpoint, whole
+from paralab.options.arguments import Parser, add_checkpoint, positive, whole
 
 if TYPE_CHECKING:
     import torch
-    from matplotlib.axes import Axes
 
+    from paralab.inference.denoise import Denoised
     from paralab.inference.restore import Trained
     from paralab.models.diffusion import Config, PointsConfig
 
 TESTED = 2000  # points of each side in the two-sample test: the distances between them take 128 MB
-_SHOWN_PATHS = 40
+
+TESTED_DENOISED = 500
 
 
 def main(argv: list[str]) -> int:
@@ -51,6 +54,9 @@ def main(argv: list[str]) -> int:
         if not isinstance(config, PointsConfig):
             raise ConfigError(f"{trained.path} is a model of images: --log-prob is for points, leave it out")
         _print_log_probabilities(trained, config, Path(options.log_prob), steps=options.steps)
+        return 0
+    if options.denoise:
+        _denoise(trained, config, options)
         return 0
     levels = noise_levels(options.steps, sigma_min=config.sigma_min, sigma_max=config.sigma_max)
     generator = torch.Generator(trained.device).manual_seed(options.seed)
@@ -99,7 +105,14 @@ def _parse(argv: list[str]) -> argparse.Namespace:
     parser.add_argument(
         "--out",
         metavar="FILE",
-        help="File to write: a picture (.png), or samples, paths and noise levels (.npz) (default: none)",
+        help="File to write: a picture (.svg, .png or .pdf), or samples, paths and noise levels (.npz) (default: none)",
+    )
+    parser.add_argument(
+        "--denoise",
+        metavar="X,X",
+        type=_noise_stds,
+        help="Instead of sampling, add noise of these standard deviations to held-out samples and denoise them: in one "
+        "evaluation of the model, and along the ODE in --steps",
     )
     parser.add_argument(
         "--log-prob",
@@ -109,10 +122,13 @@ def _parse(argv: list[str]) -> argparse.Namespace:
     options = parser.parse_args(argv)
     if options.log_prob and options.out:
         raise ConfigError("--log-prob prints its result: leave --out out")
-    if options.out and Path(options.out).suffix not in (".png", ".npz"):
-        raise ConfigError(f"--out {options.out}: use a name ending in .png or .npz")
+    if options.denoise and (options.log_prob or options.sampler != "ddim"):
+        raise ConfigError("--denoise follows the probability-flow ODE: leave --sampler and --log-prob out")
+    forms = (".npz", *FORMS)
+    if options.out and Path(options.out).suffix.lower() not in forms:
+        raise ConfigError(f"--out {options.out}: use a name ending in {', '.join(forms)}")
     if options.out:
-        check_can_draw(options.out, otherwise="--out FILE.npz")
+        check_can_draw(options.out)
         check_writable(Path(options.out), make_folders=True)
     return options
 
@@ -179,44 +195,67 @@ def _write(file: Path, path: "torch.Tensor", *, labels: "tuple[torch.Tensor, ...
     import numpy as np
 
     file.parent.mkdir(parents=True, exist_ok=True)
-    if file.suffix == ".png":
-        _draw(file, path)
+    if file.suffix.lower() in FORMS:
+        from paralab.commands.sample_pictures import of_samples
+
+        write_whole(file, of_samples(path, form_of(file)))
         return
     columns = {"labels": labels[0].cpu().numpy()} if labels else {}
     np.savez(file, samples=path[-1].numpy(), path=path.numpy(), levels=levels.numpy(), **columns)  # type: ignore[arg-type]
 
 
-def _draw(file: Path, path: "torch.Tensor") -> None:
-    figure = figure_class()(figsize=(10, 5), layout="constrained")
-    (_draw_points if path.dim() == 3 else _draw_images)(figure.subplots(1, 2), path)
-    figure.savefig(file, dpi=120)
+def _denoise(trained: "Trained", config: "Config", options: argparse.Namespace) -> None:
+    """Print how far denoised samples are from their originals, and write what was requested. Raises: ConfigError."""
+    from paralab.inference.denoise import denoise, held_out, predictor
+
+    if beyond := [sigma for sigma in options.denoise if sigma > config.sigma_max]:
+        raise ConfigError(f"--denoise {beyond[0]:g}: the model was trained up to {config.sigma_max:g}, use less")
+    clean, labels = held_out(trained, options.n)
+    found = denoise(
+        predictor(trained, labels),
+        clean,
+        sigmas=options.denoise,
+        sigma_min=config.sigma_min,
+        steps=options.steps,
+        seed=options.seed,
+    )
+    clean = clean.cpu()
+    print("\n".join(_table(trained, clean, found, options)))
+    if options.out and Path(options.out).suffix.lower() in FORMS:
+        from paralab.commands.sample_pictures import of_denoised
+
+        write_whole(Path(options.out), of_denoised(clean, found, steps=options.steps, form=form_of(Path(options.out))))
+    elif options.out:
+        _write_denoised(Path(options.out), clean, found)
+    if options.out:
+        print(options.out)
 
 
-def _draw_points(axes: "list[Axes]", path: "torch.Tensor") -> None:
-    axes[0].set_title(f"{path.shape[1]:,} samples")
-    axes[0].scatter(path[-1, :, 0], path[-1, :, 1], s=2, alpha=0.5)
-    axes[1].set_title(f"how {min(_SHOWN_PATHS, path.shape[1])} of them came from noise")
-    shown = path[:, :_SHOWN_PATHS]
-    for i in range(shown.shape[1]):
-        axes[1].plot(shown[:, i, 0], shown[:, i, 1], linewidth=0.6, alpha=0.6)
-    axes[1].scatter(shown[-1, :, 0], shown[-1, :, 1], s=8, color="black", zorder=3)
-    for ax in axes:
-        ax.set_aspect("equal")
-        ax.set(xlim=(-3, 3), ylim=(-3, 3))
+def _table(
+    trained: "Trained", clean: "torch.Tensor", found: "list[Denoised]", options: argparse.Namespace
+) -> "Iterator[str]":
+    """Yield lines: distances from the originals as root mean squares of a number, and a test of the distribution."""
+    from paralab.inference.two_sample import energy_test
+
+    n, steps = min(len(clean), TESTED_DENOISED), f"{options.steps} steps"
+    yield f"{len(clean):,} held-out samples of {trained.work.dataset('validation').name}, with noise and denoised"
+    yield f"{'':8}{'distance from the original':^32}   {'p, same distribution':^32}"
+    yield f"{'noise':8}" + (f"{'noisy':>9} {'1 step':>9} {steps:>12}   " * 2).rstrip()
+    for one in found:
+        kinds = (one.noisy, one.mean, one.sampled)
+        away = [float((x - clean).square().mean().sqrt()) for x in kinds]
+        alike = [energy_test(x[:n].flatten(1), clean[:n].flatten(1), seed=options.seed).p_value for x in kinds]
+        yield f"{one.sigma:<8g}" + "   ".join(f"{a:>9.4f} {b:>9.4f} {c:>12.4f}" for a, b, c in (away, alike))
 
 
-def _draw_images(axes: "list[Axes]", path: "torch.Tensor") -> None:
-    side = min(8, max(1, int(path.shape[1] ** 0.5)))
-    axes[0].set_title(f"{side * side} samples")
-    axes[1].set_title("from noise to images")
-    moments = [len(path) * i // side for i in range(side - 1)] + [len(path) - 1]
-    _grid(axes[0], path[-1, : side * side], columns=side)
-    _grid(axes[1], path[moments, :side].transpose(0, 1).flatten(0, 1), columns=side)
+def _write_denoised(file: Path, clean: "torch.Tensor", found: "list[Denoised]") -> None:
+    """Write originals (n, ...) and, for each noise level in turn, what became of them (levels, n, ...)."""
+    import numpy as np
+
+    kinds = {name: np.stack([getattr(one, name).numpy() for one in found]) for name in ("noisy", "mean", "sampled")}
+    file.parent.mkdir(parents=True, exist_ok=True)
+    np.savez(file, clean=clean.numpy(), levels=np.array([one.sigma for one in found]), **kinds)  # type: ignore[arg-type]
 
 
-def _grid(ax: "Axes", images: "torch.Tensor", *, columns: int) -> None:
-    """Show images (n, channels, size, size) in [-1, 1] as rows of a grid."""
-    pixels = ((images[:, :3] + 1) / 2).clamp(0, 1)
-    rows = pixels.unflatten(0, (-1, columns)).permute(0, 3, 1, 4, 2).flatten(2, 3).flatten(0, 1)
-    ax.imshow(rows.squeeze(-1).numpy(), cmap="gray", vmin=0, vmax=1)
-    ax.axis("off")
+def _noise_stds(text: str) -> list[float]:
+    return [positive(word) for word in text.split(",")]

@@ -5,19 +5,27 @@ properties.
 import io
 import re
 from base64 import b64decode
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import count
 from typing import Any
 from xml.etree import ElementTree
 
 from paralab.errors import ConfigError
 from paralab.pages import style
+from paralab.pages.page import Chart
+from paralab.pages.picture import picture
 
 _PIXELS = 96  # of an inch, in CSS
 _POINT = 72 / _PIXELS  # in a pixel
 SHARP = 1.5  # pixels of a PNG for one of the drawing
 _SVG = "{http://www.w3.org/2000/svg}"
 _ANCHORS = {"start": "left", "middle": "center", "end": "right"}
+
+
+def drawn(rows: Sequence[Sequence[Chart | None]], *, title: str, form: str) -> bytes:
+    """Return the file of charts in rows. form: "svg", "png" or "pdf". Raises: ConfigError, as `converted`."""
+    found = picture(rows, title=title)
+    return found.encode() if form == "svg" else converted(found, form)
 
 
 def converted(picture: str, form: str) -> bytes:

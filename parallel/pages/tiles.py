@@ -23,8 +23,8 @@ class TileRow:
     tiles: Sequence[np.ndarray]
 
 
-def tiles(rows: Sequence[TileRow], *, title: str, signed: bool = False) -> Markup:
-    """Draw each row in colours of its own scale, from 0 to its largest number.
+def tiles(rows: Sequence[TileRow], *, title: str, signed: bool = False, largest: float | None = None) -> Markup:
+    """Draw each row in colours of its own scale, from 0 to its largest number, or to the same one of all rows.
 
     signed: from its largest number below zero to as much above it, with zero white.
     """
@@ -33,9 +33,9 @@ def tiles(rows: Sequence[TileRow], *, title: str, signed: bool = False) -> Marku
     drawn, y = [], 6.0
     for row in rows:
         drawn.append(text(10, y + step / 2 + 3, row.label, "tick", room=_LABEL))
-        largest = max((float(np.abs(tile).max()) for tile in row.tiles), default=0.0) or 1.0
+        scale = largest or max((float(np.abs(tile).max()) for tile in row.tiles), default=0.0) or 1.0
         for number, tile in enumerate(row.tiles):
-            pixels = coloured(tile / largest, signed=signed)
+            pixels = coloured(tile / scale, signed=signed)
             drawn.append(marks.image(_LABEL + number * step, y, step - _GAP, step - _GAP, pixels))
         y += step + _GAP
     return svg(drawn, y + 2, title, [f"{row.label}: {len(row.tiles)} pictures" for row in rows])
@@ -55,15 +55,23 @@ def coloured(numbers: np.ndarray, *, signed: bool) -> np.ndarray:
 
 
 def cloud(
-    clouds: Mapping[str, tuple[Look, Sequence[Point]]], *, title: str, reach: float, radius: float = 1.4
+    clouds: Mapping[str, tuple[Look, Sequence[Point]]],
+    *,
+    title: str,
+    reach: float,
+    radius: float = 1.4,
+    paths: Sequence[Sequence[Point]] = (),
 ) -> Markup:
     """Draw clouds of points by name, the first below, on one scale in both dims from -reach to reach.
 
-    Points that lie farther out are left out.
+    Points that lie farther out are left out. paths: thin lines below the points.
     """
     side = WIDTH - 20.0
     across, up = Axis(-reach, reach, 10, 10 + side), Axis(-reach, reach, 10 + side, 10)
     drawn = [marks.tag("rect", x=10, y=10, width=side, height=side, cls="frame")]
+    for path in paths:
+        inside = " ".join(f"{across(x)},{up(y)}" for x, y in path if _reaches(x, y, reach))
+        drawn.append(marks.tag("polyline", points=inside, cls="leader"))
     for look, points in clouds.values():
         drawn += [
             marks.marker(across(x), up(y), radius, look, more="soft") for x, y in points if max(abs(x), abs(y)) <= reach
@@ -72,3 +80,7 @@ def cloud(
     more, bottom = legend(entries, side + 28)
     said = [f"{name}: {len(points)} points" for name, (_, points) in clouds.items()]
     return svg([*drawn, *more], bottom, title, said)
+
+
+def _reaches(x: float, y: float, reach: float) -> bool:
+    return abs(x) <= reach and abs(y) <= reach

@@ -12,6 +12,7 @@ from paralab import checkpoint
 from paralab.commands import sample as command
 from paralab.engines import native
 from paralab.errors import UsageError
+from paralab.inference.denoise import denoise
 from paralab.inference.two_sample import energy_test
 from paralab.layout import Layout
 from paralab.models.sampling import SAMPLERS, log_probability, noise_levels, with_zero
@@ -103,6 +104,21 @@ def test_the_p_value_is_uniform_when_there_is_no_difference() -> None:
     assert 0 < np.mean(np.array(values) <= 0.1) < 0.25
 
 
+def test_one_evaluation_gives_the_mean_of_the_originals_and_the_flow_one_of_them() -> None:
+    """The mean squared error of the mean is the least there is, and the flow keeps the distribution."""
+    clean = draw(800, seed=6)
+    small, large = denoise(predict, clean, sigmas=(0.1, 1.0), sigma_min=0.01, steps=60, seed=7)
+    torch.testing.assert_close(10 * (small.noisy - clean), large.noisy - clean)
+    x, variance = large.noisy, STD**2 + 1
+    responsibility = (WEIGHTS.log() - (x[:, None] - MEANS).square().sum(-1) / (2 * variance)).softmax(1)
+    of_each = MEANS + STD**2 / variance * (x[:, None] - MEANS)  # mean of each Gaussian's originals
+    torch.testing.assert_close(large.mean, (responsibility[..., None] * of_each).sum(1))
+    error = {name: (getattr(large, name) - clean).square().mean() for name in ("noisy", "mean", "sampled")}
+    assert error["mean"] < error["sampled"] < error["noisy"]
+    assert energy_test(large.sampled, draw(800, seed=8)).p_value > 0.05
+    assert energy_test(large.mean, draw(800, seed=8)).p_value < 0.01
+
+
 @pytest.fixture(scope="module")
 def run_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("run")
@@ -122,6 +138,23 @@ def test_the_command_tests_and_writes_points(run_folder: Path, tmp_path: Path, c
         assert arrays["path"].shape == (6, 50, 2)
         assert np.array_equal(arrays["path"][-1], arrays["samples"])
         assert arrays["levels"][0] == pytest.approx(20.0)
+
+
+@pytest.mark.parametrize("size", ["tiny-points", "tiny-dit"])
+def test_the_command_denoises(size: str, run_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["--checkpoint", str(run_folder / size), "--n", "8", "--steps", "3", "--denoise", "0.2,0.5"]
+    assert command.main([*words, "--out", str(tmp_path / "a.svg")]) == 0
+    assert command.main([*words, "--out", str(tmp_path / "a.npz")]) == 0
+    with np.load(tmp_path / "a.npz", allow_pickle=False) as arrays:
+        away = np.sqrt(np.square(arrays["noisy"] - arrays["clean"]).mean(axis=tuple(range(1, arrays["noisy"].ndim))))
+        assert arrays["levels"].tolist() == [0.2, 0.5] and away[1] / away[0] == pytest.approx(2.5, rel=1e-4)
+    assert f"0.2     {away[0]:>9.4f}" in capsys.readouterr().out
+    picture = (tmp_path / "a.svg").read_text()
+    if size == "tiny-dit":
+        assert picture.count("<image") == 8 * (1 + 2 * 3)
+    else:
+        assert [picture.count(f">{title}<") for title in ("Noise of 0.2", "Denoised in 3 steps")] == [1, 2]
+        assert picture.count("c-grey soft") > 0
 
 
 @pytest.mark.parametrize("size", ["tiny-points", "tiny-dit"])
@@ -153,8 +186,11 @@ def test_images_come_class_by_class(run_folder: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["--out", "x.jpg"], "ending in .png or .npz"),
+        (["--out", "x.jpg"], "ending in .npz, .svg"),
         (["--log-prob", "p.csv", "--out", "x.png"], "leave --out out"),
+        (["--denoise", "0.1", "--log-prob", "p.csv"], "leave --sampler and --log-prob out"),
+        (["--denoise", "0.1,50"], "--denoise 50: the model was trained up to 20"),
+        (["--denoise", "0.1,"], "--denoise"),
         (["--log-prob", "no-such.csv"], "cannot be read"),
         (["--steps", "1"], "at least 2"),
     ],

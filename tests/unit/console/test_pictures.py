@@ -19,9 +19,9 @@ def no_matplotlib(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize(
     ("words", "advice"),
     [
-        ("optimise --problem signal --samples 8 --epochs 1 --plot {}/a.svg", "pip install 'paralab[plot]'"),
-        ("sample --checkpoint nothing --out {}/a.png", "or use --out FILE.npz"),
-        ("invert --checkpoint nothing --text a --out {}/a.png", "or use --out FILE.csv"),
+        ("optimise --problem signal --samples 8 --epochs 1 --plot {}/a.pdf", "pip install 'paralab[plot]'"),
+        ("sample --checkpoint nothing --out {}/a.png", "or use a name ending in .svg"),
+        ("invert --checkpoint nothing --text a --out {}/a.png", "or use a name ending in .svg"),
     ],
 )
 @pytest.mark.usefixtures("no_matplotlib")
@@ -34,4 +34,5 @@ def test_it_is_said_at_once(words: str, advice: str, tmp_path: Path, capsys: pyt
 
 def test_what_is_no_picture_needs_nothing(no_matplotlib: None) -> None:
     pictures.check_can_draw("losses.csv")
+    pictures.check_can_draw("losses.svg")
     pictures.check_can_draw(None)
