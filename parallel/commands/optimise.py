@@ -8,13 +8,15 @@ logistic is multiclass logistic regression on images (the model of paralab train
 --model logistic), with an l2 penalty: gradient descent (gd), stochastic
 gradient descent (sgd, minibatch), variance-reduced gradients (svrg) and
 Newton's method with the exact Hessian (newton). signal and images remove noise
-by total variation: subgradient, ista and fista. Everything is fp64.
+by total variation, or by the l1 norm of cosine or wavelet coefficients:
+subgradient, ista and fista. Everything is fp64.
 
 The file has a line for each method and pass over the data. Methods that reduce
 over ranks are compared with one process before they are measured.
 """
 
 import sys
+from argparse import ArgumentTypeError
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,21 +24,29 @@ from typing import Any
 
 from paralab.console.clock import Moment
 from paralab.console.outputs import check_outputs, write_whole
-from paralab.console.pictures import check_can_draw
+from paralab.console.pictures import FORMS, check_can_draw, form_of
 from paralab.errors import ConfigError, did_you_mean
 from paralab.options.arguments import Parser, positive, whole
-from paralab.options.choices import CONVEX_METHODS
+from paralab.options.choices import CONVEX_METHODS, TRANSFORMS
 from paralab.options.heading import is_first_process
 
-_FORMATS = (".svg", ".png", ".pdf")
 _ALONE = "sgd"  # takes one sample a step
 _NEED_L2 = ("sgd", "minibatch", "svrg")  # their steps and theorems divide by the constant of strong convexity
 
 # What each problem has where nothing is given; an option that it does not name has no use with it.
 DEFAULTS: Mapping[str, Mapping[str, Any]] = {
     "logistic": {"epochs": 30, "size": "14", "data": "mnist", "l2": 0.01, "global_batch_size": 32},
-    "signal": {"epochs": 1000, "tv": 1.0, "noise_std": 0.2, "samples": 512},
-    "images": {"epochs": 1000, "size": "28", "data": "mnist", "tv": 0.3, "noise_std": 0.3, "samples": 16},
+    "signal": {"epochs": 1000, "tv": 1.0, "transform": (), "l1": 0.5, "noise_std": 0.2, "samples": 512},
+    "images": {
+        "epochs": 1000,
+        "size": "28",
+        "data": "mnist",
+        "tv": 0.3,
+        "transform": (),
+        "l1": 0.5,
+        "noise_std": 0.3,
+        "samples": 16,
+    },
 }
 
 
@@ -59,8 +69,8 @@ def main(argv: Sequence[str]) -> int:
     options = parser().parse_args(list(argv))
     asked = read(vars(options))
     check_outputs({"--out": options.out, "--plot": options.plot})
-    if options.plot and Path(options.plot).suffix.lower() not in _FORMATS:
-        raise ConfigError(f"--plot {options.plot} is no picture: use a name ending in {', '.join(_FORMATS)}")
+    if options.plot and Path(options.plot).suffix.lower() not in FORMS:
+        raise ConfigError(f"--plot {options.plot} is no picture: use a name ending in {', '.join(FORMS)}")
     check_can_draw(options.plot)
     began = Moment.now()
     from paralab.commands import optimise_plot, optimise_table
@@ -75,7 +85,7 @@ def main(argv: Sequence[str]) -> int:
     if options.out:
         write_whole(Path(options.out), optimise_table.csv_of(asked, found))
     if options.plot:
-        write_whole(Path(options.plot), optimise_plot.draw(asked, found, form=Path(options.plot).suffix.lower()[1:]))
+        write_whole(Path(options.plot), optimise_plot.draw(asked, found, form=form_of(Path(options.plot))))
     return 0 if optimise_table.passed(found) else 1
 
 
@@ -95,6 +105,7 @@ def read(options: Mapping[str, Any]) -> Asked:
             f"--problem signal with --nproc {nproc}: it is one signal, use --nproc 1, or --problem images"
         )
     methods = _methods(options["methods"], problem, nproc)
+    _check_penalty(options)
     l2_needed = [name for name in methods if name in _NEED_L2]
     if of.get("l2") == 0 and l2_needed:
         raise ConfigError(
@@ -102,6 +113,22 @@ def read(options: Mapping[str, Any]) -> Asked:
             "gd,newton"
         )
     return Asked(problem=problem, methods=methods, nproc=nproc, seed=options["seed"], of=of)
+
+
+def _check_penalty(options: Mapping[str, Any]) -> None:
+    """Raise ConfigError for the weight of another penalty than the one that is asked for."""
+    if options["transform"] and options["tv"] is not None:
+        raise ConfigError("--tv with --transform, in whose place the latter stands: use --l1 for its weight")
+    if options["l1"] is not None and not options["transform"]:
+        raise ConfigError("--l1 is the weight of coefficients: name them, --transform dct,haar, or use --tv")
+
+
+def _transforms(text: str) -> tuple[str, ...]:
+    names = tuple(dict.fromkeys(word.strip() for word in text.split(",")))
+    for name in names:
+        if name not in TRANSFORMS:
+            raise ArgumentTypeError(f"{name!r} is unknown{did_you_mean(name, TRANSFORMS)}: use {', '.join(TRANSFORMS)}")
+    return names
 
 
 def _methods(given: str | None, problem: str, nproc: int) -> tuple[str, ...]:
@@ -149,6 +176,16 @@ def parser() -> Parser:
         help=f"Samples a step of minibatch and svrg, over all processes together ({_default('global_batch_size')})",
     )
     parser.add_argument("--tv", metavar="X", type=positive, help=f"Weight of the total variation ({_default('tv')})")
+    parser.add_argument(
+        "--transform",
+        metavar="NAME,NAME",
+        type=_transforms,
+        help="Penalise coefficients in these orthonormal bases, and not the total variation: dct (discrete cosines), "
+        "haar (wavelets), or dct,haar (both). Means are not penalised (default: total variation)",
+    )
+    parser.add_argument(
+        "--l1", metavar="X", type=positive, help=f"Weight of the coefficients' absolute values ({_default('l1')})"
+    )
     parser.add_argument(
         "--noise-std",
         metavar="X",

@@ -1,68 +1,78 @@
 """The picture of `paralab optimise`: suboptimality against epochs, seconds and bytes sent, beside what theory says."""
 
-import io
 from collections.abc import Sequence
 from typing import Any
 
 from paralab.commands.optimise import Asked
 from paralab.commands.optimise_run import Found
-from paralab.console.pictures import figure_class
 from paralab.convex.measured import ROUNDING, Line
+from paralab.pages.lines import Series, lines
+from paralab.pages.marks import Point
+from paralab.pages.page import Chart
+from paralab.pages.palette import METHODS, Look
+from paralab.pages.raster import drawn
+from paralab.pages.tiles import TileRow, tiles
 
-_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00")  # Okabe and Ito: all eyes tell them apart
-_AXES = (("epochs (dashed: bounds)", "epochs"), ("seconds", "time_s"), ("MiB sent by a rank", "sent_bytes"))
+_MOST_POINTS = 200  # of a line
+_SHOWN = 8  # images
+_ROWS = {"clean": Look("black"), "noisy": Look("grey"), "denoised": Look("orange")}
 
 
 def draw(asked: Asked, found: Found, *, form: str) -> bytes:
-    """Return the picture in a form of matplotlib ("png", "svg", "pdf"). Raises: ConfigError without matplotlib."""
-    sends = any(lines[-1].sent_bytes for lines in found.lines.values())
-    columns = _AXES if sends else _AXES[:2]
-    figure = figure_class()(figsize=(4.2 * (len(columns) + bool(found.shown)), 3.6), layout="constrained")
-    panels = figure.subplots(1, len(columns) + bool(found.shown))
-    for axes, (label, column) in zip(panels, columns, strict=False):
-        _curves(axes, found, column, logarithmic=bool(found.shown))
-        axes.set(xlabel=label)
-    panels[0].set(ylabel="suboptimality")
-    panels[0].legend(frameon=False, fontsize="small")
+    """Return the picture in a form: "svg", "png" or "pdf". Raises: ConfigError where one needs matplotlib."""
+    sends = any(of[-1].sent_bytes for of in found.lines.values())
+    panels: list[Chart | None] = [_curves(found, "epochs", "epochs", scale=1)]
+    panels.append(_curves(found, "time_s", "seconds", scale=1))
+    if sends:
+        panels.append(_curves(found, "sent_bytes", "MiB sent by a rank", scale=2**-20))
     if found.shown:
-        _rows(panels[-1], found.shown)
-    figure.suptitle("\n".join((found.facts[0], *found.facts[1:2])), fontsize="small")
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format=form, dpi=110, metadata={"Date": None} if form == "svg" else None)
-    return buffer.getvalue()
+        panels.append(_rows(found.shown))
+    return drawn([panels], title=f"paralab optimise --problem {asked.problem}: {found.facts[0]}", form=form)
 
 
-def _curves(axes: Any, found: Found, column: str, *, logarithmic: bool) -> None:
-    """Draw each method, and its bounds against epochs. logarithmic: in x, where powers are straight lines."""
-    for number, (name, lines) in enumerate(found.lines.items()):
-        kept = _above_rounding(lines, found.minima[name])
-        scale = 2**-20 if column == "sent_bytes" else 1
-        x = [getattr(line, column) * scale for line in kept]
-        style = {"color": _COLOURS[number], "lw": 1.5}
-        axes.plot(x, [line.suboptimality for line in kept], marker="" if len(x) > 60 else ".", label=name, **style)
-        if column == "epochs":
-            bounded = [(line.epochs, line.bound) for line in lines if line.bound is not None]
-            axes.plot(*zip(*bounded, strict=True), "--", lw=1, color=_COLOURS[number]) if bounded else None
-    axes.set_yscale("log")
-    if logarithmic or column != "epochs":  # methods take very different times, and what starts at 0 is left out
-        axes.set_xscale("log")
-    axes.grid(alpha=0.3)
+def _curves(found: Found, column: str, along: str, *, scale: float) -> Chart:
+    """Draw each method, and its bound against epochs. Where powers are straight lines, both axes are logarithmic."""
+    series = []
+    for name, of in found.lines.items():
+        kept = _above_rounding(of, found.minima[name])
+        places = [(getattr(line, column) * scale, line.suboptimality) for line in kept]
+        series.append(_series(name, name, places, powers=bool(found.shown)))
+        bounds = [(float(line.epochs), line.bound) for line in of if line.bound is not None]
+        if column == "epochs" and bounds:
+            series.append(_series(name, f"{name}, bound", bounds, powers=bool(found.shown), dashed=True))
+    series = [one for one in series if one.points]
+    title = f"Suboptimality by {along}"
+    drawing = lines(series, title=title, unit=_power, along=along, decades=True, powers=bool(found.shown))
+    return Chart(title, drawing, found.facts[0] if column == "epochs" else "")
 
 
-def _above_rounding(lines: Sequence[Line], minimum: float) -> list[Line]:
-    return [line for line in lines if line.suboptimality > ROUNDING * max(1.0, abs(minimum))]
+def _series(method: str, label: str, points: Sequence[Point], *, powers: bool, dashed: bool = False) -> Series:
+    shown = [(x, y) for x, y in points if x > 0 or not powers]  # a logarithmic axis has no zero
+    step = -(-len(shown) // _MOST_POINTS) or 1
+    return Series(label, [*shown[:-1:step], *shown[-1:]], look=Look(METHODS[method].colour, dashed=dashed))
 
 
-def _rows(axes: Any, shown: Sequence[Any]) -> None:
+def _power(value: float) -> str:
+    return f"{value:.0e}".replace("e-0", "e-").replace("e+0", "e")
+
+
+def _above_rounding(of: Sequence[Line], minimum: float) -> list[Line]:
+    return [line for line in of if line.suboptimality > ROUNDING * max(1.0, abs(minimum))]
+
+
+def _rows(shown: Sequence[Any]) -> Chart:
     """Draw clean, noisy and denoised rows: lines of a signal, or strips of images."""
     if shown[0].ndim == 2:
-        for rows, name, style in zip(shown, ("clean", "noisy", "denoised"), ("k-", ".", "-"), strict=True):
-            axes.plot(rows[0], style, lw=1.2, ms=2, label=name, zorder=0 if name == "noisy" else 1)
-        axes.legend(frameon=False, fontsize="small")
-        return
-    import numpy as np
-
-    axes.imshow(np.vstack([np.hstack(list(rows[:4])) for rows in shown]), cmap="gray", vmin=-1, vmax=1)
-    axes.set_xticks([])
-    size = shown[0].shape[1]
-    axes.set_yticks([size * (row + 0.5) for row in range(3)], ["clean", "noisy", "denoised"])
+        series = [
+            Series(name, list(enumerate(rows[0].tolist())), look=look)
+            for rows, (name, look) in zip(shown, _ROWS.items(), strict=True)
+        ]
+        order = [series[1], series[0], series[2]]  # the noisy one below the others
+        title = "A signal, with noise, and denoised"
+        return Chart(title, lines(order, title=title, unit=lambda value: f"{value:g}", along="place"))
+    title = "Images, with noise, and denoised"
+    rows = [
+        TileRow(name, [((image + 1) / 2).clip(0, 1) for image in images[:_SHOWN]])
+        for images, name in zip(shown, _ROWS, strict=True)
+    ]
+    return Chart(title, tiles(rows, title=title, largest=1.0), "Pale is -1, dark 1; noise beyond is cut off.")

@@ -11,17 +11,18 @@ from torch import Tensor
 from paralab.commands.optimise import Asked
 from paralab.console.clock import Moment
 from paralab.console.phases import Phases
-from paralab.convex import measured, optimum, signals
+from paralab.convex import measured, optimum, penalties, signals
+from paralab.convex.denoising import Denoising
 from paralab.convex.measured import Line
 from paralab.convex.method import Method, Optimum, Problem, Settings
 from paralab.convex.methods import METHODS
 from paralab.convex.reduction import CountedReduction
 from paralab.convex.softmax import SoftmaxRegression, centred
-from paralab.convex.total_variation import TotalVariation
 from paralab.errors import ConfigError
 from paralab.models.spec import ImageConfig, keep
 from paralab.options.config import RunConfig
 from paralab.planning.resolve import Work
+from paralab.processes.allowed import memory_available_bytes
 from paralab.processes.cluster import Rank
 from paralab.processes.failure import Progress
 from paralab.processes.mesh import Mesh
@@ -108,15 +109,32 @@ def _logistic(asked: Asked, work: Work, mesh: Mesh, reduce: CountedReduction) ->
     problem = SoftmaxRegression(
         centred(images), labels, config.n_classes, l2, rank=mesh.rank("dp"), ranks=mesh.layout.dp, reduce=reduce
     )
+    _check_hessian(problem, asked.nproc)
     best = optimum.of_softmax(problem)
-    features, smoothness = problem.features.shape[1], problem.smoothness
+    features, smoothness, numbers = problem.features.shape[1], problem.smoothness, problem.start().numel()
     condition = f"{smoothness / l2:,.0f}" if l2 else "infinite"
     facts = (
         f"logistic {work.size}: {len(images):,} images, {config.n_classes} x {features} weights, l2 {l2:g}, fp64",
         f"L = {smoothness:.4g}, of one sample {problem.sample_smoothness:.4g}; mu = {l2:g}; condition {condition}",
         f"minimum {best.value:.12f}, norm of its gradient {problem.gradient_norm(best.point):.1e}",
+        f"Hessian {numbers:,} x {numbers:,}: {_gib(problem.hessian_bytes)} with its factor, in each process",
     )
     return Prepared(facts, lambda method: (problem, best))
+
+
+def _check_hessian(problem: SoftmaxRegression, nproc: int) -> None:
+    """Refuse a Hessian that does not fit: the minimum is found by Newton's method, whichever are measured."""
+    free, numbers = memory_available_bytes(), problem.start().numel()
+    if nproc * problem.hessian_bytes > free:
+        raise ConfigError(
+            f"the Hessian of {numbers:,} x {numbers:,} numbers, by which the minimum is found, takes "
+            f"{_gib(problem.hessian_bytes)} with its factor in each of {nproc} processes, and {_gib(free)} are free: "
+            "use a smaller --size or --nproc"
+        )
+
+
+def _gib(size_bytes: float) -> str:
+    return f"{size_bytes / 2**30:.2g} GiB"
 
 
 def _images(work: Work) -> tuple[Tensor, Tensor]:
@@ -143,14 +161,18 @@ def _pictures(asked: Asked, work: Work, mesh: Mesh, reduce: CountedReduction) ->
 
 def _denoising(asked: Asked, clean: Tensor, what: str, mesh: Mesh, reduce: CountedReduction) -> Prepared:
     noisy = signals.with_noise(clean, std=asked.of["noise_std"], seed=asked.seed)
-    primal = TotalVariation(noisy, asked.of["tv"], rank=mesh.rank("dp"), ranks=mesh.layout.dp, reduce=reduce)
+    names, weight = asked.of["transform"], asked.of["l1"] if asked.of["transform"] else asked.of["tv"]
+    penalty = penalties.coefficients(names, clean.shape[1:]) if names else penalties.total_variation(clean.dim() - 1)
+    primal = Denoising(noisy, weight, penalty, rank=mesh.rank("dp"), ranks=mesh.layout.dp, reduce=reduce)
     dual = primal.dual()
     best_dual = optimum.of_dual(dual)
     best = optimum.of_primal(primal, best_dual)
     gap = best.value + best_dual.value - primal.mean(primal.noisy.square()) / 2
     error = primal.mean((best.point - clean[primal.mine]).square()) / clean[0].numel()
     facts = (
-        f"{what}, noise {asked.of['noise_std']:g}, tv {primal.tv:g}, fp64; L of the dual = {dual.smoothness:g}, mu = 1",
+        f"{what}, noise {asked.of['noise_std']:g}, {penalty.name} {weight:g}, fp64",
+        f"L of the dual = {dual.smoothness:g}, mu = 1"
+        + (", one step leads to its minimum" if penalty.orthonormal else ""),
         f"minimum {best.value:.12f}, duality gap {gap:.1e}",
         f"mean squared error {(noisy - clean).square().mean():.4f} noisy, {error:.4f} denoised",
     )

@@ -8,5 +8,5 @@ from paralab.convex.stochastic import MINIBATCH, SGD
 from paralab.convex.svrg import SVRG
 
 LOGISTIC: dict[str, Method] = {method.name: method for method in (GD, SGD, MINIBATCH, SVRG, NEWTON)}
-TV: dict[str, Method] = {method.name: method for method in (SUBGRADIENT, ISTA, FISTA)}
-METHODS = LOGISTIC | TV
+DENOISING: dict[str, Method] = {method.name: method for method in (SUBGRADIENT, ISTA, FISTA)}
+METHODS = LOGISTIC | DENOISING

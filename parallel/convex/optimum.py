@@ -6,9 +6,9 @@ import torch
 from torch import Tensor
 
 from paralab.convex import newton
+from paralab.convex.denoising import Denoising, DenoisingDual
 from paralab.convex.method import Optimum, Settings
 from paralab.convex.softmax import SoftmaxRegression
-from paralab.convex.total_variation import TotalVariation, TotalVariationDual
 from paralab.errors import ConfigError
 
 MOST_NEWTON_STEPS, MOST_PROXIMAL_STEPS = 100, 200_000
@@ -43,7 +43,7 @@ def of_softmax(problem: SoftmaxRegression) -> Optimum:
     return Optimum(last.point, value)
 
 
-def of_dual(problem: TotalVariationDual) -> Optimum:
+def of_dual(problem: DenoisingDual) -> Optimum:
     """Return the minimum of the dual; collective over all ranks. Raises: ConfigError where it takes too many steps.
 
     By FISTA that starts anew in a row where it overshoots (O'Donoghue and Candes 2015, section 3.2, gradient scheme).
@@ -51,7 +51,7 @@ def of_dual(problem: TotalVariationDual) -> Optimum:
     point = ahead = problem.start()
     t = torch.ones((), dtype=point.dtype)
     for step in range(MOST_PROXIMAL_STEPS):
-        if step % _LOOKS == 0 and (point - problem.step(point)).abs().max() <= _WANTED * problem.tv:
+        if step % _LOOKS == 0 and (point - problem.step(point)).abs().max() <= _WANTED * problem.weight:
             break
         last, point = point, problem.step(ahead)
         overshoots = _over_rows((ahead - point) * (point - last)) > 0
@@ -59,8 +59,8 @@ def of_dual(problem: TotalVariationDual) -> Optimum:
         ahead = point + torch.where(overshoots, 0.0, (t_last - 1) / t) * (point - last)
     if (norm := problem.gradient_norm(point)) > _SMALL:
         raise ConfigError(
-            f"no minimum was found, the gradient's norm is {norm:.1e} after {MOST_PROXIMAL_STEPS:,} steps: use --tv "
-            f"below {problem.tv:g}"
+            f"no minimum was found, the gradient's norm is {norm:.1e} after {MOST_PROXIMAL_STEPS:,} steps: use a "
+            f"weight of the penalty below {problem.weight:g}"
         )
     return Optimum(point, problem.value(point))
 
@@ -70,7 +70,7 @@ def _over_rows(p: Tensor) -> Tensor:
     return p.sum(dim=[dim for dim in range(p.dim()) if dim != 1], keepdim=True)
 
 
-def of_primal(problem: TotalVariation, dual: Optimum) -> Optimum:
+def of_primal(problem: Denoising, dual: Optimum) -> Optimum:
     """Return the minimum that belongs to that of the dual; collective over all ranks."""
     point = problem.dual().denoised(dual.point)
     return Optimum(point, problem.value(point))

@@ -1,14 +1,14 @@
-"""The subgradient method on total variation; proximal gradient (ISTA) and its accelerated form (FISTA) on its dual."""
+"""The subgradient method on denoising; proximal gradient (ISTA) and its accelerated form (FISTA) on its dual."""
 
 from collections.abc import Iterator
 from itertools import count
 from math import sqrt
 
+from paralab.convex.denoising import Denoising, DenoisingDual
 from paralab.convex.method import Iterate, Method, Optimum, Settings
-from paralab.convex.total_variation import TotalVariation, TotalVariationDual
 
 
-def subgradient(problem: TotalVariation, settings: Settings) -> Iterator[Iterate]:
+def subgradient(problem: Denoising, settings: Settings) -> Iterator[Iterate]:
     """Yield means of the points so far, weighted by their number, after steps of 2 / (k + 1).
 
     Lacoste-Julien, Schmidt and Bach 2012, "A simpler approach to obtaining an O(1/t) convergence rate".
@@ -21,12 +21,12 @@ def subgradient(problem: TotalVariation, settings: Settings) -> Iterator[Iterate
         point = point - 2 / (step + 1) * problem.subgradient(point)
 
 
-def subgradient_bound(problem: TotalVariation, optimum: Optimum, settings: Settings, steps: int) -> float | None:
+def subgradient_bound(problem: Denoising, optimum: Optimum, settings: Settings, steps: int) -> float | None:
     """Return 2 B^2 / (k + 1) of subgradients of norm B or less, with mu = 1 (the same, for weighted means)."""
     return 2 * problem.most_squared_subgradient / (steps + 1) if steps else None
 
 
-def ista(problem: TotalVariationDual, settings: Settings) -> Iterator[Iterate]:
+def ista(problem: DenoisingDual, settings: Settings) -> Iterator[Iterate]:
     """Yield an iterate a step (Beck and Teboulle 2009, section 3)."""
     point = problem.start()
     for step in count():
@@ -34,12 +34,12 @@ def ista(problem: TotalVariationDual, settings: Settings) -> Iterator[Iterate]:
         point = problem.step(point)
 
 
-def ista_bound(problem: TotalVariationDual, optimum: Optimum, settings: Settings, steps: int) -> float | None:
+def ista_bound(problem: DenoisingDual, optimum: Optimum, settings: Settings, steps: int) -> float | None:
     """Return L |p_0 - p*|^2 / (2 k) (Beck and Teboulle 2009, theorem 3.1)."""
     return problem.smoothness * _distance(problem, optimum) / (2 * steps) if steps else None
 
 
-def fista(problem: TotalVariationDual, settings: Settings) -> Iterator[Iterate]:
+def fista(problem: DenoisingDual, settings: Settings) -> Iterator[Iterate]:
     """Yield an iterate a step (Beck and Teboulle 2009, section 4, with constant step size)."""
     point = ahead = problem.start()
     t = 1.0
@@ -50,12 +50,12 @@ def fista(problem: TotalVariationDual, settings: Settings) -> Iterator[Iterate]:
         ahead = point + (t_last - 1) / t * (point - last)
 
 
-def fista_bound(problem: TotalVariationDual, optimum: Optimum, settings: Settings, steps: int) -> float | None:
+def fista_bound(problem: DenoisingDual, optimum: Optimum, settings: Settings, steps: int) -> float | None:
     """Return 2 L |p_0 - p*|^2 / (k + 1)^2 (Beck and Teboulle 2009, theorem 4.4)."""
     return 2 * problem.smoothness * _distance(problem, optimum) / (steps + 1) ** 2 if steps else None
 
 
-def _distance(problem: TotalVariationDual, optimum: Optimum) -> float:
+def _distance(problem: DenoisingDual, optimum: Optimum) -> float:
     return problem.squared_distance(problem.start(), optimum.point)
 
 

@@ -91,19 +91,26 @@ class SoftmaxRegression:
         """Return the exact Hessian (n_classes n_features, n_classes n_features), in the order of `point.flatten()`.
 
         Block (i, j) is X^T diag(p_i (1[i = j] - p_j)) X / n (Bishop 2006, equation 4.110), and l2 on the diagonal. The
-        blocks on and above the diagonal are reduced over ranks, together.
+        blocks on and above the diagonal are reduced over ranks, a class at a time.
         """
         x = self.features[self._mine]
         p = (x @ point.T).softmax(1)  # (rows, n_classes)
-        pairs = torch.triu_indices(self.n_classes, self.n_classes).T.tolist()
-        blocks = torch.stack([(x * (p[:, i] * (float(i == j) - p[:, j]))[:, None]).T @ x for i, j in pairs])
-        blocks = self.reduce(blocks) / self.n_samples
         whole = x.new_empty(*point.shape, *point.shape)
-        for (i, j), block in zip(pairs, blocks, strict=True):
-            whole[i, :, j] = whole[j, :, i] = block  # X^T D X is symmetric
+        for i in range(self.n_classes):
+            row = torch.stack(
+                [(x * (p[:, i] * (float(i == j) - p[:, j]))[:, None]).T @ x for j in range(i, self.n_classes)]
+            )
+            for j, block in enumerate(self.reduce(row), start=i):
+                whole[i, :, j] = whole[j, :, i] = block / self.n_samples  # X^T D X is symmetric
         flat = whole.view(point.numel(), point.numel())
         flat.diagonal().add_(self.l2)
         return flat
+
+    @property
+    def hessian_bytes(self) -> int:
+        """What a step of Newton's method holds of a process: the Hessian, its Cholesky factor, and a row of blocks."""
+        numbers = self.n_classes * self.features.shape[1]
+        return 8 * (2 * numbers**2 + 2 * self.n_classes * self.features.shape[1] ** 2)
 
     def separates(self, point: Tensor) -> bool:
         """Return whether weights (n_classes, n_features) give every sample's own class the largest logit."""

@@ -16,4 +16,5 @@ CONVEX_METHODS = {
     "signal": ("subgradient", "ista", "fista"),
     "images": ("subgradient", "ista", "fista"),
 }
+TRANSFORMS = ("dct", "haar")
 OuterOptimizer = Literal["average", "nesterov"]

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from math import ceil, floor, log2, log10
+from math import ceil, floor, log, log10
 
 from markupsafe import Markup
 
@@ -59,18 +59,20 @@ def lines(
     every: bool = False,
     doubling: bool = False,
     decades: bool = False,
+    powers: bool = False,
 ) -> Markup:
     """Draw lines with their names at their ends; with a legend where a name is long.
 
     `along` names the horizontal axis. `every` marks each point and ticks each place: a line is whole between places of
     which one is at most twice the other and none that others have lies between, and dotted where a place was left out.
-    `doubling` makes each doubling of the horizontal value as wide as the one before. `decades` makes the vertical axis
-    logarithmic; zeros stand at its foot.
+    `doubling` makes each doubling of the horizontal value as wide as the one before, `powers` each power of ten.
+    `decades` makes the vertical axis logarithmic; zeros stand at its foot.
     """
     named = all(len(one.label) <= _LONGEST for one in series)
     right = WIDTH - (_NAMED if named else RIGHT)
-    plane = _plane(series, right, unit, zero=zero, every=every, doubling=doubling, decades=decades)
-    marks = [side(plane.up, plane.name_of, right=right), *_foot(plane.across, along, right, doubling=doubling)]
+    base = 2 if doubling else 10 if powers else None
+    plane = _plane(series, right, unit, zero=zero, every=every, base=base, decades=decades)
+    marks = [side(plane.up, plane.name_of, right=right, logarithmic=decades), *_foot(plane, along, right)]
     shown = [(one, [(*plane.at(point), *point) for point in one.points if abs(point[1]) < LARGEST]) for one in series]
     taken = sorted({x for one in series for x, _ in (*one.points, *one.spots)}) if every else []
     for one, points in sorted(shown, key=lambda pair: not pair[0].reference):
@@ -97,36 +99,47 @@ def _said(one: Series, unit: Format, along: str) -> str:
 
 @dataclass(frozen=True)
 class _Plane:
-    """Where values are drawn. name_of: what a tick of the vertical axis is called."""
+    """Where values are drawn. name_of: what a tick of the vertical axis is called. base: of a logarithmic horizontal
+    axis; None of a linear one."""
 
     across: Axis
     up: Axis
     name_of: Format
-    doubling: bool
+    base: int | None
     decades: bool
 
     def at(self, point: Point) -> Point:
         """Return where a point is drawn."""
         x, y = point
-        return self.across(log2(x) if self.doubling else x), self.up(_log(y, self.up.low) if self.decades else y)
+        return self.across(_widened(x, self.base)), self.up(_log(y, self.up.low) if self.decades else y)
+
+
+def _widened(x: float, base: int | None) -> float:
+    return log(x, base) if base else float(x)
 
 
 def _plane(
-    series: Sequence[Series], right: float, unit: Format, *, zero: bool, every: bool, doubling: bool, decades: bool
+    series: Sequence[Series], right: float, unit: Format, *, zero: bool, every: bool, base: int | None, decades: bool
 ) -> _Plane:
     """Return axes that hold all points, spots and intervals. The options are those of `lines`."""
     values = [y for one in series for _, y in (*one.points, *one.spots)]
     values += [edge for one in series for interval in one.intervals.values() for edge in interval]
     up, name_of = _decades(values, unit) if decades else (axis(values, _HEIGHT, 12, zero=zero), unit)
-    places = [log2(x) if doubling else float(x) for one in series for x, _ in (*one.points, *one.spots)]
-    ticks = sorted(set(places))
-    across = Axis(ticks[0], ticks[-1], LEFT + 8, right - 8, ticks) if every else axis(places, LEFT, right)
-    return _Plane(across, up, name_of, doubling, decades)
+    places = sorted({_widened(x, base) for one in series for x, _ in (*one.points, *one.spots)})
+    if every:
+        across = Axis(places[0], places[-1], LEFT + 8, right - 8, places)
+    elif base == 10:
+        first, last = floor(places[0]), ceil(places[-1])
+        across = Axis(first, last, LEFT, right, range(first, last + 1, 1 if last - first < 5 else 2))
+    else:
+        across = axis(places, LEFT, right)
+    return _Plane(across, up, name_of, base, decades)
 
 
-def _foot(across: Axis, along: str, right: float, *, doubling: bool) -> list[Markup]:
+def _foot(plane: _Plane, along: str, right: float) -> list[Markup]:
     """Write the ticks of the horizontal axis, and its name."""
-    names = [(across(tick), f"{2**tick if doubling else tick:g}") for tick in across.ticks]
+    across = plane.across
+    names = [(across(tick), f"{float(plane.base) ** tick if plane.base else tick:g}") for tick in across.ticks]
     ticks = [text(x, _HEIGHT + 16, name, "tick", anchor="middle") for x, name in names]
     return [*ticks, text(right, _HEIGHT + 32, along, "tick", anchor="end")]
 

@@ -84,9 +84,9 @@ def _without_units(names: Sequence[str]) -> list[str]:
     return [*(name.rpartition(" ")[0] or name for name in names[:-1]), names[-1]]
 
 
-def side(up: Axis, unit: Format, *, right: float = WIDTH - RIGHT) -> Markup:
-    """Draw the lines of a vertical axis, and its numbers beside them."""
-    marks = [line(LEFT, up(t), right, up(t), "zero" if t == 0 else "grid") for t in up.ticks]
+def side(up: Axis, unit: Format, *, right: float = WIDTH - RIGHT, logarithmic: bool = False) -> Markup:
+    """Draw the lines of a vertical axis, and its numbers beside them. Where they are logarithms none is zero."""
+    marks = [line(LEFT, up(t), right, up(t), "zero" if t == 0 and not logarithmic else "grid") for t in up.ticks]
     return Markup("").join([*marks, *(text(LEFT - 6, up(t) + 4, unit(t), "tick", anchor="end") for t in up.ticks)])
 
 

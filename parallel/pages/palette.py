@@ -139,6 +139,17 @@ STRATEGIES = {
     "2d": Look("red", marker="cross"),
     "3d": Look("grey", marker="cross"),
 }
+# of convex functions: those of logistic regression, then those of denoising, which stand apart
+METHODS = {
+    "gd": Look("blue"),
+    "sgd": Look("grey"),
+    "minibatch": Look("orange"),
+    "svrg": Look("teal"),
+    "newton": Look("violet"),
+    "subgradient": Look("orange"),
+    "ista": Look("blue"),
+    "fista": Look("violet"),
+}
 VARIANTS = ("blue", "orange", "teal", "violet", "pink", "olive", "brown", "green")  # of one strategy, where it is alone
 UNNAMED = Look("grey", marker="circle")  # a layout that no strategy has
 # sets whose members stand in one drawing, and the least distance of two of their colours: CIEDE2000, for each vision
@@ -149,6 +160,8 @@ TOGETHER: Mapping[str, tuple[Mapping[str, Look], float]] = {
     "parts of a predicted step": (PREDICTED_STEP, 10.0),
     "passes": (PASSES, 20.0),
     "strategies": (STRATEGIES, 9.0),
+    "methods of logistic regression": (dict(list(METHODS.items())[:5]), 15.0),
+    "methods of denoising": (dict(list(METHODS.items())[5:]), 15.0),
 }
 
 
