@@ -11,21 +11,20 @@ on where the same command is given again.
 """
 
 import csv
-import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 
+from paralab.benchmarks.programs import program
 from paralab.benchmarks.report.comparing import compare_files
 from paralab.benchmarks.report.comparison import Comparison
 from paralab.benchmarks.report.metrics import METRICS
-from paralab.errors import ConfigError, DataError, ParalabError
+from paralab.errors import ConfigError, DataError
 from paralab.options.config import RunConfig, changed
 from paralab.options.flags import resolve as read_config
 from paralab.options.option import STEPS, option
-from paralab.records.cells import one_line
 from paralab.records.row import RunRecord
 
 STEP = METRICS["step_time_p50_s"]
@@ -186,8 +185,4 @@ def _pair_spread(runs: Sequence[Run]) -> float:
 
 
 if __name__ == "__main__":
-    try:
-        sys.exit(main(sys.argv[1:]))
-    except ParalabError as error:
-        print(f"aa: {one_line(str(error))}", file=sys.stderr)
-        sys.exit(error.exit_status)
+    program(main, "aa")

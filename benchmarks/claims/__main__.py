@@ -9,25 +9,19 @@ with a GPU adds its own. Repeats of a series are interleaved, in the same proces
 """
 
 import argparse
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 from paralab.benchmarks.claims import measuring, series
-from paralab.errors import ParalabError
-from paralab.options.arguments import Parser
+from paralab.benchmarks.programs import program
+from paralab.options.arguments import Parser, whole
 from paralab.processes.allowed import cores_allowed
-from paralab.records.cells import one_line
 
 
 def main(argv: Sequence[str]) -> int:
-    """Measure the series that are named. Returns: 0, or 1 where one failed; 2 where a name is wrong."""
+    """Measure the series that are named. Returns: 0, or 1 where one failed. Raises: UsageError for a wrong name."""
     options = _parser().parse_args(list(argv))
-    try:
-        chosen = series.find(options.series, max(1, int(cores_allowed())))
-    except ParalabError as error:
-        print(f"paralab.benchmarks.claims: {one_line(str(error))}", file=sys.stderr)
-        return error.exit_status
+    chosen = series.find(options.series, max(1, int(cores_allowed())))
     from paralab.records.environment import Environment
 
     failed = 0
@@ -50,10 +44,10 @@ def _parser() -> argparse.ArgumentParser:
         help="Folder of the files (default: benchmarks/results/claims of this checkout)",
     )
     parser.add_argument(
-        "--repeats", type=int, metavar="N", help="Repeats of each case, where fewer than the series has are enough"
+        "--repeats", type=whole(1), metavar="N", help="Repeats of each case, where fewer than the series has are enough"
     )
     return parser
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    program(main, "claims")

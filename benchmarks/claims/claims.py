@@ -123,7 +123,11 @@ CLAIMS: Sequence[Claim] = (
     Claim(
         "Casting on the device",
         "Send images as bytes and convert them to floats on the device rather than on the host.",
-        (NOTES,),
+        (
+            NOTES,
+            "[FFCV](https://docs.ffcv.io/_modules/ffcv/transforms/normalize.html) has a conversion of bytes for either "
+            "place",
+        ),
         ("casting",),
         "It holds where the whole interval is above 1.",
         casting,
@@ -131,7 +135,11 @@ CLAIMS: Sequence[Claim] = (
     Claim(
         "Larger batches",
         "Larger batches use the hardware better: more samples a second.",
-        (NOTES,),
+        (
+            NOTES,
+            "[BatchSize](https://reference.wolfram.com/language/ref/BatchSize.html) (Wolfram Language): typically more "
+            "inputs a second, for more memory",
+        ),
         ("batches",),
         "It holds where each larger batch has more samples a second, by its whole interval; in part where some do.",
         batches,

@@ -8,7 +8,6 @@ What the last one writes, docs/planner.md shows.
 """
 
 import json
-import sys
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
@@ -20,6 +19,7 @@ from paralab.benchmarks.planner import fit as planner_fit
 from paralab.benchmarks.planner import images as planner_images
 from paralab.benchmarks.planner.cases import Published, published
 from paralab.benchmarks.planner.fit import Target
+from paralab.benchmarks.programs import program
 from paralab.options.arguments import Parser
 from paralab.planning import checked, constants
 from paralab.planning.checked import Errors
@@ -206,4 +206,4 @@ def table(errors: Mapping[str, Errors]) -> list[str]:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    program(main, "planner.errors")

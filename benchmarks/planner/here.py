@@ -9,7 +9,6 @@ Where the folder has no device.json, `paralab calibrate` measures the device fir
 more than a tenth of a core are not compared. Of repeats of a layout the median counts.
 """
 
-import sys
 import time
 from collections.abc import Iterator, Sequence
 from math import inf
@@ -17,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from paralab.benchmarks.planner.compared import Compared, by_layout, by_model, compare, write
+from paralab.benchmarks.programs import program
 from paralab.commands import calibrate
 from paralab.errors import ConfigError, UsageError
 from paralab.options.arguments import Parser
@@ -137,4 +137,4 @@ def runs(models: Sequence[str], nproc: int) -> "Iterator[Any]":
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    program(main, "planner.here")

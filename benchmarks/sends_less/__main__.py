@@ -14,16 +14,16 @@ import subprocess
 import sys
 from dataclasses import replace
 
+from paralab.benchmarks.programs import program
 from paralab.benchmarks.sends_less.gap import Curves, Loss, Timing, drawing, read, table
 from paralab.benchmarks.sends_less.methods import NODES, SendsLessConfig, check
 from paralab.console.clock import Moment
 from paralab.console.outputs import write_whole
 from paralab.console.phases import Phases
-from paralab.errors import ParalabError, RankError
+from paralab.errors import RankError
 from paralab.options.flags import flags_of
 from paralab.options.flags import resolve as read_config
 from paralab.processes.with_parent import with_parent
-from paralab.records.cells import one_line
 
 
 def main(argv: list[str]) -> int:
@@ -72,8 +72,4 @@ def _time(config: SendsLessConfig, link: str) -> None:
 
 
 if __name__ == "__main__":
-    try:
-        sys.exit(main(sys.argv[1:]))
-    except ParalabError as error:
-        print(f"sends_less: {one_line(str(error))}", file=sys.stderr)
-        sys.exit(error.exit_status)
+    program(main, "sends_less")

@@ -36,7 +36,7 @@ _NEED_L2 = ("sgd", "minibatch", "svrg")  # their steps and theorems divide by th
 # What each problem has where nothing is given; an option that it does not name has no use with it.
 DEFAULTS: Mapping[str, Mapping[str, Any]] = {
     "logistic": {"epochs": 30, "size": "14", "data": "mnist", "l2": 0.01, "global_batch_size": 32},
-    "signal": {"epochs": 1000, "tv": 1.0, "transform": (), "l1": 0.5, "noise_std": 0.2, "samples": 512},
+    "signal": {"epochs": 1000, "tv": 1.0, "transform": (), "l1": 0.15, "noise_std": 0.2, "samples": 512},
     "images": {
         "epochs": 1000,
         "size": "28",

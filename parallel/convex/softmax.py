@@ -150,7 +150,7 @@ class SoftmaxRegression:
 
     @cached_property
     def smoothness(self) -> float:
-        """The constant L: half the largest eigenvalue of X^T X / n, plus l2 (Boehning 1992, section 3)."""
+        """The constant L: half the largest eigenvalue of X^T X / n, plus l2 (Boehning 1992)."""
         gram = self.features.T @ self.features / self.n_samples
         return torch.linalg.eigvalsh(gram)[-1].item() / 2 + self.l2
 
@@ -160,7 +160,7 @@ class SoftmaxRegression:
         return self.features.square().sum(1).max().item() / 2 + self.l2
 
     def expected_smoothness(self, batch: int) -> float:
-        """Return the expected smoothness of batches without replacement (Gower et al. 2019, proposition 3.8)."""
+        """Return the expected smoothness of batches without replacement (Gower et al. 2019)."""
         n = self.n_samples
         whole, single = n * (batch - 1) / (batch * (n - 1)), (n - batch) / (batch * (n - 1))
         return whole * self.smoothness + single * self.sample_smoothness
@@ -168,7 +168,7 @@ class SoftmaxRegression:
     def gradient_variance(self, point: Tensor, batch: int) -> float:
         """Return the expected squared norm of a batch's gradient at the optimum, a point (n_classes, n_features).
 
-        Gower et al. 2019, proposition 3.10.
+        After Gower et al. 2019, for batches without replacement.
         """
         logits = self.features @ point.T
         errors = logits.softmax(1) - F.one_hot(self.labels, self.n_classes)  # (n, n_classes)

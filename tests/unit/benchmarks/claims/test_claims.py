@@ -1,5 +1,6 @@
 """Claims: what is measured for them, the rules by which rows are judged, and the page that is made of both."""
 
+import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -14,6 +15,7 @@ from paralab.benchmarks.claims.of_memory import bytes_per_parameter, zero
 from paralab.benchmarks.claims.of_speed import channels_last, nodes, workers
 from paralab.benchmarks.claims.series import Series, every
 from paralab.benchmarks.documents import claims as page
+from paralab.benchmarks.programs import program
 from paralab.records.reading import read
 from paralab.records.row import RunRecord
 from paralab.records.writing import append
@@ -146,9 +148,18 @@ def test_what_was_not_measured_is_said(tmp_path: Path, monkeypatch: pytest.Monke
     assert "**GPU**: not measured: no machine with one has run the command." in text
 
 
-def test_a_series_that_is_not_there_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
-    assert command.main(["checkpoint"]) == 2
-    assert "did you mean checkpointing" in capsys.readouterr().err
+@pytest.mark.parametrize(
+    ("word", "says"),
+    [("checkpoint", "did you mean checkpointing"), ("--repeats=0", "at least 1"), ("--nope", "unknown")],
+)
+def test_what_is_not_there_is_refused_in_one_line(
+    word: str, says: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["claims", word])
+    with pytest.raises(SystemExit) as ended:
+        program(command.main, "claims")
+    (line,) = capsys.readouterr().err.splitlines()
+    assert ended.value.code == 2 and line.startswith("claims: ") and says in line
 
 
 def test_a_series_of_a_gpu_is_left_out_without_one(tmp_path: Path) -> None:
