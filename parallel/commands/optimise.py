@@ -43,7 +43,7 @@ DEFAULTS: Mapping[str, Mapping[str, Any]] = {
         "data": "mnist",
         "tv": 0.3,
         "transform": (),
-        "l1": 0.5,
+        "l1": 0.15,
         "noise_std": 0.3,
         "samples": 16,
     },
