@@ -106,7 +106,7 @@ class DenoisingDual(_Rows):
         return self.mean(self.denoised(point).square()) / 2
 
     def gradient_norm(self, point: Tensor) -> float:
-        """Return the norm of the gradient mapping L (p - a step from p) at p (parts, rows, ...) (Beck 2017, chapter 10)."""
+        """Return the norm of the gradient mapping L (p - a step from p) at p (parts, rows, ...) (Beck 2017)."""
         return self.mean((self.smoothness * (point - self.step(point))).square()) ** 0.5
 
     def denoised(self, point: Tensor) -> Tensor:
