@@ -111,24 +111,29 @@ def _lane(free_us: list[float], axis: str, start_us: float, end_us: float) -> st
 
 
 def merged(ranks: Sequence[tuple[str, Sequence[Event]]]) -> dict[str, Any]:
-    """Return one trace of all ranks: the name and the events of each, whose process is numbered as the rank."""
+    """Return one trace of all ranks, with the name and the events of each, in the Trace Event Format of Chrome.
+
+    Processes and threads are numbered from 1: Perfetto takes process 0 for the kernel's idle one, and its maintainers
+    ask that nobody uses it (github.com/google/perfetto/issues/394).
+    """
     events: list[dict[str, Any]] = []
-    for rank, (name, found) in enumerate(ranks):
-        lanes = {lane: number for number, lane in enumerate(dict.fromkeys(event.lane for event in found))}
-        events += _names(rank, name, lanes)
+    for process, (name, found) in enumerate(ranks, start=1):
+        lanes = {lane: number for number, lane in enumerate(dict.fromkeys(event.lane for event in found), start=1)}
+        events += _names(process, name, lanes)
         for event in sorted(found, key=lambda event: (event.start_us, -event.duration_us)):
-            place = {"ph": "X", "pid": rank, "tid": lanes[event.lane], "cat": event.lane.split(" ")[0]}
+            category = event.lane.split(" ")[0].rstrip(",")  # a comma would part two of them
+            place = {"ph": "X", "pid": process, "tid": lanes[event.lane], "cat": category}
             when = {"ts": round(event.start_us, 3), "dur": round(max(event.duration_us, 0.0), 3)}
             events.append({"name": event.name, **place, **when, "args": dict(event.args)})
     return {"traceEvents": events, "displayTimeUnit": "ms"}
 
 
-def _names(rank: int, name: str, lanes: Mapping[str, int]) -> Iterator[dict[str, Any]]:
+def _names(process: int, name: str, lanes: Mapping[str, int]) -> Iterator[dict[str, Any]]:
     def named(kind: str, number: int | None, **args: Any) -> dict[str, Any]:
-        return {"name": kind, "ph": "M", "pid": rank, **({} if number is None else {"tid": number}), "args": args}
+        return {"name": kind, "ph": "M", "pid": process, **({} if number is None else {"tid": number}), "args": args}
 
     yield named("process_name", None, name=name)
-    yield named("process_sort_index", None, sort_index=rank)
+    yield named("process_sort_index", None, sort_index=process)
     for lane, number in lanes.items():
         yield named("thread_name", number, name=lane)
         yield named("thread_sort_index", number, sort_index=number)

@@ -19,7 +19,7 @@ def test_a_trace_of_all_ranks(workers: WorkerPool, layout: str, tmp_path: Path) 
     run = RunConfig(model="gpt2", size="tiny", layout=Layout.parse(layout), global_batch_size=8)
     counted = [rows for rows in workers.run("tests.dist.cases:traced", run, str(tmp_path / "trace.json")) if rows]
     events = json.loads((tmp_path / "trace.json").read_text())["traceEvents"]
-    names = {event["pid"]: event["args"]["name"] for event in events if event["name"] == "process_name"}
+    names = {event["pid"] - 1: event["args"]["name"] for event in events if event["name"] == "process_name"}
     assert [names[rank].split(" (")[0] for rank in sorted(names)] == [f"rank {rank}" for rank in range(len(counted))]
     lanes = _lanes(events)
     for spans in lanes.values():
@@ -48,7 +48,7 @@ def _lanes(events: list[dict[str, Any]]) -> dict[tuple[int, str], list[dict[str,
     lanes: dict[tuple[int, str], list[dict[str, Any]]] = defaultdict(list)
     for event in events:
         if event["ph"] == "X":
-            lanes[event["pid"], names[event["pid"], event["tid"]]].append(event)
+            lanes[event["pid"] - 1, names[event["pid"], event["tid"]]].append(event)
     return {lane: sorted(spans, key=lambda span: (span["ts"], -span["dur"])) for lane, spans in lanes.items()}
 
 

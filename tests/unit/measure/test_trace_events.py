@@ -47,8 +47,10 @@ def test_kernels_and_operations_are_on_lanes_of_their_own() -> None:
     assert [event.name for event in gloo] == ["gloo:send"]
     events = merged([("rank 0", operations), ("rank 1 (dp 1)", gloo)])["traceEvents"]
     assert {(e["pid"], e["args"]["name"]) for e in events if e["name"] == "process_name"} == {
-        (0, "rank 0"),
-        (1, "rank 1 (dp 1)"),
+        (1, "rank 0"),
+        (2, "rank 1 (dp 1)"),
     }
     spans = [(e["pid"], e["tid"], e["ts"]) for e in events if e["ph"] == "X"]
-    assert spans == [(0, 0, 20.0), (0, 1, 21.0), (1, 0, 22.0)]
+    assert spans == [(1, 1, 20.0), (1, 2, 21.0), (2, 1, 22.0)]  # 0 is the kernel's in Perfetto
+    assert {e["cat"] for e in events if e["ph"] == "X"} == {"torch", "GPU"}
+    assert {e["ph"] for e in events} == {"M", "X"} and all(isinstance(e["pid"], int) and e["pid"] > 0 for e in events)
