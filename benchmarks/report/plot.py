@@ -229,7 +229,8 @@ def _validation(line: str, place: str) -> tuple[int, float]:
 
 def _task(folder: Path) -> str:
     config = _config(folder)
-    return f"{config.get('model', 'a model')} {config.get('size', '')} on {config.get('data', 'its data')}"
+    on = f" on {data}" if (data := config.get("data")) else ""
+    return f"{config.get('model', 'a model')} {config.get('size', '')}{on}"
 
 
 def _label(folder: Path) -> str:
