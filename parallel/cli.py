@@ -87,10 +87,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         signal.signal(signal.SIGINT, _interrupt)
     words = list(sys.argv[1:] if argv is None else argv)
     try:
-        status = _dispatch(words)
-        sys.stdout.flush()
-        if streams.lost:
-            raise ParalabError(f"what this command printed could not be written: {streams.lost[0]}")
+        try:
+            status = _dispatch(words)
+        except SystemExit:  # --help
+            _check_printed()
+            raise
+        _check_printed()
         return status
     except StoppedError as error:
         print(f"paralab: {error}", file=sys.stderr)
@@ -116,6 +118,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         return INTERRUPTED
 
 
+def _check_printed() -> None:
+    """Raise ParalabError where what was printed is lost, as on a disk that is full."""
+    sys.stdout.flush()
+    if streams.lost:
+        raise ParalabError(f"what this command printed could not be written: {streams.lost[0]}")
+
+
 def _interrupt(number: int, frame: FrameType | None) -> None:
     """Raise KeyboardInterrupt; in an import, which may swallow it, end at once: nothing was started yet."""
     inner = frame
@@ -139,6 +148,10 @@ def _dispatch(words: list[str]) -> int:
         raise UsageError(f"command {name!r} is unknown{did_you_mean(name, TARGETS)}: see paralab --help")
     if find_spec("fcntl") is None:
         raise UsageError("paralab runs on Linux and macOS, and this is neither: on Windows, install and type it in WSL")
+    try:
+        os.getcwd()
+    except FileNotFoundError:  # where libraries of torch cannot be loaded
+        raise UsageError("the folder in which this was typed is gone: type it in another, after cd") from None
     module, function = TARGETS[name].split(":")
     return getattr(import_module(module), function)(rest)
 

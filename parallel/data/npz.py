@@ -2,7 +2,6 @@
 
 import io
 import re
-import zipfile
 from dataclasses import dataclass
 from functools import cached_property
 from hashlib import sha256
@@ -43,8 +42,12 @@ class NpzSet:
                             role = SPLIT_NAMES.get((match["a"] or match["b"] or "").lower(), "")
                             found.setdefault(role, {})[kind] = arrays[name]
                 names = ", ".join(arrays.files)
-        except (OSError, ValueError, EOFError, zipfile.BadZipFile, AttributeError) as error:
-            raise DataError(f"{self.root} is not a readable .npz file ({error}): save it again") from error
+        # numpy says of damaged files, and of a .npy under this name, nearly everything
+        except Exception as error:
+            reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+            raise DataError(
+                f"{self.root} is not a readable .npz file ({reason}): save it again with numpy.savez"
+            ) from error
         pairs = {role: self._checked(pair) for role, pair in found.items() if len(pair) == len(_NAMES)}
         if not pairs or ("" not in pairs and "train" not in pairs):
             raise DataError(f"{self.root} holds {names or 'nothing'}: {_NEEDS}")

@@ -6,6 +6,7 @@ direction.
 
 import csv
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
 from difflib import get_close_matches
@@ -118,9 +119,27 @@ def _from_row(row: Mapping[str, str]) -> Device:
     return Device(**values)
 
 
+# What drivers call devices, without the maker (nvidia-smi --query-gpu=name), where `devices.csv` calls them otherwise.
+_OF_DRIVERS = {
+    "h100 80gb hbm3": "H100-SXM-80GB",
+    "h100 pcie": "H100-PCIe-80GB",
+    "h100 nvl": "H100-NVL-94GB",
+    "a100 80gb pcie": "A100-PCIe-80GB",
+    "h200": "H200-SXM-141GB",
+    "b200": "B200-SXM",
+    "rtx 3090": "RTX3090-24GB",
+    "rtx 4090": "RTX4090-24GB",
+}
+_MAKERS = re.compile(r"^(?:(?:nvidia|tesla|geforce|amd|instinct)\s+)+")
+
+
 def is_known(name: str) -> str | None:
-    """Return the name of a device as `devices.csv` has it, given in any case; None where it is not there."""
-    return next((key for key in known() if key.lower() == name.lower()), None)
+    """Return the name of a device as `devices.csv` has it; None where it is not there.
+
+    name: in any case, also as a driver has it: NVIDIA H100 80GB HBM3.
+    """
+    bare = _MAKERS.sub("", " ".join(name.lower().split()))
+    return _OF_DRIVERS.get(bare) or next((key for key in known() if key.lower() == bare), None)
 
 
 def find(name: str, own: Mapping[str, Device] | None = None) -> Device:
@@ -134,6 +153,8 @@ def find(name: str, own: Mapping[str, Device] | None = None) -> Device:
     exact = {key.lower(): key for key in devices}
     if name.lower() in exact:
         return devices[exact[name.lower()]]
+    if (same := is_known(name)) is not None:
+        return devices[same]
     begins = [key for key in exact if name and key.startswith(name.lower())]
     close = [*begins[:4], *get_close_matches(name.lower(), list(exact), n=3, cutoff=0.3)]
     closest = ", ".join(dict.fromkeys(exact[key] for key in close)) or ", ".join(list(devices)[:5])

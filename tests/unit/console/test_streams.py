@@ -25,8 +25,9 @@ def test_what_nobody_reads_is_dropped(redirected: str) -> None:
     assert (done.stdout, done.stderr) == ("", "status 0\n")
 
 
-def test_a_disk_that_is_full_is_one_line() -> None:
-    done = run(PROGRAM + "sys.exit(main(['--help']))", "> /dev/full")
+@pytest.mark.parametrize("words", [["--help"], ["strategies", "--help"]])
+def test_a_disk_that_is_full_is_one_line(words: list[str]) -> None:
+    done = run(PROGRAM + f"sys.exit(main({words}))", "> /dev/full")
     said = "paralab: error: what this command printed could not be written: No space left on device"
     assert done.stderr.splitlines() == [said, "status 1"]
 
@@ -36,3 +37,10 @@ def test_what_the_terminal_cannot_show_is_escaped() -> None:
     program += "from paralab.console import streams; streams.keep_open(); print('\\xe9 \\udcff')"
     assert run(program.format("utf-8"), "").stdout == "é \\udcff\n"
     assert run(program.format("ascii"), "").stdout == "\\xe9 \\udcff\n"
+
+
+def test_a_folder_that_is_gone_is_one_line() -> None:
+    done = run("import os, tempfile; gone = tempfile.mkdtemp(); os.chdir(gone); os.rmdir(gone); "
+               f"{PROGRAM}sys.exit(main(['strategies']))", "")  # fmt: skip
+    (line, status) = done.stderr.splitlines()
+    assert line.startswith("paralab: error: the folder in which this was typed is gone") and status == "status 2"

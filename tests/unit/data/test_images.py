@@ -1,6 +1,7 @@
 """Images: built-in digits, IDX files and class folders, in the form that a model takes."""
 
 import gzip
+import io
 import os
 import shutil
 import struct
@@ -465,6 +466,9 @@ def test_npz_files_of_another_form(tmp_path: Path, arrays: dict[str, Any], messa
     np.savez(path, **arrays)
     with pytest.raises(DataError, match=message):
         open_dataset(str(path), config=CONFIG)
-    path.write_bytes(path.read_bytes()[:50])
-    with pytest.raises(DataError, match=r"not a readable \.npz file"):
-        open_dataset(str(path), config=CONFIG)
+    bare = io.BytesIO()
+    np.save(bare, np.zeros(3))  # a .npy under the name of a .npz
+    for content in (path.read_bytes()[:50], bare.getvalue(), b""):
+        path.write_bytes(content)
+        with pytest.raises(DataError, match=r"not a readable \.npz file"):
+            open_dataset(str(path), config=CONFIG)

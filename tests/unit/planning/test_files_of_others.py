@@ -5,7 +5,8 @@ from pathlib import Path
 import pytest
 
 from paralab import cli
-from paralab.planning import cases
+from paralab.errors import ConfigError
+from paralab.planning import cases, hardware
 
 CASES = "layers,hidden,gpu,dp,tp\n24,2048,A100-SXM4-80GB,8,1\n"
 
@@ -32,3 +33,29 @@ def test_a_damaged_description_is_one_line(
     assert cli.main(words) == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith(f"paralab: error: {device} ")
+
+
+@pytest.mark.parametrize(
+    ("written", "name"),
+    [
+        ("NVIDIA H100 80GB HBM3", "H100-SXM-80GB"),
+        ("NVIDIA H100 NVL", "H100-NVL-94GB"),
+        ("NVIDIA A100-SXM4-80GB", "A100-SXM4-80GB"),
+        ("  nvidia  A100 80GB  pcie", "A100-PCIe-80GB"),
+        ("NVIDIA H200", "H200-SXM-141GB"),
+        ("NVIDIA B200", "B200-SXM"),
+        ("NVIDIA GeForce RTX 4090", "RTX4090-24GB"),
+        ("NVIDIA L40S", "L40S"),
+        ("Tesla T4", "T4"),
+        ("AMD Instinct MI300X", "MI300X"),
+        *((name.upper(), name) for name in hardware.known()),
+    ],
+)
+def test_a_device_is_found_by_the_name_that_its_driver_has(written: str, name: str) -> None:
+    assert hardware.find(written).gpu == hardware.is_known(written) == name
+
+
+@pytest.mark.parametrize("name", ["NVIDIA H200 NVL", "NVIDIA GeForce RTX 4090 Laptop GPU", "NVIDIA L40", "NVIDIA", ""])
+def test_a_device_of_another_kind_is_not_taken_for_a_known_one(name: str) -> None:
+    with pytest.raises(ConfigError, match="is unknown: use one of the closest names"):
+        hardware.find(name)
