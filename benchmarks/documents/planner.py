@@ -84,7 +84,10 @@ run than in another.
     paralab plan --model resnet --size 50 --n-gpus 8
     paralab plan QUESTIONS.csv --out PLANS.csv
 
-Every legal layout is predicted, at {rate} or more a second, and those that fit come first, fastest first. What is
+Every legal layout is predicted, at {rate} or more a second, and those that fit come first, fastest first. Hundreds
+are alike: of those with the same degrees, ZeRO stage, micro-batch and recomputation the simplest within 1% of the
+fastest is shown, and one of each choice of degrees before any other; a file of questions gets up to 1,000. Where
+`framework` names other software than PyTorch's, its schedules and ZeRO stages are looked at. What is
 legal is what `torch.distributed.pipelining` and the published recipes allow: what `paralab run` does not train is
 among it, and the line that is printed to be typed is that of the fastest layout that it does. It trains all of these
 layouts but the schedule `zb-h2`, which `torch.distributed.pipelining` does not have. Fewer layers in the first and

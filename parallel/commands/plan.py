@@ -64,7 +64,9 @@ def main(argv: Sequence[str]) -> int:
     if options.calibrate_from:
         raise ConfigError("--calibrate-from is for one question about a measured device: add --gpu device.json")
     if options.questions:
-        return _answer_file(Path(options.questions), options.out, own, default, options.top or SHOWN)
+        return _answer_file(
+            Path(options.questions), options.out, own, default, options.top or (WRITTEN if options.out else SHOWN)
+        )
     _answer(options, goal, own, default)
     return 0
 
@@ -93,7 +95,7 @@ def _write(out: Path, solved: "Solved", model: "Trained | None", raw: Mapping[st
     from paralab.planning import records
 
     found = solved.found
-    numbers = (found.order if len(found.order) else found.nearest)[:most]
+    numbers = found.ranked(most)
     if out.suffix == ".json":
         write_whole(out, records.as_json(solved, numbers, model=model, raw=raw))
     else:
@@ -112,7 +114,7 @@ def _draw(
     from paralab.planning import sheet
 
     found = solved.found
-    numbers = (found.order if len(found.order) else found.nearest)[:most]
+    numbers = found.ranked(most)
     with Phases(Moment.now(), transient=True, after_s=1.0) as phases:
         content = sheet.render(solved, raw, model, own, gpu, numbers, phases).encode()
     write_whole(out, content)

@@ -4,6 +4,7 @@ import shlex
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from functools import lru_cache
+from itertools import chain
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -11,11 +12,13 @@ import numpy as np
 from paralab.errors import LayoutError
 from paralab.layout import SCHEDULES, Layout, layers_of_stages
 from paralab.planning.breakdown import CATEGORIES
+from paralab.planning.ranking import ranked
 from paralab.planning.search import Found
 
 if TYPE_CHECKING:
     from paralab.planning.shapes import Trained
 
+SHORT = 10  # layouts of a table
 _NAMES = {"zb-1p": "zero-bubble", "zb-h1": "zero-bubble"}  # schedules that layouts have under another name
 FAMILIES = ("ddp", "zero1", "zero2", "zero3", "hsdp", "tensor", "pipeline", "tensor + pipeline", "context", "experts")
 
@@ -96,7 +99,8 @@ def typed_line(found: Found, model: "Trained") -> str | None:
 
 def typed(found: Found, model: "Trained") -> tuple[int, str] | None:
     """Return the number of that layout, and the command."""
-    return next(((int(i), line) for i in found.order if (line := line_of(found, i, model)) is not None), None)
+    numbers = chain(found.ranked(SHORT) if found.n_fit else (), found.order)
+    return next(((int(i), line) for i in numbers if (line := line_of(found, int(i), model)) is not None), None)
 
 
 def line_of(found: Found, i: int, model: "Trained") -> str | None:
@@ -145,7 +149,7 @@ def family(chosen: Mapping[str, Any]) -> str:
 
 def losers(found: Found) -> Iterator[tuple[str, int, str]]:
     """Yield (family, number of its best layout, why it is not the answer) for each family but the winner's."""
-    best = found.order[0] if len(found.order) else None
+    best = found.best if found.n_fit else None
     time, memory, fits = found.prediction.step_time_s, found.prediction.memory_gib, found.prediction.fits
     of = families(found)
     for name in FAMILIES:
@@ -154,7 +158,7 @@ def losers(found: Found) -> Iterator[tuple[str, int, str]]:
             continue
         fitting = mine[fits[mine]]
         if len(fitting):
-            i = int(fitting[np.argmin(time[fitting])])
+            i = int(ranked(found.columns, fitting, time, memory, 1)[0])
             assert best is not None
             yield name, i, f"{time[i] / time[best]:.2f} times as slow: {found.prediction.bound[i]}"
         else:

@@ -4,7 +4,7 @@ import numpy as np
 
 from paralab.axes.costs import GIB, Case, Constants, Machine, Plan, Values
 from paralab.axes.data.cost import Weights, buffer_bytes, gathered_bytes, state_bytes
-from paralab.axes.pipeline.cost import in_flight, is_v_shaped
+from paralab.axes.pipeline.cost import is_v_shaped
 from paralab.axes.weights import local_dense, local_embedding, local_experts, local_output
 from paralab.planning import memory
 from paralab.planning.constants import shipped
@@ -53,9 +53,8 @@ def _rank(plan: Plan, name: str, there: Values, rank: Values, ends: Values, loss
     case = plan.case
     layer, layers = local_dense(case) + local_experts(case), case.held("weights", name)
     at_work = np.maximum(loss, memory.working_bytes(plan)) + gathered_bytes(plan, layer, ends, layers)
-    kept = case.held("kept", name) * memory.kept_bytes(plan) + memory.end_bytes(plan, name)
     return {
         "states": state_bytes(plan, Weights(layers * local_dense(case) + ends, layers * local_experts(case))) * there,
-        "activations": in_flight(case, rank) * kept * there,
+        "activations": memory.rank_kept_bytes(plan, name, rank) * there,
         "at work": (at_work + buffer_bytes(plan)) * there,
     }

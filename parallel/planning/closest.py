@@ -8,7 +8,7 @@ from paralab.errors import UsageError
 from paralab.planning import answers
 from paralab.planning.cases import Raw
 from paralab.planning.hardware import Device
-from paralab.planning.search import CHOSEN, Found, search
+from paralab.planning.search import CHOSEN, Found, is_divided, search
 
 SHOWN = 3  # layouts
 DEGREES = ("dp", "tp", "pp", "cp", "ep")
@@ -21,7 +21,8 @@ def why_none(raw: Raw, own: Mapping[str, Device] | None, gpu: str) -> str:
     n, batch, heads = raw["n_gpus"], raw["global_batch_size"], raw.get("heads")
     said = f"no layout of {n} GPUs divides global_batch_size={batch}, heads={heads} and layers={raw.get('layers')}"
     if not given:
-        return f"{said}: use a batch such as {-(-int(batch) // int(n)) * int(n)}, or another number of GPUs"
+        fewer = next((m for m in range(int(n) - 1, 0, -1) if is_divided({**raw, "n_gpus": m})), 1)
+        return f"{said}: use a batch such as {-(-int(batch) // int(n)) * int(n)}, or {fewer} GPU{'s' * (fewer > 1)}"
     said += f" with {', '.join(f'{name}={value}' for name, value in given.items())}"
     try:
         found = search({name: value for name, value in raw.items() if name not in CHOSEN}, own, gpu)

@@ -103,7 +103,7 @@ def solve(
         alone = {name: value for name, value in raw.items() if name not in (*CHOSEN, "global_batch_size")}
         return _gpus_of_tokens(goal, settle(alone, own, gpu), on)
     found = on(None)
-    if not len(found.order) or not goal.is_there:
+    if not found.n_fit or not goal.is_there:
         return Solved(found, None)
     return _tokens(goal, found)
 
@@ -134,7 +134,7 @@ def _given(text: str, found: Found) -> tuple[float, str]:
 
 
 def _in(found: Found, days: float) -> float:
-    return days * DAY_S / float(found.prediction.step_time_s[found.order[0]]) * units_per_step(found)
+    return days * DAY_S / float(found.prediction.step_time_s[found.best]) * units_per_step(found)
 
 
 def _gpus_of_budget(goal: Goal, on: Search) -> Solved:
@@ -145,7 +145,7 @@ def _gpus_of_budget(goal: Goal, on: Search) -> Solved:
     if not n:
         raise LayoutError(f"{goal.budget_usd:,.0f} dollars are less than one GPU costs in {goal.days:g} days: use more")
     found = on(n)
-    if not len(found.order):
+    if not found.n_fit:
         return Solved(found, None, (f"Solved for the GPUs: {n:,} are what the budget is enough for.",))
     training = Training(_in(found, goal.days), "days / predicted step time", goal.dollars_per_hour)
     said = f"Solved for GPUs and tokens: {n:,} GPUs are what the budget is enough for."
@@ -163,11 +163,11 @@ def _gpus_of_tokens(goal: Goal, settled: Settled, on: Search) -> Solved:
             found = on(n)
         except LayoutError:
             continue
-        if not len(found.order):
+        if not found.n_fit:
             continue
         tokens, source = _given(goal.tokens, found)
         steps = tokens / units_per_step(found)
-        days = steps * float(found.prediction.step_time_s[found.order[0]]) / DAY_S
+        days = steps * float(found.prediction.step_time_s[found.best]) / DAY_S
         if days <= goal.days:
             said = f"Solved for the GPUs: {n:,} are the fewest (of those tried) that end within {goal.days:g} days."
             return Solved(found, Training(tokens, source, goal.dollars_per_hour), (said,))

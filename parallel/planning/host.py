@@ -31,10 +31,11 @@ def launch_scale(plan: Plan) -> Values:
 
 
 def micro_batch_s(plan: Plan) -> Values:
-    """Return the host's seconds of one micro-batch on a rank apart from its layers."""
+    """Return the host's seconds of one micro-batch on a rank apart from its layers; each stage launches messages."""
     case, k = plan.case, plan.constants
     engine = case.is_deepspeed & (case.pp > 1)
-    return k.host_micro_batch_s * launch_scale(plan) + np.where(engine, k.host_engine_s, 0.0)
+    messages_s = np.where(case.pp > 1, (case.vpp - 1) * k.host_collective_s, 0.0)  # more than those of one stage
+    return (k.host_micro_batch_s + messages_s) * launch_scale(plan) + np.where(engine, k.host_engine_s, 0.0)
 
 
 def step_s(plan: Plan, layers: Values) -> Values:

@@ -8,7 +8,7 @@ import numpy as np
 
 from paralab.axes.costs import Case, Constants, CountedCase, Plan, Values
 from paralab.axes.data.cost import Weights, buffer_bytes, gathered_bytes, state_bytes
-from paralab.axes.pipeline.cost import in_flight, is_v_shaped
+from paralab.axes.pipeline.cost import in_flight, is_v_shaped, waiting
 from paralab.axes.weights import local_dense, local_embedding, local_experts, local_output
 
 
@@ -57,9 +57,32 @@ def _rank_bytes(plan: Plan, name: str, rank: Values, ends: Values, loss: Values)
     layer = local_dense(case) + local_experts(case)
     layers = case.held("weights", name)
     states = state_bytes(plan, Weights(layers * local_dense(case) + ends, layers * local_experts(case)))
-    kept = in_flight(case, rank) * (case.held("kept", name) * kept_bytes(plan) + end_bytes(plan, name))
+    kept = rank_kept_bytes(plan, name, rank)
     at_once = np.maximum(loss, working_bytes(plan)) + gathered_bytes(plan, layer, ends, layers)
     return states + kept + at_once + buffer_bytes(plan)
+
+
+def rank_kept_bytes(plan: Plan, name: str, rank: Values) -> Values:
+    """Return the bytes that a pipeline rank keeps for backward at its fullest moment. name, rank: as above."""
+    case = plan.case
+    layers = case.held("kept", name)
+    kept = in_flight(case, rank) * (layers * kept_bytes(plan) + end_bytes(plan, name))
+    return kept + waiting(case, rank) * layers * waiting_bytes(plan)
+
+
+def waiting_bytes(plan: Plan) -> Values:
+    """Return the bytes that a layer keeps more of a micro-batch from one half of its backward pass to the other.
+
+    The gradients of weights need those of the results of products; activations that were recomputed are there again.
+    """
+    case = plan.case
+    if isinstance(case, CountedCase):
+        return case.element_bytes * case.micro_batch_size * case.block_kept * case.divided_share / 2
+    heads = (case.heads + 2 * case.kv_heads) * case.head_dim
+    inner = np.where(case.experts > 0, case.experts_per_token * case.expert_ffn, case.ffn)
+    results = (heads + inner * np.where(case.gated, 2, 1)) / case.tp + 4 * case.hidden
+    again = np.where(case.recompute == "full", layer_bytes(plan, scores=case.keeps_scores), 0.0)
+    return again + case.element_bytes * case.tokens * results
 
 
 def kept_bytes(plan: Plan) -> Values:

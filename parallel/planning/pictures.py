@@ -39,7 +39,7 @@ class Scaled:
 
 def best_of_families(found: Found) -> list[tuple[str, int]]:
     """Return (strategy, number of its best layout), fastest first; those that do not fit come last."""
-    first = [(answers.family(answers.row(found, int(found.order[0]))), int(found.order[0]))] if len(found.order) else []
+    first = [(answers.family(answers.row(found, found.best)), found.best)] if found.n_fit else []
     every = first + [(name, i) for name, i, _ in answers.losers(found)]
     return _sorted(found, every)
 
@@ -187,8 +187,8 @@ def _fastest(raw: Mapping[str, Any], grows: bool, own: Mapping[str, Device] | No
         found = search(raw, own, gpu)
     except UsageError:
         return
-    if len(found.order):
-        i = int(found.order[0])
+    if found.n_fit:
+        i = found.best
         seconds = float(found.prediction.step_time_s[i])
         yield Scaled(int(raw["n_gpus"]), grows, answers.name(found, i), seconds, scale.units_per_step(found) / seconds)
 

@@ -11,6 +11,7 @@ from paralab.planning import checked, hardware, scale
 from paralab.planning.breakdown import CATEGORIES
 from paralab.planning.goals import MOST_GPUS, Solved
 from paralab.planning.hardware import Device
+from paralab.planning.ranking import ALIKE
 from paralab.planning.records import text as cell
 from paralab.planning.scale import Fact, Training
 from paralab.planning.search import CHOSEN, Found, search
@@ -38,7 +39,6 @@ def answers(case_id: str, raw: Mapping[str, Any], own: Mapping[str, Device], gpu
         cells = [[cell(one.get(name, "")) for name in HEADER[2:]] for one in every]
         return [[case_id, str(rank), *row] for rank, row in enumerate(cells, 1)]
     found = search({"shard": 0, **raw}, own, gpu)
-    best = found.order if len(found.order) else found.nearest
     result = found.prediction
     return [
         [
@@ -49,7 +49,7 @@ def answers(case_id: str, raw: Mapping[str, Any], own: Mapping[str, Device], gpu
             f"{result.memory_gib[i]:.6g}",
             cell(bool(result.fits[i])),
         ]
-        for rank, i in enumerate(best[:top], 1)
+        for rank, i in enumerate(found.ranked(top), 1)
     ]
 
 
@@ -59,14 +59,16 @@ def report(
     """Return the answer for a terminal. model: None for shapes that no model of paralab has."""
     found, training = solved.found, solved.training
     lines = [part for line in (*head(found, raw), *solved.said) for part in _wrapped(line, "")] + [""]
-    if len(found.order):
-        best = found.order[:top]
-        lines += [*_times(found, best), "", *_memory(found, best), "", *_losers(found)]
+    if found.n_fit:
+        best = found.ranked(top)
+        lines += [*_times(found, best), "", *_memory(found, best), ""]
+        lines += [f"Of layouts of one kind within {ALIKE:.0%} of each other the simplest is shown.", ""]
+        lines += _losers(found)
         lines += _typed(found, model)
         if training:
             lines += ["", *_training(found, training)]
     else:
-        best = found.nearest[:3]
+        best = found.ranked(3)
         lines += ["No layout fits. Closest:", *_times(found, best), "", *_memory(found, best), ""]
         lines += what_would(found, raw, own, gpu)
     return "\n".join([*lines, "", *_wrapped(found.caveat, "")])
@@ -83,7 +85,7 @@ def head(found: Found, raw: Mapping[str, Any]) -> Iterator[str]:
         f"{case.n_gpus:,} x {device.gpu}, {device.memory_gib:.0f} GiB each, {case.gpus_per_node} to a node; "
         f"{case.global_batch_size:,} {rows} a step{'' if 'global_batch_size' in raw else ' (assumed)'}"
     )
-    yield f"{len(found):,} layouts looked at, {len(found.order):,} of them fit"
+    yield f"{len(found):,} layouts looked at, {found.n_fit:,} of them fit"
 
 
 def _weights(number: float) -> str:
@@ -147,7 +149,7 @@ def _typed(found: Found, model: "Trained | None") -> Iterator[str]:
 
 
 def _training(found: Found, training: Training) -> Iterator[str]:
-    for title, group in scale.facts(found, int(found.order[0]), training).items():
+    for title, group in scale.facts(found, found.best, training).items():
         yield f"{title}{', under the fastest layout' if title == 'The training' else ''}:"
         for fact in group:
             number = f"{quantity(fact)} {fact.unit}".rstrip()
@@ -164,13 +166,13 @@ def quantity(fact: Fact) -> str:
 
 def what_would(found: Found, raw: Mapping[str, Any], own: Mapping[str, Device], gpu: str) -> Iterator[str]:
     """Yield what keeps the closest layout from fitting, and how many GPUs would do."""
-    i = int(found.nearest[0])
+    i = found.best
     over = float(found.prediction.memory_gib[i]) - found.settled.device.memory_gib
     yield from _wrapped(f"{over:,.1f} GiB too much: {found_by.held(found, i)}.", "")
     n = int(found.settled.case.n_gpus)
     while (n := 2 * n) <= MOST_GPUS:
         try:
-            if len(search({**raw, "n_gpus": n}, own, gpu).order):
+            if search({**raw, "n_gpus": n}, own, gpu).n_fit:
                 yield f"{n:,} GPUs of this kind would do."
                 return
         except UsageError:

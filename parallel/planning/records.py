@@ -53,7 +53,7 @@ def as_csv(found: Found, numbers: Iterable[Any]) -> bytes:
 def as_json(solved: Solved, numbers: Iterable[Any], *, model: "Trained | None", raw: Mapping[str, Any]) -> bytes:
     """Return a JSON document: the question, the layouts, why others lose, and the arithmetic of the training."""
     found, training = solved.found, solved.training
-    best = int(found.order[0]) if len(found.order) else None
+    best = found.best if found.n_fit else None
     device = asdict(found.settled.device)
     low, high = found.checked_range
     document = {
@@ -62,7 +62,7 @@ def as_json(solved: Solved, numbers: Iterable[Any], *, model: "Trained | None", 
         "device": device,
         "weights": scale.n_weights(found),
         "layouts_looked_at": len(found),
-        "layouts_that_fit": len(found.order),
+        "layouts_that_fit": found.n_fit,
         "layouts": rows(found, numbers),
         "others": [
             {"family": name, "layout": answers.name(found, i), "why": why} for name, i, why in answers.losers(found)

@@ -23,7 +23,8 @@ from paralab.planning.constants import shipped
 from paralab.planning.hardware import Device
 from paralab.planning.parts import RANKS
 from paralab.planning.predict import Prediction, evaluate
-from paralab.planning.settle import DEFAULT_GPU, Settled, arrays, held_by, settle
+from paralab.planning.ranking import ranked
+from paralab.planning.settle import BUILT_ON, DEFAULT_GPU, Settled, arrays, held_by, settle
 
 # The columns that a search fills in where a question leaves them empty.
 CHOSEN = (
@@ -46,6 +47,14 @@ _TOKENS = 1 << 19  # of a step: half a million, the smallest of Brown et al. 202
 _SAMPLES = 256  # of a step of images: He et al. 2016, section 3.4
 _LONG = 8192  # tokens of a sequence from which context parallelism is tried
 _CHUNKS = (2, 3, 4, 6, 8)  # stages of a rank under an interleaved schedule
+# Schedules of other software than PyTorch's
+_SCHEDULES_OF = {
+    "deepspeed": ("1f1b",),
+    "megatron-deepspeed": ("1f1b",),
+    "megatron-lm": ("1f1b", "interleaved"),
+    "megatron-core": ("1f1b", "interleaved"),
+    "llm-foundry": (),
+}
 _MICRO = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256)
 
 
@@ -93,7 +102,7 @@ class Found:
         low, high = self.checked_range
         return self.prediction.step_time_s * low, self.prediction.step_time_s * high
 
-    @property
+    @cached_property
     def order(self) -> np.ndarray:
         """The numbers of the layouts that fit, fastest first; of equally fast ones the one that needs least memory."""
         fitting = np.flatnonzero(self.prediction.fits)
@@ -101,9 +110,27 @@ class Found:
         return fitting[np.lexsort((memory, time))]
 
     @property
-    def nearest(self) -> np.ndarray:
-        """The numbers of all layouts by the memory they need, least first: where nothing fits."""
-        return np.argsort(self.prediction.memory_gib, kind="stable")
+    def n_fit(self) -> int:
+        """How many layouts fit."""
+        return int(np.count_nonzero(self.prediction.fits))
+
+    @cached_property
+    def best(self) -> int:
+        """The number of the layout that is the answer: of those that fit, the simplest that is about as fast as any.
+
+        Where none fits, of those that need least memory.
+        """
+        return int(self.ranked(1)[0])
+
+    def ranked(self, most: int) -> np.ndarray:
+        """Return the numbers of layouts that fit, fastest first; of those that are alike only the simplest one.
+
+        Where none fits, those that need least memory.
+        """
+        time, memory = self.prediction.step_time_s, self.prediction.memory_gib
+        if self.n_fit:
+            return ranked(self.columns, np.flatnonzero(self.prediction.fits), time, memory, most)
+        return ranked(self.columns, np.arange(len(self)), memory, time, most)
 
 
 def search(raw: Raw, own: Mapping[str, Device] | None = None, default_gpu: str = DEFAULT_GPU) -> Found:
@@ -153,6 +180,11 @@ def _parts(raw: dict[str, Any], own: Mapping[str, Device] | None, gpu: str) -> I
                 yield settled, *made
 
 
+def is_divided(raw: Raw) -> bool:
+    """Return whether there are degrees that divide a model and its batch over all GPUs of a question."""
+    return next(_degrees(raw), None) is not None
+
+
 def _degrees(raw: Raw) -> Iterator[dict[str, int]]:
     n, layers = int(raw["n_gpus"]), int(raw.get("layers", 1))
     heads = int(raw.get("heads", 0) or max(1, raw.get("hidden", 128) // 128))
@@ -177,7 +209,13 @@ def _divisors(n: int, given: Any, *, at_most: int) -> list[int]:
     return [d for d in range(1, min(n, at_most) + 1) if n % d == 0]
 
 
+def _framework(raw: Raw) -> str:
+    name = str(raw.get("framework", "")).lower()
+    return BUILT_ON.get(name, name)
+
+
 def _schedules(raw: Raw, degrees: Mapping[str, int]) -> list[tuple[str, int]]:
+    """Return schedules with stages of a rank; of software that is named, those that it has."""
     pp, layers = degrees["pp"], int(raw["layers"])
     if pp == 1:
         return [("", 1)] if raw.get("vpp", 1) == 1 else []
@@ -185,6 +223,8 @@ def _schedules(raw: Raw, degrees: Mapping[str, int]) -> list[tuple[str, int]]:
     every += [(name, vpp) for name in ("interleaved", "zb-1p") for vpp in _CHUNKS]
     every += [(name, 2) for name in ("zbv", "dualpipev")]
     stages = len(raw["layers_per_stage"]) if "layers_per_stage" in raw else None
+    has = _SCHEDULES_OF.get(_framework(raw)) if "schedule" not in raw else None
+    every = [one for one in every if has is None or one[0] in has]
     return [
         (name, vpp)
         for name, vpp in every
@@ -252,7 +292,8 @@ def _arrays(
 def _zeros(raw: Raw, degrees: Mapping[str, int], per_node: int) -> list[tuple[int, int]]:
     """Return stages of ZeRO with the ranks of a group: 0 for all, or as many as a node has."""
     dp, tp, cp = degrees["dp"], degrees["tp"], degrees["cp"]
-    stages = [raw["zero"]] if "zero" in raw else [0, 1, 2, 3] if dp * cp > 1 else [0]
+    every = [0, 1] if degrees["pp"] > 1 and _framework(raw) in _SCHEDULES_OF else [0, 1, 2, 3]
+    stages = [raw["zero"]] if "zero" in raw else every if dp * cp > 1 else [0]
     if "shard" in raw:
         return [(zero, raw["shard"]) for zero in stages if zero or not raw["shard"]]
     near = [n for n in range(2, dp) if dp % n == 0 and n * tp <= per_node] if cp == 1 else []

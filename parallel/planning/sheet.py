@@ -36,7 +36,7 @@ def render(
     phases: shows how far it is.
     """
     found = solved.found
-    fits, unit = bool(len(found.order)), scale.unit(found)
+    fits, unit = bool(found.n_fit), scale.unit(found)
     head = list(planned.head(found, raw))
     rows = records.rows(found, numbers[:SHOWN])
     scaled = pictures.scaling(found, raw, own, gpu, phases) if fits else []
@@ -64,15 +64,15 @@ def render(
 
 def _answer(solved: Solved, raw: Mapping[str, Any], own: Mapping[str, Device], gpu: str, unit: str) -> Iterator[str]:
     found = solved.found
-    if not len(found.order):
-        yield f"No layout fits. The closest is {answers.name(found, int(found.nearest[0]))}:"
+    if not found.n_fit:
+        yield f"No layout fits. The closest is {answers.name(found, found.best)}:"
         yield from planned.what_would(found, raw, own, gpu)
         return
-    i = int(found.order[0])
+    i = found.best
     result, (low, high) = found.prediction, (float(edge[i]) for edge in found.range_s)
     seconds = float(result.step_time_s[i])
     rate = scale.units_per_step(found) / seconds
-    yield f"{answers.name(found, i)} is the fastest of {len(found.order):,} layouts that fit."
+    yield f"{answers.name(found, i)} is the fastest of {found.n_fit:,} layouts that fit."
     yield (
         f"A step takes {pictures.seconds(seconds)} ({pictures.seconds(low)} to {pictures.seconds(high)}): "
         f"{rate:,.0f} {unit}/s, {float(result.mfu[i]):.0%} of the peak. Most of it goes into {result.bound[i]}."
@@ -90,7 +90,7 @@ def _caveats(solved: Solved) -> Iterator[str]:
         f"A range holds {checked.SHARE:.0%} of what was measured where predictions were checked: "
         f"{low:.2f} to {high:.2f} times the prediction"
     )
-    if solved.training is None and len(solved.found.order) and scale.unit(solved.found) == "tokens":
+    if solved.training is None and solved.found.n_fit and scale.unit(solved.found) == "tokens":
         yield f"No length of the training was given: its arithmetic is for {OPTIMAL_TOKENS} tokens a weight"
 
 
@@ -99,7 +99,7 @@ def _training(solved: Solved) -> dict[str, list[scale.Fact]]:
     if solved.training is None and scale.unit(found) != "tokens":
         return {}
     usual = Training(OPTIMAL_TOKENS * scale.n_weights(found), f"taken: {OPTIMAL_TOKENS} a weight: {scale.HOFFMANN}")
-    return scale.facts(found, int(found.order[0]), solved.training or usual)
+    return scale.facts(found, found.best, solved.training or usual)
 
 
 def _inputs(solved: Solved, raw: Mapping[str, Any]) -> Iterator[tuple[str, str, str]]:

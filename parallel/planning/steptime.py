@@ -7,7 +7,7 @@ import numpy as np
 from paralab.axes import all_axes
 from paralab.axes.costs import AxisCost, Pass, Plan, Values, smooth_max
 from paralab.axes.data.cost import updated_weights
-from paralab.axes.pipeline.cost import Ranks, bubble_share, is_v_shaped, schedule_s
+from paralab.axes.pipeline.cost import Ranks, bubble_s, is_v_shaped, schedule_s
 from paralab.axes.weights import local_dense, local_embedding, local_experts, local_output
 from paralab.planning import compute, host
 
@@ -61,8 +61,7 @@ def step(plan: Plan) -> Step:
     busy = Pass(forward_s, ranks.slowest_s - forward_s)
     waits_s = sum(cost.in_step(plan, busy) for cost in costs())
     update_s = compute.optimizer_s(plan, updated_weights(case)) + host.step_s(plan, case.layers / case.pp)
-    bubble_s = (ranks.total_s - ranks.slowest_s) * bubble_share(case)
-    return Step(passes_s + waits_s + update_s, ranks, bubble_s, waits_s, one)
+    return Step(passes_s + waits_s + update_s, ranks, bubble_s(case, ranks), waits_s, one)
 
 
 def layer(plan: Plan) -> Layer:
@@ -87,7 +86,8 @@ def all_ranks(plan: Plan, one: Layer) -> Ranks:
     average = (case.layers - case.layers_first - case.layers_last) / np.maximum(case.pp - 2, 1)
     between_s = (case.pp - 2) * _rank_s(plan, one, average, 0.0, 0.0)
     total_s = first_s + np.where(case.pp > 1, last_s, 0.0) + np.where(case.pp > 2, between_s, 0.0)
-    return Ranks(first_s, np.where(case.pp > 2, middle_s, 0.0), np.where(case.pp > 1, last_s, 0.0), total_s)
+    middle_s, last_s = np.where(case.pp > 2, middle_s, 0.0), np.where(case.pp > 1, last_s, 0.0)
+    return Ranks(first_s, middle_s, last_s, total_s)
 
 
 def _rank_s(plan: Plan, one: Layer, layers: Values, ends_s: Values, ends: Values) -> Values:

@@ -6,9 +6,17 @@ import numpy as np
 
 from paralab.axes.costs import AxisCost, Case, Pass, Plan, Values
 
-# Share of the bubble of 1F1B that is left. zb-*: Qi et al. 2023 (section 3 and appendix); zbv: Qi et al. 2024, table 1;
+# Schedules that fill a part of the bubble of 1F1B with gradients of weights: how many of these passes for each rank
+# before it, and what is left of the bubble at least. zb-*: Qi et al. 2023, table 1; zbv: Qi et al. 2024, table 1;
 # dualpipev: the cut of DualPipe that DeepSeek-V3 (2024, section 3.2.1) describes, half its bubble.
-BUBBLE_LEFT = {"zb-h1": 1 / 3, "zb-1p": 1 / 3, "zb-h2": 0.1, "zb-2p": 0.1, "zbv": 0.15, "dualpipev": 0.5}
+FILLED_BY = {
+    "zb-h1": (2, 0.1),
+    "zb-1p": (2, 0.1),
+    "zb-h2": (3, 0.1),
+    "zb-2p": (3, 0.1),
+    "zbv": (3, 0.15),
+    "dualpipev": (3, 0.5),
+}
 V_SHAPED = ("zbv", "dualpipev")
 
 
@@ -47,14 +55,21 @@ class PipelineCost(AxisCost):
 
 def schedule_s(plan: Plan, ranks: Ranks) -> Values:
     """Return the seconds of all passes of a step: the slowest rank's, and what it waits for the others."""
-    bubble_s = (ranks.total_s - ranks.slowest_s) * bubble_share(plan.case)
-    return plan.case.micro_batches * ranks.slowest_s + bubble_s
+    return plan.case.micro_batches * ranks.slowest_s + bubble_s(plan.case, ranks)
 
 
-def bubble_share(case: Case) -> Values:
-    """Return the share of the other stages' time that a rank waits in a step."""
-    left = np.select([case.schedule == name for name in BUBBLE_LEFT], list(BUBBLE_LEFT.values()), default=1.0)
-    return left / np.where(is_interleaved(case), case.vpp, 1)
+def bubble_s(case: Case, ranks: Ranks) -> Values:
+    """Return the seconds of a step that a rank waits because the pipeline fills and drains.
+
+    A third pass for each rank is only there to fill it with where ranks take more micro-batches in before (ZB-H2).
+    Passes take as long as each other, one more of them where backward first repeats the forward pass.
+    """
+    names, filled = list(FILLED_BY), list(FILLED_BY.values())
+    passes = np.select([case.schedule == name for name in names], [float(n) for n, _ in filled], default=0.0)
+    passes = np.where(case.micro_batches < 2 * case.pp - 1, np.minimum(passes, 2), passes)
+    least = np.select([case.schedule == name for name in names], [low for _, low in filled], default=1.0)
+    left = np.maximum(1 - passes / np.where(case.recompute == "full", 4, 3), least)
+    return (ranks.total_s - ranks.slowest_s) * left / np.where(is_interleaved(case), case.vpp, 1)
 
 
 def is_interleaved(case: Case) -> Values:
@@ -71,12 +86,26 @@ def in_flight(case: Case, rank: Values) -> Values:
     """Return how many micro-batches' activations a rank keeps at its fullest. rank: its number, from 0.
 
     1F1B keeps one for each rank behind it; interleaving adds (pp - 1) / (pp vpp) of a whole pipeline (Korthikanti et
-    al. 2022, section 4.2.3); ZB-H2 doubles it (Qi et al. 2023, table 1).
+    al. 2022, section 4.2.3); ZB-H2 doubles it (Qi et al. 2023, table 1). ZB-H1 and ZB-V keep on every rank as many as
+    there are ranks, since those that 1F1B would have freed wait for the gradients of their weights.
     """
     one = case.pp - rank
-    after = np.where(is_interleaved(case), one + (case.pp - 1) / case.vpp, one)
+    after = np.where(case.schedule == "interleaved", one + (case.pp - 1) / case.vpp, one)
     doubled = (case.schedule == "zb-h2") | (case.schedule == "zb-2p")
     after = np.where(doubled, 2 * case.pp - 1 - rank, after)
-    after = np.where((case.schedule == "zbv") | (case.schedule == "dualpipev"), case.pp, after)
+    every = (case.schedule == "zb-h1") | (case.schedule == "zb-1p") | is_v_shaped(case)
+    after = np.where(every, case.pp + np.where(case.schedule == "dualpipev", 0.5, 0.0), after)
     after = np.where(case.schedule == "gpipe", case.micro_batches, after)
     return np.where(case.pp > 1, np.minimum(case.micro_batches, after), 1.0)
+
+
+def waiting(case: Case, rank: Values) -> Values:
+    """Return for how many micro-batches a rank keeps what their gradients of weights will need, at its fullest moment.
+
+    rank: its number, from 0. As torch.distributed.pipelining orders the passes: one more on each rank, and none on the
+    first stage, which has no gradient of its input to make before; on a V all of them on the rank at its point.
+    """
+    ordered = (case.schedule == "zb-h1") | (case.schedule == "zb-1p")
+    one = np.where(ordered & (rank > 0), (rank + 1) / case.vpp, 0.0)
+    one = np.where((case.schedule == "zbv") & (rank == case.pp - 1), case.pp - 0.5, one)
+    return np.where(case.pp > 1, np.minimum(case.micro_batches, one), 0.0)

@@ -260,6 +260,8 @@ def _of_rank(
 ) -> Memory:
     """Return the memory of a pipeline rank: a stage's gradients appear during its first backward pass, and stay.
 
+    Where that has two halves, the first one frees nothing: what the layers got from above waits for the second one. The
+    first stage has no gradient of its input to make, and does all of it then.
     torch's DistributedDataParallel holds buckets for all of them at all times, and FSDP adds into what it has divided.
     received, finishing: bytes that it keeps for what it receives, and takes to complete gradients.
     """
@@ -270,15 +272,20 @@ def _of_rank(
     best, kept = Memory(held.total if always else 0, 0), 0
     for one in passes:
         traced = each[one.stage]
-        kept -= traced.kept_bytes if one.kind in "BW" else 0
+        more = traced.waiting_bytes if one.stage > 0 else 0
+        kept -= {"B": traced.kept_bytes, "W": traced.kept_bytes + more}.get(one.kind, 0)
         gradients, at_work = held.gradients * len(there) / len(stages), traced.peak_bytes
-        if one.stage in there:
+        if one.kind == "W":
+            at_work = traced.kept_bytes + more
+        elif one.kind == "I":
+            at_work -= traced.peak_gradients_bytes + traced.kept_bytes  # which stay kept
+        elif one.stage in there:
             at_work = traced.adding_bytes
         else:
             gradients += traced.peak_gradients_bytes
             at_work -= traced.peak_gradients_bytes
         now = Memory(held.parameters + held.optimizer + gradients, kept + at_work + received)
         best = max(best, now, key=lambda memory: memory.total)
-        kept += traced.kept_bytes if one.kind == "F" else 0
+        kept += {"F": traced.kept_bytes, "I": more}.get(one.kind, 0)
         there |= {one.stage} if one.kind in "BW" else set()
     return max(best, Memory(held.total, received + finishing), key=lambda memory: memory.total)

@@ -36,7 +36,8 @@ class Traced:
 
     kept_bytes: of activations between forward and backward. peak_bytes: the most that activations take together with
     the gradients that are there by then, peak_gradients_bytes. adding_bytes: the most that activations take where
-    gradients are there already: a new one counts until it is added.
+    gradients are there already: a new one counts until it is added. waiting_bytes: of gradients that wait for a second
+    half of backward, those of what modules with weights returned.
     """
 
     forward: Work
@@ -47,6 +48,7 @@ class Traced:
     peak_bytes: int
     peak_gradients_bytes: int
     adding_bytes: int
+    waiting_bytes: int
 
 
 class _Held:
@@ -183,8 +185,16 @@ def _run(module: nn.Module, inputs: tuple[Tensor, ...], target: Tensor | None) -
     parameters = [p for p in module.parameters() if p.requires_grad]
     inputs = tuple(x.detach().requires_grad_(x.is_floating_point()) for x in inputs)
     memory = _Memory([*module.parameters(), *module.buffers(), *inputs])
+    returned: list[int] = []
+    hooks = [
+        one.register_forward_hook(lambda _, __, out: returned.append(sum(x.nbytes for x in _each(out))))
+        for one in module.modules()
+        if any(p.requires_grad for p in one.parameters(recurse=False))
+    ]
     with Recorder(memory.see) as forward:
         out = module(*inputs) if target is None else module(*inputs, targets=target)
+    for hook in hooks:
+        hook.remove()
     outputs = out if isinstance(out, tuple) else (out,)
     for p in parameters:
         p.register_post_accumulate_grad_hook(lambda p: memory.added(p.grad))
@@ -201,6 +211,7 @@ def _run(module: nn.Module, inputs: tuple[Tensor, ...], target: Tensor | None) -
         peak_bytes=peak,
         peak_gradients_bytes=of_gradients,
         adding_bytes=memory.peak_adding(),
+        waiting_bytes=sum(returned),
     )
     return traced, tuple(x.detach() for x in outputs)
 

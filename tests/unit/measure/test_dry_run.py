@@ -18,6 +18,8 @@ from paralab.measure.dry_run import DryRank
 from paralab.models import gpt2
 from paralab.models.values import value_at_hand
 from paralab.options.config import RunConfig
+from paralab.planning.measured.step import memory
+from paralab.planning.measured.trace import traces
 from paralab.planning.resolve import Work, resolve
 from paralab.processes.mesh import _MESHES
 from paralab.processes.pretend import pretended
@@ -89,6 +91,14 @@ def test_more_micro_batches_under_way_hold_more() -> None:
         for layout in ("pp2/gpipe/mb4", "pp2/1f1b/mb4")
     ]
     assert first[0] > 1.5 * first[1]
+
+
+@pytest.mark.parametrize("layout", ["pp3/zero-bubblex1/mb6", "pp2/zbv/mb4"])
+def test_memory_of_split_backward_passes_is_predicted(layout: str) -> None:
+    """What waits for the gradients of weights is there until then: as `paralab plan` for a measured device has it."""
+    work = work_of(layout, global_batch_size=48)
+    found = max(one.memory.peak_bytes for one in dry_run.dry_run(work, backend="gloo"))
+    assert memory(work, traces(work)).total == pytest.approx(found, rel=0.06)
 
 
 def test_recomputing_holds_less_and_sends_again() -> None:

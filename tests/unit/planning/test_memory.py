@@ -4,7 +4,8 @@ import pytest
 
 from paralab.axes.costs import GIB, Constants, Plan
 from paralab.axes.data.cost import Weights, state_bytes
-from paralab.axes.pipeline.cost import in_flight
+from paralab.axes.pipeline.cost import in_flight, waiting
+from paralab.axes.pipeline.stages import pass_order
 from paralab.planning import memory
 from paralab.planning.constants import shipped
 from paralab.planning.settle import arrays, settle
@@ -82,11 +83,38 @@ def test_fp16_in_megatron_takes_20_bytes_a_weight() -> None:
 
 @pytest.mark.parametrize(
     ("schedule", "rank", "kept"),
-    [("1f1b", 0, 4), ("1f1b", 3, 1), ("gpipe", 3, 16), ("zb-h1", 1, 3), ("zb-h2", 0, 7), ("zbv", 0, 4)],
+    [("1f1b", 0, 4), ("1f1b", 3, 1), ("gpipe", 3, 16), ("zb-h1", 1, 4), ("zb-h2", 0, 7), ("zbv", 0, 4)],
 )
 def test_micro_batches_in_flight(schedule: str, rank: int, kept: int) -> None:
     plan = plan_of(layers=8, hidden=128, pp=4, schedule=schedule, global_batch_size=16)
     assert in_flight(plan.case, rank)[0] == kept
+
+
+@pytest.mark.parametrize(
+    ("word", "schedule", "vpp"),
+    [
+        ("1f1b", "1f1b", 1),
+        ("interleavedx2", "interleaved", 2),
+        ("zero-bubblex1", "zb-h1", 1),
+        ("zero-bubblex4", "zb-1p", 4),
+        ("zbv", "zbv", 2),
+        ("dualpipev", "dualpipev", 2),
+    ],
+)
+def test_what_is_kept_and_what_waits_is_that_of_the_order_of_the_passes(word: str, schedule: str, vpp: int) -> None:
+    """On the first and on the last rank, at the moment when most is kept, as torch orders the passes."""
+    raw = {"layers": 16, "hidden": 128, "pp": 4, "schedule": schedule, "vpp": vpp, "global_batch_size": 16}
+    case, order = plan_of(**raw).case, pass_order(word, pp=4, micro_batches=16)
+    for rank in (0, 3):
+        alive, halves, most = 0, 0, (0, 0)
+        for one in order[rank]:
+            alive += one.kind == "F"
+            halves += one.kind == "I" and one.stage > 0
+            most = max(most, (alive, halves), key=lambda held: held[0] + 0.6 * held[1])
+            alive -= one.kind in "BW"
+            halves -= one.kind == "W" and one.stage > 0
+        assert in_flight(case, rank)[0] == pytest.approx(most[0] / vpp, abs=0.51)
+        assert waiting(case, rank)[0] == pytest.approx(most[1] / vpp, abs=0.51)
 
 
 def test_the_fullest_rank_counts() -> None:

@@ -52,6 +52,33 @@ def test_the_first_one_is_the_fastest_that_fits() -> None:
     assert (np.diff(seconds[found.order]) >= 0).all()
 
 
+def test_those_that_are_shown_differ_and_are_the_simplest_of_their_kind() -> None:
+    found = gpt3()
+    shown = found.ranked(10)
+    time = found.prediction.step_time_s
+    assert len(shown) == 10 and (np.diff(time[shown]) >= 0).all() and found.best == shown[0]
+    assert len({tuple(answers.row(found, i)[name] for name in ("dp", "tp", "pp", "cp", "ep")) for i in shown}) == 10
+    assert time[shown[0]] <= 1.01 * time[found.prediction.fits].min()
+    for i in shown:  # no plainer layout of these degrees is as fast
+        row = answers.row(found, i)
+        kind = np.logical_and.reduce([found.columns[name] == row[name] for name in ("dp", "tp", "pp", "cp", "ep")])
+        plain = kind & found.prediction.fits & np.isin(found.columns["schedule"], ("", "1f1b"))
+        plain &= np.array([not split for split in found.columns["layers_per_stage"]]) & (found.columns["zero"] == 1)
+        least = time[kind & found.prediction.fits].min()
+        assert row["schedule"] in ("", "1f1b") or not (time[plain] <= 1.01 * least).any()
+
+
+@pytest.mark.parametrize(
+    ("framework", "schedules"), [("nemo", {"", "1f1b", "interleaved"}), ("deepspeed", {"", "1f1b"})]
+)
+def test_software_that_is_named_has_its_own_schedules(framework: str, schedules: set[str]) -> None:
+    found = search({**GPT3, "framework": framework, "n_gpus": 8, "global_batch_size": 64})
+    assert set(found.columns["schedule"].tolist()) == schedules
+    assert max(found.columns["zero"][found.columns["pp"] > 1]) == 1
+    given = search({**GPT3, "framework": framework, "n_gpus": 8, "global_batch_size": 64, "schedule": "zb-h1"})
+    assert set(given.columns["schedule"].tolist()) == {"", "zb-h1"}
+
+
 def test_every_layout_is_legal_and_there_once() -> None:
     found = gpt3()
     assert len(set(zip(*(column.tolist() for column in found.columns.values()), strict=True))) == len(found) > 10_000
