@@ -70,7 +70,7 @@ def check(work: Work) -> None:
 def places(work: Work) -> list[Place]:
     """Return the distinct ranks of a layout, each with those that it stands for, in the order of their ranks."""
     layout = work.layout
-    axes = [axis for axis in all_axes() if axis.name in layout.axes]
+    axes = [axis for axis in all_axes() if axis.name in layout.axes and axis.inside is None]
     groups = [axis.alike(work) for axis in axes]
     found = []
     for chosen in itertools.product(*groups):

@@ -81,7 +81,8 @@ def waiting_bytes(plan: Plan) -> Values:
     heads = (case.heads + 2 * case.kv_heads) * case.head_dim
     inner = np.where(case.experts > 0, case.experts_per_token * case.expert_ffn, case.ffn)
     results = (heads + inner * np.where(case.gated, 2, 1)) / case.tp + 4 * case.hidden
-    again = np.where(case.recompute == "full", layer_bytes(plan, scores=case.keeps_scores), 0.0)
+    core = np.where((case.recompute == "selective") & case.keeps_scores, case.tokens * score_bytes(case), 0.0)
+    again = np.where(case.recompute == "full", layer_bytes(plan, scores=case.keeps_scores), core)
     return again + case.element_bytes * case.tokens * results
 
 

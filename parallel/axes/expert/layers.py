@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor, Shard
 
 from paralab.axes.pieces import distribute, run_locally
+from paralab.models.routing import sizes_of
 from paralab.processes.mesh import Mesh
 
 
@@ -53,18 +54,25 @@ class _Trips:
         rows, counts = inputs
         each = torch.empty_like(counts)
         dist.all_to_all_single(each, counts, group=self.group)
-        each = each.view(self.ranks, -1)  # (ranks, experts here)
-        self.sent = counts.view(self.ranks, -1).sum(dim=1).tolist()
-        self.received = each.sum(dim=1).tolist()
+        # without values, as many arrive as leave
+        self.sent = _by_rank(sizes_of(counts, len(rows)), self.ranks)
+        self.received = _by_rank(sizes_of(each, len(rows)), self.ranks)
         arrived = _Exchange.apply(rows, self.sent, self.received, self.group)
+        each = each.view(self.ranks, -1)  # (ranks, experts here)
         experts = torch.arange(each.shape[1], device=each.device).repeat(self.ranks)
-        self.order = experts.repeat_interleave(each.flatten()).argsort(stable=True)
+        self.order = experts.repeat_interleave(each.flatten(), output_size=len(arrived)).argsort(stable=True)
         return arrived[self.order], each.sum(dim=0)
 
     def back(self, module: nn.Module, inputs: Any, out: Tensor) -> Tensor:
         """Take rows (rows here, hidden) by expert; return those of this rank's tokens, as they left."""
         by_rank = torch.zeros_like(out).index_copy(0, self.order, out)
         return _Exchange.apply(by_rank, self.received, self.sent, self.group)
+
+
+def _by_rank(sizes: list[int], ranks: int) -> list[int]:
+    """Return how many rows are of the experts of each rank. sizes: of each expert, those of a rank side by side."""
+    here = len(sizes) // ranks
+    return [sum(sizes[rank * here : (rank + 1) * here]) for rank in range(ranks)]
 
 
 class _Exchange(torch.autograd.Function):

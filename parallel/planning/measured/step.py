@@ -12,6 +12,7 @@ from paralab.layout import Layout
 from paralab.layout.layout import MOST_RANKS
 from paralab.layout.schedules import Pass
 from paralab.planning.measured.device import MeasuredDevice, Rates
+from paralab.planning.measured.planned import Imagined
 from paralab.planning.measured.schedule import Took, makespan_s
 from paralab.planning.measured.seconds import bytes_s, pass_s, transfer_s
 from paralab.planning.measured.trace import Traced, noted, states, traces
@@ -238,9 +239,19 @@ def memory(plan: Planned, each: tuple[Traced, ...]) -> Memory:
     else:
         flush = 1 if layout.schedule == "naive" else chunks
         orders = _order(layout.schedule, layout.pp, flush)
-    room = _room(plan)
+    room, each = _room(plan), _with_recomputed(plan, each, orders)
     ranks = (_of_rank(plan, each, rank, passes, *room[rank]) for rank, passes in enumerate(orders))
     return max(ranks, key=lambda m: m.total)
+
+
+def _with_recomputed(plan: Planned, each: tuple[Traced, ...], orders: Sequence[Sequence[Pass]]) -> tuple[Traced, ...]:
+    """Return the same stages, of which what the first half of a backward pass computes again waits for the second."""
+    if plan.run.checkpointing not in ("full", "selective") or not any(one.kind == "I" for p in orders for one in p):
+        return each
+    run = replace(plan.run, checkpointing="none")
+    whole = traces(Imagined(run, plan.spec, plan.model_config, plan.layout, plan.division))
+    more = [max(plain.kept_bytes - one.kept_bytes, 0) for plain, one in zip(whole, each, strict=True)]
+    return tuple(replace(one, waiting_bytes=one.waiting_bytes + n) for one, n in zip(each, more, strict=True))
 
 
 def _room(plan: Planned) -> list[tuple[int, int]]:
