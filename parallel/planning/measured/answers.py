@@ -5,6 +5,7 @@ from typing import Any
 
 from paralab.axes.costs import GIB
 from paralab.errors import LayoutError
+from paralab.layout import layers_of_stages
 from paralab.options.config import RunConfig
 from paralab.planning.hardware import Device
 from paralab.planning.measured import planned
@@ -59,7 +60,17 @@ def columns(plan: Imagined) -> dict[str, Any]:
         "sequence_parallel": layout.sequence_parallel,
         "micro_batch_size": plan.division.micro_batch_size,
         "recompute": plan.run.checkpointing,
+        "layers_per_stage": _uneven(plan),
     }
+
+
+def _uneven(plan: Imagined) -> tuple[int, ...]:
+    """Return the layers of each stage where the first or the last one has fewer, () for evenly."""
+    layout = plan.layout
+    if layout.first_layers is None and layout.last_layers is None:
+        return ()
+    blocks = len(plan.spec.blocks(plan.model_config))
+    return layers_of_stages(blocks, layout.stages, first=layout.first_layers, last=layout.last_layers)
 
 
 def _answer(one: Choice) -> dict[str, Any]:

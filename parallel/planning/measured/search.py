@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
+from paralab.axes.recompute import attention_of
 from paralab.errors import LayoutError, UsageError
 from paralab.layout import SCHEDULES, Layout
 from paralab.models.spec import ModelConfig, ModelSpec
@@ -12,6 +13,7 @@ from paralab.planning.measured.cases import PROCESS_BYTES
 from paralab.planning.measured.device import MeasuredDevice
 from paralab.planning.measured.planned import Imagined, imagine
 from paralab.planning.measured.step import ONE_MACHINE, Cluster, Predicted, predict
+from paralab.planning.search import splits
 
 
 @dataclass(frozen=True)
@@ -40,7 +42,9 @@ def search(
     Raises: LayoutError where no layout is legal.
     """
     found: list[Choice] = []
-    for checkpointing, accumulations in (("none", (1,)), ("full", (1, 2, 4, 8))):
+    for checkpointing, accumulations in (("none", (1,)), ("selective", (1, 2, 4, 8)), ("full", (1, 2, 4, 8))):
+        if checkpointing == "selective" and not attention_of(spec.on_meta(config)):
+            continue
         for layout in layouts(spec, config, ranks, batch):
             for accumulation in accumulations if not spec.whole_batch else (1,):
                 try:
@@ -50,7 +54,7 @@ def search(
                     continue
                 found.append(_choice(plan, device, cluster))
                 seen()
-        if any(choice.fits for choice in found):
+        if checkpointing != "selective" and any(choice.fits for choice in found):
             break
     if not found:
         raise LayoutError(
@@ -79,7 +83,7 @@ def layouts(spec: ModelSpec, config: ModelConfig, ranks: int, batch: int) -> Ite
         for zero in (0, 1, 2, 3) if dp > 1 else (0,):
             for sequence in (False, True) if tp > 1 and spec.sequence_parallel else (False,):
                 values = {"dp": dp, "tp": tp, "pp": pp, "zero": zero, "sequence_parallel": sequence}
-                for more in _schedules(pp, batch // dp):
+                for more in _schedules(pp, batch // dp, blocks):
                     try:
                         yield Layout(**values, **more)
                     except LayoutError:
@@ -90,11 +94,28 @@ def _divisors(n: int) -> list[int]:
     return [d for d in range(1, n + 1) if n % d == 0]
 
 
-def _schedules(pp: int, rows: int) -> Iterator[dict[str, Any]]:
-    """Yield schedules with numbers of micro-batches that rows of a data rank divide into."""
+_CHUNKS = (3, 4, 6, 8)  # stages of a rank beside those that schedules have by themselves
+
+
+def _schedules(pp: int, rows: int, blocks: int) -> Iterator[dict[str, Any]]:
+    """Yield schedules with numbers of micro-batches that rows of a data rank divide into, and uneven ends."""
     if pp == 1:
         yield {}
         return
-    for name in (*SCHEDULES, "zero-bubblex1"):
+    chunks = [n for n in _CHUNKS if pp * n <= blocks]
+    for name in (
+        *SCHEDULES,
+        "zero-bubblex1",
+        *(f"{name}x{n}" for name in ("interleaved", "zero-bubble") for n in chunks),
+    ):
         counts = [1] if name == "naive" else [n for n in (pp, 2 * pp, 4 * pp) if n <= rows and rows % n == 0]
-        yield from ({"schedule": name, "micro_batches": n} for n in counts)
+        for n in counts:
+            yield {"schedule": name, "micro_batches": n}
+            if name == "1f1b":
+                yield from ({"schedule": name, "micro_batches": n, **ends} for ends in _ends(blocks, pp))
+
+
+def _ends(blocks: int, stages: int) -> Iterator[dict[str, int]]:
+    """Yield fewer layers for the first and the last stage, which have the embedding and the output layer as well."""
+    for split in splits(blocks, stages, 1):
+        yield {"first_layers": split[0], "last_layers": split[-1]}
