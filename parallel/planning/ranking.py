@@ -23,8 +23,10 @@ def ranked(
     columns: of all layouts, each (layouts,). numbers: of those that are looked at. cost, then: (layouts,), small is
     good; `then` decides between equals.
     """
-    some = _simplest(columns, numbers, cost, then, KIND)
-    of_degrees = _simplest(columns, some, cost, then, DEGREES)
+    # in a pipeline of PyTorch the stages of ZeRO from the first one on take as long and keep as much
+    kinds = {**columns, "zero": np.where(columns["pp"] > 1, np.minimum(columns["zero"], 1), columns["zero"])}
+    some = _simplest(kinds, numbers, cost, then, KIND, words=_words(columns, numbers))
+    of_degrees = _simplest(columns, some, cost, then, DEGREES, words=_words(columns, some))
     group, own = _groups(columns, some, DEGREES), _groups(columns, some, DEGREES)[np.isin(some, of_degrees)]
     limit = np.empty(len(of_degrees))
     limit[own] = cost[some[np.isin(some, of_degrees)]]
@@ -35,14 +37,20 @@ def ranked(
 
 
 def _simplest(
-    columns: Mapping[str, np.ndarray], numbers: np.ndarray, cost: np.ndarray, then: np.ndarray, by: Sequence[str]
+    columns: Mapping[str, np.ndarray],
+    numbers: np.ndarray,
+    cost: np.ndarray,
+    then: np.ndarray,
+    by: Sequence[str],
+    *,
+    words: np.ndarray,
 ) -> np.ndarray:
     """Return of all layouts that agree in some columns the simplest of those that cost about as little as any."""
     group = _groups(columns, numbers, by)
     least = np.full(group.max(initial=-1) + 1, np.inf)
     np.minimum.at(least, group, cost[numbers])
     close = cost[numbers] <= least[group] * (1 + ALIKE)
-    order = np.lexsort((then[numbers], cost[numbers], _words(columns, numbers), ~close, group))
+    order = np.lexsort((then[numbers], cost[numbers], words, ~close, group))
     first = np.flatnonzero(np.diff(group[order], prepend=-1))
     return numbers[order[first]]
 

@@ -38,7 +38,7 @@ def render(
     found = solved.found
     fits, unit = bool(found.n_fit), scale.unit(found)
     head = list(planned.head(found, raw))
-    rows = records.rows(found, numbers[:SHOWN])
+    rows = records.rows(found, found.ranked(min(SHOWN, len(numbers))))
     scaled = pictures.scaling(found, raw, own, gpu, phases) if fits else []
     charts = [pictures.against_memory(found, unit), pictures.memory(found)]
     charts += [pictures.causes(found), pictures.ranges(found)]
