@@ -126,7 +126,7 @@ def _cells(place: Place, prices: Mapping[str, float]) -> Iterator[Cell]:
     rate, step_s = way.median("samples_per_s"), stats.median(way.step_times) if way.step_times else None
     yield Cell(amount(rate, "number"), rate)
     yield Cell(UNKNOWN if step_s is None else units.milliseconds(step_s), step_s)
-    yield Cell(" to ".join(map(units.milliseconds, way.interval)) if way.interval else UNKNOWN)
+    yield Cell(units.between_ms(way.interval) if way.interval else UNKNOWN)
     for column in ("cpu_utilisation_mean_share", "gpu_utilisation_mean_share"):
         share = way.median(column)
         yield Cell(amount(share, column), share)

@@ -219,9 +219,9 @@ def _spread(way: Way, ways: Sequence[Way]) -> Cell:
     """Return where the median lies; where columns mix them, a range says that it is one."""
     if way.interval is None:
         return NOTHING
-    low, high = map(units.milliseconds, way.interval)
     mixed = len({other.spread_name for other in ways if other.interval}) > 1
-    return Cell(f"{'range ' if mixed and way.spread_name == 'range' else ''}{low} to {high}", way.interval[0])
+    name = "range " if mixed and way.spread_name == "range" else ""
+    return Cell(f"{name}{units.between_ms(way.interval)}", way.interval[0])
 
 
 def _parity(way: Way) -> Cell:

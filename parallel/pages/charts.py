@@ -4,7 +4,7 @@ Every chart is `WIDTH` units wide and scales with its box; labels stand above wh
 whole width on a phone. Colours are told apart by hatch, marker or label too. All text is escaped.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
@@ -211,6 +211,7 @@ def _whiskers(spot: Spot, across: Axis, up: Axis) -> list[Markup]:
 def _names_of(spots: Sequence[Spot], across: Axis, up: Axis, bottom: float) -> list[Markup]:
     """Write each label beside its point, at the nearest place where it covers no other label and no point."""
     taken = [Box(across(spot.x) - 6, up(spot.y) - 6, across(spot.x) + 6, up(spot.y) + 6) for spot in spots]
+    taken += [box for spot in spots for box in _crossed(spot, across, up)]
     found = []
     for spot in sorted(spots, key=lambda spot: up(spot.y)):
         x, y = across(spot.x), up(spot.y)
@@ -223,6 +224,15 @@ def _names_of(spots: Sequence[Spot], across: Axis, up: Axis, bottom: float) -> l
         place = round(x + away, 2), round(y + down + 4, 2)
         found.append(text(*place, spot.label, "small", anchor=anchor, room=_NAME, full=True))
     return found
+
+
+def _crossed(spot: Spot, across: Axis, up: Axis) -> Iterator["Box"]:
+    """Yield what the intervals of a point cover."""
+    x, y = across(spot.x), up(spot.y)
+    if spot.x_interval:
+        yield Box(across(spot.x_interval[0]), y - 1, across(spot.x_interval[1]), y + 1)
+    if spot.y_interval:
+        yield Box(x - 1, up(spot.y_interval[1]), x + 1, up(spot.y_interval[0]))
 
 
 class Box(NamedTuple):

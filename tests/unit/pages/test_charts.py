@@ -2,6 +2,7 @@
 
 import re
 import xml.etree.ElementTree as ElementTree
+from dataclasses import replace
 from itertools import combinations, pairwise
 
 import pytest
@@ -93,6 +94,7 @@ def test_names_of_points_cover_no_other_name_and_no_point() -> None:
     places = [(250, 3720), (366, 2163), (179, 782), (209, 2598), (189, 334), (186, 873), (207, 651), (158, 682)]
     names = ["ddp", "model", "pipeline", "zero1", "zero2", "zero3", "hsdp", "tensor"]
     spots = [Spot(name, *place) for name, place in zip(names, places, strict=True)]
+    spots[0] = replace(spots[0], y_interval=(3000.0, 4400.0))
     drawing = charts.scatter(spots, title="", units=(plain, plain), names=("", ""))
     boxes = [
         charts.Box(x - wide if end else x, y - 9, x if end else x + wide, y + 2)
@@ -103,6 +105,8 @@ def test_names_of_points_cover_no_other_name_and_no_point() -> None:
     points = [charts.Box(x - 4, y - 4, x + 4, y + 4) for x, y in _marks_of(drawing)]
     assert len(boxes) == len(points) == len(spots)
     assert not [pair for pair in combinations(boxes, 2) if pair[0].covers(pair[1])]
+    (x1, y1, y2) = (float(elements(drawing, "line", "whisker")[0].attrib[key]) for key in ("x1", "y1", "y2"))
+    points.append(charts.Box(x1, min(y1, y2), x1, max(y1, y2)))
     assert not [(box, point) for box in boxes for point in points if box.covers(point)]
 
 

@@ -67,7 +67,7 @@ def test_the_interval_of_few_runs_is_called_their_range(tmp_path: Path, number: 
     (piece,) = pieces_of(tmp_path, runs(A[:number]))
     table = tables.of_ways(piece)
     place = [column.name for column in table.columns].index(name)
-    ends = f"{1e3 * min(A[:number]):.3g} ms to {1e3 * max(A[:number]):.3g} ms"
+    ends = f"{1e3 * min(A[:number]):.3g} to {1e3 * max(A[:number]):.3g} ms"
     assert (table.rows[0][place].text == ends) == (name == "range")
 
 

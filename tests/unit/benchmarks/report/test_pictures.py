@@ -2,33 +2,39 @@
 
 import re
 import shlex
-from collections.abc import Iterator
+from argparse import Namespace
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
 from paralab.benchmarks.documents import strategies
 from paralab.benchmarks.report import plot
-from paralab.commands import optimise
+from paralab.commands import optimise, sample
 
 ROOT = Path(__file__).parents[4]
 IMAGES = ROOT / "docs" / "img"
 PAGES = (*(ROOT / "docs").glob("*.md"), ROOT / "benchmarks" / "results" / "README.md")
-PARSERS = {"plot": plot.parser, "optimise": optimise.parser}
+READ: dict[str, Callable[[list[str]], Namespace]] = {
+    "plot": lambda words: plot.parser().parse_args(words),
+    "optimise": lambda words: optimise.parser().parse_args(words),
+    "sample": sample._parse,
+}
 
 
 def commands() -> Iterator[list[str]]:
     """Return the words of each command that documents type in a line of its own."""
+    drawing = re.compile(r"^    (?:.*&& )?(paralab (?:plot|optimise|sample) .*)$", re.MULTILINE)
     for page in PAGES:
-        for line in re.findall(r"^    (?:.*&& )?(paralab (?:plot|optimise) .*)$", page.read_text(), flags=re.MULTILINE):
+        for line in drawing.findall(page.read_text()):
             yield shlex.split(line, comments=True)[1:]
 
 
 def test_each_picture_has_a_command_that_parses() -> None:
     drawn = set()
     for name, *words in commands():
-        options = PARSERS[name]().parse_args(words)
-        out = options.out if name == "plot" else options.plot
+        options = READ[name](words)
+        out = options.plot if name == "optimise" else options.out
         drawn |= {Path(out).name} if out else set()
     moved = (re.findall(r"^    mv \S+ docs/img/(\S+)$", page.read_text(), flags=re.MULTILINE) for page in PAGES)
     drawn.update(*moved)  # what a measurement draws beside its rows
