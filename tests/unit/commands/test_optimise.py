@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from paralab import cli
+from paralab.commands import optimise_run
 from paralab.commands.optimise import DEFAULTS, read
 from paralab.convex.methods import METHODS
 from paralab.data.images import Digits
@@ -44,6 +45,16 @@ def test_refusals(words: str, says: str, capsys: pytest.CaptureFixture[str]) -> 
     assert cli.main(words.split()) == 2
     (line,) = (line for line in capsys.readouterr().err.splitlines() if not line.startswith("["))
     assert says in line
+
+
+def test_a_hessian_that_does_not_fit_is_refused(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(optimise_run, "memory_available_bytes", lambda: 2**21)
+    assert cli.main("optimise --size 7 --methods gd".split()) == 2
+    (line,) = (line for line in capsys.readouterr().err.splitlines() if not line.startswith("["))
+    assert "the Hessian of 500 x 500 numbers, by which the minimum is found, takes 0.0041 GiB" in line
+    assert "use a smaller --size or --nproc" in line
 
 
 def test_methods_that_cannot_be_divided_are_left_out_where_none_were_named() -> None:
