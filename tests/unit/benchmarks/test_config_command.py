@@ -114,7 +114,7 @@ def test_what_the_launcher_decides(command: str, show: Show, monkeypatch: pytest
 
 
 def test_the_engine_of_the_launcher(show: Show, monkeypatch: pytest.MonkeyPatch) -> None:
-    for name, value in (TORCHRUN | {"WORLD_SIZE": "1", "CROSS_SIZE": "1"}).items():
+    for name, value in (TORCHRUN | {"WORLD_SIZE": "1", "LOCAL_WORLD_SIZE": "1", "CROSS_SIZE": "1"}).items():
         if name != "TORCHELASTIC_RUN_ID":
             monkeypatch.setenv(name, value)
     options = show("run", "--size", "tiny", "--strategy", "zero2")
