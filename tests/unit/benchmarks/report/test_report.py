@@ -311,6 +311,8 @@ def test_a_damaged_log_is_a_caveat(tmp_path):
 def optional(name):
     if name == "schema":
         return st.just(SCHEMA)
+    if name == "started_at":
+        return st.sampled_from(["2026-01-31T12:00:00+00:00", "2026-02-01T00:00:00.123+00:00"])
     kind, choices = value_kind(field_types(RunRecord)[name])
     known = st.sampled_from(choices) if choices else {
         str: st.sampled_from(["a", "single", "=b"]), bool: st.booleans(), int: st.sampled_from([0, 1, 2, 10**12]),
