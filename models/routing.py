@@ -84,8 +84,8 @@ def balance_loss(probabilities: Tensor, experts: Tensor) -> Tensor:
     """Return the sum over experts of load times probability, (batch,): 1 where both are even, more where they are not.
 
     probabilities: (batch, seq, experts), of some tokens of each sequence. experts: those chosen, (batch, whole seq,
-    top_k) int64. The load of an expert is its
-    share of the choices of a sequence, times the number of experts; it has no gradient.
+    top_k) int64. The load of an expert is its share of the choices of a sequence, times the number of experts; it has
+    no gradient.
     """
     count = probabilities.shape[-1]
     load = choices(experts.flatten(1), count).to(probabilities.dtype) * (count / experts[0].numel())

@@ -144,7 +144,7 @@ class Updates:
 
     pieces: its pieces. share: called after each update, to bring them to the other ranks. states: what that keeps from
     step to step, of any shape. refresh: called when something else than an update gave the parameters values. agreed:
-    what the parameters are entered in to be those of one model, where ranks train apart.
+    makes a context in which parameters are those that ranks last agreed on, where they train apart.
     """
 
     pieces: "list[Piece]"

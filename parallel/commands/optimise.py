@@ -118,7 +118,7 @@ def read(options: Mapping[str, Any]) -> Asked:
 def _check_penalty(options: Mapping[str, Any]) -> None:
     """Raise ConfigError for the weight of another penalty than the one that is asked for."""
     if options["transform"] and options["tv"] is not None:
-        raise ConfigError("--tv with --transform, in whose place the latter stands: use --l1 for its weight")
+        raise ConfigError("--tv beside --transform, which takes the place of total variation: use --l1 for its weight")
     if options["l1"] is not None and not options["transform"]:
         raise ConfigError("--l1 is the weight of coefficients: name them, --transform dct,haar, or use --tv")
 

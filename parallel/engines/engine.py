@@ -64,7 +64,7 @@ class Engine(ABC):
     steps_done: int
     loss_scale: LossScale
     optimizers: list[torch.optim.Optimizer]
-    # What parameters are entered in to be those of one model, where ranks train apart.
+    # Makes a context in which parameters are those that ranks last agreed on, where they train apart.
     agreed: Callable[[], contextlib.AbstractContextManager[None]] = contextlib.nullcontext
 
     @abstractmethod

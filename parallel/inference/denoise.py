@@ -29,13 +29,12 @@ class Denoised:
 def held_out(trained: Trained, n: int) -> tuple[Tensor, Tensor | None]:
     """Return the first n held-out samples (n, ...), fewer where there are fewer, and their labels (n,), of images.
 
-    They are where the model is, in its dtype.
+    The samples are where the model is, in its dtype.
     """
     samples = trained.work.dataset("validation").samples  # type: ignore[attr-defined]
     found = samples.load(np.arange(min(n, samples.n_samples)))
-    return found[0].to(next(trained.model.parameters())), found[1] if isinstance(
-        trained.work.model_config, DiTConfig
-    ) else None
+    labels = found[1] if isinstance(trained.work.model_config, DiTConfig) else None
+    return found[0].to(next(trained.model.parameters())), labels
 
 
 def predictor(trained: Trained, labels: Tensor | None) -> Predict:

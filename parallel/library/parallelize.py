@@ -70,9 +70,9 @@ def parallelize(
     of the modules that hold experts, of parameters (experts, ...), called with rows (rows, ...) by expert and
     counts (experts,) int64. example: a batch, whose shapes pipeline stages have to know. initialise:
     initialise(name, tensor, generator) draws a tensor whole. accumulation: backward passes per step. clip_norm: of
-    the gradient over all ranks. checkpointing: which blocks are computed again in backward: every n-th, or of all
-    their attention ("selective"). compile: mode of torch.compile, for each block. unused_parameters: whether a step
-    may leave parameters without a gradient.
+    the gradient over all ranks. checkpointing: recompute the activations of no block, of all ("full"), of every
+    n-th, or of attention alone ("selective"). compile: mode of torch.compile, for each block. unused_parameters:
+    whether a step may leave parameters without a gradient.
 
     Raises: LayoutError, ConfigError, WorldError, with what was got, what is needed and what to type.
     """

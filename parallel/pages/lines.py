@@ -99,8 +99,11 @@ def _said(one: Series, unit: Format, along: str) -> str:
 
 @dataclass(frozen=True)
 class _Plane:
-    """Where values are drawn. name_of: what a tick of the vertical axis is called. base: of a logarithmic horizontal
-    axis; None of a linear one."""
+    """Where values are drawn.
+
+    name_of: what a tick of the vertical axis is called. base: of a logarithmic horizontal axis; None of a linear one.
+    decades: whether the vertical axis is logarithmic.
+    """
 
     across: Axis
     up: Axis

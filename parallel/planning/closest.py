@@ -8,10 +8,10 @@ from paralab.errors import UsageError
 from paralab.planning import answers
 from paralab.planning.cases import Raw
 from paralab.planning.hardware import Device
+from paralab.planning.ranking import DEGREES
 from paralab.planning.search import CHOSEN, Found, is_divided, search
 
 SHOWN = 3  # layouts
-DEGREES = ("dp", "tp", "pp", "cp", "ep")
 _NUMBERS = (*DEGREES, "vpp", "micro_batch_size")
 
 

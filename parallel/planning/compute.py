@@ -239,9 +239,8 @@ def embedding(plan: Plan) -> Pass:
         return Pass(product_s, 2 * product_s) + _traffic(plan, case.first_traffic)
     bytes_ = k.embedding_bytes * wideness(case)
     forward_s = case.tokens * case.hidden * bytes_ * case.sequence_share / memory_rate(plan)
-    table_s = (
-        case.element_bytes * case.vocab * case.hidden / case.tp / memory_rate(plan)
-    )  # a gradient of the whole table is written
+    # a gradient of the whole table is written
+    table_s = case.element_bytes * case.vocab * case.hidden / case.tp / memory_rate(plan)
     return Pass(forward_s, 2 * forward_s + table_s)
 
 

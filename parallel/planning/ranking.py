@@ -27,10 +27,10 @@ def ranked(
     kinds = {**columns, "zero": np.where(columns["pp"] > 1, np.minimum(columns["zero"], 1), columns["zero"])}
     some = _simplest(kinds, numbers, cost, then, KIND, words=_words(columns, numbers))
     of_degrees = _simplest(columns, some, cost, then, DEGREES, words=_words(columns, some))
-    group, own = _groups(columns, some, DEGREES), _groups(columns, some, DEGREES)[np.isin(some, of_degrees)]
-    limit = np.empty(len(of_degrees))
-    limit[own] = cost[some[np.isin(some, of_degrees)]]
-    others = some[(cost[some] >= limit[group]) & ~np.isin(some, of_degrees)]
+    group, first = _groups(columns, some, DEGREES), np.isin(some, of_degrees)
+    limit = np.empty(len(of_degrees))  # by group: what its first one costs
+    limit[group[first]] = cost[some[first]]
+    others = some[(cost[some] >= limit[group]) & ~first]
     others = others[np.lexsort((then[others], cost[others]))]
     shown = np.concatenate([of_degrees[np.argsort(cost[of_degrees], kind="stable")], others])[:most]
     return shown[np.lexsort((then[shown], cost[shown]))]

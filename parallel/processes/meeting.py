@@ -17,8 +17,8 @@ _DEFAULT_PORT = 29500  # torch's, where nothing tells two jobs apart
 # what names a job, and a step of it, the same on all its ranks
 _JOBS = (("SLURM_JOB_ID", "SLURM_STEP_ID"), ("PMIX_NAMESPACE",), ("OMPI_MCA_ess_base_jobid",), ("PMI_JOBID",))
 _NODELISTS = ("SLURM_STEP_NODELIST", "SLURM_JOB_NODELIST", "SLURM_NODELIST")
-# SLURM_BATCH_SCRIPT, SLURM_INTERACTIVE_STEP and their like are the last numbers of 32 bits (slurm/slurm.h)
 _DIGITS = 20  # of any number that a launcher writes
+# SLURM_BATCH_SCRIPT, SLURM_INTERACTIVE_STEP and their like are the last numbers of 32 bits (slurm/slurm.h)
 _FIRST_SPECIAL_STEP = 0xFFFFFFF0
 
 

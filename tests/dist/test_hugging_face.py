@@ -28,12 +28,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def run_of(model: str, layout: str, folder: Path, **options: object) -> RunConfig:
-    chosen: dict[str, Any] = {
-        "global_batch_size": 16,
-        "seq_len": 24,
-        "steps": 20,
-        **options,
-    }  # longer than a sliding window
+    # the sequence is longer than a sliding window
+    chosen: dict[str, Any] = {"global_batch_size": 16, "seq_len": 24, "steps": 20, **options}
     return RunConfig(model=f"hf:{folder / model}", size="tiny", layout=Layout.parse(layout), **chosen)
 
 

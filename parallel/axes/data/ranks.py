@@ -8,9 +8,10 @@ from paralab.layout import Layout
 if TYPE_CHECKING:
     from paralab.axes.context import Planned
 
-
 REPLICATE, SHARD = "dp_replicate", "dp_shard"  # the dims of the axis under `shardN`: neighbours share a shard
 JOINED = "dp_cp"  # data and context ranks together
+EXPERT_REPLICATE = "edp"  # the dim along which ranks share experts, where others divide them (`ep`)
+EXPERT_DATA = "edp_data"  # what is of data ranks in it, where context ranks share them too
 
 
 def replicas(layout: Layout) -> int:
@@ -23,10 +24,6 @@ def replica_dim(layout: Layout) -> str:
     if layout.cp == 1:
         return "dp"
     return "cp" if layout.dp == 1 else JOINED
-
-
-EXPERT_REPLICATE = "edp"  # the dim along which ranks share experts, where others divide them (`ep`)
-EXPERT_DATA = "edp_data"  # what is of data ranks in it, where context ranks share them too
 
 
 def shard_ranks(layout: Layout) -> int:

@@ -3,8 +3,8 @@
 `ep` lies inside `dp` (GShard, Lepikhin et al. 2020, section 2.2; DeepSpeed-MoE, Rajbhandari et al. 2022, section 5.2):
 `dp4.ep2` is four processes, each two neighbours of which hold all experts between them. What is no expert is
 replicated or sharded over all data ranks as without `ep`; an expert is shared by dp / ep of them, along the dim `edp`
-of the mesh (with `cp` by dp cp / ep, all that see other tokens). Under `tp` each rank has a part of the width
-of its experts. How tokens travel is in `layers`.
+of the mesh. With `cp` the ranks that share an expert are dp x cp / ep, since each of them sees other tokens. Under `tp`
+each rank has a part of the width of its experts. How tokens travel is in `layers`.
 """
 
 from collections.abc import Iterator, Mapping
