@@ -105,6 +105,8 @@ class _Fragment:
 
     def meet(self) -> None:
         """Take the mean over data ranks, and from it the outer step."""
+        if not self.parameters:  # a stage of a pipeline may have none of its blocks
+            return
         works = [dist.all_reduce(p, group=self.group, async_op=True) for p in self.parameters]
         for work in works:
             work.wait()
