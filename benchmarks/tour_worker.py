@@ -1,6 +1,6 @@
 """What `paralab tour` starts: all strategies that fit this machine, one after the other, in the same processes.
 
-All strategies run one after the other in the same processes, so that the table costs one start-up.
+So the table costs one start-up.
 """
 
 import shlex

@@ -43,24 +43,24 @@ def main(argv: list[str]) -> int:
     print(f"{trained.work.spec.name} {trained.work.size} from {trained.path}", file=sys.stderr)
     if (known := samples_of(trained, "train").n_samples) < options.k:
         raise ConfigError(f"{known} training images and {options.k} neighbours: use a smaller --k")
-    phases = Phases(Moment.now(), transient=True)
-    for number, (name, near, far) in enumerate(_features(trained, phases)):
-        anomalies = far.labels == held_out
-        if min(count := int(anomalies.sum()), len(anomalies) - count) < 2:
-            raise DataError(
-                f"{count} of {len(anomalies)} held-out images are of class {held_out}: 2 of each are needed"
-            )
-        if not number:
-            print(
-                f"{len(near.labels):,} training images without class {held_out}; held out: {count:,} of it, "
-                f"{len(anomalies) - count:,} of others"
-            )
-            print(f"{'features':<25}AUROC of the distance to the {options.k} nearest")
-        phases.begin(f"{name}: looking for neighbours")
-        scores = distance_to_nearest(near.x, k=options.k)(far.x)
-        found = auroc(scores[anomalies], scores[~anomalies])
-        phases.end()
-        print(f"{name:<25}{found.value:.3f} ({found.low:.3f} to {found.high:.3f})", flush=True)
+    with Phases(Moment.now(), transient=True) as phases:
+        for number, (name, near, far) in enumerate(_features(trained, phases)):
+            anomalies = far.labels == held_out
+            if min(count := int(anomalies.sum()), len(anomalies) - count) < 2:
+                raise DataError(
+                    f"{count} of {len(anomalies)} held-out images are of class {held_out}: 2 of each are needed"
+                )
+            if not number:
+                print(
+                    f"{len(near.labels):,} training images without class {held_out}; held out: {count:,} of it, "
+                    f"{len(anomalies) - count:,} of others"
+                )
+                print(f"{'features':<25}AUROC of the distance to the {options.k} nearest")
+            phases.begin(f"{name}: looking for neighbours")
+            scores = distance_to_nearest(near.x, k=options.k)(far.x)
+            found = auroc(scores[anomalies], scores[~anomalies])
+            phases.end()
+            print(f"{name:<25}{found.value:.3f} ({found.low:.3f} to {found.high:.3f})", flush=True)
     return 0
 
 

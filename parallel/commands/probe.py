@@ -44,15 +44,15 @@ def main(argv: list[str]) -> int:
         raise ConfigError(f"{labels} labelled images and {options.k} neighbours: use a smaller --k, or more --labels")
     print(f"{labels:,} labelled images; right of {held_out:,} held-out ones, with 95% intervals:")
     print(_row("encoder", "linear probe", f"{options.k} nearest neighbours"))
-    phases = Phases(Moment.now(), transient=True)
-    for name, of, model in encoders:
-        phases.begin(f"{name}: features of images", total=labels + held_out)
-        near = encode(model, samples_of(of, "train"), most=labels, on_images=phases.advance)
-        far = encode(model, samples_of(of, "validation"), on_images=phases.advance)
-        phases.begin(f"{name}: fitting a linear probe, looking for neighbours")
-        cells = [*_accuracies(near, far, k=options.k)]
-        phases.end()
-        print(_row(name, *cells), flush=True)
+    with Phases(Moment.now(), transient=True) as phases:
+        for name, of, model in encoders:
+            phases.begin(f"{name}: features of images", total=labels + held_out)
+            near = encode(model, samples_of(of, "train"), most=labels, on_images=phases.advance)
+            far = encode(model, samples_of(of, "validation"), on_images=phases.advance)
+            phases.begin(f"{name}: fitting a linear probe, looking for neighbours")
+            cells = [*_accuracies(near, far, k=options.k)]
+            phases.end()
+            print(_row(name, *cells), flush=True)
     return 0
 
 
