@@ -98,18 +98,16 @@ def parser() -> Parser:
 
 def _charts(options: Namespace) -> Panels:
     sources: Sequence[Path] = options.sources
+    for source in sources:
+        if not source.exists():
+            raise DataError(f"{source} is not there: give a result file or the folder of a training run")
     if options.layers:
         return [layers.charts(sources)]
     if options.filters:
         return filters.charts(sources)
     folders = [source.is_dir() for source in sources]
     if any(folders) and not all(folders):
-        if missing := [source for source in sources if not source.exists()]:
-            raise UsageError(f"{missing[0]} is not there: give folders of training runs")
         raise UsageError("result files and folders of training do not fit one picture: give one kind")
-    for source in sources:
-        if not source.exists():
-            raise DataError(f"{source} is not there: give a result file or the folder of a training run")
     return curves(sources) if all(folders) else results(sources)
 
 

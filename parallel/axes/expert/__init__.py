@@ -45,7 +45,9 @@ class ExpertAxis(Axis):
         if ep == 1:
             return
         if dp % ep:
-            raise LayoutError(f"ep{ep} with dp{dp}: data ranks share the experts, use an ep that divides dp")
+            raise LayoutError(
+                f"ep{ep} with dp{dp}: data ranks share the experts, use a dp that ep divides, such as dp{ep}"
+            )
         if layout.offload_optimizer or layout.offload_parameters:
             raise LayoutError(f"ep{ep} with offloading: experts stay on their devices, leave one of them out")
         if layout.shard or layout.local:

@@ -24,8 +24,8 @@ def test_its_degree_groups_data_ranks_and_multiplies_no_processes() -> None:
 @pytest.mark.parametrize(
     ("layout", "said"),
     [
-        ("dp3.ep2", "ep2 with dp3: data ranks share the experts, use an ep that divides dp"),
-        ("cp2.ep2", "ep2 with dp1: data ranks share the experts, use an ep that divides dp"),
+        ("dp3.ep2", "ep2 with dp3: data ranks share the experts, use a dp that ep divides, such as dp2"),
+        ("cp2.ep2", "ep2 with dp1: data ranks share the experts, use a dp that ep divides, such as dp2"),
         ("dp2.ep2.tp3", "tp=3 does not divide n_kv_heads=4 of mixtral: use a tp of 1, 2, 4"),
         ("dp2.ep2.cp3", "cp=3 with ring needs 2 x cp = 6 to divide the 16 positions of mixtral"),
         ("dp4.ep2/zero3/shard2", "ep2 with shard2: experts go with plain data ranks or ZeRO"),

@@ -203,9 +203,8 @@ def test_what_cannot_be_drawn_is_said(tmp_path: Path) -> None:
     append(file, run())
     with pytest.raises(UsageError, match="do not fit one picture"):
         plot.main([str(file), str(tmp_path)])
-    with pytest.raises(UsageError, match="none is not there"):
-        plot.main([str(tmp_path), str(tmp_path / "none")])
-    with pytest.raises(DataError, match="is not there"):
-        plot.main([str(tmp_path / "none.csv")])
+    for words in ([str(tmp_path)], [], ["--layers"], ["--filters"]):
+        with pytest.raises(DataError, match="none is not there"):
+            plot.main([*words, str(tmp_path / "none")])
     with pytest.raises(DataError, match=r"holds no config\.toml"):
         plot.main([str(tmp_path)])
