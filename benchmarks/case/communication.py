@@ -17,6 +17,7 @@ from paralab.records.row import COLLECTIVES
 
 
 def sent_columns(work: Work, results: list[RankResult], device_type: str) -> dict[str, Any]:
+    """Return the columns of the rank that sends most in a step; results: of each rank, in their order."""
     backend = dist.get_backend() if dist.is_initialized() else default_backend(device_type)
     comm = dict(enumerate(result.comm for result in results))
     return comm_columns(work, comm, device_type=device_type, backend=backend)
@@ -60,6 +61,7 @@ def bubble_columns(work: Work, results: list[RankResult]) -> dict[str, Any]:
 
 
 def bubble_theory(work: Work) -> float | None:
+    """Return the idle share that the schedule of a pipeline makes inevitable; None without a pipeline."""
     layout = work.layout
     if layout.schedule is None:
         return None

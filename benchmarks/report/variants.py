@@ -99,6 +99,7 @@ def variants(runs: Sequence[RunRecord], files: Mapping[int, str], column: Column
 
 
 def mark(runs: Sequence[RunRecord]) -> str:
+    """Return what stands behind the label of runs that failed parity; empty for others."""
     return " (parity FAILED)" if parity(runs) is False else ""
 
 
@@ -108,8 +109,10 @@ def example(way: Variant) -> RunRecord:
 
 
 def cell(variant: Variant, column: Column) -> str:
+    """Return the value of a variant in a column, as it is shown."""
     return work.show(work.value(example(variant), column))
 
 
 def differences(variant: Variant, other: Variant, columns: Sequence[Column] = WORK) -> list[Difference]:
+    """Return in which of the columns the runs of two variants differ: by default those of their work."""
     return work.differences(variant.runs, other.runs, columns)

@@ -90,6 +90,7 @@ def _reliability(base: Variant, other: Variant) -> Verdict | None:
 
 
 def judged(found: Comparison, metric: Metric, *, tests: int) -> Comparison:
+    """Return a comparison that has a p value, with its verdict. tests: how many of its family have one."""
     assert found.ratio is not None and found.low is not None and found.high is not None
     assert found.p is not None and found.p_independent is not None
     if not found.pairs and tests * stats.smallest_p(found.base_runs, found.other_runs) >= LEVEL:

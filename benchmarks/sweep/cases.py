@@ -90,6 +90,7 @@ def _divisions(config: SweepConfig) -> Iterator[dict[str, Any]]:
 
 
 def name_of(case: CaseConfig) -> str:
+    """Return the name of a case for people: model, size, division, batch and engine, as far as they are given."""
     division = str(case.layout) if case.layout else f"{case.strategy} x{case.nproc}"
     batch = f"batch {case.global_batch_size}" if case.global_batch_size else ""
     engine = case.engine if case.engine != "auto" else ""

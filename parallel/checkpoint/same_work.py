@@ -33,6 +33,7 @@ def check_same_work(path: str | Path, context: BuildContext | Work) -> None:
 
 
 def compare_work(folder: Path, facts: Facts, context: BuildContext | Work) -> None:
+    """Raise ConfigError where a checkpoint belongs to other work: in what they differ, and what to give instead."""
     ours = work_of(context)
     _check_same_tokenizer(folder, facts.work, ours)
     keys = (facts.work.keys() | ours.keys()) - {"data", "data_sha256", "model_sha256", "tokenizer", TOKENIZER}
@@ -100,7 +101,7 @@ def _check_same_tokenizer(folder: Path, theirs: Mapping[str, Any], ours: Mapping
 def work_of(context: BuildContext | Work) -> dict[str, Any]:
     """Return what two runs must share for one to continue the other, as JSON gives it back.
 
-    Of the data that is its content: its name is stored to be shown.
+    Of the data that is its content: its name is stored to be shown. Raises: DataError where data cannot be read.
     """
     if isinstance(context, BuildContext) and context.own is not None:
         return dict(context.own.identity(context))
