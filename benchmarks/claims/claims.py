@@ -125,8 +125,7 @@ CLAIMS: Sequence[Claim] = (
         "Send images as bytes and convert them to floats on the device rather than on the host.",
         (
             NOTES,
-            "[FFCV](https://docs.ffcv.io/_modules/ffcv/transforms/normalize.html) has a conversion of bytes for either "
-            "place",
+            "[FFCV](https://docs.ffcv.io/_modules/ffcv/transforms/normalize.html) converts bytes in either place",
         ),
         ("casting",),
         "It holds where the whole interval is above 1.",

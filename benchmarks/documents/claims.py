@@ -29,8 +29,8 @@ machine with a GPU adds its own. The models are tiny, so that it takes minutes: 
 that machine, and a verdict no more than that. Each claim has a rule by which its figures are judged, which is part of
 the code: new rows change a verdict, not the rule.
 
-"Course notes" are notes of a course on distributed training, out of which paralab grew. They are not published as far
-as is known here, and have no page that could be named: where something published says the same, or nearly so, it stands
+"Course notes" are notes of a course on distributed training, from which paralab grew. As far as we know they are not
+published, so that there is no page to link to: where something published says the same, or nearly so, it is named
 beside them. A claim with no other source cannot be looked up.
 """
 
