@@ -117,7 +117,8 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def test_the_printed_line_is_one_that_can_be_typed(words: str, here: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """The parser of `paralab run` reads it, and everything that is refused before processes start accepts it."""
     assert cli.main(["plan", *words.split()]) == 0
-    (line,) = [line for line in capsys.readouterr().out.splitlines() if line.startswith("  paralab run")]
+    said = capsys.readouterr().out.replace("\\\n", "").splitlines()  # as a shell goes on after a backslash
+    (line,) = [line for line in said if line.startswith("  paralab run")]
     work = resolve(read_config(shlex.split(line)[2:], config=CaseConfig))
     asked = dict(zip(words.split()[::2], words.split()[1::2], strict=True))
     assert work.layout.world_size == int(asked["--n-gpus"])
