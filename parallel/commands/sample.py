@@ -1,7 +1,7 @@
 """Draw samples from a trained diffusion model.
 
     paralab sample --checkpoint runs/points --n 2000 --out points.png
-    paralab sample --checkpoint runs/points --denoise 0.1,0.3,1 --out denoised.png
+    paralab sample --checkpoint runs/points --denoise 0.1,0.3,1 --out near.png
 
 --denoise adds noise to held-out samples in place of drawing new ones, and takes it away again. Points are compared with
 held-out ones by a two-sample test. They are in the coordinates of training: mean 0 and standard deviation 1.

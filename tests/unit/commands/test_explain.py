@@ -141,7 +141,7 @@ def test_both_pictures_show_the_same_numbers_and_fit(layout: str) -> None:
 
 
 def test_what_has_no_dry_run_is_drawn_without_activations() -> None:
-    drawn = step("dp2.ep2", "mixtral", "tiny")
+    drawn = step("dp2/offload-optimizer")
     assert "activations" not in drawn.lanes[0].held and drawn.lanes[0].held["weights"] > 0
     assert "because there is no dry run: " in " ".join(text(drawn))
 
