@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 from paralab.errors import ConfigError, did_you_mean
 from paralab.models import HUGGING_FACE
-from paralab.models.hugging_face.config import CausalLMConfig, as_text, dropouts, with_dropout
+from paralab.models.hugging_face.config import CausalLMConfig, as_text, dropouts, new_model, with_dropout
+from paralab.models.spec import WithoutInit
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig
@@ -27,7 +28,7 @@ def read(name: str) -> CausalLMConfig:
     theirs = _known(values, where)
     architecture = _causal(theirs, values, where)
     longest = getattr(theirs, "max_position_embeddings", None)
-    return CausalLMConfig(
+    config = CausalLMConfig(
         architecture=architecture,
         values=as_text({name: value for name, value in theirs.to_dict().items() if name not in _OF_THE_FILE}),
         seq_len=min(longest or SEQ_LEN, SEQ_LEN),
@@ -35,6 +36,8 @@ def read(name: str) -> CausalLMConfig:
         tokenizer=_tokenizer(where, theirs.vocab_size),
         dropout=max(dropouts(theirs).values(), default=0.0),
     )
+    _check_can_be_made(config, where)
+    return config
 
 
 def find(name: str) -> Path:
@@ -47,6 +50,10 @@ def find(name: str) -> Path:
         return path
     if path.is_file():
         raise ConfigError(f"--model {HUGGING_FACE}{name} is a file: give the folder it is in, or a .gguf file")
+    if path.is_absolute() or len(path.parts) > 2 or name.startswith((".", "~")):
+        raise ConfigError(
+            f"--model {HUGGING_FACE}{name}: there is no folder {path}: give one that save_pretrained wrote"
+        )
     return _from_hub(name)
 
 
@@ -100,7 +107,6 @@ def _of_gguf(file: Path) -> dict[str, Any]:
 
 def _known(values: Mapping[str, Any], where: Path) -> "PreTrainedConfig":
     """Return the configuration as transformers understands it. Raises: ConfigError."""
-    from huggingface_hub.errors import StrictDataclassError
     from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
     kind = values.get("model_type")
@@ -118,10 +124,35 @@ def _known(values: Mapping[str, Any], where: Path) -> "PreTrainedConfig":
         )
     try:
         return with_dropout(values)
-    except (ValueError, TypeError, KeyError, AttributeError, StrictDataclassError) as error:
-        raise ConfigError(
-            f"{where}: config.json is not that of a {kind} ({_line(error)}): give it as save_pretrained wrote it"
-        ) from None
+    except Exception as error:  # of values that may be anything
+        raise _not_of(kind, where, error) from None
+
+
+def _not_of(kind: str, where: Path, error: Exception) -> ConfigError:
+    return ConfigError(
+        f"{where}: config.json is not that of a {kind} ({_line(error)}): give it as save_pretrained wrote it"
+    )
+
+
+def _check_can_be_made(config: CausalLMConfig, where: Path) -> None:
+    """Make a model on the meta device, which takes no memory, of what config.json says.
+
+    Raises: ConfigError where transformers cannot, or where it would fail in the first step.
+    """
+    import torch
+
+    theirs = config.theirs
+    try:
+        for name in ("num_hidden_layers", "vocab_size"):
+            if (got := getattr(theirs, name)) < 1:
+                raise ValueError(f"{name} is {got}, 1 or more are needed")
+        heads, shared = (getattr(theirs, name, None) for name in ("num_attention_heads", "num_key_value_heads"))
+        if isinstance(heads, int) and isinstance(shared, int) and heads % shared:
+            raise ValueError(f"num_key_value_heads is {shared}, which does not divide the {heads} num_attention_heads")
+        with torch.device("meta"), WithoutInit():
+            new_model(config)
+    except Exception as error:  # of modules of transformers, which may be any
+        raise _not_of(theirs.model_type, where, error) from None
 
 
 def _causal(theirs: "PreTrainedConfig", values: Mapping[str, Any], where: Path) -> str:

@@ -163,6 +163,16 @@ def checkpoints(run_folder: Path) -> list[Path]:
     return sorted(steps, key=lambda path: steps[path], reverse=True)
 
 
+def is_checkpoint(path: Path) -> bool:
+    """Return whether a path is of a checkpoint and not of a run: by its files, whatever its name (a copy, a link, `.`).
+
+    One whose files are lost, or that does not exist, is still known by its name.
+    """
+    if any((path / name).is_file() for name in (FACTS, MANIFEST)):
+        return True
+    return _NAME.fullmatch(path.name) is not None and not checkpoints(path)
+
+
 def pointer(run_folder: Path) -> str | None:
     """Return what `latest` says, or None when there is no such file."""
     try:

@@ -9,7 +9,17 @@ import torch.distributed as dist
 
 from paralab.axes import eight_bits
 from paralab.checkpoint import storage
-from paralab.checkpoint.folder import LATEST, Facts, check_format, checkpoints, latest, pointer, read_facts, verify
+from paralab.checkpoint.folder import (
+    LATEST,
+    Facts,
+    check_format,
+    checkpoints,
+    is_checkpoint,
+    latest,
+    pointer,
+    read_facts,
+    verify,
+)
 from paralab.checkpoint.random import new_random_chunks, set_random
 from paralab.checkpoint.same_work import compare_work
 from paralab.engines.engine import ResumableEngine
@@ -87,7 +97,7 @@ def opened(path: Path, *, rank: int = 0, ranks: int = 1) -> tuple[Path, Facts, S
     """Find and verify a checkpoint, each rank its share of the files; return what is in it."""
     if not path.is_dir():
         raise DataError(f"{path} is not a folder: give a checkpoint such as RUN/step-200, or the folder of a run")
-    folder = path if path.name.startswith("step-") else latest(path)
+    folder = path if is_checkpoint(path) else latest(path)
     if folder is None:
         raise DataError(f"{path} has no checkpoint: give one such as RUN/step-200, or the folder of a run")
     check_format(folder)

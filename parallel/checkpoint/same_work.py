@@ -9,7 +9,7 @@ from typing import Any
 
 from paralab.axes.context import BuildContext
 from paralab.checkpoint import storage
-from paralab.checkpoint.folder import Facts, latest, read_facts
+from paralab.checkpoint.folder import Facts, is_checkpoint, latest, read_facts
 from paralab.data.tokenizer import BUILT_IN, get_tokenizer
 from paralab.errors import ConfigError, DataError
 from paralab.models import file_columns
@@ -26,7 +26,7 @@ def check_same_work(path: str | Path, context: BuildContext | Work) -> None:
     Raises: ConfigError.
     """
     path = Path(path)
-    folder = path if path.name.startswith("step-") else latest(path)
+    folder = path if is_checkpoint(path) else latest(path)
     with contextlib.suppress(DataError):
         if folder is not None:
             compare_work(folder, read_facts(folder), context)

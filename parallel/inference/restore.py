@@ -60,7 +60,7 @@ def find(path: Path) -> Path:
 
     Raises: NewerFormatError where a newer version has written one into the folder, which may be the one that is meant.
     """
-    if path.name.startswith("step-") or not path.is_dir():
+    if checkpoint.is_checkpoint(path) or not path.is_dir():
         return path
     for there in checkpoint.checkpoints(path):
         checkpoint.check_format(there)

@@ -70,7 +70,7 @@ def _check_resumable(path: Path) -> None:
     """Refuse a --resume PATH that is no checkpoint, and no folder of a run that has one."""
     from paralab import checkpoint
 
-    folder = path if path.name.startswith("step-") else checkpoint.latest(path)
+    folder = path if checkpoint.is_checkpoint(path) else checkpoint.latest(path)
     if folder is None or not folder.is_dir():
         raise ConfigError(
             f"--resume {path}: {_without_checkpoint(path)}: give one such as RUN/step-200, or the folder of a run"
@@ -86,9 +86,9 @@ def _without_checkpoint(path: Path) -> str:
     others = [
         each.name
         for each in beside
-        if each.is_dir() and each != path and (each.name.startswith("step-") or checkpoint.latest(each))
+        if each.is_dir() and each != path and (checkpoint.is_checkpoint(each) or checkpoint.latest(each))
     ]
-    if path.name.startswith("step-") and not path.exists() and others:
+    if checkpoint.is_checkpoint(path) and not path.exists() and others:
         return f"there is no {path}, {path.parent} has {', '.join(sorted(others, key=_by_number))}"
     meant = did_you_mean(path.name, others)
     if not meant and len(others) == 1:

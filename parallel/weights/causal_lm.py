@@ -12,6 +12,7 @@ from paralab.errors import ConfigError, DataError, UsageError
 from paralab.models.hugging_face import CausalLMConfig, folder
 from paralab.models.hugging_face.config import new_model, quietly, with_values
 from paralab.models.hugging_face.stages import unwrapped
+from paralab.weights import hugging_face, tensor_files
 
 _WEIGHTS = ("*.safetensors", "*.bin")
 _TOKENIZER_FILES = (
@@ -55,17 +56,19 @@ def check(path: Path, config: CausalLMConfig, *, trust: bool = False) -> None:
             f"{path} has an adapter ({adapter}), which would not be trained: merge it first, "
             "model.merge_and_unload().save_pretrained(FOLDER) in peft, and give that folder"
         )
-    files = sorted({file.suffix for pattern in _WEIGHTS for file in path.glob(pattern)})
-    if not files:
+    kinds = sorted({file.suffix for pattern in _WEIGHTS for file in path.glob(pattern)})
+    if not kinds:
         raise ConfigError(
             f"--init-from {path} has no weights (model.safetensors), only a configuration: leave --init-from out to "
             "train from initial values, or give a folder with weights"
         )
-    if files == [".bin"] and not trust:
+    if kinds == [".bin"] and not trust:
         raise DataError(
             f"{path} has its weights in a pickle (pytorch_model.bin), which can run any program with your rights when "
             "it is read: add --trust if you know who wrote it"
         )
+    for name in hugging_face.weight_files(path):
+        tensor_files.check(path / name)
 
 
 def read(path: Path, config: CausalLMConfig) -> dict[str, Tensor]:

@@ -17,6 +17,7 @@ from paralab.errors import DataError
 from paralab.models import HUGGING_FACE, SPECS
 from paralab.models.converter import Converter
 from paralab.models.spec import C, ModelConfig, ModelSpec, TextConfig
+from paralab.weights import tensor_files
 from paralab.weights.tokenizer_files import differs_from
 
 _SAFETENSORS, _PICKLE = "model.safetensors", "pytorch_model.bin"
@@ -172,11 +173,7 @@ def _folder(folder_or_name: str | Path) -> Path:
 
 def _tensors(folder: Path, *, trust: bool) -> dict[str, Tensor]:
     """Return every tensor of the files of a folder, on the CPU, by its name there. trust: also those in pickles."""
-    names = _files(folder, _SAFETENSORS)
-    if not any((folder / name).is_file() for name in names) and (folder / _PICKLE).is_file():
-        names = [_PICKLE]
-    elif not (folder / _SAFETENSORS).is_file() and (folder / f"{_PICKLE}{_INDEX}").is_file():
-        names = _files(folder, _PICKLE)
+    names = weight_files(folder)
     if names[0].endswith(".bin") and not trust:
         raise DataError(
             f"{folder} has its weights in a pickle ({names[0]}), which can run any program with your rights when it is "
@@ -185,10 +182,26 @@ def _tensors(folder: Path, *, trust: bool) -> dict[str, Tensor]:
     tensors: dict[str, Tensor] = {}
     for name in names:
         try:
+            tensor_files.check(folder / Path(name).name)
             tensors |= _load(folder / Path(name).name)
         except (OSError, SafetensorError, RuntimeError, EOFError, ValueError, pickle.UnpicklingError) as error:
             raise _unreadable(folder, f"{name}: {_line(error)}") from error
     return tensors
+
+
+def weight_files(folder: Path) -> list[str]:
+    """Return the names of the files that hold the weights of a folder: safetensors, else pickles.
+
+    Raises: DataError where an index of them cannot be read.
+    """
+    if (folder / _SAFETENSORS).is_file():
+        return [_SAFETENSORS]
+    names = _files(folder, _SAFETENSORS)
+    if any((folder / name).is_file() for name in names):
+        return names
+    if (folder / _PICKLE).is_file():
+        return [_PICKLE]
+    return _files(folder, _PICKLE) if (folder / f"{_PICKLE}{_INDEX}").is_file() else names
 
 
 def _files(folder: Path, name: str) -> list[str]:

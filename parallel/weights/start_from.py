@@ -16,6 +16,7 @@ from paralab.errors import ConfigError, DataError
 from paralab.models import HUGGING_FACE, SPECS
 from paralab.models.spec import C, ModelConfig, ModelSpec, SequenceConfig
 from paralab.options.config import RunConfig
+from paralab.weights import tensor_files
 
 Kind = Literal["checkpoint", "hugging face", "nanogpt", "safetensors"]
 RunT = TypeVar("RunT", bound=RunConfig)
@@ -179,6 +180,7 @@ def _pickle(path: Path) -> Path:
 
 
 def _read(file: Path) -> dict[str, Tensor]:
+    tensor_files.check(file)
     try:
         return load_file(file)
     except (OSError, SafetensorError) as error:

@@ -178,6 +178,17 @@ def test_an_empty_folder_starts_from_zero_and_an_explicit_path_does_not(tmp_path
         checkpoint.load(build(), tmp_path / "step-9")
 
 
+def test_a_checkpoint_is_known_by_its_files(run_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run_folder.rename(tmp_path / "step-7")  # of a run that is named like a checkpoint
+    (tmp_path / "step-7" / "step-1").rename(tmp_path / "copy")
+    assert restore(tmp_path / "copy").step == 1
+    assert restore(tmp_path / "step-7").step == 2
+    (tmp_path / "link").symlink_to(tmp_path / "copy")
+    monkeypatch.chdir(tmp_path / "link")
+    assert [restore(path).step for path in (Path(), tmp_path / "link")] == [1, 1]
+    assert checkpoint.load(build(), tmp_path / "link") == 1
+
+
 @pytest.mark.parametrize(
     "content", [None, b"../elsewhere", b"/etc", b"", b"step-7", b"step-2\0", b"\xff\xfe"], ids=repr
 )

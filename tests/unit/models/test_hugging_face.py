@@ -249,6 +249,12 @@ def _change(**values: Any) -> Any:
         (_change(model_type="lama"), r"model_type 'lama' is unknown to transformers \(did you mean llama"),
         (_change(model_type=None), "model_type None is unknown"),
         (_change(hidden_size="wide"), "config.json is not that of a llama"),
+        (_change(hidden_act="none such"), "config.json is not that of a llama .*none such"),
+        (_change(rope_scaling={"rope_type": "none such"}), "config.json is not that of a llama .*none such"),
+        (_change(num_attention_heads=0), "config.json is not that of a llama"),
+        (_change(num_key_value_heads=3), "num_key_value_heads is 3, which does not divide the 4"),
+        (_change(vocab_size=0), "vocab_size is 0, 1 or more are needed"),
+        (_change(num_hidden_layers=-1), "num_hidden_layers is -1, 1 or more are needed"),
         (_change(auto_map={"AutoModel": "x.Y"}), "brings Python of its own .* take auto_map out"),
         (_change(auto_map={"AutoModel": "x.Y"}, model_type="mine"), "brings Python .* that transformers has itself"),
         (_change(architectures=["LlamaForSequenceClassification"]), "is a LlamaForSequenceClassification"),
@@ -278,6 +284,9 @@ def test_a_name_of_the_hub_without_a_network(monkeypatch: pytest.MonkeyPatch) ->
     with pytest.raises(ConfigError, match="`hf download some/model --local-dir model`, and give hf:model") as error:
         folder.read("some/model")
     assert "\n" not in str(error.value)
+    for path in ("/some/model", "./model", "models/some/model", "~/model"):  # no names of the hub
+        with pytest.raises(ConfigError, match=r"there is no folder .*: give one that save_pretrained wrote"):
+            folder.read(path)
 
 
 def test_gguf_without_its_reader(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

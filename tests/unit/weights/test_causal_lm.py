@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save, save_file
 from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
@@ -55,10 +55,27 @@ def test_tensors_that_do_not_fit_are_refused(folder: Path, change: Any, problem:
     assert "\n" not in str(error.value)
 
 
-def test_damaged_weights_are_refused(folder: Path) -> None:
-    (folder / "model.safetensors").write_bytes(b"nothing")
-    with pytest.raises(DataError, match="cannot be read"):
-        causal_lm.read(folder, spec_of(str(folder)).config())
+@pytest.mark.parametrize(
+    ("content", "problem"),
+    [
+        (b"", "model.safetensors is damaged, it cannot be read .*: copy or write it again"),
+        (b"nothing of the kind", "model.safetensors is damaged"),
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:ab\nsize 7\n", "type `git lfs pull` in "),
+        (save({"model.norm.weight": torch.ones(32, dtype=torch.int8)}), "model.norm.weight holds I8, and weights are"),
+        (None, "model-2.safetensors cannot be read .No such file"),
+    ],
+)
+def test_damaged_weights_are_refused(folder: Path, content: bytes | None, problem: str) -> None:
+    file = folder / "model.safetensors"
+    if content is None:
+        file.rename(folder / "model-1.safetensors")
+        placed = {"model.norm.weight": "model-1.safetensors", "lm_head.weight": "model-2.safetensors"}
+        (folder / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": placed}))
+    else:
+        file.write_bytes(content)
+    with pytest.raises(DataError, match=problem) as error:
+        causal_lm.check(folder, spec_of(str(folder)).config())
+    assert "\n" not in str(error.value)
 
 
 def test_before_anything_is_read(folder: Path, tmp_path: Path) -> None:

@@ -1,0 +1,45 @@
+"""Files of weights, looked at before they are read: whole, of tensors, and of numbers that a model has."""
+
+from pathlib import Path
+
+from safetensors import SafetensorError, safe_open
+
+from paralab.errors import DataError
+
+_LFS = b"version https://git-lfs"
+_FLOATS = ("F", "BF")  # how safetensors begins the dtype of a floating-point tensor
+
+
+def check(file: Path) -> None:
+    """Read the header of a file of weights; none of its tensors. Of a pickle only its beginning is looked at.
+
+    Raises: DataError where it is missing, a pointer that Git left in its place, damaged, or holds whole numbers, as
+    quantized weights do: as they stand they are not the values of the model.
+    """
+    try:
+        with file.open("rb") as opened:
+            beginning = opened.read(len(_LFS))
+    except OSError as error:
+        raise DataError(
+            f"{file} cannot be read ({error.strerror}): copy the folder again, with all its files"
+        ) from None
+    if beginning == _LFS:
+        raise DataError(
+            f"{file} is a pointer of Git LFS, and its content was not fetched: type `git lfs pull` in {file.parent}"
+        )
+    if file.suffix == ".safetensors":
+        _check_header(file)
+
+
+def _check_header(file: Path) -> None:
+    try:
+        with safe_open(file, framework="pt") as tensors:
+            dtypes = {name: tensors.get_slice(name).get_dtype() for name in tensors.keys()}
+    except (OSError, SafetensorError) as error:
+        raise DataError(f"{file} is damaged, it cannot be read ({error}): copy or write it again") from None
+    for name, dtype in dtypes.items():
+        if not dtype.startswith(_FLOATS):
+            raise DataError(
+                f"{file}: {name} holds {dtype}, and weights are floating-point numbers: give a folder whose weights "
+                "are not quantized"
+            )
