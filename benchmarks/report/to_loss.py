@@ -7,6 +7,7 @@ batch alone is a matter of luck. Time counts from the first step on, warm-up inc
 from collections.abc import Sequence
 from typing import Any
 
+from paralab.benchmarks.report.stats import median
 from paralab.records.row import RunRecord
 
 WINDOW = 8
@@ -45,8 +46,7 @@ def said(label: str, runs: Sequence[RunRecord]) -> list[str]:
     reached = [run for run in asked if run.samples_to_loss is not None and run.time_to_loss_s is not None]
     if reached:
         samples = sorted({run.samples_to_loss or 0 for run in reached})
-        times = sorted(run.time_to_loss_s or 0.0 for run in reached)
-        middle = times[len(times) // 2]
+        middle = median([run.time_to_loss_s or 0.0 for run in reached])
         many = " or ".join(f"{each:,}" for each in samples)
         lines.append(f"{label}: loss {targets} after {many} samples, in {middle:.3g} s (median)")
     return lines

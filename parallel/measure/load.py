@@ -33,7 +33,7 @@ class Load:
 def busy_s(stat: Path = _STAT) -> float | None:
     """Return the seconds that the processors of this machine have worked since its start; None where unknown."""
     try:
-        fields = stat.read_text().split("\n", 1)[0].split()[1:]
+        fields = stat.read_text().split("\n", 1)[0].split()[1:9]  # the last two, of guests, are in the first two
     except OSError:
         return None
     worked = sum(int(x) for i, x in enumerate(fields) if i not in (3, 4))  # idle, waiting for disks

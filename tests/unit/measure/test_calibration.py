@@ -1,6 +1,8 @@
 """Measuring a device in turns: what is timed, how often, and what a disturbed moment does to it."""
 
+import os
 from functools import partial
+from pathlib import Path
 
 import pytest
 import torch
@@ -10,6 +12,7 @@ from paralab.axes.axis import Software
 from paralab.layout import Layout
 from paralab.measure import programs, software
 from paralab.measure.calibration import Stopwatch, Turns, undisturbed
+from paralab.measure.load import busy_s
 from paralab.processes.pretend import pretended
 
 CPU = torch.device("cpu")
@@ -41,6 +44,12 @@ def test_a_turn_goes_on_where_the_last_one_ended(monkeypatch: pytest.MonkeyPatch
     while len(ran) <= 20:
         turns.take(0.01)
     assert 0 < first < 20 and ran == [number % 20 for number in range(len(ran))]
+
+
+def test_processors_work_for_users_the_system_and_interrupts_and_guests_count_once(tmp_path: Path) -> None:
+    (tmp_path / "stat").write_text("cpu  100 20 30 1000 50 6 7 8 40 5\ncpu0 1 1 1 1 1 1 1 1 1 1\n")
+    assert busy_s(tmp_path / "stat") == (100 + 20 + 30 + 6 + 7 + 8) / os.sysconf("SC_CLK_TCK")
+    assert busy_s(tmp_path / "none") is None
 
 
 def test_a_moment_in_which_the_machine_was_busy_spoils_nothing() -> None:

@@ -176,6 +176,14 @@ def test_two_windows_together_are_the_window_over_both() -> None:
     assert (together(one, unknown).gpu_energy_j, together(one, unknown).gpu_power_mean_w) == (None, 200.0)
 
 
+def test_samples_of_nothing_count_and_loads_are_shares_of_the_cores() -> None:
+    samples = [sample(0.0, 0.0, 0.0), sample(1.0, 2.0, 300.0), sample(2.0, 2.0, 0.0)]
+    found = telemetry._summarise(samples, cores=4, busy_s=0.0, gpu_energy_j=None, cpu_energy_j=None)
+    assert (found.gpu_power_mean_w, found.gpu_power_max_w) == (100.0, 300.0)
+    assert (found.cpu_utilisation_mean_share, found.cpu_utilisation_max_share) == (0.25, 0.5)
+    assert (found.process_rss_mean_bytes, found.process_rss_max_bytes) == (1000, 2000)
+
+
 def test_a_lap_ends_one_window_and_begins_the_next(tmp_path: Path) -> None:
     sampler = Sampler(interval_s=0.05, powercap=tmp_path)
     with pytest.raises(RuntimeError, match="start_window first"):

@@ -87,6 +87,14 @@ def test_goodput_is_the_time_in_steps_that_were_kept(tmp_path: Path, clock: Cloc
     assert pulse.now.goodput_share(log) == (2.0 + 1.0) / 10
 
 
+def test_a_start_from_an_older_checkpoint_than_the_first_counts_from_there(tmp_path: Path, clock: Clock) -> None:
+    take(start(tmp_path, clock, step=10), clock, 11)  # and is killed
+    take(start(tmp_path, clock, step=5), clock, 6, 7)
+    assert (progress(tmp_path).first_step, progress(tmp_path).steps_lost) == (5, 6)
+    ahead = start(tmp_path, clock, step=9)  # from the checkpoint of another run
+    assert ahead.now.steps_lost == 6, "nothing is won back"
+
+
 def test_a_time_of_day_that_is_set_back_changes_no_duration(tmp_path: Path, clock: Clock) -> None:
     take(start(tmp_path, clock, step=0), clock, 1, 2)  # and is killed
     clock.now_s += 5

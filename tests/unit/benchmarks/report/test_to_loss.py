@@ -71,6 +71,8 @@ def missing(**cells):
 
 
 def test_times_to_a_loss_are_compared_and_samples_exactly():
+    two = [reaching(10.0)[0], reaching(20.0)[0]]
+    assert to_loss.said("A", two) == ["A: loss 2.5 after 800 samples, in 15 s (median)"]
     (found,) = compare_files(reaching(10.0), reaching(12.0, first=1, samples=640), TIME).comparisons
     assert found.verdict == "worse" and found.ratio == pytest.approx(1.2, rel=0.01)
     assert [str(change) for change in found.changes] == ["samples_to_loss: 800 -> 640 (-20%)"]
