@@ -75,7 +75,9 @@ def test_the_gate_on_changes(tmp_path, capsys):
 @pytest.mark.parametrize(
     ("metric", "words", "verdict"),
     [("tokens_per_s", {"better": "faster", "worse": "slower"}, "worse"), ("mfu", {}, "worse"),
-     ("exposed_comm_share", {}, "better"), ("comm_dp_sent_bytes", {}, "better"), ("gpu_clock_mean_mhz", {}, "lower")],
+     ("exposed_comm_share", {}, "better"), ("comm_dp_sent_bytes", {}, "better"), ("gpu_clock_mean_mhz", {}, "lower"),
+     ("hfu", {}, "worse"), ("goodput_share", {}, "worse"), ("steps_lost", {}, "better"),
+     ("dropped_share", {}, "better")],
 )  # fmt: skip
 def test_any_column_of_numbers_is_a_metric_with_what_is_better_in_it(metric, words, verdict):
     assert (METRICS[metric].words, METRICS[metric].verdict(0.9)) == (words, verdict)
