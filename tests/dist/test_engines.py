@@ -131,8 +131,8 @@ def test_waiting_for_a_slow_rank_is_seen(pair: WorkerPool, engine: str, layout: 
     slept_s = 1.0
     run = case("gpt2", layout)
     slow, other = pair.run("tests.dist.engine_cases:split_with_a_slow_rank", run, engine, slept_s)
-    assert slow.own_s > slept_s > 2 * slow.exposed_s
-    assert other.exposed_s > 0.9 * slept_s > 2 * other.own_s
+    assert slow.own_s > slept_s and other.exposed_s > 0.9 * slept_s
+    assert slow.own_s > other.own_s and slow.exposed_s < other.exposed_s
 
 
 def test_deepspeed_gathers_every_parameter_when_it_is_used(pair: WorkerPool, tmp_path: Path) -> None:
