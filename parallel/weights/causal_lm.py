@@ -41,7 +41,8 @@ def check(path: Path, config: CausalLMConfig, *, trust: bool = False) -> None:
     """
     theirs = _config(path)
     with torch.device("meta"):
-        there, here = (_shapes(new_model(one)) for one in (theirs, config))
+        whole = new_model(theirs)
+        there, here = _shapes(whole), _shapes(new_model(config))
     for name in sorted(there.keys() | here.keys()):
         if there.get(name) != here.get(name):
             got = f"{name} of shape {there[name]}" if name in there else f"no {name}"
@@ -67,8 +68,10 @@ def check(path: Path, config: CausalLMConfig, *, trust: bool = False) -> None:
             f"{path} has its weights in a pickle (pytorch_model.bin), which can run any program with your rights when "
             "it is read: add --trust if you know who wrote it"
         )
+    floats = {name for name, tensor in whole.state_dict().items() if tensor.is_floating_point()}
+    prefix = f"{getattr(whole, 'base_model_prefix', '')}."  # which names of a base model do without
     for name in hugging_face.weight_files(path):
-        tensor_files.check(path / name)
+        tensor_files.check(path / name, floats=floats | {name.removeprefix(prefix) for name in floats})
 
 
 def read(path: Path, config: CausalLMConfig) -> dict[str, Tensor]:

@@ -1,5 +1,6 @@
 """Files of weights, looked at before they are read: whole, of tensors, and of numbers that a model has."""
 
+from collections.abc import Collection
 from pathlib import Path
 
 from safetensors import SafetensorError, safe_open
@@ -10,11 +11,12 @@ _LFS = b"version https://git-lfs"
 _FLOATS = ("F", "BF")  # how safetensors begins the dtype of a floating-point tensor
 
 
-def check(file: Path) -> None:
+def check(file: Path, *, floats: Collection[str] = ()) -> None:
     """Read the header of a file of weights; none of its tensors. Of a pickle only its beginning is looked at.
 
-    Raises: DataError where it is missing, a pointer that Git left in its place, damaged, or holds whole numbers, as
-    quantized weights do: as they stand they are not the values of the model.
+    floats: names of tensors that the model has as floating-point numbers. Others may be whole ones: masks, positions.
+    Raises: DataError where it is missing, a pointer that Git left in its place, damaged, or has one of `floats` in whole
+    numbers, as quantized weights are: as they stand they are not the values of the model.
     """
     try:
         with file.open("rb") as opened:
@@ -28,17 +30,17 @@ def check(file: Path) -> None:
             f"{file} is a pointer of Git LFS, and its content was not fetched: type `git lfs pull` in {file.parent}"
         )
     if file.suffix == ".safetensors":
-        _check_header(file)
+        _check_header(file, floats)
 
 
-def _check_header(file: Path) -> None:
+def _check_header(file: Path, floats: Collection[str]) -> None:
     try:
         with safe_open(file, framework="pt") as tensors:
             dtypes = {name: tensors.get_slice(name).get_dtype() for name in tensors.keys()}
     except (OSError, SafetensorError) as error:
         raise DataError(f"{file} is damaged, it cannot be read ({error}): copy or write it again") from None
     for name, dtype in dtypes.items():
-        if not dtype.startswith(_FLOATS):
+        if name in floats and not dtype.startswith(_FLOATS):
             raise DataError(
                 f"{file}: {name} holds {dtype}, and weights are floating-point numbers: give a folder whose weights "
                 "are not quantized"

@@ -110,7 +110,7 @@ def test_what_is_not_a_whole_gpt2_is_refused(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"lacks h\.1\.attn\.c_attn\.weight"):
         from_hugging_face(tmp_path)
     weights.write_bytes(weights.read_bytes()[:1000])
-    with pytest.raises(DataError, match=r"cannot be read .*config\.json and model\.safetensors"):
+    with pytest.raises(DataError, match=r"model\.safetensors is damaged, it cannot be read .*: copy or write it again"):
         from_hugging_face(tmp_path)
 
 
@@ -156,7 +156,7 @@ def test_a_base_model_in_several_files_is_read(tmp_path: Path) -> None:
     (_, want), (_, got) = from_hugging_face(tmp_path / "whole"), from_hugging_face(tmp_path / "parts")
     assert all(torch.equal(got[name], value) for name, value in want.items())
     next((tmp_path / "parts").glob("model-*.safetensors")).unlink()
-    with pytest.raises(DataError, match=r"cannot be read \(model-0"):
+    with pytest.raises(DataError, match=r"model-0.* cannot be read \(No such file"):
         from_hugging_face(tmp_path / "parts")
 
 
