@@ -15,8 +15,8 @@ def check(file: Path, *, floats: Collection[str] = ()) -> None:
     """Read the header of a file of weights; none of its tensors. Of a pickle only its beginning is looked at.
 
     floats: names of tensors that the model has as floating-point numbers. Others may be whole ones: masks, positions.
-    Raises: DataError where it is missing, a pointer that Git left in its place, damaged, or has one of `floats` in whole
-    numbers, as quantized weights are: as they stand they are not the values of the model.
+    Raises: DataError where it is missing, a pointer that Git left in its place, damaged, or has one of `floats` in
+    whole numbers, as quantized weights are: as they stand they are not the values of the model.
     """
     try:
         with file.open("rb") as opened:
