@@ -21,7 +21,7 @@ from paralab.benchmarks.elastic import START_S, WORK, loss_difference
 from paralab.benchmarks.injection import NODES, Recovery, Soak
 from paralab.benchmarks.local_nodes import LocalNodes, train_alone
 from paralab.errors import RankError, UsageError
-from paralab.options.arguments import Parser, positive
+from paralab.options.arguments import Parser, positive, whole
 
 SAVE_EVERY = 4  # steps: often, so that there is an older checkpoint soon
 SILENT_S = 60  # seconds after which a rank counts as hung
@@ -67,7 +67,7 @@ def _parser() -> Parser:
     )
     parser.add_argument(
         "--seed",
-        type=int,
+        type=whole(0),
         default=0,
         metavar="N",
         help="Seed that chooses the faults, their nodes and times (default: 0)",

@@ -31,6 +31,7 @@ from paralab.benchmarks.report.sources import Source, load
 from paralab.benchmarks.report.work import amount
 from paralab.errors import ParalabError, UsageError
 from paralab.options.arguments import Parser
+from paralab.options.numbers import meant, number_of
 from paralab.records.cells import harmless, one_line
 
 _EPILOG = """exit status:
@@ -163,12 +164,10 @@ def _margin(text: str) -> float:
 
 
 def _percent(text: str) -> float:
-    try:
-        number = float(text.removesuffix("%"))
-    except ValueError:
-        number = math.nan
-    if not 0 <= number < math.inf:
-        raise argparse.ArgumentTypeError(f"{text} is no limit: use a percentage from 0, such as 5")
+    number = number_of(text.removesuffix("%"))
+    if number is None or not 0 <= number < math.inf:
+        hint = meant(text.removesuffix("%"))
+        raise argparse.ArgumentTypeError(f"{text} is no limit{hint}: use a percentage from 0, such as 5")
     return number
 
 

@@ -20,7 +20,7 @@ from paralab.console.clock import Moment
 from paralab.console.outputs import check_writable, write_whole
 from paralab.console.phases import Phases
 from paralab.errors import ConfigError
-from paralab.options.arguments import Parser
+from paralab.options.arguments import Parser, positive, whole
 
 _LEAST_S, _MOST_S = 1.0, 600.0
 _MOST_PROCESSES = 16
@@ -43,8 +43,6 @@ def main(argv: Sequence[str]) -> int:
     from paralab.running import task
 
     ranks = options.processes or default_processes()
-    if not 1 <= ranks <= _MOST_PROCESSES:
-        raise ConfigError(f"--processes {ranks}: give 1 to {_MOST_PROCESSES}")
     Rank.from_env().check_gpus(ranks)
     began = Moment.now()
     task.announce(ranks, Phases(began))
@@ -63,9 +61,14 @@ def _parser() -> Parser:
     parser.add_argument(
         "--out", metavar="FILE.json", default="device.json", help="File to write (default: device.json)"
     )
-    parser.add_argument("--seconds", metavar="X", type=float, default=20.0, help="Seconds to measure for (default: 20)")
     parser.add_argument(
-        "--processes", metavar="N", type=int, help="Most processes to measure links between (default: 4, or the GPUs)"
+        "--seconds", metavar="X", type=positive, default=20.0, help="Seconds to measure for (default: 20)"
+    )
+    parser.add_argument(
+        "--processes",
+        metavar="N",
+        type=whole(1, _MOST_PROCESSES),
+        help="Most processes to measure links between (default: 4, or the GPUs)",
     )
     return parser
 

@@ -14,7 +14,7 @@ from paralab.commands.node import add_shared_options, command_of
 from paralab.errors import UsageError
 from paralab.nodes import simulated
 from paralab.nodes.simulated import ACTIONS, MOST_NODES, Event, Request, bits_per_s
-from paralab.options.arguments import Parser
+from paralab.options.arguments import Parser, positive
 
 
 def main(argv: Sequence[str]) -> int:
@@ -106,7 +106,7 @@ def _parser() -> Parser:
     )
     parser.add_argument(
         "--grace",
-        type=float,
+        type=positive,
         default=10.0,
         metavar="S",
         help="Seconds that processes have to end after a signal, before they are killed (default: 10)",

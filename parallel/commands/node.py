@@ -11,7 +11,7 @@ from collections.abc import Sequence
 
 from paralab.errors import UsageError
 from paralab.nodes.start import NodeRequest, take_part
-from paralab.options.arguments import Parser
+from paralab.options.arguments import Parser, positive, whole
 
 
 def main(argv: Sequence[str]) -> int:
@@ -25,13 +25,6 @@ def node_counts(text: str) -> tuple[int, int]:
     if not match or int(match[1]) > int(match[2] or match[1]):
         raise argparse.ArgumentTypeError(f"{text!r} is not a number of nodes: write 3, or 1:3 for one to three")
     return int(match[1]), int(match[2] or match[1])
-
-
-def positive(text: str) -> int:
-    """Read a whole number of at least one. Raises: ArgumentTypeError for anything else."""
-    if not re.fullmatch("[1-9][0-9]*", text):
-        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number above zero")
-    return int(text)
 
 
 def add_shared_options(parser: argparse.ArgumentParser, *, procs_per_node: str) -> None:
@@ -48,27 +41,27 @@ def add_shared_options(parser: argparse.ArgumentParser, *, procs_per_node: str) 
     )
     parser.add_argument(
         "--procs-per-node",
-        type=positive,
+        type=whole(1),
         metavar="P",
         help=f"Number of processes on each node (default: {procs_per_node})",
     )
     parser.add_argument(
         "--max-restarts",
-        type=int,
+        type=whole(0),
         default=0,
         metavar="K",
         help="Restart the processes after a failure, at most this many times (default: 0)",
     )
     parser.add_argument(
         "--join-timeout",
-        type=float,
+        type=positive,
         default=300.0,
         metavar="S",
         help="Seconds to wait for all nodes at the start (default: 300)",
     )
     parser.add_argument(
         "--node-timeout",
-        type=float,
+        type=positive,
         default=30.0,
         metavar="S",
         help="Seconds after which a node that does not answer counts as lost (default: 30)",
@@ -92,7 +85,7 @@ def command_of(options: argparse.Namespace) -> tuple[str, ...]:
 def parse(argv: Sequence[str] | None) -> NodeRequest:
     """Read the command line. Raises: UsageError."""
     parser = Parser(prog="paralab node", usage="%(prog)s OPTION... -- COMMAND [OPTION...]", description=__doc__)
-    parser.add_argument("--node-rank", type=int, required=True, metavar="R", help="Number of this node, from 0")
+    parser.add_argument("--node-rank", type=whole(0), required=True, metavar="R", help="Number of this node, from 0")
     parser.add_argument(
         "--rendezvous",
         required=True,

@@ -29,6 +29,7 @@ from paralab.errors import ConfigError, did_you_mean
 from paralab.options.arguments import Parser, positive, whole
 from paralab.options.choices import CONVEX_METHODS, TRANSFORMS
 from paralab.options.heading import is_first_process
+from paralab.options.numbers import number_of
 
 _ALONE = "sgd"  # takes one sample a step
 _NEED_L2 = ("sgd", "minibatch", "svrg")  # their steps and theorems divide by the constant of strong convexity
@@ -214,7 +215,7 @@ def _default(name: str) -> str:
 
 
 def _at_least_zero(text: str) -> float:
-    return 0.0 if text.strip() in ("0", "0.0") else positive(text)
+    return 0.0 if number_of(text) == 0 else positive(text)
 
 
 if __name__ == "__main__":

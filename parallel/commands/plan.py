@@ -21,6 +21,7 @@ from paralab.console.clock import Moment
 from paralab.console.outputs import check_outputs, check_writable, write_whole
 from paralab.console.phases import Phases
 from paralab.errors import ConfigError, UsageError
+from paralab.options.arguments import whole
 from paralab.planning import cases, checked, hardware
 from paralab.planning.goals import Goal, number
 from paralab.planning.hardware import Device
@@ -128,13 +129,12 @@ def _goal(options: Any) -> Goal:
         for name in ("budget_usd", "days", "price_per_gpu_hour")
         for text in [getattr(options, name)]
     }
-    return Goal(options.tokens, numbers["budget_usd"], numbers["days"], numbers["price_per_gpu_hour"])
+    tokens = options.tokens and options.tokens.lower()  # 20X as well
+    return Goal(tokens, numbers["budget_usd"], numbers["days"], numbers["price_per_gpu_hour"])
 
 
 def _check(options: Any) -> None:
     """Refuse options that would change nothing. Raises: ConfigError."""
-    if options.top is not None and options.top < 1:
-        raise ConfigError(f"--top {options.top}: show 1 layout or more")
     alone = ("model", "size", "tokenizer", *_SHAPES, *_CLUSTER, "set", "report", *_GOAL)
     given = [name for name in alone if getattr(options, name) is not None]
     given += [name for name in ("gated", "check") if getattr(options, name)]
@@ -224,7 +224,7 @@ def _parser() -> DeviceParser:
         "--set", metavar="COLUMN=VALUE", action="append", help="Fix any column of docs/planner.md, such as tp=8"
     )
     shown = f"Layouts to show and to write (default: {SHOWN} shown, {WRITTEN:,} written)"
-    parser.add_argument("--top", metavar="N", type=int, help=shown)
+    parser.add_argument("--top", metavar="N", type=whole(1), help=shown)
     for name, (metavar, meaning) in _GOAL.items():
         parser.add_argument(f"--{name.replace('_', '-')}", metavar=metavar, help=meaning)
     return parser

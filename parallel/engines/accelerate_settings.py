@@ -54,11 +54,12 @@ _YAML_NAMES = {
 class Agreed:
     """Values that a variable may have in this run, in any case; none: off. The first is what to write.
 
-    typed: the option to type instead, with {got} for what the variable says.
+    typed: the option to type instead, with {got} for what the variable says, which is one of `able`, if there are any.
     """
 
     values: tuple[str, ...]
     typed: str = ""
+    able: tuple[str, ...] = ()
 
 
 def kind_of(env: Mapping[str, str], work: Planned, config_path: object = None) -> str:
@@ -131,7 +132,7 @@ def agreed(kind: str, work: Planned, config_path: object = None) -> dict[str, Ag
         found |= {
             "FSDP_VERSION": Agreed(("2",)),
             "FSDP_RESHARD_AFTER_FORWARD": Agreed(
-                ("true",) if whole else ("false",), f"--strategy {'zero2' if whole else 'zero3'}"
+                ("true",) if whole else ("false",), f"--strategy {'zero2' if whole else 'zero3'}", ("true", "false")
             ),
             "FSDP_SHARDING_STRATEGY": Agreed(sharding),
             "FSDP_OFFLOAD_PARAMS": Agreed(("false",), "--ds-config ds_configs/zero3_offload.json without FSDP"),
@@ -149,7 +150,7 @@ def _agreed_by_all(work: Planned) -> dict[str, Agreed]:
     precisions = (run.precision, "no") if run.precision in ("bf16", "fp16") else ("no", run.precision)
     found = {
         "ACCELERATE_MIXED_PRECISION": Agreed(precisions, "--precision {got}"),
-        _DYNAMO: Agreed(("no",) if run.compile == "none" else ("no", "inductor"), "--compile default"),
+        _DYNAMO: Agreed(("no",) if run.compile == "none" else ("inductor", "no"), "--compile default", ("inductor",)),
         "ACCELERATE_DYNAMO_MODE": Agreed((run.compile,), "--compile {got}"),
         "ACCELERATE_DYNAMO_USE_FULLGRAPH": Agreed(()),
         "ACCELERATE_DYNAMO_USE_DYNAMIC": Agreed(()),
@@ -186,12 +187,14 @@ def _difference(name: str, got: str, wanted: Agreed) -> str:
     said = f"accelerate launch says {key} {got}, this run needs {need}"
     if name == "ACCELERATE_MIXED_PRECISION" and got not in PRECISIONS:
         able = " or ".join(PRECISIONS[:2])
+        torch = f"; without Accelerate's engine, type --engine torch --precision {got}" if got == "fp16" else ""
         return (
             f"{said}: Accelerate's engine runs {able}, write {key}: bf16 and type --precision bf16, or write {key}: "
-            f"no; without Accelerate's engine, type --engine torch --precision {got}"
+            f"no{torch}"
         )
     write = f"write {key}: {need}" if wanted.values else f"remove {key}"
-    typed = f"type {wanted.typed.format(got=got)}, or " if wanted.typed else ""
+    helps = not wanted.able or got.lower() in wanted.able
+    typed = f"type {wanted.typed.format(got=got)}, or " if wanted.typed and helps else ""
     return f"{said}: {typed}{write} in Accelerate's file"
 
 

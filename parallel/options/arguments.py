@@ -1,7 +1,6 @@
 """Command-line parser of every command: errors are UsageErrors, numbers have bounds, flags are not abbreviated."""
 
 import argparse
-import math
 import re
 import textwrap
 from collections.abc import Callable, Sequence
@@ -12,6 +11,7 @@ from typing import Any, NoReturn
 from paralab.console.outputs import check_writable
 from paralab.errors import UsageError, did_you_mean
 from paralab.layout.strategies import STRATEGIES
+from paralab.options.numbers import meant, number_of, whole_of
 
 # What other programs call an option -> what to type here. Offered where a command has the option.
 SYNONYMS = {
@@ -133,14 +133,13 @@ def whole(least: int, most: int = MOST) -> Callable[[str], int]:
     """Return the type of a whole number of at least so much, and at most so much."""
 
     def read(text: str) -> int:
-        try:
-            if least <= int(text) <= most:
-                return int(text)
-        except ValueError:
-            pass
+        number = whole_of(text)
+        if number is not None and least <= number <= most:
+            return number
         told = most < MOST or len(text) > len(str(MOST)) // 2
         limits = f"of at least {least}" + (f" and at most {most}" if told else "")
-        raise argparse.ArgumentTypeError(f"{text[:40]!r} is not allowed: use a whole number {limits}")
+        is_none = f"{text[:40]!r} is not allowed{meant(text, whole=True)}"
+        raise argparse.ArgumentTypeError(f"{is_none}: use a whole number {limits}")
 
     return read
 
@@ -173,13 +172,11 @@ def share(text: str) -> float:
 
 
 def _bounded(text: str, *, at_most: float) -> float:
-    try:
-        if 0 < float(text) <= at_most and math.isfinite(float(text)):
-            return float(text)
-    except ValueError:
-        pass
-    limit = f" up to {at_most:g}"
-    raise argparse.ArgumentTypeError(f"{text[:40]!r} is not allowed: use a number above 0{limit}")
+    number = number_of(text)
+    if number is not None and 0 < number <= at_most:
+        return number
+    is_none = f"{text[:40]!r} is not allowed{meant(text)}"
+    raise argparse.ArgumentTypeError(f"{is_none}: use a number above 0 up to {at_most:g}")
 
 
 def add_checkpoint(parser: Parser, *, of: str = "") -> None:

@@ -9,6 +9,7 @@ from typing import Any
 from paralab.errors import ConfigError, did_you_mean
 from paralab.layout import Layout
 from paralab.options.arguments import MOST
+from paralab.options.numbers import meant, number_of, whole_of
 from paralab.options.option import element_type, types_of
 
 
@@ -87,18 +88,19 @@ def _to_str(value: Any, where: str) -> str:
 def _to_int(value: Any, where: str) -> int:
     if isinstance(value, int) and not isinstance(value, bool):
         return value
-    if isinstance(value, str) and re.fullmatch(r"[+-]?[0-9]{1,40}", value):
-        return int(value)
-    raise ConfigError(f"{where} is {_short(value)}: a whole number is needed")
+    if isinstance(value, str) and (number := whole_of(value)) is not None:
+        return number
+    raise ConfigError(f"{where} is {_short(value)}{meant(str(value), whole=True)}: a whole number is needed")
 
 
 def _to_float(value: Any, where: str) -> float:
     try:
-        if isinstance(value, (int, float, str)) and not isinstance(value, bool):
-            return float(value) + 0.0  # there is no negative zero
-    except (ValueError, OverflowError):
+        number = number_of(value) if isinstance(value, str) else value
+        if isinstance(number, (int, float)) and not isinstance(number, bool):
+            return float(number) + 0.0  # there is no negative zero
+    except OverflowError:
         pass
-    raise ConfigError(f"{where} is {_short(value)}: a number is needed")
+    raise ConfigError(f"{where} is {_short(value)}{meant(str(value))}: a number is needed")
 
 
 def _short(value: Any) -> str:

@@ -14,6 +14,7 @@ from typing import Any
 
 from paralab.console.inputs import read_whole
 from paralab.errors import ConfigError, DataError, UsageError, did_you_mean
+from paralab.options.numbers import meant, number_of
 
 SCHEDULES = ("gpipe", "1f1b", "interleaved", "zb-h1", "zb-h2", "zb-1p", "zb-2p", "zbv", "dualpipev")
 Raw = Mapping[str, Any]  # what the cells of a row say, by column; a column whose cell is empty is not there
@@ -34,19 +35,18 @@ class Column:
 
 def _whole(low: int, high: int) -> Callable[[str], int]:
     def read(text: str) -> int:
-        number = _number(text)
-        if number != int(number) or not low <= number <= high:
-            raise ValueError(f"a whole number from {low} to {high:,}")
+        number = number_of(text)
+        if number is None or not low <= number <= high or number != int(number):
+            raise ValueError(f"a whole number from {low} to {high:,}{meant(text, whole=True)}")
         return int(number)
 
     return read
 
 
 def _number(text: str) -> float:
-    try:
-        number = float(text)
-    except ValueError:
-        raise ValueError("a number") from None
+    number = number_of(text)
+    if number is None:
+        raise ValueError(f"a number{meant(text)}")
     if not math.isfinite(number):
         raise ValueError("a finite number")
     return number

@@ -14,6 +14,7 @@ from typing import Any
 from paralab.axes.weights import active_weights, all_weights
 from paralab.console.phases import Phases, hidden
 from paralab.errors import ConfigError, LayoutError
+from paralab.options.numbers import meant, number_of
 from paralab.planning.hardware import Device
 from paralab.planning.predict import model_flops
 from paralab.planning.scale import DAY_S, HOFFMANN, Training, n_weights, unit, units_per_step
@@ -64,12 +65,9 @@ class Goal:
 
 def number(text: str, flag: str) -> float:
     """Return a number above 0. Raises: ConfigError for anything else, and for more than `LARGEST`."""
-    try:
-        value = float(text)
-    except ValueError:
-        value = -1.0
-    if not 0 < value < LARGEST:
-        raise ConfigError(f"{flag} {text}: give a positive number below {LARGEST:g}, such as 1e11")
+    value = number_of(text)
+    if value is None or not 0 < value < LARGEST:
+        raise ConfigError(f"{flag} {text}{meant(text)}: give a positive number below {LARGEST:g}, such as 1e11")
     return value
 
 

@@ -17,6 +17,7 @@ from typing import Any
 from paralab.console.inputs import read_text
 from paralab.errors import ConfigError, did_you_mean
 from paralab.layout.layout import MOST_RANKS
+from paralab.options.numbers import meant
 from paralab.planning.measured.device import MeasuredDevice, is_measured, read
 
 FILE = Path(__file__).with_name("devices.csv")
@@ -119,12 +120,15 @@ def _from_row(row: Mapping[str, str]) -> Device:
     return Device(**values)
 
 
-# What drivers call devices, without the maker (nvidia-smi --query-gpu=name), where `devices.csv` calls them otherwise.
-_OF_DRIVERS = {
+# What drivers (nvidia-smi --query-gpu=name) and people call devices, without the maker and what is between the words,
+# where `devices.csv` calls them otherwise and the name is that of one device alone.
+_OTHER_NAMES = {
     "h100 80gb hbm3": "H100-SXM-80GB",
+    "h100 sxm": "H100-SXM-80GB",
     "h100 pcie": "H100-PCIe-80GB",
     "h100 nvl": "H100-NVL-94GB",
     "a100 80gb pcie": "A100-PCIe-80GB",
+    "a100 pcie 80gb": "A100-PCIe-80GB",
     "h200": "H200-SXM-141GB",
     "b200": "B200-SXM",
     "rtx 3090": "RTX3090-24GB",
@@ -136,10 +140,20 @@ _MAKERS = re.compile(r"^(?:(?:nvidia|tesla|geforce|amd|instinct)\s+)+")
 def is_known(name: str) -> str | None:
     """Return the name of a device as `devices.csv` has it; None where it is not there.
 
-    name: in any case, also as a driver has it: NVIDIA H100 80GB HBM3.
+    name: in any case, also as a driver has it (NVIDIA H100 80GB HBM3), with a space, a dash or nothing between words.
     """
-    bare = _MAKERS.sub("", " ".join(name.lower().split()))
-    return _OF_DRIVERS.get(bare) or next((key for key in known() if key.lower() == bare), None)
+    return _by_bare_name().get(_bare(name))
+
+
+@cache
+def _by_bare_name() -> Mapping[str, str]:
+    return {_bare(name): key for name, key in (*((key, key) for key in known()), *_OTHER_NAMES.items())}
+
+
+def _bare(name: str) -> str:
+    """Return a name in small letters without the maker, the generation of SXM, and what is between its words."""
+    words = _MAKERS.sub("", " ".join(name.lower().split()))
+    return re.sub("[^a-z0-9]", "", re.sub(r"sxm[0-9](?![0-9])", "sxm", words))
 
 
 def find(name: str, own: Mapping[str, Device] | None = None) -> Device:
@@ -274,7 +288,8 @@ def _figure(key: str, value: Any, where: str) -> float:
     good = isinstance(value, int | float) and not isinstance(value, bool) and 0 < value < LIMIT
     if not good or (key == "gpus_per_node" and value != int(value)):
         kind = "a whole number" if key == "gpus_per_node" else "a number"
-        raise ConfigError(f"{where}: {key} is {value!r}: give {kind} above 0 and below {LIMIT:g}")
+        hint = meant(str(value), whole=key == "gpus_per_node")
+        raise ConfigError(f"{where}: {key} is {value!r}{hint}: give {kind} above 0 and below {LIMIT:g}")
     return int(value) if key == "gpus_per_node" else float(value)
 
 

@@ -159,7 +159,19 @@ def sizes(*, replicate: int, shard: int, tensor: int = 1) -> dict[str, str]:
         ({"ACCELERATE_USE_MEGATRON_LM": "true", "MEGATRON_LM_TP_DEGREE": "2"}, "dp2", {}, "MEGATRON_LM"),
         ({"ACCELERATE_MIXED_PRECISION": "bf16"}, "dp2", {}, "no: type --precision bf16, or write mixed_precision: no"),
         ({"ACCELERATE_MIXED_PRECISION": "fp16"}, "dp2", {}, "mixed_precision fp16.*runs fp32 or bf16"),
-        ({"ACCELERATE_MIXED_PRECISION": "fp8"}, "dp2", {}, "mixed_precision fp8"),
+        ({"ACCELERATE_MIXED_PRECISION": "fp8"}, "dp2", {}, "mixed_precision fp8.*write mixed_precision: no$"),
+        (
+            FSDP | {"FSDP_RESHARD_AFTER_FORWARD": "full_shard"},
+            "dp2/zero3",
+            {},
+            "fsdp_reshard_after_forward full_shard, this run needs true: write fsdp_reshard_after_forward: true",
+        ),
+        (
+            {"ACCELERATE_DYNAMO_BACKEND": "EAGER"},
+            "dp2",
+            {"compile": "default"},
+            "dynamo_backend EAGER, this run needs inductor: write dynamo_backend: inductor",
+        ),
         ({"ACCELERATE_DYNAMO_BACKEND": "INDUCTOR"}, "dp2", {}, "dynamo_backend INDUCTOR.*type --compile default"),
         (
             {"ACCELERATE_DYNAMO_BACKEND": "INDUCTOR", "ACCELERATE_DYNAMO_MODE": "max-autotune"},

@@ -48,6 +48,10 @@ def test_a_damaged_description_is_one_line(
         ("NVIDIA L40S", "L40S"),
         ("Tesla T4", "T4"),
         ("AMD Instinct MI300X", "MI300X"),
+        ("rtx4090", "RTX4090-24GB"),
+        ("H100 SXM5", "H100-SXM-80GB"),
+        ("a100_sxm_40gb", "A100-SXM4-40GB"),
+        ("tpu-v5e", "TPU v5e"),
         *((name.upper(), name) for name in hardware.known()),
     ],
 )
@@ -55,7 +59,9 @@ def test_a_device_is_found_by_the_name_that_its_driver_has(written: str, name: s
     assert hardware.find(written).gpu == hardware.is_known(written) == name
 
 
-@pytest.mark.parametrize("name", ["NVIDIA H200 NVL", "NVIDIA GeForce RTX 4090 Laptop GPU", "NVIDIA L40", "NVIDIA", ""])
+@pytest.mark.parametrize(
+    "name", ["NVIDIA H200 NVL", "RTX 4090 Laptop GPU", "L40", "A100 80GB", "h100", "V100 32GB", "NVIDIA", ""]
+)
 def test_a_device_of_another_kind_is_not_taken_for_a_known_one(name: str) -> None:
     with pytest.raises(ConfigError, match="is unknown: use one of the closest names"):
         hardware.find(name)

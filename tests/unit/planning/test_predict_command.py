@@ -68,7 +68,7 @@ def test_a_case_is_predicted_alike_whatever_else_is_in_the_file(tmp_path: Path) 
         ({"layers": "0"}, "layers is '0': give a whole number from 1"),
         ({"hidden": "1e30"}, "hidden is '1e30': give a whole number"),
         ({"intra_node_gbyte_per_s": "-300"}, "give a number from 0.001"),
-        ({"global_batch_size": "nan"}, "give a finite number"),
+        ({"global_batch_size": "nan"}, "global_batch_size is 'nan': give a whole number"),
         ({"hidden": ""}, "hidden is empty: give it, such as 4096"),
         ({"gated": "maybe"}, "gated is 'maybe': give true or false"),
         ({"recompute": "ful"}, "did you mean full?"),

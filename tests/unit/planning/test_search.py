@@ -323,7 +323,7 @@ def test_a_tokenizer_gives_a_model_its_vocabulary(capsys: pytest.CaptureFixture[
         (["--model", "gpt2", "--n-gpus", "8", "--days", "-1"], "--days -1: give a positive number"),
         (["--model", "gpt2", "--n-gpus", "8", "--days", "1", "--tokens", "1e9"], "--days with --tokens says how many"),
         (["--model", "gpt2", "--days", "1"], "--n-gpus is missing"),
-        (["--model", "gpt2", "--n-gpus", "8", "--top", "0"], "--top 0: show 1 layout or more"),
+        (["--model", "gpt2", "--n-gpus", "8", "--top", "0"], "--top: '0' is not allowed: use a whole number of"),
         (["q.csv", "--model", "gpt2"], "--model with q.csv: say it in a column"),
     ],
 )
