@@ -203,7 +203,7 @@ class Layout:
             if parts_of is None or dp == 1 or parts_of % (dp * each) == 0:
                 shard = self.shard if self.shard and self.shard < dp and dp % self.shard == 0 else None
                 zero = self.zero if dp * self.cp > 1 or inside == 1 else 0
-                return self.but(dp=dp, zero=zero, shard=shard, ep=math.gcd(self.ep, dp))
+                return self.but(dp=dp, zero=zero, shard=shard, ep=math.gcd(self.ep, shard or dp))
         others = [axis.name for axis in words.printed() if axis.name != "dp" and axis.inside is None]
         product = " x ".join(f"{name}{self.size(name)}" for name in others)
         raise LayoutError(

@@ -39,6 +39,8 @@ class Mesh:
         """Return the mesh along an axis, a dim of one, joined dims, or several dims."""
         assert self.device_mesh is not None, f"no {axis} axis in a single process"
         axis = axis[0] if len(axis) == 1 and isinstance(axis, tuple) else axis
+        if isinstance(axis, tuple) and not self.whole.keys().isdisjoint(axis):
+            return DeviceMesh._concatenate([self[dim] for dim in axis])
         return self.whole[axis] if isinstance(axis, str) and axis in self.whole else self.device_mesh[axis]
 
     def size(self, axis: str) -> int:

@@ -52,6 +52,12 @@ def config(layout: str, **options: Any) -> RunConfig:
         "dp2.ep2.cp2.tp2/zero3",
         "dp4.ep2.cp2/zero1/ulysses",
         "dp2.ep2.tp2.pp2/zero2/mb2",
+        "dp8.ep2/zero1/shard4",
+        "dp4.ep2.tp2/zero3/shard2",
+        "dp8.ep2/zero3/shard4",
+        "dp4.ep2.pp2/zero2/shard2/mb2",
+        "dp4.ep2/zero1/offload-optimizer",
+        "dp4.ep2/zero3/shard2/offload-parameters",
     ],
 )
 def test_experts_over_ranks(workers: WorkerPool, layout: str) -> None:
@@ -158,14 +164,18 @@ def test_every_token_goes_where_it_goes_in_one_process(workers: WorkerPool) -> N
         "dp2.ep2.cp2/zero3",
         "dp2.ep2.tp2/zero3",
         "dp2.ep2.cp2/zero1",
+        "dp8.ep2/zero3/shard4",
+        "dp4.ep2/zero3/shard2",
+        "dp8.ep2/zero1/shard4",
     ],
 )
 def test_bytes_and_memory_are_what_was_predicted(workers: WorkerPool, layout: str) -> None:
     run = config(layout, precision="fp32")
     work = resolve(run)
     answers = workers.run("tests.dist.test_expert:counted", run)[: work.layout.world_size]
+    size = work.layout.world_size // work.layout.pp
     for pp_rank in range(work.layout.pp):
-        ranks = answers[4 * pp_rank : 4 * pp_rank + 4]
+        ranks = answers[size * pp_rank : size * (pp_rank + 1)]
         want = predicted_sent(work, pp_rank)
         for got, away, _ in ranks:
             assert {axis: size for axis, size in got.wire_bytes.items() if axis != "ep"} == {
@@ -173,8 +183,8 @@ def test_bytes_and_memory_are_what_was_predicted(workers: WorkerPool, layout: st
             }
             counts = want.ring_bytes["ep"] - _rows(work, want)
             assert got.wire_bytes["ep"] == away + counts  # what left the rank, whatever the routing
-        assert sum(got.ring_bytes["ep"] for got, *_ in ranks) / 4 == want.ring_bytes["ep"]
-        mean = sum(got.wire_bytes["ep"] for got, *_ in ranks) / 4
+        assert sum(got.ring_bytes["ep"] for got, *_ in ranks) / size == want.ring_bytes["ep"]
+        mean = sum(got.wire_bytes["ep"] for got, *_ in ranks) / size
         assert mean == pytest.approx(want.wire_bytes["ep"], rel=0.2)  # that of even loads
     assert max(states for *_, states in answers) == pytest.approx(state_bytes(work).total, rel=0.02)
 
@@ -190,7 +200,6 @@ def _rows(work: Any, want: Sent) -> Fraction:
 def test_a_run_goes_on_under_other_degrees(workers: WorkerPool, tmp_path: Path) -> None:
     order = [
         "dp4.ep2",
-        "dp2",
         "dp4.ep4",
         "dp4.ep2/zero3",
         "dp2.ep2",
@@ -200,7 +209,8 @@ def test_a_run_goes_on_under_other_degrees(workers: WorkerPool, tmp_path: Path) 
         "dp2.ep2.tp2",
         "dp2.ep2.cp2/zero3",
         "dp2.ep2.tp2/zero3",
-        "dp4.ep2/zero1",
+        "dp8.ep2/zero1/shard4",
+        "dp4.ep2/zero3/shard2/offload-parameters",
     ]
     alone = [[config("dp1")], str(tmp_path / "alone"), len(order)]
     whole = workers.run("tests.dist.test_checkpoint:relay", *alone)[0]

@@ -66,14 +66,17 @@ class DataAxis(Axis):
         joined = {JOINED: (*self.dims(layout), "cp")} if replica_dim(layout) == JOINED else {}
         if layout.ep > 1 and layout.cp > 1:
             joined[EXPERT_REPLICATE] = (EXPERT_DATA, "cp")
+        if layout.ep > 1 and layout.shard:
+            joined[SHARD] = (EXPERT_REPLICATE, "ep")
         return joined
 
     def dims(self, layout: Layout) -> Mapping[str, int]:
-        if layout.ep > 1:
+        ep, shard = layout.ep, layout.shard
+        groups = {REPLICATE: layout.dp // shard} if shard else {}
+        if ep > 1:
             sharing = EXPERT_REPLICATE if layout.cp == 1 else EXPERT_DATA
-            return {sharing: layout.dp // layout.ep, "ep": layout.ep}
-        ranks = layout.shard
-        return {REPLICATE: layout.dp // ranks, SHARD: ranks} if ranks else {"dp": layout.dp}
+            return {**groups, sharing: (shard or layout.dp) // ep, "ep": ep}
+        return {**groups, SHARD: shard} if shard else {"dp": layout.dp}
 
     def columns(self, layout: Layout) -> Mapping[str, Any]:
         return {"dp": layout.dp, "zero": layout.zero, "dp_shard": shard_ranks(layout), "local_steps": layout.local}
@@ -161,7 +164,7 @@ class DataAxis(Axis):
         """Return on how many data and context ranks the same piece of a parameter (of any shape) lies."""
         from paralab.axes.placements import sharded_over
 
-        dims = {*self.dims(mesh.layout), replica_dim(mesh.layout), EXPERT_REPLICATE}
+        dims = {*self.dims(mesh.layout), *self.joined(mesh.layout), replica_dim(mesh.layout)}
         return replicas(mesh.layout) // sharded_over(parameter, dims)
 
     def updates(self, parameters: "Sequence[tuple[str, Tensor]]", context: "BuildContext") -> Updates | None:
@@ -228,7 +231,7 @@ class DataAxis(Axis):
         """Return the ranks over which ZeRO divides the rows of a parameter's update."""
         if plan.layout.zero == 0:
             return 1
-        return sharers(name, plan)[1] if plan.layout.ep > 1 else shard_ranks(plan.layout)
+        return sharers(name, plan)[1]
 
     def held(self, memory: StageMemory, plan: "Planned") -> StageMemory:
         layout, ranks = plan.layout, shard_ranks(plan.layout)
@@ -241,12 +244,13 @@ class DataAxis(Axis):
             return memory
         parameters, gradients = memory.parameters / ranks, memory.gradients / ranks
         unreduced = unreduced_bytes(plan, ranks)
+        memory = memory.but(parameters=parameters, gradients=gradients)
+        if layout.ep > 1:
+            memory = with_experts(memory, plan, ranks)
         if layout.offload_parameters:
-            return memory.but(
-                parameters=0.0, gradients=unreduced, optimizer=0.0, host=parameters + gradients + memory.optimizer
-            )
-        memory = memory.but(parameters=parameters, gradients=gradients + unreduced)
-        return with_experts(memory, plan, ranks) if layout.ep > 1 else memory
+            host = memory.parameters + memory.gradients + memory.optimizer
+            memory = memory.but(parameters=0.0, gradients=0.0, optimizer=0.0, host=host)
+        return memory.but(gradients=memory.gradients + unreduced)
 
 
 def _apart(parameters: "Sequence[tuple[str, Tensor]]", context: "BuildContext") -> Updates:

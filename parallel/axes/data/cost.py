@@ -71,14 +71,14 @@ class DataCost(AxisCost):
         reduced_s = reduces * _passed_on_s(plan, weights, case.gradient_bytes)
         gathered_s = np.where(case.zero > 0, _passed_on_s(plan, weights, case.element_bytes), 0.0)
         once = np.where(by_micro_batch(case), 0.0, reduced_s) + np.where(gathers_by_micro_batch(case), 0.0, gathered_s)
-        once = np.where(case.dp * case.cp > 1, once, 0.0) + _between_groups_s(plan, weights.total)
+        once = np.where(case.dp * case.cp > 1, once, 0.0) + _between_groups_s(plan, weights)
         # gradients behind the last backward pass; weights that were updated behind the first forward pass
         behind_s = compute.backward_s + np.where(case.zero > 0, compute.forward_s, 0.0)
         hidden = np.minimum(once * k.data_hidden, behind_s)
         return np.where(case.dp_overlap, once - hidden, once)
 
 
-def _between_groups_s(plan: Plan, weights: Values) -> Values:
+def _between_groups_s(plan: Plan, weights: Weights) -> Values:
     """Return the seconds of reducing what a rank keeps of the gradients over the groups of hybrid sharding.
 
     weights: of the fullest rank, before ZeRO divides them (Zhao et al. 2023, section 3.2.2).
@@ -87,7 +87,8 @@ def _between_groups_s(plan: Plan, weights: Values) -> Values:
     groups = case.dp * case.cp / case.sharded_over
     inner = case.tp * case.sharded_over
     rate = group_bytes_per_s(plan, degree=groups, inner=inner, intra_share=k.link_share, inter_share=k.network_share)
-    bytes_ = 2 * (groups - 1) / groups * weights / case.sharded_over * case.gradient_bytes
+    kept = weights.dense / case.sharded_over + weights.experts / case.experts_sharded_over
+    bytes_ = 2 * (groups - 1) / groups * kept * case.gradient_bytes
     return np.where((case.zero > 0) & (groups > 1), bytes_ / rate + k.latency_s, 0.0)
 
 

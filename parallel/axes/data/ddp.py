@@ -13,7 +13,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from paralab.axes.data.ranks import EXPERT_REPLICATE, replica_dim, replicas
+from paralab.axes.data.ranks import replica_dim, replicas, sharding_dims
 from paralab.axes.data.unused import without_gradient
 from paralab.axes.initialise import local
 from paralab.axes.placements import sharded_over
@@ -72,7 +72,7 @@ def average_gradients(named: Named, *, mesh: Mesh, unused: bool = False) -> None
     given = [(p, local(p.grad)) for _, p in named if p.grad is not None]
     _average([grad for p, grad in given if not is_divided(p)], replica_dim(mesh.layout), mesh=mesh)
     if experts := [grad for p, grad in given if is_divided(p)]:
-        _average(experts, EXPERT_REPLICATE, mesh=mesh)
+        _average(experts, *sharding_dims(mesh.layout, experts=True), mesh=mesh)
 
 
 def is_divided(parameter: Tensor) -> bool:
@@ -80,12 +80,13 @@ def is_divided(parameter: Tensor) -> bool:
     return sharded_over(parameter, ("ep",)) > 1
 
 
-def _average(grads: list[Tensor], dim: str, *, mesh: Mesh) -> None:
-    """Sum gradients over a dim of the mesh, in place, and divide them by the data ranks, whose tokens they are of."""
+def _average(grads: list[Tensor], *dims: str, mesh: Mesh) -> None:
+    """Sum gradients over dims of the mesh, in place, and divide them by the data ranks, whose tokens they are of."""
     for bucket in _buckets(grads):
         flat = torch.cat([grad.flatten() for grad in bucket])
-        if mesh.size(dim) > 1:
-            dist.all_reduce(flat, group=mesh.group(dim))
+        for dim in reversed(dims):
+            if mesh.size(dim) > 1:
+                dist.all_reduce(flat, group=mesh.group(dim))
         flat.div_(replicas(mesh.layout))
         for grad, piece in zip(bucket, flat.split([grad.numel() for grad in bucket]), strict=True):
             grad.copy_(piece.view_as(grad))

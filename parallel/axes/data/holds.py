@@ -89,4 +89,4 @@ def _in_backward(shapes: Mapping[str, tuple[int, ...]], plan: "Planned", ranks: 
 
 def _shard(name: str, shape: tuple[int, ...], plan: "Planned", ranks: int) -> float:
     """Return the bytes of a rank's shard of the gradient of a parameter."""
-    return prod(shape) * weight_bytes(plan) / (sharers(name, plan)[1] if is_expert(name, plan) else ranks)
+    return prod(shape) * weight_bytes(plan) / sharers(name, plan)[1]

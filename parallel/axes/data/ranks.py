@@ -36,9 +36,13 @@ def shard_dim(layout: Layout) -> str:
     return SHARD if layout.shard else replica_dim(layout)
 
 
-def sharding_dims(layout: Layout) -> tuple[str, ...]:
-    """Return the dims of the mesh that FSDP works on: one of all replicas, or (replicas, shards)."""
-    return (REPLICATE, SHARD) if layout.shard else (replica_dim(layout),)
+def sharding_dims(layout: Layout, *, experts: bool = False) -> tuple[str, ...]:
+    """Return the dims of the mesh that FSDP works on: one of all replicas, or (replicas, shards).
+
+    experts: whether of experts that data ranks divide, which fewer of them share.
+    """
+    dim = EXPERT_REPLICATE if experts else shard_dim(layout)
+    return (REPLICATE, dim) if layout.shard else (dim,)
 
 
 def overlaps(layout: Layout) -> bool:
@@ -54,8 +58,19 @@ def is_expert(name: str, plan: "Planned") -> bool:
 
 
 def sharers(name: str, plan: "Planned") -> tuple[str, int]:
-    """Return the dim of the mesh over which replicas share the parameter of a name, and how many ranks they are."""
+    """Return the dim of the mesh over which ZeRO divides the parameter of a name, and over how many ranks."""
     layout = plan.layout
     if is_expert(name, plan):
-        return EXPERT_REPLICATE, replicas(layout) // layout.ep
-    return replica_dim(layout), replicas(layout)
+        return EXPERT_REPLICATE, shard_ranks(layout) // layout.ep
+    return shard_dim(layout), shard_ranks(layout)
+
+
+def averaged_over(name: str, plan: "Planned") -> list[tuple[str, int]]:
+    """Return the dims of the mesh over which the gradient of the parameter of a name is summed, and their ranks.
+
+    Of whole gradients: an expert's is summed within the groups of `shardN`, and then between them.
+    """
+    layout = plan.layout
+    if is_expert(name, plan):
+        return [(dim, layout.size(dim)) for dim in reversed(sharding_dims(layout, experts=True))]
+    return [(replica_dim(layout), replicas(layout))]

@@ -10,12 +10,11 @@ from paralab.axes.axis import Call, Moment, Software, Stage, Transfer
 from paralab.axes.blocks import block_of
 from paralab.axes.data.ranks import (
     REPLICATE,
+    averaged_over,
     is_expert,
     overlaps,
     replica_dim,
     replicas,
-    shard_dim,
-    shard_ranks,
     sharers,
 )
 from paralab.axes.forms import fsdp_padded_numel
@@ -56,7 +55,8 @@ def _of_gradients(updated: Mapping[str, tuple[int, ...]], plan: "Planned") -> It
     when: Moment = "backward" if overlaps(plan.layout) else "gradients"
     shared: Counter[tuple[str, int]] = Counter()
     for name, shape in updated.items():
-        shared[sharers(name, plan)] += prod(shape) * weight_bytes(plan)
+        for over in averaged_over(name, plan):
+            shared[over] += prod(shape) * weight_bytes(plan)
     for (dim, ranks), size in shared.items():
         if ranks > 1:
             yield dim, Transfer("all_reduce", ranks, size, -(-size // BUCKET_BYTES), when)
@@ -64,11 +64,9 @@ def _of_gradients(updated: Mapping[str, tuple[int, ...]], plan: "Planned") -> It
 
 def _of_updates(updated: Mapping[str, tuple[int, ...]], plan: "Planned") -> Iterator[tuple[str, Transfer]]:
     """Yield the all-gathers of the rows that each rank has updated under ZeRO-1: all ranks have equally many."""
-    layout = plan.layout
     gathered: defaultdict[tuple[str, int], list[tuple[int, ...]]] = defaultdict(list)
     for name, shape in updated.items():
-        over = sharers(name, plan) if layout.ep > 1 else (shard_dim(layout), shard_ranks(layout))
-        gathered[over].append(shape)
+        gathered[sharers(name, plan)].append(shape)
     for (dim, ranks), shapes in gathered.items():
         if ranks > 1:
             rows = fsdp_padded_numel(shapes, dp=ranks)
@@ -92,9 +90,7 @@ def _of_shards(stage: Stage, plan: "Planned") -> Iterator[tuple[str, Transfer]]:
             payload = (name in updated) * weight_bytes(plan)
             yield replica_dim(layout), Transfer("all_reduce", replicas(layout), payload)
             continue
-        dim, ranks = sharers(name, plan) if layout.ep > 1 else (shard_dim(layout), shard_ranks(layout))
-        if ranks == 1 and layout.ep > 1:  # one rank has the experts, and shares them with nobody
-            continue
+        dim, ranks = sharers(name, plan)
         padded = fsdp_padded_numel([shape], dp=ranks)
         # What is outside the blocks stays gathered from forward to backward, and so does all of a pipeline.
         block = block_of(name, blocks_in(plan))
@@ -102,14 +98,15 @@ def _of_shards(stage: Stage, plan: "Planned") -> Iterator[tuple[str, Transfer]]:
         unit = block, is_expert(name, plan)
         calls = 0 if unit in units else times
         units.add(unit)
-        for when in _GATHERED[:gathers]:
+        for when in _GATHERED[: gathers if ranks > 1 else 0]:  # else one rank has the experts of its group
             yield dim, Transfer("all_gather", ranks, times * padded * compute_bytes(plan), calls, when)
         if name not in updated:
             continue
-        yield dim, Transfer("reduce_scatter", ranks, times * padded * weight_bytes(plan), calls, "backward")
+        if ranks > 1:
+            yield dim, Transfer("reduce_scatter", ranks, times * padded * weight_bytes(plan), calls, "backward")
         if layout.shard:
             reduced = (times if layout.pp > 1 else 1) * padded // ranks * weight_bytes(plan)
-            yield REPLICATE, Transfer("all_reduce", layout.dp // ranks, reduced, min(calls, 1), "backward")
+            yield REPLICATE, Transfer("all_reduce", layout.dp // layout.shard, reduced, min(calls, 1), "backward")
 
 
 def reductions(plan: "Planned") -> int:

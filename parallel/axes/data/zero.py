@@ -29,7 +29,7 @@ from paralab.axes.axis import Finish
 from paralab.axes.blocks import blocks_of
 from paralab.axes.context import BuildContext
 from paralab.axes.data import ddp
-from paralab.axes.data.ranks import EXPERT_REPLICATE, replicas, shard_dim, sharding_dims
+from paralab.axes.data.ranks import EXPERT_REPLICATE, replicas, shard_dim, shard_ranks, sharding_dims
 from paralab.axes.data.unused import Unused
 from paralab.axes.initialise import local
 from paralab.axes.optimizer import Piece, make_pieces, share_of_rows
@@ -46,25 +46,24 @@ def shard(part: nn.Module, *, mesh: Mesh, precision: Precision) -> None:
     # A pipeline runs a stage many times a step: gathering again for every micro-batch would cost more than it saves.
     reshard = mesh.layout.zero == 3 and mesh.size("pp") == 1
     policy, root_policy = _policies(precision)
-    dims = sharding_dims(mesh.layout)  # the data axis, or (replicas, shards)
-    sharding = mesh[dims if len(dims) > 1 else dims[0]]
     alone = set(numbers_of(part))
-    common: dict[str, Any] = {"mesh": sharding, "ignored_params": alone, "offload_policy": OffloadPolicy()}
-    if mesh.layout.offload_parameters:
-        common["offload_policy"] = CPUOffloadPolicy(pin_memory=mesh.device.type == "cuda")
+    pinned = mesh.device.type == "cuda"
+    to_host = CPUOffloadPolicy(pin_memory=pinned) if mesh.layout.offload_parameters else OffloadPolicy()
+    offload: dict[str, Any] = {"offload_policy": to_host}
+    common = {"mesh": mesh[sharding_dims(mesh.layout)], "ignored_params": alone, **offload}
     for block in blocks_of(part).values():
         for module in block.modules() if mesh.layout.ep > 1 else ():
             if any(ddp.is_divided(p) for p in module.parameters(recurse=False)):
-                _shard_experts(module, mesh=mesh, reshard=reshard, policy=policy)
+                _shard_experts(module, mesh=mesh, reshard_after_forward=reshard, mp_policy=policy, **offload)
         fully_shard(block, reshard_after_forward=reshard, mp_policy=policy, **common)
     fully_shard(part, reshard_after_forward=False, mp_policy=root_policy, **common)
 
 
-def _shard_experts(module: nn.Module, *, mesh: Mesh, reshard: bool, policy: MixedPrecisionPolicy) -> None:
+def _shard_experts(module: nn.Module, *, mesh: Mesh, **common: Any) -> None:
     """Shard experts over the ranks that share them; their gradients are sums over the tokens of all data ranks."""
-    fully_shard(module, mesh=mesh[EXPERT_REPLICATE], reshard_after_forward=reshard, mp_policy=policy)
+    fully_shard(module, mesh=mesh[sharding_dims(mesh.layout, experts=True)], **common)
     assert isinstance(module, FSDPModule)
-    if mesh.size(EXPERT_REPLICATE) > 1:  # FSDP divides nothing where one rank has them: `finish` does
+    if mesh.size(EXPERT_REPLICATE) > 1:  # where one rank of a group has them, `finish` divides
         module.set_gradient_divide_factor(replicas(mesh.layout))
         module.set_force_sum_reduction_for_comms(True)  # gloo has no sum of multiples
 
@@ -90,7 +89,8 @@ def finish(parts: Iterable[nn.Module], context: BuildContext, *, unused: bool) -
         )
     watches = [Unused(part, mesh=mesh, allowed=unused) for part in held] if watched else []
     numbers = [(name, p) for part in held for name, p in part.named_parameters() if p.ndim == 0]
-    sole = [p for part in held for p in part.parameters() if ddp.is_divided(p)] if replicas(layout) == layout.ep else []
+    divided = [p for part in held for p in part.parameters() if ddp.is_divided(p)]
+    sole = divided if shard_ranks(layout) == layout.ep else []  # one rank of those that ZeRO divides over has each
     if not watches and not numbers and not sole:
         return None
 
@@ -98,7 +98,7 @@ def finish(parts: Iterable[nn.Module], context: BuildContext, *, unused: bool) -
         for watch in watches:
             watch()
         for grad in (p.grad for p in sole if p.grad is not None):
-            local(grad).div_(layout.dp)
+            local(grad).div_(layout.ep)  # whose tokens it is of; between groups FSDP has taken the mean
         ddp.average_gradients(numbers, mesh=mesh, unused=unused)
 
     return Finish(complete)

@@ -48,11 +48,17 @@ class ExpertAxis(Axis):
             raise LayoutError(
                 f"ep{ep} with dp{dp}: data ranks share the experts, use a dp that ep divides, such as dp{ep}"
             )
-        if layout.offload_optimizer or layout.offload_parameters:
-            raise LayoutError(f"ep{ep} with offloading: experts stay on their devices, leave one of them out")
-        if layout.shard or layout.local:
-            word = f"shard{layout.shard}" if layout.shard else f"local{layout.local}"
-            raise LayoutError(f"ep{ep} with {word}: experts go with plain data ranks or ZeRO, leave ep or {word} out")
+        if (shard := layout.shard) and shard % ep:
+            fits = " or ".join(f"ep{n}" for n in range(2, shard + 1) if shard % n == 0)
+            raise LayoutError(
+                f"ep{ep} with shard{shard}: the {shard} ranks of a group hold the whole model, so they divide its "
+                f"experts among themselves, use {fits}, or leave shard{shard} out"
+            )
+        if layout.local:
+            raise LayoutError(
+                f"ep{ep} with local{layout.local}: ranks that train apart hold whole replicas, and no rank has all "
+                "experts, leave one of them out"
+            )
 
     # --- the model
 

@@ -16,6 +16,9 @@ def test_its_degree_groups_data_ranks_and_multiplies_no_processes() -> None:
     assert layout.dims == {"pp": 2, "edp": 2, "ep": 2, "cp": 1, "tp": 1}
     assert layout.on(4, parts_of=None) == layout.but(dp=2)
     assert layout.on(6, parts_of=None) == layout.but(dp=3, ep=1)
+    groups = Layout.parse("dp8.ep2/zero3/shard4")
+    assert groups.dims == {"pp": 1, "dp_replicate": 2, "edp": 2, "ep": 2, "cp": 1, "tp": 1}
+    assert groups.size("dp_shard") == 4 and groups.on(4, parts_of=None) == groups.but(dp=4, shard=None)
     assert (name_of(layout), layout_of("expert", 4)) == ("dp+ep+pp", Layout(dp=4, ep=2))
     with pytest.raises(LayoutError, match=r"dp4.ep2 needs dp4 = 4 processes, 8 requested"):
         Layout.parse("dp4.ep2").check_world(8)
@@ -28,8 +31,8 @@ def test_its_degree_groups_data_ranks_and_multiplies_no_processes() -> None:
         ("cp2.ep2", "ep2 with dp1: data ranks share the experts, use a dp that ep divides, such as dp2"),
         ("dp2.ep2.tp3", "tp=3 does not divide n_kv_heads=4 of mixtral: use a tp of 1, 2, 4"),
         ("dp2.ep2.cp3", "cp=3 with ring needs 2 x cp = 6 to divide the 16 positions of mixtral"),
-        ("dp4.ep2/zero3/shard2", "ep2 with shard2: experts go with plain data ranks or ZeRO"),
-        ("dp2.ep2/local4", "ep2 with local4: experts go with plain data ranks or ZeRO"),
+        ("dp8.ep4/zero3/shard2", "ep4 with shard2: the 2 ranks of a group hold the whole model.* use ep2, or leave"),
+        ("dp2.ep2/local4", "ep2 with local4: ranks that train apart hold whole replicas, and no rank has all experts"),
         ("dp16.ep16", "ep=16 does not divide the 8 experts of mixtral: use an ep of 1, 2, 4, 8"),
     ],
 )
