@@ -73,7 +73,8 @@ def main(argv: list[str]) -> int:
 
 
 def _measure(config: AaConfig, path: Path) -> None:
-    from paralab.planning.resolve import resolve, with_processes_of
+    from paralab.planning.requested_layout import with_processes_of
+    from paralab.planning.resolve import resolve
     from paralab.processes.rank import Rank
     from paralab.records.requested import Requested
     from paralab.running import task

@@ -22,7 +22,7 @@ from paralab.axes.precision import DTYPES
 from paralab.data.dataset import Batch
 from paralab.models.gpt2 import GPT2Config
 from paralab.models.gpt2_hf import to_transformers
-from paralab.planning.resolve import Work
+from paralab.planning.work import Work
 
 
 class Block(nn.Module):

@@ -28,7 +28,7 @@ from paralab.options.settings import CHOSEN, DEFAULT, Origin, Setting, as_json, 
 from paralab.training import epochs
 
 if TYPE_CHECKING:
-    from paralab.planning.resolve import Work
+    from paralab.planning.work import Work
     from paralab.processes.rank import Rank
 
 
@@ -101,14 +101,16 @@ def _unused(name: str, planned: Planned) -> str:
 
 
 def _run(words: list[str], rank: "Rank") -> Planned:
-    from paralab.planning.resolve import resolve, with_processes_of
+    from paralab.planning.requested_layout import with_processes_of
+    from paralab.planning.resolve import resolve
 
     config, origins = read(words, config=run.CommandConfig, prog="paralab run", description=run.__doc__)
     return Planned(config, origins, [resolve(with_processes_of(config, rank))])
 
 
 def _overhead(words: list[str], rank: "Rank") -> Planned:
-    from paralab.planning.resolve import resolve, with_processes_of
+    from paralab.planning.requested_layout import with_processes_of
+    from paralab.planning.resolve import resolve
 
     config, origins = read(words, config=overhead.OverheadConfig, prog="paralab overhead", description=overhead.__doc__)
     overhead.check(config)
@@ -125,7 +127,7 @@ def _train(words: list[str], rank: "Rank") -> Planned:
 
 def _tour(words: list[str], rank: "Rank") -> Planned:
     from paralab.benchmarks.tour_worker import choose
-    from paralab.planning.resolve import machine_processes, with_processes_of
+    from paralab.planning.requested_layout import machine_processes, with_processes_of
 
     config, origins = read(words, config=tour.TourConfig, prog="paralab tour", description=tour.__doc__)
     tour.check(config)

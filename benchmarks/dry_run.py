@@ -22,7 +22,8 @@ from paralab.planning import hardware
 from paralab.planning.constants import shipped
 from paralab.planning.hardware import Device
 from paralab.planning.memory import in_use_bytes
-from paralab.planning.resolve import Work, resolve
+from paralab.planning.resolve import resolve
+from paralab.planning.work import Work
 from paralab.processes.mesh import default_backend
 from paralab.processes.rank import Rank
 from paralab.records.describe import describe

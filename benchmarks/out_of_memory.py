@@ -18,7 +18,8 @@ from paralab.measure import dry_run
 from paralab.measure.memory import MemoryReport
 from paralab.options.config import RunConfig
 from paralab.planning import fit
-from paralab.planning.resolve import Work, resolve
+from paralab.planning.resolve import resolve
+from paralab.planning.work import Work
 from paralab.processes.mesh import default_backend
 from paralab.processes.rank import Rank
 from paralab.records.log_files import safe_name

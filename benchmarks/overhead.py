@@ -54,7 +54,8 @@ def main(argv: list[str]) -> int:
     check(config)
     pairs = f"{config.pairs} pairs of {config.steps} steps"
     heading.show(f"overhead of {heading.model_of(config)}: {heading.joined(heading.division_of(config), pairs)}")
-    from paralab.planning.resolve import resolve, with_processes_of
+    from paralab.planning.requested_layout import with_processes_of
+    from paralab.planning.resolve import resolve
     from paralab.processes.rank import Rank
     from paralab.records.requested import Requested
     from paralab.running import task

@@ -37,7 +37,7 @@ from paralab.records.environment import Environment
 from paralab.records.row import RunRecord
 
 if TYPE_CHECKING:  # they import torch: `--help` does not wait for it
-    from paralab.planning.resolve import Work
+    from paralab.planning.work import Work
     from paralab.processes.failure import Progress
     from paralab.processes.mesh import Mesh
     from paralab.processes.rank import Rank

@@ -14,7 +14,8 @@ from paralab.console.lines import paragraph
 from paralab.console.outputs import check_outputs
 from paralab.console.phases import Phases
 from paralab.errors import RankError
-from paralab.planning.resolve import alone, resolve, with_processes_of
+from paralab.planning.requested_layout import alone, with_processes_of
+from paralab.planning.resolve import resolve
 from paralab.processes.rank import Rank
 from paralab.records.of_axes import sent_bytes
 from paralab.records.proven import WHOLE

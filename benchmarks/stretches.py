@@ -18,7 +18,7 @@ from paralab.console.phases import Phases
 from paralab.data.dataset import Batch
 from paralab.engines.engine import Engine
 from paralab.planning.batches import training_batches
-from paralab.planning.resolve import Work
+from paralab.planning.work import Work
 from paralab.processes.failure import Progress
 from paralab.processes.mesh import Mesh
 from paralab.processes.rank import Rank

@@ -25,7 +25,9 @@ from paralab.options.config import RunConfig
 from paralab.parity.reference import References
 from paralab.parity.scope import prove_on
 from paralab.planning import fit
-from paralab.planning.resolve import Work, machine_processes, resolve, with_processes_of
+from paralab.planning.requested_layout import machine_processes, with_processes_of
+from paralab.planning.resolve import resolve
+from paralab.planning.work import Work
 from paralab.processes.allowed import cores_allowed, default_threads
 from paralab.processes.failure import Progress
 from paralab.processes.rank import Rank

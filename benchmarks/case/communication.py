@@ -11,7 +11,7 @@ from paralab.axes.sent import predicted_sent
 from paralab.benchmarks.case.measured import RankResult
 from paralab.measure.ledger import CommRow
 from paralab.measure.timeline import bubble_share, bubble_theory_share
-from paralab.planning.resolve import Work
+from paralab.planning.work import Work
 from paralab.processes.mesh import default_backend
 from paralab.records.row import COLLECTIVES
 

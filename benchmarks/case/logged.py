@@ -5,7 +5,7 @@ import json
 from paralab.axes.optimizer import learning_rate
 from paralab.benchmarks.case.measured import RankResult
 from paralab.measure.split import Split
-from paralab.planning.resolve import Work
+from paralab.planning.work import Work
 from paralab.records.log import LogWriter, MemoryRecord, SplitRecord, StepRecord
 
 

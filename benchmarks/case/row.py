@@ -16,7 +16,7 @@ from paralab.measure.steady import StepTimes, summarise
 from paralab.measure.straggler import exposed_share, furthest_behind, straggler
 from paralab.parity.result import ParityResult
 from paralab.parity.tolerances import as_judged
-from paralab.planning.resolve import Work
+from paralab.planning.work import Work
 from paralab.processes.mesh import Mesh
 from paralab.processes.rank import Rank
 from paralab.records.describe import describe, nodes_of

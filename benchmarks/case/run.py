@@ -23,7 +23,7 @@ from paralab.parity.prove import prove
 from paralab.parity.result import ParityResult
 from paralab.parity.scope import Proof
 from paralab.planning.batches import training_batches
-from paralab.planning.resolve import Work
+from paralab.planning.work import Work
 from paralab.processes.failure import Progress
 from paralab.processes.mesh import Mesh
 from paralab.processes.rank import Rank

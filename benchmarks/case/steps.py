@@ -16,7 +16,7 @@ from paralab.engines.engine import Engine, StepResult
 from paralab.errors import DivergedError
 from paralab.measure.nvml import cuda_uuid
 from paralab.measure.telemetry import Sampler
-from paralab.planning.resolve import Work
+from paralab.planning.work import Work
 from paralab.processes.failure import Progress
 from paralab.processes.mesh import Mesh
 

@@ -17,7 +17,8 @@ from paralab.data.dataset import Batch
 from paralab.engines.engine import Engine
 from paralab.options.flags import resolve as read_config
 from paralab.planning.batches import training_batches
-from paralab.planning.resolve import Work, resolve
+from paralab.planning.resolve import resolve
+from paralab.planning.work import Work
 from paralab.processes.failure import Progress
 from paralab.processes.mesh import make_mesh
 from paralab.processes.rank import Rank

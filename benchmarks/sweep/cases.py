@@ -78,7 +78,7 @@ def _divisions(config: SweepConfig) -> Iterator[dict[str, Any]]:
     if config.layouts:
         yield from ({"layout": layout, "strategy": None, "nproc": None} for layout in config.layouts)
         return
-    from paralab.planning.resolve import machine_processes
+    from paralab.planning.requested_layout import machine_processes
 
     counts = config.nprocs or [config.nproc or machine_processes()]
     strategies = config.strategies or list(STRATEGIES)

@@ -15,7 +15,7 @@ from paralab.layout import Layout
 from paralab.parity.reference import STEPS, reference_work, trace
 from paralab.parity.tolerances import tolerance_of
 from paralab.planning.batches import training_batches
-from paralab.planning.resolve import Work
+from paralab.planning.work import Work
 from paralab.processes.mesh import Mesh
 from paralab.training.evaluate import Evaluator
 

@@ -75,7 +75,7 @@ def _parser() -> Parser:
 
 def default_processes() -> int:
     """Return up to how many ranks are measured."""
-    from paralab.planning.resolve import machine_processes
+    from paralab.planning.requested_layout import machine_processes
 
     return min(machine_processes(), _MOST_PROCESSES)
 

@@ -24,7 +24,8 @@ from paralab.layout import Layout
 from paralab.measure.dry_run import DryRank, dry_run, places
 from paralab.measure.timeline import PlannedPass, bubble_theory_share, planned
 from paralab.options.config import RunConfig
-from paralab.planning.resolve import Work, resolve
+from paralab.planning.resolve import resolve
+from paralab.planning.work import Work
 
 MOST_LANES = 8  # ranks that are drawn
 

@@ -21,7 +21,7 @@ from paralab.convex.softmax import SoftmaxRegression, centred
 from paralab.errors import ConfigError
 from paralab.models.spec import ImageConfig, keep
 from paralab.options.config import RunConfig
-from paralab.planning.resolve import Work
+from paralab.planning.work import Work
 from paralab.processes.allowed import memory_available_bytes
 from paralab.processes.cluster import Rank
 from paralab.processes.failure import Progress

@@ -22,7 +22,7 @@ from paralab.console.outputs import check_outputs, check_writable, write_whole
 from paralab.console.phases import Phases
 from paralab.errors import ConfigError, UsageError
 from paralab.options.arguments import whole
-from paralab.planning import cases, checked, hardware
+from paralab.planning import answers, cases, checked, hardware
 from paralab.planning.goals import Goal, number
 from paralab.planning.hardware import Device
 from paralab.planning.settle import DEFAULT_GPU
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 FAILED = 1  # the exit status where a question could not be answered, or nothing fits
 _SHAPES = ("layers", "hidden", "heads", "kv_heads", "ffn", "vocab", "experts", "experts_per_token", "expert_ffn")
 _CLUSTER = ("n_gpus", "gpus_per_node", "global_batch_size", "sequence_length", "precision", "framework")
-SHOWN, WRITTEN = 10, 1000  # layouts
+WRITTEN = 1000  # layouts of a file
 _GOAL = {
     "tokens": (
         "N",
@@ -60,14 +60,13 @@ def main(argv: Sequence[str]) -> int:
     if device.measured is not None and not options.questions:
         from paralab.commands import plan_measured
 
-        plan_measured.answer(options, device, top=options.top or SHOWN)
+        plan_measured.answer(options, device, top=options.top or answers.SHOWN)
         return 0
     if options.calibrate_from:
         raise ConfigError("--calibrate-from is for one question about a measured device: add --gpu device.json")
     if options.questions:
-        return _answer_file(
-            Path(options.questions), options.out, own, default, options.top or (WRITTEN if options.out else SHOWN)
-        )
+        top = options.top or (WRITTEN if options.out else answers.SHOWN)
+        return _answer_file(Path(options.questions), options.out, own, default, top)
     _answer(options, goal, own, default)
     return 0
 
@@ -83,7 +82,7 @@ def _answer(options: Any, goal: Goal, own: Mapping[str, Device], gpu: str) -> No
         solved = goals.solve(goal, raw, own, gpu, phases)
     if options.out:
         _write(Path(options.out), solved, model, raw, options.top or WRITTEN)
-    print(planned.report(solved, raw, model, own, gpu, top=options.top or SHOWN))
+    print(planned.report(solved, raw, model, own, gpu, top=options.top or answers.SHOWN))
     if options.report:
         _draw(Path(options.report), solved, model, raw, own, gpu, options.top or WRITTEN)
     if options.check:
@@ -223,7 +222,7 @@ def _parser() -> DeviceParser:
     parser.add_argument(
         "--set", metavar="COLUMN=VALUE", action="append", help="Fix any column of docs/planner.md, such as tp=8"
     )
-    shown = f"Layouts to show and to write (default: {SHOWN} shown, {WRITTEN:,} written)"
+    shown = f"Layouts to show and to write (default: {answers.SHOWN} shown, {WRITTEN:,} written)"
     parser.add_argument("--top", metavar="N", type=whole(1), help=shown)
     for name, (metavar, meaning) in _GOAL.items():
         parser.add_argument(f"--{name.replace('_', '-')}", metavar=metavar, help=meaning)

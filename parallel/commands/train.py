@@ -29,7 +29,7 @@ from paralab.training.checks import check, check_resume
 from paralab.training.options import IN_FOLDER, PRESETS, TrainConfig, config_file, rows_file
 
 if TYPE_CHECKING:  # they import torch: `--help` and the first line do not wait for it
-    from paralab.planning.resolve import Work
+    from paralab.planning.work import Work
     from paralab.processes.rank import Rank
 
 _DIVISION = ("strategy", "layout", "nproc")

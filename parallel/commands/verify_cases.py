@@ -29,7 +29,9 @@ from paralab.parity.reference import STEPS, References
 from paralab.parity.result import ParityResult
 from paralab.parity.tolerances import tolerance_of
 from paralab.planning import fit
-from paralab.planning.resolve import Work, machine_processes, resolve, with_processes_of
+from paralab.planning.requested_layout import machine_processes, with_processes_of
+from paralab.planning.resolve import resolve
+from paralab.planning.work import Work
 from paralab.processes.failure import Progress
 from paralab.processes.mesh import Mesh
 from paralab.processes.rank import Rank

@@ -14,7 +14,9 @@ from paralab.checkpoint.same_work import TOKENIZER, tokenizer_of
 from paralab.errors import DataError, UsageError
 from paralab.layout import Layout
 from paralab.options.config import RunConfig
-from paralab.planning.resolve import MODEL_OPTIONS, Work, resolve
+from paralab.planning.requested_model import MODEL_OPTIONS
+from paralab.planning.resolve import resolve
+from paralab.planning.work import Work
 from paralab.processes.rank import Rank
 
 # What says which model it is, and not how it was divided.

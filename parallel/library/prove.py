@@ -21,7 +21,7 @@ from paralab.parity.reference import reference, trace
 from paralab.parity.result import ParityResult
 from paralab.parity.tolerances import TOLERANCES
 from paralab.parity.watching import Drawn, Narrowed, line_of_program
-from paralab.planning.resolve import Work
+from paralab.planning.work import Work
 from paralab.processes.mesh import Mesh
 
 

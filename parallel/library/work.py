@@ -17,7 +17,7 @@ from paralab.errors import ConfigError
 from paralab.library import values as own_values
 from paralab.library.optimizer import MakeOptimizer, MakeScheduler, make_optimizer, make_scheduler, plain, refused
 from paralab.options.config import RunConfig, changed
-from paralab.planning.resolve import Work
+from paralab.planning.work import Work
 from paralab.processes.mesh import Mesh
 
 

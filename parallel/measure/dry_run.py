@@ -23,7 +23,7 @@ from paralab.engines import native
 from paralab.errors import ConfigError, LayoutError, ParalabError
 from paralab.measure.ledger import CommLedger, CommRow
 from paralab.measure.memory import MemoryCensus, MemoryReport
-from paralab.planning.resolve import Work
+from paralab.planning.work import Work
 from paralab.processes.mesh import Mesh
 from paralab.processes.pretend import pretended
 

@@ -23,7 +23,7 @@ from paralab.parity.notes import Notes
 from paralab.parity.reference import reference_work
 from paralab.parity.sends import Sends
 from paralab.parity.watching import Narrowed
-from paralab.planning.resolve import Work
+from paralab.planning.work import Work
 from paralab.processes.mesh import Mesh
 
 START, BATCH, FORWARD, BACKWARDS, GRADIENT, NUMBER, CLIPPED, UPDATED, SHARED, END = range(10)

@@ -23,7 +23,7 @@ from paralab.parity.naming import say
 from paralab.parity.notes import Notes, Watched
 from paralab.parity.reference import Feed, judged_run, reference_work
 from paralab.parity.scope import activation_bytes
-from paralab.planning.resolve import Work
+from paralab.planning.work import Work
 from paralab.processes.allowed import memory_available_bytes
 from paralab.processes.mesh import Mesh
 

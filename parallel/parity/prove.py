@@ -13,7 +13,7 @@ from paralab.parity.reference import STEPS, Feed, Trace, first_values, global_st
 from paralab.parity.result import ParityResult
 from paralab.parity.tolerances import NOISE, Tolerance, measure, tolerance_of
 from paralab.planning.batches import training_batches
-from paralab.planning.resolve import Work
+from paralab.planning.work import Work
 from paralab.processes.mesh import Mesh
 
 

@@ -15,7 +15,7 @@ from paralab.engines.engine import Engine
 from paralab.layout import Layout
 from paralab.options.config import RunConfig
 from paralab.planning.batches import training_batches
-from paralab.planning.resolve import Work
+from paralab.planning.work import Work
 from paralab.processes.mesh import Mesh
 
 # Of Adam, while parity is checked. An element whose true gradient is zero (the bias of an attention key) has only

@@ -17,7 +17,7 @@ from paralab.axes.precision import weight_dtype
 from paralab.axes.recompute import recompute
 from paralab.parity.reference import References, Trace, reference_work
 from paralab.parity.tolerances import as_judged
-from paralab.planning.resolve import Work
+from paralab.planning.work import Work
 from paralab.processes.allowed import memory_available_bytes
 from paralab.processes.mesh import Mesh
 from paralab.processes.rank import Rank

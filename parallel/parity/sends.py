@@ -10,7 +10,7 @@ from paralab.axes import used
 from paralab.axes.axis import Call, Stage
 from paralab.axes.shapes import local_shape, parts
 from paralab.parity.listening import Spot
-from paralab.planning.resolve import Work
+from paralab.planning.work import Work
 
 
 class Sends:

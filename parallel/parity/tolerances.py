@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from paralab.axes import eight_bits
 from paralab.options.choices import OptimizerName, Precision
 from paralab.parity.movement import Measure, by_element, by_projection, by_rms
-from paralab.planning.resolve import Work
+from paralab.planning.work import Work
 
 
 @dataclass(frozen=True)

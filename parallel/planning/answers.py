@@ -18,7 +18,7 @@ from paralab.planning.search import Found
 if TYPE_CHECKING:
     from paralab.planning.shapes import Trained
 
-SHORT = 10  # layouts of a table
+SHOWN = 10  # layouts of a table, where no other number is asked for
 _NAMES = {"zb-1p": "zero-bubble", "zb-h1": "zero-bubble"}  # schedules that layouts have under another name
 FAMILIES = ("ddp", "zero1", "zero2", "zero3", "hsdp", "tensor", "pipeline", "tensor + pipeline", "context", "experts")
 
@@ -99,7 +99,7 @@ def typed_line(found: Found, model: "Trained") -> str | None:
 
 def typed(found: Found, model: "Trained") -> tuple[int, str] | None:
     """Return the number of that layout, and the command."""
-    numbers = chain(found.ranked(SHORT) if found.n_fit else (), found.order)
+    numbers = chain(found.ranked(SHOWN) if found.n_fit else (), found.order)
     return next(((int(i), line) for i in numbers if (line := line_of(found, int(i), model)) is not None), None)
 
 

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 
 from paralab.data import batches
 from paralab.data.dataset import Batch
-from paralab.planning.resolve import Work
+from paralab.planning.work import Work
 from paralab.processes.mesh import Mesh
 
 

@@ -18,7 +18,8 @@ import torch.distributed as dist
 from paralab.axes.held import state_bytes, state_bytes_of_all
 from paralab.errors import FitError, UsageError
 from paralab.layout import Layout
-from paralab.planning.resolve import Work, resolve
+from paralab.planning.resolve import resolve
+from paralab.planning.work import Work
 from paralab.processes.allowed import FORKED_BYTES, check_processes_fit, cores_allowed, memory_available_bytes
 from paralab.processes.rank import Rank
 

@@ -19,7 +19,6 @@ if TYPE_CHECKING:
     from paralab.planning.shapes import Trained
 
 TEMPLATE = Path(__file__).with_name("plan.html")
-SHOWN = 12  # layouts of the table
 
 
 def render(
@@ -38,7 +37,7 @@ def render(
     found = solved.found
     fits, unit = bool(found.n_fit), scale.unit(found)
     head = list(planned.head(found, raw))
-    rows = records.rows(found, found.ranked(min(SHOWN, len(numbers))))
+    rows = records.rows(found, found.ranked(min(answers.SHOWN, len(numbers))))
     scaled = pictures.scaling(found, raw, own, gpu, phases) if fits else []
     charts = [pictures.against_memory(found, unit), pictures.memory(found)]
     charts += [pictures.causes(found), pictures.ranges(found)]

@@ -12,7 +12,7 @@ from paralab import engines
 from paralab.errors import RankError, WriteError
 from paralab.layout import words
 from paralab.models import file_columns
-from paralab.planning.resolve import Work
+from paralab.planning.work import Work
 from paralab.processes.failure import Failure
 from paralab.processes.rank import Rank
 from paralab.records.environment import Environment

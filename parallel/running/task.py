@@ -22,7 +22,8 @@ from paralab.console.phases import Phases
 from paralab.errors import RankError
 from paralab.options.config import RunConfig
 from paralab.planning import fit
-from paralab.planning.resolve import Work, resolve
+from paralab.planning.resolve import resolve
+from paralab.planning.work import Work
 from paralab.processes.failure import Failure, Progress, guard
 from paralab.processes.launch import launch
 from paralab.processes.mesh import Mesh, make_mesh

@@ -10,7 +10,7 @@ from paralab.training import epochs, sinks
 from paralab.training.options import IN_FOLDER, TrainConfig, config_file, log_file, rows_file
 
 if TYPE_CHECKING:  # they import torch: `--help` and the first line do not wait for it
-    from paralab.planning.resolve import Work
+    from paralab.planning.work import Work
     from paralab.processes.rank import Rank
 
 

@@ -13,7 +13,7 @@ from paralab.errors import ConfigError
 from paralab.training.options import TrainConfig
 
 if TYPE_CHECKING:  # it imports torch: `--help` does not wait for it
-    from paralab.planning.resolve import Work
+    from paralab.planning.work import Work
 
 
 def end_of(epoch: int, *, samples: int, batch: int) -> int:

@@ -24,7 +24,7 @@ from paralab.axes.precision import in_dtype, weight_dtype
 from paralab.data.dataset import Batch, Dataset
 from paralab.engines.engine import Engine
 from paralab.errors import ConfigError
-from paralab.planning.resolve import Work
+from paralab.planning.work import Work
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ from paralab.axes.optimizer import learning_rate
 from paralab.engines.engine import StepResult
 from paralab.errors import DivergedError
 from paralab.measure import memory
-from paralab.planning.resolve import Work
+from paralab.planning.work import Work
 from paralab.processes.mesh import Mesh
 from paralab.records.log import MemoryRecord, StepRecord
 from paralab.training.screen import Metrics

@@ -25,7 +25,7 @@ from paralab.engines.engine import ResumableEngine
 from paralab.errors import DataError
 from paralab.measure.roofline import device_peak, share_of_peak
 from paralab.planning.batches import training_batches
-from paralab.planning.resolve import Work
+from paralab.planning.work import Work
 from paralab.processes import cluster
 from paralab.processes.failure import Progress
 from paralab.processes.mesh import Mesh

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from paralab.axes import eight_bits
-from paralab.planning.resolve import Work
+from paralab.planning.work import Work
 from paralab.processes.mesh import Mesh
 from paralab.processes.rank import Rank
 from paralab.records.describe import describe

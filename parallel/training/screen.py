@@ -12,7 +12,7 @@ from typing import Any, Protocol
 
 import torch
 
-from paralab.planning.resolve import Work
+from paralab.planning.work import Work
 from paralab.records.layers import RMS, by_layer
 from paralab.records.log import LayerRecord, TelemetryRecord
 from paralab.training.evaluate import Validation

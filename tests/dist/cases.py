@@ -28,7 +28,8 @@ from paralab.parity.reference import STEPS, References, reference_work, trace
 from paralab.parity.result import ParityResult
 from paralab.planning import fit
 from paralab.planning.batches import training_batches
-from paralab.planning.resolve import Work, resolve
+from paralab.planning.resolve import resolve
+from paralab.planning.work import Work
 from paralab.processes.mesh import Mesh, make_mesh
 from paralab.processes.rank import Rank
 

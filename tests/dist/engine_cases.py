@@ -18,7 +18,8 @@ from paralab.parity.prove import judge
 from paralab.parity.reference import Trace, reference, reference_key
 from paralab.parity.result import ParityResult
 from paralab.planning.batches import training_batches
-from paralab.planning.resolve import Work, resolve
+from paralab.planning.resolve import resolve
+from paralab.planning.work import Work
 from paralab.processes.mesh import Mesh, make_mesh
 from paralab.processes.rank import Rank
 from paralab.training.evaluate import Evaluator, Validation

@@ -31,7 +31,8 @@ from paralab.parity.reference import Feed, References
 from paralab.parity.result import ParityResult
 from paralab.planning import batches as planning_batches
 from paralab.planning.batches import training_batches
-from paralab.planning.resolve import Work, resolve
+from paralab.planning.resolve import resolve
+from paralab.planning.work import Work
 from paralab.processes.mesh import Mesh, make_mesh
 from paralab.processes.rank import Rank
 from tests.dist import library_cases

@@ -18,7 +18,8 @@ from paralab.options.config import RunConfig
 from paralab.parity.prove import prove
 from paralab.parity.reference import reference
 from paralab.parity.result import ParityResult
-from paralab.planning.resolve import Work, resolve
+from paralab.planning.resolve import resolve
+from paralab.planning.work import Work
 from paralab.processes.mesh import Mesh
 from paralab.records.log import read_steps
 from paralab.records.reading import read

@@ -19,7 +19,8 @@ from paralab.measure.dry_run import dry_run
 from paralab.measure.memory import MemoryCensus
 from paralab.options.config import RunConfig
 from paralab.planning.batches import training_batches
-from paralab.planning.resolve import Work, resolve
+from paralab.planning.resolve import resolve
+from paralab.planning.work import Work
 from paralab.processes.mesh import Mesh
 
 ALONE = Mesh(Layout(), torch.device("cpu"))

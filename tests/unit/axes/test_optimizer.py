@@ -23,7 +23,8 @@ from paralab.models.gpt2 import GPT2, GPT2Config
 from paralab.options.choices import OptimizerName
 from paralab.options.config import RunConfig
 from paralab.planning.batches import training_batches
-from paralab.planning.resolve import Work, resolve
+from paralab.planning.resolve import resolve
+from paralab.planning.work import Work
 from paralab.processes.mesh import Mesh
 
 ALONE = Mesh(Layout(), torch.device("cpu"))

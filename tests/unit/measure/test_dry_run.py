@@ -20,7 +20,8 @@ from paralab.models.values import value_at_hand
 from paralab.options.config import RunConfig
 from paralab.planning.measured.step import memory
 from paralab.planning.measured.trace import traces
-from paralab.planning.resolve import Work, resolve
+from paralab.planning.resolve import resolve
+from paralab.planning.work import Work
 from paralab.processes.mesh import _MESHES
 from paralab.processes.pretend import pretended
 from tests.dist.cases import SHALLOW

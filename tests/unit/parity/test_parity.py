@@ -21,7 +21,8 @@ from paralab.parity.reference import STEPS, Trace, reference, reference_work, tr
 from paralab.parity.result import ParityResult
 from paralab.parity.tolerances import as_judged, tolerance_of
 from paralab.planning.batches import training_batches
-from paralab.planning.resolve import Work, resolve
+from paralab.planning.resolve import resolve
+from paralab.planning.work import Work
 from paralab.processes.mesh import Mesh
 
 

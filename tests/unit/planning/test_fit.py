@@ -11,7 +11,8 @@ from paralab.models import SPECS
 from paralab.options.config import RunConfig
 from paralab.parity import scope
 from paralab.planning import fit
-from paralab.planning.resolve import Work, resolve
+from paralab.planning.resolve import resolve
+from paralab.planning.work import Work
 from paralab.processes.mesh import Mesh
 from paralab.processes.rank import Rank
 

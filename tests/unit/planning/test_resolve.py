@@ -28,8 +28,10 @@ from paralab.models import SPECS
 from paralab.models.spec import ImageConfig
 from paralab.options.config import RunConfig
 from paralab.options.flags import resolve as read_config
-from paralab.planning import resolve as resolve_module
-from paralab.planning.resolve import Work, alone, resolve
+from paralab.planning import requested_layout
+from paralab.planning.requested_layout import alone
+from paralab.planning.resolve import resolve
+from paralab.planning.work import Work
 from paralab.processes.rank import Rank
 from paralab.running import task
 
@@ -166,12 +168,12 @@ def test_what_was_left_open_is_filled_in() -> None:
 
 
 def test_the_run_alone_chooses_what_suits_the_machine(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(resolve_module, "machine_processes", lambda: 4)
+    monkeypatch.setattr(requested_layout, "machine_processes", lambda: 4)
     work = resolve(RunConfig())
     assert (work.spec.name, work.size, str(work.layout), work.run.global_batch_size) == ("gpt2", "nano", "dp4", 16)
     assert resolve(RunConfig(strategy="3d")).layout.world_size == 8
     assert resolve(RunConfig(nproc=1)).strategy == "single"
-    monkeypatch.setattr(resolve_module, "machine_processes", lambda: 1)
+    monkeypatch.setattr(requested_layout, "machine_processes", lambda: 1)
     assert resolve(RunConfig(strategy="fsdp")).layout == Layout(zero=3)
     assert resolve(RunConfig(strategy="tensor")).layout == Layout(tp=2)
 

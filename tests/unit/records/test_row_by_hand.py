@@ -34,7 +34,8 @@ from paralab.models import mixtral
 from paralab.options.config import RunConfig
 from paralab.parity.result import ParityResult
 from paralab.parity.tolerances import TOLERANCES
-from paralab.planning.resolve import Work, resolve
+from paralab.planning.resolve import resolve
+from paralab.planning.work import Work
 from paralab.processes.failure import Failure
 from paralab.processes.mesh import Mesh
 from paralab.processes.rank import Rank
