@@ -164,7 +164,9 @@ time that belongs to the software (`host_*`), which small models wait for.
 **A layer on the device.** Matrix products at the share of the peak that the device sustains (`share_*`, by generation
 and by the watts it has for a FLOP), never faster than their weights are read; the attention core, as scores that are
 written to memory or as a flash kernel; element-wise operations by the bytes that they move. Backward takes two
-products for each, and with recomputation a second forward pass, its communication included.
+products for each, and with recomputation a second forward pass, its communication included. A micro-batch's gradients
+are added to those before it by operations of their own, in Megatron-Core by the products that make them. What
+products take in 8 bits is cast, and with sequence parallelism cast before it is gathered.
 
 **Splitting.** What each axis adds stands with it: two all-reduces of a layer in each direction for tensor ranks
 (`parallel/axes/tensor/cost.py`), gathers and reductions of ZeRO (`parallel/axes/data/cost.py`), bubble and messages

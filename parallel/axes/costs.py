@@ -123,6 +123,11 @@ class Case:
         return (self.attention == "eager") | (self.attention == "fused")
 
     @property
+    def is_narrow(self) -> Values:
+        """Whether products are in 8 or 4 bits."""
+        return (self.precision == "fp8") | (self.precision == "nvfp4")
+
+    @property
     def is_deepspeed(self) -> Values:
         return (self.framework == "deepspeed") | (self.framework == "megatron-deepspeed")
 

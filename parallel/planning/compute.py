@@ -64,15 +64,13 @@ def _grouped_speed(plan: Plan) -> Values:
 
 
 def _cast_bytes(plan: Plan) -> Values:
-    """Return the bytes of bringing the inputs of a layer's products into 8 or 4 bits."""
+    """Return the bytes of bringing the inputs of a layer's products into 8 or 4 bits.
+
+    Those that sequence parallelism divides are cast before they are gathered.
+    """
     case, k = plan.case, plan.constants
-    wide = case.hidden * 2 + (case.heads * case.head_dim + _inner(case)) / case.tp
-    return np.where(is_narrow(case), k.cast_bytes * case.tokens * wide, 0.0)
-
-
-def is_narrow(case: Case) -> Values:
-    """Return whether products are in 8 or 4 bits."""
-    return (case.precision == "fp8") | (case.precision == "nvfp4")
+    wide = case.hidden * 2 * case.sequence_share + (case.heads * case.head_dim + _inner(case)) / case.tp
+    return np.where(case.is_narrow, k.cast_bytes * case.tokens * wide, 0.0)
 
 
 def product_rate(plan: Plan) -> Values:
@@ -143,22 +141,21 @@ def _flash(plan: Plan) -> Pass:
     """Half the pairs (the causal mask); backward computes the scores once more: five products for two.
 
     In fp32 the products are those of CUDA cores, which kernels of every generation keep as busy as older tensor cores.
+    Since Hopper Transformer Engine, which Megatron-Core runs, takes cuDNN's kernel before flash attention 2.
     """
     case, machine, k = plan.case, plan.machine, plan.constants
-    flash3 = (case.attention == "flash3") & ((machine.arch == "Hopper") | (machine.arch == "Blackwell"))
-    new = np.where(machine.arch == "Blackwell", k.flash2_blackwell, k.flash2_hopper)
-    recent, in_fp32 = (machine.arch == "Hopper") | (machine.arch == "Blackwell"), case.precision == "fp32"
-    second = np.where(recent & np.logical_not(in_fp32), new, k.flash2_share)
-    first = second * k.flash1_share / k.flash2_share
-    share = np.where(
-        case.attention == "flash1", first, np.where(flash3 & np.logical_not(in_fp32), k.flash3_share, second)
-    )
+    in_fp32 = case.precision == "fp32"
+    recent = ((machine.arch == "Hopper") | (machine.arch == "Blackwell")) & np.logical_not(in_fp32)
+    first, by_cudnn = case.attention == "flash1", case.framework == "megatron-core"
+    third = recent & np.logical_not(first) & ((case.attention == "flash3") | by_cudnn)
+    second = np.where(machine.arch == "Blackwell", k.flash2_blackwell, k.flash2_hopper)
+    second = np.where(recent, second, k.flash2_share)
+    share = np.select([first, third], [second * k.flash1_share / k.flash2_share, k.flash3_share], second)
     length = case.sequence_length / (case.sequence_length + k.half_speed_tokens)
     head = (np.minimum(case.head_dim, REFERENCE_HEAD) / REFERENCE_HEAD) ** k.flash_head_power
     peak = np.where(in_fp32, machine.peak_flops, machine.half_flops * machine.watts_ratio**k.watts_power)
-    rate = peak * share * length * head
-    forward_s = attention_flops(case) / 2 / rate
-    return Pass(forward_s, 2.5 * forward_s / k.flash_backward_share)
+    forward_s = attention_flops(case) / 2 / (peak * share * length * head)
+    return Pass(forward_s, 2.5 * forward_s / np.where(third, k.flash3_backward_share, k.flash_backward_share))
 
 
 def attention_flops(case: Case) -> Values:
@@ -245,9 +242,14 @@ def embedding(plan: Plan) -> Pass:
 
 
 def accumulate_s(plan: Plan, weights: Values) -> Values:
-    """Return the seconds of adding a micro-batch's gradients to those before it. weights: that a rank holds whole."""
+    """Return the seconds of adding a micro-batch's gradients to those before it. weights: that a rank holds whole.
+
+    In Megatron-Core the products that make gradients also add them (gradient accumulation fusion).
+    """
     case, k = plan.case, plan.constants
-    bytes_ = np.where(case.gradient_bytes == 2, k.accumulate_half_bytes, k.accumulate_full_bytes)
+    apart = np.where(case.gradient_bytes == 2, k.accumulate_half_bytes, k.accumulate_full_bytes)
+    fused = 2 * case.gradient_bytes * k.accumulate_exposed
+    bytes_ = np.where(case.framework == "megatron-core", fused, apart)
     return weights * bytes_ / memory_rate(plan)
 
 

@@ -7,7 +7,7 @@ import numpy as np
 from paralab.axes import all_axes
 from paralab.axes.costs import AxisCost, Pass, Plan, Values, smooth_max
 from paralab.axes.data.cost import updated_weights
-from paralab.axes.pipeline.cost import Ranks, bubble_s, is_v_shaped, schedule_s
+from paralab.axes.pipeline.cost import Ranks, bubble_s, is_v_shaped, passes_behind, schedule_s
 from paralab.axes.weights import local_dense, local_embedding, local_experts, local_output
 from paralab.planning import compute, host
 
@@ -58,7 +58,7 @@ def step(plan: Plan) -> Step:
     # communication of a step hides behind the passes of a micro-batch, which wait for the host where it is slow
     forward_s = smooth_max(one.forward_s, one.host.forward_s, plan.constants.smooth_power) * case.layers / case.pp
     forward_s = np.minimum(forward_s, ranks.slowest_s)
-    busy = Pass(forward_s, ranks.slowest_s - forward_s)
+    busy = Pass(forward_s, ranks.slowest_s - forward_s).times(passes_behind(case))
     waits_s = sum(cost.in_step(plan, busy) for cost in costs())
     update_s = compute.optimizer_s(plan, updated_weights(case)) + host.step_s(plan, case.layers / case.pp)
     return Step(passes_s + waits_s + update_s, ranks, bubble_s(case, ranks), waits_s, one)

@@ -105,7 +105,13 @@ def _passed_on_s(plan: Plan, weights: Weights, bytes_each: Values) -> Values:
     dense_s = weights.dense * bytes_each / _ring_rate(plan, case.sharded_over, case.tp)
     inner = case.ep * case.expert_tensor_ranks  # ranks between those that hold the same experts
     experts_s = weights.experts * bytes_each / _ring_rate(plan, case.experts_sharded_over, inner)
+    dense_s = dense_s + np.where(case.sharded_over > 1, _ring_latency_s(plan, case.sharded_over), 0.0)
     return dense_s + np.where(case.experts_sharded_over > 1, experts_s, 0.0)
+
+
+def _ring_latency_s(plan: Plan, ranks: Values) -> Values:
+    """Return the seconds of a gather of no bytes: a ring has a step for each rank, and an all-reduce has two."""
+    return plan.constants.latency_s + plan.constants.latency_rank_s / 2 * ranks
 
 
 def _ring_rate(plan: Plan, degree: Values, inner: Values) -> Values:

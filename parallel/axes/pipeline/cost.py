@@ -77,6 +77,16 @@ def is_interleaved(case: Case) -> Values:
     return (case.schedule == "interleaved") | ((case.schedule == "zb-1p") & (case.vpp > 1))
 
 
+def passes_behind(case: Case) -> Values:
+    """Return in how many passes of a micro-batch on a rank its stages finish, or first start, one after the other.
+
+    Communication of a step hides there. Stages that take turns do so in rounds of a micro-batch for each rank, and each
+    has done its last backward pass before the next one begins its own last round.
+    """
+    rounds = (case.pp * (case.vpp - 1) + 1) / case.vpp
+    return np.where(is_interleaved(case), np.minimum(rounds, case.micro_batches), 1.0)
+
+
 def is_v_shaped(case: Case) -> Values:
     """Return whether the first pipeline rank holds both ends of the model."""
     return (case.schedule == V_SHAPED[0]) | (case.schedule == V_SHAPED[1])

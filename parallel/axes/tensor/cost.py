@@ -13,7 +13,10 @@ class TensorCost(AxisCost):
 
     def in_layer(self, plan: Plan, compute: Pass) -> Pass:
         case, k = plan.case, plan.constants
-        bytes_ = case.tokens * case.hidden * case.element_bytes * 2 * (case.tp - 1) / case.tp
+        # what products take in 8 bits is cast before it is gathered, and what they give is scattered in 16
+        gathered = np.where(case.sequence_parallel & case.is_narrow, 1, case.element_bytes)
+        there_and_back = gathered + case.element_bytes
+        bytes_ = case.tokens * case.hidden * there_and_back * (case.tp - 1) / case.tp
         rate = group_bytes_per_s(
             plan, degree=case.tp, inner=1, intra_share=link_share(plan), inter_share=k.network_share
         )
@@ -25,7 +28,8 @@ class TensorCost(AxisCost):
         both_s = calls * once_s * exposed
         # the gather of a layer's input is made once more in backward, for the gradient of the weight, and runs beside
         # the product that makes the gradient of the input (Korthikanti et al. 2022, section 4.2.2)
-        again_s = np.where(case.sequence_parallel, np.maximum(both_s / 2 - compute.backward_s / 3, 0.0), 0.0)
+        again_s = np.maximum(both_s * gathered / there_and_back - compute.backward_s / 3, 0.0)
+        again_s = np.where(case.sequence_parallel, again_s, 0.0)
         return Pass(both_s, both_s + again_s).again(case.recompute == "full")
 
     def on_host(self, plan: Plan) -> Pass:

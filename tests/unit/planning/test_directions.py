@@ -6,9 +6,13 @@ from typing import Any
 import numpy as np
 import pytest
 
-from paralab.axes.costs import Case, Machine
+from paralab.axes.costs import Case, Machine, Pass, Plan
+from paralab.axes.data.cost import DataCost
+from paralab.axes.pipeline.cost import passes_behind
+from paralab.axes.tensor.cost import TensorCost
 from paralab.benchmarks.planner.cases import Published, published
-from paralab.planning import hardware
+from paralab.planning import compute, hardware
+from paralab.planning.constants import shipped
 from paralab.planning.predict import evaluate
 from paralab.planning.settle import arrays
 
@@ -154,3 +158,48 @@ def test_what_keeps_more_needs_more_memory(name: str, cases: Published) -> None:
     before = evaluate(part.case, part.machine).memory_gib
     values = {key: np.broadcast_to(value, before.shape) for key, value in change(part.case).items()}
     assert len(before) >= 5 and np.mean(evaluate(part.case.but(**values), part.machine).memory_gib > before) >= SHARE
+
+
+def plan_of(cases: Published, which: Which, rank_s: float = 0.0, **values: Any) -> Plan:
+    """Return some of the cases, at least 5, with other values, and collectives that begin at once but for rank_s."""
+    part = cases.part(which(cases.case))
+    assert len(part.table) >= 5, "too few cases to say anything"
+    every = {name: np.full(len(part.table), value) for name, value in values.items()}
+    return Plan(part.case.but(**every), part.machine, shipped().but({"latency_s": 0.0, "latency_rank_s": rank_s}))
+
+
+def test_tensor_ranks_gather_8_bits_and_scatter_16(cases: Published) -> None:
+    """Three quarters of the bytes; what is not divided along the sequence is summed in 16 bits."""
+    seconds = {
+        (precision, divided): TensorCost()
+        .in_layer(plan_of(cases, lambda c: c.tp > 1, precision=precision, sequence_parallel=divided), Pass())
+        .forward_s
+        for precision in ("bf16", "fp8")
+        for divided in (True, False)
+    }
+    assert seconds["fp8", True] == pytest.approx(0.75 * seconds["bf16", True])
+    assert np.all(seconds["fp8", False] == seconds["bf16", False])
+
+
+def test_products_of_megatron_core_add_gradients_themselves(cases: Published) -> None:
+    own, apart = (
+        compute.accumulate_s(plan_of(cases, always, framework=name), 1e9) for name in ("megatron-core", "megatron-lm")
+    )
+    assert np.all(own < 0.5 * apart)
+
+
+def test_stages_that_take_turns_hide_more_of_what_data_ranks_send(cases: Published) -> None:
+    plan = plan_of(cases, lambda c: (c.schedule == "interleaved") & (c.dp > 1) & c.dp_overlap)
+    behind = passes_behind(plan.case)
+    assert np.all((behind > 1) & (behind < plan.case.micro_batches))
+    waits = [DataCost().in_step(plan, Pass(1e-4, 2e-4).times(factor)) for factor in (1, behind)]
+    assert np.all(waits[1] < waits[0])
+
+
+def test_a_ring_of_more_ranks_begins_later(cases: Published) -> None:
+    """Both of so many that each passes on nearly all of the weights."""
+    few, many = (
+        DataCost().in_layer(plan_of(cases, lambda c: (c.zero == 3) & (c.pp == 1), 1e-5, dp=dp), Pass()).forward_s
+        for dp in (1024.0, 8192.0)
+    )
+    assert np.all(many > few + 0.03)
