@@ -16,7 +16,7 @@ def show(text: str) -> None:
 
 def is_first_process() -> bool:
     """Return whether this is rank 0, or started by no launcher. `Rank` reads these in earnest, and needs torch."""
-    names = ("RANK", "OMPI_COMM_WORLD_RANK", "PMI_RANK", "SLURM_PROCID")
+    names = ("RANK", "OMPI_COMM_WORLD_RANK", "MV2_COMM_WORLD_RANK", "PMI_RANK", "SLURM_PROCID")
     return next((os.environ[name] for name in names if name in os.environ), "0") == "0"
 
 

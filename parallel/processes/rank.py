@@ -123,6 +123,11 @@ _LAUNCHERS: tuple[tuple[Launcher, str, tuple[str, ...]], ...] = (
         "OMPI_COMM_WORLD_RANK",
         ("OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_SIZE", "OMPI_COMM_WORLD_LOCAL_RANK", "OMPI_COMM_WORLD_LOCAL_SIZE"),
     ),
+    (
+        "mpi",
+        "MV2_COMM_WORLD_RANK",  # MVAPICH
+        ("MV2_COMM_WORLD_RANK", "MV2_COMM_WORLD_SIZE", "MV2_COMM_WORLD_LOCAL_RANK", "MV2_COMM_WORLD_LOCAL_SIZE"),
+    ),
     ("mpi", "MPI_LOCALRANKID", ("PMI_RANK", "PMI_SIZE", "MPI_LOCALRANKID", "MPI_LOCALNRANKS")),  # MPICH, Intel MPI
     ("slurm", "SLURM_STEP_NUM_TASKS", ("SLURM_PROCID", "SLURM_STEP_NUM_TASKS", "SLURM_LOCALID")),
     ("slurm", "SLURM_PROCID", ("SLURM_PROCID", "SLURM_NTASKS", "SLURM_LOCALID", "SLURM_NTASKS_PER_NODE")),
@@ -138,6 +143,11 @@ def _check_whole(env: Mapping[str, str]) -> None:
                 f"the environment says {names[0]}={env[names[0]]} and nothing of {names[1]}: set it to the number of "
                 f"processes, or type env -u {names[0]} before the command where no launcher starts it"
             )
+    if "PMIX_RANK" in env and "SLURM_PROCID" not in env:  # prterun and its like: of how many only PMIx itself knows
+        raise WorldError(
+            f"the environment says PMIX_RANK={env['PMIX_RANK']} and not of how many: start it with mpirun or torchrun, "
+            "or type env -u PMIX_RANK before the command where no launcher starts it"
+        )
 
 
 def start_line(launcher: Launcher, nproc: int, *, gpus: bool) -> str:

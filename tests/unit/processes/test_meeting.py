@@ -48,6 +48,7 @@ MPICH = {"PMI_RANK": "3", "PMI_SIZE": "4", "MPI_LOCALRANKID": "1", "MPI_LOCALNRA
         ({"RANK": "1"}, "RANK=1 and nothing of WORLD_SIZE: .*env -u RANK"),
         ({"SLURM_PROCID": "1"}, "SLURM_PROCID=1 and nothing of SLURM_STEP_NUM_TASKS"),
         (OPEN_MPI | {"OMPI_COMM_WORLD_SIZE": ""}, "nothing of OMPI_COMM_WORLD_SIZE"),
+        ({"PMIX_RANK": "0", "PMIX_NAMESPACE": "prterun-a-7@1"}, "PMIX_RANK=0 and not of how many: .*env -u PMIX_RANK"),
         ({"RANK": "0", "WORLD_SIZE": "1", "LOCAL_WORLD_SIZE": "4"}, "LOCAL_WORLD_SIZE=4 and WORLD_SIZE=1"),
         ({"RANK": "3", "WORLD_SIZE": "4", "LOCAL_RANK": "3", "LOCAL_WORLD_SIZE": "2"}, "LOCAL_RANK=3, LOCAL_WORLD"),
         (STEP | {"SLURM_STEP_TASKS_PER_NODE": "2(x"}, "SLURM_STEP_TASKS_PER_NODE='2.x', and numbers of tasks"),
@@ -101,6 +102,7 @@ def test_a_list_of_nodes_is_written_out(nodelist: str, names: str) -> None:
         STEP | {"SLURM_STEP_ID": "batch"},
         STEP | {"SLURM_STEP_ID": "4294967290"},  # SLURM_INTERACTIVE_STEP
         STEP | {"SLURM_STEP_ID": "extern"},
+        STEP | {"SLURM_STEP_NUM_TASKS": "1", "PMIX_RANK": "0"},  # srun --mpi=pmix
     ],
 )
 def test_a_script_or_a_shell_of_slurm_starts_its_own_processes(env: dict[str, str]) -> None:
@@ -118,6 +120,7 @@ def test_a_script_or_a_shell_of_slurm_starts_its_own_processes(env: dict[str, st
         (OPEN_MPI, ("mpi", 1, 2, 1, 2)),
         (BATCH | OPEN_MPI, ("mpi", 1, 2, 1, 2)),  # mpirun in a batch script
         (MPICH, ("mpi", 3, 4, 1, 2)),
+        ({name.replace("OMPI_", "MV2_"): value for name, value in OPEN_MPI.items()}, ("mpi", 1, 2, 1, 2)),
         # MPICH starts one of its own on each node by srun
         (STEP | {"SLURM_STEP_NUM_TASKS": "2"} | MPICH, ("mpi", 3, 4, 1, 2)),
         ({"PMI_RANK": "0", "PMI_SIZE": "2"}, ("mpi", 0, 2, 0, 2)),
