@@ -24,6 +24,7 @@ NAME = re.compile(
 _ROLES = {"train": "train", "training": "train", "t10k": "test", "test": "test"}  # others: validation
 _DIMS = {"images": 3, "labels": 1}
 _UNSIGNED_BYTES = 8
+_GZIP = b"\x1f\x8b"
 
 
 @dataclass(frozen=True)
@@ -109,6 +110,12 @@ def find_idx(root: Path) -> IdxSet | None:
     return IdxSet(root, next(iter(sets.values()))) if sets else None
 
 
+def idx_below(root: Path) -> Path | None:
+    """Return a folder one or two levels below that has IDX files, as torchvision's MNIST/raw has them; or None."""
+    inside = (path for deep in ("*/*", "*/*/*") for path in sorted(root.glob(deep)))
+    return next((path.parent for path in inside if _is_named(path)), None)
+
+
 def _is_named(path: Path) -> bool:
     name = path.name.lower()
     return not name.startswith(".") and ("idx" in name or "ubyte" in name) and bool(NAME.fullmatch(name))
@@ -124,7 +131,7 @@ def _parse(content: bytes, *, path: Path, n_dims: int) -> np.ndarray:
     Raises: DataError when it is damaged, empty, or of another type or number of dimensions.
     """
     try:
-        raw = gzip.decompress(content) if path.suffix.lower() == ".gz" else content
+        raw = gzip.decompress(content) if content.startswith(_GZIP) else content
     except (OSError, EOFError, zlib.error) as error:
         raise DataError(f"{path} is damaged ({error}): download it again") from error
     header = 4 + 4 * n_dims

@@ -18,7 +18,7 @@ from paralab.data.assets import SHA256, read_asset
 from paralab.data.contents import contents_sha256
 from paralab.data.dataset import Samples
 from paralab.data.files import path_of, read_bytes
-from paralab.data.idx import NAME, IdxSet, find_idx
+from paralab.data.idx import NAME, IdxSet, find_idx, idx_below
 from paralab.data.image_folders import PictureSet, find_pictures
 from paralab.data.npz import NpzSet, open_npz
 from paralab.errors import DataError
@@ -126,7 +126,14 @@ def _images(name: str) -> "Digits | IdxSet | NpzSet | PictureSet":
     if root is None or not root.is_dir():
         there = f"mnist, or file:{root.parent}" if root is not None and NAME.fullmatch(root.name) else _USE
         raise DataError(f"data {name!r} is no folder of images: use {there}")
-    return find_idx(root) or find_pictures(root)
+    if (found := find_idx(root)) is not None:
+        return found
+    try:
+        return find_pictures(root)
+    except DataError:
+        if (below := idx_below(root)) is None:
+            raise
+        raise DataError(f"{root} has IDX files in {below.relative_to(root)}: use --data file:{below}") from None
 
 
 class Digits:

@@ -67,7 +67,8 @@ def test_idx_round_trip(tmp_path: Path, zipped: bool, dotted: bool) -> None:
         for kind, array in (("images-idx3", images), ("labels-idx1", labels)):
             name = f"{prefix}-{kind.replace('-idx', '.idx') if dotted else kind}-ubyte"
             content = idx(array)
-            (tmp_path / (f"{name}.gz" if zipped else name)).write_bytes(gzip.compress(content) if zipped else content)
+            path = tmp_path / (f"{name}.gz" if zipped and not dotted else name)  # packed files without their ending too
+            path.write_bytes(gzip.compress(content) if zipped else content)
     for split, prefix in (("train", "train"), ("validation", "t10k")):
         dataset = open_dataset(f"file:{tmp_path}", config=CONFIG, split=split)
         images, labels = expected[prefix]
@@ -95,7 +96,14 @@ def damage_fewer_labels(folder: Path) -> None:
 
 
 def damage_zip(folder: Path) -> None:
-    (folder / "train-labels-idx1-ubyte").rename(folder / "train-labels-idx1-ubyte.gz")
+    path = folder / "train-labels-idx1-ubyte"
+    path.write_bytes(gzip.compress(path.read_bytes())[:-9])
+
+
+def damage_too_high(folder: Path) -> None:
+    (folder / "MNIST" / "raw").mkdir(parents=True)
+    for path in folder.glob("train-*"):
+        path.rename(folder / "MNIST" / "raw" / path.name)
 
 
 @pytest.mark.parametrize(
@@ -106,6 +114,7 @@ def damage_zip(folder: Path) -> None:
         (damage_no_labels, "no train-labels-idx1-ubyte"),
         (damage_fewer_labels, "4 images and train-labels-idx1-ubyte 3 labels"),
         (damage_zip, "damaged"),
+        (damage_too_high, "has IDX files in MNIST/raw: use --data file:.*/MNIST/raw$"),
     ],
 )
 def test_damaged_idx_folders(tmp_path: Path, damage: Callable[[Path], object], message: str) -> None:
