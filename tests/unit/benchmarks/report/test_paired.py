@@ -97,6 +97,9 @@ def test_pairs_are_of_one_group_and_one_repeat():
     assert len(pair_up(base, other[2:], STEP.column)) == 6
     assert not len(pair_up(base, [replace(row, group="h") for row in other], STEP.column))
     assert not len(pair_up([replace(row, group=None) for row in base], other, STEP.column))
+    straight = repeats(noisy(6), turned=False)
+    assert not len(pair_up(straight[::2], straight[1::2], STEP.column)), "one is first in every pair"
+    assert not len(pair_up(straight[1::2], straight[::2], STEP.column)), "and so is the other"
 
 
 def test_few_repeats_are_compared_as_runs():
