@@ -1,6 +1,9 @@
 """What a reader of a ratio must know: parity, failures, other work, another environment, how runs were made."""
 
+from collections.abc import Sequence
+
 from paralab.benchmarks.report import to_loss
+from paralab.benchmarks.report.comparison import Comparison
 from paralab.benchmarks.report.variants import Variant, differences
 from paralab.benchmarks.report.work import ENVIRONMENT
 
@@ -45,3 +48,28 @@ def failures(variant: Variant) -> list[str]:
         text = " ".join(filter(None, (run.status, f"at {at}" if at else "", f"({run.reason})" if run.reason else "")))
         said[text] = said.get(text, 0) + 1
     return [f"{variant.label}: {count} of {len(variant.runs)} runs failed: {text}" for text, count in said.items()]
+
+
+def grouped(comparisons: Sequence[Comparison]) -> list[str]:
+    """Return the notes on some comparisons, each once, with the variants that it is about if it is not about all."""
+    about: dict[tuple[str, bool], list[str]] = {}
+    for comparison in comparisons:
+        for note in comparison.notes:
+            label = next((name for name in (comparison.base, comparison.other) if note.startswith(f"{name}: ")), None)
+            said = note if label is None else note.removeprefix(f"{label}: ")
+            names = about.setdefault((said, label is None), [])
+            name = comparison.other if label is None else label
+            names += [] if name in names else [name]
+    return [
+        said if of_both and len(names) == len(comparisons) else f"{_each(names)}: {said}"
+        for (said, of_both), names in about.items()
+    ]
+
+
+def _each(names: Sequence[str]) -> str:
+    return names[0] if len(names) == 1 else f"each of {listed(names)}"
+
+
+def listed(names: Sequence[str]) -> str:
+    """Return names as a sentence has them: commas, and `and` before the last."""
+    return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"

@@ -8,7 +8,7 @@ from functools import cached_property
 from pathlib import Path
 
 from paralab.benchmarks.report import figures, stats, work
-from paralab.benchmarks.report.caveats import parity_failures
+from paralab.benchmarks.report.caveats import grouped, listed, parity_failures
 from paralab.benchmarks.report.comparison import Comparison
 from paralab.benchmarks.report.explain import Explanation, explain
 from paralab.benchmarks.report.families import Family, families
@@ -208,21 +208,9 @@ def _with_change(comparison: Comparison) -> str:
     return f"{comparison.other} by {abs(change):.1f}%"
 
 
-def listed(names: Sequence[str]) -> str:
-    """Return names as a sentence has them: commas, and `and` before the last."""
-    return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"
-
-
 def notes(piece: Piece) -> list[str]:
-    """Return the notes on the comparisons of a piece of work, each once, with the ways that it is about if not all."""
-    about: dict[str, list[str]] = {}
-    found = [way.against_base for way in piece.ways if way.against_base]
-    for comparison in found:
-        for note in comparison.notes:
-            about.setdefault(note, []).append(comparison.other)
-    alone = [len(others) == len(found) or note.startswith(f"{others[0]}: ") for note, others in about.items()]
-    return [note if clear else f"{listed(others)}: {note}"
-            for clear, (note, others) in zip(alone, about.items(), strict=True)]  # fmt: skip
+    """Return the notes on the comparisons of a piece of work."""
+    return grouped([way.against_base for way in piece.ways if way.against_base])
 
 
 def caveats(sources: Sequence[Source], found: Sequence[Piece]) -> list[str]:

@@ -121,4 +121,6 @@ def _with_note(found: Comparison, note: str) -> Comparison:
 def _more(found: Comparison, needed: int) -> str:
     """Say how many runs are lacking."""
     counts = ((found.base, found.base_runs), (found.other, found.other_runs))
+    if found.base_runs == found.other_runs:
+        return f"{needed - found.base_runs} more"
     return ", ".join(f"{needed - runs} more of {label}" for label, runs in counts if runs < needed)

@@ -19,7 +19,7 @@ from collections.abc import Iterator, Sequence
 from statistics import median
 
 from paralab.benchmarks.report import deciding
-from paralab.benchmarks.report.compare import text
+from paralab.benchmarks.report.formats import text
 from paralab.benchmarks.report.metrics import Metric
 from paralab.benchmarks.report.work import WORK
 from paralab.benchmarks.run import percent_of

@@ -168,8 +168,8 @@ def test_repeats_go_on_until_each_comparison_is_decided(
     assert re.search("slower (49|50)", out) and f"({count['dp2']} pairs)" in out
     assert "equivalent within 2%" in out or "slower 1." in out
     assert compare([str(tmp_path / "rows.csv"), "--by", "layout", "--equivalent-within", "2%"]) == 0
-    shown = [line.split("  ")[-1] for line in out.splitlines() if "pairs)" in line]
-    assert shown == [line.split("  ")[-1] for line in capsys.readouterr().out.splitlines() if "pairs)" in line]
+    shown = [line.split()[1:] for line in out.splitlines() if "pairs)" in line]
+    assert shown == [line.split()[1:] for line in capsys.readouterr().out.splitlines() if "pairs)" in line]
 
 
 @pytest.mark.parametrize(("words", "repeats"), [(("--max-repeats", "7"), 7), (("--max-time-s", "1"), 6)])

@@ -134,7 +134,7 @@ def test_many_arms_need_more_repeats_and_say_how_many():
     outcome = compare_column(rows, "strategy", STEP)
     assert {c.verdict for c in outcome.comparisons} == {"insufficient"}
     assert outcome.comparisons[0].notes == (
-        "a verdict on 3 variants beside one baseline needs 5 good runs of each: 1 more of s0, 1 more of s1",
+        "a verdict on 3 variants beside one baseline needs 5 good runs of each: 1 more",
     )
 
 
@@ -286,7 +286,7 @@ def test_a_case_that_is_gone_does_not_pass_the_gate():
 def test_ten_classes_and_a_thousand_are_not_the_same_work(tmp_path, capsys):
     sides = [[replace(r, model="resnet", n_classes=n) for r in runs(A, first=i)] for i, n in ((0, 10), (1, 1000))]
     assert main([write(tmp_path / f"{name}.csv", side) for name, side in zip("ab", sides, strict=True)]) == 3
-    assert "number of classes: 10 / 1000: run both with one --n-classes" in capsys.readouterr().out
+    assert "number of classes: 10 / 1000: run both with one --n-classes" in " ".join(capsys.readouterr().out.split())
 
 
 def test_a_variant_that_failed_parity_is_not_better(tmp_path, capsys):
@@ -366,7 +366,7 @@ def test_files_of_one_name_are_told_apart_by_their_folder(tmp_path, capsys):
     write(paths[0], runs(A))
     write(paths[1], runs(SLOWER))
     assert main([str(paths[0]), str(paths[1])]) == 0
-    assert "old/bench ddp: 100 ms" in capsys.readouterr().out
+    assert re.search("old/bench ddp +baseline +100 ms", capsys.readouterr().out)
 
 
 def grid():
@@ -454,7 +454,21 @@ def test_one_file_is_compared_way_by_way(tmp_path, capsys):
     both = [*runs(A), *runs(slow, strategy="zero3", layout="dp2/zero3"), *runs(A, strategy="single", model="resnet")]
     assert main([write(tmp_path / "a.csv", both), "--fail-over", "5"]) == 2
     said = capsys.readouterr().out
-    assert re.search(r"ddp: .*zero3: .*slower 20\.0%", said) and "without a partner: single (resnet" in said
+    assert re.search(r"ddp +baseline +100 ms .*\n +zero3 +slower 20\.0% ", said)
+    assert "without a partner: single (resnet" in said
+
+
+@pytest.mark.parametrize("columns", [40, 60, 80])
+def test_lines_fit_the_terminal_and_a_note_on_several_is_said_once(tmp_path, capsys, monkeypatch, columns):
+    monkeypatch.setenv("COLUMNS", str(columns))
+    names = ["ddp", "zero3", "tensor_with_a_long_name"]
+    rows = [r for i, name in enumerate(names) for r in runs([t * (1 + i) for t in A[:4]], strategy=name, steady=False)]
+    assert main([write(tmp_path / "a.csv", rows), "--by", "strategy", "--equivalent-within", "2%"]) == 0
+    said = capsys.readouterr().out
+    assert max(map(len, said.splitlines())) <= columns
+    once = " ".join(said.split())
+    assert f"each of ddp, zero3 and {names[2]}: 4 of 4 runs never reached a steady step time" in once
+    assert once.count("never reached") == once.count("a verdict on 2 variants") == 1
 
 
 def test_one_file_of_one_way_needs_another(files, capsys):
