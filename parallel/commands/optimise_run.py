@@ -30,6 +30,8 @@ from paralab.running import task
 
 PARITY_ITERATES = 2
 
+Advance = Callable[[int], object]  # told how many more steps of a phase were done
+
 
 @dataclass(frozen=True)
 class Found:
@@ -65,9 +67,9 @@ def measure(rank: Rank, progress: Progress, began: Moment, asked: Asked) -> Foun
     )
     phases = Phases(began, shown=rank.is_main)
     with task.on_rank(run, rank, progress, phases=phases) as here:
-        phases.begin("minimum")
+        phases.begin("minimum: steps")
         reduce = _reduction(here.mesh)
-        prepared = PROBLEMS[asked.problem](asked, here.work, here.mesh, reduce)
+        prepared = PROBLEMS[asked.problem](asked, here.work, here.mesh, reduce, phases.advance)
         settings = Settings(batch=asked.of.get("global_batch_size", 1), seed=asked.seed)
         lines, minima, parity = {}, {}, {}
         for name in asked.methods:
@@ -76,9 +78,15 @@ def measure(rank: Rank, progress: Progress, began: Moment, asked: Asked) -> Foun
             if rank.world_size > 1:
                 phases.begin(f"{name}: parity")
                 parity[name] = _parity(method, problem, settings)
-            phases.begin(name)
+            phases.begin(f"{name}: epochs", total=asked.of["epochs"])
             lines[name] = measured.run(
-                method, problem, optimum=best, settings=settings, epochs=asked.of["epochs"], sent=reduce
+                method,
+                problem,
+                optimum=best,
+                settings=settings,
+                epochs=asked.of["epochs"],
+                sent=reduce,
+                advance=phases.advance,
             )
         return Found(lines, minima, parity, prepared.facts, tuple(x.numpy() for x in prepared.shown))
 
@@ -100,7 +108,7 @@ def _parity(method: Method, problem: Problem, settings: Settings) -> float:
 # --- the problems
 
 
-def _logistic(asked: Asked, work: Work, mesh: Mesh, reduce: CountedReduction) -> Prepared:
+def _logistic(asked: Asked, work: Work, mesh: Mesh, reduce: CountedReduction, advance: Advance) -> Prepared:
     images, labels = _images(work)
     config, l2, batch = work.model_config, asked.of["l2"], asked.of["global_batch_size"]
     assert isinstance(config, ImageConfig)
@@ -110,7 +118,7 @@ def _logistic(asked: Asked, work: Work, mesh: Mesh, reduce: CountedReduction) ->
         centred(images), labels, config.n_classes, l2, rank=mesh.rank("dp"), ranks=mesh.layout.dp, reduce=reduce
     )
     _check_hessian(problem, asked.nproc)
-    best = optimum.of_softmax(problem)
+    best = optimum.of_softmax(problem, advance)
     features, smoothness, numbers = problem.features.shape[1], problem.smoothness, problem.start().numel()
     condition = f"{smoothness / l2:,.0f}" if l2 else "infinite"
     facts = (
@@ -145,27 +153,29 @@ def _images(work: Work) -> tuple[Tensor, Tensor]:
     return batch.inputs[0], batch.targets
 
 
-def _signal(asked: Asked, work: Work, mesh: Mesh, reduce: CountedReduction) -> Prepared:
+def _signal(asked: Asked, work: Work, mesh: Mesh, reduce: CountedReduction, advance: Advance) -> Prepared:
     clean = signals.piecewise_constant(asked.of["samples"], seed=asked.seed)
-    return _denoising(asked, clean, f"a signal of {clean.shape[1]} values", mesh, reduce)
+    return _denoising(asked, clean, f"a signal of {clean.shape[1]} values", mesh, reduce, advance)
 
 
-def _pictures(asked: Asked, work: Work, mesh: Mesh, reduce: CountedReduction) -> Prepared:
+def _pictures(asked: Asked, work: Work, mesh: Mesh, reduce: CountedReduction, advance: Advance) -> Prepared:
     every, samples = _images(work)[0], asked.of["samples"]
     if samples > len(every):
         raise ConfigError(f"--samples {samples} with {len(every)} images: use {len(every)} or fewer")
     images = every[:samples, 0].double()
     what = f"{len(images)} images of {images.shape[1]} x {images.shape[2]} pixels"
-    return _denoising(asked, images, what, mesh, reduce)
+    return _denoising(asked, images, what, mesh, reduce, advance)
 
 
-def _denoising(asked: Asked, clean: Tensor, what: str, mesh: Mesh, reduce: CountedReduction) -> Prepared:
+def _denoising(
+    asked: Asked, clean: Tensor, what: str, mesh: Mesh, reduce: CountedReduction, advance: Advance
+) -> Prepared:
     noisy = signals.with_noise(clean, std=asked.of["noise_std"], seed=asked.seed)
     names, weight = asked.of["transform"], asked.of["l1"] if asked.of["transform"] else asked.of["tv"]
     penalty = penalties.coefficients(names, clean.shape[1:]) if names else penalties.total_variation(clean.dim() - 1)
     primal = Denoising(noisy, weight, penalty, rank=mesh.rank("dp"), ranks=mesh.layout.dp, reduce=reduce)
     dual = primal.dual()
-    best_dual = optimum.of_dual(dual)
+    best_dual = optimum.of_dual(dual, advance)
     best = optimum.of_primal(primal, best_dual)
     gap = best.value + best_dual.value - primal.mean(primal.noisy.square()) / 2
     error = primal.mean((best.point - clean[primal.mine]).square()) / clean[0].numel()
@@ -184,7 +194,7 @@ def _denoising(asked: Asked, clean: Tensor, what: str, mesh: Mesh, reduce: Count
     return Prepared(facts, of, shown)
 
 
-PROBLEMS: Mapping[str, Callable[[Asked, Work, Mesh, CountedReduction], Prepared]] = {
+PROBLEMS: Mapping[str, Callable[[Asked, Work, Mesh, CountedReduction, Advance], Prepared]] = {
     "logistic": _logistic,
     "signal": _signal,
     "images": _pictures,

@@ -4,8 +4,12 @@
     [   8.0 s] parity: the same steps in one process
     [  12.4 s] measuring 20 steps
 
-On a terminal the last line has a bar that moves with each step. The process that works draws it, at most ten times a
-second, and no thread beside it: measured steps are not disturbed.
+On a terminal the last line has a bar that moves with each step. Elsewhere a phase that takes long gets a further line
+every ten seconds, with how far it is and how much time is left:
+
+    [  22.4 s] measuring 20 steps 8/20  15 s left
+
+The process that works shows it, with its steps, and no thread beside it: measured steps are not disturbed.
 """
 
 import re
@@ -16,7 +20,8 @@ from typing import TextIO
 
 from paralab.console.clock import Moment
 
-_REDRAW_S = 0.1
+_REDRAW_S = 0.1  # on a terminal
+_LINE_EVERY_S = 10.0  # elsewhere
 _BAR = 20  # characters
 _LINE_START = "\r\x1b[K"  # and nothing right of it
 
@@ -25,8 +30,8 @@ class Phases:
     """Shows one phase after the other. Leave the `with` block to end the last one.
 
     began: the moment that times are counted from. shown: False shows nothing, as on ranks other than 0.
-    transient: leave no line behind; then nothing is shown where there is no terminal. after_s: show a phase once it has
-    taken so long, at the next step of it.
+    transient: leave no line behind; where there is no terminal, only phases that take long have lines then. after_s:
+    show a phase once it has taken so long, at the next step of it.
     """
 
     def __init__(
@@ -40,8 +45,9 @@ class Phases:
     ) -> None:
         self._began, self._file = began, file or sys.stderr
         self._on_terminal = self._file.isatty()
+        self._is_silent = transient and not self._on_terminal  # but for what takes long
         self._transient, self._after_s = transient, after_s
-        self._shown = shown and (self._on_terminal or not transient)
+        self._shown = shown
         self._name, self._total, self._done = "", 0, 0
         self._is_out = False  # whether the phase is on the screen, or its line written
         self._at_s = self._phase_began_s = self._drawn_s = 0.0
@@ -57,55 +63,61 @@ class Phases:
         self.end()
         self._name, self._total, self._done = name, total, 0
         self._at_s, self._phase_began_s = self._began.elapsed_s or 0.0, time.monotonic()
-        self._is_out = False
-        if not self._after_s:
+        self._is_out, self._drawn_s = False, self._phase_began_s
+        if not self._after_s and not self._is_silent:
             self._show()
 
     def advance(self, steps: int = 1) -> None:
         """Take note that so many more steps of the phase are done."""
         self._done += steps
         now_s = time.monotonic()
-        if not self._is_out:
+        if not self._is_out and not self._is_silent:
             if now_s - self._phase_began_s >= self._after_s:
                 self._show()
-        elif self._on_terminal and now_s - self._drawn_s >= _REDRAW_S:
-            self._draw()
+        elif now_s - self._drawn_s >= (_REDRAW_S if self._on_terminal else _LINE_EVERY_S):
+            self._write(self._bar() if self._on_terminal else self._done_and_left())
 
     def end(self) -> None:
         """End the phase: its line stays without its bar, or goes away where lines are transient."""
         if self._name and self._is_out and self._on_terminal:
-            left = "" if self._transient else f"{self._line()}\n"
+            left = "" if self._transient else f"{self._line(self._at_s)}\n"
             self._file.write(f"{_LINE_START}{left}")
             self._file.flush()
         self._name = ""
 
     def _show(self) -> None:
         """Write the line of the phase, or draw it for the first time."""
+        self._is_out = self._shown
+        self._write(self._bar() if self._on_terminal else "")
+
+    def _write(self, progress: str) -> None:
+        """Draw the line anew on a terminal; elsewhere write a further one, which says when it was."""
         if not self._shown:
             return
-        self._is_out = True
-        if self._on_terminal:
-            self._draw()
-        else:
-            print(self._line(), file=self._file, flush=True)
-
-    def _line(self) -> str:
-        return f"[{self._at_s:6.1f} s] {self._name}"
-
-    def _draw(self) -> None:
         self._drawn_s = time.monotonic()
-        text = self._line() + self._bar()
-        self._file.write(f"{_LINE_START}{text[: shutil.get_terminal_size().columns - 1]}")
+        if self._on_terminal:
+            text = self._line(self._at_s) + progress
+            self._file.write(f"{_LINE_START}{text[: shutil.get_terminal_size().columns - 1]}")
+        else:
+            at_s = self._at_s + self._drawn_s - self._phase_began_s if progress else self._at_s
+            self._file.write(f"{self._line(at_s)}{progress}\n")
         self._file.flush()
+
+    def _line(self, at_s: float) -> str:
+        return f"[{at_s:6.1f} s] {self._name}"
 
     def _bar(self) -> str:
         if not self._total:
-            return " ..."
+            return f"  {self._done:,} done ..." if self._done else " ..."
         filled = _BAR * self._done // self._total
-        left = self._total - self._done
-        taken_s = time.monotonic() - self._phase_began_s
+        return f"  [{'=' * filled}{' ' * (_BAR - filled)}]{self._done_and_left()}"
+
+    def _done_and_left(self) -> str:
+        if not self._total:
+            return f"  {self._done:,} done"
+        taken_s, left = time.monotonic() - self._phase_began_s, self._total - self._done
         remaining = f"  {taken_s / self._done * left:.0f} s left" if self._done else ""
-        return f"  [{'=' * filled}{' ' * (_BAR - filled)}] {self._done}/{self._total}{remaining}"
+        return f" {self._done}/{self._total}{remaining}"
 
 
 def is_phase(line: str) -> bool:

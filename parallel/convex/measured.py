@@ -2,7 +2,7 @@
 
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -36,9 +36,19 @@ class Line:
 
 
 def run(
-    method: Method, problem: Any, *, optimum: Optimum, settings: Settings, epochs: float, sent: CountedReduction
+    method: Method,
+    problem: Any,
+    *,
+    optimum: Optimum,
+    settings: Settings,
+    epochs: float,
+    sent: CountedReduction,
+    advance: Callable[[int], object] = lambda _: None,
 ) -> list[Line]:
-    """Run a method for so many passes over the data. sent: what the problem reduces with. Collective over all ranks."""
+    """Run a method for so many passes over the data. Collective over all ranks.
+
+    sent: what the problem reduces with. advance: told how many more passes were done.
+    """
     lines: list[Line] = []
     time_s = sent_bytes = 0.0
     iterates = method.iterate(problem, settings)
@@ -49,6 +59,7 @@ def run(
             break
         time_s += time.perf_counter() - began
         sent_bytes += float(sent.sent_bytes - sent_before)
+        advance(int(found.epochs) - (int(lines[-1].epochs) if lines else 0))
         objective = problem.value(found.point)
         lines.append(
             Line(

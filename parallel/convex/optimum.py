@@ -1,5 +1,6 @@
 """The minimum of a problem, found to rounding: what suboptimality is measured from."""
 
+from collections.abc import Callable
 from itertools import islice
 
 import torch
@@ -17,8 +18,11 @@ _SMALL = 1e-10  # norm of the gradient (mapping), above which it is no minimum
 _WANTED, _LOOKS = 1e-12, 50  # the norm that ends the search on the dual, and steps between looks at it
 
 
-def of_softmax(problem: SoftmaxRegression) -> Optimum:
-    """Return the minimum by Newton's method; collective over all ranks. Raises: ConfigError where there is none."""
+def of_softmax(problem: SoftmaxRegression, advance: Callable[[int], object] = lambda _: None) -> Optimum:
+    """Return the minimum by Newton's method; collective over all ranks. Raises: ConfigError where there is none.
+
+    advance: told how many more steps were done.
+    """
     seen = problem.l2 > torch.finfo(torch.float64).eps * problem.smoothness  # beside rounding
     if not seen and (why := problem.grows_without_end()):
         raise ConfigError(
@@ -28,6 +32,7 @@ def of_softmax(problem: SoftmaxRegression) -> Optimum:
     norms: list[float] = []
     for last in islice(newton.iterate(problem, Settings()), MOST_NEWTON_STEPS):
         norms.append(problem.gradient_norm(last.point))
+        advance(1)
         if len(norms) > _FAR and norms[-1] > norms[-_APART] / _FASTER:  # near a minimum the digits double at each step
             break
     value, norm = problem.value(last.point), norms[-1]
@@ -43,16 +48,19 @@ def of_softmax(problem: SoftmaxRegression) -> Optimum:
     return Optimum(last.point, value)
 
 
-def of_dual(problem: DenoisingDual) -> Optimum:
+def of_dual(problem: DenoisingDual, advance: Callable[[int], object] = lambda _: None) -> Optimum:
     """Return the minimum of the dual; collective over all ranks. Raises: ConfigError where it takes too many steps.
 
     By FISTA that starts anew in a row where it overshoots (O'Donoghue and Candes 2015, section 3.2, gradient scheme).
+    advance: told how many more steps were done.
     """
     point = ahead = problem.start()
     t = torch.ones((), dtype=point.dtype)
     for step in range(MOST_PROXIMAL_STEPS):
-        if step % _LOOKS == 0 and (point - problem.step(point)).abs().max() <= _WANTED * problem.weight:
-            break
+        if step % _LOOKS == 0:
+            advance(_LOOKS if step else 0)
+            if (point - problem.step(point)).abs().max() <= _WANTED * problem.weight:
+                break
         last, point = point, problem.step(ahead)
         overshoots = _over_rows((ahead - point) * (point - last)) > 0
         t_last, t = t, torch.where(overshoots, 1.0, (1 + (1 + 4 * t**2).sqrt()) / 2)

@@ -76,6 +76,31 @@ def test_a_phase_that_is_shown_when_it_takes_long(
         assert file.getvalue().count("\n") == int(out)
 
 
+@pytest.mark.parametrize("transient", [False, True])
+def test_without_a_terminal_a_long_phase_says_every_ten_seconds_how_far_it_is(
+    transient: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now_s = [50.0]
+    monkeypatch.setattr(phases.time, "monotonic", lambda: now_s[0])
+    file = io.StringIO()
+    with Phases(Moment.now(), file=file, transient=transient) as shown:
+        for total in (8, 0):
+            shown.begin("reading", total=total)
+            for _ in range(6):
+                now_s[0] += 4.0
+                shown.advance()
+    lines = file.getvalue().splitlines()
+    assert all(map(is_phase, lines))
+    begun = ["[   0.0 s] reading", "[  24.0 s] reading"]
+    assert [line for line in lines if line in begun] == ([] if transient else begun)
+    assert [line for line in lines if line not in begun] == [
+        "[  12.0 s] reading 3/8  20 s left",
+        "[  24.0 s] reading 6/8  8 s left",
+        "[  36.0 s] reading  3 done",
+        "[  48.0 s] reading  6 done",
+    ]
+
+
 def test_verify_shows_the_case_that_it_works_on(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
