@@ -1,5 +1,8 @@
 """Events of a trace: what lies on which lane, and when."""
 
+import json
+from itertools import pairwise
+
 from paralab.measure.calls import Call, Wait
 from paralab.measure.trace_events import Event, collectives, merged, profiled, step_lane
 
@@ -54,3 +57,15 @@ def test_kernels_and_operations_are_on_lanes_of_their_own() -> None:
     assert spans == [(1, 1, 20.0), (1, 2, 21.0), (2, 1, 22.0)]  # 0 is the kernel's in Perfetto
     assert {e["cat"] for e in events if e["ph"] == "X"} == {"torch", "GPU"}
     assert {e["ph"] for e in events} == {"M", "X"} and all(isinstance(e["pid"], int) and e["pid"] > 0 for e in events)
+
+
+def test_spans_end_exactly_where_others_begin_for_who_adds_what_is_written() -> None:
+    ends_us = [1e6 * (number / 7 + 1 / 3e3) for number in range(2000)]
+    parts = [Event("step", "part", begin, end - begin) for begin, end in pairwise(ends_us)]
+    whole = Event("step", "step", ends_us[0], ends_us[-1] - ends_us[0])
+    read = json.loads(json.dumps(merged([("rank 0", [whole, *parts])])))["traceEvents"]
+    first, *spans = [(e["ts"], e["ts"] + e["dur"]) for e in read if e["ph"] == "X"]
+    assert all(end == begin for (_, end), (begin, _) in pairwise(spans))
+    assert first == (spans[0][0], spans[-1][1])  # Perfetto drops what reaches over the end of what it is in
+    assert all(1e3 * time == round(1e3 * time) for span in spans for time in span), "whole nanoseconds"
+    assert all(abs(got - wanted) <= 0.0625 for (got, _), wanted in zip(spans, ends_us, strict=False))
