@@ -178,8 +178,9 @@ def _causal(theirs: "PreTrainedConfig", values: Mapping[str, Any], where: Path) 
     experts = next((name for name in _EXPERTS if (getattr(theirs, name, 0) or 0) > 1), None)
     if experts:
         raise ConfigError(
-            f"{where} is a {kind} with {getattr(theirs, experts)} experts ({experts}): which of them a token takes "
-            "flips with the last bit of a sum, so that no layout can be compared with one process; give a model without"
+            f"{where} is a {kind} with {getattr(theirs, experts)} experts ({experts}), which --model hf: does not "
+            f"divide: {_built_in(theirs, where)}give its module to paralab.parallelize with experts=... "
+            "(docs/hugging-face.md)"
         )
     if getattr(theirs, "quantization_config", None):
         raise ConfigError(
@@ -187,6 +188,21 @@ def _causal(theirs: "PreTrainedConfig", values: Mapping[str, Any], where: Path) 
             "give the model that it was made from"
         )
     return architecture
+
+
+def _built_in(theirs: "PreTrainedConfig", where: Path) -> str:
+    """Return the words to type for the model of our own that a mixture of experts is; empty where there is none."""
+    from paralab.models import mixtral, mixtral_hf
+
+    if theirs.model_type != mixtral_hf.MODEL_TYPE:
+        return ""
+    try:
+        size = mixtral.size_of(mixtral_hf.config_from(theirs))
+    except ValueError as error:
+        return f"--model mixtral is another one ({error}); "
+    tokenizer = where / "tokenizer.json"
+    words = f"--model mixtral --size {size}" + (f" --tokenizer {tokenizer}" if tokenizer.is_file() else "")
+    return f"use {words}, and --init-from {where} for its weights, or "
 
 
 _OF_THE_FILE = ("transformers_version", "_name_or_path")  # no property of the model

@@ -66,13 +66,13 @@ def parallelize(
     it the module returns its loss. optimizer: a class, or a function of the list of parameters. scheduler: a
     function of the optimizer. blocks: a pattern of the repeated layers, such as "encoder.layers.*", where they are
     not found. tensor: pattern of a module -> "column" or "row". pipeline: what runs before and after the blocks.
-    sequence: for context parallelism, what its positions and heads are. experts: for expert parallelism, a pattern
-    of the modules that hold experts, of parameters (experts, ...), called with rows (rows, ...) by expert and
-    counts (experts,) int64. example: a batch, whose shapes pipeline stages have to know. initialise:
-    initialise(name, tensor, generator) draws a tensor whole. accumulation: backward passes per step. clip_norm: of
-    the gradient over all ranks. checkpointing: recompute the activations of no block, of all ("full"), of every
-    n-th, or of attention alone ("selective"). compile: mode of torch.compile, for each block. unused_parameters:
-    whether a step may leave parameters without a gradient.
+    sequence: for context parallelism, what its positions and heads are. experts: for expert parallelism, a pattern of
+    the modules that hold experts, of parameters (experts, ...), called with rows (rows, ...) by expert and counts
+    (experts,) int64, or as in transformers with tokens, their experts and weights (tokens, top_k). example: a batch,
+    whose shapes pipeline stages have to know. initialise: initialise(name, tensor, generator) draws a tensor whole.
+    accumulation: backward passes per step. clip_norm: of the gradient over all ranks. checkpointing: recompute the
+    activations of no block, of all ("full"), of every n-th, or of attention alone ("selective"). compile: mode of
+    torch.compile, for each block. unused_parameters: whether a step may leave parameters without a gradient.
 
     Raises: LayoutError, ConfigError, WorldError, with what was got, what is needed and what to type.
     """
@@ -185,7 +185,7 @@ def check_axes(layout: Layout, spec: ModelSpec[OwnConfig], skeleton: nn.Module, 
     if layout.pp > 1 and pipeline is None:
         raise LayoutError(without_ends(skeleton, spec.blocks(config)))
     check_sequence(layout, skeleton, spec.sequence(config))
-    check_experts(layout, skeleton, spec.experts)
+    check_experts(layout, skeleton, spec.experts, tensor=spec.tensor_plan(config))
     check_split(layout, spec=spec, config=config)
     if layout.pp > 1:
         check_stages(spec.on_meta(config), spec.blocks(config))

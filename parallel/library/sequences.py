@@ -1,14 +1,16 @@
 """What has to be told of an own module so that context ranks share its sequences, or data ranks divide its experts."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from fnmatch import fnmatchcase
 from typing import Any
 
 from torch import Tensor, nn
 
+from paralab.axes.expert.layers import takes_tokens
 from paralab.errors import ConfigError, LayoutError, did_you_mean
 from paralab.layout import Layout
 from paralab.models.sequence import Attend, Sequence, SequenceShape, take_all
+from paralab.models.spec import Style
 
 
 class Shared:
@@ -80,8 +82,8 @@ def check_sequence(layout: Layout, module: nn.Module, shape: SequenceShape | Non
             )
 
 
-def check_experts(layout: Layout, module: nn.Module, pattern: str | None) -> None:
-    """Raise LayoutError where data ranks could not divide the experts of a module."""
+def check_experts(layout: Layout, module: nn.Module, pattern: str | None, *, tensor: Mapping[str, Style]) -> None:
+    """Raise LayoutError where data ranks could not divide the experts of a module. tensor: its tensor plan."""
     if layout.ep == 1:
         return
     name, every = type(module).__name__, dict(module.named_modules())
@@ -98,9 +100,15 @@ def check_experts(layout: Layout, module: nn.Module, pattern: str | None) -> Non
             "names of its modules"
         )
     for part in found:
-        counts = {p.shape[0] if p.ndim else 0 for p in part.parameters(recurse=False)}
-        if len(counts) != 1 or next(part.children(), None) is not None:
+        own = list(part.parameters(recurse=False))
+        if len({p.shape[0] if p.ndim else 0 for p in own}) != 1 or len(own) < len(list(part.parameters())):
             raise LayoutError(
                 f"experts={pattern!r} matches a {type(part).__name__} that does not hold its experts as tensors of its "
                 "own whose first dim counts them: stack their weights, or use a layout without ep"
+            )
+        if layout.tp > 1 and (takes_tokens(part) or tensor.get(pattern) != "experts"):
+            raise LayoutError(
+                f"ep{layout.ep} with tp{layout.tp} and experts={pattern!r}: each tensor rank would have a part of every"
+                " expert, which takes experts that are called with rows and counts, and "
+                f"tensor={{{pattern!r}: 'experts', ...}}: give these, or use a layout without tp"
             )

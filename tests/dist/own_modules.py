@@ -346,6 +346,16 @@ class Mixed(Attending):
         self.layers = nn.ModuleList(MixedBlock() for _ in range(2))
 
 
+def mixtral() -> nn.Module:
+    """Return a Mixtral as transformers has it, whose outputs have `.logits`, computed in a way that takes fp64."""
+    from transformers import MixtralConfig, MixtralForCausalLM
+
+    sizes = {"hidden_size": WIDTH, "intermediate_size": 24, "num_hidden_layers": 2, "num_attention_heads": 4}
+    model = MixtralForCausalLM(MixtralConfig(**sizes, vocab_size=WORDS, num_key_value_heads=2, num_local_experts=4))
+    model.set_experts_implementation("batched_mm")
+    return model
+
+
 class Bare(nn.Module):
     """No blocks at all, and parameters of its own: a vector, and one of size 1."""
 
@@ -482,6 +492,12 @@ KINDS: Mapping[str, Kind] = {
         batch=longer,
         options={"sequence": SHAPE, "experts": "layers.*.experts"},
         layouts=("dp2.ep2", "dp4.ep2/zero3", "dp2.ep2.cp2"),
+    ),
+    "mixtral": Kind(
+        mixtral,
+        loss=lambda out, targets: words_loss(out.logits, targets),
+        options={"experts": "model.layers.*.mlp.experts"},
+        layouts=("dp2.ep2", "dp4.ep2/zero3"),
     ),
 }
 DROPPING = Kind(Dropping)

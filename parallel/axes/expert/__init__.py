@@ -93,6 +93,14 @@ class ExpertAxis(Axis):
 
     # --- what it sends, and what a rank holds
 
+    def as_seen(self, part: "nn.Module", plan: "Planned") -> None:
+        """Have experts that are called with tokens note how many of them each token goes to, by which bytes count."""
+        from paralab.axes.expert import layers
+
+        for name, module in part.named_modules():
+            if holds_experts(name, plan.spec) and layers.takes_tokens(module):
+                module.register_forward_pre_hook(layers.note_choices)
+
     def local_shape(self, name: str, shape: tuple[int, ...], plan: "Planned") -> tuple[int, ...]:
         return (shape[0] // plan.layout.ep, *shape[1:]) if is_expert(name, plan) else shape
 
@@ -100,20 +108,21 @@ class ExpertAxis(Axis):
         """Yield how rows x (rows, hidden) go to their experts, and their gradients back; before them how many go.
 
         Where loads differ, ranks send and receive different numbers of rows: this is their mean. With a capacity it is
-        the most that they send.
+        the most that they send. Experts that are called with tokens make rows of them, one for each choice.
         """
         if holds_experts(name, plan.spec):
             block, experts = block_of(name, blocks_in(plan)), next(module.parameters()).shape[0]
+            size = x.nbytes * getattr(module, "choices", 1)
             yield Call("ep", "all_to_all", experts * COUNT_BYTES, block=block)
-            yield Call("ep", "all_to_all", x.nbytes, block=block)
-            yield Call("ep", "all_to_all", x.nbytes, backward=True, block=block)
+            yield Call("ep", "all_to_all", size, block=block)
+            yield Call("ep", "all_to_all", size, backward=True, block=block)
 
     def calls_after(self, name: str, module: "nn.Module", out: "Tensor", plan: "Planned") -> Iterator[Call]:
         """Yield how rows (rows, hidden) come back from their experts, and their gradients go there."""
         if holds_experts(name, plan.spec):
-            block = block_of(name, blocks_in(plan))
-            yield Call("ep", "all_to_all", out.nbytes, block=block)
-            yield Call("ep", "all_to_all", out.nbytes, backward=True, block=block)
+            block, size = block_of(name, blocks_in(plan)), out.nbytes * getattr(module, "choices", 1)
+            yield Call("ep", "all_to_all", size, block=block)
+            yield Call("ep", "all_to_all", size, backward=True, block=block)
 
 
 def holds_experts(module: str, spec: "ModelSpec[C]") -> bool:

@@ -2,9 +2,11 @@
 
 A module of experts is called with rows that are sorted by expert, and with how many there are of each. Before it runs,
 ranks tell each other these numbers and exchange the rows, of different numbers between any two of them; after it, the
-rows go back to where they came from, in the order that they had.
+rows go back to where they came from, in the order that they had. One that is called as those of transformers are, with
+tokens, the experts of each and their weights, gets rows of one expert with a weight of one; the weights wait at home.
 """
 
+import inspect
 from typing import Any
 
 import torch
@@ -13,13 +15,14 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor, Shard
 
 from paralab.axes.pieces import distribute, run_locally
-from paralab.models.routing import sizes_of
+from paralab.models.routing import choices, sizes_of
 from paralab.processes.mesh import Mesh
 
 
 def divide(module: nn.Module, *, mesh: Mesh) -> None:
     """Give this rank its share of the experts of a module, in place, and let rows travel to all of them."""
-    trips = _Trips(mesh.group("ep"))
+    count = next(module.parameters()).shape[0]
+    trips = _TripsOfTokens(mesh.group("ep"), count) if takes_tokens(module) else _Trips(mesh.group("ep"))
     module.register_forward_pre_hook(trips.there)
     if mesh.size("tp") > 1:
         _divide_parts(module, mesh)
@@ -28,6 +31,18 @@ def divide(module: nn.Module, *, mesh: Mesh) -> None:
         run_locally(module)
     # Before the tensor axis sums up: what it sends is of this rank's own rows then, whose number no router decides.
     module.register_forward_hook(trips.back, prepend=True)
+    if isinstance(getattr(module, "num_experts", None), int):  # by which modules of transformers count theirs
+        vars(module)["num_experts"] = count // mesh.size("ep")
+
+
+def takes_tokens(module: nn.Module) -> bool:
+    """Return whether experts are called with tokens, the experts of each and their weights, as in transformers."""
+    return len(inspect.signature(module.forward).parameters) == 3
+
+
+def note_choices(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+    """Note in a module that `takes_tokens` to how many experts a token goes: `choices`. inputs: those of its call."""
+    vars(module)["choices"] = inputs[1].shape[-1]
 
 
 def _divide_parts(module: nn.Module, mesh: Mesh) -> None:
@@ -67,6 +82,31 @@ class _Trips:
         """Take rows (rows here, hidden) by expert; return those of this rank's tokens, as they left."""
         by_rank = torch.zeros_like(out).index_copy(0, self.order, out)
         return _Exchange.apply(by_rank, self.received, self.sent, self.group)
+
+
+class _TripsOfTokens(_Trips):
+    """The same for experts that are called with tokens (tokens, hidden), their experts and weights (tokens, top_k)."""
+
+    def __init__(self, group: dist.ProcessGroup, experts: int) -> None:
+        super().__init__(group)
+        self.experts = experts  # of all ranks
+        self.by_expert = self.weights = torch.empty(0)  # of the last call
+
+    def there(self, module: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:  # type: ignore[override]
+        """Return rows (rows, hidden) of this rank's experts, each with one expert and a weight of one (rows, 1)."""
+        tokens, chosen, self.weights = inputs
+        self.by_expert = chosen.flatten().argsort(stable=True)
+        rows = tokens[self.by_expert // chosen.shape[1]]
+        arrived, counts = super().there(module, (rows, choices(chosen.flatten(), self.experts)))
+        which = torch.arange(len(counts), device=counts.device)
+        which = which.repeat_interleave(counts, output_size=len(arrived))[:, None]
+        return arrived, which, self.weights.new_ones(len(arrived), 1)
+
+    def back(self, module: nn.Module, inputs: Any, out: Tensor) -> Tensor:
+        """Return the sum of what its experts make of each token (tokens, hidden), by their weights."""
+        rows = super().back(module, inputs, out)
+        by_token = torch.zeros_like(rows).index_copy(0, self.by_expert, rows)
+        return (by_token.unflatten(0, (-1, self.weights.shape[1])) * self.weights[..., None]).sum(dim=1).to(out.dtype)
 
 
 def _by_rank(sizes: list[int], ranks: int) -> list[int]:

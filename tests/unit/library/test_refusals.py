@@ -91,6 +91,11 @@ REFUSED: dict[str, tuple[Callable[[], object], type[ParalabError], str]] = {
         LayoutError,
         "matches a MixedBlock that does not hold its experts as tensors of its own whose first dim counts them",
     ),
+    "experts that no plan of tensor ranks has": (
+        lambda: made(Mixed(), "dp2.ep2.tp2", processes=4, loss=words_loss, experts="layers.*.experts", tensor=BLOCKS),
+        LayoutError,
+        r"ep2 with tp2 and experts='layers.\*.experts': .* tensor={'layers.\*.experts': 'experts', ...}: give these",
+    ),
     "blocks without ends": (
         lambda: made(Plain(), "pp2/gpipe", processes=2),
         LayoutError,

@@ -262,7 +262,18 @@ def _change(**values: Any) -> Any:
         (lambda file: file.write_text('{"model_type": "bert"}'), "is a bert, an encoder: give a decoder-only"),
         (lambda file: file.write_text('{"model_type": "t5"}'), "is a t5, an encoder with a decoder"),
         (lambda file: file.write_text('{"model_type": "vit"}'), "is a vit, which is not a language model"),
-        (lambda file: file.write_text('{"model_type": "mixtral"}'), "is a mixtral with 8 experts"),
+        (
+            lambda file: file.write_text('{"model_type": "qwen3_moe"}'),
+            "is a qwen3_moe with 128 experts .*: give its module",
+        ),
+        (
+            lambda file: file.write_text('{"model_type": "mixtral", "vocab_size": 257}'),
+            "a mixtral with 8 experts .*: use --model mixtral --size 32x4096x32/8e8/2v257, and --init-from .* or give",
+        ),
+        (
+            lambda file: file.write_text('{"model_type": "mixtral", "sliding_window": 9}'),
+            "--model mixtral is another one .sliding_window=9.*; give its module",
+        ),
     ],
 )
 def test_bad_folders_are_refused_in_a_line(tmp_path: Path, change: Any, problem: str) -> None:
