@@ -20,7 +20,7 @@ from pathlib import Path
 from paralab.benchmarks.report import explain
 from paralab.benchmarks.report.comparing import compare_column, compare_files, compare_ways
 from paralab.benchmarks.report.formats import FORMATS
-from paralab.benchmarks.report.metrics import MOST_ASKED, Metric, metric_of
+from paralab.benchmarks.report.metrics import MOST_ASKED, Metric, metric_of, usual
 from paralab.benchmarks.report.outcome import NOT_COMPARABLE, Outcome
 from paralab.benchmarks.report.sources import Source, load
 from paralab.errors import ParalabError, UsageError
@@ -65,7 +65,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _look(options: argparse.Namespace) -> tuple[Outcome, Metric]:
     sources = load(options.files)
-    metric = metric_of(options.metric or _usual_metric(sources))
+    rows = [row for source in sources for row in source.records]
+    metric = metric_of(options.metric) if options.metric else usual(rows)
     if metric.better is None and options.fail_over is not None:
         neither = f"--metric {metric.column}, in which neither lower nor higher is better"
         raise UsageError(f"--fail-over with {neither}: name another metric")
@@ -77,7 +78,6 @@ def _look(options: argparse.Namespace) -> tuple[Outcome, Metric]:
         if not source.records:
             raise UsageError(f"{source.path} holds no runs that count: give a file with at least one of its own")
     if options.by is not None:
-        rows = [row for source in sources for row in source.records]
         files = {id(row): source.label for source in sources for row in source.records}
         found = compare_column(rows, options.by, metric, baseline=options.baseline, force=options.force, files=files)
         return found, metric
@@ -101,13 +101,6 @@ def _ways(source: Source, metric: Metric) -> Outcome:
         needed = "two strategies, layouts or engines at one piece of work"
         raise UsageError(f"{source.path} does not hold {needed}: give a second file, or name a --by COLUMN")
     return found
-
-
-def _usual_metric(sources: Sequence[Source]) -> str:
-    """Return what runs are judged by where nothing is said: time to a loss where all good ones were to reach one."""
-    good = [run for source in sources for run in source.records if run.status == "ok"]
-    asked = bool(good) and all(run.until_loss is not None for run in good)
-    return "time_to_loss_s" if asked else "step_time_p50_s"
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -70,7 +70,7 @@ def _judged_by(metric: Metric) -> str:
 
 def text(outcome: Outcome, metric: Metric) -> str:
     """Return comparisons as lines that fit a terminal: under each work a baseline, and what is compared with it."""
-    says = f"{_judged_by(metric)}: medians of runs, and their ratio to the baseline with its 95% interval"
+    says = f"{_judged_by(metric)}: medians of runs, and the ratio to the baseline with its 95% interval"
     lines = [*(_wrapped(said) for said in _first(outcome)), _wrapped(says)]
     place = None
     for (name, _), beside in groupby(outcome.comparisons, key=lambda c: (c.work, c.base)):

@@ -78,6 +78,7 @@ _KINDS: tuple[tuple[Callable[[Piece], bool], str], ...] = (
     (_has("worse"), "nothing is faster than its baseline and something is slower, most of all: {most}"),
     (_has("~", "equivalent"), "there is no evidence of a difference"),
     (_has(*_UNDECIDED), "there is too little evidence for a verdict"),
+    (_has("not reached"), "a run did not reach the loss that it was to reach"),
     (lambda piece: True, "runs failed, or parity did"),
 )
 

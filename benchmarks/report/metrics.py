@@ -1,5 +1,6 @@
 """What a comparison can judge by: every numeric column of a row, with what is better in it where that is known."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -66,3 +67,10 @@ def metric_of(column: str) -> Metric:
         use = f"use a column of numbers, such as {', '.join(MOST_ASKED[:3])} (all are in docs/columns.md)"
         raise UsageError(f"--metric {column} is not a column of numbers{hint}: {use}")
     return METRICS[column]
+
+
+def usual(runs: Sequence[RunRecord]) -> Metric:
+    """Return what runs are judged by where nothing is said: time to a loss where all good ones were to reach one."""
+    good = [run for run in runs if run.status == "ok"]
+    asked = bool(good) and all(run.until_loss is not None for run in good)
+    return METRICS["time_to_loss_s" if asked else "step_time_p50_s"]

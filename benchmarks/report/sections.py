@@ -12,7 +12,7 @@ from paralab.benchmarks.report.caveats import grouped, listed, parity_failures
 from paralab.benchmarks.report.comparison import Comparison
 from paralab.benchmarks.report.explain import Explanation, explain
 from paralab.benchmarks.report.families import Family, families
-from paralab.benchmarks.report.metrics import METRICS
+from paralab.benchmarks.report.metrics import METRICS, Metric, usual
 from paralab.benchmarks.report.sources import Source
 from paralab.benchmarks.report.variants import Variant, variants
 from paralab.benchmarks.report.work import ENVIRONMENT, HARDWARE, WORK, Column, amount, show, value
@@ -75,6 +75,7 @@ class Piece:
     device: str
     unit: str
     ways: list[Way]
+    metric: Metric  # by which its ways are judged
     number: int = 0  # its place in the page, from 1
     verdict: list[str] = field(default_factory=list)  # sentences
     parity_failures: list[str] = field(default_factory=list)  # those of them that say so
@@ -128,14 +129,15 @@ def _piece(records: list[RunRecord], origin: dict[int, Source]) -> Piece:
     files = {id(record): origin[id(record)].label for record in records}
     ways = [Way(variant, _logs(variant, origin)) for variant in variants(records, files)]
     first = next((record for record in records if record.status == "ok"), records[0])
-    piece = Piece(work.work_label(first), first.device or "unknown", first.unit or "samples", ways)
+    metric = usual(records)
+    piece = Piece(work.work_label(first), first.device or "unknown", first.unit or "samples", ways, metric)
     of_variant = {id(way.variant): way for way in ways}
     for family in families([way.variant for way in ways]):
-        compared = family.compare(STEP_TIME, name=piece.name)
+        compared = family.compare(metric, name=piece.name)
         for variant, comparison in zip(family.others, compared, strict=True):
             of_variant[id(variant)].against_base = comparison
             of_variant[id(variant)].explanation = explain(family.base, variant)
-        piece.verdict.append(_verdict(family, compared))
+        piece.verdict.append(_verdict(family, compared, metric))
     columns = ("gpu_allocated_peak_bytes", "memory_tensors_peak_bytes", "process_peak_bytes")
     known = (column for column in columns if all(way.median(column) is not None for way in piece.ranked))
     piece.memory_column = next(known, "process_peak_bytes")
@@ -184,16 +186,18 @@ _SAID = {
     "not interleaved": "No verdict, as the runs were not made in turns: {}.",
     "insufficient": "No verdict, too few runs: {}.",
     "parity failed": "Not compared, as parity failed: {}.",
+    "not reached": "Not compared, as a run of one of the two did not reach the loss: {}.",
     "no data": "No data: {}.",
 }
 
 
-def _verdict(family: Family, compared: Sequence[Comparison]) -> str:
+def _verdict(family: Family, compared: Sequence[Comparison], metric: Metric) -> str:
     """Say in words what was found about the variants beside one baseline."""
-    base = family.base.samples(STEP_TIME)
-    if not base and not any(comparison.other_runs for comparison in compared):
+    base = family.base.samples(metric)
+    if not family.base.good and not any(other.good for other in family.others):
         return "No run came to its end."
-    time = f"{amount(stats.median(base), STEP_TIME.column)} a step" if base else "no good run"
+    of_what = "a step" if metric == STEP_TIME else "to the loss"
+    time = f"{amount(stats.median(base), metric.column)} {of_what}" if base else "no good run"
     said = [f"Compared with {family.base.label} ({time}):"]
     for verdict, sentence in _SAID.items():
         if names := [_with_change(comparison) for comparison in compared if comparison.verdict == verdict]:

@@ -26,13 +26,16 @@ def of_ways(piece: Piece) -> Table:
         Column("compared with"),
         Column("step", number=True, about="Median of the runs' median step times"),
         Column(_spread_name(ways), number=True),
-        *_beside_each_other(base or "baseline"),
+        Column("time to loss", number=True, about="Median of the runs that reached the loss"),
+        Column("samples to loss", number=True),
+        *_beside_each_other(piece, base or "baseline"),
         *_measured(piece),
         Column("good runs", number=True),
     )
     rows = [
         (Cell(way.variant.label), _verdict(way, alone=alone), NOTHING if base else _base(way), _time(way),
-         _spread(way, ways), *_ratio(way), *_amounts(way, piece), _good(way))
+         _spread(way, ways), _number(way, "time_to_loss_s"), _number(way, "samples_to_loss"), *_ratio(way),
+         *_amounts(way, piece), _good(way))
         for way in ways
     ]  # fmt: skip
     return table(f"Work {piece.number}: {piece.name}", columns, rows)
@@ -166,10 +169,11 @@ def of_environment(sources: Sequence[Source]) -> Table:
     return table("What the rows say of machine and software", columns, rows)
 
 
-def _beside_each_other(base: str) -> Iterable[Column]:
-    about = "Medians of this way over those of what it is compared with, and where that ratio lies"
+def _beside_each_other(piece: Piece, base: str) -> Iterable[Column]:
+    what = "step" if piece.metric == STEP_TIME else "time to loss"
+    about = "Of this way over what it is compared with: that of the medians or, of repeats in turns, of the pairs"
     chance = "Probability of such a difference by chance, corrected for how many were compared"
-    return Column(f"step / {base}", number=True, about=about), Column("p", number=True, about=chance)
+    return Column(f"{what} / {base}", number=True, about=about), Column("p", number=True, about=chance)
 
 
 def _measured(piece: Piece) -> Iterable[Column]:

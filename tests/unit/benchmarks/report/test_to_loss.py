@@ -3,11 +3,12 @@
 import pytest
 
 from paralab.benchmarks.case.run import run_case
-from paralab.benchmarks.report import to_loss
+from paralab.benchmarks.report import sections, tables, to_loss
 from paralab.benchmarks.report.compare import main
-from paralab.benchmarks.report.comparing import compare_files
+from paralab.benchmarks.report.comparing import compare_files, compare_ways
 from paralab.benchmarks.report.metrics import METRICS
 from paralab.benchmarks.report.outcome import gate
+from paralab.benchmarks.report.sources import load
 from paralab.benchmarks.run_start import summary
 from paralab.options.config import RunConfig
 from paralab.planning.resolve import resolve
@@ -99,6 +100,25 @@ def test_one_run_that_did_not_reach_it_is_enough(tmp_path, capsys):
     out = capsys.readouterr().out
     assert out.startswith("time_to_loss_s, lower is better") and "not reached" in out
     assert "1 of 5 runs did not reach loss 2.5" in out
+
+
+def test_the_report_judges_by_the_time_to_a_loss_too(tmp_path):
+    rows = [*reaching(10.0), *reaching(12.0, first=1, samples=640, strategy="zero1")]
+    for row in rows:
+        append(tmp_path / "0.csv", row)
+    (piece,) = sections.pieces(load([tmp_path / "0.csv"]))
+    assert piece.verdict == ["Compared with ddp (10 s to the loss): Slower: zero1 by 20.0%."]
+    (found,) = compare_ways(rows, TIME).comparisons
+    assert [way.against_base for way in piece.ways if way.against_base] == [found]
+    table = tables.of_ways(piece)
+    shown = {column.name: cell.text for column, cell in zip(table.columns, table.rows[1], strict=True)}
+    assert (shown["time to loss"], shown["samples to loss"]) == ("12,020 ms", "640")
+    assert shown["time to loss / ddp"].startswith("1.200 [")
+    for row in missing(strategy="zero3"):
+        append(tmp_path / "0.csv", row)
+    (piece,) = sections.pieces(load([tmp_path / "0.csv"]))
+    (said,) = piece.verdict
+    assert said.endswith("Not compared, as a run of one of the two did not reach the loss: zero3.")
 
 
 def test_another_loss_is_other_work():
