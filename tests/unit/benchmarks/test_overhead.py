@@ -30,9 +30,9 @@ def test_noise_is_no_evidence() -> None:
 
 
 def test_the_halves_run(capsys: pytest.CaptureFixture[str]) -> None:
-    words = ["--size", "tiny", "--strategy", "single", "--steps", "2", "--pairs", "6", "--global-batch-size", "2"]
+    words = ["--size", "2x32x4v257", "--strategy", "single", "--steps", "2", "--pairs", "6", "--global-batch-size", "2"]
     status, said = main(words), capsys.readouterr().out
-    assert "gpt2 tiny, single as dp1, fp32\n  step " in said and "6 pairs of 2" in said
+    assert "gpt2 2x32x4v257, single as dp1, fp32\n  step " in said and "6 pairs of 2" in said
     times = re.search(r"step (\S+) s measured, (\S+) s bare", said)
     assert times and all(0 < float(time_s) < 60 for time_s in times.groups())
     low = re.search(r"interval (\S+) to", said)
