@@ -20,7 +20,7 @@ from typing import NamedTuple
 from paralab.benchmarks.run import CaseConfig
 from paralab.benchmarks.sweep.progress import progress
 from paralab.errors import ConfigError, RankError, UsageError
-from paralab.nodes.simulated import bits_per_s
+from paralab.nodes.simulated_node import bits_per_s
 from paralab.options.config import changed
 from paralab.options.flags import flags_of
 from paralab.options.flags import resolve as read_config

@@ -8,7 +8,7 @@ from typing import Any
 from paralab.benchmarks.sends_less.gap import BASELINE
 from paralab.errors import ConfigError
 from paralab.layout import Layout
-from paralab.nodes.simulated import bits_per_s
+from paralab.nodes.simulated_node import bits_per_s
 from paralab.options.choices import LrSchedule
 from paralab.options.config import RunConfig, changed
 from paralab.options.option import STEPS, option

@@ -13,7 +13,8 @@ from collections.abc import Sequence
 from paralab.commands.node import add_shared_options, command_of
 from paralab.errors import UsageError
 from paralab.nodes import simulated
-from paralab.nodes.simulated import ACTIONS, MOST_NODES, Event, Request, bits_per_s
+from paralab.nodes.simulated import ACTIONS, MOST_NODES, Event, Request
+from paralab.nodes.simulated_node import bits_per_s
 from paralab.options.arguments import Parser, positive
 
 

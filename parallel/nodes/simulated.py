@@ -7,13 +7,9 @@ network down.
 """
 
 import os
-import re
-import shlex
-import shutil
 import signal
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -24,9 +20,10 @@ from tempfile import NamedTemporaryFile
 from types import FrameType
 from typing import IO
 
-from paralab.errors import ParalabError, UsageError
-from paralab.nodes import cpu_quota
+from paralab.errors import ParalabError
 from paralab.nodes.cpu_quota import cpu_quotas
+from paralab.nodes.namespaces import permitted_unshare, with_system_folders
+from paralab.nodes.simulated_node import Node, bits_per_s, run_tool
 from paralab.options.commands import COMMANDS, PROGRAM
 
 LINK = "PARALAB_LINK_MBIT_PER_S"  # tells the runs inside what their links were made for
@@ -35,16 +32,7 @@ PORT = 29500  # of the rendezvous: nothing else runs on these nodes
 ACTIONS = ("cut", "heal", "kill", "start")
 FOLLOW_S = 5.0  # after the first failure the other nodes may end by themselves for this long
 POLL_S = 0.05
-TOOLS = {"ip": "iproute2", "tc": "iproute2", "unshare": "util-linux", "nsenter": "util-linux"}
-
-_NAMESPACES = ("--net", "--pid", "--fork", "--kill-child", "--mount-proc")
 _CPU_GROUPS = "PARALAB_CPU_GROUPS"  # tells the processes inside what was made outside
-_SYSTEM_FOLDERS = "/usr/sbin:/sbin"  # where ip and tc are, and not on the PATH of every user
-# one of each thing that `Cluster` makes, in namespaces that end with the attempt
-_ATTEMPT = (
-    "ip link add attempt0 type bridge && ip link add attempt1 type veth peer name attempt2"
-    " && tc qdisc add dev attempt1 root tbf rate 1mbit burst 16kb latency 50ms"
-)
 
 
 @dataclass(frozen=True, order=True)
@@ -76,7 +64,7 @@ def run(request: Request, inside: Sequence[str]) -> int:
     inside: the command of the first process in them, which calls `be_first`.
     Raises: UsageError when tools or rights are missing.
     """
-    environment = os.environ | {"PATH": f"{os.environ.get('PATH', os.defpath)}:{_SYSTEM_FOLDERS}"}
+    environment = with_system_folders()
     unshare = permitted_unshare(environment)
     # A session of its own: a Ctrl-C reaches this process alone, which hands it on. The pipe is the leash: when this
     # process is gone, the other end notices.
@@ -126,119 +114,6 @@ def shell_status(code: int) -> int:
     return 128 - code if code < 0 else code
 
 
-def permitted_unshare(environment: dict[str, str]) -> list[str]:
-    """Return the command that opens the namespaces, as root or as the user that this process is.
-
-    Raises: UsageError that says which tool or which right is missing, and how to get it.
-    """
-    missing = sorted({package for tool, package in TOOLS.items() if not shutil.which(tool, path=environment["PATH"])})
-    if sys.platform != "linux":
-        raise UsageError(f"paralab cluster needs Linux, this is {sys.platform}: run it in a Linux virtual machine")
-    if missing:
-        raise UsageError(f"tools are missing: apt-get install {' '.join(missing)} (Fedora: also iproute-tc)")
-    for user in ((), ("--user", "--map-root-user")):
-        unshare = ["unshare", *user, *_NAMESPACES]
-        attempt = subprocess.run([*unshare, "sh", "-c", _ATTEMPT], env=environment, capture_output=True, text=True)
-        if attempt.returncode == 0:
-            return unshare
-    reason = " ".join(attempt.stderr.split())
-    raise UsageError(
-        f"this process may not make network namespaces ({reason}): run as root, or allow users to:"
-        " sysctl -w kernel.apparmor_restrict_unprivileged_userns=0 (Ubuntu) or kernel.unprivileged_userns_clone=1"
-        " (Debian); in a container: docker run --privileged"
-    )
-
-
-class Node:
-    """One host. A process that sleeps holds its network and its host name, whether or not the command runs.
-
-    Raises: ParalabError when the system does not allow to make one.
-    """
-
-    def __init__(self, rank: int, *, cores: set[int], cpu_group: Path | None) -> None:
-        self.rank = rank
-        self.name = f"node{rank}"
-        self.address = f"10.77.0.{10 + rank}"
-        self.process: subprocess.Popen[bytes] | None = None
-        self._cores, self._cpu_group = cores, cpu_group
-        self._pumps: list[threading.Thread] = []
-        hold = 'echo "$0" >/proc/sys/kernel/hostname && echo held && exec sleep infinity'
-        self._holder = subprocess.Popen(
-            ["unshare", "--net", "--uts", "sh", "-c", hold, self.name], stdin=subprocess.DEVNULL, stdout=subprocess.PIPE
-        )
-        assert self._holder.stdout is not None
-        if not self._holder.stdout.readline():
-            raise ParalabError(f"node {rank} could not be made: see the message above")
-
-    def plug_in(self, bridge: str, *, bandwidth: str | None) -> None:
-        """Connect the node to the bridge by a cable, shaped in both directions."""
-        _run("ip", "link", "add", self.name, "type", "veth", "peer", "name", "eth0", "netns", str(self._holder.pid))
-        _run("ip", "link", "set", self.name, "master", bridge, "up")
-        self._inside("ip", "address", "add", f"{self.address}/24", "dev", "eth0")
-        self._inside("ip", "link", "set", "lo", "up")
-        self._inside("ip", "link", "set", "eth0", "up")
-        if bandwidth is not None:
-            shape = ("root", "tbf", "rate", bandwidth, "burst", str(burst_bytes(bandwidth)), "latency", "50ms")
-            _run("tc", "qdisc", "add", "dev", self.name, *shape)  # what the node receives
-            self._inside("tc", "qdisc", "add", "dev", "eth0", *shape)  # what it sends
-
-    def _inside(self, *words: str) -> None:
-        _run(*self._enter, *words)
-
-    @property
-    def _enter(self) -> tuple[str, ...]:
-        return ("nsenter", "--target", str(self._holder.pid), "--net", "--uts", "--")
-
-    def start(self, command: Sequence[str], environment: dict[str, str]) -> None:
-        everything = os.sched_getaffinity(0)
-        os.sched_setaffinity(0, self._cores)  # children inherit it
-        self.process = subprocess.Popen(
-            [*self._enter, *command],
-            env=os.environ | environment,
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            start_new_session=True,
-        )
-        os.sched_setaffinity(0, everything)
-        if self._cpu_group is not None:
-            cpu_quota.add(self._cpu_group, self.process.pid)
-        assert self.process.stdout is not None and self.process.stderr is not None
-        for pipe, sink in ((self.process.stdout, sys.stdout), (self.process.stderr, sys.stderr)):
-            pump = threading.Thread(target=self._pump, args=(pipe, sink.buffer), daemon=True)
-            pump.start()
-            self._pumps.append(pump)
-
-    def _pump(self, pipe: IO[bytes], sink: IO[bytes]) -> None:
-        """Copy lines, each with the number of the node before it."""
-        for line in pipe:
-            with suppress(BrokenPipeError):  # keep reading when nobody listens: the node would stop otherwise
-                sink.write(b"[node %d] %s\n" % (self.rank, line.rstrip(b"\n")))
-                sink.flush()
-
-    def drain(self) -> None:
-        """Return when all that the node has written is copied; its processes have to be gone."""
-        for pump in self._pumps:
-            pump.join()
-
-    def kill(self) -> None:
-        """End every process of the node at once, as a power cut does."""
-        while pids := self._pids():
-            for pid in pids:
-                with suppress(ProcessLookupError):
-                    os.kill(pid, signal.SIGKILL)
-            time.sleep(POLL_S / 5)
-
-    def _pids(self) -> list[int]:
-        mine = os.stat(f"/proc/{self._holder.pid}/ns/net").st_ino
-        found = []
-        for entry in filter(str.isdigit, os.listdir("/proc")):
-            with suppress(OSError):  # gone, or a zombie
-                if os.stat(f"/proc/{entry}/ns/net").st_ino == mine:
-                    found.append(int(entry))
-        return [pid for pid in found if pid != self._holder.pid]
-
-
 class Cluster:
     """The nodes, the bridge between them, and the command on each."""
 
@@ -246,9 +121,9 @@ class Cluster:
         self._request = request
         self._events = sorted(request.events)
         self._status = 0
-        _run("ip", "link", "set", "lo", "up")
-        _run("ip", "link", "add", "bridge", "type", "bridge")
-        _run("ip", "link", "set", "bridge", "up")
+        run_tool("ip", "link", "set", "lo", "up")
+        run_tool("ip", "link", "add", "bridge", "type", "bridge")
+        run_tool("ip", "link", "set", "bridge", "up")
         groups = [Path(folder) for folder in os.environ.get(_CPU_GROUPS, "").split(os.pathsep) if folder]
         shares = share_cores(1 if groups else request.nodes) * (request.nodes if groups else 1)
         self._nodes = [
@@ -266,7 +141,7 @@ class Cluster:
         with NamedTemporaryFile("w") as hosts:
             hosts.writelines(["127.0.0.1 localhost\n", *lines])
             hosts.flush()
-            _run("mount", "--bind", hosts.name, "/etc/hosts")
+            run_tool("mount", "--bind", hosts.name, "/etc/hosts")
 
     def run(self) -> int:
         """Return the exit status: that of the node that failed first, 128 + N after signal N, otherwise 0."""
@@ -333,7 +208,7 @@ class Cluster:
             node = self._nodes[event.node]
             self._say(f"{event.at_s:g} s: {event.action} node {event.node}")
             if event.action in ("cut", "heal"):
-                _run("ip", "link", "set", node.name, "down" if event.action == "cut" else "up")
+                run_tool("ip", "link", "set", node.name, "down" if event.action == "cut" else "up")
             elif event.action == "kill":
                 node.kill()
                 self._running.discard(node.rank)
@@ -386,22 +261,3 @@ def share_cores(nodes: int) -> list[set[int]]:
     cores = sorted(os.sched_getaffinity(0))
     each = len(cores) // nodes
     return [set(cores[rank * each : (rank + 1) * each] or cores) for rank in range(nodes)]
-
-
-def bits_per_s(bandwidth: str) -> float:
-    """Return the speed of a link that is written as tc does: 100mbit, 2.5gbit. Raises: UsageError."""
-    match = re.fullmatch(r"([0-9]+(?:\.[0-9]+)?)([kmg])bit", bandwidth)
-    if not match or not float(match[1]):
-        raise UsageError(f"{bandwidth!r} is not a bandwidth: write 100mbit, 1gbit or 2.5gbit")
-    return float(match[1]) * {"k": 1e3, "m": 1e6, "g": 1e9}[match[2]]
-
-
-def burst_bytes(bandwidth: str) -> int:
-    """Return how much may pass at once: 2 ms of traffic, and at least one packet as the kernel sends it (64 KiB)."""
-    return max(65536, int(bits_per_s(bandwidth) / 8 * 0.002))
-
-
-def _run(*words: str) -> None:
-    done = subprocess.run(words, capture_output=True, text=True, stdin=subprocess.DEVNULL)
-    if done.returncode:
-        raise ParalabError(f"{shlex.join(words)}: {' '.join(done.stderr.split())}")

@@ -16,7 +16,7 @@ import pytest
 from paralab import checkpoint
 from paralab.checkpoint.folder import verify
 from paralab.errors import UsageError
-from paralab.nodes.simulated import permitted_unshare
+from paralab.nodes.namespaces import permitted_unshare
 from paralab.records.reading import read
 from tests.e2e.on_nodes import BYTES
 

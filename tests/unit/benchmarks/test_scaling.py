@@ -4,7 +4,7 @@ import pytest
 
 from paralab.benchmarks.scaling import main, table
 from paralab.errors import ConfigError, UsageError
-from paralab.nodes.simulated import bits_per_s
+from paralab.nodes.simulated_node import bits_per_s
 from tests.unit.synthetic_runs import run
 
 MIB = 2**20

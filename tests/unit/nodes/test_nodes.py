@@ -11,7 +11,7 @@ import pytest
 
 from paralab.commands import cluster, node
 from paralab.errors import UsageError, WorldError
-from paralab.nodes import membership, rendezvous, simulated
+from paralab.nodes import membership, namespaces, rendezvous, simulated_node
 from paralab.nodes import start as nodes
 from paralab.nodes.membership import Membership
 from paralab.nodes.start import NodeRequest
@@ -184,12 +184,12 @@ def test_a_wrong_command_line_of_a_cluster(words: list[str], message: str) -> No
 
 def test_missing_tools_are_named(tmp_path) -> None:
     with pytest.raises(UsageError, match="apt-get install iproute2 util-linux"):
-        simulated.permitted_unshare({"PATH": str(tmp_path)})
+        namespaces.permitted_unshare({"PATH": str(tmp_path)})
 
 
 @pytest.mark.parametrize(("bandwidth", "size"), [("10mbit", 65536), ("1gbit", 250_000), ("2.5gbit", 625_000)])
 def test_bursts(bandwidth: str, size: int) -> None:
-    assert simulated.burst_bytes(bandwidth) == size
+    assert simulated_node.burst_bytes(bandwidth) == size
 
 
 @pytest.mark.parametrize("restarts", [["--nodes", "1:3"], ["--nodes", "3", "--max-restarts", "2"]])
