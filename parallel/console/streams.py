@@ -4,6 +4,7 @@ A training must not end because `| head` has read enough, or because a daemon st
 can read is dropped; the exit status is that of the work.
 """
 
+import codecs
 import io
 import os
 import sys
@@ -50,12 +51,24 @@ class _Buffer(io.BufferedWriter):
     """The buffer of a stream that `keep_open` has replaced."""
 
 
+def _escaped(error: UnicodeError) -> tuple[str | bytes, int]:
+    """Give back the bytes of a path that are no text, as in a locale without letters; show anything else as \\xe9."""
+    try:
+        return codecs.lookup_error("surrogateescape")(error)
+    except UnicodeError:
+        return codecs.backslashreplace_errors(error)
+
+
+codecs.register_error("paralab.escaped", _escaped)
+# what the terminal cannot show, such as é in ASCII, is shown as \xe9
+_SHOWN = {"strict": "backslashreplace", "surrogateescape": "paralab.escaped"}
+
+
 def _outlet(stream: io.TextIOWrapper, number: int) -> io.TextIOWrapper:
     return io.TextIOWrapper(
         _Buffer(cast(io.RawIOBase, _Pipe(number, "w", closefd=False))),
         encoding=stream.encoding,
-        # what the terminal cannot show, such as é in ASCII, is shown as \xe9
-        errors="backslashreplace" if stream.errors == "strict" else stream.errors,
+        errors=_SHOWN.get(stream.errors or "strict", stream.errors),
         line_buffering=stream.line_buffering,
         write_through=stream.write_through,
     )

@@ -118,13 +118,15 @@ def _lines(text: str, delimiter: str, path: Path, *, above: int = 0) -> Iterator
     """Yield the lines of a text; above: how many more the file has before it."""
     csv.field_size_limit(max(csv.field_size_limit(), len(text)))  # the default refuses cells above 131,072
     reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
+    whole = 0  # up to which line; a quotation mark that is not closed takes all lines after it
     try:
         for cells in reader:
+            whole = reader.line_num
             if cells:  # a line of no characters is none
-                yield Line(above + reader.line_num, cells)
+                yield Line(above + whole, cells)
     except csv.Error as error:
         raise DataError(
-            f"{path} line {above + reader.line_num} is damaged ({error}): remove the line, or run the cases again"
+            f"{path} line {above + whole + 1} is damaged ({error}): remove the line, or run the cases again"
         ) from None
 
 

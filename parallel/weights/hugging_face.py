@@ -97,7 +97,8 @@ def _spec_of(model_type: object, folder: Path) -> ModelSpec:
 def _another(folder: Path, spec: ModelSpec[C], error: Exception) -> DataError:
     """Return the error of a folder that is not quite the model that it says it is."""
     why = " ".join(str(error).split())
-    return DataError(f"{folder} is not a {spec.name} that can be used here ({why}): give a plain one")
+    theirs = f"train it as it is in transformers with --model {HUGGING_FACE}{folder}"
+    return DataError(f"{folder} is not a {spec.name} that can be used here ({why}): give a plain one, or {theirs}")
 
 
 def _check_encoding(folder: Path, name: str) -> None:

@@ -326,6 +326,7 @@ def test_what_a_spreadsheet_saved_is_read_and_not_written_to(tmp_path, form):
         (lambda t: t.replace("model,", "status,", 1), "lacks model"),
         (lambda t: t.replace("reason,", "size,", 1), "has the column size twice"),
         (lambda t: t + t, "line 3 repeats the names of the columns: remove the line"),
+        (lambda t: t.replace(",ok,", ',"ok,') + t.split("\n", 1)[1] * 2, "line 2 is damaged .unexpected end"),
         (lambda t: "\0".join(t), "zero bytes"),
         (lambda t: t.replace(",0.25,", ',"1,234.5",'), "line 2: wall_s is '1,234.5'.*separators of thousands"),
         (lambda t: t.replace(",0.25,", ",1 234,"), "line 2: wall_s is '1 234'.*separators of thousands"),
