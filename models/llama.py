@@ -202,6 +202,9 @@ SIZES = {
     # Llama 3.2, https://huggingface.co/meta-llama/Llama-3.2-1B and -3B, config.json
     "1b": LlamaConfig(16, 2048, 32, 8, ffn=8192, rope_scaling=RopeScaling(factor=32.0), tied=True),
     "3b": LlamaConfig(28, 3072, 24, 8, ffn=8192, rope_scaling=RopeScaling(factor=32.0), tied=True),
+    # Llama 2, https://huggingface.co/meta-llama/Llama-2-7b-hf and -13b-hf, config.json
+    "llama2-7b": LlamaConfig(32, 4096, 32, 32, ffn=11008, seq_len=4096, vocab_size=32_000, rope_theta=10_000.0),
+    "llama2-13b": LlamaConfig(40, 5120, 40, 40, ffn=13824, seq_len=4096, vocab_size=32_000, rope_theta=10_000.0),
     # Llama 3, Grattafiori et al. 2024, table 3
     "8b": LlamaConfig(32, 4096, 32, 8, ffn=14336),
     "70b": LlamaConfig(80, 8192, 64, 8, ffn=28672),

@@ -82,8 +82,12 @@ class DivergedError(ParalabError):
 
 
 def did_you_mean(got: str, known: Iterable[str]) -> str:
-    """Return ` (did you mean X?)` for the closest known name, or an empty string when none is close."""
-    close = get_close_matches(got, list(known), n=1)
+    """Return ` (did you mean X?)` for the closest known name, or an empty string when none is close.
+
+    Closest is one that has it between its dashes: llama2-7b to 7b.
+    """
+    names = list(known)
+    close = [name for name in names if got in name.split("-")] or get_close_matches(got, names, n=1)
     return f" (did you mean {close[0]}?)" if close else ""
 
 

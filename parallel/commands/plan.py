@@ -21,6 +21,7 @@ from paralab.console.clock import Moment
 from paralab.console.outputs import check_outputs, check_writable, write_whole
 from paralab.console.phases import Phases
 from paralab.errors import ConfigError, UsageError
+from paralab.models import NAMES
 from paralab.options.arguments import whole
 from paralab.planning import answers, cases, checked, hardware
 from paralab.planning.goals import Goal, number
@@ -192,7 +193,7 @@ def _parser() -> DeviceParser:
     parser.add_argument(
         "--report", metavar="FILE.html", help="Draw the answer as tables and charts into one file that opens offline"
     )
-    parser.add_argument("--model", metavar="NAME", help="Model: gpt2, llama, mixtral, FILE.py:SPEC or hf:FOLDER")
+    parser.add_argument("--model", metavar="NAME", help=f"Model: {', '.join(NAMES)}, FILE.py:SPEC or hf:FOLDER")
     parser.add_argument("--size", metavar="SIZE", help="Size of that model (default: its default size)")
     parser.add_argument(
         "--tokenizer", metavar="FILE", help="Give that model the vocabulary of a tokenizer: gpt2, bytes, or a file"

@@ -12,7 +12,7 @@ import numpy as np
 from paralab.errors import LayoutError
 from paralab.layout import SCHEDULES, Layout, layers_of_stages
 from paralab.planning.breakdown import CATEGORIES
-from paralab.planning.ranking import ranked
+from paralab.planning.ranking import ALIKE, ranked
 from paralab.planning.search import Found
 
 if TYPE_CHECKING:
@@ -20,6 +20,13 @@ if TYPE_CHECKING:
 
 SHOWN = 10  # layouts of a table, where no other number is asked for
 _NAMES = {"zb-1p": "zero-bubble", "zb-h1": "zero-bubble"}  # schedules that layouts have under another name
+_SPENT = {  # what a step spends its time on, in words
+    "host": "launches by the host",
+    "compute": "matrix products",
+    "memory": "operations that move memory",
+    "link": "communication",
+    "bubble": "idle stages (bubble)",
+}
 FAMILIES = ("ddp", "zero1", "zero2", "zero3", "hsdp", "tensor", "pipeline", "tensor + pipeline", "context", "experts")
 
 
@@ -160,10 +167,21 @@ def losers(found: Found) -> Iterator[tuple[str, int, str]]:
         if len(fitting):
             i = int(ranked(found.columns, fitting, time, memory, 1)[0])
             assert best is not None
-            yield name, i, f"{time[i] / time[best]:.2f} times as slow: {found.prediction.bound[i]}"
+            yield name, i, _slower(found, i, best)
         else:
             i = int(mine[np.argmin(memory[mine])])
             yield name, i, f"{memory[i]:,.0f} GiB of {found.settled.device.memory_gib:,.0f}: {held(found, i)}"
+
+
+def _slower(found: Found, i: int, best: int) -> str:
+    """Return how much slower than the best layout one is, and what it spends most of the difference on."""
+    seconds, again = found.prediction.step_time_s, row(found, i)["recompute"]
+    if seconds[i] <= (1 + ALIKE) * seconds[best]:
+        return "about as fast"
+    most = max(found.causes_s, key=lambda cause: float(found.causes_s[cause][i] - found.causes_s[cause][best]))
+    is_again = most in ("compute", "memory") and again not in ("none", row(found, best)["recompute"])
+    why = f"{again} recomputation, without which it does not fit" if is_again else _SPENT[most]
+    return f"{seconds[i] / seconds[best]:.2f} times as slow: {why}"
 
 
 def held(found: Found, i: int) -> str:

@@ -52,6 +52,16 @@ def step_time_range(arch: str) -> tuple[float, float]:
     return low, high
 
 
+def is_checked(arch: str) -> bool:
+    """Return whether a table of measurements has devices of this generation."""
+    return arch in json.loads(FILE.read_text(encoding="utf-8"))["step_time_ratio"]
+
+
+def memory_error() -> float:
+    """Return by what share of itself memory was off on the worse table, on average."""
+    return max(one.mean_percent for one in errors("memory").values()) / 100
+
+
 def sentence() -> str:
     """Return the line that goes with every prediction."""
     time, memory = errors("step_time").values(), errors("memory").values()

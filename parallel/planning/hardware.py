@@ -159,7 +159,7 @@ def _bare(name: str) -> str:
 def find(name: str, own: Mapping[str, Device] | None = None) -> Device:
     """Return a device by name, in any case, or by the file of one that was measured. own: that the user describes.
 
-    Raises: ConfigError for an unknown one, with the closest names and how to describe one's own.
+    Raises: ConfigError for an unknown one, with the closest names (all where none is close), or how to describe one.
     """
     if is_measured(name):
         return _measured(name, Path(name).stat().st_mtime_ns if Path(name).is_file() else 0)
@@ -170,10 +170,10 @@ def find(name: str, own: Mapping[str, Device] | None = None) -> Device:
     if (same := is_known(name)) is not None:
         return devices[same]
     begins = [key for key in exact if name and key.startswith(name.lower())]
-    close = [*begins[:4], *get_close_matches(name.lower(), list(exact), n=3, cutoff=0.3)]
-    closest = ", ".join(dict.fromkeys(exact[key] for key in close)) or ", ".join(list(devices)[:5])
+    close = begins or get_close_matches(name.lower(), list(exact), n=4, cutoff=0.5) or list(exact)
+    closest = ", ".join(exact[key] for key in close)
     raise ConfigError(
-        f"GPU {name!r} is unknown: use one of the closest names ({closest}), or describe it: --peak-tflops 100 "
+        f"GPU {name!r} is unknown: use one of {closest}, or describe it: --peak-tflops 100 "
         "--memory-gib 24 --memory-gbyte-per-s 900 (and --link-gbyte-per-s, --network-gbit-per-s), or --device FILE.json"
         f' with {{"gpu": "{name}", "peak_tflops": 100, "memory_gib": 24, "memory_gbyte_per_s": 900}}'
     )

@@ -62,7 +62,8 @@ def report(
     if found.n_fit:
         best = found.ranked(top)
         lines += [*_times(found, best), "", *_memory(found, best), ""]
-        lines += [f"Of layouts of one kind within {ALIKE:.0%} of each other the simplest is shown.", ""]
+        lines += [f"Of layouts of one kind within {ALIKE:.0%} of each other the simplest is shown."]
+        lines += [*_nearly_full(found, best), ""]
         lines += _losers(found)
         lines += _typed(found, model)
         if training:
@@ -132,12 +133,26 @@ def _memory(found: Found, numbers: Iterable[Any]) -> Iterator[str]:
         )
 
 
+def _nearly_full(found: Found, numbers: Iterable[Any]) -> Iterator[str]:
+    """Yield which layouts leave less memory free than predictions of memory were off by; nothing where none does."""
+    error, memory = checked.memory_error(), found.prediction.memory_gib
+    full = [rank for rank, i in enumerate(numbers, 1) if memory[i] * (1 + error) > found.settled.device.memory_gib]
+    if full and not found.settled.case.is_counted:
+        several = len(full) > 1
+        which = f"Layout{'s' if several else ''} {', '.join(map(str, full))} leave{'' if several else 's'}"
+        yield from _wrapped(
+            f"{which} less memory free than the {error:.0%} by which it was off on average where it was checked: "
+            "with --check a dry run says whether it fits.",
+            "",
+        )
+
+
 def _losers(found: Found) -> Iterator[str]:
     losers = list(found_by.losers(found))
     yield from ["Why the others lose:"] if losers else []
     for name, i, why in losers:
         text = found_by.name(found, i)
-        yield from _wrapped(f"{name}: {text} is {why}" if "times" in why else f"{name}: {text} needs {why}", "  ")
+        yield from _wrapped(f"{name}: {text} {'needs' if 'GiB' in why else 'is'} {why}", "  ")
 
 
 def _typed(found: Found, model: "Trained | None") -> Iterator[str]:

@@ -94,7 +94,11 @@ class Found:
     @property
     def caveat(self) -> str:
         """How far off such predictions were where they were checked."""
-        return checked.sentence_of_images() if self.settled.case.is_counted else checked.sentence()
+        if self.settled.case.is_counted:
+            return checked.sentence_of_images()
+        device = self.settled.device
+        other = "" if checked.is_checked(device.arch) else ". No table is of this generation of devices"
+        return checked.sentence() + other
 
     @cached_property
     def range_s(self) -> tuple[np.ndarray, np.ndarray]:

@@ -131,8 +131,10 @@ def tokens(config: LlamaConfig) -> torch.Tensor:
 
 @pytest.mark.parametrize(
     ("size", "published"),
-    # what transformers counts for Llama 3.2 1B and 3B, and Llama 3
+    # what transformers counts for Llama 2, Llama 3.2 1B and 3B, and Llama 3
     [
+        ("llama2-7b", 6_738_415_616),
+        ("llama2-13b", 13_015_864_320),
         ("1b", 1_235_814_400),
         ("3b", 3_212_749_824),
         ("8b", 8_030_261_248),

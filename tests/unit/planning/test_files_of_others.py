@@ -63,5 +63,5 @@ def test_a_device_is_found_by_the_name_that_its_driver_has(written: str, name: s
     "name", ["NVIDIA H200 NVL", "RTX 4090 Laptop GPU", "L40", "A100 80GB", "h100", "V100 32GB", "NVIDIA", ""]
 )
 def test_a_device_of_another_kind_is_not_taken_for_a_known_one(name: str) -> None:
-    with pytest.raises(ConfigError, match="is unknown: use one of the closest names"):
+    with pytest.raises(ConfigError, match="is unknown: use one of "):
         hardware.find(name)

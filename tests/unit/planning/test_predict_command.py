@@ -84,7 +84,7 @@ def test_a_case_is_predicted_alike_whatever_else_is_in_the_file(tmp_path: Path) 
         ({"ep": "2"}, "ep=2 without experts"),
         ({"experts": "6", "ep": "4"}, "ep=4 does not divide experts=6"),
         ({"precision": "fp8"}, "A100-SXM4-80GB has no products in fp8: use one of fp32, fp16, bf16"),
-        ({"gpu": "A100"}, "closest names (A100-"),
+        ({"gpu": "A100"}, "use one of A100-SXM4-40GB, A100-SXM4-80GB, A100-PCIe-80GB, or describe it"),
         ({"gpu": "mine"}, '--device FILE.json with {"gpu": "mine"'),
     ],
 )

@@ -280,6 +280,26 @@ def test_the_answer_fits_a_terminal_and_can_be_typed(capsys: pytest.CaptureFixtu
     assert any("ddp: dp32 needs" in line and "states" in line for line in shown)
 
 
+def test_reasons_say_what_the_longer_step_is_spent_on() -> None:
+    """Matrix products bound every layout here; why one is slower than another is something else."""
+    _, raw = shapes.find("llama", "llama2-7b")
+    found = search({**raw, "n_gpus": 64, "gpu": "H100-SXM-80GB"})
+    best = {name: (answers.row(found, i), why) for name, i, why in answers.losers(found)}
+    assert best["zero1"][0]["recompute"] == "full"
+    assert best["zero1"][1].endswith(" times as slow: full recomputation, without which it does not fit")
+    assert best["zero3"][1].endswith(" times as slow: communication") and " GiB of 79: states " in best["ddp"][1]
+
+
+@pytest.mark.parametrize(("gpu", "is_said"), [("A100-SXM4-80GB", False), ("MI300X", True)])
+def test_what_was_not_checked_or_hardly_fits_is_said(
+    gpu: str, is_said: bool, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.main(f"plan --model gpt2 --size gpt3-13b --n-gpus 8 --top 2 --gpu {gpu}".split()) == 0
+    shown = " ".join(capsys.readouterr().out.split())
+    assert ("No table is of this generation of devices" in shown) == is_said
+    assert ("less memory free than the 9% by which" in shown) != is_said
+
+
 def test_what_paralab_does_not_train_in_is_not_said_to_be_typed(capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main("plan --model llama --size 8b --n-gpus 8 --precision fp8".split()) == 0
     assert "paralab run" not in capsys.readouterr().out
@@ -309,8 +329,9 @@ def test_a_tokenizer_gives_a_model_its_vocabulary(capsys: pytest.CaptureFixture[
         (["--model", "resnet", "--n-gpus", "8", "--tokenizer", "gpt2"], "--tokenizer does not apply to resnet"),
         (["--layers", "8", "--hidden", "512"], "--n-gpus is missing"),
         (["--layers", "0", "--hidden", "512", "--n-gpus", "8"], "layers is '0': give a whole number"),
-        (["--model", "gpt2", "--size", "big", "--n-gpus", "8"], "--size big is unknown"),
-        (["--model", "gpt2", "--n-gpus", "8", "--gpu", "H1000"], "closest names (H100-SXM-80GB"),
+        (["--model", "gpt2", "--size", "175b", "--n-gpus", "8"], "unknown for gpt2 (did you mean gpt3-175b?)"),
+        (["--model", "gpt2", "--n-gpus", "8", "--gpu", "H1000"], "use one of H100-SXM-80GB, H100-PCIe-80GB, A10, or"),
+        (["--model", "gpt2", "--n-gpus", "8", "--gpu", "?"], "MI300X, MI250X GCD, TPU v4, TPU v5e, TPU v5p, or"),
         (["--model", "gpt2", "--n-gpus", "8", "--gpu", "H1000"], "describe it: --peak-tflops 100 --memory-gib 24"),
         (["--model", "gpt2", "--n-gpus", "8", "--peak-tflops", "9"], "--peak-tflops without --memory-gib, --memory-g"),
         ([*OWN, "--memory-gib", "-5"], "memory_gib is -5.0: give a number above 0"),
