@@ -40,11 +40,11 @@ A device of your own is described by figures of its datasheet, or by what differ
 
 `paralab calibrate` times single operations of several sizes in this machine's processes, in several turns: with as many
 threads as each has, while as many processes as fill the cores do the same; all-reduces over 2, 4, ... processes, each
-after some work; messages; and what DistributedDataParallel, FSDP and DTensor add on the host. A file is taken
-wherever a GPU is named, also in the column `gpu`. No constant below has a part in these predictions, and they change
-none: the modules that a rank of the layout has go forward and backward on tensors without values, and each operation
-takes as long as those measured with sizes near its own. Every model that paralab has is predicted so, also
-in fp32; a row of cases has to have the shape of GPT-2 or Llama.
+after some work; messages; and what DistributedDataParallel, FSDP, DTensor and the stages of a pipeline add on the host.
+A file is taken wherever a GPU is named, also in the column `gpu`. No constant below has a part in these predictions,
+and they change none: the modules that a rank of the layout has go forward and backward on tensors without values, and
+each operation takes as long as those measured with sizes near its own. Every model that paralab has is predicted so,
+also in fp32; a row of cases has to have the shape of GPT-2 or Llama.
 
 - Processes beyond the cores share them: computing takes as many times as long. Nothing overlaps.
 - The passes of a pipeline wait for each other as its schedule orders them, and share cores with those that work.

@@ -5,7 +5,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from statistics import median
+from statistics import median_low
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -23,7 +23,7 @@ CALIBRATION = PUBLISHED.with_suffix(".json")  # that its predictions were made w
 
 @dataclass(frozen=True)
 class Compared:
-    """One layout of one model: seconds of a step as measured (median of its runs) and as predicted.
+    """One layout of one model: seconds of a step as measured (lower median of its runs) and as predicted.
 
     date, processor, cores, torch: of the calibration. batch: samples of a step. runs: that were undisturbed.
     spread: how much longer the slowest of them took than the fastest, as a share.
@@ -75,7 +75,7 @@ def compare(rows: "Sequence[RunRecord]", device: "MeasuredDevice") -> Iterator[C
             layout,
             batch=row.global_batch_size or 0,
             runs=len(of),
-            measured_s=round(median(times), 6),
+            measured_s=round(median_low(times), 6),
             spread=round(max(times) / min(times) - 1, 3),
             predicted_s=round(predicted.step_time_s, 6),
             measured_bytes=row.memory_tensors_peak_bytes,

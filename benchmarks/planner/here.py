@@ -6,7 +6,7 @@
 
 Where the folder has no device.json, `paralab calibrate` measures the device first. Layouts run interleaved
 (A B C A B C), in the same processes. It needs a machine that does nothing else: runs beside which other programs took
-more than a tenth of a core are not compared. Of repeats of a layout the median counts.
+more than a tenth of a core are not compared. Of repeats of a layout the median counts, of two the faster.
 """
 
 import time

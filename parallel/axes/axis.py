@@ -113,7 +113,7 @@ class Software(StrEnum):
 
     `paralab.measure.software` times each: a parameter whose gradient DistributedDataParallel averages; a module that
     FSDP gathers before forward and keeps, or gathers again before backward; a layer of DTensors; a layer that runs on
-    the local pieces of DTensors.
+    the local pieces of DTensors; a stage that a schedule of torch.distributed.pipelining runs.
     """
 
     REPLICATED_PARAMETER = "replicated parameter"
@@ -121,6 +121,7 @@ class Software(StrEnum):
     SHARDED_MODULE = "sharded module"
     SPLIT_LAYER = "split layer"
     LOCAL_LAYER = "local layer"
+    PIPELINE_STAGE = "pipeline stage"
 
 
 class Finish:

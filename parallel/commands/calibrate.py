@@ -2,11 +2,16 @@
 
     paralab calibrate --seconds 20 --out device.json
 
-Measured are matrix products, attention, convolutions and operations that move bytes, in several sizes and with the
-threads that one or more processes have; what it takes to start an operation; all-reduces of 1 KiB to 16 MiB over 2
-ranks and more, each after some work; messages between two ranks; and what software adds on the host to modules that are
-divided (DistributedDataParallel, FSDP, DTensor). Operations are measured in several turns, so that a moment in which
-the machine was busy spoils none. It needs a machine that does nothing else.
+Computing: matrix products, attention, convolutions and operations that move bytes, in several sizes, with as many
+threads as each of one or more processes has, and what it takes to start an operation. They are measured in several
+turns, so that a moment in which the machine was busy spoils none.
+
+Communication: all-reduces of 1 KiB to 16 MiB over 2 processes and more, each after some work, and messages between two.
+
+Software: what DistributedDataParallel, FSDP, DTensor and the stages of a pipeline add on the host.
+
+It needs a machine that does nothing else: it waits for that for up to 20 seconds, and says where other programs were
+busy all the same.
 """
 
 import sys
@@ -180,14 +185,18 @@ def _software(rank: Any, cores: int, phases: Phases) -> dict[str, float]:
     """Measure what software adds on the host, on as many ranks as have a core, where modules can be divided."""
     import torch.distributed as dist
 
-    from paralab.measure.software import software
+    from paralab.axes.axis import Software
+    from paralab.measure.software import software, stage_s
     from paralab.processes.pretend import FAKE
 
     if rank.world_size == 1:
         return {}
     phases.begin("what software adds to modules that are divided")
-    group = dist.new_group(backend=FAKE)
+    group, pair = dist.new_group(backend=FAKE), dist.new_group([0, 1])
     found = software(rank.device, group) if rank.rank < cores else {}
+    dist.barrier()
+    if rank.rank < 2:
+        found[Software.PIPELINE_STAGE] = stage_s(rank.device, pair)
     dist.barrier()
     return {str(name): round(seconds, 9) for name, seconds in found.items()}
 

@@ -22,6 +22,7 @@ from paralab.measure.programs import Small
 from paralab.processes.mesh import Mesh
 
 _PASSES, _WARM_UP = 20, 3
+_MICRO_BATCHES, _ROWS, _WIDTH = 8, 4, 8
 Wrap = Callable[[Small, Mesh], nn.Module]
 
 
@@ -61,7 +62,7 @@ WAYS: Mapping[Software, tuple[str, Wrap, Callable[[Small], int]]] = {
 
 
 def software(device: torch.device, group: dist.ProcessGroup) -> dict[Software, float]:
-    """Return the seconds of each thing that an axis may name. group: of two ranks or more, which sends nothing."""
+    """Return the seconds of each thing that an axis may name, but for `stage_s`. group: which sends nothing."""
     plain_s = _pass_s(Small().to(device), device)
     found = {}
     for name, (text, wrap, count) in WAYS.items():
@@ -72,12 +73,35 @@ def software(device: torch.device, group: dist.ProcessGroup) -> dict[Software, f
     return found
 
 
+def stage_s(device: torch.device, group: dist.ProcessGroup) -> float:
+    """Return the seconds that a schedule adds to a stage's forward and backward pass of one micro-batch.
+
+    In it are messages of next to no size, and the wait until the process that gets them runs. Collective over a group
+    of two ranks, a stage each: one flush of 1F1B takes as long as one micro-batch more than it has.
+    """
+    from torch.distributed.pipelining import PipelineStage, Schedule1F1B
+
+    model, rank = Small().to(device), dist.get_rank(group)
+    here, later = (torch.empty(_ROWS, _WIDTH, device="meta", requires_grad=needs) for needs in (rank > 0, True))
+    stage = PipelineStage(model, rank, 2, device, input_args=(here,), output_args=(later,), group=group)
+    schedule = Schedule1F1B(stage, _MICRO_BATCHES, loss_fn=lambda y, _: y.sum(), scale_grads=False)
+    x, targets = (torch.ones(_MICRO_BATCHES * rows, _WIDTH, device=device) for rows in (_ROWS, 1))
+    flush_s = _median_s(model, lambda: schedule.step(x) if rank == 0 else schedule.step(target=targets, losses=[]))
+    return max(flush_s / (_MICRO_BATCHES + 1) - _pass_s(model, device), 0.0)
+
+
 def _pass_s(model: nn.Module, device: torch.device) -> float:
     """Return the seconds of a forward and backward pass."""
-    x, times = torch.ones(4, 8, device=device), []
+    x = torch.ones(_ROWS, _WIDTH, device=device)
+    return _median_s(model, lambda: model(x).sum().backward())
+
+
+def _median_s(model: nn.Module, run: Callable[[], object]) -> float:
+    """Return the median seconds of what makes gradients of a module, each time as if for the first time."""
+    times = []
     for number in range(_WARM_UP + _PASSES):
         began = time.perf_counter()
-        model(x).sum().backward()
+        run()
         times += [time.perf_counter() - began] if number >= _WARM_UP else []
         for parameter in model.parameters():
             parameter.grad = None

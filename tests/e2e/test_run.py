@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch.distributed as dist
 
+from paralab.axes.axis import Software
 from paralab.planning.measured import device as measured
 from paralab.records.log import MemoryRecord, read_log
 from paralab.records.log_files import log_paths
@@ -112,6 +113,7 @@ def test_a_device_is_measured_and_planned_for(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     device = measured.read(out)
     assert device.kind == "cpu" and {sent.ranks for sent in device.all_reduces} == {2} and device.messages
+    assert device.software.keys() == set(Software) and device.software[Software.PIPELINE_STAGE] > 1e-5
     for rates in device.rates:
         assert {"product float32", "convolution_backward float32", "attention float32"} <= rates.operations.keys()
         assert min(len(samples) for samples in rates.operations.values()) >= 1

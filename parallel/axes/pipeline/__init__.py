@@ -8,7 +8,7 @@ under way).
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
-from paralab.axes.axis import Axis, Finish, Stage, Transfer
+from paralab.axes.axis import Axis, Finish, Software, Stage, Transfer
 from paralab.axes.shapes import weight_bytes
 from paralab.errors import LayoutError, did_you_mean
 from paralab.layout import SCHEDULES, Layout, schedules
@@ -115,6 +115,9 @@ class PipelineAxis(Axis):
     def sent(self, stage: Stage, plan: "Planned") -> Iterator[tuple[str, Transfer]]:
         yield from (("pp", transfer) for transfer in _over_boundaries(stage, plan))
         yield "pp", _tied(stage, plan)
+
+    def software(self, stage: Stage, plan: "Planned") -> Iterator[tuple[Software, int]]:
+        yield Software.PIPELINE_STAGE, 1
 
     def received(self, stage: Stage, plan: "Planned") -> int:
         """Return those for every micro-batch of a flush, which torch keeps: activations, and their gradients."""

@@ -59,6 +59,6 @@ def test_a_moment_in_which_the_machine_was_busy_spoils_nothing() -> None:
 def test_all_that_axes_have_software_do_is_timed() -> None:
     with pretended(Layout.parse("dp2"), 0) as mesh:
         seconds = software.software(CPU, mesh.group("dp"))
-    assert seconds.keys() == set(Software) and min(seconds.values()) >= 0
+    assert seconds.keys() == set(Software) - {Software.PIPELINE_STAGE} and min(seconds.values()) >= 0
     assert seconds[Software.SPLIT_LAYER] > 1e-5  # DTensor goes through Python for each operation
     assert seconds[Software.SHARDED_MODULE] > seconds[Software.REPLICATED_PARAMETER]

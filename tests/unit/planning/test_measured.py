@@ -269,6 +269,8 @@ def test_software_is_added_for_each_thing_that_an_axis_says_it_does() -> None:
     assert extra("tp2", Software.LOCAL_LAYER) == pytest.approx(1)  # the output layer
     assert extra("pp2/naive", Software.SPLIT_LAYER) == 0
     assert extra("pp2/1f1b/mb2", Software.KEPT_MODULE) == 0
+    assert extra("pp2/naive", Software.PIPELINE_STAGE) == pytest.approx(2)  # one stage after the other
+    assert extra("pp2/gpipe/mb4", Software.PIPELINE_STAGE) == pytest.approx(5, rel=0.1)  # one more than micro-batches
     assert extra("dp2.tp2", Software.SPLIT_LAYER) == pytest.approx(2 * (4 * blocks + 1))  # two processes to a core
 
 
