@@ -61,12 +61,20 @@ def offload_activations(part: nn.Module, *, pinned: bool) -> None:
 
 
 def check_compiled(run: RunConfig, layout: Layout, spec: ModelSpec[C], config: C) -> None:
-    """Raise ConfigError where blocks are to be recomputed and compiled, and torch.compile (2.13) cannot do both.
+    """Raise ConfigError where torch.compile (2.13) cannot compile blocks, or cannot where they are recomputed too.
 
-    It takes none of the contexts that keep a recomputed forward pass from counting its batch again, and saves the mesh
+    The backward pass of a compiled block is one piece, which computes the gradients of weights with those of inputs. It
+    takes none of the contexts that keep a recomputed forward pass from counting its batch again, and saves the mesh
     of layers that are split over tensor ranks as if that were a tensor.
     """
-    if run.compile == "none" or run.checkpointing in ("none", "offload"):
+    if run.compile == "none":
+        return
+    if layout.schedule and layout.pipeline.splits_backward:
+        raise ConfigError(
+            f"--compile {run.compile} with {layout.schedule}, which takes the gradients of weights in passes of their "
+            "own: the backward pass of a compiled block is one piece, use 1f1b or interleaved, or leave --compile out"
+        )
+    if run.checkpointing in ("none", "offload"):
         return
     both = f"--compile {run.compile} with --checkpointing {run.checkpointing}"
     if layout.tp > 1:

@@ -23,12 +23,14 @@ class Schedule:
 
     v_shaped: the second stage of a rank counts from the end, so that the first and the last one share rank 0.
     fewest: the fewest stages that a rank may hold, where another number than the usual one may be asked for.
+    splits_backward: whether gradients of weights are taken in passes of their own.
     """
 
     name: ScheduleName
     stages_per_rank: int
     v_shaped: bool = False
     fewest: int | None = None
+    splits_backward: bool = False
 
     @property
     def word(self) -> str:
@@ -55,9 +57,9 @@ SCHEDULES: Mapping[str, Schedule] = {
         Schedule("gpipe", 1),
         Schedule("1f1b", 1),
         Schedule("interleaved", 2, fewest=2),
-        Schedule("zero-bubble", 2, fewest=1),
-        Schedule("zbv", 2, v_shaped=True),
-        Schedule("dualpipev", 2, v_shaped=True),
+        Schedule("zero-bubble", 2, fewest=1, splits_backward=True),
+        Schedule("zbv", 2, v_shaped=True, splits_backward=True),
+        Schedule("dualpipev", 2, v_shaped=True, splits_backward=True),
     )
 }
 

@@ -364,8 +364,12 @@ def test_moments_in_eight_bits(workers: WorkerPool, layout: str) -> None:
     check(workers, "gpt2", layout, size="2x64x4v257", optimizer="adamw8bit")
 
 
-def test_compiled(workers: WorkerPool) -> None:
-    check(workers, "gpt2", "dp2", compile="default", checkpointing="2")
+@pytest.mark.parametrize(
+    ("layout", "checkpointing"),
+    [("dp2", "2"), pytest.param("pp2/interleaved/mb4", "none", marks=pytest.mark.long)],
+)
+def test_compiled(workers: WorkerPool, layout: str, checkpointing: str) -> None:
+    check(workers, "gpt2", layout, compile="default", checkpointing=checkpointing)
 
 
 @pytest.mark.parametrize("layout", ["dp2", "dp3/zero1", "dp2/zero2", "dp4/zero3", "dp4/zero3/shard2"])

@@ -172,5 +172,4 @@ def _tied(stage: Stage, plan: "Planned") -> Transfer:
 
 def splits_backward(plan: "Planned") -> bool:
     """Return whether the schedule takes the gradients of weights in passes of their own."""
-    order = PipelineAxis().passes(plan) or []
-    return any(step.kind == "W" for steps in order for step in steps)
+    return plan.layout.schedule is not None and plan.layout.pipeline.splits_backward

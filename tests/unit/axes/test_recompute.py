@@ -2,6 +2,7 @@
 
 import copy
 from dataclasses import replace
+from itertools import product
 
 import pytest
 import torch
@@ -10,9 +11,11 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from paralab import World, parallelize
 from paralab.axes.blocks import blocks_of
+from paralab.axes.pipeline.stages import pass_order
 from paralab.axes.recompute import attention_of, checkpoint_blocks, recompute, recomputed_attention
 from paralab.errors import ConfigError
 from paralab.layout import Layout
+from paralab.layout.schedules import SCHEDULES, find
 from paralab.models import SPECS
 from paralab.options.config import RunConfig
 from paralab.planning.resolve import resolve
@@ -92,6 +95,20 @@ def test_what_cannot_be_compiled_and_recomputed_is_refused(
         model=model, size="tiny", layout=Layout.parse(layout), compile="default", checkpointing=checkpointing
     )
     with pytest.raises(ConfigError, match=f"^--compile default with --checkpointing {checkpointing}.*{reason}"):
+        resolve(run)
+
+
+def test_schedules_that_split_backward_are_those_that_say_so() -> None:
+    for word, pp, micro_batches in product((*SCHEDULES, "zero-bubblex1", "interleavedx3"), (2, 4), (8, 16)):
+        order = pass_order(word, pp=pp, micro_batches=1 if word == "naive" else micro_batches)
+        schedule = find(word)
+        assert schedule and schedule.splits_backward == any(step.kind == "W" for steps in order for step in steps), word
+
+
+@pytest.mark.parametrize("schedule", ["zero-bubblex1", "zbv", "dualpipev"])
+def test_the_backward_pass_of_compiled_blocks_is_not_split(schedule: str) -> None:
+    run = RunConfig(size="tiny", layout=Layout.parse(f"pp2/{schedule}/mb4"), compile="default")
+    with pytest.raises(ConfigError, match=f"--compile default with {schedule}, .* is one piece, use 1f1b or inter"):
         resolve(run)
 
 
