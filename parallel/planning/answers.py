@@ -78,7 +78,7 @@ def typed_layout(text: str) -> Layout | None:
         return None
 
 
-_PRECISIONS = ("fp32", "bf16", "fp16")  # of those that are predicted, the ones that paralab trains in
+PRECISIONS = ("fp32", "bf16", "fp16")  # of those that are predicted, the ones that paralab trains in
 
 
 def row(found: Found, i: int) -> dict[str, Any]:
@@ -110,11 +110,18 @@ def typed(found: Found, model: "Trained") -> tuple[int, str] | None:
     return next(((int(i), line) for i in numbers if (line := line_of(found, int(i), model)) is not None), None)
 
 
+def is_trained(found: Found, i: int, model: "Trained | None") -> bool:
+    """Return whether paralab trains one layout, of a model of its own or of any that can be divided so (None)."""
+    if model is not None:
+        return line_of(found, i, model) is not None
+    return found.settled.case.precision in PRECISIONS and is_typed(row(found, i))
+
+
 def line_of(found: Found, i: int, model: "Trained") -> str | None:
     """Return the command that trains one layout; None for a layout or a precision that paralab does not train."""
     case, chosen, count = found.settled.case, row(found, i), micro_batches(found, i)
     model = model.with_length(int(case.sequence_length))
-    is_trained = case.precision in _PRECISIONS and is_typed(chosen)
+    is_trained = case.precision in PRECISIONS and is_typed(chosen)
     layout = typed_layout(layout_text(chosen, count)) if is_trained else None
     if layout is None or not _accepts(model, layout) or (model.spec.whole_batch and count > 1):
         return None

@@ -61,7 +61,7 @@ def report(
     lines = [part for line in (*head(found, raw), *solved.said) for part in _wrapped(line, "")] + [""]
     if found.n_fit:
         best = found.ranked(top)
-        lines += [*_times(found, best), "", *_memory(found, best), ""]
+        lines += [*_times(found, best, model), "", *_memory(found, best), ""]
         lines += [f"Of layouts of one kind within {ALIKE:.0%} of each other the simplest is shown."]
         lines += [*_nearly_full(found, best), ""]
         lines += _losers(found)
@@ -70,7 +70,7 @@ def report(
             lines += ["", *_training(found, training)]
     else:
         best = found.ranked(3)
-        lines += ["No layout fits. Closest:", *_times(found, best), "", *_memory(found, best), ""]
+        lines += ["No layout fits. Closest:", *_times(found, best, model), "", *_memory(found, best), ""]
         lines += what_would(found, raw, own, gpu)
     return "\n".join([*lines, "", *_wrapped(found.caveat, "")])
 
@@ -93,16 +93,19 @@ def _weights(number: float) -> str:
     return f"{number / 1e9:,.2f} B" if number >= 1e9 else f"{number / 1e6:,.2f} M"
 
 
-def _times(found: Found, numbers: Iterable[Any]) -> Iterator[str]:
-    """Yield a table of layouts: step time with the range in which it was where it was checked, and what bounds it."""
+def _times(found: Found, numbers: Iterable[Any], model: "Trained | None") -> Iterator[str]:
+    """Yield a table of layouts: step time with the range in which it was where it was checked, and what bounds it.
+
+    Those that paralab does not train are marked.
+    """
     numbers = list(numbers)
+    names = [found_by.name(found, i) + " *" * (not found_by.is_trained(found, i, model)) for i in numbers]
     is_short = float(found.prediction.step_time_s[numbers[0]]) < 1
     factor, unit = (1000, "ms") if is_short else (1, "s")
     share = f"{checked.SHARE * 10:.0f} in 10"
     yield f" # {'layout':{LAYOUT}}rows recompute{f'step {unit}':>8}{share:>15}  bound"
-    for rank, i in enumerate(numbers, 1):
+    for rank, (i, text) in enumerate(zip(numbers, names, strict=True), 1):
         chosen = found_by.row(found, i)
-        text = found_by.name(found, i)
         seconds, low, high = (factor * float(x[i]) for x in (found.prediction.step_time_s, *found.range_s))
         if len(text) >= LAYOUT:
             yield f"{rank:>2} {text}"
@@ -111,6 +114,10 @@ def _times(found: Found, numbers: Iterable[Any]) -> Iterator[str]:
             f"{chosen['micro_batch_size']:>4} {chosen['recompute']:9}{_short(seconds):>8}"
             f"{f'{_short(low)} to {_short(high)}':>15}  {found.prediction.bound[i]}"
         )
+    if any(text.endswith("*") for text in names):
+        precision = found.settled.case.precision
+        what = "this layout" if precision in found_by.PRECISIONS else f"in {precision}"
+        yield f"* paralab itself does not train {what}."
 
 
 def _short(number: float) -> str:

@@ -2,6 +2,7 @@
 
 import csv
 import io
+import re
 import shlex
 import time
 from functools import cache
@@ -302,7 +303,18 @@ def test_what_was_not_checked_or_hardly_fits_is_said(
 
 def test_what_paralab_does_not_train_in_is_not_said_to_be_typed(capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main("plan --model llama --size 8b --n-gpus 8 --precision fp8".split()) == 0
-    assert "paralab run" not in capsys.readouterr().out
+    shown = capsys.readouterr().out
+    assert "paralab run" not in shown and "* paralab itself does not train in fp8." in shown
+
+
+@pytest.mark.parametrize("model", ["--model gpt2 --size gpt3-6.7b", "--layers 32 --hidden 4096"])
+def test_layouts_that_paralab_does_not_train_are_marked(model: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(f"plan {model} --n-gpus 64 --global-batch-size 512".split()) == 0
+    shown = capsys.readouterr().out.splitlines()
+    layouts = [line for line in shown if re.match(r" ?\d+ dp", line)]
+    assert len(layouts) == 10 and any("zb-h2" in line for line in layouts)
+    assert all((" *" in line) == ("zb-h2" in line) for line in layouts)
+    assert "* paralab itself does not train this layout." in shown
 
 
 def test_where_nothing_fits_it_says_what_would(capsys: pytest.CaptureFixture[str]) -> None:
