@@ -84,14 +84,15 @@ run than in another.
     paralab plan --model resnet --size 50 --n-gpus 8
     paralab plan QUESTIONS.csv --out PLANS.csv
 
-Every legal layout is predicted, at {rate} or more a second, and those that fit come first, fastest first. Hundreds
-are alike: of those with the same degrees, ZeRO stage, micro-batch and recomputation the simplest within 1% of the
-fastest is shown, and one of each choice of degrees before any other; a file of questions gets up to 1,000. Where
-`framework` names other software than PyTorch's, its schedules and ZeRO stages are looked at. What is
-legal is what `torch.distributed.pipelining` and the published recipes allow: what `paralab run` does not train is
-among it, and the line that is printed to be typed is that of the fastest layout that it does. It trains all of these
-layouts but the schedule `zb-h2`, which `torch.distributed.pipelining` does not have. Fewer layers in the first and
-the last stage (`firstN`, `lastN`) are looked at where the embedding and the output layer make those heavier.
+Every legal layout is predicted, at {rate} or more a second, and those that fit come first, fastest first. Where none
+fits, it says by how much, and what would: offloading, more GPUs. Hundreds are alike: of those with the same degrees,
+ZeRO stage, micro-batch and recomputation the simplest within 1% of the fastest is shown, and one of each choice of
+degrees before any other; a file of questions gets up to 1,000. Where `framework` names other software than PyTorch's,
+its schedules and ZeRO stages are looked at. What is legal is what `torch.distributed.pipelining` and the published
+recipes allow: what `paralab run` does not train is among it, and the line that is printed to be typed is that of the
+fastest layout that it does. It trains all of these layouts but the schedule `zb-h2`, which
+`torch.distributed.pipelining` does not have, and the table marks those. Fewer layers in the first and the last stage
+(`firstN`, `lastN`) are looked at where the embedding and the output layer make those heavier.
 
 *8 in 10* is the range that held 80% of what was measured where predictions were checked, on devices of the same
 generation, every table weighted alike and left out of the fit: {ranges}. Where no batch is given, half a million

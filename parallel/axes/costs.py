@@ -19,6 +19,7 @@ class Case:
     """One training configuration with nothing left open, or many of them: every field is a value or an array (cases,).
 
     The fields are the columns of the contract in docs/planner.md; shard is 0 where ZeRO divides over all data ranks.
+    offload_optimizer: whether master weights and moments are in the memory of the host.
     layers_first, layers_middle and layers_last are of
     the first pipeline rank, of the fullest one between (0 where there is none) and of the last one; layers_held is of
     the rank between that keeps most activations, and held_rank is its number.
@@ -71,6 +72,7 @@ class Case:
     tp_overlap: Values
     memory_kind: Values
     shard: Values = 0
+    offload_optimizer: Values = False
 
     def but(self, **values: Values) -> "Case":
         """Return the same case with other values."""

@@ -12,6 +12,7 @@ import numpy as np
 from paralab.errors import LayoutError
 from paralab.layout import SCHEDULES, Layout, layers_of_stages
 from paralab.planning.breakdown import CATEGORIES
+from paralab.planning.predict import evaluate
 from paralab.planning.ranking import ALIKE, ranked
 from paralab.planning.search import Found
 
@@ -142,6 +143,20 @@ def _accepts(model: "Trained", layout: Layout) -> bool:
 @lru_cache(maxsize=64)
 def _has_attention(model: "Trained") -> bool:
     return model.has_attention
+
+
+def offloaded(found: Found) -> tuple[str, float] | None:
+    """Return the fastest layout that would fit with its optimizer states in the memory of the host, and its GiB.
+
+    None where there is none that paralab trains.
+    """
+    result = evaluate(found.case.but(offload_optimizer=True), found.machine)
+    fitting, memory = np.flatnonzero(result.fits), result.memory_gib
+    for i in ranked(found.columns, fitting, result.step_time_s, memory, SHOWN):
+        layout = typed_layout(f"{name(found, i)}/offload-optimizer")
+        if layout is not None and is_trained(found, i, None):
+            return str(layout), float(memory[i])
+    return None
 
 
 # --- why others lose

@@ -187,10 +187,14 @@ def quantity(fact: Fact) -> str:
 
 
 def what_would(found: Found, raw: Mapping[str, Any], own: Mapping[str, Device], gpu: str) -> Iterator[str]:
-    """Yield what keeps the closest layout from fitting, and how many GPUs would do."""
-    i = found.best
-    over = float(found.prediction.memory_gib[i]) - found.settled.device.memory_gib
+    """Yield what keeps the closest layout from fitting, and what would do: offloading, more GPUs."""
+    i, there = found.best, found.settled.device.memory_gib
+    over = float(found.prediction.memory_gib[i]) - there
     yield from _wrapped(f"{over:,.1f} GiB too much: {found_by.held(found, i)}.", "")
+    if (fitting := found_by.offloaded(found)) is not None:
+        layout, needs = fitting
+        what = f"With optimizer states in the memory of the host {layout} fits, with {needs:.1f} GiB of {there:.0f}"
+        yield from _wrapped(f"{what}. What copying them takes is not predicted.", "")
     n = int(found.settled.case.n_gpus)
     while (n := 2 * n) <= MOST_GPUS:
         try:

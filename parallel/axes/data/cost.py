@@ -147,19 +147,20 @@ def updated_weights(case: Case) -> Values:
 
 
 def bytes_per_weight(case: Case) -> dict[str, Values]:
-    """Return the bytes that a weight has by category, nothing divided: each a value or an array (cases,).
+    """Return the bytes that a weight has on devices by category, nothing divided: each a value or an array (cases,).
 
     Mixed precision keeps weights in 16 bits beside a master copy and two moments (Rajbhandari et al. 2020, section
     3.1); in fp16 a gradient is converted to the precision of the master copy before the update.
     """
     moments = np.where((case.optimizer == "sgd") | (case.optimizer == "lion"), 1, 2)
     moment_bytes = np.where(case.optimizer == eight_bits.NAME, eight_bits.BYTES, case.state_bytes)
+    here = np.where(case.offload_optimizer, 0, 1)
     return {
         "weights": case.element_bytes,
         "gradients": case.gradient_bytes,
-        "master weights": np.where(case.precision == "fp32", 0, case.state_bytes),
-        "moments": moments * moment_bytes,
-        "converted gradients": np.where(case.precision == "fp16", case.state_bytes, 0),
+        "master weights": np.where(case.precision == "fp32", 0, case.state_bytes) * here,
+        "moments": moments * moment_bytes * here,
+        "converted gradients": np.where(case.precision == "fp16", case.state_bytes, 0) * here,
     }
 
 

@@ -133,3 +133,12 @@ def test_experts_are_divided_by_expert_ranks() -> None:
 def test_constants_that_are_not_there_are_said() -> None:
     with pytest.raises(AttributeError, match="no constant 'speed'"):
         _ = Constants({}).speed
+
+
+@pytest.mark.parametrize(("zero", "each"), [(0, 2 + 4), (1, 2 + 4), (2, 2 + 4 / 8), (3, (4 + 4) / 8)])
+def test_offloaded_optimizer_states_leave_weights_and_gradients(zero: int, each: float) -> None:
+    """In bf16 over 8 ranks; the shards of FSDP are in fp32."""
+    plan = plan_of(layers=2, hidden=64, dp=8, zero=zero, precision="bf16")
+    there = Plan(plan.case.but(offload_optimizer=True), plan.machine, plan.constants)
+    assert state_bytes(there, Weights(1000.0)) == pytest.approx(1000 * each)
+    assert state_bytes(plan, Weights(1000.0)) > 1000 * each

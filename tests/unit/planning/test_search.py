@@ -322,6 +322,15 @@ def test_where_nothing_fits_it_says_what_would(capsys: pytest.CaptureFixture[str
     assert cli.main(words.split()) == 0
     shown = capsys.readouterr().out
     assert "No layout fits" in shown and "GiB too much: states" in shown and "32 GPUs of this kind would do." in shown
+    assert "memory of the host" not in shown  # which would not do
+
+
+def test_where_nothing_fits_offloading_is_looked_at(capsys: pytest.CaptureFixture[str]) -> None:
+    words = "plan --model gpt2 --size gpt3-2.7b --n-gpus 1 --global-batch-size 8 --gpu A100-SXM4-40GB"
+    assert cli.main(words.split()) == 0
+    shown = " ".join(capsys.readouterr().out.split())
+    assert "With optimizer states in the memory of the host dp1/offload-optimizer fits, with 3" in shown
+    assert "2 GPUs of this kind would do." in shown
 
 
 def test_a_tokenizer_gives_a_model_its_vocabulary(capsys: pytest.CaptureFixture[str]) -> None:
