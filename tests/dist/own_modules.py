@@ -484,7 +484,15 @@ KINDS: Mapping[str, Kind] = {
         layouts=("cp2", "dp2.cp2/zero3", "cp4/ulysses", "cp2.pp2/1f1b/mb2"),
     ),
     "towers": Kind(TwoTowers, batch=towers, loss=towers_loss, options={}, layouts=DATA),
-    "routed": Kind(Routed, batch=routed, options={"unused_parameters": True}, layouts=(*DATA, "dp4/zero3/shard2")),
+    "routed": Kind(
+        Routed,
+        batch=routed,
+        options={
+            "unused_parameters": True,
+            "tensor": {"layers.*.experts.*.up": "column", "layers.*.experts.*.down": "row"},
+        },
+        layouts=(*DATA, "dp4/zero3/shard2", "dp2.tp2"),
+    ),
     "own-loss": Kind(OwnLoss, batch=lambda g: words(g)[0], loss=None, layouts=("dp2", "dp2/zero3", "tp2")),
     "bare": Kind(Bare, batch=points, loss=F.mse_loss, options={}, layouts=(*DATA, "dp4/zero3/shard2")),
     "mixed": Kind(

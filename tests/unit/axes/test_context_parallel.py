@@ -1,5 +1,6 @@
 """Context parallelism without other processes: which positions a rank has, what a ring computes, what is refused."""
 
+from collections.abc import Iterator
 from typing import Any
 from unittest.mock import Mock
 
@@ -10,7 +11,7 @@ from torch.nn import functional as F
 from paralab.axes.check import check_split
 from paralab.axes.context_parallel import local
 from paralab.axes.context_parallel.pieces import take_early_and_late, take_piece
-from paralab.axes.context_parallel.ring import Ring
+from paralab.axes.context_parallel.ring import Passing, Ring
 from paralab.errors import LayoutError
 from paralab.layout import Layout
 from paralab.layout.strategies import name_of
@@ -74,11 +75,42 @@ def test_parts_of_a_ring_are_attention(monkeypatch: pytest.MonkeyPatch, causal: 
                 got = local.backward(*cut, *here, *(x[:, :, at] for x in (total.out, total.lse)), causal=masked)
                 own_grad[:, :, at] += got[0]
                 for whole, term in zip((grad_k, grad_v), got[1:], strict=True):
-                    takes[owner](torch.arange(24), 0)
                     whole[:, :, takes[owner](torch.arange(24), 0)[to]] += term
             torch.testing.assert_close(own_grad, take(q.grad, 2), rtol=1e-11, atol=1e-12)
     torch.testing.assert_close(grad_k, k.grad, rtol=1e-11, atol=1e-12)
     torch.testing.assert_close(grad_v, v.grad, rtol=1e-11, atol=1e-12)
+
+
+class LoneRing(Ring):
+    """The first of many ranks, which has what the others would send."""
+
+    def __init__(self, every: torch.Tensor) -> None:
+        super().__init__(Mock(rank=lambda: 0, size=lambda: len(every)), causal=False)
+        self.every = every
+
+    def round(self, kv: torch.Tensor) -> Iterator[tuple[int, torch.Tensor]]:
+        yield from enumerate(self.every)
+
+    def pass_on(self, mine: torch.Tensor) -> Passing:
+        assert mine.dtype == torch.float32
+        return Passing(mine, mine, [])
+
+
+def test_parts_of_a_ring_are_added_up_in_fp32() -> None:
+    """In bf16 a sum over 64 ranks would be off by several times what one rounding is."""
+    generator, ranks = torch.Generator().manual_seed(0), 64
+    every = torch.randn(ranks, 2, 1, 2, 8, 16, generator=generator).bfloat16()  # keys and values of 2 heads
+    q, grad = (torch.randn(1, 4, 8, 16, generator=generator).bfloat16() for _ in range(2))
+    q.requires_grad_()
+    out = LoneRing(every)(q, *every[0].clone().requires_grad_())
+    out.backward(grad)
+    exact = q.detach().double().requires_grad_()
+    k, v = every.double().permute(1, 2, 3, 0, 4, 5).flatten(3, 4)
+    want = F.scaled_dot_product_attention(exact, k, v, enable_gqa=True)
+    want.backward(grad.double())
+    for got, right in ((out.detach(), want.detach()), (q.grad, exact.grad)):
+        assert (got.double() - right).norm() / right.norm() < 2**-8
+    assert local._summed(grad, heads=2).dtype == torch.float32
 
 
 @pytest.mark.parametrize(

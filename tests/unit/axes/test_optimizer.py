@@ -159,6 +159,9 @@ def test_the_loss_scale_moves_as_that_of_torch(monkeypatch: pytest.MonkeyPatch) 
         theirs.update()
         ours.update(finite=finite)
         assert ours.value == theirs.get_scale()
+    for _ in range(40):
+        ours.update(finite=False)
+    assert ours.value == 1.0  # below it gradients would only lose digits
 
 
 def test_fp16_skips_a_step_that_overflows_and_goes_on() -> None:
