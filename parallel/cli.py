@@ -85,6 +85,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     streams.keep_open()
     with contextlib.suppress(ValueError):  # only the main thread hears signals
         signal.signal(signal.SIGINT, _interrupt)
+        signal.signal(signal.SIGTERM, _stop)
     words = list(sys.argv[1:] if argv is None else argv)
     try:
         try:
@@ -127,13 +128,31 @@ def _check_printed() -> None:
 
 def _interrupt(number: int, frame: FrameType | None) -> None:
     """Raise KeyboardInterrupt; in an import, which may swallow it, end at once: nothing was started yet."""
-    inner = frame
-    while inner is not None:
-        if inner.f_code.co_filename.startswith("<frozen importlib"):
-            os.write(2, b"paralab: interrupted\n")
-            os._exit(INTERRUPTED)
-        inner = inner.f_back
+    if _is_importing(frame):
+        os.write(2, b"paralab: interrupted\n")
+        os._exit(INTERRUPTED)
     raise KeyboardInterrupt
+
+
+def _stop(number: int, frame: FrameType | None) -> None:
+    """Say so and raise SystemExit, so that files and processes are left in order; in an import, end at once.
+
+    What trains or measures hears the signal itself while it does.
+    """
+    signal.signal(number, signal.SIG_DFL)  # a second one ends what is left of this process
+    with contextlib.suppress(OSError):
+        os.write(2, b"paralab: stopped by SIGTERM\n")
+    if _is_importing(frame):
+        os._exit(128 + number)
+    raise SystemExit(128 + number)
+
+
+def _is_importing(frame: FrameType | None) -> bool:
+    while frame is not None:
+        if frame.f_code.co_filename.startswith("<frozen importlib"):
+            return True
+        frame = frame.f_back
+    return False
 
 
 def _dispatch(words: list[str]) -> int:

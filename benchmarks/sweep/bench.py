@@ -12,8 +12,6 @@ repeat. A case that fails, hangs or runs out of memory leaves a row, and the swe
 again, continues a sweep that was interrupted.
 """
 
-import signal
-import sys
 import time
 from collections.abc import Iterator, Sequence
 from statistics import median
@@ -44,7 +42,6 @@ def main(argv: list[str]) -> int:
     config = read_config(argv, config=SweepConfig, prog="paralab bench", description=__doc__)
     check(config)
     heading.show(_heading(config))
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # ends the case that runs, as Ctrl-C does
     cases = cases_of(config)
     _show_data(cases)
     with progress(len(cases) * config.repeats, "bench") as bar:

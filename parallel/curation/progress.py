@@ -4,7 +4,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from multiprocessing import get_context
+from multiprocessing import active_children, get_context
 from typing import TypeVar
 
 from paralab.console.phases import Phases
@@ -54,5 +54,9 @@ def in_order(function: Callable[[A], B], tasks: Iterable[A], *, workers: int) ->
                 "a worker process ended before its work did, as when memory is short: use fewer --workers; what was "
                 "done is kept"
             ) from None
+        except (KeyboardInterrupt, SystemExit):
+            for worker in active_children():  # what it does now is done again by the next command
+                worker.terminate()
+            raise
         finally:
             pool.shutdown(wait=False, cancel_futures=True)

@@ -107,6 +107,22 @@ def test_an_interrupt_is_130(monkeypatch: pytest.MonkeyPatch, capsys: pytest.Cap
     assert "Traceback" not in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("number", "said"), [(signal.SIGINT, "paralab: interrupted\n"), (signal.SIGTERM, "paralab: stopped by SIGTERM\n")]
+)
+def test_a_command_that_starts_no_ranks_ends_in_order_at_a_signal(number: int, said: str, tmp_path: Path) -> None:
+    code = (
+        "import os, sys, time, types; from pathlib import Path; from paralab import cli\n"
+        "def start(argv):\n"
+        f"    try: os.kill(os.getpid(), {number:d}), time.sleep(20)\n"
+        f"    finally: Path({str(tmp_path / 'tidied')!r}).touch()\n"
+        "sys.modules['m'] = types.SimpleNamespace(start=start); cli.TARGETS['probe'] = 'm:start'\n"
+        "sys.exit(cli.main(['probe']))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=30)
+    assert (done.returncode, done.stderr) == (128 + number, said) and (tmp_path / "tidied").exists()
+
+
 def test_an_unknown_command_is_refused_with_the_closest(capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["verfy"]) == 2
     assert "'verfy' is unknown (did you mean verify?)" in capsys.readouterr().err
