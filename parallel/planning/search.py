@@ -300,7 +300,8 @@ def _zeros(raw: Raw, degrees: Mapping[str, int], per_node: int) -> list[tuple[in
     stages = [raw["zero"]] if "zero" in raw else every if dp * cp > 1 else [0]
     if "shard" in raw:
         return [(zero, raw["shard"]) for zero in stages if zero or not raw["shard"]]
-    near = [n for n in range(2, dp) if dp % n == 0 and n * tp <= per_node] if cp == 1 else []
+    groups = range(degrees["ep"], dp, degrees["ep"]) if cp == 1 else ()  # which divide the experts among themselves
+    near = [n for n in groups if n > 1 and dp % n == 0 and n * tp <= per_node]
     return [(zero, shard) for zero in stages for shard in (0, *(near[-1:] if zero else ()))]
 
 

@@ -267,6 +267,19 @@ def test_hybrid_sharding_lies_between_whole_copies_and_zero_over_all() -> None:
     assert states[node] < whole.memory_gib["states"][0]
 
 
+def test_groups_of_hybrid_sharding_divide_the_experts_and_pass_on_their_gradients() -> None:
+    one = {"dp": 16, "tp": 1, "pp": 1, "cp": 1, "ep": 4, "micro_batch_size": 1, "recompute": "none", "zero": 3}
+    _, raw = shapes.find("mixtral", "8x7b")
+    mixture = {**raw, **one, "n_gpus": 16, "gpu": "H100-SXM-80GB", "gpus_per_node": 4, "global_batch_size": 16}
+    found = search(mixture)
+    assert {answers.name(found, i) for i in range(len(found))} == {"dp16.ep4/zero3", "dp16.ep4/zero3/shard4"}
+    beyond = search({**mixture, "ep": 8})
+    assert {answers.name(beyond, i) for i in range(len(beyond))} == {"dp16.ep8/zero3"}  # no node divides them alone
+    slow = search({**mixture, "inter_node_gbit_per_s": 1.0, "shard": 4}).prediction.step_time_s[0]
+    experts = 32 * 2 * 3 * 4096 * 14336  # weights that a rank has: two of eight in each layer
+    assert slow > 2 * 3 / 4 * 4 * experts / 125e6  # seconds of an all-reduce over four groups, 4 bytes each
+
+
 # --- the command
 
 
