@@ -2,13 +2,15 @@
 
 import os
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import IO
+from typing import IO, BinaryIO
 
 from paralab.errors import UsageError
 
 _ELSEWHERE = "choose another place with --out"
+_ROOM = "make room there, or choose another place"
 
 
 def check_writable(
@@ -71,15 +73,28 @@ def write_whole(path: Path, content: bytes) -> None:
             path.write_bytes(content)
             return
     except OSError as error:
-        raise _refusal(path, error) from None
+        raise _refusal(path, error, _ROOM) from None
+    with written_whole(path) as file:
+        file.write(content)
+
+
+@contextmanager
+def written_whole(path: Path) -> Iterator[BinaryIO]:
+    """Open a file beside a place, to write to; it is moved there at the end, and gone where there is none.
+
+    Raises: UsageError when it cannot be written.
+    """
     path = real(path)
     partial = path.with_name(f".{path.name}.{os.getpid()}")
     try:
-        partial.write_bytes(content)
+        with partial.open("wb") as file:
+            yield file
         partial.replace(path)
     except OSError as error:
-        partial.unlink(missing_ok=True)
-        raise _refusal(path, error) from None
+        raise _refusal(path, error, _ROOM) from None
+    finally:
+        with suppress(OSError):
+            partial.unlink(missing_ok=True)
 
 
 def write_all(file: IO[bytes], data: bytes) -> None:
@@ -88,5 +103,5 @@ def write_all(file: IO[bytes], data: bytes) -> None:
         data = data[file.write(data) :]
 
 
-def _refusal(path: Path, error: OSError, advice: str = _ELSEWHERE) -> UsageError:
+def _refusal(path: Path, error: OSError, advice: str) -> UsageError:
     return UsageError(f"{path} cannot be written ({error.strerror}): {advice}")

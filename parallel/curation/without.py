@@ -9,7 +9,7 @@ from typing import TextIO
 
 import numpy as np
 
-from paralab.console.outputs import write_whole
+from paralab.console.outputs import write_whole, written_whole
 from paralab.console.phases import Phases
 from paralab.curation.duplicates import Duplicate, exact, near
 from paralab.curation.progress import Percent
@@ -33,18 +33,17 @@ def dropped(signatures: np.ndarray, like: Near, *, threshold: float) -> list[Dup
 def write(path: Path, texts: Texts, signatures: np.ndarray, again: Sequence[Duplicate], *, phases: Phases) -> int:
     """Write what is kept to a file that appears when it is whole; return the bytes of its texts.
 
-    The texts are read once more, a unit at a time. Raises: DataError when they cannot be; OSError.
+    The texts are read once more, a unit at a time. Raises: DataError when they cannot be, UsageError when the file
+    cannot be written.
     """
     keep = np.ones(len(signatures), bool)
     keep[[duplicate.unit for duplicate in again]] = False
     percent = Percent(phases, f"writing {path}", total=int(signatures["n_chars"].sum()))
-    partial = path.with_name(f".{path.name}.partial")
-    with partial.open("w", encoding="utf-8", newline="\n") as file:
+    with written_whole(path) as raw, io.TextIOWrapper(raw, encoding="utf-8", newline="\n") as file:
         for kept, unit, n_chars in zip(keep, texts.units(), signatures["n_chars"], strict=True):
             if kept:
                 _as_row(file, unit) if path.suffix == ".jsonl" else _as_text(file, unit, texts)
             percent.add(int(n_chars))
-    partial.replace(path)
     return int(signatures["n_bytes"][keep].sum())
 
 

@@ -3,6 +3,7 @@
 import csv
 import json
 import random
+import resource
 import tracemalloc
 from pathlib import Path
 
@@ -18,6 +19,7 @@ from paralab.curation.duplicates import exact
 from paralab.curation.planted import jaccard, plant
 from paralab.curation.signatures import EXACT, Near, minhash, shingles
 from paralab.curation.units import Texts
+from paralab.curation.without import write
 from paralab.data import open_dataset
 from paralab.data.text import TokenWindows
 from paralab.errors import DataError, UsageError
@@ -141,6 +143,19 @@ def test_memory_does_not_grow_with_the_text(tmp_path: Path, monkeypatch: pytest.
         tracemalloc.stop()
         assert found["n_chars"].max() <= units.LONGEST_CHARS and found["n_bytes"].sum() >= path.stat().st_size - 60
     assert peaks[1] < 1.3 * peaks[0] and peaks[1] < path.stat().st_size
+
+
+def test_a_disk_that_is_full_is_one_line_and_leaves_no_half(tmp_path: Path) -> None:
+    texts = Texts.of([str(rows(tmp_path / "r.jsonl", ["one", "two" * 100_000]))], by=None, column="text")
+    found = kept.signatures_of(texts, EXACT, workers=1, phases=hidden())
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 16, before[1]))
+    try:
+        with pytest.raises(UsageError, match=r"out.jsonl cannot be written \(File too large\): make room there"):
+            write(tmp_path / "out.jsonl", texts, found, [], phases=hidden())
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert [path.name for path in tmp_path.glob("*out*")] == []
 
 
 def test_exact_duplicates_are_those_of_the_texts(tmp_path: Path) -> None:
