@@ -291,12 +291,13 @@ def _gradient(parameter: nn.Parameter) -> Tensor:
     return parameter.grad
 
 
-_SHARED: WeakKeyDictionary[ModelSpec, dict[tuple[Any, Layout], dict[str, list[int]]]] = WeakKeyDictionary()
+_SHARED: WeakKeyDictionary[ModelSpec, dict[tuple[Any, ...], dict[str, list[int]]]] = WeakKeyDictionary()
 
 
 def shared_parameters(plan: Planned) -> Mapping[str, list[int]]:
     """Return the trained parameters that several stages hold, by their first name, with those stages in order."""
-    known, key = _SHARED.setdefault(plan.spec, {}), (plan.model_config, plan.layout)
+    layout, known = plan.layout, _SHARED.setdefault(plan.spec, {})
+    key = plan.model_config, layout.stages, layout.first_layers, layout.last_layers
     if key not in known:
         known[key] = _shared_parameters(plan)
     return known[key]

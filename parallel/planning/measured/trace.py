@@ -92,7 +92,7 @@ def _key(plan: Planned) -> Any:
     cut = (layout.stages, layout.first_layers, layout.last_layers)
     over = layout.dp if plan.spec.whole_batch else layout.dp > 1
     split = (layout.tp, layout.sequence_parallel, over if not layout.local else False)
-    casts = layout.zero >= 2
+    casts = layout.zero >= 2 and run.precision in ("bf16", "fp16")
     return (plan.spec, plan.model_config, run.precision, run.checkpointing, cut, split, casts)
 
 
