@@ -165,18 +165,22 @@ def test_the_loss_scale_moves_as_that_of_torch(monkeypatch: pytest.MonkeyPatch) 
 
 
 def test_fp16_skips_a_step_that_overflows_and_goes_on() -> None:
-    work = work_of(precision="fp16")
-    engine = native.build(work.context(ALONE))
+    engine, wide = (
+        native.build(work_of(precision=precision, optimizer="sgd", clip_norm=0.5).context(ALONE))
+        for precision in ("fp16", "fp32")
+    )
     engine.loss_scale.value = scale = 2.0**100
     before = {name: p.detach().clone() for name, p in engine.parameters()}
-    first, second = islice(batches_of(work), 2)
+    first, second = islice(batches_of(work_of()), 2)
     engine.step(first)
     assert engine.loss_scale.value == scale / 2
     assert all(torch.equal(p, before[name]) for name, p in engine.parameters())
-    engine.loss_scale.value = 2.0**10
-    result = engine.step(second)
-    assert result.grad_norm.isfinite()
-    assert not all(torch.equal(p, before[name]) for name, p in engine.parameters())
+    engine.loss_scale.value, wide.steps_done = 2.0**10, engine.steps_done  # whose learning rate is the next one
+    engine.loss_scale.good_steps = LossScale.GROWTH_STEPS - 1  # the scale grows in this step, after its gradients
+    norms = [each.step(second).grad_norm.item() for each in (engine, wide)]
+    assert norms[0] == pytest.approx(norms[1], rel=0.01) and norms[0] > 0.5  # so that it is clipped
+    moved = [sum((p - before[name]).square().sum().item() for name, p in each.parameters()) for each in (engine, wide)]
+    assert moved[0] == pytest.approx(moved[1], rel=0.02) and moved[0] > 0
 
 
 @pytest.mark.parametrize("shape", [(5,), (300, 200), (1000, 4100)])

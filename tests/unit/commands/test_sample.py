@@ -117,6 +117,8 @@ def test_one_evaluation_gives_the_mean_of_the_originals_and_the_flow_one_of_them
     assert error["mean"] < error["sampled"] < error["noisy"]
     assert energy_test(large.sampled, draw(800, seed=8)).p_value > 0.05
     assert energy_test(large.mean, draw(800, seed=8)).p_value < 0.01
+    (least,) = denoise(predict, clean, sigmas=(0.05,), sigma_min=0.2, steps=3, seed=7)
+    torch.testing.assert_close(least.sampled, least.mean)  # below the smallest level there is one step, to no noise
 
 
 @pytest.fixture(scope="module")
