@@ -25,7 +25,7 @@ from paralab.engines.deepspeed_keys import (
 from paralab.errors import ConfigError, did_you_mean
 from paralab.options.choices import LrSchedule, Precision
 from paralab.options.config import RunConfig
-from paralab.options.files import load
+from paralab.options.files import given_elsewhere, load
 
 PRECISIONS: tuple[Precision, ...] = ("fp32", "bf16")
 # Elements of a bucket where there is no file: 25 MiB in fp32, as torch's DistributedDataParallel has (bucket_cap_mb).
@@ -134,6 +134,8 @@ def unreadable(zero: Mapping[str, Any]) -> str | None:
 def _check_keys(values: Mapping[str, Any], rules: Mapping[str, Rule], *, where: str, source: str) -> None:
     for key, value in values.items():
         if key not in rules:
+            if not where and "zero_optimization" not in values and (elsewhere := given_elsewhere(values, source)):
+                raise ConfigError(f"key {key!r} in {source} is unknown{elsewhere}")
             place = f"of {where} in {source}" if where else f"in {source}"
             raise ConfigError(f"key {key!r} {place} is unknown{did_you_mean(key, rules)}: correct or remove it")
         rule, path = rules[key], f"{where}.{key}" if where else key

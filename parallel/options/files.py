@@ -10,7 +10,7 @@ import json.decoder
 import json.scanner
 import re
 import tomllib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -36,13 +36,24 @@ def load(path: str | Path) -> dict[str, Any]:
         raise ConfigError(f"cannot read configuration file {path}: {error.strerror}") from error
     except RecursionError as error:
         raise ConfigError(f"configuration file {path} is nested too deeply: write lines of key = value") from error
-    except ValueError as error:  # TOMLDecodeError, JSONDecodeError and UnicodeDecodeError are ValueErrors
+    except UnicodeDecodeError:
+        raise ConfigError(f"configuration file {path} is not UTF-8 text: save it again as UTF-8") from None
+    except ValueError as error:  # TOMLDecodeError and JSONDecodeError are ValueErrors
         raise ConfigError(f"configuration file {path} is not valid: {error}") from error
     if values is None:  # an empty YAML file
         return {}
     if not isinstance(values, dict):
         raise ConfigError(f"configuration file {path} holds a {type(values).__name__}: write lines of key = value")
     return values
+
+
+def given_elsewhere(values: Mapping[str, Any], source: str) -> str:
+    """Return how to give a file of another program, told by its keys, or an empty string."""
+    if "distributed_type" in values or "compute_environment" in values:
+        return f": {source} is a file of Accelerate's, type accelerate launch --config_file {source} before the program"
+    if "zero_optimization" in values or "train_micro_batch_size_per_gpu" in values:
+        return f": {source} is a file of DeepSpeed's, type --ds-config {source}"
+    return ""
 
 
 def _twice(key: object, line: int) -> ValueError:

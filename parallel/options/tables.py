@@ -7,6 +7,7 @@ from typing import Any
 
 from paralab.errors import ConfigError
 from paralab.options.arguments import hint
+from paralab.options.files import given_elsewhere
 from paralab.options.option import flag_of
 from paralab.options.values import convert
 
@@ -22,7 +23,8 @@ def read_table(options: Sequence[Field], values: Mapping[str, Any], *, source: s
             meant = hint(name, [flag_of(declared) for declared in declared_by_name.values()])
             meant = meant.replace("--", "", 1).replace("-", "_") if "--" in meant else meant
             nested = ", and keys are not nested" if path != name else ""
-            raise ConfigError(f"key {path!r}{where} is unknown{meant}{nested}: see paralab run --help for the options")
+            instead = given_elsewhere(values, source) or f"{meant}{nested}: see paralab run --help for the options"
+            raise ConfigError(f"key {path!r}{where} is unknown{instead}")
         converted[key] = convert(declared_by_name[key], value, where=f"{key}{where}")
     return converted
 

@@ -264,6 +264,7 @@ def _leaves(values: Any) -> Iterator[Any]:
         ({"tensorboard": {"enable": False}}, r"'enable' of tensorboard.*did you mean enabled\?"),
         ({"optimizer": {"type": "AdamW", "params": {"learning_rate": 1}}}, "'learning_rate' of optimizer.params"),
         ({"steps_per_prnt": 5}, r"did you mean steps_per_print\?"),
+        ({"distributed_type": "FSDP"}, "a file of Accelerate's, type accelerate launch --config_file"),
         ({"zero_optimization": {"offload_param": {"device": "gpu"}}}, 'device .* is "gpu".*use one of "none", "cpu"'),
         ({"zero_optimization": {"offload_optimizer": {"device": "nvme"}}}, 'is "nvme".*use one of "none", "cpu"'),
         ({"zero_optimization": {"stage": 4}}, "zero_optimization.stage .* is 4.*use one of 0, 1, 2, 3"),

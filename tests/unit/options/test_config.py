@@ -248,9 +248,12 @@ def test_compile_was_once_true_or_false_in_files(written: str, mode: str, tmp_pa
         ),
         ("a.toml", "steps = 3\nsteps = 4\n", "line 2"),
         ("a.yaml", "steps: 010\n", "010 in line 1 is octal to some programs and decimal to others: write 10 or 0o10"),
+        ("a.yaml", "distributed_type: FSDP\n", "'distributed_type' .*type accelerate launch --config_file .*a.yaml"),
+        ("a.json", '{"zero_optimization": {"stage": 2}}', "'zero_optimization.stage' .*type --ds-config .*a.json"),
         ("a.yaml", "steps: 1:30\n", "steps in .* is '1:30': a whole number is needed"),
         ("a.yaml", "streaming: yes\n", "streaming in .* is 'yes': true or false is needed"),
         ("a.yaml", "seed: 2026-01-31\n", "seed in .* is '2026-01-31': a whole number is needed"),
+        ("a.yaml", "\udcff\udcfes\0", "is not UTF-8 text: save it again as UTF-8"),
         ("a.yaml", "[" * 20_000, "is nested too deeply"),
         ("a.json", "[" * 20_000, "is nested too deeply"),
         ("a.toml", "steps = " + "[" * 20_000, "is nested too deeply"),
@@ -258,7 +261,7 @@ def test_compile_was_once_true_or_false_in_files(written: str, mode: str, tmp_pa
 )
 def test_a_file_with_two_meanings_is_refused_in_one_line(tmp_path: Path, name: str, text: str, says: str) -> None:
     file = tmp_path / name
-    file.write_bytes(text.encode())
+    file.write_bytes(text.encode(errors="surrogateescape"))
     with pytest.raises(ConfigError, match=says) as caught:
         resolve(["--config", str(file)])
     assert "\n" not in str(caught.value)
