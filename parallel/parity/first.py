@@ -52,7 +52,13 @@ def first_difference(work: Work, mesh: Mesh, *, feed: Feed, steps: int) -> str:
     if not looked:
         return f"first difference not searched: {lacking}"
     without = ", without torch.compile" if work.run.compile != "none" else ""
-    return f"first difference not found: the same {steps} steps once more, in {' and '.join(looked)}{without}, agree"
+    said = f"first difference not found: the same {steps} steps once more, in {' and '.join(looked)}{without}, agree"
+    if without or work.spec.is_built_in or work.division.dp * work.division.chunks == 1:
+        return said
+    return (
+        f"{said} with one process that takes the batch in the same parts: look for a loss that is not the mean over "
+        "its samples, and for statistics over a batch"
+    )
 
 
 def _search(work: Work, mesh: Mesh, *, feed: Feed, steps: int) -> str:

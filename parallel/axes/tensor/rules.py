@@ -45,24 +45,46 @@ def _whole(spec: ModelSpec[C], config: C) -> nn.Module:
 
 
 def without_plan(name: str, model: nn.Module, *, give: str) -> str:
-    """Say what a plan looks like, with the names of the model's own layers: the last one of each module is the row.
+    """Say what a plan looks like, with the names of the model's own layers.
 
     give: what to type, with `{plan}` for the plan.
     """
-    linear: dict[str, list[str]] = {}  # by the module that holds them
+    linear: dict[str, dict[str, nn.Linear]] = {}  # by the module that holds them, and by name
     for path, module in model.named_modules():
         if isinstance(module, nn.Linear):
-            pattern = ".".join("*" if part.isdigit() else part for part in path.split("."))
-            held = linear.setdefault(pattern.rpartition(".")[0], [])
-            held += [] if pattern in held else [pattern]
-    inside = {holder: names for holder, names in linear.items() if holder} or linear
-    pairs = [names for names in inside.values() if len(names) > 1]
-    if not pairs:
+            holder, _, last = path.rpartition(".")
+            is_step = isinstance(model.get_submodule(holder), nn.Sequential)  # mlp.0 and mlp.2 are not alike
+            pattern = _pattern(holder)
+            named = ".".join(filter(None, (pattern, last if is_step else _pattern(last))))
+            linear.setdefault(pattern, {}).setdefault(named, module)
+    inside = {holder: layers for holder, layers in linear.items() if holder} or linear
+    styles = {path: style for layers in inside.values() for path, style in _styles(layers)}
+    if not styles:
         return f"{name} has no tensor plan, and no two Linear layers in one module to split: use a layout without tp"
-    styles = {path: "row" if path == names[-1] else "column" for names in pairs for path in names}
     shown = ", ".join(f'"{path}": "{style}"' for path, style in styles.items())
     typed = give.replace("{plan}", f"{{{shown}}}")
     return f"{name} has no tensor plan: {typed}, where each row takes what the columns before it made"
+
+
+def _pattern(path: str) -> str:
+    return ".".join("*" if part.isdigit() else part for part in path.split("."))
+
+
+def _styles(layers: Mapping[str, nn.Linear]) -> Iterator[tuple[str, str]]:
+    """Yield (name, style) of the layers of one module, in their order: columns, then the row that returns to the width.
+
+    Of several that return to it in turn (q, k, v, out) the last one is the row.
+    """
+    names, columns = list(layers), 0
+    width = layers[names[0]].in_features
+    for i, name in enumerate(names):
+        returns = [layers[later].out_features == width for later in names[i : i + 2]]
+        if columns and (i + 1 == len(names) or returns == [True, False]):
+            yield name, "row"
+            columns = 0
+        elif i + 1 < len(names):
+            yield name, "column"
+            columns += 1
 
 
 def plan_problems(plan: Mapping[str, str], modules: Mapping[str, nn.Module]) -> Iterator[str]:
@@ -74,7 +96,7 @@ def plan_problems(plan: Mapping[str, str], modules: Mapping[str, nn.Module]) -> 
             continue
         matched = {name: module for name, module in modules.items() if fnmatchcase(name, pattern)}
         if not matched:
-            patterns = {".".join("*" if part.isdigit() else part for part in name.split(".")) for name in modules}
+            patterns = {_pattern(name) for name in modules}
             hint = did_you_mean(pattern, sorted(patterns - {""}))
             yield f"{pattern!r} matches no module of the model{hint}: use the full names of its modules"
         wrong = ((name, module, _unsuited(style, module)) for name, module in matched.items())

@@ -36,6 +36,15 @@ def made(model: Any, layout: str = "single", *, processes: int = 1, **options: A
     return parallelize(model, layout, world=World(0, processes, CPU), **options)
 
 
+class Flat(nn.Module):
+    """Attention and MLP stand in one module, as in the blocks of many a program."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        sizes = {"qkv": (8, 24), "out": (8, 8), "up": (8, 32), "down": (32, 8)}
+        self.layers = nn.ModuleList(nn.ModuleDict({k: nn.Linear(*v) for k, v in sizes.items()}) for _ in range(2))
+
+
 def on_meta() -> nn.Module:
     with torch.device("meta"):
         return Plain()
@@ -132,6 +141,16 @@ REFUSED: dict[str, tuple[Callable[[], object], type[ParalabError], str]] = {
         lambda: made(Plain(), "tp2", processes=2),
         LayoutError,
         r'give tensor=\{"layers.\*.up": "column", "layers.\*.down": "row"\}',
+    ),
+    "no tensor plan of layers of several kinds in one module": (
+        lambda: made(Flat(), "tp2", processes=2),
+        LayoutError,
+        r'"layers.\*.qkv": "column", "layers.\*.out": "row", "layers.\*.up": "column", "layers.\*.down": "row"\}',
+    ),
+    "no tensor plan of a Sequential": (
+        lambda: made(nn.Sequential(nn.Linear(8, 32), nn.GELU(), nn.Linear(32, 8)), "tp2", processes=2),
+        LayoutError,
+        r'give tensor=\{"0": "column", "2": "row"\}',
     ),
     "a tensor pattern that matches nothing": (
         lambda: made(Plain(), "tp2", processes=2, tensor={"layer.*.up": "column"}),
