@@ -55,7 +55,9 @@ def test_the_table_fits_a_terminal_and_has_a_row_for_every_strategy() -> None:
     # weight, gradient and two moments in fp32, and AdamW's count of steps for each of the four tensors
     assert shown["ddp"].state_bytes == 16 * (4 * 8 + 8 + 8 * 3 + 3) + 4 * 4
     assert shown["zero3"].state_bytes < shown["zero1"].state_bytes < shown["ddp"].state_bytes
-    assert "no two Linear layers" in shown["tensor"].why_not and "blocks" in shown["pipeline"].why_not
+    assert (
+        'give tensor={"0": "column", "2": "row"}' in shown["tensor"].why_not and "blocks" in shown["pipeline"].why_not
+    )
 
 
 def test_a_module_that_branches_on_its_data_is_one_line() -> None:
