@@ -1,7 +1,7 @@
 """Which tensors of an own module each stage of a pipeline holds: those of its blocks, and those that its ends use."""
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -60,12 +60,13 @@ def needs_of(module: nn.Module, pipeline: Pipeline, form: Form, example: tuple[T
             f"does not run so: {type(error).__name__}: {' '.join(str(error).split())[:200]}"
         ) from error
     used = needs.before.union(needs.after, *needs.blocks)
+    spare = frozenset(name for name, _ in module.named_buffers(remove_duplicate=False) if name not in used)
     if unused := [name for name, _ in module.named_parameters() if name not in used]:
         raise LayoutError(
             f"{unused[0]} is in no block, and neither before nor after of pipeline uses it: nobody would train it; "
             "use it in one of them, or delete it"
         )
-    return needs
+    return replace(needs, before=needs.before | spare)  # kept by the first stage, so that checkpoints have them
 
 
 class _Noted:

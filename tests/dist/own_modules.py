@@ -45,8 +45,11 @@ class Plain(nn.Module):
 
 
 class Tied(Plain):
+    """And with a buffer that it computes nothing with."""
+
     def __init__(self) -> None:
         super().__init__()
+        self.register_buffer("ranks_of_words", torch.arange(WORDS))
         self.head.weight = self.embed.weight
 
 
