@@ -18,6 +18,7 @@ from paralab.benchmarks.report.metrics import METRICS
 from paralab.benchmarks.report.slowest import LOOKS, name_of, parts_s
 from paralab.benchmarks.report.units import milliseconds
 from paralab.benchmarks.report.variants import Variant
+from paralab.console.lines import paragraph
 from paralab.pages import charts
 from paralab.pages.page import Chart
 from paralab.pages.palette import UNNAMED
@@ -131,7 +132,8 @@ def _between(part: Part) -> str:
 
 def text(explanations: Sequence[Explanation]) -> str:
     """Return all explanations, a paragraph each."""
-    return "".join("\n" + "\n".join(lines(explanation)) + "\n" for explanation in explanations)
+    wrapped = ([paragraph(line, after="    ") for line in lines(explanation)] for explanation in explanations)
+    return "".join("\n" + "\n".join(each) + "\n" for each in wrapped)
 
 
 def markdown(explanations: Sequence[Explanation]) -> str:

@@ -71,7 +71,7 @@ def _judged_by(metric: Metric) -> str:
 def text(outcome: Outcome, metric: Metric) -> str:
     """Return comparisons as lines that fit a terminal: under each work a baseline, and what is compared with it."""
     says = f"{_judged_by(metric)}: medians of runs, and the ratio to the baseline with its 95% interval"
-    lines = [*(_wrapped(said) for said in _first(outcome)), _wrapped(says)]
+    lines = [_wrapped(said) for said in (*_first(outcome), *([says] if outcome.comparisons else []))]
     place = None
     for (name, _), beside in groupby(outcome.comparisons, key=lambda c: (c.work, c.base)):
         lines += ["", *([_wrapped(name)] if name != place else []), *_beside(list(beside))]
@@ -79,7 +79,7 @@ def text(outcome: Outcome, metric: Metric) -> str:
     rest = [f"not comparable: {refusal}" for refusal in outcome.refusals]
     rest += [f"without a partner: {name}" for name in outcome.alone]
     rest += _closing(outcome)
-    return "\n".join([*lines, *([""] if rest else []), *map(_wrapped, rest), ""])
+    return "\n".join([*lines, *([""] if lines and rest else []), *map(_wrapped, rest), ""])
 
 
 def _beside(comparisons: Sequence[Comparison]) -> Iterator[str]:

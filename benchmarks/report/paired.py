@@ -1,22 +1,22 @@
 """Statistics of pairs: two runs that were made one after the other, of which the machine's speed is all but the same.
 
 What is tested are the logarithms of the ratios of pairs, since noise is multiplicative in the step time
-(`docs/design/verdicts.md` says how that was found). The test is that of signed ranks (Wilcoxon 1945), exact, and the
-estimate and the interval are those that belong to it (Hodges and Lehmann 1963): order statistics of the means of all
-pairs of logarithms. What the interval leaves out is what the test rejects.
+(`docs/design/verdicts.md` says how that was found). The test is that of signed ranks (Wilcoxon 1945), exact up to 300
+pairs, and the estimate and the interval are those that belong to it (Hodges and Lehmann 1963): order statistics of the
+means of all pairs of logarithms. What the interval leaves out is what the test rejects.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from functools import cache, cached_property
-from math import inf
+from math import erfc, inf, sqrt
 
 import numpy as np
 
 from paralab.records.row import RunRecord
 
-MOST_PAIRS = 300  # whose null distribution is counted
+EXACT_PAIRS = 300  # whose null distribution is counted
 
 
 @dataclass(frozen=True)
@@ -77,19 +77,27 @@ def tail_p(signed_rank: int, pairs: int) -> float:
 def null(pairs: int) -> np.ndarray:
     """Return the distribution of the sum of positive ranks of so many pairs that do not differ.
 
-    Shape (n (n + 1) / 2 + 1,): each of 1 .. n counts or not, with equal chance. Raises: ValueError above `MOST_PAIRS`.
+    Shape (n (n + 1) / 2 + 1,): each of 1 .. n counts or not, with equal chance. Above `EXACT_PAIRS` it is normal, of
+    the same mean and variance (Lehmann 1975, section 3.2).
     """
-    if pairs > MOST_PAIRS:
-        raise ValueError(f"{pairs} pairs: at most {MOST_PAIRS}")
+    if pairs > EXACT_PAIRS:
+        return _normal(pairs)
     found = np.ones(1)
     for rank in range(1, pairs + 1):
         found = (np.pad(found, (0, rank)) + np.pad(found, (rank, 0))) / 2
     return found
 
 
+def _normal(pairs: int) -> np.ndarray:
+    largest = pairs * (pairs + 1) // 2
+    scale = sqrt(2 * largest * (2 * pairs + 1) / 12)  # of erfc: sqrt(2) standard deviations
+    above = np.array([erfc((edge - 0.5 - largest / 2) / scale) / 2 for edge in range(largest + 2)])
+    return above[:-1] - above[1:]
+
+
 def least_pairs(tests: int, level: float) -> int:
     """Return how many pairs it takes for a verdict, where none of them disagrees, on so many variants at once."""
-    return next(n for n in range(1, MOST_PAIRS) if tests * 2 * 0.5**n < level)
+    return next(n for n in range(1, EXACT_PAIRS) if tests * 2 * 0.5**n < level)
 
 
 def pair_up(base: Sequence[RunRecord], other: Sequence[RunRecord], column: str) -> Pairs:

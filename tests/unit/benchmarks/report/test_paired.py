@@ -50,6 +50,13 @@ def test_p_is_that_of_scipy(n, ratio):
         assert p == pytest.approx(scipy_stats.wilcoxon(pairs.logs, alternative=alternative, method="exact").pvalue)
 
 
+def test_more_pairs_than_are_counted_have_a_normal_distribution():
+    pairs = noisy(301, 1.01, 0.1, np.random.default_rng(3))
+    p = scipy_stats.wilcoxon(pairs.logs, method="exact").pvalue
+    assert 0.001 < p < 0.2 and pairs.p == pytest.approx(p, rel=0.02)
+    assert compared(repeats(pairs), WITHIN).pairs == 301
+
+
 @pytest.mark.parametrize("tail", [0.025, 0.05])
 def test_the_interval_is_what_the_tests_do_not_reject(tail):
     pairs = noisy(12, 1.03)
