@@ -1,6 +1,5 @@
 """`paralab run --dry-run`: what one step of every distinct rank holds and sends, as a table and as a row."""
 
-import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -64,7 +63,7 @@ def run(config: CommandConfig) -> int:
 def _run(work: Work, backend: str) -> list[DryRank]:
     dry_run.check(work)
     count = len(dry_run.places(work))
-    with Phases(Moment.now(), transient=not sys.stderr.isatty(), after_s=1.0) as phases:
+    with Phases(Moment.now(), transient=True) as phases:
         phases.begin(f"one step of {count} distinct rank{'s' * (count > 1)}", total=count)
         return dry_run.dry_run(work, backend=backend, on_rank=phases.advance)
 

@@ -4,6 +4,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from paralab.console.clock import Moment
+from paralab.console.phases import Phases
 from paralab.errors import UsageError
 from paralab.pages.page import Chart
 from paralab.pages.tiles import TileRow, tiles
@@ -17,8 +19,10 @@ if TYPE_CHECKING:
 CHECKPOINTS, CHANNELS = 6, 16  # that are shown
 
 
-def charts(sources: Sequence[Path]) -> list[list[Chart | None]]:
+def charts(sources: Sequence[Path], *, number: int = 0) -> list[list[Chart | None]]:
     """Return rows of charts of one run: filters and the image, then feature maps by depth.
+
+    number: of the held-out image that the maps are of.
 
     Raises: UsageError; and as `across_training`.
     """
@@ -26,8 +30,10 @@ def charts(sources: Sequence[Path]) -> list[list[Chart | None]]:
         raise UsageError("--filters draws one training run: give the folder of one")
     from paralab.inference.feature_maps import across_training
 
-    looked, image = across_training(sources[0], most=CHECKPOINTS)
-    made: list[Chart | None] = [_filters(looked), *(_maps(looked, name, image) for name in looked[0].maps)]
+    with Phases(Moment.now(), transient=True) as phases:
+        looked, image = across_training(sources[0], most=CHECKPOINTS, number=number, phases=phases)
+    label = f"image {number}"
+    made: list[Chart | None] = [_filters(looked), *(_maps(looked, name, image, label) for name in looked[0].maps)]
     return [made[n : n + 2] for n in range(0, len(made), 2)]
 
 
@@ -44,11 +50,11 @@ def _filters(looked: Sequence["Looked"]) -> Chart:
     return Chart("Filters of the first layer", tiles(rows, title="Filters of the first layer", signed=True), caption)
 
 
-def _maps(looked: Sequence["Looked"], name: str, image: "Tensor") -> Chart:
+def _maps(looked: Sequence["Looked"], name: str, image: "Tensor", label: str) -> Chart:
     first = looked[0].maps[name]
     rows = [TileRow(one.label, [channel.numpy() for channel in one.maps[name][:CHANNELS]]) for one in looked]
     if name == next(iter(looked[0].maps)):  # above them, what they are maps of
-        rows.insert(0, TileRow("image", [_pixels((image + 1) / 2)]))
+        rows.insert(0, TileRow(label, [_pixels((image + 1) / 2)]))
     height, width = first.shape[1:]
     caption = f"{_of(len(first), 'maps')}, {height} x {width} numbers: pale 0, dark the largest number of the row."
     return Chart(f"After {name}", tiles(rows, title=f"Feature maps after {name}"), caption)

@@ -3,7 +3,7 @@
     paralab plot runs/bench.csv --out results.svg
     paralab plot runs/alice-ddp runs/alice-zero3 --out curves.svg
     paralab plot --layers runs/alice --out layers.png
-    paralab plot --filters runs/digits --out filters.png
+    paralab plot --filters runs/digits --image 3 --out filters.png
 
 Result files (.csv) become dots, one per run: throughput by strategy, in a panel for each model of a file. Folders of
 paralab train become curves: the loss of every run over its steps, points for held-out losses, and below them how far
@@ -28,7 +28,7 @@ from paralab.benchmarks.report.sources import load as load_results
 from paralab.benchmarks.report.units import plain
 from paralab.console.outputs import check_writable, write_whole
 from paralab.errors import DataError, UsageError
-from paralab.options.arguments import Parser
+from paralab.options.arguments import Parser, whole
 from paralab.options.files import load
 from paralab.pages import charts, palette
 from paralab.pages.charts import Row
@@ -93,18 +93,26 @@ def parser() -> Parser:
         help="Draw the filters of the first layer of one training run of resnet or vicreg, and its feature maps of a "
         f"held-out image: before training and at up to {filters.CHECKPOINTS} of its checkpoints",
     )
+    parser.add_argument(
+        "--image",
+        type=whole(0),
+        metavar="N",
+        help="Held-out image whose feature maps --filters draws, counted from 0 (default: 0)",
+    )
     return parser
 
 
 def _charts(options: Namespace) -> Panels:
     sources: Sequence[Path] = options.sources
+    if options.image is not None and not options.filters:
+        raise UsageError(f"--image {options.image} says which feature maps --filters draws: add --filters")
     for source in sources:
         if not source.exists():
             raise DataError(f"{source} is not there: give a result file or the folder of a training run")
     if options.layers:
         return [layers.charts(sources)]
     if options.filters:
-        return filters.charts(sources)
+        return filters.charts(sources, number=options.image or 0)
     folders = [source.is_dir() for source in sources]
     if any(folders) and not all(folders):
         raise UsageError("result files and folders of training do not fit one picture: give one kind")

@@ -72,9 +72,10 @@ def _features(trained: "Trained", phases: Phases) -> "Iterator[tuple[str, Encode
     work, known = trained.work, samples_of(trained, "train")
     data = work.run.data or work.spec.data(work.model_config)
     every = open_dataset(data, config=work.model_config, split="validation").samples  # type: ignore[attr-defined]
+    phases.begin("before training: statistics of its norms", total=known.n_samples)
     for name, model in (
         (f"trained, step {trained.step}", encoder_of(trained, labelled=False)),
-        ("before training", untrained(trained)),
+        ("before training", untrained(trained, on_images=phases.advance)),
     ):
         phases.begin(f"{name}: features of images", total=known.n_samples + every.n_samples)
         near, far = (encode(model, samples, on_images=phases.advance) for samples in (known, every))

@@ -46,10 +46,9 @@ def main(argv: list[str]) -> int:
 
 def _write(texts: "Texts", near: "Near", options: argparse.Namespace) -> int:
     from paralab.curation.kept import signatures_of
-    from paralab.curation.progress import SHOWN_AFTER_S
     from paralab.curation.without import dropped, write, write_pairs
 
-    with Phases(Moment.now(), after_s=SHOWN_AFTER_S) as phases:
+    with Phases(Moment.now(), transient=True) as phases:
         found = signatures_of(texts, near, workers=options.workers, phases=phases)
         phases.begin("comparing")
         again = dropped(found, near, threshold=options.threshold)

@@ -22,11 +22,10 @@ def main(argv: list[str]) -> int:
     """Print the figures. Returns: 0. Raises: DataError for a text that cannot be read, or is empty."""
     options = _parse(argv)
     from paralab.curation.kept import signatures_of
-    from paralab.curation.progress import SHOWN_AFTER_S
     from paralab.curation.signatures import EXACT
 
     texts = texts_of(options)
-    with Phases(Moment.now(), after_s=SHOWN_AFTER_S) as phases:
+    with Phases(Moment.now(), transient=True) as phases:
         found = signatures_of(texts, EXACT, workers=options.workers, phases=phases)
     width = max(len(name) for name, _ in _figures(texts, found))
     for name, figure in _figures(texts, found):

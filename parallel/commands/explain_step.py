@@ -5,7 +5,6 @@ the order of passes (`passes`) and the dims of the mesh. An axis of the user's o
 """
 
 import itertools
-import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from fractions import Fraction
@@ -124,8 +123,7 @@ def explained(config: RunConfig) -> Explained:
         )
     alone = resolve(replace(config, strategy=None, layout=Layout(), nproc=None), dry=True)
     backend = config.backend or "gloo"
-    seen = sys.stderr.isatty()
-    with Phases(Now.now(), transient=seen, after_s=0.0 if seen else 1.0) as phases:
+    with Phases(Now.now(), transient=True) as phases:
         phases.begin("one step without devices", total=len(places(work)) + 1)
         found, lacking = _dry(work, backend, phases.advance)
         whole = _alone(alone.run) if found else []

@@ -62,7 +62,7 @@ def main(argv: list[str]) -> int:
         _check_window(len(prompt), len(text), config.seq_len)
     print(f"{trained.work.spec.name} {trained.work.size} from {trained.path}", file=sys.stderr)
     table = Table.of(trained.model, tokenizer.vocab_size)
-    with Phases(Moment.now(), after_s=2.0) as phases:
+    with Phases(Moment.now(), transient=True) as phases:
         phases.begin("gradient descent", total=options.steps + 1)
         found = invert(
             trained.model,

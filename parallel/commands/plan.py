@@ -79,7 +79,7 @@ def _answer(options: Any, goal: Goal, own: Mapping[str, Device], gpu: str) -> No
     check_outputs({"--out": options.out, "--report": options.report})
     model, raw = _question(options)
     goal.check(n_gpus="n_gpus" in raw)
-    with Phases(Moment.now(), transient=True, after_s=1.0) as phases:
+    with Phases(Moment.now(), transient=True) as phases:
         solved = goals.solve(goal, raw, own, gpu, phases)
     if options.out:
         _write(Path(options.out), solved, model, raw, options.top or WRITTEN)
@@ -116,7 +116,7 @@ def _draw(
 
     found = solved.found
     numbers = found.ranked(most)
-    with Phases(Moment.now(), transient=True, after_s=1.0) as phases:
+    with Phases(Moment.now(), transient=True) as phases:
         content = sheet.render(solved, raw, model, own, gpu, numbers, phases).encode()
     write_whole(out, content)
     print(f"wrote {out} ({len(content) / 1e3:,.0f} kB)", file=sys.stderr)

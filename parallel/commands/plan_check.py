@@ -1,7 +1,6 @@
 """What `paralab plan --check` does: dry-run the layout that the plan prints, and compare its memory with the plan's."""
 
 import shlex
-import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING
@@ -28,7 +27,7 @@ def lines(found: Found, model: "Trained | None") -> Iterator[str]:
         return
     i, line = known
     run = read_config(shlex.split(line)[2:], config=RunConfig)
-    with Phases(Moment.now(), transient=not sys.stderr.isatty(), after_s=1.0) as phases:
+    with Phases(Moment.now(), transient=True) as phases:
         phases.begin(f"dry run of {run.layout}")
         counted = {name: size / _GIB for name, size in fullest(run, phases).items()}
     plan = {name: float(sizes[i]) for name, sizes in found.memory_gib.items() if name != "overhead"}

@@ -47,7 +47,7 @@ def answer(options: Any, device: Device, *, top: int) -> None:
     batch = int(given.get("global_batch_size", _BATCH[spec.unit_of(config)]))
     precision = str(given.get("precision", device.default_precision))
     assert device.measured is not None
-    with Phases(Moment.now(), transient=True, after_s=1.0) as phases:
+    with Phases(Moment.now(), transient=True) as phases:
         phases.begin("predicting layouts")
         found = search.search(
             spec,

@@ -36,7 +36,9 @@ def main(argv: list[str]) -> int:
 
     trained = restore(options.checkpoint)
     supervised = restore(options.supervised) if options.supervised else None
-    encoders = list(_encoders(trained, supervised))
+    phases = Phases(Moment.now(), transient=True)
+    with phases:
+        encoders = list(_encoders(trained, supervised, phases))
     print(f"{trained.work.spec.name} {trained.work.size} from {trained.path}", file=sys.stderr)
     training, held_out = samples_of(trained, "train").n_samples, samples_of(trained, "validation").n_samples
     labels = min(options.labels or training, training)
@@ -44,21 +46,23 @@ def main(argv: list[str]) -> int:
         raise ConfigError(f"{labels} labelled images and {options.k} neighbours: use a smaller --k, or more --labels")
     print(f"{labels:,} labelled images; right of {held_out:,} held-out ones, with 95% intervals:")
     print(_row("encoder", "linear probe", f"{options.k} nearest neighbours"))
-    with Phases(Moment.now(), transient=True) as phases:
+    with phases:
         for name, of, model in encoders:
             phases.begin(f"{name}: features of images", total=labels + held_out)
             near = encode(model, samples_of(of, "train"), most=labels, on_images=phases.advance)
             far = encode(model, samples_of(of, "validation"), on_images=phases.advance)
             phases.begin(f"{name}: fitting a linear probe, looking for neighbours")
-            cells = [*_accuracies(near, far, k=options.k)]
+            cells = [*_accuracies(near, far, k=options.k, phases=phases)]
             phases.end()
             print(_row(name, *cells), flush=True)
     return 0
 
 
-def _encoders(trained: "Trained", supervised: "Trained | None") -> "Iterator[tuple[str, Trained, ResNet]]":
+def _encoders(
+    trained: "Trained", supervised: "Trained | None", phases: Phases
+) -> "Iterator[tuple[str, Trained, ResNet]]":
     """Yield what to call an encoder, what its images are those of, and the encoder."""
-    from paralab.inference.encoders import encoder_of, untrained
+    from paralab.inference.encoders import encoder_of, samples_of, untrained
 
     yield f"trained, step {trained.step}", trained, encoder_of(trained, labelled=False)
     if supervised is not None:
@@ -68,12 +72,13 @@ def _encoders(trained: "Trained", supervised: "Trained | None") -> "Iterator[tup
                 f"--supervised {supervised.path} was trained on other images than {trained.path}: use one of the same "
                 "--data"
             )
-    yield "before training", trained, untrained(trained)
+    phases.begin("before training: statistics of its norms", total=samples_of(trained, "train").n_samples)
+    yield "before training", trained, untrained(trained, on_images=phases.advance)
     if supervised is not None:
         yield f"{supervised.work.spec.name} {supervised.work.size}, with labels", supervised, labelled
 
 
-def _accuracies(near: "Encoded", far: "Encoded", *, k: int) -> "Iterator[str]":
+def _accuracies(near: "Encoded", far: "Encoded", *, k: int, phases: Phases) -> "Iterator[str]":
     """Yield the accuracy on `far` of what learned from `near`: the linear probe, the nearest neighbours."""
     from paralab.inference.probes import linear_probe, nearest_neighbours, wilson_interval
 
@@ -81,7 +86,7 @@ def _accuracies(near: "Encoded", far: "Encoded", *, k: int) -> "Iterator[str]":
     if not len(far.labels):
         raise DataError("there are no held-out images: give data with a validation split")
     for classify in (
-        linear_probe(near.x, near.labels, n_classes=n_classes),
+        linear_probe(near.x, near.labels, n_classes=n_classes, on_step=phases.advance),
         nearest_neighbours(near.x, near.labels, n_classes=n_classes, k=k),
     ):
         right = int((classify(far.x) == far.labels).sum())

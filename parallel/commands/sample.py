@@ -41,6 +41,7 @@ def main(argv: list[str]) -> int:
     options = _parse(argv)
     import torch
 
+    from paralab.inference.denoise import predictor
     from paralab.inference.restore import restore
     from paralab.models.diffusion import DiTConfig, PointsConfig
     from paralab.models.sampling import SAMPLERS, noise_levels, with_zero
@@ -66,12 +67,7 @@ def main(argv: list[str]) -> int:
     labels = _labels(config, options.n, trained.device)
     with Phases(Moment.now(), transient=True) as phases:
         phases.begin(f"sampling {options.n:,}", total=options.steps)
-
-        def predict(x: torch.Tensor, sigma: torch.Tensor) -> torch.Tensor:
-            phases.advance()
-            found: torch.Tensor = trained.model(x, sigma, *labels)
-            return found
-
+        predict = predictor(trained, labels, on_call=phases.advance)
         path = SAMPLERS[options.sampler](predict, start, levels=with_zero(levels), generator=generator).cpu()
     if isinstance(config, PointsConfig):
         print(_compare(trained, path[-1], seed=options.seed))
@@ -133,13 +129,13 @@ def _parse(argv: list[str]) -> argparse.Namespace:
     return options
 
 
-def _labels(config: "Config", n: int, device: "torch.device") -> "tuple[torch.Tensor, ...]":
-    """Return the class of each sample, in turn: images are trained with labels, points without."""
+def _labels(config: "Config", n: int, device: "torch.device") -> "torch.Tensor | None":
+    """Return the class of each sample (n,), in turn: images are trained with labels, points without."""
     import torch
 
     from paralab.models.diffusion import DiTConfig
 
-    return (torch.arange(n, device=device) % config.n_classes,) if isinstance(config, DiTConfig) else ()
+    return torch.arange(n, device=device) % config.n_classes if isinstance(config, DiTConfig) else None
 
 
 def _dtype(trained: "Trained") -> "torch.dtype":
@@ -165,11 +161,15 @@ def _compare(trained: "Trained", samples: "torch.Tensor", *, seed: int) -> str:
 
 def _print_log_probabilities(trained: "Trained", config: "PointsConfig", file: Path, *, steps: int) -> None:
     """Print each point and the log density of the model there, in nats."""
+    from paralab.inference.denoise import predictor
     from paralab.models.sampling import log_probability, noise_levels
 
     points = _read_points(file, dims=config.dims).to(trained.device, _dtype(trained))
     levels = noise_levels(steps, sigma_min=config.sigma_min, sigma_max=config.sigma_max)
-    found = log_probability(trained.model, points, levels=levels, data_std=config.sigma_data)
+    with Phases(Moment.now(), transient=True) as phases:
+        phases.begin("log probabilities", total=2 * (steps - 1))
+        predict = predictor(trained, None, on_call=phases.advance)
+        found = log_probability(predict, points, levels=levels, data_std=config.sigma_data)
     for point, log_p in zip(points.tolist(), found.tolist(), strict=True):
         print(",".join(f"{value:g}" for value in point) + f",{log_p:.4f}")
 
@@ -190,7 +190,7 @@ def _read_points(file: Path, *, dims: int) -> "torch.Tensor":
     return torch.from_numpy(points)
 
 
-def _write(file: Path, path: "torch.Tensor", *, labels: "tuple[torch.Tensor, ...]", levels: "torch.Tensor") -> None:
+def _write(file: Path, path: "torch.Tensor", *, labels: "torch.Tensor | None", levels: "torch.Tensor") -> None:
     """Write samples and the paths (levels, n, ...) that led to them."""
     import numpy as np
 
@@ -200,7 +200,7 @@ def _write(file: Path, path: "torch.Tensor", *, labels: "tuple[torch.Tensor, ...
 
         write_whole(file, of_samples(path, form_of(file)))
         return
-    columns = {"labels": labels[0].cpu().numpy()} if labels else {}
+    columns = {} if labels is None else {"labels": labels.cpu().numpy()}
     np.savez(file, samples=path[-1].numpy(), path=path.numpy(), levels=levels.numpy(), **columns)  # type: ignore[arg-type]
 
 
@@ -211,14 +211,16 @@ def _denoise(trained: "Trained", config: "Config", options: argparse.Namespace) 
     if beyond := [sigma for sigma in options.denoise if sigma > config.sigma_max]:
         raise ConfigError(f"--denoise {beyond[0]:g}: the model was trained up to {config.sigma_max:g}, use less")
     clean, labels = held_out(trained, options.n)
-    found = denoise(
-        predictor(trained, labels),
-        clean,
-        sigmas=options.denoise,
-        sigma_min=config.sigma_min,
-        steps=options.steps,
-        seed=options.seed,
-    )
+    with Phases(Moment.now(), transient=True) as phases:
+        phases.begin(f"denoising {len(clean):,} samples", total=len(options.denoise) * (options.steps + 1))
+        found = denoise(
+            predictor(trained, labels, on_call=phases.advance),
+            clean,
+            sigmas=options.denoise,
+            sigma_min=config.sigma_min,
+            steps=options.steps,
+            seed=options.seed,
+        )
     clean = clean.cpu()
     print("\n".join(_table(trained, clean, found, options)))
     if options.out and Path(options.out).suffix.lower() in FORMS:

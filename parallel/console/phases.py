@@ -9,6 +9,8 @@ every ten seconds, with how far it is and how much time is left:
 
     [  22.4 s] measuring 20 steps 8/20  15 s left
 
+Commands whose lines are their result show their phases in passing (`transient`), and only those of two seconds or more.
+
 The process that works shows it, with its steps, and no thread beside it: measured steps are not disturbed.
 """
 
@@ -22,6 +24,7 @@ from paralab.console.clock import Moment
 
 _REDRAW_S = 0.1  # on a terminal
 _LINE_EVERY_S = 10.0  # elsewhere
+_LONG_S = 2.0  # from which on a transient phase is shown
 _BAR = 20  # characters
 _LINE_START = "\r\x1b[K"  # and nothing right of it
 
@@ -30,8 +33,8 @@ class Phases:
     """Shows one phase after the other. Leave the `with` block to end the last one.
 
     began: the moment that times are counted from. shown: False shows nothing, as on ranks other than 0.
-    transient: leave no line behind; where there is no terminal, only phases that take long have lines then. after_s:
-    show a phase once it has taken so long, at the next step of it.
+    transient: show a phase at its first step after two seconds, and leave no line behind on a terminal; there, one
+    without a number of steps is shown as it begins.
     """
 
     def __init__(
@@ -40,14 +43,11 @@ class Phases:
         *,
         shown: bool = True,
         transient: bool = False,
-        after_s: float = 0.0,
         file: TextIO | None = None,
     ) -> None:
         self._began, self._file = began, file or sys.stderr
         self._on_terminal = self._file.isatty()
-        self._is_silent = transient and not self._on_terminal  # but for what takes long
-        self._transient, self._after_s = transient, after_s
-        self._shown = shown
+        self._transient, self._shown = transient, shown
         self._name, self._total, self._done = "", 0, 0
         self._is_out = False  # whether the phase is on the screen, or its line written
         self._at_s = self._phase_began_s = self._drawn_s = 0.0
@@ -64,17 +64,14 @@ class Phases:
         self._name, self._total, self._done = name, total, 0
         self._at_s, self._phase_began_s = self._began.elapsed_s or 0.0, time.monotonic()
         self._is_out, self._drawn_s = False, self._phase_began_s
-        if not self._after_s and not self._is_silent:
-            self._show()
+        if not self._transient or (self._on_terminal and not total):
+            self._write(self._bar() if self._on_terminal else "")
 
     def advance(self, steps: int = 1) -> None:
         """Take note that so many more steps of the phase are done."""
         self._done += steps
-        now_s = time.monotonic()
-        if not self._is_out and not self._is_silent:
-            if now_s - self._phase_began_s >= self._after_s:
-                self._show()
-        elif now_s - self._drawn_s >= (_REDRAW_S if self._on_terminal else _LINE_EVERY_S):
+        silent_s, most_s = time.monotonic() - self._drawn_s, _REDRAW_S if self._on_terminal else _LINE_EVERY_S
+        if silent_s >= (most_s if self._is_out else _LONG_S):
             self._write(self._bar() if self._on_terminal else self._done_and_left())
 
     def end(self) -> None:
@@ -85,16 +82,11 @@ class Phases:
             self._file.flush()
         self._name = ""
 
-    def _show(self) -> None:
-        """Write the line of the phase, or draw it for the first time."""
-        self._is_out = self._shown
-        self._write(self._bar() if self._on_terminal else "")
-
     def _write(self, progress: str) -> None:
         """Draw the line anew on a terminal; elsewhere write a further one, which says when it was."""
         if not self._shown:
             return
-        self._drawn_s = time.monotonic()
+        self._is_out, self._drawn_s = True, time.monotonic()
         if self._on_terminal:
             text = self._line(self._at_s) + progress
             self._file.write(f"{_LINE_START}{text[: shutil.get_terminal_size().columns - 1]}")

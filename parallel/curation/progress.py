@@ -13,7 +13,6 @@ from paralab.processes.with_parent import end_with_parent
 
 A = TypeVar("A")
 B = TypeVar("B")
-SHOWN_AFTER_S = 2.0
 
 
 class Percent:

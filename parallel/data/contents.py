@@ -13,7 +13,6 @@ from paralab.console.phases import Phases
 from paralab.data.files import cache_folder, read_bytes
 from paralab.errors import DataError
 
-_SILENT_S = 2.0  # what takes longer is said
 _FORMAT = 1  # part of the key: raise it when the same files would give another sum, or are checked for more
 
 
@@ -37,7 +36,7 @@ def contents_sha256(files: Sequence[tuple[str, Path]], *, check: Callable[[bytes
         if known is not None:
             return known
         digest = hashlib.sha256()
-        with Phases(Moment.now(), after_s=_SILENT_S) as phases:
+        with Phases(Moment.now(), transient=True) as phases:
             phases.begin(f"reading {len(files):,} files{' for the first time' if kept else ''}", total=len(files))
             for name, path in files:
                 content = read_bytes(path)

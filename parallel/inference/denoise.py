@@ -1,6 +1,6 @@
 """Noise added to held-out samples and taken away again by a diffusion model, at several levels."""
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 import numpy as np
@@ -37,10 +37,19 @@ def held_out(trained: Trained, n: int) -> tuple[Tensor, Tensor | None]:
     return found[0].to(next(trained.model.parameters())), labels
 
 
-def predictor(trained: Trained, labels: Tensor | None) -> Predict:
-    """Return what predicts the noise in samples, on the device of a model. labels: (n,) int64, of images."""
+def predictor(trained: Trained, labels: Tensor | None, *, on_call: Callable[[], None] = lambda: None) -> Predict:
+    """Return what predicts the noise in samples, on the device of a model.
+
+    labels: (n,) int64, of images. on_call: called at each evaluation of the model.
+    """
     given = () if labels is None else (labels.to(trained.device),)
-    return lambda x, sigma: trained.model(x, sigma, *given)
+
+    def predict(x: Tensor, sigma: Tensor) -> Tensor:
+        on_call()
+        found: Tensor = trained.model(x, sigma, *given)
+        return found
+
+    return predict
 
 
 @torch.no_grad()

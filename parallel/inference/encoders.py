@@ -68,11 +68,18 @@ def pixels_of(samples: Samples) -> Encoded:
     return Encoded(images.double().flatten(1), labels)
 
 
-def untrained(trained: Trained, *, most: int | None = None, at_once: int = _AT_ONCE) -> ResNet:
+def untrained(
+    trained: Trained,
+    *,
+    most: int | None = None,
+    at_once: int = _AT_ONCE,
+    on_images: Callable[[int], None] = lambda _: None,
+) -> ResNet:
     """Return the encoder with the values that its training began with, in eval mode.
 
     Its norms take their statistics from the training images, or so many of them, in batches of `at_once`: those that
-    they begin with are of no images, and weigh 0.9 to the power of the number of batches at the end.
+    they begin with are of no images, and weigh 0.9 to the power of the number of batches at the end. on_images: called
+    with the number of images after each batch.
     """
     work = trained.work
     model = work.new_model().to_empty(device=trained.device)
@@ -82,6 +89,7 @@ def untrained(trained: Trained, *, most: int | None = None, at_once: int = _AT_O
     with torch.no_grad():
         for images, _ in _batches(model, samples_of(trained, "train"), most=most, at_once=at_once):
             model.features(images)
+            on_images(len(images))
     return model.eval()
 
 

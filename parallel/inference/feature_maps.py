@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from itertools import accumulate
 from pathlib import Path
 
@@ -10,13 +11,14 @@ import torch
 from torch import Tensor
 
 from paralab import checkpoint
+from paralab.console.phases import Phases
 from paralab.errors import ConfigError, DataError
 from paralab.inference.encoders import samples_of, untrained
 from paralab.inference.restore import restore
 from paralab.models.resnet import ResNet, ResNetConfig
 from paralab.options.files import load
 
-FOR_NORMS = {"most": 1024, "at_once": 32}  # training images that the norms of an untrained network have seen
+before_training = partial(untrained, most=1024, at_once=32)  # training images that its norms have seen
 
 
 @dataclass(frozen=True)
@@ -31,27 +33,35 @@ class Looked:
     maps: Mapping[str, Tensor]
 
 
-def across_training(run: Path, *, most: int) -> tuple[list[Looked], Tensor]:
-    """Return a network before training and at its checkpoints, and the first held-out image (channels, size, size).
+def across_training(run: Path, *, most: int, number: int, phases: Phases) -> tuple[list[Looked], Tensor]:
+    """Return a network before training and at its checkpoints, and a held-out image (channels, size, size).
 
-    run: the folder of a training. most: checkpoints to look at, evenly chosen where there are more. A run that began
-    from other weights has no moment before training.
-    Raises: ConfigError for another model; DataError where there is no checkpoint, or one cannot be read.
+    run: the folder of a training. most: checkpoints to look at, evenly chosen where there are more. number: of the
+    image, from 0. phases: told of each checkpoint. A run that began from other weights has no moment before training.
+    Raises: ConfigError for another model or where there is no such image; DataError where there is no checkpoint, or
+    one cannot be read.
     """
     folders = checkpoint.checkpoints(run)[::-1]
     if not folders:
         raise DataError(f"{run} has no checkpoint: give the folder of a training with --save-at-epochs 1,2,4, say")
     chosen = sorted({round(n * (len(folders) - 1) / max(most - 1, 1)) for n in range(most)})
     found: list[Looked] = []
+    phases.begin("checkpoints", total=len(chosen))
     for trained in (restore(folders[n]) for n in chosen):
         if not isinstance(trained.model, ResNet):
             raise ConfigError(f"{run} trains {trained.work.spec.name}: give a run of --model resnet or vicreg")
-        image = samples_of(trained, "validation").load(np.zeros(1, dtype=int))[0].to(next(trained.model.parameters()))
+        held_out = samples_of(trained, "validation")
+        if number >= held_out.n_samples:
+            raise ConfigError(
+                f"--image {number} of {held_out.n_samples:,} held-out images: use 0 to {held_out.n_samples - 1}"
+            )
+        image = held_out.load(np.array([number]))[0].to(next(trained.model.parameters()))
         config = trained.work.model_config
         assert isinstance(config, ResNetConfig)
         if not found and load(run / "config.toml").get("init_from") is None:
-            found.append(look(untrained(trained, **FOR_NORMS), config, image, label="untrained"))
+            found.append(look(before_training(trained), config, image, label="untrained"))
         found.append(look(trained.model, config, image, label=f"step {trained.step}"))
+        phases.advance()
     return found, image[0].cpu().float()
 
 

@@ -22,18 +22,20 @@ def standardiser(x: Tensor) -> Callable[[Tensor], Tensor]:
     return lambda other: (other - mean) / std
 
 
-def linear_probe(x: Tensor, labels: Tensor, *, n_classes: int) -> Classify:
+def linear_probe(x: Tensor, labels: Tensor, *, n_classes: int, on_step: Callable[[], None] = lambda: None) -> Classify:
     """Fit a linear classifier: softmax regression with a penalty on the weights, on standardised features.
 
     x: (images, features) fp64. labels: (images,) int64. The objective, mean cross entropy + L2 / 2 |weights|^2, has one
-    minimum, which is found to 1e-7 of its gradient.
+    minimum, which is found to 1e-7 of its gradient. on_step: called after each evaluation of it.
     """
     standard = standardiser(x)
-    weights, bias = fit_softmax(standard(x), labels, n_classes=n_classes)
+    weights, bias = fit_softmax(standard(x), labels, n_classes=n_classes, on_step=on_step)
     return lambda other: (standard(other) @ weights + bias).argmax(dim=1)
 
 
-def fit_softmax(x: Tensor, labels: Tensor, *, n_classes: int) -> tuple[Tensor, Tensor]:
+def fit_softmax(
+    x: Tensor, labels: Tensor, *, n_classes: int, on_step: Callable[[], None] = lambda: None
+) -> tuple[Tensor, Tensor]:
     """Return weights (features, classes) and bias (classes,) at the minimum of the objective of `linear_probe`.
 
     x: (images, features) fp64. labels: (images,) int64.
@@ -48,6 +50,7 @@ def fit_softmax(x: Tensor, labels: Tensor, *, n_classes: int) -> tuple[Tensor, T
         solver.zero_grad()
         loss = F.cross_entropy(x @ weights + bias, labels) + L2 / 2 * weights.square().sum()
         loss.backward()
+        on_step()
         return loss.item()
 
     with torch.enable_grad():

@@ -14,8 +14,8 @@ from torch import nn
 from paralab.benchmarks.report import filters, plot
 from paralab.commands import train
 from paralab.errors import ConfigError, DataError, UsageError
-from paralab.inference.encoders import samples_of, untrained
-from paralab.inference.feature_maps import FOR_NORMS
+from paralab.inference.encoders import samples_of
+from paralab.inference.feature_maps import before_training
 from paralab.inference.restore import restore
 from paralab.models.resnet import ResNet
 from paralab.pages.page import Chart
@@ -48,9 +48,9 @@ def rows(chart: Chart) -> list[list[np.ndarray]]:
 
 
 def test_filters_and_maps_are_those_of_the_network(run: Path) -> None:
-    ((first, stem), (stage1, stage2)) = filters.charts([run])
+    ((first, stem), (stage1, stage2)) = filters.charts([run], number=3)
     one, two = restore(run / "step-1"), restore(run / "step-2")
-    moments = [untrained(one, **FOR_NORMS), as_resnet(one.model), as_resnet(two.model)]
+    moments = [before_training(one), as_resnet(one.model), as_resnet(two.model)]
     weights = [model.stem.get_parameter("conv.weight").detach().numpy() for model in moments]
     for got, want in zip(rows(first), weights, strict=True):
         expected = [coloured(one[0] / np.abs(want).max(), signed=True) for one in want]
@@ -58,7 +58,7 @@ def test_filters_and_maps_are_those_of_the_network(run: Path) -> None:
     moved = [np.linalg.norm(w - weights[0]) / np.linalg.norm(weights[0]) for w in weights[1:]]
     assert moved[1] > 0.01 and f"moved by {moved[0]:.0%}, {moved[1]:.0%} of their norm" in first.caption
 
-    image = samples_of(two, "validation").load(np.array([0]))[0]
+    image = samples_of(two, "validation").load(np.array([3]))[0]
     seen: list[torch.Tensor] = []
     model = moments[2]
     for module in (model.stem, model.blocks["3"], model.blocks["7"]):
@@ -86,6 +86,10 @@ def test_a_picture_of_it_has_its_pixels(run: Path, tmp_path: Path) -> None:
 def test_what_has_no_filters_is_refused(run: Path, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="give the folder of one"):
         filters.charts([run, run])
+    with pytest.raises(ConfigError, match="--image 2000 of 2,000 held-out images: use 0 to 1999"):
+        filters.charts([run], number=2000)
+    with pytest.raises(UsageError, match="--image 1 says which feature maps --filters draws: add --filters"):
+        plot.main([str(run), "--image", "1", "--out", str(tmp_path / "x.svg")])
     with pytest.raises(DataError, match="has no checkpoint: give the folder of a training"):
         filters.charts([tmp_path])
     words = ["--model", "gpt2", "--size", "tiny", "--global-batch-size", "8", "--eval-samples", "4", "--steps", "1"]
