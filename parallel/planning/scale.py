@@ -102,7 +102,8 @@ def state_bytes_of_a_weight(found: Found) -> Iterator[Fact]:
 def zero_factors(found: Found) -> Iterator[Fact]:
     """Yield how many times less the states take under each stage of ZeRO, over all devices as data ranks.
 
-    First the limit in its paper, then what is predicted here, where gradients may take 4 bytes and not 2.
+    First the limit in its paper, of 16 bytes a weight, then what is predicted here, where gradients may take 4 bytes and
+    not 2 as long as they are not divided.
     """
     case = found.settled.case
     n = int(case.n_gpus)
@@ -110,7 +111,8 @@ def zero_factors(found: Found) -> Iterator[Fact]:
     ours = state_bytes(Plan(case, found.machine, shipped()), Weights(np.ones(4)))
     for stage, limit in ((1, 4), (2, 8), (3, n)):
         yield Fact(f"ZeRO-{stage}, limit", limit, "times", RAJBHANDARI)
-        yield Fact(f"ZeRO-{stage}, {n:,} devices", float(ours[0] / ours[stage]), "times", "predicted")
+        of = f"predicted: {ours[0]:.3g} to {ours[stage]:.3g} bytes"
+        yield Fact(f"ZeRO-{stage}, {n:,} devices", float(ours[0] / ours[stage]), "times", of)
 
 
 def weight_sizes(found: Found) -> Iterator[Fact]:
