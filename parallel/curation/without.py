@@ -20,11 +20,12 @@ from paralab.curation.units import Texts, Unit
 def dropped(signatures: np.ndarray, like: Near, *, threshold: float) -> list[Duplicate]:
     """Return the units that repeat an earlier one, in their order: exactly, or where `like` has MinHashes nearly.
 
+    Texts without a word have no shingles of words that could differ: they are only compared exactly.
     signatures: (units,) of `like.record`.
     """
     found = list(exact(signatures))
     if like.permutations:
-        besides = np.zeros(len(signatures), bool)
+        besides = np.zeros(len(signatures), bool) if like.characters else signatures["n_words"] == 0
         besides[[duplicate.unit for duplicate in found]] = True
         found += near(signatures, threshold=threshold, besides=besides)
     return sorted(found, key=lambda duplicate: duplicate.unit)

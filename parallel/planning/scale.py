@@ -102,8 +102,8 @@ def state_bytes_of_a_weight(found: Found) -> Iterator[Fact]:
 def zero_factors(found: Found) -> Iterator[Fact]:
     """Yield how many times less the states take under each stage of ZeRO, over all devices as data ranks.
 
-    First the limit in its paper, of 16 bytes a weight, then what is predicted here, where gradients may take 4 bytes and
-    not 2 as long as they are not divided.
+    First the limit in its paper, of 16 bytes a weight, then what is predicted here, where gradients may take 4
+    bytes and not 2 as long as they are not divided.
     """
     case = found.settled.case
     n = int(case.n_gpus)

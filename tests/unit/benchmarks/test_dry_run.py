@@ -51,7 +51,7 @@ def test_what_does_not_fit_ends_with_status_1(out: Path, capsys: pytest.CaptureF
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (["--gpu", "H1000"], "is unknown: use one of the closest names"),
+        (["--gpu", "H1000"], "GPU 'H1000' is unknown: use one of H100-SXM-80GB"),
         (["--steps", "3"], "--steps with --dry-run, where it changes nothing"),
         (["--compile", "default"], "--dry-run with --compile default"),
         (["--engine", "accelerate", "--layout", "dp2"], "--dry-run with --engine accelerate"),

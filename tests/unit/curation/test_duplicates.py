@@ -89,6 +89,17 @@ def test_the_first_of_those_that_repeat_is_kept_and_the_others_are_named(tmp_pat
     assert len(out.read_text().splitlines()) == 5
 
 
+def test_texts_without_a_word_are_duplicates_only_where_they_are_equal(tmp_path: Path) -> None:
+    path, out = rows(tmp_path / "r.jsonl", ["***", "}", "\N{GRINNING FACE}", "}", "a word"]), tmp_path / "out.jsonl"
+    assert dedup(path, "--out", out) == 0
+    assert [json.loads(line)["text"] for line in out.read_text().splitlines()] == [
+        "***",
+        "}",
+        "\N{GRINNING FACE}",
+        "a word",
+    ]
+
+
 def test_what_is_kept_of_a_plain_text_can_be_trained_on(tmp_path: Path) -> None:
     text, out = tmp_path / "t.txt", tmp_path / "u.txt"
     text.write_text("one\ntwo\n\n\n\nthree\n\n\none\ntwo\n\nfour\n")
