@@ -7,6 +7,7 @@ import contextlib
 import os
 import signal
 import sys
+import time
 from collections.abc import Sequence
 from importlib import import_module
 from importlib.util import find_spec
@@ -55,6 +56,7 @@ TARGETS = {
 }
 
 INTERRUPTED = 130  # 128 + SIGINT, as shells report it
+_SAME_SIGNAL_S = 1.0  # `timeout` tells a process and then its group, which it is in
 
 
 def usage() -> str:
@@ -139,7 +141,13 @@ def _stop(number: int, frame: FrameType | None) -> None:
 
     What trains or measures hears the signal itself while it does.
     """
-    signal.signal(number, signal.SIG_DFL)  # a second one ends what is left of this process
+    heard_s = time.monotonic()
+
+    def again(number: int, frame: FrameType | None) -> None:
+        if time.monotonic() - heard_s > _SAME_SIGNAL_S:
+            os._exit(128 + number)
+
+    signal.signal(number, again)  # a second one ends what is left of this process
     with contextlib.suppress(OSError):
         os.write(2, b"paralab: stopped by SIGTERM\n")
     if _is_importing(frame):

@@ -108,14 +108,20 @@ def test_an_interrupt_is_130(monkeypatch: pytest.MonkeyPatch, capsys: pytest.Cap
 
 
 @pytest.mark.parametrize(
-    ("number", "said"), [(signal.SIGINT, "paralab: interrupted\n"), (signal.SIGTERM, "paralab: stopped by SIGTERM\n")]
+    ("number", "times", "said"),
+    [
+        (signal.SIGINT, 1, "paralab: interrupted\n"),
+        (signal.SIGTERM, 2, "paralab: stopped by SIGTERM\n"),  # as `timeout` does
+    ],
 )
-def test_a_command_that_starts_no_ranks_ends_in_order_at_a_signal(number: int, said: str, tmp_path: Path) -> None:
+def test_a_command_that_starts_no_ranks_ends_in_order_at_a_signal(
+    number: int, times: int, said: str, tmp_path: Path
+) -> None:
     code = (
         "import os, sys, time, types; from pathlib import Path; from paralab import cli\n"
         "def start(argv):\n"
         f"    try: os.kill(os.getpid(), {number:d}), time.sleep(20)\n"
-        f"    finally: Path({str(tmp_path / 'tidied')!r}).touch()\n"
+        f"    finally: {times - 1} and os.kill(os.getpid(), {number:d}); Path({str(tmp_path / 'tidied')!r}).touch()\n"
         "sys.modules['m'] = types.SimpleNamespace(start=start); cli.TARGETS['probe'] = 'm:start'\n"
         "sys.exit(cli.main(['probe']))"
     )
