@@ -72,7 +72,7 @@ def losses_of_local_tokens(patch: pytest.MonkeyPatch) -> None:
 
 def gradients_of_one_holder(patch: pytest.MonkeyPatch) -> None:
     """Have ranks that share an expert not sum its gradient over those that have other positions."""
-    patch.setattr(ddp, "EXPERT_REPLICATE", "edp_data")
+    patch.setattr(ddp, "sharding_dims", lambda layout, experts: ("edp_data",))
 
 
 FAULTS = {
