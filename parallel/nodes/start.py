@@ -92,19 +92,17 @@ def _launch(request: NodeRequest, membership: "Membership", entry: Sequence[str]
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.launcher.api import elastic_launch
 
-    from paralab.processes.failure import unheard
-
     oom_killer = OomKiller()
     try:
         elastic_launch(_launch_config(request, membership), entry[0])(*entry[1:])
         return 0
     except ChildFailedError as error:
-        signal.signal(signal.SIGTERM, unheard)  # the alarm of the watch has nothing left to end
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)  # the alarm of the watch has nothing left to end
         for rank, failure in error.failures.items():
             _report(membership, f"rank {rank} on node {request.node_rank}", failure, oom_killer)
         raise membership.first_failure() from None
     except (SignalException, Stopped, KeyboardInterrupt) as stopped:
-        signal.signal(signal.SIGTERM, unheard)
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
         if membership.alarmed:
             raise membership.first_failure() from None
         number = int(getattr(stopped, "sigval", getattr(stopped, "number", signal.SIGINT)))

@@ -204,11 +204,7 @@ def _ignore_signals() -> None:
     """Let this process end in its own way, however often it is told to."""
     with contextlib.suppress(ValueError):  # not in the main thread
         for number in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(number, unheard)
-
-
-def unheard(number: int, frame: FrameType | None) -> None:
-    """Do nothing at a signal. Unlike SIG_IGN it may be set while one is on its way: Python would show a traceback."""
+            signal.signal(number, signal.SIG_IGN)
 
 
 @contextlib.contextmanager
