@@ -139,6 +139,8 @@ def _check_keys(values: Mapping[str, Any], rules: Mapping[str, Rule], *, where: 
             place = f"of {where} in {source}" if where else f"in {source}"
             raise ConfigError(f"key {key!r} {place} is unknown{did_you_mean(key, rules)}: correct or remove it")
         rule, path = rules[key], f"{where}.{key}" if where else key
+        if key == "enabled" and value not in (True, False, None, _AUTO):
+            raise ConfigError(f"{path} in {source} is {_text(value)}: true or false is needed")
         names = rule.keys
         if not names:
             pass

@@ -261,6 +261,8 @@ def _leaves(values: Any) -> Iterator[Any]:
             {"zero_optimization": {"offload_optimizer": {"devise": "cpu"}}},
             r"'devise' of zero_optimization.offload_optimizer.*did you mean device\?",
         ),
+        ({"bf16": {"enabled": "false"}}, r'bf16.enabled in .* is "false": true or false is needed'),
+        ({"tensorboard": {"enabled": 2}}, r"tensorboard.enabled in .* is 2: true or false is needed"),
         ({"tensorboard": {"enable": False}}, r"'enable' of tensorboard.*did you mean enabled\?"),
         ({"optimizer": {"type": "AdamW", "params": {"learning_rate": 1}}}, "'learning_rate' of optimizer.params"),
         ({"steps_per_prnt": 5}, r"did you mean steps_per_print\?"),
