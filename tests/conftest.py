@@ -17,10 +17,9 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 # Of --quick: no ranks, and together under a minute. What finds most mistakes per second.
 QUICK = (
-    "axes/forms benchmarks/report/compare benchmarks/report/stats console/phases data/images data/order data/text "
-    "document "
+    "axes/forms benchmarks/report/stats console/phases data/images data/order data/text document "
     "engines/deepspeed_files house layout/layout layout/named measure/steady models/cross_entropy "
-    "models/diffusion models/gpt2 models/resnet options/config parity/model_rules planning/resolve processes/meeting "
+    "models/diffusion models/gpt2 models/resnet options/config planning/resolve processes/meeting "
     "processes/oom_killer records/record training/goodput untrusted"
 )
 
