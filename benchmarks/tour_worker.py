@@ -147,7 +147,7 @@ def visit(rank: Rank, progress: Progress, stops: list[Stop], table: "Table", out
     """Measure each run in turn on this rank; rank 0 prints and writes its row."""
     references = References()
     for run, requested in ((stop.run, replace(stop.requested, started=Moment.now())) for stop in stops):
-        phases = Phases(requested.started, shown=rank.is_main, transient=True)
+        phases = Phases(requested.started, shown=rank.is_main, transient=True, between_lines=True)
         with task.on_rank(run, rank, progress, phases=phases, requested=requested, rows=out) as here:
             if rank.rank < here.work.layout.world_size:
                 phases.begin(f"{here.work.strategy}: starting")

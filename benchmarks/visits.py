@@ -39,7 +39,7 @@ def visit(rank: Rank, progress: Progress, stops: Sequence[Stop], out: str, waits
         lines.begin(f"{number} of {len(stops)}: {stop.run.model} {stop.run.size} {stop.run.layout}")
         lines.end()
         requested = replace(stop.requested, started=Moment.now())
-        phases = Phases(requested.started, shown=rank.is_main, transient=True)
+        phases = Phases(requested.started, shown=rank.is_main, transient=True, between_lines=True)
         with task.on_rank(stop.run, rank, progress, phases=phases, requested=requested, rows=out) as here:
             proof = prove_on(here.work, here.mesh, rank, references) if stop.parity else None
             if waits_s:

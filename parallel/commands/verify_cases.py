@@ -203,7 +203,8 @@ def prove_all(rank: Rank, progress: Progress, runs: list[VerifyConfig]) -> list[
     Where the reference does not fit, a case is proved on a part of it; where no part fits, it is said and not counted.
     """
     room = _room(runs)
-    references, whole, phases = References(), True, Phases(Moment.now(), shown=rank.is_main, transient=True)
+    references, whole = References(), True
+    phases = Phases(Moment.now(), shown=rank.is_main, transient=True, between_lines=True)
     compared: list[ParityResult | Agreement] = []
     for number, run in enumerate(runs, start=1):
         layout = resolve(run).layout

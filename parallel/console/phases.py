@@ -34,7 +34,8 @@ class Phases:
 
     began: the moment that times are counted from. shown: False shows nothing, as on ranks other than 0.
     transient: show a phase at its first step after two seconds, and leave no line behind on a terminal; there, one
-    without a number of steps is shown as it begins.
+    without a number of steps is shown as it begins. between_lines: where the lines of a table already say how far the
+    command is, such a phase is shown elsewhere only after ten seconds.
     """
 
     def __init__(
@@ -43,11 +44,13 @@ class Phases:
         *,
         shown: bool = True,
         transient: bool = False,
+        between_lines: bool = False,
         file: TextIO | None = None,
     ) -> None:
         self._began, self._file = began, file or sys.stderr
         self._on_terminal = self._file.isatty()
         self._transient, self._shown = transient, shown
+        self._first_s = _LINE_EVERY_S if between_lines and not self._on_terminal else _LONG_S
         self._name, self._total, self._done = "", 0, 0
         self._is_out = False  # whether the phase is on the screen, or its line written
         self._at_s = self._phase_began_s = self._drawn_s = 0.0
@@ -71,7 +74,7 @@ class Phases:
         """Take note that so many more steps of the phase are done."""
         self._done += steps
         silent_s, most_s = time.monotonic() - self._drawn_s, _REDRAW_S if self._on_terminal else _LINE_EVERY_S
-        if silent_s >= (most_s if self._is_out else _LONG_S):
+        if silent_s >= (most_s if self._is_out else self._first_s):
             self._write(self._bar() if self._on_terminal else self._done_and_left())
 
     def end(self) -> None:

@@ -10,6 +10,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from paralab.axes.axis import Software
 from paralab.console.inputs import read_text
 from paralab.errors import ConfigError
 
@@ -136,6 +137,8 @@ def _device(content: Mapping[str, Any]) -> MeasuredDevice:
     rates = tuple(sorted((_rates(one) for one in content["rates"]), key=lambda r: r.threads))
     sent = {name: tuple(_sent(name, one) for one in content[name]) for name in ("all_reduces", "messages")}
     software = {str(name): _positive(seconds) for name, seconds in content["software"].items()}
+    if lacking := [name for name in Software if software and name not in software]:
+        raise ValueError(f"software lacks {lacking[0]}, as in a file of an older version")
     device = MeasuredDevice(**{**_checked(content), "rates": rates, **sent, "software": software})
     if device.kind not in ("cpu", "cuda") or not rates:
         raise ValueError(f"kind {device.kind!r} with {len(rates)} rates")

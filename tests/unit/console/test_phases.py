@@ -76,6 +76,20 @@ def test_a_transient_phase_is_shown_from_two_seconds_on(
         assert file.getvalue() == ("[   2.0 s] reading 4/6  1 s left\n" if out else "")
 
 
+def test_between_lines_of_a_table_a_phase_is_shown_after_ten_seconds(monkeypatch: pytest.MonkeyPatch) -> None:
+    now_s = [50.0]
+    monkeypatch.setattr(phases.time, "monotonic", lambda: now_s[0])
+    terminal, file = Terminal(), io.StringIO()
+    for out in (terminal, file):
+        with Phases(Moment.now(), file=out, transient=True, between_lines=True) as shown:
+            shown.begin("measuring", total=6)
+            for _ in range(6):
+                now_s[0] += 3.0
+                shown.advance()
+    assert " 1/6" in terminal.getvalue()
+    assert file.getvalue() == "[  12.0 s] measuring 4/6  6 s left\n"
+
+
 @pytest.mark.parametrize("transient", [False, True])
 def test_without_a_terminal_a_long_phase_says_every_ten_seconds_how_far_it_is(
     transient: bool, monkeypatch: pytest.MonkeyPatch

@@ -90,6 +90,7 @@ def test_a_file_is_read_as_it_was_written(tmp_path: Path) -> None:
         (lambda content: content.update(format="mine"), "no measured device"),
         (lambda content: content.update(format=files.FORMAT.replace("2", "1")), "version 2"),
         (lambda content: content["software"].update({"split layer": -1}), "-1"),
+        (lambda content: content["software"].update({"split layer": 1e-4}), "software lacks replicated parameter"),
         (lambda content: content.pop("cores"), "cores"),
         (lambda content: content.update(speed=3), "speed"),
         (lambda content: content.update(cores=-1), "cores is -1"),
