@@ -82,18 +82,23 @@ def _equivalent(base: Sequence[float], other: Sequence[float], within: float, fa
     return max(stats.mann_whitney(moved, other) / 2 for moved in bounds)
 
 
+def least_runs(tests: int) -> int:
+    """Return how many runs of each it takes for a verdict, where none overlap, on so many variants at once."""
+    return next(n for n in range(LEAST_RUNS, _MOST_RUNS) if tests * stats.smallest_p(n, n) < LEVEL)
+
+
 def repeats_to_go(
     base: Sequence[float], other: Sequence[float], pairs: Pairs, within: float, *, tests: int, looks: bool
 ) -> int | None:
     """Return about how many more repeats would decide, were they like these; None above a thousand.
 
-    Half the width of an interval is that of normal noise of the same spread.
+    Half the width of an interval is that of normal noise of the same spread. None too of one repeat, which has none.
     """
     paired = looks or len(pairs) > 0
     now = len(pairs) if paired else min(len(base), len(other))
-    least = least_pairs(tests, LEVEL) if paired else LEAST_RUNS
+    least = least_pairs(tests, LEVEL) if paired else least_runs(tests)
     if now < 2:
-        return max(least, 2) - now
+        return None
     ratio = pairs.ratio if paired else stats.median(other) / stats.median(base)
     effect, spread = abs(log(ratio)), _spread(pairs, base, other, paired=paired)
     for runs in range(max(now + 1, least), _MOST_RUNS):

@@ -16,10 +16,11 @@ from paralab.benchmarks.report import stats
 from paralab.benchmarks.report.families import Family
 from paralab.benchmarks.report.metrics import METRICS
 from paralab.benchmarks.report.slowest import LOOKS, name_of, parts_s
-from paralab.benchmarks.report.units import milliseconds
+from paralab.benchmarks.report.units import between_ms, milliseconds
 from paralab.benchmarks.report.variants import Variant
 from paralab.console.lines import paragraph
 from paralab.pages import charts
+from paralab.pages.marks import signed
 from paralab.pages.page import Chart
 from paralab.pages.palette import UNNAMED
 from paralab.records.cells import one_line
@@ -116,18 +117,18 @@ def lines(explanation: Explanation) -> list[str]:
     if explanation.unknown:
         return [f"{names}: {one_line(explanation.unknown)}"]
     rows = [
-        ("a step of the baseline", f" {explanation.base_s:.6f}", ""),
-        *((one_line(part.name), f"{part.more_s:+.6f}", _between(part)) for part in explanation.parts),
-        ("a step of the other", f" {explanation.other_s:.6f}", ""),
+        ("a step of the baseline", milliseconds(explanation.base_s), ""),
+        *((one_line(part.name), signed(part.more_s, milliseconds), _between(part)) for part in explanation.parts),
+        ("a step of the other", milliseconds(explanation.other_s), ""),
     ]
     wide, number = (max(len(row[i]) for row in rows) for i in range(2))
-    said = [f"  {name.ljust(wide)}  {figure.rjust(number)} s  {between}".rstrip() for name, figure, between in rows]
+    said = [f"  {name.ljust(wide)}  {figure.rjust(number)}  {between}".rstrip() for name, figure, between in rows]
     known = any(part.interval_s for part in explanation.parts)
     return [f"where the difference comes from, {names}{', with 95% intervals' if known else ''}", *said]
 
 
 def _between(part: Part) -> str:
-    return "" if part.interval_s is None else "[{:+.6f}, {:+.6f}]".format(*part.interval_s)
+    return "" if part.interval_s is None else f"[{between_ms(part.interval_s)}]"
 
 
 def text(explanations: Sequence[Explanation]) -> str:

@@ -17,7 +17,7 @@ def milliseconds(time_s: float) -> str:
 def between_ms(interval_s: tuple[float, float]) -> str:
     """Return an interval of seconds as text in ms: 807 to 2,779 ms."""
     low, high = map(milliseconds, interval_s)
-    return f"{low.removesuffix(' ms')} to {high}"
+    return f"{low.removesuffix(' ms')} to {high.removesuffix(' ms')} ms"
 
 
 def plain(number: float) -> str:

@@ -62,8 +62,9 @@ def _weighed(found: Comparison, base: Variant, other: Variant, metric: Metric, *
         return _with_evidence(found, evidence.of_pairs(pairs, metric.within, tests=tests, looks=looks))
     if looks:
         return _with_note(found, "a verdict needs pairs of repeats, of which either is first in some")
-    if min(len(left), len(right)) < LEAST_RUNS:
-        return _with_note(found, f"a verdict needs {LEAST_RUNS} good runs of each: {_more(found, LEAST_RUNS)}")
+    if (fewest := min(len(left), len(right))) < LEAST_RUNS:
+        needs = f"a verdict needs {_needed(found, tests)}"
+        return _with_note(found, f"one run says nothing about noise, and {needs}" if fewest == 1 else needs)
     started = [[run.started_at for run in variant.measured(metric)] for variant in (base, other)]
     times = None if interleaved else started
     return _with_evidence(found, evidence.of_runs(left, right, times, metric.within))
@@ -94,9 +95,8 @@ def judged(found: Comparison, metric: Metric, *, tests: int) -> Comparison:
     assert found.ratio is not None and found.low is not None and found.high is not None
     assert found.p is not None and found.p_independent is not None
     if not found.pairs and tests * stats.smallest_p(found.base_runs, found.other_runs) >= LEVEL:
-        needed = next(n for n in range(LEAST_RUNS, 100) if tests * stats.smallest_p(n, n) < LEVEL)
         of_them = "a verdict" if tests == 1 else f"a verdict on {tests} variants beside one baseline"
-        return _with_note(found, f"{of_them} needs {needed} good runs of each: {_more(found, needed)}")
+        return _with_note(found, f"{of_them} needs {_needed(found, tests)}")
     if found.p_equivalent is not None and found.p_equivalent < LEVEL:
         return replace(found, verdict="equivalent")
     if found.p < LEVEL and not found.low <= 1 <= found.high:
@@ -118,9 +118,11 @@ def _with_note(found: Comparison, note: str) -> Comparison:
     return replace(found, notes=(*found.notes, note))
 
 
-def _more(found: Comparison, needed: int) -> str:
-    """Say how many runs are lacking."""
+def _needed(found: Comparison, tests: int) -> str:
+    """Say how many runs a verdict takes at least, and how many are lacking."""
+    least = evidence.least_runs(tests)
     counts = ((found.base, found.base_runs), (found.other, found.other_runs))
+    lacking = ", ".join(f"{least - runs} more of {label}" for label, runs in counts if runs < least)
     if found.base_runs == found.other_runs:
-        return f"{needed - found.base_runs} more"
-    return ", ".join(f"{needed - runs} more of {label}" for label, runs in counts if runs < needed)
+        lacking = f"{least - found.base_runs} more"
+    return f"{least} good runs of each: {lacking}"

@@ -27,6 +27,7 @@ from paralab.pages.marks import (
     line,
     marker,
     side,
+    signed,
     svg,
     tag,
     text,
@@ -383,7 +384,7 @@ def waterfall(
     height, marks, told = 40, [grid(across, 10, 10 + 40 * len(rows), unit)], []
     for i, (step, a, b) in enumerate(rows):
         y, whole = 10 + height * i + 20, i in (0, len(rows) - 1)
-        said = unit(b) if whole else f"{'+' if b > a else '-'}{unit(abs(b - a))}"
+        said = unit(b) if whole else signed(b - a, unit)
         told.append(f"{step.name}: {said}")
         marks.append(text(_INSET, y - 5, step.name, "label", room=WIDTH - 100, full=True))
         marks.append(text(WIDTH - 14, y - 5, said, "value", anchor="end"))

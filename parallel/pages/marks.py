@@ -231,6 +231,11 @@ def image(x: float, y: float, width: float, height: float, pixels: "np.ndarray")
     return tag("image", cls="pixels", href=uri, preserveAspectRatio="none", **place)
 
 
+def signed(number: float, unit: Format) -> str:
+    """Return a difference as text, with its sign."""
+    return f"{'-' if number < 0 else '+'}{unit(abs(number))}"
+
+
 def line(x1: float, y1: float, x2: float, y2: float, cls: str, *children: Markup) -> Markup:
     """Return a line from one point to another."""
     return tag("line", *children, cls=cls, x1=x1, y1=y1, x2=x2, y2=y2)

@@ -127,6 +127,15 @@ def test_every_comparison_with_a_margin_has_one_of_four_ends(ratio, noise, verdi
     assert compared(rows).verdict in ("~", "better", "worse"), "without a margin nothing is called equivalent"
 
 
+@pytest.mark.parametrize(("others", "needed"), [(1, 4), (3, 5)])
+def test_one_run_says_nothing_about_how_many_would_decide(others, needed):
+    rows = [run(i, strategy=f"s{i}", step_time_p50_s=0.1 + 0.01 * i) for i in range(1 + others)]
+    for found in compare_column(rows, "strategy", WITHIN).comparisons:
+        assert (found.verdict, found.more_repeats) == ("not enough evidence", None)
+        needs = f"a verdict needs {needed} good runs of each: {needed - 1} more"
+        assert found.notes == (f"one run says nothing about noise, and {needs}",)
+
+
 def test_runs_that_are_no_pairs_can_be_equivalent_too():
     base, other = ([run(2 * i + side, step_time_p50_s=0.1 + 1e-5 * i) for i in range(6)] for side in (0, 1))
     (found,) = compare_files(base, other, WITHIN).comparisons
