@@ -44,7 +44,8 @@ def test_the_parts_of_a_step_add_up_to_it() -> None:
     on_gpu = Split.of(10.0, {"": 1.0}, data_s=2.0, idle_s=3.0)
     assert on_gpu.parts_s() == {"compute": 6.0, "data": 2.0, "host": 1.0, "comm": 1.0}
     assert Split.of(10.0, {}, data_s=5.0, idle_s=3.0).parts_s() == {"compute": 7.0, "data": 3.0, "host": 0.0}
-    assert sum(Split.sum([on_cpu, on_gpu]).parts_s().values()) == 20.0
+    assert sum(Split.sum([on_cpu, on_gpu, on_gpu]).parts_s().values()) == 30.0
+    assert Split.sum([on_gpu, on_cpu, on_gpu]).host_s == 2.0 and Split.sum([on_cpu]).host_s is None
 
 
 def test_the_step_in_which_a_rank_is_furthest_behind_and_in_what() -> None:

@@ -26,7 +26,7 @@ def test_what_is_kept_is_the_end_of_the_series(times: list[float]) -> None:
         assert min(kept) <= got.step_time_p50_low_s <= got.step_time_p50_s <= got.step_time_p50_high_s <= max(kept)
 
 
-@given(SERIES, st.sampled_from([0.25, 2.0, 1024.0]))
+@given(SERIES, st.sampled_from([2.0**-10, 0.25, 2.0, 1024.0]))
 @settings(deadline=None)
 def test_the_unit_of_time_does_not_matter(times: list[float], scale: float) -> None:
     # Powers of two scale floating-point numbers exactly.
@@ -61,6 +61,16 @@ def test_one_late_outlier_is_not_warm_up() -> None:
 )
 def test_series_that_never_settle_are_not_steady(times: np.ndarray) -> None:
     assert not steady.summarise(times).steady
+
+
+def test_eight_steps_are_enough_to_be_steady_and_seven_are_not() -> None:
+    assert [steady.is_steady(np.ones(n)) for n in (7, 8)] == [False, True]
+
+
+@pytest.mark.parametrize("scale", [0.1, 1.0, 10.0])
+def test_thirds_may_differ_by_two_percent_of_the_median(scale: float) -> None:
+    for more, is_steady in ((1.019, True), (1.021, False)):
+        assert steady.is_steady(scale * np.repeat([1.0, 1.0, more], 10)) == is_steady
 
 
 def test_false_alarms_are_rare() -> None:

@@ -12,7 +12,7 @@ from paralab.axes.pipeline.stages import pass_order
 from paralab.layout import SCHEDULES, Layout, schedules
 from paralab.layout.schedules import Pass
 from paralab.measure.span import SpanRecord
-from paralab.measure.timeline import Timeline, bubble_share, bubble_theory_share, idle_shares
+from paralab.measure.timeline import Timeline, bubble_share, bubble_theory_share, idle_shares, planned
 from paralab.processes.mesh import Mesh
 
 
@@ -72,6 +72,14 @@ def test_an_order_in_which_ranks_wait_for_each_other_is_refused() -> None:
     order = [[Pass("B", 0, 0), Pass("F", 0, 0)], [Pass("F", 1, 0), Pass("B", 1, 0)]]
     with pytest.raises(AssertionError, match="wait for each other"):
         bubble_theory_share(order)
+
+
+def test_half_a_backward_waits_for_that_of_the_next_stage() -> None:
+    order = [[Pass(kind, stage, 0) for kind in ("F", "I", "W")] for stage in (0, 1)]
+    assert [[(done.start, done.end) for done in rank] for rank in planned(order)] == [
+        [(0, 1), (3, 4), (4, 5)],
+        [(1, 2), (2, 3), (3, 4)],
+    ]
 
 
 def span(rank: int, start_s: float, end_s: float) -> SpanRecord:

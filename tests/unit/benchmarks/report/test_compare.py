@@ -250,6 +250,7 @@ def test_runs_made_one_after_the_other_need_stronger_evidence():
     (found,) = compare_files(runs(A), runs([1.1 * t for t in A], first=50), STEP).comparisons
     assert found.verdict == "not interleaved" and found.p_independent < 0.05 < found.p
     assert found.low < 1 < found.high and gate(found, 5) == 4
+    assert found.low * found.high == pytest.approx(found.ratio**2), "drift goes either way"
     (found,) = compare_files(runs(A), runs([2 * t for t in A], first=50), STEP).comparisons
     assert found.verdict == "worse" and found.low > 1 and gate(found, 5) == 2
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy import stats as scipy_stats
 
-from paralab.benchmarks.report import evidence
+from paralab.benchmarks.report import evidence, stats
 from paralab.benchmarks.report.compare import main
 from paralab.benchmarks.report.comparing import compare_column, compare_files
 from paralab.benchmarks.report.metrics import METRICS
@@ -62,6 +62,8 @@ def test_the_interval_is_what_the_tests_do_not_reject(tail):
     pairs = noisy(12, 1.03)
     low, high = pairs.interval(tail)
     assert low < pairs.ratio < high
+    found = evidence.of_pairs(pairs, None, tests=1, looks=False)
+    assert (found.low, found.high) == pairs.interval(0.025), "whatever is asked, it is of 95%"
     assert pairs.p_above(low * (1 - 1e-9)) <= tail < pairs.p_above(low * (1 + 1e-9))
     assert pairs.p_below(high * (1 + 1e-9)) <= tail < pairs.p_below(high * (1 - 1e-9))
 
@@ -69,6 +71,10 @@ def test_the_interval_is_what_the_tests_do_not_reject(tail):
 def test_the_interval_covers_the_truth_as_often_as_it_says():
     intervals = [noisy(10, 1.2, rng=np.random.default_rng(seed)).interval(0.025) for seed in range(400)]
     assert 370 <= sum(low <= 1.2 <= high for low, high in intervals) <= 395
+
+
+def test_the_ratio_is_the_median_of_the_means_of_all_two_pairs():
+    assert Pairs((1.0,) * 3, (1.0, 1.0, np.exp(3))).ratio == pytest.approx(np.exp(0.75))  # of 0, 0, 0, 1.5, 1.5, 3
 
 
 def test_pairs_without_any_difference_give_no_evidence():
@@ -107,6 +113,13 @@ def test_pairs_are_of_one_group_and_one_repeat():
     straight = repeats(noisy(6), turned=False)
     assert not len(pair_up(straight[::2], straight[1::2], STEP.column)), "one is first in every pair"
     assert not len(pair_up(straight[1::2], straight[::2], STEP.column)), "and so is the other"
+    many = noisy(16)
+    for turned in (1, 2):  # of sixteen
+        runs = [repeats(many, turned=False)[side::2] for side in (0, 1)]
+        for i in range(turned):
+            a, b = runs[0][i], runs[1][i]
+            runs[0][i], runs[1][i] = replace(a, started_at=b.started_at), replace(b, started_at=a.started_at)
+        assert len(pair_up(runs[0], runs[1], STEP.column)) == (16 if turned == 2 else 0), "one in eight"
 
 
 def test_few_repeats_are_compared_as_runs():
@@ -143,6 +156,16 @@ def test_runs_that_are_no_pairs_can_be_equivalent_too():
     far = [replace(row, run_id=f"far-{i}", step_time_p50_s=0.1 + 0.004 * i) for i, row in enumerate(other)]
     (found,) = compare_files(base, far, WITHIN).comparisons
     assert found.verdict == "worse" or found.more_repeats
+
+
+def test_equivalence_of_runs_takes_an_interval_of_90_percent_within_the_margin():
+    base, other = ((0.1 + 0.001 * RNG.standard_normal(12)).tolist() for _ in range(2))
+    low, high = stats.ratio_interval(base, other, confidence=0.9)
+    edge = max(1 - low, high - 1)
+    assert stats.ratio_interval(base, other) != (low, high)
+    for within, is_within in ((edge * 1.001, True), (edge * 0.999, False)):
+        p = evidence.of_runs(base, other, None, within).p_equivalent
+        assert p is not None and (p < 1) == is_within
 
 
 def weigh(pairs):

@@ -52,6 +52,12 @@ def test_three_variants_beside_one_baseline_share_the_level():
     assert wrong <= 9, "5 of 300 are a third of 5%, and two standard deviations more are 9"
 
 
+def test_what_is_called_equivalent_shares_the_level_as_well():
+    pairs = noisy(20, 1.0, 0.01, np.random.default_rng(0))
+    one, three = (evidence.of_pairs(pairs, 0.02, tests=tests, looks=True).p_equivalent for tests in (1, 3))
+    assert three > 1.5 * one
+
+
 def test_levels_are_spent_and_never_more_than_there_is():
     levels = [sequential.level(pairs, 0.025) for pairs in range(4, 61)]
     assert levels[:3] == [0, 0, 0] and 0.001 < min(levels[10:]) and max(levels) < 0.01

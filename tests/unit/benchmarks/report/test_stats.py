@@ -77,6 +77,15 @@ def test_the_interval_is_that_of_scipy_and_repeats():
     assert low < np.median(b) / np.median(a) < high
 
 
+def test_the_spread_of_fewer_than_six_runs_is_their_range():
+    values = [1.0, 1.1, 1.2, 1.3, 1.4, 9.0]
+    assert stats.spread(values[:1]) is None
+    for few in (values[:2], values[:5]):
+        assert (stats.spread(few), stats.spread_name(few)) == ((min(few), max(few)), "range")
+    assert (stats.spread(values), stats.spread_name(values)) == (stats.median_interval(values), "95% interval")
+    assert stats.spread(values)[1] < 9.0
+
+
 def test_the_interval_covers_the_truth_as_often_as_it_says():
     hits = 0
     for seed in range(100):
