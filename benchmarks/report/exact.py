@@ -57,7 +57,7 @@ def _known(base: Sequence[RunRecord], other: Sequence[RunRecord], column: str) -
 
 
 def _alike(base: Sequence[RunRecord], other: Sequence[RunRecord]) -> tuple[list[RunRecord], list[RunRecord]]:
-    """Return the runs of both sides that checked parity, else those that did not, else all."""
+    """Return the runs of both sides that did not check parity, else those that did, else all."""
     for checked in (False, True):
         sides = [[run for run in runs if (run.parity is not None) is checked] for runs in (base, other)]
         if all(sides):

@@ -125,11 +125,14 @@ def test_rows_that_do_not_say_where_their_time_went_explain_nothing(tmp_path, ca
 def test_higher_is_better_for_throughput():
     (found,) = compare_files(runs(A), runs(SLOWER), METRICS["tokens_per_s"]).comparisons
     assert found.verdict == "worse" and found.ratio == pytest.approx(1 / 1.1)
+    assert found.worse_percent == pytest.approx(100 / 11) and (gate(found, 5), gate(found, 10)) == (2, 0)
+    (found,) = compare_files(runs(SLOWER), runs(A), METRICS["tokens_per_s"]).comparisons
+    assert (found.verdict, gate(found, 5)) == ("better", 0)
 
 
 def test_under_four_repeats_is_insufficient():
     (found,) = compare_files(runs(A[:3]), runs(SLOWER), STEP).comparisons
-    assert found.verdict == "insufficient" and found.p is None and found.ratio is not None
+    assert found.verdict == "insufficient" and found.p is None and found.ratio == pytest.approx(1.1)
 
 
 def test_many_arms_need_more_repeats_and_say_how_many():
@@ -181,6 +184,9 @@ def test_cases_join_on_strategy_and_size():
     base = [*runs(A), *runs(A, strategy="zero1"), *runs(A, size="small")]
     outcome = compare_files(base, [*runs(SLOWER, strategy="zero1"), *runs(A, size="small"), *runs(A)], STEP)
     assert [c.verdict for c in outcome.comparisons] == ["~", "worse", "~"] and not outcome.refusals + outcome.alone
+    assert (outcome.exit_status(5), outcome.exit_status(20)) == (2, 0)
+    wrong = compare_files([*runs(A, parity=False), *runs(A, size="small")], runs(A), STEP, force=True)
+    assert wrong.exit_status() == 3, "one baseline that failed parity is enough"
 
 
 def test_the_only_case_of_each_file_may_be_done_in_another_way():
@@ -263,6 +269,10 @@ def test_a_variant_that_fails_most_of_the_time_is_never_better():
     assert (found.verdict, gate(found, 5)) == ("fails less", 4)
     (found,) = compare_files(runs(A), [*runs([t / 2 for t in A]), failing[0]], STEP).comparisons
     assert (found.verdict, gate(found, 5)) == ("better", 4), "one failure may be chance, but a gate does not pass it"
+    (found,) = compare_files(runs(A), [*runs(A[:4]), *failing[:4]], STEP).comparisons
+    assert found.verdict == "fails more", "half of the runs"
+    (found,) = compare_files(runs(A * 4), [*runs(A * 2, first=60), *failing], STEP).comparisons
+    assert found.verdict == "fails more", "6 of 16, of which chance makes 0 of 20 in one case of a hundred"
 
 
 NO_NUMBER = [replace(r, step_time_p50_s=float("nan")) for r in runs(A, first=10)]
@@ -273,11 +283,17 @@ CRASHED = [replace(r, status="crash", step_time_p50_s=None) for r in runs(A, fir
     ("base", "other", "status"),
     [(runs(A), NO_NUMBER, 4), (NO_NUMBER, runs(A), 4), (CRASHED, runs(A), 4), (runs(A), CRASHED, 2),
      (runs(A), runs([4 * t for t in A[:3]], first=30), 4), (runs(A), runs(SLOWER), 2), (runs(A), runs(A, first=1), 0),
-     (runs(SLOWER), runs(A), 0), (runs(A), runs([0.09, 0.15, 0.11, 0.095, 0.111]), 4)],
+     (runs(SLOWER), runs(A), 0), (NO_NUMBER, CRASHED, 4),
+     (runs(A), runs([0.09, 0.15, 0.11, 0.095, 0.111]), 4)],
 )  # fmt: skip
 def test_a_gate_that_cannot_decide_does_not_pass(base, other, status):
     outcome = compare_files(base, other, STEP)
     assert outcome.exit_status(5) == status and outcome.exit_status() == 0
+
+
+def test_what_is_worse_by_exactly_the_limit_passes_the_gate():
+    (found,) = compare_files(runs([1.0] * 5), runs([1.25] * 5, first=1), STEP).comparisons
+    assert (found.verdict, gate(found, 25.0), gate(found, 24.9)) == ("worse", 0, 2)
 
 
 def test_a_case_that_is_gone_does_not_pass_the_gate():
@@ -311,6 +327,15 @@ def test_one_run_that_passed_parity_speaks_for_its_variant():
     proven = [replace(r, parity=True if i == 0 else None) for i, r in enumerate(runs(A))]
     (found,) = compare_files(proven, runs(A, first=1), STEP).comparisons
     assert (found.base_parity, found.other_parity) == (True, None)
+
+
+def test_a_failed_parity_is_that_of_the_variant_whatever_other_runs_say(tmp_path, capsys):
+    cells = ((False, 0.68), (True, 1e-7), (False, 0.1))
+    rows = [replace(run(i), parity=parity, parameter_difference_max=gap) for i, (parity, gap) in enumerate(cells)]
+    (found,) = compare_files(runs(A, first=9), rows, STEP).comparisons
+    assert (found.other_parity, found.verdict) == (False, "parity failed")
+    said = "2 of 3 runs do not compute what one process computes (parameters off by 0.68)"
+    assert found.notes[0].endswith(said), "the largest"
 
 
 SOME, NONE = "2 of 32 blocks", "not proven: the reference does not fit"
@@ -392,6 +417,17 @@ def test_a_variant_is_compared_with_the_one_that_differs_in_one_thing():
     ]
 
 
+def test_the_baseline_is_one_process_else_plain_data_parallelism_and_has_good_runs():
+    failed = [replace(r, status="oom", step_time_p50_s=None) for r in runs(A, strategy="single")]
+    ddp, zero, single = (runs(A, strategy=name) for name in ("ddp", "zero1", "single"))
+    for rows, base in (
+        ([*zero, *ddp, *single], "single"),
+        ([*zero, *ddp, *failed], "ddp"),
+        ([*zero, *failed], "zero1"),
+    ):
+        assert [family.base.label for family in families(variants(rows, {}))] == [base]
+
+
 def test_compare_and_report_decide_alike(tmp_path):
     path = tmp_path / "grid.csv"
     write(path, grid())
@@ -421,6 +457,7 @@ def test_exit_status_of_a_regression(files, capsys, fail_over, status):
     assert main([*files, *fail_over]) == status
     text = capsys.readouterr().out
     assert "slower 10.0%" in text and "100 ms (n=5)" in text and "CPU (gloo)" in text
+    assert main(files[::-1]) == 0 and "faster 9.1%" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
@@ -451,6 +488,17 @@ def test_a_number_that_nothing_measured_is_not_compared(tmp_path, capsys, form):
     assert main([a, b, "--format", form, "--fail-over", "5"]) == 4
     said = capsys.readouterr()
     assert "no data" in said.out and not re.search(r"\b(nan|inf)\b", said.out, re.IGNORECASE) and not said.err
+
+
+def test_three_files_need_a_column(files, tmp_path, capsys):
+    assert main([*files, write(tmp_path / "third.csv", runs(A, first=90))]) == 3
+    assert "3 files given: give one or two" in capsys.readouterr().err
+
+
+def test_of_many_verdicts_it_is_said_how_many_are_chance(tmp_path, capsys):
+    rows = [r for i in range(12) for r in runs([t * (1 + i / 2) for t in A * 2], strategy=f"s{i}")]
+    assert main([write(tmp_path / "a.csv", rows), "--by", "strategy"]) == 0
+    assert "11 verdicts at the 5% level: up to 0.6 would be chance alone" in capsys.readouterr().out
 
 
 def test_one_file_is_compared_way_by_way(tmp_path, capsys):

@@ -23,6 +23,10 @@ def sides(**cells):
 
 def test_every_exact_column_is_one_of_a_row_and_holds_numbers():
     assert set(exact.COLUMNS) <= set(header()) and set(exact.COLUMNS) <= set(METRICS)
+    counted = (
+        "model_flop_per_step tokens_per_step memory_state_peak_bytes predicted_state_bytes graph_breaks recompiles"
+    )
+    assert {*counted.split(), "samples_to_loss", "comm_tp_predicted_sent_bytes"} < set(exact.COLUMNS)
 
 
 @pytest.mark.parametrize(
@@ -54,6 +58,8 @@ def test_runs_with_a_parity_check_are_compared_with_runs_with_one():
     assert exact.changes(base, [run(2, **CELLS | {"parity": True, "graph_breaks": 4})]) == ()
     (change,) = exact.changes(base, [run(2, **CELLS | {"parity": True, "graph_breaks": 2})])
     assert (change.base, change.other) == ((4,), (2,))
+    both = [run(3, **CELLS | {"parity": True, "graph_breaks": 5}), run(4, **CELLS | {"graph_breaks": 2})]
+    assert exact.changes(base, both) == (), "without one where both have such"
 
 
 def test_the_gate_on_changes(tmp_path, capsys):

@@ -126,6 +126,10 @@ def test_few_repeats_are_compared_as_runs():
     assert [least_pairs(tests, 0.05) for tests in (1, 2, 3, 4)] == [6, 7, 7, 8]
     found = compared(repeats(noisy(5, 1.5, 0.01)))
     assert found.pairs == 0 and found.p is not None
+    rows = repeats(noisy(6, 1.5, 0.01))
+    assert compared(rows).pairs == 6
+    third = [replace(row, strategy="zero2", run_id=f"third-{row.run_id}") for row in rows if row.strategy == "zero1"]
+    assert [c.pairs for c in compare_column([*rows, *third], "strategy", STEP).comparisons] == [0, 0]
 
 
 @pytest.mark.parametrize(
@@ -166,6 +170,10 @@ def test_equivalence_of_runs_takes_an_interval_of_90_percent_within_the_margin()
     for within, is_within in ((edge * 1.001, True), (edge * 0.999, False)):
         p = evidence.of_runs(base, other, None, within).p_equivalent
         assert p is not None and (p < 1) == is_within
+    p = evidence.of_runs(base, other, None, 0.05).p_equivalent
+    sides = ((0.95 * np.array(base), "less"), (1.05 * np.array(base), "greater"))
+    one_sided = [scipy_stats.mannwhitneyu(a, other, alternative=way, method="exact").pvalue for a, way in sides]
+    assert p == pytest.approx(max(one_sided))
 
 
 def weigh(pairs):
@@ -190,6 +198,16 @@ def test_about_so_many_more_repeats_decide_in_half_of_the_cases(ratio, noise):
         again = weigh(Pairs(pairs.base[: 8 + more], pairs.other[: 8 + more]))
         decided += min(again.p, again.p_equivalent) < 0.05
     assert asked > 50 and 0.4 < decided / asked < 0.8
+
+
+@pytest.mark.parametrize("tests", [1, 3])
+def test_so_many_more_repeats_are_counted_from_the_side_that_has_fewer(tests):
+    base = [0.1 * (1.05 if i % 2 else 0.95) for i in range(12)]
+    more = evidence.repeats_to_go(base, base[:4], Pairs((), ()), 0.02, tests=tests, looks=False)
+    spread = np.sqrt(sum(np.var(np.log(side), ddof=1) for side in (base, base[:4])))
+    reach = scipy_stats.norm.isf(0.05 / tests) * spread / np.log(1.02)
+    assert more == np.ceil(reach**2 / 0.955) - 4
+    assert evidence.repeats_to_go([0.1, 0.1001], [0.2, 0.2001], Pairs((), ()), 0.02, tests=1, looks=False) == 2, "four"
 
 
 def test_the_margin_on_the_command_line(tmp_path, capsys):

@@ -8,7 +8,8 @@ import pytest
 
 from paralab.benchmarks.report import evidence, sequential
 from paralab.benchmarks.report.paired import Pairs
-from tests.unit.benchmarks.report.test_paired import WITHIN, compared, noisy, repeats
+from paralab.benchmarks.report.verdict import judged
+from tests.unit.benchmarks.report.test_paired import STEP, WITHIN, compared, noisy, repeats
 
 CASES, MOST = 200, 30
 
@@ -74,7 +75,9 @@ def test_rows_of_such_a_sweep_are_judged_by_these_levels():
     assert clear.verdict == "worse"
     few = compared(repeats(Pairs(*[side[:7] for side in (pairs.base, pairs.other)]), until_decided_percent=2.0))
     assert few.p == 1.0, "nothing is decided so early"
-    assert replace(few, p=0.0).verdict == "~"
+    assert few.verdict == "~"
+    for p, low, verdict in ((0.01, 0.99, "~"), (0.06, 1.01, "~"), (0.01, 1.01, "worse")):
+        assert judged(replace(few, p=p, low=low, high=1.2), STEP, tests=1).verdict == verdict, "it takes both"
 
 
 def test_looking_often_never_falls_back_to_runs_one_by_one():

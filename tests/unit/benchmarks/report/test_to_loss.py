@@ -6,7 +6,7 @@ from paralab.benchmarks.case.run import run_case
 from paralab.benchmarks.report import sections, tables, to_loss
 from paralab.benchmarks.report.compare import main
 from paralab.benchmarks.report.comparing import compare_files, compare_ways
-from paralab.benchmarks.report.metrics import METRICS
+from paralab.benchmarks.report.metrics import METRICS, usual
 from paralab.benchmarks.report.outcome import gate
 from paralab.benchmarks.report.sources import load
 from paralab.benchmarks.run_start import summary
@@ -35,6 +35,11 @@ def test_time_and_samples_are_those_of_the_steps_so_far():
     assert found == {"until_loss": 5.0, "steps_to_loss": 8, "samples_to_loss": 128, "time_to_loss_s": 6.0}
     missed = to_loss.columns([9.0] * 12, [1.0] * 12, 5.0, global_batch_size=16)
     assert missed == {"until_loss": 5.0, "steps_to_loss": None}
+
+
+def test_runs_are_judged_by_the_time_to_a_loss_where_all_were_to_reach_one():
+    both = [run(0, until_loss=3.0), run(1)]
+    assert [usual(rows).column for rows in (both[:1], both)] == ["time_to_loss_s", "step_time_p50_s"]
 
 
 def measured(until_loss):
