@@ -211,13 +211,19 @@ def name_of(layout: Layout) -> str:
         return "context"
     if layout.pp > 1:
         return "model" if layout.schedule == "naive" else "pipeline"
-    if layout.shard:
-        return "hsdp"
-    if layout.zero:
-        return f"zero{layout.zero}"
-    if layout.dp > 1:
-        return "ddp"
+    if layout.zero or layout.dp > 1:
+        return of_data_ranks(layout.zero, groups=bool(layout.shard))
     return "tensor" if layout.tp > 1 else "+".join(axes) or "single"
+
+
+def of_data_ranks(zero: int, *, groups: bool) -> str:
+    """Return the strategy of data ranks alone. zero: the stage. groups: whether they share within groups (`shardN`).
+
+    Hybrid sharding has gradients or parameters in shards: optimizer states divided within groups are those of zero1.
+    """
+    if groups and zero >= 2:
+        return "hsdp"
+    return f"zero{zero}" if zero else "ddp"
 
 
 def names_in(layout: Layout) -> set[str]:

@@ -11,6 +11,7 @@ import numpy as np
 
 from paralab.errors import LayoutError
 from paralab.layout import SCHEDULES, Layout, layers_of_stages
+from paralab.layout.strategies import of_data_ranks
 from paralab.planning.breakdown import CATEGORIES
 from paralab.planning.predict import evaluate
 from paralab.planning.ranking import ALIKE, ranked
@@ -28,6 +29,7 @@ _SPENT = {  # what a step spends its time on, in words
     "link": "communication",
     "bubble": "idle stages (bubble)",
 }
+_DATA = np.array([[of_data_ranks(zero, groups=groups) for groups in (False, True)] for zero in range(4)])
 FAMILIES = ("ddp", "zero1", "zero2", "zero3", "hsdp", "tensor", "pipeline", "tensor + pipeline", "context", "experts")
 
 
@@ -162,25 +164,16 @@ def offloaded(found: Found) -> tuple[str, float] | None:
 # --- why others lose
 
 
-def family(chosen: Mapping[str, Any]) -> str:
-    """Return the strategy that a layout is of: what it divides beside the batch."""
-    if chosen["ep"] > 1:
-        return "experts"
-    if chosen["cp"] > 1:
-        return "context"
-    both = (chosen["tp"] > 1, chosen["pp"] > 1)
-    if any(both):
-        return {(True, False): "tensor", (False, True): "pipeline", (True, True): "tensor + pipeline"}[both]
-    if chosen["shard"]:
-        return "hsdp"
-    return f"zero{chosen['zero']}" if chosen["zero"] else "ddp"
+def family(found: Found, i: int) -> str:
+    """Return the strategy that one layout is of."""
+    return str(families({name: column[i : i + 1] for name, column in found.columns.items()})[0])
 
 
 def losers(found: Found) -> Iterator[tuple[str, int, str]]:
     """Yield (family, number of its best layout, why it is not the answer) for each family but the winner's."""
     best = found.best if found.n_fit else None
     time, memory, fits = found.prediction.step_time_s, found.prediction.memory_gib, found.prediction.fits
-    of = families(found)
+    of = families(found.columns)
     for name in FAMILIES:
         mine = np.flatnonzero(of == name)
         if not len(mine) or (best is not None and of[best] == name):
@@ -212,12 +205,15 @@ def held(found: Found, i: int) -> str:
     return ", ".join(f"{name} {size:,.0f}" for size, name in sizes if size >= 1)
 
 
-def families(found: Found) -> np.ndarray:
-    """Return the strategy that each layout is of, an array (layouts,) of text."""
-    c = found.columns
-    plain = np.where(c["zero"] > 0, np.char.add("zero", c["zero"].astype(str)), "ddp")
-    plain = np.where(c["shard"] > 0, "hsdp", plain)
-    split = np.select(
-        [(c["tp"] > 1) & (c["pp"] > 1), c["tp"] > 1, c["pp"] > 1], ["tensor + pipeline", "tensor", "pipeline"], plain
+def families(c: Mapping[str, np.ndarray]) -> np.ndarray:
+    """Return the strategy that each layout is of, what it divides beside the batch: an array (layouts,) of text.
+
+    c: the columns of the layouts, each an array (layouts,).
+    """
+    plain = _DATA[c["zero"], (c["shard"] > 0).astype(int)]
+    tp, pp = c["tp"] > 1, c["pp"] > 1
+    return np.select(
+        [c["ep"] > 1, c["cp"] > 1, tp & pp, tp, pp],
+        ["experts", "context", "tensor + pipeline", "tensor", "pipeline"],
+        plain,
     )
-    return np.select([c["ep"] > 1, c["cp"] > 1], ["experts", "context"], split)

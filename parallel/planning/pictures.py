@@ -39,7 +39,7 @@ class Scaled:
 
 def best_of_families(found: Found) -> list[tuple[str, int]]:
     """Return (strategy, number of its best layout), fastest first; those that do not fit come last."""
-    first = [(answers.family(answers.row(found, found.best)), found.best)] if found.n_fit else []
+    first = [(answers.family(found, found.best), found.best)] if found.n_fit else []
     every = first + [(name, i) for name, i, _ in answers.losers(found)]
     return _sorted(found, every)
 
@@ -53,7 +53,7 @@ def compared(found: Found) -> list[tuple[str, int]]:
             break
         if _degrees(found, int(i)) not in seen:
             seen.add(_degrees(found, int(i)))
-            every.append((answers.family(answers.row(found, int(i))), int(i)))
+            every.append((answers.family(found, int(i)), int(i)))
     return _sorted(found, every)
 
 
@@ -68,7 +68,7 @@ def _sorted(found: Found, every: list[tuple[str, int]]) -> list[tuple[str, int]]
 
 def against_memory(found: Found, unit: str) -> Chart:
     """Draw throughput against memory: of each strategy the layouts that none of its own beats in both."""
-    result, families = found.prediction, answers.families(found)
+    result, families = found.prediction, answers.families(found.columns)
     rate = scale.units_per_step(found) / result.step_time_s
     there = found.settled.device.memory_gib
     looks = _looks(found)

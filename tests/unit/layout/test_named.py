@@ -50,6 +50,7 @@ def test_a_strategy_runs_on_the_fewest_processes_it_names_and_is_called_by_its_n
         ("dp2.tp2", "dp+tp"),
         ("dp2.tp2/zero3", "dp+tp"),
         ("dp8/zero2/shard2", "hsdp"),
+        ("dp8/zero1/shard2", "zero1"),
         ("dp4.tp2/zero3/shard2", "dp+tp"),
         ("dp2.pp2/zero1/1f1b/mb4", "dp+pp"),
         ("dp2.tp2.pp2/zero1/1f1b/mb4", "3d"),
