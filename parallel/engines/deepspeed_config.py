@@ -151,9 +151,9 @@ def _check_keys(values: Mapping[str, Any], rules: Mapping[str, Rule], *, where: 
             raise ConfigError(f"{path} in {source} is {_text(value)}: a section with keys is needed")
         if isinstance(rule, Off) and _is_on(value, rule):
             raise ConfigError(f"{path} in {source} is {_text(value)}, which is not supported: {rule.instead}")
-        able_to = (None, _AUTO, *rule.only) if isinstance(rule, (Handed, Decided)) and rule.only else None
-        if able_to and (value is True or value not in able_to):
-            able = ", ".join(_text(one) for one in able_to[2:])
+        only = rule.only if isinstance(rule, (Handed, Decided)) else ()
+        if only and (isinstance(value, bool) or value not in (None, _AUTO, *only)):
+            able = ", ".join(map(_text, only))
             raise ConfigError(f"{path} in {source} is {_text(value)}, which is not supported: use one of {able}")
 
 
@@ -343,13 +343,15 @@ def _check_params(
         if _says_otherwise(params, key, value):
             got = params[key]
             typed = ",".join(str(part) for part in got) if isinstance(got, list) else got
-            advice = f"type {flags[key]} {typed}" if key in flags else f"set it to {_text(value)}"
+            can_type = key in flags and not isinstance(got, bool)
+            advice = f"type {flags[key]} {typed}" if can_type else f"set it to {_text(value)}"
             raise _contradiction(f"{where}.{key}", got, source, value, advice)
 
 
 def _says_otherwise(values: Mapping[str, Any], key: str, value: Any) -> bool:
+    """Return whether a file has another value than the run. A switch is no number: false is not 0."""
     got = values.get(key, _AUTO)
-    if isinstance(got, str) and not isinstance(value, str) and got != _AUTO:
+    if isinstance(got, bool) and not isinstance(value, bool):
         return True
     return got not in (_AUTO, None, value)
 

@@ -272,6 +272,12 @@ def _leaves(values: Any) -> Iterator[Any]:
         ({"zero_optimization": {"stage": 4}}, "zero_optimization.stage .* is 4.*use one of 0, 1, 2, 3"),
         ({"zero_optimization": True}, "a section with keys is needed"),
         ({"zero_optimization": {"stage": True}}, "zero_optimization.stage .* is true.*use one of 0, 1, 2, 3"),
+        ({"zero_optimization": {"stage": False}}, "zero_optimization.stage .* is false.*use one of 0, 1, 2, 3"),
+        ({"gradient_accumulation_steps": True}, "gradient_accumulation_steps is true .*a number is needed"),
+        (
+            {"scheduler": {"type": "WarmupCosineLR", "params": {"warmup_num_steps": False}}},
+            "warmup_num_steps is false .* 0: set it to 0,",
+        ),
         ({"gradient_clipping": float("nan")}, "gradient_clipping is NaN .*a number is needed"),
         ({"train_batch_size": -1}, "train_batch_size is -1 .*a number is needed"),
         ({"zero_optimization": {"reduce_bucket_size": "big"}}, 'zero_optimization.reduce_bucket_size .* is "big"'),
