@@ -1,7 +1,11 @@
 """Images and labels in one .npz file: `images` and `labels`, or a pair for each split under the names in use."""
 
 import io
+import lzma
 import re
+import tokenize
+import zipfile
+import zlib
 from dataclasses import dataclass
 from functools import cached_property
 from hashlib import sha256
@@ -20,6 +24,11 @@ _NAMES = {
     "images": re.compile(rf"(?:(?P<a>{_SPLIT})_)?(?:images|x)(?:_(?P<b>{_SPLIT}))?", re.IGNORECASE),
     "labels": re.compile(rf"(?:(?P<a>{_SPLIT})_)?(?:labels|y)(?:_(?P<b>{_SPLIT}))?", re.IGNORECASE),
 }
+# What numpy raises of a damaged file: by zipfile, by its compressions, and by what reads the header of an array
+_DAMAGED = (
+    *(ValueError, OSError, EOFError, RuntimeError, MemoryError, SyntaxError),
+    *(zipfile.BadZipFile, zlib.error, lzma.LZMAError, tokenize.TokenError),
+)
 _NEEDS = "arrays images and labels are needed, or train_images, train_labels, val_images, val_labels"
 
 
@@ -35,22 +44,22 @@ class NpzSet:
         """Images and labels by role; by "" where there is one pair without a role."""
         found: dict[str, dict[str, np.ndarray]] = {}
         try:
-            with np.load(io.BytesIO(self.content), allow_pickle=False) as arrays:
-                for name in arrays.files:
-                    for kind, pattern in _NAMES.items():
-                        if match := pattern.fullmatch(name):
-                            role = SPLIT_NAMES.get((match["a"] or match["b"] or "").lower(), "")
-                            found.setdefault(role, {})[kind] = arrays[name]
-                names = ", ".join(arrays.files)
-        # numpy says of damaged files, and of a .npy under this name, nearly everything
-        except Exception as error:
+            arrays = np.load(io.BytesIO(self.content), allow_pickle=False)
+            if isinstance(arrays, np.ndarray):
+                raise ValueError("it holds one array, as a .npy file does")
+            for name in arrays.files:
+                for kind, pattern in _NAMES.items():
+                    if match := pattern.fullmatch(name):
+                        role = SPLIT_NAMES.get((match["a"] or match["b"] or "").lower(), "")
+                        found.setdefault(role, {})[kind] = arrays[name]
+        except _DAMAGED as error:
             reason = (str(error).strip() or type(error).__name__).splitlines()[0]
             raise DataError(
                 f"{self.root} is not a readable .npz file ({reason}): save it again with numpy.savez"
             ) from error
         pairs = {role: self._checked(pair) for role, pair in found.items() if len(pair) == len(_NAMES)}
         if not pairs or ("" not in pairs and "train" not in pairs):
-            raise DataError(f"{self.root} holds {names or 'nothing'}: {_NEEDS}")
+            raise DataError(f"{self.root} holds {', '.join(arrays.files) or 'nothing'}: {_NEEDS}")
         return {"": pairs[""]} if "train" not in pairs else {role: pair for role, pair in pairs.items() if role}
 
     def _checked(self, pair: dict[str, np.ndarray]) -> tuple[np.ndarray, np.ndarray]:

@@ -5,6 +5,7 @@ import io
 import os
 import shutil
 import struct
+import zipfile
 import zlib
 from collections.abc import Callable
 from dataclasses import replace
@@ -481,3 +482,20 @@ def test_npz_files_of_another_form(tmp_path: Path, arrays: dict[str, Any], messa
         path.write_bytes(content)
         with pytest.raises(DataError, match=r"not a readable \.npz file"):
             open_dataset(str(path), config=CONFIG)
+
+
+@pytest.mark.parametrize("method", [zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED, zipfile.ZIP_LZMA])
+def test_damaged_npz_files(tmp_path: Path, method: int) -> None:
+    array = io.BytesIO()
+    np.save(array, np.zeros((4, 8, 8), np.uint8))
+    # a bracket that is never closed; two texts for one; a type that numpy cannot read
+    for right, wrong in ((b"'descr'", b"('descr'"), (b"'descr'", b"'de' 'scr' 1"), (b"'|u1'", b"'(,)u1'")):
+        path = tmp_path / "set.npz"
+        with zipfile.ZipFile(path, "w", method) as file:
+            file.writestr("images.npy", array.getvalue().replace(right, wrong))
+        whole = path.read_bytes()
+        at = whole.index(b"images.npy") + len("images.npy")
+        for content in (whole, whole[: at + 12] + b"\xff" * 4 + whole[at + 16 :]):  # in what is compressed
+            path.write_bytes(content)
+            with pytest.raises(DataError, match=r"not a readable \.npz file"):
+                open_dataset(str(path), config=CONFIG)
