@@ -74,9 +74,11 @@ def without_ends(module: nn.Module, blocks: tuple[str, ...]) -> str:
     children = [name for name, _ in module.named_children()]
     at = children.index(blocks[0].split(".")[0])
     before, after = children[:at] or ["embed"], children[at + 1 :] or ["head"]
+    several = max(len(before), len(after)) > 1
     return (
         f"a pipeline needs to know what runs before and after the {len(blocks)} blocks {blocks[0]} ...: give "
         f"pipeline=paralab.Pipeline(before={_named(before)}, after={_named(after)}) and example=batch"
+        + (", or a function in place of modules that do not run one after the other" if several else "")
     )
 
 

@@ -34,13 +34,8 @@ class Shared:
 
     def check(self, inputs: tuple[Tensor, ...]) -> None:
         """Raise ConfigError unless an input (rows, positions, ...) has as many positions as the program said."""
-        if self.ranks > 1 and not any(map(self._has_positions, inputs)):
-            assert self.shape is not None
-            got = ", ".join(str(tuple(x.shape)) for x in inputs)
-            raise ConfigError(
-                f"no input has the {self.shape.length} positions of sequence=SequenceShape(...) in its second dim "
-                f"(shapes {got}): pad or cut sequences to that length, or give another"
-            )
+        if self.ranks > 1:
+            self._need_positions("input", inputs, "pad or cut sequences to that length, or give another")
 
     def targets(self, given: Tensor | tuple[Tensor, ...]) -> Any:
         """Return targets (rows, positions, ...) of the positions of this rank.
@@ -50,14 +45,19 @@ class Shared:
         if self.ranks == 1:
             return given
         leaves = given if isinstance(given, tuple) else (given,)
-        if not any(map(self._has_positions, leaves)):
-            assert self.shape is not None
-            raise ConfigError(
-                f"no target has the {self.shape.length} positions that context ranks share in its second dim: a loss "
-                "over whole sequences is no mean over positions, use a layout without cp"
-            )
+        over_whole = "a loss over whole sequences is no mean over positions, use a layout without cp"
+        self._need_positions("target", leaves, over_whole)
         cut = tuple(self.take(x, 1) if self._has_positions(x) else x for x in leaves)
         return cut if isinstance(given, tuple) else cut[0]
+
+    def _need_positions(self, what: str, tensors: tuple[Tensor, ...], advice: str) -> None:
+        if not any(map(self._has_positions, tensors)):
+            assert self.shape is not None  # as context ranks are refused without it
+            got = ", ".join(str(tuple(x.shape)) for x in tensors)
+            raise ConfigError(
+                f"no {what} has the {self.shape.length} positions of sequence=SequenceShape(...) in its second dim "
+                f"(shapes {got}): {advice}"
+            )
 
     def _has_positions(self, x: Tensor) -> bool:
         return self.shape is not None and x.ndim > 1 and x.shape[1] == self.shape.length

@@ -108,7 +108,7 @@ REFUSED: dict[str, tuple[Callable[[], object], type[ParalabError], str]] = {
     "blocks without ends": (
         lambda: made(Plain(), "pp2/gpipe", processes=2),
         LayoutError,
-        r"give pipeline=paralab.Pipeline\(before='embed', after=\('norm', 'head'\)\) and example=batch",
+        r"give pipeline=paralab.Pipeline\(before='embed', after=\('norm', 'head'\)\) and example=batch, or a function",
     ),
     "stages without an example": (
         lambda: made(Plain(), "pp2/gpipe", processes=2, pipeline=ENDS, loss=words_loss),
