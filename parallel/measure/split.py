@@ -11,7 +11,7 @@ class Split:
     """Where the time of one rank went, in seconds.
 
     data_s: for the next batch. host_s: of a GPU, in which it had nothing to do though there was a batch; None on a CPU,
-    where the host computes itself. waits_s: exposed_s by mesh axis, where that is known.
+    where the host computes itself. waits_s: exposed_s by mesh axis, `ANY_AXIS` where that is not known.
     """
 
     step_s: float
@@ -65,8 +65,7 @@ class Split:
         bubble_share: of a pipeline, the idle share that its schedule makes inevitable. That much of the waiting over
         the pipeline axis is the bubble; what is over it, messages and stages that take longer, stays `comm_pp`.
         """
-        waits_s = dict(self.waits_s) or ({ANY_AXIS: self.exposed_s} if self.exposed_s else {})
-        bubble = {}
+        waits_s, bubble = dict(self.waits_s), {}
         if bubble_share is not None and "pp" in waits_s:
             bubble = {"bubble": min(waits_s["pp"], bubble_share * self.step_s)}
             waits_s["pp"] -= bubble["bubble"]

@@ -1,11 +1,14 @@
 """Expert parallelism before anything runs: its words, what it refuses, and what a rank holds."""
 
 import pytest
+import torch
 
 from paralab.errors import LayoutError
 from paralab.layout import Layout
 from paralab.layout.strategies import layout_of, name_of
-from paralab.measure.routing import dropped_share, imbalance, together
+from paralab.measure.routing import RoutingCounts, dropped_share, imbalance, together
+from paralab.models import SPECS
+from paralab.models.routing import Router
 from paralab.options.config import RunConfig
 from paralab.planning.resolve import resolve
 
@@ -51,3 +54,13 @@ def test_loads_of_ranks_are_added_up_before_they_are_compared() -> None:
     assert loads == {"a": [4, 3, 1], "b": [5, 3, 0]}
     assert imbalance(loads) == 5 / 4 and dropped_share(loads) == 1 / 16
     assert imbalance({}) is None and dropped_share({}) is None
+
+
+def test_choices_of_all_micro_batches_are_counted() -> None:
+    config = SPECS["mixtral"].config("tiny")
+    router = Router(config)
+    with RoutingCounts([router]) as counts:
+        for _ in range(3):
+            router(torch.ones(1, 5, config.hidden))
+    (each,) = counts.loads.values()
+    assert sum(each) == 3 * 5 * config.top_k

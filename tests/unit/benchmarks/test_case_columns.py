@@ -1,22 +1,31 @@
 """Columns of a case that are counted: what is computed again, what compiling takes."""
 
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
+from paralab.axes.held import state_bytes
 from paralab.axes.recompute import recomputation_ratio
+from paralab.axes.sent import predicted_sent
+from paralab.benchmarks.case.communication import comm_columns
+from paralab.benchmarks.case.logged import _splits_of
 from paralab.benchmarks.case.measured import RankResult
-from paralab.benchmarks.case.row import _efficiency_columns
+from paralab.benchmarks.case.row import _efficiency_columns, _memory_columns
 from paralab.layout import Layout
+from paralab.measure.ledger import CommRow
+from paralab.measure.split import Split
 from paralab.measure.steady import summarise
 from paralab.models import SPECS
 from paralab.options.config import RunConfig
 from paralab.planning.resolve import resolve
 from paralab.processes.rank import Rank
 from paralab.records.describe import describe
+from paralab.records.of_axes import sent_bytes
 from paralab.records.requested import Requested
+from tests.unit.synthetic_runs import run
 
 
 @pytest.mark.parametrize(("model", "size"), [("gpt2", "tiny"), ("resnet", "20"), ("diffusion", "points")])
@@ -65,6 +74,38 @@ def test_hfu_is_empty_where_backward_is_split_and_blocks_are_recomputed(
     assert columns["mfu"] > 0
     assert (columns["hfu"] is not None) == known
     assert not known or columns["hfu"] >= columns["mfu"]
+
+
+def test_predicted_states_count_the_host_where_it_is_the_device() -> None:
+    layout = Layout.parse("dp2/zero3/offload-optimizer")
+    work = resolve(RunConfig(size="tiny", layout=layout, global_batch_size=4))
+    predicted = {
+        device: _memory_columns(work, [RankResult()], device)["predicted_state_bytes"] for device in ("cpu", "cuda")
+    }
+    assert predicted == {"cpu": state_bytes(work).everywhere, "cuda": state_bytes(work).total}
+    assert predicted["cuda"] < predicted["cpu"]
+
+
+def test_bytes_are_predicted_for_the_stage_of_the_rank_that_sends_most() -> None:
+    work = resolve(RunConfig(size="tiny", layout=Layout.parse("dp4.pp2/1f1b/mb2"), global_batch_size=16))
+    stages = [predicted_sent(work, stage, device_type="cpu", backend="gloo").wire_bytes["dp"] for stage in (0, 1)]
+    assert stages[0] != stages[1]
+    for busiest in range(8):
+        comm = {
+            rank: [CommRow("dp", "all_reduce", 4, 1, 8, Fraction(9), Fraction(rank == busiest))] for rank in range(8)
+        }
+        columns = comm_columns(work, comm, device_type="cpu", backend="gloo")
+        assert columns["comm_dp_predicted_sent_bytes"] == stages[busiest // 4]
+
+
+def test_untimed_steps_keep_their_numbers_in_the_log() -> None:
+    result = RankResult(splits=[Split(1.0, 0.0)] * 2, splits_from=7)
+    assert [record.step for record in _splits_of(3, result, bubble_share=None)] == [7, 8]
+
+
+def test_bytes_of_all_axes_add_up() -> None:
+    row = run(comm_dp_sent_bytes=10.0, comm_tp_sent_bytes=4.0)
+    assert (sent_bytes(row), sent_bytes(run()), sent_bytes(run(world_size=1))) == (14.0, None, 0.0)
 
 
 def test_a_row_tells_how_batches_were_loaded_and_what_is_where(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -41,6 +41,7 @@ def test_a_step_of_adam() -> None:
             "other": 0,
         }
         assert report.peak["gradients"] == WEIGHT
+        assert report.state_peak_bytes == 4 * WEIGHT + 4, "more than is left of it after the step"
         assert report.peak_bytes > report.rest_bytes
 
 
@@ -64,6 +65,25 @@ def test_activations_are_kept_until_backward_and_checkpointing_frees_them() -> N
     # Input and ten outputs; with checkpoints the input, five outputs and the inside of one pair.
     assert run(checkpoint=False) == 11 * WEIGHT
     assert run(checkpoint=True) == 7 * WEIGHT
+
+
+def test_the_largest_tensors_of_the_peak_are_told_by_place() -> None:
+    with MemoryCensus([], places=True) as census:
+        one = torch.ones(4, WIDTH, WIDTH)
+        three = [torch.ones(2, WIDTH, WIDTH) for _ in range(3)]
+        del one
+        last = torch.ones(5, WIDTH, WIDTH)
+    found = census.report().largest
+    assert [(made.count, made.size_bytes // WEIGHT) for made in found] == [(3, 6), (1, 5)]
+    assert all(f"{Path(__file__).name}:" in made.made for made in found)
+    del three, last
+
+
+def test_buffers_of_modules_are_others() -> None:
+    model = nn.BatchNorm1d(WIDTH)
+    with MemoryCensus([model]) as census:
+        torch.ones(1)
+    assert census.report().rest["other"] == 2 * 4 * WIDTH + 8  # mean, variance, and a counter of 64 bits
 
 
 def test_views_count_once_and_shared_parameters_too() -> None:
@@ -149,6 +169,8 @@ def test_process_peak_sees_memory_that_came_and_went() -> None:
 
 def test_process_peak_elsewhere(tmp_path: Path) -> None:
     assert memory.process_peak_bytes(tmp_path) is None
+    (tmp_path / "status").write_text("VmPeak:\t 9000 kB\nVmHWM:\t 3000 kB\nVmRSS:\t 10 kB\n")
+    assert memory.process_peak_bytes(tmp_path) == 3000 * 1024
     assert not memory.reset_process_peak(tmp_path / "none")
 
 
