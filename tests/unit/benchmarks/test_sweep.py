@@ -2,6 +2,7 @@
 
 import random
 import re
+import time
 from collections import Counter
 from dataclasses import replace
 from datetime import timedelta
@@ -10,6 +11,7 @@ from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
+import psutil
 import pytest
 import torch
 from hypothesis import given, settings
@@ -18,9 +20,10 @@ from hypothesis import strategies as st
 from paralab.benchmarks.report.compare import main as compare
 from paralab.benchmarks.run import CaseConfig, percent_of
 from paralab.benchmarks.sweep import variations
-from paralab.benchmarks.sweep.bench import main
+from paralab.benchmarks.sweep.bench import _table, main
 from paralab.benchmarks.sweep.cases import Case, strategies
 from paralab.benchmarks.sweep.options import SweepConfig, check
+from paralab.benchmarks.sweep.order import in_turn
 from paralab.benchmarks.sweep.progress import progress
 from paralab.benchmarks.sweep.runner import Runner
 from paralab.errors import ConfigError
@@ -183,7 +186,15 @@ def test_a_budget_ends_what_is_not_decided(
     assert "not enough evidence: about" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("words", [(), ("--vary", "compile", "--strategy", "ddp"), ("--nproc", "2", "--size", "nano")])
+@pytest.mark.parametrize(
+    "words",
+    [
+        (),
+        ("--until-decided", "2%", "--max-repeats", "6"),
+        ("--vary", "compile", "--strategy", "ddp"),
+        ("--nproc", "2", "--size", "nano"),
+    ],
+)
 def test_what_fits_together_is_not(words: tuple[str, ...]) -> None:
     check(resolve(words, config=SweepConfig))
 
@@ -252,9 +263,12 @@ def run_twice(
 
     monkeypatch.setattr(Runner, "_run", run)
     sweep = ["--strategies", "ddp,zero1", "--nprocs", "2", "--size", "tiny", "--repeats", "1", *words]
-    main([*sweep, "--out", str(tmp_path / "rows.csv")])
+    good = first.get("status", "ok") == "ok" and first.get("parity") is not False
+    assert main([*sweep, "--out", str(tmp_path / "rows.csv")]) == (0 if good else 1)
     status = main([*sweep, "--out", str(tmp_path / "rows.csv")])
-    return ran[2:], status
+    again = ran[2:]
+    assert main([*sweep, "--out", str(tmp_path / "rows.csv")]) == 0 and ran[2:] == again, "now all have their rows"
+    return again, status
 
 
 def test_a_run_that_has_its_row_is_not_taken_again_and_that_is_said(
@@ -262,7 +276,12 @@ def test_a_run_that_has_its_row_is_not_taken_again_and_that_is_said(
 ) -> None:
     ran, status = run_twice(tmp_path, monkeypatch, {})
     assert (ran, status) == ([], 0)
-    assert "2 of these runs had their rows in" in capsys.readouterr().out
+    captured = capsys.readouterr()
+    assert "2 of these runs had their rows in" in captured.out
+    assert "[1/2] repeat 1 of 1: gpt2 tiny ddp x2 (has its row already)" in captured.err
+    ran, _ = run_twice(tmp_path, monkeypatch, {}, "--group", "another")
+    assert ran == [], "of a group of its own"
+    assert Counter(row.group for row in read(tmp_path / "rows.csv"))["another"] == 2
 
 
 @pytest.mark.parametrize(
@@ -271,8 +290,9 @@ def test_a_run_that_has_its_row_is_not_taken_again_and_that_is_said(
         ({"status": "crash", "reason": "the disk was full"}, "failed before, crash: run again"),
         ({"parity": False}, "parity failed before: run again"),
         ({"git_commit": "0123456789"}, "was run by commit 0123456: run again"),
+        ({"git_dirty": None}, "was run by commit"),
     ],
-    ids=["failed", "computed something else", "other code"],
+    ids=["failed", "computed something else", "other code", "code that differs from its commit"],
 )
 def test_a_row_that_does_not_stand_is_run_again_and_the_old_one_is_kept(
     first: dict, said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
@@ -283,10 +303,78 @@ def test_a_row_that_does_not_stand_is_run_again_and_the_old_one_is_kept(
     assert said in captured.err
     assert "1 of these runs were run again; their earlier rows stay in" in captured.out
     assert len(read(tmp_path / "rows.csv")) == 3
-    assert [line.split()[4:6] for line in captured.out.splitlines() if line.startswith("gpt2 tiny zero1")][-1] == [
-        "1",
-        "0",
-    ]
+    cells = [line.split()[4:6] for line in captured.out.splitlines() if line.startswith("gpt2 tiny zero1")]
+    assert cells[-1] == ["1", "0"]
+
+
+@pytest.mark.parametrize(
+    ("program", "status", "reason"),
+    [
+        ("import os; os.kill(os.getpid(), 9)", "crash", "ended by SIGKILL"),
+        ("raise SystemExit(3)", "crash", "ended with status 3, without a message"),
+        (
+            "import sys; print('paralab: error: no room\\n[   1.0 s] a phase', file=sys.stderr)",
+            "crash",
+            "paralab: error: no room",
+        ),
+        (
+            "import subprocess, time; subprocess.Popen(['sh', '-c', 'echo $$ > PID; sleep 60'.replace('PID', __file__ "
+            "+ '.pid')]).wait()",
+            "hang",
+            "no result within --time-limit-s 1",
+        ),
+    ],
+)
+def test_a_run_that_leaves_no_row_gets_one_that_says_how_it_ended(
+    program: str, status: str, reason: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    script = tmp_path / "benchmarks" / "run.py"
+    script.parent.mkdir()
+    script.write_text(program)
+    monkeypatch.setattr("paralab.benchmarks.sweep.runner._ROOT", tmp_path)
+    words = ["--strategies", "ddp", "--nprocs", "2", "--size", "tiny", "--out", str(tmp_path / "rows.csv")]
+    config = resolve([*words, "--time-limit-s", "1"], config=SweepConfig)
+    (case,) = (Case(*named) for named in strategies(config))
+    with progress(1, "") as bar:
+        runner = Runner(config, [case], bar)
+    for _ in range(1 if status == "hang" else 2):  # the second one does not take the first one's row for its own
+        row = runner._run(case, 4)
+    assert (row.status, row.reason, row.repeat, row.group) == (status, reason, 4, runner.group)
+    assert [left.run_id for left in read(tmp_path / "rows.csv")][-1] == row.run_id
+    assert len(read(tmp_path / "rows.csv")) == (1 if status == "hang" else 2)
+    if status == "hang":
+        process = int(script.with_name("run.py.pid").read_text())
+        deadline_s = time.monotonic() + 10
+        while psutil.pid_exists(process) and psutil.Process(process).status() != psutil.STATUS_ZOMBIE:
+            assert time.monotonic() < deadline_s, "nothing of it is left"
+
+
+def test_the_table_has_medians_beside_the_first_case(tmp_path: Path) -> None:
+    config = resolve(
+        ["--strategies", "ddp,zero1", "--nprocs", "2", "--out", str(tmp_path / "a.csv")], config=SweepConfig
+    )
+    cases = [Case(*named) for named in strategies(config)]
+    with progress(1, "") as bar:
+        runner = Runner(config, cases, bar)
+    for number, speed in ((0, 10.0), (0, 20.0), (0, 60.0), (1, 30.0), (1, None)):
+        row = replace(ROW, samples_per_s=speed, status="ok" if speed else "oom")
+        runner.rows.setdefault(cases[number].name, []).append(row)
+    lines = _table(cases, runner).splitlines()[2:]
+    rows = [line.removeprefix(case.name).split()[:4] for case, line in zip(cases, lines, strict=True)]
+    assert rows == [["3", "0", "20.0", "1.00"], ["2", "1", "30.0", "1.50"]]
+
+
+def test_the_order_of_each_repeat_is_drawn_but_for_the_first() -> None:
+    orders = ["".join(in_turn("abc", repeat, "group")) for repeat in range(20)]
+    assert orders[0] == "abc" and len(set(orders)) >= 5
+    assert ["".join(in_turn("abc", repeat, "other")) for repeat in range(20)] != orders
+
+
+def test_runs_that_were_not_known_of_are_counted(capsys: pytest.CaptureFixture) -> None:
+    with progress(2, "bench") as bar:
+        bar.extend(3)
+        bar.advance("one")
+    assert capsys.readouterr().err == "[1/5] one\n"
 
 
 def test_other_code_is_another_sweep(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from paralab.benchmarks.watch.screen import curve
+from paralab.benchmarks.watch.screen import _duration, curve
 from paralab.benchmarks.watch.sweep import SweepFiles
 from paralab.benchmarks.watch.training import TrainingFiles
 from paralab.benchmarks.watch.watch import main
@@ -25,7 +25,7 @@ from paralab.training.lock import FILE, FolderLock
 from paralab.training.options import log_file, rows_file, usage_file
 from tests.unit.synthetic_runs import run
 
-CONFIG = 'model = "gpt2"\nsize = "nano"\nlayout = "dp2"\nsteps = 40\nwarmup = 0\nglobal_batch_size = 16\n'
+CONFIG = 'model = "gpt2"\nsize = "nano"\nlayout = "dp2"\nsteps = 40\nwarmup = 2\nglobal_batch_size = 16\n'
 
 
 @pytest.fixture
@@ -41,7 +41,9 @@ def folder(tmp_path: Path) -> Path:
             log.write(StepRecord(step=step, loss=5.0 - step / 2, step_time_s=0.5, data_wait_s=0.1 * rank, samples=16))
         log.close()
         usage = StepLog(usage_file(folder, rank))
-        usage.write(MemoryRecord(rank=rank, process_peak_bytes=(100 + rank) * 2**20))
+        usage.write(MemoryRecord(rank=rank, process_peak_bytes=50 * 2**20))
+        on_gpu = 300 * 2**20 if rank else None
+        usage.write(MemoryRecord(rank=rank, process_peak_bytes=100 * 2**20, device_peak_bytes=on_gpu))
         usage.close()
     for step in range(10):
         pulse.step_done(step + 1)
@@ -57,11 +59,11 @@ def locked(folder: Path) -> Iterator[Path]:
 
 def test_a_training_that_goes_on(locked: Path) -> None:
     view = TrainingFiles(locked).look()
-    assert (view.status, view.done, view.total, view.is_over) == ("training", 10, 40, False)
+    assert (view.status, view.done, view.total, view.is_over) == ("training", 10, 42, False)
     assert view.losses[0] == (1, 5.0) and view.losses[-1] == (8, 1.5)
     assert view.validation == [(8, 4.25)]
-    assert (view.step_time_s, view.samples_per_s, view.left_s) == (0.5, 32.0, 15.0)
-    assert [rank.memory_bytes for rank in view.ranks] == [100 * 2**20, 101 * 2**20]
+    assert (view.step_time_s, view.samples_per_s, view.left_s) == (0.5, 32.0, 16.0)
+    assert [rank.memory_bytes for rank in view.ranks] == [100 * 2**20, 300 * 2**20], "the last peak, of a GPU if known"
     assert [rank.data_share for rank in view.ranks] == [0.0, pytest.approx(0.2)]
 
 
@@ -69,9 +71,11 @@ def test_a_later_look_has_what_was_written_since(locked: Path) -> None:
     files = TrainingFiles(locked)
     files.look()
     log = StepLog(log_file(locked, 0))
-    log.write(StepRecord(step=8, loss=1.0, step_time_s=0.5))
+    for step in range(8, 28):
+        log.write(StepRecord(step=step, loss=1.0, step_time_s=0.25))
     log.close()
-    assert files.look().losses[-1] == (9, 1.0)
+    view = files.look()
+    assert (view.losses[-1], view.done, view.step_time_s) == ((28, 1.0), 28, 0.25), "as fast as the last twenty steps"
 
 
 def test_a_training_whose_process_is_gone_has_stopped(folder: Path) -> None:
@@ -85,7 +89,8 @@ def test_a_training_whose_process_is_gone_has_stopped(folder: Path) -> None:
 def test_a_training_on_another_machine_goes_on_as_long_as_it_writes(folder: Path) -> None:
     (folder / FILE).write_text(json.dumps({"host": "elsewhere", "process": 1}))
     assert TrainingFiles(folder).look().status == "training"
-    for path in (folder / FILE, log_file(folder, 0), log_file(folder, 1)):
+    for path in (log_file(folder, 0), log_file(folder, 1), folder / FILE):
+        assert TrainingFiles(folder).look().status == "training", "it has just been taken"
         os.utime(path, (time.time() - 3600,) * 2)
     assert TrainingFiles(folder).look().status == "stopped"
 
@@ -123,12 +128,23 @@ def test_a_sweep_that_goes_on(rows: Path) -> None:
     log = StepLog(rows.with_suffix("") / "other.rank0.jsonl")
     log.write(StepRecord(step=0, loss=1.0))
     log.close()
-    view = SweepFiles(rows).look()
+    earlier = StepLog(rows.with_suffix("") / "earlier.rank0.jsonl")
+    earlier.close()
+    os.utime(rows.with_suffix("") / "earlier.rank0.jsonl", (time.time() - 60,) * 2)
+    files = SweepFiles(rows)
+    view = files.look()
     assert (view.status, view.done, view.total, view.now_step) == ("running", 3, 8, 1)
     assert view.left_s == pytest.approx(150, abs=2)  # two runs in a minute, five to go
     ((ddp, zero3),) = view.works.values()
     assert (ddp.runs, ddp.failed, ddp.step_times_s) == (2, 0, [0.25, 0.75])
     assert (zero3.runs, zero3.failed, zero3.last) == (1, 1, "hang")
+    append(rows, run(3, group="g", strategy="ddp", layout="dp2", parity=False))
+    append(rows, run(4, group="g", strategy="zero3", layout="dp2/zero3", parity=True))
+    ((ddp, zero3),) = files.look().works.values()
+    assert (ddp.runs, ddp.failed, ddp.last, zero3.last) == (3, 1, "parity failed", "ok")
+    values = json.loads(progress_path(rows).read_text())
+    progress_path(rows).write_text(json.dumps(values | {"host": "elsewhere", "process": 2**22 + 1}))
+    assert files.look().status == "running", "who runs it cannot be seen from here"
 
 
 def test_a_sweep_that_has_ended_and_one_whose_process_is_gone(rows: Path) -> None:
@@ -162,8 +178,10 @@ def test_one_view_is_printed_where_there_is_no_terminal(
 ) -> None:
     assert main([str(locked)]) == 0 and main([str(rows)]) == 0
     shown = capsys.readouterr().out
-    assert "10 of 40 steps, about 15 s left" in shown and "gpt2 nano, dp2, 16 samples a step" in shown
-    assert "dp2/zero3" in shown or "zero3" in shown
+    assert "10 of 42 steps, about 16 s left" in shown and "gpt2 nano, dp2, 16 samples a step" in shown
+    assert ["0", "8", "0.5", "0.0%", "100"] in [line.split()[:5] for line in shown.splitlines()]
+    (ddp,) = (line.split() for line in shown.splitlines() if line.split()[:1] == ["ddp"])
+    assert ddp == ["ddp", "2", "0", "500", "250", "to", "750", "80.0", "ok"] and "zero3" in shown
     assert max(map(len, shown.splitlines())) <= 80
 
 
@@ -174,3 +192,10 @@ def test_a_curve_has_its_largest_number_at_the_top_and_its_smallest_at_the_botto
     assert drawn[0][0] == "█" and drawn[0][1:].strip() == ""
     assert [sum(row[column] != " " for row in drawn) for column in range(8)] == [8, 7, 6, 5, 4, 3, 2, 1]
     assert curve([(0, float("nan"))]) == ["no finite number yet"]
+    lines = curve([(step, float(step % 2)) for step in range(8)] + [(8, 3.5), (9, 4.5)], width=5, height=2)
+    assert [lines[0].split()[0], lines[1].split()[0]] == ["4", "0.5"], "a column is the mean of its steps"
+
+
+@pytest.mark.parametrize(("seconds", "said"), [(59.4, "59 s"), (60, "1 min 0 s"), (3600 * 3 + 60 * 25, "3 h 25 min")])
+def test_a_duration_has_two_units(seconds: float, said: str) -> None:
+    assert _duration(seconds) == said
