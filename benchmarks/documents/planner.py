@@ -157,7 +157,8 @@ one pipeline rank, and not of the fullest. So `fits` is judged on the safe side,
 
 **Step.** (micro-batches) x (slowest pipeline rank) + (the other ranks' time) x (share of the bubble that the schedule
 leaves) + messages between stages + what the data axis does once + the optimizer's update. The slowest rank counts,
-not the average: the first one has the embedding, the last one the output layer and the loss.
+not the average: the first one has the embedding, the last one the output layer and the loss. So does the slowest
+message, which goes over the network where any two neighbours are on different nodes.
 
 **A rank.** The smooth maximum of what the device and the host take for a micro-batch. The host launches a layer in a
 time that belongs to the software (`host_*`), which small models wait for.
@@ -180,7 +181,9 @@ expert ranks are more than data ranks, tensor ranks have whole experts too.
 
 **Memory.** States by precision and ZeRO stage; activations as in Korthikanti et al. 2022 times the micro-batches in
 flight on each rank; logits on the last stage, or the layer at work; what ZeRO-2 and 3 have whole; buckets; then
-fragmentation (reserved), context and communicators (device). The fullest rank counts.
+fragmentation (reserved), context and communicators (device). The fullest rank counts. Of a model that `--model` names
+it is the memory of `paralab run` (framework paralab): weights in fp32 and what is cast of them, norms in fp32, logits a
+chunk at a time, gradients from the first backward pass on. `paralab plan --check` compares it with a dry run.
 
 **MFU.** (6 N + 12 layers x hidden x sequence) x tokens / (step time x GPUs x dense peak of the datasheet in the
 precision of the case); N counts a tied embedding once, and of a mixture of experts those in use.

@@ -134,6 +134,11 @@ class Case:
         return (self.framework == "deepspeed") | (self.framework == "megatron-deepspeed")
 
     @property
+    def is_own(self) -> Values:
+        """Whether the software is paralab itself, as `paralab run` trains: weights in fp32, cast for each pass."""
+        return self.framework == "paralab"
+
+    @property
     def element_bytes(self) -> Values:
         """Bytes of an element of what is computed in the precision of the case, or in 16 bits beside fewer."""
         return np.where(self.precision == "fp32", 4, 2)

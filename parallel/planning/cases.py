@@ -194,8 +194,8 @@ COLUMNS = (
     Column(
         "framework",
         _ANY,
-        "as its source names it; megatron-* (nemo), deepspeed, torchtitan and llm-foundry are known",
-        "unknown: PyTorch's FSDP and pipelines",
+        "as its source names it; megatron-* (nemo), deepspeed, torchtitan, llm-foundry and paralab are known",
+        "unknown: PyTorch's FSDP and pipelines; a model of `--model`: paralab",
     ),
     Column(
         "dp_overlap",

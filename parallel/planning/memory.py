@@ -7,9 +7,11 @@ what is gathered or reduced at a time, and what the allocator and the driver add
 import numpy as np
 
 from paralab.axes.costs import Case, Constants, CountedCase, Plan, Values
-from paralab.axes.data.cost import Weights, buffer_bytes, gathered_bytes, state_bytes
+from paralab.axes.data.cost import Weights, buffer_bytes, gathered_bytes, gradient_bytes, state_bytes
 from paralab.axes.pipeline.cost import in_flight, is_v_shaped, waiting
 from paralab.axes.weights import local_dense, local_embedding, local_experts, local_output
+
+CHUNK_BYTES = 256 << 20  # of logits at a time, as paralab.models.cross_entropy takes them
 
 
 def peak_bytes(plan: Plan) -> Values:
@@ -33,20 +35,31 @@ def safe_bytes(plan: Plan) -> Values:
 
 def allocated_bytes(plan: Plan) -> Values:
     """Return the bytes that are allocated on the fullest device at its fullest moment."""
-    case = plan.case
-    first, output = local_embedding(case), local_output(case)
-    ends_first = first + np.where(case.pp == 1, output, 0)
-    both = is_v_shaped(case) | (case.pp == 1)
-    loss = logit_bytes(plan)
+    first, between, last = (sum(rank.values()) for rank in by_rank(plan))
+    return np.maximum(np.maximum(first, between), last)
+
+
+def by_rank(plan: Plan) -> list[dict[str, Values]]:
+    """Return the allocated bytes of the first, of the fullest one between and of the last pipeline rank, each in parts.
+
+    states: parameters, gradients and optimizer states. activations: kept for backward. at work: logits or the layer
+    that runs, what is gathered, and buffers. Those of a rank that is not there are 0.
+    """
+    case, output = plan.case, local_output(plan.case)
+    ends = local_embedding(case) + np.where(case.pp == 1, output, 0)
+    both, loss = is_v_shaped(case) | (case.pp == 1), logit_bytes(plan)
     ranks = (
-        _rank_bytes(plan, "first", 0, ends_first, np.where(both, loss, 0.0)),
-        np.where(case.pp > 2, _rank_bytes(plan, "held", case.held_rank, 0.0, 0.0), 0.0),
-        np.where(case.pp > 1, _rank_bytes(plan, "last", case.pp - 1, output, np.where(both, 0.0, loss)), 0.0),
+        ("first", 1.0, 0, ends, np.where(both, loss, 0.0)),
+        ("held", np.where(case.pp > 2, 1.0, 0.0), case.held_rank, 0.0, 0.0),
+        ("last", np.where(case.pp > 1, 1.0, 0.0), case.pp - 1, output, np.where(both, 0.0, loss)),
     )
-    return np.maximum(np.maximum(ranks[0], ranks[1]), ranks[2])
+    return [
+        {part: size * there for part, size in _rank_bytes(plan, name, number, ends, loss).items()}
+        for name, there, number, ends, loss in ranks
+    ]
 
 
-def _rank_bytes(plan: Plan, name: str, rank: Values, ends: Values, loss: Values) -> Values:
+def _rank_bytes(plan: Plan, name: str, rank: Values, ends: Values, loss: Values) -> dict[str, Values]:
     """Return the allocated bytes of a pipeline rank. ends: weights of embedding and output. loss: bytes of its logits.
 
     name: first, held or last, as the fields layers_* have it. rank: its number.
@@ -54,12 +67,53 @@ def _rank_bytes(plan: Plan, name: str, rank: Values, ends: Values, loss: Values)
     Either the logits or the working set of one layer is there at the fullest moment, on top of what is kept.
     """
     case = plan.case
-    layer = local_dense(case) + local_experts(case)
-    layers = case.held("weights", name)
-    states = state_bytes(plan, Weights(layers * local_dense(case) + ends, layers * local_experts(case)))
-    kept = rank_kept_bytes(plan, name, rank)
-    at_once = np.maximum(loss, working_bytes(plan)) + gathered_bytes(plan, layer, ends, layers)
-    return states + kept + at_once + buffer_bytes(plan)
+    layer, layers = local_dense(case) + local_experts(case), case.held("weights", name)
+    weights = Weights(layers * local_dense(case) + ends, layers * local_experts(case))
+    states, kept = state_bytes(plan, weights), rank_kept_bytes(plan, name, rank)
+    gathered = gathered_bytes(plan, layer, ends, layers) + buffer_bytes(plan)
+    at_work = np.maximum(loss, working_bytes(plan)) + gathered
+    if not np.any(case.is_own):
+        return {"states": states, "activations": kept, "at work": at_work}
+    return _of_run(plan, weights, ends, {"states": states, "activations": kept, "at work": at_work}, gathered)
+
+
+def _of_run(
+    plan: Plan, weights: Weights, ends: Values, backward: dict[str, Values], gathered: Values
+) -> dict[str, Values]:
+    """Return the parts of a rank as `paralab run` has them. backward: with all gradients, when its first one begins.
+
+    ends: weights of the ends. gathered: bytes. Gradients are there from the first micro-batch's backward pass on, and
+    under DistributedDataParallel always. So where none began before, the fullest moment is either before them, or with
+    them when its own activations are gone. A pipeline keeps room for all that its micro-batches receive.
+    """
+    case = plan.case
+    own, piped = case.is_own, case.pp > 1
+    divided = case.dp * case.tp * case.pp * case.cp * case.ep > case.dp
+    wraps = own & (case.zero < 2) & (case.dp > 1) & np.logical_not(divided)
+    first_only = (case.micro_batches == 1) | (case.schedule == "gpipe")
+    none_yet = own & first_only & np.logical_not(wraps)
+    twice = wraps & (case.micro_batches > 1)  # in buckets, and those that earlier micro-batches added up
+    gradients = gradient_bytes(case, weights)
+    whole = np.where(piped & (case.zero >= 2), weights.total * case.gradient_bytes, 0.0)  # which are among `gathered`
+    neighbours = np.where(piped, 2 * case.vpp - np.where(ends > 0, 1, 0), 0)
+    received = neighbours * case.micro_batches * case.tokens * case.hidden * case.state_bytes
+    # a new gradient of an end, and where both ends of a pipeline are one what they add
+    new = case.gradient_bytes * np.where(piped & case.tied_embeddings & (case.zero < 2), 3, 1)
+    others = np.where(none_yet, 1 - 1 / case.micro_batches, 0.0)  # of the micro-batches, which wait behind the first
+    moments = (
+        {
+            "states": backward["states"] - np.where(none_yet, gradients, 0.0) + np.where(twice, gradients, 0.0),
+            "activations": backward["activations"],
+            "at work": backward["at work"] + np.where(own, received, 0.0) - np.where(none_yet, whole, 0.0),
+        },
+        {
+            "states": backward["states"],
+            "activations": others * backward["activations"],
+            "at work": np.maximum(others * (backward["at work"] - gathered), ends * new) + gathered + received,
+        },
+    )
+    later = own & (sum(moments[1].values()) > sum(moments[0].values()))
+    return {part: np.where(later, moments[1][part], size) for part, size in moments[0].items()}
 
 
 def rank_kept_bytes(plan: Plan, name: str, rank: Values) -> Values:
@@ -81,9 +135,8 @@ def waiting_bytes(plan: Plan) -> Values:
     heads = (case.heads + 2 * case.kv_heads) * case.head_dim
     inner = np.where(case.experts > 0, case.experts_per_token * case.expert_ffn, case.ffn)
     results = (heads + inner * np.where(case.gated, 2, 1)) / case.tp + 4 * case.hidden
-    core = np.where((case.recompute == "selective") & case.keeps_scores, case.tokens * score_bytes(case), 0.0)
-    again = np.where(case.recompute == "full", layer_bytes(plan, scores=case.keeps_scores), core)
-    return again + case.element_bytes * case.tokens * results
+    again = layer_bytes(plan, scores=case.keeps_scores) + cast_bytes(case) - kept_bytes(plan)
+    return np.maximum(again, 0.0) + case.element_bytes * case.tokens * results
 
 
 def kept_bytes(plan: Plan) -> Values:
@@ -94,9 +147,16 @@ def kept_bytes(plan: Plan) -> Values:
         elements = np.where(full, case.block_boundary, case.block_kept * case.divided_share)
         return case.element_bytes * case.micro_batch_size * elements
     per_operator = selective & (case.framework == "torchtitan")
-    whole = layer_bytes(plan, scores=case.keeps_scores & np.logical_not(selective))
+    whole = layer_bytes(plan, scores=case.keeps_scores & np.logical_not(selective)) + cast_bytes(case)
     some = np.where(per_operator, _operator_bytes(plan), whole)
-    return np.where(full, case.element_bytes * case.tokens * case.hidden * case.sequence_share, some)
+    boundary = np.where(case.is_own, case.state_bytes, case.element_bytes) * case.tokens * case.hidden
+    return np.where(full, boundary * case.sequence_share, some)
+
+
+def cast_bytes(case: Case) -> Values:
+    """Return the bytes of a layer's weights as autocast has cast them for one micro-batch, which keeps them."""
+    casts = case.is_own & (case.element_bytes < case.state_bytes) & (case.zero < 2)
+    return np.where(casts, case.element_bytes * (local_dense(case) + local_experts(case)), 0.0)
 
 
 def end_bytes(plan: Plan, name: str) -> Values:
@@ -118,11 +178,15 @@ def layer_bytes(plan: Plan, scores: Values) -> Values:
     fuses = case.compile | case.fused_norm
     norm = np.where((case.norm == "rmsnorm") & np.logical_not(fuses), 2 * k.mem_eager_norm_bytes, 0.0)
     rotary = np.where((case.position == "rotary") & np.logical_not(fuses), k.mem_eager_rotary_bytes, 0.0)
+    rotary = np.where(case.is_own & (rotary > 0), case.element_bytes, rotary)
     # inputs of both norms are divided; those of the products behind them only where Megatron gathers them once more
     gathered = np.where(is_megatron(case), case.sequence_share, 1.0)
-    along_hidden = (4 * wide + dropout + norm) * case.sequence_share + 4 * wide * gathered
+    norms = np.where(case.is_own, np.where(norm > 0, 16, 8), 4 * wide + norm)  # of paralab's, in fp32
+    along_hidden = (norms + dropout) * case.sequence_share + 4 * wide * gathered
     heads = (case.heads + case.kv_heads) * case.head_dim * rotary
     heads = heads + case.element_bytes * (2 * case.heads + 2 * case.kv_heads) * case.head_dim
+    taken = case.is_own & (rotary > 0) & (case.kv_heads < case.heads)  # queries are taken apart from keys by a copy
+    heads = heads + np.where(taken, case.element_bytes * case.heads * case.head_dim, 0.0)
     per_ffn = np.where(case.gated, np.where(fuses, 6, 8), 4)
     mixture = case.experts > 0
     inner = np.where(mixture, case.experts_per_token * case.expert_ffn, case.ffn) * per_ffn * wide
@@ -167,7 +231,26 @@ def logit_bytes(plan: Plan) -> Values:
     if isinstance(case, CountedCase):
         return case.element_bytes * case.micro_batch_size * case.last_kept
     own = is_megatron(case) | (case.framework == "megatron-deepspeed") | (case.framework == "llm-foundry")
-    return case.tokens * case.vocab / case.tp * np.where(own, k.mem_logit_bytes_fused, k.mem_logit_bytes)
+    each = np.where(own, k.mem_logit_bytes_fused, k.mem_logit_bytes)
+    return np.where(case.is_own, _chunked_loss_bytes(case), case.tokens * case.vocab / case.tp * each)
+
+
+def _chunked_loss_bytes(case: Case) -> Values:
+    """Return the bytes of `paralab.models.cross_entropy`: a chunk of logits, and the gradients of weights and input.
+
+    Products in 16 bits are added up in fp32, and what FSDP has cast is there already. Tensor ranks have the chunk, and
+    add up gradients of their input, in fp32 as well. What waits for backward is there once for each micro-batch whose
+    backward pass the last stage puts off.
+    """
+    lower, divided, e = case.element_bytes < 4, case.tp > 1, case.element_bytes
+    words, logits = case.vocab * case.hidden / case.tp, case.tokens * case.vocab / case.tp * e
+    chunk = np.minimum(logits, CHUNK_BYTES)
+    cast = np.where(case.zero < 2, e, 0)
+    added = np.where(case.zero < 2, 8, np.where(logits > chunk, 6, 2))  # a cast copy, a product, and it in fp32
+    in_16 = np.maximum(np.where(divided, 2, 1) * chunk + words * added, np.where(divided, 4, 1) * chunk + words * cast)
+    of_tokens = np.where(lower, 2 * e, e) + np.where(case.norm == "rmsnorm", 8, 4) + np.where(divided, 4, 0)
+    waits = (in_flight(case, case.pp - 1) - 1) * 4 * (words + case.tokens * case.hidden)
+    return np.where(lower, in_16, chunk + words * 4) + case.tokens * case.hidden * of_tokens + waits
 
 
 def is_megatron(case: Case) -> Values:

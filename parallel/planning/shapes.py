@@ -115,6 +115,7 @@ def shape_of(spec: ModelSpec[C], config: C, size: str) -> dict[str, Any]:
         "norm": "rmsnorm" if gated else "layernorm",
         "position": "learned" if (found.get("sequence_length"), hidden) in outside else "rotary",
         "tied_embeddings": bool(spec.tied_in(config)),
+        "framework": "paralab",
     }
     return found
 

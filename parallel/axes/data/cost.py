@@ -150,17 +150,18 @@ def bytes_per_weight(case: Case) -> dict[str, Values]:
     """Return the bytes that a weight has on devices by category, nothing divided: each a value or an array (cases,).
 
     Mixed precision keeps weights in 16 bits beside a master copy and two moments (Rajbhandari et al. 2020, section
-    3.1); in fp16 a gradient is converted to the precision of the master copy before the update.
+    3.1); in fp16 a gradient is converted to the precision of the master copy before the update. paralab itself keeps
+    weights in the precision of the states, and casts them for each pass.
     """
     moments = np.where((case.optimizer == "sgd") | (case.optimizer == "lion"), 1, 2)
     moment_bytes = np.where(case.optimizer == eight_bits.NAME, eight_bits.BYTES, case.state_bytes)
-    here = np.where(case.offload_optimizer, 0, 1)
+    here, converts = np.where(case.offload_optimizer, 0, 1), np.where(case.is_own, 0, 1)
     return {
-        "weights": case.element_bytes,
+        "weights": np.where(case.is_own, case.state_bytes, case.element_bytes),
         "gradients": case.gradient_bytes,
-        "master weights": np.where(case.precision == "fp32", 0, case.state_bytes) * here,
+        "master weights": np.where((case.precision == "fp32") | case.is_own, 0, case.state_bytes) * here,
         "moments": moments * moment_bytes * here,
-        "converted gradients": np.where(case.precision == "fp16", case.state_bytes, 0) * here,
+        "converted gradients": np.where(case.precision == "fp16", case.state_bytes, 0) * converts * here,
     }
 
 
@@ -192,14 +193,23 @@ def _bytes_of_one(case: Case, divided: Values) -> Values:
     sharded = (sharded + np.where(keeps_whole(case), 0, case.gradient_bytes)) / divided
     deepspeed = (working + case.gradient_bytes + optimizer) / divided
     third = np.where(case.is_deepspeed, deepspeed, sharded)
-    return np.where(case.zero == 3, third, plain)
+    return np.where((case.zero == 3) | (case.is_own & (case.zero == 2)), third, plain)
+
+
+def gradient_bytes(case: Case, weights: Weights) -> Values:
+    """Return the bytes of gradients that `state_bytes` has of a rank of paralab's own. weights: as there."""
+    sharded = (case.zero >= 2) & np.logical_not(keeps_whole(case))
+    dense = weights.dense / np.where(sharded, np.maximum(case.sharded_over, 1), 1.0)
+    experts = weights.experts / np.where(sharded, case.experts_sharded_over, 1.0)
+    return np.where((case.zero >= 2) & keeps_whole(case), 0.0, (dense + experts) * case.gradient_bytes)
 
 
 def gathered_bytes(plan: Plan, layer: Values, ends: Values, layers: Values) -> Values:
     """Return the bytes of what ZeRO has whole at once. layer, ends: weights of a layer and of the largest end.
 
     Two layers with their gradients, or an end, of which stage 2 has the weights anyway; a pipeline of PyTorch keeps
-    all layers of the rank, with whole gradients.
+    all layers of the rank, with whole gradients. paralab itself has both stages from FSDP, which keeps the ends beside
+    the layer at work, and in stage 2 all layers.
     """
     case = plan.case
     some = np.maximum(np.minimum(layers, 2) * layer, ends)
@@ -207,6 +217,9 @@ def gathered_bytes(plan: Plan, layer: Values, ends: Values, layers: Values) -> V
     third = np.where(keeps_whole(case), (layers * layer + ends) * case.gradient_bytes, some * own)
     third = third + np.where(keeps_whole(case), layers * layer + ends, some) * case.element_bytes
     second = np.where(by_micro_batch(case), some * own, 0.0)
+    of_run = np.where(case.zero == 2, layers, np.minimum(layers, 1)) * layer + ends
+    third = np.where(case.is_own & np.logical_not(keeps_whole(case)), of_run * case.element_bytes, third)
+    second = np.where(case.is_own, third, second)
     return np.select([case.zero == 3, case.zero == 2], [third, second], 0.0)
 
 
@@ -216,4 +229,4 @@ def buffer_bytes(plan: Plan) -> Values:
     gradients = fullest_weights(case).total * case.gradient_bytes  # no bucket of PyTorch is larger than what it is for
     buckets = np.minimum(k.mem_buckets_bytes, gradients)
     buckets = np.where(case.is_deepspeed & (case.zero > 0), k.mem_deepspeed_buckets_bytes, buckets)
-    return np.where(case.dp * case.cp > 1, buckets, 0.0)
+    return np.where((case.dp * case.cp > 1) & np.logical_not(case.is_own), buckets, 0.0)

@@ -45,12 +45,14 @@ class PipelineCost(AxisCost):
         case, machine, k = plan.case, plan.machine, plan.constants
         # Megatron sends each tensor rank's share and gathers it inside the node; DeepSpeed sends all of it from each
         bytes_ = case.tokens * case.hidden * case.element_bytes / np.where(case.is_deepspeed, 1, case.tp)
-        crosses = case.n_gpus / case.pp >= case.gpus_per_node
         link, network = machine.intra_bytes_per_s * k.link_share, machine.inter_bytes_per_s * k.network_share
-        one_s = bytes_ / np.where(crosses, network, link) + k.message_latency_s
+        inside_s, outside_s = bytes_ / link + k.message_latency_s, bytes_ / network + k.message_latency_s
+        between = np.minimum(np.ceil(case.n_gpus / case.gpus_per_node), case.pp) - 1  # neighbours on different nodes
         exposed = np.where(case.is_deepspeed, k.messages_exposed_deepspeed, k.messages_exposed)
-        steady, filling = 2 * case.micro_batches * case.vpp * exposed, 2 * (case.pp - 1)
-        return np.where(case.pp > 1, (steady + filling) * one_s, 0.0)
+        slowest_s = np.where(between > 0, np.maximum(outside_s, inside_s), inside_s)
+        steady_s = 2 * case.micro_batches * case.vpp * exposed * slowest_s
+        filling_s = 2 * (between * slowest_s + (case.pp - 1 - between) * inside_s)
+        return np.where(case.pp > 1, steady_s + filling_s, 0.0)
 
 
 def schedule_s(plan: Plan, ranks: Ranks) -> Values:
@@ -96,13 +98,13 @@ def in_flight(case: Case, rank: Values) -> Values:
     """Return how many micro-batches' activations a rank keeps at its fullest. rank: its number, from 0.
 
     1F1B keeps one for each rank behind it; interleaving adds (pp - 1) / (pp vpp) of a whole pipeline (Korthikanti et
-    al. 2022, section 4.2.3); ZB-H2 doubles it (Qi et al. 2023, table 1). ZB-H1 and ZB-V keep on every rank as many as
-    there are ranks, since those that 1F1B would have freed wait for the gradients of their weights.
+    al. 2022, section 4.2.3). ZB-H1 and ZB-V keep on every rank as many as there are ranks, since those that 1F1B would
+    have freed wait for the gradients of their weights; ZB-H2 nearly doubles it (Qi et al. 2023, table 1).
     """
     one = case.pp - rank
     after = np.where(case.schedule == "interleaved", one + (case.pp - 1) / case.vpp, one)
     doubled = (case.schedule == "zb-h2") | (case.schedule == "zb-2p")
-    after = np.where(doubled, 2 * case.pp - 1 - rank, after)
+    after = np.where(doubled, 2 * case.pp - 1, after)
     every = (case.schedule == "zb-h1") | (case.schedule == "zb-1p") | is_v_shaped(case)
     after = np.where(every, case.pp + np.where(case.schedule == "dualpipev", 0.5, 0.0), after)
     after = np.where(case.schedule == "gpipe", case.micro_batches, after)
@@ -113,9 +115,11 @@ def waiting(case: Case, rank: Values) -> Values:
     """Return for how many micro-batches a rank keeps what their gradients of weights will need, at its fullest moment.
 
     rank: its number, from 0. As torch.distributed.pipelining orders the passes: one more on each rank, and none on the
-    first stage, which has no gradient of its input to make before; on a V all of them on the rank at its point.
+    first stage, which has no gradient of its input to make before; on a V all of them on the rank at its point. ZB-H2,
+    which torch does not have, is two more on each rank (Qi et al. 2023, section 2.3).
     """
     ordered = (case.schedule == "zb-h1") | (case.schedule == "zb-1p")
     one = np.where(ordered & (rank > 0), (rank + 1) / case.vpp, 0.0)
+    one = np.where((case.schedule == "zb-h2") | (case.schedule == "zb-2p"), 2 * rank / case.vpp, one)
     one = np.where((case.schedule == "zbv") & (rank == case.pp - 1), case.pp - 0.5, one)
     return np.where(case.pp > 1, np.minimum(case.micro_batches, one), 0.0)

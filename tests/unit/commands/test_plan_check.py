@@ -1,16 +1,21 @@
 """`paralab plan --check`: the layout that a plan prints is dry-run, and its memory compared."""
 
 import re
+import shlex
 
 import pytest
 
 from paralab import cli
+from paralab.axes.costs import GIB
 from paralab.commands.plan_check import fullest
 from paralab.console.phases import hidden
 from paralab.layout import Layout
 from paralab.measure.dry_run import dry_run
 from paralab.options.config import RunConfig
+from paralab.options.flags import resolve as read_config
+from paralab.planning import answers, shapes
 from paralab.planning.resolve import resolve
+from paralab.planning.search import search
 
 
 def test_the_layout_of_a_plan_is_dry_run_and_compared(capsys: pytest.CaptureFixture[str]) -> None:
@@ -23,6 +28,32 @@ def test_the_layout_of_a_plan_is_dry_run_and_compared(capsys: pytest.CaptureFixt
     off = re.search(r"the plan is ([+-]\d+)% off", said)
     assert off is not None and len(sizes) == 2 and min(sizes) > 0
     assert 100 * (sizes[0] / sizes[1] - 1) == pytest.approx(float(off[1]), abs=10)  # of rounded sizes
+
+
+@pytest.mark.parametrize(
+    ("model", "layout", "precision"),
+    [
+        ("gpt2", "dp2", "bf16"),
+        ("llama", "dp4/zero3", "bf16"),
+        ("llama", "tp2", "bf16"),
+        ("gpt2", "pp2/1f1b/mb4", "bf16"),
+        ("gpt2", "pp2/gpipe/mb4", "fp32"),
+    ],
+)
+def test_a_plan_needs_the_memory_of_its_dry_run(model: str, layout: str, precision: str) -> None:
+    """Tensors alone: weights in fp32 that are cast, and what a step of `paralab run` keeps and works with."""
+    trained, raw = shapes.find(model, {"gpt2": "4x256x4v16384", "llama": "4x256x4/2v16384"}[model])
+    trained = trained.with_length(512)
+    divided = Layout.parse(layout)
+    degrees = {name: divided.size(name) for name in ("dp", "tp", "pp")} | {"n_gpus": divided.world_size}
+    raw = raw | degrees | {"sequence_length": 512, "global_batch_size": 16, "precision": precision}
+    found = search(raw | {"recompute": "none", "micro_batch_size": 4, "zero": divided.zero})
+    lines = {answers.name(found, i): (i, answers.line_of(found, i, trained)) for i in range(len(found))}
+    i, line = lines[layout]
+    assert line is not None
+    there = sum(fullest(read_config(shlex.split(line)[2:], config=RunConfig), hidden()).values()) / GIB
+    planned = sum(float(sizes[i]) for name, sizes in found.memory_gib.items() if name != "overhead")
+    assert planned == pytest.approx(there, rel=0.05)
 
 
 def test_shapes_alone_have_no_dry_run(capsys: pytest.CaptureFixture[str]) -> None:

@@ -39,7 +39,7 @@ WORDS: dict[str, tuple[str, ...]] = {
     "gradient_precision": ("fp32", "bf16"),
     "state_precision": ("fp32", "bf16"),
     "attention": ("eager", "fused", "flash1", "flash2", "flash3"),
-    "framework": ("", "torchtitan", "megatron-lm", "megatron-deepspeed", "deepspeed", "mine"),
+    "framework": ("", "torchtitan", "megatron-lm", "megatron-deepspeed", "deepspeed", "paralab", "mine"),
     "memory_kind": ("allocated", "reserved", "device"),
     "gpu": tuple(hardware.known()),
     "zero": ("0", "1", "2", "3"),

@@ -36,7 +36,7 @@ MODELS = (
     | {"experts": 128, "experts_per_token": 8, "expert_ffn": 768},
 )
 SCHEDULES = (("1f1b", 1), ("1f1b", 1), ("gpipe", 1), ("interleaved", 2), ("zb-h1", 1), ("zbv", 2))
-FRAMEWORKS = ("", "", "megatron-lm", "nemo", "deepspeed", "torchtitan", "llm-foundry")
+FRAMEWORKS = ("", "paralab", "megatron-lm", "nemo", "deepspeed", "torchtitan", "llm-foundry")
 
 
 def drawn(chance: random.Random) -> Raw:
@@ -129,10 +129,12 @@ ANY: dict[str, tuple[Callable[[Raw], bool], Change]] = {
         lambda r: r["zero"] == 0 < r["dp"] * r["cp"] - 1 and "deep" not in r["framework"],
         lambda r: {"zero": 1},
     ),
-    "zero 2": (lambda r: r["zero"] == 1 and "deep" not in r["framework"], lambda r: {"zero": 2}),
+    # paralab's stage 2 gathers weights beside its shards, in pipelines in fp32 as many bytes as stage 1 has and more
+    "zero 2": (lambda r: r["zero"] == 1 and r["framework"] not in ("deepspeed", "paralab"), lambda r: {"zero": 2}),
     "zero 3": (lambda r: r["zero"] == 2, lambda r: {"zero": 3}),
     "hsdp": (lambda r: r["zero"] == 3 and r["cp"] == 1 and r["dp"] >= 16, lambda r: {"shard": 8}),
     "zb-h1": (lambda r: r.get("schedule") == "1f1b", lambda r: {"schedule": "zb-h1"}),
+    "zb-h2": (lambda r: r.get("schedule") == "zb-h1", lambda r: {"schedule": "zb-h2"}),
     "gpipe": (lambda r: r.get("schedule") == "1f1b", lambda r: {"schedule": "gpipe"}),
     "flash2": (lambda r: is_old(r) or r["attention"] == "flash1", lambda r: {"attention": "flash2"}),
     "flash3": (lambda r: r["attention"] == "flash2", lambda r: {"attention": "flash3"}),
@@ -169,6 +171,7 @@ BOUNDS: dict[str, tuple[tuple[float, float], tuple[float, float]]] = {
     "zero 3": ((1.0, 30.0), (0.0, 1.1)),
     "hsdp": ((0.2, 1.5), (1.0, 64.0)),
     "zb-h1": ((0.5, 1.0), (1.0, 40.0)),  # the most where recomputation saved nearly all
+    "zb-h2": ((0.5, 1.0), (1.0, 2.1)),
     "gpipe": ((0.999, 1.001), (1.0, 64.0)),
     "flash2": ((0.05, 1.0), (0.0, 1.0)),
     "flash3": ((0.3, 1.0), (1.0, 1.0)),

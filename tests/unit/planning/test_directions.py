@@ -95,6 +95,13 @@ def test_an_eighth_of_the_network_takes_longer_where_it_is_used(cases: Published
     assert machine_moved(cases, crosses, inter_bytes_per_s=1 / 8) >= SHARE
 
 
+def test_an_eighth_of_the_network_takes_longer_where_only_some_stages_are_on_other_nodes(cases: Published) -> None:
+    within = (cases.case.n_gpus > cases.case.gpus_per_node) & (
+        cases.case.n_gpus / cases.case.pp < cases.case.gpus_per_node
+    )
+    assert machine_moved(cases, within & (cases.case.pp > 1), inter_bytes_per_s=1 / 8) == 1
+
+
 def test_an_eighth_of_the_link_takes_longer_where_tensor_ranks_use_it(cases: Published) -> None:
     assert machine_moved(cases, cases.case.tp > 1, intra_bytes_per_s=1 / 8) >= SHARE
 

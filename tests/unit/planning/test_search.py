@@ -304,7 +304,7 @@ def test_reasons_say_what_the_longer_step_is_spent_on() -> None:
     assert best["zero3"][1].endswith(" times as slow: communication") and " GiB of 79: states " in best["ddp"][1]
 
 
-@pytest.mark.parametrize(("gpu", "is_said"), [("A100-SXM4-80GB", False), ("MI300X", True)])
+@pytest.mark.parametrize(("gpu", "is_said"), [("A100-SXM4-80GB", False), ("MI300X --set micro_batch_size=1", True)])
 def test_what_was_not_checked_or_hardly_fits_is_said(
     gpu: str, is_said: bool, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -322,7 +322,7 @@ def test_what_paralab_does_not_train_in_is_not_said_to_be_typed(capsys: pytest.C
 
 @pytest.mark.parametrize("model", ["--model gpt2 --size gpt3-6.7b", "--layers 32 --hidden 4096"])
 def test_layouts_that_paralab_does_not_train_are_marked(model: str, capsys: pytest.CaptureFixture[str]) -> None:
-    assert cli.main(f"plan {model} --n-gpus 64 --global-batch-size 512".split()) == 0
+    assert cli.main(f"plan {model} --n-gpus 64 --global-batch-size 512 --gpu H200-SXM-141GB".split()) == 0
     shown = capsys.readouterr().out.splitlines()
     layouts = [line for line in shown if re.match(r" ?\d+ dp", line)]
     assert len(layouts) == 10 and any("zb-h2" in line for line in layouts)
@@ -334,7 +334,7 @@ def test_where_nothing_fits_it_says_what_would(capsys: pytest.CaptureFixture[str
     words = "plan --model llama --size 70b --n-gpus 8 --global-batch-size 64 --gpu A100-SXM4-40GB"
     assert cli.main(words.split()) == 0
     shown = capsys.readouterr().out
-    assert "No layout fits" in shown and "GiB too much: states" in shown and "32 GPUs of this kind would do." in shown
+    assert "No layout fits" in shown and "GiB too much: states" in shown and "64 GPUs of this kind would do." in shown
     assert "memory of the host" not in shown  # which would not do
 
 
