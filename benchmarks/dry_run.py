@@ -1,6 +1,6 @@
 """`paralab run --dry-run`: what one step of every distinct rank holds and sends, as a table and as a row."""
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -10,6 +10,7 @@ from paralab.axes.held import state_bytes
 from paralab.axes.sent import predicted_sent
 from paralab.benchmarks.case.communication import comm_columns
 from paralab.benchmarks.run import CommandConfig
+from paralab.commands.explain_text import GIB, size_unit
 from paralab.console.clock import Moment
 from paralab.console.phases import Phases
 from paralab.errors import DRY, UsageError
@@ -33,7 +34,6 @@ from paralab.records.writing import append, check_appendable
 
 OUT = "runs/dry.csv"
 NOT_THERE = 1  # the exit status where the GPU has less memory
-MIB, GIB = 1 << 20, 1 << 30
 _CPU = torch.device("cpu")
 
 
@@ -113,7 +113,7 @@ def _memory_table(found: Sequence[DryRank], layout: Layout) -> Iterator[str]:
         "buffers": "buffer",
     }
     shown = [c for c in MEMORY_CATEGORIES if any(one.memory.peak[c] for one in found) or c != "other"]
-    scale, unit = _unit(one.memory.peak_bytes for one in found)
+    scale, unit = size_unit(one.memory.peak_bytes for one in found)
     yield f"Memory at the fullest moment, {unit}, and parameters that a rank holds, millions"
     heads = "".join(f"{names.get(c, c):>7}" for c in shown)
     yield f"{'rank':>4} {'like it':>7}  {'place':11}{'layers':>6}{'param.':>7}{heads}{'all':>7}"
@@ -141,7 +141,7 @@ _BLOCK = 6  # columns beside each other
 
 def _bytes_table(found: Sequence[DryRank], backend: str) -> Iterator[str]:
     kinds = sorted({(row.axis, row.op) for one in found for row in one.comm if row.wire_bytes})
-    scale, unit = _unit(row.wire_bytes for one in found for row in one.comm)
+    scale, unit = size_unit(float(row.wire_bytes) for one in found for row in one.comm)
     yield f"Sent in one step, {unit}, as {backend} does it"
     for start in range(0, len(kinds), _BLOCK):
         block = kinds[start : start + _BLOCK]
@@ -163,7 +163,7 @@ def _sent(one: DryRank, kind: tuple[str, str]) -> float:
 def _beside_predictions(work: Work, found: Sequence[DryRank], backend: str) -> Iterator[str]:
     """Yield what the axes predict in closed form beside what was counted."""
     states, predicted = max(one.memory.state_peak_bytes for one in found), state_bytes(work).total
-    scale, unit = _unit([states])
+    scale, unit = size_unit([states])
     yield f"States at most {states / scale:,.1f} {unit}; closed form {predicted / scale:,.1f}"
     if work.layout.world_size > 1:
         busiest = max(found, key=lambda one: sum(row.wire_bytes for row in one.comm))
@@ -199,7 +199,3 @@ def _in_use_bytes(work: Work, found: Sequence[DryRank]) -> float:
 
 def _fullest(found: Sequence[DryRank]) -> DryRank:
     return max(found, key=lambda one: one.memory.peak_bytes)
-
-
-def _unit(sizes: Iterable[Any]) -> tuple[int, str]:
-    return (GIB, "GiB") if max(sizes, default=0) >= 1000 * MIB else (MIB, "MiB")

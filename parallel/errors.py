@@ -12,6 +12,7 @@ from typing import Literal
 # How a run ended, as its row says it; of one that was not a run, what it was.
 Status = Literal["ok", "oom", "hang", "crash", "diverged", "aborted", "dry run"]
 DRY: Status = "dry run"
+VICTIM_EXIT_STATUS = 70  # EX_SOFTWARE of sysexits.h: of a rank that ended because another one did
 
 
 class ParalabError(Exception):

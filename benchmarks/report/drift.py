@@ -19,8 +19,9 @@ from itertools import pairwise
 
 import numpy as np
 
+from paralab.benchmarks.report.stats import RESAMPLES
+
 CORRELATION = 0.9  # of runs at the usual distance in time: a little more than was measured
-RESAMPLES = 10_000
 _LARGEST = 2_000_000  # simulated runs in all
 _FAR = 1e6  # in usual distances: no correlation is left
 

@@ -14,7 +14,7 @@ import numpy as np
 
 from paralab.benchmarks.report import stats
 from paralab.benchmarks.report.families import Family
-from paralab.benchmarks.report.metrics import METRICS
+from paralab.benchmarks.report.metrics import STEP_TIME
 from paralab.benchmarks.report.slowest import LOOKS, name_of, parts_s
 from paralab.benchmarks.report.units import between_ms, milliseconds
 from paralab.benchmarks.report.variants import Variant
@@ -26,7 +26,6 @@ from paralab.pages.palette import UNNAMED
 from paralab.records.cells import one_line
 
 _LEAST_DRAWN = 0.005  # of a step: what adds less is drawn as one part with the others
-STEP_TIME = METRICS["step_time_p50_s"]
 
 
 @dataclass(frozen=True)

@@ -15,6 +15,7 @@ from paralab.benchmarks.report.units import MIB, mib, milliseconds, plain
 from paralab.benchmarks.report.work import HARDWARE, METHOD, WORK, amount, value
 from paralab.measure.categories import MEMORY_CATEGORIES
 from paralab.measure.span import SpanRecord
+from paralab.measure.trace_events import PASSES
 from paralab.pages import charts, palette
 from paralab.pages.charts import Bar, Row, Spot
 from paralab.pages.gantt import Span, gantt
@@ -29,7 +30,6 @@ if TYPE_CHECKING:
 MOST_RANKS = 8  # whose memory is drawn one by one
 MOST_EMPTY = 3  # times what a piece of work reaches itself, that an axis goes for the sake of others
 MOST_SPANS = 3000  # of a timeline
-PASSES = {"F": "forward", "B": "backward", "W": "weight gradient"}
 MEMORY_NAMES = {
     "gpu_allocated_peak_bytes": "GPU, allocated",
     "memory_tensors_peak_bytes": "tensors",

@@ -58,6 +58,7 @@ def _better(column: str) -> Literal["lower", "higher"] | None:
 
 
 METRICS = {name: Metric(name, _better(name)) for name, kind in field_types(RunRecord).items() if kind in (int, float)}
+STEP_TIME = METRICS["step_time_p50_s"]
 
 
 def metric_of(column: str) -> Metric:

@@ -12,7 +12,7 @@ from paralab.benchmarks.report.caveats import grouped, listed, parity_failures
 from paralab.benchmarks.report.comparison import Comparison
 from paralab.benchmarks.report.explain import Explanation, explain
 from paralab.benchmarks.report.families import Family, families
-from paralab.benchmarks.report.metrics import METRICS, Metric, usual
+from paralab.benchmarks.report.metrics import STEP_TIME, Metric, usual
 from paralab.benchmarks.report.sources import Source
 from paralab.benchmarks.report.variants import Variant, variants
 from paralab.benchmarks.report.work import ENVIRONMENT, HARDWARE, WORK, Column, amount, show, value
@@ -21,8 +21,6 @@ from paralab.pages.page import Chart
 from paralab.records.log import LogRecord, StepRecord, read_log
 from paralab.records.log_files import log_paths
 from paralab.records.row import RunRecord
-
-STEP_TIME = METRICS["step_time_p50_s"]
 
 
 @dataclass

@@ -4,7 +4,8 @@ from collections.abc import Iterable, Sequence
 
 from paralab.benchmarks.report import slowest, units
 from paralab.benchmarks.report.formats import ratio_text, verdict_text
-from paralab.benchmarks.report.sections import STEP_TIME, Piece, Way, environment
+from paralab.benchmarks.report.metrics import STEP_TIME
+from paralab.benchmarks.report.sections import Piece, Way, environment
 from paralab.benchmarks.report.sources import Source
 from paralab.benchmarks.report.work import amount, show
 from paralab.pages.table import UNKNOWN, Cell, Column, Table, table

@@ -5,6 +5,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
+from paralab.axes.costs import GIB
 from paralab.console.clock import Moment
 from paralab.console.phases import Phases
 from paralab.options.config import RunConfig
@@ -15,8 +16,6 @@ from paralab.planning.search import Found
 if TYPE_CHECKING:
     from paralab.measure.dry_run import DryRank
     from paralab.planning.shapes import Trained
-
-_GIB = 1 << 30
 
 
 def lines(found: Found, model: "Trained | None") -> Iterator[str]:
@@ -29,7 +28,7 @@ def lines(found: Found, model: "Trained | None") -> Iterator[str]:
     run = read_config(shlex.split(line)[2:], config=RunConfig)
     with Phases(Moment.now(), transient=True) as phases:
         phases.begin(f"dry run of {run.layout}")
-        counted = {name: size / _GIB for name, size in fullest(run, phases).items()}
+        counted = {name: size / GIB for name, size in fullest(run, phases).items()}
     plan = {name: float(sizes[i]) for name, sizes in found.memory_gib.items() if name != "overhead"}
     planned, there = sum(plan.values()), sum(counted.values())
     yield f"Dry run of {run.layout}: the plan is {planned / there - 1:+.0%} off in memory, overhead aside."

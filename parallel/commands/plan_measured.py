@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from paralab.axes.costs import GIB
 from paralab.console.clock import Moment
 from paralab.console.outputs import check_writable, write_whole
 from paralab.console.phases import Phases
@@ -22,7 +23,6 @@ if TYPE_CHECKING:
 _NOT_HERE = ("check", "report", "tokens", "days", "budget_usd", "price_per_gpu_hour", "set", "framework")
 _BATCH = {"tokens": 16, "images": 64, "points": 512}  # as paralab run takes where none is given
 HEADER = ["rank", "layout", "step_time_s", "compute_s", "update_s", "link_s", "bubble_s", "memory_gib", "fits"]
-_GIB = 2.0**30
 
 
 def answer(options: Any, device: Device, *, top: int) -> None:
@@ -108,7 +108,7 @@ def _report(found: "Sequence[Choice]", device: Device, words: Sequence[str], bat
             for name, width in (("compute", 9), ("update", 8), ("link", 8), ("bubble", 8))
         )
         name = f"{one.plan.layout}{'' if one.plan.run.checkpointing == 'none' else ', recomputed'}"
-        memory = one.predicted.memory.total / _GIB
+        memory = one.predicted.memory.total / GIB
         step_ms, fits = one.predicted.step_time_s * 1e3, "" if one.fits else " too much"
         yield f"{name:30}{step_ms:>9.0f}{numbers}{memory:>7.2f}{fits}"
     yield ""
@@ -127,5 +127,5 @@ def _report(found: "Sequence[Choice]", device: Device, words: Sequence[str], bat
 def _cells(rank: int, one: "Choice") -> list[str]:
     parts = one.predicted.parts
     seconds = [one.predicted.step_time_s, *(parts[name] for name in ("compute", "update", "link", "bubble"))]
-    memory = one.predicted.memory.total / _GIB
+    memory = one.predicted.memory.total / GIB
     return [str(rank), str(one.plan.layout), *(f"{x:.6g}" for x in seconds), f"{memory:.6g}", str(one.fits).lower()]

@@ -8,9 +8,9 @@ from typing import Any
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
 from paralab.console.outputs import write_whole
+from paralab.data.tokenizer import END_OF_TEXT
 from paralab.data.tokenizer_file import NAME
 
-END_OF_TEXT = "<|endoftext|>"
 LEAST = 257  # tokens: the bytes, and the one that ends a text
 _LONGEST_WORD_CHARS = 1 << 20  # of a word that WordPiece takes apart instead of calling it unknown
 

@@ -13,6 +13,7 @@ from tiktoken_ext.openai_public import r50k_pat_str  # type: ignore[import-untyp
 from paralab.data.assets import read_asset
 from paralab.errors import DataError, did_you_mean
 
+END_OF_TEXT = "<|endoftext|>"
 TOKEN_DTYPE = np.uint16  # holds the ids of both built-in tokenizers
 
 
@@ -28,7 +29,7 @@ def encoding() -> tiktoken.Encoding:
         name="gpt2",
         pat_str=r50k_pat_str,
         mergeable_ranks=ranks,
-        special_tokens={"<|endoftext|>": len(ranks)},
+        special_tokens={END_OF_TEXT: len(ranks)},
         explicit_n_vocab=len(ranks) + 1,
     )
 

@@ -86,18 +86,26 @@ def prepare(context: BuildContext) -> None:
     deepspeed.init_distributed(dist.get_backend(), verbose=False)
 
 
-class ZeroEngine(ResumableEngine):
-    """Data parallelism and ZeRO: the whole model on each rank, which DeepSpeed wraps and partitions.
+class _DeepSpeedEngine(Engine):
+    """What DeepSpeed's engines have in common.
 
-    engine: what `deepspeed.initialize` made of the model and its optimizer.
+    engine: what `deepspeed.initialize` made of this rank's part and its optimizer.
     """
 
-    def __init__(self, context: BuildContext, model: nn.Module, optimizer: torch.optim.Optimizer, engine: Any) -> None:
+    def __init__(self, context: BuildContext, part: nn.Module, optimizer: torch.optim.Optimizer, engine: Any) -> None:
         self.context, self.engine = context, engine
-        self.parts, self.optimizers = [model], [optimizer]
+        self.parts, self.optimizers = [part], [optimizer]
         self.stage, self.chunks = context.layout.zero, context.division.chunks
         self.steps_done = 0
         self.loss_scale = LossScale(enabled=False)
+
+    def held(self) -> Mapping[str, Iterable[Tensor]]:
+        """Return buckets and shards of gradients, of the flat shapes (n,) that DeepSpeed gives them."""
+        return held_by(self.engine.optimizer)
+
+
+class ZeroEngine(_DeepSpeedEngine, ResumableEngine):
+    """Data parallelism and ZeRO: the whole model on each rank, which DeepSpeed wraps and partitions."""
 
     def step(self, batch: Batch) -> StepResult:
         set_learning_rate(self.optimizers, self.context, self.steps_done)
@@ -114,10 +122,6 @@ class ZeroEngine(ResumableEngine):
         for name, parameter in self.parts[0].named_parameters():
             with deepspeed.zero.GatheredParameters([parameter], enabled=self.stage == 3):
                 yield name, parameter
-
-    def held(self) -> Mapping[str, Iterable[Tensor]]:
-        """Return buckets and shards of gradients, of the flat shapes (n,) that DeepSpeed gives them."""
-        return held_by(self.engine.optimizer)
 
     @property
     def model(self) -> nn.Module:
@@ -170,25 +174,15 @@ class ZeroEngine(ResumableEngine):
         return loss.detach()
 
 
-class PipelineEngine(Engine):
+class PipelineEngine(_DeepSpeedEngine):
     """DeepSpeed's 1F1B pipeline. Each of its layers is one whole stage, cut as for the native engine."""
-
-    def __init__(self, context: BuildContext, part: nn.Module, optimizer: torch.optim.Optimizer, engine: Any) -> None:
-        self.context, self.engine = context, engine
-        self.parts, self.optimizers = [part], [optimizer]
-        self.steps_done = 0
-        self.loss_scale = LossScale(enabled=False)
 
     def step(self, batch: Batch) -> StepResult:
         set_learning_rate(self.optimizers, self.context, self.steps_done)
-        chunks = batch.split(self.context.division.chunks)
+        chunks = batch.split(self.chunks)
         loss = self.engine.train_batch(iter([(chunk.inputs, chunk.targets) for chunk in chunks]))
         self.steps_done += 1
         return StepResult(loss.detach().clone(), grad_norm(self.engine, loss.device))
-
-    def held(self) -> Mapping[str, Iterable[Tensor]]:
-        """Return buckets and shards of gradients, of the flat shapes (n,) that DeepSpeed gives them."""
-        return held_by(self.engine.optimizer)
 
 
 class Stage(nn.Module):

@@ -10,7 +10,7 @@ from typing import Any
 from paralab.measure.calls import Call, Wait
 from paralab.measure.span import SpanRecord
 
-_PASSES = {"F": "forward", "B": "backward", "W": "weight gradient"}
+PASSES = {"F": "forward", "B": "backward", "W": "weight gradient"}
 _KEPT = ("cpu_op", "user_annotation", "kernel", "gpu_memcpy", "gpu_memset", "cuda_runtime")
 _DETAILS = ("Input Dims", "Input type")
 _ON_GPU = ("kernel", "gpu_memcpy", "gpu_memset")
@@ -59,7 +59,7 @@ def step_lane(
 def passes(spans: Iterable[SpanRecord]) -> Iterator[Event]:
     """Yield the passes of a pipeline."""
     for span in spans:
-        name = f"{_PASSES[span.kind]} {span.micro_batch} of stage {span.stage}"
+        name = f"{PASSES[span.kind]} {span.micro_batch} of stage {span.stage}"
         args = {"stage": span.stage, "micro_batch": span.micro_batch}
         yield Event("passes", name, span.start_s * 1e6, (span.end_s - span.start_s) * 1e6, args)
 

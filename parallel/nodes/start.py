@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from types import FrameType
 from typing import TYPE_CHECKING, NoReturn
 
-from paralab.errors import UsageError, WorldError, did_you_mean
+from paralab.errors import VICTIM_EXIT_STATUS, UsageError, WorldError, did_you_mean
 from paralab.options.commands import COMMANDS, PROGRAM
 from paralab.processes.oom_killer import OomKiller
 
@@ -25,8 +25,6 @@ if TYPE_CHECKING:
     from torch.distributed.launcher.api import LaunchConfig
 
     from paralab.nodes.membership import Membership
-
-VICTIM_EXIT_STATUS = 70  # of `paralab.processes.failure`: a rank that ended because another one did
 
 
 @dataclass(frozen=True)

@@ -56,13 +56,12 @@ COLOURS = {
 # numbers from zero up, and from below zero through zero: stops at equal distances, on either paper
 MAGNITUDES = ("#f3ecca", "#8cc3a0", "#2f9292", "#165877", "#1c2440")
 SIGNED = ("#123f56", "#165877", "#8fb4c6", "#ffffff", "#f2a67f", "#c84400", "#8a2c00")
-HATCHES = ("", "/", "\\", "x", "|", "-")
 MARKERS = ("circle", "square", "diamond", "up", "down", "cross")
 
 
 @dataclass(frozen=True)
 class Look:
-    """How something is drawn: a name of `COLOURS`, one of `HATCHES` for areas, one of `MARKERS` for points.
+    """How something is drawn: a name of `COLOURS`, / \\ x | or - for hatched areas, one of `MARKERS` for points.
 
     dashed: of a line, to tell variants of one strategy apart; their markers are hollow.
     """

@@ -9,8 +9,7 @@ from paralab.axes.costs import Case, CountedCase, Machine, Pass, Plan, Values, s
 from paralab.axes.weights import attention_weights, expert_weights, local_dense, local_experts, mlp_weights
 
 ARCHITECTURES = ("Volta", "Turing", "Ampere", "Ada", "Hopper", "Blackwell", "CDNA2", "CDNA3", "TPU")
-REFERENCE_TOKENS = 2048.0  # of a sequence, where the share of flash attention is stated
-REFERENCE_HEAD = 128.0  # elements of a head, likewise
+REFERENCE_HEAD = 128.0  # elements of a head, where the share of flash attention is stated
 
 
 def layer(plan: Plan) -> Pass:

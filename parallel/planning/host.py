@@ -23,11 +23,10 @@ def layer(plan: Plan) -> Pass:
 def launch_scale(plan: Plan) -> Values:
     """Return how the host's work of a layer compares with that of the software and machines of 2021.
 
-    Scores in memory mean the operators of that time; flash attention came with fewer launches of faster hosts; a
-    compiled layer has few left.
+    Flash attention came with fewer launches of faster hosts; a compiled layer has few left.
     """
     case, k = plan.case, plan.constants
-    return np.where(case.is_compiled, k.host_compiled, np.where(case.keeps_scores, 1.0, k.host_new))
+    return np.where(case.is_compiled, k.host_compiled, np.where(case.is_of_2021, 1.0, k.host_new))
 
 
 def micro_batch_s(plan: Plan) -> Values:

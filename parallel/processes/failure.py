@@ -20,6 +20,7 @@ from pathlib import Path
 from types import FrameType
 
 from paralab.errors import (
+    VICTIM_EXIT_STATUS,
     DivergedError,
     FitError,
     FolderInUseError,
@@ -43,7 +44,6 @@ _CALLS = re.compile(
     r"(?:, TensorShape=\[([^]]*)\])?"
 )
 _GLOO_NOISE = re.compile(r"\[/[^]]*\] ?|\. This is typically caused by a remote worker crashing\..*")
-VICTIM_EXIT_STATUS = 70  # EX_SOFTWARE of sysexits.h: ended because another rank did
 _REFUSALS = (FitError, FolderInUseError)  # nothing was done and nothing has failed: there is no row of it
 _GRACE_S = 3.0  # for a failed rank to claim, when a victim was faster
 _STOPPING_GRACE_S = 0.5  # the launcher stops all when one has failed

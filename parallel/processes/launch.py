@@ -25,11 +25,11 @@ from uuid import uuid4
 import torch
 
 from paralab.console import streams
-from paralab.errors import RankError, WorldError
+from paralab.errors import VICTIM_EXIT_STATUS, RankError, WorldError
 from paralab.options.config import RunConfig
 from paralab.processes import cluster, standby
 from paralab.processes.allowed import check_processes_fit, default_threads
-from paralab.processes.failure import VICTIM_EXIT_STATUS, Failure, Progress, end_with, guard, heed_alarm, stopping
+from paralab.processes.failure import Failure, Progress, end_with, guard, heed_alarm, stopping
 from paralab.processes.interfaces import interface_of
 from paralab.processes.oom_killer import OomKiller
 from paralab.processes.rank import Rank, start_line

@@ -5,12 +5,10 @@ from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from paralab.data.tokenizer import BUILT_IN, encoding, get_tokenizer
+from paralab.data.tokenizer import BUILT_IN, END_OF_TEXT, encoding, get_tokenizer
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
-
-END_OF_TEXT = "<|endoftext|>"
 
 
 def save(name: str, folder: Path, *, longest: int) -> None:
