@@ -48,7 +48,7 @@ def test_sides_that_do_differ_fail_the_check() -> None:
 def test_both_sides_are_run_in_turns_and_go_on_where_they_ended(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    small = ["--size", "2x32x4v257", "--repeats", "6", "--steps", "1", "--warmup", "0"]
+    small = ["--size", "2x32x4v257", "--seq-len", "16", "--repeats", "6", "--steps", "1", "--warmup", "0"]
     words = [*small, "--out", str(tmp_path / "aa.csv")]
     main([*words, "--comparisons", "1"])
     main([*words, "--comparisons", "2"])

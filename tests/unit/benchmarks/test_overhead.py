@@ -30,8 +30,8 @@ def test_noise_is_no_evidence() -> None:
 
 
 def test_the_halves_run(capsys: pytest.CaptureFixture[str]) -> None:
-    words = ["--size", "2x32x4v257", "--strategy", "single", "--steps", "2", "--pairs", "6", "--global-batch-size", "2"]
-    status, said = main(words), capsys.readouterr().out
+    words = ["--size", "2x32x4v257", "--seq-len", "16", "--strategy", "single", "--steps", "2", "--pairs", "6"]
+    status, said = main([*words, "--global-batch-size", "2"]), capsys.readouterr().out
     assert "gpt2 2x32x4v257, single as dp1, fp32\n  step " in said and "6 pairs of 2" in said
     times = re.search(r"step (\S+) s measured, (\S+) s bare", said)
     assert times and all(0 < float(time_s) < 60 for time_s in times.groups())

@@ -257,7 +257,7 @@ for room in (paralab.models, paralab, paralab.benchmarks):
     for module in pkgutil.walk_packages(room.__path__[:1], room.__name__ + "."):
         importlib.import_module(module.name)
 from paralab.cli import main
-words = ["--strategy", "single", "--size", "2x32x4v257", "--steps", "2", "--warmup", "1", "--no-parity"]
+words = "--strategy single --size 2x32x4v257 --seq-len 16 --steps 2 --warmup 1 --no-parity".split()
 assert main(["cluster", "--nodes", "2", "--", "true"]) == 2
 sys.platform = "linux"  # for torch, whose build this is
 sys.exit(main(["run", *words, "--out", {str(tmp_path / "rows.csv")!r}]))
