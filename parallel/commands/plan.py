@@ -100,7 +100,7 @@ def _write(out: Path, solved: "Solved", model: "Trained | None", raw: Mapping[st
     if out.suffix == ".json":
         write_whole(out, records.as_json(solved, numbers, model=model, raw=raw))
     else:
-        write_whole(out, records.as_csv(found, numbers))
+        write_whole(out, records.as_csv(found, numbers, model))
 
 
 def _draw(
@@ -129,8 +129,7 @@ def _goal(options: Any) -> Goal:
         for name in ("budget_usd", "days", "price_per_gpu_hour")
         for text in [getattr(options, name)]
     }
-    tokens = options.tokens and options.tokens.lower()  # 20X as well
-    return Goal(tokens, numbers["budget_usd"], numbers["days"], numbers["price_per_gpu_hour"])
+    return Goal(options.tokens, numbers["budget_usd"], numbers["days"], numbers["price_per_gpu_hour"])
 
 
 def _check(options: Any) -> None:

@@ -102,7 +102,13 @@ def name(found: Found, i: int) -> str:
 
 
 def typed_line(found: Found, model: "Trained") -> str | None:
-    """Return the command that trains the fastest layout that fits and that paralab trains; None where there is none."""
+    """Return the command that trains the fastest layout that fits and that paralab trains; None where there is none.
+
+    Where none fits, of those that fit with their optimizer states in the memory of the host.
+    """
+    if not found.n_fit:
+        fitting = offloaded(found, model)
+        return None if fitting is None else fitting[2]
     known = typed(found, model)
     return None if known is None else known[1]
 
@@ -120,12 +126,21 @@ def is_trained(found: Found, i: int, model: "Trained | None") -> bool:
     return found.settled.case.precision in PRECISIONS and is_typed(row(found, i))
 
 
-def line_of(found: Found, i: int, model: "Trained") -> str | None:
-    """Return the command that trains one layout; None for a layout or a precision that paralab does not train."""
+def not_trained(found: Found) -> str:
+    """Return the sentence that says what a mark beside a layout means."""
+    precision = found.settled.case.precision
+    return f"* paralab itself does not train {'this layout' if precision in PRECISIONS else f'in {precision}'}."
+
+
+def line_of(found: Found, i: int, model: "Trained", word: str = "") -> str | None:
+    """Return the command that trains one layout; None for a layout or a precision that paralab does not train.
+
+    word: that the layout has besides, such as /offload-optimizer.
+    """
     case, chosen, count = found.settled.case, row(found, i), micro_batches(found, i)
     model = model.with_length(int(case.sequence_length))
     is_trained = case.precision in PRECISIONS and is_typed(chosen)
-    layout = typed_layout(layout_text(chosen, count)) if is_trained else None
+    layout = typed_layout(f"{layout_text(chosen, count)}{word}") if is_trained else None
     if layout is None or not _accepts(model, layout) or (model.spec.whole_batch and count > 1):
         return None
     if chosen["recompute"] == "selective" and not _has_attention(model):
@@ -147,17 +162,21 @@ def _has_attention(model: "Trained") -> bool:
     return model.has_attention
 
 
-def offloaded(found: Found) -> tuple[str, float] | None:
+OFFLOADED = "/offload-optimizer"
+
+
+def offloaded(found: Found, model: "Trained | None") -> tuple[str, float, str | None] | None:
     """Return the fastest layout that would fit with its optimizer states in the memory of the host, and its GiB.
 
-    None where there is none that paralab trains.
+    Last, the command that trains it, of a model of paralab's. None where there is no such layout that paralab trains.
     """
     result = evaluate(found.case.but(offload_optimizer=True), found.machine)
     fitting, memory = np.flatnonzero(result.fits), result.memory_gib
     for i in ranked(found.columns, fitting, result.step_time_s, memory, SHOWN):
-        layout = typed_layout(f"{name(found, i)}/offload-optimizer")
-        if layout is not None and is_trained(found, i, None):
-            return str(layout), float(memory[i])
+        layout = typed_layout(f"{name(found, i)}{OFFLOADED}") if is_trained(found, i, model) else None
+        line = None if model is None or layout is None else line_of(found, int(i), model, OFFLOADED)
+        if layout is not None and (model is None or line is not None):
+            return str(layout), float(memory[i]), line
     return None
 
 

@@ -60,7 +60,7 @@ class Goal:
         if not self.finds_gpus and not n_gpus:
             raise ConfigError("--n-gpus is missing: say how many GPUs there are, such as --n-gpus 64")
         if self.tokens is not None:
-            number(self.tokens.removesuffix("x"), "--tokens")
+            tokens_of(self.tokens)
 
 
 def number(text: str, flag: str) -> float:
@@ -69,6 +69,12 @@ def number(text: str, flag: str) -> float:
     if value is None or not 0 < value < LARGEST:
         raise ConfigError(f"{flag} {text}{meant(text)}: give a positive number below {LARGEST:g}, such as 1e11")
     return value
+
+
+def tokens_of(text: str) -> tuple[float, bool]:
+    """Return a number of tokens, and whether it is one for each weight (20x). Raises: ConfigError as `number` does."""
+    a_weight = text[-1:] in ("x", "X") and number_of(text[:-1]) is not None
+    return number(text[:-1] if a_weight else text, "--tokens"), a_weight
 
 
 @dataclass(frozen=True)
@@ -123,8 +129,8 @@ def _tokens(goal: Goal, found: Found) -> Solved:
 
 def _given(text: str, found: Found) -> tuple[float, str]:
     """Return the tokens that were asked for, samples of what is not text, and where they come from."""
-    amount = number(text.removesuffix("x"), "--tokens")
-    if not text.endswith("x"):
+    amount, a_weight = tokens_of(text)
+    if not a_weight:
         return amount, "given"
     if unit(found) != "tokens":
         raise ConfigError(f"--tokens {text}: tokens a weight are of texts, and these are {unit(found)}: give a number")
@@ -179,8 +185,8 @@ def _gpus_of_tokens(goal: Goal, settled: Settled, on: Search) -> Solved:
 def _fewest(goal: Goal, settled: Settled) -> float:
     """Return the GPUs that would end in time at the peak of their datasheet: fewer need not be tried."""
     assert goal.days is not None and goal.tokens is not None
-    amount = number(goal.tokens.removesuffix("x"), "--tokens")
-    tokens = amount * float(all_weights(settled.case)) if goal.tokens.endswith("x") else amount
+    amount, a_weight = tokens_of(goal.tokens)
+    tokens = amount * float(all_weights(settled.case)) if a_weight else amount
     case = settled.case
     peak = (settled.device.peak_tflops(str(case.precision)) or 0.0) * 1e12
     each = model_flops(case) / case.global_batch_size if case.is_counted else 6 * active_weights(case)

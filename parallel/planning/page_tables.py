@@ -32,7 +32,7 @@ def _layout(row: Mapping[str, Any], unit: str) -> Sequence[Cell]:
     low, high = (pictures.seconds(row[f"step_time_{end}_s"]) for end in ("low", "high"))
     return (
         Cell(str(row["rank"]), row["rank"]),
-        Cell(row["layout"], look="name"),
+        Cell(row["layout"] + " *" * (not row["trained_by_paralab"]), look="name"),
         Cell(str(row["micro_batch_size"]), row["micro_batch_size"]),
         Cell(row["recompute"]),
         Cell(pictures.seconds(row["step_time_s"]), row["step_time_s"]),

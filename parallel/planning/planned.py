@@ -71,7 +71,8 @@ def report(
     else:
         best = found.ranked(3)
         lines += ["No layout fits. Closest:", *_times(found, best, model), "", *_memory(found, best), ""]
-        lines += what_would(found, raw, own, gpu)
+        lines += [part for line in what_would(found, raw, model, own, gpu) for part in _wrapped(line, "")]
+        lines += _typed(found, model)
     return "\n".join([*lines, "", *_wrapped(found.caveat, "")])
 
 
@@ -115,9 +116,7 @@ def _times(found: Found, numbers: Iterable[Any], model: "Trained | None") -> Ite
             f"{f'{_short(low)} to {_short(high)}':>15}  {found.prediction.bound[i]}"
         )
     if any(text.endswith("*") for text in names):
-        precision = found.settled.case.precision
-        what = "this layout" if precision in found_by.PRECISIONS else f"in {precision}"
-        yield f"* paralab itself does not train {what}."
+        yield found_by.not_trained(found)
 
 
 def _short(number: float) -> str:
@@ -166,7 +165,7 @@ def _typed(found: Found, model: "Trained | None") -> Iterator[str]:
     line = None if model is None else found_by.typed_line(found, model)
     if line is not None:
         yield ""
-        yield "The fastest one that paralab trains:"
+        yield f"The fastest one that paralab trains{'' if found.n_fit else ', states offloaded'}:"
         yield from typed(line)
 
 
@@ -186,15 +185,17 @@ def quantity(fact: Fact) -> str:
     return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
 
 
-def what_would(found: Found, raw: Mapping[str, Any], own: Mapping[str, Device], gpu: str) -> Iterator[str]:
+def what_would(
+    found: Found, raw: Mapping[str, Any], model: "Trained | None", own: Mapping[str, Device], gpu: str
+) -> Iterator[str]:
     """Yield what keeps the closest layout from fitting, and what would do: offloading, more GPUs."""
     i, there = found.best, found.settled.device.memory_gib
     over = float(found.prediction.memory_gib[i]) - there
-    yield from _wrapped(f"{over:,.1f} GiB too much: {found_by.held(found, i)}.", "")
-    if (fitting := found_by.offloaded(found)) is not None:
-        layout, needs = fitting
+    yield f"{over:,.1f} GiB too much: {found_by.held(found, i)}."
+    if (fitting := found_by.offloaded(found, model)) is not None:
+        layout, needs, _ = fitting
         what = f"With optimizer states in the memory of the host {layout} fits, with {needs:.1f} GiB of {there:.0f}"
-        yield from _wrapped(f"{what}. What copying them takes is not predicted.", "")
+        yield f"{what}. What copying them takes is not predicted."
     n = int(found.settled.case.n_gpus)
     while (n := 2 * n) <= MOST_GPUS:
         try:

@@ -17,8 +17,11 @@ if TYPE_CHECKING:
     from paralab.planning.shapes import Trained
 
 
-def record(found: Found, rank: int, i: int) -> dict[str, Any]:
-    """Return one layout with all that is predicted of it, units in the names. rank: its place, from 1."""
+def record(found: Found, rank: int, i: int, model: "Trained | None") -> dict[str, Any]:
+    """Return one layout with all that is predicted of it, units in the names. rank: its place, from 1.
+
+    model: that is to be trained; None for shapes that no model of paralab has.
+    """
     chosen, result = answers.row(found, i), found.prediction
     seconds = float(result.step_time_s[i])
     return {
@@ -35,18 +38,18 @@ def record(found: Found, rank: int, i: int) -> dict[str, Any]:
         "memory_gib": float(result.memory_gib[i]),
         **{f"{name.replace(' ', '_')}_gib": float(found.memory_gib[name][i]) for name in CATEGORIES},
         **{f"{name}_s": float(found.causes_s[name][i]) for name in BOUNDS},
-        "trained_by_paralab": answers.is_typed(chosen),
+        "trained_by_paralab": answers.is_trained(found, i, model),
     }
 
 
-def rows(found: Found, numbers: Iterable[Any]) -> list[dict[str, Any]]:
+def rows(found: Found, numbers: Iterable[Any], model: "Trained | None") -> list[dict[str, Any]]:
     """Return the records of some layouts, best first. numbers: of the layouts."""
-    return [record(found, rank, int(i)) for rank, i in enumerate(numbers, 1)]
+    return [record(found, rank, int(i), model) for rank, i in enumerate(numbers, 1)]
 
 
-def as_csv(found: Found, numbers: Iterable[Any]) -> bytes:
+def as_csv(found: Found, numbers: Iterable[Any], model: "Trained | None") -> bytes:
     """Return a CSV file of some layouts, numbers to six digits."""
-    made = rows(found, numbers)
+    made = rows(found, numbers, model)
     return cases.write(list(made[0]), [[text(value) for value in one.values()] for one in made])
 
 
@@ -63,7 +66,7 @@ def as_json(solved: Solved, numbers: Iterable[Any], *, model: "Trained | None", 
         "weights": scale.n_weights(found),
         "layouts_looked_at": len(found),
         "layouts_that_fit": found.n_fit,
-        "layouts": rows(found, numbers),
+        "layouts": rows(found, numbers, model),
         "others": [
             {"family": name, "layout": answers.name(found, i), "why": why} for name, i, why in answers.losers(found)
         ],

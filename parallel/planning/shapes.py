@@ -1,5 +1,7 @@
 """The shape of a model as a planner reads it: columns of the contract (docs/planner.md), from the config of a model."""
 
+import shlex
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -7,7 +9,7 @@ from paralab.axes.check import check_split
 from paralab.axes.recompute import attention_of
 from paralab.errors import ConfigError, LayoutError, ModelError, did_you_mean
 from paralab.layout import Layout
-from paralab.models import SPECS
+from paralab.models import NAMES, SPECS
 from paralab.models.spec import C, ModelConfig, ModelSpec
 from paralab.planning.vocabulary import with_tokenizer
 
@@ -73,11 +75,15 @@ def find(name: str, size: str | None, tokenizer: str | None = None) -> tuple[Tra
         raise ConfigError(f"--size {size}: {error}: use {spec.custom_form}") from None
     config = with_tokenizer(config, tokenizer, spec, size)
     more = () if tokenizer is None else ("--tokenizer", tokenizer)
-    return Trained(spec, config, ("--model", name, "--size", size, *more)), columns_of(spec, config, size)
+    words = ("--model", name, "--size", size, *more)
+    return Trained(spec, config, words), columns_of(spec, config, size, words)
 
 
-def columns_of(spec: ModelSpec[C], config: C, size: str) -> dict[str, Any]:
-    """Return the columns of a model: the shape of a transformer of texts, or what was counted of any other model."""
+def columns_of(spec: ModelSpec[C], config: C, size: str, named: Sequence[str]) -> dict[str, Any]:
+    """Return the columns of a model: the shape of a transformer of texts, or what was counted of any other model.
+
+    named: the words that name it on a command line. Raises: ModelError for one without blocks.
+    """
     try:
         return shape_of(spec, config, size)
     except ModelError:
@@ -85,7 +91,11 @@ def columns_of(spec: ModelSpec[C], config: C, size: str) -> dict[str, Any]:
 
         counted = count(spec, config)
         if not counted.blocks:
-            raise ModelError(f"{spec.name} has no blocks: put its repeated layers into an nn.ModuleList") from None
+            own = "put them into an nn.ModuleList, or " if spec.name not in NAMES else ""
+            raise ModelError(
+                f"{spec.name} has no repeated layers, which is what a plan divides: {own}measure it with "
+                f"paralab bench {shlex.join(named)}"
+            ) from None
         return {"model": f"{spec.name} {size}"} | counted.columns()
 
 

@@ -37,18 +37,19 @@ def render(
     found = solved.found
     fits, unit = bool(found.n_fit), scale.unit(found)
     head = list(planned.head(found, raw))
-    rows = records.rows(found, found.ranked(min(answers.SHOWN, len(numbers))))
+    rows = records.rows(found, found.ranked(min(answers.SHOWN, len(numbers))), model)
     scaled = pictures.scaling(found, raw, own, gpu, phases) if fits else []
     charts = [pictures.against_memory(found, unit), pictures.memory(found)]
     charts += [pictures.causes(found), pictures.ranges(found)]
     charts += [chart] if (chart := pictures.efficiency(scaled)) else []
-    content = records.as_csv(found, numbers)
+    content = records.as_csv(found, numbers, model)
     return page.render(
         TEMPLATE,
         title=f"Plan: {head[0]}",
         head=head,
-        answer=[*solved.said, *_answer(solved, raw, own, gpu, unit)],
-        typed=answers.typed_line(found, model) if model is not None and fits else None,
+        answer=[*solved.said, *_answer(solved, raw, model, own, gpu, unit)],
+        typed=answers.typed_line(found, model) if model is not None else None,
+        marked=answers.not_trained(found) if not all(row["trained_by_paralab"] for row in rows) else "",
         caveats=list(_caveats(solved)),
         layouts=page_tables.of_layouts(rows, unit=unit, share=f"{checked.SHARE:.0%}", fits=fits),
         uneven=any(row["layers_per_stage"] for row in rows),
@@ -61,11 +62,13 @@ def render(
     )
 
 
-def _answer(solved: Solved, raw: Mapping[str, Any], own: Mapping[str, Device], gpu: str, unit: str) -> Iterator[str]:
+def _answer(
+    solved: Solved, raw: Mapping[str, Any], model: "Trained | None", own: Mapping[str, Device], gpu: str, unit: str
+) -> Iterator[str]:
     found = solved.found
     if not found.n_fit:
         yield f"No layout fits. The closest is {answers.name(found, found.best)}:"
-        yield from planned.what_would(found, raw, own, gpu)
+        yield from planned.what_would(found, raw, model, own, gpu)
         return
     i = found.best
     result, (low, high) = found.prediction, (float(edge[i]) for edge in found.range_s)

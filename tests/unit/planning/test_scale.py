@@ -77,7 +77,7 @@ def test_a_goal_that_contradicts_itself_is_refused() -> None:
         Goal(days=1.0, budget_usd=1.0, dollars_per_hour=1.0).check(n_gpus=True)
     for text in ("1e30", "-1", "0x", "many", "nan"):
         with pytest.raises(ConfigError, match="give a positive number"):
-            goals.number(text.removesuffix("x"), "--tokens")
+            goals.tokens_of(text)
 
 
 def test_zero_divides_states_by_what_its_paper_says_where_they_are_those_of_the_paper() -> None:
@@ -133,5 +133,5 @@ def test_files_hold_all_that_is_known(tmp_path: Path, capsys: pytest.CaptureFixt
     assert first["step_time_s"] == pytest.approx(sum(first[f"{name}_s"] for name in BOUNDS))
     assert first["step_time_low_s"] < first["step_time_s"] < first["step_time_high_s"]
     found = search(EIGHT)
-    rows = list(csv.DictReader(io.StringIO(records.as_csv(found, found.order[:3]).decode())))
+    rows = list(csv.DictReader(io.StringIO(records.as_csv(found, found.order[:3], None).decode())))
     assert [row["rank"] for row in rows] == ["1", "2", "3"] and rows[0].keys() == first.keys()

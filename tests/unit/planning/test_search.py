@@ -344,6 +344,9 @@ def test_where_nothing_fits_offloading_is_looked_at(capsys: pytest.CaptureFixtur
     shown = " ".join(capsys.readouterr().out.split())
     assert "With optimizer states in the memory of the host dp1/offload-optimizer fits, with 3" in shown
     assert "2 GPUs of this kind would do." in shown
+    line = shown.partition("states offloaded: ")[2].partition("--accumulation 8")
+    run = read_config(shlex.split(f"{line[0]}{line[1]}".replace("\\ ", ""))[2:], config=RunConfig)
+    assert resolve(run, dry=True).layout == Layout.parse("dp1/offload-optimizer")
 
 
 def test_a_tokenizer_gives_a_model_its_vocabulary(capsys: pytest.CaptureFixture[str]) -> None:
@@ -372,6 +375,8 @@ def test_a_tokenizer_gives_a_model_its_vocabulary(capsys: pytest.CaptureFixture[
         ([*OWN, "--memory-gib", "many"], "memory_gib is 'many': give a number"),
         (["--model", "gpt2", "--n-gpus", "8", "--set", "tpp=2"], "--set tpp=2: give COLUMN=VALUE"),
         (["--model", "gpt2", "--n-gpus", "8", "--tokens", "1e30"], "--tokens 1e30: give a positive number"),
+        (["--model", "gpt2", "--n-gpus", "8", "--tokens", "1T"], "--tokens 1T: give a positive number"),
+        (["--model", "logistic", "--n-gpus", "2"], "divides: measure it with paralab bench --model logistic"),
         (["--model", "gpt2", "--n-gpus", "8", "--price-per-gpu-hour", "2"], "--price-per-gpu-hour without --tokens"),
         (["--model", "gpt2", "--n-gpus", "8", "--out", "p.txt"], "--out p.txt: the name has to end with .csv or .json"),
         (["--model", "gpt2", "--n-gpus", "8", "--budget-usd", "9"], "--budget-usd without --price-per-gpu-hour"),

@@ -41,6 +41,14 @@ def test_it_opens_offline_and_holds_every_chart(page: str) -> None:
     (link,) = [link for link in found.all("a") if "download" in link]
     rows = list(csv.DictReader(io.StringIO(base64.b64decode(link["href"].partition(",")[2]).decode())))
     assert len(rows) == 3 and rows[0]["layout"] in found.words("th")
+    assert "paralab itself does not train" not in found.words("p")
+
+
+def test_layouts_that_paralab_does_not_train_are_marked(tmp_path: Path) -> None:
+    words = "plan --layers 24 --hidden 2048 --n-gpus 16 --set pp=4 --set schedule=zb-h2 --top 2 --report"
+    assert cli.main([*words.split(), str(tmp_path / "p.html")]) == 0
+    page = Page((tmp_path / "p.html").read_text())
+    assert page.words("th").count(" *") == 2 and "* paralab itself does not train this layout." in page.words("p")
 
 
 def test_a_page_says_what_would_fit_where_nothing_does(tmp_path: Path) -> None:
