@@ -1,11 +1,12 @@
-"""A training run or a sweep as text of at most 100 columns, drawn again at each look."""
+"""A training run or a sweep as text that fits its terminal, from 60 columns on, drawn again at each look."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from statistics import median
 
 from rich import box
-from rich.console import Group, RenderableType
+from rich.console import Console, ConsoleOptions, Group, RenderableType, RenderResult
 from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
@@ -14,7 +15,20 @@ from paralab.benchmarks.watch.sweep import SweepView
 from paralab.benchmarks.watch.training import TrainingView
 
 _WIDTH, _HEIGHT = 60, 8  # of a curve, in characters
+_BESIDE = 11  # characters before a curve: its largest and its smallest number
+_BAR = 30  # characters, where there is room
+_WIDE = 72  # columns from which on all facts stand beside each other
 _EIGHTHS = " ▁▂▃▄▅▆▇█"
+
+
+@dataclass(frozen=True)
+class _Fitted:
+    """What is drawn for the columns that there are."""
+
+    draw: Callable[[int], RenderableType]
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        yield self.draw(options.max_width)
 
 
 def training(view: TrainingView) -> RenderableType:
@@ -23,18 +37,17 @@ def training(view: TrainingView) -> RenderableType:
     rows += [("validation", view.validation[-1][1] if view.validation else None, ".4f")]
     rows += [("gradient norm", view.grad_norm, ".3f"), ("learning rate", view.learning_rate, ".2e")]
     rows += [("step time s", view.step_time_s, ".3g"), ("samples/s", view.samples_per_s, ",.1f")]
-    facts = Table.grid(padding=(0, 3))
-    facts.add_row(*(Text(name, style="dim") for name, _, _ in rows))
-    facts.add_row(*("" if value is None else f"{value:{form}}" for _, value, form in rows))
+    facts = [(name, "" if value is None else f"{value:{form}}") for name, value, form in rows]
     parts: list[RenderableType] = [
         Text(f"{view.name}", style="bold"),
         Text(f"{view.folder}: {view.status}{_restarts(view.restarts)}{': ' + view.reason if view.reason else ''}"),
         _bar(view.done, view.total, view.left_s),
         Text(),
-        facts,
+        _Fitted(lambda columns: Group(*map(_facts, [facts] if columns >= _WIDE else [facts[:3], facts[3:]]))),
     ]
     if len(view.losses) > 1:
-        parts += [Text(), Text("training loss", style="dim"), Text("\n".join(curve(view.losses)))]
+        drawn = _Fitted(lambda columns: "\n".join(curve(view.losses, width=min(_WIDTH, columns - _BESIDE))))
+        parts += [Text(), Text("training loss", style="dim"), drawn]
     if view.ranks:
         parts += [Text(), _ranks(view)]
     return Group(*parts)
@@ -50,14 +63,22 @@ def sweep(view: SweepView) -> RenderableType:
     ]
     parts += [Text(f"now: {view.now}{at}")] if view.now else []
     for work, cases in view.works.items():
-        table = _table(("case", "left"), "runs", "failed", "step ms", "range ms", "samples/s", ("last", "left"))
+        lines = []
         for case in cases:
             times = [1e3 * time_s for time_s in case.step_times_s]
             step = [f"{median(times):.4g}", f"{min(times):.4g} to {max(times):.4g}"] if times else ["", ""]
             speed = f"{case.samples_per_s:,.1f}" if case.samples_per_s else ""
-            table.add_row(case.name, str(case.runs), str(case.failed), *step, speed, case.last)
-        parts += [Text(), Text(work, style="dim"), table]
+            lines.append((case.name, str(case.runs), str(case.failed), *step, speed, case.last))
+        columns = ("case", "runs", "failed", "step ms", "range ms", "samples/s", "last")
+        parts += [Text(), Text(work, style="dim"), _table(columns, lines, left=("case", "last"))]
     return Group(*parts)
+
+
+def _facts(facts: Sequence[tuple[str, str]]) -> Table:
+    table = Table.grid(padding=(0, 3))
+    table.add_row(*(Text(name, style="dim") for name, _ in facts))
+    table.add_row(*(value for _, value in facts))
+    return table
 
 
 def curve(points: Sequence[tuple[int, float]], *, width: int = _WIDTH, height: int = _HEIGHT) -> list[str]:
@@ -88,9 +109,9 @@ def curve(points: Sequence[tuple[int, float]], *, width: int = _WIDTH, height: i
 
 
 def _ranks(view: TrainingView) -> Table:
-    table = _table("rank", "steps logged", "step s", "waiting for data", "memory MiB", "log written")
-    for rank in view.ranks:
-        table.add_row(
+    columns = ("rank", "steps logged", "step s", "waiting for data", "memory MiB", "log written")
+    lines = [
+        (
             str(rank.rank),
             f"{rank.steps:,}",
             f"{rank.step_time_s:.3g}" if rank.step_time_s is not None else "",
@@ -98,26 +119,38 @@ def _ranks(view: TrainingView) -> Table:
             f"{rank.memory_bytes / 2**20:,.0f}" if rank.memory_bytes else "",
             f"{_duration(rank.age_s)} ago" if rank.age_s is not None else "",
         )
-    return table
+        for rank in view.ranks
+    ]
+    return _table(columns, lines)
 
 
-def _table(*columns: str | tuple[str, str]) -> Table:
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1))
-    for column in columns:
-        name, side = (column, "right") if isinstance(column, str) else column
-        table.add_column(name, justify="left" if side == "left" else "right", no_wrap=side == "right")
+def _table(columns: Sequence[str], lines: Sequence[Sequence[str]], *, left: Sequence[str] = ()) -> Table:
+    """Return a table whose numbers stay whole; the names of its columns and what stands at the left wrap."""
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
+    for number, name in enumerate(columns):
+        widest = max((len(line[number]) for line in lines), default=0)
+        if name in left:
+            table.add_column(name)
+        else:
+            table.add_column(name, justify="right", min_width=widest)
+    for line in lines:
+        table.add_row(*line)
     return table
 
 
 def _bar(done: int, total: int | None, left_s: float | None, unit: str = "steps") -> RenderableType:
-    line = Table.grid(padding=(0, 1))
     of = f"{done:,} of {total:,} {unit}" if total else f"{done:,} {unit}"
-    left = f", about {_duration(left_s)} left" if left_s is not None else ""
-    if total:
-        line.add_row(ProgressBar(total=total, completed=done, width=30), f"{of}{left}")
-    else:
-        line.add_row(f"{of}{left}")
-    return line
+    said = f"{of}, about {_duration(left_s)} left" if left_s is not None else of
+    if not total:
+        return Text(said)
+
+    def drawn(columns: int) -> Table:
+        line = Table.grid(padding=(0, 1))
+        wide = max(10, min(_BAR, columns - len(said) - 2))
+        line.add_row(ProgressBar(total=total, completed=done, width=wide), said)
+        return line
+
+    return _Fitted(drawn)
 
 
 def _restarts(count: int) -> str:

@@ -1,7 +1,9 @@
 """What is shown of a training run or a sweep is what its files say, at every moment of it."""
 
+import io
 import json
 import os
+import re
 import socket
 import subprocess
 import sys
@@ -10,7 +12,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from rich.console import Console
 
+from paralab.benchmarks.watch import screen
 from paralab.benchmarks.watch.screen import _duration, curve
 from paralab.benchmarks.watch.sweep import SweepFiles
 from paralab.benchmarks.watch.training import TrainingFiles
@@ -183,6 +187,26 @@ def test_one_view_is_printed_where_there_is_no_terminal(
     (ddp,) = (line.split() for line in shown.splitlines() if line.split()[:1] == ["ddp"])
     assert ddp == ["ddp", "2", "0", "500", "250", "to", "750", "80.0", "ok"] and "zero3" in shown
     assert max(map(len, shown.splitlines())) <= 80
+
+
+@pytest.mark.parametrize("columns", [60, 80, 120])
+def test_a_view_fits_the_terminal_and_cuts_nothing(locked: Path, rows: Path, columns: int) -> None:
+    sweep(3, "gpt2 zero3 x2, repeat 2 of 4").write(rows)
+    log = StepLog(log_file(locked, 0))
+    for step in range(8, 200):
+        log.write(StepRecord(step=step, loss=5.0 - step / 50, step_time_s=0.5, data_wait_s=0.0, samples=16))
+    log.close()
+    console = Console(width=columns, color_system=None, file=io.StringIO())
+    for view in (screen.training(TrainingFiles(locked).look()), screen.sweep(SweepFiles(rows).look())):
+        with console.capture() as capture:
+            console.print(view)
+        lines = capture.get().splitlines()
+        assert max(map(len, lines)) <= columns and "…" not in "".join(lines)
+        assert any(re.search(" left$", line.rstrip()) and "━" in line for line in lines), "how far it is, on one line"
+    with console.capture() as capture:
+        console.print(screen.training(TrainingFiles(locked).look()))
+    drawn = [line.rstrip() for line in capture.get().splitlines() if "│" in line or "└" in line]
+    assert len(drawn) == 9 and max(map(len, drawn)) == min(columns, 71), "each line of the curve on one line"
 
 
 def test_a_curve_has_its_largest_number_at_the_top_and_its_smallest_at_the_bottom() -> None:
