@@ -13,6 +13,7 @@ from paralab.benchmarks.report.explain import reached_s
 from paralab.benchmarks.report.losses import Curve
 from paralab.benchmarks.report.units import MIB, mib, milliseconds, plain
 from paralab.benchmarks.report.work import HARDWARE, METHOD, WORK, amount, value
+from paralab.console.phases import Phases
 from paralab.measure.categories import MEMORY_CATEGORIES
 from paralab.measure.span import SpanRecord
 from paralab.measure.trace_events import PASSES
@@ -48,8 +49,8 @@ class Reach:
     explained_s: float = 0.0
 
 
-def draw(pieces: Sequence["Piece"]) -> None:
-    """Give each piece its charts and timelines."""
+def draw(pieces: Sequence["Piece"], phases: Phases) -> None:
+    """Give each piece its charts and timelines. phases: its steps are pieces."""
     alike: dict[object, list[Piece]] = {}
     same = [column for column in WORK if column not in HARDWARE and column.name != "precision"]
     for piece in pieces:
@@ -59,6 +60,7 @@ def draw(pieces: Sequence["Piece"]) -> None:
         for piece in group:
             piece.charts = list(_charts(piece, _common(_reach([piece]), reach)))
             piece.timelines = _timelines(piece)
+            phases.advance()
 
 
 def _charts(piece: "Piece", reach: Reach) -> Iterable[Chart]:

@@ -22,7 +22,7 @@ from paralab.benchmarks.report.sources import Source, load
 from paralab.benchmarks.report.work import amount
 from paralab.console.clock import Moment
 from paralab.console.outputs import check_writable, write_whole
-from paralab.console.phases import Phases
+from paralab.console.phases import Phases, hidden
 from paralab.errors import ParalabError, UsageError
 from paralab.options.arguments import Parser
 from paralab.pages import page
@@ -41,9 +41,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         phases = Phases(Moment.now(), transient=True)
         with phases, warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")
-            phases.begin("reading rows and logs, drawing charts")
             prices = machines.prices_of(options.price_per_hour)
-            text, by_machine = composed(options.files, title=options.title, prices=prices, caught=caught)
+            text, by_machine = composed(options.files, title=options.title, prices=prices, caught=caught, phases=phases)
         content = text.encode(errors="backslashreplace")
         write_whole(options.out, content)
     except ParalabError as error:
@@ -61,22 +60,29 @@ def render(paths: Sequence[Path], *, title: str = "Results", caught: Sequence[wa
     `caught` collects warnings while the files are read; they become caveats of the page.
     Raises: UsageError or DataError when a file cannot be read, or holds no run.
     """
-    return composed(paths, title=title, prices={}, caught=caught)[0]
+    return composed(paths, title=title, prices={}, caught=caught, phases=hidden())[0]
 
 
 def composed(
-    paths: Sequence[Path], *, title: str, prices: Mapping[str, float], caught: Sequence[warnings.WarningMessage]
+    paths: Sequence[Path],
+    *,
+    title: str,
+    prices: Mapping[str, float],
+    caught: Sequence[warnings.WarningMessage],
+    phases: Phases,
 ) -> tuple[str, list[Table]]:
     """Return the page as `render` does, and its tables of the same work on different machines.
 
-    prices: dollars an hour of a node without GPUs (cpu) and of a GPU (gpu).
+    prices: dollars an hour of a node without GPUs (cpu) and of a GPU (gpu). phases: shows how far it is.
     Raises: UsageError or DataError when a file cannot be read, or holds no run.
     """
+    phases.begin("reading rows")
     sources = load(paths)
     if not any(source.records for source in sources):
         files = ", ".join(map(str, paths))
         raise UsageError(f"{files}: no runs to report, give a CSV file with at least one that is no dry run")
-    pieces = sections.pieces(sources)
+    pieces = sections.pieces(sources, phases)
+    phases.begin("writing the page")
     several = [piece for piece in pieces if len(piece.ways) > 1]
     lone = [piece for piece in pieces if len(piece.ways) == 1] if len(pieces) > 1 else []
     found: dict[str, Any] = {

@@ -16,6 +16,7 @@ from paralab.benchmarks.report.metrics import STEP_TIME, Metric, usual
 from paralab.benchmarks.report.sources import Source
 from paralab.benchmarks.report.variants import Variant, variants
 from paralab.benchmarks.report.work import ENVIRONMENT, HARDWARE, WORK, Column, amount, show, value
+from paralab.console.phases import Phases, hidden
 from paralab.errors import DataError
 from paralab.pages.page import Chart
 from paralab.records.log import LogRecord, StepRecord, read_log
@@ -100,16 +101,25 @@ class Piece:
         return sorted((way for way in self.ways if way.step_times), key=lambda way: stats.median(way.step_times))
 
 
-def pieces(sources: Sequence[Source]) -> list[Piece]:
-    """Return every piece of work: first those done in several ways, and among equals GPUs first."""
+def pieces(sources: Sequence[Source], phases: Phases | None = None) -> list[Piece]:
+    """Return every piece of work: first those done in several ways, and among equals GPUs first.
+
+    phases: shows how far it is.
+    """
+    phases = phases or hidden()
     origin = {id(record): source for source in sources for record in source.records}
     groups = work.group([record for source in sources for record in source.records], WORK).values()
-    found = [_piece(records, origin) for records in groups]
+    phases.begin("reading logs and comparing", total=len(groups))
+    found = []
+    for records in groups:
+        found.append(_piece(records, origin))
+        phases.advance()
     found.sort(key=lambda piece: (len(piece.ways) == 1, piece.device != "cuda"))
     for number, piece in enumerate(found, start=1):
         piece.number = number
         piece.references = _references(piece, found)
-    figures.draw(found)
+    phases.begin("drawing charts", total=len(found))
+    figures.draw(found, phases)
     return found
 
 

@@ -9,6 +9,8 @@ paralab's own parameter names. paralab train --init-from starts from either.
 import argparse
 from pathlib import Path
 
+from paralab.console.clock import Moment
+from paralab.console.phases import Phases
 from paralab.errors import ConfigError
 from paralab.models.files import FORM, MOVED
 from paralab.options.arguments import TOKENIZER_MOVED, Parser, new_folder
@@ -18,19 +20,24 @@ def main(argv: list[str]) -> int:
     """Write the folder; print where."""
     options = _parse(argv)
     target = options.target
+    began = Moment.now()
     from paralab import checkpoint
     from paralab.inference.restore import find
 
     path = find(Path(options.checkpoint))
-    if options.format == "safetensors":
-        checkpoint.export_safetensors(path, target)
-    else:
-        _to_hugging_face(path, options)
-    print(f"{path} written to {target}")
+    with Phases(began) as phases:
+        if options.format == "safetensors":
+            phases.begin(f"writing its weights to {target}")
+            checkpoint.export_safetensors(path, target)
+            said = ""
+        else:
+            said = _to_hugging_face(path, options, phases)
+    print("\n".join(filter(None, (said, f"{path} written to {target}"))))
     return 0
 
 
-def _to_hugging_face(path: Path, options: argparse.Namespace) -> None:
+def _to_hugging_face(path: Path, options: argparse.Namespace, phases: Phases) -> str:
+    """Write the folder; return what is to be said of its tokenizer, where the model came with one."""
     from paralab.data.tokenizer import get_tokenizer
     from paralab.inference.restore import restore
     from paralab.models.hugging_face import CausalLMConfig
@@ -39,18 +46,21 @@ def _to_hugging_face(path: Path, options: argparse.Namespace) -> None:
     from paralab.weights.hugging_face import convertible, to_hugging_face
 
     target = options.target
+    phases.begin(f"reading {path}")
     trained = restore(path, model=options.model, tokenizer=options.tokenizer)
     spec, config = trained.work.spec, trained.work.model_config
     if isinstance(config, CausalLMConfig):
-        print(causal_lm.write(target, config, trained.model, source=spec.name))
-        return
+        phases.begin(f"writing {target}")
+        return causal_lm.write(target, config, trained.model, source=spec.name)
     if spec.hugging_face is None:
         able = " and ".join(sorted(other.name for other in convertible().values()))
         raise ConfigError(f"{path} is a {spec.name} model, and --format hf is for {able}: use --format safetensors")
+    phases.begin(f"writing {target}")
     end = get_tokenizer(config.tokenizer).end_of_text if isinstance(config, TextConfig) else None
     to_hugging_face(target, trained.model.state_dict(), spec=spec, config=config, end_of_text=end)
     if isinstance(config, TextConfig):
         tokenizer_files.save(config.tokenizer, target, longest=config.seq_len)
+    return ""
 
 
 def _parse(argv: list[str]) -> argparse.Namespace:

@@ -82,8 +82,12 @@ def test_a_run_that_goes_on_keeps_its_own_weights(trained: Path, tmp_path: Path)
     assert losses(out, "--resume", "--steps", "3") == pytest.approx([*first, whole[2]], rel=1e-6)
 
 
-def test_shorter_windows_use_the_first_positions(trained: Path, tmp_path: Path) -> None:
+def test_shorter_windows_use_the_first_positions(
+    trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     folder = export(trained, tmp_path / "hf", "hf")
+    told = [line.partition("] ")[2] for line in capsys.readouterr().err.splitlines()]
+    assert told[0].startswith(f"reading {trained}") and told[1] == f"writing {folder}", "how far it is"
     config, _ = from_hugging_face(folder)
     assert isinstance(config, GPT2Config)
     assert losses(tmp_path / "a", "--steps", "1", "--init-from", str(folder), "--seq-len", str(config.seq_len // 2))

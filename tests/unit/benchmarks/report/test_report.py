@@ -1,6 +1,7 @@
 import base64
 import gzip
 import hashlib
+import io
 import re
 import xml.etree.ElementTree as ElementTree
 from dataclasses import fields, replace
@@ -14,7 +15,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from paralab.benchmarks.report import report, sections
-from paralab.benchmarks.report.report import main, render
+from paralab.benchmarks.report.report import composed, main, render
+from paralab.console.clock import Moment
+from paralab.console.phases import Phases
 from paralab.errors import UsageError
 from paralab.measure.span import SpanRecord
 from paralab.pages import charts, marks
@@ -105,6 +108,14 @@ def sweep(tmp_path):
 @pytest.fixture(scope="module")
 def page(tmp_path_factory):
     return render(sweep(tmp_path_factory.mktemp("sweep")))
+
+
+def test_what_takes_long_says_how_far_it_is(tmp_path):
+    files, told = sweep(tmp_path), io.StringIO()
+    with Phases(Moment.now(), file=told) as phases:
+        composed(files, title="", prices={}, caught=[], phases=phases)
+    names = [line.partition("] ")[2] for line in told.getvalue().splitlines()]
+    assert names == ["reading rows", "reading logs and comparing", "drawing charts", "writing the page"]
 
 
 def test_the_page_asks_the_network_for_nothing(page):
