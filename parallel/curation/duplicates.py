@@ -55,17 +55,26 @@ def near(signatures: np.ndarray, *, threshold: float, besides: np.ndarray) -> It
 
 def _sharing(minhashes: np.ndarray, threshold: float, besides: np.ndarray) -> dict[int, list[tuple[int, int]]]:
     """Return band and group of each band that a unit shares with others, of the units that share one."""
-    from datasketch import MinHashLSH
-
-    chosen = MinHashLSH(threshold, minhashes.shape[1], weights=(1 - _MISSES, _MISSES))  # so many bands of so many rows
+    bands, rows = _bands(minhashes.shape[1], threshold)
     units = np.flatnonzero(~besides)
     found: dict[int, list[tuple[int, int]]] = defaultdict(list)
-    for band in range(chosen.b):
-        keys = _keys(minhashes[:, band * chosen.r : (band + 1) * chosen.r])[units]
+    for band in range(bands):
+        keys = _keys(minhashes[:, band * rows : (band + 1) * rows])[units]
         _, group, count = np.unique(keys, return_inverse=True, return_counts=True)
         for i in np.flatnonzero(count[group] > 1):
             found[int(units[i])].append((band, int(group[i])))
     return found
+
+
+def _bands(permutations: int, threshold: float) -> tuple[int, int]:
+    """Return into how many bands MinHashes are cut, and of how many numbers each is: two at least."""
+    from datasketch import MinHashLSH
+
+    try:
+        chosen = MinHashLSH(threshold, permutations, weights=(1 - _MISSES, _MISSES))
+    except ValueError:  # near a threshold of 1 a single band is best, which it refuses
+        return 2, permutations // 2
+    return chosen.b, chosen.r
 
 
 def _keys(band: np.ndarray) -> np.ndarray:

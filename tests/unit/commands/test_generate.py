@@ -107,8 +107,9 @@ def test_tokens_are_drawn_in_proportion_at_the_temperature() -> None:
 @pytest.fixture(scope="module")
 def run_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("run")
-    for model, size in (("gpt2", "tiny"), ("llama", "tiny"), ("resnet", "tiny")):
-        work = resolve(RunConfig(model=model, size=size, layout=Layout(), global_batch_size=4))
+    for model, precision in (("gpt2", "fp32"), ("llama", "fp64"), ("resnet", "fp32")):
+        run = RunConfig(model=model, size="tiny", layout=Layout(), global_batch_size=4)
+        work = resolve(replace(run, precision=precision))
         engine = native.build(work.context(make_mesh(work.layout, torch.device("cpu"))))
         checkpoint.save(engine, folder / model)
     return folder
@@ -120,6 +121,7 @@ def test_a_restored_model_is_the_one_that_was_saved(run_folder: Path) -> None:
     saved = checkpoint.read_weights(run_folder / "gpt2")
     assert all(torch.equal(p, saved[name]) for name, p in trained.model.named_parameters())
     assert trained.model.head.weight is trained.model.embed.tokens.weight
+    assert {p.dtype for p in restore(run_folder / "llama").model.parameters()} == {torch.float64}
 
 
 @pytest.mark.parametrize("name", SIZES)

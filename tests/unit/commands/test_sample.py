@@ -102,12 +102,16 @@ def test_the_p_value_is_uniform_when_there_is_no_difference() -> None:
     values = [energy_test(draw(40, seed=i), draw(40, seed=1000 + i), permutations=99).p_value for i in range(100)]
     assert 0.35 < np.mean(values) < 0.65
     assert 0 < np.mean(np.array(values) <= 0.1) < 0.25
+    same = draw(40, seed=0)
+    assert energy_test(same, same, permutations=130).p_value <= 1, "however many permutations there are"
 
 
 def test_one_evaluation_gives_the_mean_of_the_originals_and_the_flow_one_of_them() -> None:
     """The mean squared error of the mean is the least there is, and the flow keeps the distribution."""
     clean = draw(800, seed=6)
     small, large = denoise(predict, clean, sigmas=(0.1, 0.8), sigma_min=0.01, steps=60, seed=7)
+    (other,) = denoise(predict, clean, sigmas=(0.8,), sigma_min=0.01, steps=1, seed=8)
+    assert (other.noisy - large.noisy).abs().mean() > 0.5, "each seed has its own noise"
     torch.testing.assert_close(8 * (small.noisy - clean), large.noisy - clean)
     x, variance = large.noisy, STD**2 + 0.8**2
     responsibility = (WEIGHTS.log() - (x[:, None] - MEANS).square().sum(-1) / (2 * variance)).softmax(1)
@@ -149,6 +153,8 @@ def test_the_command_denoises(size: str, run_folder: Path, tmp_path: Path, capsy
     assert command.main([*words, "--out", str(tmp_path / "a.npz")]) == 0
     with np.load(tmp_path / "a.npz", allow_pickle=False) as arrays:
         away = np.sqrt(np.square(arrays["noisy"] - arrays["clean"]).mean(axis=tuple(range(1, arrays["noisy"].ndim))))
+        held_out = resolve(RunConfig(model="diffusion", size=size)).dataset("validation").samples
+        np.testing.assert_array_equal(arrays["clean"], held_out.load(np.arange(8))[0].numpy())
         assert arrays["levels"].tolist() == [0.2, 0.5] and away[1] / away[0] == pytest.approx(2.5, rel=1e-4)
     assert f"0.2     {away[0]:>9.4f}" in capsys.readouterr().out
     picture = (tmp_path / "a.svg").read_text()

@@ -99,6 +99,7 @@ def test_the_constants_bound_the_hessian(problem: SoftmaxRegression) -> None:
 def test_the_variance_is_that_of_batches(problem: SoftmaxRegression) -> None:
     best = optimum.of_softmax(problem).point
     drawn = [batch for epoch in range(60) for batch in batches(problem, size=4, seed=0, epoch=epoch)]
+    assert len(drawn) == 60 * 23, "4 of 90 samples a step: an epoch rounds up"
     squared = [problem.batch_gradient(best, batch).square().sum().item() for batch in drawn]
     assert np.mean(squared) == pytest.approx(problem.gradient_variance(best, 4), rel=0.1)
 
@@ -225,3 +226,15 @@ def test_what_is_sent_is_counted() -> None:
     reduce = CountedReduction(lambda tensor: tensor, ranks=4, backend="gloo")
     reduce(torch.zeros(10, dtype=torch.float64))
     assert reduce.sent_bytes == 2 * 3 / 4 * 80  # a ring of four
+
+
+def test_a_line_has_the_time_and_the_bytes_of_all_steps_up_to_it(problem: SoftmaxRegression) -> None:
+    best = optimum.of_softmax(problem)
+    sent = CountedReduction(lambda tensor: tensor, ranks=4, backend="gloo")
+    shared, settings = replace(problem, reduce=sent), Settings()
+    lines = measured.run(LOGISTIC["gd"], shared, optimum=best, settings=settings, epochs=3, sent=sent)
+    step = round(1.5 * 8 * (best.point.numel() + 1))  # a gradient and the loss
+    assert [line.sent_bytes for line in lines] == [0, step, 2 * step, 3 * step], "without those of the values looked at"
+    assert all(before.time_s < after.time_s for before, after in pairwise(lines))
+    assert measured.epochs_until(lines, 1.001 * lines[2].gradient_norm) == 2
+    assert measured.epochs_until(lines, 0.0) is None

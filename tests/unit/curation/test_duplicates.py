@@ -3,6 +3,7 @@
 import csv
 import json
 import random
+import re
 import resource
 import tracemalloc
 from pathlib import Path
@@ -18,7 +19,7 @@ from paralab.curation import kept, units
 from paralab.curation.duplicates import exact
 from paralab.curation.planted import jaccard, plant
 from paralab.curation.signatures import EXACT, Near, minhash, shingles
-from paralab.curation.units import Texts
+from paralab.curation.units import Texts, Unit
 from paralab.curation.without import write
 from paralab.data import open_dataset
 from paralab.data.text import TokenWindows
@@ -75,18 +76,38 @@ def test_planted_copies_are_found_as_exact_jaccard_says() -> None:
     assert not any(copy.found for copy in copies if copy.jaccard < 0.6)
 
 
-def test_the_first_of_those_that_repeat_is_kept_and_the_others_are_named(tmp_path: Path) -> None:
+def test_the_first_of_those_that_repeat_is_kept_and_the_others_are_named(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     rng = random.Random(0)
     long, other = (" ".join(f"w{rng.random()}" for _ in range(60)) for _ in range(2))
     texts = [long, "a b", other, "a b", f"{long} more", "a c", long]
     path, out, pairs = rows(tmp_path / "r.jsonl", texts), tmp_path / "out.jsonl", tmp_path / "pairs.csv"
     assert dedup(path, "--out", out, "--pairs", pairs) == 0
     assert [json.loads(line)["text"] for line in out.read_text().splitlines()] == [long, "a b", other, "a c"]
+    n_bytes = sum(map(len, (long, "a b", other, "a c")))
+    assert capsys.readouterr().out.splitlines()[-1] == f"kept        4, {n_bytes:,} bytes, in {out}"
     found = [(row["document"], row["of_document"], row["similarity"]) for row in csv.DictReader(pairs.open())]
     assert [x[:2] for x in found] == [("3", "1"), ("4", "0"), ("6", "0")]
     assert found[0][2] == found[2][2] == "exact" and 0.8 <= float(found[1][2]) <= 1
     assert dedup(path, "--out", out, "--exact") == 0
     assert len(out.read_text().splitlines()) == 5
+
+
+@pytest.mark.parametrize("permutations", [16, 128])
+def test_a_similarity_that_is_the_threshold_is_enough(permutations: int, tmp_path: Path) -> None:
+    texts = ["One two three four five six.", "one, two three four five six", "six five four three two one"]
+    path, out = rows(tmp_path / "r.jsonl", texts), tmp_path / "out.jsonl"
+    assert dedup(path, "--out", out, "--threshold", "1", "--permutations", permutations) == 0
+    assert [json.loads(line)["text"] for line in out.read_text().splitlines()] == [texts[0], texts[2]]
+
+
+def test_another_column_of_the_same_file_is_another_text(tmp_path: Path) -> None:
+    path, out = tmp_path / "r.jsonl", tmp_path / "out.jsonl"
+    path.write_text("".join(json.dumps({"text": "same", "title": f"title {i}"}) + "\n" for i in range(3)))
+    for column, kept_of_it in (("text", 1), ("title", 3)):
+        assert dedup(path, "--out", out, "--exact", "--text-column", column) == 0
+        assert len(out.read_text().splitlines()) == kept_of_it
 
 
 def test_texts_without_a_word_are_duplicates_only_where_they_are_equal(tmp_path: Path) -> None:
@@ -102,7 +123,7 @@ def test_texts_without_a_word_are_duplicates_only_where_they_are_equal(tmp_path:
 
 def test_what_is_kept_of_a_plain_text_can_be_trained_on(tmp_path: Path) -> None:
     text, out = tmp_path / "t.txt", tmp_path / "u.txt"
-    text.write_text("one\ntwo\n\n\n\nthree\n\n\none\ntwo\n\nfour\n")
+    text.write_text("one\ntwo\n\n\n\nthree\n \t\none\ntwo\n\nfour\n")
     assert dedup(text, "--out", out, "--exact") == 0
     assert out.read_text() == "one\ntwo\n\nthree\n\nfour\n\n"
     assert dedup(text, "--out", out, "--exact", "--by", "line") == 0
@@ -154,6 +175,19 @@ def test_memory_does_not_grow_with_the_text(tmp_path: Path, monkeypatch: pytest.
         tracemalloc.stop()
         assert found["n_chars"].max() <= units.LONGEST_CHARS and found["n_bytes"].sum() >= path.stat().st_size - 60
     assert peaks[1] < 1.3 * peaks[0] and peaks[1] < path.stat().st_size
+    monkeypatch.setattr(units, "LONGEST_CHARS", 7)
+    assert "".join(units.parted(["0123456789" * 3, "ab"], re.compile("\n"))) == "0123456789" * 3 + "ab"
+
+
+def test_a_process_is_given_few_units_and_little_text() -> None:
+    sizes = {chars: [Unit(0, i, "x" * chars) for i in range(1100)] for chars in (1, 1 << 14)}
+    assert [len(task) for task in kept.tasks(iter(sizes[1]))] == [512, 512, 76]
+    assert [len(task) for task in kept.tasks(iter(sizes[1 << 14]))] == [16] * 68 + [12]
+
+
+def test_a_file_that_is_named_twice_is_read_once(tmp_path: Path) -> None:
+    path = rows(tmp_path / "r.jsonl", ["x"])
+    assert Texts.of([str(path), str(tmp_path)], by=None, column="text").files == (path,)
 
 
 def test_a_disk_that_is_full_is_one_line_and_leaves_no_half(tmp_path: Path) -> None:

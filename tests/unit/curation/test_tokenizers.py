@@ -40,6 +40,13 @@ def test_the_comparison_counts_tokens_bytes_and_what_is_used() -> None:
     assert (found.n_tokens, found.n_bytes, found.used, found.vocabulary, found.exact) == (5, 5, 4, 257, True)
 
 
+def test_one_piece_that_is_not_given_back_is_enough_to_be_inexact(tmp_path: Path) -> None:
+    file = save(train("bpe", ["ab ab"], vocabulary=258), tmp_path)
+    file.write_text(file.read_text().replace('"Ã":', '"_":'))  # no letter begins with this byte any more
+    found = [compare("bpe", get_tokenizer(str(file)), texts) for texts in (["a", "b"], ["é", "b"])]
+    assert [one.exact for one in found] == [True, False]
+
+
 @pytest.mark.parametrize(("vocabulary", "degree", "rows"), [(257, 2, 1), (257, 64, 63), (4096, 64, 0), (50_257, 8, 7)])
 def test_rows_that_a_vocabulary_lacks(vocabulary: int, degree: int, rows: int) -> None:
     assert padding(vocabulary, degree) == rows and (vocabulary + rows) % degree == 0
@@ -67,6 +74,9 @@ def test_it_is_trained_once_and_again_where_something_changed(
     book.write_text(TEXT[1:])
     assert trained(310) == ["bpe", "wordpiece"]
     assert json.loads((out / "bpe" / "made.json").read_text())["text"] == Corpus((str(book),), "text").identity
+    both = Corpus((str(book), str(tmp_path / "more.txt")), "text")
+    identities = [(tmp_path / "more.txt").write_text(more) and both.identity for more in (TEXT, TEXT[2:])]
+    assert len({*identities, Corpus((str(book),), "text").identity}) == 3, "of the content of every file"
 
 
 def test_the_table_fits_a_terminal_and_says_which_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

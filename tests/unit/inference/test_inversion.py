@@ -1,6 +1,7 @@
 """Inversion: vectors are read as tokens are, and gradient descent finds those after which a text is written."""
 
 import csv
+import math
 from dataclasses import replace
 from pathlib import Path
 
@@ -17,6 +18,7 @@ from paralab.data.tokenizer import get_tokenizer
 from paralab.engines import native
 from paralab.errors import ConfigError, DataError, ModelError, UsageError
 from paralab.inference.inversion import Inverted, Table, greedy, invert, losses
+from paralab.inference.shown import Shown
 from paralab.layout import Layout
 from paralab.models import SPECS
 from paralab.models.generation import Choice, generate
@@ -98,11 +100,37 @@ def test_each_restart_is_that_of_its_seed(model: nn.Module, table: Table) -> Non
     assert not torch.allclose(together.curve[:, 0], together.curve[:, 1])
 
 
+def test_the_learning_rate_falls_along_a_cosine(
+    model: nn.Module, table: Table, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rates: list[float] = []
+    take = torch.optim.Adam.step
+
+    def step(self: torch.optim.Adam) -> None:
+        rates.append(self.param_groups[0]["lr"])
+        take(self)
+
+    monkeypatch.setattr(torch.optim.Adam, "step", step)
+    find(model, table, steps=4)
+    assert rates == pytest.approx([0.3 * table.scale * (1 + math.cos(math.pi * n / 4)) / 2 for n in range(4)])
+
+
 def test_the_nearest_token_of_its_own_vector_is_itself(table: Table) -> None:
     tokens = torch.tensor([[0, 5], [256, 97]])
     nearest, distance = table.nearest(table.vectors[tokens] + 1e-6)
     assert torch.equal(nearest, tokens) and (distance < 1e-4).all()
     assert 0.5 < table.typical_distance / (table.scale * (2 * table.vectors.shape[1]) ** 0.5) < 1.5
+
+
+def test_the_tokens_of_the_text_are_counted_up_to_the_first_that_differs(model: nn.Module, table: Table) -> None:
+    (written,) = greedy(model, table, table.vectors[PROMPT][None], tokens=4, known=KNOWN)
+    for at, verdict in ((0, "0 of 4 tokens of the text"), (2, "2 of 4 tokens of the text"), (None, "the text")):
+        text = written.clone()
+        if at is not None:
+            text[at] = (text[at] + 1) % KNOWN
+        found = Inverted(table.vectors[PROMPT][None], torch.zeros(1), torch.zeros(1, 1))
+        lines = Shown(model, table, get_tokenizer("bytes"), text, found, None).lines()
+        assert f"    {verdict}, loss" in lines[2]
 
 
 RUN = RunConfig(model="gpt2", size="tiny", layout=Layout(), global_batch_size=4)

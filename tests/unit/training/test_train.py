@@ -219,7 +219,7 @@ def test_early_stopping_counts_from_the_best_evaluation(
     assert run(tmp_path, *QUICK, "--steps", "50", "--eval-every", "1", "--early-stop", "3") == 0
     assert [x["step"] for x in validations(tmp_path)] == [1, 2, 3, 4, 5, 6, 7]
     assert "3 evaluations without a better loss" in capsys.readouterr().out
-    assert checkpoint.best(tmp_path) == tmp_path / "step-4"
+    assert restore(tmp_path).path == checkpoint.best(tmp_path) == tmp_path / "step-4"
 
 
 def test_a_log_of_a_run_that_left_no_checkpoint_is_kept_apart(

@@ -1,6 +1,7 @@
 """Filters and feature maps of a real run, compared with what the network holds and computes."""
 
 import io
+import shutil
 from base64 import b64decode
 from pathlib import Path
 from xml.etree import ElementTree
@@ -13,9 +14,10 @@ from torch import nn
 
 from paralab.benchmarks.report import filters, plot
 from paralab.commands import train
+from paralab.console.phases import hidden
 from paralab.errors import ConfigError, DataError, UsageError
 from paralab.inference.encoders import samples_of
-from paralab.inference.feature_maps import before_training
+from paralab.inference.feature_maps import across_training, before_training
 from paralab.inference.restore import restore
 from paralab.models.resnet import ResNet
 from paralab.pages.page import Chart
@@ -70,6 +72,14 @@ def test_filters_and_maps_are_those_of_the_network(run: Path) -> None:
     for chart, maps in zip((stem, stage1, stage2), seen, strict=True):
         expected = [coloured(one / maps.max().item(), signed=False) for one in maps[:16].numpy()]
         np.testing.assert_array_equal(np.stack(rows(chart)[-1]), np.stack(expected))
+
+
+def test_a_run_from_other_weights_has_no_moment_before_training(run: Path, tmp_path: Path) -> None:
+    folder = shutil.copytree(run, tmp_path / "run")
+    config = folder / "config.toml"
+    config.write_text('init_from = "elsewhere"\n' + config.read_text())
+    labels = [[one.label for one in across_training(x, most=3, number=0, phases=hidden())[0]] for x in (run, folder)]
+    assert labels == [["untrained", "step 1", "step 2"], ["step 1", "step 2"]]
 
 
 def test_a_picture_of_it_has_its_pixels(run: Path, tmp_path: Path) -> None:
