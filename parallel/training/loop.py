@@ -1,7 +1,6 @@
 """The training loop on one rank: steps, metrics, evaluation, checkpoints, and a clean end when a signal asks for it."""
 
 import contextlib
-import math
 import os
 import re
 import sys
@@ -154,7 +153,8 @@ class Training:
             start_from(self.engine, run.init_from, trust=run.trust)
         if self.outcome.step and (best := checkpoint.best(self.folder)):
             facts = checkpoint.read_facts(best)
-            self.outcome.best, self.outcome.best_step = Validation(0, facts.metric or math.inf), facts.step
+            assert facts.metric is not None, "the best one has a loss"
+            self.outcome.best, self.outcome.best_step = Validation(0, facts.metric), facts.step
         self.log = self._open_log()
         self.usage_log = StepLog(usage_file(self.folder, self.rank.rank))
         if self.is_main:

@@ -102,6 +102,13 @@ def test_continues_bit_by_bit(options: dict, tmp_path: Path) -> None:
     assert all(torch.equal(a[name], b[name]) for a, b in zip(ours, theirs, strict=True) for name in a)
 
 
+def test_the_loss_scale_of_another_precision_is_not_taken(tmp_path: Path) -> None:
+    checkpoint.save(build(precision="fp16"), tmp_path)
+    engine = build()
+    checkpoint.load(engine, tmp_path)
+    assert engine.loss_scale.value == 1
+
+
 def test_saving_holds_the_moment_it_was_asked_at(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     trained = threading.Event()
     prepare = Writer.prepare_global_plan

@@ -2,6 +2,7 @@
 
 import math
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -153,8 +154,8 @@ def test_the_command_denoises(size: str, run_folder: Path, tmp_path: Path, capsy
     assert command.main([*words, "--out", str(tmp_path / "a.npz")]) == 0
     with np.load(tmp_path / "a.npz", allow_pickle=False) as arrays:
         away = np.sqrt(np.square(arrays["noisy"] - arrays["clean"]).mean(axis=tuple(range(1, arrays["noisy"].ndim))))
-        held_out = resolve(RunConfig(model="diffusion", size=size)).dataset("validation").samples
-        np.testing.assert_array_equal(arrays["clean"], held_out.load(np.arange(8))[0].numpy())
+        held_out: Any = resolve(RunConfig(model="diffusion", size=size)).dataset("validation")
+        np.testing.assert_array_equal(arrays["clean"], held_out.samples.load(np.arange(8))[0].numpy())
         assert arrays["levels"].tolist() == [0.2, 0.5] and away[1] / away[0] == pytest.approx(2.5, rel=1e-4)
     assert f"0.2     {away[0]:>9.4f}" in capsys.readouterr().out
     picture = (tmp_path / "a.svg").read_text()

@@ -40,7 +40,7 @@ from paralab.records.reading import read
 from paralab.records.requested import Requested
 from paralab.training import goodput, lock, loop, screen
 from paralab.training.evaluate import Evaluator, Validation
-from paralab.training.interval import _units_per_s
+from paralab.training.interval import _units_per_s, check_finite
 from paralab.training.lock import FolderLock
 from paralab.training.outcome import Outcome, record_of
 from paralab.training.usage import Used
@@ -211,15 +211,33 @@ def test_a_loss_that_is_not_finite_ends_the_run_and_names_the_batch(tmp_path: Pa
     assert checkpoint.latest(tmp_path) is None, "weights that are not numbers were saved"
 
 
+def test_a_norm_may_overflow_in_fp16_alone_and_a_loss_never() -> None:
+    work = {name: resolve(train.read([*QUICK, "--precision", name], PYTHON)) for name in ("fp16", "fp32")}
+    check_finite(3, 1.0, math.inf, work["fp16"])
+    for name, loss, norm in (("fp16", math.nan, 1.0), ("fp32", 1.0, math.inf)):
+        with pytest.raises(DivergedError, match="at step 3, whose batch is samples 24 to 31 of the order"):
+            check_finite(3, loss, norm, work[name])
+
+
 def test_early_stopping_counts_from_the_best_evaluation(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    found = iter([5.0, 5.5, 5.0, 4.0, 4.5, 4.0, 4.25, 3.0])  # a better one after two that are not, then three more
+    found = iter([5.0, 5.5, 5.0, 0.0, 4.5, 4.0, 4.25])  # a better one after two that are not, then three more
     monkeypatch.setattr(Evaluator, "__call__", lambda self: Validation(20, next(found)))
-    assert run(tmp_path, *QUICK, "--steps", "50", "--eval-every", "1", "--early-stop", "3") == 0
+    words = ["--steps", "49", "--warmup", "1", "--eval-every", "1", "--early-stop", "3"]
+    assert run(tmp_path, *QUICK, *words) == 0
     assert [x["step"] for x in validations(tmp_path)] == [1, 2, 3, 4, 5, 6, 7]
-    assert "3 evaluations without a better loss" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "3 evaluations without a better loss" in said
     assert restore(tmp_path).path == checkpoint.best(tmp_path) == tmp_path / "step-4"
+    records = read_steps(tmp_path / "log" / "rank0.jsonl")
+    assert [x.measured for x in records] == [False] + [True] * 6
+    shown = re.findall(r"^step +(\d+)/50 .* lr (\S+)", said, re.MULTILINE)
+    assert shown == [(str(n), f"{x.learning_rate:.2e}") for n, x in enumerate(records, start=1)]
+    found = iter([4.1, 4.0, 4.2])
+    assert run(tmp_path, "--resume") == 0
+    assert [x["step"] for x in validations(tmp_path)][7:] == [8, 9, 10], "none is better than before it went on"
+    assert "the best is step-4: " in capsys.readouterr().out
 
 
 def test_a_log_of_a_run_that_left_no_checkpoint_is_kept_apart(
