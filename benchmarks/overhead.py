@@ -12,7 +12,6 @@ import statistics
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from paralab.benchmarks.report.stats import median_interval
 from paralab.errors import ConfigError
 from paralab.options import heading
 from paralab.options.config import RunConfig, changed
@@ -88,6 +87,8 @@ def check(config: OverheadConfig) -> None:
 
 def verdict(pairs: list[Pair], *, steps: int) -> tuple[str, int]:
     """Return what the pairs say about the limit, and the exit status."""
+    from paralab.benchmarks.report.stats import median_interval
+
     ratios = [pair.measured_s / pair.bare_s for pair in pairs]
     ratio, (low, high) = statistics.median(ratios), median_interval(ratios)
     if high <= LIMIT:

@@ -16,17 +16,18 @@ import warnings
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from paralab.benchmarks.report import explain
-from paralab.benchmarks.report.comparing import compare_column, compare_files, compare_ways
-from paralab.benchmarks.report.formats import FORMATS
+from paralab.benchmarks.report.choices import FORMATS, NOT_COMPARABLE
 from paralab.benchmarks.report.metrics import MOST_ASKED, Metric, metric_of, usual
-from paralab.benchmarks.report.outcome import NOT_COMPARABLE, Outcome
 from paralab.benchmarks.report.sources import Source, load
 from paralab.errors import ParalabError, UsageError
 from paralab.options.arguments import Parser
 from paralab.options.numbers import meant, number_of
 from paralab.records.cells import one_line
+
+if TYPE_CHECKING:
+    from paralab.benchmarks.report.outcome import Outcome
 
 _EPILOG = """exit status:
   0  compared; with --fail-over: no variant is worse by more than PERCENT
@@ -56,22 +57,31 @@ def main(argv: Sequence[str] | None = None) -> int:
         return NOT_COMPARABLE
     for warning in caught:
         print(f"paralab compare: {one_line(str(warning.message))}", file=sys.stderr)
-    found = FORMATS[options.format](outcome, metric)
+    from paralab.benchmarks.report.formats import WRITERS
+
+    found = WRITERS[options.format](outcome, metric)
     if options.explain:
+        from paralab.benchmarks.report import explain
+
         found = explain.WITH[options.format](found, explain.of_families(outcome.families))
     print(found, end="")
     return outcome.exit_status(options.fail_over, fail_on_change=options.fail_on_change)
 
 
-def _look(options: argparse.Namespace) -> tuple[Outcome, Metric]:
+def _look(options: argparse.Namespace) -> "tuple[Outcome, Metric]":
+    from paralab.benchmarks.report.comparing import compare_column, compare_files
+
     sources = load(options.files)
     rows = [row for source in sources for row in source.records]
     metric = metric_of(options.metric) if options.metric else usual(rows)
     if metric.better is None and options.fail_over is not None:
         neither = f"--metric {metric.column}, in which neither lower nor higher is better"
         raise UsageError(f"--fail-over with {neither}: name another metric")
-    if options.explain and options.format not in explain.WITH:
-        raise UsageError(f"--explain with --format {options.format}: use one of {', '.join(explain.WITH)}")
+    if options.explain:
+        from paralab.benchmarks.report.explain import WITH
+
+        if options.format not in WITH:
+            raise UsageError(f"--explain with --format {options.format}: use one of {', '.join(WITH)}")
     if options.equivalent_within is not None:
         metric = replace(metric, within=options.equivalent_within / 100)
     for source in sources:
@@ -94,8 +104,10 @@ def _look(options: argparse.Namespace) -> tuple[Outcome, Metric]:
     return compare_files(base.records, other.records, metric, names=names, force=options.force), metric
 
 
-def _ways(source: Source, metric: Metric) -> Outcome:
+def _ways(source: Source, metric: Metric) -> "Outcome":
     """Compare what one file holds. Raises: UsageError where nothing was done in two ways."""
+    from paralab.benchmarks.report.comparing import compare_ways
+
     found = compare_ways(source.records, metric)
     if not found.comparisons:
         needed = "two strategies, layouts or engines at one piece of work"

@@ -1,23 +1,16 @@
 """Which comparisons of a sweep are decided so far, for a sweep that goes on until all are."""
 
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
 
 from paralab.benchmarks.report import work
 from paralab.benchmarks.report.comparing import compare_ways
 from paralab.benchmarks.report.comparison import Comparison
 from paralab.benchmarks.report.families import families
-from paralab.benchmarks.report.metrics import METRICS, Metric
+from paralab.benchmarks.report.metrics import Metric
 from paralab.benchmarks.report.outcome import Outcome
 from paralab.benchmarks.report.variants import Variant, variants
 from paralab.benchmarks.report.work import WORK
 from paralab.records.row import RunRecord
-
-
-def metric_within(percent: float | None, *, to_loss: bool) -> Metric | None:
-    """Return step times, or times until a loss is reached, with this margin of equivalence; None without one."""
-    column = "time_to_loss_s" if to_loss else "step_time_p50_s"
-    return None if percent is None else replace(METRICS[column], within=percent / 100)
 
 
 def undecided(rows: Sequence[RunRecord], metric: Metric) -> set[str]:

@@ -4,11 +4,12 @@ import csv
 import io
 import json
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, fields
 from itertools import groupby
 
 from paralab.benchmarks.report.caveats import grouped
+from paralab.benchmarks.report.choices import FORMATS
 from paralab.benchmarks.report.comparison import DIFFERENT, Comparison
 from paralab.benchmarks.report.evidence import LEVEL
 from paralab.benchmarks.report.metrics import METRICS, Metric
@@ -212,9 +213,6 @@ def _json(outcome: Outcome, metric: Metric) -> str:
     return json.dumps(found, indent=2, allow_nan=False) + "\n"
 
 
-FORMATS: dict[str, Callable[[Outcome, Metric], str]] = {
-    "text": text,
-    "markdown": _markdown,
-    "csv": _csv,
-    "json": _json,
-}
+WRITERS: Mapping[str, Callable[[Outcome, Metric], str]] = dict(
+    zip(FORMATS, (text, _markdown, _csv, _json), strict=True)
+)

@@ -1,7 +1,7 @@
 """What a comparison can judge by: every numeric column of a row, with what is better in it where that is known."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from paralab.errors import UsageError, did_you_mean
@@ -75,3 +75,9 @@ def usual(runs: Sequence[RunRecord]) -> Metric:
     good = [run for run in runs if run.status == "ok"]
     asked = bool(good) and all(run.until_loss is not None for run in good)
     return METRICS["time_to_loss_s" if asked else "step_time_p50_s"]
+
+
+def metric_within(percent: float | None, *, to_loss: bool) -> Metric | None:
+    """Return step times, or times until a loss is reached, with this margin of equivalence; None without one."""
+    column = "time_to_loss_s" if to_loss else "step_time_p50_s"
+    return None if percent is None else replace(METRICS[column], within=percent / 100)

@@ -2,12 +2,11 @@
 
 from dataclasses import dataclass, field, replace
 
+from paralab.benchmarks.report.choices import NOT_COMPARABLE, REGRESSION, UNDECIDED
 from paralab.benchmarks.report.comparison import Comparison
 from paralab.benchmarks.report.families import Family
 from paralab.benchmarks.report.metrics import Metric
 from paralab.benchmarks.report.work import Difference
-
-REGRESSION, NOT_COMPARABLE, UNDECIDED = 2, 3, 4  # exit status
 
 
 @dataclass(frozen=True)

@@ -13,9 +13,9 @@ from math import sqrt
 
 import numpy as np
 
+from paralab.benchmarks.report.choices import FIRST, LAST
 from paralab.benchmarks.report.paired import null
 
-FIRST, LAST = 6, 60  # pairs at the first look and at the last one
 SEQUENCES = 40_000
 
 

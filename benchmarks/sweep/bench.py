@@ -16,9 +16,7 @@ import time
 from collections.abc import Iterator, Sequence
 from statistics import median
 
-from paralab.benchmarks.report import deciding
-from paralab.benchmarks.report.formats import text
-from paralab.benchmarks.report.metrics import Metric
+from paralab.benchmarks.report.metrics import Metric, metric_within
 from paralab.benchmarks.report.work import WORK
 from paralab.benchmarks.run import percent_of
 from paralab.benchmarks.sweep import variations
@@ -56,13 +54,16 @@ def main(argv: list[str]) -> int:
             cases += fitting
         for repeat in range(1, config.repeats):
             rows += [runner.run(case, repeat) for case in in_turn(cases, repeat, runner.group)]
-        metric = deciding.metric_within(percent_of(config.until_decided), to_loss=config.until_loss is not None)
+        metric = metric_within(percent_of(config.until_decided), to_loss=config.until_loss is not None)
         if metric is not None:
             rows += until_decided(config, cases, runner, metric)
     runner.say_what_runs(None)
     out = runner.out
     print(_table(cases, runner))
     if metric is not None:
+        from paralab.benchmarks.report import deciding
+        from paralab.benchmarks.report.formats import text
+
         print(f"\n{text(deciding.outcome(runner.all_rows, metric), metric)}", end="")
     print("".join(f"\n{line}" for line in runner.notes()), end="")
     print(
@@ -74,6 +75,8 @@ def main(argv: list[str]) -> int:
 
 def until_decided(config: SweepConfig, cases: Sequence[Case], runner: "Runner", metric: Metric) -> Iterator[RunRecord]:
     """Run further repeats of the cases that are not decided, until all are or the budget is spent; yield the rows."""
+    from paralab.benchmarks.report import deciding
+
     began_s = time.monotonic()
     for repeat in range(config.repeats, most_repeats(config)):
         open_ids = deciding.undecided(runner.all_rows, metric)

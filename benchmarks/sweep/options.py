@@ -3,7 +3,7 @@
 from dataclasses import dataclass, fields
 from typing import get_args
 
-from paralab.benchmarks.report import sequential
+from paralab.benchmarks.report.choices import LAST
 from paralab.benchmarks.run import PERCENT, CaseConfig, percent_of
 from paralab.benchmarks.sweep import variations
 from paralab.errors import ConfigError
@@ -94,7 +94,7 @@ class SweepConfig(CaseConfig):
         "With --until-decided: the most runs of each case",
         group=SWEEP,
         at_least=1,
-        at_most=sequential.LAST,
+        at_most=LAST,
         unset=f"{MOST_REPEATS}",
     )
     max_time_s: int | None = option(

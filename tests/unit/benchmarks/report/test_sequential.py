@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from paralab.benchmarks.report import evidence, sequential
+from paralab.benchmarks.report.choices import FIRST
 from paralab.benchmarks.report.paired import Pairs
 from paralab.benchmarks.report.verdict import judged
 from tests.unit.benchmarks.report.test_paired import STEP, WITHIN, compared, noisy, repeats
@@ -20,7 +21,7 @@ def end(seed, *, ratio, noise, tests=1, naive=False):
     machine = 1 + rng.uniform(-0.003, 0.003) * slots + 0.02 * np.sin(slots / 3 + rng.uniform(0, 6))
     times = (machine * np.exp(noise * rng.standard_t(4, slots.size))).reshape(MOST, 2)
     times = np.where(rng.integers(2, size=(MOST, 1)) == 1, times, times[:, ::-1])  # the order of each is drawn
-    for pairs in range(sequential.FIRST, MOST + 1):
+    for pairs in range(FIRST, MOST + 1):
         seen = Pairs(tuple(times[:pairs, 0]), tuple(times[:pairs, 1] * ratio))
         found = evidence.of_pairs(seen, 0.02, tests=tests, looks=not naive)
         if found.p_equivalent < evidence.LEVEL:
