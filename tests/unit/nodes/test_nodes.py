@@ -5,13 +5,14 @@ import threading
 import time
 from collections.abc import Sequence
 from dataclasses import replace
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 
 from paralab.commands import cluster, node
 from paralab.errors import UsageError, WorldError
-from paralab.nodes import membership, namespaces, rendezvous, simulated_node
+from paralab.nodes import cpu_quota, membership, namespaces, rendezvous, simulated, simulated_node
 from paralab.nodes import start as nodes
 from paralab.nodes.membership import Membership
 from paralab.nodes.start import NodeRequest
@@ -237,3 +238,41 @@ def test_processes_without_work_wait_for_the_others(monkeypatch: pytest.MonkeyPa
     standby.release()
     waiting.join(5)
     assert not waiting.is_alive()
+
+
+def test_a_cause_comes_before_its_victims_and_the_first_before_later_ones() -> None:
+    failures = [
+        membership.Failure(True, 1.0, "lost its peer"),
+        membership.Failure(False, 3.0, "later"),
+        membership.Failure(False, 2.0, "cause"),
+    ]
+    assert min(failures).text == "cause"
+    for text in ("Connection reset by peer", "Broken pipe", "Connection closed by peer", "Timed out waiting"):
+        assert membership._VICTIM.search(text), text
+    assert not membership._VICTIM.search("CUDA out of memory")
+
+
+@pytest.mark.parametrize(
+    ("code", "victim", "said"),
+    [
+        (-15, True, "rank 1 was ended by SIGTERM"),
+        (-9, None, "rank 1 was ended by SIGKILL"),
+        (70, True, "rank 1 ended with status 70: its message is above"),
+        (3, False, "rank 1 ended with status 3: its message is above"),
+    ],
+)
+def test_how_a_process_ended_says_whether_it_is_a_victim(code: int, victim: bool | None, said: str) -> None:
+    told: list[tuple[str, bool | None]] = []
+    seen = SimpleNamespace(report=lambda text, victim=None, **_: told.append((text, victim)))
+    ended = SimpleNamespace(exitcode=code, timestamp=1, error_file="<N/A>")
+    nodes._report(seen, "rank 1", ended, SimpleNamespace(has_struck=False))  # type: ignore[arg-type]
+    assert told == [(said, victim)]
+
+
+def test_nodes_of_a_simulated_cluster_share_cores_and_quotas(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("os.sched_getaffinity", lambda pid: {0, 1, 2, 5, 7})
+    assert simulated.share_cores(2) == [{0, 1}, {2, 5}]
+    assert simulated.share_cores(6) == [{0, 1, 2, 5, 7}] * 6
+    assert [simulated.shell_status(code) for code in (-15, 3, 0)] == [143, 3, 0]
+    cpu_quota._make(tmp_path / "node0", 1.5)
+    assert (tmp_path / "node0" / "cpu.max").read_text() == "15000 10000"

@@ -30,6 +30,9 @@ ANY = [positive, _flag("--learning-rate", "learning_rate"), _cell("intra_node_gb
     [
         *((WHOLE, text, "1000") for text in ("1_000", "1,000", "1'000", "1 000", "1k", "0x3e8")),
         (WHOLE, "2.5B", "2500000000"),
+        (WHOLE, "3m", "3000000"),
+        (WHOLE, "2G", "2000000000"),
+        (ANY, "1,234,567", "1234567"),
         (WHOLE, "५", "5"),
         (ANY, "1_000", "1000"),
         (ANY, "0,5", "0.5"),

@@ -37,6 +37,13 @@ def test_a_training_takes_what_its_formulas_say() -> None:
     assert scale.n_weights(found) == pytest.approx(weights, rel=1e-3)
     assert said["tokens"] == 20 * scale.n_weights(found) == said["compute-optimal tokens"]
     assert said["FLOPs"] == pytest.approx(6 * scale.n_weights(found) * said["tokens"])
+    assert scale.model_flops(found.settled.case) == pytest.approx(
+        512 * 2048 * (6 * scale.active_weights(found.settled.case) + 12 * 12 * 768 * 2048)
+    )
+    done, peak = scale.model_flops(found.settled.case), 312e12
+    assert found.prediction.mfu * found.prediction.step_time_s * 8 * peak == pytest.approx(done)
+    assert said["weights in bf16"] == pytest.approx(2 * scale.n_weights(found) / 1024**3)
+    assert [said[f"ZeRO-{stage}, limit"] for stage in (1, 2, 3)] == [4, 8, 8]
     assert said["petaFLOP/s-days"] * 8.64e19 == pytest.approx(said["FLOPs"])
     seconds = float(found.prediction.step_time_s[found.order[0]]) * said["optimizer steps"]
     assert said["days"] * 86400 == pytest.approx(seconds)

@@ -1,12 +1,18 @@
-"""What is refused before any process is started."""
+"""What is refused before any process is started, and what is said of processes that failed."""
 
 import re
+import tempfile
+from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+import torch
 
 from paralab import cli
-from paralab.errors import WorldError
-from paralab.processes import allowed
+from paralab.errors import DivergedError, StoppedError, WorldError
+from paralab.processes import allowed, failure, launch
+from paralab.processes.oom_killer import OomKiller
+from paralab.processes.rank import Rank
 
 
 def test_more_processes_than_the_memory_holds_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -14,6 +20,59 @@ def test_more_processes_than_the_memory_holds_are_refused(monkeypatch: pytest.Mo
     allowed.check_processes_fit(10)
     with pytest.raises(WorldError, match=r"11 processes .* hold 10 of them: use --nproc 10 or fewer"):
         allowed.check_processes_fit(11)
+
+
+def test_cores_are_shared_and_a_launcher_starts_as_many_as_are_needed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(allowed, "affinity", lambda: 8)
+    assert [allowed.default_threads(processes) for processes in (1, 3, 16)] == [8, 2, 1]
+    launch.check_started(Rank(0, 2, 0, 2, "torchrun"), 2)
+    for started in (1, 4):
+        with pytest.raises(WorldError, match=rf"torchrun started {started} process\(es\), 2 needed"):
+            launch.check_started(Rank(0, started, 0, started, "torchrun"), 2)
+
+
+def test_sockets_that_have_no_place_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tempfile, "gettempdir", lambda: f"/{'x' * 100}")
+    with pytest.raises(WorldError, match=r"path of 101 bytes.*: type TMPDIR=/tmp"):
+        launch._check_sockets_fit()
+
+
+@pytest.mark.parametrize(
+    ("codes", "status", "said"),
+    [
+        ({0: 70, 1: 3}, 3, ""),  # 70: ended because another one did
+        ({0: 70}, 1, ""),
+        ({0: -15, 1: -9}, 1, "rank 1 was ended by SIGKILL"),
+        ({0: 255, 1: 255}, 1, "the process that starts the ranks has ended"),
+    ],
+)
+def test_of_processes_that_left_no_word_the_cause_is_told(
+    codes: dict[int, int], status: int, said: str, tmp_path: Path
+) -> None:
+    failures = {rank: SimpleNamespace(exitcode=code) for rank, code in codes.items()}
+    error = launch._said(failures, tmp_path, OomKiller(tmp_path))  # type: ignore[arg-type]
+    assert error.exit_status == status and str(error).startswith(said)
+
+
+@pytest.mark.parametrize(
+    ("error", "status"),
+    [
+        (torch.OutOfMemoryError("CUDA out of memory"), "oom"),
+        (DivergedError("loss nan"), "diverged"),
+        (KeyboardInterrupt(), "aborted"),
+        (StoppedError(15), "aborted"),
+        (RuntimeError("no"), "crash"),
+    ],
+)
+def test_a_failure_has_the_status_of_its_error(error: BaseException, status: str) -> None:
+    assert failure._status(error) == status
+
+
+@pytest.mark.parametrize(("local", "here"), [(2, 2), (3, 2), (0, 5)])
+def test_local_ranks_count_from_zero(local: int, here: int) -> None:
+    env = {"RANK": "2", "WORLD_SIZE": "4", "LOCAL_RANK": str(local), "LOCAL_WORLD_SIZE": str(here)}
+    with pytest.raises(WorldError, match="cannot be together"):
+        Rank.from_env(env)
 
 
 @pytest.mark.parametrize(
