@@ -100,6 +100,7 @@ def _of_run(
     # a new gradient of an end, and where both ends of a pipeline are one what they add
     new = case.gradient_bytes * np.where(piped & case.tied_embeddings & (case.zero < 2), 3, 1)
     others = np.where(none_yet, 1 - 1 / case.micro_batches, 0.0)  # of the micro-batches, which wait behind the first
+    losses, next_one = backward["at work"] - gathered, np.where(others > 0, working_bytes(plan), 0.0)
     moments = (
         {
             "states": backward["states"] - np.where(none_yet, gradients, 0.0) + np.where(twice, gradients, 0.0),
@@ -109,7 +110,7 @@ def _of_run(
         {
             "states": backward["states"],
             "activations": others * backward["activations"],
-            "at work": np.maximum(others * (backward["at work"] - gathered), ends * new) + gathered + received,
+            "at work": np.maximum(np.maximum(others * losses, next_one), ends * new) + gathered + received,
         },
     )
     later = own & (sum(moments[1].values()) > sum(moments[0].values()))
