@@ -28,7 +28,10 @@ class WorkerPool:
     """
 
     # modules that are imported once, not by each of the processes; conftest.py adds to them
-    imported: tuple[str, ...] = ("paralab.benchmarks.case.run", "tests.dist.cases", "torch._dynamo")
+    imported: tuple[str, ...] = (
+        *("paralab.benchmarks.case.run", "tests.dist.library_cases", "tests.tiny", "torch._dynamo"),
+        *("paralab.axes.pipeline.rules", "torch.distributed.pipelining.schedules", "torch.profiler._cupti_monitor"),
+    )
 
     def __init__(self, world_size: int) -> None:
         self.world_size = world_size
