@@ -15,11 +15,14 @@ from paralab.layout import Division, Layout
 from paralab.models import SPECS
 from paralab.options.config import RunConfig
 from paralab.parity import movement
+from paralab.parity.beside import Pair
+from paralab.parity.first import _wrong
 from paralab.parity.movement import Compared, Measure, by_element, by_projection, by_rms, over_pieces
-from paralab.parity.prove import judge, prove
+from paralab.parity.prove import _largest_relative, judge, prove
 from paralab.parity.reference import STEPS, Trace, reference, reference_work, trace
 from paralab.parity.result import ParityResult
-from paralab.parity.tolerances import as_judged, tolerance_of
+from paralab.parity.scope import _parts, describe
+from paralab.parity.tolerances import TOLERANCES, Tolerance, as_judged, tolerance_of
 from paralab.planning.batches import training_batches
 from paralab.planning.resolve import resolve
 from paralab.planning.work import Work
@@ -270,3 +273,42 @@ def test_what_surrounds_the_steps_agrees_and_is_seen_where_it_does_not(monkeypat
     monkeypatch.setattr(Division, "rows_of", lambda division, dp_rank: list(reversed(range(8))))
     monkeypatch.setattr(around.checkpoint, "load", lambda engine, folder: STEPS)
     assert [x.passed for x in around.compare(work, mesh, validates=False)] == [False, False]
+
+
+def test_the_worst_piece_of_a_parameter_counts_and_noise_is_no_movement() -> None:
+    pieces = [Compared("w", ((i, i + 1),), difference, True, 0.0, 0.0) for i, difference in enumerate((0.1, 0.5, 0.2))]
+    assert over_pieces(pieces, by_element) == {"w": 0.5}
+    assert by_element(torch.tensor([0.0, 0.05]), torch.zeros(2), 0.02, 0.01) == pytest.approx(0.5)  # of 10 times noise
+    assert by_element(torch.tensor([0.0, 0.05]), torch.ones(2), 1.0, 0.01) == pytest.approx(0.05)
+
+
+def test_a_loss_that_is_no_number_differs_by_more_than_any_tolerance() -> None:
+    assert _largest_relative([1.0, float("nan"), 1.0], [1.0, 1.0, 1.0]) == float("inf")
+    assert _largest_relative([0.5, 3.0], [1.0, 2.0]) == 0.5
+
+
+def test_what_is_wrong_first_in_the_order_of_one_process_is_named() -> None:
+    def pair(phase: int, place: int, gap: float, size: float) -> Pair:
+        return Pair(phase, place, f"{phase}.{place}", "value", 0, gap, size)
+
+    fine, tiny, early, late = pair(0, 0, 1e-5, 1.0), pair(0, 1, 5e-5, 1e-6), pair(1, 2, 0.5, 1.0), pair(2, 0, 9.0, 1.0)
+    found = list(_wrong([late, early, tiny, fine], "fp32"))
+    assert [one.about for one, _ in found] == ["1.2"], "what is all but zero is compared with the others of its kind"
+
+
+def test_models_with_kinks_and_other_engines_have_wider_tolerances() -> None:
+    def of(model: str, **options: Any) -> Tolerance:
+        return tolerance_of(resolve(RunConfig(model=model, size="tiny", nproc=1, strategy="single", **options)))
+
+    smooth, rough = of("gpt2"), of("resnet")
+    assert smooth == TOLERANCES["fp32"] and rough == replace(TOLERANCES["fp16"], parameters=0.45)
+    assert of("gpt2", engine="deepspeed").grad_norm == 1e-3
+    assert of("resnet", engine="deepspeed").grad_norm == rough.grad_norm > 1e-3, "never a narrower one"
+
+
+def test_a_part_of_a_work_says_how_much_it_is() -> None:
+    work = resolve(
+        RunConfig(model="gpt2", size="6x32x4v257", layout=Layout.parse("pp3/1f1b/mb3"), global_batch_size=12)
+    )
+    *_, least = _parts(work)
+    assert describe(work, work) == "whole" and describe(least, work) == "3 of 6 blocks, 3 of 12 samples"
