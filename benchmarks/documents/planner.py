@@ -73,7 +73,7 @@ torch {here_torch}, in fp32, of {here_runs} runs beside which other programs too
 No constant was fitted to these figures, but what is measured, and how, was chosen with them in view: other models and
 machines will be predicted less well. {here_longer} of {here_layouts} layouts took longer than predicted. The median of
 few runs counts, on a virtual machine whose speed changes: the same layout took up to {here_spread:.0%} longer in one
-run than in another.
+run than in another. The peak of the tensors of the fullest rank is off by {here_memory:.1%} at most.
 
 {here_by_layout}
 
@@ -231,6 +231,7 @@ def _here() -> dict[str, object]:
     where["here_others"] = device.read(planner_compared.CALIBRATION).others_cores
     where |= {"here_longer": sum(one.error < 0 for one in layouts), "here_layouts": len(layouts)}
     where |= {"here_runs": sum(one.runs for one in layouts), "here_spread": max(one.spread for one in layouts)}
+    where["here_memory"] = max(abs(one.memory_error or 0.0) for one in layouts)
     return where | {name: "\n".join(lines) for name, lines in tables.items()} | {"here_file": file}
 
 

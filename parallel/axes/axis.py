@@ -108,6 +108,22 @@ class StageMemory:
         return replace(self, **bytes_)
 
 
+@dataclass(frozen=True)
+class Unit:
+    """Parameters of a stage that are gathered together, and their gradients divided together. names: in the part.
+
+    whole_bytes: of what is gathered. reduced_bytes: of their gradients on the way to the ranks that keep a shard each.
+    shard_bytes: of the shard that this rank keeps. stays: whether they are gathered from the beginning of forward until
+    their backward pass, and not for each pass anew.
+    """
+
+    names: tuple[str, ...]
+    whole_bytes: int
+    reduced_bytes: int
+    shard_bytes: int
+    stays: bool
+
+
 class Software(StrEnum):
     """What an axis has software do on the host beside computing and sending, in forward and backward together.
 
@@ -308,10 +324,19 @@ class Axis(AxisWords):
         """Return the bytes of the buffers that a stage keeps during its passes for what it receives."""
         return 0
 
+    def gathered(self, stage: Stage, plan: "Planned") -> Sequence[Unit]:
+        """Return the parameters of a stage that a rank holds shards of, and gathers while modules run."""
+        return ()
+
     def finishing(self, stage: Stage, plan: "Planned") -> int:
         """Return the bytes that it takes beside the gradients of a stage to complete them, once backward is done."""
         return 0
 
-    def held(self, memory: StageMemory, plan: "Planned") -> StageMemory:
-        """Return the states that a rank holds, given those it would hold without this axis."""
+    def held(
+        self, memory: StageMemory, stages: Sequence[Mapping[str, tuple[int, ...]]], plan: "Planned"
+    ) -> StageMemory:
+        """Return the states that a rank holds, given those it would hold without this axis.
+
+        stages: of each of its stages the shapes that the rank works with of parameters that are trained, by name.
+        """
         return memory

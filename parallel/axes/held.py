@@ -32,14 +32,15 @@ def state_bytes_of_all(plan: Planned) -> int:
 
 def state_bytes_of(plan: Planned, pp_rank: int) -> StageMemory:
     """Return the predicted state of a pipeline rank's ranks: of what they hold whole, then as each axis divides it."""
-    weights = gradients = 0.0
+    weights, stages = 0, []
     for module, shapes in _parts(plan, pp_rank):
         weights += sum(map(prod, shapes.values())) * weight_bytes(plan)
-        gradients += sum(map(prod, trained(module, shapes).values())) * weight_bytes(plan)
+        stages.append(trained(module, shapes))
+    gradients = sum(prod(shape) for shapes in stages for shape in shapes.values()) * weight_bytes(plan)
     kept = max(sum(kept_bytes(numel, plan) for numel in pieces) for pieces in _updated(plan, pp_rank))
     memory = StageMemory(parameters=weights, gradients=gradients, optimizer=kept)
     for axis in used(plan.layout):
-        memory = axis.held(memory, plan)
+        memory = axis.held(memory, stages, plan)
     return memory
 
 

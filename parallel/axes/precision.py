@@ -25,6 +25,12 @@ def in_dtype(tensor: Tensor, dtype: torch.dtype) -> Tensor:
     return tensor.to(dtype) if tensor.is_floating_point() else tensor
 
 
+def cast(part: nn.Module, inputs: tuple[Tensor, ...], precision: Precision) -> tuple[Tensor, ...]:
+    """Have a part compute in a precision as FSDP does: cast its weights, and return what enters it, of any shapes."""
+    part.to(DTYPES[precision])
+    return tuple(in_dtype(x, DTYPES[precision]) for x in inputs)
+
+
 def autocast_forward(part: nn.Module, *, device_type: str, precision: Precision) -> None:
     """Run a part's forward in a lower precision; what it returns (loss, or what the next stage gets) is fp32."""
     forward = part.forward

@@ -24,7 +24,7 @@ from paralab.axes.context import Planned
 from paralab.axes.forms import ring_bytes, wire_bytes
 from paralab.axes.initialise import tie
 from paralab.axes.pipeline import splits_backward
-from paralab.axes.precision import DTYPES, in_dtype, weight_dtype
+from paralab.axes.precision import DTYPES, cast, in_dtype, weight_dtype
 from paralab.axes.shapes import local_shapes, part, weight_bytes
 from paralab.layout import Layout
 from paralab.models.found import move_plain_tensors
@@ -99,7 +99,7 @@ class Noted:
 def noted_stages(plan: Planned, last: int, *, device_type: str = "cpu") -> Iterator[Noted]:
     """Yield the stages from the first to the last that is wanted, each run on what the one before it returned."""
     layout, precision = plan.layout, plan.run.precision
-    lower, casts = precision in ("bf16", "fp16"), any(axis.casts(layout) for axis in used(layout))
+    lower, casts = precision in ("bf16", "fp16"), casts_weights(plan)
     inputs, _ = plan.spec.example(plan.model_config, plan.division.micro_batch_size)
     fake = FakeTensorMode(allow_non_fake_inputs=True)
     with fake:
@@ -110,9 +110,8 @@ def noted_stages(plan: Planned, last: int, *, device_type: str = "cpu") -> Itera
             axis.as_seen(module, plan)
         stage = Stage(index, pp_rank, module, local_shapes(module, plan), received_bytes=_boundary(hidden, layout))
         noted = Noted(stage)
-        if lower and casts:  # FSDP casts parameters and what enters
-            module.to(DTYPES[precision])
-            hidden = tuple(in_dtype(x, DTYPES[precision]) for x in hidden)
+        if casts:
+            hidden = cast(module, hidden, precision)
         autocast = torch.autocast(device_type, DTYPES[precision], enabled=lower and not casts)
         with fake, _noting(noted, plan), autocast:
             module.to_empty(device=device_type)
@@ -123,6 +122,11 @@ def noted_stages(plan: Planned, last: int, *, device_type: str = "cpu") -> Itera
         hidden = tuple(x.detach().requires_grad_(x.is_floating_point()) for x in hidden)
         noted.stage = replace(stage, sent_bytes=_boundary(hidden, layout))
         yield noted
+
+
+def casts_weights(plan: Planned) -> bool:
+    """Return whether modules compute in a lower precision with weights that were cast to it, and not by autocast."""
+    return plan.run.precision in ("bf16", "fp16") and any(axis.casts(plan.layout) for axis in used(plan.layout))
 
 
 def _boundary(hidden: tuple[Tensor, ...], layout: Layout) -> int:

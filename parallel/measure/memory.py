@@ -137,6 +137,7 @@ class MemoryCensus(TorchDispatchMode):
         self._device = torch.empty(0, device=device or default).device  # "cuda" becomes "cuda:0"
         self._events: list[_Event] = []
         self._live: dict[int, tuple[_Storage, weakref.ref]] = {}
+        self._filled: set[int] = set()  # storages that were empty when the step began, and have not been seen
         self._lock = threading.RLock()  # autograd and gloo call operations from threads of their own
         self._hooks = ExitStack()
 
@@ -209,7 +210,7 @@ class MemoryCensus(TorchDispatchMode):
         key = raw._cdata
         if key not in self._live:
             storage = _Storage(size)
-            self._events.append(_Event(storage, size, met))
+            self._events.append(_Event(storage, size, met and key not in self._filled))
             self._live[key] = storage, weakref.ref(raw, lambda _: self._freed(key, storage))
         return self._live[key][0]
 
@@ -223,6 +224,7 @@ class MemoryCensus(TorchDispatchMode):
     def _resized(self, raw: torch.UntypedStorage, before: int) -> None:
         with self._lock:
             if raw.device != self._device and raw._cdata not in self._live:  # a fake tensor's says meta
+                self._filled |= {raw._cdata} if before == 0 else set()
                 return
             storage = self._find(raw, size=before, met=True)
             if storage.category == "activations":

@@ -10,9 +10,9 @@ import contextlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from paralab.axes.axis import Axis, Call, Finish, Software, Stage, StageMemory, Transfer, Updates
+from paralab.axes.axis import Axis, Call, Finish, Software, Stage, StageMemory, Transfer, Unit, Updates
 from paralab.axes.data import sends
-from paralab.axes.data.holds import alike, unreduced_bytes, with_experts
+from paralab.axes.data.holds import alike, units, unreduced_bytes, with_experts
 from paralab.axes.data.ranks import (
     EXPERT_DATA,
     EXPERT_REPLICATE,
@@ -206,6 +206,10 @@ class DataAxis(Axis):
         """
         return sends.calls_before(name, module, x, plan)
 
+    def gathered(self, stage: Stage, plan: "Planned") -> Sequence[Unit]:
+        """Return the units that FSDP gathers: blocks, their experts, and all outside of them."""
+        return units(stage, plan) if plan.layout.zero >= 2 else ()
+
     def finishing(self, stage: Stage, plan: "Planned") -> int:
         """Return the largest bucket that gradients are copied into after backward, where they wait until then."""
         return sends.finishing(stage, plan)
@@ -233,7 +237,9 @@ class DataAxis(Axis):
             return 1
         return sharers(name, plan)[1]
 
-    def held(self, memory: StageMemory, plan: "Planned") -> StageMemory:
+    def held(
+        self, memory: StageMemory, stages: "Sequence[Mapping[str, tuple[int, ...]]]", plan: "Planned"
+    ) -> StageMemory:
         layout, ranks = plan.layout, shard_ranks(plan.layout)
         copies = memory.gradients / ranks if layout.offload_optimizer else 0.0  # of what is updated, with its states
         if layout.offload_optimizer:
@@ -243,7 +249,7 @@ class DataAxis(Axis):
         if layout.zero < 2:
             return memory
         parameters, gradients = memory.parameters / ranks, memory.gradients / ranks
-        unreduced = unreduced_bytes(plan, ranks)
+        unreduced = unreduced_bytes(stages, plan)
         memory = memory.but(parameters=parameters, gradients=gradients)
         if layout.ep > 1:
             memory = with_experts(memory, plan, ranks)

@@ -5,13 +5,14 @@ from dataclasses import dataclass, field, replace
 from functools import lru_cache
 
 from paralab.axes import used
-from paralab.axes.axis import Transfer
+from paralab.axes.axis import Transfer, Unit
 from paralab.axes.context import Planned
 from paralab.axes.sent import predicted_transfers
 from paralab.layout import Layout
 from paralab.layout.layout import MOST_RANKS
 from paralab.layout.schedules import Pass
 from paralab.planning.measured.device import MeasuredDevice, Rates
+from paralab.planning.measured.live import peak_sharded
 from paralab.planning.measured.planned import Imagined
 from paralab.planning.measured.schedule import Took, makespan_s
 from paralab.planning.measured.seconds import bytes_s, pass_s, transfer_s
@@ -240,7 +241,9 @@ def memory(plan: Planned, each: tuple[Traced, ...]) -> Memory:
         flush = 1 if layout.schedule == "naive" else chunks
         orders = _order(layout.schedule, layout.pp, flush)
     room, each = _room(plan), _with_recomputed(plan, each, orders)
-    ranks = (_of_rank(plan, each, rank, passes, *room[rank]) for rank, passes in enumerate(orders))
+    if layout.pp == 1 and room[0].units:
+        return _sharded(plan, each[0], room[0])
+    ranks = (_of_rank(plan, each, rank, passes, room[rank]) for rank, passes in enumerate(orders))
     return max(ranks, key=lambda m: m.total)
 
 
@@ -254,30 +257,57 @@ def _with_recomputed(plan: Planned, each: tuple[Traced, ...], orders: Sequence[S
     return tuple(replace(one, waiting_bytes=one.waiting_bytes + n) for one, n in zip(each, more, strict=True))
 
 
-def _room(plan: Planned) -> list[tuple[int, int]]:
-    """Return the bytes that each pipeline rank keeps for what it receives, and takes to complete its gradients."""
-    received, finishing = [0] * plan.layout.pp, [0] * plan.layout.pp
+@dataclass
+class _Room:
+    """What a pipeline rank takes beside states and activations, in bytes.
+
+    received: kept for what it receives. finishing: to complete gradients. units: parameters that it gathers.
+    """
+
+    received: int = 0
+    finishing: int = 0
+    units: list[Unit] = field(default_factory=list)
+
+    @property
+    def gathered(self) -> int:
+        return sum(unit.whole_bytes for unit in self.units)
+
+
+def _room(plan: Planned) -> list[_Room]:
+    """Return what each pipeline rank takes beside states and activations."""
+    rooms = [_Room() for _ in range(plan.layout.pp)]
     for one in noted(plan) if plan.layout.world_size > 1 else ():
         rank = _rank_of(plan.layout, one.stage.index)
-        stage = replace(one.stage, pp_rank=rank)
+        room, stage = rooms[rank], replace(one.stage, pp_rank=rank)
         for axis in used(plan.layout):
-            received[rank] += axis.received(stage, plan)
-            finishing[rank] = max(finishing[rank], axis.finishing(stage, plan))
-    return list(zip(received, finishing, strict=True))
+            room.received += axis.received(stage, plan)
+            room.finishing = max(room.finishing, axis.finishing(stage, plan))
+            room.units += axis.gathered(stage, plan)
+    return rooms
 
 
-def _of_rank(
-    plan: Planned, each: tuple[Traced, ...], rank: int, passes: Sequence[Pass], received: int, finishing: int
-) -> Memory:
+def _sharded(plan: Planned, traced: Traced, room: _Room) -> Memory:
+    """Return the memory of a rank that gathers parameters block by block, and divides gradients as they come.
+
+    Micro-batches after the first one find the shards of gradients there.
+    """
+    held = states(plan, 0)
+    there = sum(unit.shard_bytes for unit in room.units) if plan.division.chunks > 1 else 0
+    best = held.parameters + held.optimizer + there + peak_sharded(traced.live, room.units)
+    return Memory(held.total, max(best - held.total, room.finishing))
+
+
+def _of_rank(plan: Planned, each: tuple[Traced, ...], rank: int, passes: Sequence[Pass], room: _Room) -> Memory:
     """Return the memory of a pipeline rank: a stage's gradients appear during its first backward pass, and stay.
 
     Where that has two halves, the first one frees nothing: what the layers got from above waits for the second one. The
     first stage has no gradient of its input to make, and does all of it then.
-    torch's DistributedDataParallel holds buckets for all of them at all times, and FSDP adds into what it has divided.
-    received, finishing: bytes that it keeps for what it receives, and takes to complete gradients.
+    torch's DistributedDataParallel holds buckets for all of them at all times. In a pipeline FSDP keeps whole what it
+    has gathered, and gradients until the last pass; then it divides them, what lies outside the blocks first.
     """
     layout, held = plan.layout, states(plan, rank)
-    always = layout.zero >= 2 or (layout.dp > 1 and layout.axes == ("dp",))
+    whole = sum(unit.reduced_bytes for unit in room.units) or held.gradients
+    always = layout.dp > 1 and layout.axes == ("dp",)
     stages = {one.stage for one in passes}
     there = set(stages) if always else set()  # stages whose gradients are there
     best, kept = Memory(held.total if always else 0, 0), 0
@@ -285,7 +315,7 @@ def _of_rank(
         traced = each[one.stage]
         more = traced.waiting_bytes if one.stage > 0 else 0
         kept -= {"B": traced.kept_bytes, "W": traced.kept_bytes + more}.get(one.kind, 0)
-        gradients, at_work = held.gradients * len(there) / len(stages), traced.peak_bytes
+        gradients, at_work = whole * len(there) / len(stages), traced.peak_bytes
         if one.kind == "W":
             at_work = traced.kept_bytes + more
         elif one.kind == "I":
@@ -295,8 +325,10 @@ def _of_rank(
         else:
             gradients += traced.peak_gradients_bytes
             at_work -= traced.peak_gradients_bytes
-        now = Memory(held.parameters + held.optimizer + gradients, kept + at_work + received)
+        now = Memory(held.parameters + held.optimizer + gradients, kept + at_work + room.received + room.gathered)
         best = max(best, now, key=lambda memory: memory.total)
         kept += {"F": traced.kept_bytes, "I": more}.get(one.kind, 0)
         there |= {one.stage} if one.kind in "BW" else set()
-    return max(best, Memory(held.total, received + finishing), key=lambda memory: memory.total)
+    reducing = room.gathered + max((unit.reduced_bytes - unit.whole_bytes for unit in room.units), default=0)
+    last = Memory(held.total, room.received + max(room.finishing, reducing))
+    return max(best, last, key=lambda memory: memory.total)

@@ -4,9 +4,8 @@ Nothing is computed and no process is started: the modules of a stage, with the 
 go forward and backward once on fake tensors, and each operation is noted.
 """
 
-import weakref
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from functools import lru_cache, partial
 from typing import Any
@@ -19,14 +18,16 @@ from paralab.axes.axis import StageMemory
 from paralab.axes.context import Planned
 from paralab.axes.held import state_bytes_of
 from paralab.axes.initialise import tie
-from paralab.axes.precision import DTYPES, in_dtype, weight_dtype
+from paralab.axes.precision import DTYPES, cast, in_dtype, weight_dtype
 from paralab.axes.recompute import recompute
-from paralab.axes.sent import Noted, noted_stages
+from paralab.axes.sent import Noted, casts_weights, noted_stages
 from paralab.axes.shapes import part
 from paralab.axes.tensor.rules import leave_part
+from paralab.layout import words
 from paralab.models.found import move_plain_tensors
 from paralab.models.gathering import Gathering
 from paralab.models.spec import Reducing, Style
+from paralab.planning.measured.live import Live, each, peak, peak_adding
 from paralab.planning.measured.operations import Recorder, Work
 
 
@@ -37,7 +38,8 @@ class Traced:
     kept_bytes: of activations between forward and backward. peak_bytes: the most that activations take together with
     the gradients that are there by then, peak_gradients_bytes. adding_bytes: the most that activations take where
     gradients are there already: a new one counts until it is added. waiting_bytes: of gradients that wait for a second
-    half of backward, those of what modules with weights returned.
+    half of backward, those of what modules with weights returned. live: what came and went, for where parameters are
+    gathered as they are needed.
     """
 
     forward: Work
@@ -49,6 +51,7 @@ class Traced:
     peak_gradients_bytes: int
     adding_bytes: int
     waiting_bytes: int
+    live: Live = field(repr=False)
 
 
 class _Held:
@@ -76,8 +79,10 @@ def noted(plan: Planned) -> tuple[Noted, ...]:
 
 def states(plan: Planned, pp_rank: int) -> StageMemory:
     """Return the bytes of parameters, gradients and optimizer states on the ranks of one pipeline rank."""
-    layout = plan.layout
-    divided = (layout.zero, layout.dp, layout.shard, layout.schedule, layout.pp, plan.run.optimizer, pp_rank)
+    layout, run = plan.layout, plan.run
+    options = tuple(getattr(layout, one.name) for one in words.options() if one.name != "micro_batches")
+    chunks = min(plan.division.chunks, layout.pp + 1)  # more of them change nothing
+    divided = (tuple(layout.dims.items()), options, run.optimizer, run.momentum, chunks, pp_rank)
     return _states((_key(plan), divided), _Held(plan))
 
 
@@ -92,8 +97,7 @@ def _key(plan: Planned) -> Any:
     cut = (layout.stages, layout.first_layers, layout.last_layers)
     over = layout.dp if plan.spec.whole_batch else layout.dp > 1
     split = (layout.tp, layout.sequence_parallel, over if not layout.local else False)
-    casts = layout.zero >= 2 and run.precision in ("bf16", "fp16")
-    return (plan.spec, plan.model_config, run.precision, run.checkpointing, cut, split, casts)
+    return (plan.spec, plan.model_config, run.precision, run.checkpointing, cut, split, casts_weights(plan))
 
 
 @lru_cache(maxsize=512)
@@ -109,19 +113,22 @@ def _noted(key: Any, held: _Held, rows: int) -> tuple[Noted, ...]:
 def _each_stage(plan: Planned, rows: int) -> Iterator[Traced]:
     precision, fake = plan.run.precision, FakeTensorMode(allow_non_fake_inputs=True)
     examples, target = plan.spec.example(plan.model_config, rows)
-    lower = precision in ("bf16", "fp16")
+    lower, casts = precision in ("bf16", "fp16"), casts_weights(plan)
     with fake:
         hidden = tuple(in_dtype(torch.empty_like(x, device="cpu"), weight_dtype(precision)) for x in examples)
         target = in_dtype(torch.empty_like(target, device="cpu"), weight_dtype(precision))
     for index in range(plan.layout.stages):
         module = stage_module(plan, index)
         last = index == plan.layout.stages - 1
+        if casts:
+            hidden = cast(module, hidden, precision)
         with fake:
             module.to_empty(device="cpu")
             move_plain_tensors(module, "cpu")
             tie(module, plan.spec.tied_in(plan.model_config))
-            with torch.autocast("cpu", DTYPES[precision], enabled=lower):
+            with torch.autocast("cpu", DTYPES[precision], enabled=lower and not casts):
                 traced, hidden = _run(module, hidden, target if last else None)
+            hidden = tuple(in_dtype(x, weight_dtype(precision)) for x in hidden)
         yield traced
 
 
@@ -182,100 +189,36 @@ def _of_all_ranks(x: Tensor, ranks: int) -> Tensor:
 
 def _run(module: nn.Module, inputs: tuple[Tensor, ...], target: Tensor | None) -> tuple[Traced, tuple[Tensor, ...]]:
     """Return what a stage runs forward and backward, and what the next one gets."""
-    parameters = [p for p in module.parameters() if p.requires_grad]
+    parameters = [(name, p) for name, p in module.named_parameters() if p.requires_grad]
     inputs = tuple(x.detach().requires_grad_(x.is_floating_point()) for x in inputs)
-    memory = _Memory([*module.parameters(), *module.buffers(), *inputs])
+    live = Live([*module.parameters(), *module.buffers(), *inputs])
     returned: list[int] = []
     hooks = [
-        one.register_forward_hook(lambda _, __, out: returned.append(sum(x.nbytes for x in _each(out))))
+        one.register_forward_hook(lambda _, __, out: returned.append(sum(x.nbytes for x in each(out))))
         for one in module.modules()
         if any(p.requires_grad for p in one.parameters(recurse=False))
     ]
-    with Recorder(memory.see) as forward:
+    with Recorder(live.see) as forward:
         out = module(*inputs) if target is None else module(*inputs, targets=target)
     for hook in hooks:
         hook.remove()
     outputs = out if isinstance(out, tuple) else (out,)
-    for p in parameters:
-        p.register_post_accumulate_grad_hook(lambda p: memory.added(p.grad))
-    kept, gradients = memory.now, [torch.ones_like(x) for x in outputs]
-    with Recorder(memory.see) as backward:
+    for name, p in parameters:
+        p.register_post_accumulate_grad_hook(lambda p, name=name: live.added(name, p.grad))
+    kept, gradients = live.now, [torch.ones_like(x) for x in outputs]
+    with Recorder(live.see) as backward:
         torch.autograd.backward(outputs, gradients)
-    peak, of_gradients = memory.peak({p.grad.untyped_storage()._cdata for p in parameters if p.grad is not None})
+    most, of_gradients = peak(live)
     traced = Traced(
         forward=forward.work,
         backward=backward.work,
         parameters=len(parameters),
-        weights=sum(p.numel() for p in parameters),
+        weights=sum(p.numel() for _, p in parameters),
         kept_bytes=kept,
-        peak_bytes=peak,
+        peak_bytes=most,
         peak_gradients_bytes=of_gradients,
-        adding_bytes=memory.peak_adding(),
+        adding_bytes=peak_adding(live),
         waiting_bytes=sum(returned),
+        live=live,
     )
     return traced, tuple(x.detach() for x in outputs)
-
-
-class _Memory:
-    """How many bytes of tensors are there, apart from some that have been there before."""
-
-    def __init__(self, known: list[Tensor]) -> None:
-        self.now = 0
-        self._known = {tensor.untyped_storage()._cdata for tensor in known}
-        self._live: dict[int, weakref.ref] = {}
-        self._events: list[tuple[int, int]] = []  # storage, bytes more
-        self._added: list[tuple[int, int, int]] = []  # events before, storage, bytes
-
-    def see(self, result: Any) -> None:
-        """Note the storages of what an operation returned."""
-        for tensor in _each(result):
-            storage = tensor.untyped_storage()
-            key, size = storage._cdata, storage.nbytes()
-            if key not in self._known and key not in self._live:
-                self._live[key] = weakref.ref(storage, partial(self._freed, key, size))
-                self._add(key, size)
-
-    def _freed(self, key: int, size: int, _: Any) -> None:
-        self._live.pop(key, None)
-        self._add(key, -size)
-
-    def _add(self, key: int, size: int) -> None:
-        self.now += size
-        self._events.append((key, size))
-
-    def added(self, gradient: Tensor | None) -> None:
-        """Note that a gradient has reached its parameter: where there was one before, it is freed now."""
-        if gradient is not None:
-            key = gradient.untyped_storage()._cdata
-            size = gradient.untyped_storage().nbytes()
-            self._added.append((len(self._events), key, size))
-
-    def peak_adding(self) -> int:
-        """Return the most bytes at once where each gradient is added to one that is there."""
-        steps: list[tuple[float, int]] = [(number, size) for number, (_, size) in enumerate(self._events)]
-        steps += [(at - 0.5, -size) for at, _, size in self._added]
-        now = peak = 0
-        for _, size in sorted(steps, key=lambda step: step[0]):
-            now += size
-            peak = max(peak, now)
-        return peak
-
-    def peak(self, gradients: set[int]) -> tuple[int, int]:
-        """Return the most bytes at once, and how many of them were gradients. gradients: their storages at the end."""
-        last = {key: number for number, (key, size) in enumerate(self._events) if size > 0}
-        now = of_gradients = peak = then = 0
-        for number, (key, size) in enumerate(self._events):
-            now += size
-            if key in gradients and number >= last[key]:  # an address may have been of another tensor before
-                of_gradients += size
-            if now > peak:
-                peak, then = now, of_gradients
-        return peak, then
-
-
-def _each(found: Any) -> Iterator[Tensor]:
-    if isinstance(found, Tensor):
-        yield found
-    elif isinstance(found, list | tuple):
-        for one in found:
-            yield from _each(one)

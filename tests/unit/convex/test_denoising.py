@@ -140,16 +140,6 @@ def test_the_suboptimality_is_below_the_bound_at_every_step(
     assert measured.rate_in_theory(method, lines, minimum=minimum) == pytest.approx(in_theory, abs=0.15)
 
 
-def test_the_momentum_is_that_of_the_paper() -> None:
-    """Beck and Teboulle 2009, section 4: t_1 = 1, so that the second step has none, and the third is the first."""
-    problem = Denoising(noisy(1, 40), 0.4, total_variation(1)).dual()
-    found = [one.point for one, _ in zip(DENOISING["fista"].iterate(problem, Settings()), range(4), strict=False)]
-    t2 = (1 + math.sqrt(5)) / 2
-    t3 = (1 + math.sqrt(1 + 4 * t2**2)) / 2
-    torch.testing.assert_close(found[2], problem.step(found[1]))
-    torch.testing.assert_close(found[3], problem.step(found[2] + (t2 - 1) / t3 * (found[2] - found[1])))
-
-
 def test_the_accelerated_form_is_faster() -> None:
     ista, fista = (runs_of(DENOISING[name], noisy(1, 256), epochs=200)[0] for name in ("ista", "fista"))
     assert fista[-1].suboptimality < 0.1 * ista[-1].suboptimality

@@ -155,7 +155,5 @@ def test_split_gives_views_and_refuses_unequal_parts() -> None:
     assert [len(part) for part in parts] == [2, 2, 2]
     assert torch.equal(torch.cat([part.inputs[1] for part in parts]), batch.inputs[1])
     assert parts[0].inputs[0].data_ptr() == batch.inputs[0].data_ptr()
-    further = Batch((torch.arange(4),), torch.arange(4), more=(torch.arange(4, 8),)).split(2)
-    assert [part.more[0].tolist() for part in further] == [[4, 5], [6, 7]]
     with pytest.raises(ValueError, match="6 samples"):
         batch.split(4)

@@ -242,9 +242,9 @@ def test_processes_without_work_wait_for_the_others(monkeypatch: pytest.MonkeyPa
 
 def test_a_cause_comes_before_its_victims_and_the_first_before_later_ones() -> None:
     failures = [
-        membership.Failure(victim=True, at_s=1.0, text="lost its peer"),
-        membership.Failure(victim=False, at_s=3.0, text="later"),
-        membership.Failure(victim=False, at_s=2.0, text="cause"),
+        membership.Failure(True, 1.0, "lost its peer"),
+        membership.Failure(False, 3.0, "later"),
+        membership.Failure(False, 2.0, "cause"),
     ]
     assert min(failures).text == "cause"
     for text in ("Connection reset by peer", "Broken pipe", "Connection closed by peer", "Timed out waiting"):
