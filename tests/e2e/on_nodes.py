@@ -16,9 +16,6 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 
-from paralab.data.dataset import Batch
-from paralab.engines.engine import StepResult
-
 BYTES = 4 << 20
 
 
@@ -47,6 +44,8 @@ def fail(how: str) -> None:
 def train_cut_off(folder: Path) -> None:
     """Train as `paralab train` does; at step 5 node 1 loses its link for ever."""
     from paralab.commands.train import main
+    from paralab.data.dataset import Batch
+    from paralab.engines.engine import StepResult
     from paralab.engines.native import NativeEngine
 
     take = NativeEngine.step
