@@ -152,6 +152,8 @@ def test_ranks_compute_what_one_process_computes(method: Method) -> None:
     def on_rank(rank: int) -> float:
         problem = Denoising(noisy(3, 6, 6), 0.5, penalty, rank=rank, ranks=2, reduce=group.all_reduce)
         function = problem if method.name == "subgradient" else problem.dual()
+        alone = function.alone()
+        assert function.value(function.start()) == pytest.approx(alone.value(alone.start()), rel=1e-12)
         return measured.difference_from_one_process(method, function, settings=Settings(), iterates=5)
 
     assert max(group.run(on_rank)) == 0

@@ -12,7 +12,7 @@ from paralab.errors import UsageError
 from paralab.layout import Layout
 from paralab.models.found import count_flops
 from paralab.models.spec import Flops
-from paralab.models.vicreg import SPEC, Terms, VICReg
+from paralab.models.vicreg import SPEC, Terms, VICReg, covariance, invariance, variance
 from paralab.options.config import RunConfig
 from paralab.planning.resolve import resolve
 from tests.unit.thread_ranks import ThreadRanks
@@ -130,10 +130,15 @@ def test_what_a_loss_over_the_batch_has_no_place_for_is_refused(options: dict[st
 def test_coefficients_weigh_the_terms() -> None:
     z = rows(embeddings(8))
     alone = [
-        replace(CONFIG, invariance=invariance, variance=variance, covariance=covariance)
-        for invariance, variance, covariance in ((2.0, 0.0, 0.0), (0.0, 2.0, 0.0), (0.0, 0.0, 2.0))
+        replace(CONFIG, invariance=one, variance=two, covariance=three)
+        for one, two, three in ((2.0, 0.0, 0.0), (0.0, 2.0, 0.0), (0.0, 0.0, 2.0))
     ]
     parts = [Terms(config)(z, torch.zeros(8)) for config in alone]
     whole = Terms(replace(CONFIG, invariance=2.0, variance=2.0, covariance=2.0))(z, torch.zeros(8))
     assert all(part > 0 for part in parts)
+    a, b = z.unflatten(0, (-1, 2)).unbind(1)
+    terms = invariance(a, b), variance(a) + variance(b), covariance(a) + covariance(b)
+    torch.testing.assert_close(torch.stack(parts), 2 * torch.stack(terms))
+    with pytest.raises(ValueError, match="groups=4 does not divide expander=33"):
+        replace(CONFIG, norm="group", expander=33)
     torch.testing.assert_close(sum(parts), whole)
