@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from paralab.benchmarks.peers import _disagreeing
+from paralab.benchmarks.peers_table import disagreements
 from paralab.benchmarks.variants import OWN_VARIANTS, installed
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -33,6 +33,6 @@ def test_an_own_module_has_the_losses_of_ours(measured: dict[str, list[dict[str,
         pytest.skip("Lightning Fabric is not installed: pip install lightning-fabric")
     ours = OWN_VARIANTS[variant][1]
     assert ours is not None
-    assert _disagreeing({name: measured[name] for name in (ours, variant)}, "fp32", OWN_VARIANTS) == []
+    assert disagreements({name: measured[name] for name in (ours, variant)}, "fp32", OWN_VARIANTS) == []
     losses = measured[variant][0]["losses"]
     assert len(losses) == 4 and losses[-1] < losses[0]

@@ -8,15 +8,8 @@ import torch
 
 from paralab import engines
 from paralab.benchmarks import baselines, variants
-from paralab.benchmarks.peers import (
-    TARGETS,
-    TOLERANCES,
-    PeersConfig,
-    _disagreeing,
-    _left_out,
-    _memory_table,
-    _table,
-)
+from paralab.benchmarks.peers import PeersConfig, not_measured
+from paralab.benchmarks.peers_table import TARGETS, TOLERANCES, disagreements, memory_table, times_table
 from paralab.benchmarks.variants import OWN_VARIANTS, VARIANTS, chosen
 from paralab.errors import ConfigError, WorldError
 from paralab.layout import Layout
@@ -54,7 +47,7 @@ def test_a_baseline_of_one_process_trains_as_ours_does(variant: str, precision: 
         "ours single": [{"losses": [engine.step(batch).loss.item() for batch in batches]}],
         variant: [{"losses": [step(batch) for batch in batches]}],
     }
-    assert _disagreeing(runs, precision) == []
+    assert disagreements(runs, precision) == []
     losses = runs[variant][0]["losses"]
     assert losses[-1] < losses[0] - 0.01  # it trains
 
@@ -77,10 +70,10 @@ def test_variants_have_a_gpu_for_each_process() -> None:
 
 def test_what_is_left_out_is_said() -> None:
     everything = PeersConfig()
-    assert list(_left_out(everything, list(VARIANTS), gpus=None)) == []
-    (line,) = _left_out(everything, list(VARIANTS), gpus=2)
+    assert list(not_measured(everything, list(VARIANTS), gpus=None)) == []
+    (line,) = not_measured(everything, list(VARIANTS), gpus=2)
     assert line == "memory of the ZeRO stages left out: it needs 4 GPUs, 2 here"
-    assert len(list(_left_out(everything, chosen(None, gpus=1), gpus=1))) == len(VARIANTS) - 3 + 1
+    assert len(list(not_measured(everything, chosen(None, gpus=1), gpus=1))) == len(VARIANTS) - 3 + 1
 
 
 def test_fabric_is_offered_where_it_is_installed(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -90,7 +83,7 @@ def test_fabric_is_offered_where_it_is_installed(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(variants, "package_of_fabric", lambda: None)
     there = chosen(None, gpus=None, model="own")
     assert there == [variant for variant in OWN_VARIANTS if "Fabric" not in variant]
-    lines = list(_left_out(PeersConfig(model="own"), there, gpus=None))
+    lines = list(not_measured(PeersConfig(model="own"), there, gpus=None))
     assert lines[0] == "Fabric DDP left out: it needs Lightning Fabric, type pip install lightning-fabric"
     assert len(lines) == 2  # and nothing of memory, which is measured of gpt2
     with pytest.raises(ConfigError, match="variant Fabric DDP needs Lightning Fabric: type pip install"):
@@ -123,7 +116,7 @@ def test_the_earlier_name_of_variants_says_what_to_type() -> None:
 def test_losses_that_differ_are_not_compared(step: int, factor: float, refused: bool) -> None:
     runs = results(ours_single=[1.0], plain_loop=[2.0])
     runs["plain loop"][0]["losses"][step] *= 1 + factor
-    lines = _disagreeing(runs, "fp32")
+    lines = disagreements(runs, "fp32")
     assert bool(lines) == refused
     assert not refused or f"plain loop has loss {runs['plain loop'][0]['losses'][step]:.6f} at step {step}" in lines[0]
 
@@ -131,13 +124,15 @@ def test_losses_that_differ_are_not_compared(step: int, factor: float, refused: 
 def test_a_loss_that_is_not_a_number_is_not_compared() -> None:
     runs = results(ours_single=[1.0], plain_loop=[2.0])
     runs["plain loop"][0]["losses"][1] = float("nan")
-    assert _disagreeing(runs, "fp32")
+    assert disagreements(runs, "fp32")
 
 
 def test_ratios_are_taken_repeat_by_repeat() -> None:
     # The second repeat ran on a machine twice as slow: a ratio of medians would not be 1.5.
     runs = results(ours_single=[1.0, 2.0, 1.0], plain_loop=[1.5, 3.0, 2.0])
-    (line,) = (line for line in _table(runs, config(repeats=3), TARGETS).splitlines() if line.startswith("plain loop"))
+    (line,) = (
+        line for line in times_table(runs, config(repeats=3), TARGETS).splitlines() if line.startswith("plain loop")
+    )
     assert "1.50x (1.50 to 2.00)" in line and line.endswith("1.2x")
 
 
@@ -159,5 +154,5 @@ def test_memory_is_set_beside_its_arithmetic() -> None:
         memory_state_peak_bytes=11 * 2**20,
         predicted_state_bytes=10 * 2**20,
     )
-    row = _memory_table([record]).splitlines()[-1].split()
+    row = memory_table([record]).splitlines()[-1].split()
     assert row == ["zero1", "4", "4", "2", "7", "1", "0", "11", *"8 N + 8 N/d = 10".split(), "+10.0%"]
