@@ -16,6 +16,7 @@ from paralab.options.flags import resolve as read_config
 from paralab.planning import checked, goals
 from paralab.planning.counted import count
 from paralab.planning.goals import Goal
+from paralab.planning.predict import model_flops
 from paralab.planning.resolve import resolve
 from paralab.planning.search import search
 from paralab.planning.shapes import find
@@ -77,6 +78,8 @@ def test_images_cost_what_is_counted() -> None:
     _, raw = find("resnet", "50")
     one = {"tp": 1, "pp": 1, "zero": 0, "recompute": "none", "n_gpus": 1, "gpu": "A100-SXM4-80GB"}
     small, large = (search(raw | one | {"global_batch_size": n, "micro_batch_size": n}) for n in (256, 512))
+    spec = SPECS["resnet"]
+    assert model_flops(small.settled.case) == 256 * spec.flops_of(spec.config("50")).per_sample
     assert 1.8 < large.prediction.step_time_s[0] / small.prediction.step_time_s[0] <= 2
     assert large.memory_gib["activations"][0] == pytest.approx(2 * small.memory_gib["activations"][0])
     assert sum(gib[0] for gib in small.memory_gib.values()) == pytest.approx(small.prediction.memory_gib[0])

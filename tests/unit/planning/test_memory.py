@@ -1,5 +1,7 @@
 """Memory in closed form is that of the papers it comes from, to the last digit that they print."""
 
+from dataclasses import replace
+
 import pytest
 
 from paralab.axes.costs import GIB, Constants, Plan
@@ -8,6 +10,7 @@ from paralab.axes.pipeline.cost import in_flight, waiting
 from paralab.axes.pipeline.stages import pass_order
 from paralab.planning import memory
 from paralab.planning.constants import shipped
+from paralab.planning.predict import evaluate
 from paralab.planning.settle import arrays, settle
 
 MODELS = {  # Korthikanti et al. 2022, table 3: heads, hidden, layers, tp, pp, vpp, micro-batch
@@ -142,3 +145,14 @@ def test_offloaded_optimizer_states_leave_weights_and_gradients(zero: int, each:
     there = Plan(plan.case.but(offload_optimizer=True), plan.machine, plan.constants)
     assert state_bytes(there, Weights(1000.0)) == pytest.approx(1000 * each)
     assert state_bytes(plan, Weights(1000.0)) > 1000 * each
+
+
+@pytest.mark.parametrize("kind", ["device", "allocated", "reserved"])
+def test_what_fits_is_decided_on_the_safe_side_of_the_whole_device(kind: str) -> None:
+    """Whatever figure a source states; software that keeps scores is given logits in fp32."""
+    shape = {"layers": 24, "hidden": 2048, "heads": 16, "vocab": 256_000}
+    plan = plan_of(**shape, attention="fused", framework="megatron-lm", memory_kind=kind)
+    safe = float(memory.safe_bytes(plan)[0])
+    assert safe > 1.05 * memory.device_bytes(plan, memory.allocated_bytes(plan))[0]
+    for room, fits in ((safe, True), (safe - 1, False)):
+        assert evaluate(plan.case, replace(plan.machine, memory_bytes=room)).fits[0] == fits

@@ -50,6 +50,13 @@ def test_a_training_takes_what_its_formulas_say() -> None:
     assert said["dollars"] == pytest.approx(2 * said["device-hours"]) == pytest.approx(16 * seconds / 3600)
 
 
+def test_a_mixture_computes_with_the_experts_that_a_token_takes() -> None:
+    solved = solve(Goal(tokens="1e9"), EIGHT | {"experts": 8, "experts_per_token": 2}, None, "")
+    active = float(scale.active_weights(solved.found.settled.case))
+    assert facts(solved)["FLOPs"] == pytest.approx(6 * active * 1e9)
+    assert active < 0.6 * scale.n_weights(solved.found)
+
+
 def test_days_and_dollars_are_solved_for_tokens_and_back() -> None:
     budget = solve(Goal(budget_usd=100.0, dollars_per_hour=2.0), EIGHT, None, "")
     assert facts(budget)["dollars"] == pytest.approx(100) and "tokens" in budget.said[0]
