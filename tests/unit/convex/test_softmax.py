@@ -1,6 +1,6 @@
 """The function of logistic regression is that of the model and of torch, and its methods reach scipy's minimum."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from itertools import islice, pairwise
 from typing import Any
@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from paralab.convex import measured, newton, optimum
-from paralab.convex.method import Method, Settings
+from paralab.convex import measured, newton, optimum, svrg
+from paralab.convex.method import Iterate, Method, Settings
 from paralab.convex.methods import LOGISTIC
 from paralab.convex.reduction import CountedReduction
 from paralab.convex.softmax import SoftmaxRegression, batches, centred
@@ -166,6 +166,37 @@ def test_ranks_compute_what_one_process_computes(problem: SoftmaxRegression, met
 
     assert max(group.run(on_rank)) < 1e-12
     assert group.calls >= 3
+
+
+def test_svrg_takes_the_steps_of_its_paper(problem: SoftmaxRegression) -> None:
+    """Sebbouh et al. 2019, algorithm 1 (Free-SVRG), with the gradients of torch."""
+    settings = Settings(batch=5, seed=3)
+    alpha, steps = svrg.step_size(problem, settings), N // settings.batch
+
+    def gradient(point: Tensor, rows: Tensor) -> Tensor:
+        part = replace(problem, features=problem.features[rows], labels=problem.labels[rows])
+        return torch.autograd.functional.jacobian(loss(part), point)
+
+    point = anchor = problem.start()
+    for epoch, found in enumerate(islice(svrg.iterate(problem, settings), 3)):
+        torch.testing.assert_close(found.point, point, rtol=1e-9, atol=1e-12)
+        full, points = gradient(anchor, torch.arange(N)), []
+        for batch in batches(problem, size=5, seed=3, epoch=epoch):
+            points.append(point)
+            point = point - alpha * (full + gradient(point, batch) - gradient(anchor, batch))
+        weights = [(1 - alpha * problem.strong_convexity) ** (steps - 1 - t) for t in range(steps)]
+        anchor = sum(w * p for w, p in zip(weights, points, strict=True)) / sum(weights)
+
+
+def test_the_largest_difference_of_all_iterates_counts(problem: SoftmaxRegression) -> None:
+    def iterates(asked: SoftmaxRegression, _: Settings) -> Iterator[Iterate]:
+        for number in range(4):
+            wrong = 0.5 if asked.ranks > 1 and number == 1 else 0.0
+            yield Iterate(torch.full_like(asked.start(), number + wrong), epochs=number, steps=number)
+
+    shared, early = replace(problem, rank=0, ranks=2), Method("early", "linear", iterates, None)
+    found = measured.difference_from_one_process(early, shared, settings=Settings(), iterates=3)
+    assert found == pytest.approx(0.5)
 
 
 def test_a_gradient_that_is_not_reduced_is_seen(problem: SoftmaxRegression) -> None:
