@@ -6,7 +6,9 @@ last tenth of a text, every twentieth of many documents.
 
 import hashlib
 import json
+import os
 import re
+import socket
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -14,6 +16,8 @@ from functools import partial
 from itertools import chain, islice, takewhile
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
+from urllib.request import getproxies
 
 from paralab.data import text_files
 from paralab.data.assets import SHA256, read_asset
@@ -172,11 +176,25 @@ def _from_disk(folder: Path) -> Mapping[str, Any]:
 
 
 def _builder(name: str) -> Any:
+    path, _, config = (name, "", "") if Path(name).is_dir() else name.partition(":")
+    if not Path(path).exists() and _has_no_way_to_the_hub():
+        os.environ.setdefault("HF_HUB_OFFLINE", "1")  # what was fetched before is read at once, and nothing retried
     import datasets
 
-    path, _, config = (name, "", "") if Path(name).is_dir() else name.partition(":")
     with _hugging_face_errors(name):
         return datasets.load_dataset_builder(path, config or None)
+
+
+def _has_no_way_to_the_hub() -> bool:
+    """Return whether the host of the Hugging Face hub has no address on this machine, and no proxy knows one."""
+    host = urlsplit(os.environ.get("HF_ENDPOINT", "https://huggingface.co")).hostname
+    if host is None or getproxies():
+        return False
+    try:
+        socket.getaddrinfo(host, None)
+    except OSError:
+        return True
+    return False
 
 
 def _splits_of(builder: Any, *, streaming: bool) -> Mapping[str, Any]:

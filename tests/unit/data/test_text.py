@@ -4,6 +4,7 @@ import codecs
 import csv
 import gzip
 import json
+import os
 import socket
 import time
 from collections.abc import Callable
@@ -448,6 +449,31 @@ def test_a_missing_path_is_not_asked_for_on_the_hub(
     (tmp_path / "deep" / "Book.md").write_text(BOOK)
     with pytest.raises(DataError, match=message):
         open_windows(name, config=CONFIG)
+
+
+@pytest.mark.parametrize(
+    ("addresses", "proxies", "offline"), [([], {}, "1"), ([()], {}, None), ([], {"https": "http://proxy:1"}, None)]
+)
+def test_where_no_network_is_nothing_is_retried(
+    addresses: list[object], proxies: dict[str, str], offline: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A hub that cannot be found is not asked six times, with pauses between; what was fetched before is still read."""
+    monkeypatch.setenv("HF_HUB_OFFLINE", "")  # so that it is as before in the end
+    monkeypatch.delenv("HF_HUB_OFFLINE")
+
+    def lookup(host: str, port: object) -> list[object]:
+        if host == "huggingface.co" and not addresses:
+            raise socket.gaierror(-2, "Name or service not known")
+        return addresses
+
+    def ask(name: str, config: str | None) -> None:
+        raise ConnectionError(str(os.environ.get("HF_HUB_OFFLINE")))
+
+    monkeypatch.setattr(socket, "getaddrinfo", lookup)
+    monkeypatch.setattr(sources, "getproxies", lambda: proxies)
+    monkeypatch.setattr("datasets.load_dataset_builder", ask)
+    with pytest.raises(DataError, match=rf"ConnectionError: {offline}\).*check name and network"):
+        open_windows("stories", config=CONFIG)
 
 
 def test_a_column_of_what_has_none_is_refused(tmp_path: Path) -> None:
