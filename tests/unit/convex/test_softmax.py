@@ -185,7 +185,7 @@ def test_svrg_takes_the_steps_of_its_paper(problem: SoftmaxRegression) -> None:
             points.append(point)
             point = point - alpha * (full + gradient(point, batch) - gradient(anchor, batch))
         weights = [(1 - alpha * problem.strong_convexity) ** (steps - 1 - t) for t in range(steps)]
-        anchor = sum(w * p for w, p in zip(weights, points, strict=True)) / sum(weights)
+        anchor = torch.stack([w * p for w, p in zip(weights, points, strict=True)]).sum(0) / sum(weights)
 
 
 def test_the_largest_difference_of_all_iterates_counts(problem: SoftmaxRegression) -> None:
