@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from paralab.benchmarks.report.choices import CHECKPOINTS
 from paralab.console.clock import Moment
 from paralab.console.phases import Phases
 from paralab.errors import UsageError
@@ -16,7 +17,7 @@ if TYPE_CHECKING:
 
     from paralab.inference.feature_maps import Looked
 
-CHECKPOINTS, CHANNELS = 6, 16  # that are shown
+CHANNELS = 16  # that are shown
 
 
 def charts(sources: Sequence[Path], *, number: int = 0) -> list[list[Chart | None]]:

@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from paralab import cli
-from paralab.benchmarks.report.report import render
+from paralab.benchmarks.report.results_page import render
 from tests.chromium import Tab, browser, needs_chromium
 from tests.unit.benchmarks.report.test_report import EVIL, A, sweep, write
 from tests.unit.synthetic_runs import run, runs

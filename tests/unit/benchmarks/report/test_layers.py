@@ -6,7 +6,7 @@ from xml.etree import ElementTree
 import pytest
 
 from paralab.benchmarks.report import layers, plot
-from paralab.benchmarks.report.report import render
+from paralab.benchmarks.report.results_page import render
 from paralab.commands import train
 from paralab.errors import ConfigError, DataError, UsageError
 from paralab.pages import palette

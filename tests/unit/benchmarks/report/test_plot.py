@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from paralab.benchmarks.report import plot
+from paralab.benchmarks.report import panels, plot
 from paralab.errors import ConfigError, DataError, UsageError
 from paralab.pages import palette, raster
 from paralab.pages.picture import picture
@@ -54,7 +54,7 @@ def test_results_are_a_dot_a_run_from_zero_on(tmp_path: Path) -> None:
     for number, (strategy, rate) in enumerate([("ddp", 100.0), ("ddp", 140.0), ("zero3", 80.0)]):
         append(file, run(number, strategy=strategy, tokens_per_s=rate))
     append(file, run(9, strategy="tensor", status="crash"))
-    (((chart,),),) = [plot.results([file])]
+    (((chart,),),) = [panels.results([file])]
     assert tips(chart.drawing) == ["ddp: 100", "ddp: 140", "zero3: 80"]
     assert ">120<" in chart.drawing and ">0<" in chart.drawing  # the median, and where the axis begins
     assert (
@@ -66,7 +66,7 @@ def test_sizes_and_models_are_kept_apart(tmp_path: Path) -> None:
     file = tmp_path / "rows.csv"
     for number, (model, size) in enumerate([("gpt2", "124m"), ("gpt2", "1.5b"), ("resnet", "20")]):
         append(file, run(number, model=model, size=size, strategy="single"))
-    ((first, second),) = plot.results([file])
+    ((first, second),) = panels.results([file])
     assert (first.title, second.title) == ("rows: gpt2", "rows: resnet 20")
     assert "124m single" in first.drawing and "1.5b single" in first.drawing and ">single<" in second.drawing
 
@@ -76,7 +76,7 @@ def test_a_strategy_has_its_colour_and_rows_for_what_else_differs(tmp_path: Path
     for number, world_size in enumerate((2, 4)):
         append(file, run(number, strategy="zero3", world_size=world_size))
     append(file, run(2, strategy="ddp", world_size=2))
-    ((chart,),) = plot.results([file])
+    ((chart,),) = panels.results([file])
     assert [tip.split(":")[0] for tip in tips(chart.drawing)] == [
         "zero3 2 processes", "zero3 4 processes", "ddp 2 processes",
     ]  # fmt: skip
@@ -89,13 +89,13 @@ def test_only_failures_are_no_picture(tmp_path: Path) -> None:
     file = tmp_path / "rows.csv"
     append(file, run(0, status="crash"))
     with pytest.raises(DataError, match="no run in these files has succeeded"):
-        plot.results([file])
+        panels.results([file])
 
 
 def test_curves_are_losses_and_their_distance_from_the_first(tmp_path: Path) -> None:
     first = trained(tmp_path / "a", [10.0, 9.0, 8.0], strategy="single")
     second = trained(tmp_path / "b", [10.0, 9.0, 8.8], strategy="zero3")
-    (losses,), (distance,) = plot.curves([first, second])
+    (losses,), (distance,) = panels.curves([first, second])
     assert losses.title == "gpt2 nano on alice: loss" and distance.title == "Loss: difference from single dp2"
     assert tips(losses.drawing) == [
         "single dp2",
@@ -114,7 +114,7 @@ def test_curves_that_coincide_are_one_line(tmp_path: Path) -> None:
     folders = [trained(tmp_path / "a", falling, strategy="single")]
     for name, off in (("ddp", 1e-7), ("zero1", 2e-7), ("zero3", 1e-7), ("tensor", 1e-2)):
         folders.append(trained(tmp_path / name, [loss * (1 + off) for loss in falling], strategy=name))
-    (losses,), (distance,) = plot.curves(folders)
+    (losses,), (distance,) = panels.curves(folders)
     lines = [tip for tip in tips(losses.drawing) if "held out" not in tip]
     assert lines == ["single dp2 and 3 more", "tensor dp2"]
     assert "One line: single dp2, ddp dp2, zero1 dp2, zero3 dp2." in losses.caption
@@ -134,7 +134,7 @@ def test_other_forms_are_made_of_the_same_picture(tmp_path: Path, form: str) -> 
         return
     from matplotlib.image import imread
 
-    drawn = ElementTree.fromstring(picture(plot.results([file]), title=""))
+    drawn = ElementTree.fromstring(picture(panels.results([file]), title=""))
     pixels = imread(out)  # (height, width, 4)
     assert pixels.shape[:2] == tuple(raster.SHARP * float(drawn.attrib[side]) for side in ("height", "width"))
     blue = [int(palette.COLOURS["blue"].light[i : i + 2], 16) / 255 for i in (1, 3, 5)]  # that of ddp
@@ -159,12 +159,12 @@ def test_a_picture_is_written(tmp_path: Path, capsys: pytest.CaptureFixture) -> 
 
 def test_one_run_has_no_panel_below(tmp_path: Path) -> None:
     one = trained(tmp_path / "a", [3.0, 2.0], strategy="ddp")
-    ((only,),) = plot.curves([one])
+    ((only,),) = panels.curves([one])
     assert only.title == "gpt2 nano on alice: loss"
     other = trained(tmp_path / "b", [3.0, 2.0], strategy="ddp")
     (other / "config.toml").write_text((other / "config.toml").read_text().replace("alice", "bob"))
     second = trained(tmp_path / "c", [3.0, 2.5], strategy="ddp")
-    (first, of_bob), (below, nothing) = plot.curves([one, other, second])
+    (first, of_bob), (below, nothing) = panels.curves([one, other, second])
     assert first and of_bob and below and nothing is None
     assert below.title == "Loss: difference from a"
 
@@ -194,7 +194,7 @@ def test_a_place_for_no_picture_is_refused_before_the_work(
 def test_files_of_one_name_have_panels_of_other_titles(tmp_path: Path) -> None:
     for folder, number in (("old", 0), ("new", 1)):
         append(tmp_path / folder / "bench.csv", run(number))
-    titles = [chart.title for row in plot.results(sorted(tmp_path.glob("*/bench.csv"))) for chart in row if chart]
+    titles = [chart.title for row in panels.results(sorted(tmp_path.glob("*/bench.csv"))) for chart in row if chart]
     assert titles == ["new/bench: gpt2 nano", "old/bench: gpt2 nano"]
 
 

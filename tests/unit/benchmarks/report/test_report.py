@@ -14,8 +14,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from paralab.benchmarks.report import report, sections
-from paralab.benchmarks.report.report import composed, main, render
+from paralab.benchmarks.report import results_page, sections
+from paralab.benchmarks.report.report import main
+from paralab.benchmarks.report.results_page import composed, render
 from paralab.console.clock import Moment
 from paralab.console.phases import Phases
 from paralab.errors import UsageError
@@ -357,7 +358,7 @@ def test_bad_requests_end_with_one_line(tmp_path, capsys, arguments, said):
 
 def test_a_place_that_cannot_be_written_is_named_before_the_work(tmp_path, capsys, monkeypatch):
     path = write(tmp_path / "a.csv", runs(A))
-    monkeypatch.setattr(report, "render", lambda *_, **__: pytest.fail("made first"))
+    monkeypatch.setattr(results_page, "composed", lambda *_, **__: pytest.fail("made first"))
     assert main([str(path), "--out", str(tmp_path / "no" / "r.html")]) == 2
     assert main([str(path), "--out", str(path / "r.html")]) == 2
     assert main([str(path), "--out", str(tmp_path)]) == 2
