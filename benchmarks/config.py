@@ -17,15 +17,11 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from typing import TYPE_CHECKING, Any
 
-from paralab.benchmarks import overhead, peers, run, scaling, tour
-from paralab.benchmarks.sweep import bench
-from paralab.commands import train, verify
 from paralab.errors import UsageError, did_you_mean
 from paralab.options.arguments import Parser
 from paralab.options.config import RunConfig
 from paralab.options.flags import read
 from paralab.options.settings import CHOSEN, DEFAULT, Origin, Setting, as_json, table
-from paralab.training import epochs
 
 if TYPE_CHECKING:
     from paralab.planning.work import Work
@@ -101,6 +97,7 @@ def _unused(name: str, planned: Planned) -> str:
 
 
 def _run(words: list[str], rank: "Rank") -> Planned:
+    from paralab.benchmarks import run
     from paralab.planning.requested_layout import with_processes_of
     from paralab.planning.resolve import resolve
 
@@ -109,6 +106,7 @@ def _run(words: list[str], rank: "Rank") -> Planned:
 
 
 def _overhead(words: list[str], rank: "Rank") -> Planned:
+    from paralab.benchmarks import overhead
     from paralab.planning.requested_layout import with_processes_of
     from paralab.planning.resolve import resolve
 
@@ -118,7 +116,9 @@ def _overhead(words: list[str], rank: "Rank") -> Planned:
 
 
 def _train(words: list[str], rank: "Rank") -> Planned:
+    from paralab.commands import train
     from paralab.planning.resolve import resolve
+    from paralab.training import epochs
 
     requested, config, origins = train.planned(words, rank)
     work = epochs.with_steps(resolve(config), steps_given=train.steps_given(origins))
@@ -126,6 +126,7 @@ def _train(words: list[str], rank: "Rank") -> Planned:
 
 
 def _tour(words: list[str], rank: "Rank") -> Planned:
+    from paralab.benchmarks import tour
     from paralab.benchmarks.tour_worker import choose
     from paralab.planning.requested_layout import machine_processes, with_processes_of
 
@@ -140,6 +141,7 @@ def _tour(words: list[str], rank: "Rank") -> Planned:
 
 
 def _verify(words: list[str], rank: "Rank") -> Planned:
+    from paralab.commands import verify
     from paralab.commands.verify_cases import cases, completed
     from paralab.parity.reference import STEPS
     from paralab.planning.resolve import resolve
@@ -152,6 +154,7 @@ def _verify(words: list[str], rank: "Rank") -> Planned:
 
 
 def _bench(words: list[str], rank: "Rank") -> Planned:
+    from paralab.benchmarks.sweep import bench
     from paralab.planning.resolve import resolve
 
     config, origins = read(words, config=bench.SweepConfig, prog="paralab bench", description=bench.__doc__)
@@ -162,6 +165,7 @@ def _bench(words: list[str], rank: "Rank") -> Planned:
 
 
 def _scale(words: list[str], rank: "Rank") -> Planned:
+    from paralab.benchmarks import scaling
     from paralab.planning.resolve import resolve
 
     config, origins = read(words, config=scaling.ScaleConfig, prog="paralab scale", description=scaling.__doc__)
@@ -171,6 +175,7 @@ def _scale(words: list[str], rank: "Rank") -> Planned:
 
 
 def _peers(words: list[str], rank: "Rank") -> Planned:
+    from paralab.benchmarks import peers
     from paralab.planning.resolve import resolve
     from paralab.records.environment import Environment
 
