@@ -16,23 +16,22 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from paralab.commands.predict import DeviceParser, devices
+from paralab.commands.device_options import DeviceParser, devices
 from paralab.console.clock import Moment
 from paralab.console.outputs import check_outputs, check_writable, write_whole
 from paralab.console.phases import Phases
-from paralab.errors import ConfigError, UsageError
+from paralab.errors import ConfigError, ParalabError, UsageError
 from paralab.models import NAMES
 from paralab.options.arguments import whole
-from paralab.planning import answers, cases, checked, hardware
+from paralab.planning import cases, checked, hardware
+from paralab.planning.cases import SHOWN
 from paralab.planning.goals import Goal, number
 from paralab.planning.hardware import Device
-from paralab.planning.settle import DEFAULT_GPU
 
 if TYPE_CHECKING:
-    from paralab.planning.goals import Solved
     from paralab.planning.shapes import Trained
+    from paralab.planning.solving import Solved
 
-FAILED = 1  # the exit status where a question could not be answered, or nothing fits
 _SHAPES = ("layers", "hidden", "heads", "kv_heads", "ffn", "vocab", "experts", "experts_per_token", "expert_ffn")
 _CLUSTER = ("n_gpus", "gpus_per_node", "global_batch_size", "sequence_length", "precision", "framework")
 WRITTEN = 1000  # layouts of a file
@@ -61,12 +60,12 @@ def main(argv: Sequence[str]) -> int:
     if device.measured is not None and not options.questions:
         from paralab.commands import plan_measured
 
-        plan_measured.answer(options, device, top=options.top or answers.SHOWN)
+        plan_measured.answer(options, device, top=options.top or SHOWN)
         return 0
     if options.calibrate_from:
         raise ConfigError("--calibrate-from is for one question about a measured device: add --gpu device.json")
     if options.questions:
-        top = options.top or (WRITTEN if options.out else answers.SHOWN)
+        top = options.top or (WRITTEN if options.out else SHOWN)
         return _answer_file(Path(options.questions), options.out, own, default, top)
     _answer(options, goal, own, default)
     return 0
@@ -74,16 +73,16 @@ def main(argv: Sequence[str]) -> int:
 
 def _answer(options: Any, goal: Goal, own: Mapping[str, Device], gpu: str) -> None:
     """Search, print the answer, and write it to the files that were asked for."""
-    from paralab.planning import goals, planned
+    from paralab.planning import planned, solving
 
     check_outputs({"--out": options.out, "--report": options.report})
     model, raw = _question(options)
     goal.check(n_gpus="n_gpus" in raw)
     with Phases(Moment.now(), transient=True) as phases:
-        solved = goals.solve(goal, raw, own, gpu, phases)
+        solved = solving.solve(goal, raw, own, gpu, phases)
     if options.out:
         _write(Path(options.out), solved, model, raw, options.top or WRITTEN)
-    print(planned.report(solved, raw, model, own, gpu, top=options.top or answers.SHOWN))
+    print(planned.report(solved, raw, model, own, gpu, top=options.top or SHOWN))
     if options.report:
         _draw(Path(options.report), solved, model, raw, own, gpu, options.top or WRITTEN)
     if options.check:
@@ -173,7 +172,7 @@ def _answer_file(source: Path, out: str | None, own: Mapping[str, Device], gpu: 
     else:
         sys.stdout.write(content.decode())
     print(checked.sentence(), file=sys.stderr)
-    return FAILED if problems else 0
+    return ParalabError.exit_status if problems else 0
 
 
 def _parser() -> DeviceParser:
@@ -206,23 +205,14 @@ def _parser() -> DeviceParser:
         metavar="ROWS.csv",
         help="Correct step times by one factor, from three or more rows that paralab run or bench wrote on that device",
     )
-    parser.add_argument(
-        "--gpu",
-        metavar="NAME",
-        default=DEFAULT_GPU,
-        help=f"Device, or the file of one that paralab calibrate measured (default: {DEFAULT_GPU})",
+    parser.add_devices(
+        gpu="Device, or the file of one that paralab calibrate measured",
+        device="Describe a device of your own, as paralab predict takes it",
     )
-    parser.add_argument(
-        "--device",
-        metavar="FILE",
-        action="append",
-        help="Describe a device of your own, as paralab predict takes it",
-    )
-    parser.add_figures()
     parser.add_argument(
         "--set", metavar="COLUMN=VALUE", action="append", help="Fix any column of docs/planner.md, such as tp=8"
     )
-    shown = f"Layouts to show and to write (default: {answers.SHOWN} shown, {WRITTEN:,} written)"
+    shown = f"Layouts to show and to write (default: {SHOWN} shown, {WRITTEN:,} written)"
     parser.add_argument("--top", metavar="N", type=whole(1), help=shown)
     for name, (metavar, meaning) in _GOAL.items():
         parser.add_argument(f"--{name.replace('_', '-')}", metavar=metavar, help=meaning)

@@ -11,18 +11,20 @@ import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
+from paralab.commands.device_options import DeviceParser, devices
 from paralab.console.outputs import check_writable, write_whole
-from paralab.errors import ConfigError, UsageError
+from paralab.errors import ParalabError, UsageError
 from paralab.options.arguments import Parser
 from paralab.planning import cases, checked, hardware
 from paralab.planning.cases import Row
 from paralab.planning.hardware import Device
-from paralab.planning.settle import DEFAULT_GPU, Settled, settle
+
+if TYPE_CHECKING:
+    from paralab.planning.settle import Settled
 
 HEADER = ["case_id", "step_time_s", "mfu", "memory_gib", "fits", "bound", "assumed", "error"]
-FAILED = 1  # the exit status where a row could not be predicted
 
 
 def main(argv: Sequence[str]) -> int:
@@ -45,7 +47,7 @@ def main(argv: Sequence[str]) -> int:
             print(f"{source}, line {row.line}: {problems[row.line]}", file=sys.stderr)
     where = f" in {options.out}" if options.out else ""
     print(f"predicted {len(settled)} of {len(rows)} cases{where}\n{checked.sentence()}", file=sys.stderr)
-    return FAILED if problems else 0
+    return ParalabError.exit_status if problems else 0
 
 
 def _with_vocabulary(rows: list[Row], tokenizer: str | None) -> list[Row]:
@@ -67,86 +69,18 @@ def _parser() -> Parser:
         help="Tokenizer whose vocabulary rows without one get: gpt2, bytes, or a tokenizer.json",
     )
     parser.add_argument("--out", metavar="FILE", help="Write predictions to this CSV file (default: print them)")
-    parser.add_argument(
-        "--gpu",
-        metavar="NAME",
-        default=DEFAULT_GPU,
-        help=f"Device of rows that name none, or the file of one that was measured (default: {DEFAULT_GPU})",
-    )
-    parser.add_argument(
-        "--device",
-        metavar="FILE",
-        action="append",
-        help="Describe a device of your own: a JSON file, or figures joined by commas, such as "
+    parser.add_devices(
+        gpu="Device of rows that name none, or the file of one that was measured",
+        device="Describe a device of your own: a JSON file, or figures joined by commas, such as "
         "gpu=NAME,peak_tflops=N: memory_gib and memory_gbyte_per_s are needed too (may be given several times)",
     )
-    parser.add_figures()
     return parser
 
 
-FIGURES = {
-    "peak_tflops": "Dense peak in 16 bits, TFLOP/s, of a device of your own, or of --gpu if it differs",
-    "memory_gib": "Memory of that device that a program can use, GiB",
-    "memory_gbyte_per_s": "Bandwidth of that memory, GB/s",
-    "link_gbyte_per_s": "Link of one device inside a node, one direction, GB/s",
-    "network_gbit_per_s": "Network of one device between nodes, one direction, Gbit/s",
-}
-_NEEDED = ("peak_tflops", "memory_gib", "memory_gbyte_per_s")
-
-
-class DeviceParser(Parser):
-    """A parser in which figures of a datasheet describe the device: they become one more `--device`, which is taken."""
-
-    def add_figures(self) -> None:
-        """Add the options of the figures."""
-        for name, meaning in FIGURES.items():
-            self.add_argument(f"--{name.replace('_', '-')}", metavar="N", help=meaning)
-
-    def parse_args(self, args: Any = None, namespace: Any = None) -> Any:
-        """Return the options. Raises: UsageError; ConfigError for too few figures of a device that is not known."""
-        options = super().parse_args(args, namespace)
-        given = {name: value for name in FIGURES if (value := getattr(options, name)) is not None}
-        if not given:
-            return options
-        named = any(word == "--gpu" or word.startswith("--gpu=") for word in args)
-        if named and (known := hardware.is_known(options.gpu)):
-            given, name = {"like": known, **given}, f"{known} (changed)"
-        elif missing := [name for name in _NEEDED if name not in given]:
-            flags = ", ".join(f"--{name.replace('_', '-')}" for name in missing)
-            first = f"--{next(iter(given)).replace('_', '-')}"
-            raise ConfigError(f"{first} without {flags}: give all figures of the device, or --gpu with one it is like")
-        else:
-            name = options.gpu if named else "own"
-        words = ",".join(f"{key}={value}" for key, value in {"gpu": name, **given}.items())
-        options.device, options.gpu = [*(options.device or []), words], name
-        return options
-
-
-def devices(words: Sequence[str]) -> dict[str, Device]:
-    """Return the devices that `--device` describes, by name. Raises: ConfigError for what describes none."""
-    found: dict[str, Device] = {}
-    for word in words:
-        if "=" in word and not Path(word).exists():
-            pairs = (part.partition("=") for part in word.split(","))
-            values = {key.strip(): _value(text.strip()) for key, _, text in pairs}
-            device = hardware.describe(values, where="--device")
-            found[device.gpu] = device
-        elif not Path(word).is_file():
-            raise ConfigError(f"--device {word}: there is no such file: give a JSON file, or name=value,name=value")
-        else:
-            found |= hardware.from_json(Path(word))
-    return found
-
-
-def _value(text: str) -> object:
-    try:
-        return float(text)
-    except ValueError:
-        return text
-
-
-def settle_all(rows: Sequence[Row], own: Mapping[str, Device], gpu: str) -> tuple[dict[int, Settled], dict[int, str]]:
+def settle_all(rows: Sequence[Row], own: Mapping[str, Device], gpu: str) -> tuple[dict[int, "Settled"], dict[int, str]]:
     """Return the rows that describe a case, by line, and what is wrong with each of the others, by line."""
+    from paralab.planning.settle import settle  # numpy, which --help need not wait for
+
     settled: dict[int, Settled] = {}
     problems: dict[int, str] = {}
     for row in rows:
@@ -159,7 +93,7 @@ def settle_all(rows: Sequence[Row], own: Mapping[str, Device], gpu: str) -> tupl
     return settled, problems
 
 
-def _checked(settled: Settled, row: Row) -> Settled:
+def _checked(settled: "Settled", row: Row) -> "Settled":
     """Return a case. Raises: UsageError where its device was measured and paralab does not train it."""
     if settled.device.measured is not None:
         from paralab.planning.measured import planned
@@ -168,9 +102,9 @@ def _checked(settled: Settled, row: Row) -> Settled:
     return settled
 
 
-def predictions(rows: Sequence[Row], settled: Mapping[int, Settled], problems: Mapping[int, str]) -> list[list[str]]:
+def predictions(rows: Sequence[Row], settled: Mapping[int, "Settled"], problems: Mapping[int, str]) -> list[list[str]]:
     """Return the cells of each row, in the order of `HEADER`: empty where nothing could be predicted."""
-    from paralab.planning.predict import predict  # numpy, which a refused file need not wait for
+    from paralab.planning.predict import predict
 
     cells: dict[int, list[str]] = {}
     if settled:

@@ -13,6 +13,7 @@ from paralab.errors import LayoutError
 from paralab.layout import SCHEDULES, Layout, layers_of_stages
 from paralab.layout.strategies import of_data_ranks
 from paralab.planning.breakdown import CATEGORIES
+from paralab.planning.cases import SHOWN
 from paralab.planning.predict import evaluate
 from paralab.planning.ranking import ALIKE, ranked
 from paralab.planning.search import Found
@@ -20,7 +21,6 @@ from paralab.planning.search import Found
 if TYPE_CHECKING:
     from paralab.planning.shapes import Trained
 
-SHOWN = 10  # layouts of a table, where no other number is asked for
 _NAMES = {"zb-1p": "zero-bubble", "zb-h1": "zero-bubble"}  # schedules that layouts have under another name
 _SPENT = {  # what a step spends its time on, in words
     "host": "launches by the host",

@@ -17,6 +17,7 @@ from paralab.errors import ConfigError, DataError, UsageError, did_you_mean
 from paralab.options.numbers import meant, number_of
 
 SCHEDULES = ("gpipe", "1f1b", "interleaved", "zb-h1", "zb-h2", "zb-1p", "zb-2p", "zbv", "dualpipev")
+SHOWN = 10  # layouts of an answer, where no other number is asked for
 Raw = Mapping[str, Any]  # what the cells of a row say, by column; a column whose cell is empty is not there
 
 

@@ -21,6 +21,7 @@ from paralab.options.numbers import meant
 from paralab.planning.measured.device import MeasuredDevice, is_measured, read
 
 FILE = Path(__file__).with_name("devices.csv")
+DEFAULT_GPU = "H100-SXM-80GB"  # where a row or a command names none
 USABLE = 0.985  # of the memory that the name of a device says: what the driver leaves
 # Watts for a TFLOP/s of the 16-bit peak of the device whose sustained share stands for its generation.
 REFERENCE_WATTS = {

@@ -15,9 +15,9 @@ from paralab.pages.page import Chart
 from paralab.pages.palette import PREDICTED_MEMORY, PREDICTED_STEP, Look, of_strategies
 from paralab.planning import answers, checked, scale
 from paralab.planning.breakdown import CATEGORIES
-from paralab.planning.goals import counts
 from paralab.planning.hardware import Device
 from paralab.planning.search import Found, search
+from paralab.planning.solving import counts
 from paralab.planning.steptime import BOUNDS
 
 MOST_POINTS = 40  # of a strategy

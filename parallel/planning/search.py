@@ -20,11 +20,11 @@ from paralab.planning import checked, steptime
 from paralab.planning.breakdown import gib_by_category
 from paralab.planning.cases import Raw
 from paralab.planning.constants import shipped
-from paralab.planning.hardware import Device
+from paralab.planning.hardware import DEFAULT_GPU, Device
 from paralab.planning.parts import RANKS
 from paralab.planning.predict import Prediction, evaluate
 from paralab.planning.ranking import ranked
-from paralab.planning.settle import BUILT_ON, DEFAULT_GPU, Settled, arrays, held_by, settle
+from paralab.planning.settle import BUILT_ON, Settled, arrays, held_by, settle
 
 # The columns that a search fills in where a question leaves them empty.
 CHOSEN = (

@@ -11,9 +11,8 @@ from paralab.axes.pipeline.cost import V_SHAPED
 from paralab.errors import LayoutError, ModelError, UsageError
 from paralab.planning import hardware
 from paralab.planning.cases import Raw
-from paralab.planning.hardware import Device
+from paralab.planning.hardware import DEFAULT_GPU, Device
 
-DEFAULT_GPU = "H100-SXM-80GB"
 BYTES = {"fp32": 4, "fp16": 2, "bf16": 2, "fp8": 1}
 MEGATRON = ("megatron-lm", "megatron-deepspeed", "megatron-core")
 # Software by the library whose layers, losses and collectives it runs

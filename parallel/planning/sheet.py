@@ -10,10 +10,11 @@ import numpy as np
 from paralab.console.phases import Phases
 from paralab.pages import page
 from paralab.planning import answers, checked, page_tables, pictures, planned, records, scale
-from paralab.planning.goals import Solved
+from paralab.planning.cases import SHOWN
 from paralab.planning.hardware import Device
 from paralab.planning.pictures import gib
 from paralab.planning.scale import OPTIMAL_TOKENS, Training
+from paralab.planning.solving import Solved
 
 if TYPE_CHECKING:
     from paralab.planning.shapes import Trained
@@ -37,7 +38,7 @@ def render(
     found = solved.found
     fits, unit = bool(found.n_fit), scale.unit(found)
     head = list(planned.head(found, raw))
-    rows = records.rows(found, found.ranked(min(answers.SHOWN, len(numbers))), model)
+    rows = records.rows(found, found.ranked(min(SHOWN, len(numbers))), model)
     scaled = pictures.scaling(found, raw, own, gpu, phases) if fits else []
     charts = [pictures.against_memory(found, unit), pictures.memory(found)]
     charts += [pictures.causes(found), pictures.ranges(found)]

@@ -11,15 +11,17 @@ from torch.autograd.graph import saved_tensors_hooks
 from paralab import cli
 from paralab.benchmarks.planner import images as planner_images
 from paralab.benchmarks.run import CaseConfig
+from paralab.errors import ConfigError
 from paralab.models import SPECS
 from paralab.options.flags import resolve as read_config
-from paralab.planning import checked, goals
+from paralab.planning import checked
 from paralab.planning.counted import count
 from paralab.planning.goals import Goal
 from paralab.planning.predict import model_flops
 from paralab.planning.resolve import resolve
 from paralab.planning.search import search
 from paralab.planning.shapes import find
+from paralab.planning.solving import solve
 from tests.unit.commands.test_check_model import MODEL
 
 GPUS = {"n_gpus": 8, "gpu": "A100-SXM4-80GB"}
@@ -137,8 +139,8 @@ def test_a_model_that_another_width_makes_another_one_has_no_line(capsys: pytest
 
 def test_tokens_a_weight_are_refused_for_images() -> None:
     _, raw = find("resnet", "20")
-    with pytest.raises(goals.ConfigError, match="these are images"):
-        goals.solve(Goal(tokens="20x"), raw | GPUS, None, "")
+    with pytest.raises(ConfigError, match="these are images"):
+        solve(Goal(tokens="20x"), raw | GPUS, None, "")
 
 
 def test_a_page_of_a_model_of_images(tmp_path: Path) -> None:

@@ -14,9 +14,10 @@ from paralab.benchmarks.planner.cases import published
 from paralab.errors import ConfigError, LayoutError
 from paralab.planning import checked, goals, records, scale
 from paralab.planning.breakdown import CATEGORIES
-from paralab.planning.goals import Goal, counts, solve
+from paralab.planning.goals import Goal
 from paralab.planning.predict import evaluate
 from paralab.planning.search import search
+from paralab.planning.solving import counts, solve
 from paralab.planning.steptime import BOUNDS
 
 ADA = {"layers": 12, "hidden": 768, "heads": 12, "global_batch_size": 512, "gpu": "A100-SXM4-80GB"}
