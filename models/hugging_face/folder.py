@@ -1,6 +1,7 @@
 """The configuration of a model of transformers: read from a folder, from a GGUF file or from the hub, and checked."""
 
 import json
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,7 +12,7 @@ from paralab.models.hugging_face.config import CausalLMConfig, as_text, dropouts
 from paralab.models.spec import WithoutInit
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedConfig
+    from transformers import PreTrainedConfig, PreTrainedModel
 
 SEQ_LEN = 1024  # tokens of a sample, where the model has more positions and none were requested
 _CLASSES = ("ForCausalLM", "LMHeadModel")  # how a class of a causal language model ends
@@ -137,7 +138,7 @@ def _not_of(kind: str, where: Path, error: Exception) -> ConfigError:
 def _check_can_be_made(config: CausalLMConfig, where: Path) -> None:
     """Make a model on the meta device, which takes no memory, of what config.json says.
 
-    Raises: ConfigError where transformers cannot, or where it would fail in the first step.
+    Raises: ConfigError where transformers cannot, where it would fail in the first step, or where it has experts.
     """
     import torch
 
@@ -150,9 +151,21 @@ def _check_can_be_made(config: CausalLMConfig, where: Path) -> None:
         if isinstance(heads, int) and isinstance(shared, int) and heads % shared:
             raise ValueError(f"num_key_value_heads is {shared}, which does not divide the {heads} num_attention_heads")
         with torch.device("meta"), WithoutInit():
-            new_model(config)
+            model = new_model(config)
     except Exception as error:  # of modules of transformers, which may be any
         raise _not_of(theirs.model_type, where, error) from None
+    if experts := _experts(model):
+        raise ConfigError(
+            f"{where} is a {theirs.model_type} with experts ({experts}), and --model hf: has no losses that keep their "
+            f"loads even: {_built_in(theirs, where)}give its module to paralab.parallelize with a loss of yours "
+            "(docs/hugging-face.md)"
+        )
+
+
+def _experts(model: "PreTrainedModel") -> str:
+    """Return which module of a model holds experts, or chooses among them, and what it is; empty where none does."""
+    kinds = ((name, type(module).__name__) for name, module in model.named_modules())
+    return next((f"{name} is a {kind}" for name, kind in kinds if _OF_EXPERTS.search(f"{name} {kind}")), "")
 
 
 def _causal(theirs: "PreTrainedConfig", values: Mapping[str, Any], where: Path) -> str:
@@ -170,18 +183,16 @@ def _causal(theirs: "PreTrainedConfig", values: Mapping[str, Any], where: Path) 
     architecture = MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.get(kind)
     if architecture is None or not architecture.endswith(_CLASSES):
         raise ConfigError(f"{where} is a {kind}, which is not a language model alone: {needed}")
+    if (part := theirs.get_text_config()) is not theirs:
+        raise ConfigError(
+            f"{where} is a {kind}, of which a {part.model_type} is the language model: give a folder whose config.json "
+            "is that part alone"
+        )
     sees_all = kind in MODEL_FOR_MASKED_LM_MAPPING_NAMES and not getattr(theirs, "is_decoder", False)
     if sees_all or not getattr(theirs, "is_causal", True):
         raise ConfigError(f"{where} is a {kind}, an encoder: {needed}")
     if named and named.endswith(_TASKS):
         raise ConfigError(f"{where} is a {named}, and what is trained here is a {architecture}: {needed}")
-    experts = next((name for name in _EXPERTS if (getattr(theirs, name, 0) or 0) > 1), None)
-    if experts:
-        raise ConfigError(
-            f"{where} is a {kind} with {getattr(theirs, experts)} experts ({experts}), which --model hf: does not "
-            f"divide: {_built_in(theirs, where)}give its module to paralab.parallelize with experts=... "
-            "(docs/hugging-face.md)"
-        )
     if getattr(theirs, "quantization_config", None):
         raise ConfigError(
             f"{where} is quantized (quantization_config in config.json), and training starts from whole weights: "
@@ -206,7 +217,7 @@ def _built_in(theirs: "PreTrainedConfig", where: Path) -> str:
 
 
 _OF_THE_FILE = ("transformers_version", "_name_or_path")  # no property of the model
-_EXPERTS = ("num_local_experts", "num_experts", "n_routed_experts", "moe_num_experts")
+_OF_EXPERTS = re.compile("expert|router", re.IGNORECASE)  # in the name of a module or of its class
 _TASKS = ("Classification", "ForMaskedLM", "QuestionAnswering", "ConditionalGeneration", "EncoderModel")
 
 

@@ -132,7 +132,7 @@ def example(config: CausalLMConfig, batch_size: int) -> tuple[tuple[Tensor, ...]
 def flops(config: CausalLMConfig) -> Flops:
     """Count 6 N + 12 L H S a token, attention in full (PaLM, Chowdhery et al. 2022, appendix B).
 
-    N counts the matrices of the blocks and of the output layer: all experts, where there are several.
+    N counts the matrices of the blocks and of the output layer.
     """
     theirs = config.theirs
     model = _on_meta(config)

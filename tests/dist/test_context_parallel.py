@@ -124,12 +124,13 @@ def test_what_breaks_it_is_seen(workers: WorkerPool, fault: str) -> None:
 BITES = {"optimizer": "sgd", "learning_rate": 0.1, "clip_norm": 0.05}
 
 
+# First one that is always run: a ring in bf16, whose gradients of keys and values travel in fp32.
 @pytest.mark.parametrize(
     ("model", "layout", "options"),
     [
-        ("gpt2", "cp2", {"precision": "fp32"}),
-        ("llama", "dp2.cp2.tp2/zero3/sp", {"precision": "fp32"}),
         ("llama", "cp2", {"precision": "bf16"}),
+        ("llama", "dp2.cp2.tp2/zero3/sp", {"precision": "fp32"}),
+        ("gpt2", "cp2", {"precision": "fp32"}),
         ("gpt2", "dp2.cp2/zero3/ulysses", {"precision": "bf16"}),
         ("gpt2", "dp2.cp2", BITES | {"accumulation": 2}),
         ("llama", "cp2.pp2/zero1/mb2", BITES | {"checkpointing": "full"}),

@@ -264,11 +264,19 @@ def _change(**values: Any) -> Any:
         (lambda file: file.write_text('{"model_type": "vit"}'), "is a vit, which is not a language model"),
         (
             lambda file: file.write_text('{"model_type": "qwen3_moe"}'),
-            "is a qwen3_moe with 128 experts .*: give its module",
+            "is a qwen3_moe with experts .model.layers.0.mlp.experts is a .*: give its module .* with a loss of yours",
+        ),
+        (
+            lambda file: file.write_text('{"model_type": "llama4"}'),
+            "is a llama4, of which a llama4_text is the language model: give a folder whose config.json is that part",
+        ),
+        (
+            lambda file: file.write_text('{"model_type": "llama4_text", "num_hidden_layers": 1}'),
+            "is a llama4_text with experts .model.layers.0.feed_forward.experts is a Llama4TextExperts",
         ),
         (
             lambda file: file.write_text('{"model_type": "mixtral", "vocab_size": 257}'),
-            "a mixtral with 8 experts .*: use --model mixtral --size 32x4096x32/8e8/2v257, and --init-from .* or give",
+            "a mixtral with experts .*: use --model mixtral --size 32x4096x32/8e8/2v257, and --init-from .* or give",
         ),
         (
             lambda file: file.write_text('{"model_type": "mixtral", "sliding_window": 9}'),
@@ -282,6 +290,12 @@ def test_bad_folders_are_refused_in_a_line(tmp_path: Path, change: Any, problem:
     with pytest.raises(ConfigError, match=problem) as error:
         folder.read(str(where))
     assert "\n" not in str(error.value) and str(where) in str(error.value)
+
+
+def test_a_mixture_all_of_whose_layers_are_dense_is_taken(tmp_path: Path) -> None:
+    where = hugging_face.write("llama", tmp_path / "llama")
+    _change(model_type="qwen3_moe", architectures=None, mlp_only_layers=[0, 1, 2, 3])(where / "config.json")
+    assert folder.read(str(where)).architecture == "Qwen3MoeForCausalLM"
 
 
 def test_a_name_of_the_hub_without_a_network(monkeypatch: pytest.MonkeyPatch) -> None:
