@@ -16,10 +16,10 @@ BIN = Path(sys.executable).parent
 SCRIPT = "tests/e2e/prove_engine.py"
 SHIPPED = {
     "ddp": ("ddp", "AccelerateEngine"),
-    "fsdp2": ("zero3", "AccelerateEngine"),
     "deepspeed_zero1": ("zero1", "PluginEngine"),
     "deepspeed_zero2": ("zero2", "PluginEngine"),
     "deepspeed_zero3": ("zero3", "PluginEngine"),
+    "fsdp2": ("zero3", "AccelerateEngine"),
 }
 
 
@@ -75,6 +75,7 @@ def test_deepspeed_launch() -> None:
     assert got == want | {"parity": "passed"}
 
 
+@pytest.mark.long
 def test_torchrun_starts_deepspeed() -> None:
     launch = ("--nproc-per-node", "2", "--master-port", free_port())
     got = report(started("torchrun", *launch, SCRIPT, "zero2", "auto", "--ds-config", "ds_configs/zero2.json"))

@@ -107,12 +107,12 @@ def ended(runner: Runner, folder: Path, *, within_s: float) -> tuple[int, str, R
 
 
 FAULTS: dict[str, dict[str, Any]] = {
+    "stop": {"status": "hang", "reason": "its process is stopped (SIGSTOP), and was ended"},
     "fail": {"reason": "ValueError: sample 17 is not an image"},
     "kill": {"reason": "its process ended without a message, as when it is killed"},
-    "stop": {"status": "hang", "reason": "its process is stopped (SIGSTOP), and was ended"},
+    "fewer_batches": {"reason": "it had fewer batches than the other ranks"},
     "run_on": {"status": "hang", "reason": "it did not answer the others in time (Timed out waiting 4000ms for"},
     "ask_for_memory": {"status": "oom", "reason": "RuntimeError: [enforce fail at alloc_cpu.cpp"},
-    "fewer_batches": {"reason": "it had fewer batches than the other ranks"},
 }
 
 

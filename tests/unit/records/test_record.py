@@ -159,15 +159,15 @@ def test_a_value_of_the_wrong_type_is_not_written(tmp_path):
 
 def test_a_torn_end_is_skipped_and_then_repaired_at_any_byte(tmp_path):
     path = tmp_path / "r.csv"
-    rows = [replace(PLAIN, run_id="one", reason='x,"\n'), replace(PLAIN, run_id="two", reason="é" * 5)]
+    rows = [replace(PLAIN, run_id="one"), replace(PLAIN, run_id="two", reason='é,"\n')]
     for row in rows:
         append(path, row)
     content = path.read_bytes()
     header_end = content.index(b"\n") + 1
     second = content.index(b"\n", header_end) + 1
     alike = {end for end in range(len(content)) if content[end - 1 : end + 1] == b",,"}  # between two empty cells
-    ends = set(range(header_end, len(content))) - alike
-    for end in sorted(ends | set(range(0, len(content), 97))):
+    ends = set(range(second - 1, len(content))) - alike
+    for end in sorted(ends | {header_end - 1, header_end, header_end + 1} | set(range(0, len(content), 97))):
         path.write_bytes(content[:end])
         kept = rows[: 0 if end < second else 1]
         if end in (0, header_end, second):
