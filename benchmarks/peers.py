@@ -31,6 +31,7 @@ from paralab.benchmarks.peers_table import (
     times_table,
 )
 from paralab.benchmarks.variants import EVERY, OF_MODELS, OWN_VARIANTS, VARIANTS, chosen, left_out, room_for
+from paralab.console.outputs import check_outputs, write_whole
 from paralab.errors import ConfigError, RankError
 from paralab.layout import Layout
 from paralab.options import heading
@@ -104,6 +105,7 @@ def main(argv: list[str]) -> int:
 
         return measure(argv[1], argv[2:])
     config = read_config(argv, config=PeersConfig, prog="paralab peers", description=__doc__)
+    check_outputs({"--out": config.out})
     loops = ", ".join(config.variants or ["every variant"])
     heading.show(f"baselines of {heading.model_of(config)}: {loops}, {config.repeats} runs of each")
     machine = Environment.read()
@@ -130,7 +132,7 @@ def main(argv: list[str]) -> int:
     if config.out:
         memory = [asdict(record) for record in records]
         whole = {"config": config.to_dict(), "machine": vars(machine), "results": results, "memory": memory}
-        Path(config.out).write_text(json.dumps(whole, indent=1) + "\n")
+        write_whole(Path(config.out), (json.dumps(whole, indent=1) + "\n").encode())
         print(f"every run in {config.out}")
     return 1 if disagreeing else 0
 

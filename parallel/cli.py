@@ -4,6 +4,7 @@ Nothing heavy is imported before a subcommand is chosen, so that `paralab --help
 """
 
 import contextlib
+import errno
 import os
 import signal
 import sys
@@ -56,6 +57,7 @@ TARGETS = {
 }
 
 INTERRUPTED = 130  # 128 + SIGINT, as shells report it
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # of a disk, a quota or `ulimit -f`: the error names no file
 _SAME_SIGNAL_S = 1.0  # `timeout` tells a process and then its group, which it is in
 
 
@@ -105,6 +107,10 @@ def main(argv: Sequence[str] | None = None) -> int:
             print(f"paralab: error: {' '.join(str(error).split())}", file=sys.stderr)
         return error.exit_status
     except OSError as error:  # a path that cannot be read or written, a disk that is full
+        if error.errno in _FULL:
+            said = f"what this command writes does not fit ({error.strerror}): make room, or choose another place"
+            print(f"paralab: error: {said}", file=sys.stderr)
+            return UsageError.exit_status
         if error.filename is None:
             raise
         print(f"paralab: error: cannot use {error.filename}: {error.strerror}: give another path", file=sys.stderr)

@@ -12,6 +12,7 @@ import contextlib
 import sys
 from pathlib import Path
 
+from paralab.console.outputs import folder_written_whole
 from paralab.errors import ConfigError, DataError
 from paralab.options.arguments import Parser, new_folder
 
@@ -28,7 +29,8 @@ def main(argv: list[str]) -> int:
             f"{source} holds pickles, which can run any program with your rights when they are read: "
             "add --trust if you know who wrote it"
         )
-    import_deepspeed(source, target)
+    with folder_written_whole(target) as folder:
+        import_deepspeed(source, folder)
     print(f"weights of {source} written to {target}")
     return 0
 

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from paralab.console.clock import Moment
-from paralab.console.outputs import check_writable, write_whole
+from paralab.console.outputs import check_writable, write_whole, written_whole
 from paralab.console.phases import Phases
 from paralab.console.pictures import FORMS, check_can_draw, form_of
 from paralab.errors import ConfigError, DataError
@@ -201,7 +201,8 @@ def _write(file: Path, path: "torch.Tensor", *, labels: "torch.Tensor | None", l
         write_whole(file, of_samples(path, form_of(file)))
         return
     columns = {} if labels is None else {"labels": labels.cpu().numpy()}
-    np.savez(file, samples=path[-1].numpy(), path=path.numpy(), levels=levels.numpy(), **columns)  # type: ignore[arg-type]
+    with written_whole(file) as content:
+        np.savez(content, samples=path[-1].numpy(), path=path.numpy(), levels=levels.numpy(), **columns)  # type: ignore[arg-type]
 
 
 def _denoise(trained: "Trained", config: "Config", options: argparse.Namespace) -> None:
@@ -256,7 +257,8 @@ def _write_denoised(file: Path, clean: "torch.Tensor", found: "list[Denoised]") 
 
     kinds = {name: np.stack([getattr(one, name).numpy() for one in found]) for name in ("noisy", "mean", "sampled")}
     file.parent.mkdir(parents=True, exist_ok=True)
-    np.savez(file, clean=clean.numpy(), levels=np.array([one.sigma for one in found]), **kinds)  # type: ignore[arg-type]
+    with written_whole(file) as content:
+        np.savez(content, clean=clean.numpy(), levels=np.array([one.sigma for one in found]), **kinds)  # type: ignore[arg-type]
 
 
 def _noise_stds(text: str) -> list[float]:

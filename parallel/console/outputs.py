@@ -1,16 +1,19 @@
 """Output files of a command: checked before the work whether they can be written, and written whole."""
 
 import os
+import re
+import shutil
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, BinaryIO
 
-from paralab.errors import UsageError
+from paralab.errors import ParalabError, UsageError
 
 _ELSEWHERE = "choose another place with --out"
 _ROOM = "make room there, or choose another place"
+_ERROR_OF_RUST = re.compile(r"\(os error (\d+)\)")  # in what libraries that are written in Rust raise, safetensors too
 
 
 def check_writable(
@@ -95,6 +98,41 @@ def written_whole(path: Path) -> Iterator[BinaryIO]:
     finally:
         with suppress(OSError):
             partial.unlink(missing_ok=True)
+
+
+@contextmanager
+def folder_written_whole(path: Path) -> Iterator[Path]:
+    """Give a folder to write files to, which come to their place at the end, and are gone where there is none.
+
+    path: a folder that is not there yet, or is empty.
+    Raises: UsageError when they cannot be written.
+    """
+    path, is_new = real(path), not path.exists()
+    partial = path / f".partial.{os.getpid()}"
+    try:
+        partial.mkdir(parents=True)
+        yield partial
+        for file in sorted(partial.iterdir()):
+            file.replace(path / file.name)
+    except Exception as error:
+        if (why := _of_writing(error, partial)) is None:
+            raise
+        raise _refusal(path, why, _ROOM) from None
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+        if is_new:
+            with suppress(OSError):  # it stays where anything is in it
+                path.rmdir()
+
+
+def _of_writing(error: Exception, folder: Path) -> OSError | None:
+    """Return an error of writing to a folder as one of the system; None for any other, as of a file that was read."""
+    if isinstance(error, ParalabError):
+        return None
+    if isinstance(error, OSError):
+        return error if error.filename is None or str(error.filename).startswith(str(folder)) else None
+    found = _ERROR_OF_RUST.search(str(error))
+    return OSError(int(found[1]), os.strerror(int(found[1]))) if found else None
 
 
 def write_all(file: IO[bytes], data: bytes) -> None:

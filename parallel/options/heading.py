@@ -7,6 +7,17 @@ from collections.abc import Iterator
 from paralab.models import label_of
 from paralab.options.config import RunConfig
 
+RANKS = (
+    "RANK",
+    "OMPI_COMM_WORLD_RANK",
+    "MV2_COMM_WORLD_RANK",
+    "PMI_RANK",
+    "FLUX_TASK_RANK",
+    "PALS_RANKID",
+    "JSM_NAMESPACE_RANK",
+    "SLURM_PROCID",
+)
+
 
 def show(text: str) -> None:
     """Print the first line, on stdout, where this is rank 0 or was started by no launcher."""
@@ -16,8 +27,7 @@ def show(text: str) -> None:
 
 def is_first_process() -> bool:
     """Return whether this is rank 0, or started by no launcher. `Rank` reads these in earnest, and needs torch."""
-    names = ("RANK", "OMPI_COMM_WORLD_RANK", "MV2_COMM_WORLD_RANK", "PMI_RANK", "SLURM_PROCID")
-    return next((os.environ[name] for name in names if name in os.environ), "0") == "0"
+    return next(filter(None, map(os.environ.get, RANKS)), "0").strip() == "0"
 
 
 @contextlib.contextmanager

@@ -15,7 +15,14 @@ Launcher = Literal["python", "torchrun", "deepspeed", "accelerate", "slurm", "mp
 _FIRST_PORT, _PORTS = 15000, 17000  # below the ports that Linux hands out by itself (from 32768 on)
 _DEFAULT_PORT = 29500  # torch's, where nothing tells two jobs apart
 # what names a job, and a step of it, the same on all its ranks
-_JOBS = (("SLURM_JOB_ID", "SLURM_STEP_ID"), ("PMIX_NAMESPACE",), ("OMPI_MCA_ess_base_jobid",), ("PMI_JOBID",))
+_JOBS = (
+    ("SLURM_JOB_ID", "SLURM_STEP_ID"),
+    ("PMIX_NAMESPACE",),
+    ("OMPI_MCA_ess_base_jobid",),
+    ("PMI_JOBID",),
+    ("FLUX_JOB_ID",),
+    ("PALS_APID",),
+)
 _NODELISTS = ("SLURM_STEP_NODELIST", "SLURM_JOB_NODELIST", "SLURM_NODELIST")
 _DIGITS = 20  # of any number that a launcher writes
 # SLURM_BATCH_SCRIPT, SLURM_INTERACTIVE_STEP and their like are the last numbers of 32 bits (slurm/slurm.h)

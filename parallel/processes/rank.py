@@ -39,6 +39,12 @@ class Rank:
                 continue  # a batch script or a shell: it starts its own processes
             if marker in env and names[0] in env and names[1] in env:
                 own, world = meeting.number(env, names[0]), meeting.number(env, names[1])
+                if own >= world and env.get("SLURM_HET_SIZE", "1") != "1":  # its ranks go on over the components
+                    raise WorldError(
+                        f"this step of Slurm spans components of a heterogeneous job ({names[0]}={own}, {names[1]}="
+                        f"{world}): start it in one of them with srun --het-group=0, or set RANK, WORLD_SIZE, "
+                        "LOCAL_RANK and MASTER_ADDR"
+                    )
                 if own >= world:
                     raise WorldError(
                         f"the environment says {names[0]}={own} and {names[1]}={world}, and ranks count from 0 to "
@@ -129,9 +135,16 @@ _LAUNCHERS: tuple[tuple[Launcher, str, tuple[str, ...]], ...] = (
         ("MV2_COMM_WORLD_RANK", "MV2_COMM_WORLD_SIZE", "MV2_COMM_WORLD_LOCAL_RANK", "MV2_COMM_WORLD_LOCAL_SIZE"),
     ),
     ("mpi", "MPI_LOCALRANKID", ("PMI_RANK", "PMI_SIZE", "MPI_LOCALRANKID", "MPI_LOCALNRANKS")),  # MPICH, Intel MPI
+    ("mpi", "FLUX_TASK_RANK", ("FLUX_TASK_RANK", "FLUX_JOB_SIZE", "FLUX_TASK_LOCAL_ID")),
+    ("mpi", "PALS_RANKID", ("PALS_RANKID", "PMI_SIZE", "PALS_LOCAL_RANKID", "PALS_LOCAL_SIZE")),  # mpiexec of HPE Cray
+    (
+        "mpi",
+        "JSM_NAMESPACE_RANK",  # jsrun
+        ("JSM_NAMESPACE_RANK", "JSM_NAMESPACE_SIZE", "JSM_NAMESPACE_LOCAL_RANK", "JSM_NAMESPACE_LOCAL_SIZE"),
+    ),
     ("slurm", "SLURM_STEP_NUM_TASKS", ("SLURM_PROCID", "SLURM_STEP_NUM_TASKS", "SLURM_LOCALID")),
     ("slurm", "SLURM_PROCID", ("SLURM_PROCID", "SLURM_NTASKS", "SLURM_LOCALID", "SLURM_NTASKS_PER_NODE")),
-    ("mpi", "PMI_RANK", ("PMI_RANK", "PMI_SIZE", "MPI_LOCALRANKID", "MPI_LOCALNRANKS")),
+    ("mpi", "PMI_RANK", ("PMI_RANK", "PMI_SIZE", "PMI_LOCAL_RANK", "PMI_LOCAL_SIZE")),
 )
 
 

@@ -53,6 +53,8 @@ def decode(cell: str, name: str, kind: type) -> Any:
     if cell == "":
         return None
     expected, choices = value_kind(field_types(kind)[name])
+    if expected is not str or choices:
+        cell = cell.strip()
     if expected is str:
         escaped = cell.removeprefix("'")
         text = _ESCAPE.sub(lambda found: "\\" if found[1] == "\\" else chr(int(found[1][1:], 16)), escaped)
@@ -70,7 +72,7 @@ def decode(cell: str, name: str, kind: type) -> Any:
 
 def _why_no_number(cell: str, expected: type) -> str:
     """Say what a cell is that is not the number that is needed: the forms in which spreadsheets save numbers."""
-    if expected is int and _NUMBER[float].fullmatch(cell):
+    if expected is int and cell[-1:].isdecimal() and _NUMBER[float].fullmatch(cell):
         return "a whole number is needed: a spreadsheet that shortens it to this loses digits, use the file it read"
     if re.fullmatch(r"[-+]?[0-9]*([,.' \u00a0\u202f][0-9]+)+([eE][-+]?[0-9]+)?", cell):
         return "a decimal comma or separators of thousands: save the file with decimal points and plain digits"

@@ -1,9 +1,10 @@
 """Reading the rows of a CSV file, of any schema up to that of today, whichever program saved it last."""
 
 import fcntl
+import re
 import warnings
 from collections.abc import Sequence
-from datetime import datetime
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from paralab.records.schema import check_schema, few, present_name
 from paralab.records.sheet import Line
 
 _TIME = "2026-01-31T12:00:00+00:00"
+_OUR_TIME = re.compile(r"\d{4}-[01]\d-[0-3]\dT[0-2]\d:[0-5]\d:[0-5]\d(\.\d+)?\+00:00")
 
 
 def read(path: str | Path) -> list[RunRecord]:
@@ -71,8 +73,10 @@ class _Reader:
 
     def row(self, line: Line) -> RunRecord:
         place = f"{self._path} line {line.number}"
-        if line.cells == self._columns:
+        if (names := [cell.strip("\ufeff ") for cell in line.cells]) == self._columns:
             raise DataError(f"{place} repeats the names of the columns: remove the line")
+        if {"schema", "run_id", "started_at"} <= set(names):
+            raise DataError(f"{place} names other columns, as of another file that was put behind: give them as two")
         if len(line.cells) != len(self._columns):
             count = f"{len(line.cells)} cells, {len(self._columns)} are needed"
             raise DataError(f"{place} has {count}: correct the line or remove it")
@@ -90,9 +94,7 @@ class _Reader:
             if cell == "" and name in REQUIRED:
                 raise ValueError("it cannot be empty")
             value = decode(cell, name, RunRecord)
-            if name == "started_at":
-                _check_time(value)
-            return value
+            return _in_utc(value) if name == "started_at" else value
         except ValueError as error:
             raise DataError(f"{place}: {name} is {cell[:60]!r} ({error}): correct the cell") from None
 
@@ -103,11 +105,17 @@ class _Reader:
         return f"columns that this version does not know were skipped: {', '.join(extra)}" if extra else ""
 
 
-def _check_time(text: str) -> None:
-    """Raise ValueError for a time of another form: as text it would be in the wrong order among others."""
+def _in_utc(text: str) -> str:
+    """Return a time as text that has its place among others; what says no zone is in UTC, as paralab writes it.
+
+    Raises: ValueError for what is none.
+    """
+    if _OUR_TIME.fullmatch(text):
+        return text
     try:
-        datetime.fromisoformat(text)
-    except ValueError:
+        time = datetime.fromisoformat(text)
+        return (time if time.tzinfo else time.replace(tzinfo=UTC)).astimezone(UTC).isoformat(timespec="milliseconds")
+    except (ValueError, OverflowError):
         raise ValueError(f"a time such as {_TIME} is needed: a spreadsheet may have changed it") from None
 
 

@@ -24,6 +24,9 @@ _MARKS = (  # the longer ones first: that of UTF-32 begins like that of UTF-16
 )
 _PACKED = {  # how files begin that hold a table, and are none
     b"\x1f\x8b": "is packed with gzip: unpack it with `gunzip`",
+    b"BZh": "is packed with bzip2: unpack it with `bunzip2`",
+    b"\xfd7zXZ": "is packed with xz: unpack it with `unxz`",
+    b"\x28\xb5\x2f\xfd": "is packed with zstd: unpack it with `unzstd`",
     b"PK\x03\x04": "is a workbook (.xlsx, .ods) or a zip archive: save it as CSV in UTF-8, or unpack it",
     b"\xd0\xcf\x11\xe0": "is a workbook (.xls): save it as CSV in UTF-8",
 }

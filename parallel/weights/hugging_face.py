@@ -16,6 +16,7 @@ from torch import Tensor
 from paralab.errors import DataError
 from paralab.models import HUGGING_FACE, SPECS
 from paralab.models.converter import Converter
+from paralab.models.hugging_face.config import quietly
 from paralab.models.spec import C, ModelConfig, ModelSpec, TextConfig
 from paralab.weights import tensor_files
 from paralab.weights.tokenizer_files import differs_from
@@ -151,7 +152,8 @@ def to_hugging_face(
     if end_of_text is not None:
         for saying in filter(None, (model.config, model.generation_config)):
             saying.bos_token_id = saying.eos_token_id = end_of_text
-    model.save_pretrained(folder)
+    with quietly():
+        model.save_pretrained(folder)
 
 
 def _folder(folder_or_name: str | Path) -> Path:

@@ -5,8 +5,9 @@ from typing import Any
 import pytest
 
 from paralab.errors import WorldError
+from paralab.options import heading
 from paralab.processes.meeting import check_meeting_point, hosts, meeting_point
-from paralab.processes.rank import Rank
+from paralab.processes.rank import _LAUNCHERS, Rank
 
 # of a batch script that requested four tasks: the rank variables are set, and nothing was started yet
 BATCH = {
@@ -33,6 +34,8 @@ OPEN_MPI = {
     "PMIX_NAMESPACE": "853213185",
     "PMIX_RANK": "1",
 }
+FLUX = {"FLUX_TASK_RANK": "3", "FLUX_JOB_SIZE": "4", "FLUX_TASK_LOCAL_ID": "1", "FLUX_JOB_NNODES": "2"}
+PALS = {"PALS_RANKID": "3", "PMI_SIZE": "4", "PALS_LOCAL_RANKID": "1", "PALS_LOCAL_SIZE": "2"}
 MPICH = {"PMI_RANK": "3", "PMI_SIZE": "4", "MPI_LOCALRANKID": "1", "MPI_LOCALNRANKS": "2"}
 
 
@@ -47,6 +50,8 @@ MPICH = {"PMI_RANK": "3", "PMI_SIZE": "4", "MPI_LOCALRANKID": "1", "MPI_LOCALNRA
         ({"RANK": "9" * 5000, "WORLD_SIZE": "2"}, "a number from 0 is needed"),
         ({"RANK": "1"}, "RANK=1 and nothing of WORLD_SIZE: .*env -u RANK"),
         ({"SLURM_PROCID": "1"}, "SLURM_PROCID=1 and nothing of SLURM_STEP_NUM_TASKS"),
+        (STEP | {"SLURM_PROCID": "4", "SLURM_HET_SIZE": "2"}, "components of a heterogeneous job.*--het-group=0"),
+        (PALS | {"PMI_SIZE": ""}, "PALS_RANKID=3 and nothing of PMI_SIZE"),
         (OPEN_MPI | {"OMPI_COMM_WORLD_SIZE": ""}, "nothing of OMPI_COMM_WORLD_SIZE"),
         ({"PMIX_RANK": "0", "PMIX_NAMESPACE": "prterun-a-7@1"}, "PMIX_RANK=0 and not of how many: .*env -u PMIX_RANK"),
         ({"RANK": "0", "WORLD_SIZE": "1", "LOCAL_WORLD_SIZE": "4"}, "LOCAL_WORLD_SIZE=4 and WORLD_SIZE=1"),
@@ -60,8 +65,18 @@ def test_variables_that_make_no_rank_are_one_line(env: dict[str, str], said: str
         Rank.from_env(env)
 
 
-def test_an_empty_variable_says_nothing() -> None:
+def test_an_empty_variable_says_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     assert Rank.from_env({"RANK": "", "WORLD_SIZE": "", "SLURM_PROCID": ""}) == Rank(0, 1, 0, 1, "python")
+    monkeypatch.setenv("RANK", "")
+    assert heading.is_first_process()
+
+
+def test_a_command_prints_for_the_first_rank_of_every_launcher(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert {names[0] for _, _, names in _LAUNCHERS} == set(heading.RANKS)
+    for name in heading.RANKS:
+        monkeypatch.setenv(name, "1")
+        assert not heading.is_first_process(), name
+        monkeypatch.delenv(name)
 
 
 @pytest.mark.parametrize(
@@ -125,6 +140,19 @@ def test_a_script_or_a_shell_of_slurm_starts_its_own_processes(env: dict[str, st
         (STEP | {"SLURM_STEP_NUM_TASKS": "2"} | MPICH, ("mpi", 3, 4, 1, 2)),
         ({"PMI_RANK": "0", "PMI_SIZE": "2"}, ("mpi", 0, 2, 0, 2)),
         (STEP | {"PMI_RANK": "0", "PMI_SIZE": "4"}, ("slurm", 0, 4, 0, 2)),  # srun --mpi=pmi2
+        (FLUX, ("mpi", 3, 4, 1, 4)),
+        (FLUX | {"PMI_RANK": "3", "PMI_SIZE": "4"}, ("mpi", 3, 4, 1, 4)),
+        (PALS, ("mpi", 3, 4, 1, 2)),
+        (PALS | {"PMI_RANK": "3", "PMI_LOCAL_RANK": "1", "PMI_LOCAL_SIZE": "2"}, ("mpi", 3, 4, 1, 2)),
+        ({"PMI_RANK": "3", "PMI_SIZE": "4", "PMI_LOCAL_RANK": "1", "PMI_LOCAL_SIZE": "2"}, ("mpi", 3, 4, 1, 2)),
+        (
+            {
+                name.replace("OMPI_COMM_WORLD", "JSM_NAMESPACE"): value
+                for name, value in OPEN_MPI.items()
+                if "OMPI" in name
+            },
+            ("mpi", 1, 2, 1, 2),
+        ),
     ],
 )
 def test_who_a_process_is(env: dict[str, str], found: tuple[Any, ...]) -> None:

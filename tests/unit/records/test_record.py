@@ -5,6 +5,7 @@ import math
 import resource
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from dataclasses import fields, replace
 from datetime import UTC
@@ -281,6 +282,7 @@ def test_the_published_results_are_read(path):
     assert rows and all(row.status == "ok" and row.step_time_p50_s for row in rows)
 
 
+NEW_YEAR = "2025-01-01T00:00:00.000"
 SAVED = {
     "a byte order mark and CRLF": lambda t: ("\ufeff" + t.replace("\n", "\r\n")).encode(),
     "UTF-16": lambda t: t.replace(",", "\t").replace("\n", "\r\n").encode("utf-16"),
@@ -295,15 +297,29 @@ SAVED = {
     "empty columns": lambda t: t.replace("\n", ",,\n").encode(),
     "capitals": lambda t: t.replace("false", "FALSE").encode(),
     "floats": lambda t: t.replace(",7,", ",7.0,").encode(),
+    "a time in another zone": lambda t: t.replace(f"{NEW_YEAR}+00:00", "2025-01-01 02:00:00+02:00").encode(),
+    "a time without a zone": lambda t: t.replace(f"{NEW_YEAR}+00:00", "2025-01-01 00:00").encode(),
+    "spaces around cells": lambda t: t.replace(",7,", ", 7 ,").replace(",ok,", ", ok ,").encode(),
     "CRLF without a last line break": lambda t: t.replace("\n", "\r\n").rstrip().encode(),
 }
 
 
+@pytest.fixture
+def in_tokyo(monkeypatch):
+    with monkeypatch.context() as there:
+        there.setenv("TZ", "JST-9")
+        time.tzset()
+        yield
+    time.tzset()
+
+
+@pytest.mark.usefixtures("in_tokyo")
 @pytest.mark.filterwarnings("ignore:.*without a filled cell")
 @pytest.mark.parametrize("form", SAVED)
 def test_what_a_spreadsheet_saved_is_read_and_not_written_to(tmp_path, form):
     path = tmp_path / "r.csv"
-    rows = [replace(PLAIN, dp=7, parity=False, reason="é"), replace(PLAIN, run_id="b")]
+    ours = replace(PLAIN, started_at=f"{NEW_YEAR}+00:00")
+    rows = [replace(ours, dp=7, parity=False, reason="é"), replace(ours, run_id="b")]
     for row in rows:
         append(path, row)
     path.write_bytes(SAVED[form](path.read_text()))
@@ -328,6 +344,8 @@ def test_what_a_spreadsheet_saved_is_read_and_not_written_to(tmp_path, form):
         (lambda t: t.replace("model,", "status,", 1), "lacks model"),
         (lambda t: t.replace("reason,", "size,", 1), "has the column size twice"),
         (lambda t: t + t, "line 3 repeats the names of the columns: remove the line"),
+        (lambda t: t + "\ufeff" + t, "line 3 repeats the names of the columns: remove the line"),
+        (lambda t: t + t.replace("reason,", ""), "line 3 names other columns, as of another file that was put behind"),
         (lambda t: t.replace(",ok,", ',"ok,') + t.split("\n", 1)[1] * 2, "line 2 is damaged .unexpected end"),
         (lambda t: "\0".join(t), "zero bytes"),
         (lambda t: t.replace(",0.25,", ',"1,234.5",'), "line 2: wall_s is '1,234.5'.*separators of thousands"),
@@ -337,6 +355,7 @@ def test_what_a_spreadsheet_saved_is_read_and_not_written_to(tmp_path, form):
         (lambda t: t.replace(f"\n{SCHEMA},", "\n2.7E+01,"), "line 2: schema is '2.7E.01'.*whole number"),
         (lambda t: t.replace("2025-01-01T00:00:00+00:00", "01/01/25 12:00 AM"), "line 2: started_at is .*a time"),
         (lambda t: "\x1f\udc8b" + t, "packed with gzip"),
+        (lambda t: "BZh9" + t, "packed with bzip2"),
         (lambda t: "PK\x03\x04" + t, "workbook"),
     ],
 )
