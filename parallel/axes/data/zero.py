@@ -190,16 +190,9 @@ def _policies(precision: Precision) -> tuple[MixedPrecisionPolicy, MixedPrecisio
 
 
 def finalise(part: nn.Module, mesh: Mesh) -> None:
-    """Let FSDP pad its shards now, so that the local tensors that the optimizer holds stay the same objects.
-
-    What FSDP does not shard goes to the device, where its shards may have been made elsewhere (`offload-parameters`).
-    """
+    """Bring what FSDP does not shard to the device: its shards may have been made elsewhere (`offload-parameters`)."""
     for module in part.modules():
         for name, buffer in module.named_buffers(recurse=False):
             module._buffers[name] = buffer.to(mesh.device)
     for parameter in numbers_of(part):
         parameter.data = parameter.data.to(mesh.device)
-    for module in part.modules():
-        if isinstance(module, FSDPModule):
-            module.unshard()
-            module.reshard()
