@@ -50,6 +50,7 @@ METHOD = (
     Column("grad_compression", "gradient compression"),
     Column("outer_optimizer", "outer optimizer"),
     Column("outer_fragments", "outer fragments"),
+    Column("outer_overlap", "outer overlap"),
     Column("checkpointing", "checkpointing"),
     Column("compile", "compile"),
     Column("offload", "offload"),

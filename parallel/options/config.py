@@ -208,6 +208,13 @@ class RunConfig:
         group=PARALLELISM,
         at_least=1,
     )
+    outer_overlap: int = option(
+        0,
+        "With fragments: let the message about each travel during this many further steps; a rank then goes on "
+        "halfway between its own parameters and what the message gives",
+        group=PARALLELISM,
+        at_least=0,
+    )
     debug_collectives: str | None = option(
         None,
         "For debugging (slow): check that all ranks call the same collectives, name the first that differs, and "

@@ -58,6 +58,7 @@ def reference_work(work: Work) -> Work:
         grad_compression="none",
         outer_optimizer="average",
         outer_fragments=1,
+        outer_overlap=0,
         cast_on_device=False,
     )
     return replace(work, run=run, layout=layout, division=layout.divide(division.global_batch_size, accumulation))

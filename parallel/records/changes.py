@@ -48,6 +48,7 @@ CHANGES: dict[int, Change] = {
     26: Change(added=("optimizer_8bit_share",)),
     27: Change(added=("residual",)),
     28: Change(added=("outer_fragments",)),
+    29: Change(added=("outer_overlap",)),
 }
 RENAMED = {old: new for number in sorted(CHANGES) for old, new in CHANGES[number].renamed.items()}
 SCHEMA = max(CHANGES, default=COUNTED_FROM)

@@ -72,6 +72,7 @@ def _options(work: Work, requested: Requested, device: torch.device) -> dict[str
         "grad_compression": run.grad_compression,
         "outer_optimizer": run.outer_optimizer if work.layout.local else None,
         "outer_fragments": run.outer_fragments if work.layout.local else None,
+        "outer_overlap": run.outer_overlap if work.layout.local else None,
         "checkpointing": run.checkpointing,
         "compile": run.compile,
         "offload": engines.offloaded(run.ds_config, work.layout),

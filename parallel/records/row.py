@@ -95,6 +95,9 @@ class RunRecord:
     outer_fragments: int | None = column(
         "Number of fragments of the model that data ranks which trained apart bring together at different steps"
     )
+    outer_overlap: int | None = column(
+        "Number of steps in which the message about a fragment travels, while data ranks train on"
+    )
     axes_json: str | None = column(
         "{column: value}: columns of axes that have none of their own in this file, such as axes that a user added"
     )

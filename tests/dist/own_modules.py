@@ -68,17 +68,18 @@ class BothEnds(Plain):
 
 
 class Repeated(nn.Module):
-    """One block applied several times, under one name."""
+    """One block applied several times, under one name, and a parameter that is a number."""
 
     def __init__(self) -> None:
         super().__init__()
+        self.temperature = nn.Parameter(torch.ones(()))
         self.embed, self.block, self.head = nn.Embedding(WORDS, WIDTH), Block(), nn.Linear(WIDTH, WORDS)
 
     def forward(self, words: Tensor) -> Tensor:
         x = self.embed(words)
         for _ in range(3):
             x = self.block(x)
-        return self.head(x)
+        return self.head(x) * self.temperature
 
 
 class Alternating(nn.Module):
@@ -498,17 +499,17 @@ KINDS: Mapping[str, Kind] = {
     ),
     "own-loss": Kind(OwnLoss, batch=lambda g: words(g)[0], loss=None, layouts=("dp2", "dp2/zero3", "tp2")),
     "bare": Kind(Bare, batch=points, loss=F.mse_loss, options={}, layouts=(*DATA, "dp4/zero3/shard2")),
-    "mixed": Kind(
-        Mixed,
-        batch=longer,
-        options={"sequence": SHAPE, "experts": "layers.*.experts"},
-        layouts=("dp2.ep2", "dp4.ep2/zero3", "dp2.ep2.cp2"),
-    ),
     "mixtral": Kind(
         mixtral,
         loss=lambda out, targets: words_loss(out.logits, targets),
         options={"experts": "model.layers.*.mlp.experts"},
         layouts=("dp2.ep2", "dp4.ep2/zero3"),
+    ),
+    "mixed": Kind(
+        Mixed,
+        batch=longer,
+        options={"sequence": SHAPE, "experts": "layers.*.experts"},
+        layouts=("dp2.ep2", "dp4.ep2/zero3", "dp2.ep2.cp2"),
     ),
 }
 DROPPING = Kind(Dropping)

@@ -301,7 +301,7 @@ def test_a_mixture_whose_experts_have_few_places(workers: WorkerPool, layout: st
     check_exactly(workers, "mixtral", layout, size=LIMITED, accumulation=2, **BITES)
 
 
-@pytest.mark.parametrize("norm", ["batch", "group", "none"])
+@pytest.mark.parametrize("norm", ["batch", "none", "group"])
 @pytest.mark.parametrize("layout", ["dp2", "dp4/zero3", "tp2", "dp2.tp2.pp2/mb2"])
 def test_norms(workers: WorkerPool, norm: str, layout: str) -> None:
     check_exactly(workers, "resnet", layout, norm=norm)

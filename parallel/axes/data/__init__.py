@@ -245,7 +245,8 @@ class DataAxis(Axis):
         if layout.offload_optimizer:
             memory = memory.but(optimizer=0.0, host=memory.optimizer + copies)
         if layout.local and plan.run.outer_optimizer == "nesterov":
-            memory = memory.but(optimizer=memory.optimizer + 2 * memory.gradients)  # where ranks met, and momentum
+            kept = 3 if plan.run.outer_overlap else 2  # where ranks met, momentum, and what is under way
+            memory = memory.but(optimizer=memory.optimizer + kept * memory.gradients)
         if layout.zero < 2:
             return memory
         parameters, gradients = memory.parameters / ranks, memory.gradients / ranks
@@ -269,6 +270,7 @@ def _apart(parameters: "Sequence[tuple[str, Tensor]]", context: "BuildContext") 
         fragments(parameters, blocks, run.outer_fragments),
         every=context.layout.local or 1,
         outer=run.outer_optimizer,
+        overlap=run.outer_overlap,
         mesh=context.mesh,
     )
     pieces = make_pieces(p for _, p in parameters)

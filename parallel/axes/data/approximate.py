@@ -16,7 +16,8 @@ def approximation(run: RunConfig, layout: Layout) -> str | None:
         return f"gradients are sent as {run.grad_compression}"
     if layout.local:
         apart = f"data ranks train apart for {layout.local} steps at a time"
-        return f"{apart}, in {run.outer_fragments} fragments" if run.outer_fragments > 1 else apart
+        apart += f", in {run.outer_fragments} fragments" if run.outer_fragments > 1 else ""
+        return f"{apart} whose messages travel for {run.outer_overlap}" if run.outer_overlap else apart
     return None
 
 
@@ -52,7 +53,12 @@ def check(run: RunConfig, layout: Layout, engine: EngineName, *, blocks: int) ->
 
 def _check_fragments(run: RunConfig, layout: Layout, blocks: int) -> None:
     """Raise ConfigError where ranks that train apart cannot meet about so many fragments of a model."""
-    count = run.outer_fragments
+    count, overlap = run.outer_fragments, run.outer_overlap
+    if overlap and (count == 1 or not layout.local or overlap >= layout.local):
+        raise ConfigError(
+            f"--outer-overlap {overlap} under layout {layout} with --outer-fragments {count}: a fragment's message "
+            "arrives before its next one, use fewer steps than the N of /localN and 2 fragments or more, or no overlap"
+        )
     if count == 1:
         return
     if not layout.local or run.outer_optimizer != "nesterov":

@@ -7,7 +7,9 @@ paper. Each rank keeps its own inner optimizer states.
 
 With `--outer-fragments P` ranks meet about a part of the model at a time (streaming DiLoCo, Douillard et al. 2025,
 arXiv:2501.18512, section 2.2): each fragment every N steps, at steps of its own, so that at once only its bytes are
-sent. What ranks last agreed on, fragment by fragment, is then the model that is evaluated and saved.
+sent. What ranks last agreed on, fragment by fragment, is then the model that is evaluated and saved. With
+`--outer-overlap T` a fragment's message travels while ranks take T more steps (section 2.3 there): the outer step comes
+then, from what they had when they sent, and a rank goes on halfway between its own parameters and what it gives.
 """
 
 import contextlib
@@ -23,6 +25,7 @@ from paralab.options.choices import OuterOptimizer
 from paralab.processes.mesh import Mesh
 
 LEARNING_RATE, MOMENTUM = 0.7, 0.9  # of the outer optimizer: Douillard et al. 2023, section 3.1
+MIXING = 0.5  # alpha of Douillard et al. 2025, section 2.3: what stays of a rank's own where it went on meanwhile
 
 
 def fragments(named: Sequence[tuple[str, Tensor]], blocks: Sequence[str], count: int) -> list[list[Tensor]]:
@@ -49,27 +52,42 @@ class LocalSteps:
     About the last fragment it meets in the last of these, about those before it earlier.
     """
 
-    def __init__(self, parts: Sequence[Sequence[Tensor]], *, every: int, outer: OuterOptimizer, mesh: Mesh) -> None:
-        """parts: the fragments, of parameters of any shape, whole or DTensors of axes other than the data axis."""
-        self.every, self.steps = every, 0
-        self.parts = [_Fragment(parameters, outer=outer, mesh=mesh) for parameters in parts]
+    def __init__(
+        self,
+        parts: Sequence[Sequence[Tensor]],
+        *,
+        every: int,
+        outer: OuterOptimizer,
+        mesh: Mesh,
+        overlap: int = 0,
+    ) -> None:
+        """parts: the fragments, of parameters of any shape, whole or DTensors of axes other than the data axis.
+
+        overlap: steps in which a message travels, fewer than `every`; more than 0 with an outer optimizer alone.
+        """
+        self.every, self.overlap, self.steps = every, overlap, 0
+        self.parts = [_Fragment(parameters, outer=outer, mesh=mesh, waits=overlap == 0) for parameters in parts]
 
     @torch.no_grad()
     def __call__(self) -> None:
         self.steps += 1
         for number, part in enumerate(self.parts):
-            if (self.steps - meeting_step(number, every=self.every, count=len(self.parts))) % self.every == 0:
-                part.meet()
+            since = (self.steps - meeting_step(number, every=self.every, count=len(self.parts))) % self.every
+            if since == 0:
+                part.send()
+            if since == self.overlap:
+                part.receive()
 
     @property
     def states(self) -> Sequence[Tensor]:
         """What is kept from step to step, of the shapes of the parameters."""
-        return [state for part in self.parts for state in (*part.before, *part.momentum)]
+        return [state for part in self.parts for state in (*part.before, *part.momentum, *part.copies)]
 
     @torch.no_grad()
     def refresh(self) -> None:
         """Begin where parameters are now, after something else than an update gave them values."""
         for part in self.parts:
+            part.arrive()  # and what it says is forgotten
             for before, parameter in zip(part.before, part.parameters, strict=False):
                 before.copy_(parameter)
 
@@ -92,33 +110,52 @@ class LocalSteps:
 
 
 class _Fragment:
-    """Some of the parameters. before, momentum: of the outer optimizer, where there is one: where ranks last met."""
+    """Some of the parameters. before, momentum: of the outer optimizer, where there is one: where ranks last met.
 
-    def __init__(self, parameters: Sequence[Tensor], *, outer: OuterOptimizer, mesh: Mesh) -> None:
+    copies: what is under way, where ranks go on meanwhile; else they wait, and parameters themselves are summed.
+    """
+
+    def __init__(self, parameters: Sequence[Tensor], *, outer: OuterOptimizer, mesh: Mesh, waits: bool) -> None:
         self.group, self.ranks = mesh.group("dp"), mesh.size("dp")
         self.parameters = [local(p.detach()) for p in parameters]
+        self.copies = [] if waits else [torch.zeros_like(p) for p in self.parameters]
+        self.sent = self.copies or self.parameters
+        self.works: list[dist.Work] = []
         self.before: list[Tensor] = []
         self.momentum: list[Tensor] = []
         if outer == "nesterov":
             self.before = [p.clone() for p in self.parameters]
             self.momentum = [torch.zeros_like(p) for p in self.parameters]
 
-    def meet(self) -> None:
-        """Take the mean over data ranks, and from it the outer step."""
-        if not self.parameters:  # a stage of a pipeline may have none of its blocks
-            return
-        works = [dist.all_reduce(p, group=self.group, async_op=True) for p in self.parameters]
-        for work in works:
+    def send(self) -> None:
+        """Begin to take the mean over data ranks."""
+        for copy, parameter in zip(self.copies, self.parameters, strict=False):
+            copy.copy_(parameter)
+        self.works = [dist.all_reduce(x, group=self.group, async_op=True) for x in self.sent]
+
+    def arrive(self) -> bool:
+        """Wait for what is under way, and return whether anything was."""
+        for work in self.works:
             work.wait()
-        torch._foreach_div_(self.parameters, self.ranks)
+        came, self.works = bool(self.works), []
+        return came
+
+    def receive(self) -> None:
+        """Take the mean, and from it the outer step. A stage of a pipeline may have no block of a fragment."""
+        if not self.arrive():
+            return
+        torch._foreach_div_(self.sent, self.ranks)
         if self.before:
             self._update()
 
     def _update(self) -> None:
-        """Step from where ranks last met by the outer optimizer, and meet there."""
-        moved = torch._foreach_sub(self.before, self.parameters)
+        """Step from where ranks last met by the outer optimizer, and meet there, or halfway."""
+        moved = torch._foreach_sub(self.before, self.sent)
         torch._foreach_mul_(self.momentum, MOMENTUM)
         torch._foreach_add_(self.momentum, moved)
         torch._foreach_add_(moved, self.momentum, alpha=MOMENTUM)
         torch._foreach_add_(self.before, moved, alpha=-LEARNING_RATE)
-        torch._foreach_copy_(self.parameters, self.before)
+        if self.copies:
+            torch._foreach_lerp_(self.parameters, self.before, 1 - MIXING)
+        else:
+            torch._foreach_copy_(self.parameters, self.before)

@@ -183,6 +183,16 @@ def test_fp16_skips_a_step_that_overflows_and_goes_on() -> None:
     assert moved[0] == pytest.approx(moved[1], rel=0.02) and moved[0] > 0
 
 
+def test_copies_on_the_host_begin_at_values_that_were_given() -> None:
+    engines = [native.build(work_of(layout=Layout.parse(x)).context(ALONE)) for x in ("dp1", "dp1/offload-optimizer")]
+    values = {name: torch.full(x.shape, 0.5) for name, x in engines[0].parts[0].state_dict().items()}
+    for engine in engines:
+        engine.set_values(values.__getitem__)
+        engine.step(next(batches_of(work_of())))
+    for (name, plain), (_, copied) in zip(*(engine.parameters() for engine in engines), strict=True):
+        assert_close(copied, plain, msg=partial("{}: {}".format, name))
+
+
 @pytest.mark.parametrize("shape", [(5,), (300, 200), (1000, 4100)])
 def test_the_norm_of_large_gradients_keeps_its_digits(shape: tuple[int, ...]) -> None:
     grad = torch.randn(shape, generator=torch.Generator().manual_seed(0))

@@ -28,6 +28,8 @@ from paralab.training.options import TrainConfig
         ("dp2", {"outer_fragments": 2}, "write the layout as dp4/local8 with --outer-optimizer nesterov"),
         ("dp2/local2", {"outer_optimizer": "nesterov", "outer_fragments": 3}, "and local2: .* use 2 or fewer"),
         ("dp2/local9", {"outer_optimizer": "nesterov", "outer_fragments": 5}, "with 4 blocks .* use 4 or fewer"),
+        ("dp2/local4", {"outer_overlap": 2}, "with --outer-fragments 1: .* 2 fragments or more"),
+        ("dp2/local4", {"outer_fragments": 2, "outer_overlap": 4}, "use fewer steps than the N of /localN and 2"),
         ("dp2/local2", {"model": "resnet", "size": "20"}, "use --norm group"),
     ],
 )

@@ -385,6 +385,7 @@ DESCRIBED: dict[str, Any] = {
     "grad_compression": "none",
     "outer_optimizer": None,
     "outer_fragments": None,
+    "outer_overlap": None,
     "precision_requested": "bf16",
     "precision": "fp32",
     "checkpointing": "full",
