@@ -20,14 +20,13 @@ import numpy as np
 from paralab.benchmarks.programs import program
 from paralab.benchmarks.report.comparing import compare_files
 from paralab.benchmarks.report.comparison import Comparison
-from paralab.benchmarks.report.metrics import METRICS
+from paralab.benchmarks.report.metrics import STEP_TIME
 from paralab.errors import ConfigError, DataError
 from paralab.options.config import RunConfig, changed
 from paralab.options.flags import resolve as read_config
 from paralab.options.option import STEPS, option
 from paralab.records.row import RunRecord
 
-STEP = METRICS["step_time_p50_s"]
 SLOWDOWN, MARGIN = 1.05, 0.02
 COLUMNS = ("comparison", "repeat", "side", "started_at", "step_time_p50_s")
 
@@ -160,8 +159,8 @@ def _compared(rows: Sequence[RunRecord], ratio: float) -> tuple[Comparison, Comp
     """Compare A with B, whose times are scaled, without a margin and with one."""
     sides = [[row for row in rows if (row.run_id.endswith("A")) is is_base] for is_base in (True, False)]
     base, other = sides[0], [_scaled(row, ratio) for row in sides[1]]
-    (plain,) = compare_files(base, other, STEP).comparisons
-    (within,) = compare_files(base, other, replace(STEP, within=MARGIN)).comparisons
+    (plain,) = compare_files(base, other, STEP_TIME).comparisons
+    (within,) = compare_files(base, other, replace(STEP_TIME, within=MARGIN)).comparisons
     return plain, within
 
 

@@ -17,7 +17,7 @@ from pathlib import Path
 
 from paralab.benchmarks.local_nodes import LocalNodes, train_alone
 from paralab.options.arguments import Parser, whole
-from paralab.records.log import read_steps
+from paralab.records.log import read_losses
 from paralab.records.reading import read
 from paralab.records.row import RunRecord
 
@@ -96,14 +96,9 @@ def _is_the_same_training(one: Tried, tried: list[Tried], alone: Path) -> bool:
 
 def loss_difference(run: Path, alone: Path, *, steps: int) -> float:
     """Return the largest relative difference of all losses. Raises: AssertionError for a step that is not there."""
-    ours, theirs = losses(run), losses(alone)
+    ours, theirs = read_losses(run), read_losses(alone)
     missing = [step for step in range(steps) if step not in ours]
     assert not missing, f"{len(missing)} of {steps} steps are missing from the log, step {missing[0]} first"
     largest = max(abs(ours[step] - theirs[step]) / abs(theirs[step]) for step in range(steps))
     assert largest <= TOLERANCE, f"the losses differ by {largest:.1e} from those of one process"
     return largest
-
-
-def losses(run: Path) -> dict[int, float]:
-    """Return the loss of each step of a run; of a step that was taken again, the last one."""
-    return {x.step: x.loss for x in read_steps(run / "log" / "rank0.jsonl") if x.loss is not None}

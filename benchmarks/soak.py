@@ -20,6 +20,7 @@ from statistics import median
 from paralab.benchmarks.elastic import START_S, WORK, loss_difference
 from paralab.benchmarks.injection import NODES, Recovery, Soak
 from paralab.benchmarks.local_nodes import LocalNodes, train_alone
+from paralab.console.lines import markdown_row
 from paralab.errors import RankError, UsageError
 from paralab.options.arguments import Parser, positive, whole
 
@@ -41,14 +42,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     os.environ.setdefault("OMP_NUM_THREADS", "1")  # there are more processes than cores
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # ends the nodes, as Ctrl-C does
     command = [*WORK, "--steps", "1000000000", "--save-every", str(SAVE_EVERY), "--timeout-s", str(SILENT_S)]
-    print(_row(COLUMNS), _row(["---"] * len(COLUMNS)), sep="\n", flush=True)
+    print(markdown_row(COLUMNS), markdown_row(["---"] * len(COLUMNS)), sep="\n", flush=True)
     recoveries = []
     with LocalNodes(folder, count=NODES, command=command, max_restarts=1_000_000) as nodes:
         soak = Soak(nodes, seed=options.seed, pause_s=options.pause_s)
         try:
             for recovery in soak.run(minutes=options.minutes):
                 recoveries.append(recovery)
-                print(_row(recovery.cells()), flush=True)
+                print(markdown_row(recovery.cells()), flush=True)
             steps = nodes.end(timeout_s=START_S)
         except (TimeoutError, AssertionError) as error:
             raise RankError(f"{error}: see {folder}/node*.txt") from error
@@ -105,7 +106,13 @@ def _compare(folder: Path, run: Path, recoveries: list[Recovery], *, steps: int,
     shutil.rmtree(alone, ignore_errors=True)
     train_alone(alone, *WORK, "--steps", str(steps))
     again = sum(recovery.steps_again for recovery in recoveries)
-    print("", _row(KIND_COLUMNS), _row(["---"] * len(KIND_COLUMNS)), *map(_row, by_kind(recoveries)), sep="\n")
+    print(
+        "",
+        markdown_row(KIND_COLUMNS),
+        markdown_row(["---"] * len(KIND_COLUMNS)),
+        *map(markdown_row, by_kind(recoveries)),
+        sep="\n",
+    )
     print(f"\n{len(recoveries)} faults in {minutes:.1f} minutes, {steps} steps, {again} of them repeated")
     try:
         difference = loss_difference(run, alone, steps=steps)
@@ -128,7 +135,3 @@ def _weight_difference(run: Path, alone: Path) -> float:
 
     ours, theirs = (checkpoint.read_weights(folder) for folder in (run, alone))
     return max((ours[name] - theirs[name]).abs().max().item() for name in theirs)
-
-
-def _row(cells: Sequence[str]) -> str:
-    return f"| {' | '.join(cells)} |"

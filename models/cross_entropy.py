@@ -21,8 +21,7 @@ from torch import Tensor, nn
 
 from paralab.models.spec import Reducing, at_least_fp32, keep
 from paralab.models.values import value_at_hand
-
-CHUNK_BYTES = 256 << 20  # of logits; benchmarks/NOTES.md says what other sizes gave
+from paralab.models.vocabulary import CHUNK_BYTES
 
 
 class LinearCrossEntropy(nn.Module, Reducing):

@@ -36,6 +36,7 @@ from paralab.models.sequence import SequenceShape
 if TYPE_CHECKING:
     from paralab.models.converter import Converter
 
+SAMPLES_TRIED = 2  # of a batch that a model is tried on, without training
 # How the ranks of a tensor axis share a module. The sequence is split between the last two under /sp alone.
 #   column            Linear or Conv2d: each rank has a part of its outputs; its input is whole. Always before a row
 #   row               Linear or Conv2d: each rank has a part of its inputs, which a column made; its outputs are summed

@@ -1,10 +1,11 @@
-"""What models of text have in common: the encoding that a vocabulary belongs to, and the rows that it is padded to."""
+"""What models of text have in common: their encoding, the rows that a vocabulary is padded to, logits at a time."""
 
 from typing import Literal
 
 Encoding = Literal["gpt2", "bytes"]
 
 VOCAB_MULTIPLE = 64
+CHUNK_BYTES = 256 << 20  # of logits at a time; benchmarks/NOTES.md says what other sizes gave
 
 
 def padded(vocab_size: int) -> int:

@@ -9,6 +9,7 @@ from paralab.benchmarks.report.comparison import Comparison
 from paralab.benchmarks.report.families import Family
 from paralab.benchmarks.report.metrics import METRICS
 from paralab.benchmarks.report.variants import Variant
+from paralab.console.lines import markdown_row
 from paralab.records.row import RunRecord
 
 Verdict = Literal[
@@ -87,4 +88,4 @@ def median_of(rows: Sequence[RunRecord], column: str) -> float:
 def markdown(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
     """Return a table whose first column is text and whose others are numbers, as lines of Markdown."""
     marks = ["---", *["---:"] * (len(head) - 1)]
-    return [f"| {' | '.join(cells)} |" for cells in (head, marks, *rows)]
+    return [markdown_row(cells) for cells in (head, marks, *rows)]

@@ -15,7 +15,6 @@ from paralab.planning.resolve import resolve
 from paralab.planning.settle import arrays, settle
 from paralab.records.row import RunRecord
 
-_STATES = ("parameters", "gradients", "optimizer")
 _RECIPES = (("fp16", "fp16", "fp16 gradients"), ("bf16", "fp32", "fp32 gradients"), ("fp32", "fp32", ""))
 _ENOUGH = 0.9  # of a saving that is claimed
 _ROUNDING = 1e-5  # of a loss in fp32, relative

@@ -127,14 +127,10 @@ FLOW = (
         "the way to what follows; DeepSpeed and Accelerate build theirs from the same pieces",
     ),
     Stage(
-        "the model is made on the meta device",
-        ("parallel/axes/context.py:BuildContext.new_model",),
-        "a plain `nn.Module` that knows nothing of ranks",
-    ),
-    Stage(
-        "the axes cut it",
+        "the model is made on the meta device (`Planned.new_model`), and the axes cut it",
         ("parallel/axes/compose.py:build_part",),
-        "this rank's parts: stages, then split layers, recomputed and compiled blocks, then shards",
+        "of a plain `nn.Module` that knows nothing of ranks this rank's parts: stages, then split layers, recomputed "
+        "and compiled blocks, then shards",
     ),
     Stage(
         "the parts get their values",

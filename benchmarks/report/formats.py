@@ -15,7 +15,7 @@ from paralab.benchmarks.report.evidence import LEVEL
 from paralab.benchmarks.report.metrics import METRICS, Metric
 from paralab.benchmarks.report.outcome import Outcome
 from paralab.benchmarks.report.work import amount
-from paralab.console.lines import paragraph, width
+from paralab.console.lines import markdown_row, paragraph, width
 from paralab.records.cells import harmless, one_line
 
 
@@ -118,8 +118,8 @@ def _markdown(outcome: Outcome, metric: Metric) -> str:
     lines = [f"**{_plain(said)}**\n" for said in _first(outcome)]
     lines += [f"{_plain(_judged_by(metric))}; medians of runs, 95% intervals", ""]
     if outcome.comparisons:
-        lines += [_pipes(("work", *_HEADS)), _pipes(["---"] * (1 + len(_HEADS)))]
-        lines += [_pipes(map(_plain, (c.work, *_row(c)))) for c in outcome.comparisons]
+        lines += [markdown_row(("work", *_HEADS)), markdown_row(["---"] * (1 + len(_HEADS)))]
+        lines += [markdown_row(map(_plain, (c.work, *_row(c)))) for c in outcome.comparisons]
     notes = [f"{c.base} / {c.other}: {said}" for c in outcome.comparisons for said in exact_text(c)]
     notes += [note for _, piece in groupby(outcome.comparisons, key=lambda c: c.work) for note in grouped(list(piece))]
     notes += [f"not comparable: {refusal}" for refusal in outcome.refusals]
@@ -161,10 +161,6 @@ def _closing(outcome: Outcome) -> list[str]:
     tilde = any(comparison.verdict == "~" for comparison in outcome.comparisons)
     chance = f"{judged} verdicts at the {LEVEL:.0%} level: up to {judged * LEVEL:.1f} would be chance alone"
     return [*([unsure] if tilde else []), *map(one_line, _unproven(outcome)), *([chance] if judged > 10 else [])]
-
-
-def _pipes(cells: "Sequence[str] | map[str]") -> str:
-    return f"| {' | '.join(cells)} |"
 
 
 def _plain(text: str) -> str:

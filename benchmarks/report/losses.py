@@ -6,11 +6,10 @@ Curves that coincide are one line with all their names.
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
-from paralab.pages.lines import Series, lines, thinned
+from paralab.pages.lines import MOST_POINTS, Series, lines, thinned
 from paralab.pages.page import Chart
 from paralab.pages.palette import UNNAMED, Look
 
-MOST_POINTS = 200  # of a curve
 ROUNDING = {"fp64": 2.0**-48, "bf16": 2.0**-4, "fp16": 2.0**-6}  # 16 units in the last place of 1
 FP32_ROUNDING = 2.0**-19  # of all others: their losses are summed in fp32
 _SEEN = 0.004  # of the height of a chart: lines that are nearer cannot be told apart in it

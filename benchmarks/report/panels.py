@@ -18,7 +18,7 @@ from paralab.options.files import load
 from paralab.pages import charts, palette
 from paralab.pages.charts import Row
 from paralab.pages.page import Chart
-from paralab.records.log import read_steps
+from paralab.records.log import read_losses
 from paralab.records.row import RunRecord
 
 _COLUMNS = 3  # of panels
@@ -107,13 +107,9 @@ def _curves(folders: Sequence[Path]) -> list[Curve]:
     strategies = [_config(folder).get("strategy") for folder in folders]
     looks = palette.of_strategies(zip(labels, strategies, strict=True))
     return [
-        Curve(label, _losses(folder), looks[label], reference=number == 0, held_out=_held_out(folder))
+        Curve(label, read_losses(folder), looks[label], reference=number == 0, held_out=_held_out(folder))
         for number, (label, folder) in enumerate(zip(labels, folders, strict=True))
     ]
-
-
-def _losses(folder: Path) -> dict[int, float]:
-    return {r.step: r.loss for r in read_steps(folder / "log" / "rank0.jsonl") if r.loss is not None}
 
 
 def _held_out(folder: Path) -> dict[int, float]:

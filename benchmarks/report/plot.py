@@ -20,14 +20,13 @@ from typing import TYPE_CHECKING
 
 from paralab.benchmarks.report.choices import CHECKPOINTS
 from paralab.console.outputs import check_writable, write_whole
+from paralab.console.pictures import FORMS, form_of
 from paralab.errors import DataError, UsageError
 from paralab.options.arguments import Parser, whole
 from paralab.records.cells import one_line
 
 if TYPE_CHECKING:
     from paralab.benchmarks.report.panels import Panels
-
-_FORMATS = (".svg", ".png", ".pdf")
 
 
 def main(argv: Sequence[str]) -> int:
@@ -36,18 +35,15 @@ def main(argv: Sequence[str]) -> int:
     Raises: UsageError for a file that is no picture or cannot be written; DataError for results that cannot be read.
     """
     options = parser().parse_args(list(argv))
-    if options.out.suffix.lower() not in _FORMATS:
-        raise UsageError(
-            f"--out {options.out} cannot be written as a picture: use a name ending in {', '.join(_FORMATS)}"
-        )
+    if options.out.suffix.lower() not in FORMS:
+        raise UsageError(f"--out {options.out} cannot be written as a picture: use a name ending in {', '.join(FORMS)}")
     check_writable(options.out, inputs=options.sources)
     from paralab.pages.raster import drawn  # numpy, which --help and refusals need not wait for
 
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        form = options.out.suffix.lower().removeprefix(".")
         title = f"paralab plot {' '.join(map(str, options.sources))}"
-        content = drawn(_charts(options), title=title, form=form)
+        content = drawn(_charts(options), title=title, form=form_of(options.out))
     for warning in caught:
         print(f"paralab plot: {one_line(str(warning.message))}", file=sys.stderr)
     write_whole(options.out, content)

@@ -22,27 +22,18 @@ if TYPE_CHECKING:
     from paralab.axes.optimizer import Piece
 
 
-class Planned(Protocol):
+class Planned:
     """What will run, known before any process is started."""
 
-    @property
-    def spec(self) -> ModelSpec: ...
-
-    @property
-    def model_config(self) -> ModelConfig: ...
-
-    @property
-    def run(self) -> RunConfig: ...
-
-    @property
-    def layout(self) -> Layout: ...
-
-    @property
-    def division(self) -> Division: ...
+    spec: ModelSpec
+    model_config: ModelConfig
+    run: RunConfig
+    layout: Layout
+    division: Division
 
     def new_model(self) -> nn.Module:
         """Return the whole model on the meta device, in the precision of its weights."""
-        ...
+        return self.spec.on_meta(self.model_config, weight_dtype(self.run.precision))
 
 
 class Own(Protocol):
@@ -87,7 +78,7 @@ class Own(Protocol):
 
 
 @dataclass(frozen=True)
-class BuildContext:
+class BuildContext(Planned):
     """All that it takes to build an engine. data: opens the training split. own: of a program that brings its own."""
 
     spec: ModelSpec
@@ -112,7 +103,3 @@ class BuildContext:
     def tied(self) -> Mapping[str, str]:
         """Parameters that share the storage of another: name -> name of the other."""
         return self.spec.tied_in(self.model_config)
-
-    def new_model(self) -> nn.Module:
-        """Return the whole model on the meta device, in the precision of its weights."""
-        return self.spec.on_meta(self.model_config, weight_dtype(self.run.precision))

@@ -5,9 +5,9 @@ from collections.abc import Iterable, Iterator, Sequence
 
 from paralab.axes.axis import MOMENTS, Moment
 from paralab.commands.explain_step import HELD, Explained, Lane, Passes, Sending
-from paralab.console.lines import typed
+from paralab.console.lines import MOST, typed
 
-WIDTH, LABEL = 80, 27
+LABEL = 27  # characters before the first lane
 MIB, GIB = 1 << 20, 1 << 30
 DURING: dict[Moment, str] = {
     "forward": "forward",
@@ -86,7 +86,7 @@ def _sending(sending: Sending, step: Explained, scale: int) -> Iterator[str]:
     """Yield a line for all groups that are neighbours, and more where groups lie across each other."""
     label = f"  {sending.axis} {words(sending)}"
     for line in apart(sending.groups):
-        cells = list(_row("", step, ["│"] * len(step.lanes)).ljust(WIDTH))
+        cells = list(_row("", step, ["│"] * len(step.lanes)).ljust(MOST))
         for group in line:
             _join(cells, group, sending, step, scale)
         yield f"{label:<{LABEL}}{''.join(cells)[LABEL:]}".rstrip()
@@ -135,7 +135,7 @@ def _passes(passes: Passes) -> Iterator[str]:
             sign = letter if one.step.kind == "F" else "+" if one.step.kind == "W" else letter.upper()
             line += "·" * (one.start - len(line)) + sign * (one.end - one.start)
         line = line.ljust(max(done[-1].end for done in passes.ranks), "·")
-        fits = WIDTH - len(name) - 2
+        fits = MOST - len(name) - 2
         yield f"  {name}{line if len(line) <= fits else line[: fits - 1] + '…'}"
 
 
@@ -155,7 +155,7 @@ def _legend(step: Explained) -> Iterator[str]:
         said.append("a is a forward pass of a micro-batch, AA its backward pass, + gradients of weights, · waiting.")
     if step.lacking:
         said.append(f"Activations and buffers are not known, because there is no dry run: {step.lacking}.")
-    yield from textwrap.wrap(" ".join(said), WIDTH)
+    yield from textwrap.wrap(" ".join(said), MOST)
     yield from ("", "To measure it:", *typed(step.work.command))
 
 
@@ -186,7 +186,7 @@ def size_unit(sizes: Iterable[float]) -> tuple[int, str]:
 
 
 def _lane_width(step: Explained) -> int:
-    return min(12, (WIDTH - LABEL) // len(step.lanes))
+    return min(12, (MOST - LABEL) // len(step.lanes))
 
 
 def _centre(lane: int, step: Explained) -> int:
@@ -195,7 +195,7 @@ def _centre(lane: int, step: Explained) -> int:
 
 def _row(label: str, step: Explained, cells: Sequence[str]) -> str:
     """Return a line: what it is about, and a cell for each rank around the middle of its lane."""
-    line = list(label.ljust(WIDTH))
+    line = list(label.ljust(MOST))
     for lane, cell in enumerate(cells):
         start = _centre(lane, step) - len(cell) // 2
         line[start : start + len(cell)] = cell

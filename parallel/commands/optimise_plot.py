@@ -6,14 +6,13 @@ from typing import Any
 from paralab.commands.optimise import Asked
 from paralab.commands.optimise_run import Found
 from paralab.convex.measured import ROUNDING, Line
-from paralab.pages.lines import Series, lines
+from paralab.pages.lines import MOST_POINTS, Series, lines
 from paralab.pages.marks import Point
 from paralab.pages.page import Chart
 from paralab.pages.palette import METHODS, Look
 from paralab.pages.raster import drawn
 from paralab.pages.tiles import TileRow, tiles
 
-_MOST_POINTS = 200  # of a line
 _SHOWN = 8  # images
 _ROWS = {"clean": Look("black"), "noisy": Look("grey"), "denoised": Look("orange")}
 
@@ -48,7 +47,7 @@ def _curves(found: Found, column: str, along: str, *, scale: float) -> Chart:
 
 def _series(method: str, label: str, points: Sequence[Point], *, powers: bool, dashed: bool = False) -> Series:
     shown = [(x, y) for x, y in points if x > 0 or not powers]  # a logarithmic axis has no zero
-    step = -(-len(shown) // _MOST_POINTS) or 1
+    step = -(-len(shown) // MOST_POINTS) or 1
     return Series(label, [*shown[:-1:step], *shown[-1:]], look=Look(METHODS[method].colour, dashed=dashed))
 
 

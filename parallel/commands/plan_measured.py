@@ -21,7 +21,6 @@ if TYPE_CHECKING:
 
 # options of paralab plan that have no use here, and what to do without
 _NOT_HERE = ("check", "report", "tokens", "days", "budget_usd", "price_per_gpu_hour", "set", "framework")
-_BATCH = {"tokens": 16, "images": 64, "points": 512}  # as paralab run takes where none is given
 HEADER = ["rank", "layout", "step_time_s", "compute_s", "update_s", "link_s", "bubble_s", "memory_gib", "fits"]
 
 
@@ -33,6 +32,7 @@ def answer(options: Any, device: Device, *, top: int) -> None:
     from paralab.options.config import RunConfig
     from paralab.planning.measured import search
     from paralab.planning.measured.step import Cluster
+    from paralab.planning.resolve import DEFAULT_BATCH
 
     for name in _NOT_HERE:
         if getattr(options, name) not in (None, False):
@@ -44,7 +44,7 @@ def answer(options: Any, device: Device, *, top: int) -> None:
     given = dict(cases.parse({name: getattr(options, name) or "" for name in ("n_gpus", "gpus_per_node", "precision")}))
     given |= cases.parse({"global_batch_size": options.global_batch_size or ""})
     spec, config, words = _model(options, device)
-    batch = int(given.get("global_batch_size", _BATCH[spec.unit_of(config)]))
+    batch = int(given.get("global_batch_size", DEFAULT_BATCH[spec.unit_of(config)]))
     precision = str(given.get("precision", device.default_precision))
     assert device.measured is not None
     with Phases(Moment.now(), transient=True) as phases:

@@ -3,7 +3,7 @@
 import re
 import shutil
 import textwrap
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 MOST = 80  # characters of a line, where a terminal has room for more
 
@@ -39,3 +39,8 @@ def typed(command: str) -> Iterator[str]:
         else:
             line += f" {option}"
     yield f"  {line}"
+
+
+def markdown_row(cells: Iterable[str]) -> str:
+    """Return a row of a table in Markdown."""
+    return f"| {' | '.join(cells)} |"

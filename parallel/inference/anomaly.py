@@ -9,9 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from paralab.inference.probes import standardiser
-
-_AT_ONCE = 1024  # rows of similarities: bounds memory
+from paralab.inference.probes import AT_ONCE, standardiser
 
 
 def distance_to_nearest(x: Tensor, *, k: int) -> Callable[[Tensor], Tensor]:
@@ -23,7 +21,7 @@ def distance_to_nearest(x: Tensor, *, k: int) -> Callable[[Tensor], Tensor]:
     every = F.normalize(standard(x))
 
     def score(other: Tensor) -> Tensor:
-        rows = F.normalize(standard(other)).split(_AT_ONCE)
+        rows = F.normalize(standard(other)).split(AT_ONCE)
         return torch.cat([1 - (some @ every.T).topk(k, dim=1).values.mean(dim=1) for some in rows])
 
     return score

@@ -10,7 +10,7 @@ from torch.nn import functional as F
 
 L2 = 1e-3  # penalty on the squares of the weights of the linear probe
 TEMPERATURE = 0.07  # of the votes of neighbours (Wu et al. 2018, "Unsupervised Feature Learning ...", section 3.4)
-_AT_ONCE = 1024  # rows of similarities: bounds memory
+AT_ONCE = 1024  # rows of similarities: bounds memory
 
 Classify = Callable[[Tensor], Tensor]  # features (rows, features) -> classes (rows,) int64
 
@@ -67,7 +67,7 @@ def nearest_neighbours(x: Tensor, labels: Tensor, *, n_classes: int, k: int) -> 
 
     def classify(other: Tensor) -> Tensor:
         found = []
-        for rows in F.normalize(other).split(_AT_ONCE):
+        for rows in F.normalize(other).split(AT_ONCE):
             similar, which = (rows @ every.T).topk(k, dim=1)  # both (rows, k)
             found.append(((similar / TEMPERATURE).exp()[..., None] * votes_of[which]).sum(dim=1).argmax(dim=1))
         return torch.cat(found)

@@ -1,5 +1,6 @@
 """Divide the global batch into micro-batches for the data ranks. Imports no torch."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 
@@ -30,3 +31,9 @@ class Division:
         size = self.micro_batch_size
         starts = ((chunk * self.dp + dp_rank) * size for chunk in range(self.chunks))
         return [start + i for start in starts for i in range(size)]
+
+
+def common_divisors(numbers: Iterable[int], *, times: int = 1, most: int = 64) -> list[int]:
+    """Return the degrees n up to `most` for which n x times divides every number, in ascending order."""
+    wholes = list(numbers)
+    return [n for n in range(1, most + 1) if all(whole % (n * times) == 0 for whole in wholes)]

@@ -28,6 +28,7 @@ from paralab.pages.marks import (
 )
 from paralab.pages.palette import UNNAMED, Look
 
+MOST_POINTS = 200  # of a line, where there may be any number of them
 _HEIGHT = 200
 _NAMED = 112  # units at the end of lines for their names
 _LONGEST = 18  # characters of a name that stands there; with a longer one there is a legend below

@@ -20,10 +20,9 @@ from paralab.axes.precision import in_dtype
 from paralab.axes.tensor.rules import plan_problems, sizes_to_divide, split_problem
 from paralab.errors import ModelError, did_you_mean
 from paralab.models.found import beside, plain_tensors
-from paralab.models.spec import C, ModelSpec, Style
+from paralab.models.spec import SAMPLES_TRIED, C, ModelSpec, Style
 from paralab.parity.watching import Drawn
 
-_SAMPLES = 2
 _INITIALISED_ELEMENTS = 1 << 22  # of one tensor: larger ones would take seconds
 _BUILT_ELEMENTS = 1 << 25  # of all parameters: larger models would take seconds to build
 
@@ -69,7 +68,7 @@ class _Subject(Generic[C]):
         return self.spec.on_meta(self.config)
 
     def batch(self) -> tuple[tuple[Tensor, ...], Tensor]:
-        inputs, targets = self.spec.example(self.config, _SAMPLES)
+        inputs, targets = self.spec.example(self.config, SAMPLES_TRIED)
         return tuple(x.to("meta") for x in inputs), targets.to("meta")
 
     def line_of(self, error: BaseException) -> str:

@@ -14,6 +14,7 @@ from paralab.layout import SCHEDULES, Layout, layers_of_stages
 from paralab.layout.strategies import of_data_ranks
 from paralab.planning.breakdown import CATEGORIES
 from paralab.planning.cases import SHOWN
+from paralab.planning.hardware import TRAINED_PRECISIONS
 from paralab.planning.predict import evaluate
 from paralab.planning.ranking import ALIKE, ranked
 from paralab.planning.search import Found
@@ -81,9 +82,6 @@ def typed_layout(text: str) -> Layout | None:
         return None
 
 
-PRECISIONS = ("fp32", "bf16", "fp16")  # of those that are predicted, the ones that paralab trains in
-
-
 def row(found: Found, i: int) -> dict[str, Any]:
     """Return the columns of one layout, as Python's own values."""
     cells = {name: column[i] for name, column in found.columns.items()}
@@ -123,13 +121,13 @@ def is_trained(found: Found, i: int, model: "Trained | None") -> bool:
     """Return whether paralab trains one layout, of a model of its own or of any that can be divided so (None)."""
     if model is not None:
         return line_of(found, i, model) is not None
-    return found.settled.case.precision in PRECISIONS and is_typed(row(found, i))
+    return found.settled.case.precision in TRAINED_PRECISIONS and is_typed(row(found, i))
 
 
 def not_trained(found: Found) -> str:
     """Return the sentence that says what a mark beside a layout means."""
     precision = found.settled.case.precision
-    return f"* paralab itself does not train {'this layout' if precision in PRECISIONS else f'in {precision}'}."
+    return f"* paralab itself does not train {'this layout' if precision in TRAINED_PRECISIONS else f'in {precision}'}."
 
 
 def line_of(found: Found, i: int, model: "Trained", word: str = "") -> str | None:
@@ -139,7 +137,7 @@ def line_of(found: Found, i: int, model: "Trained", word: str = "") -> str | Non
     """
     case, chosen, count = found.settled.case, row(found, i), micro_batches(found, i)
     model = model.with_length(int(case.sequence_length))
-    is_trained = case.precision in PRECISIONS and is_typed(chosen)
+    is_trained = case.precision in TRAINED_PRECISIONS and is_typed(chosen)
     layout = typed_layout(f"{layout_text(chosen, count)}{word}") if is_trained else None
     if layout is None or not _accepts(model, layout) or (model.spec.whole_batch and count > 1):
         return None

@@ -25,10 +25,9 @@ from torch.utils.flop_counter import flop_registry, sdpa_flop_count
 
 from paralab.axes.tensor.rules import sizes_to_divide
 from paralab.errors import ModelError
-from paralab.models.spec import C, ModelSpec
+from paralab.models.spec import SAMPLES_TRIED, C, ModelSpec
 from paralab.planning.parts import Counted, Part
 
-SAMPLES = 2  # of the batch that is counted
 FIRST, LAST = -1, -2  # the parts before and after all blocks
 _DIVIDED = ("column", "row", "column_gathered", "row_of_whole", "channels", "vocab_embedding", "vocab_loss")
 _REDUCING = ("row", "row_of_whole")
@@ -39,7 +38,7 @@ def count(spec: ModelSpec[C], config: C) -> Counted:
     """Return what the parts of a model take. Raises: ModelError where it does not run on the meta device."""
     model = spec.on_meta(config).train()
     counter = _Counter(model, spec.blocks(config), spec.tensor_plan(config))
-    inputs, targets = spec.example(config, SAMPLES)
+    inputs, targets = spec.example(config, SAMPLES_TRIED)
     try:
         with counter.counting():
             model(*(x.to("meta") for x in inputs), targets=targets.to("meta"))
@@ -85,8 +84,8 @@ class _Counter(TorchDispatchMode):
     def part(self, number: int) -> Part:
         """Return what one part takes for one sample."""
         whole = ("weights", "divided_weights", "launches", "reductions")
-        found = {name: sums[number] if name in whole else sums[number] / SAMPLES for name, sums in self.sums.items()}
-        return Part(**found)
+        samples = {name: 1 if name in whole else SAMPLES_TRIED for name in self.sums}
+        return Part(**{name: sums[number] / samples[name] for name, sums in self.sums.items()})
 
     def _style(self, name: str) -> str:
         return next((style for pattern, style in self.plan.items() if fnmatchcase(name, pattern)), "")

@@ -12,11 +12,12 @@ from dataclasses import dataclass, fields, replace
 from difflib import get_close_matches
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from paralab.console.inputs import read_text
 from paralab.errors import ConfigError, did_you_mean
 from paralab.layout.layout import MOST_RANKS
+from paralab.options.choices import Precision
 from paralab.options.numbers import meant
 from paralab.planning.measured.device import MeasuredDevice, is_measured, read
 
@@ -34,6 +35,7 @@ REFERENCE_WATTS = {
     "CDNA3": 750 / 1307.4,
 }
 PRECISIONS = ("fp32", "fp16", "bf16", "fp8", "nvfp4")
+TRAINED_PRECISIONS = tuple(name for name in get_args(Precision) if name in PRECISIONS)  # that paralab trains in
 LIMIT = 1e9  # no figure of a device is larger
 
 

@@ -10,8 +10,7 @@ from paralab.axes.costs import Case, Constants, CountedCase, Plan, Values
 from paralab.axes.data.cost import Weights, buffer_bytes, gathered_bytes, gradient_bytes, state_bytes
 from paralab.axes.pipeline.cost import in_flight, is_v_shaped, waiting
 from paralab.axes.weights import local_dense, local_embedding, local_experts, local_output
-
-CHUNK_BYTES = 256 << 20  # of logits at a time, as paralab.models.cross_entropy takes them
+from paralab.models.vocabulary import CHUNK_BYTES
 
 
 def peak_bytes(plan: Plan) -> Values:

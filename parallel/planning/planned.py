@@ -4,7 +4,7 @@ import textwrap
 from collections.abc import Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
-from paralab.console.lines import typed
+from paralab.console.lines import MOST, typed
 from paralab.errors import UsageError
 from paralab.planning import answers as found_by
 from paralab.planning import checked, hardware, scale
@@ -22,7 +22,6 @@ if TYPE_CHECKING:
 # what a file of questions asks for: hybrid sharding has no column there
 ASKED = tuple(name for name in CHOSEN if name != "shard")
 HEADER = ["case_id", "rank", *ASKED, "step_time_s", "memory_gib", "fits"]
-WIDTH = 80  # of a line on a terminal
 LAYOUT = 31  # of it, the layout
 
 
@@ -209,4 +208,4 @@ def what_would(
 
 def _wrapped(text: str, indent: str, more: int = 2) -> list[str]:
     after = indent + more * " "
-    return textwrap.wrap(text, WIDTH, initial_indent=indent, subsequent_indent=after, break_on_hyphens=False)
+    return textwrap.wrap(text, MOST, initial_indent=indent, subsequent_indent=after, break_on_hyphens=False)

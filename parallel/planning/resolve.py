@@ -28,7 +28,7 @@ from paralab.planning.work import Work
 from paralab.processes.rank import Rank
 
 # Samples in a step when none is requested: a second or so of work on a laptop at the default size.
-_GLOBAL_BATCH = {"tokens": 16, "images": 64, "points": 512}
+DEFAULT_BATCH = {"tokens": 16, "images": 64, "points": 512}  # samples of a step, by their unit
 
 
 def resolve(run: RunConfig, *, dry: bool = False) -> Work:
@@ -74,7 +74,7 @@ def _division(run: RunConfig, layout: Layout, spec: ModelSpec[C], config: C) -> 
     """Return how the batch is divided: the requested one, or the smallest that is large enough. Raises: UsageError."""
     layout.check_schedule(run.accumulation)
     parts = layout.dp * layout.micro_batches * run.accumulation
-    default_batch = -(-_GLOBAL_BATCH[spec.unit_of(config)] // parts) * parts
+    default_batch = -(-DEFAULT_BATCH[spec.unit_of(config)] // parts) * parts
     division = layout.divide(run.global_batch_size or default_batch, run.accumulation)
     check_batch(division, spec)
     if run.cuda_graphs and torch.accelerator.is_available() and division.chunks > 1:

@@ -15,7 +15,7 @@ import numpy as np
 from paralab.axes.costs import Case, CountedCase, Machine, Plan
 from paralab.axes.weights import layer_weights
 from paralab.errors import LayoutError
-from paralab.layout import layers_of_stages
+from paralab.layout import common_divisors, layers_of_stages
 from paralab.planning import checked, steptime
 from paralab.planning.breakdown import gib_by_category
 from paralab.planning.cases import Raw
@@ -210,7 +210,7 @@ def _degrees(raw: Raw) -> Iterator[dict[str, int]]:
 def _divisors(n: int, given: Any, *, at_most: int) -> list[int]:
     if given is not None:
         return [int(given)] if n % int(given) == 0 else []
-    return [d for d in range(1, min(n, at_most) + 1) if n % d == 0]
+    return common_divisors([n], most=min(n, at_most))
 
 
 def _framework(raw: Raw) -> str:

@@ -5,12 +5,10 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import nn
 
 from paralab.axes import eight_bits
-from paralab.axes.context import BuildContext
+from paralab.axes.context import BuildContext, Planned
 from paralab.axes.held import check_packed
-from paralab.axes.precision import weight_dtype
 from paralab.data import Compact, TextOptions, open_dataset
 from paralab.data.dataset import Dataset
 from paralab.errors import ConfigError
@@ -25,7 +23,7 @@ from paralab.processes.rank import Rank
 
 
 @dataclass(frozen=True)
-class Work:
+class Work(Planned):
     """One run with nothing left open: what to train and how it is divided."""
 
     run: RunConfig
@@ -54,10 +52,6 @@ class Work:
         divided = {"layout"} if self.layout.world_size == 1 else {"strategy", "nproc"}
         words = flags_of(self.run, leave_out={"out", "group", "repeat", "trace", "until_decided", *divided})
         return f"paralab run {shlex.join(words)}"
-
-    def new_model(self) -> nn.Module:
-        """Return the whole model on the meta device, in the precision of its weights."""
-        return self.spec.on_meta(self.model_config, weight_dtype(self.run.precision))
 
     def context(self, mesh: Mesh) -> BuildContext:
         return BuildContext(self.spec, self.model_config, self.run, self.layout, self.division, mesh, data=self.dataset)

@@ -143,6 +143,14 @@ def read_steps(path: str | Path) -> list[StepRecord]:
     return [record for record in read_log(path) if isinstance(record, StepRecord)]
 
 
+def read_losses(run: Path) -> dict[int, float]:
+    """Return the loss of each step of a training run, by its folder; of a step that was taken again, the last one.
+
+    Raises: DataError, as `read_log`.
+    """
+    return {x.step: x.loss for x in read_steps(run / "log" / "rank0.jsonl") if x.loss is not None}
+
+
 def read_layers(path: str | Path) -> list[LayerRecord]:
     """Return the root mean squares of parameters in one rank's log, step by step. Raises: DataError, as `read_log`."""
     return [record for record in read_log(path) if isinstance(record, LayerRecord)]

@@ -13,7 +13,7 @@ from paralab.axes.axis import Axis, Call
 from paralab.axes.blocks import block_of
 from paralab.axes.shapes import blocks_in
 from paralab.errors import LayoutError
-from paralab.layout import Layout
+from paralab.layout import Layout, common_divisors
 from paralab.layout.words import choice_option
 
 if TYPE_CHECKING:
@@ -29,7 +29,6 @@ if TYPE_CHECKING:
     from paralab.processes.mesh import Mesh
 
 STYLES = ("ring", "ulysses")
-_MOST_RANKS = 64  # that are looked at for what divides
 
 
 class ContextAxis(Axis):
@@ -138,7 +137,7 @@ def _check_positions(layout: Layout, shape: "SequenceShape", model: str) -> None
     pieces = 2 if layout.cp_style == "ring" and shape.causal else 1  # of each rank: an early and a late one
     if shape.length % (pieces * layout.cp):
         each = f"{pieces} x cp" if pieces > 1 else "cp"
-        fits = [n for n in range(2, _MOST_RANKS + 1) if shape.length % (pieces * n) == 0]
+        fits = common_divisors([shape.length], times=pieces)
         raise LayoutError(
             f"cp={layout.cp} with {layout.cp_style} needs {each} = {pieces * layout.cp} to divide the {shape.length} "
             f"positions of {model}: {_use(fits)}, or another --seq-len"
@@ -150,12 +149,12 @@ def _check_heads(layout: Layout, shape: "SequenceShape", model: str) -> None:
     for heads, what in ((shape.heads, "heads"), (shape.kv_heads, "key-value heads")):
         if heads % (layout.cp * layout.tp):
             among = f"cp x tp = {layout.cp * layout.tp}" if layout.tp > 1 else f"cp={layout.cp}"
-            both = (shape.heads, shape.kv_heads)
-            fits = [n for n in range(2, _MOST_RANKS + 1) if all(n_heads % (n * layout.tp) == 0 for n_heads in both)]
+            fits = common_divisors([shape.heads, shape.kv_heads], times=layout.tp)
             raise LayoutError(
                 f"{among} with ulysses does not divide the {heads} {what} of {model}: {_use(fits)}, or ring"
             )
 
 
 def _use(fits: list[int]) -> str:
-    return f"use a cp of {', '.join(map(str, fits))}" if fits else "no cp does, use a layout without it"
+    degrees = [str(degree) for degree in fits if degree > 1]
+    return f"use a cp of {', '.join(degrees)}" if degrees else "no cp does, use a layout without it"

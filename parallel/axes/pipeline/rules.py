@@ -11,9 +11,7 @@ from paralab.axes.pipeline.stages import cut_stage, tied_ends
 from paralab.axes.places import line_of, place, short
 from paralab.errors import LayoutError
 from paralab.layout import Layout
-from paralab.models.spec import C, ModelSpec
-
-_SAMPLES = 2
+from paralab.models.spec import SAMPLES_TRIED, C, ModelSpec
 
 
 def check(layout: Layout, spec: ModelSpec[C], config: C) -> None:
@@ -95,7 +93,7 @@ def cut_problem(spec: ModelSpec[C], config: C) -> tuple[str, str] | None:
         config = spec.with_blocks(config, min(2, len(spec.blocks(config))))
     if len(spec.blocks(config)) < 2:
         return None
-    inputs, targets = spec.example(config, _SAMPLES)
+    inputs, targets = spec.example(config, SAMPLES_TRIED)
     whole = spec.on_meta(config)
     first, last = (
         cut_stage(copy.deepcopy(whole), spec=spec, config=config, layout=Layout(pp=2), stage=stage)

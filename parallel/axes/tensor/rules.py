@@ -10,12 +10,11 @@ from torch import Tensor, nn
 from paralab.axes.places import line_of, short
 from paralab.axes.tensor import EXPERTS
 from paralab.errors import LayoutError, did_you_mean
-from paralab.models.spec import C, ModelSpec, Reducing, Style
+from paralab.layout import common_divisors
+from paralab.models.spec import SAMPLES_TRIED, C, ModelSpec, Reducing, Style
 
 STYLES: tuple[str, ...] = get_args(Style)
 _SPLIT = ("column", "row", "channels", "experts")  # the styles that leave a rank with a part of a module's features
-_SAMPLES = 2
-_MOST_RANKS = 64  # that are looked at for what divides
 
 
 def check(tp: int, spec: ModelSpec[C], config: C) -> None:
@@ -30,7 +29,7 @@ def check(tp: int, spec: ModelSpec[C], config: C) -> None:
     sizes = sizes_to_divide(spec, config)
     for quantity, n in sizes.items():
         if n % tp:
-            fits = [str(ranks) for ranks in range(1, _MOST_RANKS + 1) if all(n % ranks == 0 for n in sizes.values())]
+            fits = [str(degree) for degree in common_divisors(sizes.values())]
             nothing = "no tp does: leave its layer out of the plan, or change its size"
             use = f"use a tp of {', '.join(fits)}" if len(fits) > 1 else nothing
             what = f"{quantity}, {n}, in" if quantity.startswith("the ") else f"{quantity}={n} of"
@@ -169,7 +168,7 @@ def split_problem(spec: ModelSpec[C], config: C, ranks: int) -> tuple[str, str] 
     plan, model = spec.tensor_plan(config), spec.on_meta(config).train()
     leave_part(model, plan, ranks, _SPLIT)
     try:
-        inputs, targets = spec.example(config, _SAMPLES)
+        inputs, targets = spec.example(config, SAMPLES_TRIED)
     except LayoutError:  # of a program that has not said what its batches are
         return None
     try:

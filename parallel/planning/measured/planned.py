@@ -4,37 +4,31 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-from torch import nn
-
 from paralab.axes import eight_bits
 from paralab.axes.check import check_split
-from paralab.axes.precision import weight_dtype
+from paralab.axes.context import Planned
 from paralab.errors import ConfigError, LayoutError, ModelError, did_you_mean
 from paralab.layout import Division, Layout
 from paralab.models import SPECS
 from paralab.models.spec import ModelConfig, ModelSpec
 from paralab.options.config import RunConfig
+from paralab.planning.hardware import TRAINED_PRECISIONS
 from paralab.planning.settle import Settled
 from paralab.planning.vocabulary import with_tokenizer
 
 _AXES = ("dp", "tp", "pp")  # that are predicted
-_PRECISIONS = ("fp32", "bf16", "fp16")
 _TRAINED = "a measured device is predicted from the operations of a model that paralab has"
 
 
 @dataclass(frozen=True)
-class Imagined:
-    """A run that nobody has started: a `Planned`."""
+class Imagined(Planned):
+    """A run that nobody has started."""
 
     run: RunConfig
     spec: ModelSpec
     model_config: ModelConfig
     layout: Layout
     division: Division
-
-    def new_model(self) -> nn.Module:
-        """Return the whole model on the meta device, in the precision of its weights."""
-        return self.spec.on_meta(self.model_config, weight_dtype(self.run.precision))
 
 
 def imagine(
@@ -69,8 +63,8 @@ def of_case(settled: Settled) -> Imagined:
     layout = typed_layout(text)
     if layout is None:
         raise LayoutError(f"{text} is not what paralab trains, and {_TRAINED}: see paralab strategies")
-    if case.precision not in _PRECISIONS:
-        raise ModelError(f"precision {case.precision} on a measured device: use one of {', '.join(_PRECISIONS)}")
+    if case.precision not in TRAINED_PRECISIONS:
+        raise ModelError(f"precision {case.precision} on a measured device: use one of {', '.join(TRAINED_PRECISIONS)}")
     if case.optimizer == eight_bits.NAME:
         raise ModelError(
             f"optimizer {eight_bits.NAME} on a measured device: how long its update takes is not measured, use adamw"

@@ -6,7 +6,7 @@ from typing import Any
 
 from paralab.axes.recompute import attention_of
 from paralab.errors import LayoutError, UsageError
-from paralab.layout import SCHEDULES, Layout
+from paralab.layout import SCHEDULES, Layout, common_divisors
 from paralab.models.spec import ModelConfig, ModelSpec
 from paralab.options.config import RunConfig
 from paralab.planning.measured.cases import PROCESS_BYTES
@@ -78,7 +78,11 @@ def _choice(plan: Imagined, device: MeasuredDevice, cluster: Cluster) -> Choice:
 def layouts(spec: ModelSpec, config: ModelConfig, ranks: int, batch: int) -> Iterator[Layout]:
     """Yield the layouts of so many ranks that may be legal for a model."""
     blocks = len(spec.blocks(config))
-    degrees = [(t, p, ranks // t // p) for t in _divisors(ranks) for p in _divisors(ranks // t) if p <= max(blocks, 1)]
+    degrees = [
+        (tp, pp, ranks // tp // pp)
+        for tp in common_divisors([ranks], most=ranks)
+        for pp in common_divisors([ranks // tp], most=min(ranks // tp, max(blocks, 1)))
+    ]
     for tp, pp, dp in degrees:
         for zero in (0, 1, 2, 3) if dp > 1 else (0,):
             for sequence in (False, True) if tp > 1 and spec.sequence_parallel else (False,):
@@ -88,10 +92,6 @@ def layouts(spec: ModelSpec, config: ModelConfig, ranks: int, batch: int) -> Ite
                         yield Layout(**values, **more)
                     except LayoutError:
                         continue
-
-
-def _divisors(n: int) -> list[int]:
-    return [d for d in range(1, n + 1) if n % d == 0]
 
 
 _CHUNKS = (3, 4, 6, 8)  # stages of a rank beside those that schedules have by themselves
