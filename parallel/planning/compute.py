@@ -5,6 +5,7 @@ A layer is matrix products, the attention core, and element-wise operations whos
 
 import numpy as np
 
+from paralab.axes.context_parallel.cost import is_ring
 from paralab.axes.costs import Case, CountedCase, Machine, Pass, Plan, Values, smooth_max
 from paralab.axes.weights import attention_weights, expert_weights, local_dense, local_experts, mlp_weights
 
@@ -150,7 +151,8 @@ def _flash(plan: Plan) -> Pass:
     second = np.where(machine.arch == "Blackwell", k.flash2_blackwell, k.flash2_hopper)
     second = np.where(recent, second, k.flash2_share)
     share = np.select([first, third], [second * k.flash1_share / k.flash2_share, k.flash3_share], second)
-    length = case.sequence_length / (case.sequence_length + k.half_speed_tokens)
+    met = case.sequence_length / np.where(is_ring(case), case.cp, 1)  # by the queries of a rank in a round
+    length = met / (met + k.half_speed_tokens)
     head = (np.minimum(case.head_dim, REFERENCE_HEAD) / REFERENCE_HEAD) ** k.flash_head_power
     peak = np.where(in_fp32, machine.peak_flops, machine.half_flops * machine.watts_ratio**k.watts_power)
     forward_s = attention_flops(case) / 2 / (peak * share * length * head)

@@ -8,6 +8,8 @@ from paralab.axes import eight_bits
 from paralab.axes.costs import AxisCost, Case, Pass, Plan, Values, group_bytes_per_s
 from paralab.axes.weights import local_dense, local_embedding, local_experts, local_output
 
+DEEPSPEED_BUCKET = 5e8  # weights whose gradients are reduced at once: its reduce_bucket_size, where none is given
+
 
 @dataclass(frozen=True)
 class Weights:
@@ -50,7 +52,9 @@ class DataCost(AxisCost):
         # PyTorch's FSDP gathers weights in the 8 bits that products take them in
         narrow = (case.precision == "fp8") & (case.framework == "torchtitan")
         gather_s = _passed_on_s(plan, layer, np.where(narrow, 1, case.element_bytes))
-        reduce_s = _passed_on_s(plan, layer, case.gradient_bytes)
+        buckets = np.maximum(layer.total / DEEPSPEED_BUCKET, 1 / case.layers)  # which DeepSpeed reduces, and no layers
+        starts = np.where(case.is_deepspeed & (case.zero == 2), np.minimum(buckets, 1), 1.0)
+        reduce_s = _passed_on_s(plan, layer, case.gradient_bytes, starts)
         forward_s = _exposed(plan, gather_s, compute.forward_s)
         backward_s = _exposed(plan, np.where(case.zero == 3, gather_s, 0.0) + reduce_s, compute.backward_s)
         gathers, reduces = gathers_by_micro_batch(case), by_micro_batch(case)
@@ -99,13 +103,16 @@ def _exposed(plan: Plan, seconds: Values, compute_s: Values) -> Values:
     return np.where(case.dp_overlap, beside, seconds)
 
 
-def _passed_on_s(plan: Plan, weights: Weights, bytes_each: Values) -> Values:
-    """Return the seconds of gathering or of reducing weights, each over the ranks that hold the same ones."""
+def _passed_on_s(plan: Plan, weights: Weights, bytes_each: Values, starts: Values = 1.0) -> Values:
+    """Return the seconds of gathering or of reducing weights, each over the ranks that hold the same ones.
+
+    starts: how many collectives it takes.
+    """
     case = plan.case
     dense_s = weights.dense * bytes_each / _ring_rate(plan, case.sharded_over, case.tp)
     inner = case.ep * case.expert_tensor_ranks  # ranks between those that hold the same experts
     experts_s = weights.experts * bytes_each / _ring_rate(plan, case.experts_sharded_over, inner)
-    dense_s = dense_s + np.where(case.sharded_over > 1, _ring_latency_s(plan, case.sharded_over), 0.0)
+    dense_s = dense_s + np.where(case.sharded_over > 1, starts * _ring_latency_s(plan, case.sharded_over), 0.0)
     return dense_s + np.where(case.experts_sharded_over > 1, experts_s, 0.0)
 
 

@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from paralab.axes.context_parallel.cost import ContextCost
 from paralab.axes.costs import Case, Machine, Pass, Plan
 from paralab.axes.data.cost import DataCost
 from paralab.axes.pipeline.cost import passes_behind
@@ -210,3 +211,31 @@ def test_a_ring_of_more_ranks_begins_later(cases: Published) -> None:
         for dp in (1024.0, 8192.0)
     )
     assert np.all(many > few + 0.03)
+
+
+def test_deepspeed_reduces_gradients_in_buckets_and_not_by_layer(cases: Published) -> None:
+    """Where a layer is less than a bucket, so that fewer rings begin."""
+
+    def small(case: Case) -> np.ndarray:
+        return (case.dp > 1) & (case.hidden < 4096) & (case.experts == 0)
+
+    by_layer, in_buckets = (
+        plan_of(cases, small, 1e-3, zero=2, pp=1, framework=name, dp_overlap=False)
+        for name in ("torchtitan", "deepspeed")
+    )
+    seconds = [DataCost().in_layer(plan, Pass()).backward_s for plan in (by_layer, in_buckets)]
+    assert np.all(seconds[1] < seconds[0])
+
+
+def test_each_round_of_a_ring_is_launched_and_meets_a_part_of_the_keys(cases: Published) -> None:
+    """Ulysses exchanges once, and has whole sequences of some heads."""
+
+    def of_ranks(style: str, ranks: float) -> Plan:
+        return plan_of(cases, always, attention="flash2", recompute="none", cp=ranks, cp_style=style)
+
+    for style, rounds in (("ring", 7), ("ulysses", 1)):
+        few, many = of_ranks(style, 2.0), of_ranks(style, 8.0)
+        launches = [ContextCost().on_host(plan).forward_s for plan in (few, many)]
+        assert launches[1] == pytest.approx(rounds * launches[0]) and np.all(launches[0] > 0)
+        work = [2 * compute.attention(few).forward_s, 8 * compute.attention(many).forward_s]
+        assert np.all(work[1] > work[0]) if rounds > 1 else work[1] == pytest.approx(work[0])
