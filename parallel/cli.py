@@ -16,6 +16,7 @@ from types import FrameType
 
 from paralab import __version__
 from paralab.console import streams
+from paralab.console.clock import SAME_SIGNAL_S
 from paralab.errors import ParalabError, StoppedError, UsageError, did_you_mean, is_out_of_memory
 from paralab.models import NAMES
 from paralab.options.commands import COMMANDS
@@ -58,7 +59,6 @@ TARGETS = {
 
 INTERRUPTED = 130  # 128 + SIGINT, as shells report it
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # of a disk, a quota or `ulimit -f`: the error names no file
-_SAME_SIGNAL_S = 1.0  # `timeout` tells a process and then its group, which it is in
 
 
 def usage() -> str:
@@ -150,7 +150,7 @@ def _stop(number: int, frame: FrameType | None) -> None:
     heard_s = time.monotonic()
 
     def again(number: int, frame: FrameType | None) -> None:
-        if time.monotonic() - heard_s > _SAME_SIGNAL_S:
+        if time.monotonic() - heard_s > SAME_SIGNAL_S:
             os._exit(128 + number)
 
     signal.signal(number, again)  # a second one ends what is left of this process

@@ -51,6 +51,8 @@ _LAST_WORDS_S = 4.0  # from the end of the launcher to that of its ranks
 _ALARMED_S = 3.5  # from the alarm of `paralab node` to the end of a rank that waits for ever; it is killed after 5
 _CLAIM_S = 0.5
 
+STOPS = signal.SIGTERM, signal.SIGINT  # what a rank leaves a row on
+
 _WHAT_HAPPENED: dict[str, tuple[Status, str]] = {
     "ended": ("crash", "its process ended without a message, as when it is killed"),
     "out of memory": ("oom", "its process is gone, and the kernel has ended one for want of memory"),
@@ -200,16 +202,20 @@ def _leave_word(failure: Failure | None, rank: Rank, error: BaseException) -> No
         (liveness.recordings / f"flight-rank{rank.rank}.json").write_bytes(_dump_fr_trace_json())
 
 
+def _pass_over(number: int, frame: FrameType | None) -> None:
+    """Do nothing. SIG_IGN would have Python complain of a signal that came just before it was set."""
+
+
 def _ignore_signals() -> None:
     """Let this process end in its own way, however often it is told to."""
     with contextlib.suppress(ValueError):  # not in the main thread
-        for number in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(number, signal.SIG_IGN)
+        for number in STOPS:
+            signal.signal(number, _pass_over)
 
 
 @contextlib.contextmanager
 def stopping(*, launcher_tells: bool = False) -> Iterator[None]:
-    """Raise StoppedError on SIGTERM and on SIGINT, which was blocked while this process started.
+    """Raise StoppedError on SIGTERM and on SIGINT, which were blocked while this process started.
 
     launcher_tells: whether the process that started this one says that all were interrupted.
     """
@@ -220,13 +226,13 @@ def stopping(*, launcher_tells: bool = False) -> Iterator[None]:
         raise StoppedError(number)
 
     try:
-        before = {number: signal.signal(number, stop) for number in (signal.SIGTERM, signal.SIGINT)}
+        before = {number: signal.signal(number, stop) for number in STOPS}
     except ValueError:  # only the main thread hears signals
         yield
         return
     _launcher_tells = launcher_tells
     try:
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, STOPS)
         yield
     finally:
         for number, handler in before.items():

@@ -8,12 +8,14 @@ import contextlib
 import importlib
 import json
 import logging
+import math
 import multiprocessing
 import os
 import signal
 import sys
 import tempfile
 import threading
+import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -25,11 +27,12 @@ from uuid import uuid4
 import torch
 
 from paralab.console import streams
+from paralab.console.clock import SAME_SIGNAL_S
 from paralab.errors import VICTIM_EXIT_STATUS, RankError, WorldError
 from paralab.options.config import RunConfig
 from paralab.processes import cluster, standby
 from paralab.processes.allowed import check_processes_fit, default_threads
-from paralab.processes.failure import Failure, Progress, end_with, guard, heed_alarm, stopping
+from paralab.processes.failure import STOPS, Failure, Progress, end_with, guard, heed_alarm, stopping
 from paralab.processes.interfaces import interface_of
 from paralab.processes.oom_killer import OomKiller
 from paralab.processes.rank import Rank, start_line
@@ -166,18 +169,19 @@ def _check_sockets_fit() -> None:
 
 
 def _start_fork_server() -> None:
-    """Start what all ranks are forked from, with SIGINT blocked: it comes from the terminal, to all processes at once.
+    """Start what all ranks are forked from, with signals blocked that come to all processes of a group at once.
 
-    They inherit that, and hear it once they can leave a row (`failure.stopping`).
+    They are SIGINT from a terminal, SIGTERM from `timeout` and schedulers. Ranks inherit that, and hear them once they
+    can leave a row (`failure.stopping`); what they are forked from ends with the launcher.
     """
     from multiprocessing import forkserver, resource_tracker
 
     resource_tracker.ensure_running()  # it changes the mask itself
-    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    signal.pthread_sigmask(signal.SIG_BLOCK, STOPS)
     try:
         forkserver.ensure_running()
     finally:
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, STOPS)
 
 
 @contextlib.contextmanager
@@ -185,13 +189,18 @@ def _signals_between_starts() -> Iterator[None]:
     """Raise what torch's launcher ends all processes on, but not while it starts them.
 
     It would leave alone the one that it has started and does not know yet, which then misses what it should be told.
+    Nor a second time for the same signal: it would no longer wait for processes that are leaving their row.
     """
     from torch.distributed.elastic.multiprocessing.api import SignalException
 
+    heard_s = -math.inf
+
     def hear(number: int, frame: FrameType | None) -> None:
+        nonlocal heard_s
         if _starts_processes(frame):
             threading.Timer(_AGAIN_S, os.kill, (os.getpid(), number)).start()
-        else:
+        elif time.monotonic() - heard_s > SAME_SIGNAL_S:
+            heard_s = time.monotonic()
             raise SignalException(f"signal {number}", sigval=signal.Signals(number))
 
     if threading.current_thread() is not threading.main_thread():  # no other hears signals

@@ -48,6 +48,7 @@ class Runner:
             stdout=subprocess.PIPE,
             stderr=self.said.open("a"),
             text=True,
+            start_new_session=True,  # a group of its own, to which a test can send signals
         )
 
     def begin(self, *words: str, folder: Path, fault: str = "none", who: int = 1, when: int = 7) -> None:
@@ -218,6 +219,7 @@ def test_a_measured_case_that_is_stopped_leaves_a_row(runner: Runner, tmp_path: 
     runner.begin(*words, folder=tmp_path, when=5)
     wait_until_it_happens(tmp_path)
     runner.process.send_signal(signal.SIGTERM)
+    os.killpg(runner.process.pid, signal.SIGTERM)  # as `timeout` and schedulers do
     assert runner.status() == 128 + signal.SIGTERM
     wait_for_end(tmp_path, within_s=3)
     (row,) = read(out)
