@@ -1,4 +1,4 @@
-"""Denoising as a function to minimise, and its dual (Chambolle 2004, section 2, for total variation).
+"""Denoising as a function to minimise, and its dual (Chambolle 2004, for total variation).
 
     P(x) = |x - y|^2 / 2 + weight |W x|_1          D(p) = |W^T p - y|^2 / 2  where every |p| <= weight
 

@@ -44,7 +44,7 @@ def solve(hessian: Tensor, right: Tensor) -> tuple[Tensor, float]:
 
 
 def _factor(hessian: Tensor) -> Tensor | None:
-    """Return the Cholesky factor; None where a pivot is zero but for rounding (Higham 2002, theorem 10.7)."""
+    """Return the Cholesky factor; None where a pivot is zero but for rounding (Higham 2002, chapter 10)."""
     factor, failed = torch.linalg.cholesky_ex(hessian)
     pivots = factor.diagonal().square()
     rounding = torch.finfo(hessian.dtype).eps * len(hessian) * hessian.diagonal().max()

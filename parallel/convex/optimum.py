@@ -51,7 +51,7 @@ def of_softmax(problem: SoftmaxRegression, advance: Callable[[int], object] = la
 def of_dual(problem: DenoisingDual, advance: Callable[[int], object] = lambda _: None) -> Optimum:
     """Return the minimum of the dual; collective over all ranks. Raises: ConfigError where it takes too many steps.
 
-    By FISTA that starts anew in a row where it overshoots (O'Donoghue and Candes 2015, section 3.2, gradient scheme).
+    By FISTA that starts anew in a row where it overshoots (O'Donoghue and Candes 2015, gradient scheme).
     advance: told how many more steps were done.
     """
     point = ahead = problem.start()

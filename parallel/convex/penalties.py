@@ -35,7 +35,7 @@ class Penalty:
 def total_variation(dims: int) -> Penalty:
     """Return the differences of neighbours in every dim of a row (anisotropic for images).
 
-    Their squared norm is 4 for each dim (Chambolle 2004, theorem 3.1).
+    Their squared norm is 4 for each dim or less (Chambolle 2004).
     """
     return Penalty("total variation", differences, undo_differences, 4.0 * dims)
 

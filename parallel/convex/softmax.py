@@ -122,7 +122,7 @@ class SoftmaxRegression:
         A class without samples is one reason: its bias. Another is a feature that has its smallest (or largest) value
         in every sample of a class and not in all others: with its weight, and the bias against it, samples of the
         others move away from that class, and no sample towards it (quasi-complete separation, Albert and Anderson
-        1984, section 3). Empty where neither is so, which does not say that there is a minimum.
+        1984). Empty where neither is so, which does not say that there is a minimum.
         """
         ends = {"smallest": self.features.amin(0), "largest": self.features.amax(0)}
         varies = ends["smallest"] < ends["largest"]

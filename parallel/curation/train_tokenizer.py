@@ -18,8 +18,8 @@ Kind = tuple[Callable[[], Any], Callable[..., Any]]  # a model without tokens, a
 
 KINDS: dict[str, Kind] = {
     "bpe": (models.BPE, trainers.BpeTrainer),  # Sennrich et al. 2016
-    # Wu et al. 2016, section 4.1: the longest token that fits comes first. Without the mark of tokens inside a word,
-    # which each of the 256 bytes would need once more.
+    # Wu et al. 2016; the longest token that fits comes first (Song et al. 2021, arXiv:2012.15524). Without the mark of
+    # tokens inside a word, which each of the 256 bytes would need once more.
     "wordpiece": (
         lambda: models.WordPiece(
             unk_token=END_OF_TEXT, max_input_chars_per_word=_LONGEST_WORD_CHARS, continuing_subword_prefix=""

@@ -9,7 +9,7 @@ import math
 import numpy as np
 
 _ROUNDS = 10
-_MULTIPLIERS = np.uint64(0xD2511F53), np.uint64(0xCD9E8D57)  # Salmon et al. 2011, table 2 and their Random123 code
+_MULTIPLIERS = np.uint64(0xD2511F53), np.uint64(0xCD9E8D57)  # Salmon et al. 2011, in their Random123 code
 _WEYL = np.uint64(0x9E3779B9), np.uint64(0xBB67AE85)  # golden ratio and sqrt(3) - 1
 _LOW, _WORD = np.uint64(0xFFFFFFFF), np.uint64(32)
 

@@ -42,7 +42,7 @@ class Auroc:
 def auroc(positives: Tensor, negatives: Tensor, *, level: float = 0.95) -> Auroc:
     """Return the area for scores of positives (m,) and negatives (n,), with its interval.
 
-    The variance is that of DeLong, DeLong and Clarke-Pearson 1988 (equation 3); the interval is made on the scale of
+    The variance is that of DeLong, DeLong and Clarke-Pearson 1988; the interval is made on the scale of
     log(area / (1 - area)), so that it stays within 0 and 1. Where nothing overlaps the variance is 0, and it has no
     width. Raises: ValueError with fewer than two of either.
     """

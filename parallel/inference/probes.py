@@ -76,7 +76,7 @@ def nearest_neighbours(x: Tensor, labels: Tensor, *, n_classes: int, k: int) -> 
 
 
 def wilson_interval(right: int, of: int, *, level: float = 0.95) -> tuple[float, float]:
-    """Return the interval of a share of successes (Wilson 1927; Brown, Cai and DasGupta 2001, section 3.1.1).
+    """Return the interval of a share of successes (Wilson 1927; Brown, Cai and DasGupta 2001).
 
     Raises: ValueError without a single trial.
     """

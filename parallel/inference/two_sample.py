@@ -17,7 +17,7 @@ class TwoSample:
 
 
 def energy_test(a: Tensor, b: Tensor, *, permutations: int = 999, seed: int = 0) -> TwoSample:
-    """Compare points a (n, dims) with b (m, dims) (Szekely & Rizzo 2013, sections 2 and 6).
+    """Compare points a (n, dims) with b (m, dims) (Szekely & Rizzo 2013).
 
     The distance is 2 E|A - B| - E|A - A'| - E|B - B'|. The p-value is at least 1 / (permutations + 1).
     """

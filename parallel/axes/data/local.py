@@ -24,7 +24,7 @@ from paralab.axes.initialise import local
 from paralab.options.choices import OuterOptimizer
 from paralab.processes.mesh import Mesh
 
-LEARNING_RATE, MOMENTUM = 0.7, 0.9  # of the outer optimizer: Douillard et al. 2023, section 3.1
+LEARNING_RATE, MOMENTUM = 0.7, 0.9  # of the outer optimizer: Douillard et al. 2023
 MIXING = 0.5  # alpha of Douillard et al. 2025, section 2.3: what stays of a rank's own where it went on meanwhile
 
 

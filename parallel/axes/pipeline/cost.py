@@ -7,7 +7,7 @@ import numpy as np
 from paralab.axes.costs import AxisCost, Case, Pass, Plan, Values
 
 # Schedules that fill a part of the bubble of 1F1B with gradients of weights: how many of these passes for each rank
-# before it, and what is left of the bubble at least. zb-*: Qi et al. 2023, table 1; zbv: Qi et al. 2024, table 1;
+# before it, and what is left of the bubble at least. zb-*: Qi et al. 2023, section 2.3; zbv: Qi et al. 2024;
 # dualpipev: the cut of DualPipe that DeepSeek-V3 (2024, section 3.2.1) describes, half its bubble.
 FILLED_BY = {
     "zb-h1": (2, 0.1),
@@ -99,7 +99,7 @@ def in_flight(case: Case, rank: Values) -> Values:
 
     1F1B keeps one for each rank behind it; interleaving adds (pp - 1) / (pp vpp) of a whole pipeline (Korthikanti et
     al. 2022, section 4.2.3). ZB-H1 and ZB-V keep on every rank as many as there are ranks, since those that 1F1B would
-    have freed wait for the gradients of their weights; ZB-H2 nearly doubles it (Qi et al. 2023, table 1).
+    have freed wait for the gradients of their weights; ZB-H2 nearly doubles it (Qi et al. 2023, section 2.3).
     """
     one = case.pp - rank
     after = np.where(case.schedule == "interleaved", one + (case.pp - 1) / case.vpp, one)

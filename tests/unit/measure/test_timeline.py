@@ -50,7 +50,7 @@ def test_splitting_backward_leaves_one_forward_a_rank(pp: int, schedule: str) ->
 
 @pytest.mark.parametrize("pp", [2, 4])
 def test_one_stage_a_rank_of_zero_bubble_is_zb_h1(pp: int) -> None:
-    # Qi et al. 2023, table 1: a bubble of (pp - 1) (F + B - W), a third of that of 1F1B, and pp micro-batches under way
+    # Qi et al. 2023: a bubble of (pp - 1) (F + B - W), a third of that of 1F1B, and pp micro-batches under way
     micro_batches = 4 * pp
     assert theory("zero-bubblex1", pp, micro_batches) == pytest.approx((pp - 1) / (3 * micro_batches + pp - 1))
     for steps in pass_order("zero-bubblex1", pp=pp, micro_batches=micro_batches):
