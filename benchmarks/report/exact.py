@@ -48,12 +48,8 @@ def changes(base: Sequence[RunRecord], other: Sequence[RunRecord]) -> tuple[Chan
 
 def compared(base: Sequence[RunRecord], other: Sequence[RunRecord]) -> int:
     """Return how many exact columns both sides know and at least one has a number in."""
-    pairs = [{*_cells(base, column)} | {*_cells(other, column)} for column in COLUMNS if _known(base, other, column)]
-    return sum(cells != {None} for cells in pairs)
-
-
-def _known(base: Sequence[RunRecord], other: Sequence[RunRecord], column: str) -> bool:
-    return bool(_cells(base, column) and _cells(other, column))
+    pairs = [(_cells(base, column), _cells(other, column)) for column in COLUMNS]
+    return sum({*mine, *theirs} != {None} for mine, theirs in pairs if mine and theirs)
 
 
 def _alike(base: Sequence[RunRecord], other: Sequence[RunRecord]) -> tuple[list[RunRecord], list[RunRecord]]:

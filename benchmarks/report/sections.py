@@ -207,8 +207,9 @@ def _verdict(family: Family, compared: Sequence[Comparison], metric: Metric) -> 
     of_what = "a step" if metric == STEP_TIME else "to the loss"
     time = f"{amount(stats.median(base), metric.column)} {of_what}" if base else "no good run"
     said = [f"Compared with {family.base.label} ({time}):"]
+    by_change = sorted(compared, key=lambda comparison: comparison.change_percent or 0.0)
     for verdict, sentence in _SAID.items():
-        if names := [_with_change(comparison) for comparison in compared if comparison.verdict == verdict]:
+        if names := [_with_change(comparison) for comparison in by_change if comparison.verdict == verdict]:
             said.append(sentence.format(listed(names)))
     return " ".join(said)
 
@@ -237,7 +238,7 @@ def caveats(sources: Sequence[Source], found: Sequence[Piece]) -> list[str]:
         (sum(record.throttled is True for record in good), "runs were throttled"),
         (sum(record.git_dirty is True for record in records), "runs used code with uncommitted changes"),
     )
-    said = [f"{count} of {len(records)} {text}." for count, text in counted if count]
+    said = [f"{count:,} of {len(records):,} {text}." for count, text in counted if count]
     said += _unproven([way.parity for piece in found for way in piece.ways])
     compared = [way.against_base for piece in found for way in piece.ways if way.against_base]
     if few := sum(comparison.verdict == "insufficient" for comparison in compared):

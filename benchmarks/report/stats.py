@@ -116,14 +116,20 @@ def _doubled_ranks(values: Sequence[float]) -> list[int]:
 
 def _exact(ranks: Sequence[int], size: int, observed: int) -> float:
     """Count the choices of `size` runs whose rank sum is at least as far from its mean as the observed one."""
+    mean = size * (len(ranks) + 1)
+    extreme = sum(ways for total, ways in _rank_sums(tuple(sorted(ranks)), size) if 2 * abs(total - mean) >= observed)
+    return extreme / comb(len(ranks), size)
+
+
+@lru_cache(64)  # without ties, comparisons of as many runs have the same ranks
+def _rank_sums(ranks: tuple[int, ...], size: int) -> Sequence[tuple[int, int]]:
+    """Return each sum of `size` of the ranks, and how many choices have it."""
     sums: list[Counter[int]] = [Counter({0: 1}), *(Counter() for _ in range(size))]  # by number of runs chosen
     for rank in ranks:
         for chosen in range(size, 0, -1):
             for total, ways in sums[chosen - 1].items():
                 sums[chosen][total + rank] += ways
-    mean = size * (len(ranks) + 1)
-    extreme = sum(ways for total, ways in sums[size].items() if 2 * abs(total - mean) >= observed)
-    return extreme / comb(len(ranks), size)
+    return tuple(sums[size].items())
 
 
 def _normal(ranks: Sequence[int], size: int, distance: float) -> float:

@@ -158,7 +158,7 @@ function addTools(table) {
         || !chosen.every((choice) => row.cells[choice.column].textContent === choice.select.value);
       shown += !row.hidden;
     }
-    count.textContent = `${shown} of ${rows.length} rows`;
+    count.textContent = `${shown.toLocaleString("en")} of ${rows.length.toLocaleString("en")} rows`;
   };
   const labelled = (name, control) => make("label", {}, `${name} `, control);
   const tools = make("div", { className: "tools" }, labelled("Filter", search));

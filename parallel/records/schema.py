@@ -5,6 +5,7 @@ newer one are refused.
 """
 
 from collections.abc import Sequence
+from functools import cache
 
 from paralab.errors import DataError, UsageError
 from paralab.records.changes import CHANGES, COUNTED_FROM, RENAMED, SCHEMA, UNCOUNTED
@@ -23,7 +24,12 @@ def columns_of(number: int) -> set[str]:
 
 def knows(record: RunRecord, column: str) -> bool:
     """Return whether the file of a row had a column: where it had, an empty cell is one with nothing to count."""
-    return not any(column in CHANGES[number].added for number in CHANGES if number > record.schema)
+    return _has(record.schema, column)
+
+
+@cache
+def _has(schema: int, column: str) -> bool:
+    return not any(column in CHANGES[number].added for number in CHANGES if number > schema)
 
 
 def _ever_columns() -> set[str]:

@@ -115,6 +115,16 @@ def test_a_page_never_scrolls_sideways(tab: Tab, report: Path, script: bool) -> 
         assert tab.run("document.documentElement.scrollWidth") == width_px
 
 
+def test_on_paper_tables_are_whole_and_say_their_columns_on_every_page(tab: Tab, report: Path) -> None:
+    tab.open(report, width_px=718)  # A4 less margins of 1 cm
+    tab.call("Emulation.setEmulatedMedia", media="print")
+    assert tab.run("document.querySelectorAll('thead button').length") > 10
+    boxes = "[...document.querySelectorAll('thead button')].filter((one) => one.getClientRects().length).length"
+    assert tab.run(boxes) == 0  # chromium prints a button on the first page of a table alone
+    cut = "[...document.querySelectorAll('.scroll')].filter((one) => one.scrollWidth > one.clientWidth + 1).length"
+    assert tab.run(cut) == 0
+
+
 def test_without_a_script_all_content_is_there(tab: Tab, report: Path) -> None:
     tab.open(report, script=False)
     assert tab.run("document.querySelectorAll('button, input, select').length") == 0
