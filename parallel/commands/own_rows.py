@@ -1,5 +1,6 @@
 """What a user's own measured rows say of predictions for a measured device: `paralab plan --calibrate-from`."""
 
+import math
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -36,10 +37,13 @@ def _pairs(rows: list[RunRecord], device: MeasuredDevice) -> Iterator[tuple[floa
 def predicted_rows(rows: list[RunRecord], device: MeasuredDevice) -> Iterator[tuple[RunRecord, step.Predicted]]:
     """Yield each row of a run that succeeded and can be predicted, and what was expected of it.
 
-    Not predicted are other engines than torch, compiled blocks, compressed gradients and optimizer states in 8 bits.
+    Not predicted are other engines than torch, compiled blocks, compressed gradients and optimizer states in 8 bits. A
+    run that is there twice, as where files were put together, counts once.
     """
-    for row in rows:
-        if row.status != "ok" or not row.step_time_p50_s or row.layout is None or row.model not in SPECS:
+    for row in {row.run_id: row for row in rows}.values():
+        if row.status != "ok" or row.layout is None or row.model not in SPECS:
+            continue
+        if not 0 < (row.step_time_p50_s or 0) < math.inf:
             continue
         if row.engine not in (None, "torch") or {row.compile, row.grad_compression} - {None, "none"}:
             continue

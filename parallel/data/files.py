@@ -7,7 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TypeVar
 
-from paralab.console.inputs import check_has_end, read_whole
+from paralab.console.inputs import check_has_end, other_form, read_whole
 from paralab.errors import DataError, did_you_mean
 
 PLAIN_ENDINGS = (".txt", ".text", ".md", ".markdown")
@@ -59,11 +59,14 @@ def sha256_of(path: Path) -> str:
 
 
 def read_bytes(path: Path) -> bytes:
-    """Return what is in a file. Raises: DataError when it cannot be read."""
+    """Return what is in a file. Raises: DataError when it cannot be read, or stands for another one."""
     try:
-        return read_whole(path)
+        content = read_whole(path)
     except OSError as error:
         raise cannot_be_read(path, error) from error
+    if what := other_form(content):
+        raise DataError(f"data file {path} {what}")
+    return content
 
 
 def cannot_be_read(path: Path, error: OSError) -> DataError:
@@ -84,7 +87,7 @@ def path_of(name: str) -> Path | None:
 
     Raises: DataError for a path that does not exist: `file:PATH`, or what can only be a path.
     """
-    path = Path(name.removeprefix("file:")).expanduser()
+    path = _at_home(name.removeprefix("file:"), "type it out")
     if path.exists():
         return path
     if "://" in name and not name.startswith("file:"):
@@ -97,6 +100,14 @@ def path_of(name: str) -> Path | None:
         raise DataError(f"data {name!r} is a link to {os.readlink(path)}, which does not exist: repair the link")
     hint = f" (did you mean {path.with_name(same_stem[0])}?)" if same_stem else _closest(path, near)
     raise DataError(f"data {path} does not exist{hint}: give an existing path, as in --data file:PATH")
+
+
+def _at_home(text: str, advice: str) -> Path:
+    """Return a path that may begin with the home folder. Raises: DataError where nobody knows which that is."""
+    try:
+        return Path(text).expanduser()
+    except RuntimeError:
+        raise DataError(f"{text}: there is no such home folder: {advice}") from None
 
 
 def _looks_like_path(name: str) -> bool:
@@ -132,7 +143,7 @@ def cache_folder(kind: str = "tokens") -> Path:
 
     Raises: DataError when it cannot be written.
     """
-    folder = Path(os.environ.get("PARALAB_CACHE") or "~/.cache/paralab").expanduser() / kind
+    folder = _at_home(os.environ.get("PARALAB_CACHE") or "~/.cache/paralab", "set PARALAB_CACHE to a folder") / kind
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:

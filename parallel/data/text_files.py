@@ -11,6 +11,7 @@ import gzip
 import hashlib
 import io
 import json
+import os
 import re
 import shlex
 import sys
@@ -24,7 +25,7 @@ from itertools import chain
 from pathlib import Path
 from typing import Any, TextIO
 
-from paralab.console.inputs import check_has_end
+from paralab.console.inputs import LONGEST_FORM, check_has_end, other_form
 from paralab.data.dataset import SPLIT_NAMES
 from paralab.data.files import PLAIN_ENDINGS, TEXT_ENDINGS, cannot_be_read, ending, once_a_content, sha256_of
 from paralab.errors import DataError
@@ -107,8 +108,7 @@ def files_of(folder: Path) -> tuple[dict[str, list[Path]], list[Path]]:
 
     Raises: DataError where there is none, or plain texts lie beside tables.
     """
-    visible = (x for x in folder.rglob("*") if not any(part[0] == "." for part in x.relative_to(folder).parts))
-    files = sorted(x for x in visible if is_text(x) and not x.is_dir())
+    files = sorted(filter(is_text, _files_in(folder)))
     if not files:
         raise DataError(f"{folder} has no text: it needs files that end in {', '.join(TEXT_ENDINGS)} (or with .gz)")
     found: dict[str, list[Path]] = {}
@@ -121,6 +121,20 @@ def files_of(folder: Path) -> tuple[dict[str, list[Path]], list[Path]]:
     if plain and table:
         raise DataError(f"{folder} has plain texts ({plain.name}) beside tables ({table.name}): give one of both alone")
     return splits, [file for file in files if file not in set(used)]
+
+
+def _files_in(folder: Path, above: frozenset[str] = frozenset()) -> Iterator[Path]:
+    """Yield the visible files at any depth. Links are followed, but for one that leads to a folder it lies in."""
+    above |= {os.path.realpath(folder)}
+    try:
+        visible = [path for path in folder.iterdir() if not path.name.startswith(".")]
+    except OSError as error:
+        raise cannot_be_read(folder, error) from error
+    for path in visible:
+        if not path.is_dir():
+            yield path
+        elif os.path.realpath(path) not in above:
+            yield from _files_in(path, above)
 
 
 _SPLIT_IN_STEM = re.compile(rf"(?:.*[-_. ])?({'|'.join(SPLIT_NAMES)})(?:[-_. ]?(?:data|set))?(?:[-_.]?\d[-_.\dof]*)?")
@@ -171,7 +185,9 @@ def _opened(path: Path) -> Iterator[TextIO]:
         check_has_end(path)
         with path.open("rb") as raw:
             binary: Any = gzip.GzipFile(fileobj=raw) if raw.peek(2).startswith(_GZIP) else raw
-            start = binary.peek(4)
+            start = binary.peek(LONGEST_FORM)
+            if what := other_form(start):
+                raise DataError(f"{path} {what}")
             encoding = next((x for mark, x in _BYTE_ORDER_MARKS.items() if start.startswith(mark)), "utf-8-sig")
             if encoding == "utf-8-sig":
                 _check_no_zeros(start, path)
@@ -324,6 +340,9 @@ def _parquet_rows(path: Path, column: str) -> Iterator[Any]:
             "text in UTF-8"
         ) from error
     except (OSError, ValueError, pyarrow.ArrowException) as error:
+        with path.open("rb") as file:
+            if what := other_form(file.read(LONGEST_FORM)):
+                raise DataError(f"{path} {what}") from error
         why = first_line(error)
         raise DataError(f"{path} is not a readable Parquet file ({why}): make or download it again") from error
 

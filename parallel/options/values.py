@@ -4,6 +4,7 @@ import math
 import re
 from collections.abc import Mapping
 from dataclasses import Field
+from decimal import Decimal
 from typing import Any
 
 from paralab.errors import ConfigError, did_you_mean
@@ -73,7 +74,7 @@ def _check_bounds(number: float, at_least: float, above: float, at_most: float, 
         for sign, bound in (("at least", at_least), ("above", above), ("at most", at_most), ("below", below))
         if math.isfinite(bound)
     ]
-    got = str(number) if isinstance(number, int) and abs(number) < 10**15 else f"{float(number):g}"
+    got = f"{number:g}" if isinstance(number, float) else f"{Decimal(number):.{'0f' if abs(number) < 10**15 else '5e'}}"
     raise ConfigError(f"{where} {got} is not allowed: use a number {' and '.join(limits) or 'that is finite'}")
 
 

@@ -1,6 +1,7 @@
 """CPU cores and memory that this process may use: those of the machine, or of its control group if that has less."""
 
 import os
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -46,6 +47,12 @@ def memory_allowed_bytes(*, cgroup: Path = _CGROUP, memberships: Path = _MEMBERS
         if limit.isdecimal():
             limits.append(int(limit))
     return min([machine, *limits])
+
+
+def check_proc(own: Path = Path("/proc/self/stat")) -> None:
+    """Raise WorldError where Linux shows no processes, as in a chroot: those of a run could not be watched."""
+    if sys.platform == "linux" and not own.exists():
+        raise WorldError("/proc is not mounted here, as in a bare chroot: type mount -t proc proc /proc, as root")
 
 
 def check_processes_fit(nproc: int) -> None:

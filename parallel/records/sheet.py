@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from paralab.console.inputs import other_form
 from paralab.errors import DataError
 
 _MARKS = (  # the longer ones first: that of UTF-32 begins like that of UTF-16
@@ -24,9 +25,6 @@ _MARKS = (  # the longer ones first: that of UTF-32 begins like that of UTF-16
 )
 _PACKED = {  # how files begin that hold a table, and are none
     b"\x1f\x8b": "is packed with gzip: unpack it with `gunzip`",
-    b"BZh": "is packed with bzip2: unpack it with `bunzip2`",
-    b"\xfd7zXZ": "is packed with xz: unpack it with `unxz`",
-    b"\x28\xb5\x2f\xfd": "is packed with zstd: unpack it with `unzstd`",
     b"PK\x03\x04": "is a workbook (.xlsx, .ods) or a zip archive: save it as CSV in UTF-8, or unpack it",
     b"\xd0\xcf\x11\xe0": "is a workbook (.xls): save it as CSV in UTF-8",
 }
@@ -60,9 +58,9 @@ def parse(content: bytes, path: Path) -> Sheet:
 
     Raises: DataError for another encoding, or cells that do not parse.
     """
-    for mark, what in _PACKED.items():
-        if content.startswith(mark):
-            raise DataError(f"{path} {what}")
+    what = other_form(content) or next((said for mark, said in _PACKED.items() if content.startswith(mark)), "")
+    if what:
+        raise DataError(f"{path} {what}")
     text = _decoded(content, path)
     if not marks_of_another_program(content):  # those write a file at once, some without a last line break
         text, finished = _finished(text)

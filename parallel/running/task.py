@@ -24,6 +24,7 @@ from paralab.options.config import RunConfig
 from paralab.planning import fit
 from paralab.planning.resolve import resolve
 from paralab.planning.work import Work
+from paralab.processes.allowed import check_proc
 from paralab.processes.failure import Failure, Progress, guard
 from paralab.processes.launch import launch
 from paralab.processes.mesh import Mesh, make_mesh
@@ -54,8 +55,9 @@ class Here:
 def check(work: Work, *splits: str) -> None:
     """Refuse a run that does not fit or whose data are missing, and print what was found in these splits.
 
-    Raises: FitError, DataError.
+    Raises: FitError, DataError; WorldError without /proc.
     """
+    check_proc()
     fit.check(work, force=work.run.force)
     work.show_data(*splits)
 

@@ -5,9 +5,9 @@ from pathlib import Path
 
 from safetensors import SafetensorError, safe_open
 
+from paralab.console.inputs import LONGEST_FORM, other_form
 from paralab.errors import DataError
 
-_LFS = b"version https://git-lfs"
 _FLOATS = ("F", "BF")  # how safetensors begins the dtype of a floating-point tensor
 
 
@@ -20,15 +20,13 @@ def check(file: Path, *, floats: Collection[str] = ()) -> None:
     """
     try:
         with file.open("rb") as opened:
-            beginning = opened.read(len(_LFS))
+            beginning = opened.read(LONGEST_FORM)
     except OSError as error:
         raise DataError(
             f"{file} cannot be read ({error.strerror}): copy the folder again, with all its files"
         ) from None
-    if beginning == _LFS:
-        raise DataError(
-            f"{file} is a pointer of Git LFS, and its content was not fetched: type `git lfs pull` in {file.parent}"
-        )
+    if what := other_form(beginning):
+        raise DataError(f"{file} {what} in {file.parent}")
     if file.suffix == ".safetensors":
         _check_header(file, floats)
 

@@ -16,7 +16,7 @@ import pytest
 
 from paralab import cli
 from paralab.console.outputs import check_writable, write_whole
-from paralab.errors import DivergedError, LayoutError
+from paralab.errors import DivergedError, LayoutError, WorldError
 from paralab.options.arguments import Parser
 from paralab.processes import allowed
 from paralab.records.environment import Environment
@@ -245,6 +245,14 @@ def test_cores_are_counted_where_the_system_does_not_say_which_are_ours(monkeypa
     assert allowed.affinity() == os.cpu_count()
 
 
+def test_without_proc_what_to_type_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    allowed.check_proc()
+    with pytest.raises(WorldError, match="mount -t proc"):
+        allowed.check_proc(Path("nowhere"))
+    monkeypatch.setattr(sys, "platform", "darwin")
+    allowed.check_proc(Path("nowhere"))
+
+
 def test_every_module_is_imported_and_a_case_runs_without_what_macos_lacks(tmp_path: Path) -> None:
     code = f"""
 import os, sys, psutil, torch
@@ -259,6 +267,7 @@ from paralab.cli import main
 words = "--strategy single --size 2x32x4v257 --seq-len 16 --steps 2 --warmup 1 --no-parity".split()
 assert main(["cluster", "--nodes", "2", "--", "true"]) == 2
 sys.platform = "linux"  # for torch, whose build this is
+paralab.processes.glibc._OVERCOMMIT = paralab.processes.glibc.Path("nowhere")
 sys.exit(main(["run", *words, "--out", {str(tmp_path / "rows.csv")!r}]))
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120, cwd=tmp_path)

@@ -1,5 +1,6 @@
 """Text: the built-in tokenizer without a network, windows, caches, local files and Hugging Face sets."""
 
+import bz2
 import codecs
 import csv
 import gzip
@@ -331,6 +332,14 @@ def test_splits_are_told_by_their_names(
     assert opened(root).sha256 != before.sha256
 
 
+def test_links_of_a_folder_are_followed_and_end_where_they_lead_back(tmp_path: Path) -> None:
+    root = folder_of(tmp_path / "set", a="here " * 20)
+    folder_of(tmp_path / "disk", b="there " * 20)
+    (root / "linked").symlink_to(tmp_path / "disk")
+    (tmp_path / "disk" / "back").symlink_to(root)
+    assert bytes(content(opened(root), end=0)).count(b"there") == 19
+
+
 def test_names_that_only_contain_a_split_are_none(tmp_path: Path) -> None:
     names = ["training-guide", "test-driven", "development"]
     root = folder_of(tmp_path / "docs", **{name: name * 20 for name in names})
@@ -352,6 +361,7 @@ def parquet_of_latin_1() -> bytes:
     return file.getvalue().to_pybytes()
 
 
+POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a214614ab2935\nsize 12345\n" * 9
 BROKEN = {
     "page.parquet": (lambda: flipped(long_parquet(), 2000), "not a readable Parquet file"),
     "cut.parquet": (lambda: long_parquet()[:-9], "not a readable Parquet file"),
@@ -366,6 +376,9 @@ BROKEN = {
     "big.txt": (lambda: "caf\xe9 au lait".encode("utf-16-be"), "iconv -f UTF-16BE -t UTF-8"),
     "odd.txt": (lambda: "lait".encode("utf-16") + b"x", "begins as UTF-16"),
     "binary.txt": (lambda: b"\x7fELF\0\1" * 9, "holds zero bytes"),
+    "pointer.txt": (lambda: POINTER, "is a pointer of Git LFS, .* type `git lfs pull`"),
+    "pointer.parquet": (lambda: POINTER, "is a pointer of Git LFS, .* type `git lfs pull`"),
+    "packed.txt": (lambda: bz2.compress(BOOK.encode()), "is packed with bzip2"),
     "late.txt": (lambda: b"a" * 99_999 + b"\0", "holds zero bytes .after 99,999 characters"),
     "late.csv": (lambda: b"text\n" + b"a" * 99_999 + b"\0", "holds zero bytes"),
     "book.md": (lambda: b"PK\3\4\24\0\0\0\0\0", "is a zip archive"),
@@ -432,6 +445,7 @@ def test_folders_and_files_that_cannot_be_read(tmp_path: Path) -> None:
         ("none/book.jsonl", r"none/book.jsonl does not exist: give an existing path"),
         ("a/b/c", r"a/b/c does not exist"),
         ("~/no-such-book", r"does not exist"),
+        ("~no-such-user/book", r"there is no such home folder: type it out"),
         ("C:\\texts\\book", r"does not exist"),
         ("https://example.org/book.txt", r"is an address: download it first"),
     ],

@@ -252,6 +252,7 @@ def test_compile_was_once_true_or_false_in_files(written: str, mode: str, tmp_pa
         ("a.json", '{"zero_optimization": {"stage": 2}}', "'zero_optimization.stage' .*type --ds-config .*a.json"),
         ("a.yaml", "steps: 1:30\n", "steps in .* is '1:30': a whole number is needed"),
         ("a.yaml", "streaming: yes\n", "streaming in .* is 'yes': true or false is needed"),
+        ("a.json", '{"seed": 1' + "0" * 400 + "}", "seed in .* 1.00000e.400 is not allowed"),
         ("a.yaml", "seed: 2026-01-31\n", "seed in .* is '2026-01-31': a whole number is needed"),
         ("a.yaml", "\udcff\udcfes\0", "is not UTF-8 text: save it again as UTF-8"),
         ("a.yaml", "[" * 20_000, "is nested too deeply"),
