@@ -41,7 +41,6 @@ LAYOUTS = {
 RELAY = (
     "dp8/zero3",
     "pp2/zbv/mb4",
-    "dp2.tp2/zero1",
     "dp2.tp2/zero3/sp",
     "dp4/zero1/shard2",
     "dp4.tp2/zero3/shard2",
@@ -246,7 +245,7 @@ def hand_over(workers: WorkerPool, options: dict, layouts: tuple[str, ...], tmp_
         torch.testing.assert_close(tensor, want[name], atol=1e-9, rtol=1e-9, msg=f"{name}: {{}}".format)
 
 
-@pytest.mark.parametrize("layout", ["dp4/zero3", "dp2.tp2/zero1", "dp2.tp2.pp2/1f1b/mb2"])
+@pytest.mark.parametrize("layout", ["dp4/zero3", "dp2.tp2.pp2/1f1b/mb2"])
 def test_saving_in_the_background_of_training(layout: str, workers: WorkerPool, tmp_path: Path) -> None:
     run, steps = config(layout), 6
     losses = workers.run("tests.dist.test_checkpoint:train_and_save_every_step", run, str(tmp_path), steps)[0]

@@ -1,5 +1,6 @@
 """A pool of gloo processes that stay alive between cases: starting it costs seconds, a case well under one."""
 
+import gc
 import importlib
 import os
 import resource
@@ -124,6 +125,8 @@ def _work(rank: int, world_size: int, store: str, inbox: Any, outbox: Any) -> No
     from paralab.processes.rank import Rank
 
     share_one_device()
+    gc.freeze()
+    gc.set_threshold(700, 10, 100)
     me = Rank(rank, world_size, rank, world_size, "python")
     cluster.join(me, threads=1, init_method=f"file://{store}")
     while (task := inbox.get()) is not None:
