@@ -8,7 +8,7 @@ from paralab.benchmarks.planner.compared import by_layout, by_model
 from paralab.benchmarks.planner.errors import table
 from paralab.commands.predict import HEADER
 from paralab.planning import checked
-from paralab.planning.cases import COLUMNS, IGNORED
+from paralab.planning.columns import COLUMNS, IGNORED
 from paralab.planning.constants import described
 from paralab.planning.measured import device
 

@@ -23,7 +23,7 @@ from paralab.console.phases import Phases
 from paralab.errors import ConfigError, ParalabError, UsageError
 from paralab.models import NAMES
 from paralab.options.arguments import whole
-from paralab.planning import cases, checked, hardware
+from paralab.planning import cases, checked, columns, hardware
 from paralab.planning.cases import SHOWN
 from paralab.planning.goals import Goal, number
 from paralab.planning.hardware import Device
@@ -220,7 +220,7 @@ def _parser() -> DeviceParser:
 
 
 def _help(name: str) -> str:
-    meaning = cases.BY_NAME[name].meaning
+    meaning = columns.BY_NAME[name].meaning
     return f"{meaning[0].upper()}{meaning[1:]}".replace("%", "%%")
 
 
@@ -237,7 +237,7 @@ def _question(options: Any) -> "tuple[Trained | None, dict[str, Any]]":
     cells = {name: value for name in (*_SHAPES, *_CLUSTER) if (value := getattr(options, name)) is not None}
     for pair in options.set or []:
         column, is_there, value = pair.partition("=")
-        if not is_there or column not in cases.BY_NAME:
+        if not is_there or column not in columns.BY_NAME:
             raise ConfigError(f"--set {pair}: give COLUMN=VALUE, with a column of docs/planner.md, such as tp=8")
         cells[column] = value
     given = {**cases.parse(cells), **({"gated": True} if options.gated else {})}

@@ -8,7 +8,8 @@ import numpy as np
 
 from paralab.errors import UsageError
 from paralab.planning import hardware
-from paralab.planning.cases import COLUMNS, SCHEDULES, parse
+from paralab.planning.cases import parse
+from paralab.planning.columns import COLUMNS, SCHEDULES
 from paralab.planning.predict import predict
 from paralab.planning.settle import settle
 
