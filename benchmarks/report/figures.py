@@ -17,11 +17,12 @@ from paralab.console.phases import Phases
 from paralab.measure.categories import MEMORY_CATEGORIES
 from paralab.measure.span import SpanRecord
 from paralab.measure.trace_events import PASSES
-from paralab.pages import charts, palette
-from paralab.pages.charts import Bar, Row, Spot
+from paralab.pages import charts, palette, scatter
+from paralab.pages.charts import Bar, Row
 from paralab.pages.gantt import Span, gantt
 from paralab.pages.marks import LARGEST
 from paralab.pages.page import Chart
+from paralab.pages.scatter import Spot
 from paralab.records.log import MemoryRecord, SplitRecord, StepRecord
 from paralab.records.row import COMM_AXES, RunRecord
 
@@ -143,7 +144,7 @@ def _throughput_against_memory(piece: "Piece") -> Chart | None:
     if len(spots) < 2:
         return None
     names = (f"memory of a rank ({MEMORY_NAMES[piece.memory_column]})", f"{piece.throughput_column[:-6]}/s")
-    drawing = charts.scatter(spots, title="Throughput against memory", units=(mib, plain), names=names)
+    drawing = scatter.scatter(spots, title="Throughput against memory", units=(mib, plain), names=names)
     caption = "On the line: nothing here is both faster and smaller."
     if any(spot.y_interval for spot in spots):
         caption += f" Bars are the {stats.spread_name(_most_runs(piece))} over runs."

@@ -24,6 +24,7 @@ _HATCHING = 6.0  # units between lines
 
 Format = Callable[[float], str]
 Point = tuple[float, float]
+Interval = tuple[float, float]
 
 
 @dataclass(frozen=True)

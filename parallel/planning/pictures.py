@@ -8,11 +8,13 @@ import numpy as np
 
 from paralab.console.phases import Phases, hidden
 from paralab.errors import UsageError
-from paralab.pages import charts
-from paralab.pages.charts import Bar, Limit, Row, Spot
+from paralab.pages import charts, scatter
+from paralab.pages.charts import Bar, Row
+from paralab.pages.limits import Limit
 from paralab.pages.lines import Series, lines
 from paralab.pages.page import Chart
 from paralab.pages.palette import PREDICTED_MEMORY, PREDICTED_STEP, Look, of_strategies
+from paralab.pages.scatter import Spot
 from paralab.planning import answers, checked, scale
 from paralab.planning.breakdown import CATEGORIES
 from paralab.planning.hardware import Device
@@ -77,7 +79,7 @@ def against_memory(found: Found, unit: str) -> Chart:
         for i in _front(np.flatnonzero(families == name), result.memory_gib, rate, there):
             tip = f"{name}: {answers.name(found, i)}, {answers.row(found, i)['micro_batch_size']} a micro-batch"
             spots.append(Spot(name, float(result.memory_gib[i]), float(rate[i]), looks[name], tip=tip))
-    drawing = charts.scatter(
+    drawing = scatter.scatter(
         spots,
         title="Throughput against memory",
         units=(gib, short),

@@ -9,11 +9,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from paralab.pages import charts, marks
-from paralab.pages.charts import Bar, Row, Spot
+from paralab.pages import charts, marks, scatter
+from paralab.pages.charts import Bar, Row
 from paralab.pages.gantt import Span, gantt
 from paralab.pages.lines import Series, lines
 from paralab.pages.palette import PASSES, STRATEGIES, Look
+from paralab.pages.scatter import Spot
 
 LOOKS = {"a": Look("blue"), "b": Look("orange", "/")}
 Numbers = st.floats(0, 400)
@@ -50,7 +51,7 @@ def test_times_and_rates_begin_at_zero(draw: str) -> None:
         drawing = charts.dots([Row("x", [600.0, 1300.0], 950.0)], title="", unit=plain)
     else:
         spots = [Spot("x", 600.0, 900.0, STRATEGIES["ddp"]), Spot("y", 650.0, 950.0, STRATEGIES["zero3"])]
-        drawing = charts.scatter(spots, title="", units=(plain, plain), names=("", ""))
+        drawing = scatter.scatter(spots, title="", units=(plain, plain), names=("", ""))
     assert [e for e in elements(drawing, "text", "tick") if e.text == "0"]
 
 
@@ -95,18 +96,18 @@ def test_names_of_points_cover_no_other_name_and_no_point() -> None:
     names = ["ddp", "model", "pipeline", "zero1", "zero2", "zero3", "hsdp", "tensor"]
     spots = [Spot(name, *place) for name, place in zip(names, places, strict=True)]
     spots[0] = replace(spots[0], y_interval=(3000.0, 4400.0))
-    drawing = charts.scatter(spots, title="", units=(plain, plain), names=("", ""))
+    drawing = scatter.scatter(spots, title="", units=(plain, plain), names=("", ""))
     boxes = [
-        charts.Box(x - wide if end else x, y - 9, x if end else x + wide, y + 2)
+        scatter.Box(x - wide if end else x, y - 9, x if end else x + wide, y + 2)
         for e in elements(drawing, "text", "small")
         for x, y, end in [(float(e.attrib["x"]), float(e.attrib["y"]), e.attrib["text-anchor"] == "end")]
         for wide in [6 * len(e.text or "")]
     ]
-    points = [charts.Box(x - 4, y - 4, x + 4, y + 4) for x, y in _marks_of(drawing)]
+    points = [scatter.Box(x - 4, y - 4, x + 4, y + 4) for x, y in _marks_of(drawing)]
     assert len(boxes) == len(points) == len(spots)
     assert not [pair for pair in combinations(boxes, 2) if pair[0].covers(pair[1])]
     (x1, y1, y2) = (float(elements(drawing, "line", "whisker")[0].attrib[key]) for key in ("x1", "y1", "y2"))
-    points.append(charts.Box(x1, min(y1, y2), x1, max(y1, y2)))
+    points.append(scatter.Box(x1, min(y1, y2), x1, max(y1, y2)))
     assert not [(box, point) for box in boxes for point in points if box.covers(point)]
 
 

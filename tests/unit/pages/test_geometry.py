@@ -3,12 +3,14 @@
 import numpy as np
 import pytest
 
-from paralab.pages import charts, marks
-from paralab.pages.charts import Bar, Limit, Row, Spot, Step
+from paralab.pages import charts, marks, scatter
+from paralab.pages.charts import Bar, Row, Step
 from paralab.pages.gantt import Span, gantt
 from paralab.pages.heatmap import heatmap
+from paralab.pages.limits import Limit
 from paralab.pages.lines import Series, lines, merged, same_within, thinned
 from paralab.pages.palette import MAGNITUDES, PASSES, Look
+from paralab.pages.scatter import Spot
 from paralab.pages.table import UNKNOWN, Cell, Column, table
 from paralab.pages.tiles import cloud, coloured
 from tests.unit.pages.test_charts import LOOKS, _said, across, elements, plain
@@ -44,10 +46,10 @@ def test_text_is_shortened_to_its_room_and_names_move_apart_from_the_first() -> 
 
 
 def test_the_front_is_what_no_other_beats() -> None:
-    assert charts.pareto([(3, 6), (1, 5), (2, 4), (3, 7), (2, 6), (4, 7)]) == [(1, 5), (2, 6), (3, 7)]
+    assert scatter.pareto([(3, 6), (1, 5), (2, 4), (3, 7), (2, 6), (4, 7)]) == [(1, 5), (2, 6), (3, 7)]
     spots = [Spot(name, x, y, BLUE) for name, x, y in (("a", 1.0, 5.0), ("b", 2.0, 6.0), ("c", 3.0, 7.0))]
     limit = Limit("memory", 2.0)
-    drawing = charts.scatter(spots, title="", units=(plain, plain), names=("", ""), limit=limit)
+    drawing = scatter.scatter(spots, title="", units=(plain, plain), names=("", ""), limit=limit)
     assert len(elements(drawing, "circle", "on-front")) == 2, "what takes more than there is is no answer"
 
 

@@ -368,7 +368,7 @@ def test_questions_may_name_a_file_as_their_device(tmp_path: Path, file: str, ca
     assert len(rows) == 3 and all(row.split(",")[4] == "2" for row in rows[1:])
 
 
-@pytest.mark.parametrize("words", [["--seconds", "0"], ["--processes", "99"], ["--out", "/nowhere/device.json"]])
+@pytest.mark.parametrize("words", [["--seconds", "0"], ["--processes", "99"], ["--out", "/proc/device.json"]])
 def test_calibrate_refuses_numbers_and_paths_that_cannot_be(words: list[str], capsys: pytest.CaptureFixture) -> None:
     assert cli.main(["calibrate", *words]) == 2
     assert len(capsys.readouterr().err.splitlines()) == 1

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from paralab import cli
-from paralab.pages import charts
+from paralab.pages import scatter
 from paralab.planning import pictures
 from paralab.planning.search import search
 from tests.unit.benchmarks.report.test_report import Page
@@ -65,7 +65,7 @@ def test_points_of_the_front_are_those_that_nothing_beats_and_that_fit() -> None
     rings = len(re.findall("on-front", drawn))
     memory, rate = found.prediction.memory_gib, 1 / found.prediction.step_time_s
     inside = memory <= found.settled.device.memory_gib
-    best = charts.pareto(list(zip(memory[inside].tolist(), rate[inside].tolist(), strict=True)))
+    best = scatter.pareto(list(zip(memory[inside].tolist(), rate[inside].tolist(), strict=True)))
     assert 1 < rings <= len(best) and 'class="limit"' in drawn
 
 
@@ -82,5 +82,5 @@ def test_scaling_is_what_a_search_on_fewer_devices_finds() -> None:
 
 
 def test_a_report_that_cannot_be_written_is_refused_before_the_search(capsys: pytest.CaptureFixture[str]) -> None:
-    assert cli.main("plan --layers 2 --hidden 128 --n-gpus 2 --report /nowhere/p.html".split()) == 2
+    assert cli.main("plan --layers 2 --hidden 128 --n-gpus 2 --report /proc/p.html".split()) == 2
     assert capsys.readouterr().out == ""

@@ -21,7 +21,7 @@ from paralab.console.clock import Moment
 from paralab.console.phases import Phases
 from paralab.errors import UsageError
 from paralab.measure.span import SpanRecord
-from paralab.pages import charts, marks
+from paralab.pages import marks, scatter
 from paralab.pages import page as page_module
 from paralab.records.cells import line_of
 from paralab.records.changes import SCHEMA
@@ -390,7 +390,7 @@ def test_files_of_one_name_and_a_file_given_twice(tmp_path):
 @given(st.lists(st.tuples(st.integers(0, 6), st.integers(0, 6)), min_size=1, max_size=12))
 def test_the_front_is_what_no_other_point_beats(points):
     beaten = {(x, y) for x, y in points for a, b in points if a <= x and b >= y and (a, b) != (x, y)}
-    assert set(charts.pareto(points)) == set(points) - beaten
+    assert set(scatter.pareto(points)) == set(points) - beaten
 
 
 @given(st.lists(st.floats(allow_nan=True), min_size=1, max_size=6), st.booleans())
