@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from paralab.curation.units import Unit
-from paralab.data.sources import cut
+from paralab.data.splitting import cut
 from paralab.errors import UsageError
 
 if TYPE_CHECKING:

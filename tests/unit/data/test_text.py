@@ -28,6 +28,7 @@ from paralab.data import (
     get_tokenizer,
     open_dataset,
     sources,
+    splitting,
     token_cache,
 )
 from paralab.data.text import TokenWindows
@@ -131,8 +132,8 @@ PARAGRAPHS = st.lists(st.sampled_from(WORDS))
 def test_text_read_in_pieces_has_the_tokens_of_the_whole(
     lines: list[str], end: str, longest: int, size: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(sources, "_PIECE_CHARS", size)
-    monkeypatch.setattr(sources, "_LONGEST_PIECE_CHARS", longest)
+    monkeypatch.setattr(splitting, "_PIECE_CHARS", size)
+    monkeypatch.setattr(splitting, "_LONGEST_PIECE_CHARS", longest)
     path = tmp_path / "book.txt"
     text = end.join(lines).replace("\r", "\n")
     path.write_bytes(text.encode())
@@ -162,8 +163,8 @@ def test_every_text_is_read_in_pieces_and_parted(unit: str, tmp_path: Path) -> N
 
 def test_pieces_depend_on_the_text_alone_and_are_short() -> None:
     text = "letters" * 200_000 + " and words" * 100_000
-    pieces = list(sources.cut([text]))
-    assert pieces == list(sources.cut(text[i : i + 999] for i in range(0, len(text), 999)))
+    pieces = list(splitting.cut([text]))
+    assert pieces == list(splitting.cut(text[i : i + 999] for i in range(0, len(text), 999)))
     assert max(map(len, pieces)) < 1 << 21 and "".join(pieces) == text
 
 
