@@ -94,7 +94,7 @@ def test_gpt2(workers: WorkerPool, layout: str) -> None:
         "dp2",
         "dp2/zero2",
         "dp2/zero3",
-        "dp4/zero3/shard2",
+        "dp4.tp2/zero3/shard2/sp",
         "tp2/sp",
         "dp2.tp2/zero3/sp",
         "pp2/naive",
@@ -143,9 +143,13 @@ def test_what_is_recomputed_for_each_layer_is_not_predicted() -> None:
     assert predicted_transfers(resolve(run)).keys() == {"dp", "pp", "world"}
 
 
-@pytest.mark.parametrize("precision", ["bf16", "fp64"])
+def test_statistics_of_a_batch_are_sent_in_fp32_under_bf16(workers: WorkerPool) -> None:
+    check(workers, "resnet", "dp2", precision="bf16", norm="syncbatch")
+
+
+@pytest.mark.parametrize("precision", ["fp64", "bf16"])
 @pytest.mark.parametrize(
-    "layout", ["dp2/zero1", "dp2/zero3", "dp4/zero3/shard2", "tp2", "tp2/sp", "pp2/mb2", "dp2.tp2/zero3/sp"]
+    "layout", ["dp2/zero1", "dp2/zero3", "dp4/zero3/shard2", "tp2", "pp2/mb2", "tp2/sp", "dp2.tp2/zero3/sp"]
 )
 def test_precision_sets_the_bytes(workers: WorkerPool, layout: str, precision: str) -> None:
     check(workers, "gpt2", layout, precision=precision)

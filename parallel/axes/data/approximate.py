@@ -47,7 +47,7 @@ def check(run: RunConfig, layout: Layout, engine: EngineName, *, blocks: int) ->
     if layout.axes != ("dp",) or layout.zero:
         raise ConfigError(
             f"{used} under layout {layout}: DistributedDataParallel compresses what plain data ranks send, use "
-            "--strategy ddp with two processes or more, or leave it out"
+            "--strategy ddp in its place with two processes or more, or leave it out"
         )
 
 

@@ -20,7 +20,8 @@ def check(layout: Layout, spec: ModelSpec[C], config: C) -> None:
     if not blocks:
         raise LayoutError(without_blocks(layout, spec.name, _named_in_turn(layout, spec, config)))
     if layout.stages > len(blocks):
-        most = len(blocks) // layout.pipeline.stages_per_rank
+        more = sum(layers - 1 for layers in (layout.first_layers or 1, layout.last_layers or 1))  # than one at the ends
+        most = (len(blocks) - more * (more < len(blocks))) // layout.pipeline.stages_per_rank
         use = f"pp{most} or less with {layout.schedule}" if most > 1 else "fewer stages a rank"
         got = f"{layout.stages} pipeline stages for the {len(blocks)} blocks of {spec.name}"
         raise LayoutError(f"{got}: use {use}, or a larger --size")

@@ -71,6 +71,7 @@ def asked(*, layout: str | None = None, **options: Any) -> Work:
         ({"layout": "pp9/gpipe"}, "9 pipeline stages", "8 blocks", "pp8 or less"),
         ({"layout": "pp2/interleavedx6/mb2"}, "12 pipeline stages", "8 blocks", "fewer stages a rank"),
         ({"layout": "pp8/zbv"}, "16 pipeline stages", "8 blocks", "pp4 or less"),
+        ({"layout": "pp9/gpipe/first2/last2"}, "9 pipeline stages", "8 blocks", "pp6 or less"),
         ({"model": "resnet", "layout": "pp16/gpipe"}, "16 pipeline stages", "8 blocks", "pp8 or less"),
         ({"layout": "pp4/gpipe/first9"}, "first9 with the 8 layers", "other 3 stages needs one", "first5 or less"),
         ({"layout": "pp4/gpipe/first4/last3"}, "first4 and last3", "other 2 stages needs one", "add up to 6 or less"),

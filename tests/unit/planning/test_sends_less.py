@@ -16,9 +16,9 @@ from paralab.training.options import TrainConfig
 @pytest.mark.parametrize(
     ("layout", "options", "said"),
     [
-        ("dp2/zero3", {"grad_compression": "int8"}, "use --strategy ddp with two processes or more"),
-        ("dp2.tp2", {"grad_compression": "bf16"}, "use --strategy ddp with two processes or more"),
-        ("dp1", {"grad_compression": "bf16"}, "use --strategy ddp with two processes or more"),
+        ("dp2/zero3", {"grad_compression": "int8"}, "use --strategy ddp in its place with two processes or more"),
+        ("dp2.tp2", {"grad_compression": "bf16"}, "use --strategy ddp in its place with two processes or more"),
+        ("dp1", {"grad_compression": "bf16"}, "use --strategy ddp in its place with two processes or more"),
         ("dp2", {"grad_compression": "int8", "precision": "fp16"}, "use fp32 or bf16"),
         ("dp2", {"grad_compression": "int8", "engine": "accelerate"}, "use --engine torch"),
         ("dp2/local2", {"grad_compression": "int8"}, "leave one of them out"),
