@@ -6,7 +6,7 @@ from typing import Any
 
 import torch.distributed as dist
 
-from paralab.axes.pipeline.stages import pass_order
+from paralab.axes.pipeline.passes import pass_order
 from paralab.axes.sent import predicted_sent
 from paralab.benchmarks.case.measured import RankResult
 from paralab.measure.ledger import CommRow

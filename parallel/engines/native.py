@@ -20,7 +20,7 @@ from paralab.axes.compose import Composed, compose
 from paralab.axes.context import BuildContext
 from paralab.axes.initialise import local
 from paralab.axes.optimizer import learning_rate, set_learning_rate
-from paralab.axes.pipeline.stages import PipelineSchedule
+from paralab.axes.pipeline.schedule import PipelineSchedule
 from paralab.axes.precision import in_dtype, weight_dtype
 from paralab.data.dataset import Batch
 from paralab.engines.engine import LossScale, ResumableEngine, StepResult

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule
 
 from paralab.axes import used
-from paralab.axes.pipeline.stages import boundary_shapes
+from paralab.axes.pipeline.boundaries import boundary_shapes
 from paralab.axes.precision import in_dtype, weight_dtype
 from paralab.data.dataset import Batch, Dataset
 from paralab.engines.engine import Engine

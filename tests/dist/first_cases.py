@@ -15,7 +15,7 @@ from paralab.axes import compose
 from paralab.axes.context import BuildContext
 from paralab.axes.data import DataAxis, ddp, zero
 from paralab.axes.initialise import local
-from paralab.axes.pipeline import stages
+from paralab.axes.pipeline import shared
 from paralab.axes.tensor import layers
 from paralab.data.dataset import Batch
 from paralab.engines import native
@@ -232,7 +232,7 @@ FAULTS: dict[str, Callable[[Patch], None]] = {
     "groups are not averaged": lambda patch: patch.setattr(
         zero, "reduce_between_groups", lambda model, *, now: _reduce_between_groups(model, now=False)
     ),
-    "tied gradients are not exchanged": lambda patch: patch.setattr(stages.SharedGradients, "__call__", _nothing),
+    "tied gradients are not exchanged": lambda patch: patch.setattr(shared.SharedGradients, "__call__", _nothing),
     "updates are not gathered": lambda patch: patch.setattr(zero.ShareUpdates, "__call__", _nothing),
     "one rank has other rows": _other_rows,
     "the norm counts an axis twice": lambda patch: patch.setattr(native, "copies", lambda p, mesh: 1),

@@ -4,7 +4,7 @@ from itertools import product
 
 import pytest
 
-from paralab.axes.pipeline.stages import pass_order
+from paralab.axes.pipeline.passes import pass_order
 from paralab.layout import Layout
 from paralab.measure.span import SpanRecord
 from paralab.measure.timeline import Timeline, bubble_share

@@ -80,16 +80,16 @@ class PipelineAxis(Axis):
         return stages.make_stages(context)
 
     def schedule(self, parts: "Mapping[int, nn.Module]", context: "BuildContext") -> "ForwardBackward":
-        from paralab.axes.pipeline import stages
+        from paralab.axes.pipeline.schedule import PipelineSchedule
 
-        return stages.PipelineSchedule(parts, context)
+        return PipelineSchedule(parts, context)
 
     def after_backward(self, parts: "Mapping[int, nn.Module]", context: "BuildContext") -> Finish | None:
-        from paralab.axes.pipeline import stages
+        from paralab.axes.pipeline.shared import SharedGradients, shared_parameters
 
-        if not stages.shared_parameters(context):
+        if not shared_parameters(context):
             return None
-        shared = stages.SharedGradients(parts, context)
+        shared = SharedGradients(parts, context)
         return Finish(shared, shared.duplicates)
 
     def copies(self, parameter: "Tensor", mesh: "Mesh") -> int:
@@ -131,7 +131,7 @@ class PipelineAxis(Axis):
     def passes(self, plan: "Planned") -> "list[list[Pass]] | None":
         if plan.layout.schedule is None:
             return None
-        from paralab.axes.pipeline.stages import pass_order
+        from paralab.axes.pipeline.passes import pass_order
 
         return pass_order(plan.layout.schedule, pp=plan.layout.pp, micro_batches=plan.division.chunks)
 
@@ -156,7 +156,7 @@ def _tied(stage: Stage, plan: "Planned") -> Transfer:
     """Return the exchange of gradients of parameters that stages on several ranks hold: to each of the others."""
     from paralab.axes.data.ranks import shard_ranks
     from paralab.axes.forms import fsdp_padded_numel
-    from paralab.axes.pipeline.stages import shared_parameters
+    from paralab.axes.pipeline.shared import shared_parameters
 
     layout, tied, numel = plan.layout, plan.spec.tied_in(plan.model_config), 0
     share = shard_ranks(layout) if layout.zero >= 2 else 1

@@ -87,7 +87,7 @@ def predict(plan: Planned, device: MeasuredDevice, cluster: Cluster = ONE_MACHIN
 
 @lru_cache(maxsize=1024)
 def _order(schedule: str, pp: int, micro_batches: int) -> list[list[Pass]]:
-    from paralab.axes.pipeline.stages import pass_order
+    from paralab.axes.pipeline.passes import pass_order
 
     return pass_order(schedule, pp=pp, micro_batches=micro_batches)
 

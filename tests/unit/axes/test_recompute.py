@@ -11,7 +11,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from paralab import World, parallelize
 from paralab.axes.blocks import blocks_of
-from paralab.axes.pipeline.stages import pass_order
+from paralab.axes.pipeline.passes import pass_order
 from paralab.axes.recompute import attention_of, checkpoint_blocks, recompute, recomputed_attention
 from paralab.errors import ConfigError
 from paralab.layout import Layout

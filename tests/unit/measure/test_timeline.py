@@ -8,7 +8,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from paralab.axes.pipeline.stages import pass_order
+from paralab.axes.pipeline.passes import pass_order
 from paralab.layout import SCHEDULES, Layout, schedules
 from paralab.layout.schedules import Pass
 from paralab.measure.span import SpanRecord

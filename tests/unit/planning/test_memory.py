@@ -7,7 +7,7 @@ import pytest
 from paralab.axes.costs import GIB, Constants, Plan
 from paralab.axes.data.cost import Weights, state_bytes
 from paralab.axes.pipeline.cost import in_flight, waiting
-from paralab.axes.pipeline.stages import pass_order
+from paralab.axes.pipeline.passes import pass_order
 from paralab.planning import memory
 from paralab.planning.constants import shipped
 from paralab.planning.predict import evaluate
