@@ -118,7 +118,7 @@ def _draw(
     with Phases(Moment.now(), transient=True) as phases:
         content = sheet.render(solved, raw, model, own, gpu, numbers, phases).encode()
     write_whole(out, content)
-    print(f"wrote {out} ({len(content) / 1e3:,.0f} kB)", file=sys.stderr)
+    print(f"wrote {out} ({len(content) / 1024:,.0f} KiB)", file=sys.stderr)
 
 
 def _goal(options: Any) -> Goal:

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from paralab.axes.initialise import FirstValues
 from paralab.data.dataset import Samples
-from paralab.errors import ConfigError
+from paralab.errors import ConfigError, DataError
 from paralab.inference.restore import Trained
 from paralab.models.resnet import ResNet
 from paralab.models.spec import at_least_fp32
@@ -51,7 +51,7 @@ def encode(
 ) -> Encoded:
     """Return what a model in eval mode makes of images, of at most so many of them: the first ones.
 
-    on_images: called with the number of images after each batch.
+    on_images: called with the number of images after each batch. Raises: DataError for features that are not finite.
     """
     found, labels = [], []
     with torch.no_grad():
@@ -59,7 +59,13 @@ def encode(
             found.append(at_least_fp32(model.features(images)).double().cpu())
             labels.append(of)
             on_images(len(of))
-    return Encoded(torch.cat(found), torch.cat(labels))
+    x = torch.cat(found)
+    if lost := int((~x.isfinite()).any(dim=1).sum()):
+        raise DataError(
+            f"the features of {lost:,} of {len(x):,} images are not finite, the training of this encoder diverged: "
+            "use an earlier checkpoint"
+        )
+    return Encoded(x, torch.cat(labels))
 
 
 def pixels_of(samples: Samples) -> Encoded:

@@ -41,7 +41,8 @@ def restore(path: str | Path, *, model: str | None = None, tokenizer: str | None
     """Read a checkpoint `step-N`, or of the folder of a run the best one (the newest where none was evaluated).
 
     model, tokenizer: what to take for those that it says it has, where their files lie elsewhere now.
-    Raises: DataError when it cannot be read, or its tensors or its tokenizer are not those that it says it has.
+    Raises: DataError when it cannot be read, its tensors or its tokenizer are not those that it says it has, or a
+    tensor is not finite.
     """
     folder = find(Path(path))
     weights = checkpoint.read_weights(folder)  # first: it verifies the files
@@ -52,6 +53,7 @@ def restore(path: str | Path, *, model: str | None = None, tokenizer: str | None
     tied = work.spec.tied_in(work.model_config)
     tie(restored, tied)
     _check_fit(weights, restored, work=work, folder=folder)
+    _check_finite(weights, folder)
     restored.load_state_dict(weights | {name: weights[origin] for name, origin in tied.items()})
     FirstValues(work.spec, work.model_config, work.run.seed).fill_unsaved(restored)
     return Trained(folder, facts.step, work, restored.eval())
@@ -104,6 +106,13 @@ def _check_fit(weights: Mapping[str, Tensor], model: nn.Module, *, work: Work, f
                 f"{folder}: {name} is {tuple(weights[name].shape)} there and {tuple(tensor.shape)} in the model, and "
                 f"{described}: {_ADVICE}"
             )
+
+
+def _check_finite(weights: Mapping[str, Tensor], folder: Path) -> None:
+    """Raise DataError for weights of a training that diverged: what is computed with them looks like results."""
+    for name, tensor in weights.items():
+        if not tensor.isfinite().all():
+            raise DataError(f"{folder}: {name} is not finite, its training diverged: use an earlier checkpoint")
 
 
 _ADVICE = "use a checkpoint as it was saved"

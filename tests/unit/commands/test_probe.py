@@ -10,7 +10,7 @@ import torch
 from paralab import checkpoint, cli
 from paralab.commands import probe
 from paralab.engines import native
-from paralab.errors import UsageError
+from paralab.errors import DataError, UsageError
 from paralab.inference.encoders import encode, samples_of, untrained
 from paralab.inference.restore import restore
 from paralab.layout import Layout
@@ -116,3 +116,21 @@ def test_an_encoder_of_other_images_does_not_stand_beside(runs: Path, tmp_path: 
     checkpoint.save(native.build(work.context(make_mesh(work.layout, torch.device("cpu")))), tmp_path)
     with pytest.raises(UsageError, match="was trained on other images than"):
         probe.main(["--checkpoint", str(runs / "vicreg"), "--supervised", str(tmp_path)])
+
+
+@pytest.mark.parametrize(
+    ("value", "said"),
+    [
+        (float("nan"), r"step-0: blocks\.0\S+ is not finite, its training diverged: use an earlier checkpoint$"),
+        (1e38, r"the features of 60 of 60 images are not finite, .* diverged: use an earlier checkpoint$"),
+    ],
+)
+def test_an_encoder_that_diverged_has_no_accuracy(runs: Path, tmp_path: Path, value: float, said: str) -> None:
+    work = restore(runs / "vicreg").work
+    engine = native.build(work.context(make_mesh(work.layout, torch.device("cpu"))))
+    with torch.no_grad():
+        for name, parameter in engine.parameters():
+            parameter.fill_(value if name.startswith("blocks") else 1.0)
+    checkpoint.save(engine, tmp_path)
+    with pytest.raises(DataError, match=said):
+        probe.main(["--checkpoint", str(tmp_path), "--k", "3"])
