@@ -21,6 +21,7 @@ from paralab.curation.signatures import Near, signatures
 from paralab.curation.units import Texts, Unit
 from paralab.data.files import cache_folder, sha256_of
 from paralab.data.text_files import checksum
+from paralab.errors import DataError
 
 _FORMAT = 1  # part of the key: raise it when the same text would have other signatures
 _TASK_UNITS, _TASK_CHARS = 512, 1 << 18  # of what a process is given at a time
@@ -37,7 +38,13 @@ def signatures_of(texts: Texts, near: Near, *, workers: int, phases: Phases) -> 
     path = _path(texts, near)
     with FileLock(path.with_suffix(".lock")):
         if not _is_whole(path):
-            _make(path, texts, near, workers=workers, phases=phases)
+            try:
+                with texts.unchanged():
+                    _make(path, texts, near, workers=workers, phases=phases)
+            except DataError:  # what was written is perhaps of other texts than the key says
+                path.unlink(missing_ok=True)
+                raise
+            write_whole(path.with_suffix(".sha256"), sha256_of(path).encode())
     return np.memmap(path, near.record, mode="r") if path.stat().st_size else np.zeros(0, near.record)
 
 
@@ -72,7 +79,6 @@ def _make(path: Path, texts: Texts, near: Near, *, workers: int, phases: Phases)
             file.write(made.tobytes())
             file.flush()
             percent.add(int(made["n_chars"].sum()))
-    write_whole(path.with_suffix(".sha256"), sha256_of(path).encode())
 
 
 class _Signatures:

@@ -2,13 +2,14 @@
 
 import re
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 from paralab.data import text_files
 from paralab.data.assets import FOLDER, read_asset
-from paralab.data.files import TEXT_ENDINGS, path_of
+from paralab.data.files import TEXT_ENDINGS, State, path_of, state_of
 from paralab.errors import DataError
 
 By = Literal["document", "paragraph", "line"]
@@ -34,11 +35,15 @@ class Unit:
 
 @dataclass(frozen=True)
 class Texts:
-    """Files that are read in this order, parted into units. column: holds the text, where there are columns."""
+    """Files that are read in this order, parted into units. column: holds the text, where there are columns.
+
+    states: of the files when they were found.
+    """
 
     files: tuple[Path, ...]
     by: By
     column: str
+    states: tuple[State, ...]
 
     @classmethod
     def of(cls, names: Sequence[str], *, by: By | None, column: str) -> "Texts":
@@ -52,7 +57,17 @@ class Texts:
             raise DataError(f"plain texts ({plain}) beside tables ({table}): give one of both alone")
         if table and by is not None:
             raise DataError(f"--by {by} with {table}, whose rows are the documents: leave it out")
-        return cls(files, by or ("paragraph" if plain else "document"), column)
+        return cls(files, by or ("paragraph" if plain else "document"), column, tuple(map(state_of, files)))
+
+    @contextmanager
+    def unchanged(self) -> Iterator[None]:
+        """Read in this context what belongs to what was read before. Raises: DataError where a file has changed."""
+        try:
+            yield
+        finally:  # also in the place of what a half-written file leads to
+            for file, state in zip(self.files, self.states, strict=True):
+                if state_of(file) != state:
+                    raise DataError(f"{file} was changed while it was read: start again when nothing writes to it")
 
     @property
     def plain(self) -> bool:

@@ -17,6 +17,16 @@ _OTHER_ENDINGS = (".gz", ".bz2", ".xz", ".zst", ".zip", ".tar", ".tgz", ".pdf", 
 _SETTLED_NS = 2_000_000_000  # no file system counts time more coarsely than in 2 s (FAT)
 
 T = TypeVar("T")
+State = tuple[int, ...]
+
+
+def state_of(path: Path) -> State:
+    """Return what differs after a file has changed: device, inode, size, times. Raises: DataError where it is gone."""
+    try:
+        stat = path.stat()
+    except OSError as error:
+        raise cannot_be_read(path, error) from error
+    return stat.st_dev, stat.st_ino, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns
 
 
 def once_a_content(read: Callable[[Path], T]) -> Callable[[Path], T]:
@@ -29,16 +39,16 @@ def once_a_content(read: Callable[[Path], T]) -> Callable[[Path], T]:
 
     def remembered(path: Path) -> T:
         try:
-            stat = path.stat()
-        except OSError:
+            state = state_of(path)
+        except DataError:
             return read(path)  # which says why
-        state = (path.absolute(), stat.st_dev, stat.st_ino, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns)
-        if state in known:
-            return known[state]
-        settled = time.time_ns() - max(stat.st_mtime_ns, stat.st_ctime_ns) > _SETTLED_NS
+        key = (path.absolute(), *state)
+        if key in known:
+            return known[key]
+        settled = time.time_ns() - max(state[-2:]) > _SETTLED_NS
         value = read(path)
         if settled:
-            known[state] = value
+            known[key] = value
         return value
 
     return remembered

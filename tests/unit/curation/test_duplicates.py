@@ -6,6 +6,7 @@ import random
 import re
 import resource
 import tracemalloc
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -15,12 +16,11 @@ from hypothesis import strategies as st
 
 from paralab.commands import data
 from paralab.console.phases import hidden
-from paralab.curation import kept, units
+from paralab.curation import kept, units, without
 from paralab.curation.duplicates import exact
 from paralab.curation.planted import jaccard, plant
 from paralab.curation.signatures import EXACT, Near, minhash, shingles
 from paralab.curation.units import Texts, Unit
-from paralab.curation.without import write
 from paralab.data import open_dataset
 from paralab.data.text import TokenWindows
 from paralab.errors import DataError, UsageError
@@ -197,10 +197,34 @@ def test_a_disk_that_is_full_is_one_line_and_leaves_no_half(tmp_path: Path) -> N
     resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 16, before[1]))
     try:
         with pytest.raises(UsageError, match=r"out.jsonl cannot be written \(File too large\): make room there"):
-            write(tmp_path / "out.jsonl", texts, found, [], phases=hidden())
+            without.write(tmp_path / "out.jsonl", texts, found, [], phases=hidden())
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
     assert [path.name for path in tmp_path.glob("*out*")] == []
+
+
+@pytest.mark.parametrize("when", ["while signatures are made", "before what is kept is written"])
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (lambda path: path.write_text(path.read_text().replace("two", "six")), "r.jsonl was changed while it was read"),
+        (lambda path: path.write_text(path.read_text() + '{"text": "fo'), "r.jsonl was changed while it was read"),
+        (Path.unlink, r"r.jsonl cannot be read \(No such file or directory\)"),
+    ],
+)
+def test_a_text_that_changes_meanwhile_is_refused_and_nothing_is_kept_of_it(
+    change: Callable[[Path], None], said: str, when: str, tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, real = rows(tmp_path / "r.jsonl", ["one", "two", "two"]), (kept.signatures, without.dropped)
+    if when == "while signatures are made":
+        monkeypatch.setattr(kept, "signatures", lambda *these: (real[0](*these), change(path))[0])
+    else:
+        monkeypatch.setattr(without, "dropped", lambda *these, **more: (real[1](*these, **more), change(path))[0])
+    with pytest.raises(DataError, match=said):
+        dedup(path, "--exact", "--out", tmp_path / "out.jsonl")
+    assert not (tmp_path / "out.jsonl").exists()
+    if when == "while signatures are made":
+        assert list(cache.glob("*.bin")) == list(cache.glob("*.sha256")) == []
 
 
 def test_exact_duplicates_are_those_of_the_texts(tmp_path: Path) -> None:
