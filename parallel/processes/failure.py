@@ -9,7 +9,6 @@ import contextlib
 import json
 import os
 import re
-import select
 import signal
 import sys
 import threading
@@ -19,6 +18,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType
 
+from paralab.console.outputs import write_whole
 from paralab.errors import (
     VICTIM_EXIT_STATUS,
     DivergedError,
@@ -28,6 +28,7 @@ from paralab.errors import (
     RankError,
     Status,
     StoppedError,
+    UsageError,
     WorldError,
     is_out_of_memory,
 )
@@ -47,7 +48,6 @@ _GLOO_NOISE = re.compile(r"\[/[^]]*\] ?|\. This is typically caused by a remote 
 _REFUSALS = (FitError, FolderInUseError)  # nothing was done and nothing has failed: there is no row of it
 _GRACE_S = 3.0  # for a failed rank to claim, when a victim was faster
 _STOPPING_GRACE_S = 0.5  # the launcher stops all when one has failed
-_LAST_WORDS_S = 4.0  # from the end of the launcher to that of its ranks
 _ALARMED_S = 3.5  # from the alarm of `paralab node` to the end of a rank that waits for ever; it is killed after 5
 _CLAIM_S = 0.5
 
@@ -149,6 +149,8 @@ def _say_nothing(failure: Failure) -> None:
 
 _tell: Callable[[Failure], None] = _say_nothing  # what the innermost guard does with a failure
 _failing = False  # whether a guard is about to do so
+_guarded = False  # whether an error would reach a guard that does
+_unraised: int | None = None  # a signal that came where it would not
 _launcher_tells = False  # whether the process that started this one says that all were interrupted
 
 
@@ -160,12 +162,17 @@ def guard(rank: Rank, progress: Progress, on_first: Callable[[Failure], None] = 
     user's error passes through and any other becomes a RankError.
     Raises: RankError, or the user's error, where there are no other ranks.
     """
-    global _tell, _failing
-    outer, _tell = _tell, on_first
+    global _tell, _failing, _guarded, _unraised
+    outer, _tell = (_tell, _guarded), on_first
     try:
+        _guarded = True
+        number, _unraised = _unraised, None
+        if number is not None:
+            raise StoppedError(number)
         yield
+        _guarded = outer[1]
     except BaseException as error:
-        _failing = True
+        _failing, _guarded = True, False
         _ignore_signals()  # launchers send SIGTERM to the victims, who have work left
         failure = first_failure(rank.rank, progress, error)
         if failure is not None and not isinstance(error, _REFUSALS):
@@ -180,7 +187,7 @@ def guard(rank: Rank, progress: Progress, on_first: Callable[[Failure], None] = 
         sys.stderr.flush()
         os._exit(failure.exit_status if failure else VICTIM_EXIT_STATUS)
     finally:
-        _tell, _failing = outer, False
+        (_tell, _guarded), _failing = outer, False
 
 
 def _leave_word(failure: Failure | None, rank: Rank, error: BaseException) -> None:
@@ -193,7 +200,8 @@ def _leave_word(failure: Failure | None, rank: Rank, error: BaseException) -> No
         if file := os.environ.get("TORCHELASTIC_ERROR_FILE"):
             extra = {"py_callstack": str(failure), "timestamp": str(int(time.time()))}
             message = {"message": str(failure), "errorCode": failure.exit_status, "extraInfo": extra}
-            Path(file).write_text(json.dumps({"message": message}))
+            with contextlib.suppress(UsageError):  # a full disk: the line above has said it
+                write_whole(Path(file), json.dumps({"message": message}).encode())  # its reader may come at any time
     liveness = cluster.liveness()
     if liveness is not None and liveness.recordings is not None:
         from torch._C._distributed_c10d import _dump_fr_trace_json  # type: ignore[attr-defined]
@@ -215,15 +223,19 @@ def _ignore_signals() -> None:
 
 @contextlib.contextmanager
 def stopping(*, launcher_tells: bool = False) -> Iterator[None]:
-    """Raise StoppedError on SIGTERM and on SIGINT, which were blocked while this process started.
+    """Raise StoppedError inside of a guard on SIGTERM and on SIGINT, which were blocked while this process started.
 
+    What comes before the guard is raised as it begins; what comes after it is left to the handlers that were there.
     launcher_tells: whether the process that started this one says that all were interrupted.
     """
-    global _launcher_tells
+    global _launcher_tells, _unraised
 
     def stop(number: int, frame: FrameType | None) -> None:
+        global _unraised
         _ignore_signals()  # a launcher may pass on what the terminal has sent already
-        raise StoppedError(number)
+        if _guarded:
+            raise StoppedError(number)
+        _unraised = number
 
     try:
         before = {number: signal.signal(number, stop) for number in STOPS}
@@ -235,23 +247,11 @@ def stopping(*, launcher_tells: bool = False) -> Iterator[None]:
         signal.pthread_sigmask(signal.SIG_UNBLOCK, STOPS)
         yield
     finally:
+        late, _unraised = _unraised, None
         for number, handler in before.items():
             signal.signal(number, handler)
-
-
-def end_with(launcher: int) -> None:
-    """Have this process asked to end when the launcher has ended, however that happened, and then made to (Linux)."""
-    if not hasattr(os, "pidfd_open"):
-        return
-
-    def watch() -> None:
-        with contextlib.suppress(ProcessLookupError):
-            select.select([os.pidfd_open(launcher)], [], [])
-        os.kill(os.getpid(), signal.SIGTERM)
-        time.sleep(_LAST_WORDS_S)
-        os._exit(VICTIM_EXIT_STATUS)
-
-    threading.Thread(target=watch, daemon=True).start()
+        if late is not None:
+            os.kill(os.getpid(), late)
 
 
 def heed_alarm(rank: Rank, progress: Progress) -> None:

@@ -32,10 +32,11 @@ from paralab.errors import VICTIM_EXIT_STATUS, RankError, WorldError
 from paralab.options.config import RunConfig
 from paralab.processes import cluster, standby
 from paralab.processes.allowed import check_processes_fit, default_threads
-from paralab.processes.failure import STOPS, Failure, Progress, end_with, guard, heed_alarm, stopping
+from paralab.processes.failure import STOPS, Failure, Progress, guard, heed_alarm, stopping
 from paralab.processes.interfaces import interface_of
 from paralab.processes.oom_killer import OomKiller
 from paralab.processes.rank import Rank, start_line
+from paralab.processes.with_parent import end_with
 
 if TYPE_CHECKING:
     from torch.distributed.elastic.multiprocessing.errors import ProcessFailure

@@ -1,13 +1,19 @@
-"""Commands and workers that end when the process that started them does, however that one ends."""
+"""Commands, workers and ranks that end when the process that started them does, however that one ends."""
 
+import contextlib
 import multiprocessing
 import os
+import select
 import signal
 import sys
 import threading
+import time
 from collections.abc import Sequence
 
+from paralab.errors import VICTIM_EXIT_STATUS
+
 _SET_PARENT_DEATH_SIGNAL = 1  # PR_SET_PDEATHSIG of prctl(2); it stays through execv
+_LAST_WORDS_S = 4.0  # from the end of the launcher to that of its ranks
 _HOLD = f"""
 import ctypes, os, sys
 ctypes.CDLL(None).prctl({_SET_PARENT_DEATH_SIGNAL}, {int(signal.SIGTERM)})
@@ -40,5 +46,20 @@ def end_with_parent() -> None:
     def watch() -> None:
         parent.join()
         os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
+def end_with(launcher: int) -> None:
+    """Have this process asked to end when the launcher has ended, however that happened, and then made to (Linux)."""
+    if not hasattr(os, "pidfd_open"):
+        return
+
+    def watch() -> None:
+        with contextlib.suppress(ProcessLookupError):
+            select.select([os.pidfd_open(launcher)], [], [])
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(_LAST_WORDS_S)
+        os._exit(VICTIM_EXIT_STATUS)
 
     threading.Thread(target=watch, daemon=True).start()

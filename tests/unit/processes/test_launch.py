@@ -1,6 +1,10 @@
 """What is refused before any process is started, and what is said of processes that failed."""
 
+import contextlib
+import json
+import os
 import re
+import signal
 import tempfile
 from pathlib import Path
 from types import SimpleNamespace
@@ -86,3 +90,55 @@ def test_local_ranks_count_from_zero(local: int, here: int) -> None:
 def test_a_million_processes_are_not_begun(words: str, tmp_path: object, capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(words.format(tmp_path).split()) == 2
     assert re.search("1,000,000 processes .* use --nproc", capsys.readouterr().err.splitlines()[-1])
+
+
+@pytest.mark.parametrize("when", ["before", "inside", "after"])
+@pytest.mark.parametrize("number", failure.STOPS)
+def test_a_signal_leaves_a_row_whenever_it_comes_and_after_the_work_ends_the_process(
+    number: signal.Signals, when: str
+) -> None:
+    told: list[failure.Failure] = []
+    heard: list[int] = []
+    before = signal.signal(number, lambda number, _: heard.append(number))
+    signal.pthread_sigmask(signal.SIG_BLOCK, failure.STOPS)  # as in ranks that were just forked
+    try:
+        if when == "before":
+            os.kill(os.getpid(), number)
+        with contextlib.suppress(StoppedError), failure.stopping():
+            with failure.guard(Rank(0, 1, 0, 1, "python"), failure.Progress(), told.append):
+                if when == "inside":
+                    os.kill(os.getpid(), number)
+            if when == "after":
+                os.kill(os.getpid(), number)
+    finally:
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, failure.STOPS)
+        signal.signal(number, before)
+    assert [(one.status, one.exit_status) for one in told] == ([] if when == "after" else [("aborted", 128 + number)])
+    assert heard == ([number] if when == "after" else [])
+
+
+def test_a_second_signal_while_a_failure_is_told_changes_nothing() -> None:
+    told: list[failure.Failure] = []
+
+    def tell(first: failure.Failure) -> None:
+        os.kill(os.getpid(), signal.SIGTERM)
+        told.append(first)
+
+    with contextlib.suppress(StoppedError), failure.stopping():
+        with failure.guard(Rank(0, 1, 0, 1, "python"), failure.Progress(), tell):
+            os.kill(os.getpid(), signal.SIGTERM)
+    assert [one.reason for one in told] == ["stopped by SIGTERM"]
+
+
+def test_what_a_rank_leaves_for_its_launcher_is_never_half_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    file, first = tmp_path / "error.json", failure.Failure(1, 3, "crash", "it broke", 5)
+    file.touch()
+    with file.open() as reader:  # as one that looks in the middle of it
+        for folder in (tmp_path, tmp_path / "gone"):
+            monkeypatch.setenv("TORCHELASTIC_ERROR_FILE", str(folder / file.name))
+            failure._leave_word(first, Rank(1, 2, 1, 2, "torchrun"), ValueError("it broke"))
+        assert reader.read() == ""
+    assert json.loads(file.read_text())["message"]["errorCode"] == 5
+    assert capfd.readouterr().err == 2 * "paralab: error: rank 1 failed first at step 3: it broke\n"
