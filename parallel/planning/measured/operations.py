@@ -16,6 +16,7 @@ from torch._subclasses.fake_tensor import FakeTensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 PRODUCT, CONVOLUTION, ATTENTION = "product", "convolution", "attention"
+ROWS = "sum of rows"  # over the outer dims, of which each row adds to all results: slower than one sum of all
 BACKWARD = "_backward"
 _FLASH = "_scaled_dot_product_"
 _FREE = ("empty", "empty_like", "empty_strided", "new_empty", "new_empty_strided", "_unsafe_view", "resize_")
@@ -56,6 +57,8 @@ def describe(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], result: A
         return _convolution(name, dtype, args, size)
     if name.startswith(_FLASH):
         return _attention(name, dtype, args, kwargs, size)
+    if name == "sum" and results[0].numel() > 1 and results[0].shape[-1] == inputs[0].shape[-1]:
+        return Operation(ROWS, dtype, (), 0.0, size)
     if name in _LOOKED_UP:  # of a table only some rows
         size = 2 * min(t.numel() * t.element_size() for t in tensors if t.is_floating_point())
     return Operation(name.rstrip("_"), dtype, (), 0.0, size)

@@ -2,16 +2,18 @@
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import lru_cache
 from statistics import pstdev
 
 from paralab.axes.axis import Transfer
 from paralab.axes.forms import wire_bytes
 from paralab.planning.measured.device import MeasuredDevice, Rates, Sample, Sent, between
-from paralab.planning.measured.operations import Operation, Work
+from paralab.planning.measured.operations import ATTENTION, Operation, Work
 
 _PLAIN = "add"  # what stands for operations that were not measured: they move bytes
 _ENOUGH = 2048  # a size from which on larger ones are no faster
+_TILES = (16, 8)  # queries of a block of attention's kernel on a CPU, and keys of a vector
 _NEAR = 4  # the closer a measured shape is, the more it counts: by this power of the distance
 # how much a factor of two in each size counts
 _WEIGHTS = {"product": (1, 1, 1), "convolution": (0.5, 1, 1, 0.5), "attention": (0.3, 1, 1, 1, 8)}
@@ -57,6 +59,7 @@ def _by_shape(operation: Operation, samples: tuple[Sample, ...]) -> float:
 
     What is averaged is the speed that a shape would have if it were as slow for its narrow sides as all are together.
     """
+    operation = _in_whole_tiles(operation)
     weights, width = _WEIGHTS[operation.kind.removesuffix("_backward")], _half_speed_width(samples)
     total = logs = 0.0
     for sample in samples:
@@ -67,6 +70,19 @@ def _by_shape(operation: Operation, samples: tuple[Sample, ...]) -> float:
         total += weight
         logs += weight * (math.log(sample.flops / sample.seconds) + _slowness(sample.shape, width))
     return operation.flops / math.exp(logs / total - _slowness(operation.shape, width))
+
+
+def _in_whole_tiles(operation: Operation) -> Operation:
+    """Return attention over positions that fill the tiles of its kernel; any other operation as it is.
+
+    A tile that queries or keys fill in part takes about as long as a whole one: `_TILES`, and all were measured whole.
+    """
+    if not operation.kind.startswith(ATTENTION):
+        return operation
+    heads, queries, keys, each, causal = operation.shape
+    whole = [-(-size // tile) * tile for size, tile in zip((queries, keys), _TILES, strict=True)]
+    flops = operation.flops * math.prod(whole) / (queries * keys)
+    return replace(operation, shape=(heads, *whole, each, causal), flops=flops)
 
 
 @lru_cache(maxsize=64)

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from paralab import cli
 from paralab.axes.axis import Software
@@ -21,7 +22,7 @@ from paralab.options.config import RunConfig
 from paralab.planning.measured import device as files
 from paralab.planning.measured import planned, search, step
 from paralab.planning.measured.device import MeasuredDevice, Rates, Sample, Sent, between
-from paralab.planning.measured.operations import Operation
+from paralab.planning.measured.operations import Operation, Recorder
 from paralab.planning.measured.schedule import Took, makespan_s
 from paralab.planning.measured.seconds import bytes_s, operation_s
 from paralab.planning.measured.step import Cluster
@@ -138,6 +139,26 @@ def test_beyond_the_largest_measured_size_an_operation_grows_as_sums_do() -> Non
     one = replace(DEVICE.rates[0], operations=samples() | {"clamp float32": (Sample((), 0.0, 8, 2e-6),)})
     assert bytes_s("clamp", 512, one) == pytest.approx(2e-6)  # so small that all is starting it
     assert bytes_s("clamp", 1 << 24, one) == pytest.approx(2e-6 * (1 << 14))
+
+
+def test_attention_over_positions_that_fill_no_tile_takes_as_long_as_over_those_that_do() -> None:
+    """Of 49 queries and keys a kernel has blocks of 16 and vectors of 8, and works on 64 x 56."""
+    sample = Sample((8, 64, 64, 32, 0), 4.0 * 8 * 64 * 64 * 32, 1 << 20, 1e-3)
+    rates = replace(DEVICE.rates[0], operations=samples() | {"attention float32": (sample,)})
+    odd, whole = (
+        operation_s(Operation("attention", "float32", (8, q, k, 32, 0), 4.0 * 8 * q * k * 32, 1 << 20), rates)
+        for q, k in ((49, 49), (64, 56))
+    )
+    assert odd == pytest.approx(whole)
+
+
+def test_sums_of_rows_are_no_sums_of_all_elements() -> None:
+    x = torch.ones(6, 4, requires_grad=True)
+    with Recorder() as recorder:
+        x.sum(0)
+        x.sum()
+        x.sum(1)
+    assert sorted(operation.kind for operation in recorder.work.operations) == ["sum", "sum", "sum of rows"]
 
 
 def test_narrow_products_are_slower_by_a_width_that_the_measured_ones_show() -> None:
