@@ -83,7 +83,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 
 def _thin(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Deselect long tests, and of the long tables all but one of FEWER cases.
+    """Deselect long tests, and of the long tables all but one of FEWER cases and those marked `always`.
 
     The offset changes from row to row of the six models.
     """
@@ -95,7 +95,8 @@ def _thin(config: pytest.Config, items: list[pytest.Item]) -> None:
             cases.setdefault(name, []).append(item)
     for name, of in cases.items():
         many, one_of = FEWER[folder_of(name)]
-        left_out |= {item for i, item in enumerate(of) if len(of) > many and (i + i // 6) % one_of}
+        if len(of) > many:
+            left_out |= {item for i, item in enumerate(of) if (i + i // 6) % one_of and not _is_kept(item)}
     if left_out:
         config.hook.pytest_deselected(items=list(left_out))
         items[:] = [item for item in items if item not in left_out]
@@ -106,6 +107,10 @@ def pytest_collection_finish() -> None:
     gc.collect()
     gc.freeze()
     gc.set_threshold(700, 10, 100)
+
+
+def _is_kept(item: pytest.Item) -> bool:
+    return item.get_closest_marker("always") is not None
 
 
 def pytest_configure(config: pytest.Config) -> None:

@@ -41,6 +41,8 @@ SHALLOW: dict[str, dict[str, Any]] = {
     "dit": {"size": "dit-mnist-4x32x4/7"},
 }
 
+ALWAYS = pytest.mark.always
+
 _references = References()
 
 

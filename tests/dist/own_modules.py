@@ -68,18 +68,17 @@ class BothEnds(Plain):
 
 
 class Repeated(nn.Module):
-    """One block applied several times, under one name, and a parameter that is a number."""
+    """One block applied several times, under one name."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.temperature = nn.Parameter(torch.ones(()))
         self.embed, self.block, self.head = nn.Embedding(WORDS, WIDTH), Block(), nn.Linear(WIDTH, WORDS)
 
     def forward(self, words: Tensor) -> Tensor:
         x = self.embed(words)
         for _ in range(3):
             x = self.block(x)
-        return self.head(x) * self.temperature
+        return self.head(x)
 
 
 class Alternating(nn.Module):
@@ -258,10 +257,14 @@ class TwoTowers(nn.Module):
 
 
 class Routed(Plain):
-    """One of two experts takes a sample, as its first word says: a data rank may have no sample for one of them."""
+    """One of two experts takes a sample, as its first word says: a data rank may have no sample for one of them.
+
+    And a parameter that is a number.
+    """
 
     def __init__(self) -> None:
         super().__init__()
+        self.temperature = nn.Parameter(torch.ones(()))
         self.layers = nn.ModuleList(RoutedBlock() for _ in range(2))
         self.never = nn.Linear(WIDTH, WIDTH)
 
@@ -269,7 +272,7 @@ class Routed(Plain):
         x = self.embed(words)
         for layer in self.layers:
             x = layer(x, words[:, 0] % 2)
-        return self.head(self.norm(x))
+        return self.head(self.norm(x)) * self.temperature
 
 
 class RoutedBlock(nn.Module):

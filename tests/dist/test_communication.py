@@ -11,7 +11,7 @@ from paralab.measure.ledger import CommLedger
 from paralab.options.config import RunConfig
 from paralab.planning.resolve import resolve
 from paralab.processes.rank import Rank
-from tests.dist.cases import SHALLOW, begun
+from tests.dist.cases import ALWAYS, SHALLOW, begun
 from tests.dist.workers import WorkerPool
 from tests.tiny import TINY, divides
 
@@ -55,8 +55,8 @@ def check_run(workers: WorkerPool, run: RunConfig) -> None:
         "dp2",
         "dp2/zero1",
         "dp2/zero2",
-        "dp4/zero1/shard2",
         "dp4/zero3",
+        pytest.param("dp4/zero1/shard2", marks=ALWAYS),  # over which ranks rows are shared
         "dp4/zero2/shard2",
         "dp8/zero3/shard4",
         "tp2",
@@ -94,12 +94,12 @@ def test_gpt2(workers: WorkerPool, layout: str) -> None:
         "dp2",
         "dp2/zero2",
         "dp2/zero3",
-        "dp4.tp2/zero3/shard2/sp",
+        pytest.param("dp4.tp2/zero3/shard2/sp", marks=ALWAYS),  # what is put off, between groups and of norms
         "tp2/sp",
         "dp2.tp2/zero3/sp",
         "pp2/naive",
         "pp2/mb2",
-        "dp2.pp2/zero2/naive",
+        pytest.param("dp2.pp2/zero2/naive", marks=ALWAYS),  # micro-batches that pass one at a time
         "dp4.pp2/zero2/shard2/naive",
     ],
 )
@@ -149,7 +149,16 @@ def test_statistics_of_a_batch_are_sent_in_fp32_under_bf16(workers: WorkerPool) 
 
 @pytest.mark.parametrize("precision", ["fp64", "bf16"])
 @pytest.mark.parametrize(
-    "layout", ["dp2/zero1", "dp2/zero3", "dp4/zero3/shard2", "tp2", "pp2/mb2", "tp2/sp", "dp2.tp2/zero3/sp"]
+    "layout",
+    [
+        "dp2/zero1",
+        "dp2/zero3",
+        "dp4/zero3/shard2",
+        "tp2",
+        "pp2/mb2",
+        "tp2/sp",
+        pytest.param("dp2.tp2/zero3/sp", marks=ALWAYS),  # what FSDP casts and reduces
+    ],
 )
 def test_precision_sets_the_bytes(workers: WorkerPool, layout: str, precision: str) -> None:
     check(workers, "gpt2", layout, precision=precision)

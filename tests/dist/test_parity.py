@@ -12,7 +12,7 @@ import pytest
 from paralab.layout import Layout
 from paralab.layout.strategies import STRATEGIES
 from paralab.options.config import RunConfig
-from tests.dist.cases import SHALLOW
+from tests.dist.cases import ALWAYS, SHALLOW
 from tests.dist.workers import WorkerPool
 from tests.tiny import TINY, divides
 
@@ -302,7 +302,7 @@ def test_a_mixture_whose_experts_have_few_places(workers: WorkerPool, layout: st
 
 
 @pytest.mark.parametrize("norm", ["batch", "none", "group"])
-@pytest.mark.parametrize("layout", ["dp2", "dp4/zero3", "tp2", "dp2.tp2.pp2/mb2"])
+@pytest.mark.parametrize("layout", ["dp2", "dp4/zero3", pytest.param("tp2", marks=ALWAYS), "dp2.tp2.pp2/mb2"])
 def test_norms(workers: WorkerPool, norm: str, layout: str) -> None:
     check_exactly(workers, "resnet", layout, norm=norm)
 
@@ -366,7 +366,20 @@ def test_moments_in_eight_bits(workers: WorkerPool, layout: str) -> None:
 
 @pytest.mark.parametrize(
     ("layout", "checkpointing"),
-    [("dp2", "2"), pytest.param("pp2/interleaved/mb4", "none", marks=pytest.mark.long)],
+    [
+        ("dp2", "2"),
+        *(
+            pytest.param(layout, "none", marks=pytest.mark.long)
+            for layout in (
+                "pp2/naive",
+                "pp2/gpipe/mb2",
+                "pp4/1f1b/mb4",
+                "pp2/interleaved/mb4",
+                "pp2/interleavedx3/mb2",
+                "dp2.pp2/zero2/gpipe/mb2",
+            )
+        ),
+    ],
 )
 def test_compiled(workers: WorkerPool, layout: str, checkpointing: str) -> None:
     check(workers, "gpt2", layout, compile="default", checkpointing=checkpointing)
