@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
 MOST_TOKENS = 1_000_000  # a trainer sets aside memory for as many
 _DEGREES = (2, 4, 8, 16, 64)  # of tensor parallelism, in the table
+_LONG_CHARS = 1 << 20  # a few seconds
 _BUILT_IN = ("bytes", "gpt2")
 
 
@@ -41,7 +42,7 @@ def main(argv: list[str]) -> int:
     for training in trainings:
         check_writable(training.file, make_folders=True)
     with Phases(Moment.now()) as phases:
-        _train(trainings, workers=options.workers, phases=phases)
+        _train(trainings, corpus, workers=options.workers, phases=phases)
         phases.begin("comparing", total=len(kinds))
         compared = []
         for one in compare_all(trainings, [kind for kind in kinds if kind in _BUILT_IN], corpus):
@@ -54,7 +55,7 @@ def main(argv: list[str]) -> int:
     return 0
 
 
-def _train(trainings: "Sequence[Training]", *, workers: int, phases: Phases) -> None:
+def _train(trainings: "Sequence[Training]", corpus: "Corpus", *, workers: int, phases: Phases) -> None:
     from paralab.curation.compare_tokenizers import do
     from paralab.curation.progress import in_order
 
@@ -63,8 +64,14 @@ def _train(trainings: "Sequence[Training]", *, workers: int, phases: Phases) -> 
         phases.begin(f"there already: {', '.join(there)}")
     if open_:
         phases.begin(f"training {', '.join(training.kind for training in open_)}", total=len(open_))
-    for _ in in_order(do, open_, workers=min(workers, max(1, len(open_)))):
+    for _ in in_order(do, open_, workers=min(workers, max(1, len(open_))), apart=_is_long(corpus)):
         phases.advance()
+
+
+def _is_long(corpus: "Corpus") -> bool:
+    """Tell whether a tokenizer is trained for longer than a process needs to start."""
+    read = 0
+    return any((read := read + len(text)) > _LONG_CHARS for text in corpus.pieces("train"))
 
 
 def _table(compared: "Sequence[Compared]") -> list[str]:

@@ -30,13 +30,14 @@ class Percent:
         self._shown = now
 
 
-def in_order(function: Callable[[A], B], tasks: Iterable[A], *, workers: int) -> Iterator[B]:
+def in_order(function: Callable[[A], B], tasks: Iterable[A], *, workers: int, apart: bool = False) -> Iterator[B]:
     """Yield what a function makes of each task, in their order; with several processes, a few tasks ahead.
 
+    apart: whether a single worker is a process as well, so that a signal ends what computes for long without Python.
     The function and its tasks travel by pickle. Tasks are taken as they are needed, so that they may be endless.
     Raises: ParalabError where a process ends before its task, and whatever the function raises.
     """
-    if workers == 1:
+    if workers == 1 and not apart:
         yield from map(function, tasks)
         return
     waiting: deque[Future[B]] = deque()

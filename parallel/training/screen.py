@@ -110,7 +110,8 @@ class Shown:
             long = "" if run.epochs is None else f": {run.epochs} epochs of {work.dataset().n_samples:,} samples"
             self.say(f"in {self.folder}, from step {step} to {total}{long}")
         else:
-            self.say(f"in {self.folder}, at step {step}: nothing is left to train, give a --steps above {total}")
+            more = f"a --steps above {step}" if run.epochs is None else "more --epochs"
+            self.say(f"in {self.folder}, at step {step}: nothing is left to train, give {more}")
 
     def step(self, done: int) -> None:
         self.bar.update(self.task, completed=done)

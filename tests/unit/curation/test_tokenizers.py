@@ -1,11 +1,15 @@
 """Tokenizers: each gives any text back, is trained once, and is compared on what it was not trained on."""
 
+import hashlib
 import json
+import signal
+from multiprocessing import active_children
 from pathlib import Path
 
 import pytest
 
-from paralab.commands import data
+from paralab.commands import data, data_tokenize
+from paralab.curation import compare_tokenizers
 from paralab.curation.compare_tokenizers import Corpus, compare, padding
 from paralab.curation.train_tokenizer import KINDS, save, train
 from paralab.data.assets import read_asset
@@ -107,3 +111,33 @@ def test_texts_that_are_none_are_refused(content: bytes, said: str, tmp_path: Pa
     (tmp_path / "t.txt").write_bytes(content)
     with pytest.raises(DataError, match=said):
         tokenize(tmp_path / "t.txt", "--out", tmp_path / "out")
+
+
+COMPUTED: list[object] = []  # in this process
+
+
+def compute(training: object) -> None:
+    """Take seconds in which Python hears no signal."""
+    try:
+        hashlib.pbkdf2_hmac("sha256", b"", b"", 10**7)
+    finally:
+        COMPUTED.append(training)
+
+
+def test_the_training_on_a_long_text_ends_at_a_signal(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    (tmp_path / "a.txt").write_text(TEXT)
+    monkeypatch.setattr(data_tokenize, "_LONG_CHARS", 100)
+    monkeypatch.setattr(compare_tokenizers, "do", compute)
+    before = signal.signal(signal.SIGALRM, interrupt)
+    signal.setitimer(signal.ITIMER_REAL, 0.5)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            tokenize(tmp_path / "a.txt", "--kinds", "bpe", "--out", tmp_path / "out")
+    finally:
+        signal.signal(signal.SIGALRM, before)
+    for process in active_children():
+        process.join(10)
+    assert not active_children() and not COMPUTED

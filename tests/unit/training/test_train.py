@@ -393,7 +393,7 @@ def test_a_run_goes_on_with_the_content_it_was_trained_on_under_any_path(
         run(tmp_path / "run", "--resume", "--steps", "2")
     assert run(tmp_path / "run", "--resume", "--steps", "2", "--data", f"file:{moved}") == 0
     capsys.readouterr()
-    assert run(tmp_path / "run", "--resume", "--steps", "2", "--data", f"file:{moved}") == 0
+    assert run(tmp_path / "run", "--resume", "--steps", "1", "--data", f"file:{moved}") == 0
     assert "at step 2: nothing is left to train, give a --steps above 2" in capsys.readouterr().out
     with pytest.raises(ConfigError, match=r"alice \(sha256 502852fbc455\) is other data"):
         run(tmp_path / "other", *QUICK, "--resume", str(tmp_path / "run" / "step-2"), "--data", "alice")
