@@ -49,9 +49,6 @@ class Training:
         return torch.optim.AdamW(parameters, lr=self.learning_rate)
 
 
-Loop = Callable[[Training], Iterator[float]]
-
-
 def ours(training: Training, *, layout: str) -> Iterator[float]:
     """Train under a layout of paralab."""
     with join() as world:

@@ -43,16 +43,6 @@ _NEEDED = {
 }
 
 
-def from_transformers(model: "GPT2LMHeadModel") -> tuple[GPT2Config, dict[str, Tensor]]:
-    """Return the config, and the state in fp32 as `GPT2.load_state_dict` takes it.
-
-    Weights of linear layers are (out, in), the vocabulary (padded_vocab, hidden), the tied weight under both names.
-    Raises: ValueError for a variant of GPT-2 that computes something else.
-    """
-    config = config_from(model.config)
-    return config, take(model.state_dict(), config)
-
-
 def config_from(theirs: "TheirConfig") -> GPT2Config:
     """Return our config of theirs. A vocabulary of 257 is taken for bytes, any other for GPT-2's encoding.
 

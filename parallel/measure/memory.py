@@ -66,10 +66,6 @@ class MemoryReport:
     def peak_bytes(self) -> int:
         return sum(self.peak.values())
 
-    @property
-    def rest_bytes(self) -> int:
-        return sum(self.rest.values())
-
 
 @dataclass(frozen=True)
 class _Event:

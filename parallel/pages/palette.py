@@ -5,10 +5,10 @@ apart under deuteranopia and protanopia too: `tests/unit/pages/test_palette.py` 
 hatch or a marker.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
-# the papers and lines of a page, for pictures that stand alone
+# the paper and lines of a page in light, for pictures that stand alone
 LIGHT = {
     "--paper": "#ffffff",
     "--panel": "#f6f7f9",
@@ -17,15 +17,6 @@ LIGHT = {
     "--rule": "#d5dae0",
     "--good": "#00704f",
     "--bad": "#b03a00",
-}
-DARK = {
-    "--paper": "#14171b",
-    "--panel": "#1b1f25",
-    "--ink": "#e7eaee",
-    "--quiet": "#a1abb6",
-    "--rule": "#363d46",
-    "--good": "#4cc9a0",
-    "--bad": "#ff9a5c",
 }
 
 
@@ -151,17 +142,6 @@ METHODS = {
 }
 VARIANTS = ("blue", "orange", "teal", "violet", "pink", "olive", "brown", "green")  # of one strategy, where it is alone
 UNNAMED = Look("grey", marker="circle")  # a layout that no strategy has
-# sets whose members stand in one drawing, and the least distance of two of their colours: CIEDE2000, for each vision
-TOGETHER: Mapping[str, tuple[Mapping[str, Look], float]] = {
-    "memory": (MEMORY, 15.0),
-    "predicted memory": (PREDICTED_MEMORY, 15.0),
-    "parts of a step": (STEP, 10.0),
-    "parts of a predicted step": (PREDICTED_STEP, 10.0),
-    "passes": (PASSES, 20.0),
-    "strategies": (STRATEGIES, 9.0),
-    "methods of logistic regression": (dict(list(METHODS.items())[:5]), 15.0),
-    "methods of denoising": (dict(list(METHODS.items())[5:]), 15.0),
-}
 
 
 def of_strategies(labels: Iterable[tuple[str, str | None]]) -> dict[str, Look]:

@@ -1,5 +1,6 @@
 """Colours that stand together are told apart under red-green blindness too, and stand out on either paper."""
 
+from collections.abc import Mapping
 from itertools import combinations, pairwise
 
 import numpy as np
@@ -24,6 +25,26 @@ EYES = {
     "protanopia": np.array(
         [[0.152286, 1.052583, -0.204868], [0.114503, 0.786281, 0.099216], [-0.003882, -0.048116, 1.051998]]
     ),
+}
+DARK = {
+    "--paper": "#14171b",
+    "--panel": "#1b1f25",
+    "--ink": "#e7eaee",
+    "--quiet": "#a1abb6",
+    "--rule": "#363d46",
+    "--good": "#4cc9a0",
+    "--bad": "#ff9a5c",
+}
+# sets whose members stand in one drawing, and the least distance of two of their colours: CIEDE2000, for each vision
+TOGETHER: Mapping[str, tuple[Mapping[str, palette.Look], float]] = {
+    "memory": (palette.MEMORY, 15.0),
+    "predicted memory": (palette.PREDICTED_MEMORY, 15.0),
+    "parts of a step": (palette.STEP, 10.0),
+    "parts of a predicted step": (palette.PREDICTED_STEP, 10.0),
+    "passes": (palette.PASSES, 20.0),
+    "strategies": (palette.STRATEGIES, 9.0),
+    "methods of logistic regression": (dict(list(palette.METHODS.items())[:5]), 15.0),
+    "methods of denoising": (dict(list(palette.METHODS.items())[5:]), 15.0),
 }
 TO_XYZ = np.array(
     [[0.4124564, 0.3575761, 0.1804375], [0.2126729, 0.7151522, 0.0721750], [0.0193339, 0.1191920, 0.9503041]]
@@ -86,24 +107,24 @@ def test_the_difference_of_colours_is_that_of_the_published_pairs(one, other, kn
     assert ciede2000(np.array(one), np.array(other)) == pytest.approx(known, abs=1e-4)
 
 
-@pytest.mark.parametrize("name", palette.TOGETHER)
+@pytest.mark.parametrize("name", TOGETHER)
 @pytest.mark.parametrize("theme", ["light", "dark"])
 @pytest.mark.parametrize("eyes", EYES)
 def test_colours_of_one_drawing_are_told_apart(name: str, theme: str, eyes: str) -> None:
-    looks, least = palette.TOGETHER[name]
+    looks, least = TOGETHER[name]
     names = dict.fromkeys(look.colour for look in looks.values())
     seen = {colour: lab(EYES[eyes] @ linear(getattr(palette.COLOURS[colour], theme))) for colour in names}
     for one, other in combinations(names, 2):
         assert ciede2000(seen[one], seen[other]) >= least, (one, other)
 
 
-@pytest.mark.parametrize("name", palette.TOGETHER)
+@pytest.mark.parametrize("name", TOGETHER)
 def test_what_shares_a_colour_has_another_hatch_or_marker(name: str) -> None:
-    looks = [(look.colour, look.hatch, look.marker) for look in palette.TOGETHER[name][0].values()]
+    looks = [(look.colour, look.hatch, look.marker) for look in TOGETHER[name][0].values()]
     assert len(set(looks)) == len(looks)
 
 
-@pytest.mark.parametrize(("theme", "papers"), [("light", palette.LIGHT), ("dark", palette.DARK)])
+@pytest.mark.parametrize(("theme", "papers"), [("light", palette.LIGHT), ("dark", DARK)])
 def test_colours_stand_out_on_the_paper(theme: str, papers: dict[str, str]) -> None:
     for colour in palette.COLOURS.values():
         for paper in ("--paper", "--panel"):
@@ -115,7 +136,7 @@ def test_colours_stand_out_on_the_paper(theme: str, papers: dict[str, str]) -> N
 def test_papers_are_those_of_the_page() -> None:
     """A picture that stands alone, and the contrast above, count on the values that a page has."""
     light, dark = (style.HERE / "page.css").read_text(encoding="utf-8").split("@media", 1)
-    for papers, rules in ((palette.LIGHT, light), (palette.DARK, dark.split("* {")[0])):
+    for papers, rules in ((palette.LIGHT, light), (DARK, dark.split("* {")[0])):
         for name, value in papers.items():
             assert f"{name}: {value};" in rules
 
