@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 SEQ_LEN = 1024  # tokens of a sample, where the model has more positions and none were requested
 _CLASSES = ("ForCausalLM", "LMHeadModel")  # how a class of a causal language model ends
-_BYTES, _GPT2 = 257, 50_257  # tokens of the built-in encodings
+_GPT2 = 50_257  # tokens of the built-in encoding
 
 
 def read(name: str) -> CausalLMConfig:

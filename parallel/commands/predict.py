@@ -87,13 +87,13 @@ def settle_all(rows: Sequence[Row], own: Mapping[str, Device], gpu: str) -> tupl
         try:
             if row.error is not None:
                 raise UsageError(row.error)
-            settled[row.line] = _checked(settle(row.raw, own, gpu), row)
+            settled[row.line] = _checked(settle(row.raw, own, gpu))
         except UsageError as error:
             problems[row.line] = str(error)
     return settled, problems
 
 
-def _checked(settled: "Settled", row: Row) -> "Settled":
+def _checked(settled: "Settled") -> "Settled":
     """Return a case. Raises: UsageError where its device was measured and paralab does not train it."""
     if settled.device.measured is not None:
         from paralab.planning.measured import planned
