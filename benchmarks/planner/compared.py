@@ -58,7 +58,7 @@ class Compared:
 
 def compare(rows: "Sequence[RunRecord]", device: "MeasuredDevice") -> Iterator[Compared]:
     """Yield every layout of these rows that can be predicted, in the order in which they first ran."""
-    from paralab.commands.own_rows import predicted_rows
+    from paralab.commands.plan_own_rows import predicted_rows
 
     runs: dict[tuple[str, int, str], list[tuple[RunRecord, Predicted]]] = defaultdict(list)
     for row, predicted in predicted_rows(list(rows), device):

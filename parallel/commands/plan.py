@@ -73,7 +73,7 @@ def main(argv: Sequence[str]) -> int:
 
 def _answer(options: Any, goal: Goal, own: Mapping[str, Device], gpu: str) -> None:
     """Search, print the answer, and write it to the files that were asked for."""
-    from paralab.planning import planned, solving
+    from paralab.planning import report, solving
 
     check_outputs({"--out": options.out, "--report": options.report})
     model, raw = _question(options)
@@ -82,7 +82,7 @@ def _answer(options: Any, goal: Goal, own: Mapping[str, Device], gpu: str) -> No
         solved = solving.solve(goal, raw, own, gpu, phases)
     if options.out:
         _write(Path(options.out), solved, model, raw, options.top or WRITTEN)
-    print(planned.report(solved, raw, model, own, gpu, top=options.top or SHOWN))
+    print(report.text(solved, raw, model, own, gpu, top=options.top or SHOWN))
     if options.report:
         _draw(Path(options.report), solved, model, raw, own, gpu, options.top or WRITTEN)
     if options.check:
@@ -111,12 +111,12 @@ def _draw(
     gpu: str,
     most: int,
 ) -> None:
-    from paralab.planning import sheet
+    from paralab.planning import page
 
     found = solved.found
     numbers = found.ranked(most)
     with Phases(Moment.now(), transient=True) as phases:
-        content = sheet.render(solved, raw, model, own, gpu, numbers, phases).encode()
+        content = page.render(solved, raw, model, own, gpu, numbers, phases).encode()
     write_whole(out, content)
     print(f"wrote {out} ({len(content) / 1024:,.0f} KiB)", file=sys.stderr)
 
@@ -152,7 +152,7 @@ def _check(options: Any) -> None:
 
 
 def _answer_file(source: Path, out: str | None, own: Mapping[str, Device], gpu: str, top: int) -> int:
-    from paralab.planning import planned
+    from paralab.planning import report
 
     if out:
         check_writable(Path(out), inputs=[source])
@@ -162,11 +162,11 @@ def _answer_file(source: Path, out: str | None, own: Mapping[str, Device], gpu: 
         try:
             if row.error is not None:
                 raise UsageError(row.error)
-            lines += planned.answers(row.case_id, row.raw, own, gpu, top=top)
+            lines += report.answers(row.case_id, row.raw, own, gpu, top=top)
         except UsageError as error:
             problems += 1
             print(f"{source}, line {row.line}: {error}", file=sys.stderr)
-    content = cases.write(planned.HEADER, lines)
+    content = cases.write(report.HEADER, lines)
     if out:
         write_whole(Path(out), content)
     else:

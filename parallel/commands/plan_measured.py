@@ -60,7 +60,7 @@ def answer(options: Any, device: Device, *, top: int) -> None:
             seen=phases.advance,
         )
         if options.calibrate_from:
-            from paralab.commands.own_rows import factor_of
+            from paralab.commands.plan_own_rows import factor_of
 
             correction = factor_of(Path(options.calibrate_from), device.measured)
             found = [replace(one, predicted=one.predicted.times(correction.value)) for one in found]
@@ -73,7 +73,7 @@ def answer(options: Any, device: Device, *, top: int) -> None:
 
 def _model(options: Any, device: Device) -> "tuple[ModelSpec, ModelConfig, list[str]]":
     """Return the model of a question, and the words that name it. Raises: UsageError."""
-    from paralab.planning.measured import planned
+    from paralab.planning.measured import imagined
     from paralab.planning.settle import settle
 
     names = ("layers", "hidden", "heads", "kv_heads", "ffn", "vocab", "experts", "experts_per_token", "expert_ffn")
@@ -83,12 +83,12 @@ def _model(options: Any, device: Device) -> "tuple[ModelSpec, ModelConfig, list[
         if "layers" not in raw or "hidden" not in raw:
             raise ConfigError("no model: give --model gpt2 --size nano, or --layers 4 --hidden 128")
         gated = {"gated": True} if options.gated else {}
-        spec, config = planned.model_of(settle({**raw, **gated, "gpu": device.gpu}).case)
+        spec, config = imagined.model_of(settle({**raw, **gated, "gpu": device.gpu}).case)
         return spec, config, []
     given = [name for name in names if getattr(options, name) is not None] + ["gated"] * options.gated
     if given:
         raise ConfigError(f"--{given[0].replace('_', '-')} beside --model on a measured device: leave one of them out")
-    return planned.named(options.model, options.size, cases.parse(length).get("sequence_length"), options.tokenizer)
+    return imagined.named(options.model, options.size, cases.parse(length).get("sequence_length"), options.tokenizer)
 
 
 def _report(found: "Sequence[Choice]", device: Device, words: Sequence[str], batch: int, top: int) -> Iterator[str]:

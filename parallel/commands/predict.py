@@ -96,9 +96,9 @@ def settle_all(rows: Sequence[Row], own: Mapping[str, Device], gpu: str) -> tupl
 def _checked(settled: "Settled") -> "Settled":
     """Return a case. Raises: UsageError where its device was measured and paralab does not train it."""
     if settled.device.measured is not None:
-        from paralab.planning.measured import planned
+        from paralab.planning.measured import imagined
 
-        planned.of_case(settled)
+        imagined.of_case(settled)
     return settled
 
 

@@ -12,9 +12,9 @@ import torch
 import torch.distributed as dist
 
 from paralab.axes.data.approximate import approximation
-from paralab.commands import around
-from paralab.commands.around import Agreement
+from paralab.commands import verify_around
 from paralab.commands.verify import VerifyConfig
+from paralab.commands.verify_around import Agreement
 from paralab.console.clock import Moment
 from paralab.console.lines import MOST, paragraph
 from paralab.console.phases import Phases
@@ -228,7 +228,7 @@ def prove_all(rank: Rank, progress: Progress, runs: list[VerifyConfig]) -> list[
     for work in surrounded:
         phases.begin(f"data order, validation and checkpoints under {work.layout}")
         with task.on_rank(work.run, rank, progress, phases=phases) as here:
-            for agreement in around.compare(here.work, here.mesh, validates=_validates(here.work)):
+            for agreement in verify_around.compare(here.work, here.mesh, validates=_validates(here.work)):
                 compared.append(agreement)
                 phases.end()
                 if rank.is_main:

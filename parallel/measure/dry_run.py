@@ -17,7 +17,7 @@ from torch._subclasses.fake_tensor import UnsupportedOperatorException as NoShap
 from paralab.axes import all_axes
 from paralab.axes.blocks import blocks_of
 from paralab.axes.initialise import local
-from paralab.axes.places import line_of, short
+from paralab.axes.source_lines import line_of, short
 from paralab.data.dataset import Batch
 from paralab.engines import native
 from paralab.errors import ConfigError, LayoutError, ParalabError

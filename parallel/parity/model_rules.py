@@ -15,8 +15,8 @@ import torch
 from torch import Tensor, nn
 
 from paralab.axes.pipeline.rules import cut_problem
-from paralab.axes.places import file_of, line_of, place, short
 from paralab.axes.precision import in_dtype
+from paralab.axes.source_lines import file_of, line_of, place, short
 from paralab.axes.tensor.rules import plan_problems, sizes_to_divide, split_problem
 from paralab.errors import ModelError, did_you_mean
 from paralab.models.found import beside, plain_tensors

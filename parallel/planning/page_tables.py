@@ -4,7 +4,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from paralab.pages.table import UNKNOWN, Cell, Column, Table, table
-from paralab.planning import pictures, planned
+from paralab.planning import pictures, report
 from paralab.planning.breakdown import CATEGORIES
 from paralab.planning.pictures import Scaled
 from paralab.planning.scale import Fact
@@ -70,7 +70,7 @@ def of_facts(title: str, facts: Iterable[Fact]) -> Table:
     """Return a line for each fact of the arithmetic of a training, with its unit and source."""
     columns = (Column("what", name_of_row=True), Column("value", number=True), Column("unit"),
                Column("source", wide=True))  # fmt: skip
-    rows = [(Cell(one.name), Cell(planned.quantity(one), one.value), Cell(one.unit or UNKNOWN), Cell(one.source))
+    rows = [(Cell(one.name), Cell(report.quantity(one), one.value), Cell(one.unit or UNKNOWN), Cell(one.source))
             for one in facts]  # fmt: skip
     return table(title, columns, rows)
 

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from paralab.axes.blocks import block_of
 from paralab.axes.pipeline.stages import cut_stage, tied_ends
-from paralab.axes.places import line_of, place, short
+from paralab.axes.source_lines import line_of, place, short
 from paralab.errors import LayoutError
 from paralab.layout import Layout
 from paralab.models.spec import SAMPLES_TRIED, C, ModelSpec

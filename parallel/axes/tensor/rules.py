@@ -7,7 +7,7 @@ from typing import get_args
 
 from torch import Tensor, nn
 
-from paralab.axes.places import line_of, short
+from paralab.axes.source_lines import line_of, short
 from paralab.axes.tensor import EXPERTS
 from paralab.errors import LayoutError, did_you_mean
 from paralab.layout import common_divisors

@@ -8,9 +8,9 @@ from paralab.errors import LayoutError
 from paralab.layout import layers_of_stages
 from paralab.options.config import RunConfig
 from paralab.planning.hardware import Device
-from paralab.planning.measured import planned
+from paralab.planning.measured import imagined
 from paralab.planning.measured.cases import cluster_of
-from paralab.planning.measured.planned import Imagined
+from paralab.planning.measured.imagined import Imagined
 from paralab.planning.measured.search import Choice, search
 from paralab.planning.settle import settle
 
@@ -27,7 +27,7 @@ def best(raw: Mapping[str, Any], device: Device, *, top: int) -> list[dict[str, 
         raise LayoutError("n_gpus is empty: say how many processes there are")
     open_ = {name: value for name, value in raw.items() if name not in (*_LAYOUT, "cp", "ep")}
     settled = settle({**open_, "gpu": device.gpu})
-    spec, config = planned.model_of(settled.case)
+    spec, config = imagined.model_of(settled.case)
     assert device.measured is not None
     found = search(
         spec,

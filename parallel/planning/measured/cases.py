@@ -2,7 +2,7 @@
 
 from paralab.axes.costs import GIB
 from paralab.errors import LayoutError
-from paralab.planning.measured import planned, step
+from paralab.planning.measured import imagined, step
 from paralab.planning.measured.step import Cluster, Predicted
 from paralab.planning.predict import Prediction, model_flops
 from paralab.planning.settle import Settled
@@ -20,7 +20,7 @@ def predict(settled: Settled) -> Prediction:
     device = settled.device.measured
     if device is None:
         raise ValueError(f"{settled.device.gpu} was not measured")
-    plan = planned.of_case(settled)
+    plan = imagined.of_case(settled)
     found = step.predict(plan, device, cluster_of(settled))
     case, peak = settled.case, settled.device.peak_tflops(str(settled.case.precision))
     if peak is None:

@@ -11,7 +11,7 @@ from paralab.models.spec import ModelConfig, ModelSpec
 from paralab.options.config import RunConfig
 from paralab.planning.measured.cases import PROCESS_BYTES
 from paralab.planning.measured.device import MeasuredDevice
-from paralab.planning.measured.planned import Imagined, imagine
+from paralab.planning.measured.imagined import Imagined, imagine
 from paralab.planning.measured.step import ONE_MACHINE, Cluster, Predicted, predict
 from paralab.planning.search import splits
 

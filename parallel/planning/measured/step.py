@@ -12,8 +12,8 @@ from paralab.layout import Layout
 from paralab.layout.layout import MOST_RANKS
 from paralab.layout.schedules import Pass
 from paralab.planning.measured.device import MeasuredDevice, Rates
+from paralab.planning.measured.imagined import Imagined
 from paralab.planning.measured.live import peak_sharded
-from paralab.planning.measured.planned import Imagined
 from paralab.planning.measured.schedule import Took, makespan_s
 from paralab.planning.measured.seconds import bytes_s, pass_s, transfer_s
 from paralab.planning.measured.trace import Traced, noted, states, traces

@@ -10,7 +10,7 @@ import torch
 
 import paralab.parity.prove as prove_module
 from paralab import engines
-from paralab.commands import around
+from paralab.commands import verify_around
 from paralab.layout import Division, Layout
 from paralab.models import SPECS
 from paralab.options.config import RunConfig
@@ -268,11 +268,11 @@ def test_what_surrounds_the_steps_agrees_and_is_seen_where_it_does_not(monkeypat
     work = work_of(strategy="single", precision="fp64", accumulation=2)
     mesh = Mesh(work.layout, torch.device("cpu"))
     names = ["data order", "validation loss", "resumed in one process"]
-    found = around.compare(work, mesh, validates=True)
+    found = verify_around.compare(work, mesh, validates=True)
     assert [(x.name, x.passed) for x in found] == [(name, True) for name in names]
     monkeypatch.setattr(Division, "rows_of", lambda division, dp_rank: list(reversed(range(8))))
-    monkeypatch.setattr(around.checkpoint, "load", lambda engine, folder: STEPS)
-    assert [x.passed for x in around.compare(work, mesh, validates=False)] == [False, False]
+    monkeypatch.setattr(verify_around.checkpoint, "load", lambda engine, folder: STEPS)
+    assert [x.passed for x in verify_around.compare(work, mesh, validates=False)] == [False, False]
 
 
 def test_the_worst_piece_of_a_parameter_counts_and_noise_is_no_movement() -> None:

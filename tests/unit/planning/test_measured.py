@@ -20,7 +20,7 @@ from paralab.measure.dry_run import dry_run
 from paralab.models import SPECS
 from paralab.options.config import RunConfig
 from paralab.planning.measured import device as files
-from paralab.planning.measured import planned, search, step
+from paralab.planning.measured import imagined, search, step
 from paralab.planning.measured.device import MeasuredDevice, Rates, Sample, Sent, between
 from paralab.planning.measured.operations import Operation, Recorder
 from paralab.planning.measured.schedule import Took, makespan_s
@@ -73,7 +73,7 @@ TINY, CONFIG = SPECS["gpt2"], replace(SPECS["gpt2"].config("2x32x4v257"), seq_le
 
 def predicted(layout: str, *, batch: int = 8, device: MeasuredDevice = DEVICE, **more: Any) -> step.Predicted:
     cluster = more.pop("cluster", step.ONE_MACHINE)
-    plan = planned.imagine(TINY, CONFIG, Layout.parse(layout), batch=batch, run=RunConfig(**more))
+    plan = imagined.imagine(TINY, CONFIG, Layout.parse(layout), batch=batch, run=RunConfig(**more))
     return step.predict(plan, device, cluster)
 
 
@@ -255,7 +255,7 @@ def test_passes_wait_for_each_other_and_share_cores() -> None:
 
 def test_a_gradient_lies_beside_the_bucket_that_it_is_copied_into() -> None:
     config = replace(CONFIG, vocab_size=20_000, seq_len=4)  # the embedding is the output layer: two gradients meet
-    plan = planned.imagine(TINY, config, Layout.parse("dp2"), batch=2, run=RunConfig())
+    plan = imagined.imagine(TINY, config, Layout.parse("dp2"), batch=2, run=RunConfig())
     assert step.predict(plan, DEVICE).memory.activations > 2.9 * 20_000 * config.hidden * 4
 
 
@@ -314,7 +314,7 @@ def test_software_is_added_for_each_thing_that_an_axis_says_it_does() -> None:
 
 def test_layouts_that_are_not_predicted_are_refused() -> None:
     with pytest.raises(LayoutError, match="measured device"):
-        planned.imagine(TINY, CONFIG, Layout.parse("cp2"), batch=8, run=RunConfig())
+        imagined.imagine(TINY, CONFIG, Layout.parse("cp2"), batch=8, run=RunConfig())
 
 
 def test_the_search_puts_what_fits_first_and_recomputes_where_nothing_does() -> None:
@@ -351,7 +351,7 @@ def test_a_case_with_uneven_stages_is_that_layout(file: str) -> None:
     shape = {"layers": 6, "hidden": 32, "heads": 4, "vocab": 257, "sequence_length": 16, "pp": 3, "gpu": file}
 
     def layout(*stages: int) -> str:
-        return str(planned.of_case(settle({**shape, "layers_per_stage": stages})).layout)
+        return str(imagined.of_case(settle({**shape, "layers_per_stage": stages})).layout)
 
     assert (layout(2, 2, 2), layout(1, 3, 2)) == ("pp3/1f1b/mb12", "pp3/1f1b/mb12/first1/last2")
     shape |= {"pp": 4, "layers": 8}
@@ -400,7 +400,7 @@ def test_own_rows_correct_step_times_by_one_factor(tmp_path: Path, file: str, ca
     words = ["plan", "--model", "gpt2", "--size", "tiny", "--gpu", file, "--n-gpus", "1", "--global-batch-size", "4"]
     assert cli.main([*words, "--calibrate-from", str(rows)]) == 2  # there is no such file
     for name in ("dp1", "dp2", "tp2"):
-        plan = planned.imagine(TINY, TINY.config("tiny"), Layout.parse(name), batch=4, run=RunConfig())
+        plan = imagined.imagine(TINY, TINY.config("tiny"), Layout.parse(name), batch=4, run=RunConfig())
         seconds = 3 * step.predict(plan, DEVICE).step_time_s
         row = run(layout=name, size="tiny", sequence_length=16, global_batch_size=4, step_time_p50_s=seconds)
         for again in (row, row, replace(row, run_id=f"{name}-nan", step_time_p50_s=nan)):  # neither counts

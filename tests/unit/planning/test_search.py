@@ -19,8 +19,8 @@ from paralab.options.config import RunConfig
 from paralab.options.flags import resolve as read_config
 from paralab.planning import answers, shapes
 from paralab.planning.breakdown import gib_by_category
-from paralab.planning.planned import ASKED
 from paralab.planning.predict import predict
+from paralab.planning.report import ASKED
 from paralab.planning.resolve import resolve
 from paralab.planning.search import Found, search, splits
 from paralab.planning.settle import settle

@@ -12,7 +12,7 @@ from paralab.layout import Layout
 from paralab.models import SPECS
 from paralab.options.config import RunConfig
 from paralab.planning.measured.device import read
-from paralab.planning.measured.planned import imagine
+from paralab.planning.measured.imagined import imagine
 from paralab.planning.measured.step import predict
 
 ONE = Compared("2026-11-27", "a processor", 2, "2.13", "gpt2 nano", 2, "dp2", 8, 2, 0.1, 0.05, 0.11, 1000, 900)

@@ -14,7 +14,7 @@ from paralab.options.config import RunConfig
 from paralab.planning.factor import Factor, factor
 from paralab.planning.measured import step
 from paralab.planning.measured.device import MeasuredDevice
-from paralab.planning.measured.planned import imagine
+from paralab.planning.measured.imagined import imagine
 from paralab.records.reading import read
 from paralab.records.row import RunRecord
 

@@ -9,7 +9,7 @@ import numpy as np
 
 from paralab.console.phases import Phases
 from paralab.pages import page
-from paralab.planning import answers, checked, page_tables, pictures, planned, records, scale
+from paralab.planning import answers, checked, page_tables, pictures, records, report, scale
 from paralab.planning.cases import SHOWN
 from paralab.planning.hardware import Device
 from paralab.planning.pictures import gib
@@ -37,7 +37,7 @@ def render(
     """
     found = solved.found
     fits, unit = bool(found.n_fit), scale.unit(found)
-    head = list(planned.head(found, raw))
+    head = list(report.head(found, raw))
     rows = records.rows(found, found.ranked(min(SHOWN, len(numbers))), model)
     scaled = pictures.scaling(found, raw, own, gpu, phases) if fits else []
     charts = [pictures.against_memory(found, unit), pictures.memory(found)]
@@ -69,7 +69,7 @@ def _answer(
     found = solved.found
     if not found.n_fit:
         yield f"No layout fits. The closest is {answers.name(found, found.best)}:"
-        yield from planned.what_would(found, raw, model, own, gpu)
+        yield from report.what_would(found, raw, model, own, gpu)
         return
     i = found.best
     result, (low, high) = found.prediction, (float(edge[i]) for edge in found.range_s)

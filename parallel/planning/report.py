@@ -52,7 +52,7 @@ def answers(case_id: str, raw: Mapping[str, Any], own: Mapping[str, Device], gpu
     ]
 
 
-def report(
+def text(
     solved: Solved, raw: Mapping[str, Any], model: "Trained | None", own: Mapping[str, Device], gpu: str, *, top: int
 ) -> str:
     """Return the answer for a terminal. model: None for shapes that no model of paralab has."""
