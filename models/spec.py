@@ -353,7 +353,7 @@ def _counted(spec: ModelSpec[C], config: C) -> Flops:
     inputs, targets = spec.example(config, 1)
     try:
         return Flops(float(count_flops(spec.on_meta(config), inputs, targets)), "counted")
-    except Exception as error:
+    except Exception as error:  # of the model's own code, which may raise any
         said = f"{type(error).__name__}: {' '.join(str(error).split())[:160]}"
         advice = "see paralab check-model, or give its spec flops=lambda config: Flops(per_sample=..., formula=...)"
         raise ModelError(f"operations of {spec.name} cannot be counted on the meta device ({said}): {advice}") from None

@@ -86,7 +86,7 @@ def tensor_problem(config: CausalLMConfig, plan_of: Callable[[CausalLMConfig], M
         want = whole(tokens, targets=targets)
         try:
             got = ranks.run(whole, lambda model: model(tokens, targets=targets))
-        except Exception as error:
+        except Exception as error:  # as above
             return f"split by its tensor plan it fails ({_short(error)})"
     if not all(torch.allclose(loss, want, rtol=_CLOSE) for loss in got):
         losses = f"a loss of {got[0].item():.6g} and not {want.item():.6g}"
@@ -105,7 +105,7 @@ def sequence_problem(config: CausalLMConfig) -> str:
         want = whole(tokens, targets=targets)
         try:
             got = torch.stack(SequenceRanks(2).run(whole, lambda model: model(tokens, targets=targets))).mean()
-        except Exception as error:
+        except Exception as error:  # as above
             return f"its sequence cannot be shared by ranks ({_short(error)})"
     if torch.allclose(got, want, rtol=_CLOSE):
         return ""

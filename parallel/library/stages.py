@@ -54,7 +54,7 @@ def needs_of(module: nn.Module, pipeline: Pipeline, form: Form, example: tuple[T
             needs = form.call(run, example)
     except ParalabError:
         raise
-    except Exception as error:
+    except Exception as error:  # of the module's own code, which may raise any
         raise LayoutError(
             f"what passes between the stages of a pipeline is found out without values, and {type(module).__name__} "
             f"does not run so: {type(error).__name__}: {' '.join(str(error).split())[:200]}"

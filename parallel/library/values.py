@@ -72,7 +72,7 @@ def _without_values(make: Callable[[], nn.Module]) -> nn.Module:
     try:
         with torch.device("meta"):
             module = make()
-    except Exception:
+    except Exception:  # of the function of a program: what is really wrong with it is raised again here
         return make()
     plain = any(isinstance(x, Tensor) for m in module.modules() for x in vars(m).values())
     return make() if plain else module

@@ -109,7 +109,7 @@ def _on(place: Place, work: Work, *, backend: str, places: bool = False) -> DryR
             return _step(place, work, mesh, backend=backend, places=places)
     except ParalabError:
         raise
-    except Exception as error:
+    except Exception as error:  # of the model's own code, which may raise any
         raise _told(error, place, work) from error
 
 

@@ -88,7 +88,7 @@ def _structure(subject: _Subject) -> Iterator[Broken]:
     spec, rule = subject.spec, "2, blocks"
     try:
         model = subject.model()
-    except Exception as error:
+    except Exception as error:  # of the model
         yield Broken("3, modules are created on the meta device", subject.line_of(error), short(error))
         return
     here, modules = place(model), dict(model.named_modules())
@@ -165,7 +165,7 @@ def _built(subject: _Subject) -> Iterator[Broken]:
             with torch.random.fork_rng(devices=[]):
                 torch.default_generator.manual_seed(other)
                 pair.append(spec.built(config, seed=0).state_dict())
-        except Exception as error:
+        except Exception as error:  # of the model
             yield Broken(rule, subject.line_of(error), f"the model cannot be built on a CPU: {short(error)}")
             return
     for name, tensor in pair[0].items():
@@ -186,7 +186,7 @@ def _initialised(subject: _Subject, name: str, tensor: Tensor) -> tuple[str, str
             with torch.random.fork_rng(devices=[]), torch.no_grad():
                 torch.manual_seed(unset)
                 init(subject.config, origin, full, torch.Generator().manual_seed(0))
-        except Exception as error:
+        except Exception as error:  # of the model
             return subject.line_of(error), f"init fails for {name} of shape {tuple(tensor.shape)}: {short(error)}"
         filled.append(full)
     if torch.equal(*filled):
@@ -203,7 +203,7 @@ def _passes(subject: _Subject) -> Iterator[Broken]:
     try:
         with random:
             loss = model(*inputs, targets=targets)
-    except Exception as error:
+    except Exception as error:  # of the model
         yield Broken("1, forward(*inputs, targets=None)", subject.line_of(error), short(error))
         return
     for where, operation in random.found.items():
@@ -219,7 +219,7 @@ def _passes(subject: _Subject) -> Iterator[Broken]:
         yield Broken("1, the mean loss", place(type(model).forward), f"{problem} use at_least_fp32(x) for x.float()")
     try:
         model(*inputs)
-    except Exception as error:
+    except Exception as error:  # of the model
         yield Broken("1, the prediction without targets", subject.line_of(error), short(error))
     yield from _stages(subject)
 

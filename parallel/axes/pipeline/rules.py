@@ -108,7 +108,7 @@ def cut_problem(spec: ModelSpec[C], config: C) -> tuple[str, str] | None:
             needed = "a tensor or a tuple of floating-point tensors is needed"
             return place(type(first).forward), f"the first stage passes on {got}: {needed}"
         loss = last(*sent, targets=targets.to("meta"))
-    except Exception as error:
+    except Exception as error:  # of the model's own code, which may raise any
         where = line_of(error, spec.build, otherwise=spec.name)
         return where, f"the model cut in two fails: {short(error)}; {_advice(spec, config)}"
     if not isinstance(loss, Tensor) or loss.shape != ():

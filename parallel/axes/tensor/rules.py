@@ -173,7 +173,7 @@ def split_problem(spec: ModelSpec[C], config: C, ranks: int) -> tuple[str, str] 
         return None
     try:
         model(*(x.to("meta") for x in inputs), targets=targets.to("meta"))
-    except Exception as error:
+    except Exception as error:  # of the model's own code, which may raise any
         problem = f"split over {ranks} ranks as the plan says, shapes do not meet: {short(error)};"
         advice = (
             "a module on the way from 'column' to 'row' is missing in the plan, or forward uses a number of the whole "
