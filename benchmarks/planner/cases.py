@@ -7,7 +7,8 @@ from typing import TypeVar
 
 import numpy as np
 
-from paralab.axes.costs import Case, Machine
+from paralab.axes.case import Case
+from paralab.axes.costs import Machine
 from paralab.errors import DataError
 from paralab.planning import cases
 from paralab.planning.settle import Settled, arrays, settle

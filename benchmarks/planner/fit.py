@@ -9,7 +9,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from paralab.axes.costs import GIB, Constants, Plan, Values
+from paralab.axes.case import Values
+from paralab.axes.costs import GIB, Constants, Plan
 from paralab.benchmarks.planner.cases import Published
 from paralab.planning import memory, steptime
 from paralab.planning.constants import Constant, described

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from paralab.axes.costs import Case, CountedCase, Values
+from paralab.axes.case import Case, CountedCase, Values
 
 
 def attention_weights(case: Case) -> Values:

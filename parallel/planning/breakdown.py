@@ -2,7 +2,8 @@
 
 import numpy as np
 
-from paralab.axes.costs import GIB, Case, Constants, Machine, Plan, Values
+from paralab.axes.case import Case, Values
+from paralab.axes.costs import GIB, Constants, Machine, Plan
 from paralab.planning import memory
 from paralab.planning.constants import shipped
 

@@ -5,8 +5,9 @@ A layer is matrix products, the attention core, and element-wise operations whos
 
 import numpy as np
 
+from paralab.axes.case import Case, CountedCase, Values
 from paralab.axes.context_parallel.cost import is_ring
-from paralab.axes.costs import Case, CountedCase, Machine, Pass, Plan, Values, smooth_max
+from paralab.axes.costs import Machine, Pass, Plan, smooth_max
 from paralab.axes.weights import attention_weights, expert_weights, local_dense, local_experts, mlp_weights
 
 ARCHITECTURES = ("Volta", "Turing", "Ampere", "Ada", "Hopper", "Blackwell", "CDNA2", "CDNA3", "TPU")

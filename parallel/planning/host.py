@@ -2,7 +2,8 @@
 
 import numpy as np
 
-from paralab.axes.costs import CountedCase, Pass, Plan, Values
+from paralab.axes.case import CountedCase, Values
+from paralab.axes.costs import Pass, Plan
 
 # Operations of a transformer layer in the software that host_forward_s is of: norms, products and their biases, scale,
 # mask, softmax, dropouts and residual sums, the activation, changes of layout

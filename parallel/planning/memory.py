@@ -6,7 +6,8 @@ what is gathered or reduced at a time, and what the allocator and the driver add
 
 import numpy as np
 
-from paralab.axes.costs import Case, Constants, CountedCase, Plan, Values
+from paralab.axes.case import Case, CountedCase, Values
+from paralab.axes.costs import Constants, Plan
 from paralab.axes.data.cost import Weights, buffer_bytes, gathered_bytes, gradient_bytes, state_bytes
 from paralab.axes.pipeline.cost import in_flight, is_v_shaped, waiting
 from paralab.axes.weights import local_dense, local_embedding, local_experts, local_output

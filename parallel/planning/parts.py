@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from paralab.axes.costs import CountedCase
+from paralab.axes.case import CountedCase
 from paralab.axes.pipeline.cost import V_SHAPED
 
 RANKS = ("first", "middle", "last", "held")

@@ -3,7 +3,8 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from paralab.axes.costs import GIB, Case, Constants, CountedCase, Machine, Plan, Values
+from paralab.axes.case import Case, CountedCase, Values
+from paralab.axes.costs import GIB, Constants, Machine, Plan
 from paralab.axes.weights import active_weights
 from paralab.planning import memory, steptime
 from paralab.planning.constants import shipped

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from paralab.axes.costs import CountedCase, Plan
+from paralab.axes.case import CountedCase
+from paralab.axes.costs import Plan
 from paralab.axes.data.cost import Weights, bytes_per_weight, state_bytes
 from paralab.axes.weights import active_weights, all_weights
 from paralab.planning.constants import shipped

@@ -12,7 +12,8 @@ from typing import Any
 
 import numpy as np
 
-from paralab.axes.costs import Case, CountedCase, Machine, Plan
+from paralab.axes.case import Case, CountedCase
+from paralab.axes.costs import Machine, Plan
 from paralab.axes.weights import layer_weights
 from paralab.errors import LayoutError
 from paralab.layout import common_divisors, layers_of_stages

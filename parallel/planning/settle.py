@@ -6,7 +6,8 @@ from typing import Any
 
 import numpy as np
 
-from paralab.axes.costs import GIB, Case, Machine, Values, stacked
+from paralab.axes.case import Case, Values, stacked
+from paralab.axes.costs import GIB, Machine
 from paralab.axes.pipeline.cost import V_SHAPED
 from paralab.errors import LayoutError, ModelError, UsageError
 from paralab.planning import hardware

@@ -5,7 +5,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from paralab.axes import all_axes
-from paralab.axes.costs import AxisCost, Pass, Plan, Values, smooth_max
+from paralab.axes.case import Values
+from paralab.axes.costs import AxisCost, Pass, Plan, smooth_max
 from paralab.axes.data.cost import updated_weights
 from paralab.axes.pipeline.cost import Ranks, bubble_s, is_v_shaped, passes_behind, schedule_s
 from paralab.axes.weights import local_dense, local_embedding, local_experts, local_output

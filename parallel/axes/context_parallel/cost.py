@@ -2,7 +2,8 @@
 
 import numpy as np
 
-from paralab.axes.costs import AxisCost, Case, Pass, Plan, Values, group_bytes_per_s
+from paralab.axes.case import Case, Values
+from paralab.axes.costs import AxisCost, Pass, Plan, group_bytes_per_s
 
 # Launches of a further round of a ring, or of the exchanges of heads, as shares of those of a layer (22, host.py): two
 # messages, an attention kernel and the merging of its result; four collectives

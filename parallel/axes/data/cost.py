@@ -5,7 +5,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from paralab.axes import eight_bits
-from paralab.axes.costs import AxisCost, Case, Pass, Plan, Values, group_bytes_per_s
+from paralab.axes.case import Case, Values
+from paralab.axes.costs import AxisCost, Pass, Plan, group_bytes_per_s
 from paralab.axes.weights import local_dense, local_embedding, local_experts, local_output
 
 DEEPSPEED_BUCKET = 5e8  # weights whose gradients are reduced at once: its reduce_bucket_size, where none is given

@@ -4,7 +4,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from paralab.axes.costs import AxisCost, Case, Pass, Plan, Values
+from paralab.axes.case import Case, Values
+from paralab.axes.costs import AxisCost, Pass, Plan
 
 # Schedules that fill a part of the bubble of 1F1B with gradients of weights: how many of these passes for each rank
 # before it, and what is left of the bubble at least. zb-*: Qi et al. 2023, section 2.3; zbv: Qi et al. 2024;

@@ -2,7 +2,8 @@
 
 import numpy as np
 
-from paralab.axes.costs import AxisCost, CountedCase, Pass, Plan, Values, group_bytes_per_s
+from paralab.axes.case import CountedCase, Values
+from paralab.axes.costs import AxisCost, Pass, Plan, group_bytes_per_s
 
 
 class TensorCost(AxisCost):

@@ -6,8 +6,9 @@ from typing import Any
 import numpy as np
 import pytest
 
+from paralab.axes.case import Case
 from paralab.axes.context_parallel.cost import ContextCost
-from paralab.axes.costs import Case, Machine, Pass, Plan
+from paralab.axes.costs import Machine, Pass, Plan
 from paralab.axes.data.cost import DataCost
 from paralab.axes.pipeline.cost import passes_behind
 from paralab.axes.tensor.cost import TensorCost

@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 
 from paralab.axes import Axis, register, unregister
-from paralab.axes.costs import AxisCost, Pass, Plan, Values
+from paralab.axes.case import Values
+from paralab.axes.costs import AxisCost, Pass, Plan
 from paralab.benchmarks.planner.cases import published
 from paralab.planning.predict import evaluate, predict
 from paralab.planning.settle import evenly, settle
