@@ -16,8 +16,9 @@ import pytest
 from PIL import ImageFont
 
 from paralab.benchmarks.documents import architecture, drawing
-from paralab.benchmarks.documents.architecture import FLOORS, FLOW, ROOT, on_floors, uses, without_shortcuts
+from paralab.benchmarks.documents.architecture import FLOORS, ROOT, on_floors, uses, without_shortcuts
 from paralab.benchmarks.documents.drawing import HEIGHT, WIDTH, Box, draw
+from paralab.benchmarks.documents.flow import FLOW
 from paralab.cli import main
 from paralab.records.reading import read
 from paralab.records.writing import append
