@@ -5,6 +5,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -114,5 +115,9 @@ def test_an_exported_model_has_its_tokenizer_and_its_end_of_text(run: Path, bpe:
     model = AutoModelForCausalLM.from_pretrained(tmp_path / "hf")
     text = "Alice fell, naïvely 🙂\n"
     assert theirs(text)["input_ids"] == ours.encode([text])[0].tolist()
-    assert {theirs.eos_token_id, model.config.eos_token_id} == {ours.end_of_text}
+    saying = (theirs, model.config, model.generation_config)
+    assert {one.eos_token_id for one in saying} == {one.bos_token_id for one in saying} == {ours.end_of_text}
     assert model.config.vocab_size == 300
+    ids = ours.encode([f"{text}<|endoftext|>{text}"])[0]
+    assert np.count_nonzero(ids == ours.end_of_text) == 1, "the mark is one token, whose bytes count"
+    assert ours.n_bytes(ids) == 2 * len(text.encode()) + len("<|endoftext|>")
