@@ -7,6 +7,7 @@ from functools import lru_cache
 from paralab.axes import used
 from paralab.axes.axis import Transfer, Unit
 from paralab.axes.context import Planned
+from paralab.axes.data.ranks import overlaps
 from paralab.axes.sent import predicted_transfers
 from paralab.layout import Layout
 from paralab.layout.layout import MOST_RANKS
@@ -235,11 +236,13 @@ def _update_s(plan: Planned, each: tuple[Traced, ...], rates: Rates) -> float:
 def memory(plan: Planned, each: tuple[Traced, ...]) -> Memory:
     """Return what the tensors of a step take on the fullest rank, as a census of a step counts them."""
     layout, chunks = plan.layout, plan.division.chunks
-    if layout.pp == 1:
-        orders: list[list[Pass]] = [[Pass("F", 0, 0), Pass("B", 0, 0)]]
+    if layout.schedule in (None, "naive"):  # one micro-batch after the other: the second finds gradients of the first
+        once: list[list[Pass]] = [[Pass("F", 0, 0), Pass("B", 0, 0)]]
+        if layout.schedule:
+            once = _order(layout.schedule, layout.pp, 1)
+        orders = [passes * min(chunks, 2) for passes in once]
     else:
-        flush = 1 if layout.schedule == "naive" else chunks
-        orders = _order(layout.schedule, layout.pp, flush)
+        orders = _order(layout.schedule, layout.pp, chunks)
     room, each = _room(plan), _with_recomputed(plan, each, orders)
     if layout.pp == 1 and room[0].units:
         return _sharded(plan, each[0], room[0])
@@ -302,14 +305,15 @@ def _of_rank(plan: Planned, each: tuple[Traced, ...], rank: int, passes: Sequenc
 
     Where that has two halves, the first one frees nothing: what the layers got from above waits for the second one. The
     first stage has no gradient of its input to make, and does all of it then.
-    torch's DistributedDataParallel holds buckets for all of them at all times. In a pipeline FSDP keeps whole what it
-    has gathered, and gradients until the last pass; then it divides them, what lies outside the blocks first.
+    torch's DistributedDataParallel holds buckets for all of them at all times, which are the gradients of the last
+    micro-batch; those before it leave theirs beside them. In a pipeline FSDP keeps whole what it has gathered, and
+    gradients until the last pass; then it divides them, what lies outside the blocks first.
     """
     layout, held = plan.layout, states(plan, rank)
     whole = sum(unit.reduced_bytes for unit in room.units) or held.gradients
-    always = layout.dp > 1 and layout.axes == ("dp",)
-    stages = {one.stage for one in passes}
-    there = set(stages) if always else set()  # stages whose gradients are there
+    always, stages = overlaps(layout), {one.stage for one in passes}
+    buckets = held.gradients if always and plan.division.chunks > 1 else 0
+    there = set(stages) if always and not buckets else set()  # stages whose gradients are there
     best, kept = Memory(held.total if always else 0, 0), 0
     for one in passes:
         traced = each[one.stage]
@@ -325,7 +329,8 @@ def _of_rank(plan: Planned, each: tuple[Traced, ...], rank: int, passes: Sequenc
         else:
             gradients += traced.peak_gradients_bytes
             at_work -= traced.peak_gradients_bytes
-        now = Memory(held.parameters + held.optimizer + gradients, kept + at_work + room.received + room.gathered)
+        at_work += room.received + room.gathered
+        now = Memory(held.parameters + held.optimizer + gradients + buckets, kept + at_work)
         best = max(best, now, key=lambda memory: memory.total)
         kept += {"F": traced.kept_bytes, "I": more}.get(one.kind, 0)
         there |= {one.stage} if one.kind in "BW" else set()

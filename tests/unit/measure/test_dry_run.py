@@ -106,6 +106,14 @@ def test_memory_of_split_backward_passes_is_predicted(checkpointing: str, off: f
     assert memory(work, traces(work)).total == pytest.approx(found, rel=off)
 
 
+@pytest.mark.parametrize("layout", ["dp1", "dp2", "dp2/local2", "pp2/naive"])
+def test_gradients_that_micro_batches_before_have_left_are_predicted(layout: str) -> None:
+    """Beside the buckets of DistributedDataParallel, where that averages them."""
+    work = work_of(layout, accumulation=3)
+    found = max(one.memory.peak_bytes for one in dry_run.dry_run(work, backend="gloo"))
+    assert memory(work, traces(work)).total == pytest.approx(found, rel=0.005)
+
+
 def test_recomputing_holds_less_and_sends_again() -> None:
     kept, again = (
         dry_run.dry_run(work_of("tp2", checkpointing=every), backend="gloo")[0] for every in ("none", "full")
