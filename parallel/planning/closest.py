@@ -6,10 +6,11 @@ import numpy as np
 
 from paralab.errors import UsageError
 from paralab.planning import answers
+from paralab.planning.candidates import CHOSEN, is_divided
 from paralab.planning.cases import Raw
 from paralab.planning.hardware import Device
 from paralab.planning.ranking import DEGREES
-from paralab.planning.search import CHOSEN, Found, is_divided, search
+from paralab.planning.search import Found, search
 
 SHOWN = 3  # layouts
 _NUMBERS = (*DEGREES, "vpp", "micro_batch_size")

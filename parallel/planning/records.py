@@ -9,7 +9,8 @@ import numpy as np
 
 from paralab.planning import answers, cases, checked, scale
 from paralab.planning.breakdown import CATEGORIES
-from paralab.planning.search import CHOSEN, Found
+from paralab.planning.candidates import CHOSEN
+from paralab.planning.search import Found
 from paralab.planning.solving import Solved
 from paralab.planning.steptime import BOUNDS
 

@@ -9,11 +9,12 @@ from paralab.errors import UsageError
 from paralab.planning import answers as found_by
 from paralab.planning import checked, hardware, scale
 from paralab.planning.breakdown import CATEGORIES
+from paralab.planning.candidates import CHOSEN
 from paralab.planning.hardware import Device
 from paralab.planning.ranking import ALIKE
 from paralab.planning.records import text as cell
 from paralab.planning.scale import Fact, Training
-from paralab.planning.search import CHOSEN, Found, search
+from paralab.planning.search import Found, search
 from paralab.planning.solving import MOST_GPUS, Solved
 
 if TYPE_CHECKING:

@@ -7,11 +7,12 @@ from typing import Any
 from paralab.axes.weights import active_weights, all_weights
 from paralab.console.phases import Phases, hidden
 from paralab.errors import ConfigError, LayoutError
+from paralab.planning.candidates import CHOSEN
 from paralab.planning.goals import Goal, tokens_of
 from paralab.planning.hardware import Device
 from paralab.planning.predict import model_flops
 from paralab.planning.scale import DAY_S, HOFFMANN, Training, n_weights, unit, units_per_step
-from paralab.planning.search import CHOSEN, Found, search
+from paralab.planning.search import Found, search
 from paralab.planning.settle import Settled, settle
 
 MOST_GPUS = 1 << 20

@@ -9,11 +9,11 @@ from paralab.errors import LayoutError, UsageError
 from paralab.layout import SCHEDULES, Layout, common_divisors
 from paralab.models.spec import ModelConfig, ModelSpec
 from paralab.options.config import RunConfig
+from paralab.planning.candidates import splits
 from paralab.planning.measured.cases import PROCESS_BYTES
 from paralab.planning.measured.device import MeasuredDevice
 from paralab.planning.measured.imagined import Imagined, imagine
 from paralab.planning.measured.step import ONE_MACHINE, Cluster, Predicted, predict
-from paralab.planning.search import splits
 
 
 @dataclass(frozen=True)

@@ -19,10 +19,11 @@ from paralab.options.config import RunConfig
 from paralab.options.flags import resolve as read_config
 from paralab.planning import answers, shapes
 from paralab.planning.breakdown import gib_by_category
+from paralab.planning.candidates import splits
 from paralab.planning.predict import predict
 from paralab.planning.report import ASKED
 from paralab.planning.resolve import resolve
-from paralab.planning.search import Found, search, splits
+from paralab.planning.search import Found, search
 from paralab.planning.settle import settle
 
 OWN = "--layers 2 --hidden 128 --n-gpus 2 --peak-tflops 100 --memory-gbyte-per-s 900".split()
