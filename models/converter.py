@@ -13,7 +13,7 @@ from torch import Tensor
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedModel
 
-    from paralab.models.spec import ModelConfig
+    from paralab.models.configs import ModelConfig
 
     C = TypeVar("C", bound=ModelConfig)
 else:

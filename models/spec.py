@@ -23,13 +23,14 @@ One whose sequences ranks may share also takes positions and attends as `paralab
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, is_dataclass
 from functools import lru_cache
-from typing import TYPE_CHECKING, Any, ClassVar, Generic, Literal, Protocol, TypeVar, runtime_checkable
+from typing import TYPE_CHECKING, Any, Generic, Literal
 
 import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from paralab.errors import ModelError, did_you_mean
+from paralab.models.configs import UNITS, C, Unit
 from paralab.models.found import Found, built, count_flops, look_into
 from paralab.models.sequence import SequenceShape
 
@@ -89,80 +90,6 @@ class Reducing:
     axis: Literal["dp", "tp"]
     ranks: int = 1
     all_reduce: Callable[[Tensor, str], Tensor] = staticmethod(keep)
-
-
-class ModelConfig(Protocol):
-    """Sizes of one model: a frozen dataclass with whatever fields the model has. All of them say what it is for.
-
-    task: "text", "classify", "views", "denoise_images" or "denoise_points", from which follows what data the model
-    consumes.
-    """
-
-    __dataclass_fields__: ClassVar[dict[str, Any]]
-
-    def __hash__(self) -> int: ...
-    @property
-    def task(self) -> str: ...
-
-
-C = TypeVar("C", bound=ModelConfig)
-
-Unit = Literal["tokens", "images", "points"]  # what throughput counts
-UNITS: dict[str, Unit] = {
-    "text": "tokens",
-    "classify": "images",
-    "views": "images",
-    "denoise_images": "images",
-    "denoise_points": "points",
-}  # by task
-
-
-@runtime_checkable
-class SequenceConfig(ModelConfig, Protocol):
-    """The config of a model of sequences. seq_len: positions of the longest one."""
-
-    @property
-    def seq_len(self) -> int: ...
-
-
-@runtime_checkable
-class TextConfig(SequenceConfig, Protocol):
-    """What a text asks of a config. tokenizer: name of the encoding, "gpt2" or "bytes", or a `tokenizer.json`."""
-
-    @property
-    def vocab_size(self) -> int: ...
-    @property
-    def tokenizer(self) -> str: ...
-
-
-@runtime_checkable
-class ImageConfig(ModelConfig, Protocol):
-    """What images ask of a config. image_size: pixels of height and of width. n_classes: labels are below it."""
-
-    @property
-    def image_size(self) -> int: ...
-    @property
-    def channels(self) -> int: ...
-    @property
-    def n_classes(self) -> int: ...
-
-
-@runtime_checkable
-class PointConfig(ModelConfig, Protocol):
-    """What points ask of a config. dims: coordinates of one."""
-
-    @property
-    def dims(self) -> int: ...
-
-
-@runtime_checkable
-class NoiseConfig(ModelConfig, Protocol):
-    """What denoising asks of a config: the smallest and largest standard deviation of the noise."""
-
-    @property
-    def sigma_min(self) -> float: ...
-    @property
-    def sigma_max(self) -> float: ...
 
 
 @dataclass(frozen=True)

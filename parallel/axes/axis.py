@@ -25,7 +25,8 @@ if TYPE_CHECKING:
     from paralab.axes.optimizer import Piece
     from paralab.data.dataset import Batch
     from paralab.layout.schedules import Pass
-    from paralab.models.spec import C, ModelSpec
+    from paralab.models.configs import C
+    from paralab.models.spec import ModelSpec
     from paralab.processes.mesh import Mesh
 
     ForwardBackward = Callable[[Batch, float], Tensor]

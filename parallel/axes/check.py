@@ -4,7 +4,8 @@ from paralab.axes import all_axes
 from paralab.errors import LayoutError
 from paralab.layout import Layout
 from paralab.layout.strategies import STRATEGIES, name_of, names_in
-from paralab.models.spec import C, ModelSpec
+from paralab.models.configs import C
+from paralab.models.spec import ModelSpec
 
 
 def check_split(layout: Layout, *, spec: ModelSpec[C], config: C) -> None:

@@ -12,7 +12,8 @@ from torch import nn
 from paralab.axes.precision import weight_dtype
 from paralab.data.dataset import Dataset
 from paralab.layout import Division, Layout
-from paralab.models.spec import ModelConfig, ModelSpec
+from paralab.models.configs import ModelConfig
+from paralab.models.spec import ModelSpec
 from paralab.options.config import RunConfig
 from paralab.processes.mesh import Mesh
 

@@ -15,8 +15,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from paralab.models.configs import C
 from paralab.models.found import plain_tensors
-from paralab.models.spec import C, ModelSpec
+from paralab.models.spec import ModelSpec
 
 if TYPE_CHECKING:
     from torch.distributed.tensor import DTensor

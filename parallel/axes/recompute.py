@@ -20,8 +20,9 @@ from torch.utils.flop_counter import FlopCounterMode
 from paralab.axes.blocks import blocks_of
 from paralab.errors import ConfigError
 from paralab.layout import Layout
+from paralab.models.configs import C
 from paralab.models.sequence import Attend
-from paralab.models.spec import C, ModelSpec
+from paralab.models.spec import ModelSpec
 from paralab.options.config import RunConfig
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from torch import nn
 
-from paralab.models.spec import C
+from paralab.models.configs import C
 
 
 def place(thing: object) -> str:

@@ -13,7 +13,7 @@ from paralab.checkpoint.folder import Facts, is_checkpoint, latest, read_facts
 from paralab.data.tokenizer import BUILT_IN, get_tokenizer
 from paralab.errors import ConfigError, DataError
 from paralab.models import file_columns
-from paralab.models.spec import ModelConfig
+from paralab.models.configs import ModelConfig
 from paralab.planning.work import Work
 
 TOKENIZER = "tokenizer_content"  # key of the work of a checkpoint, where its tokenizer is a file

@@ -18,7 +18,8 @@ from paralab.models.files import FORM
 from paralab.options.arguments import Parser
 
 if TYPE_CHECKING:
-    from paralab.models.spec import C, ModelSpec
+    from paralab.models.configs import C
+    from paralab.models.spec import ModelSpec
 
 
 def main(argv: list[str]) -> int:

@@ -40,8 +40,8 @@ def _to_hugging_face(path: Path, target: Path, options: argparse.Namespace, phas
     """Write to the folder `target`; return what is to be said of its tokenizer, where the model came with one."""
     from paralab.data.tokenizer import get_tokenizer
     from paralab.inference.restore import restore
+    from paralab.models.configs import TextConfig
     from paralab.models.hugging_face import CausalLMConfig
-    from paralab.models.spec import TextConfig
     from paralab.weights import causal_lm, tokenizer_files
     from paralab.weights.hugging_face import convertible, to_hugging_face
 

@@ -30,8 +30,8 @@ def main(argv: list[str]) -> int:
 
     from paralab.data.tokenizer import get_tokenizer
     from paralab.inference.restore import restore
+    from paralab.models.configs import TextConfig
     from paralab.models.generation import Choice, generate
-    from paralab.models.spec import TextConfig
 
     trained = restore(options.checkpoint, model=options.model, tokenizer=options.tokenizer)
     work = trained.work

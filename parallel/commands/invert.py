@@ -43,7 +43,7 @@ def main(argv: list[str]) -> int:
     from paralab.inference.inversion import Table, invert
     from paralab.inference.restore import restore
     from paralab.inference.shown import Shown
-    from paralab.models.spec import TextConfig
+    from paralab.models.configs import TextConfig
 
     trained = restore(options.checkpoint, model=options.model, tokenizer=options.tokenizer)
     config = trained.work.model_config

@@ -19,7 +19,8 @@ from paralab.convex.methods import METHODS
 from paralab.convex.reduction import CountedReduction
 from paralab.convex.softmax import SoftmaxRegression, centred
 from paralab.errors import ConfigError
-from paralab.models.spec import ImageConfig, keep
+from paralab.models.configs import ImageConfig
+from paralab.models.spec import keep
 from paralab.options.config import RunConfig
 from paralab.planning.work import Work
 from paralab.processes.allowed import memory_available_bytes

@@ -16,7 +16,8 @@ from paralab.planning import cases
 from paralab.planning.hardware import Device
 
 if TYPE_CHECKING:
-    from paralab.models.spec import ModelConfig, ModelSpec
+    from paralab.models.configs import ModelConfig
+    from paralab.models.spec import ModelSpec
     from paralab.planning.measured.search import Choice
 
 # options of paralab plan that have no use here, and what to do without

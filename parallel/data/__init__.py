@@ -11,7 +11,7 @@ from paralab.data.text import AS_IT_IS, TextOptions, open_text
 from paralab.data.tokenizer import encoding, get_tokenizer
 from paralab.data.views import Views
 from paralab.errors import DataError, ModelError, did_you_mean
-from paralab.models.spec import ImageConfig, ModelConfig, NoiseConfig, PointConfig, TextConfig
+from paralab.models.configs import ImageConfig, ModelConfig, NoiseConfig, PointConfig, TextConfig
 
 __all__ = [
     "BUILT_IN",

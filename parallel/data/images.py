@@ -22,7 +22,7 @@ from paralab.data.idx import NAME, IdxSet, find_idx, idx_below
 from paralab.data.image_folders import PictureSet, find_pictures
 from paralab.data.npz import NpzSet, open_npz
 from paralab.errors import DataError
-from paralab.models.spec import ImageConfig
+from paralab.models.configs import ImageConfig
 
 MNIST_TRAIN, MNIST_HELD_OUT = 8_000, 2_000
 _USE = "mnist, or file:FOLDER (an archive has to be unpacked), or file:FILE.npz"

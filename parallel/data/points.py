@@ -10,7 +10,7 @@ from torch import Tensor
 
 from paralab.data.dataset import USED_FOR, Samples
 from paralab.errors import DataError
-from paralab.models.spec import PointConfig
+from paralab.models.configs import PointConfig
 
 N_POINTS = {"train": 50_000, "validation": 10_000}
 _SEED = 2011

@@ -11,7 +11,7 @@ from paralab.data.files import path_of
 from paralab.data.token_cache import TokenFile, cached_tokens
 from paralab.data.tokenizer import Tokenizer, get_tokenizer
 from paralab.errors import DataError
-from paralab.models.spec import TextConfig
+from paralab.models.configs import TextConfig
 
 
 @dataclass(frozen=True)

@@ -19,8 +19,9 @@ from paralab.axes.precision import in_dtype
 from paralab.axes.source_lines import file_of, line_of, place, short
 from paralab.axes.tensor.rules import plan_problems, sizes_to_divide, split_problem
 from paralab.errors import ModelError, did_you_mean
+from paralab.models.configs import C
 from paralab.models.found import beside, plain_tensors
-from paralab.models.spec import SAMPLES_TRIED, C, ModelSpec, Style
+from paralab.models.spec import SAMPLES_TRIED, ModelSpec, Style
 from paralab.parity.watching import Drawn
 
 _INITIALISED_ELEMENTS = 1 << 22  # of one tensor: larger ones would take seconds

@@ -25,7 +25,8 @@ from torch.utils.flop_counter import flop_registry, sdpa_flop_count
 
 from paralab.axes.tensor.rules import sizes_to_divide
 from paralab.errors import ModelError
-from paralab.models.spec import SAMPLES_TRIED, C, ModelSpec
+from paralab.models.configs import C
+from paralab.models.spec import SAMPLES_TRIED, ModelSpec
 from paralab.planning.parts import Counted, Part
 
 FIRST, LAST = -1, -2  # the parts before and after all blocks

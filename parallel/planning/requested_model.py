@@ -4,7 +4,8 @@ from dataclasses import fields, replace
 
 from paralab.data import count_classes
 from paralab.errors import ConfigError, did_you_mean
-from paralab.models.spec import C, ModelSpec
+from paralab.models.configs import C
+from paralab.models.spec import ModelSpec
 from paralab.options.config import RunConfig
 from paralab.planning.vocabulary import with_tokenizer
 

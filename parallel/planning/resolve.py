@@ -19,7 +19,8 @@ from paralab.layout import Division, Layout
 from paralab.layout import strategies as named
 from paralab.layout.strategies import STRATEGIES
 from paralab.models import SPECS
-from paralab.models.spec import C, ModelSpec
+from paralab.models.configs import C
+from paralab.models.spec import ModelSpec
 from paralab.options.choices import EngineName
 from paralab.options.config import RunConfig
 from paralab.planning.requested_layout import layout_of

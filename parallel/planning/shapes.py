@@ -10,7 +10,8 @@ from paralab.axes.recompute import attention_of
 from paralab.errors import ConfigError, LayoutError, ModelError, did_you_mean
 from paralab.layout import Layout
 from paralab.models import NAMES, SPECS
-from paralab.models.spec import C, ModelConfig, ModelSpec
+from paralab.models.configs import C, ModelConfig
+from paralab.models.spec import ModelSpec
 from paralab.planning.vocabulary import with_tokenizer
 
 # columns of the contract, and what configs call them, the first one that is there

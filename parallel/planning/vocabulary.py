@@ -5,7 +5,8 @@ from dataclasses import fields, replace
 
 from paralab.data import get_tokenizer
 from paralab.errors import ConfigError
-from paralab.models.spec import C, ModelSpec
+from paralab.models.configs import C
+from paralab.models.spec import ModelSpec
 
 
 def with_tokenizer(config: C, tokenizer: str | None, spec: ModelSpec[C], size: str) -> C:

@@ -14,7 +14,8 @@ from paralab.data.dataset import Dataset
 from paralab.errors import ConfigError
 from paralab.layout import Division, Layout
 from paralab.layout import strategies as named
-from paralab.models.spec import ModelConfig, ModelSpec
+from paralab.models.configs import ModelConfig
+from paralab.models.spec import ModelSpec
 from paralab.options.config import RunConfig
 from paralab.options.flags import flags_of
 from paralab.processes.allowed import default_threads

@@ -15,9 +15,10 @@ from torch import Tensor
 
 from paralab.errors import DataError
 from paralab.models import HUGGING_FACE, SPECS
+from paralab.models.configs import C, ModelConfig, TextConfig
 from paralab.models.converter import Converter
 from paralab.models.hugging_face.config import quietly
-from paralab.models.spec import C, ModelConfig, ModelSpec, TextConfig
+from paralab.models.spec import ModelSpec
 from paralab.weights import tensor_files
 from paralab.weights.tokenizer_files import differs_from
 

@@ -14,7 +14,8 @@ from paralab import checkpoint
 from paralab.engines.engine import Engine
 from paralab.errors import ConfigError, DataError
 from paralab.models import HUGGING_FACE, SPECS
-from paralab.models.spec import C, ModelConfig, ModelSpec, SequenceConfig
+from paralab.models.configs import C, ModelConfig, SequenceConfig
+from paralab.models.spec import ModelSpec
 from paralab.options.config import RunConfig
 from paralab.weights import tensor_files
 

@@ -24,8 +24,9 @@ if TYPE_CHECKING:
 
     from paralab.axes.context import BuildContext, Planned
     from paralab.axes.costs import AxisCost
+    from paralab.models.configs import C
     from paralab.models.sequence import SequenceShape
-    from paralab.models.spec import C, ModelSpec
+    from paralab.models.spec import ModelSpec
     from paralab.processes.mesh import Mesh
 
 STYLES = ("ring", "ulysses")

@@ -7,7 +7,8 @@ from paralab.errors import LayoutError
 from paralab.layout import Layout
 
 if TYPE_CHECKING:
-    from paralab.models.spec import C, ModelSpec
+    from paralab.models.configs import C
+    from paralab.models.spec import ModelSpec
 
 
 def check_shard(shard: int, layout: Layout) -> None:

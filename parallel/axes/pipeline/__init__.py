@@ -21,7 +21,8 @@ if TYPE_CHECKING:
     from paralab.axes.context import BuildContext, Planned
     from paralab.axes.costs import AxisCost
     from paralab.layout.schedules import Pass
-    from paralab.models.spec import C, ModelSpec
+    from paralab.models.configs import C
+    from paralab.models.spec import ModelSpec
     from paralab.processes.mesh import Mesh
 
 

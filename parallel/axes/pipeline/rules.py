@@ -11,7 +11,8 @@ from paralab.axes.pipeline.stages import cut_stage, tied_ends
 from paralab.axes.source_lines import line_of, place, short
 from paralab.errors import LayoutError
 from paralab.layout import Layout
-from paralab.models.spec import SAMPLES_TRIED, C, ModelSpec
+from paralab.models.configs import C
+from paralab.models.spec import SAMPLES_TRIED, ModelSpec
 
 
 def check(layout: Layout, spec: ModelSpec[C], config: C) -> None:

@@ -6,7 +6,8 @@ from torch import nn
 
 from paralab.axes.context import BuildContext, Planned
 from paralab.layout import Layout, layers_of_stages
-from paralab.models.spec import C, Cut, ModelSpec
+from paralab.models.configs import C
+from paralab.models.spec import Cut, ModelSpec
 
 
 def stage_blocks(n_blocks: int, layout: Layout, stage: int) -> range:

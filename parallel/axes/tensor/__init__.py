@@ -20,7 +20,8 @@ if TYPE_CHECKING:
 
     from paralab.axes.context import BuildContext, Planned
     from paralab.axes.costs import AxisCost
-    from paralab.models.spec import C, ModelSpec, Style
+    from paralab.models.configs import C
+    from paralab.models.spec import ModelSpec, Style
 
 _SPLIT_DIM = {
     "column": 0,
@@ -56,7 +57,7 @@ class TensorAxis(Axis):
             raise LayoutError(f"{spec.name} has no sequence-parallel form: leave sp out of the layout")
         if lacking := spec.sequence_problems(config):
             raise LayoutError(f"{spec.name}: {'; '.join(lacking)}; leave sp out of the layout, or see docs/models.md")
-        from paralab.models.spec import SequenceConfig
+        from paralab.models.configs import SequenceConfig
 
         if isinstance(config, SequenceConfig) and config.seq_len // layout.cp % layout.tp:
             positions = f"the {config.seq_len // layout.cp} positions of a rank" if layout.cp > 1 else ""

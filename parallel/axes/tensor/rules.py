@@ -11,7 +11,8 @@ from paralab.axes.source_lines import line_of, short
 from paralab.axes.tensor import EXPERTS
 from paralab.errors import LayoutError, did_you_mean
 from paralab.layout import common_divisors
-from paralab.models.spec import SAMPLES_TRIED, C, ModelSpec, Reducing, Style
+from paralab.models.configs import C
+from paralab.models.spec import SAMPLES_TRIED, ModelSpec, Reducing, Style
 
 STYLES: tuple[str, ...] = get_args(Style)
 _SPLIT = ("column", "row", "channels", "experts")  # the styles that leave a rank with a part of a module's features

@@ -10,7 +10,8 @@ from paralab.axes.context import Planned
 from paralab.errors import ConfigError, LayoutError, ModelError, did_you_mean
 from paralab.layout import Division, Layout
 from paralab.models import SPECS
-from paralab.models.spec import ModelConfig, ModelSpec
+from paralab.models.configs import ModelConfig
+from paralab.models.spec import ModelSpec
 from paralab.options.config import RunConfig
 from paralab.planning.hardware import TRAINED_PRECISIONS
 from paralab.planning.settle import Settled

@@ -7,7 +7,8 @@ from typing import Any
 from paralab.axes.recompute import attention_of
 from paralab.errors import LayoutError, UsageError
 from paralab.layout import SCHEDULES, Layout, common_divisors
-from paralab.models.spec import ModelConfig, ModelSpec
+from paralab.models.configs import ModelConfig
+from paralab.models.spec import ModelSpec
 from paralab.options.config import RunConfig
 from paralab.planning.candidates import splits
 from paralab.planning.measured.cases import PROCESS_BYTES

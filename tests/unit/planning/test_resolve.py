@@ -25,7 +25,7 @@ from paralab.errors import ConfigError, DataError, LayoutError, UsageError, Worl
 from paralab.layout import Layout
 from paralab.layout.strategies import STRATEGIES, name_of
 from paralab.models import SPECS
-from paralab.models.spec import ImageConfig
+from paralab.models.configs import ImageConfig
 from paralab.options.config import RunConfig
 from paralab.options.flags import resolve as read_config
 from paralab.planning import requested_layout
