@@ -87,7 +87,10 @@ def _series(record: RunRecord, by_engine: bool) -> str:
 
 def curves(folders: Sequence[Path]) -> Panels:
     """Return a column for each task: losses of its runs above, and below how far they are from the first where there
-    is a second."""
+    is a second.
+
+    Raises: DataError where a folder is no training run, or its run has logged no loss.
+    """
     columns = []
     for task, runs in groupby(sorted(folders, key=_task), key=_task):
         made = charts_of(_curves(list(runs)))

@@ -19,6 +19,7 @@ _SCHEDULES: Mapping[str, LrSchedule] = {"WarmupLR": "constant", "WarmupCosineLR"
 
 
 def check_precision(values: Mapping[str, Any], run: RunConfig, *, source: str) -> None:
+    """Raise ConfigError where a file switches a precision on or off that the run has otherwise."""
     if enabled(values, "fp16") is True:
         raise ConfigError(
             f"fp16.enabled is true in {source}, which DeepSpeed trains wrongly with torch's optimizer: set it to "
@@ -72,6 +73,7 @@ def check_batch(values: Mapping[str, Any], work: Planned, *, source: str) -> Non
 
 
 def check_optimizer(section: Mapping[str, Any] | str | None, run: RunConfig, *, source: str) -> None:
+    """Raise ConfigError where a file has another optimizer than the run, or other settings of it."""
     if not isinstance(section, Mapping):
         return
     params = params_of(section, OPTIMIZER_PARAMS, where="optimizer", source=source)
@@ -95,6 +97,7 @@ def check_optimizer(section: Mapping[str, Any] | str | None, run: RunConfig, *, 
 
 
 def check_scheduler(section: Mapping[str, Any] | str | None, run: RunConfig, *, source: str) -> None:
+    """Raise ConfigError where a file has another schedule of the learning rate than the run."""
     if not isinstance(section, Mapping) or section.get("type", AUTO) == AUTO:
         return
     kind, params = str(section["type"]), params_of(section, SCHEDULER_PARAMS, where="scheduler", source=source)
@@ -144,5 +147,6 @@ def says_otherwise(values: Mapping[str, Any], key: str, value: Any) -> bool:
 
 
 def contradiction(key: str, got: Any, source: str, need: Any, advice: str) -> ConfigError:
+    """Return the error of a value that the run has otherwise. advice: what to type to have the file's."""
     need = need if isinstance(need, str) else text(need)
     return ConfigError(f'{key} is {text(got)} in {source}, this run has {need}: {advice}, or set it to "auto"')

@@ -18,6 +18,7 @@ AUTO = "auto"
 
 
 def check_keys(values: Mapping[str, Any], rules: Mapping[str, Rule], *, where: str, source: str) -> None:
+    """Raise ConfigError for a key that is unknown, that would change the step, or whose value is of another kind."""
     for key, value in values.items():
         if key not in rules:
             if not where and "zero_optimization" not in values and (elsewhere := given_elsewhere(values, source)):
@@ -81,5 +82,6 @@ def enabled(values: Mapping[str, Any], key: str) -> bool | None:
 
 
 def text(value: Any) -> str:
+    """Return a value as JSON has it, cut where it is long."""
     text = json.dumps(value, default=str)
     return text if len(text) <= 80 else f"{text[:77]}..."
