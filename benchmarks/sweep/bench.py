@@ -77,11 +77,10 @@ def until_decided(config: SweepConfig, cases: Sequence[Case], runner: "Runner", 
     """Run further repeats of the cases that are not decided, until all are or the budget is spent; yield the rows."""
     from paralab.benchmarks.report import deciding
 
-    began_s = time.monotonic()
     for repeat in range(config.repeats, most_repeats(config)):
         open_ids = deciding.undecided(runner.all_rows, metric)
         going = [case for case in cases if any(row.run_id in open_ids for row in runner.rows[case.name])]
-        spent = config.max_time_s is not None and time.monotonic() - began_s > config.max_time_s
+        spent = config.max_time_s is not None and time.time() - runner.began_s > config.max_time_s
         if not going or spent:
             return
         runner.bar.extend(len(going))
@@ -94,7 +93,8 @@ def _heading(config: SweepConfig) -> str:
     ways = map(str, config.vary or config.layouts or config.strategies or ["every strategy"])
     counts = config.nprocs or [config.nproc or (config.layout.world_size if config.layout else 0)]
     processes = f"{' or '.join(map(str, counts))} processes" if any(counts) else ""
-    return f"a sweep of {models}: {heading.joined(*ways, processes, f'{config.repeats} repeats')}"
+    most = f" to {most_repeats(config)}" if config.until_decided else ""
+    return f"a sweep of {models}: {heading.joined(*ways, processes, f'{config.repeats}{most} repeats')}"
 
 
 def _show_data(cases: Sequence[Case]) -> None:

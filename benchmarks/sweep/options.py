@@ -99,7 +99,7 @@ class SweepConfig(CaseConfig):
     )
     max_time_s: int | None = option(
         None,
-        "With --until-decided: seconds after which no further repeat is begun",
+        "With --until-decided: seconds of the sweep after which no repeat beyond --repeats is begun",
         group=SWEEP,
         at_least=1,
         unset="no limit",

@@ -202,6 +202,10 @@ def test_the_help_of_a_command_answers_without_torch_and_numpy_in_80_columns() -
         ("verify --nproc 1", "verifying gpt2 in its smallest size: every strategy, 1 process"),
         ("overhead --strategy ddp", "overhead of gpt2: ddp, 20 pairs of 20 steps"),
         ("bench --strategies ddp,zero3 --nprocs 2,4", "a sweep of gpt2: ddp, zero3, 2 or 4 processes, 6 repeats"),
+        (
+            "bench --layouts dp2,tp2 --until-decided 2% --max-repeats 9",
+            "a sweep of gpt2: dp2, tp2, 6 to 9 repeats",
+        ),
         ("peers --repeats 3", "baselines of gpt2 small: every variant, 3 runs of each"),
     ],
 )
