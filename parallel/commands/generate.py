@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from paralab.errors import ConfigError
 from paralab.models.files import FORM, MOVED
-from paralab.options.arguments import TOKENIZER_MOVED, Parser, add_checkpoint, positive, share, whole
+from paralab.options.arguments import TOKENIZER_MOVED, Parser, add_checkpoint, letters, positive, share, whole
 
 if TYPE_CHECKING:
     from paralab.data.tokenizer import Tokenizer
@@ -84,7 +84,7 @@ def _parse(argv: list[str]) -> argparse.Namespace:
     add_checkpoint(parser)
     parser.add_argument("--model", metavar=FORM, help=MOVED)
     parser.add_argument("--tokenizer", metavar="FILE", help=TOKENIZER_MOVED)
-    parser.add_argument("--prompt", required=True, metavar="TEXT", help="Text to continue")
+    parser.add_argument("--prompt", type=letters, required=True, metavar="TEXT", help="Text to continue")
     parser.add_argument(
         "--tokens", type=whole(1), default=100, metavar="N", help="Generate at most this many tokens (default: 100)"
     )

@@ -18,7 +18,7 @@ from paralab.console.phases import Phases
 from paralab.console.pictures import FORMS, check_can_draw, form_of
 from paralab.errors import ConfigError, DataError
 from paralab.models.files import FORM, MOVED
-from paralab.options.arguments import TOKENIZER_MOVED, Parser, add_checkpoint, positive, whole
+from paralab.options.arguments import TOKENIZER_MOVED, Parser, add_checkpoint, letters, positive, whole
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -151,8 +151,8 @@ def _parse(argv: list[str]) -> argparse.Namespace:
     add_checkpoint(parser)
     parser.add_argument("--model", metavar=FORM, help=MOVED)
     parser.add_argument("--tokenizer", metavar="FILE", help=TOKENIZER_MOVED)
-    parser.add_argument("--text", required=True, metavar="TEXT", help="Text that the model is to write")
-    parser.add_argument("--prompt", metavar="TEXT", help="True prompt, to compare with what is found")
+    parser.add_argument("--text", type=letters, required=True, metavar="TEXT", help="Text that the model is to write")
+    parser.add_argument("--prompt", type=letters, metavar="TEXT", help="True prompt, to compare with what is found")
     parser.add_argument(
         "--length",
         type=whole(1),

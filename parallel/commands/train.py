@@ -11,7 +11,7 @@ import contextlib
 import shlex
 from collections.abc import Mapping
 from contextlib import AbstractContextManager
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,8 +21,10 @@ from paralab.errors import ConfigError, did_you_mean
 from paralab.layout import strategies as named
 from paralab.models import folder_of
 from paralab.options import heading
+from paralab.options.arguments import is_text
 from paralab.options.files import load
 from paralab.options.flags import read as read_config
+from paralab.options.option import flag_of
 from paralab.options.settings import Origin
 from paralab.training import epochs
 from paralab.training.checks import check, check_resume
@@ -144,7 +146,16 @@ def _read(argv: list[str]) -> tuple[TrainConfig, Origins]:
         below, origin = before, Origin("run", folder)
         config = TrainConfig.from_dict(below | given, source=str(started_with))
     config = replace(config, out=folder, engine="torch" if config.engine == "auto" else config.engine)
+    _check_can_be_kept(config)
     return config, {**dict.fromkeys(below, origin), **origins}
+
+
+def _check_can_be_kept(config: TrainConfig) -> None:
+    """Raise ConfigError for what the configuration in the folder of the run, which is UTF-8, could not hold."""
+    for declared in fields(config):
+        value = getattr(config, declared.name)
+        if isinstance(value, str) and not is_text(value):
+            raise ConfigError(f"{flag_of(declared)} {value!r} has bytes that are no UTF-8: rename what it leads to")
 
 
 def _divide(config: TrainConfig, origins: Origins, rank: "Rank") -> TrainConfig:

@@ -241,9 +241,9 @@ def _sets_in(folders: Iterable[Folder]) -> Iterator[Path]:
 def _check_case(classes: Sequence[str], root: Path) -> None:
     by_lower: dict[str, str] = {}
     for name in classes:
-        if (other := by_lower.setdefault(name.casefold(), name)) != name:
+        if (other := by_lower.setdefault(name.strip().casefold(), name)) != name:
             raise DataError(
-                f"{root} has the classes {other} and {name}, which differ in case alone: rename one of them"
+                f"{root} has the classes {other!r} and {name!r}, which differ in case or blanks alone: rename one"
             )
 
 

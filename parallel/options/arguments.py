@@ -144,6 +144,18 @@ def whole(least: int, most: int = MOST) -> Callable[[str], int]:
     return read
 
 
+def letters(text: str) -> str:
+    """Read a text. Raises: ArgumentTypeError for bytes that are none, as of a terminal in another encoding."""
+    if not is_text(text):
+        raise argparse.ArgumentTypeError(f"{text!r} has bytes that are no UTF-8: set the terminal to UTF-8")
+    return text
+
+
+def is_text(text: str) -> bool:
+    """Tell whether all of a word of the command line is text: other bytes of it are halves of characters."""
+    return not any("\ud800" <= letter <= "\udfff" for letter in text)
+
+
 def new_folder(text: str) -> Path:
     """Read the path of a folder that is not there yet, or is empty, and that can be written.
 

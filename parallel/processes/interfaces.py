@@ -8,11 +8,17 @@ from paralab.errors import WorldError
 
 
 def interface_of(address: str) -> str:
-    """Return the name of the network interface that has `address` (a name or a number), such as eth0."""
+    """Return the name of the network interface that has `address` (a name or a number), such as eth0.
+
+    Raises: WorldError for a name that is unknown, and for 127.0.0.1 where it is not to be had.
+    """
     _, (number, _) = resolve(address, 0)
-    for name, addresses in psutil.net_if_addrs().items():
+    there = psutil.net_if_addrs()
+    for name, addresses in there.items():
         if any(found.address.split("%")[0] == number for found in addresses):
             return name
+    if number == "127.0.0.1":
+        raise WorldError("no network interface has 127.0.0.1, as in a sandbox: type ip link set lo up, as root")
     return "lo"  # every other address of 127.0.0.0/8
 
 

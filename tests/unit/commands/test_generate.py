@@ -150,6 +150,7 @@ def test_the_command_writes_the_text_of_the_model(
         (["--top-k", "none"], "at least 1"),
         (["--greedy", "--top-k", "3"], "--greedy does not sample"),
         (["--prompt", ""], "--prompt is empty"),
+        (["--prompt", "caf\udce9"], "--prompt: 'caf.udce9' has bytes that are no UTF-8"),
     ],
 )
 def test_bad_options_are_refused(words: list[str], message: str) -> None:

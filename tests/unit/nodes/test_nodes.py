@@ -136,9 +136,12 @@ def test_an_address_of_another_machine_is_refused() -> None:
         rendezvous.listen("192.0.2.1", 0)
 
 
-def test_the_interface_of_an_address() -> None:
+def test_the_interface_of_an_address(monkeypatch: pytest.MonkeyPatch) -> None:
     assert interfaces.interface_of("127.0.0.1") == "lo"
     assert rendezvous.address_towards("127.0.0.9", 1) == "127.0.0.1"
+    monkeypatch.setattr(interfaces.psutil, "net_if_addrs", lambda: {"lo": []})  # as after unshare --net
+    with pytest.raises(WorldError, match="type ip link set lo up"):
+        interfaces.interface_of("127.0.0.1")
 
 
 GOOD = ["--nodes", "2", "--node-rank", "0", "--rendezvous", "[::1]:29500", "--", "run", "--model", "gpt2"]

@@ -508,6 +508,7 @@ def test_under_a_launcher_the_number_of_processes_is_its(finished: Path) -> None
         (["--engine", "accelerate", "--nproc", "2"], "the states of Accelerate cannot be saved"),
         (["--engine", "deepspeed", "--layout", "pp2/mb4"], "the states of DeepSpeed's pipelines cannot be saved"),
         (["--keep-last", "0"], "at least 1"),
+        (["--data", "file:caf\udce9.txt"], "--data 'file:caf.udce9.txt' has bytes that are no UTF-8"),
     ],
 )
 def test_bad_options_are_refused(words: list[str], message: str, tmp_path: Path) -> None:
