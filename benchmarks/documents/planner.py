@@ -85,14 +85,17 @@ run than in another. The peak of the tensors of the fullest rank is off by {here
     paralab plan QUESTIONS.csv --out PLANS.csv
 
 Every legal layout is predicted, at {rate} or more a second, and those that fit come first, fastest first. Where none
-fits, it says by how much, and what would: offloading, more GPUs. Hundreds are alike: of those with the same degrees,
-ZeRO stage, micro-batch and recomputation the simplest within 1% of the fastest is shown, and one of each choice of
-degrees before any other; a file of questions gets up to 1,000. Where `framework` names other software than PyTorch's,
-its schedules and ZeRO stages are looked at. What is legal is what `torch.distributed.pipelining` and the published
-recipes allow: what `paralab run` does not train is among it, and the line that is printed to be typed is that of the
-fastest layout that it does. It trains all of these layouts but the schedule `zb-h2`, which
-`torch.distributed.pipelining` does not have, and the table marks those. Fewer layers in the first and the last stage
-(`firstN`, `lastN`) are looked at where the embedding and the output layer make those heavier.
+fits, it says by how much, and what would: more GPUs, or what lies in the memory of the host (optimizer states; all
+states, as FSDP has them; activations). Copies to the host and back then take PCI Express as wide as the generation of
+the device has it, and the host updates the weights (`host_link_share`, `host_weight_s`).
+
+Hundreds of layouts are alike: of those with the same degrees, ZeRO stage, micro-batch and recomputation the simplest
+within 1% of the fastest is shown, and one of each choice of degrees before any other; a file of questions gets up to
+1,000. Where `framework` names other software than PyTorch's, its schedules and ZeRO stages are looked at. What is legal
+is what `torch.distributed.pipelining` and the published recipes allow: what `paralab run` does not train is among it,
+and the line that is printed to be typed is that of the fastest layout that it does. It trains all of these layouts but
+the schedule `zb-h2`, which `torch.distributed.pipelining` does not have, and the table marks those. Fewer layers in the
+first and the last stage (`firstN`, `lastN`) are looked at where the embedding and the output layer make those heavier.
 
 *8 in 10* is the range that held 80% of what was measured where predictions were checked, on devices of the same
 generation, every table weighted alike and left out of the fit: {ranges}. Where no batch is given, half a million
@@ -186,7 +189,9 @@ it is the memory of `paralab run` (framework paralab): weights in fp32 and what 
 chunk at a time, gradients from the first backward pass on. `paralab plan --check` compares it with a dry run.
 
 **MFU.** (6 N + 12 layers x hidden x sequence) x tokens / (step time x GPUs x dense peak of the datasheet in the
-precision of the case); N counts a tied embedding once, and of a mixture of experts those in use.
+precision of the case); N counts a tied embedding once, and of a mixture of experts those in use. Attention counts in
+full, as is usual, though kernels leave out the half that a causal mask hides: long sequences show a higher MFU than
+the device has a share of its peak in use. `paralab plan` then says what it is without that half.
 
 ## What it does not know
 

@@ -13,7 +13,8 @@ class Case:
     """One training configuration with nothing left open, or many of them: every field is a value or an array (cases,).
 
     The fields are the columns of the contract in docs/planner.md; shard is 0 where ZeRO divides over all data ranks.
-    offload_optimizer: whether master weights and moments are in the memory of the host.
+    offload: what is in the memory of the host: optimizer (master weights and moments), parameters (with gradients and
+    these), activations (those that layers keep), or nothing ("").
     layers_first, layers_middle and layers_last are of the first pipeline rank, of the fullest one between (0 where
     there is none) and of the last one; layers_held is of the rank between that keeps most activations, and held_rank is
     its number.
@@ -66,7 +67,7 @@ class Case:
     tp_overlap: Values
     memory_kind: Values
     shard: Values = 0
-    offload_optimizer: Values = False
+    offload: Values = ""
 
     def but(self, **values: Values) -> "Case":
         """Return the same case with other values."""
@@ -131,6 +132,11 @@ class Case:
     @property
     def is_deepspeed(self) -> Values:
         return (self.framework == "deepspeed") | (self.framework == "megatron-deepspeed")
+
+    @property
+    def updates_on_host(self) -> Values:
+        """Whether the host updates the weights, since it has the optimizer states."""
+        return (self.offload == "optimizer") | (self.offload == "parameters")
 
     @property
     def is_own(self) -> Values:

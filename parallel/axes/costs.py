@@ -20,7 +20,7 @@ class Machine:
 
     peak_flops: of dense matrix products in the precision of the case, half_flops: in 16 bits, both per second.
     watts_ratio: watts for a FLOP, of the device that stands for its generation. intra_bytes_per_s, inter_bytes_per_s:
-    of the links of one GPU inside a node and between nodes, in one direction.
+    of the links of one GPU inside a node and between nodes, in one direction; host_bytes_per_s: of that to the host.
     """
 
     peak_flops: Values
@@ -31,6 +31,7 @@ class Machine:
     memory_bytes_per_s: Values
     intra_bytes_per_s: Values
     inter_bytes_per_s: Values
+    host_bytes_per_s: Values
 
 
 class Constants:
@@ -96,6 +97,11 @@ class AxisCost:
     def in_step(self, plan: Plan, compute: Pass) -> Values:
         """Return the seconds that a step waits once. compute: of one micro-batch on a rank, which may hide some."""
         return 0.0
+
+
+def host_copy_s(plan: Plan, size_bytes: Values) -> Values:
+    """Return the seconds of copying so many bytes between the memory of a device and that of its host."""
+    return size_bytes / (plan.machine.host_bytes_per_s * plan.constants.host_link_share)
 
 
 def smooth_max(first: Values, second: Values, power: float) -> Values:

@@ -2,7 +2,7 @@
 
 import shlex
 from collections.abc import Iterator, Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from itertools import chain
 from typing import TYPE_CHECKING, Any
@@ -12,7 +12,7 @@ import numpy as np
 from paralab.errors import LayoutError
 from paralab.layout import SCHEDULES, Layout, layers_of_stages
 from paralab.layout.strategies import of_data_ranks
-from paralab.planning.breakdown import CATEGORIES
+from paralab.planning.breakdown import CATEGORIES, gib_by_category
 from paralab.planning.cases import SHOWN
 from paralab.planning.hardware import TRAINED_PRECISIONS
 from paralab.planning.predict import evaluate
@@ -102,11 +102,11 @@ def name(found: Found, i: int) -> str:
 def typed_line(found: Found, model: "Trained") -> str | None:
     """Return the command that trains the fastest layout that fits and that paralab trains; None where there is none.
 
-    Where none fits, of those that fit with their optimizer states in the memory of the host.
+    Where none fits, of those that fit with a part of their memory on the host.
     """
     if not found.n_fit:
         fitting = offloaded(found, model)
-        return None if fitting is None else fitting[2]
+        return None if fitting is None else fitting.line
     known = typed(found, model)
     return None if known is None else known[1]
 
@@ -130,10 +130,10 @@ def not_trained(found: Found) -> str:
     return f"* paralab itself does not train {'this layout' if precision in TRAINED_PRECISIONS else f'in {precision}'}."
 
 
-def line_of(found: Found, i: int, model: "Trained", word: str = "") -> str | None:
+def line_of(found: Found, i: int, model: "Trained", word: str = "", flags: tuple[str, ...] = ()) -> str | None:
     """Return the command that trains one layout; None for a layout or a precision that paralab does not train.
 
-    word: that the layout has besides, such as /offload-optimizer.
+    word: that the layout has besides, such as /offload-optimizer. flags: that the command has besides.
     """
     case, chosen, count = found.settled.case, row(found, i), micro_batches(found, i)
     model = model.with_length(int(case.sequence_length))
@@ -147,7 +147,7 @@ def line_of(found: Found, i: int, model: "Trained", word: str = "") -> str | Non
     words += ["--global-batch-size", str(int(case.global_batch_size)), "--precision", str(case.precision)]
     words += ["--accumulation", str(count)] if chosen["pp"] == 1 and count > 1 else []
     words += ["--checkpointing", chosen["recompute"]] if chosen["recompute"] != "none" else []
-    return shlex.join(words)
+    return shlex.join([*words, *flags])
 
 
 @lru_cache(maxsize=4096)
@@ -160,21 +160,59 @@ def _has_attention(model: "Trained") -> bool:
     return model.has_attention
 
 
-OFFLOADED = "/offload-optimizer"
+@dataclass(frozen=True)
+class Offloaded:
+    """A layout that fits with a part of its memory on the host, where none fits without. what: that part, in words.
 
-
-def offloaded(found: Found, model: "Trained | None") -> tuple[str, float, str | None] | None:
-    """Return the fastest layout that would fit with its optimizer states in the memory of the host, and its GiB.
-
-    Last, the command that trains it, of a model of paralab's. None where there is no such layout that paralab trains.
+    layout: as it is typed. host_gib: that each process takes of the host's memory. line: the command that trains it;
+    None where the model is none of paralab's.
     """
-    result = evaluate(found.case.but(offload_optimizer=True), found.machine)
-    fitting, memory = np.flatnonzero(result.fits), result.memory_gib
-    for i in ranked(found.columns, fitting, result.step_time_s, memory, SHOWN):
-        layout = typed_layout(f"{name(found, i)}{OFFLOADED}") if is_trained(found, i, model) else None
-        line = None if model is None or layout is None else line_of(found, int(i), model, OFFLOADED)
+
+    what: str
+    layout: str
+    step_time_s: float
+    memory_gib: float
+    host_gib: float
+    line: str | None
+
+
+# what of a training may be in the memory of the host, in words, and how that is typed: of a layout and of a run
+OFFLOADS = {
+    "optimizer": ("optimizer states", "/offload-optimizer", ()),
+    "parameters": ("all states", "/offload-parameters", ()),
+    "activations": ("activations", "", ("--checkpointing", "offload")),
+}
+
+
+def offloaded(found: Found, model: "Trained | None") -> Offloaded | None:
+    """Return the fastest layout that paralab trains and that fits with a part of its memory on the host; or None."""
+    each = [one for what in OFFLOADS if (one := _with(what, found, model)) is not None]
+    return min(each, key=lambda one: one.step_time_s, default=None)
+
+
+def _with(what: str, found: Found, model: "Trained | None") -> Offloaded | None:
+    words, word, flags = OFFLOADS[what]
+    columns, zero = found.columns, found.columns["zero"]
+    alone = (columns["dp"] * columns["cp"] == 1) & (what == "parameters")  # which FSDP takes from the host as well
+    zero = np.where(alone, 3, zero)
+    legal = {
+        "optimizer": zero >= 0,
+        "parameters": (zero >= 2) & (columns["pp"] == 1),  # in a pipeline FSDP keeps what it has gathered
+        "activations": columns["recompute"] == "none",
+    }
+    case = found.case.but(zero=zero.astype(float))
+    away = case.but(offload=what)
+    result = evaluate(away, found.machine)
+    fitting = np.flatnonzero(result.fits & legal[what])
+    for i in ranked(columns, fitting, result.step_time_s, result.memory_gib, SHOWN):
+        typed_as = f"/zero3{word}" if alone[i] else word
+        layout = typed_layout(f"{name(found, i)}{typed_as}") if is_trained(found, i, model) else None
+        line = None if model is None or layout is None else line_of(found, int(i), model, typed_as, flags)
         if layout is not None and (model is None or line is not None):
-            return str(layout), float(memory[i]), line
+            kept = [gib_by_category(one, found.machine) for one in (case, away)]
+            here, there = (sum(float(each[name][i]) for name in CATEGORIES[:2]) for each in kept)
+            figures = float(result.step_time_s[i]), float(result.memory_gib[i]), here - there
+            return Offloaded(words, " ".join([str(layout), *flags]), *figures, line)
     return None
 
 

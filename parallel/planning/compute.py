@@ -256,5 +256,6 @@ def accumulate_s(plan: Plan, weights: Values) -> Values:
 
 
 def optimizer_s(plan: Plan, weights: Values) -> Values:
-    """Return the seconds of the update. weights: that a rank updates."""
-    return weights * plan.constants.optimizer_bytes / memory_rate(plan)
+    """Return the seconds of the update, on the device or on its host. weights: that a rank updates."""
+    case, k = plan.case, plan.constants
+    return weights * np.where(case.updates_on_host, k.host_weight_s, k.optimizer_bytes / memory_rate(plan))

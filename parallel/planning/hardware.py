@@ -34,6 +34,10 @@ REFERENCE_WATTS = {
     "Blackwell": 1000 / 2250,
     "CDNA3": 750 / 1307.4,
 }
+# GB/s between a device and its host, one direction: 16 lanes of PCI Express 3, 4 and 5 (PCI-SIG: 8, 16 and 32 GT/s a
+# lane, 128 bits in 130); half of the NVLink-C2C of a Grace with two Blackwells (NVIDIA GB200 datasheet: 900 both ways)
+HOST_LINKS = {"Volta": 15.75, "Turing": 15.75, "Hopper": 63.0, "Blackwell": 63.0, "CDNA3": 63.0}
+HOST_LINK, GRACE_LINK = 31.5, 225.0
 PRECISIONS = ("fp32", "fp16", "bf16", "fp8", "nvfp4")
 TRAINED_PRECISIONS = tuple(name for name in get_args(Precision) if name in PRECISIONS)  # that paralab trains in
 LIMIT = 1e9  # no figure of a device is larger
@@ -86,6 +90,11 @@ class Device:
         peak = self.peak_bf16_tflops or self.peak_fp16_tflops or (self.peak_fp32_tflops if self.measured else None)
         assert peak is not None
         return peak
+
+    @property
+    def host_gbyte_per_s(self) -> float:
+        """The link to the host, in one direction; of devices of an unknown generation that of PCI Express 4."""
+        return GRACE_LINK if self.gpu.startswith("GB") else HOST_LINKS.get(self.arch, HOST_LINK)
 
     def watts_ratio(self, gpus_per_node: int) -> float:
         """Return watts for a FLOP, compared with the device that stands for the generation; 1 where unknown.

@@ -141,7 +141,22 @@ def waiting_bytes(plan: Plan) -> Values:
 
 
 def kept_bytes(plan: Plan) -> Values:
-    """Return the bytes that a layer keeps of one micro-batch until its backward pass."""
+    """Return the bytes that a layer keeps of one micro-batch on the device until its backward pass."""
+    case = plan.case
+    return np.where(case.offload == "activations", cast_bytes(case), _backward_bytes(plan))
+
+
+def on_host_bytes(plan: Plan) -> Values:
+    """Return the bytes that a layer keeps of one micro-batch in the memory of the host, its weights among them."""
+    case = plan.case
+    if not np.any(case.offload == "activations"):
+        return 0.0
+    weights = np.where(case.zero >= 2, case.element_bytes * (local_dense(case) + local_experts(case)), 0.0)
+    return np.where(case.offload == "activations", _backward_bytes(plan) + weights, 0.0)
+
+
+def _backward_bytes(plan: Plan) -> Values:
+    """Return the bytes that the backward pass of a layer needs of one micro-batch."""
     case = plan.case
     full, selective = case.recompute == "full", case.recompute == "selective"
     if isinstance(case, CountedCase):

@@ -15,7 +15,7 @@ def of_layouts(rows: Iterable[Mapping[str, Any]], *, unit: str, share: str, fits
     columns = (
         Column("#", number=True),
         Column("layout", name_of_row=True),
-        Column("rows", number=True, about="Rows of a micro-batch"),
+        Column("micro-batch", number=True, about="Samples of a micro-batch on each data rank"),
         Column("recompute"),
         Column("step", number=True),
         Column(f"{share} range", number=True),

@@ -69,3 +69,11 @@ def model_flops(case: Case) -> Values:
         return 3 * case.global_batch_size * (case.layers * case.block_flops + case.first_flops + case.last_flops)
     tokens = case.global_batch_size * case.sequence_length
     return tokens * (6 * active_weights(case) + 12.0 * case.layers * case.hidden * case.sequence_length)
+
+
+def hidden_share(case: Case) -> float:
+    """Return the share of the FLOPs of `model_flops` that a causal mask hides: half of attention's."""
+    if isinstance(case, CountedCase):
+        return 0.0
+    attention = 12.0 * case.layers * case.hidden * case.sequence_length
+    return float(attention / 2 / (6 * active_weights(case) + attention))

@@ -11,6 +11,7 @@ from paralab.planning import checked, hardware, scale
 from paralab.planning.breakdown import CATEGORIES
 from paralab.planning.candidates import CHOSEN
 from paralab.planning.hardware import Device
+from paralab.planning.predict import hidden_share
 from paralab.planning.ranking import ALIKE
 from paralab.planning.records import text as cell
 from paralab.planning.scale import Fact, Training
@@ -23,7 +24,8 @@ if TYPE_CHECKING:
 # what a file of questions asks for: hybrid sharding has no column there
 ASKED = tuple(name for name in CHOSEN if name != "shard")
 HEADER = ["case_id", "rank", *ASKED, "step_time_s", "memory_gib", "fits"]
-LAYOUT = 31  # of it, the layout
+LAYOUT = 30  # of it, the layout
+MASKED = 0.1  # the share of FLOPs that a causal mask hides, from which on it is said
 
 
 def answers(case_id: str, raw: Mapping[str, Any], own: Mapping[str, Device], gpu: str, *, top: int) -> list[list[str]]:
@@ -63,7 +65,7 @@ def text(
         best = found.ranked(top)
         lines += [*_times(found, best, model), "", *_memory(found, best), ""]
         lines += [f"Of layouts of one kind within {ALIKE:.0%} of each other the simplest is shown."]
-        lines += [*_nearly_full(found, best), ""]
+        lines += [*_nearly_full(found, best), *_long(found, best), ""]
         lines += _losers(found)
         lines += _typed(found, model)
         if training:
@@ -104,7 +106,7 @@ def _times(found: Found, numbers: Iterable[Any], model: "Trained | None") -> Ite
     is_short = float(found.prediction.step_time_s[numbers[0]]) < 1
     factor, unit = (1000, "ms") if is_short else (1, "s")
     share = f"{checked.SHARE * 10:.0f} in 10"
-    yield f" # {'layout':{LAYOUT}}rows recompute{f'step {unit}':>8}{share:>15}  bound"
+    yield f" # {'layout':{LAYOUT}}micro recompute{f'step {unit}':>8}{share:>15}  bound"
     for rank, (i, text) in enumerate(zip(numbers, names, strict=True), 1):
         chosen = found_by.row(found, i)
         seconds, low, high = (factor * float(x[i]) for x in (found.prediction.step_time_s, *found.range_s))
@@ -112,7 +114,7 @@ def _times(found: Found, numbers: Iterable[Any], model: "Trained | None") -> Ite
             yield f"{rank:>2} {text}"
         yield (
             f"{'' if len(text) >= LAYOUT else rank:>2} {'' if len(text) >= LAYOUT else text:{LAYOUT}}"
-            f"{chosen['micro_batch_size']:>4} {chosen['recompute']:9}{_short(seconds):>8}"
+            f"{chosen['micro_batch_size']:>5} {chosen['recompute']:9}{_short(seconds):>8}"
             f"{f'{_short(low)} to {_short(high)}':>15}  {found.prediction.bound[i]}"
         )
     if any(text.endswith("*") for text in names):
@@ -153,6 +155,18 @@ def _nearly_full(found: Found, numbers: Iterable[Any]) -> Iterator[str]:
         )
 
 
+def _long(found: Found, numbers: Iterable[Any]) -> Iterator[str]:
+    """Yield what the MFU is without what a causal mask hides, where sequences are so long that it matters."""
+    hidden = hidden_share(found.settled.case)
+    if hidden > MASKED:
+        first = float(found.prediction.mfu[next(iter(numbers))])
+        yield from _wrapped(
+            f"MFU counts attention in full, as is usual: without the half that the causal mask hides, {hidden:.0%} of "
+            f"all FLOPs, that of layout 1 is {first * (1 - hidden):.0%}.",
+            "",
+        )
+
+
 def _losers(found: Found) -> Iterator[str]:
     losers = list(found_by.losers(found))
     yield from ["Why the others lose:"] if losers else []
@@ -165,7 +179,7 @@ def _typed(found: Found, model: "Trained | None") -> Iterator[str]:
     line = None if model is None else found_by.typed_line(found, model)
     if line is not None:
         yield ""
-        yield f"The fastest one that paralab trains{'' if found.n_fit else ', states offloaded'}:"
+        yield f"The fastest one that paralab trains{'' if found.n_fit else ', offloaded'}:"
         yield from typed(line)
 
 
@@ -193,9 +207,12 @@ def what_would(
     over = float(found.prediction.memory_gib[i]) - there
     yield f"{over:,.1f} GiB too much: {found_by.held(found, i)}."
     if (fitting := found_by.offloaded(found, model)) is not None:
-        layout, needs, _ = fitting
-        what = f"With optimizer states in the memory of the host {layout} fits, with {needs:.1f} GiB of {there:.0f}"
-        yield f"{what}. What copying them takes is not predicted."
+        link = found.settled.device.host_gbyte_per_s
+        yield (
+            f"With {fitting.what} in the memory of the host {fitting.layout} fits, with {fitting.memory_gib:.1f} GiB "
+            f"of {there:.0f}, and {fitting.host_gib:,.0f} on the host for each GPU, at {_short(fitting.step_time_s)} s "
+            f"a step. Copies over {link:g} GB/s and updates on the host are among them, which no table has measured."
+        )
     n = int(found.settled.case.n_gpus)
     while (n := 2 * n) <= MOST_GPUS:
         try:

@@ -289,5 +289,6 @@ def arrays(settled: "list[Settled]") -> tuple[Case, Machine]:
         memory_bytes_per_s=np.array([d.memory_gbyte_per_s for d in devices]) * 1e9,
         intra_bytes_per_s=np.array([s.intra_gbyte_per_s for s in settled]) * 1e9,
         inter_bytes_per_s=np.array([s.inter_gbit_per_s for s in settled]) * 1e9 / 8,
+        host_bytes_per_s=np.array([d.host_gbyte_per_s for d in devices]) * 1e9,
     )
     return stacked([s.case for s in settled]), machine

@@ -6,11 +6,11 @@ import numpy as np
 
 from paralab.axes import all_axes
 from paralab.axes.case import Values
-from paralab.axes.costs import AxisCost, Pass, Plan, smooth_max
+from paralab.axes.costs import AxisCost, Pass, Plan, host_copy_s, smooth_max
 from paralab.axes.data.cost import updated_weights
 from paralab.axes.pipeline.cost import Ranks, bubble_s, is_v_shaped, passes_behind, schedule_s
 from paralab.axes.weights import local_dense, local_embedding, local_experts, local_output
-from paralab.planning import compute, host
+from paralab.planning import compute, host, memory
 
 BOUNDS = ("host", "compute", "memory", "link", "bubble")
 
@@ -72,7 +72,9 @@ def layer(plan: Plan) -> Layer:
     for cost in costs():
         waits += cost.in_layer(plan, device + waits)
         on_host += cost.on_host(plan)
-    return Layer(device, waits, on_host)
+    # each tensor that a layer keeps is waited for on its way to the host and back (torch's save_on_cpu)
+    moved_s = host_copy_s(plan, memory.on_host_bytes(plan))
+    return Layer(device, waits + Pass(moved_s, moved_s), on_host)
 
 
 def all_ranks(plan: Plan, one: Layer) -> Ranks:

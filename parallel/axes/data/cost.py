@@ -6,7 +6,7 @@ import numpy as np
 
 from paralab.axes import eight_bits
 from paralab.axes.case import Case, Values
-from paralab.axes.costs import AxisCost, Pass, Plan, group_bytes_per_s
+from paralab.axes.costs import AxisCost, Pass, Plan, group_bytes_per_s, host_copy_s
 from paralab.axes.weights import local_dense, local_embedding, local_experts, local_output
 
 DEEPSPEED_BUCKET = 5e8  # weights whose gradients are reduced at once: its reduce_bucket_size, where none is given
@@ -46,7 +46,10 @@ class DataCost(AxisCost):
     """An all-reduce a step (stages 0 and 1), or a reduction and gathers a micro-batch (stages 2 and 3)."""
 
     def in_layer(self, plan: Plan, compute: Pass) -> Pass:
-        """Stage 3 gathers a layer before its forward and its backward pass, stage 2 before the former."""
+        """Stage 3 gathers a layer before its forward and its backward pass, stage 2 before the former.
+
+        FSDP copies what lies on the host to the device before it gathers that, and reduced gradients back.
+        """
         case = plan.case
         extra = (local_embedding(case) + local_output(case)) / case.layers
         layer = Weights(local_dense(case) + extra, local_experts(case))
@@ -56,10 +59,14 @@ class DataCost(AxisCost):
         buckets = np.maximum(layer.total / DEEPSPEED_BUCKET, 1 / case.layers)  # which DeepSpeed reduces, and no layers
         starts = np.where(case.is_deepspeed & (case.zero == 2), np.minimum(buckets, 1), 1.0)
         reduce_s = _passed_on_s(plan, layer, case.gradient_bytes, starts)
-        forward_s = _exposed(plan, gather_s, compute.forward_s)
-        backward_s = _exposed(plan, np.where(case.zero == 3, gather_s, 0.0) + reduce_s, compute.backward_s)
-        gathers, reduces = gathers_by_micro_batch(case), by_micro_batch(case)
-        return Pass(np.where(gathers, forward_s, 0.0), np.where(reduces, backward_s, 0.0))
+        gather_s = np.where(gathers_by_micro_batch(case), gather_s, 0.0)
+        reduce_s = np.where(by_micro_batch(case), reduce_s, 0.0)
+        kept = layer.dense / np.maximum(case.sharded_over, 1) + layer.experts / case.experts_sharded_over
+        offloaded = np.where(case.offload == "parameters", kept, 0.0)
+        gather_s = gather_s + host_copy_s(plan, offloaded * bytes_per_weight(case)["weights"])
+        reduce_s = reduce_s + host_copy_s(plan, offloaded * case.gradient_bytes)
+        again_s = np.where(case.zero == 3, gather_s, 0.0)
+        return Pass(_exposed(plan, gather_s, compute.forward_s), _exposed(plan, again_s + reduce_s, compute.backward_s))
 
     def on_host(self, plan: Plan) -> Pass:
         """Unlike a wrapped model, one that is divided launches collectives and copies for every layer."""
@@ -80,7 +87,10 @@ class DataCost(AxisCost):
         # gradients behind the last backward pass; weights that were updated behind the first forward pass
         behind_s = compute.backward_s + np.where(case.zero > 0, compute.forward_s, 0.0)
         hidden = np.minimum(once * k.data_hidden, behind_s)
-        return np.where(case.dp_overlap, once - hidden, once)
+        each = bytes_per_weight(case)  # gradients to the host, updated weights back
+        moved = np.where(case.offload == "optimizer", updated_weights(case), 0.0)
+        moved_s = host_copy_s(plan, moved * (each["gradients"] + each["weights"]))
+        return np.where(case.dp_overlap, once - hidden, once) + moved_s
 
 
 def _between_groups_s(plan: Plan, weights: Weights) -> Values:
@@ -162,7 +172,7 @@ def bytes_per_weight(case: Case) -> dict[str, Values]:
     """
     moments = np.where((case.optimizer == "sgd") | (case.optimizer == "lion"), 1, 2)
     moment_bytes = np.where(case.optimizer == eight_bits.NAME, eight_bits.BYTES, case.state_bytes)
-    here, converts = np.where(case.offload_optimizer, 0, 1), np.where(case.is_own, 0, 1)
+    here, converts = np.where(case.updates_on_host, 0, 1), np.where(case.is_own, 0, 1)
     return {
         "weights": np.where(case.is_own, case.state_bytes, case.element_bytes),
         "gradients": case.gradient_bytes,
@@ -199,7 +209,7 @@ def _bytes_of_one(case: Case, divided: Values) -> Values:
     sharded = np.maximum(case.state_bytes, working) * (1 + moments / case.state_bytes)
     sharded = (sharded + np.where(keeps_whole(case), 0, case.gradient_bytes)) / divided
     deepspeed = (working + case.gradient_bytes + optimizer) / divided
-    third = np.where(case.is_deepspeed, deepspeed, sharded)
+    third = np.where(case.is_deepspeed, deepspeed, np.where(case.offload == "parameters", 0.0, sharded))
     return np.where((case.zero == 3) | (case.is_own & (case.zero == 2)), third, plain)
 
 
@@ -208,7 +218,8 @@ def gradient_bytes(case: Case, weights: Weights) -> Values:
     sharded = (case.zero >= 2) & np.logical_not(keeps_whole(case))
     dense = weights.dense / np.where(sharded, np.maximum(case.sharded_over, 1), 1.0)
     experts = weights.experts / np.where(sharded, case.experts_sharded_over, 1.0)
-    return np.where((case.zero >= 2) & keeps_whole(case), 0.0, (dense + experts) * case.gradient_bytes)
+    elsewhere = ((case.zero >= 2) & keeps_whole(case)) | (case.offload == "parameters")
+    return np.where(elsewhere, 0.0, (dense + experts) * case.gradient_bytes)
 
 
 def gathered_bytes(plan: Plan, layer: Values, ends: Values, layers: Values) -> Values:

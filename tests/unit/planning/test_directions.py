@@ -54,6 +54,9 @@ SLOWER: dict[str, tuple[Which, Change]] = {
     "no overlap of data parallelism": (lambda c: c.dp_overlap & (c.dp > 1), lambda c: {"dp_overlap": c.dp < 0}),
     "no overlap of tensor parallelism": (lambda c: c.tp_overlap & (c.tp > 1), lambda c: {"tp_overlap": c.tp < 0}),
     "no compilation": (lambda c: c.compile, lambda c: {"compile": c.dp < 0}),
+    "optimizer states on the host": (always, lambda c: {"offload": "optimizer"}),
+    "all states on the host": (lambda c: (c.zero == 3) & (c.pp == 1), lambda c: {"offload": "parameters"}),
+    "activations on the host": (lambda c: c.recompute == "none", lambda c: {"offload": "activations"}),
     "no interleaving": (lambda c: c.schedule == "interleaved", lambda c: {"schedule": "1f1b", "vpp": 1.0}),
 }
 

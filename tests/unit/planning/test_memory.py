@@ -142,9 +142,24 @@ def test_constants_that_are_not_there_are_said() -> None:
 def test_offloaded_optimizer_states_leave_weights_and_gradients(zero: int, each: float) -> None:
     """In bf16 over 8 ranks; the shards of FSDP are in fp32."""
     plan = plan_of(layers=2, hidden=64, dp=8, zero=zero, precision="bf16")
-    there = Plan(plan.case.but(offload_optimizer=True), plan.machine, plan.constants)
+    there = Plan(plan.case.but(offload="optimizer"), plan.machine, plan.constants)
     assert state_bytes(there, Weights(1000.0)) == pytest.approx(1000 * each)
     assert state_bytes(plan, Weights(1000.0)) > 1000 * each
+
+
+def test_what_lies_on_the_host_takes_no_memory_of_the_device() -> None:
+    """All states, or what layers keep for backward; the slower the link to the host, the longer both take."""
+    plan = plan_of(layers=24, hidden=2048, heads=16, dp=8, zero=3, framework="paralab", global_batch_size=8)
+    parts = {
+        what: memory.by_rank(Plan(plan.case.but(offload=what), plan.machine, plan.constants))[0]
+        for what in ("", "parameters", "activations")
+    }
+    assert parts["parameters"]["states"][0] == 0 < parts[""]["states"][0]
+    assert parts["activations"]["activations"][0] < 0.1 * parts[""]["activations"][0]
+    slow = replace(plan.machine, host_bytes_per_s=plan.machine.host_bytes_per_s / 8)
+    for what in ("optimizer", "parameters", "activations"):
+        case = plan.case.but(offload=what)
+        assert evaluate(case, slow).step_time_s[0] > 1.2 * evaluate(case, plan.machine).step_time_s[0]
 
 
 @pytest.mark.parametrize("kind", ["device", "allocated", "reserved"])
