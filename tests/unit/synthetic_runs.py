@@ -1,14 +1,16 @@
 """Runs that never happened, for the tests of what reads them."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from hashlib import sha256
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from paralab.records.row import RunRecord
+from paralab.records.writing import append
 
 START = datetime(2025, 1, 1, tzinfo=UTC)
 
@@ -50,3 +52,10 @@ def interleaved(
     noise = rng.normal(1, 0.015, slots.size) + 0.1 * (rng.uniform(size=slots.size) < 0.05)
     times = 0.1 * speeds * noise
     return list(times[0::2]), list(times[1::2] * slowdown)
+
+
+def write(path: Path, records: Iterable[RunRecord]) -> str:
+    """Add rows to a result file, and return its path."""
+    for record in records:
+        append(path, record)
+    return str(path)
