@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from paralab.console import sheet
 from paralab.console.inputs import read_whole
 from paralab.errors import ConfigError, DataError, UsageError, did_you_mean
 from paralab.planning.columns import BY_NAME, IGNORED, MEASURED
@@ -31,24 +32,13 @@ class Row:
 
 
 def read(path: Path) -> list[Row]:
-    """Return the rows of a CSV file of cases, `-` for stdin's bytes not among them.
+    """Return the rows of a CSV file of cases, `-` for stdin's bytes not among them, as spreadsheets save them too.
 
     Raises: DataError where the file is no such table; ConfigError for a column that is unknown or there twice.
     """
-    try:
-        text = read_whole(path).decode("utf-8-sig")
-    except UnicodeDecodeError:
-        raise DataError(f"{path} is not UTF-8 text: save it as CSV in UTF-8") from None
-    if "\0" in text:
-        raise DataError(f"{path} has zero bytes, and is no CSV file: give a table of cases")
-    first = text.split("\n", 1)[0]  # spreadsheets put semicolons or tabs between cells where a comma is in numbers
-    lines = csv.reader(io.StringIO(text, newline=""), strict=True, delimiter=max(",;\t", key=first.count))
-    try:
-        header = [name.strip() for name in next(lines, [])]
-        check_header(header, path)
-        return list(_rows(header, lines))
-    except csv.Error as error:
-        raise DataError(f"{path}, line {lines.line_num}: {error}: quote cells as CSV does") from None
+    table = sheet.parse(read_whole(path), path, torn=False)
+    check_header(table.columns, path)
+    return list(_rows(table))
 
 
 def check_header(header: list[str], path: Path) -> None:
@@ -63,11 +53,10 @@ def check_header(header: list[str], path: Path) -> None:
             raise ConfigError(f"{path}: column {name!r} is unknown{hint}: docs/planner.md lists the columns")
 
 
-def _rows(header: list[str], lines: "csv._reader") -> Iterator[Row]:  # type: ignore[name-defined]
-    for cells in lines:
-        if not any(cell.strip() for cell in cells):
-            continue
-        line, named = lines.line_num, dict(zip(header, (cell.strip() for cell in cells), strict=False))
+def _rows(table: sheet.Sheet) -> Iterator[Row]:
+    header = table.columns
+    for line, cells in ((line.number, line.cells) for line in table.lines if not line.blank):
+        named = dict(zip(header, (cell.strip() for cell in cells), strict=False))
         case_id = named.get("case_id", "") or str(line)
         measured = {name: value for name, value in named.items() if name.startswith(MEASURED)}
         try:

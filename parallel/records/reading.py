@@ -8,13 +8,13 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from paralab.console import sheet
 from paralab.console.inputs import check_has_end
+from paralab.console.sheet import Line
 from paralab.errors import DataError, UsageError
-from paralab.records import sheet
 from paralab.records.cells import decode, line_of
 from paralab.records.row import REQUIRED, RunRecord, header
 from paralab.records.schema import check_schema, few, present_name
-from paralab.records.sheet import Line
 
 _TIME = "2026-01-31T12:00:00+00:00"
 _OUR_TIME = re.compile(r"\d{4}-[01]\d-[0-3]\dT[0-2]\d:[0-5]\d:[0-5]\d(\.\d+)?\+00:00")
@@ -28,7 +28,7 @@ def read(path: str | Path) -> list[RunRecord]:
 def read_lines(path: str | Path) -> list[tuple[int, RunRecord]]:
     """Return the rows of a CSV file, each with its line, counted from 1.
 
-    Files of an older schema are read, and files as spreadsheets save them (`paralab.records.sheet`).
+    Files of an older schema are read, and files as spreadsheets save them (`paralab.console.sheet`).
 
     Warns of a last line that was not finished, of rows without a filled cell and of columns that have no place here;
     these are passed over.

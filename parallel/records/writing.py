@@ -5,9 +5,9 @@ import os
 import tempfile
 from pathlib import Path
 
+from paralab.console import sheet
 from paralab.console.outputs import check_writable, write_all
 from paralab.errors import UsageError, WriteError
-from paralab.records import sheet
 from paralab.records.cells import encode, line_of
 from paralab.records.changes import SCHEMA
 from paralab.records.reading import read

@@ -49,6 +49,21 @@ def test_a_row_for_each_case_with_the_columns_of_the_contract(tmp_path: Path, ca
     assert "predicted 2 of 2 cases" in (said := capsys.readouterr().err) and "step time was off by" in said
 
 
+def test_a_file_that_a_spreadsheet_saved_is_that_file(tmp_path: Path) -> None:
+    status, want = predicted(tmp_path, {}, {"case_id": "b", "tp": "2", "dp": "4"})
+    source, out = tmp_path / "cases.csv", tmp_path / "out.csv"
+    text = source.read_text()
+    for saved in (
+        text.replace("\n", ",,\n").encode("utf-8-sig"),
+        ("sep=;\r\n" + text.replace(",", ";")).encode(),
+        text.replace(",", "\t").encode("utf-16"),
+        text.rstrip().encode(),
+    ):
+        source.write_bytes(saved)
+        assert cli.main(["predict", str(source), "--out", str(out)]) == status == 0
+        assert list(csv.DictReader(out.open())) == want
+
+
 def test_a_case_is_predicted_alike_whatever_else_is_in_the_file(tmp_path: Path) -> None:
     """To the last digit that is written, in another order, and alone."""
     source = FOLDER / "torchtitan.csv"

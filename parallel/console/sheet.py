@@ -53,16 +53,17 @@ class Sheet:
     finished: bool  # False where our own last line lacks its line break (a writer died): it is left out
 
 
-def parse(content: bytes, path: Path) -> Sheet:
+def parse(content: bytes, path: Path, *, torn: bool = True) -> Sheet:
     """Return the table in the bytes of a file; `path` is only named in errors.
 
+    torn: whether a last line of ours that lacks its line break was not finished.
     Raises: DataError for another encoding, or cells that do not parse.
     """
     what = other_form(content) or next((said for mark, said in _PACKED.items() if content.startswith(mark)), "")
     if what:
         raise DataError(f"{path} {what}")
     text = _decoded(content, path)
-    if not marks_of_another_program(content):  # those write a file at once, some without a last line break
+    if torn and not marks_of_another_program(content):  # those write a file at once, some without a last line break
         text, finished = _finished(text)
     else:
         finished = True
@@ -127,7 +128,7 @@ def _lines(text: str, delimiter: str, path: Path, *, above: int = 0) -> Iterator
                 yield Line(above + whole, cells)
     except csv.Error as error:
         raise DataError(
-            f"{path} line {above + whole + 1} is damaged ({error}): remove the line, or run the cases again"
+            f"{path} line {above + whole + 1} is damaged ({error}): correct its quotes, or remove it"
         ) from None
 
 
