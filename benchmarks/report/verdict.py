@@ -61,7 +61,8 @@ def _weighed(found: Comparison, base: Variant, other: Variant, metric: Metric, *
     if len(pairs):
         return _with_evidence(found, evidence.of_pairs(pairs, metric.within, tests=tests, looks=looks))
     if looks:
-        return _with_note(found, "a verdict needs pairs of repeats, of which either is first in some")
+        alone = "repeats of --until-decided are judged in pairs alone: both variants in the same repeats of one sweep"
+        return _with_note(found, f"{alone}, each of them first in some")
     if (fewest := min(len(left), len(right))) < LEAST_RUNS:
         needs = f"a verdict needs {_needed(found, tests)}"
         return _with_note(found, f"one run says nothing about noise, and {needs}" if fewest == 1 else needs)

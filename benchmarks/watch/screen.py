@@ -66,12 +66,16 @@ def sweep(view: SweepView) -> RenderableType:
         lines = []
         for case in cases:
             times = [1e3 * time_s for time_s in case.step_times_s]
-            step = [f"{median(times):.4g}", f"{min(times):.4g} to {max(times):.4g}"] if times else ["", ""]
+            step = [_ms(median(times)), f"{_ms(min(times))} to {_ms(max(times))}"] if times else ["", ""]
             speed = f"{case.samples_per_s:,.1f}" if case.samples_per_s else ""
             lines.append((case.name, str(case.runs), str(case.failed), *step, speed, case.last))
         columns = ("case", "runs", "failed", "step ms", "range ms", "samples/s", "last")
         parts += [Text(), Text(work, style="dim"), _table(columns, lines, left=("case", "last"))]
     return Group(*parts)
+
+
+def _ms(milliseconds: float) -> str:
+    return f"{milliseconds:.3g}" if milliseconds < 1000 else f"{milliseconds:.0f}"
 
 
 def _facts(facts: Sequence[tuple[str, str]]) -> Table:
@@ -126,7 +130,7 @@ def _ranks(view: TrainingView) -> Table:
 
 def _table(columns: Sequence[str], lines: Sequence[Sequence[str]], *, left: Sequence[str] = ()) -> Table:
     """Return a table whose numbers stay whole; the names of its columns and what stands at the left wrap."""
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
+    table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, 1, 0, 0))
     for number, name in enumerate(columns):
         widest = max((len(line[number]) for line in lines), default=0)
         if name in left:

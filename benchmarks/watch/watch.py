@@ -14,12 +14,11 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from paralab.console.lines import width
 from paralab.options.arguments import Parser, positive
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
-
-_WIDTH = 79  # where the screen does not say
 
 
 def main(argv: list[str]) -> int:
@@ -66,7 +65,7 @@ def _print(view: "RenderableType") -> None:
     """Print a view without colours; characters that the stream's encoding lacks become question marks."""
     from rich.console import Console
 
-    console = Console(width=_WIDTH, color_system=None, legacy_windows=False, file=sys.stdout)
+    console = Console(width=width(), color_system=None, legacy_windows=False, file=sys.stdout)
     with console.capture() as capture:
         console.print(view)
     encoding = sys.stdout.encoding or "utf-8"

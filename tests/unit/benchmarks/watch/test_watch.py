@@ -115,7 +115,7 @@ def rows(tmp_path: Path) -> Path:
     """A sweep of two cases of which three runs are done, and one failed."""
     file = tmp_path / "bench.csv"
     for number, (strategy, status, step_s) in enumerate(
-        [("ddp", "ok", 0.25), ("zero3", "hang", None), ("ddp", "ok", 0.75)]
+        [("ddp", "ok", 0.02512), ("zero3", "hang", None), ("ddp", "ok", 0.08574)]
     ):
         layout = "dp2" if strategy == "ddp" else "dp2/zero3"
         cells = {"strategy": strategy, "layout": layout, "status": status, "step_time_p50_s": step_s}
@@ -140,7 +140,7 @@ def test_a_sweep_that_goes_on(rows: Path) -> None:
     assert (view.status, view.done, view.total, view.now_step) == ("running", 3, 8, 1)
     assert view.left_s == pytest.approx(150, abs=2)  # two runs in a minute, five to go
     ((ddp, zero3),) = view.works.values()
-    assert (ddp.runs, ddp.failed, ddp.step_times_s) == (2, 0, [0.25, 0.75])
+    assert (ddp.runs, ddp.failed, ddp.step_times_s) == (2, 0, [0.02512, 0.08574])
     assert (zero3.runs, zero3.failed, zero3.last) == (1, 1, "hang")
     append(rows, run(3, group="g", strategy="ddp", layout="dp2", parity=False))
     append(rows, run(4, group="g", strategy="zero3", layout="dp2/zero3", parity=True))
@@ -178,15 +178,16 @@ def test_what_is_no_run_is_refused(tmp_path: Path, kind: str) -> None:
 
 
 def test_one_view_is_printed_where_there_is_no_terminal(
-    locked: Path, rows: Path, capsys: pytest.CaptureFixture[str]
+    locked: Path, rows: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    monkeypatch.setenv("COLUMNS", "60")
     assert main([str(locked)]) == 0 and main([str(rows)]) == 0
     shown = capsys.readouterr().out
     assert "10 of 42 steps, about 16 s left" in shown and "gpt2 nano, dp2, 16 samples a step" in shown
     assert ["0", "8", "0.5", "0.0%", "100"] in [line.split()[:5] for line in shown.splitlines()]
     (ddp,) = (line.split() for line in shown.splitlines() if line.split()[:1] == ["ddp"])
-    assert ddp == ["ddp", "2", "0", "500", "250", "to", "750", "80.0", "ok"] and "zero3" in shown
-    assert max(map(len, shown.splitlines())) <= 80
+    assert ddp == ["ddp", "2", "0", "55.4", "25.1", "to", "85.7", "80.0", "ok"] and "zero3" in shown
+    assert max(map(len, shown.splitlines())) <= 60
 
 
 @pytest.mark.parametrize("columns", [60, 80, 120])
@@ -202,6 +203,7 @@ def test_a_view_fits_the_terminal_and_cuts_nothing(locked: Path, rows: Path, col
             console.print(view)
         lines = capture.get().splitlines()
         assert max(map(len, lines)) <= columns and "…" not in "".join(lines)
+        assert any(re.search(r" (last|written)$", line.rstrip()) for line in lines), "the last column is whole"
         assert any(re.search(" left$", line.rstrip()) and "━" in line for line in lines), "how far it is, on one line"
     with console.capture() as capture:
         console.print(screen.training(TrainingFiles(locked).look()))
