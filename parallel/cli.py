@@ -9,6 +9,7 @@ import os
 import signal
 import sys
 import time
+import warnings
 from collections.abc import Sequence
 from importlib import import_module
 from importlib.util import find_spec
@@ -87,6 +88,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     Returns: the exit status: that of the command, that of the ParalabError it raised, or 130 when interrupted.
     """
     streams.keep_open()
+    warnings.formatwarning = _as_line
     with contextlib.suppress(ValueError):  # only the main thread hears signals
         signal.signal(signal.SIGINT, _interrupt)
         signal.signal(signal.SIGTERM, _stop)
@@ -125,6 +127,15 @@ def main(argv: Sequence[str] | None = None) -> int:
         signal.signal(signal.SIGINT, signal.SIG_DFL)  # a second one ends what is left of this process, silently
         print("paralab: interrupted", file=sys.stderr)
         return INTERRUPTED
+
+
+def _as_line(
+    message: Warning | str, category: type[Warning], filename: str, lineno: int, line: str | None = None
+) -> str:
+    """Return what is printed of a warning: of our own without the place in the code, of others as Python does."""
+    if category is UserWarning and filename.startswith(f"{os.path.dirname(__file__)}{os.sep}"):
+        return f"paralab: {message}\n"
+    return f"{filename}:{lineno}: {category.__name__}: {message}\n"
 
 
 def _check_printed() -> None:

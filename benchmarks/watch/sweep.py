@@ -2,6 +2,7 @@
 
 import socket
 import time
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -83,7 +84,9 @@ class SweepFiles:
             return
         state = self.file.stat()
         if self._seen != (state.st_mtime_ns, state.st_size):
-            self.rows = read(self.file)
+            with warnings.catch_warnings():  # of a line that is being written
+                warnings.simplefilter("ignore")
+                self.rows = read(self.file)
             self._seen = (state.st_mtime_ns, state.st_size)
 
     def _step(self) -> int | None:

@@ -3,6 +3,7 @@
 import contextlib
 import copy
 import json
+import logging
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
@@ -92,18 +93,18 @@ def without_dropout(theirs: "PreTrainedConfig") -> "PreTrainedConfig":
 
 @contextlib.contextmanager
 def quietly() -> Iterator[None]:
-    """Keep transformers from printing warnings and progress bars: what matters is said here."""
-    from transformers.utils import logging
+    """Keep transformers, and what it imports, from printing warnings and progress bars: what matters is said here."""
+    from transformers.utils import logging as theirs
 
-    level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
+    bars, before = theirs.is_progress_bar_enabled(), logging.root.manager.disable
+    logging.disable(logging.WARNING)  # also of DeepSpeed, whose log is on stdout
+    theirs.disable_progress_bar()
     try:
         yield
     finally:
-        logging.set_verbosity(level)
+        logging.disable(before)
         if bars:
-            logging.enable_progress_bar()
+            theirs.enable_progress_bar()
 
 
 def new_model(config: CausalLMConfig) -> "PreTrainedModel":

@@ -149,11 +149,11 @@ def to_hugging_face(
     state: the parameters by canonical names, of the whole shapes that the model has. end_of_text: the token that ends a
     text, where the encoding does not say so by its name.
     """
-    model = converter_of(spec).to_transformers(config, state)
-    if end_of_text is not None:
-        for saying in filter(None, (model.config, model.generation_config)):
-            saying.bos_token_id = saying.eos_token_id = end_of_text
     with quietly():
+        model = converter_of(spec).to_transformers(config, state)
+        if end_of_text is not None:
+            for saying in filter(None, (model.config, model.generation_config)):
+                saying.bos_token_id = saying.eos_token_id = end_of_text
         model.save_pretrained(folder)
 
 

@@ -99,6 +99,11 @@ def test_a_bug_keeps_its_trace(monkeypatch: pytest.MonkeyPatch) -> None:
         run_command(monkeypatch, fail)
 
 
+def test_a_warning_of_ours_is_a_line_without_its_place_in_the_code() -> None:
+    ours, others = (cli._as_line(UserWarning("said"), UserWarning, file, 3) for file in (cli.__file__, "/x/numpy.py"))
+    assert ours == "paralab: said\n" and others == "/x/numpy.py:3: UserWarning: said\n"
+
+
 def test_an_interrupt_is_130(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     def interrupt(argv: list[str]) -> int:
         raise KeyboardInterrupt

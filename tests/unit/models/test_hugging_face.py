@@ -2,6 +2,7 @@
 
 import copy
 import json
+import logging
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ from paralab.errors import ConfigError, LayoutError
 from paralab.layout import Layout
 from paralab.models import SPECS, file_columns, folder_of, label_of
 from paralab.models.hugging_face import CausalLMConfig, folder, proof, stages, thread_ranks
-from paralab.models.hugging_face.config import new_model
+from paralab.models.hugging_face.config import new_model, quietly
 from paralab.models.hugging_face.make import block_names, cannot, spec_of, tensor_plan
 from paralab.models.hugging_face.smaller import n_layers, tiny, with_layers
 from paralab.models.spec import Cut, ModelSpec, Style
@@ -339,3 +340,13 @@ def test_a_model_that_counts_positions_from_zero_is_not_shared(tmp_path: Path, m
     monkeypatch.setattr(stages, "own_positions", lambda model, x: torch.arange(x.shape[1])[None])
     with pytest.raises(LayoutError, match="with a sequence that ranks share it computes something else"):
         check_split(Layout.parse("cp2"), spec=(spec := made("llama", tmp_path, rope_theta=9.0)), config=spec.config())
+
+
+def test_what_transformers_imports_logs_nothing_and_is_heard_again_afterwards(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    with quietly():
+        logging.getLogger("DeepSpeed").warning("Setting accelerator to CPU")
+    assert not caplog.records
+    logging.getLogger("DeepSpeed").warning("heard")
+    assert [record.message for record in caplog.records] == ["heard"]

@@ -8,6 +8,7 @@ import socket
 import subprocess
 import sys
 import time
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -146,6 +147,10 @@ def test_a_sweep_that_goes_on(rows: Path) -> None:
     append(rows, run(4, group="g", strategy="zero3", layout="dp2/zero3", parity=True))
     ((ddp, zero3),) = files.look().works.values()
     assert (ddp.runs, ddp.failed, ddp.last, zero3.last) == (3, 1, "parity failed", "ok")
+    with rows.open("a") as file:
+        file.write("28,half a row")
+    with warnings.catch_warnings(action="error"):  # a row that is being written is not said
+        assert [way.runs for ways in files.look().works.values() for way in ways] == [3, 2]
     values = json.loads(progress_path(rows).read_text())
     progress_path(rows).write_text(json.dumps(values | {"host": "elsewhere", "process": 2**22 + 1}))
     assert files.look().status == "running", "who runs it cannot be seen from here"
