@@ -164,6 +164,17 @@ def parser() -> Parser:
     parser.add_argument(
         "--data", metavar="NAME", help=f"Images, as --data of paralab run has them ({_default('data')})"
     )
+    _add_numbers(parser)
+    parser.add_argument(
+        "--seed", metavar="N", type=whole(0), default=0, help="Seed of batches, signal and noise (default: 0)"
+    )
+    parser.add_argument("--out", metavar="FILE.csv", help="Write a line for each method and epoch to this file")
+    parser.add_argument("--plot", metavar="FILE", help="Draw what is in these lines: .svg, .png or .pdf")
+    return parser
+
+
+def _add_numbers(parser: Parser) -> None:
+    """Add the options that some problems have, and what they are by default."""
     parser.add_argument(
         "--l2",
         metavar="X",
@@ -199,12 +210,6 @@ def parser() -> Parser:
         type=whole(2),
         help=f"Length of the signal, or number of images ({_default('samples')})",
     )
-    parser.add_argument(
-        "--seed", metavar="N", type=whole(0), default=0, help="Seed of batches, signal and noise (default: 0)"
-    )
-    parser.add_argument("--out", metavar="FILE.csv", help="Write a line for each method and epoch to this file")
-    parser.add_argument("--plot", metavar="FILE", help="Draw what is in these lines: .svg, .png or .pdf")
-    return parser
 
 
 def _default(name: str) -> str:

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from paralab.axes.data.ranks import shard_ranks
 from paralab.errors import LayoutError
-from paralab.layout import SCHEDULES, Division, Layout, layers_of_stages, schedules, words
+from paralab.layout import SCHEDULES, Division, Layout, common_divisors, layers_of_stages, schedules, words
 from paralab.layout.schedules import ScheduleName
 
 WORDS = [*SCHEDULES, "interleavedx3", "interleavedx16", "zero-bubblex1", "zero-bubblex4"]
@@ -245,3 +245,11 @@ def test_a_bad_layout_is_refused_in_one_line(text: str, says: str) -> None:
     with pytest.raises(LayoutError, match=says) as caught:
         Layout.parse(text)
     assert "\n" not in str(caught.value)
+
+
+def test_common_divisors_divide_every_number_so_many_times_over() -> None:
+    assert common_divisors([12, 18]) == [1, 2, 3, 6]
+    assert common_divisors([12, 18], times=2) == [1, 3]
+    assert common_divisors([7], times=2) == []
+    assert common_divisors([128]) == [1, 2, 4, 8, 16, 32, 64]
+    assert common_divisors([128], most=128)[-1] == 128
