@@ -16,6 +16,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.autograd.graph import saved_tensors_hooks
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
@@ -23,9 +24,11 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry, sdpa_flop_count
 
+from paralab.axes.initialise import tie
 from paralab.axes.tensor.rules import sizes_to_divide
 from paralab.errors import ModelError
 from paralab.models.configs import C
+from paralab.models.found import move_plain_tensors
 from paralab.models.spec import SAMPLES_TRIED, ModelSpec
 from paralab.planning.parts import Counted, Part
 
@@ -47,7 +50,9 @@ def count(spec: ModelSpec[C], config: C) -> Counted:
         said = " ".join(str(error).split())[:160]
         use = "see paralab check-model, or give --layers, --hidden and the other sizes"
         raise ModelError(f"{spec.name} cannot be counted on the meta device ({said}): {use}") from None
+    in_16 = _kept_in_16(spec, config)
     return Counted(
+        kept_in_16=in_16,
         blocks=tuple(counter.part(number) for number in range(len(counter.blocks))),
         first=counter.part(FIRST),
         last=counter.part(LAST),
@@ -55,6 +60,29 @@ def count(spec: ModelSpec[C], config: C) -> Counted:
         unit=spec.unit_of(config),
         units_per_sample=spec.units_in_sample(config),
     )
+
+
+def _kept_in_16(spec: ModelSpec[C], config: C) -> tuple[float, float, float] | None:
+    """Return what backward needs of one sample under autocast in bf16, in elements of 2 bytes: first, blocks, last.
+
+    Norms, losses and what is added to weights in fp32 stay in fp32 there. None where the model does not run so.
+    """
+    fake = FakeTensorMode(allow_non_fake_inputs=True)
+    model = spec.on_meta(config).train()
+    with fake:
+        model.to_empty(device="cpu")
+        move_plain_tensors(model, "cpu")
+        tie(model, spec.tied_in(config))
+    counter = _Counter(model, spec.blocks(config), spec.tensor_plan(config))
+    inputs, targets = spec.example(config, SAMPLES_TRIED)
+    try:
+        with fake, counter.counting(), torch.autocast("cpu", torch.bfloat16):
+            model(*(torch.empty_like(x, device="cpu") for x in inputs), targets=torch.empty_like(targets, device="cpu"))
+    except (RuntimeError, NotImplementedError, TypeError, ValueError):
+        return None
+    kept = {number: size / 2 / SAMPLES_TRIED for number, size in counter.kept_bytes.items()}
+    blocks = sum(kept.get(number, 0.0) for number in range(len(counter.blocks)))
+    return kept.get(FIRST, 0.0), blocks, kept.get(LAST, 0.0)
 
 
 class _FusedAttention(TorchFunctionMode):
@@ -77,6 +105,7 @@ class _Counter(TorchDispatchMode):
         self.model, self.blocks, self.plan = model, blocks, plan
         self.at, self.ran, self.divided = FIRST, False, False
         self.sums: dict[str, Counter[int]] = {field.name: Counter() for field in fields(Part)}
+        self.kept_bytes = Counter[int]()
         self.seen: set[int] = set()
         self.held: list[Tensor] = []  # keeps ids from being used again
         self.parameters = {id(p) for p in model.parameters()}
@@ -160,12 +189,16 @@ class _Counter(TorchDispatchMode):
             self.seen.add(storage)
             self.held.append(tensor)
             self.sums["kept"][self.at] += tensor.numel()
+            self.kept_bytes[self.at] += tensor.nbytes
         return tensor
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         result = func(*args, **(kwargs or {}))
         if func.is_view or func.namespace != "aten":
             return result
+        if func is torch.ops.aten._to_copy.default and id(args[0]) in self.parameters:
+            self.parameters.add(id(result))  # cast for all samples together
+            self.held.append(result)
         tensors = [t for t in tree_leaves((args, kwargs, result)) if isinstance(t, Tensor)]
         self.sums["launches"][self.at] += 1
         is_attention = "attention" in func.__name__

@@ -32,7 +32,11 @@ class Part:
 
 @dataclass(frozen=True)
 class Counted:
-    """A model as it was counted. tensor_divides: what the tensor degree has to divide. unit: what throughput counts."""
+    """A model as it was counted. tensor_divides: what the tensor degree has to divide. unit: what throughput counts.
+
+    kept_in_16: what backward needs of the first part, all blocks and the last part of one sample, in elements of 2
+    bytes, where products are in 16 bits; None where that is not known, and all is taken to be so wide.
+    """
 
     blocks: tuple[Part, ...]
     first: Part
@@ -40,6 +44,7 @@ class Counted:
     tensor_divides: int
     unit: str
     units_per_sample: int
+    kept_in_16: tuple[float, float, float] | None = None
 
     def __str__(self) -> str:
         flops = 3 * sum(part.flops for part in (self.first, *self.blocks, self.last))
@@ -59,13 +64,22 @@ class Counted:
         """Return the case of these values, whose model is this one. stages: layers of each; () for evenly."""
         pp, vpp = int(values["pp"]), int(values["vpp"])
         split = stages or even(len(self.blocks), pp * vpp)
+        first, blocks, last = self._kept(str(values["precision"]))
+        kept = {"first_kept": first, "block_kept": blocks / len(self.blocks), "last_kept": last}
+        parts = {f"block_{name}": self.mean(name) for name in Part.__dataclass_fields__}
+        parts |= {f"{end}_{name}": getattr(getattr(self, end), name) for end in ("first", "last") for name in ENDS}
         return CountedCase(
             **{**values, **self.held_by(split, pp, vpp, str(values["schedule"]))},
             unit=self.unit,
             units_per_sample=self.units_per_sample,
-            **{f"block_{name}": self.mean(name) for name in Part.__dataclass_fields__},
-            **{f"{end}_{name}": getattr(getattr(self, end), name) for end in ("first", "last") for name in ENDS},
+            **{**parts, **kept},
         )
+
+    def _kept(self, precision: str) -> tuple[float, float, float]:
+        """Return what backward needs of the first part, all blocks and the last part, in elements of the precision."""
+        if precision != "fp32" and self.kept_in_16 is not None:
+            return self.kept_in_16
+        return self.first.kept, sum(block.kept for block in self.blocks), self.last.kept
 
     def held_by(self, stages: Sequence[int], pp: int, vpp: int, schedule: str) -> dict[str, float]:
         """Return what ranks hold, in blocks of average size: of seconds (layers_*), of weights and of what is kept."""

@@ -62,6 +62,31 @@ def test_what_is_kept_is_what_a_real_run_keeps(name: str, size: str) -> None:
     assert loss.requires_grad
 
 
+@pytest.mark.parametrize(("name", "size"), [("resnet", "tiny"), ("diffusion", "tiny-dit")])
+def test_what_is_kept_in_16_bits_is_what_a_real_run_keeps(name: str, size: str) -> None:
+    """By bytes: norms and modulation stay in fp32. A further sample adds them, and no cast of a weight."""
+    spec = SPECS[name]
+    model = spec.built(spec.config(size), seed=0)
+
+    def kept_bytes(samples: int) -> int:
+        kept = dict[int, int]()
+
+        def keep(tensor: torch.Tensor) -> torch.Tensor:
+            storage = tensor.untyped_storage()
+            kept[storage.data_ptr()] = max(kept.get(storage.data_ptr(), 0), tensor.nbytes)
+            return tensor
+
+        inputs, targets = spec.example(spec.config(size), samples)
+        with saved_tensors_hooks(keep, lambda tensor: tensor), torch.autocast("cpu", torch.bfloat16):
+            loss = model(*inputs, targets=targets)
+        assert loss.requires_grad
+        return sum(kept.values())
+
+    counted = count(spec, spec.config(size)).kept_in_16
+    assert counted is not None
+    assert 2 * sum(counted) == pytest.approx((kept_bytes(16) - kept_bytes(8)) / 8, rel=0.05)
+
+
 def test_ranks_of_a_pipeline_hold_what_their_own_blocks_have() -> None:
     """The first blocks of a ResNet keep most, the last ones have most weights, and all take as long."""
     counted = count(SPECS["resnet"], SPECS["resnet"].config("50"))
