@@ -5,6 +5,7 @@ fill a chunk under another layout, and carries the failure of one rank to all. I
 tensors in a pickle, which can run code when it is read. Safetensors files describe themselves, in JSON.
 """
 
+import errno
 import json
 import math
 import os
@@ -221,7 +222,11 @@ def _write_item(name: str, chunk: Chunk) -> WriteItem:
 def _cause(error: CheckpointException) -> str:
     """Return what went wrong on the first rank that failed."""
     rank, (cause, _) = min(error.failures.items())
-    return str(cause) if isinstance(cause, ParalabError) else f"rank {rank}: {type(cause).__name__}: {cause}"
+    if isinstance(cause, ParalabError):
+        return str(cause)
+    is_full = isinstance(cause, OSError) and cause.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+    advice = ": make room there, and go on with --resume" if is_full else ""
+    return f"rank {rank}: {type(cause).__name__}: {cause}{advice}"
 
 
 def _allow_single_process() -> None:

@@ -297,7 +297,7 @@ def test_a_disk_that_fills_up_while_saving(run_folder: Path) -> None:
     resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, limits[1]))
     try:
         saver.save(engine)
-        with pytest.raises(DataError, match=f"step-3 was not saved.*{os.strerror(errno.EFBIG)}"):
+        with pytest.raises(DataError, match=f"step-3 was not saved.*{os.strerror(errno.EFBIG)}: make room there"):
             saver.join()
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
