@@ -12,6 +12,7 @@ from paralab.benchmarks.case.communication import comm_columns
 from paralab.benchmarks.run import CommandConfig
 from paralab.commands.explain_text import GIB, size_unit
 from paralab.console.clock import Moment
+from paralab.console.lines import paragraph
 from paralab.console.phases import Phases
 from paralab.errors import DRY, UsageError
 from paralab.layout import Layout
@@ -188,8 +189,10 @@ def _fit(work: Work, found: Sequence[DryRank], device: Device) -> Iterator[str]:
     needed = _in_use_bytes(work, found) / GIB
     tensors, there = _fullest(found).memory.peak_bytes / GIB, device.memory_gib
     word = "Fits" if needed <= there else "Does not fit"
-    yield f"{word} {device.gpu}: {tensors:,.1f} GiB of tensors on rank {_fullest(found).place.rank}, {needed:,.1f}"
-    yield f"with what allocator, driver and NCCL usually add, of {there:,.1f}"
+    yield paragraph(
+        f"{word} {device.gpu}: {tensors:,.1f} GiB of tensors on rank {_fullest(found).place.rank}, {needed:,.1f} with "
+        f"what allocator, driver and NCCL usually add, of {there:,.1f}"
+    )
 
 
 def _in_use_bytes(work: Work, found: Sequence[DryRank]) -> float:
