@@ -177,6 +177,7 @@ class CountedCase(Case):
     block_divided_flops: Values
     block_traffic: Values
     block_kept: Values
+    block_divided_kept: Values
     block_boundary: Values
     block_launches: Values
     block_reductions: Values
@@ -207,6 +208,12 @@ class CountedCase(Case):
     def divided_share(self) -> Values:
         """The share of the work of a block that tensor ranks leave to one of them."""
         divided = self.block_divided_flops / np.maximum(self.block_flops, 1.0)
+        return 1 - divided + divided / self.tp
+
+    @property
+    def kept_share(self) -> Values:
+        """The share of what a block keeps for backward that tensor ranks leave to one of them."""
+        divided = self.block_divided_kept / np.maximum(self.block_kept, 1.0)
         return 1 - divided + divided / self.tp
 
     def held(self, what: str, rank: str) -> Values:

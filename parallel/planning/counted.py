@@ -35,6 +35,7 @@ from paralab.planning.parts import Counted, Part
 FIRST, LAST = -1, -2  # the parts before and after all blocks
 _DIVIDED = ("column", "row", "column_gathered", "row_of_whole", "channels", "vocab_embedding", "vocab_loss")
 _REDUCING = ("row", "row_of_whole")
+_OPENING, _CLOSING = ("column",), ("row", "row_of_whole", "column_gathered")  # activations that ranks have in pieces
 
 
 @lru_cache(maxsize=8)
@@ -103,7 +104,8 @@ class _Counter(TorchDispatchMode):
     def __init__(self, model: nn.Module, blocks: tuple[str, ...], plan: Mapping[str, str]) -> None:
         super().__init__()
         self.model, self.blocks, self.plan = model, blocks, plan
-        self.at, self.ran, self.divided = FIRST, False, False
+        self.at, self.ran, self.divided, self.pieces = FIRST, False, False, False
+        self.styles = {id(module): self._style(name) for name, module in model.named_modules()}
         self.sums: dict[str, Counter[int]] = {field.name: Counter() for field in fields(Part)}
         self.kept_bytes = Counter[int]()
         self.seen: set[int] = set()
@@ -179,8 +181,11 @@ class _Counter(TorchDispatchMode):
     def _begin(self, *_: Any) -> None:
         self.divided = True
 
-    def _end(self, *_: Any) -> None:
+    def _end(self, module: nn.Module, *_: Any) -> None:
+        """What follows a divided output is divided as well, until a layer takes it in."""
         self.divided = False
+        style = self.styles[id(module)]
+        self.pieces = style in _OPENING or (self.pieces and style not in _CLOSING)
 
     def _keep(self, tensor: Tensor) -> Tensor:
         storage = tensor.untyped_storage()._cdata
@@ -189,6 +194,7 @@ class _Counter(TorchDispatchMode):
             self.seen.add(storage)
             self.held.append(tensor)
             self.sums["kept"][self.at] += tensor.numel()
+            self.sums["divided_kept"][self.at] += tensor.numel() * self.pieces
             self.kept_bytes[self.at] += tensor.nbytes
         return tensor
 

@@ -132,7 +132,7 @@ def waiting_bytes(plan: Plan) -> Values:
     """
     case = plan.case
     if isinstance(case, CountedCase):
-        return case.element_bytes * case.micro_batch_size * case.block_kept * case.divided_share / 2
+        return case.element_bytes * case.micro_batch_size * case.block_kept * case.kept_share / 2
     heads = (case.heads + 2 * case.kv_heads) * case.head_dim
     inner = np.where(case.experts > 0, case.experts_per_token * case.expert_ffn, case.ffn)
     results = (heads + inner * np.where(case.gated, 2, 1)) / case.tp + 4 * case.hidden
@@ -160,7 +160,7 @@ def _backward_bytes(plan: Plan) -> Values:
     case = plan.case
     full, selective = case.recompute == "full", case.recompute == "selective"
     if isinstance(case, CountedCase):
-        elements = np.where(full, case.block_boundary, case.block_kept * case.divided_share)
+        elements = np.where(full, case.block_boundary, case.block_kept * case.kept_share)
         return case.element_bytes * case.micro_batch_size * elements
     per_operator = selective & (case.framework == "torchtitan")
     whole = layer_bytes(plan, scores=case.keeps_scores & np.logical_not(selective)) + cast_bytes(case)
@@ -232,7 +232,7 @@ def working_bytes(plan: Plan) -> Values:
     """Return the bytes that the layer at work has beside what is kept: its activations again, and their gradients."""
     case, k = plan.case, plan.constants
     if isinstance(case, CountedCase):
-        again = np.where(case.recompute == "full", case.block_kept * case.divided_share, 0.0)
+        again = np.where(case.recompute == "full", case.block_kept * case.kept_share, 0.0)
         return case.element_bytes * case.micro_batch_size * (again + 2 * case.block_boundary * k.mem_working_share)
     whole = (case.recompute == "full") | ((case.recompute == "selective") & (case.framework == "torchtitan"))
     core = np.where((case.recompute == "selective") & case.keeps_scores, case.tokens * score_bytes(case), 0.0)

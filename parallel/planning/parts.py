@@ -15,8 +15,8 @@ class Part:
     """What a part of a model takes for one sample, forward. flops: of products and convolutions.
 
     divided_weights, divided_flops: of these, what tensor ranks divide. traffic: elements that other operations read and
-    write. kept: elements that backward needs. boundary: elements that it hands on. launches: operations. reductions:
-    all-reduces over tensor ranks.
+    write. kept: elements that backward needs. divided_kept: of these, what tensor ranks divide. boundary: elements
+    that it hands on. launches: operations. reductions: all-reduces over tensor ranks.
     """
 
     weights: float = 0.0
@@ -25,6 +25,7 @@ class Part:
     divided_flops: float = 0.0
     traffic: float = 0.0
     kept: float = 0.0
+    divided_kept: float = 0.0
     boundary: float = 0.0
     launches: float = 0.0
     reductions: float = 0.0
@@ -65,7 +66,9 @@ class Counted:
         pp, vpp = int(values["pp"]), int(values["vpp"])
         split = stages or even(len(self.blocks), pp * vpp)
         first, blocks, last = self._kept(str(values["precision"]))
-        kept = {"first_kept": first, "block_kept": blocks / len(self.blocks), "last_kept": last}
+        each = blocks / len(self.blocks)
+        divided = each * self.mean("divided_kept") / max(self.mean("kept"), 1.0)
+        kept = {"first_kept": first, "block_kept": each, "block_divided_kept": divided, "last_kept": last}
         parts = {f"block_{name}": self.mean(name) for name in Part.__dataclass_fields__}
         parts |= {f"{end}_{name}": getattr(getattr(self, end), name) for end in ("first", "last") for name in ENDS}
         return CountedCase(

@@ -87,6 +87,14 @@ def test_what_is_kept_in_16_bits_is_what_a_real_run_keeps(name: str, size: str) 
     assert 2 * sum(counted) == pytest.approx((kept_bytes(16) - kept_bytes(8)) / 8, rel=0.05)
 
 
+@pytest.mark.parametrize(("name", "size", "share"), [("resnet", "20", 0.5), ("diffusion", "dit-mnist", 0.6)])
+def test_of_what_is_kept_tensor_ranks_divide_what_lies_between_their_layers(name: str, size: str, share: float) -> None:
+    """Of ResNet about half; of a DiT queries, keys, values and the MLP, and not what norms and modulation take."""
+    counted = count(SPECS[name], SPECS[name].config(size))
+    divided = sum(block.divided_kept for block in counted.blocks) / sum(block.kept for block in counted.blocks)
+    assert divided == pytest.approx(share, abs=0.1)
+
+
 def test_ranks_of_a_pipeline_hold_what_their_own_blocks_have() -> None:
     """The first blocks of a ResNet keep most, the last ones have most weights, and all take as long."""
     counted = count(SPECS["resnet"], SPECS["resnet"].config("50"))
