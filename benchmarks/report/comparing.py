@@ -85,6 +85,7 @@ def compare_column(
     column = _column(by)
     pieces = _pieces(records, column, files or {})
     if baseline is not None:
+        baseline = work.show(baseline)
         _check_baseline(baseline, {name for piece in pieces for way in piece for name in _names(way, column)})
     outcome, lone = Outcome(), []
     several = "layout" not in FOLLOWS.get(by, ()) and len({record.layout for record in records}) > 1

@@ -1,9 +1,12 @@
 """Which columns say what work a run did, which say how it was done, and which describe the surroundings."""
 
+import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from paralab.records.row import RunRecord
+
+_DIGEST = re.compile("[0-9a-f]{40}|[0-9a-f]{64}")  # of git, of sha256
 
 
 @dataclass(frozen=True)
@@ -145,12 +148,14 @@ def _values(records: Iterable[RunRecord], column: Column) -> str:
 
 
 def show(cell: object) -> str:
-    """Return a cell for people: unknown is said, numbers are short."""
+    """Return a cell for people: unknown is said, numbers are short, and so are checksums and commits."""
     if cell is None:
         return "unknown"
     if isinstance(cell, bool):
         return "yes" if cell else "no"
-    return f"{cell:g}" if isinstance(cell, float) else str(cell)
+    if isinstance(cell, float):
+        return f"{cell:g}"
+    return str(cell)[:12] if _DIGEST.fullmatch(str(cell)) else str(cell)
 
 
 def amount(cell: float | None, column: str) -> str:

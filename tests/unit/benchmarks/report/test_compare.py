@@ -114,6 +114,12 @@ def test_cpu_and_gpu_are_not_compared_even_by_force():
         assert "CPU and GPU runs are never compared" in str(outcome.refusals[0])
 
 
+def test_commits_and_checksums_are_short_and_known_whole() -> None:
+    rows = [*runs(A, git_commit="ab" * 20), *runs(A, git_commit="cd" * 20)]
+    (found,) = compare_column(rows, "git_commit", STEP, baseline="cd" * 20).comparisons
+    assert (found.base, found.other) == ("cdcdcdcdcdcd", "abababababab")
+
+
 def test_cases_join_on_strategy_and_size():
     base = [*runs(A), *runs(A, strategy="zero1"), *runs(A, size="small")]
     outcome = compare_files(base, [*runs(SLOWER, strategy="zero1"), *runs(A, size="small"), *runs(A)], STEP)
