@@ -41,7 +41,7 @@ def main(argv: list[str]) -> int:
     ]
     for training in trainings:
         check_writable(training.file, make_folders=True)
-    with Phases(Moment.now()) as phases:
+    with Phases(Moment.now()) as phases, corpus.unchanged():
         _train(trainings, corpus, workers=options.workers, phases=phases)
         phases.begin("comparing", total=len(kinds))
         compared = []

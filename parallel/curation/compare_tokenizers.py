@@ -3,6 +3,7 @@
 import hashlib
 import json
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
@@ -15,6 +16,7 @@ from paralab.data.files import sha256_of
 from paralab.data.text import TextOptions, open_source
 from paralab.data.tokenizer import Tokenizer, get_tokenizer
 from paralab.data.tokenizer_file import NAME
+from paralab.errors import DataError
 
 _MADE = "made.json"  # beside a tokenizer: what it was trained on, and the checksum of its file
 
@@ -34,6 +36,14 @@ class Corpus:
     def identity(self) -> str:
         """What changes with the content. Raises: DataError."""
         return hashlib.sha256(json.dumps([x.identity for x in self._sources("train")]).encode()).hexdigest()
+
+    @contextmanager
+    def unchanged(self) -> Iterator[None]:
+        """Read one content in this context. Raises: DataError where it is another at the end."""
+        began = self.identity
+        yield
+        if self.identity != began:
+            raise DataError(f"{', '.join(self.names)} changed meanwhile: start again when nothing writes to it")
 
     def _sources(self, split: str) -> list:
         return [open_source(name, split=split, options=TextOptions(column=self.column)) for name in self.names]
@@ -83,7 +93,9 @@ class Training:
 
 def do(training: Training) -> None:
     """Train a tokenizer and write it, what it was made of last. Raises: DataError for a text that cannot be read."""
-    save(train(training.kind, training.corpus.pieces("train"), vocabulary=training.vocabulary), training.folder)
+    with training.corpus.unchanged():
+        trained = train(training.kind, training.corpus.pieces("train"), vocabulary=training.vocabulary)
+    save(trained, training.folder)
     write_whole(training.folder / _MADE, json.dumps(training._made()).encode())
 
 

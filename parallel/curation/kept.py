@@ -19,7 +19,7 @@ from paralab.console.phases import Phases
 from paralab.curation.progress import Percent, in_order
 from paralab.curation.signatures import Near, signatures
 from paralab.curation.units import Texts, Unit
-from paralab.data.files import cache_folder, sha256_of
+from paralab.data.files import cache_folder, sha256_of, unchanged
 from paralab.data.text_files import checksum
 from paralab.errors import DataError
 
@@ -39,7 +39,7 @@ def signatures_of(texts: Texts, near: Near, *, workers: int, phases: Phases) -> 
     with FileLock(path.with_suffix(".lock")):
         if not _is_whole(path):
             try:
-                with texts.unchanged():
+                with unchanged(texts.states):
                     _make(path, texts, near, workers=workers, phases=phases)
             except DataError:  # what was written is perhaps of other texts than the key says
                 path.unlink(missing_ok=True)

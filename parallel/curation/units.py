@@ -1,15 +1,14 @@
 """What is counted, compared and kept or dropped: the documents, paragraphs or lines of texts, read one at a time."""
 
 import re
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 from paralab.data import text_files
 from paralab.data.assets import FOLDER, read_asset
-from paralab.data.files import TEXT_ENDINGS, State, path_of, state_of
+from paralab.data.files import TEXT_ENDINGS, State, path_of, states_of
 from paralab.errors import DataError
 
 By = Literal["document", "paragraph", "line"]
@@ -43,7 +42,7 @@ class Texts:
     files: tuple[Path, ...]
     by: By
     column: str
-    states: tuple[State, ...]
+    states: Mapping[Path, State]
 
     @classmethod
     def of(cls, names: Sequence[str], *, by: By | None, column: str) -> "Texts":
@@ -57,17 +56,7 @@ class Texts:
             raise DataError(f"plain texts ({plain}) beside tables ({table}): give one of both alone")
         if table and by is not None:
             raise DataError(f"--by {by} with {table}, whose rows are the documents: leave it out")
-        return cls(files, by or ("paragraph" if plain else "document"), column, tuple(map(state_of, files)))
-
-    @contextmanager
-    def unchanged(self) -> Iterator[None]:
-        """Read in this context what belongs to what was read before. Raises: DataError where a file has changed."""
-        try:
-            yield
-        finally:  # also in the place of what a half-written file leads to
-            for file, state in zip(self.files, self.states, strict=True):
-                if state_of(file) != state:
-                    raise DataError(f"{file} was changed while it was read: start again when nothing writes to it")
+        return cls(files, by or ("paragraph" if plain else "document"), column, states_of(files))
 
     @property
     def plain(self) -> bool:

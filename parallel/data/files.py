@@ -3,7 +3,8 @@
 import hashlib
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TypeVar
 
@@ -27,6 +28,28 @@ def state_of(path: Path) -> State:
     except OSError as error:
         raise cannot_be_read(path, error) from error
     return stat.st_dev, stat.st_ino, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns
+
+
+def states_of(files: Iterable[Path]) -> dict[Path, State]:
+    """Return the state of each file. Raises: DataError where one is gone."""
+    return {file: state_of(file) for file in files}
+
+
+@contextmanager
+def unchanged(states: Mapping[Path, State]) -> Iterator[None]:
+    """Read in this context what belongs to what was read before. Raises: DataError where a file has changed since."""
+    try:
+        yield
+    except Exception:  # of any reader: perhaps of a file that is half written
+        _check_unchanged(states)
+        raise
+    _check_unchanged(states)
+
+
+def _check_unchanged(states: Mapping[Path, State]) -> None:
+    for file, state in states.items():
+        if state_of(file) != state:
+            raise DataError(f"{file} was changed while it was read: start again when nothing writes to it")
 
 
 def once_a_content(read: Callable[[Path], T]) -> Callable[[Path], T]:

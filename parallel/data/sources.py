@@ -20,7 +20,7 @@ from urllib.request import getproxies
 
 from paralab.data import text_files
 from paralab.data.assets import SHA256, read_asset
-from paralab.data.files import TEXT_ENDINGS
+from paralab.data.files import TEXT_ENDINGS, states_of, unchanged
 from paralab.data.splitting import HELD_OUT_DOCUMENT, Pieces, closed, cut, held_out, part
 from paralab.data.text_files import Document, check_column, first_line, strings
 from paralab.errors import DataError
@@ -73,14 +73,19 @@ def local(path: Path, *, split: str, column: str) -> Source:
     if plain:
         check_no_column(column, name=str(path))
     one_text = plain and path.is_file()
+    states = states_of([path] if path.is_file() else [file for found in splits.values() for file in found])
     sha256 = text_files.checksum(path) if path.is_file() else _sha256_of_all(splits)
 
-    def pieces() -> Pieces:
+    def read() -> Pieces:
         if one_text:
             (document,) = text_files.documents(path, column=column)
             return ((piece, False) for piece in cut(part(document, split)))
         found = (x for file in files for x in text_files.documents(file, column=column))
         return chain.from_iterable(map(closed, found)) if "validation" in splits else held_out(found, split)
+
+    def pieces() -> Pieces:
+        with unchanged(states):
+            yield from read()
 
     if "validation" in splits or (split == "train" and path.is_dir()):
         how = _listed(files) + (f"; not read: {_listed(unused)}" if unused and split == "train" else "")

@@ -5,6 +5,7 @@ import json
 import signal
 from multiprocessing import active_children
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -81,6 +82,21 @@ def test_it_is_trained_once_and_again_where_something_changed(
     both = Corpus((str(book), str(tmp_path / "more.txt")), "text")
     identities = [(tmp_path / "more.txt").write_text(more) and both.identity for more in (TEXT, TEXT[2:])]
     assert len({*identities, Corpus((str(book),), "text").identity}) == 3, "of the content of every file"
+
+
+def test_a_text_that_changes_meanwhile_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    book, out = tmp_path / "book.txt", tmp_path / "out"
+    book.write_text(TEXT)
+
+    def changed(*args: Any, **options: Any) -> Any:
+        found = train(*args, **options)
+        book.write_text(TEXT[1:])
+        return found
+
+    monkeypatch.setattr(compare_tokenizers, "train", changed)
+    with pytest.raises(DataError, match=r"book\.txt changed meanwhile: start again when nothing writes to it"):
+        tokenize(book, "--kinds", "bpe", "--vocabulary", "300", "--workers", "1", "--out", out)
+    assert not (out / "bpe" / "tokenizer.json").exists()
 
 
 def test_the_table_fits_a_terminal_and_says_which_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

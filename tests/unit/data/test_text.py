@@ -548,6 +548,18 @@ def test_failed_tokenization_leaves_nothing_behind(tmp_path: Path, cache: Path) 
     assert not cache.exists()
 
 
+@pytest.mark.parametrize("in_folder", [False, True])
+def test_a_text_that_changes_before_it_was_read_whole_is_refused(in_folder: bool, tmp_path: Path, cache: Path) -> None:
+    path = tmp_path / "texts" / "book.txt"
+    path.parent.mkdir()
+    path.write_text("first\n" * 50)
+    found = sources.local(path.parent if in_folder else path, split="train", column="text")
+    path.write_text("other\n" * 50)
+    with pytest.raises(DataError, match=r"book\.txt was changed while it was read: start again when nothing writes"):
+        token_cache.cached_tokens(found, tokenizer=get_tokenizer("bytes"))
+    assert not [file for file in cache.iterdir() if file.suffix in (".bin", ".json")], "nothing of it is kept"
+
+
 def test_parquet_round_trip(tmp_path: Path) -> None:
     texts = documents(100)
     path = tmp_path / "set.parquet"
