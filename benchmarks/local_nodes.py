@@ -10,7 +10,7 @@ from pathlib import Path
 
 import psutil
 
-from paralab.processes.with_parent import with_parent
+from paralab.processes.with_parent import run_whole, with_parent
 from paralab.training.goodput import RunProgress, read_progress
 
 HOST = "127.0.0.1"
@@ -139,6 +139,6 @@ def wait_until(condition: Callable[[], object], *, timeout_s: float, what: str) 
 def train_alone(folder: Path, *words: str) -> None:
     """Train in one process that nothing disturbs. Raises: RuntimeError with what it printed when it fails."""
     command = [sys.executable, "-m", "paralab.cli", "train", "--out", str(folder), "--strategy", "single", *words]
-    done = subprocess.run(with_parent(command), capture_output=True, text=True, stdin=subprocess.DEVNULL)
+    done = run_whole(command)
     if done.returncode:
         raise RuntimeError(f"the run without faults failed: {done.stderr[-1000:]}")

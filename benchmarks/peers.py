@@ -13,7 +13,6 @@ stage is printed next to the figure of its formula.
 """
 
 import json
-import subprocess
 import sys
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, fields, replace
@@ -39,7 +38,7 @@ from paralab.options.choices import LrSchedule, Precision
 from paralab.options.config import RunConfig, changed
 from paralab.options.flags import resolve as read_config
 from paralab.options.option import MEMORY, STEPS, option
-from paralab.processes.with_parent import with_parent
+from paralab.processes.with_parent import run_whole
 from paralab.records.environment import Environment
 from paralab.records.row import RunRecord
 
@@ -175,12 +174,7 @@ def _run(variant: str, argv: list[str], *, nproc: int) -> dict[str, Any]:
     start = [sys.executable]
     if nproc > 1:
         start += ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(nproc)]
-    done = subprocess.run(
-        with_parent([*start, str(_ROOT / "benchmarks" / "peers.py"), "--variant", variant, *argv]),
-        capture_output=True,
-        text=True,
-        cwd=_ROOT,
-    )
+    done = run_whole([*start, str(_ROOT / "benchmarks" / "peers.py"), "--variant", variant, *argv], cwd=_ROOT)
     for line in done.stdout.splitlines():
         if line.startswith(PREFIX):
             return json.loads(line.removeprefix(PREFIX))

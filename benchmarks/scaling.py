@@ -26,7 +26,7 @@ from paralab.options.flags import flags_of
 from paralab.options.flags import resolve as read_config
 from paralab.options.option import option
 from paralab.processes.allowed import cores_allowed
-from paralab.processes.with_parent import with_parent
+from paralab.processes.with_parent import run_whole
 from paralab.records.of_axes import sent_bytes
 from paralab.records.reading import read
 from paralab.records.row import RunRecord
@@ -128,7 +128,7 @@ def run_on(case: CaseConfig, nodes: int, bandwidth: str, cores: float, limit_s: 
     command = [sys.executable, "-m", "paralab.cli", *words]
     typed = shlex.join(["paralab", *words])
     try:
-        done = subprocess.run(with_parent(command), capture_output=True, text=True, timeout=limit_s)
+        done = run_whole(command, limit_s=limit_s)
     except subprocess.TimeoutExpired:
         raise RankError(f"{typed} took longer than --time-limit-s {limit_s}: give it more, or fewer --steps") from None
     if done.returncode:

@@ -10,7 +10,6 @@ folder already is not measured again, so a measurement that was interrupted goes
 """
 
 import shlex
-import subprocess
 import sys
 from dataclasses import replace
 
@@ -23,7 +22,7 @@ from paralab.console.phases import Phases
 from paralab.errors import RankError
 from paralab.options.flags import flags_of
 from paralab.options.flags import resolve as read_config
-from paralab.processes.with_parent import with_parent
+from paralab.processes.with_parent import run_whole
 
 
 def main(argv: list[str]) -> int:
@@ -64,8 +63,7 @@ def _time(config: SendsLessConfig, link: str) -> None:
     words += ["-m", "paralab.benchmarks.sends_less.worker", *flags_of(replace(config, bandwidths=[link]))]
     with Phases(Moment.now(), shown=True) as phases:
         phases.begin(f"timing {len(config.chosen)} methods over {link}")
-        command = with_parent([sys.executable, "-m", "paralab.cli", *words])
-        done = subprocess.run(command, capture_output=True, text=True)
+        done = run_whole([sys.executable, "-m", "paralab.cli", *words])
     if done.returncode:
         said = next((line for line in done.stderr.splitlines() if "error" in line.lower()), done.stderr[-300:])
         raise RankError(f"{shlex.join(['paralab', *words])} ended with status {done.returncode}: {said}")

@@ -41,7 +41,11 @@ def write(path: Path, texts: Texts, signatures: np.ndarray, again: Sequence[Dupl
     keep = np.ones(len(signatures), bool)
     keep[[duplicate.unit for duplicate in again]] = False
     percent = Percent(phases, f"writing {path}", total=int(signatures["n_chars"].sum()))
-    with written_whole(path) as raw, io.TextIOWrapper(raw, encoding="utf-8", newline="\n") as file, unchanged(texts.states):
+    with (
+        written_whole(path) as raw,
+        io.TextIOWrapper(raw, encoding="utf-8", newline="\n") as file,
+        unchanged(texts.states),
+    ):
         for kept, unit, n_chars in zip(keep, texts.units(), signatures["n_chars"], strict=True):
             if kept:
                 _as_row(file, unit) if path.suffix == ".jsonl" else _as_text(file, unit, texts)

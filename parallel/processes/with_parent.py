@@ -5,15 +5,18 @@ import multiprocessing
 import os
 import select
 import signal
+import subprocess
 import sys
 import threading
 import time
 from collections.abc import Sequence
+from pathlib import Path
 
 from paralab.errors import VICTIM_EXIT_STATUS
 
 _SET_PARENT_DEATH_SIGNAL = 1  # PR_SET_PDEATHSIG of prctl(2); it stays through execv
 _LAST_WORDS_S = 4.0  # from the end of the launcher to that of its ranks
+_PUTS_AWAY_S = 20.0  # from SIGTERM on, longer than `paralab cluster` gives its nodes
 _HOLD = f"""
 import ctypes, os, sys
 ctypes.CDLL(None).prctl({_SET_PARENT_DEATH_SIGNAL}, {int(signal.SIGTERM)})
@@ -33,6 +36,33 @@ def with_parent(words: Sequence[str]) -> list[str]:
     if sys.platform != "linux":
         return list(words)
     return [sys.executable, "-I", "-S", "-c", _HOLD, str(os.getpid()), *words]
+
+
+def run_whole(
+    words: Sequence[str], *, limit_s: float | None = None, cwd: Path | None = None
+) -> subprocess.CompletedProcess[str]:
+    """Run a command `with_parent`, and return what it wrote.
+
+    Where its time is up or this process is interrupted it gets SIGTERM, and time to put away what it has made. A second
+    interruption does not wait.
+    Raises: subprocess.TimeoutExpired after limit_s.
+    """
+    process = subprocess.Popen(
+        with_parent(words), stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=cwd
+    )
+    try:
+        out, err = process.communicate(timeout=limit_s)
+    except BaseException:
+        process.terminate()
+        try:
+            process.communicate(timeout=_PUTS_AWAY_S)
+        except subprocess.TimeoutExpired:
+            pass
+        finally:
+            process.kill()
+            process.wait()
+        raise
+    return subprocess.CompletedProcess(list(words), process.returncode, out, err)
 
 
 def end_with_parent() -> None:

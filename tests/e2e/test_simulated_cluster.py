@@ -221,6 +221,7 @@ def test_a_share_of_a_core(marker: str) -> None:
         "while time.monotonic() < t + 1: pass\nprint(r.cores_allowed, r.link_mbit_per_s, time.process_time() - u)"
     )
     shape = ("--cores-per-node", "0.25", "--bandwidth", "2.5gbit")
+    before = control_groups()
     done = cluster("--nodes", "2", *shape, "--", sys.executable, "-c", burn, marker)
     if "needs the right to make control groups" in done.stderr:
         pytest.skip(done.stderr)
@@ -230,4 +231,8 @@ def test_a_share_of_a_core(marker: str) -> None:
     for cores, link_mbit_per_s, used_s in told:
         assert (cores, link_mbit_per_s) == (0.25, 2500.0)
         assert 0 < used_s < 0.35
-    assert not list(Path("/sys/fs/cgroup").glob("paralab-*")) + list(Path("/sys/fs/cgroup/cpu").glob("paralab-*"))
+    assert control_groups() == before
+
+
+def control_groups() -> set[Path]:
+    return {made for folder in ("", "cpu") for made in Path("/sys/fs/cgroup", folder).glob("paralab-*")}

@@ -6,6 +6,7 @@ import os
 import re
 import signal
 import tempfile
+import threading
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -103,7 +104,7 @@ def test_a_signal_leaves_a_row_whenever_it_comes_and_after_the_work_ends_the_pro
     signal.pthread_sigmask(signal.SIG_BLOCK, failure.STOPS)  # as in ranks that were just forked
     try:
         if when == "before":
-            os.kill(os.getpid(), number)
+            signal.pthread_kill(threading.get_ident(), number)  # other threads of these tests do not block it
         with contextlib.suppress(StoppedError), failure.stopping():
             with failure.guard(Rank(0, 1, 0, 1, "python"), failure.Progress(), told.append):
                 if when == "inside":

@@ -1,11 +1,12 @@
 import signal
 import subprocess
 import sys
+from pathlib import Path
 
 import psutil
 import pytest
 
-from paralab.processes.with_parent import with_parent
+from paralab.processes.with_parent import run_whole, with_parent
 
 CHILD = "import os, time; print(os.getpid(), flush=True); time.sleep(60)"
 PARENT = """
@@ -30,3 +31,17 @@ def test_a_command_gets_its_arguments_and_gives_its_status() -> None:
     program = "import sys; print(sys.argv[1:]); sys.exit(7)"
     done = subprocess.run(with_parent([sys.executable, "-c", program, "-x", "a b", ""]), stdout=subprocess.PIPE)
     assert (done.returncode, done.stdout) == (7, b"['-x', 'a b', '']\n")
+
+
+def test_a_command_whose_time_is_up_puts_away_what_it_has_made(tmp_path: Path) -> None:
+    program = """
+import signal, sys, time
+from pathlib import Path
+made = Path(sys.argv[1])
+made.touch()
+signal.signal(signal.SIGTERM, lambda *_: (time.sleep(0.5), made.unlink(), sys.exit(3)))
+time.sleep(60)
+"""
+    with pytest.raises(subprocess.TimeoutExpired):
+        run_whole([sys.executable, "-c", program, str(tmp_path / "made")], limit_s=1)
+    assert not (tmp_path / "made").exists()
