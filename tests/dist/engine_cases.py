@@ -81,6 +81,7 @@ def memory(rank: Rank, run: RunConfig, engine: EngineChoice, ds_config: str | No
     built.step(next(batches))
     with MemoryCensus(built.parts, built.optimizers, held=built.held) as census:
         built.step(next(batches))
+        dist.barrier()  # for which gloo's threads let go of what they have sent
     return work.n_parameters, census.report()
 
 

@@ -259,6 +259,7 @@ def _memory(mesh: DeviceMesh) -> object:
         step()  # DDP rebuilds its buckets in the second
         with MemoryCensus([model], [optimizer]) as seen:
             step()
+            dist.barrier()  # for which gloo's threads let go of what they have sent
         return seen.report()
 
     def linear() -> nn.Linear:
@@ -271,7 +272,7 @@ def _memory(mesh: DeviceMesh) -> object:
     fully_shard(fsdp, mesh=mesh)
     with MemoryCensus([]) as partial:
         DTensor.from_local(torch.ones(1000, 1000), mesh, [Partial()]).relu()
-        dist.barrier()  # for which gloo's thread lets go of what it has reduced
+        dist.barrier()  # as above
     adam: dict[str, Any] = {"lr": 0.1, "foreach": False}
     return {
         "dtensor": partial.report(),
