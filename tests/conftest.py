@@ -13,8 +13,10 @@ from hypothesis import HealthCheck, settings
 settings.register_profile("untimed", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("untimed")
 
-# Tests start up to eight processes, which would crowd each other out with several threads each. Set before torch.
+# Tests start up to eight processes, which would crowd each other out with several threads each; and where a command has
+# several all the same, one that waits for another leaves it the core instead of spinning on it. Set before torch.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 # Of --quick: no ranks, and together under a minute. What finds most mistakes per second.
 QUICK = (

@@ -14,6 +14,7 @@ It needs a machine that does nothing else: it waits for that for up to 20 second
 busy all the same.
 """
 
+import shlex
 import sys
 import time
 from collections.abc import Iterator, Sequence
@@ -57,7 +58,7 @@ def main(argv: Sequence[str]) -> int:
     if found.others_cores is not None and found.others_cores > _DISTURBED:
         took = f"other programs took {found.others_cores:.1f} cores meanwhile"
         print(f"paralab: {took}: measure again when they do nothing", file=sys.stderr)
-    print(f"in {options.out}, for paralab plan and predict: --gpu {options.out}")
+    print(f"in {options.out}, for paralab plan and predict: --gpu {shlex.quote(options.out)}")
     return 0
 
 

@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import shlex
 import signal
 import sys
 from collections.abc import Iterator, Sequence
@@ -153,7 +154,8 @@ class Shown:
     def end(self, step: int, best: Validation | None, best_step: int | None, *, stopped_by: int | None) -> None:
         if stopped_by:
             name = signal.Signals(stopped_by).name
-            self.say(f"stopped by {name} after step {step}, saved: continue with --resume --out {self.folder}")
+            folder = shlex.quote(str(self.folder))
+            self.say(f"stopped by {name} after step {step}, saved: continue with --resume --out {folder}")
             return
         best_line = f"; the best is step-{best_step}: {best}" if best is not None else ""
         self.say(f"saved in {self.folder}{best_line}")

@@ -1,6 +1,7 @@
 """--tokenizer FILE: a model gets the vocabulary of a tokenizer, keeps it, and goes on with no other."""
 
 import json
+import shlex
 import shutil
 from pathlib import Path
 from typing import Any
@@ -75,7 +76,7 @@ def test_the_row_and_the_checkpoint_say_which_it_was(run: Path, bpe: Path) -> No
     (row,) = read(rows_file(run))
     name = get_tokenizer(str(bpe)).name
     assert (row.tokenizer, row.vocabulary) == (name, 300)
-    assert f"--tokenizer {bpe}" in row.command
+    assert shlex.join(["--tokenizer", str(bpe)]) in row.command
     facts = checkpoint.read_facts(checkpoint.latest(run))
     assert facts.work[TOKENIZER] == name and facts.work["vocab_size"] == 300
 
