@@ -28,6 +28,7 @@ from paralab.data.dataset import Batch
 from paralab.engines.engine import StepResult
 from paralab.engines.native import NativeEngine
 from paralab.processes.failure import Progress
+from paralab.processes.launch import launch
 from paralab.processes.rank import Rank
 from paralab.running import task as running
 from paralab.training import loop as training
@@ -160,16 +161,24 @@ def _prepare(fault: str, when: int, note: Callable[[], None]) -> None:
 
 def answer(request: dict[str, Any]) -> int:
     """Run the command of a request with its fault; return the exit status."""
-    start, fault = running.launch, [request[key] for key in ("folder", "fault", "who", "when")]
-    running.launch = lambda task, *args, **options: start("tests.e2e.faults:do", task, *fault, *args, **options)
+    was, fault = running.launch, [request[key] for key in ("folder", "fault", "who", "when")]
+    running.launch = lambda task, *args, **options: was("tests.e2e.faults:do", task, *fault, *args, **options)
     try:
         return cli.main(request["words"])
     except SystemExit as end:
         return int(end.code or 0)
     finally:
-        running.launch = start
+        running.launch = was
+
+
+def start(words: list[str]) -> int:
+    """Do a task of tests/e2e/tasks.py: the number of ranks, its name, and its arguments."""
+    nproc, task, *args = words
+    launch(f"tests.e2e.tasks:{task}", *[int(arg) if arg.isdigit() else arg for arg in args], nproc=int(nproc))
+    return 0
 
 
 if __name__ == "__main__":
+    cli.TARGETS["launch"] = "__main__:start"
     for line in sys.stdin:
         print(json.dumps({"exit_status": answer(json.loads(line))}), flush=True)

@@ -1,4 +1,4 @@
-"""Tasks that fail, for `paralab.processes.launch`."""
+"""What ranks do besides `paralab`'s own tasks: `launch N TASK ARG...` of tests/e2e/faults.py."""
 
 import json
 import os
@@ -32,7 +32,7 @@ def die_at(rank: Rank, progress: Progress, who: int, when: int) -> None:
 
 def pid(rank: Rank, progress: Progress, folder: str) -> None:
     """Leave the process id in a file, then fail on rank 0 while the others wait."""
-    with open(os.path.join(folder, str(rank.rank)), "w") as file:
+    with open(os.path.join(folder, f"pid{rank.rank}"), "w") as file:
         file.write(str(os.getpid()))
     dist.barrier()
     if rank.rank == 0:
@@ -44,7 +44,7 @@ def listening(rank: Rank, progress: Progress, file: str) -> None:
     """Write the addresses on which the processes of this run accept connections, while all are connected."""
     dist.all_reduce(torch.ones(1))
     if rank.rank == 0:
-        run = [process for process in psutil.Process().parents() if "start.py" in " ".join(process.cmdline())][-1]
+        run = [process for process in psutil.Process().parents() if "tests.e2e.faults" in process.cmdline()][-1]
         processes = [run, *run.children(recursive=True)]
         sockets = [socket for process in processes for socket in process.net_connections("inet")]
         addresses = [socket.laddr.ip for socket in sockets if socket.status == psutil.CONN_LISTEN]

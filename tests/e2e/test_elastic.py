@@ -1,17 +1,13 @@
 """A training whose nodes come and go, and the ports that stand open meanwhile."""
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
 from paralab.benchmarks.elastic import SAVE_EVERY, WORK, attempt, loss_difference
 from paralab.commands.train import main
-
-ROOT = Path(__file__).resolve().parents[2]
+from tests.e2e.runner import Runner
 
 
 @pytest.mark.long
@@ -28,16 +24,8 @@ def test_three_nodes_then_two_then_three(tmp_path: Path, monkeypatch: pytest.Mon
     assert loss_difference(tried.run, tmp_path / "alone", steps=tried.steps) <= 1e-5
 
 
-def test_on_one_node_no_port_is_open_to_others(tmp_path: Path) -> None:
-    script = tmp_path / "start.py"
-    script.write_text(
-        "from paralab.processes.launch import launch\n"
-        "if __name__ == '__main__':\n"
-        f"    launch('tests.e2e.tasks:listening', {str(tmp_path / 'found.json')!r}, nproc=2)\n"
-    )
-    environment = os.environ | {"PYTHONPATH": str(ROOT)}
-    done = subprocess.run([sys.executable, str(script)], capture_output=True, text=True, timeout=120, env=environment)
-    assert done.returncode == 0, done.stderr
+def test_on_one_node_no_port_is_open_to_others(runner: Runner, tmp_path: Path) -> None:
+    assert runner.run("launch", "2", "listening", str(tmp_path / "found.json"), folder=tmp_path) == 0, runner.errors()
     found = json.loads((tmp_path / "found.json").read_text())
     assert found["processes"] >= 3  # the launcher and two ranks
     assert found["addresses"], "gloo listens, or this test looks in the wrong place"

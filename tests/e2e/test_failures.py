@@ -10,59 +10,29 @@ from pathlib import Path
 import pytest
 
 from paralab.records.reading import read
+from tests.e2e.runner import REPOSITORY, Runner, wait_for_end
 
-REPOSITORY = Path(__file__).resolve().parents[2]
-SCRIPT = """
-import sys
-from paralab.cli import main
-import paralab.cli as cli
-
-def run(argv):
-    from paralab.processes.launch import launch
-    launch(argv[0], *[int(x) if x.isdigit() else x for x in argv[2:]], nproc=int(argv[1]))
-    return 0
-
-if __name__ == "__main__":
-    cli.TARGETS["test"] = "__main__:run"
-    sys.exit(main(["test", *sys.argv[1:]]))
-"""
-
-
-def launch(tmp_path: Path, *words: str) -> subprocess.CompletedProcess:
-    script = tmp_path / "start.py"
-    script.write_text(SCRIPT)
-    environment = os.environ | {"PYTHONPATH": str(REPOSITORY)}
-    return subprocess.run(
-        [sys.executable, str(script), *words], capture_output=True, text=True, timeout=120, env=environment
-    )
+LAUNCH = ("launch", "3")  # of tests.e2e.faults: so many ranks, and a task
 
 
 @pytest.mark.parametrize("who", [0, 2])
-def test_the_rank_that_raises_is_named_and_nobody_else(tmp_path: Path, who: int) -> None:
-    done = launch(tmp_path, "tests.e2e.tasks:raise_at", "3", str(who), "7")
-    assert done.returncode == 1
-    lines = [line for line in done.stderr.splitlines() if line.startswith("paralab: error")]
-    assert lines == [f"paralab: error: rank {who} failed first at step 7: ValueError: the batch is empty"]
-    assert "Traceback" not in done.stderr
+def test_the_rank_that_raises_is_named_and_nobody_else(runner: Runner, tmp_path: Path, who: int) -> None:
+    assert runner.run(*LAUNCH, "raise_at", str(who), "7", folder=tmp_path) == 1
+    assert runner.errors() == [f"paralab: error: rank {who} failed first at step 7: ValueError: the batch is empty"]
 
 
-def test_a_killed_rank_is_named(tmp_path: Path) -> None:
-    done = launch(tmp_path, "tests.e2e.tasks:die_at", "3", "1", "5")
-    assert done.returncode == 1
-    lines = [line for line in done.stderr.splitlines() if line.startswith("paralab: error")]
-    assert len(lines) == 1
-    assert lines[0].startswith("paralab: error: rank 1 failed first at step 5: its process ended without a message")
-    assert "Traceback" not in done.stderr
+def test_a_killed_rank_is_named(runner: Runner, tmp_path: Path) -> None:
+    assert runner.run(*LAUNCH, "die_at", "1", "5", folder=tmp_path) == 1
+    (line,) = runner.errors()
+    assert line.startswith("paralab: error: rank 1 failed first at step 5: its process ended without a message")
 
 
-def test_no_process_is_left(tmp_path: Path) -> None:
-    done = launch(tmp_path, "tests.e2e.tasks:pid", "3", str(tmp_path))
-    assert "rank 0 failed first: MemoryError: no room" in done.stderr
-    pids = [int((tmp_path / str(rank)).read_text()) for rank in range(3)]
-    deadline = time.monotonic() + 5
-    while any(Path(f"/proc/{pid}").exists() for pid in pids) and time.monotonic() < deadline:
-        time.sleep(0.1)
-    assert not [pid for pid in pids if Path(f"/proc/{pid}").exists()]
+def test_no_process_is_left(runner: Runner, tmp_path: Path) -> None:
+    assert runner.run(*LAUNCH, "pid", str(tmp_path), folder=tmp_path) == 1
+    (line,) = runner.errors()
+    assert "rank 0 failed first: MemoryError: no room" in line
+    assert len(list(tmp_path.glob("pid*"))) == 3
+    wait_for_end(tmp_path)
 
 
 # Ctrl-C once a process has its task, and the launcher does not know of the process yet
@@ -86,7 +56,7 @@ sys.exit(cli.main(sys.argv[1:]))
 @pytest.mark.parametrize(
     ("program", "after_s"),
     [
-        (["-m", "paralab.cli"], 0.8),  # in an import, which may swallow it
+        (["-m", "paralab.cli"], 0.2),  # after the first line: in an import, which may swallow it
         (["-c", INTERRUPTED], None),
     ],
     ids=["import", "start"],
@@ -97,11 +67,13 @@ def test_ctrl_c_while_processes_start_is_one_line(tmp_path: Path, program: list[
     process = subprocess.Popen(
         [sys.executable, *program, *words, "--out", str(tmp_path / "rows.csv")],
         cwd=REPOSITORY,
-        stdout=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
         start_new_session=True,
     )
+    assert process.stdout is not None
+    assert process.stdout.readline().startswith("running ")
     if after_s is not None:
         time.sleep(after_s)
         os.killpg(process.pid, signal.SIGINT)

@@ -14,7 +14,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import psutil
 import pytest
 
 from paralab import checkpoint
@@ -24,76 +23,12 @@ from paralab.records.log_files import log_paths
 from paralab.records.reading import read
 from paralab.records.row import RunRecord
 from tests.e2e.faults import NAP_S, memory_group
+from tests.e2e.runner import REPOSITORY, Runner, wait_for_end
 
-REPOSITORY = Path(__file__).resolve().parents[2]
 QUICK = ["--model", "gpt2", "--size", "tiny", "--global-batch-size", "6", "--strategy", "ddp", "--nproc", "3"]
 TRAIN = ["train", *QUICK, "--eval-samples", "6", "--log-every", "1", "--save-every", "3"]
 TIMEOUT_S = 4.0
 MARGIN_S = 20.0  # for noticing a failure, telling it, and ending; a quarter of it where the machine does nothing else
-
-
-class Runner:
-    """A process that runs commands with faults in them, one after another; started again where a test ended it."""
-
-    def __init__(self, folder: Path) -> None:
-        self.said = folder / "said"
-        self.said.touch()
-        self.process = self._start()
-
-    def _start(self) -> subprocess.Popen[str]:
-        return subprocess.Popen(
-            [sys.executable, "-m", "tests.e2e.faults"],
-            cwd=REPOSITORY,
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=self.said.open("a"),
-            text=True,
-            start_new_session=True,  # a group of its own, to which a test can send signals
-        )
-
-    def begin(self, *words: str, folder: Path, fault: str = "none", who: int = 1, when: int = 7) -> None:
-        folder.mkdir(exist_ok=True)
-        if self.process.poll() is not None:
-            self.process = self._start()
-        self.before = len(self.said.read_text())
-        request = {"words": words, "folder": str(folder), "fault": fault, "who": who, "when": when}
-        assert self.process.stdin is not None
-        self.process.stdin.write(json.dumps(request) + "\n")
-        self.process.stdin.flush()
-
-    def status(self) -> int:
-        """Wait for the command to end; return its exit status."""
-        assert self.process.stdout is not None
-        for line in self.process.stdout:
-            if line.startswith('{"exit_status"'):
-                return json.loads(line)["exit_status"]
-        raise AssertionError(self.said.read_text())
-
-    def errors(self) -> list[str]:
-        lines = self.said.read_text()[self.before :].splitlines()
-        return [line for line in lines if "paralab: error" in line or "Traceback" in line]
-
-
-@pytest.fixture(scope="module")
-def runner(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Runner]:
-    runner = Runner(tmp_path_factory.mktemp("runner"))
-    yield runner
-    runner.process.kill()
-
-
-def wait_for_end(folder: Path, *, within_s: float) -> None:
-    """Wait until none of the ranks is left."""
-    deadline_s = time.monotonic() + within_s
-    while left := [file.name for file in folder.glob("pid*") if is_alive(int(file.read_text()))]:
-        assert time.monotonic() < deadline_s, f"left: {left}"
-        time.sleep(0.05)
-
-
-def is_alive(pid: int) -> bool:
-    try:
-        return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
-    except psutil.NoSuchProcess:
-        return False
 
 
 def ended(runner: Runner, folder: Path, *, within_s: float) -> tuple[int, str, RunRecord]:
@@ -101,7 +36,7 @@ def ended(runner: Runner, folder: Path, *, within_s: float) -> tuple[int, str, R
     status = runner.status()
     took_s = time.time() - float((folder / "happened").read_text())
     assert took_s < within_s
-    wait_for_end(folder, within_s=3)
+    wait_for_end(folder)
     (line,) = runner.errors()
     (row,) = read(folder / "runs.csv")
     return status, line, row
@@ -221,7 +156,7 @@ def test_a_measured_case_that_is_stopped_leaves_a_row(runner: Runner, tmp_path: 
     runner.process.send_signal(signal.SIGTERM)
     os.killpg(runner.process.pid, signal.SIGTERM)  # as `timeout` and schedulers do
     assert runner.status() == 128 + signal.SIGTERM
-    wait_for_end(tmp_path, within_s=3)
+    wait_for_end(tmp_path)
     (row,) = read(out)
     assert (row.status, row.reason) == ("aborted", "stopped by SIGTERM")
     (line,) = runner.errors()
@@ -233,7 +168,7 @@ def test_no_rank_outlives_a_launcher_that_is_killed(runner: Runner, tmp_path: Pa
     wait_until_it_happens(tmp_path)
     runner.process.kill()
     runner.process.wait(timeout=10)
-    wait_for_end(tmp_path, within_s=5)
+    wait_for_end(tmp_path)
     (row,) = read(tmp_path / "runs.csv")
     assert (row.status, row.reason) == ("aborted", "stopped by SIGTERM")
     good = checkpoint.latest(tmp_path)

@@ -14,8 +14,8 @@ from paralab.planning.measured import device as measured
 from paralab.records.log import MemoryRecord, read_log
 from paralab.records.log_files import log_paths
 from paralab.records.reading import read
+from tests.e2e.runner import REPOSITORY, Runner
 
-REPOSITORY = Path(__file__).resolve().parents[2]
 QUICK = ["--size", "tiny", "--steps", "6", "--warmup", "1"]
 
 
@@ -69,14 +69,13 @@ def test_a_rank_that_does_not_come_leaves_a_row(tmp_path: Path) -> None:
     assert done.stderr.count("paralab: error") == 1
 
 
-def test_a_run_that_diverges_leaves_a_row(tmp_path: Path) -> None:
+def test_a_run_that_diverges_leaves_a_row(runner: Runner, tmp_path: Path) -> None:
     out = tmp_path / "rows.csv"
-    words = ["--strategy", "ddp", "--nproc", "2", *QUICK, "--learning-rate", "1e38", "--no-parity", "--out", str(out)]
-    done = run(sys.executable, "benchmarks/run.py", *words)
-    assert done.returncode == 1
+    words = ["run", "--strategy", "ddp", "--nproc", "2", *QUICK, "--learning-rate", "1e38", "--no-parity"]
+    assert runner.run(*words, "--out", str(out), folder=tmp_path) == 1
     (row,) = read(out)
     assert row.status == "diverged" and row.failed_rank in (0, 1) and row.failed_step is not None
-    assert done.stderr.count("paralab: error") == 1
+    assert len(runner.errors()) == 1
 
 
 @pytest.mark.parametrize("command", ["tour", pytest.param("verify", marks=pytest.mark.long)])
