@@ -163,19 +163,6 @@ def test_a_measured_case_that_is_stopped_leaves_a_row(runner: Runner, tmp_path: 
     assert "stopped by SIGTERM" in line
 
 
-def test_no_rank_outlives_a_launcher_that_is_killed(runner: Runner, tmp_path: Path) -> None:
-    runner.begin(*TRAIN, "--steps", "100000", "--out", str(tmp_path), folder=tmp_path)
-    wait_until_it_happens(tmp_path)
-    runner.process.kill()
-    runner.process.wait(timeout=10)
-    wait_for_end(tmp_path)
-    (row,) = read(tmp_path / "runs.csv")
-    assert (row.status, row.reason) == ("aborted", "stopped by SIGTERM")
-    good = checkpoint.latest(tmp_path)
-    assert good is not None and int(good.name.removeprefix("step-")) >= 7, "the work was saved"
-    verify(good)
-
-
 def wait_until_it_happens(folder: Path, *, timeout_s: float = 60) -> None:
     deadline_s = time.monotonic() + timeout_s
     while not (folder / "happened").exists():
@@ -211,3 +198,16 @@ def test_a_slow_rank_is_named_with_what_it_is_slow_in(runner: Runner, tmp_path: 
     assert parts_s[cause] > 0.9 * NAP_S > sum(s for part, s in parts_s.items() if part != cause)
     splits = [row for path in log_paths(out, row.run_id) for row in read_log(path) if isinstance(row, SplitRecord)]
     assert {split.rank for split in splits if split.exposed_s > 0.5 * NAP_S} == {0, 2}  # they wait for it
+
+
+def test_no_rank_outlives_a_launcher_that_is_killed(runner: Runner, tmp_path: Path) -> None:
+    runner.begin(*TRAIN, "--steps", "100000", "--out", str(tmp_path), folder=tmp_path)
+    wait_until_it_happens(tmp_path)
+    runner.process.kill()
+    runner.process.wait(timeout=10)
+    wait_for_end(tmp_path)
+    (row,) = read(tmp_path / "runs.csv")
+    assert (row.status, row.reason) == ("aborted", "stopped by SIGTERM")
+    good = checkpoint.latest(tmp_path)
+    assert good is not None and int(good.name.removeprefix("step-")) >= 7, "the work was saved"
+    verify(good)

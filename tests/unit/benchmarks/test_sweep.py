@@ -318,10 +318,9 @@ def test_a_row_that_does_not_stand_is_run_again_and_the_old_one_is_kept(
             "paralab: error: no room",
         ),
         (
-            "import subprocess, time; subprocess.Popen(['sh', '-c', 'echo $$ > PID; sleep 60'.replace('PID', __file__ "
-            "+ '.pid')]).wait()",
+            "import subprocess; subprocess.Popen(['sh', '-c', 'echo $$ > \"$0\"; sleep 60', __file__ + '.pid']).wait()",
             "hang",
-            "no result within --time-limit-s 1",
+            "no result within --time-limit-s 3",
         ),
     ],
 )
@@ -333,7 +332,8 @@ def test_a_run_that_leaves_no_row_gets_one_that_says_how_it_ended(
     script.write_text(program)
     monkeypatch.setattr("paralab.benchmarks.sweep.runner._ROOT", tmp_path)
     words = ["--strategies", "ddp", "--nprocs", "2", "--size", "tiny", "--out", str(tmp_path / "rows.csv")]
-    config = resolve([*words, "--time-limit-s", "1"], config=SweepConfig)
+    limit_s = "3" if status == "hang" else "60"  # in which an interpreter has started, however busy the machine is
+    config = resolve([*words, "--time-limit-s", limit_s], config=SweepConfig)
     (case,) = (Case(*named) for named in strategies(config))
     with progress(1, "") as bar:
         runner = Runner(config, [case], bar)
