@@ -65,8 +65,8 @@ def test_methods_that_cannot_be_divided_are_left_out_where_none_were_named() -> 
 
 def test_a_signal_is_written_and_drawn(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out, plot = tmp_path / "signal.csv", tmp_path / "signal.png"
-    words = f"optimise --problem signal --samples 64 --epochs 20 --out {out} --plot {plot}"
-    assert cli.main(words.split()) == 0
+    words = "optimise --problem signal --samples 64 --epochs 20".split()
+    assert cli.main([*words, "--out", str(out), "--plot", str(plot)]) == 0
     rows = list(csv.DictReader(out.read_text().splitlines()))
     assert [(row["method"], row["epochs"]) for row in rows] == [
         (name, str(epoch)) for name in ("subgradient", "ista", "fista") for epoch in range(21)
@@ -82,8 +82,8 @@ def test_a_singular_hessian_is_said(tmp_path: Path, capsys: pytest.CaptureFixtur
     generator = np.random.default_rng(0)
     images, labels = generator.integers(0, 256, (400, 2, 2), dtype=np.uint8), generator.integers(0, 3, 400)
     np.savez(tmp_path / "some.npz", images=images, labels=labels)
-    words = f"optimise --data file:{tmp_path}/some.npz --size 7 --methods newton --l2 0"
-    assert cli.main(words.split()) == 0
+    words = "optimise --size 7 --methods newton --l2 0 --data".split()
+    assert cli.main([*words, f"file:{tmp_path}/some.npz"]) == 0
     said = capsys.readouterr().out
     assert "\nnewton: step 1: Hessian is singular: damped by " in said and max(map(len, said.splitlines())) <= 80
 
@@ -92,8 +92,8 @@ def test_newton_is_measured_on_digits(tmp_path: Path, capsys: pytest.CaptureFixt
     images, labels, _ = Digits().arrays("train")
     np.savez(tmp_path / "some.npz", images=images[:400], labels=labels[:400])
     out = tmp_path / "digits.csv"
-    words = f"optimise --data file:{tmp_path}/some.npz --size 7 --methods newton,gd --epochs 10 --out {out}"
-    assert cli.main(words.split()) == 0
+    words = "optimise --size 7 --methods newton,gd --epochs 10".split()
+    assert cli.main([*words, "--data", f"file:{tmp_path}/some.npz", "--out", str(out)]) == 0
     rows = [row for row in csv.DictReader(out.read_text().splitlines()) if row["method"] == "newton"]
     assert min(float(row["gradient_norm"]) for row in rows) < 1e-8 and len(rows) <= 11
     said = capsys.readouterr().out

@@ -26,7 +26,7 @@ def no_matplotlib(monkeypatch: pytest.MonkeyPatch) -> None:
 )
 @pytest.mark.usefixtures("no_matplotlib")
 def test_it_is_said_at_once(words: str, advice: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert cli.main(words.format(tmp_path).split()) == 2
+    assert cli.main([word.format(tmp_path) for word in words.split()]) == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert f"drawing {tmp_path}/a." in line and advice in line
     assert not list(tmp_path.iterdir())
