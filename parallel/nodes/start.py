@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, NoReturn
 from paralab.errors import VICTIM_EXIT_STATUS, UsageError, WorldError, did_you_mean
 from paralab.options.commands import COMMANDS, PROGRAM
 from paralab.processes.oom_killer import OomKiller
+from paralab.processes.pass_over import pass_over
 
 if TYPE_CHECKING:
     from torch.distributed.elastic.multiprocessing.errors import ProcessFailure
@@ -95,12 +96,12 @@ def _launch(request: NodeRequest, membership: "Membership", entry: Sequence[str]
         elastic_launch(_launch_config(request, membership), entry[0])(*entry[1:])
         return 0
     except ChildFailedError as error:
-        signal.signal(signal.SIGTERM, signal.SIG_IGN)  # the alarm of the watch has nothing left to end
+        pass_over([signal.SIGTERM])  # the alarm of the watch has nothing left to end
         for rank, failure in error.failures.items():
             _report(membership, f"rank {rank} on node {request.node_rank}", failure, oom_killer)
         raise membership.first_failure() from None
     except (SignalException, Stopped, KeyboardInterrupt) as stopped:
-        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        pass_over([signal.SIGTERM])
         if membership.alarmed:
             raise membership.first_failure() from None
         number = int(getattr(stopped, "sigval", getattr(stopped, "number", signal.SIGINT)))

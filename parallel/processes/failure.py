@@ -35,6 +35,7 @@ from paralab.errors import (
 from paralab.processes import cluster
 from paralab.processes.liveness import Liveness
 from paralab.processes.oom_killer import OomKiller
+from paralab.processes.pass_over import pass_over
 from paralab.processes.rank import ALARM, Rank
 
 _LOST_PEER = ("Connection closed by peer", "Connection reset by peer", "Broken pipe", "Connection refused")
@@ -210,15 +211,10 @@ def _leave_word(failure: Failure | None, rank: Rank, error: BaseException) -> No
         (liveness.recordings / f"flight-rank{rank.rank}.json").write_bytes(_dump_fr_trace_json())
 
 
-def _pass_over(number: int, frame: FrameType | None) -> None:
-    """Do nothing. SIG_IGN would have Python complain of a signal that came just before it was set."""
-
-
 def _ignore_signals() -> None:
     """Let this process end in its own way, however often it is told to."""
     with contextlib.suppress(ValueError):  # not in the main thread
-        for number in STOPS:
-            signal.signal(number, _pass_over)
+        pass_over(STOPS)
 
 
 @contextlib.contextmanager
