@@ -46,4 +46,5 @@ def test_what_must_not_run_beside_itself_stays_in_one_lane(tmp_path: Path) -> No
     assert len({lane for _, lane, *_ in ran}) == 2
     # workers need every core: they come last, when a lane finds no other files
     names = [name.partition("_")[0] for name, *_ in ran]
-    assert set(names[:4]) == {"e2e", "together"} and names[-1] == "dist"
+    assert set(names[:4]) <= {"e2e", "together"}
+    assert [name for name, lane, *_ in ran if {lane} == lanes["dist"]][-1].startswith("dist")

@@ -213,7 +213,7 @@ def test_a_node_that_is_silent_is_gone_on_without(
     old = SimpleNamespace(kill=lambda: ended.append("a process"), create_time=lambda: 0.0)
     young = SimpleNamespace(kill=lambda: ended.append("one without that node"), create_time=time.time)
     monkeypatch.setattr(membership.psutil, "Process", lambda: SimpleNamespace(children=lambda recursive: [old, young]))
-    two = replace(request(0, port, least=1), node_timeout_s=0.3), replace(request(1, port, least=1), node_timeout_s=0.3)
+    two = replace(request(0, port, least=1), node_timeout_s=1.0), replace(request(1, port, least=1), node_timeout_s=1.0)
     with Membership.meet(two[0]) as first:
         first.wait_for_all()
         with Membership.meet(two[1]) as second:  # it comes, is killed and comes again, and never beats
@@ -221,13 +221,13 @@ def test_a_node_that_is_silent_is_gone_on_without(
             second.wait_for_all()
             first._go_on_without_silent()
             assert ended == []
-            time.sleep(0.4)
+            time.sleep(1.1)
             first._go_on_without_silent()
             first._go_on_without_silent()
             assert ended == ["a process"]
             second._heard_s = time.monotonic()  # of node 0
         assert first._silent(0) == [0], "the other one has left in order"
-    assert capsys.readouterr().err.count("node 1 has not answered for 0.3 s") == 1
+    assert capsys.readouterr().err.count("node 1 has not answered for 1 s") == 1
 
 
 def test_processes_without_work_wait_for_the_others(monkeypatch: pytest.MonkeyPatch) -> None:

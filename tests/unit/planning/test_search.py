@@ -194,9 +194,9 @@ def test_categories_of_memory_add_up_to_it() -> None:
 
 def test_a_large_model_on_many_devices_takes_no_time() -> None:
     question = GPT3 | {"layers": 96, "hidden": 12288, "heads": 96, "n_gpus": 1024, "global_batch_size": 1536}
-    began = time.perf_counter()
+    began = time.process_time()
     found = search(question)
-    assert len(found.order) and time.perf_counter() - began < 10
+    assert len(found.order) and time.process_time() - began < 10
     assert len(found) > 100_000
 
 

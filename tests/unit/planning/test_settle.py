@@ -41,9 +41,9 @@ def test_ten_thousand_layouts_take_less_than_a_second() -> None:
     many = np.arange(10_000) % len(every.table)
     case = every.case.but(**{name: value[many] for name, value in vars(every.case).items()})
     machine = type(every.machine)(**{name: value[many] for name, value in vars(every.machine).items()})
-    began = time.perf_counter()
+    began = time.process_time()
     assert evaluate(case, machine).step_time_s.shape == (10_000,)
-    assert time.perf_counter() - began < 1
+    assert time.process_time() - began < 1
 
 
 def test_an_axis_of_ones_own_adds_its_time() -> None:

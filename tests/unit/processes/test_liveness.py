@@ -93,7 +93,7 @@ def test_a_peer_that_is_stopped_is_named_and_ended(sleeper: psutil.Process, monk
     sleeper.suspend()
     told = failing(monkeypatch, first, NO_ANSWER)
     assert told is not None and (told.rank, told.status) == (1, "hang") and "is stopped" in told.reason
-    assert sleeper.wait(timeout=5) is not None or not sleeper.is_running()
+    assert sleeper.wait(timeout=30) is not None or not sleeper.is_running()
 
 
 def test_a_peer_that_has_left_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -120,14 +120,14 @@ def test_the_peer_that_does_not_answer_is_named_and_without_one_nobody(monkeypat
 def test_a_rank_that_is_stopped_before_all_have_come_waits_for_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(failure, "_STOPPING_GRACE_S", 0.1)
     store = dist.HashStore()
-    store.set_timeout(timedelta(seconds=5))
+    store.set_timeout(timedelta(seconds=60))
     liveness = Liveness(store, 0, 2)
     with pytest.raises(WorldError):
         liveness.join(0.0)
     began_s = time.monotonic()
     told = failing(monkeypatch, liveness, StoppedError(15))
     assert told is not None and (told.rank, told.reason) == (0, "stopped by SIGTERM")
-    assert time.monotonic() - began_s < 4
+    assert time.monotonic() - began_s < 30
 
 
 def test_a_connection_that_broke_without_a_victim_blames_nobody(monkeypatch: pytest.MonkeyPatch) -> None:

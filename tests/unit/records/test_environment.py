@@ -209,9 +209,9 @@ def test_a_dtype_the_device_lacks_has_no_datasheet() -> None:
 
 
 def test_measured_peak_is_at_least_a_plain_product_and_cached() -> None:
-    began = time.perf_counter()
+    began = time.process_time()
     peak = roofline.device_peak(torch.device("cpu"), torch.float32)
-    assert time.perf_counter() - began < 4  # a second, on a machine that may be busy
+    assert time.process_time() - began < 4  # of the processor: it measures for a second
     assert roofline.device_peak(torch.device("cpu"), torch.float32) is peak
     a = torch.randn(512, 512)
     seconds = []

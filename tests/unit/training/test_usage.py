@@ -34,7 +34,7 @@ def test_a_run_says_what_its_steps_used_without_evaluation(
     steps = read_log(tmp_path / "log" / "rank0.jsonl")
     assert len(steps) == 9, "a line for each step, and no other"
     steps_s = sum(x.step_time_s or 0.0 for x in steps if isinstance(x, StepRecord))
-    assert sum(x.window_s for x in found) < steps_s + 0.5, "three evaluations of a second each are left out"
+    assert sum(x.window_s for x in found) < steps_s + 2, "three evaluations of a second each are left out"
     (row,) = read(tmp_path / "runs.csv")
     assert row.cpu_utilisation_mean_share is not None and 0 < row.cpu_utilisation_mean_share <= 1.1
     mean = sum((x.cpu_utilisation_mean_share or 0.0) * x.window_s for x in found) / sum(x.window_s for x in found)
