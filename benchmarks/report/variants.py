@@ -53,11 +53,17 @@ class Variant:
         return [run for run, cell in cells if cell is not None and _LEAST < cell < _MOST]
 
     def without_ratio(self, metric: Metric) -> list[str]:
-        """Say how many good runs have zero in a metric, or less: numbers that no other is a multiple of."""
-        cells = [cell for run in self.good if (cell := getattr(run, metric.column)) is not None]
-        if not (count := sum(cell <= 0 for cell in cells)):
-            return []
-        return [f"{self.label}: {count} of {len(cells)} runs have 0 or less in {metric.column}, which has no ratio"]
+        """Say how many good runs have numbers that no other is a multiple of: zero or less, or none that is finite."""
+        cells = [float(cell) for run in self.good if (cell := getattr(run, metric.column)) is not None]
+        counts = {
+            f"0 or less in {metric.column}": sum(cell <= _LEAST for cell in cells),
+            f"no finite number in {metric.column}": sum(not cell < _MOST for cell in cells),
+        }
+        return [
+            f"{self.label}: {count} of {len(cells)} runs have {what}, which has no ratio"
+            for what, count in counts.items()
+            if count
+        ]
 
     def samples(self, metric: Metric) -> list[float]:
         """Return one number for each good run that has it."""

@@ -94,3 +94,11 @@ def test_shares_of_zero_have_no_ratio_and_that_is_said():
     (found,) = compare_files(base, other, METRICS["exposed_comm_share"]).comparisons
     assert found.verdict == "no data"
     assert found.notes == ("A ddp: 4 of 4 runs have 0 or less in exposed_comm_share, which has no ratio",)
+
+
+def test_numbers_that_are_not_finite_are_left_out_and_that_is_said():
+    base = [run(i, step_time_p50_s=time) for i, time in enumerate([float("nan"), float("inf"), 0.1, 0.1, 0.1, 0.1])]
+    other = [run(10 + i, step_time_p50_s=0.2) for i in range(4)]
+    (found,) = compare_files(base, other, METRICS["step_time_p50_s"]).comparisons
+    assert (found.verdict, found.base_runs) == ("worse", 4)
+    assert "A ddp: 2 of 6 runs have no finite number in step_time_p50_s, which has no ratio" in found.notes

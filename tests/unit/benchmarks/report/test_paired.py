@@ -20,6 +20,12 @@ WITHIN = replace(STEP, within=0.02)
 RNG = np.random.default_rng(0)
 
 
+@pytest.fixture(autouse=True)
+def _draw_from_the_beginning():
+    """What a test draws does not depend on which tests ran before it."""
+    RNG.bit_generator.state = np.random.default_rng(0).bit_generator.state
+
+
 def noisy(n, ratio=1.0, noise=0.02, rng=RNG):
     """Return pairs on a machine that drifts by far more than the noise within a pair."""
     machine = 0.1 * np.exp(np.cumsum(rng.normal(0, 0.2, n)))
