@@ -5,13 +5,17 @@ import os
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, settings
 
-# Time limits would fail on a machine that has other work to do.
-settings.register_profile("untimed", deadline=None, suppress_health_check=[HealthCheck.too_slow])
-settings.load_profile("untimed")
+# Time limits would fail on a machine that has other work to do, and a test that is red now and then says nothing of a
+# change. `--hypothesis-profile explore` tries other examples each time.
+_UNTIMED: dict[str, Any] = {"deadline": None, "suppress_health_check": [HealthCheck.too_slow]}
+settings.register_profile("repeated", derandomize=True, **_UNTIMED)
+settings.register_profile("explore", derandomize=False, **_UNTIMED)
+settings.load_profile("repeated")
 
 # Tests start up to eight processes, which would crowd each other out with several threads each; and where a command has
 # several all the same, one that waits for another leaves it the core instead of spinning on it. Set before torch.
