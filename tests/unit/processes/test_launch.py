@@ -89,7 +89,7 @@ def test_local_ranks_count_from_zero(local: int, here: int) -> None:
     ],
 )
 def test_a_million_processes_are_not_begun(words: str, tmp_path: object, capsys: pytest.CaptureFixture[str]) -> None:
-    assert cli.main(words.format(tmp_path).split()) == 2
+    assert cli.main([word.format(tmp_path) for word in words.split()]) == 2
     assert re.search("1,000,000 processes .* use --nproc", capsys.readouterr().err.splitlines()[-1])
 
 
