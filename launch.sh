@@ -124,6 +124,8 @@ case ${1:-} in
             die "the active environment lacks the test tools: pip install -c constraints.txt -e '.[dev]'"
         cd "$root"
         (($#)) && exec "$python" -m pytest "$@"
+        # Compiled once, also where Python is told to write no bytecode: by each process that tests start, otherwise.
+        "$python" -m compileall -q -j 0 parallel models benchmarks tests >/dev/null || true
         # The whole suite: whole commands beside the unit tests, then what takes both cores (tests/README.md).
         failed=0
         "$python" -m pytest -n 2 tests/unit tests/e2e || failed=1
