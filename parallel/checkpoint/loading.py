@@ -21,7 +21,7 @@ from paralab.checkpoint.folder import (
     verify,
 )
 from paralab.checkpoint.random import new_random_chunks, set_random
-from paralab.checkpoint.same_work import compare_work
+from paralab.checkpoint.same_work import compare_work, other_options
 from paralab.engines.engine import ResumableEngine
 from paralab.engines.state import Shapes
 from paralab.errors import DataError, NewerFormatError
@@ -30,7 +30,8 @@ from paralab.errors import DataError, NewerFormatError
 def load(engine: ResumableEngine, path: str | Path, *, say: Callable[[str], None] = lambda text: None) -> int:
     """Continue from a checkpoint: `step-N`, or the newest one when the folder of a run is given. Collective.
 
-    say: is told where moments in 8 bits had to be rounded once more (on every rank).
+    say: is told which options have other values than when it was saved, and where moments in 8 bits had to be rounded
+    once more (on every rank).
     Returns: the steps done, where the data goes on.
     Raises: DataError when it cannot be read; ConfigError when it belongs to other work.
     """
@@ -41,6 +42,8 @@ def load(engine: ResumableEngine, path: str | Path, *, say: Callable[[str], None
     chunks = engine.new_state(saved)
     storage.load(chunks | random, folder, group=world)
     engine.take_state(chunks, saved)
+    if engine.context.own is None and (others := other_options(facts.run, engine.context.run)):
+        say(f"{folder} was saved with other options: {'; '.join(others)}")
     _tell_rounded(engine, say)
     set_random(engine.context, random)
     engine.steps_done = facts.step

@@ -1,9 +1,12 @@
-"""What two runs must share for one to continue the other: model, data, tokenizer, batch, seed and optimizer."""
+"""What two runs must share for one to continue the other: model, data, tokenizer, batch, seed and optimizer.
+
+Other options may differ, and those that change what is computed are said.
+"""
 
 import contextlib
 import json
 from collections.abc import Mapping
-from dataclasses import asdict
+from dataclasses import Field, asdict, fields
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +17,15 @@ from paralab.data.tokenizer import BUILT_IN, get_tokenizer
 from paralab.errors import ConfigError, DataError
 from paralab.models import file_columns
 from paralab.models.configs import ModelConfig
+from paralab.options.config import RunConfig
+from paralab.options.option import MEMORY, OPTIMIZER, flag_of
+from paralab.options.settings import shown
 from paralab.planning.work import Work
 
 TOKENIZER = "tokenizer_content"  # key of the work of a checkpoint, where its tokenizer is a file
+# Options that change what is computed or measured from here on, beside those of the optimizer, precision and speed.
+# Cosine decay reaches its end at the last step, and the best loss is of the samples that are evaluated on.
+_SAID = ("accumulation", "engine", "ds_config", "grad_compression", "steps", "warmup", "eval_samples")
 
 
 def check_same_work(path: str | Path, context: BuildContext | Work) -> None:
@@ -49,6 +58,27 @@ def compare_work(folder: Path, facts: Facts, context: BuildContext | Work) -> No
         )
     _check_same_data(folder, facts.work, ours)
     _check_same_tensors(folder, facts.work, ours, context)
+
+
+def other_options(saved: Mapping[str, Any], run: RunConfig) -> list[str]:
+    """Return the options that have other values than in the run of a checkpoint, each as `--clip-norm 1.0, now 0.5`.
+
+    saved: `RunConfig.to_dict()` of that run; what it lacks is unknown and not compared. The layout, which the heading
+    of a run names, is left out.
+    """
+    now = json.loads(json.dumps(run.to_dict()))
+    return [
+        f"{flag_of(declared)} {_word(saved[name], declared)}, now {_word(now[name], declared)}"
+        for declared in fields(run)
+        if (name := declared.name) in saved
+        and saved[name] != now[name]
+        and (declared.metadata["group"] in (OPTIMIZER, MEMORY) or name in _SAID)
+    ]
+
+
+def _word(value: Any, declared: Field) -> str:
+    absent = "not given" if declared.default is None else "none"
+    return absent if value is None else shown(value)
 
 
 def _check_same_tensors(

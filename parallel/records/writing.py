@@ -2,6 +2,7 @@
 
 import fcntl
 import os
+import shlex
 import tempfile
 from pathlib import Path
 
@@ -14,18 +15,18 @@ from paralab.records.reading import read
 from paralab.records.row import RunRecord, header
 from paralab.records.schema import few
 
-_ELSEWHERE = "write to another file with --out NEW.csv"
+_OR_ELSEWHERE = ", or write to another file with --out NEW.csv"
 
 
-def check_appendable(path: str | Path, *, advice: str = _ELSEWHERE) -> None:
+def check_appendable(path: str | Path, *, otherwise: str = _OR_ELSEWHERE) -> None:
     """Raise UsageError when rows could not be added to a file, before there is anything to lose.
 
-    advice: what to do about a file that is of another form.
+    otherwise: what to do about a file that is of another form, if not to move it away.
     """
     path = Path(path)
     check_writable(path, make_folders=True)
     if path.is_file() and (content := path.read_bytes()):
-        _check_header(content, path, advice=advice)
+        _check_header(content, path, otherwise=otherwise)
         read(path)
 
 
@@ -82,11 +83,12 @@ def _kept(content: bytes, name: str) -> Path | None:
     return path
 
 
-def _check_header(content: bytes, path: Path, *, advice: str = _ELSEWHERE) -> None:
+def _check_header(content: bytes, path: Path, *, otherwise: str = _OR_ELSEWHERE) -> None:
     """Raise UsageError when rows cannot be added to a file with this content, because it is not as we write it."""
     head = line_of(header())
     if content.startswith(head) or head.startswith(content):
         return
+    advice = f"move it away to begin a new one: {shlex.join(['mv', str(path), f'{path}.before'])}{otherwise}"
     if marks := sheet.marks_of_another_program(content):
         shown = ", ".join(marks)
         raise UsageError(f"{path} was saved by another program ({shown}), so no rows are added to it: {advice}")

@@ -1,7 +1,6 @@
 """Checks before a training run starts its processes: checkpoints, output files and engines."""
 
 import os
-import shlex
 import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -108,8 +107,7 @@ def _check_outputs(folder: Path, *, goes_on: bool) -> None:
     from paralab.records.writing import check_appendable
 
     rows, log = rows_file(folder), log_file(folder, 0)
-    move = shlex.join(["mv", str(rows), f"{rows}.before"])
-    check_appendable(rows, advice=f"move it away to begin a new one: {move}")
+    check_appendable(rows, otherwise="")
     if log.parent.exists() and not log.parent.is_dir():
         raise ConfigError(f"{log.parent} is a file, and the logs of the ranks go there: move it away")
     for file in (log, folder / "validation.jsonl", folder / "progress.json", config_file(folder)):

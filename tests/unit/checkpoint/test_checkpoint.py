@@ -211,6 +211,17 @@ def test_latest_that_leads_nowhere(content: bytes | None, run_folder: Path) -> N
     assert said[0].endswith("taking step-2")
 
 
+def test_options_that_change_what_is_computed_are_said(run_folder: Path) -> None:
+    said: list[str] = []
+    engine = build(clip_norm=None, betas=(0.9, 0.99), precision="bf16", accumulation=2, steps=60, timeout_s=9.0)
+    checkpoint.resume(engine, run_folder, say=said.append)
+    (line,) = said
+    assert line == (
+        f"{run_folder / 'step-2'} was saved with other options: --accumulation 1, now 2; --steps 20, now 60; "
+        "--betas 0.9,0.95, now 0.9,0.99; --clip-norm 1.0, now none; --precision fp32, now bf16"
+    )
+
+
 def test_going_back_to_an_older_checkpoint_leaves_the_newer_ones_behind(run_folder: Path) -> None:
     engine = build()
     checkpoint.load(engine, run_folder / "step-1")

@@ -329,7 +329,8 @@ def test_what_a_spreadsheet_saved_is_read_and_not_written_to(tmp_path, form):
     try:
         append(path, replace(PLAIN, run_id="c"))
     except UsageError as error:
-        assert "--out NEW.csv" in str(error) and path.read_bytes() == content
+        assert f"mv {path} {path}.before, or write to another file with --out NEW.csv" in str(error)
+        assert path.read_bytes() == content
     else:
         assert path.read_bytes().startswith(content) and len(read(path)) == 3
 
