@@ -28,6 +28,12 @@ METHODS: Mapping[str, Mapping[str, Any]] = {
         "outer_optimizer": "nesterov",
         "outer_fragments": 2,
     },
+    f"overlap{PERIOD}": {
+        "layout": Layout.parse(f"dp{NODES}/local{PERIOD}"),
+        "outer_optimizer": "nesterov",
+        "outer_fragments": 2,
+        "outer_overlap": 2,
+    },
 }
 
 

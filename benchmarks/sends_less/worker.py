@@ -66,13 +66,14 @@ def time_methods(rank: Rank, progress: Progress, config: SendsLessConfig) -> Non
     there = {(row.method, row.round) for row in rows if row.link == link}
     works = {method: resolve(run_of(config, method)) for method in config.chosen}
     started = {method: _started(rank, work) for method, work in works.items()}
-    for turn in range(-1, config.rounds):  # the first is warm-up
+    for turn in range(-1, config.rounds):  # the first is warm-up, after which turns end when nothing is under way
         first = turn % len(works)
         for method in [*config.chosen[first:], *config.chosen[:first]]:
             if (method, turn) in there:
                 continue
             engine, batches = started[method]
-            taken = list(islice(batches, PERIOD))
+            under_way = works[method].run.outer_overlap or 0
+            taken = list(islice(batches, PERIOD + (under_way if turn < 0 else 0)))
             dist.barrier()
             began_s = time.perf_counter()
             for batch in taken:

@@ -6,9 +6,9 @@ since the last meeting is a gradient for an outer Nesterov optimizer, with the l
 paper. Each rank keeps its own inner optimizer states.
 
 With `--outer-fragments P` ranks meet about a part of the model at a time (streaming DiLoCo, Douillard et al. 2025,
-arXiv:2501.18512, section 2.2): each fragment every N steps, at steps of its own, so that at once only its bytes are
+arXiv:2501.18512): each fragment every N steps, at steps of its own, so that at once only its bytes are
 sent. What ranks last agreed on, fragment by fragment, is then the model that is evaluated and saved. With
-`--outer-overlap T` a fragment's message travels while ranks take T more steps (section 2.3 there): the outer step comes
+`--outer-overlap T` a fragment's message travels while ranks take T more steps (also there): the outer step comes
 then, from what they had when they sent, and a rank goes on halfway between its own parameters and what it gives.
 """
 
@@ -25,7 +25,7 @@ from paralab.options.choices import OuterOptimizer
 from paralab.processes.mesh import Mesh
 
 LEARNING_RATE, MOMENTUM = 0.7, 0.9  # of the outer optimizer: Douillard et al. 2023
-MIXING = 0.5  # alpha of Douillard et al. 2025, section 2.3: what stays of a rank's own where it went on meanwhile
+MIXING = 0.5  # what stays of a rank's own where it went on meanwhile, in the place of alpha of Douillard et al. 2025
 
 
 def fragments(named: Sequence[tuple[str, Tensor]], blocks: Sequence[str], count: int) -> list[list[Tensor]]:
