@@ -20,9 +20,12 @@ _SIZES: dict[str, Any] = {
 _GROUPED = {**_SIZES, "num_key_value_heads": 2}
 _SLIDING = {"sliding_window": 8, "layer_types": ["sliding_attention", "full_attention"] * 2}
 _GPT2 = {"n_embd": 32, "n_layer": 4, "n_head": 4, "n_positions": 64, "vocab_size": 272}
+_BALANCE = {"num_experts_per_tok": 2, "router_aux_loss_coef": 0.5}  # large enough for a fault to be seen
+_EXPERTS = {**_BALANCE, "num_experts": 4, "moe_intermediate_size": 16}
 _NO_TOKENS = {"bos_token_id": None, "eos_token_id": None}
 
-# Grouped heads, biases, tied and untied output layers, norms of heads, sliding windows, soft caps, learned positions.
+# Grouped heads, biases, tied and untied output layers, norms of heads, sliding windows, soft caps, learned positions,
+# experts in all layers and in all but the first.
 MODELS: dict[str, tuple[str, dict[str, Any]]] = {
     "llama": ("Llama", {**_GROUPED, "attention_bias": True, "mlp_bias": True}),
     "qwen3": ("Qwen3", {**_GROUPED, "head_dim": 8, "tie_word_embeddings": True}),
@@ -36,7 +39,12 @@ MODELS: dict[str, tuple[str, dict[str, Any]]] = {
     "opt": ("OPT", {**_SIZES, "ffn_dim": 64, "word_embed_proj_dim": 32}),
     "bloom": ("Bloom", {"hidden_size": 32, "n_layer": 4, "n_head": 4, "vocab_size": 272}),
     "stablelm": ("StableLm", _GROUPED),
+    "mixtral": ("Mixtral", {**_GROUPED, **_BALANCE, "num_local_experts": 4}),
+    "qwen3_moe": ("Qwen3Moe", {**_GROUPED, **_EXPERTS, "head_dim": 8, "mlp_only_layers": [0]}),
+    "olmoe": ("Olmoe", {**_GROUPED, **_EXPERTS}),
 }
+
+MIXTURES = ["mixtral", "qwen3_moe", "olmoe"]
 
 
 def config_of(name: str, **changes: Any) -> PreTrainedConfig:

@@ -4,6 +4,7 @@ import contextlib
 import copy
 import json
 import logging
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
@@ -77,10 +78,11 @@ def with_dropout(values: Mapping[str, Any]) -> "PreTrainedConfig":
 
 def dropouts(theirs: "PreTrainedConfig") -> dict[str, float]:
     """Return the dropout probabilities of a configuration that are above zero, by name."""
-    named = {name: p for name, p in theirs.to_dict().items() if "drop" in name and not name.startswith(_OF_OTHERS)}
+    named = {name: p for name, p in theirs.to_dict().items() if _DRAWS.search(name) and not name.startswith(_OF_OTHERS)}
     return {name: float(p) for name, p in named.items() if isinstance(p, int | float) and p > 0 and p is not True}
 
 
+_DRAWS = re.compile("drop|jitter")  # in the name of what draws random numbers in training
 _OF_OTHERS = ("classifier", "summary")  # of models with another output layer
 
 

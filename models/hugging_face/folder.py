@@ -1,18 +1,18 @@
 """The configuration of a model of transformers: read from a folder, from a GGUF file or from the hub, and checked."""
 
 import json
-import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from paralab.errors import ConfigError, did_you_mean
 from paralab.models import HUGGING_FACE
+from paralab.models.hugging_face import mixture
 from paralab.models.hugging_face.config import CausalLMConfig, as_text, dropouts, new_model, with_dropout
 from paralab.models.spec import WithoutInit
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedConfig, PreTrainedModel
+    from transformers import PreTrainedConfig
 
 SEQ_LEN = 1024  # tokens of a sample, where the model has more positions and none were requested
 _CLASSES = ("ForCausalLM", "LMHeadModel")  # how a class of a causal language model ends
@@ -130,6 +130,13 @@ def _known(values: Mapping[str, Any], where: Path) -> "PreTrainedConfig":
 
 
 def _not_of(kind: str, where: Path, error: Exception) -> ConfigError:
+    if isinstance(error, AttributeError) and "Config' object has no attribute" in str(error):  # no fault of the folder
+        import transformers
+
+        return ConfigError(
+            f"{where}: transformers {transformers.__version__} cannot make its own {kind} ({_line(error)}): give "
+            "another model, or install another version of transformers"
+        )
     return ConfigError(
         f"{where}: config.json is not that of a {kind} ({_line(error)}): give it as save_pretrained wrote it"
     )
@@ -138,7 +145,8 @@ def _not_of(kind: str, where: Path, error: Exception) -> ConfigError:
 def _check_can_be_made(config: CausalLMConfig, where: Path) -> None:
     """Make a model on the meta device, which takes no memory, of what config.json says.
 
-    Raises: ConfigError where transformers cannot, where it would fail in the first step, or where it has experts.
+    Raises: ConfigError where transformers cannot, where it would fail in the first step, or where its experts are not
+    trained here.
     """
     import torch
 
@@ -154,18 +162,11 @@ def _check_can_be_made(config: CausalLMConfig, where: Path) -> None:
             model = new_model(config)
     except Exception as error:  # of modules of transformers, which may be any
         raise _not_of(theirs.model_type, where, error) from None
-    if experts := _experts(model):
+    if reason := mixture.problem(model):
         raise ConfigError(
-            f"{where} is a {theirs.model_type} with experts ({experts}), and --model hf: has no losses that keep their "
-            f"loads even: {_built_in(theirs, where)}give its module to paralab.parallelize with a loss of yours "
-            "(docs/hugging-face.md)"
+            f"{where} is a {theirs.model_type} with experts ({mixture.described(model)}), and {reason}: give its "
+            "module to paralab.parallelize with a loss of yours (docs/hugging-face.md)"
         )
-
-
-def _experts(model: "PreTrainedModel") -> str:
-    """Return which module of a model holds experts, or chooses among them, and what it is; empty where none does."""
-    kinds = ((name, type(module).__name__) for name, module in model.named_modules())
-    return next((f"{name} is a {kind}" for name, kind in kinds if _OF_EXPERTS.search(f"{name} {kind}")), "")
 
 
 def _causal(theirs: "PreTrainedConfig", values: Mapping[str, Any], where: Path) -> str:
@@ -201,23 +202,7 @@ def _causal(theirs: "PreTrainedConfig", values: Mapping[str, Any], where: Path) 
     return architecture
 
 
-def _built_in(theirs: "PreTrainedConfig", where: Path) -> str:
-    """Return the words to type for the model of our own that a mixture of experts is; empty where there is none."""
-    from paralab.models import mixtral, mixtral_hf
-
-    if theirs.model_type != mixtral_hf.MODEL_TYPE:
-        return ""
-    try:
-        size = mixtral.size_of(mixtral_hf.config_from(theirs))
-    except ValueError as error:
-        return f"--model mixtral is another one ({error}); "
-    tokenizer = where / "tokenizer.json"
-    words = f"--model mixtral --size {size}" + (f" --tokenizer {tokenizer}" if tokenizer.is_file() else "")
-    return f"use {words}, and --init-from {where} for its weights, or "
-
-
 _OF_THE_FILE = ("transformers_version", "_name_or_path")  # no property of the model
-_OF_EXPERTS = re.compile("expert|router", re.IGNORECASE)  # in the name of a module or of its class
 _TASKS = ("Classification", "ForMaskedLM", "QuestionAnswering", "ConditionalGeneration", "EncoderModel")
 
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from paralab.models import HUGGING_FACE, label_of
-from paralab.models.hugging_face import folder, plan, proof
+from paralab.models.hugging_face import folder, mixture, plan, proof
 from paralab.models.hugging_face.config import CausalLMConfig, dropouts, new_model, with_values
 from paralab.models.hugging_face.sequence import shape_of
 from paralab.models.hugging_face.smaller import n_layers, tiny, with_layers
@@ -42,7 +42,9 @@ def spec_of(name: str) -> ModelSpec[CausalLMConfig]:
         with_blocks=lambda config, n: with_layers(config, min(n, n_layers(config))),
         flops=flops,
         data=lambda config: "alice",
-        smooth="relu" not in _activation(full),
+        # where two experts have the same probability, the last bit chooses
+        smooth="relu" not in _activation(full) and not mixture.experts_of(_on_meta(full)),
+        experts=mixture.pattern_of(_on_meta(full)),
         tensor_plan=tensor_plan,
         tensor_divides=tensor_divides,
         sequence=shape_of,
@@ -115,6 +117,12 @@ def notes(config: CausalLMConfig) -> tuple[str, ...]:
         said.append(f"texts are encoded with {config.tokenizer}")
     else:
         said.append(f"texts are encoded as {config.tokenizer}: there is no tokenizer.json in its folder")
+    if mixture.experts_of(_on_meta(config)):
+        coefficient = config.theirs.router_aux_loss_coef
+        said.append(
+            f"the balance loss of its experts (router_aux_loss_coef={coefficient:g}) is that of each sequence, not of "
+            "a batch, and is added in training"
+        )
     return tuple(said)
 
 
@@ -132,13 +140,15 @@ def example(config: CausalLMConfig, batch_size: int) -> tuple[tuple[Tensor, ...]
 def flops(config: CausalLMConfig) -> Flops:
     """Count 6 N + 12 L H S a token, attention in full (PaLM, Chowdhery et al. 2022, appendix B).
 
-    N counts the matrices of the blocks and of the output layer.
+    N counts the matrices of the blocks and of the output layer, of experts those that a token meets.
     """
     theirs = config.theirs
     model = _on_meta(config)
     embedding = model.get_input_embeddings()
     tables = {id(p) for module in model.modules() if isinstance(module, nn.Embedding) for p in module.parameters()}
-    matrices = sum(p.numel() for p in model.parameters() if p.dim() > 1 and id(p) not in tables)
+    shares = mixture.active_share(model, getattr(theirs, "num_experts_per_tok", 0))
+    named = ((p, shares.get(id(p), 1)) for p in model.parameters() if p.dim() > 1 and id(p) not in tables)
+    matrices = sum(p.numel() * share for p, share in named)
     head = model.get_output_embeddings()
     if head is not None and head.weight is embedding.weight:
         matrices += prod(embedding.weight.shape)

@@ -1,7 +1,7 @@
 """Which layers tensor ranks share: the plan that transformers has for a model, in the words of `paralab.models.spec`.
 
-Embedding and output layer stay whole on every rank. What has no plan, or a plan with layers that are not split here, is
-refused by name.
+Embedding, output layer and experts stay whole on every tensor rank. What has no plan, or a plan with layers that are
+not split here, is refused by name.
 """
 
 from collections.abc import Mapping
@@ -54,13 +54,13 @@ def divides(theirs: Any, plan: Mapping[str, Style]) -> dict[str, int]:
 def _their_plan(theirs: Any, prefix: str, modules: Mapping[str, Any]) -> dict[str, str]:
     """Return their plan: pattern of a module's full name -> their word. Patterns that match nothing are left out."""
     plan = getattr(theirs, "base_model_tp_plan", None) or {}
-    named = {f"{prefix}.{pattern}": word for pattern, word in plan.items() if not _is_embedding(pattern, word)}
+    named = {f"{prefix}.{pattern}": word for pattern, word in plan.items() if not _stays_whole(pattern, word)}
     return {at: word for at, word in named.items() if any(fnmatchcase(name, at) for name in modules)}
 
 
-def _is_embedding(pattern: str, word: str) -> bool:
-    """Whether an entry is of the embedding before the blocks, which stays whole here. Within blocks it is a layer."""
-    return word == "embedding_rowwise" and "*" not in pattern
+def _stays_whole(pattern: str, word: str) -> bool:
+    """Whether an entry is of the embedding before the blocks (within them it is a layer), or of experts (`ep`)."""
+    return (word == "embedding_rowwise" and "*" not in pattern) or word == "moe_tp_experts"
 
 
 def _known(plan: Mapping[str, str]) -> dict[str, str]:

@@ -34,10 +34,11 @@ def stage_problem(config: CausalLMConfig, blocks_of: Callable[[CausalLMConfig], 
     want = whole(tokens, targets=targets)
     try:
         stages = [cut_stage(copy.deepcopy(whole), blocks=blocks, cut=cut) for cut in _cuts(len(blocks))]
-        hidden = tokens
+        passed: Any = (tokens,)
         for stage in stages[:-1]:
-            hidden = stage(hidden)
-        got = stages[-1](hidden, targets=targets)
+            out = stage(*passed)
+            passed = out if isinstance(out, tuple) else (out,)
+        got = stages[-1](*passed, targets=targets)
     except Exception as error:  # whatever the model's own code raises
         return f"cut into stages it fails ({_short(error)})"
     want.backward()

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from paralab.models.hugging_face.config import CausalLMConfig, quietly
 from paralab.models.hugging_face.thread_ranks import ThreadRanks
-from paralab.models.sequence import Attend, SequenceShape, take_all
+from paralab.models.sequence import Attend, SequenceShape, Whole, take_all
 
 _NAME = "paralab"  # in their registry
 _OTHERWISE = ("sliding_window", "softcap", "s_aux", "position_bias")  # what their interface passes on beside the mask
@@ -86,6 +86,8 @@ class SequenceRanks(ThreadRanks):
         for module in model.modules():
             if isinstance(module, Attend):
                 module.over = lambda q, k, v: self._over(q, k, v, rank)
+            if isinstance(module, Whole):
+                module.over = lambda x: torch.cat(self._meet(x, rank), dim=1)
         return model
 
     def _over(self, q: Tensor, k: Tensor, v: Tensor, rank: int) -> Tensor:

@@ -15,6 +15,7 @@ from torch._subclasses.fake_tensor import FakeTensor
 from torch.nn import functional as F
 
 from paralab.models.found import around
+from paralab.models.hugging_face import mixture
 from paralab.models.hugging_face.sequence import own_positions, sharing
 from paralab.models.spec import Cut, StandIn, at_least_fp32
 
@@ -27,23 +28,28 @@ def wrapped(model: "PreTrainedModel") -> "PreTrainedModel":
     _leave_values_alone(model)
     model.stage_is_last = True  # an attribute of ours
     sharing(model)
+    mixture.prepare(model)
     model.forward = MethodType(_forward, model)  # a method, so that a copy of the model calls its own
     return model
 
 
 def unwrapped(model: nn.Module) -> nn.Module:
     """Return a model, changed in place, whose `forward` is that of transformers again."""
-    for name in ("forward", "stage_is_last", "block_names", "take", "ranks", "share_sequence"):
+    for name in ("forward", "stage_is_last", "block_names", "take", "ranks", "share_sequence", "mixtures", "n_experts"):
         vars(model).pop(name, None)
+    model._modules.pop("whole", None)
     return model
 
 
-def _forward(self: Any, hidden: Tensor, targets: Tensor | None = None) -> Tensor:
+def _forward(
+    self: Any, hidden: Tensor, routed: Tensor | None = None, *, targets: Tensor | None = None
+) -> Tensor | tuple[Tensor, Tensor]:
     """Return the mean loss () in fp32 over all tokens, or without targets what follows from the input.
 
     hidden: tokens (batch, sequence) int64, or the hidden states (batch, sequence, width) of the stage before. targets:
     the token after each, (batch, sequence) int64. What follows: logits (batch, sequence, vocabulary), or hidden states
     where this is a stage that is not the last. Of a sequence that ranks share, all are those of this rank's positions.
+    routed: where a mixture's tokens went in the stages before, which a stage that is not the last returns as well.
     """
     is_first = not hidden.is_floating_point()
     hidden = self.take(hidden, 1) if is_first else hidden
@@ -52,11 +58,21 @@ def _forward(self: Any, hidden: Tensor, targets: Tensor | None = None) -> Tensor
         given["position_ids"] = own_positions(self, hidden)
     if not self.stage_is_last:
         out = self.base_model(**given).last_hidden_state
-        return out.clone() if out._is_view() else out  # schedules detach it in place, which a view does not allow
+        out = out.clone() if out._is_view() else out  # schedules detach it in place, which a view does not allow
+        return (out, _routed(self, out, routed)) if self.mixtures else out
     logits = type(self).forward(self, **given).logits
+    if self.mixtures:
+        routed = _routed(self, logits, routed)
     if targets is None:
         return logits
-    return F.cross_entropy(at_least_fp32(logits).flatten(0, 1), self.take(targets, 1).flatten())
+    loss = F.cross_entropy(at_least_fp32(logits).flatten(0, 1), self.take(targets, 1).flatten())
+    return loss if routed is None or not self.training else loss + mixture.balance_loss(self, routed)
+
+
+def _routed(self: Any, out: Tensor, before: Tensor | None) -> Tensor:
+    """Return where tokens went so far (batch, 2, experts), with those of the stages before. out: (batch, seq, ...)."""
+    here = mixture.loads_and_probabilities(self, out)
+    return here if before is None else before + here
 
 
 def cut_stage(model: nn.Module, *, blocks: tuple[str, ...], cut: Cut) -> nn.Module:

@@ -22,7 +22,7 @@ from tests.dist.workers import WorkerPool
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder for each model, with weights."""
     where = tmp_path_factory.mktemp("hugging_face")
-    for name in ("llama", "qwen3", "gemma3", "olmo2", "gpt_neox", "gpt2"):
+    for name in ("llama", "qwen3", "gemma3", "olmo2", "gpt_neox", "gpt2", "mixtral", "qwen3_moe"):
         hugging_face.write(name, where / name, weights=True)
     return where
 
@@ -49,6 +49,11 @@ CASES = [
     ("gpt2", "dp2.pp2/zero2/zbv/mb2"),
     ("qwen3", "cp2.tp2"),
     ("gpt2", "cp2.pp2/mb2/ulysses"),
+    ("mixtral", "cp2.pp2/mb2"),
+    ("mixtral", "dp2.ep2/zero3"),
+    ("qwen3_moe", "dp2.tp2.pp2/zero3/mb2"),
+    ("mixtral", "dp2.tp2.ep2"),
+    ("qwen3_moe", "pp4/1f1b/mb4"),  # no stage before the second has experts
 ]
 
 
@@ -64,6 +69,7 @@ def test_parity(workers: WorkerPool, folder: Path, model: str, layout: str) -> N
         ("qwen3", "tp2", {"precision": "bf16"}),
         ("gemma3", "dp2.pp2/zero3/zbv/mb2", {"checkpointing": "full"}),
         ("gpt2", "dp2/zero3", {"checkpointing": "full", "accumulation": 2}),
+        ("mixtral", "dp2/zero3", {"checkpointing": "full", "accumulation": 2}),
     ],
 )
 def test_parity_with_options(
@@ -80,6 +86,8 @@ def test_parity_with_options(
         ("olmo2", "tp2", {"checkpointing": "full"}),
         ("qwen3", "dp2.tp2.pp2/zero3/mb2", {}),
         ("qwen3", "cp2.tp2", {}),
+        ("mixtral", "cp2.pp2/mb2", {}),
+        ("qwen3_moe", "dp2.tp2.pp2/zero3/mb2", {}),
     ],
 )
 def test_what_is_sent_is_what_was_predicted(

@@ -24,7 +24,7 @@ def divide(module: nn.Module, *, mesh: Mesh) -> None:
     count = next(module.parameters()).shape[0]
     trips = _TripsOfTokens(mesh.group("ep"), count) if takes_tokens(module) else _Trips(mesh.group("ep"))
     module.register_forward_pre_hook(trips.there)
-    if mesh.size("tp") > 1:
+    if any(isinstance(parameter, DTensor) for parameter in module.parameters(recurse=False)):
         _divide_parts(module, mesh)
     else:
         distribute(module, {name: 0 for name, _ in module.named_parameters(recurse=False)}, mesh["ep"])
@@ -48,7 +48,7 @@ def note_choices(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
 def _divide_parts(module: nn.Module, mesh: Mesh) -> None:
     """Keep this rank's experts of those that the tensor axis has divided by their width, and has run locally."""
     for name, parameter in list(module.named_parameters(recurse=False)):
-        assert isinstance(parameter, DTensor), "the tensor axis divides every expert"
+        assert isinstance(parameter, DTensor), "the tensor axis divides all of an expert, or nothing"
         mine = parameter.to_local().chunk(mesh.size("ep"))[mesh.rank("ep")]
         placements = (Shard(0), *parameter.placements)
         both = DTensor.from_local(mine, mesh["ep", "tp"], placements, run_check=False)

@@ -28,6 +28,7 @@ from tests import hugging_face
 
 SPLIT = ["llama", "qwen3", "gemma3", "gemma2", "mistral", "olmo2", "gpt_neox"]  # by stages and by tensor ranks
 STAGED = [*SPLIT, "gpt2", "stablelm"]
+TOKENS = ("bos_token_id", "eos_token_id", "pad_token_id")
 
 
 def made(name: str, tmp_path: Path, **changes: Any) -> ModelSpec[CausalLMConfig]:
@@ -39,7 +40,7 @@ def batch(config: CausalLMConfig) -> tuple[torch.Tensor, torch.Tensor]:
     return tokens[:, :-1], tokens[:, 1:]
 
 
-@pytest.mark.parametrize("name", hugging_face.MODELS)
+@pytest.mark.parametrize("name", [name for name in hugging_face.MODELS if name not in hugging_face.MIXTURES])
 def test_forward_and_names_are_those_of_transformers(tmp_path: Path, name: str) -> None:
     spec = made(name, tmp_path)
     config = spec.config()
@@ -53,19 +54,68 @@ def test_forward_and_names_are_those_of_transformers(tmp_path: Path, name: str) 
     assert torch.equal(ours(tokens, targets=targets), F.cross_entropy(logits.float().flatten(0, 1), targets.flatten()))
 
 
-@pytest.mark.parametrize("name", STAGED)
+@pytest.mark.parametrize("name", hugging_face.MIXTURES)
+def test_a_mixture_has_the_losses_of_transformers_for_each_sequence(tmp_path: Path, name: str) -> None:
+    spec = made(name, tmp_path)
+    config = spec.config()
+    ours = spec.built(config, seed=3).double()
+    torch.manual_seed(3)
+    theirs: Any = AutoModelForCausalLM.from_config(copy.deepcopy(config.theirs)).train().double()
+    theirs.set_experts_implementation("batched_mm")
+    tokens, targets = batch(config)
+    alone = [theirs(input_ids=x, labels=x, output_router_logits=True, use_cache=False) for x in tokens[:, None]]
+    logits = torch.cat([out.logits for out in alone])
+    balance = torch.stack([out.aux_loss for out in alone]).mean() * config.theirs.router_aux_loss_coef
+    entropy = F.cross_entropy(logits.flatten(0, 1), targets.flatten())
+    assert balance.item() > 0.5
+    assert ours.state_dict().keys() == theirs.state_dict().keys()
+    assert torch.allclose(ours(tokens), logits)
+    ours_loss = ours(tokens, targets=targets)
+    assert torch.allclose(ours_loss, entropy + balance.double())
+    assert torch.allclose(ours.eval()(tokens, targets=targets), entropy)  # in training alone
+    ours_loss.backward()
+    (entropy + balance).backward()
+    for (at, p), other in zip(ours.named_parameters(), theirs.parameters(), strict=True):
+        assert torch.allclose(p.grad, other.grad, rtol=1e-5, atol=1e-8), at
+
+
+def test_products_of_experts_are_those_of_transformers_in_every_form_that_it_has(tmp_path: Path) -> None:
+    config = spec_of(str(_gpt_oss(tmp_path))).config()  # weights the other way round, biases, another gate
+    torch.manual_seed(0)
+    theirs: Any = AutoModelForCausalLM.from_config(copy.deepcopy(config.theirs)).double().eval()
+    with torch.no_grad():
+        for p in theirs.parameters():
+            p.normal_(std=0.2)
+    ours = stages.wrapped(copy.deepcopy(theirs))
+    theirs.config._experts_implementation = "batched_mm"
+    tokens, _ = batch(config)
+    assert torch.allclose(ours(tokens), theirs(input_ids=tokens, use_cache=False).logits)
+
+
+def _gpt_oss(where: Path) -> Path:
+    import transformers
+
+    sizes = {"hidden_size": 32, "intermediate_size": 16, "num_hidden_layers": 2, "head_dim": 8, "vocab_size": 272}
+    heads = {"num_attention_heads": 4, "num_key_value_heads": 2, "num_local_experts": 4, "num_experts_per_tok": 2}
+    transformers.GptOssConfig(**sizes, **heads, **dict.fromkeys(TOKENS)).save_pretrained(where)
+    return where
+
+
+@pytest.mark.parametrize("name", [*STAGED, *hugging_face.MIXTURES])
 def test_stages_give_the_bits_of_the_whole(tmp_path: Path, name: str) -> None:
     spec = made(name, tmp_path)
     config = spec.config()
     whole, (tokens, targets) = spec.built(config, seed=0), batch(config)
     parts = [Cut(range(1), True, False), Cut(range(1, 3), False, False), Cut(range(3, 4), False, True)]
-    hidden = tokens
+    passed: tuple[torch.Tensor, ...] = (tokens,)
     held = []
     for cut in parts:
         stage = stages.cut_stage(copy.deepcopy(whole), blocks=block_names(config), cut=cut)
         held += [name for name, _ in stage.named_parameters()]
-        hidden = stage(hidden, targets=targets) if cut.last else stage(hidden)
-    assert torch.equal(hidden, whole(tokens, targets=targets))
+        out = stage(*passed, targets=targets) if cut.last else stage(*passed)
+        passed = out if isinstance(out, tuple) else (out,)
+    # loads of a mixture are added up in another order
+    assert torch.allclose(passed[0], whole(tokens, targets=targets), rtol=1e-6 if spec.experts else 0, atol=0)
     assert set(held) == set(whole.state_dict())  # under the names that they have in the whole model
     assert len(held) == len(whole.state_dict())
     assert cannot(config, "pp") == ""
@@ -264,8 +314,12 @@ def _change(**values: Any) -> Any:
         (lambda file: file.write_text('{"model_type": "t5"}'), "is a t5, an encoder with a decoder"),
         (lambda file: file.write_text('{"model_type": "vit"}'), "is a vit, which is not a language model"),
         (
-            lambda file: file.write_text('{"model_type": "qwen3_moe"}'),
-            "is a qwen3_moe with experts .model.layers.0.mlp.experts is a .*: give its module .* with a loss of yours",
+            lambda file: file.write_text('{"model_type": "deepseek_v3", "num_hidden_layers": 4}'),
+            "a deepseek_v3 with experts .*, and transformers has no loss that keeps their loads even: give its module",
+        ),
+        (
+            lambda file: file.write_text('{"model_type": "dbrx"}'),
+            "transformers .* cannot make its own dbrx .*: give another model, or install another version",
         ),
         (
             lambda file: file.write_text('{"model_type": "llama4"}'),
@@ -273,15 +327,7 @@ def _change(**values: Any) -> Any:
         ),
         (
             lambda file: file.write_text('{"model_type": "llama4_text", "num_hidden_layers": 1}'),
-            "is a llama4_text with experts .model.layers.0.feed_forward.experts is a Llama4TextExperts",
-        ),
-        (
-            lambda file: file.write_text('{"model_type": "mixtral", "vocab_size": 257}'),
-            "a mixtral with experts .*: use --model mixtral --size 32x4096x32/8e8/2v257, and --init-from .* or give",
-        ),
-        (
-            lambda file: file.write_text('{"model_type": "mixtral", "sliding_window": 9}'),
-            "--model mixtral is another one .sliding_window=9.*; give its module",
+            "is a llama4_text with experts .model.* is a Llama4TextExperts., and .* way of their own",
         ),
     ],
 )
@@ -322,7 +368,8 @@ def test_gguf_without_its_reader(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
         folder.read(str(tmp_path / "model.gguf"))
 
 
-SHARED = ["llama", "qwen3", "olmo2", "gpt_neox", "gpt2", "granite", "opt", "stablelm"]  # the sequence, by ranks
+# whose sequence ranks share
+SHARED = ["llama", "qwen3", "olmo2", "gpt_neox", "gpt2", "granite", "opt", "stablelm", *hugging_face.MIXTURES]
 
 
 @pytest.mark.parametrize("name", hugging_face.MODELS)
