@@ -106,7 +106,7 @@ def do(rank: Rank, progress: Progress, task: str, folder: str, fault: str, who: 
     return getattr(importlib.import_module(module), name)(rank, progress, *args)
 
 
-NAP_S = 0.4  # of a rank that is slow on purpose, in each step
+NAP_S = 1.0  # of a rank that is slow on purpose, in each step: more than a busy machine makes of a step
 
 
 def _naps(batches: Iterator[Batch]) -> Iterator[Batch]:
