@@ -13,6 +13,7 @@ from paralab.axes.held import check_packed, state_bytes
 from paralab.axes.optimizer import set_learning_rate
 from paralab.engines import native
 from paralab.engines.native import NativeEngine
+from paralab.engines.state import optimizer_chunks
 from paralab.errors import ConfigError
 from paralab.layout import Layout
 from paralab.measure.dry_run import dry_run
@@ -105,6 +106,16 @@ def test_a_run_continues_bit_for_bit_under_the_same_layout(tmp_path: Path) -> No
     assert said == []
     for (name, ours), (_, theirs) in zip(resumed.parameters(), whole.parameters(), strict=True):
         torch.testing.assert_close(ours, theirs, rtol=0, atol=0, msg=name)
+
+
+def test_a_checkpoint_has_the_numbers_that_states_stand_for() -> None:
+    """So that another optimizer, or another cut into blocks, reads them."""
+    engine = trained(2, work_of())
+    packed = [x for state in engine.optimizer.state.values() for x in state.values() if hasattr(x, "codes")]
+    written = [chunk.data for found in optimizer_chunks(engine).values() for chunk in found]
+    assert packed and all(type(x) is torch.Tensor for x in written)
+    for state in packed:
+        assert any(x.shape == state.shape and torch.equal(x, state.dequantize()) for x in written)
 
 
 @pytest.mark.parametrize(

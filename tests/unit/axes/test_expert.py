@@ -1,8 +1,14 @@
 """Expert parallelism before anything runs: its words, what it refuses, and what a rank holds."""
 
+from typing import Any
+
 import pytest
 import torch
+from torch import nn
 
+from paralab.axes.expert.layers import divide
+from paralab.axes.initialise import local
+from paralab.axes.tensor.layers import split_layers
 from paralab.errors import LayoutError
 from paralab.layout import Layout
 from paralab.layout.strategies import layout_of, name_of
@@ -11,6 +17,7 @@ from paralab.models import SPECS
 from paralab.models.routing import Router
 from paralab.options.config import RunConfig
 from paralab.planning.resolve import resolve
+from paralab.processes.pretend import pretended
 
 
 def test_its_degree_groups_data_ranks_and_multiplies_no_processes() -> None:
@@ -54,6 +61,37 @@ def test_loads_of_ranks_are_added_up_before_they_are_compared() -> None:
     assert loads == {"a": [4, 3, 1], "b": [5, 3, 0]}
     assert imbalance(loads) == 5 / 4 and dropped_share(loads) == 1 / 16
     assert imbalance({}) is None and dropped_share({}) is None
+
+
+class Experts(nn.Module):
+    """Four experts of transformers' form, each with a number of its own in all of its weights."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.num_experts = 4
+        of_each = torch.arange(4.0)[:, None, None]
+        self.up, self.down = (
+            nn.Parameter(of_each.expand(4, 8, 6).clone()),
+            nn.Parameter(of_each.expand(4, 6, 4).clone()),
+        )
+
+    def forward(self, tokens: torch.Tensor, experts: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
+        return tokens
+
+
+@pytest.mark.parametrize(("layout", "wide"), [("dp4.ep2", 8), ("dp2.ep2.tp2", 4)])
+def test_neighbouring_data_ranks_hold_all_experts_between_them_in_their_order(layout: str, wide: int) -> None:
+    for rank in range(4):
+        with pretended(Layout.parse(layout), rank) as mesh:
+            experts: Any = Experts()
+            part = nn.ModuleDict({"experts": experts})
+            if mesh.size("tp") > 1:
+                split_layers(part, {"experts": "experts"}, mesh=mesh)
+            divide(experts, mesh=mesh)
+            mine = local(experts.up.detach())
+            first = 2 * (rank // mesh.size("tp") % 2)
+            assert mine.shape == (2, wide, 6) and mine[:, 0, 0].tolist() == [first, first + 1]
+            assert experts.num_experts == 2  # of which modules of transformers count theirs
 
 
 def test_choices_of_all_micro_batches_are_counted() -> None:

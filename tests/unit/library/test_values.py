@@ -92,6 +92,13 @@ class Doubling(nn.Module):
         return self.gain(x["x"] if isinstance(x, dict) else x)
 
 
+def test_a_module_that_is_handed_over_for_evaluation_is_trained() -> None:
+    module = nn.Sequential(nn.Linear(3, 3), nn.BatchNorm1d(3)).eval()
+    trainer = parallelize(module, "single", world=ALONE, loss=F.mse_loss)
+    trainer.step(X, Y)
+    assert trainer.state_dict()["1.num_batches_tracked"] == 1  # counted in training alone
+
+
 X, Y = torch.randn(8, 3, generator=torch.Generator().manual_seed(0)), torch.zeros(8, 3)
 
 
