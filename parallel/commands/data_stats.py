@@ -50,7 +50,7 @@ def _figures(texts: "Texts", found: "np.ndarray") -> list[tuple[str, str]]:
         ("words", f"{int(found['n_words'].sum()):,}"),
         (f"bytes of a {texts.by}", f"{shortest:,} to {longest:,}, half of them {middle:,} or fewer"),
         ("exact duplicates", f"{len(again):,} {texts.noun}, {repeated / n_bytes:.2%} of the bytes"),
-        ("odd characters", f"{odd:,} (controls, and U+FFFD, which stands for what was no UTF-8)"),
+        ("odd characters", f"{odd:,} (controls; U+FFFD, put for what was no UTF-8; U+FEFF)"),
     ]
 
 

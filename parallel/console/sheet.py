@@ -76,12 +76,18 @@ def parse(content: bytes, path: Path, *, torn: bool = True) -> Sheet:
     return Sheet(columns, [_within(line, len(columns), len(head.cells)) for line in found], finished)
 
 
+def named_delimiter(first_line: str) -> str | None:
+    """Return what a first line such as `sep=;` says stands between cells; None for any other line."""
+    named = _NAMED_DELIMITER.match(first_line)
+    return named[1] if named else None
+
+
 def marks_of_another_program(content: bytes) -> list[str]:
     """Name what shows that a file was not written by paralab in its present form."""
     encoding = [name for mark, name in _MARKS if content.startswith(mark)]
     first = content.split(b"\n", 1)[0]
     seen = [f"a byte order mark of {name.upper()}" for name in encoding]
-    if _NAMED_DELIMITER.match(first.decode(errors="replace") + "\n"):
+    if named_delimiter(first.decode(errors="replace") + "\n"):
         seen.append("a first line that names what is between cells")
     if first.endswith(b"\r") or b"\r" in first:
         seen.append("CR at the ends of lines")

@@ -22,7 +22,8 @@ if TYPE_CHECKING:
     from datasketch import MinHash
 
 _WORD = re.compile(r"\w+")
-_ODD = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f\ufffd]")  # controls, and what stood for bytes that were no UTF-8
+# controls, what stood for bytes that were no UTF-8, and byte order marks of files that were put together
+_ODD = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f\ufffd\ufeff]")
 
 
 @dataclass(frozen=True)

@@ -26,6 +26,7 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from paralab.console.inputs import LONGEST_FORM, check_has_end, other_form
+from paralab.console.sheet import named_delimiter
 from paralab.data.dataset import SPLIT_NAMES
 from paralab.data.files import PLAIN_ENDINGS, TEXT_ENDINGS, cannot_be_read, ending, once_a_content, sha256_of
 from paralab.errors import DataError
@@ -305,11 +306,17 @@ def _parsed(text: str, what: str, column: str) -> Any:
 
 
 def _csv_rows(path: Path, column: str) -> Iterator[Any]:
-    """Yield the column of a table with a header, its fields parted by commas, semicolons or tabs."""
+    """Yield the column of a table with a header, its fields parted by commas, semicolons or tabs.
+
+    A first line `sep=;`, as spreadsheets write it, names what parts them.
+    """
     csv.field_size_limit(sys.maxsize)  # a text may be longer than the 128 KiB that csv expects
     with _opened(path) as file:
         header = file.readline()
-        parted_by = "\t" if ending(path) == ".tsv" else max(",;\t", key=header.count)
+        if named := named_delimiter(header):
+            header = file.readline()
+        parted_by = named or ("\t" if ending(path) == ".tsv" else max(",;\t", key=header.count))
+        above = 1 if named else 0  # lines before the header
         reader = csv.reader(chain([header], file), delimiter=parted_by, strict=True)
         try:
             names = [name.strip() for name in next(reader, [])]
@@ -319,11 +326,12 @@ def _csv_rows(path: Path, column: str) -> Iterator[Any]:
             for row in filter(None, reader):
                 if len(row) != len(names):
                     raise DataError(
-                        f"line {reader.line_num} of {path} has {len(row)} fields, the header {len(names)}: correct it"
+                        f"line {above + reader.line_num} of {path} has {len(row)} fields, the header {len(names)}: correct it"
                     )
                 yield row[names.index(column)]
         except csv.Error as error:
-            raise DataError(f"line {reader.line_num} of {path} cannot be read ({error}): correct its quotes") from error
+            line = above + reader.line_num
+            raise DataError(f"line {line} of {path} cannot be read ({error}): correct its quotes") from error
 
 
 def _parquet_rows(path: Path, column: str) -> Iterator[Any]:

@@ -271,10 +271,10 @@ def test_near_duplicates_without_their_package_are_refused(monkeypatch: pytest.M
 
 
 def test_statistics_are_those_of_the_text(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    path = rows(tmp_path / "r.jsonl", ["naïve one", "two", "two", "\x01", " "])
+    path = rows(tmp_path / "r.jsonl", ["naïve one", "two", "two", "\x01", "\ufeff", " "])
     assert data.main(["stats", str(path)]) == 0
     said = dict(line.split("  ", 1) for line in capsys.readouterr().out.splitlines())
     figures = {name: figure.strip() for name, figure in said.items()}
-    assert figures["documents"] == "4" and figures["text"] == "17 bytes, 16 characters" and figures["words"] == "4"
-    assert figures["exact duplicates"] == "1 documents, 17.65% of the bytes"
-    assert figures["odd characters"].startswith("1 ")
+    assert figures["documents"] == "5" and figures["text"] == "20 bytes, 17 characters" and figures["words"] == "4"
+    assert figures["exact duplicates"] == "1 documents, 15.00% of the bytes"
+    assert figures["odd characters"].startswith("2 ")

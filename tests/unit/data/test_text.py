@@ -245,13 +245,18 @@ def write_table(path: Path, texts: list[str | None]) -> None:
         if kind == ".json":
             json.dump(rows, file, indent=1)
         elif kind in (".csv", ".tsv"):
-            writer = csv.writer(file, delimiter={"list.csv": ";", "list.tsv": "\t"}.get(path.name, ","))
+            if path.name == "named.csv":
+                file.write("sep=;\r\n")
+            writer = csv.writer(file, delimiter={"list.tsv": "\t", "comma.CSV.gz": ","}.get(path.name, ";"))
             writer.writerows([("id", "body"), *enumerate(texts)])
         else:
             file.write("\n".join(json.dumps(row) for row in rows))
 
 
-TABLES = "list.jsonl", "list.ndjson.gz", "list.json", "x.JSONL", "list.csv", "comma.CSV.gz", "list.tsv", "list.parquet"
+TABLES = (
+    *("list.jsonl", "list.ndjson.gz", "list.json", "x.JSONL"),
+    *("list.csv", "comma.CSV.gz", "named.csv", "list.tsv", "list.parquet"),
+)
 
 
 @pytest.mark.parametrize("name", TABLES)
@@ -397,6 +402,7 @@ BROKEN = {
     "twice.jsonl": (lambda: b'{"text": ""}\n{"text": "", "text": ""}', "line 2 of .* has 'text' twice in one record"),
     "twice.csv": (lambda: b"text,id,text\n1,a,b\n", "has the column 'text' twice: rename one of them"),
     "ragged.csv": (lambda: b"id,text\n1,a\n2,b,c\n", "line 3 of .* has 3 fields, the header 2"),
+    "named.csv": (lambda: b"sep=;\nid;text\n1;a\n2;b;c\n", "line 4 of .* has 3 fields, the header 2"),
     "quote.csv": (lambda: b'id,text\n1,"a\n', "line 2 of .* cannot be read"),
     "latin.csv": (lambda: b"text\ncaf\xe9\n", "iconv"),
 }
