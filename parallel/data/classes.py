@@ -1,4 +1,4 @@
-"""Labelled images without those of one class."""
+"""Classes by number: how those of labels are said, and labelled images without those of one class."""
 
 import hashlib
 
@@ -7,6 +7,15 @@ from torch import Tensor
 
 from paralab.data.dataset import Samples
 from paralab.errors import DataError
+
+
+def classes_of(labels: np.ndarray) -> str:
+    """Say which classes labels (n,) are of, such as `4 classes (0 to 3, no image of 2)`."""
+    seen = set(np.unique(labels).tolist())
+    n_classes = 1 + max(seen, default=0)
+    missing = [number for number in range(n_classes) if number not in seen]
+    none_of = f", no image of {', '.join(map(str, missing[:5]))}{' ...' if missing[5:] else ''}" if missing else ""
+    return f"{n_classes} classes (0 to {n_classes - 1}{none_of})"
 
 
 class WithoutClass:

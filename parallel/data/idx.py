@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
+from paralab.data.classes import classes_of
 from paralab.data.dataset import USED_FOR
 from paralab.data.files import read_bytes
 from paralab.errors import DataError
@@ -73,16 +74,13 @@ class IdxSet:
     @property
     def found(self) -> str:
         """Say what was found and what is used for what."""
-        seen = np.unique(np.concatenate(list(self.labels.values())))
-        missing = sorted(set(range(self.n_classes)) - set(seen.tolist()))
-        none_of = f", no image of {', '.join(map(str, missing[:5]))}{' ...' if missing[5:] else ''}" if missing else ""
         purposes = {self.role(split): f"for {use}" for split, use in USED_FOR.items()}
         uses = (
             f"{role} {len(self.labels[role]):,} images {purposes.get(role, 'not used')}"
             for role in ("train", "validation", "test")
             if role in self.labels
         )
-        return f"{self.n_classes} classes (0 to {self.n_classes - 1}{none_of}); {', '.join(uses)}"
+        return f"{classes_of(np.concatenate(list(self.labels.values())))}; {', '.join(uses)}"
 
     def _path(self, role: str, kind: str) -> Path:
         if (role, kind) not in self.files:

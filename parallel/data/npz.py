@@ -13,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
+from paralab.data.classes import classes_of
 from paralab.data.dataset import SPLIT_NAMES, USED_FOR
 from paralab.data.files import read_bytes
 from paralab.data.image_folders import HELD_OUT
@@ -111,7 +112,7 @@ class NpzSet:
     @property
     def found(self) -> str:
         """Say what was found and what is used for what."""
-        head = f"{self.n_classes} classes (0 to {self.n_classes - 1})"
+        head = classes_of(np.concatenate([labels for _, labels in self._splits.values()]))
         if "" in self._splits:
             n = len(self._splits[""][1])
             held_out = n // HELD_OUT

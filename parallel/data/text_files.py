@@ -325,9 +325,8 @@ def _csv_rows(path: Path, column: str) -> Iterator[Any]:
                 raise DataError(f"{path} has the column {column!r} twice: rename one of them")
             for row in filter(None, reader):
                 if len(row) != len(names):
-                    raise DataError(
-                        f"line {above + reader.line_num} of {path} has {len(row)} fields, the header {len(names)}: correct it"
-                    )
+                    line = above + reader.line_num
+                    raise DataError(f"line {line} of {path} has {len(row)} fields, the header {len(names)}: correct it")
                 yield row[names.index(column)]
         except csv.Error as error:
             line = above + reader.line_num

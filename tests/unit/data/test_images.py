@@ -462,6 +462,12 @@ def test_npz_files(tmp_path: Path, names: tuple[str, ...], found: str) -> None:
     assert open_dataset(f"file:{tmp_path / 'set.npz'}", config=config, split="validation").n_samples in (2, 20)
 
 
+def test_labels_that_leave_numbers_out_are_said(tmp_path: Path) -> None:
+    np.savez(tmp_path / "set.npz", images=np.zeros((20, 28, 28), np.uint8), labels=np.array([0, 2, 5, 7] * 5))
+    found = open_dataset(f"file:{tmp_path / 'set.npz'}", config=CONFIG).found
+    assert found.startswith("8 classes (0 to 7, no image of 1, 3, 4, 6); 18 images for training")
+
+
 @pytest.mark.parametrize(
     ("arrays", "message"),
     [
