@@ -24,7 +24,7 @@ _FOLDERS = f"(?:{'|'.join(FOLDERS)})"
 
 
 # Of the pictures of strategies those that differ most: all are made by the same code, and take a second each.
-DRAWN = ("ddp", "zero3", "expert", "2d")
+DRAWN = ("ddp", "zero3", "hsdp", "expert", "2d")
 CHECKED = [page for page in document.PAGES if page not in PICTURES or Path(page).stem in DRAWN]
 
 
