@@ -63,10 +63,11 @@ def count(spec: ModelSpec[C], config: C) -> Counted:
     )
 
 
-def _kept_in_16(spec: ModelSpec[C], config: C) -> tuple[float, float, float] | None:
+def _kept_in_16(spec: ModelSpec[C], config: C) -> tuple[float, float, float, float] | None:
     """Return what backward needs of one sample under autocast in bf16, in elements of 2 bytes: first, blocks, last.
 
-    Norms, losses and what is added to weights in fp32 stay in fp32 there. None where the model does not run so.
+    Then what blocks hand on. Norms, losses and what is added to weights in fp32 stay in fp32 there. None where the
+    model does not run so.
     """
     fake = FakeTensorMode(allow_non_fake_inputs=True)
     model = spec.on_meta(config).train()
@@ -83,7 +84,8 @@ def _kept_in_16(spec: ModelSpec[C], config: C) -> tuple[float, float, float] | N
         return None
     kept = {number: size / 2 / SAMPLES_TRIED for number, size in counter.kept_bytes.items()}
     blocks = sum(kept.get(number, 0.0) for number in range(len(counter.blocks)))
-    return kept.get(FIRST, 0.0), blocks, kept.get(LAST, 0.0)
+    handed_on = sum(counter.boundary_bytes.values()) / 2 / SAMPLES_TRIED
+    return kept.get(FIRST, 0.0), blocks, kept.get(LAST, 0.0), handed_on
 
 
 class _FusedAttention(TorchFunctionMode):
@@ -107,7 +109,7 @@ class _Counter(TorchDispatchMode):
         self.at, self.ran, self.divided, self.pieces = FIRST, False, False, False
         self.styles = {id(module): self._style(name) for name, module in model.named_modules()}
         self.sums: dict[str, Counter[int]] = {field.name: Counter() for field in fields(Part)}
-        self.kept_bytes = Counter[int]()
+        self.kept_bytes, self.boundary_bytes = Counter[int](), Counter[int]()
         self.seen: set[int] = set()
         self.held: list[Tensor] = []  # keeps ids from being used again
         self.parameters = {id(p) for p in model.parameters()}
@@ -173,7 +175,9 @@ class _Counter(TorchDispatchMode):
 
     def _leave(self, number: int) -> Callable[..., None]:
         def hook(_module: nn.Module, _inputs: Any, output: Any) -> None:
-            self.sums["boundary"][number] += sum(t.numel() for t in tree_leaves(output) if isinstance(t, Tensor))
+            returned = [t for t in tree_leaves(output) if isinstance(t, Tensor)]
+            self.sums["boundary"][number] += sum(t.numel() for t in returned)
+            self.boundary_bytes[number] += sum(t.nbytes for t in returned)
             self.at = LAST if number == len(self.blocks) - 1 else FIRST
 
         return hook
@@ -188,14 +192,14 @@ class _Counter(TorchDispatchMode):
         self.pieces = style in _OPENING or (self.pieces and style not in _CLOSING)
 
     def _keep(self, tensor: Tensor) -> Tensor:
-        storage = tensor.untyped_storage()._cdata
+        storage, size = tensor.untyped_storage()._cdata, tensor.untyped_storage().nbytes()  # a view keeps all of it
         is_weight = id(tensor) in self.parameters or (tensor._base is not None and id(tensor._base) in self.parameters)
         if storage not in self.seen and not is_weight:
             self.seen.add(storage)
             self.held.append(tensor)
-            self.sums["kept"][self.at] += tensor.numel()
-            self.sums["divided_kept"][self.at] += tensor.numel() * self.pieces
-            self.kept_bytes[self.at] += tensor.nbytes
+            self.sums["kept"][self.at] += size // tensor.itemsize
+            self.sums["divided_kept"][self.at] += size // tensor.itemsize * self.pieces
+            self.kept_bytes[self.at] += size
         return tensor
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:

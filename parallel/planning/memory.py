@@ -160,8 +160,8 @@ def _backward_bytes(plan: Plan) -> Values:
     case = plan.case
     full, selective = case.recompute == "full", case.recompute == "selective"
     if isinstance(case, CountedCase):
-        elements = np.where(full, case.block_boundary, case.block_kept * case.kept_share)
-        return case.element_bytes * case.micro_batch_size * elements
+        kept = case.element_bytes * case.micro_batch_size * case.block_kept * case.kept_share + cast_bytes(case)
+        return np.where(full, case.element_bytes * case.micro_batch_size * case.block_boundary, kept)
     per_operator = selective & (case.framework == "torchtitan")
     whole = layer_bytes(plan, scores=case.keeps_scores & np.logical_not(selective)) + cast_bytes(case)
     some = np.where(per_operator, _operator_bytes(plan), whole)

@@ -35,8 +35,9 @@ class Part:
 class Counted:
     """A model as it was counted. tensor_divides: what the tensor degree has to divide. unit: what throughput counts.
 
-    kept_in_16: what backward needs of the first part, all blocks and the last part of one sample, in elements of 2
-    bytes, where products are in 16 bits; None where that is not known, and all is taken to be so wide.
+    kept_in_16: what backward needs of the first part, all blocks and the last part of one sample, and what all blocks
+    hand on, in elements of 2 bytes, where products are in 16 bits; None where that is not known, and all is taken to be
+    so wide.
     """
 
     blocks: tuple[Part, ...]
@@ -45,7 +46,7 @@ class Counted:
     tensor_divides: int
     unit: str
     units_per_sample: int
-    kept_in_16: tuple[float, float, float] | None = None
+    kept_in_16: tuple[float, float, float, float] | None = None
 
     def __str__(self) -> str:
         flops = 3 * sum(part.flops for part in (self.first, *self.blocks, self.last))
@@ -65,11 +66,12 @@ class Counted:
         """Return the case of these values, whose model is this one. stages: layers of each; () for evenly."""
         pp, vpp = int(values["pp"]), int(values["vpp"])
         split = stages or even(len(self.blocks), pp * vpp)
-        first, blocks, last = self._kept(str(values["precision"]))
+        first, blocks, last, handed_on = self._kept(str(values["precision"]))
         each = blocks / len(self.blocks)
         divided = each * self.mean("divided_kept") / max(self.mean("kept"), 1.0)
         kept = {"first_kept": first, "block_kept": each, "block_divided_kept": divided, "last_kept": last}
         parts = {f"block_{name}": self.mean(name) for name in Part.__dataclass_fields__}
+        parts["block_boundary"] = handed_on / len(self.blocks)
         parts |= {f"{end}_{name}": getattr(getattr(self, end), name) for end in ("first", "last") for name in ENDS}
         return CountedCase(
             **{**values, **self.held_by(split, pp, vpp, str(values["schedule"]))},
@@ -78,11 +80,12 @@ class Counted:
             **{**parts, **kept},
         )
 
-    def _kept(self, precision: str) -> tuple[float, float, float]:
-        """Return what backward needs of the first part, all blocks and the last part, in elements of the precision."""
+    def _kept(self, precision: str) -> tuple[float, float, float, float]:
+        """Return `kept_in_16` in a precision, in its elements."""
         if precision != "fp32" and self.kept_in_16 is not None:
             return self.kept_in_16
-        return self.first.kept, sum(block.kept for block in self.blocks), self.last.kept
+        of_blocks, handed_on = (sum(getattr(block, name) for block in self.blocks) for name in ("kept", "boundary"))
+        return self.first.kept, of_blocks, self.last.kept, handed_on
 
     def held_by(self, stages: Sequence[int], pp: int, vpp: int, schedule: str) -> dict[str, float]:
         """Return what ranks hold, in blocks of average size: of seconds (layers_*), of weights and of what is kept."""

@@ -97,7 +97,8 @@ def columns_of(spec: ModelSpec[C], config: C, size: str, named: Sequence[str]) -
                 f"{spec.name} has no repeated layers, which is what a plan divides: {own}measure it with "
                 f"paralab bench {shlex.join(named)}"
             ) from None
-        return {"model": f"{spec.name} {size}"} | counted.columns()
+        as_run = {"framework": "paralab", "tied_embeddings": False}
+        return {"model": f"{spec.name} {size}"} | as_run | counted.columns()
 
 
 def shape_of(spec: ModelSpec[C], config: C, size: str) -> dict[str, Any]:

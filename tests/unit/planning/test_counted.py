@@ -50,7 +50,7 @@ def test_what_is_kept_is_what_a_real_run_keeps(name: str, size: str) -> None:
 
     def keep(tensor: torch.Tensor) -> torch.Tensor:
         storage = tensor.untyped_storage()
-        kept[storage.data_ptr()] = max(kept.get(storage.data_ptr(), 0), tensor.numel())
+        kept[storage.data_ptr()] = storage.nbytes() // tensor.itemsize  # a view keeps all of it
         return tensor
 
     inputs, targets = spec.example(spec.config(size), 8)
@@ -73,7 +73,7 @@ def test_what_is_kept_in_16_bits_is_what_a_real_run_keeps(name: str, size: str) 
 
         def keep(tensor: torch.Tensor) -> torch.Tensor:
             storage = tensor.untyped_storage()
-            kept[storage.data_ptr()] = max(kept.get(storage.data_ptr(), 0), tensor.nbytes)
+            kept[storage.data_ptr()] = storage.nbytes()
             return tensor
 
         inputs, targets = spec.example(spec.config(size), samples)
@@ -84,7 +84,7 @@ def test_what_is_kept_in_16_bits_is_what_a_real_run_keeps(name: str, size: str) 
 
     counted = count(spec, spec.config(size)).kept_in_16
     assert counted is not None
-    assert 2 * sum(counted) == pytest.approx((kept_bytes(16) - kept_bytes(8)) / 8, rel=0.05)
+    assert 2 * sum(counted[:3]) == pytest.approx((kept_bytes(16) - kept_bytes(8)) / 8, rel=0.05)
 
 
 @pytest.mark.parametrize(("name", "size", "share"), [("resnet", "20", 0.5), ("diffusion", "dit-mnist", 0.6)])
@@ -111,7 +111,7 @@ def test_ranks_of_a_pipeline_hold_what_their_own_blocks_have() -> None:
 def test_images_cost_what_is_counted() -> None:
     """Twice the batch on one device takes nearly twice as long and keeps twice as much; tensor ranks keep less."""
     _, raw = find("resnet", "50")
-    one = {"tp": 1, "pp": 1, "zero": 0, "recompute": "none", "n_gpus": 1, "gpu": "A100-SXM4-80GB"}
+    one = {"tp": 1, "pp": 1, "zero": 0, "recompute": "none", "n_gpus": 1, "gpu": "A100-SXM4-80GB", "precision": "fp32"}
     small, large = (search(raw | one | {"global_batch_size": n, "micro_batch_size": n}) for n in (256, 512))
     spec = SPECS["resnet"]
     assert model_flops(small.settled.case) == 256 * spec.flops_of(spec.config("50")).per_sample
