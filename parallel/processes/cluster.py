@@ -6,8 +6,11 @@ engines of others make further groups of ranks that have met.
 """
 
 import os
+import threading
+from collections.abc import Callable
 from datetime import timedelta
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 import torch.distributed as dist
@@ -19,6 +22,9 @@ from paralab.processes.glibc import keep_pages
 from paralab.processes.liveness import Liveness
 from paralab.processes.mesh import default_backend, forget_meshes
 from paralab.processes.rank import Rank
+
+_HEARS_S = 0.1  # a signal waits as long at most
+T = TypeVar("T")
 
 
 def join(
@@ -53,7 +59,7 @@ def join(
     if init_method == "env://":
         meeting.check_meeting_point(os.environ)
     try:
-        store, _, _ = next(dist.rendezvous(init_method, rank.rank, rank.world_size, timeout=timeout))
+        store, _, _ = hearing(lambda: next(dist.rendezvous(init_method, rank.rank, rank.world_size, timeout=timeout)))
     except (dist.DistStoreError, dist.DistNetworkError) as error:
         where = f"{os.environ.get('MASTER_ADDR', '')}:{os.environ.get('MASTER_PORT', '')}"
         raise WorldError(
@@ -68,6 +74,29 @@ def join(
     backend = backend or default_backend(rank.device.type)
     store = dist.PrefixStore("default_pg", store)
     dist.init_process_group(backend, store=store, rank=rank.rank, world_size=rank.world_size, timeout=timeout)
+
+
+def hearing(wait: Callable[[], T]) -> T:
+    """Return what a call returns that waits for other ranks, or raise what it raises; signals are heard meanwhile.
+
+    torch waits in C++, where Python does not get to its handlers: so another thread does.
+    """
+    returned: list[T] = []
+    raised: list[BaseException] = []
+
+    def run() -> None:
+        try:
+            returned.append(wait())
+        except BaseException as error:  # for the thread that asked
+            raised.append(error)
+
+    waiting = threading.Thread(target=run, daemon=True)
+    waiting.start()
+    while waiting.is_alive():
+        waiting.join(_HEARS_S)
+    if raised:
+        raise raised[0]
+    return returned[0]
 
 
 def _debug_collectives() -> None:
