@@ -166,7 +166,8 @@ class CountedCase(Case):
     """A training of a model whose parts were counted for one sample: block_* of its average block, first_* and last_*.
 
     The fields are those of `paralab.planning.parts.Part`. layers_*, weights_* and kept_* are how many average blocks a
-    rank holds: by FLOPs, by weights, and by what is kept for backward. unit: what throughput counts.
+    rank holds: by FLOPs, by weights, and by what is kept for backward. unit: what throughput counts. cast_kept_share,
+    cast_boundary_share: what is left of what a block keeps and hands on where FSDP casts all to 16 bits.
     """
 
     unit: str
@@ -179,6 +180,8 @@ class CountedCase(Case):
     block_kept: Values
     block_divided_kept: Values
     block_boundary: Values
+    cast_kept_share: Values
+    cast_boundary_share: Values
     block_launches: Values
     block_reductions: Values
     first_weights: Values

@@ -25,6 +25,7 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry, sdpa_flop_count
 
 from paralab.axes.initialise import tie
+from paralab.axes.precision import in_dtype
 from paralab.axes.tensor.rules import sizes_to_divide
 from paralab.errors import ModelError
 from paralab.models.configs import C
@@ -51,9 +52,9 @@ def count(spec: ModelSpec[C], config: C) -> Counted:
         said = " ".join(str(error).split())[:160]
         use = "see paralab check-model, or give --layers, --hidden and the other sizes"
         raise ModelError(f"{spec.name} cannot be counted on the meta device ({said}): {use}") from None
-    in_16 = _kept_in_16(spec, config)
     return Counted(
-        kept_in_16=in_16,
+        kept_in_16=_kept_in_16(spec, config, casts=False),
+        kept_of_cast=_kept_in_16(spec, config, casts=True),
         blocks=tuple(counter.part(number) for number in range(len(counter.blocks))),
         first=counter.part(FIRST),
         last=counter.part(LAST),
@@ -63,14 +64,14 @@ def count(spec: ModelSpec[C], config: C) -> Counted:
     )
 
 
-def _kept_in_16(spec: ModelSpec[C], config: C) -> tuple[float, float, float, float] | None:
-    """Return what backward needs of one sample under autocast in bf16, in elements of 2 bytes: first, blocks, last.
+def _kept_in_16(spec: ModelSpec[C], config: C, *, casts: bool) -> tuple[float, float, float, float] | None:
+    """Return what backward needs of one sample in bf16, in elements of 2 bytes: first, blocks, last.
 
-    Then what blocks hand on. Norms, losses and what is added to weights in fp32 stay in fp32 there. None where the
-    model does not run so.
+    Then what blocks hand on. casts: by weights that were cast to it, as FSDP does, and not by autocast, where norms,
+    losses and what is added to weights in fp32 stay in fp32. None where the model does not run so.
     """
-    fake = FakeTensorMode(allow_non_fake_inputs=True)
-    model = spec.on_meta(config).train()
+    fake, dtype = FakeTensorMode(allow_non_fake_inputs=True), torch.bfloat16 if casts else torch.float32
+    model = spec.on_meta(config, dtype).train()
     with fake:
         model.to_empty(device="cpu")
         move_plain_tensors(model, "cpu")
@@ -78,8 +79,10 @@ def _kept_in_16(spec: ModelSpec[C], config: C) -> tuple[float, float, float, flo
     counter = _Counter(model, spec.blocks(config), spec.tensor_plan(config))
     inputs, targets = spec.example(config, SAMPLES_TRIED)
     try:
-        with fake, counter.counting(), torch.autocast("cpu", torch.bfloat16):
-            model(*(torch.empty_like(x, device="cpu") for x in inputs), targets=torch.empty_like(targets, device="cpu"))
+        with fake:
+            examples = tuple(in_dtype(torch.empty_like(x, device="cpu"), dtype) for x in inputs)
+            with counter.counting(), torch.autocast("cpu", torch.bfloat16, enabled=not casts):
+                model(*examples, targets=torch.empty_like(targets, device="cpu"))
     except (RuntimeError, NotImplementedError, TypeError, ValueError):
         return None
     kept = {number: size / 2 / SAMPLES_TRIED for number, size in counter.kept_bytes.items()}

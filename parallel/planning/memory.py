@@ -160,8 +160,10 @@ def _backward_bytes(plan: Plan) -> Values:
     case = plan.case
     full, selective = case.recompute == "full", case.recompute == "selective"
     if isinstance(case, CountedCase):
-        kept = case.element_bytes * case.micro_batch_size * case.block_kept * case.kept_share + cast_bytes(case)
-        return np.where(full, case.element_bytes * case.micro_batch_size * case.block_boundary, kept)
+        each, fsdp = case.element_bytes * case.micro_batch_size, case.is_own & (case.zero >= 2)
+        kept = each * case.block_kept * case.kept_share * np.where(fsdp, case.cast_kept_share, 1.0)
+        boundary = each * case.block_boundary * np.where(fsdp, case.cast_boundary_share, 1.0)
+        return np.where(full, boundary, kept + cast_bytes(case))
     per_operator = selective & (case.framework == "torchtitan")
     whole = layer_bytes(plan, scores=case.keeps_scores & np.logical_not(selective)) + cast_bytes(case)
     some = np.where(per_operator, _operator_bytes(plan), whole)

@@ -37,7 +37,7 @@ class Counted:
 
     kept_in_16: what backward needs of the first part, all blocks and the last part of one sample, and what all blocks
     hand on, in elements of 2 bytes, where products are in 16 bits; None where that is not known, and all is taken to be
-    so wide.
+    so wide. kept_of_cast: the same where weights were cast to 16 bits, as FSDP does.
     """
 
     blocks: tuple[Part, ...]
@@ -47,6 +47,7 @@ class Counted:
     unit: str
     units_per_sample: int
     kept_in_16: tuple[float, float, float, float] | None = None
+    kept_of_cast: tuple[float, float, float, float] | None = None
 
     def __str__(self) -> str:
         flops = 3 * sum(part.flops for part in (self.first, *self.blocks, self.last))
@@ -77,7 +78,7 @@ class Counted:
             **{**values, **self.held_by(split, pp, vpp, str(values["schedule"]))},
             unit=self.unit,
             units_per_sample=self.units_per_sample,
-            **{**parts, **kept},
+            **{**parts, **kept, **self._cast(str(values["precision"]))},
         )
 
     def _kept(self, precision: str) -> tuple[float, float, float, float]:
@@ -86,6 +87,14 @@ class Counted:
             return self.kept_in_16
         of_blocks, handed_on = (sum(getattr(block, name) for block in self.blocks) for name in ("kept", "boundary"))
         return self.first.kept, of_blocks, self.last.kept, handed_on
+
+    def _cast(self, precision: str) -> dict[str, float]:
+        """Return the shares that are left of what blocks keep and hand on, where weights were cast."""
+        shares = 1.0, 1.0
+        if precision != "fp32" and self.kept_in_16 is not None and self.kept_of_cast is not None:
+            (_, kept, _, handed_on), (_, less, _, fewer) = self.kept_in_16, self.kept_of_cast
+            shares = less / kept, fewer / handed_on
+        return dict(zip(("cast_kept_share", "cast_boundary_share"), shares, strict=True))
 
     def held_by(self, stages: Sequence[int], pp: int, vpp: int, schedule: str) -> dict[str, float]:
         """Return what ranks hold, in blocks of average size: of seconds (layers_*), of weights and of what is kept."""

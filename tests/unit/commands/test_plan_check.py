@@ -58,6 +58,7 @@ def test_a_plan_needs_the_memory_of_its_dry_run(model: str, layout: str, precisi
     [
         ("diffusion", "dp4", "bf16", "none"),
         ("diffusion", "dp4/zero3", "fp32", "none"),
+        ("diffusion", "dp4/zero3", "bf16", "none"),
         ("diffusion", "pp2/1f1b/mb4", "fp32", "none"),
         ("resnet", "dp4/zero2", "bf16", "none"),
         ("resnet", "tp2", "bf16", "full"),
