@@ -91,9 +91,9 @@ def loads_and_probabilities(model: Any, out: Tensor) -> Tensor:
     probabilities = logits.softmax(dim=-1).unflatten(0, (len(out), -1))
     chosen = probabilities.topk(model.config.num_experts_per_tok, dim=-1).indices
     chosen = model.whole(chosen.flatten(2))  # of the whole sequence, of which this rank may have a part
-    loads = choices(chosen.flatten(1), logits.shape[-1]) / (chosen.shape[1] * model.mixtures)
     means = probabilities.sum(dim=2).mean(dim=1) / model.mixtures
-    return torch.stack((loads.to(means.dtype), means), dim=1)
+    counts = choices(chosen.flatten(1), logits.shape[-1]).to(means.dtype)  # divided as they are they would be in fp32
+    return torch.stack((counts / (chosen.shape[1] * model.mixtures), means), dim=1)
 
 
 def balance_loss(model: Any, routed: Tensor) -> Tensor:

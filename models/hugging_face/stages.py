@@ -17,6 +17,7 @@ from torch.nn import functional as F
 from paralab.models.found import around
 from paralab.models.hugging_face import mixture
 from paralab.models.hugging_face.sequence import own_positions, sharing
+from paralab.models.hugging_face.wide import keep_wide
 from paralab.models.spec import Cut, StandIn, at_least_fp32
 
 if TYPE_CHECKING:
@@ -29,6 +30,7 @@ def wrapped(model: "PreTrainedModel") -> "PreTrainedModel":
     model.stage_is_last = True  # an attribute of ours
     sharing(model)
     mixture.prepare(model)
+    keep_wide(_with_casts(model))
     model.forward = MethodType(_forward, model)  # a method, so that a copy of the model calls its own
     return model
 
@@ -38,7 +40,16 @@ def unwrapped(model: nn.Module) -> nn.Module:
     for name in ("forward", "stage_is_last", "block_names", "take", "ranks", "share_sequence", "mixtures", "n_experts"):
         vars(model).pop(name, None)
     model._modules.pop("whole", None)
+    for module in _with_casts(model):
+        vars(module).pop("forward", None)
     return model
+
+
+def _with_casts(model: nn.Module) -> list[nn.Module]:
+    """Return the blocks of a model, and what it has beside them that has weights: the final norm."""
+    base: Any = getattr(model, "base_model", model)
+    parts = [part for child in base.children() for part in (child if isinstance(child, nn.ModuleList) else (child,))]
+    return [part for part in parts if not isinstance(part, nn.Embedding)]
 
 
 def _forward(
