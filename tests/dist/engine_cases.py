@@ -24,6 +24,7 @@ from paralab.processes.mesh import Mesh, make_mesh
 from paralab.processes.rank import Rank
 from paralab.training.evaluate import Evaluator, Validation
 from paralab.weights.start_from import start_from
+from tests.dist.gloo import let_go
 
 STEPS = 3
 _references: dict[tuple, Trace] = {}
@@ -81,7 +82,7 @@ def memory(rank: Rank, run: RunConfig, engine: EngineChoice, ds_config: str | No
     built.step(next(batches))
     with MemoryCensus(built.parts, built.optimizers, held=built.held) as census:
         built.step(next(batches))
-        dist.barrier()  # for which gloo's threads let go of what they have sent
+        let_go()
     return work.n_parameters, census.report()
 
 

@@ -32,6 +32,7 @@ from paralab.axes import forms
 from paralab.layout import SCHEDULES, Schedule
 from paralab.measure.ledger import CommLedger
 from paralab.measure.memory import MemoryCensus
+from tests.dist.gloo import let_go
 
 RANKS = 2
 BATCH, SEQ, WIDTH, MICRO_BATCHES = 4, 4, 6, 4
@@ -259,7 +260,7 @@ def _memory(mesh: DeviceMesh) -> object:
         step()  # DDP rebuilds its buckets in the second
         with MemoryCensus([model], [optimizer]) as seen:
             step()
-            dist.barrier()  # for which gloo's threads let go of what they have sent
+            let_go()
         return seen.report()
 
     def linear() -> nn.Linear:
@@ -272,7 +273,7 @@ def _memory(mesh: DeviceMesh) -> object:
     fully_shard(fsdp, mesh=mesh)
     with MemoryCensus([]) as partial:
         DTensor.from_local(torch.ones(1000, 1000), mesh, [Partial()]).relu()
-        dist.barrier()  # as above
+        let_go()
     adam: dict[str, Any] = {"lr": 0.1, "foreach": False}
     return {
         "dtensor": partial.report(),
