@@ -11,6 +11,7 @@ what each of them makes of its own probabilities is one term of a mean then, as 
 """
 
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -78,6 +79,15 @@ class Router(nn.Module, Sequence):
             places = math.ceil(config.capacity * config.top_k * chosen.shape[1] / config.n_experts)
             experts = self.take(within_capacity(chosen, config.n_experts, places), 1)
         return Routing(experts, weights.to(x.dtype), loss)
+
+    def experts_chosen(self, out: Routing) -> tuple[Tensor, int]:
+        """Return the experts (batch, seq, top_k) of an output of `forward`, and how many there are to choose from."""
+        return out.experts, self.config.n_experts
+
+
+def choosers(named: Iterable[tuple[str, nn.Module]]) -> dict[str, nn.Module]:
+    """Return the modules that choose experts, by name: those that have what `Router.experts_chosen` is."""
+    return {name: module for name, module in named if callable(getattr(module, "experts_chosen", None))}
 
 
 def balance_loss(probabilities: Tensor, experts: Tensor) -> Tensor:

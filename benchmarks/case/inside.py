@@ -16,14 +16,23 @@ from paralab.measure.routing import RoutingCounts
 from paralab.measure.split import Split
 from paralab.measure.timeline import Timeline
 from paralab.processes.mesh import Mesh
+from paralab.training.interval import largest
 
 _SPLIT_STEPS = 3  # in which waiting is told from working: one alone would be at the mercy of a hiccup
 
 
 def look_inside(engine: Engine, batches: Iterator[Batch], mesh: Mesh, result: RankResult) -> None:
-    """Note waiting, the passes of a pipeline, bytes sent, and memory by category, each in untimed steps of its own."""
+    """Note waiting, loads of experts, passes of a pipeline, bytes sent and memory, each in untimed steps of its own.
+
+    What is compared between layouts by its values, the loads, is noted before all whose number of steps differs.
+    """
     several = mesh.layout.world_size > 1  # ZeRO over one rank has a group as well, and sends nothing
     result.splits_from, result.splits = len(result.losses), _splits(engine, batches, mesh)
+    routing = RoutingCounts(engine.parts)
+    if any(largest(mesh, [len(routing.routers)])):  # some stages may have none
+        with routing:
+            engine.step(next(batches))
+        result.loads = routing.loads
     if stages := engine.stages:
         with Timeline(stages, mesh) as timeline:
             engine.step(next(batches))
@@ -34,11 +43,6 @@ def look_inside(engine: Engine, batches: Iterator[Batch], mesh: Mesh, result: Ra
             for batch in islice(batches, period):
                 engine.step(batch)
         result.comm = ledger.rows()
-    routing = RoutingCounts(engine.parts)
-    if routing.routers:  # every stage has some, or none has
-        with routing:
-            engine.step(next(batches))
-        result.loads = routing.loads
     with MemoryCensus(engine.parts, engine.optimizers, held=engine.held) as census:
         engine.step(next(batches))
     report = census.report()

@@ -71,6 +71,7 @@ def prepare(model: "PreTrainedModel") -> None:
     index = owned._can_record_outputs["router_logits"].index
     for router in routers.values():
         router.register_forward_hook(partial(_note, index))
+        router.experts_chosen = partial(_chosen, owned.n_experts)
     if _NAME not in ALL_EXPERTS_FUNCTIONS:
         ALL_EXPERTS_FUNCTIONS.register(_NAME, _by_expert)
     for experts in experts_of(model).values():
@@ -117,6 +118,11 @@ def _routers(model: Any) -> dict[str, Any]:
 def _note(index: int, module: nn.Module, inputs: Any, out: Any) -> None:
     """Keep the scores (batch x seq, experts) of a router until the pass has ended."""
     vars(module)["routed"] = out[index]
+
+
+def _chosen(n_experts: int, out: Any) -> tuple[Tensor, int]:
+    """Return the experts (batch x seq, top_k), all that is no fraction of what a router returns; how many there are."""
+    return next(each for each in out if not each.is_floating_point()), n_experts
 
 
 def _by_expert(self: Any, tokens: Tensor, chosen: Tensor, weights: Tensor) -> Tensor:

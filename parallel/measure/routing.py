@@ -5,7 +5,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from paralab.models.routing import Router, choices
+from paralab.models.routing import choices, choosers
 
 Loads = dict[str, list[int]]  # by router: the choices of each expert, and last of those that found no place
 
@@ -18,7 +18,7 @@ class RoutingCounts:
 
     def __init__(self, parts: Iterable[nn.Module]) -> None:
         named = ((name, module) for part in parts for name, module in part.named_modules())
-        self.routers = {name: module for name, module in named if isinstance(module, Router)}
+        self.routers = choosers(named)
         self._counts: dict[str, Tensor] = {}
         self._hooks: list[Any] = []
 
@@ -31,8 +31,9 @@ class RoutingCounts:
         for hook in self._hooks:
             hook.remove()
 
-    def _note(self, name: str, router: Router, out: Any) -> None:
-        counts = choices(out.experts.detach().flatten(), router.config.n_experts + 1)
+    def _note(self, name: str, router: Any, out: Any) -> None:
+        experts, count = router.experts_chosen(out)
+        counts = choices(experts.detach().flatten(), count + 1)
         self._counts[name] = self._counts[name] + counts if name in self._counts else counts
 
     @property

@@ -7,12 +7,14 @@ import pytest
 from torch.nn.functional import cross_entropy
 from transformers import AutoModelForCausalLM
 
+from paralab.benchmarks.case.run import run_case
 from paralab.layout import Layout
 from paralab.options.config import RunConfig
 from paralab.planning.batches import training_batches
 from paralab.planning.resolve import resolve
-from paralab.processes.mesh import Mesh
+from paralab.processes.mesh import Mesh, make_mesh
 from paralab.processes.rank import Rank
+from paralab.records.requested import Requested
 from tests import hugging_face
 from tests.dist.test_communication import check_run
 from tests.dist.workers import WorkerPool
@@ -94,6 +96,23 @@ def test_what_is_sent_is_what_was_predicted(
     workers: WorkerPool, folder: Path, model: str, layout: str, options: dict[str, object]
 ) -> None:
     check_run(workers, run_of(model, layout, folder, **options))
+
+
+def imbalance(rank: Rank, run: RunConfig) -> float | None:
+    """Measure a case; return how unevenly tokens went to experts; None on ranks outside of it."""
+    work = resolve(run)
+    mesh = make_mesh(work.layout, rank.device)
+    if rank.rank >= work.layout.world_size:
+        return None
+    return run_case(work, requested=Requested(), rank=rank, mesh=mesh).expert_imbalance
+
+
+def test_loads_of_experts_are_of_the_same_step_under_every_layout(workers: WorkerPool, folder: Path) -> None:
+    """The first stage of the pipeline has no experts, and takes as many steps as the others."""
+    layouts = ("dp1", "dp2.ep2/zero3", "pp4/1f1b/mb4")
+    runs = [run_of("qwen3_moe", layout, folder, steps=2, warmup=1, out=None) for layout in layouts]
+    seen = [workers.run("tests.dist.test_hugging_face:imbalance", run)[0] for run in runs]
+    assert seen[0] > 1 and seen == [seen[0]] * 3
 
 
 @pytest.mark.parametrize(("model", "layout"), [("gemma3", "dp2.tp2.pp2/zero3/mb2"), ("gpt2", "pp2/mb2")])

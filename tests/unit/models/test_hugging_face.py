@@ -17,6 +17,7 @@ from paralab.axes.check import check_split
 from paralab.axes.pipeline.stages import cut_stage
 from paralab.errors import ConfigError, LayoutError
 from paralab.layout import Layout
+from paralab.measure.routing import RoutingCounts
 from paralab.models import SPECS, file_columns, folder_of, label_of
 from paralab.models.hugging_face import CausalLMConfig, folder, proof, stages, thread_ranks
 from paralab.models.hugging_face.config import new_model, quietly
@@ -72,13 +73,22 @@ def test_a_mixture_has_the_losses_of_transformers_for_each_sequence(tmp_path: Pa
     assert balance.item() > 0.5
     assert ours.state_dict().keys() == theirs.state_dict().keys()
     assert torch.allclose(ours(tokens), logits, atol=ROUNDED)
-    ours_loss = ours(tokens, targets=targets)
+    with RoutingCounts([ours]) as counts:
+        ours_loss = ours(tokens, targets=targets)
+    assert list(counts.loads.values()) == _loads(alone, config.theirs.num_experts_per_tok)
     assert torch.allclose(ours_loss, entropy + balance.double())
     assert torch.allclose(ours.eval()(tokens, targets=targets), entropy)  # in training alone
     ours_loss.backward()
     (entropy + balance).backward()
     for (at, p), other in zip(ours.named_parameters(), theirs.parameters(), strict=True):
         assert torch.allclose(p.grad, other.grad, rtol=1e-5, atol=ROUNDED), at
+
+
+def _loads(outs: list[Any], top_k: int) -> list[list[int]]:
+    """Return the choices of each expert, by layer, of outputs of transformers; none is without a place."""
+    layers = [torch.cat(logits) for logits in zip(*(out.router_logits for out in outs), strict=True)]
+    chosen = [logits.topk(top_k, dim=-1).indices.flatten() for logits in layers]
+    return [[*x.bincount(minlength=logits.shape[-1]).tolist(), 0] for x, logits in zip(chosen, layers, strict=True)]
 
 
 def test_stages_of_a_mixture_have_the_loss_of_the_whole_to_the_last_digits_of_fp64(tmp_path: Path) -> None:
