@@ -35,7 +35,7 @@ from paralab.processes.allowed import check_processes_fit, default_threads
 from paralab.processes.failure import STOPS, Failure, Progress, guard, heed_alarm, stopping
 from paralab.processes.interfaces import interface_of
 from paralab.processes.oom_killer import OomKiller
-from paralab.processes.rank import Rank, start_line
+from paralab.processes.rank import Rank, is_set_by_hand, start_line
 from paralab.processes.with_parent import end_with
 
 if TYPE_CHECKING:
@@ -81,6 +81,11 @@ def check_started(rank: Rank, nproc: int) -> None:
     """Raise WorldError unless the launcher started the number of processes that is needed."""
     if rank.world_size != nproc:
         line = start_line(rank.launcher, nproc, gpus=torch.cuda.is_available())
+        if is_set_by_hand():
+            raise WorldError(
+                f"RANK and WORLD_SIZE={rank.world_size} are set, {nproc} processes needed: type env -u RANK -u "
+                f"WORLD_SIZE before the command to have them started by itself, or {line}"
+            )
         raise WorldError(f"{rank.launcher} started {rank.world_size} process(es), {nproc} needed: type {line}")
 
 

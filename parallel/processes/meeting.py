@@ -101,7 +101,8 @@ def check_meeting_point(env: Mapping[str, str]) -> None:
     if missing := [name for name in ("MASTER_ADDR", "MASTER_PORT") if not env.get(name)]:
         raise WorldError(
             f"RANK and WORLD_SIZE are set without {' and '.join(missing)}: type export MASTER_ADDR=NAME "
-            "MASTER_PORT=29500 with the machine of rank 0 before the command, or start it with torchrun"
+            "MASTER_PORT=29500 with the machine of rank 0 before the command, start it with torchrun, or type env -u "
+            "RANK -u WORLD_SIZE before it where no launcher starts it"
         )
     if not 0 < number(env, "MASTER_PORT") < 1 << 16:
         raise WorldError(f"MASTER_PORT={env['MASTER_PORT']} is no port: set it to a number from 1 to 65535")

@@ -34,47 +34,54 @@ class Rank:
         Raises: WorldError where they hold no numbers, or a rank that there is not.
         """
         env = {name: value for name, value in env.items() if value}  # one that is empty says nothing
-        for launcher, marker, names in _LAUNCHERS:
-            if launcher == "slurm" and not meeting.is_slurm_step(env):
-                continue  # a batch script or a shell: it starts its own processes
-            if marker in env and names[0] in env and names[1] in env:
-                own, world = meeting.number(env, names[0]), meeting.number(env, names[1])
-                if own >= world and env.get("SLURM_HET_SIZE", "1") != "1":  # its ranks go on over the components
-                    raise WorldError(
-                        f"this step of Slurm spans components of a heterogeneous job ({names[0]}={own}, {names[1]}="
-                        f"{world}): start it in one of them with srun --het-group=0, or set RANK, WORLD_SIZE, "
-                        "LOCAL_RANK and MASTER_ADDR"
-                    )
-                if own >= world:
-                    raise WorldError(
-                        f"the environment says {names[0]}={own} and {names[1]}={world}, and ranks count from 0 to "
-                        f"{names[1]} - 1: correct them, or type env -u {names[0]} before the command where no "
-                        "launcher starts it"
-                    )
-                local = meeting.number(env, names[2]) if names[2] in env else 0
-                here = next((meeting.number(env, name) for name in names[3:] if name in env), None)
-                here = here or meeting.slurm_tasks_here(env)
-                if here and not local < here <= world:
-                    if launcher != "slurm":
-                        told = next(name for name in names[3:] if name in env)
-                        raise WorldError(
-                            f"the environment says {names[2]}={local}, {told}={here} and {names[1]}={world}, which "
-                            f"cannot be together: correct them, or type env -u {told} before the command"
-                        )
-                    here = None  # what a job has asked for, of which this step has a part
-                return cls(
-                    own,
-                    world,
-                    local,
-                    here or world,
-                    launcher,
-                    launch=env.get(LAUNCH),
-                    elastic=env.get(ELASTIC) == "1",
-                    local_told=here is not None,
-                )
+        if told := _whole(env):
+            _check_alike(env, told)
+            by_hand = told[0][1] == _TORCH[0] and _TORCH[2] not in env
+            if by_hand and len(told) > 1 and env[told[1][2][1]] == env[_TORCH[1]]:
+                del told[0]  # a script said RANK and WORLD_SIZE, and its launcher the local rank as well
+            launcher, _, names = told[0]
+            return cls._launched(env, launcher, names)
         _check_whole(env)
         # accelerate starts a single process without rank variables
         return cls(0, 1, 0, 1, "accelerate" if _ACCELERATE in env else "python")
+
+    @classmethod
+    def _launched(cls, env: Mapping[str, str], launcher: Launcher, names: tuple[str, ...]) -> "Rank":
+        own, world = meeting.number(env, names[0]), meeting.number(env, names[1])
+        if own >= world and env.get("SLURM_HET_SIZE", "1") != "1":  # its ranks go on over the components
+            raise WorldError(
+                f"this step of Slurm spans components of a heterogeneous job ({names[0]}={own}, {names[1]}="
+                f"{world}): start it in one of them with srun --het-group=0, or set RANK, WORLD_SIZE, "
+                "LOCAL_RANK and MASTER_ADDR"
+            )
+        if own >= world:
+            raise WorldError(
+                f"the environment says {names[0]}={own} and {names[1]}={world}, and ranks count from 0 to "
+                f"{names[1]} - 1: correct them, or type env -u {names[0]} before the command where no "
+                "launcher starts it"
+            )
+        local = meeting.number(env, names[2]) if names[2] in env else 0
+        here = next((meeting.number(env, name) for name in names[3:] if name in env), None)
+        if launcher == "slurm":
+            here = here or meeting.slurm_tasks_here(env)
+        if here and not local < here <= world:
+            if launcher != "slurm":
+                told = next(name for name in names[3:] if name in env)
+                raise WorldError(
+                    f"the environment says {names[2]}={local}, {told}={here} and {names[1]}={world}, which "
+                    f"cannot be together: correct them, or type env -u {told} before the command"
+                )
+            here = None  # what a job has asked for, of which this step has a part
+        return cls(
+            own,
+            world,
+            local,
+            here or world,
+            launcher,
+            launch=env.get(LAUNCH),
+            elastic=env.get(ELASTIC) == "1",
+            local_told=here is not None,
+        )
 
     @property
     def is_main(self) -> bool:
@@ -148,14 +155,63 @@ _LAUNCHERS: tuple[tuple[Launcher, str, tuple[str, ...]], ...] = (
 )
 
 
+def is_set_by_hand(env: Mapping[str, str] = os.environ) -> bool:
+    """Return whether RANK and WORLD_SIZE are set without the mark of a launcher that sets them."""
+    marker = next((marker for _, marker, names in _LAUNCHERS if env.get(marker) and names is _TORCH), None)
+    return marker == _TORCH[0] and bool(env.get(_TORCH[1]))
+
+
+def _whole(env: Mapping[str, str]) -> list[tuple[Launcher, str, tuple[str, ...]]]:
+    """Return those of _LAUNCHERS that say a rank and of how many, the one that counts first."""
+    return [
+        (launcher, marker, names)
+        for launcher, marker, names in _LAUNCHERS
+        if marker in env and names[0] in env and names[1] in env
+        if launcher != "slurm" or meeting.is_slurm_step(env)  # a batch script or a shell starts its own processes
+    ]
+
+
+def _check_alike(env: Mapping[str, str], told: list[tuple[Launcher, str, tuple[str, ...]]]) -> None:
+    """Raise WorldError where RANK and WORLD_SIZE, set by hand, are not what Slurm or MPI says.
+
+    Left over from another run, they would make each process a run of its own, or let all of them wait for one that
+    does not come. torchrun, deepspeed and accelerate may be started by Slurm or MPI, and set both themselves.
+    """
+    by_hand = told[0][1] == _TORCH[0]
+    if told[0][2] is _TORCH and not by_hand:
+        return
+    own_by_hand, world_by_hand = (meeting.number(env, name) if name in env else None for name in _TORCH[:2])
+    for names in [names for _, _, names in told if names is not _TORCH][:1]:
+        own, world = meeting.number(env, names[0]), meeting.number(env, names[1])
+        if world_by_hand is None or world_by_hand == world:
+            alike = own_by_hand in (None, own)
+        else:  # each of these processes may start several, and say so
+            alike = by_hand and world_by_hand > world
+        if not alike:
+            said = [name for name in _TORCH[:2] if name in env]
+            raise WorldError(
+                f"the environment says {' and '.join(f'{name}={env[name]}' for name in said)}, and {names[0]}={own} "
+                f"of {names[1]}={world}: set them alike, or type env {' '.join(f'-u {name}' for name in said)} before "
+                "the command"
+            )
+
+
 def _check_whole(env: Mapping[str, str]) -> None:
-    """Raise WorldError for a process that is told its rank, and not of how many: it would train all alone."""
+    """Raise WorldError for a process that is told a part: it would train all alone, or start processes of its own."""
     for launcher, _, names in _LAUNCHERS:
         if names[0] in env and names[1] not in env and (launcher != "slurm" or meeting.number(env, names[0]) > 0):
             raise WorldError(
                 f"the environment says {names[0]}={env[names[0]]} and nothing of {names[1]}: set it to the number of "
                 f"processes, or type env -u {names[0]} before the command where no launcher starts it"
             )
+        of_a_job = launcher == "slurm" or names[0] == "FLUX_TASK_RANK"  # in whose shells the size is set
+        for name in () if of_a_job or names[0] in env else names[1:4]:
+            alone = 1 if "SIZE" in name or "NRANKS" in name else 0  # what is so of a process that is alone
+            if name in env and meeting.number(env, name) != alone:
+                raise WorldError(
+                    f"the environment says {name}={env[name]} and nothing of {names[0]}: set {names[0]} to the rank of "
+                    f"this process, or type env -u {name} before the command where no launcher starts it"
+                )
     if "PMIX_RANK" in env and "SLURM_PROCID" not in env:  # prterun and its like: of how many only PMIx itself knows
         raise WorldError(
             f"the environment says PMIX_RANK={env['PMIX_RANK']} and not of how many: start it with mpirun or torchrun, "

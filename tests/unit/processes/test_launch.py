@@ -34,6 +34,10 @@ def test_cores_are_shared_and_a_launcher_starts_as_many_as_are_needed(monkeypatc
     for started in (1, 4):
         with pytest.raises(WorldError, match=rf"torchrun started {started} process\(es\), 2 needed"):
             launch.check_started(Rank(0, started, 0, started, "torchrun"), 2)
+    for name, value in {"RANK": "0", "WORLD_SIZE": "1"}.items():  # by hand, or left over
+        monkeypatch.setenv(name, value)
+    with pytest.raises(WorldError, match="WORLD_SIZE=1 are set, 2 processes needed: type env -u RANK -u WORLD_SIZE"):
+        launch.check_started(Rank.from_env(), 2)
 
 
 def test_sockets_that_have_no_place_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -49,6 +49,18 @@ MPICH = {"PMI_RANK": "3", "PMI_SIZE": "4", "MPI_LOCALRANKID": "1", "MPI_LOCALNRA
         ({"SLURM_PROCID": "0", "SLURM_NTASKS": "many"}, "SLURM_NTASKS='many'"),
         ({"RANK": "9" * 5000, "WORLD_SIZE": "2"}, "a number from 0 is needed"),
         ({"RANK": "1"}, "RANK=1 and nothing of WORLD_SIZE: .*env -u RANK"),
+        ({"WORLD_SIZE": "2"}, "WORLD_SIZE=2 and nothing of RANK: .*env -u WORLD_SIZE"),
+        ({"WORLD_SIZE": "two"}, "WORLD_SIZE='two', and a number"),
+        ({"LOCAL_RANK": "1", "WORLD_SIZE": "1"}, "LOCAL_RANK=1 and nothing of RANK"),
+        ({"LOCAL_WORLD_SIZE": "4"}, "LOCAL_WORLD_SIZE=4 and nothing of RANK"),
+        ({"PMI_SIZE": "2"}, "PMI_SIZE=2 and nothing of PMI_RANK"),
+        (BATCH | {"WORLD_SIZE": "4"}, "WORLD_SIZE=4 and nothing of RANK"),
+        # left over: each task would be a run of its own, or rank 0
+        (OPEN_MPI | {"RANK": "0", "WORLD_SIZE": "1"}, "RANK=0 and WORLD_SIZE=1, and OMPI_.*=1 of .*env -u RANK -u W"),
+        (OPEN_MPI | {"RANK": "0", "WORLD_SIZE": "2"}, "RANK=0 and WORLD_SIZE=2, and OMPI_COMM_WORLD_RANK=1"),
+        (OPEN_MPI | {"RANK": "0"}, "says RANK=0, and OMPI_COMM_WORLD_RANK=1"),
+        (OPEN_MPI | {"WORLD_SIZE": "4"}, "says WORLD_SIZE=4, and .* of OMPI_COMM_WORLD_SIZE=2: .*env -u WORLD_SIZE"),
+        (STEP | {"RANK": "1", "WORLD_SIZE": "4"}, "RANK=1 and WORLD_SIZE=4, and SLURM_PROCID=0"),
         ({"SLURM_PROCID": "1"}, "SLURM_PROCID=1 and nothing of SLURM_STEP_NUM_TASKS"),
         (STEP | {"SLURM_PROCID": "4", "SLURM_HET_SIZE": "2"}, "components of a heterogeneous job.*--het-group=0"),
         (PALS | {"PMI_SIZE": ""}, "PALS_RANKID=3 and nothing of PMI_SIZE"),
@@ -118,6 +130,9 @@ def test_a_list_of_nodes_is_written_out(nodelist: str, names: str) -> None:
         STEP | {"SLURM_STEP_ID": "4294967290"},  # SLURM_INTERACTIVE_STEP
         STEP | {"SLURM_STEP_ID": "extern"},
         STEP | {"SLURM_STEP_NUM_TASKS": "1", "PMIX_RANK": "0"},  # srun --mpi=pmix
+        BATCH | {"MASTER_ADDR": "node08", "MASTER_PORT": "29500"},
+        {"WORLD_SIZE": "1", "LOCAL_RANK": "0"},
+        {"FLUX_JOB_SIZE": "4"},  # flux alloc
     ],
 )
 def test_a_script_or_a_shell_of_slurm_starts_its_own_processes(env: dict[str, str]) -> None:
@@ -143,6 +158,15 @@ def test_a_script_or_a_shell_of_slurm_starts_its_own_processes(env: dict[str, st
         (FLUX, ("mpi", 3, 4, 1, 4)),
         (FLUX | {"PMI_RANK": "3", "PMI_SIZE": "4"}, ("mpi", 3, 4, 1, 4)),
         (PALS, ("mpi", 3, 4, 1, 2)),
+        # what scripts set from Slurm's own, of which the local rank is known as well
+        (STEP | {"RANK": "0", "WORLD_SIZE": "4"}, ("slurm", 0, 4, 0, 2)),
+        (OPEN_MPI | {"RANK": "1", "WORLD_SIZE": "2"}, ("mpi", 1, 2, 1, 2)),
+        (OPEN_MPI | {"WORLD_SIZE": "2", "LOCAL_RANK": "1"}, ("mpi", 1, 2, 1, 2)),
+        (STEP | {"RANK": "0", "WORLD_SIZE": "4", "LOCAL_RANK": "0"}, ("torchrun", 0, 4, 0, 4)),
+        # a task may start several ranks, by itself or by torchrun
+        (STEP | {"RANK": "5", "WORLD_SIZE": "8", "LOCAL_RANK": "1"}, ("torchrun", 5, 8, 1, 8)),
+        (STEP | {"RANK": "0", "WORLD_SIZE": "1", "TORCHELASTIC_RUN_ID": "x"}, ("torchrun", 0, 1, 0, 1)),
+        (BATCH | {"RANK": "0", "WORLD_SIZE": "1"}, ("torchrun", 0, 1, 0, 1)),  # and a script may start one
         (PALS | {"PMI_RANK": "3", "PMI_LOCAL_RANK": "1", "PMI_LOCAL_SIZE": "2"}, ("mpi", 3, 4, 1, 2)),
         ({"PMI_RANK": "3", "PMI_SIZE": "4", "PMI_LOCAL_RANK": "1", "PMI_LOCAL_SIZE": "2"}, ("mpi", 3, 4, 1, 2)),
         (
