@@ -73,6 +73,11 @@ if __name__ == "paralab":
     if (_checkout / "parallel" / "cli.py").is_file():  # not installed as a copy: models/ and the others lie beside
         __path__.append(str(_checkout))
 
+    from paralab.console import signals
+
+    if signals.is_command():
+        signals.end_at_once()  # until `cli.main` does so in order: what follows takes a while
+
     import paralab.axes  # noqa: F401  # puts the built-in axes into the list that layouts are read by
 else:  # found in a checkout by the name of its folder: this is the package `paralab`, under that name
     if "paralab" not in sys.modules:

@@ -8,16 +8,13 @@ import errno
 import os
 import signal
 import sys
-import time
 import warnings
 from collections.abc import Sequence
 from importlib import import_module
 from importlib.util import find_spec
-from types import FrameType
 
 from paralab import __version__
-from paralab.console import streams
-from paralab.console.clock import SAME_SIGNAL_S
+from paralab.console import signals, streams
 from paralab.errors import ParalabError, StoppedError, UsageError, did_you_mean, is_out_of_memory
 from paralab.models import NAMES
 from paralab.options.commands import COMMANDS
@@ -90,8 +87,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     streams.keep_open()
     warnings.formatwarning = _as_line
     with contextlib.suppress(ValueError):  # only the main thread hears signals
-        signal.signal(signal.SIGINT, _interrupt)
-        signal.signal(signal.SIGTERM, _stop)
+        signals.end_in_order()
     words = list(sys.argv[1:] if argv is None else argv)
     try:
         try:
@@ -143,41 +139,6 @@ def _check_printed() -> None:
     sys.stdout.flush()
     if streams.lost:
         raise ParalabError(f"what this command printed could not be written: {streams.lost[0]}")
-
-
-def _interrupt(number: int, frame: FrameType | None) -> None:
-    """Raise KeyboardInterrupt; in an import, which may swallow it, end at once: nothing was started yet."""
-    if _is_importing(frame):
-        os.write(2, b"paralab: interrupted\n")
-        os._exit(INTERRUPTED)
-    raise KeyboardInterrupt
-
-
-def _stop(number: int, frame: FrameType | None) -> None:
-    """Say so and raise SystemExit, so that files and processes are left in order; in an import, end at once.
-
-    What trains or measures hears the signal itself while it does.
-    """
-    heard_s = time.monotonic()
-
-    def again(number: int, frame: FrameType | None) -> None:
-        if time.monotonic() - heard_s > SAME_SIGNAL_S:
-            os._exit(128 + number)
-
-    signal.signal(number, again)  # a second one ends what is left of this process
-    with contextlib.suppress(OSError):
-        os.write(2, b"paralab: stopped by SIGTERM\n")
-    if _is_importing(frame):
-        os._exit(128 + number)
-    raise SystemExit(128 + number)
-
-
-def _is_importing(frame: FrameType | None) -> bool:
-    while frame is not None:
-        if frame.f_code.co_filename.startswith("<frozen importlib"):
-            return True
-        frame = frame.f_back
-    return False
 
 
 def _dispatch(words: list[str]) -> int:

@@ -10,7 +10,6 @@ from datetime import UTC, datetime
 from functools import cache
 from pathlib import Path
 
-SAME_SIGNAL_S = 1.0  # `timeout` tells a process and then its group, which it is in
 _BOOT_ID = Path("/proc/sys/kernel/random/boot_id")  # random(4): a new one each time the machine starts
 
 

@@ -27,7 +27,7 @@ from uuid import uuid4
 import torch
 
 from paralab.console import streams
-from paralab.console.clock import SAME_SIGNAL_S
+from paralab.console.signals import SAME_SIGNAL_S
 from paralab.errors import VICTIM_EXIT_STATUS, RankError, WorldError
 from paralab.options.config import RunConfig
 from paralab.processes import cluster, standby

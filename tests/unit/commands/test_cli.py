@@ -135,6 +135,36 @@ def test_a_command_that_starts_no_ranks_ends_in_order_at_a_signal(
     assert (done.returncode, done.stderr) == (128 + number, said) and (tmp_path / "tidied").exists()
 
 
+SIGNALLED_WHILE_IMPORTED = """
+import os, signal, sys
+
+class Finder:
+    def find_spec(name, path=None, target=None):
+        if name == "paralab.axes" and not done:  # the first thing that takes a while
+            done.append(name), os.kill(os.getpid(), int(sys.argv[1]))
+
+done, helper = [], len(sys.argv) > 2 and __import__("multiprocessing.spawn")
+sys.meta_path.insert(0, Finder)
+sys.argv[0] = os.environ["STARTED_AS"]
+import paralab.cli
+"""
+
+
+@pytest.mark.parametrize(("number", "said"), [(2, "paralab: interrupted\n"), (15, "paralab: stopped by SIGTERM\n")])
+def test_a_signal_is_one_line_before_a_command_has_imported_anything(number: int, said: str) -> None:
+    def signalled(started_as: str, *words: str) -> tuple[int, str]:
+        line = [sys.executable, "-c", SIGNALLED_WHILE_IMPORTED, str(number), *words]
+        env = {**os.environ, "STARTED_AS": started_as}
+        done = subprocess.run(line, capture_output=True, text=True, timeout=30, env=env)
+        return done.returncode, done.stderr
+
+    assert signalled("/usr/bin/paralab") == (128 + number, said)
+    # a program that imports paralab, and what is started to help a command, keep what they have
+    for others in (["train.py"], ["/usr/bin/paralab", "helps"]):
+        status, printed = signalled(*others)
+        assert status == -number and "paralab:" not in printed
+
+
 def test_an_unknown_command_is_refused_with_the_closest(capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["verfy"]) == 2
     assert "'verfy' is unknown (did you mean verify?)" in capsys.readouterr().err
