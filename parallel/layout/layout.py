@@ -7,6 +7,7 @@ within groups of two neighbouring data ranks, and replicas between the groups (h
 This module imports no torch, so that a bad layout is refused before anything heavy is loaded.
 """
 
+import contextlib
 import math
 import re
 from collections.abc import Iterator
@@ -232,8 +233,8 @@ class Layout:
             f"write the layout as {self.but(micro_batches=enough)}, or use gpipe"
         )
 
-    def divide(self, global_batch_size: int, accumulation: int = 1) -> Division:
-        """Cut a global batch into equal micro-batches.
+    def divide(self, global_batch_size: int, accumulation: int = 1, *, fixed: bool = False) -> Division:
+        """Cut a global batch into equal micro-batches. fixed: it cannot be another one.
 
         Raises: LayoutError when it does not divide.
         """
@@ -241,11 +242,38 @@ class Layout:
         if accumulation < 1 or global_batch_size < 1 or global_batch_size % parts:
             below = global_batch_size - global_batch_size % parts
             sizes = " or ".join(str(size) for size in (below, below + parts) if size > 0)
+            other = self._closest(global_batch_size, accumulation)
+            instead = [] if fixed else [f"--global-batch-size {sizes}"]
+            if other is not None:
+                fewer = f"--nproc {other.world_size} " if other.world_size < self.world_size else ""
+                instead.append(f"{fewer}--layout {other}")
+            elif fixed:
+                instead.append("--accumulation 1")
+            stays = ", which stays that of the run," if fixed else ""
             raise LayoutError(
-                f"global batch {global_batch_size} does not divide by dp {self.dp} x micro-batches "
-                f"{self.micro_batches} x accumulation {accumulation} = {parts}: use --global-batch-size {sizes}"
+                f"global batch {global_batch_size}{stays} does not divide by dp {self.dp} x micro-batches "
+                f"{self.micro_batches} x accumulation {accumulation} = {parts}: use {', or '.join(instead)}"
             )
         return Division(accumulation, self.micro_batches, self.dp, global_batch_size // parts)
+
+    def _closest(self, global_batch_size: int, accumulation: int) -> "Layout | None":
+        """Return the closest layout that divides a batch: fewer micro-batches, then another schedule, then fewer ranks.
+
+        None where the accumulation alone does not divide it.
+        """
+        ways = dict.fromkeys((self.schedule, "gpipe")) if self.schedule else [None]
+        for dp in range(min(self.dp, global_batch_size), 0, -1):
+            if accumulation < 1 or global_batch_size % (dp * accumulation):
+                continue
+            each = global_batch_size // (dp * accumulation)
+            layout = self if dp == self.dp else self.on(self.world_size // self.dp * dp, parts_of=None)
+            for schedule in ways:
+                for parts in (parts for parts in range(min(self.micro_batches, each), 0, -1) if each % parts == 0):
+                    with contextlib.suppress(LayoutError):
+                        other = layout.but(schedule=schedule, micro_batches=parts)
+                        other.check_schedule(accumulation)
+                        return other
+        return None
 
 
 def _defaults() -> dict[str, Any]:

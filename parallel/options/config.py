@@ -335,22 +335,18 @@ class RunConfig:
             # from_dict has converted already; whoever builds a config in code gets the same checks
             value = convert(declared, getattr(self, declared.name), where=declared.name)
             object.__setattr__(self, declared.name, value)
-        self._check_layout()
+        if self.layout is not None and self.nproc is not None:
+            self.layout.check_world(self.nproc)
 
     @property
     def cuda_graphs(self) -> bool:
         """Whether the compiled blocks are replayed as CUDA graphs where there is a GPU."""
         return self.compile in _CUDA_GRAPHS
 
-    def _check_layout(self) -> None:
-        """Refuse, before any process is started, a layout that cannot run as requested."""
-        if self.layout is None:
-            return
-        if self.nproc is not None:
-            self.layout.check_world(self.nproc)
-        self.layout.check_schedule(self.accumulation)
-        if self.global_batch_size is not None:
-            self.layout.divide(self.global_batch_size, self.accumulation)
+    @property
+    def goes_on(self) -> bool:
+        """Whether an earlier run goes on, whose batch and data stay."""
+        return False
 
     @property
     def checkpoint_every(self) -> int | None:

@@ -76,7 +76,7 @@ def _division(run: RunConfig, layout: Layout, spec: ModelSpec[C], config: C) -> 
     layout.check_schedule(run.accumulation)
     parts = layout.dp * layout.micro_batches * run.accumulation
     default_batch = -(-DEFAULT_BATCH[spec.unit_of(config)] // parts) * parts
-    division = layout.divide(run.global_batch_size or default_batch, run.accumulation)
+    division = layout.divide(run.global_batch_size or default_batch, run.accumulation, fixed=run.goes_on)
     check_batch(division, spec)
     if run.cuda_graphs and torch.accelerator.is_available() and division.chunks > 1:
         raise ConfigError(

@@ -178,6 +178,11 @@ class TrainConfig(RunConfig):
         None, "Write a torch.profiler trace of this step", group=STEPS, at_least=0, unset="no trace"
     )
 
+    @property
+    def goes_on(self) -> bool:
+        """Whether an earlier run goes on."""
+        return self.resume is not None
+
 
 def rows_file(folder: str | os.PathLike) -> Path:
     return Path(folder) / TRAINING_ROWS

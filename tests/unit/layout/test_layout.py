@@ -166,9 +166,35 @@ def test_a_batch_that_does_not_divide_is_refused_with_sizes_that_do(batch: int) 
     layout = Layout.parse("dp2.pp2/1f1b/mb2")
     with pytest.raises(LayoutError, match="--global-batch-size") as caught:
         layout.divide(batch, 2)
-    for size in str(caught.value).split("--global-batch-size ")[1].split(" or "):
+    for size in str(caught.value).split("--global-batch-size ")[1].split(", or --")[0].split(" or "):
         assert abs(int(size) - batch) < 8
         layout.divide(int(size), 2)
+
+
+@given(layouts(), st.integers(1, 40), st.integers(1, 3))
+def test_where_a_batch_must_stay_the_layout_to_type_divides_it(layout: Layout, batch: int, accumulation: int) -> None:
+    try:
+        layout.divide(batch, accumulation, fixed=True)
+    except LayoutError as error:
+        advice = str(error).split(": use ")[1].split()
+        assert "--global-batch-size" not in advice
+        if advice == ["--accumulation", "1"]:
+            assert batch % accumulation
+            return
+        other = Layout.parse(advice[-1])
+        assert (advice[0] == "--nproc") == (other.world_size < layout.world_size)
+        other.check_schedule(accumulation)
+        other.divide(batch, accumulation)
+
+
+def test_fewer_micro_batches_are_advised_before_fewer_ranks_and_another_schedule() -> None:
+    for text, batch, advice in (
+        ("pp4/1f1b/mb8", 4, "use --global-batch-size 8, or --layout pp4/1f1b/mb4$"),
+        ("pp8/1f1b/mb8", 4, "or --layout pp8/gpipe/mb4$"),
+        ("dp4/zero2", 6, "use --global-batch-size 4 or 8, or --nproc 3 --layout dp3/zero2$"),
+    ):
+        with pytest.raises(LayoutError, match=advice):
+            Layout.parse(text).divide(batch)
 
 
 @given(layouts(), st.integers(1, 4))

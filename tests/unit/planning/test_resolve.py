@@ -69,6 +69,7 @@ def asked(*, layout: str | None = None, **options: Any) -> Work:
         ({"model": "resnet", "layout": "tp2/sp"}, "sp", "resnet has no sequence-parallel", "leave sp out"),
         # more stages than blocks
         ({"layout": "pp9/gpipe"}, "9 pipeline stages", "8 blocks", "pp8 or less"),
+        ({"layout": "pp9/1f1b/mb2", "global_batch_size": 7}, "9 pipeline stages", "8 blocks", "pp8 or less"),  # first
         ({"layout": "pp2/interleavedx6/mb2"}, "12 pipeline stages", "8 blocks", "fewer stages a rank"),
         ({"layout": "pp8/zbv"}, "16 pipeline stages", "8 blocks", "pp4 or less"),
         ({"layout": "pp9/gpipe/first2/last2"}, "9 pipeline stages", "8 blocks", "pp6 or less"),
@@ -85,7 +86,12 @@ def asked(*, layout: str | None = None, **options: Any) -> Work:
         # a batch that does not divide
         ({"layout": "dp3", "global_batch_size": 16}, "global batch 16", "dp 3", "--global-batch-size 15 or 18"),
         ({"layout": "dp2", "accumulation": 5, "global_batch_size": 16}, "16", "accumulation 5", "10 or 20"),
-        ({"strategy": "pipeline", "nproc": 4, "global_batch_size": 12}, "12", "micro-batches 8", "8 or 16"),
+        (
+            {"strategy": "pipeline", "nproc": 4, "global_batch_size": 12},
+            "12",
+            "micro-batches 8",
+            "or --layout pp4/1f1b/mb6",
+        ),
         # names
         ({"size": "tinny"}, "tinny", "did you mean tiny?", "use one of tiny, nano, small"),
         ({"strategy": "zreo1"}, "zreo1", "did you mean zero1?", "use one of single, ddp"),

@@ -492,6 +492,16 @@ def test_a_run_goes_on_as_it_was_but_for_what_is_asked(finished: Path) -> None:
     assert resumed(finished, "--layout", "tp2", "--steps", "30") == ("tp2", 30)
 
 
+@pytest.mark.parametrize(
+    "words", [["--nproc", "3"], ["--nproc", "3", "--strategy", "pipeline"], ["--layout", "dp2.pp2/1f1b/mb8"]], ids=str
+)
+def test_a_run_that_goes_on_is_told_of_layouts_that_divide_its_batch(finished: Path, words: list[str]) -> None:
+    with pytest.raises(LayoutError, match=r"global batch 8, which stays .*: use ") as caught:
+        resumed(finished, *words)
+    advice = str(caught.value).split(": use ")[1].split()
+    assert resumed(finished, *words, *advice)[0] == advice[-1]
+
+
 def test_under_a_launcher_the_number_of_processes_is_its(finished: Path) -> None:
     two = Rank(0, 2, 0, 2, "torchrun")
     assert resumed(finished, rank=two) == ("dp2", 10)
