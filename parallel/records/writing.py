@@ -4,6 +4,7 @@ import fcntl
 import os
 import shlex
 import tempfile
+from itertools import chain, count
 from pathlib import Path
 
 from paralab.console import sheet
@@ -88,7 +89,9 @@ def _check_header(content: bytes, path: Path, *, otherwise: str = _OR_ELSEWHERE)
     head = line_of(header())
     if content.startswith(head) or head.startswith(content):
         return
-    advice = f"move it away to begin a new one: {shlex.join(['mv', str(path), f'{path}.before'])}{otherwise}"
+    names = chain([f"{path}.before"], (f"{path}.before{n}" for n in count(2)))
+    free = next(name for name in names if not os.path.lexists(name))
+    advice = f"move it away to begin a new one: {shlex.join(['mv', str(path), free])}{otherwise}"
     if marks := sheet.marks_of_another_program(content):
         shown = ", ".join(marks)
         raise UsageError(f"{path} was saved by another program ({shown}), so no rows are added to it: {advice}")

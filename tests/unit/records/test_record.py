@@ -335,6 +335,16 @@ def test_what_a_spreadsheet_saved_is_read_and_not_written_to(tmp_path, form):
         assert path.read_bytes().startswith(content) and len(read(path)) == 3
 
 
+def test_a_file_is_put_aside_under_a_name_that_is_free(tmp_path):
+    path = tmp_path / "r.csv"
+    path.write_text("a,b\n")
+    for taken, free in ((None, "before"), ("before", "before2"), ("before2", "before3")):
+        if taken:
+            (tmp_path / f"r.csv.{taken}").symlink_to("nowhere")
+        with pytest.raises(UsageError, match=rf"mv {path} {path}\.{free}, or"):
+            check_appendable(path)
+
+
 @pytest.mark.parametrize(
     ("damage", "said"),
     [
