@@ -9,7 +9,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, BinaryIO
 
-from paralab.errors import ParalabError, UsageError
+from paralab.errors import ParalabError, UsageError, WriteError
 
 _ELSEWHERE = "choose another place with --out"
 _ROOM = "make room there, or choose another place"
@@ -133,6 +133,15 @@ def _of_writing(error: Exception, folder: Path) -> OSError | None:
         return error if error.filename is None or str(error.filename).startswith(str(folder)) else None
     found = _ERROR_OF_RUST.search(str(error))
     return OSError(int(found[1]), os.strerror(int(found[1]))) if found else None
+
+
+def append(path: Path, content: bytes) -> None:
+    """Add to the end of a file. Raises: WriteError when it cannot be written."""
+    try:
+        with open(path, "ab", buffering=0) as file:
+            write_all(file, content)
+    except OSError as error:
+        raise WriteError(f"{path} cannot be written ({error.strerror}): make room there") from error
 
 
 def write_all(file: IO[bytes], data: bytes) -> None:

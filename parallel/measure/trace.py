@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch.profiler import ProfilerActivity, profile, record_function
 
+from paralab.errors import WriteError
 from paralab.measure.calls import Call
 from paralab.measure.ledger import CommLedger
 from paralab.measure.timeline import Timeline
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
     from torch.distributed.pipelining import PipelineStage
 
 _CLOCK = "paralab clock"
+_END_BYTES = 64  # of a trace: more than what stands around its name at the end, whose letters may be escaped
 
 
 class StepTrace:
@@ -117,8 +119,36 @@ def _clock_readings() -> tuple[float, float]:
     return before_s, after_s
 
 
+@contextmanager
+def profiled_into(path: Path) -> Iterator[None]:
+    """Write what torch.profiler sees of what is done inside, memory too, as a trace. Raises: WriteError as `export`."""
+    found = profile(profile_memory=True, record_shapes=True)
+    with ExitStack() as stack:
+        with _silent():
+            stack.enter_context(found)
+        yield
+        with _silent():
+            stack.close()
+    export(found, path)
+
+
+def export(found: profile, path: Path) -> None:
+    """Write a profile as a trace. Raises: WriteError where it cannot be written whole, of which torch says nothing."""
+    with _silent():
+        found.export_chrome_trace(str(path))
+    end = b""
+    if path.exists():
+        with path.open("rb") as file:
+            file.seek(max(0, path.stat().st_size - 6 * len(str(path)) - _END_BYTES))
+            end = file.read()
+    if b'"traceName"' not in end:  # torch's last key
+        for partial in (path, Path(f"{path}.tmp")):
+            partial.unlink(missing_ok=True)
+        raise WriteError(f"{path} cannot be written whole: make room there")
+
+
 def _exported(found: profile) -> list[dict[str, Any]]:
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "trace.json"
-        found.export_chrome_trace(str(path))
+        export(found, path)
         return [event for event in json.loads(path.read_text())["traceEvents"] if event.get("ph") == "X"]

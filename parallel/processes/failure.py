@@ -94,8 +94,8 @@ def first_failure(rank: int, progress: Progress, error: BaseException) -> Failur
     """Return the first failure of the run if it falls to this rank to tell it, None when another one tells it."""
     own = _own_failure(rank, progress, error)
     liveness = cluster.liveness()
-    if liveness is None:
-        return own
+    if liveness is None:  # whoever ends a run before its ranks have met tells all of them: rank 0 says so
+        return None if rank and isinstance(error, StoppedError) else own
     perhaps_another = None
     if isinstance(error, StoppedError) or _says(error, _LOST_PEER + _NO_ANSWER):
         perhaps_another = _search(liveness, progress, error)

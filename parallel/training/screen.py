@@ -11,8 +11,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-import torch
-
+from paralab.console.outputs import append
 from paralab.planning.work import Work
 from paralab.records.layers import RMS, by_layer
 from paralab.records.log import LayerRecord, TelemetryRecord
@@ -136,8 +135,8 @@ class Shown:
 
     def validation(self, step: int, found: Validation, *, better: bool) -> None:
         self.say(f"{_at(step, self.total)}  {found}{'  (best)' if better else ''}")
-        with (self.folder / "validation.jsonl").open("a", encoding="utf-8") as file:
-            file.write(json.dumps({"step": step, **asdict(found)}) + "\n")
+        line = json.dumps({"step": step, **asdict(found)}) + "\n"
+        append(self.folder / "validation.jsonl", line.encode())
         self._write("validation", step, {k: v for k, v in asdict(found).items() if v is not None})
 
     @contextlib.contextmanager
@@ -145,10 +144,11 @@ class Shown:
         if not wanted:
             yield
             return
-        with torch.profiler.profile(profile_memory=True, record_shapes=True) as profile:
-            yield
+        from paralab.measure.trace import profiled_into  # with instruments that only this needs
+
         file = self.folder / f"trace-step-{step}.json"
-        profile.export_chrome_trace(str(file))
+        with profiled_into(file):
+            yield
         self.say(f"trace of step {step}, for chrome://tracing or ui.perfetto.dev: {file}")
 
     def end(self, step: int, best: Validation | None, best_step: int | None, *, stopped_by: int | None) -> None:

@@ -3,12 +3,14 @@
 A sink takes `write("train", step, {"loss": 4.5})` and is closed at the end.
 """
 
-from collections.abc import Callable, Iterable, Mapping
+import threading
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Protocol
 
-from paralab.errors import ConfigError
+from paralab.errors import ConfigError, WriteError
 
 
 class Sink(Protocol):
@@ -24,14 +26,27 @@ class TensorBoard:
     def __init__(self, folder: Path, config: Mapping[str, Any]) -> None:
         from torch.utils.tensorboard import SummaryWriter
 
-        self.writer = SummaryWriter(str(folder / "tensorboard"))
+        self.folder = folder / "tensorboard"
+        with _one_line(self.folder):
+            self.writer = SummaryWriter(str(self.folder))
+        self.excepthook, threading.excepthook = threading.excepthook, self._hook
 
     def write(self, group: str, step: int, values: Mapping[str, float]) -> None:
-        for name, value in values.items():
-            self.writer.add_scalar(f"{group}/{name}", value, step)
+        with _one_line(self.folder):
+            for name, value in values.items():
+                self.writer.add_scalar(f"{group}/{name}", value, step)
 
     def close(self) -> None:
-        self.writer.close()
+        try:
+            with _one_line(self.folder):
+                self.writer.close()
+        finally:
+            threading.excepthook = self.excepthook
+
+    def _hook(self, raised: threading.ExceptHookArgs) -> None:
+        """Print no trace of tensorboard's own thread: the next write raises what ended it."""
+        if not type(raised.thread).__module__.startswith("tensorboard"):
+            self.excepthook(raised)
 
 
 class Trackio:
@@ -58,6 +73,17 @@ class Trackio:
 
     def close(self) -> None:
         self.run.finish()
+
+
+@contextmanager
+def _one_line(place: Path) -> Iterator[None]:
+    """Raise WriteError in the place of an OSError, which may name no file."""
+    try:
+        yield
+    except OSError as error:
+        raise WriteError(
+            f"{place} cannot be written ({error.strerror or error}): make room there, or leave --log-to out"
+        ) from None
 
 
 SINKS: Mapping[str, Callable[[Path, Mapping[str, Any]], Sink]] = {"tensorboard": TensorBoard, "trackio": Trackio}

@@ -1,5 +1,6 @@
 """What does not fit on the disk leaves what was there, and one line."""
 
+import json
 import resource
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -10,8 +11,9 @@ import torch
 from safetensors.torch import save_file
 
 from paralab import cli
-from paralab.console.outputs import folder_written_whole, write_whole, written_whole
-from paralab.errors import DataError, UsageError
+from paralab.console.outputs import append, folder_written_whole, write_whole, written_whole
+from paralab.errors import DataError, UsageError, WriteError
+from paralab.measure.trace import export
 
 PLACE = 4096  # bytes that a file may have
 LARGE = np.zeros(PLACE)
@@ -77,3 +79,29 @@ def test_what_any_command_cannot_write_is_one_line(
     assert cli.main([]) == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert "does not fit (File too large): make room" in line
+
+
+@pytest.mark.usefixtures("full")
+def test_a_line_that_does_not_fit_is_told_with_its_file(tmp_path: Path) -> None:
+    append(tmp_path / "a", b"1\n")
+    append(tmp_path / "a", b"2\n")
+    assert (tmp_path / "a").read_bytes() == b"1\n2\n"
+    with pytest.raises(WriteError, match=r"a cannot be written .File too large.: make room there"):
+        append(tmp_path / "a", LARGE.tobytes())
+
+
+@pytest.mark.usefixtures("full")
+def test_of_a_trace_that_does_not_fit_nothing_stays(tmp_path: Path) -> None:
+    """torch writes as much as fits, and says nothing."""
+    for operations in (0, 100):
+        path = tmp_path / f"trace \u00fc {operations}.json"
+        with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as found:
+            for _ in range(operations):
+                torch.ones(2).sum()
+        if operations:
+            with pytest.raises(WriteError, match=f"{path} cannot be written whole: make room there"):
+                export(found, path)
+        else:
+            export(found, path)
+            assert "traceEvents" in json.loads(path.read_text())
+    assert [file.name for file in tmp_path.iterdir()] == ["trace \u00fc 0.json"]

@@ -122,6 +122,13 @@ def test_a_signal_leaves_a_row_whenever_it_comes_and_after_the_work_ends_the_pro
     assert heard == ([number] if when == "after" else [])
 
 
+def test_of_ranks_that_are_stopped_before_they_have_met_the_first_says_so() -> None:
+    progress, stopped = failure.Progress(), StoppedError(15)
+    assert failure.first_failure(1, progress, stopped) is None
+    assert str(failure.first_failure(0, progress, stopped)) == "rank 0 failed first: stopped by SIGTERM"
+    assert failure.first_failure(1, progress, ValueError("broken")) is not None
+
+
 def test_a_second_signal_while_a_failure_is_told_changes_nothing() -> None:
     told: list[failure.Failure] = []
 

@@ -1,14 +1,16 @@
 """Metrics of a run go where `--log-to` says; what is not installed is asked for by name."""
 
+import errno
 import sys
+import threading
 from importlib.machinery import ModuleSpec
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 
 import pytest
 
 from paralab.commands import train
-from paralab.errors import ConfigError
+from paralab.errors import ConfigError, WriteError
 from paralab.records.layers import by_layer
 from paralab.records.log import read_layers
 from paralab.training import sinks
@@ -57,6 +59,26 @@ def test_a_run_in_trackio(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> No
         for kind, value in zip(("weight_rms", "gradient_rms", "update_rms"), rms, strict=True)
     }
     assert all(isinstance(value, (int, float)) for _, values in trackio.logged for value in values.values())
+
+
+def test_what_cannot_be_logged_is_one_line(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    def full(*args: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    writer = SimpleNamespace(add_scalar=full, close=full)
+    module = SimpleNamespace(SummaryWriter=lambda folder: writer)
+    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", module)
+    before, said = threading.excepthook, list[object]()
+    monkeypatch.setattr(threading, "excepthook", said.append)
+    board = sinks.TensorBoard(tmp_path, {})
+    for thread, error in (("tensorboard.summary", OSError()), ("a.module", ValueError())):
+        ended = SimpleNamespace(thread=type("Thread", (), {"__module__": thread})(), exc_value=error)
+        threading.excepthook(ended)  # type: ignore[arg-type]
+    assert [ended.exc_value for ended in said] == [error]
+    for wanted in (lambda: board.write("train", 1, {"loss": 1.0}), board.close):
+        with pytest.raises(WriteError, match=f"{tmp_path}/tensorboard cannot be written .No space .*leave --log-to"):
+            wanted()
+    assert threading.excepthook == said.append != before
 
 
 def test_a_run_in_tensorboard(tmp_path: Path) -> None:
