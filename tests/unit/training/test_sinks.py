@@ -6,6 +6,7 @@ import threading
 from importlib.machinery import ModuleSpec
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
+from typing import Any
 
 import pytest
 
@@ -68,7 +69,7 @@ def test_what_cannot_be_logged_is_one_line(monkeypatch: pytest.MonkeyPatch, tmp_
     writer = SimpleNamespace(add_scalar=full, close=full)
     module = SimpleNamespace(SummaryWriter=lambda folder: writer)
     monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", module)
-    before, said = threading.excepthook, list[object]()
+    before, said = threading.excepthook, list[Any]()
     monkeypatch.setattr(threading, "excepthook", said.append)
     board = sinks.TensorBoard(tmp_path, {})
     for thread, error in (("tensorboard.summary", OSError()), ("a.module", ValueError())):
