@@ -8,8 +8,6 @@ the last steps before the kill are repeated; and if every loss is that of one pr
 """
 
 import os
-import signal
-import sys
 import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -51,7 +49,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--times", type=whole(1), default=10, metavar="N", help="Number of trials (default: 10)")
     times = parser.parse_args(argv).times
     os.environ.setdefault("OMP_NUM_THREADS", "1")  # there are more processes than cores
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # ends the nodes, as Ctrl-C does
     with tempfile.TemporaryDirectory(prefix="paralab-elastic-") as name:
         tried = []
         for i in range(times):

@@ -10,8 +10,6 @@ undisturbed, and every loss and the last weights are compared.
 
 import os
 import shutil
-import signal
-import sys
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -40,7 +38,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     if folder.exists():
         raise UsageError(f"{folder} exists: remove it, or give another --out")
     os.environ.setdefault("OMP_NUM_THREADS", "1")  # there are more processes than cores
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # ends the nodes, as Ctrl-C does
     command = [*WORK, "--steps", "1000000000", "--save-every", str(SAVE_EVERY), "--timeout-s", str(SILENT_S)]
     print(markdown_row(COLUMNS), markdown_row(["---"] * len(COLUMNS)), sep="\n", flush=True)
     recoveries = []

@@ -1,7 +1,13 @@
 """What a soak says at its end; that a training survives one is seen by running it (docs/soak.md)."""
 
+import signal
 from dataclasses import replace
+from pathlib import Path
+from typing import Any
 
+import pytest
+
+from paralab.benchmarks import elastic, soak
 from paralab.benchmarks.injection import Recovery
 from paralab.benchmarks.soak import by_kind
 
@@ -24,3 +30,20 @@ def test_kinds_are_added_up() -> None:
         ("SIGKILL of the rank", "3", "3", "7", "20 s", "90 s"),
         ("SIGSTOP of the rank", "1", "0", "0", "4 s", "4 s"),
     ]
+
+
+@pytest.mark.parametrize(("command", "starts"), [(soak, "LocalNodes"), (elastic, "attempt")])
+def test_a_signal_is_heard_by_the_command_line_which_says_so(
+    command: Any, starts: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    heard: list[object] = []
+
+    def start(*words: object, **options: object) -> None:
+        heard.append(signal.getsignal(signal.SIGTERM))
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(command, starts, start)
+    before = signal.getsignal(signal.SIGTERM)
+    with pytest.raises(KeyboardInterrupt):
+        command.main(["--out", str(tmp_path / "soak")] if command is soak else [])
+    assert heard == [before]
