@@ -66,8 +66,8 @@ def join(
             f"the {rank.world_size} ranks have not met at {where}: {str(error).splitlines()[0]}: start all of them,"
             " check MASTER_ADDR, take another MASTER_PORT if it is in use, or raise --timeout-s"
         ) from error
-    if _joined:  # keys of the processes' first meeting are still in the store of a launcher
-        store = dist.PrefixStore(f"meeting {_joined}", store)
+    if _joined or rank.attempt:  # keys of an earlier meeting are still in the store of a launcher
+        store = dist.PrefixStore(f"start {rank.attempt} meeting {_joined}", store)
     _joined += 1
     _liveness = Liveness(store, rank.rank, rank.world_size, recordings=recordings)
     _liveness.join(timeout_s)

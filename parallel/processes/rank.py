@@ -25,6 +25,8 @@ class Rank:
     launcher: Launcher
     launch: str | None = None  # names the launcher of several nodes that may start the run again
     elastic: bool = False  # whether it does so with the nodes that are there
+    starts_again: bool = False  # whether the launcher may start the same command again, after a failure
+    attempt: int = 0  # how often the launcher has started all of them before, where it is alone and says so
     local_told: bool = True  # whether the launcher says how many processes it starts on this machine
 
     @classmethod
@@ -80,6 +82,8 @@ class Rank:
             launcher,
             launch=env.get(LAUNCH),
             elastic=env.get(ELASTIC) == "1",
+            attempt=meeting.number(env, _RESTARTS) if _RESTARTS in env and env.get("GROUP_WORLD_SIZE") == "1" else 0,
+            starts_again=LAUNCH in env or env.get(_MAX_RESTARTS, "0") != "0",
             local_told=here is not None,
         )
 
@@ -123,6 +127,8 @@ class Rank:
 
 LAUNCH, ELASTIC = "PARALAB_LAUNCH", "PARALAB_ELASTIC"  # set by `paralab node`
 ALARM = "PARALAB_ALARM"  # likewise: a file, in which it says why it ends its processes, once it does
+_RESTARTS = "TORCHELASTIC_RESTART_COUNT"
+_MAX_RESTARTS = "TORCHELASTIC_MAX_RESTARTS"  # of torchrun, and of accelerate, which is one
 _ACCELERATE = "ACCELERATE_MIXED_PRECISION"
 _TORCH = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "LOCAL_SIZE")  # the last is DeepSpeed's
 # (launcher, a variable that only it sets, its names of: rank, world size, local rank, local world size (any of them))

@@ -47,8 +47,8 @@ def check_resume(run: TrainConfig, rank: "Rank") -> None:
 
     if run.resume not in (None, IN_FOLDER):
         _check_resumable(Path(run.resume or ""))
-    # `paralab node` starts the same command again and again: its first start finds nothing
-    elif run.resume == IN_FOLDER and rank.launch is None and not checkpoint.latest(run.out or ""):
+    # the first of several starts finds nothing
+    elif run.resume == IN_FOLDER and not rank.starts_again and not checkpoint.latest(run.out or ""):
         raise ConfigError(
             f"--resume: {_without_checkpoint(Path(run.out or ''))}: give --out what it was trained in, or leave "
             "--resume out to start at step 0"

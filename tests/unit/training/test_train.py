@@ -308,7 +308,7 @@ def test_resuming_without_a_checkpoint_names_what_may_be_meant(finished: Path, t
         with pytest.raises(ConfigError, match=message):
             train.main([*QUICK, *words])
     assert sorted(path.name for path in tmp_path.iterdir()) == ["alice", "empty"]
-    node = replace(PYTHON, launcher="torchrun", launch="a")  # starts again what left no checkpoint yet
+    node = replace(PYTHON, launcher="torchrun", starts_again=True)  # what left no checkpoint yet
     train.check_resume(train.read([*QUICK, "--out", str(tmp_path / "new"), "--resume"], node), node)
 
 
