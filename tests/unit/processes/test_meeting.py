@@ -188,8 +188,8 @@ def test_a_launcher_says_whether_it_starts_a_command_again() -> None:
     torchrun = {"RANK": "0", "WORLD_SIZE": "2", "TORCHELASTIC_RUN_ID": "x"}
     for env, again in (({}, False), ({"TORCHELASTIC_MAX_RESTARTS": "0"}, False), ({"PARALAB_LAUNCH": "a"}, True)):
         assert Rank.from_env(torchrun | env).starts_again is again
-    again = Rank.from_env(torchrun | {"TORCHELASTIC_MAX_RESTARTS": "3", "TORCHELASTIC_RESTART_COUNT": "2"})
-    assert again.starts_again and again.attempt == 0  # of several launchers each counts for itself
+    second = Rank.from_env(torchrun | {"TORCHELASTIC_MAX_RESTARTS": "3", "TORCHELASTIC_RESTART_COUNT": "2"})
+    assert second.starts_again and second.attempt == 0  # of several launchers each counts for itself
     alone = {"TORCHELASTIC_RESTART_COUNT": "2", "GROUP_WORLD_SIZE": "1"}
     assert Rank.from_env(torchrun | alone).attempt == 2
 
