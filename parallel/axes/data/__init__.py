@@ -254,7 +254,7 @@ class DataAxis(Axis):
         unreduced = unreduced_bytes(stages, plan)
         memory = memory.but(parameters=parameters, gradients=gradients)
         if layout.ep > 1:
-            memory = with_experts(memory, plan, ranks)
+            memory = with_experts(memory, stages, plan, ranks)
         if layout.offload_parameters:
             host = memory.parameters + memory.gradients + memory.optimizer
             memory = memory.but(parameters=0.0, gradients=0.0, optimizer=0.0, host=host)

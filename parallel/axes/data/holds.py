@@ -36,16 +36,15 @@ def _share(replica: int, rows: Collection[int], layout: Layout) -> Iterator[int]
         yield max(0, min(block, n - rank * block))
 
 
-def with_experts(memory: StageMemory, plan: "Planned", ranks: int) -> StageMemory:
-    """Return parameters and gradients that all data ranks would share, with those of experts shared by fewer."""
-    _, sharing = next(
-        sharers(name, plan) for part in parts(plan) for name, _ in part.named_parameters() if is_expert(name, plan)
-    )
-    held = max(
-        sum(prod(shape) for name, shape in local_shapes(part, plan).items() if is_expert(name, plan))
-        for part in parts(plan)
-    )
-    more = held * weight_bytes(plan) * (1 / sharing - 1 / ranks)
+def with_experts(
+    memory: StageMemory, stages: Sequence[Mapping[str, tuple[int, ...]]], plan: "Planned", ranks: int
+) -> StageMemory:
+    """Return parameters and gradients that all data ranks would share, with those of experts shared by fewer.
+
+    stages: of a rank.
+    """
+    experts = [(name, shape) for shapes in stages for name, shape in shapes.items() if is_expert(name, plan)]
+    more = sum(_shard(name, shape, plan) - prod(shape) * weight_bytes(plan) / ranks for name, shape in experts)
     return memory.but(parameters=memory.parameters + more, gradients=memory.gradients + more)
 
 

@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 from paralab.axes.expert.layers import divide
+from paralab.axes.held import state_bytes_of
 from paralab.axes.initialise import local
 from paralab.axes.tensor.layers import split_layers
 from paralab.errors import LayoutError
@@ -102,3 +103,14 @@ def test_choices_of_all_micro_batches_are_counted() -> None:
             router(torch.ones(1, 5, config.hidden))
     (each,) = counts.loads.values()
     assert sum(each) == 3 * 5 * config.top_k
+
+
+def test_experts_of_all_stages_of_a_rank_are_counted() -> None:
+    """Two stages of two blocks hold what four stages of one block do, two of them on each rank."""
+
+    def held(schedule: str) -> float:
+        layout = Layout.parse(f"dp4.ep2.pp2/zero2/{schedule}/mb4")
+        work = resolve(RunConfig(model="mixtral", size="tiny", layout=layout, global_batch_size=16))
+        return sum(state_bytes_of(work, pp_rank).parameters for pp_rank in range(2))
+
+    assert held("interleaved") == held("1f1b")
