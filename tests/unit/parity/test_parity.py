@@ -186,14 +186,39 @@ def test_a_piece_counts_as_the_rank_has_it_that_is_furthest_off() -> None:
     assert over_pieces([right, wrong, right], by_projection) == {"w": 0.5}
 
 
+@pytest.mark.parametrize("size", [1.0, 1e-4])
 @pytest.mark.parametrize("field", ["losses", "grad_norms"])
-def test_a_loss_or_norm_that_is_off_is_seen(field: str) -> None:
-    work = work_of(strategy="single")
+@pytest.mark.parametrize(
+    ("options", "loss_off", "norm_off"),
+    [
+        ({}, 1e-4, 1e-4),
+        ({"precision": "fp64"}, 1e-9, 1e-9),
+        ({"precision": "bf16"}, 0.03, 0.2),  # of a gradient norm, one sample too many of a few
+        ({"precision": "fp16"}, 0.01, 0.2),
+        ({"optimizer": "adamw8bit"}, 1e-4, 2e-3),
+    ],
+    ids=["fp32", "fp64", "bf16", "fp16", "8 bits"],
+)
+def test_a_loss_or_norm_that_is_off_is_seen(
+    options: dict[str, Any], loss_off: float, norm_off: float, field: str, size: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By a share of it, however small it is."""
+    monkeypatch.setattr(prove_module, "_compare", lambda *given, **options: iter(()))
+    work = work_of(strategy="single", **options)
     mesh = Mesh(work.layout, torch.device("cpu"))
-    engine, got = trace(work, mesh, steps=1)
-    off: Any = {field: [1.0001 * x for x in getattr(got, field)]}
-    want = replace(reference(work, mesh, steps=1), **off)
-    assert not judge(engine, got, want, work, mesh).passed
+    right = Trace([size], [size])
+    wrong = replace(right, **{field: [size * (1 + (loss_off if field == "losses" else norm_off))]})  # type: ignore
+    engine: Any = None
+    assert judge(engine, right, right, work, mesh).passed
+    assert not judge(engine, wrong, right, work, mesh).passed
+
+
+def test_the_reference_is_plain_whatever_the_run_is() -> None:
+    options: dict[str, Any] = {"checkpointing": "full", "compile": "default", "precision": "bf16", "accumulation": 2}
+    sent: dict[str, Any] = {"outer_optimizer": "nesterov", "outer_fragments": 2, "outer_overlap": 1}
+    run = reference_work(work_of(layout="dp2/local4", **options, **sent)).run
+    assert run == reference_work(work_of(layout="dp1", accumulation=2)).run
+    assert (run.compile, run.checkpointing, run.precision, str(run.layout)) == ("none", "none", "fp32", "dp1")
 
 
 @pytest.mark.parametrize("worst_rank", range(4))
