@@ -18,10 +18,11 @@ import pytest
 import torch
 
 from paralab import checkpoint
-from paralab.checkpoint import Saver, folder
+from paralab.checkpoint import Saver, folder, random
 from paralab.checkpoint.storage import Writer
 from paralab.engines import native
 from paralab.engines.native import NativeEngine
+from paralab.engines.state import Shapes, _empty_state
 from paralab.errors import ConfigError, DataError, NewerFormatError
 from paralab.inference.restore import restore
 from paralab.layout import Layout
@@ -107,6 +108,30 @@ def test_the_loss_scale_of_another_precision_is_not_taken(tmp_path: Path) -> Non
     engine = build()
     checkpoint.load(engine, tmp_path)
     assert engine.loss_scale.value == 1
+
+
+def test_what_the_optimizer_remembers_goes_where_the_checkpoint_has_nothing_of_it(tmp_path: Path) -> None:
+    checkpoint.save(build(), tmp_path)
+    engine = build()
+    train(engine, 1)
+    checkpoint.load(engine, tmp_path)
+    assert not engine.optimizer.state
+
+
+def test_a_state_of_a_shape_of_its_own_keeps_its_dtype() -> None:
+    piece = build().pieces[0]
+    assert _empty_state(piece, (), torch.int64).dtype == torch.int64, "a count that fp32 would not hold"
+
+
+def test_ranks_beyond_those_that_saved_share_their_random_states(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Rank 5 takes that of rank 1 where four ranks saved, and not that of the first rank, as every other would."""
+    context: Any = SimpleNamespace(device=torch.device("cpu"), mesh=SimpleNamespace(world=object()))
+    saved: Shapes = {f"random.cpu.{rank}": ((5056,), torch.uint8) for rank in range(4)}
+    names: list[str] = []
+    for rank in (0, 3, 5):
+        monkeypatch.setattr(random.dist, "get_rank", lambda world, rank=rank: rank)
+        names += random.new_random_chunks(context, saved)
+    assert names == ["random.cpu.0", "random.cpu.3", "random.cpu.1"]
 
 
 def test_saving_holds_the_moment_it_was_asked_at(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -404,6 +429,15 @@ def test_another_work_is_refused(run_folder: Path) -> None:
     with pytest.raises(ConfigError, match=r"global_batch_size 4 \(this run: 8\).*seq_len 16 \(this run: 8\)"):
         checkpoint.load(build(global_batch_size=8, seq_len=8), run_folder)
     assert checkpoint.load(build(learning_rate=1e-3, data="alice"), run_folder) == 2
+
+
+@pytest.mark.parametrize(("option", "value"), [("max_tokens", 900), ("text_column", "body")])
+def test_other_texts_of_the_same_file_are_other_work(option: str, value: object, tmp_path: Path) -> None:
+    data = tmp_path / "two.jsonl"
+    data.write_text(json.dumps({"text": "some words " * 300, "body": "other words " * 300}))
+    checkpoint.save(build(data=str(data)), tmp_path / "run")
+    with pytest.raises(ConfigError, match=rf"{option} None \(this run: {value!r}\)"):
+        checkpoint.load(build(data=str(data), **{option: value}), tmp_path / "run")
 
 
 # Facts
