@@ -101,7 +101,6 @@ class _OutputLayer(Protocol):
 
     weight: Tensor
     row_offset: int
-    ranks: int
     all_reduce: Callable[[Tensor, str], Tensor]
 
 
@@ -117,7 +116,6 @@ class _SplitVocabulary(ParallelStyle):
         output = cast(_OutputLayer, module)
         output.row_offset = self.mesh.rank("tp") * (output.weight.shape[0] // self.mesh.size("tp"))
         output.all_reduce = self.mesh.all_reduce("tp")
-        output.ranks = self.mesh.size("tp")
         if self.sequence:
             gather = PrepareModuleInput(
                 input_layouts=(_SEQUENCE, None), desired_input_layouts=(Replicate(), None), use_local_output=True
