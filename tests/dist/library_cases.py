@@ -197,16 +197,19 @@ def dropped(rank: Rank, layouts: tuple[str, ...]) -> list[dict[str, Any]]:
     kind = DROPPING
 
     def run(world: World, layout: Layout) -> dict[str, Any]:
-        every, losses = batches(kind), {}
+        every, losses, kept = batches(kind), dict[str, list[float]](), list[list[bool]]()
         for checkpointing in ("none", "full"):
             trainer = trainer_of(kind, layout, world, checkpointing=checkpointing)
-            losses[checkpointing] = [trainer.step(batch).loss for batch in trainer.shard(every)]
-        block = next(iter(blocks_of(trainer.engine.parts[0]).values()))
+            block = next(iter(blocks_of(trainer.engine.parts[0]).values()))
+            losses[checkpointing] = []
+            for batch in trainer.shard(every):
+                losses[checkpointing].append(trainer.step(batch).loss)
+                kept.append((cast(Tensor, block.last) > 0).tolist())
         try:
             said = str(prove(trainer, every))
         except ConfigError as error:
             said = str(error)
-        return {"losses": losses, "last": (cast(Tensor, block.last) > 0).tolist(), "said": said}
+        return {"losses": losses, "kept": kept, "last": kept[-1], "said": said}
 
     return in_each(rank, layouts, run)
 

@@ -50,6 +50,7 @@ def test_dropout_is_of_the_samples_not_of_the_pieces(workers: WorkerPool) -> Non
     for i, layout in enumerate(layouts):
         found = ranks[0][i]
         assert found["losses"]["full"] == pytest.approx(found["losses"]["none"], rel=1e-12), layout
+        assert found["kept"][0] != found["kept"][1], "each step drops otherwise"
         said = found["said"]
         assert said.startswith("passed") if layout == "tp2" else "layers.0.dropout drops at random" in said, said
     (tp, dp, zero, both), other = [found["last"] for found in ranks[0][:4]], [found["last"] for found in ranks[1][:4]]

@@ -106,6 +106,8 @@ def test_untimed_steps_keep_their_numbers_in_the_log() -> None:
 def test_bytes_of_all_axes_add_up() -> None:
     row = run(comm_dp_sent_bytes=10.0, comm_tp_sent_bytes=4.0)
     assert (sent_bytes(row), sent_bytes(run()), sent_bytes(run(world_size=1))) == (14.0, None, 0.0)
+    others = '{"comm_mine_sent_bytes": 3.0, "comm_mine_predicted_sent_bytes": 5.0, "comm_mine_ring_bytes": 7.0}'
+    assert sent_bytes(run(comm_dp_sent_bytes=10.0, axes_json=others)) == 13.0, "of an axis of one's own too"
 
 
 def test_a_row_tells_how_batches_were_loaded_and_what_is_where(monkeypatch: pytest.MonkeyPatch) -> None:

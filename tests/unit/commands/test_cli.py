@@ -15,7 +15,7 @@ import pytest
 
 from paralab import cli
 from paralab.console.outputs import check_writable, write_whole
-from paralab.errors import DivergedError, LayoutError, WorldError
+from paralab.errors import DivergedError, FitError, LayoutError, ParalabError, RankError, WorldError, WriteError
 from paralab.options.arguments import Parser
 from paralab.processes import allowed
 from paralab.records.environment import Environment
@@ -59,6 +59,12 @@ def test_a_pipeline_is_resolved_without_the_compiler_and_started_without_divided
         "sys.exit('torch._dynamo' in sys.modules)"
     )
     assert subprocess.run([sys.executable, "-c", code], timeout=60).returncode == 0
+
+
+def test_a_request_that_cannot_be_carried_out_ends_with_2_and_a_run_that_failed_with_1() -> None:
+    requests = (FitError, LayoutError, WorldError)
+    failures = (ParalabError, DivergedError, RankError, WriteError)
+    assert [[kind.exit_status for kind in kinds] for kinds in (requests, failures)] == [[2] * 3, [1] * 4]
 
 
 def test_every_command_has_a_function_and_a_line_of_help() -> None:

@@ -83,6 +83,7 @@ def test_epochs_and_seeds_shuffle_differently() -> None:
     assert not np.array_equal(epochs[0], epochs[1])
     assert not np.array_equal(epochs[0], other_seed)
     assert not np.array_equal(epochs[0], np.arange(50))
+    assert not np.array_equal(epochs[1], other_seed), "nor is a later epoch an earlier one of another seed"
 
 
 def test_without_shuffling_samples_come_in_their_own_order() -> None:

@@ -1,17 +1,23 @@
 """Which engine runs a layout, what Accelerate's launcher may say, and what is read back from an engine."""
 
+import contextlib
 import importlib.util
 import re
+from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
+from torch import nn
 from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import checkpoint_wrapper
 
 from paralab import engines
 from paralab.axes.context import BuildContext
+from paralab.data.dataset import Batch
 from paralab.engines import accelerate_settings, realised
+from paralab.engines.accelerate import AccelerateEngine
 from paralab.engines.accelerate_settings import kind_of
 from paralab.errors import ConfigError, LayoutError
 from paralab.layout import Layout
@@ -285,3 +291,31 @@ def test_each_block_is_compiled_in_the_mode_asked_for(mode: str, monkeypatch: py
     monkeypatch.setattr(torch, "compile", lambda call, **options: modes.append(options["mode"]) or call)
     engine = engines.build(context("dp1", compile=mode), "torch")
     assert modes == [mode] * (mode != "none") * len(list(engine.parts[0].blocks.children()))
+
+
+@pytest.mark.parametrize(("clip_norm", "limit"), [(None, float("inf")), (0.5, 0.5)])
+def test_accelerate_clips_to_what_the_run_says_once_a_step(clip_norm: float | None, limit: float) -> None:
+    """Each process has the mean of its own micro-batches, of which a step has two."""
+    limits: list[float] = []
+
+    @contextlib.contextmanager
+    def accumulate(model: nn.Module) -> Iterator[None]:
+        accelerator.sync_gradients = not getattr(accelerator, "sync_gradients", True)
+        yield
+
+    def clip(parameters: object, limit: float) -> torch.Tensor:
+        limits.append(limit)
+        return torch.ones(())
+
+    model = nn.Linear(2, 2)
+    accelerator = SimpleNamespace(
+        accumulate=accumulate, backward=lambda loss: None, clip_grad_norm_=clip, unwrap_model=lambda model: model
+    )
+    optimizer = SimpleNamespace(optimizer=torch.optim.SGD(model.parameters()), step=int, zero_grad=int)
+    engine = AccelerateEngine(context("dp1", accumulation=2, clip_norm=clip_norm), accelerator, model, optimizer)
+    wrapped: Any = lambda x, targets: x.mean()  # noqa: E731
+    wrapped.parameters = model.parameters
+    engine.wrapped = wrapped
+    for value in (1.0, 3.0):
+        engine._run(Batch((torch.full((2,), value),), torch.zeros(2)))
+    assert limits == [limit] and engine._norm == 1.0

@@ -1,5 +1,7 @@
 """What other programs do meanwhile, on a clock and with counters that a test sets."""
 
+import os
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -44,3 +46,11 @@ def test_a_tenth_of_a_core_is_no_longer_quiet(machine: Machine, others: float, i
     machine.others, waited = others, list[int]()
     assert load.wait_for_quiet(at_most_s=2.9, waiting=lambda: waited.append(1)) is is_quiet
     assert (machine.now_s, len(waited)) == ((0.5, 0) if is_quiet else (3.0, 5))
+
+
+def test_processors_that_wait_or_work_for_a_guest_count_once(tmp_path: Path) -> None:
+    """user, nice, system, idle, iowait, irq, softirq, steal, guest, guest_nice: guests are in user and nice already."""
+    stat = tmp_path / "stat"
+    stat.write_text("cpu  100 20 30 7000 500 4 5 6 90 10\ncpu0 1 1 1 1 1 1 1 1 1 1\n")
+    assert load.busy_s(stat) == (100 + 20 + 30 + 4 + 5 + 6) / os.sysconf("SC_CLK_TCK")
+    assert load.busy_s(tmp_path / "none") is None

@@ -63,6 +63,9 @@ def test_a_start_that_dies_before_its_first_step_loses_nothing_twice(tmp_path: P
     take(start(tmp_path, clock, step=2), clock, 3)
     far = progress(tmp_path)
     assert (far.restarts, far.steps_lost, far.recovery_s) == (2, 1, 21)
+    clock.now_s += 5
+    take(start(tmp_path, clock, step=3), clock, 4)
+    assert progress(tmp_path).recovery_s == 21 + 6, "of all restarts together"
 
 
 @pytest.mark.parametrize(("launch", "restarts"), [("a", 1), ("b", 0), (None, 0)])

@@ -3,10 +3,16 @@
 import shutil
 import time
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
+import torch
 
 from paralab.commands import train
+from paralab.layout import Layout
+from paralab.measure.telemetry import Telemetry
+from paralab.processes.mesh import Mesh
 from paralab.records.log import StepRecord, TelemetryRecord, read_log
 from paralab.records.reading import read
 from paralab.training import usage
@@ -55,6 +61,13 @@ def test_short_intervals_share_a_record_and_the_last_one_is_written(tmp_path: Pa
     assert train.main([*QUICK, "--steps", "5", "--out", str(tmp_path)]) == 0  # begun anew: what was before is set aside
     again = [x for x in read_log(tmp_path / "log" / "usage-rank0.jsonl") if isinstance(x, TelemetryRecord)]
     assert sum(x.steps for x in again) == 4
+
+
+def test_energy_per_token_is_that_of_all_steps_that_were_measured() -> None:
+    total = Telemetry(window_s=1.0, samples=2, sampler_share=0.0, cpu_energy_j=90.0)
+    meter: Any = SimpleNamespace(total=total, steps=3)
+    used = usage.used_by_all(Mesh(Layout(), torch.device("cpu")), meter, nodes=1, tokens_per_step=10)
+    assert (used.columns["energy_j"], used.columns["energy_per_token_j"]) == (90.0, 3.0)
 
 
 def test_the_line_at_the_end_of_a_run_on_gpus() -> None:
