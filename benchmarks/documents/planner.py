@@ -164,7 +164,8 @@ not the average: the first one has the embedding, the last one the output layer 
 message, which goes over the network where any two neighbours are on different nodes.
 
 **A rank.** The smooth maximum of what the device and the host take for a micro-batch. The host launches a layer in a
-time that belongs to the software (`host_*`), which small models wait for.
+time that belongs to the software (`host_*`), which small models wait for: that of 2021 where attention keeps its
+scores, except on devices whose nodes came later (Hopper, Blackwell, CDNA3).
 
 **A layer on the device.** Matrix products at the share of the peak that the device sustains (`share_*`, by generation
 and by the watts it has for a FLOP), never faster than their weights are read; the attention core, as scores that are
@@ -177,7 +178,8 @@ products take in 8 bits is cast, and with sequence parallelism cast before it is
 (`parallel/axes/tensor/cost.py`), gathers and reductions of ZeRO (`parallel/axes/data/cost.py`), bubble and messages
 (`parallel/axes/pipeline/cost.py`), keys and values round a ring or heads exchanged
 (`parallel/axes/context_parallel/cost.py`), tokens on the way to experts (`parallel/axes/expert/cost.py`). A group
-that leaves the node has the network of all its ranks inside a node together. ZeRO-2 and 3 reduce gradients after
+that leaves the node has the network of all its ranks inside a node together; tensor ranks that do hide nothing behind
+products, since what overlaps reads the memory of its neighbours over fast links. ZeRO-2 and 3 reduce gradients after
 every micro-batch, except in a pipeline, where PyTorch keeps whole gradients and what it has gathered until the last
 one: they need as much memory there as ZeRO-1. Experts are divided over expert ranks and each over tensor ranks; where
 expert ranks are more than data ranks, tensor ranks have whole experts too.

@@ -120,11 +120,6 @@ class Case:
         return (self.attention == "eager") | (self.attention == "fused")
 
     @property
-    def is_of_2021(self) -> Values:
-        """Whether the software is of 2021, which flash attention came after: known by scores in memory."""
-        return self.keeps_scores
-
-    @property
     def is_narrow(self) -> Values:
         """Whether products are in 8 or 4 bits."""
         return (self.precision == "fp8") | (self.precision == "nvfp4")

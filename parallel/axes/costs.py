@@ -12,6 +12,7 @@ import numpy as np
 from paralab.axes.case import Case, Values
 
 GIB = 2.0**30
+LATER = ("Hopper", "Blackwell", "CDNA3")  # devices that came after 2021 in nodes with hosts of their time
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,6 +82,12 @@ class Plan:
     case: Case
     machine: Machine
     constants: Constants
+
+    @property
+    def is_of_2021(self) -> Values:
+        """Whether launching is that of 2021: known by scores in memory, on a device whose host is as old."""
+        later = (self.machine.arch == name for name in LATER)
+        return self.case.keeps_scores & np.logical_not(np.logical_or.reduce(list(later)))
 
 
 class AxisCost:

@@ -164,7 +164,12 @@ COLUMNS = (
         "of the matrix products: fp32, fp16, bf16, fp8, nvfp4",
         "bf16 where the device has it",
     ),
-    Column("gradient_precision", _BITS, "of accumulated gradients", "fp16 beside fp16, else fp32"),
+    Column(
+        "gradient_precision",
+        _BITS,
+        "of accumulated gradients",
+        "fp16 beside fp16; bf16 beside bf16 in DeepSpeed; else fp32",
+    ),
     Column("state_precision", _BITS, "of optimizer states and master weights", "fp32"),
     Column(
         "attention",

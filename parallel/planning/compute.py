@@ -8,9 +8,13 @@ import numpy as np
 from paralab.axes.case import Case, CountedCase, Values
 from paralab.axes.context_parallel.cost import is_ring
 from paralab.axes.costs import Machine, Pass, Plan, smooth_max
+from paralab.axes.data.cost import bytes_per_weight
 from paralab.axes.weights import attention_weights, expert_weights, local_dense, local_experts, mlp_weights
 
 ARCHITECTURES = ("Volta", "Turing", "Ampere", "Ada", "Hopper", "Blackwell", "CDNA2", "CDNA3", "TPU")
+# Bytes of a weight that an update passes: its gradient (clipped, then read) and the 16 bits that are written, and the
+# states that are read and written, of which Adam in fp32 has the weight and two moments
+UPDATE_BYTES, ADAM_BYTES = 10, 12
 REFERENCE_HEAD = 128.0  # elements of a head, where the share of flash attention is stated
 
 
@@ -258,4 +262,6 @@ def accumulate_s(plan: Plan, weights: Values) -> Values:
 def optimizer_s(plan: Plan, weights: Values) -> Values:
     """Return the seconds of the update, on the device or on its host. weights: that a rank updates."""
     case, k = plan.case, plan.constants
-    return weights * np.where(case.updates_on_host, k.host_weight_s, k.optimizer_bytes / memory_rate(plan))
+    states = case.state_bytes + bytes_per_weight(case)["moments"]
+    bytes_ = k.optimizer_bytes * (UPDATE_BYTES + 2 * states) / (UPDATE_BYTES + 2 * ADAM_BYTES)
+    return weights * np.where(case.updates_on_host, k.host_weight_s, bytes_ / memory_rate(plan))

@@ -27,7 +27,7 @@ def launch_scale(plan: Plan) -> Values:
     Flash attention came with fewer launches of faster hosts; a compiled layer has few left.
     """
     case, k = plan.case, plan.constants
-    return np.where(case.is_compiled, k.host_compiled, np.where(case.is_of_2021, 1.0, k.host_new))
+    return np.where(case.is_compiled, k.host_compiled, np.where(plan.is_of_2021, 1.0, k.host_new))
 
 
 def micro_batch_s(plan: Plan) -> Values:

@@ -157,7 +157,7 @@ def _recipe(cells: _Cells, values: Mapping[str, Any], device: Device) -> dict[st
     old = device.arch in ("Volta", "Turing")
     attention = cells("attention", "fused" if old else "flash3" if device.arch == "Blackwell" else "flash2")
     scores = attention in ("eager", "fused")
-    half = precision == "fp16" and framework != "paralab"
+    half = (precision == "fp16" and framework != "paralab") or (precision == "bf16" and framework == "deepspeed")
     pp = values["pp"]
     schedule = cells("schedule", ("interleaved" if cells.raw.get("vpp", 1) != 1 else "1f1b") if pp > 1 else "")
     return {
@@ -169,7 +169,7 @@ def _recipe(cells: _Cells, values: Mapping[str, Any], device: Device) -> dict[st
         "sequence_parallel": cells("sequence_parallel", False) and values["tp"] > 1,
         "cp_style": cells("cp_style", "ring"),
         "recompute": cells("recompute", "none"),
-        "gradient_bytes": BYTES[cells("gradient_precision", "fp16" if half else "fp32")],
+        "gradient_bytes": BYTES[cells("gradient_precision", precision if half else "fp32")],
         "state_bytes": BYTES[cells("state_precision", "fp32")],
         "fused_norm": cells("fused_norm", framework in MEGATRON),
         "compile": cells("compile", False),

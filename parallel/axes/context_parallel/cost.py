@@ -36,7 +36,7 @@ class ContextCost(AxisCost):
         """Launch each further round of a ring, compiled or not, or the exchanges of heads."""
         case, k = plan.case, plan.constants
         launches = np.where(is_ring(case), (case.cp - 1) * RING_ROUND, EXCHANGES)
-        scale = np.where(case.cp > 1, launches * np.where(case.is_of_2021, 1.0, k.host_new), 0.0)
+        scale = np.where(case.cp > 1, launches * np.where(plan.is_of_2021, 1.0, k.host_new), 0.0)
         again = (case.recompute == "full") | (case.recompute == "selective")
         return Pass(k.host_forward_s * scale, k.host_backward_s * scale).again(again)
 

@@ -135,7 +135,9 @@ def _ring_latency_s(plan: Plan, ranks: Values) -> Values:
 def _ring_rate(plan: Plan, degree: Values, inner: Values) -> Values:
     """Return the bytes per second at which a rank passes on gathered or reduced data."""
     case, k = plan.case, plan.constants
-    share = np.where((case.zero == 3) & case.is_deepspeed & case.is_of_2021, k.deepspeed_network_share, k.network_share)
+    share = np.where(
+        (case.zero == 3) & case.is_deepspeed & case.keeps_scores, k.deepspeed_network_share, k.network_share
+    )
     rate = group_bytes_per_s(plan, degree=degree, inner=inner, intra_share=k.link_share, inter_share=share)
     return rate * degree / np.maximum(degree - 1, 1)
 

@@ -24,7 +24,9 @@ class TensorCost(AxisCost):
         # a gather and a scatter have the steps of one all-reduce between them, and begin twice
         latency_s = collective_latency_s(plan, case.tp) + np.where(case.sequence_parallel, k.latency_s, 0.0)
         once_s = np.where(case.tp > 1, bytes_ / rate + latency_s, 0.0)
-        exposed = np.where(case.tp_overlap, k.tensor_exposed, 1.0)
+        # what overlaps reads the memory of the other ranks, which fast links alone let it do
+        beside = case.tp_overlap & (case.tp <= case.gpus_per_node)
+        exposed = np.where(beside, k.tensor_exposed, 1.0)
         calls = case.block_reductions if isinstance(case, CountedCase) else 2
         both_s = calls * once_s * exposed
         # the gather of a layer's input is made once more in backward, for the gradient of the weight, and runs beside
@@ -36,7 +38,7 @@ class TensorCost(AxisCost):
     def on_host(self, plan: Plan) -> Pass:
         case, k = plan.case, plan.constants
         calls_s = np.where(case.tp > 1, 2 * k.host_collective_s * (case.tp / 8) ** k.host_collective_growth, 0.0)
-        scale = np.where(case.keeps_scores, 1.0, k.host_new)
+        scale = np.where(plan.is_of_2021, 1.0, k.host_new)
         return Pass(calls_s * scale, calls_s * scale).again(case.recompute == "full")
 
 

@@ -143,6 +143,7 @@ ANY: dict[str, tuple[Callable[[Raw], bool], Change]] = {
     "tp overlap": (lambda r: not r["tp_overlap"], lambda r: {"tp_overlap": True}),
     "fp32": (lambda r: r["precision"] in ("fp16", "bf16"), lambda r: {"precision": "fp32"}),
     "sgd": (lambda r: True, lambda r: {"optimizer": "sgd"}),
+    "states in 16 bits": (lambda r: "paralab" not in r["framework"], lambda r: {"state_precision": "bf16"}),
 }
 
 
@@ -179,7 +180,8 @@ BOUNDS: dict[str, tuple[tuple[float, float], tuple[float, float]]] = {
     "dp overlap": ((0.2, 1.0), (1.0, 1.0)),
     "tp overlap": ((0.2, 1.0), (1.0, 1.0)),
     "fp32": ((0.99, 45.0), (0.5, 2.1)),
-    "sgd": ((0.9, 1.0), (0.4, 1.0)),
+    "sgd": ((0.7, 0.999999), (0.4, 1.0)),
+    "states in 16 bits": ((0.6, 0.999999), (0.4, 1.0)),
 }
 
 

@@ -13,7 +13,7 @@ from paralab.axes.data.cost import DataCost
 from paralab.axes.pipeline.cost import passes_behind
 from paralab.axes.tensor.cost import TensorCost
 from paralab.benchmarks.planner.cases import Published, published
-from paralab.planning import compute, hardware
+from paralab.planning import compute, hardware, host
 from paralab.planning.constants import shipped
 from paralab.planning.predict import evaluate
 from paralab.planning.settle import arrays
@@ -105,6 +105,25 @@ def test_an_eighth_of_the_network_takes_longer_where_only_some_stages_are_on_oth
         cases.case.n_gpus / cases.case.pp < cases.case.gpus_per_node
     )
     assert machine_moved(cases, within & (cases.case.pp > 1), inter_bytes_per_s=1 / 8) == 1
+
+
+def test_tensor_ranks_on_several_nodes_hide_nothing_behind_products(cases: Published) -> None:
+    """What overlaps reads the memory of its neighbours over the fast links of a node."""
+
+    def waits_s(per_node: float, overlaps: bool) -> np.ndarray:
+        plan = plan_of(cases, lambda c: (c.tp == 8) & (c.n_gpus > 8), gpus_per_node=per_node, tp_overlap=overlaps)
+        return np.asarray(TensorCost().in_layer(plan, Pass()).forward_s)
+
+    assert np.all(waits_s(8, True) < waits_s(8, False)) and np.all(waits_s(4, True) == waits_s(4, False))
+
+
+def test_a_host_launches_faster_in_the_nodes_of_later_devices(cases: Published) -> None:
+    part = cases.part(cases.table == "vtrain_single_node")  # launching bounds most of it
+    later, same = (
+        Machine(**{**vars(part.machine), "arch": np.full(len(part.table), arch)}) for arch in ("Hopper", "Ampere")
+    )
+    launched = [host.layer(Plan(part.case, machine, shipped())).both_s for machine in (later, same)]
+    assert launched[0] == pytest.approx(shipped().host_new * launched[1])
 
 
 def test_an_eighth_of_the_link_takes_longer_where_tensor_ranks_use_it(cases: Published) -> None:

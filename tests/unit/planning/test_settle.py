@@ -78,3 +78,14 @@ def test_a_case_of_numbers_gives_what_arrays_give() -> None:
     for i in range(3):
         alone = Plan(one.but(dp=float(dp[i]), n_gpus=float(dp[i]) * one.tp * one.pp), machine, shipped())
         assert step_time_s(alone)[0] == pytest.approx(found[i], rel=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("framework", "precision", "bytes_"),
+    [("deepspeed", "fp16", 2), ("deepspeed", "bf16", 2), ("torchtitan", "bf16", 4), ("megatron-deepspeed", "bf16", 4)],
+)
+def test_gradients_have_the_precision_that_the_software_adds_them_in(
+    framework: str, precision: str, bytes_: int
+) -> None:
+    raw = {"layers": 4, "hidden": 128, "framework": framework, "precision": precision}
+    assert settle(raw).case.gradient_bytes == bytes_
