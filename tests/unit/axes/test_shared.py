@@ -16,7 +16,7 @@ from paralab.planning.work import Work
 
 def test_copies_on_several_ranks_stay_equal_to_the_bit(monkeypatch: pytest.MonkeyPatch) -> None:
     """Sums of three numbers depend on their order, which is one on all ranks."""
-    grads = {0: torch.tensor([1.0]), 1: torch.tensor([1e8]), 3: torch.tensor([-1e8])}
+    grads = {0: torch.tensor([1e8]), 1: torch.tensor([1.0]), 3: torch.tensor([-1e8])}
     totals = []
     for rank, grad in grads.items():
         parameter = nn.Parameter(torch.zeros(1))

@@ -83,7 +83,9 @@ def test_the_gate_on_changes(tmp_path, capsys):
     [("tokens_per_s", {"better": "faster", "worse": "slower"}, "worse"), ("mfu", {}, "worse"),
      ("exposed_comm_share", {}, "better"), ("comm_dp_sent_bytes", {}, "better"), ("gpu_clock_mean_mhz", {}, "lower"),
      ("hfu", {}, "worse"), ("goodput_share", {}, "worse"), ("steps_lost", {}, "better"),
-     ("dropped_share", {}, "better")],
+     ("dropped_share", {}, "better"), ("loss_last", {}, "better"), ("expert_imbalance", {}, "better"),
+     ("energy_per_token_j", {}, "better"), ("steps_to_loss", {}, "better"), ("samples_per_s_per_device",
+     {"better": "faster", "worse": "slower"}, "worse"), ("model_tflops_per_device", {}, "worse")],
 )  # fmt: skip
 def test_any_column_of_numbers_is_a_metric_with_what_is_better_in_it(metric, words, verdict):
     assert (METRICS[metric].words, METRICS[metric].verdict(0.9)) == (words, verdict)
