@@ -1,5 +1,6 @@
 """What does not fit into this machine is refused before any process starts, with what would fit."""
 
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -38,6 +39,21 @@ def test_states_and_idle_processes_are_counted(free: Any) -> None:
     for gb, fits in ((takes / 1e9 + 0.01, True), (takes / 1e9 - 0.01, False)):
         free(gb)
         assert fit.fits(work, FORKED) is fits
+
+
+def test_a_machine_of_several_counts_the_processes_that_it_has(free: Any) -> None:
+    work, rank = work_of(size="124m", layout="dp4"), Rank(0, 4, 0, 2, "torchrun")
+    takes = 2 * 4 * 4 * work.n_parameters  # weights, gradients and two moments, of two ranks of four
+    for gb, fits in ((takes / 1e9 + 0.01, True), (takes / 1e9 - 0.01, False)):
+        free(gb)
+        assert fit.fits(work, rank) is fits
+
+
+def test_the_smallest_gpu_of_a_machine_decides(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 3)
+    sizes = [SimpleNamespace(total_memory=size) for size in (80_000, 40_000, 60_000)]
+    monkeypatch.setattr(torch.cuda, "get_device_properties", sizes.__getitem__)
+    assert fit._gpu_bytes() == 38_000
 
 
 @pytest.mark.parametrize(

@@ -98,6 +98,19 @@ def test_every_layout_is_legal_and_there_once() -> None:
                 layout.check_schedule()
 
 
+def test_all_that_can_be_chosen_beside_degrees_is_tried() -> None:
+    found = gpt3().columns
+    assert set(found["recompute"].tolist()) == {"none", "selective", "full"}
+    assert set(found["sequence_parallel"][found["tp"] > 1].tolist()) == {False, True}
+    assert set(found["micro_batch_size"][found["dp"] == 2].tolist()) >= {1, 2, 4, 8, 16, 32, 64, 128, 256}
+    groups = found["shard"] > 0
+    assert np.any(groups) and np.all((found["shard"] * found["tp"])[groups] <= 8), "of a node of eight"
+    fewer = found["schedule"] == "dualpipev"
+    assert np.all((512 // found["dp"] // found["micro_batch_size"])[fewer] >= 2 * found["pp"][fewer])
+    long = search({**GPT3, "sequence_length": 8192, "tp": 8, "pp": 1, "micro_batch_size": 1, "zero": 0}).columns
+    assert set(long["cp"].tolist()) == {1, 2, 4, 8} and set(found["cp"].tolist()) == {1}
+
+
 def test_every_schedule_that_is_trained_is_looked_at() -> None:
     """With as many stages a rank; the naive one is gpipe with one micro-batch."""
     found = search(GPT3 | {"dp": 16, "tp": 1})

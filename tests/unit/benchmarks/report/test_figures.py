@@ -127,8 +127,16 @@ def test_a_point_of_scaling_is_a_run_that_was_made(tmp_path: Path) -> None:
                 number += 1
     (found,) = scaling(load([path]))[:1]
     drawn = str(found.drawing)
-    assert set(re.findall(r"<title>(\w+): [\d.]+% at (\d)", drawn)) == {
-        ("single", "1"), ("ddp", "2"), ("ddp", "4"), ("zero3", "4"),
+    one, two, four = 101.0, 100 * 2**0.5 + 1, 201.0  # samples/s, the middle one of three runs
+    assert set(re.findall(r"<title>(\w+): ([\d.]+)% at (\d)", drawn)) == {
+        ("single", "100", "1"), ("ddp", f"{100 * two / 2 / one:.3g}", "2"), ("ddp", f"{100 * four / 4 / one:.3g}", "4"),
+        ("zero3", f"{100 * four / 4 / one:.3g}", "4"),
+    }  # fmt: skip
+    (source,) = load([path])
+    several = replace(source, records=tuple(record for record in source.records if record.world_size != 1))
+    without_one = str(scaling([several])[0].drawing)  # so that the fewest processes of each are its ideal
+    assert set(re.findall(r"<title>(\w+): ([\d.]+)% at (\d)", without_one)) == {
+        ("ddp", "100", "2"), ("ddp", f"{100 * (four / 4) / (two / 2):.3g}", "4"), ("zero3", "100", "4"),
     }  # fmt: skip
     assert drawn.count('class="whisker') == 4 and "Bars are the range over runs." in found.caption
 
