@@ -140,14 +140,30 @@ def _read(argv: list[str]) -> tuple[TrainConfig, Origins]:
     below, origin = _without_length(_preset(typed.preset), given), Origin("preset", typed.preset or "")
     config = TrainConfig.from_dict(below | given)
     folder = config.out or f"runs/{folder_of(config.model)}" + (f"-{config.size}" if config.size else "")
-    started_with = config_file(folder)
-    if config.resume == IN_FOLDER and started_with.exists():
-        before = _without_length(_without_division(load(started_with), given), given)
-        below, origin = before, Origin("run", folder)
-        config = TrainConfig.from_dict(below | given, source=str(started_with))
+    if config.resume == IN_FOLDER and (before := _started_with(folder)):
+        source, values = before
+        below, origin = _without_length(_without_division(values, given), given), Origin("run", folder)
+        config = TrainConfig.from_dict(below | given, source=source)
     config = replace(config, out=folder, engine="torch" if config.engine == "auto" else config.engine)
     _check_can_be_kept(config)
     return config, {**dict.fromkeys(below, origin), **origins}
+
+
+def _started_with(folder: str) -> tuple[str, dict[str, Any]] | None:
+    """Return the file that says what the run in a folder was started with, and what it says; None where none does.
+
+    A checkpoint says so as well, where the configuration was not copied with it.
+    """
+    file = config_file(folder)
+    if file.exists():
+        return str(file), load(file)
+    from paralab import checkpoint
+
+    newest = checkpoint.latest(folder)
+    if newest is None:
+        return None
+    values = checkpoint.read_facts(newest).run
+    return str(newest), {name: value for name, value in values.items() if value is not None}
 
 
 def _check_can_be_kept(config: TrainConfig) -> None:

@@ -13,6 +13,7 @@ from paralab.console.inputs import check_has_end
 from paralab.console.sheet import Line
 from paralab.errors import DataError, UsageError
 from paralab.records.cells import decode, line_of
+from paralab.records.log_files import TRAINING_ROWS
 from paralab.records.row import REQUIRED, RunRecord, header
 from paralab.records.schema import check_schema, few, present_name
 
@@ -44,7 +45,9 @@ def read_lines(path: str | Path) -> list[tuple[int, RunRecord]]:
             content = file.read()
     except OSError as error:
         problem = error.strerror
-        raise DataError(f"{path} cannot be read ({problem}): give a CSV file that `paralab bench` wrote") from None
+        inside = path / TRAINING_ROWS
+        advice = f"give its rows, {inside}" if inside.is_file() else "give a CSV file that `paralab bench` wrote"
+        raise DataError(f"{path} cannot be read ({problem}): {advice}") from None
     table = sheet.parse(content, path)
     if not table.finished:
         warnings.warn(f"{path}: the last line is not finished and was skipped", stacklevel=2)

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from paralab.errors import ConfigError
+from paralab.options.arguments import MOST
 from paralab.training.options import TrainConfig
 
 if TYPE_CHECKING:  # it imports torch: `--help` does not wait for it
@@ -40,6 +41,8 @@ def with_steps(work: "Work", *, steps_given: bool) -> "Work":
         taken = f"{run.epochs} epochs of {samples:,} samples are {steps + run.warmup:,} steps of {batch}"
         if steps < 1:
             raise ConfigError(f"--epochs {run.epochs} with --warmup {run.warmup}: {taken}, use --warmup 0")
+        if steps > MOST:
+            raise ConfigError(f"--epochs {run.epochs} is too many: {taken}, use a smaller number")
         if steps_given and steps != run.steps:
             less = f" less {run.warmup} of warm-up" if run.warmup else ""
             raise ConfigError(

@@ -40,6 +40,8 @@ def kind_of(path: Path) -> Kind:
     for name, kind in _MARKS:
         if (path / name).is_file():
             return kind
+    if (newest := checkpoint.latest(path)) is not None:
+        raise ConfigError(f"--init-from {path} is the folder of a run: give one of its checkpoints, such as {newest}")
     raise ConfigError(
         f"--init-from {path} has no {', '.join(name for name, _ in _MARKS[:-1])} or {_MARKS[-1][0]}: give a Hugging "
         "Face folder, one that paralab export wrote, a checkpoint such as RUN/step-200, or a ckpt.pt of nanoGPT"
@@ -123,6 +125,10 @@ def _model(path: Path, *, trust: bool) -> tuple[ModelSpec, ModelConfig] | None:
     from paralab.weights import hugging_face, nanogpt
 
     kind = kind_of(path)
+    if kind == "hugging face" and path.is_file():
+        raise ConfigError(
+            f"--init-from {path} is a GGUF file, of a model of transformers: give that as --model hf:NAME"
+        )
     if kind == "hugging face":
         return hugging_face.check(path, trust=trust)
     if kind == "nanogpt":

@@ -215,8 +215,12 @@ def test_a_bad_cell_is_named(tmp_path):
     path.write_text(path.read_text().replace(",7,", ",seven,"))
     with pytest.raises(DataError, match="line 2: dp is 'seven'"):
         read(path)
-    with pytest.raises(DataError, match="cannot be read"):
+    with pytest.raises(DataError, match=r"cannot be read .*: give a CSV file"):
         read(tmp_path / "none.csv")
+    (tmp_path / "run").mkdir()
+    append(tmp_path / "run" / "runs.csv", PLAIN)
+    with pytest.raises(DataError, match=r"run cannot be read .*: give its rows, .*run/runs\.csv"):
+        read(tmp_path / "run")
 
 
 def test_a_change_of_the_columns_counts_the_schema_up():

@@ -73,6 +73,8 @@ def test_warm_up_counts_and_what_is_requested_twice_has_to_agree() -> None:
     both = "--steps 9 with --epochs 3: 3 epochs of 25 samples are 10 steps of 8, use --steps 10 or leave one out"
     with pytest.raises(ConfigError, match=both):
         settled(*QUICK, "--epochs", "3", "--steps", "9")
+    with pytest.raises(ConfigError, match=r"--epochs 1000000000000 is too many: .* are 3,125,000,000,000 steps of 8"):
+        settled(*QUICK, "--epochs", str(10**12))
     with pytest.raises(ConfigError, match="use --warmup 0"):
         settled(*QUICK, "--epochs", "1", "--warmup", "4")
 

@@ -502,6 +502,15 @@ def test_a_run_that_goes_on_is_told_of_layouts_that_divide_its_batch(finished: P
     assert resumed(finished, *words, *advice)[0] == advice[-1]
 
 
+def test_a_run_whose_configuration_was_not_copied_goes_on_by_that_of_its_checkpoint(
+    finished: Path, tmp_path: Path
+) -> None:
+    moved = shutil.copytree(finished, tmp_path / "moved")
+    asked = resolve(train.read(["--resume", "--out", str(moved), "--nproc", "2"], PYTHON)).run
+    (moved / "config.toml").unlink()
+    assert resolve(train.read(["--resume", "--out", str(moved), "--nproc", "2"], PYTHON)).run == asked
+
+
 def test_under_a_launcher_the_number_of_processes_is_its(finished: Path) -> None:
     two = Rank(0, 2, 0, 2, "torchrun")
     assert resumed(finished, rank=two) == ("dp2", 10)

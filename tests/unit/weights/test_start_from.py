@@ -192,6 +192,11 @@ def test_what_cannot_be_used_is_said(trained: Path, tmp_path: Path, capsys: pyte
     assert "give a new folder" in capsys.readouterr().err
     with pytest.raises(ConfigError, match=r"no facts\.json, config\.json"):
         losses(tmp_path / "a", "--init-from", str(tmp_path / "nothing"))
+    with pytest.raises(ConfigError, match=r"is the folder of a run: give one of its checkpoints, such as .*/step-\d+$"):
+        losses(tmp_path / "a", "--init-from", str(trained))
+    (tmp_path / "a.gguf").write_bytes(b"GGUF")
+    with pytest.raises(ConfigError, match=r"a\.gguf is a GGUF file, .*: give that as --model hf:NAME"):
+        losses(tmp_path / "a", "--init-from", str(tmp_path / "a.gguf"))
     with pytest.raises(ConfigError, match=r"--seq-len 32: .* has 16 positions, use that or fewer"):
         losses(tmp_path / "b", "--init-from", str(folder), "--seq-len", "32")
     with pytest.raises(ConfigError, match=r"is a gpt2: use --model gpt2"):
