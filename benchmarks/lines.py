@@ -36,7 +36,7 @@ def _lines_of(node: ast.stmt) -> set[int]:
 
 def table() -> str:
     """Return the table, a row for each library; a dash stands where there is no script."""
-    rows = [f"| | {' | '.join(LAYOUTS.values())} |", "|---" * (len(LAYOUTS) + 1) + "|"]
+    rows = [f"| library | {' | '.join(LAYOUTS.values())} |", "|---" * (len(LAYOUTS) + 1) + "|"]
     for library, title in LIBRARIES.items():
         cells = (_cell(SCRIPTS / f"{library}_{layout}.py") for layout in LAYOUTS)
         rows.append(f"| {title} | {' | '.join(cells)} |")

@@ -1,11 +1,16 @@
 """A page opened in Debian's chromium, driven over two pipes: the devtools protocol, JSON between zero bytes.
 
-Without the program (`apt-get install chromium`) tests that need it are skipped, and say so.
+Without the program (`apt-get install chromium`) tests that need it are skipped, and say so. axe-core is a file that the
+network has and this repository does not. To look with it as well:
+
+    npm pack axe-core && tar xf axe-core-*.tgz
+    PARALAB_AXE=package/axe.min.js python -m pytest tests/unit/test_site.py tests/unit/benchmarks/report/test_browser.py
 """
 
 import base64
 import json
 import os
+import re
 import shutil
 import subprocess
 import time
@@ -18,6 +23,8 @@ import pytest
 
 PROGRAM = shutil.which("chromium")
 needs_chromium = pytest.mark.skipif(PROGRAM is None, reason="needs chromium: apt-get install chromium")
+AXE = os.environ.get("PARALAB_AXE")
+needs_axe = pytest.mark.skipif(AXE is None, reason="needs axe-core: the head of tests/chromium.py says how")
 MOST_S = 60.0  # for one answer, on a busy machine
 
 
@@ -72,6 +79,15 @@ class Tab:
         found = self.call("Runtime.evaluate", expression=script, returnByValue=True, awaitPromise=True)
         assert "exceptionDetails" not in found, found
         return found["result"].get("value")
+
+    def violations(self) -> list[str]:
+        """Return what axe-core finds wrong with the page, as it is shown now."""
+        self.call("Page.setBypassCSP", enabled=True)  # of axe, not of the page
+        self.run(Path(str(AXE)).read_text(encoding="utf-8") + ";0")
+        told = "one.id + ': ' + one.nodes.map((node) => node.html).join(' ')"
+        found = self.run(f"axe.run().then((found) => found.violations.map((one) => {told}))")
+        self.call("Page.setBypassCSP", enabled=False)
+        return [re.sub(r"\s+", " ", line)[:300] for line in found]
 
     @property
     def complaints(self) -> list[str]:

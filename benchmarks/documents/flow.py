@@ -8,7 +8,7 @@ FLOW_HEAD = """\
 What happens to `paralab run --strategy zero3 --nproc 4`. The axes hand the engine parts, an optimizer and callables: it
 never asks which layout it runs. A test runs a case, and these functions have to be called in the order of the table.
 
-| | what happens | where | what it hands on |
+| step | what happens | where | what it hands on |
 |---|---|---|---|"""
 
 

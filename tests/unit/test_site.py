@@ -4,12 +4,15 @@ import os
 import re
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
 from types import ModuleType
 
 import pytest
+
+from tests.chromium import MOST_S, Tab, browser, needs_axe, needs_chromium
 
 ROOT = Path(__file__).resolve().parents[2]
 DOCS = ROOT / "docs"
@@ -69,12 +72,64 @@ def test_links_out_of_the_documents_become_paths(hooks: ModuleType) -> None:
     assert hooks.inside("[compare](../compare.md) [tests](../../tests)", depth=1) == "[compare](../compare.md) `tests`"
 
 
-def test_mkdocs_builds_the_site_without_a_warning_and_without_the_network(tmp_path: Path) -> None:
+@pytest.fixture(scope="module")
+def built(tmp_path_factory: pytest.TempPathFactory) -> tuple[subprocess.CompletedProcess[str], Path]:
     pytest.importorskip("material", reason="no mkdocs-material: pip install -c constraints.txt -e '.[dev]'")
-    command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--quiet", "--site-dir", str(tmp_path / "site")]
+    site = tmp_path_factory.mktemp("site")
+    command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--quiet", "--site-dir", str(site)]
     offline = {"http_proxy": "http://127.0.0.1:9", "https_proxy": "http://127.0.0.1:9", "NO_MKDOCS_2_WARNING": "1"}
-    done = subprocess.run(command, cwd=ROOT, env={**os.environ, **offline}, capture_output=True, text=True, timeout=120)
+    env = {**os.environ, **offline}
+    return subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, timeout=120), site
+
+
+def test_mkdocs_builds_the_site_without_a_warning_and_without_the_network(
+    built: tuple[subprocess.CompletedProcess[str], Path],
+) -> None:
+    done, site = built
     assert (done.returncode, done.stderr) == (0, "")
-    page = (tmp_path / "site" / "strategies.html").read_text(encoding="utf-8")
+    page = (site / "strategies.html").read_text(encoding="utf-8")
     assert "img/strategies/zero3.svg" in page
     assert not re.findall(r'<(?:script|link|img)[^>]+(?:src|href)="(?:https?:)?//', page)
+
+
+@pytest.fixture(scope="module")
+def tab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Tab]:
+    with browser(tmp_path_factory.mktemp("profile")) as opened:
+        yield opened
+
+
+def _show(tab: Tab, page: Path, width_px: int, dark: bool) -> None:
+    """Open a page of the site and wait until the script of the theme has run."""
+    tab.open(page, width_px=width_px, dark=dark)
+    shown = "document.querySelectorAll('.md-typeset table:not([class])').length == "
+    shown += "document.querySelectorAll('.md-typeset__scrollwrap').length && document.body.dataset.mdColorScheme"
+    until = time.monotonic() + MOST_S
+    while tab.run(shown) != ("slate" if dark else "default"):
+        assert time.monotonic() < until, f"{page.name} does not look as the system says: dark is {dark}"
+        time.sleep(0.02)
+
+
+@needs_chromium
+def test_a_page_of_the_site_is_for_every_reader(tab: Tab, built: tuple[subprocess.CompletedProcess[str], Path]) -> None:
+    for width_px, dark in ((1280, False), (390, True)):  # the second visit is that of a system that has turned dark
+        _show(tab, built[1] / "results.html", width_px, dark)
+        assert tab.run("document.documentElement.scrollWidth") == width_px
+        plain = "[...document.querySelectorAll('.md-content p a')].filter((one) => "
+        plain += "!getComputedStyle(one).textDecorationLine.includes('underline')).length"
+        assert tab.run(plain) == 0
+        scrolls = "[...document.querySelectorAll('pre > code, .md-typeset__scrollwrap')].filter((one) => "
+        scrolls += "one.scrollWidth > one.clientWidth).map((one) => one.tabIndex)"
+        assert {*tab.run(scrolls)} <= {0}
+    assert len(tab.run(scrolls)) > 3
+
+
+@needs_chromium
+@needs_axe
+@pytest.mark.parametrize("width_px", [390, 1280])
+@pytest.mark.parametrize("dark", [False, True])
+def test_axe_finds_nothing_in_the_site(
+    tab: Tab, built: tuple[subprocess.CompletedProcess[str], Path], dark: bool, width_px: int
+) -> None:
+    for page in (*sorted({*built[1].glob("*.html")} - {built[1] / "404.html"}), built[1] / "design" / "index.html"):
+        _show(tab, page, width_px, dark)
+        assert not tab.violations(), page.name

@@ -1,13 +1,5 @@
-"""The report in a browser: its script, its policy, and what axe-core finds.
+"""The report in a browser: its script, its policy, and what axe-core finds."""
 
-axe-core is a file that the network has and this repository does not. To look with it:
-
-    npm pack axe-core && tar xf axe-core-*.tgz
-    PARALAB_AXE=package/axe.min.js python -m pytest tests/unit/benchmarks/report/test_browser.py
-"""
-
-import os
-import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -16,12 +8,11 @@ import pytest
 
 from paralab import cli
 from paralab.benchmarks.report.results_page import render
-from tests.chromium import Tab, browser, needs_chromium
+from tests.chromium import Tab, browser, needs_axe, needs_chromium
 from tests.unit.benchmarks.report.test_report import EVIL, A, sweep, write
 from tests.unit.synthetic_runs import run, runs
 
 pytestmark = needs_chromium
-AXE = os.environ.get("PARALAB_AXE")
 CPU_TABLE = "[...document.querySelectorAll('table.tools')].at(-1)"
 
 
@@ -166,16 +157,11 @@ def test_the_page_of_a_plan_works_in_a_browser(tab: Tab, plan: Path) -> None:
         assert not tab.complaints and tab.requests == [plan.as_uri()]
 
 
-@pytest.mark.skipif(AXE is None, reason="needs axe-core: the head of this file says how")
+@needs_axe
 @pytest.mark.parametrize("dark", [False, True])
 @pytest.mark.parametrize("width_px", [390, 1280])
 @pytest.mark.parametrize("name", ["report", "plan"])
 def test_axe_finds_nothing(tab: Tab, request: pytest.FixtureRequest, name: str, width_px: int, dark: bool) -> None:
     tab.open(request.getfixturevalue(name), width_px=width_px, dark=dark)
     tab.run("for (const one of document.querySelectorAll('details')) one.open = true")
-    tab.call("Page.setBypassCSP", enabled=True)  # of axe, not of the page
-    tab.run(Path(str(AXE)).read_text(encoding="utf-8") + ";0")
-    told = "one.id + ': ' + one.nodes.map((node) => node.html).join(' ')"
-    found = tab.run(f"axe.run().then((found) => found.violations.map((one) => {told}))")
-    tab.call("Page.setBypassCSP", enabled=False)
-    assert not [re.sub(r"\s+", " ", line)[:300] for line in found]
+    assert not tab.violations()

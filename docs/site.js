@@ -1,0 +1,11 @@
+// Whatever scrolls sideways is reached with the keyboard, and the button that copies is no landmark.
+const mend = () => {
+  for (const one of document.querySelectorAll("pre > code, .md-typeset__scrollwrap")) {
+    if (one.scrollWidth > one.clientWidth) one.tabIndex = 0;
+    else one.removeAttribute("tabindex");
+  }
+  for (const one of document.querySelectorAll("nav.md-code__nav")) one.setAttribute("role", "none");
+};
+new MutationObserver(mend).observe(document.querySelector(".md-content"), { childList: true, subtree: true });
+addEventListener("resize", mend);
+mend();
