@@ -252,7 +252,7 @@ def _remarks(work: Work, part: Work | None, first: VerifyConfig) -> str:
 
 def _remarked(line: str, remarks: str) -> str:
     """Return a line with what is to be said of it: behind it where there is room, else below."""
-    return f"{line} {remarks}".rstrip() if len(line) + len(remarks) < MOST else f"{line}\n    {remarks}"
+    return f"{line} {remarks}".rstrip() if not remarks or len(line) + len(remarks) < MOST else f"{line}\n    {remarks}"
 
 
 def _surrounded(runs: list[VerifyConfig], rank: Rank) -> list[Work]:
@@ -261,7 +261,8 @@ def _surrounded(runs: list[VerifyConfig], rank: Rank) -> list[Work]:
     here = [w for w in works if w.layout.world_size == rank.world_size == rank.local_world_size]
     able = [w for w in here if w.run.engine == "torch"]
     split = [w for w in reversed(able) if w.layout.dp > 1 and w.layout.zero]
-    return (split[:1] or able[:1]) + [w for w in able if w.layout.pp > 1 and w.layout.schedule == "1f1b"][:1]
+    staged = [w for w in able if w.layout.pp > 1 and w.layout.schedule == "1f1b"]
+    return list({w.layout: w for w in ((split or able)[:1] + staged[:1])}.values())
 
 
 def _validates(work: Work) -> bool:

@@ -1,0 +1,23 @@
+"""What is compared and printed once for a layout, and how."""
+
+from paralab.commands.verify import VerifyConfig
+from paralab.commands.verify_cases import _remarked, _surrounded
+from paralab.layout import Layout
+from paralab.processes.rank import Rank
+
+
+def test_what_surrounds_a_layout_is_compared_once() -> None:
+    def names(*layouts: str) -> list[str]:
+        runs = [VerifyConfig(model="gpt2", size="tiny", precision="fp32", layout=Layout.parse(one)) for one in layouts]
+        rank = Rank(rank=0, world_size=4, local_rank=0, local_world_size=4, launcher="torchrun")
+        return [str(work.layout) for work in _surrounded(runs, rank)]
+
+    assert names("tp2.pp2/1f1b/mb4") == ["tp2.pp2/1f1b/mb4"]
+    assert names("dp2.pp2/zero1/1f1b/mb2") == ["dp2.pp2/zero1/1f1b/mb2"]
+    assert names("dp4/zero1", "dp4/zero3", "pp4/1f1b/mb4") == ["dp4/zero3", "pp4/1f1b/mb4"]
+
+
+def test_a_long_line_without_remarks_is_followed_by_no_empty_one() -> None:
+    assert _remarked("x" * 200, "") == "x" * 200
+    assert _remarked("x" * 200, "(bf16)") == "x" * 200 + "\n    (bf16)"
+    assert _remarked("x  ", "") == "x" and _remarked("x", "(bf16)") == "x (bf16)"
