@@ -23,12 +23,7 @@ FOLDERS = ("parallel", "models", "benchmarks", "tests", "docs", "ds_configs")
 _FOLDERS = f"(?:{'|'.join(FOLDERS)})"
 
 
-# Of the pictures of strategies those that differ most: all are made by the same code, and take a second each.
-DRAWN = ("ddp", "zero3", "hsdp", "expert", "2d")
-CHECKED = [page for page in document.PAGES if page not in PICTURES or Path(page).stem in DRAWN]
-
-
-@pytest.mark.parametrize("page", CHECKED)
+@pytest.mark.parametrize("page", document.PAGES)
 def test_a_page_is_what_its_command_prints(page: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert document.main([page]) == 0
     file = page if "." in page else f"{page}.md"
