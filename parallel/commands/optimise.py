@@ -70,6 +70,8 @@ def main(argv: Sequence[str]) -> int:
     options = parser().parse_args(list(argv))
     asked = read(vars(options))
     check_outputs({"--out": options.out, "--plot": options.plot})
+    if options.out and Path(options.out).suffix.lower() != ".csv":
+        raise ConfigError(f"--out {options.out} is no table: use a name ending in .csv, and --plot for a picture")
     if options.plot and Path(options.plot).suffix.lower() not in FORMS:
         raise ConfigError(f"--plot {options.plot} is no picture: use a name ending in {', '.join(FORMS)}")
     check_can_draw(options.plot)

@@ -38,16 +38,16 @@ def main(argv: list[str]) -> int:
     supervised = restore(options.supervised) if options.supervised else None
     phases = Phases(Moment.now(), transient=True)
     with phases:
-        encoders = list(_encoders(trained, supervised, phases))
+        encoders = _encoders(trained, supervised, phases)
+        first = next(encoders)  # refuses another model before its images are counted
+        training, held_out = samples_of(trained, "train").n_samples, samples_of(trained, "validation").n_samples
+        labels = _labels(options, training)
+        every = [first, *encoders]
     print(f"{trained.work.spec.name} {trained.work.size} from {trained.path}", file=sys.stderr)
-    training, held_out = samples_of(trained, "train").n_samples, samples_of(trained, "validation").n_samples
-    labels = min(options.labels or training, training)
-    if labels < options.k:
-        raise ConfigError(f"{labels} labelled images and {options.k} neighbours: use a smaller --k, or more --labels")
     print(f"{labels:,} labelled images; right of {held_out:,} held-out ones, with 95% intervals:")
     print(_row("encoder", "linear probe", f"{options.k} nearest neighbours"))
     with phases:
-        for name, of, model in encoders:
+        for name, of, model in every:
             phases.begin(f"{name}: features of images", total=labels + held_out)
             near = encode(model, samples_of(of, "train"), most=labels, on_images=phases.advance)
             far = encode(model, samples_of(of, "validation"), on_images=phases.advance)
@@ -56,6 +56,16 @@ def main(argv: list[str]) -> int:
             phases.end()
             print(_row(name, *cells), flush=True)
     return 0
+
+
+def _labels(options: argparse.Namespace, training: int) -> int:
+    """Return how many labelled images are learned from. Raises: ConfigError for more than there are, or too few."""
+    labels: int = options.labels or training
+    if labels > training:
+        raise ConfigError(f"--labels {labels} with {training} training images: use {training} or fewer")
+    if labels < options.k:
+        raise ConfigError(f"{labels} labelled images and {options.k} neighbours: use a smaller --k, or more --labels")
+    return labels
 
 
 def _encoders(
@@ -106,7 +116,7 @@ def _parse(argv: list[str]) -> argparse.Namespace:
     )
     parser.add_argument(
         "--labels",
-        type=whole(1),
+        type=whole(2),
         metavar="N",
         help="Learn from this many labelled training images, the first ones (default: all)",
     )

@@ -100,11 +100,19 @@ def test_features_do_not_depend_on_what_is_encoded_beside_them(runs: Path) -> No
             "is a vicreg model: one of paralab train --model resnet",
         ),
         (["--checkpoint", "vicreg", "--labels", "3", "--k", "4"], "3 labelled images and 4 neighbours: use a smaller"),
+        (["--checkpoint", "vicreg", "--labels", "61"], "--labels 61 with 60 training images: use 60 or fewer"),
+        (
+            ["--checkpoint", "vicreg", "--labels", "1", "--k", "1"],
+            "'1' is not allowed: use a whole number of at least 2",
+        ),
         (["--checkpoint", "vicreg", "--k", "61"], "60 labelled images and 61 neighbours"),
         (["--checkpoint", "nowhere"], "nowhere"),
     ],
 )
-def test_what_cannot_be_probed_is_refused_in_one_line(runs: Path, words: list[str], said: str) -> None:
+def test_what_cannot_be_probed_is_refused_in_one_line(
+    runs: Path, words: list[str], said: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("paralab.inference.encoders.untrained", None)  # before anything is computed
     at = [str(runs / word) if word in ("vicreg", "resnet", "gpt2", "nowhere") else word for word in words]
     with pytest.raises(UsageError, match=said) as caught:
         probe.main(at)

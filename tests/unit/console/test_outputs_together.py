@@ -1,4 +1,4 @@
-"""Two options that name one file, or one that is read: refused before any work, and nothing is replaced."""
+"""Options that name one file, or a file that is read or of another kind: refused before any work, nothing is lost."""
 
 import re
 from pathlib import Path
@@ -22,6 +22,7 @@ TEXT = "\n\n".join(" ".join(f"word{i * j % 97}" for j in range(30)) for i in ran
         ("data dedup a.txt --measure --out b.txt", "--measure writes nothing: leave --out out"),
         ("data dedup a.txt --measure --pairs b.csv", "--measure writes nothing: leave --pairs out"),
         ("optimise --problem signal --out a.svg --plot a.svg", "--out and --plot are both a.svg"),
+        ("optimise --problem signal --out a.txt", "--out a.txt is no table: use a name ending in .csv"),
         ("run --model gpt2 --size tiny --nproc 1 --out a.csv --trace a.csv", "--out and --trace are both a.csv"),
         ("explain zero3 --out a.png", "--out a.png: the picture is written as SVG, use a name ending in .svg"),
         ("plan --model gpt2 --n-gpus 8 --out a.csv --report a.csv", "--out and --report are both a.csv|--report a.csv"),
