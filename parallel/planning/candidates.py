@@ -42,7 +42,7 @@ _SCHEDULES_OF = {
     "megatron-core": ("1f1b", "interleaved"),
     "llm-foundry": (),
 }
-_MICRO = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256)
+_LARGEST_MICRO = 1024
 Part = tuple[Settled, dict[str, np.ndarray], dict[str, np.ndarray]]
 
 
@@ -71,9 +71,10 @@ def _degrees(raw: Raw) -> Iterator[dict[str, int]]:
     n, layers = int(raw["n_gpus"]), int(raw.get("layers", 1))
     heads = int(raw.get("heads", 0) or max(1, raw.get("hidden", 128) // 128))
     experts, length = int(raw.get("experts", 0) or 0), int(raw.get("sequence_length", 2048))
-    batch = int(raw["global_batch_size"])
+    batch, is_given = int(raw["global_batch_size"]), "tp" in raw
+    shared = [int(raw[name]) for name in ("kv_heads", *(() if experts else ("ffn",))) if raw.get(name)]
     for tp in _divisors(n, raw.get("tp"), at_most=heads):
-        if heads % tp:
+        if heads % tp or (not is_given and any(whole % tp for whole in shared)):
             continue
         for pp in _divisors(n // tp, raw.get("pp"), at_most=layers):
             for cp in _divisors(n // tp // pp, raw.get("cp"), at_most=64 if length >= _LONG else 1):
@@ -135,7 +136,7 @@ def _micro_batches(raw: Raw, degrees: Mapping[str, int]) -> list[int]:
     if "micro_batch_size" in raw:
         return [int(raw["micro_batch_size"])]
     rows = int(raw["global_batch_size"]) // degrees["dp"]
-    return [size for size in _MICRO if size <= rows and rows % size == 0]
+    return common_divisors([rows], most=min(rows, _LARGEST_MICRO))
 
 
 def _arrays(

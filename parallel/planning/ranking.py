@@ -20,9 +20,13 @@ def ranked(
 ) -> np.ndarray:
     """Return the numbers of at most so many layouts, cheapest first: one of each choice of degrees before any other.
 
+    The first is the simplest of all that cost about as little as any: no prediction tells these apart.
+
     columns: of all layouts, each (layouts,). numbers: of those that are looked at. cost, then: (layouts,), small is
     good; `then` decides between equals.
     """
+    if not len(numbers):
+        return numbers
     # in a pipeline of PyTorch the stages of ZeRO from the first one on take as long and keep as much
     kinds = {**columns, "zero": np.where(columns["pp"] > 1, np.minimum(columns["zero"], 1), columns["zero"])}
     some = _simplest(kinds, numbers, cost, then, KIND, words=_words(columns, numbers))
@@ -32,8 +36,16 @@ def ranked(
     limit[group[first]] = cost[some[first]]
     others = some[(cost[some] >= limit[group]) & ~first]
     others = others[np.lexsort((then[others], cost[others]))]
-    shown = np.concatenate([of_degrees[np.argsort(cost[of_degrees], kind="stable")], others])[:most]
-    return shown[np.lexsort((then[shown], cost[shown]))]
+    first_of_all = _first(columns, of_degrees, cost, least=cost[numbers].min())
+    shown = np.concatenate([of_degrees[np.lexsort((cost[of_degrees], of_degrees != first_of_all))], others])[:most]
+    return shown[np.lexsort((then[shown], cost[shown], shown != first_of_all))]
+
+
+def _first(columns: Mapping[str, np.ndarray], numbers: np.ndarray, cost: np.ndarray, *, least: float) -> int:
+    """Return of all layouts that cost about as little as any the one with fewest axes and words."""
+    close = numbers[cost[numbers] <= max(least * (1 + ALIKE), cost[numbers].min())]
+    axes = sum(1.0 * (columns[name][close] > 1) for name in DEGREES) + (columns["pp"][close] > 1)
+    return int(close[np.lexsort((cost[close], axes + _words(columns, close)))[0]])
 
 
 def _simplest(

@@ -4,6 +4,8 @@ import textwrap
 from collections.abc import Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from paralab.console.lines import MOST, typed
 from paralab.errors import UsageError
 from paralab.planning import answers as found_by
@@ -65,6 +67,7 @@ def text(
         best = found.ranked(top)
         lines += [*_times(found, best, model), "", *_memory(found, best), ""]
         lines += [f"Of layouts of one kind within {ALIKE:.0%} of each other the simplest is shown."]
+        lines += _simpler(found, best)
         lines += [*_nearly_full(found, best), *_long(found, best), ""]
         lines += _losers(found)
         lines += _typed(found, model)
@@ -119,6 +122,16 @@ def _times(found: Found, numbers: Iterable[Any], model: "Trained | None") -> Ite
         )
     if any(text.endswith("*") for text in names):
         yield found_by.not_trained(found)
+
+
+def _simpler(found: Found, numbers: np.ndarray) -> Iterator[str]:
+    """Yield which layouts are predicted to be faster than the first one, which is simpler than they are."""
+    seconds = found.prediction.step_time_s[numbers]
+    faster = [str(rank) for rank, one in enumerate(seconds, 1) if one < seconds[0]]
+    if faster:
+        what = f"Layout {faster[0]} takes" if len(faster) == 1 else f"Layouts {', '.join(faster)} take"
+        less = 1 - float(seconds.min() / seconds[0])
+        yield from _wrapped(f"{what} up to {less:.1%} less than 1, which is simpler.", "")
 
 
 def _short(number: float) -> str:

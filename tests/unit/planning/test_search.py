@@ -17,7 +17,7 @@ from paralab.errors import LayoutError
 from paralab.layout import SCHEDULES, Layout, layers_of_stages
 from paralab.options.config import RunConfig
 from paralab.options.flags import resolve as read_config
-from paralab.planning import answers, shapes
+from paralab.planning import answers, ranking, shapes
 from paralab.planning.breakdown import gib_by_category
 from paralab.planning.candidates import splits
 from paralab.planning.predict import predict
@@ -68,6 +68,34 @@ def test_those_that_are_shown_differ_and_are_the_simplest_of_their_kind() -> Non
         plain &= np.array([not split for split in found.columns["layers_per_stage"]]) & (found.columns["zero"] == 1)
         least = time[kind & found.prediction.fits].min()
         assert row["schedule"] in ("", "1f1b") or not (time[plain] <= 1.01 * least).any()
+
+
+@pytest.mark.parametrize(("piped_s", "first"), [(0.995, 0), (0.985, 1)])
+def test_of_layouts_that_cost_about_as_little_the_one_with_fewest_axes_is_first(piped_s: float, first: int) -> None:
+    """Data ranks alone, and a pipeline of stages that are typed in as few words."""
+    shown = [answers.row(gpt3(), i) for i in gpt3().order]
+    alone = next(row for row in shown if row["dp"] == 64 and row["zero"] == 1 and not row["shard"])
+    piped = next(row for row in shown if (row["dp"], row["pp"], row["schedule"]) == (32, 2, "1f1b"))
+    columns = {name: np.array([alone[name], piped[name]], dtype=object) for name in ("layers_per_stage",)}
+    columns |= {name: np.array([alone[name], piped[name]]) for name in alone if name != "layers_per_stage"}
+    cost = np.array([1.0, piped_s])
+    found = ranking.ranked(columns, np.arange(2), cost, cost, 2)
+    assert found.tolist() == [first, 1 - first]
+    assert ranking.ranked(columns, np.arange(2), cost, cost, 1).tolist() == [first]
+    assert len(ranking.ranked(columns, np.arange(0), cost, cost, 1)) == 0
+
+
+def test_every_micro_batch_that_divides_a_batch_is_looked_at() -> None:
+    found = search({"layers": 2, "hidden": 128, "heads": 2, "n_gpus": 4, "global_batch_size": 60, "dp": 4})
+    assert set(found.columns["micro_batch_size"].tolist()) == {1, 3, 5, 15}
+
+
+def test_tensor_ranks_have_whole_heads_of_keys_unless_they_are_asked_for() -> None:
+    """As `paralab run` and PyTorch have it."""
+    grouped = {**GPT3, "n_gpus": 8, "global_batch_size": 8, "kv_heads": 4, "ffn": 11008, "gated": True}
+    assert set(search(grouped).columns["tp"].tolist()) == {1, 2, 4}
+    assert set(search({**grouped, "ffn": 11010}).columns["tp"].tolist()) == {1, 2}
+    assert set(search({**grouped, "tp": 8}).columns["tp"].tolist()) == {8}
 
 
 @pytest.mark.parametrize(
@@ -349,7 +377,7 @@ def test_where_nothing_fits_it_says_what_would(capsys: pytest.CaptureFixture[str
     assert cli.main(words.split()) == 0
     shown = capsys.readouterr().out
     assert "No layout fits" in shown and "GiB too much: states" in shown and "64 GPUs of this kind would do." in shown
-    assert "With all states in the memory of the host dp4.tp2/" in " ".join(shown.split())  # and not with fewer
+    assert "With all states in the memory of the host dp8/zero3/" in " ".join(shown.split())  # and not with fewer
     assert "131 on the host for each GPU" in " ".join(shown.split())
 
 
