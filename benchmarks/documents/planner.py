@@ -93,11 +93,13 @@ Hundreds of layouts are alike: of those with the same degrees, ZeRO stage, micro
 within 1% of the fastest is shown, and one of each choice of degrees before any other; a file of questions gets up to
 1,000. First comes, of all within 1% of the fastest, the one with fewest axes and words, since no prediction tells these
 apart; the table says which others would be faster. Any micro-batch up to 1,024 that divides a data rank's share is
-looked at, and tensor ranks that divide the heads of keys and the MLP, as `paralab run` asks. Where `framework` names other software than PyTorch's, its schedules and ZeRO stages are looked at. What is legal
-is what `torch.distributed.pipelining` and the published recipes allow: what `paralab run` does not train is among it,
-and the line that is printed to be typed is that of the fastest layout that it does. It trains all of these layouts but
-the schedule `zb-h2`, which `torch.distributed.pipelining` does not have, and the table marks those. Fewer layers in the
-first and the last stage (`firstN`, `lastN`) are looked at where the embedding and the output layer make those heavier.
+looked at, and tensor ranks that divide the heads of keys and the MLP, as `paralab run` asks; selective recomputation
+where it frees memory: flash attention keeps no scores. Where `framework` names other software than PyTorch's, its
+schedules and ZeRO stages are looked at. What is legal is what `torch.distributed.pipelining` and the published recipes
+allow: what `paralab run` does not train is among it, and the line that is printed to be typed is that of the fastest
+layout that it does. It trains all of these layouts but the schedule `zb-h2`, which `torch.distributed.pipelining` does
+not have, and the table marks those. Fewer layers in the first and the last stage (`firstN`, `lastN`) are looked at
+where the embedding and the output layer make those heavier.
 
 *8 in 10* is the range that held 80% of what was measured where predictions were checked, on devices of the same
 generation, every table weighted alike and left out of the fit: {ranges}. Where no batch is given, half a million

@@ -198,7 +198,8 @@ def _parser() -> DeviceParser:
     )
     for name in (*_SHAPES, *_CLUSTER):
         metavar = "WORD" if name in ("precision", "framework") else "N"
-        parser.add_argument(f"--{name.replace('_', '-')}", metavar=metavar, help=_help(name))
+        also = ["--seq-len"] if name == "sequence_length" else []  # as `paralab run` has it
+        parser.add_argument(f"--{name.replace('_', '-')}", *also, metavar=metavar, help=_help(name))
     parser.add_argument("--gated", action="store_true", help="The MLP has a gate (SwiGLU)")
     parser.add_argument(
         "--calibrate-from",

@@ -148,7 +148,7 @@ def _arrays(
     counts = [size for size in micro if _legal(schedule, rows // size, pp)]
     zeros = _zeros(raw, degrees, int(settled.case.gpus_per_node))
     pieces = [raw["sequence_parallel"]] if "sequence_parallel" in raw else [False, True] if tp > 1 else [False]
-    recomputed = [raw["recompute"]] if "recompute" in raw else ["none", "selective", "full"]
+    recomputed = [raw["recompute"]] if "recompute" in raw else _recomputed(settled.case)
     stages = _stages(raw, degrees, schedule, vpp, settled)
     styles = _styles(raw, degrees, settled)
     chosen = list(product(range(len(stages)), zeros, pieces, recomputed, styles, counts))
@@ -170,6 +170,12 @@ def _arrays(
     names = np.empty(len(stages), dtype=object)
     names[:] = [split for split, _ in stages]
     return made | {"layers_per_stage": names[number]}, _case(settled, made | held)
+
+
+def _recomputed(case: Case) -> list[str]:
+    """Return what may be recomputed: the attention core only where that frees memory, which flash attention has not."""
+    frees = not case.is_counted and (case.keeps_scores or case.framework == "torchtitan")
+    return ["none", *(["selective"] if frees else []), "full"]
 
 
 def _zeros(raw: Raw, degrees: Mapping[str, int], per_node: int) -> list[tuple[int, int]]:

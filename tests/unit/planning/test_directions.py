@@ -126,6 +126,14 @@ def test_a_host_launches_faster_in_the_nodes_of_later_devices(cases: Published) 
     assert launched[0] == pytest.approx(shipped().host_new * launched[1])
 
 
+def test_launches_of_many_tensor_ranks_wait_for_a_slowest_host_that_is_little_later(cases: Published) -> None:
+    """Not as the ranks of one node grow, where it was measured."""
+    few, many, most = (
+        np.asarray(TensorCost().on_host(plan_of(cases, always, tp=float(ranks))).forward_s) for ranks in (8, 16, 64)
+    )
+    assert many == pytest.approx(2 * few) and most == pytest.approx(4 * few) and np.all(few > 0)
+
+
 def test_an_eighth_of_the_link_takes_longer_where_tensor_ranks_use_it(cases: Published) -> None:
     assert machine_moved(cases, cases.case.tp > 1, intra_bytes_per_s=1 / 8) >= SHARE
 

@@ -90,6 +90,28 @@ def test_every_micro_batch_that_divides_a_batch_is_looked_at() -> None:
     assert set(found.columns["micro_batch_size"].tolist()) == {1, 3, 5, 15}
 
 
+@pytest.mark.parametrize(
+    ("asked", "looked_at"),
+    [
+        ({}, {"none", "full"}),
+        ({"attention": "fused"}, {"none", "selective", "full"}),
+        ({"framework": "torchtitan"}, {"none", "selective", "full"}),
+        ({"recompute": "selective"}, {"selective"}),
+    ],
+)
+def test_attention_is_recomputed_where_that_frees_memory(asked: dict[str, str], looked_at: set[str]) -> None:
+    found = search({"layers": 2, "hidden": 128, "heads": 2, "n_gpus": 1, "global_batch_size": 1, **asked})
+    assert set(found.columns["recompute"].tolist()) == looked_at
+
+
+def test_tokens_of_a_sequence_are_said_as_to_run(capsys: pytest.CaptureFixture[str]) -> None:
+    said = []
+    for flag in ("--seq-len", "--sequence-length"):
+        assert cli.main([*"plan --layers 2 --hidden 128 --n-gpus 1".split(), flag, "512"]) == 0
+        said.append(capsys.readouterr().out)
+    assert said[0] == said[1] and "512 tokens a sequence" in said[0]
+
+
 def test_tensor_ranks_have_whole_heads_of_keys_unless_they_are_asked_for() -> None:
     """As `paralab run` and PyTorch have it."""
     grouped = {**GPT3, "n_gpus": 8, "global_batch_size": 8, "kv_heads": 4, "ffn": 11008, "gated": True}
