@@ -200,13 +200,11 @@ def flops(config: MixtralConfig) -> Flops:
 
 
 _PLAN: dict[str, Style] = {
-    "embed.tokens": "vocab_embedding",
-    "blocks.*.attn.qkv": "column",
-    "blocks.*.attn.proj": "row",
+    **{pattern: style for pattern, style in decoder.PLAN.items() if ".mlp." not in pattern},
+    "blocks.*.mixture": "whole_sequence",
     "blocks.*.mixture.experts": "experts",
     "blocks.*.mixture.shared.up": "column",
     "blocks.*.mixture.shared.down": "row",
-    "head": "vocab_loss",
 }
 
 
@@ -285,6 +283,7 @@ SPEC = ModelSpec(
     data=lambda config: "alice",
     tensor_plan=tensor_plan,
     tensor_divides=tensor_divides,
+    sequence_parallel=True,
     sequence=lambda config: SequenceShape(config.seq_len, config.n_heads, config.n_kv_heads, causal=True),
     experts="blocks.*.mixture.experts",
     smooth=False,  # where two experts have the same probability, the last bit chooses

@@ -38,7 +38,7 @@ if TYPE_CHECKING:
     from paralab.models.converter import Converter
 
 SAMPLES_TRIED = 2  # of a batch that a model is tried on, without training
-# How the ranks of a tensor axis share a module. The sequence is split between the last two under /sp alone.
+# How the ranks of a tensor axis share a module. The sequence is split under /sp alone, between the last three.
 #   column            Linear or Conv2d: each rank has a part of its outputs; its input is whole. Always before a row
 #   row               Linear or Conv2d: each rank has a part of its inputs, which a column made; its outputs are summed
 #   column_gathered   column whose outputs are gathered: what follows is whole on every rank
@@ -51,6 +51,8 @@ SAMPLES_TRIED = 2  # of a batch that a model is tried on, without training
 #   vocab_loss        output layer and loss: each rank has a part of the vocabulary; the module reduces the softmax
 #   sequence          whole on every rank (a norm); under /sp it sees a piece of the sequence, gradients are summed
 #   scatter_sequence  whole on every rank; under /sp each keeps a piece of the sequence of its output
+#   whole_sequence    a mixture of experts: under /sp its input is gathered, and the first thing that it returns is
+#                     scattered; inside, each rank has a term of that, and of the gradients of what is whole
 Style = Literal[
     "column",
     "row",
@@ -63,6 +65,7 @@ Style = Literal[
     "channels",
     "sequence",
     "scatter_sequence",
+    "whole_sequence",
 ]
 
 

@@ -134,7 +134,7 @@ def _boundary(hidden: tuple[Tensor, ...], layout: Layout) -> int:
     if layout.pp == 1:
         return 0
     for axis in used(layout):
-        hidden = tuple(axis.boundary(x, layout) if x.ndim > 1 else x for x in hidden)
+        hidden = tuple(axis.boundary(x, layout) for x in hidden)
     return sum(x.nbytes for x in hidden)
 
 
@@ -151,6 +151,7 @@ def _noting(noted: Noted, plan: Planned) -> Iterator[None]:
             noted.calls += [call for call in called if inputs[0].requires_grad or not call.backward]
 
     def after(name: str, module: nn.Module, out: Any) -> None:
+        out = out[0] if isinstance(out, tuple) and out else out
         for axis in axes if isinstance(out, Tensor) else ():
             noted.calls += axis.calls_after(name, module, out, plan)
 

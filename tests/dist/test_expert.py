@@ -22,7 +22,7 @@ from paralab.models.sequence import Whole
 from paralab.options.config import RunConfig
 from paralab.planning.resolve import resolve
 from paralab.processes.rank import Rank
-from tests.dist.cases import SHALLOW, begun
+from tests.dist.cases import ALWAYS, SHALLOW, begun
 from tests.dist.test_parity import BITES, LIMITED, check_exactly
 from tests.dist.workers import WorkerPool
 
@@ -52,6 +52,8 @@ def config(layout: str, **options: Any) -> RunConfig:
         "dp2.ep2.cp2.tp2/zero3",
         "dp4.ep2.cp2/zero1/ulysses",
         "dp2.ep2.tp2.pp2/zero2/mb2",
+        pytest.param("dp2.ep2.tp2.pp2/mb2/sp", marks=ALWAYS),  # a router of the gathered sequence
+        "dp2.ep2.tp2/zero3/sp",
         "dp8.ep2/zero1/shard4",
         "dp4.ep2.tp2/zero3/shard2",
         "dp8.ep2/zero3/shard4",
@@ -163,6 +165,7 @@ def test_every_token_goes_where_it_goes_in_one_process(workers: WorkerPool) -> N
         "dp2.ep2.tp2",
         "dp2.ep2.cp2/zero3",
         "dp2.ep2.tp2/zero3",
+        pytest.param("dp2.ep2.tp2/zero3/sp", marks=ALWAYS),
         "dp2.ep2.cp2/zero1",
         "dp8.ep2/zero3/shard4",
         "dp4.ep2/zero3/shard2",

@@ -3,7 +3,7 @@
 What the split layers do is in `layers`. With `sp` the activations between them are split along the sequence.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from fnmatch import fnmatchcase
 from math import prod
 from typing import TYPE_CHECKING
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from paralab.models.configs import C
     from paralab.models.spec import ModelSpec, Style
 
-_SPLIT_DIM = {
+SPLIT_DIM: dict[str, int] = {
     "column": 0,
     "column_gathered": 0,
     "row": 1,
@@ -55,7 +55,7 @@ class TensorAxis(Axis):
             return
         if not spec.sequence_parallel:
             raise LayoutError(f"{spec.name} has no sequence-parallel form: leave sp out of the layout")
-        if lacking := spec.sequence_problems(config):
+        if lacking := spec.sequence_problems(config) or rules.sequence_problems(spec, config):
             raise LayoutError(f"{spec.name}: {'; '.join(lacking)}; leave sp out of the layout, or see docs/models.md")
         from paralab.models.configs import SequenceConfig
 
@@ -86,13 +86,17 @@ class TensorAxis(Axis):
         return TensorCost()
 
     def boundary(self, hidden: "Tensor", layout: Layout) -> "Tensor":
-        """Return a piece of the sequence of (batch, sequence, hidden) under sequence parallelism."""
-        return hidden.tensor_split(layout.tp, dim=1)[0].contiguous() if layout.sequence_parallel else hidden
+        """Return a piece of the sequence of (batch, sequence, hidden) under sequence parallelism.
+
+        What has no sequence, such as a loss of each sample (batch,), stays whole.
+        """
+        is_split = layout.sequence_parallel and hidden.ndim > 1
+        return hidden.tensor_split(layout.tp, dim=1)[0].contiguous() if is_split else hidden
 
     def local_shape(self, name: str, shape: tuple[int, ...], plan: "Planned") -> tuple[int, ...]:
         module, _, tensor = name.rpartition(".")
         style = _style(module, plan)
-        dim = EXPERTS[tensor] if style == "experts" else _SPLIT_DIM.get(style or "", len(shape))
+        dim = EXPERTS[tensor] if style == "experts" else SPLIT_DIM.get(style or "", len(shape))
         if dim >= len(shape):  # the bias beside a weight that is split by inputs stays whole
             return shape
         return (*shape[:dim], shape[dim] // plan.layout.tp, *shape[dim + 1 :])
@@ -100,8 +104,12 @@ class TensorAxis(Axis):
     def calls_before(self, name: str, module: "nn.Module", x: "Tensor", plan: "Planned") -> Iterator[Call]:
         """Yield what a split layer does to its input x (batch, sequence, hidden), and to the gradient of it."""
         style, sequence, block = _style(name, plan), plan.layout.sequence_parallel, block_of(name, blocks_in(plan))
-        if style in ("column", "vocab_loss") and sequence:
+        if _in_terms(name, plan):
+            return
+        if style in ("column", "vocab_loss", "whole_sequence") and sequence:
             yield Call("tp", "all_gather", x.nbytes, block=block)
+        if style == "whole_sequence" and sequence:
+            yield Call("tp", "reduce_scatter", x.nbytes, backward=True, block=block)
         if style in ("column", "column_gathered", "experts"):  # each rank has a term of the gradient of x
             yield Call("tp", "reduce_scatter" if sequence else "all_reduce", x.nbytes, backward=True, block=block)
         if style == "row_of_whole":  # each rank has the gradient of its part of x
@@ -115,24 +123,30 @@ class TensorAxis(Axis):
     def calls_after(self, name: str, module: "nn.Module", out: "Tensor", plan: "Planned") -> Iterator[Call]:
         """Yield what a split layer does to its output (batch, sequence, hidden), and to the gradient of it."""
         style, sequence, block = _style(name, plan), plan.layout.sequence_parallel, block_of(name, blocks_in(plan))
+        if _in_terms(name, plan):
+            return
+        if style == "whole_sequence" and sequence:
+            yield Call("tp", "reduce_scatter", out.nbytes, block=block)
         if style == "column_gathered":
             yield Call("tp", "all_gather", out.nbytes, block=block)
         if style in ("row", "row_of_whole", "experts"):  # each rank has a term of the output
             yield Call("tp", "reduce_scatter" if sequence else "all_reduce", out.nbytes, block=block)
         if style == "vocab_embedding":
             yield Call("tp", "all_reduce", out.nbytes)
-        if style in ("row", "scatter_sequence") and sequence:  # each rank has the gradient of its piece
+        if (
+            style in ("row", "scatter_sequence", "whole_sequence") and sequence
+        ):  # each rank has the gradient of its piece
             yield Call("tp", "all_gather", out.nbytes, backward=True, block=block)
 
     def software(self, stage: Stage, plan: "Planned") -> Iterator[tuple[Software, int]]:
         """Yield the layers whose inputs, weights and outputs are DTensors, and those that run on local pieces."""
         from torch.nn import Conv2d
 
-        whole = () if plan.layout.sequence_parallel else (_NORM, "scatter_sequence")
+        whole = () if plan.layout.sequence_parallel else (_NORM, "scatter_sequence", "whole_sequence")
         for name, module in stage.part.named_modules():
             style = _style(name, plan)
             if style is not None and style not in whole:
-                local = style in _LOCAL or isinstance(module, Conv2d)
+                local = style in _LOCAL or isinstance(module, Conv2d) or _in_terms(name, plan)
                 yield Software.LOCAL_LAYER if local else Software.SPLIT_LAYER, 1
 
     def sent(self, stage: Stage, plan: "Planned") -> Iterator[tuple[str, Transfer]]:
@@ -140,8 +154,8 @@ class TensorAxis(Axis):
         from paralab.axes.data.sends import reductions
 
         pieces = (_HEADS, _NORM) if plan.layout.sequence_parallel else (_HEADS,)
-        updated = trained(stage.part, stage.shapes).items()
-        seen = [prod(shape) for name, shape in updated if _style(name.rpartition(".")[0], plan) in pieces]
+        updated = ((name.rpartition(".")[0], shape) for name, shape in trained(stage.part, stage.shapes).items())
+        seen = [prod(shape) for module, shape in updated if _in_pieces(module, pieces, plan)]
         if not seen:
             return
         sharded = plan.layout.zero >= 2
@@ -156,6 +170,27 @@ _NORM, _HEADS = "sequence", "heads"
 _LOCAL = ("channels", "heads", "experts", "vocab_loss")  # whose modules run on the local pieces of their parameters
 
 
-def _style(module: str, plan: "Planned") -> "Style | None":
-    styles = plan.spec.tensor_plan(plan.model_config)
+def style_of(module: str, styles: "Mapping[str, Style]") -> "Style | None":
+    """Return the style that a plan gives to a module, by its full name; None where it says nothing of it."""
     return next((style for pattern, style in styles.items() if fnmatchcase(module, pattern)), None)
+
+
+def is_gathered(module: str, styles: "Mapping[str, Style]") -> bool:
+    """Return whether a module is within one for which /sp gathers the sequence."""
+    parts = module.split(".")
+    return any(style_of(".".join(parts[:n]), styles) == "whole_sequence" for n in range(1, len(parts)))
+
+
+def _style(module: str, plan: "Planned") -> "Style | None":
+    return style_of(module, plan.spec.tensor_plan(plan.model_config))
+
+
+def _in_terms(module: str, plan: "Planned") -> bool:
+    """Return whether each rank has a term of what a module returns, which nobody sums there."""
+    return plan.layout.sequence_parallel and is_gathered(module, plan.spec.tensor_plan(plan.model_config))
+
+
+def _in_pieces(module: str, pieces: "Collection[str]", plan: "Planned") -> bool:
+    """Return whether each rank has a term of the gradients of a module's parameters, which are whole."""
+    style = _style(module, plan)
+    return style in pieces or (style is None and _in_terms(module, plan))

@@ -6,7 +6,6 @@ DTensor does not split convolutions by channels.
 """
 
 from collections.abc import Callable, Mapping
-from fnmatch import fnmatchcase
 from typing import Any, Protocol, cast
 
 import torch
@@ -26,7 +25,7 @@ from torch.distributed.tensor.parallel import (
 
 from paralab.axes.initialise import local
 from paralab.axes.pieces import distribute, run_locally
-from paralab.axes.tensor import EXPERTS
+from paralab.axes.tensor import EXPERTS, SPLIT_DIM, is_gathered, style_of
 from paralab.models.spec import Style
 from paralab.processes.mesh import Mesh
 
@@ -38,9 +37,23 @@ def split_layers(part: nn.Module, plan: Mapping[str, Style], *, mesh: Mesh) -> N
     a pipeline stage holds only some of the modules."""
     sequence = mesh.layout.sequence_parallel
     for name, module in list(part.named_modules()):
-        for pattern, style in plan.items():
-            if fnmatchcase(name, pattern):
-                parallelize_module(module, mesh["tp"], _style(style, module, mesh=mesh, sequence=sequence))
+        style = style_of(name, plan)
+        if sequence and is_gathered(name, plan):
+            _split_in_terms(style, module, mesh=mesh["tp"])
+        elif style is not None:
+            parallelize_module(module, mesh["tp"], _style(style, module, mesh=mesh, sequence=sequence))
+
+
+def _split_in_terms(style: Style | None, module: nn.Module, *, mesh: DeviceMesh) -> None:
+    """Split a module within one that gathers the sequence, without sums: each rank goes on with its term.
+
+    What may be there: `paralab.axes.tensor.rules.gathered_problems`.
+    """
+    if style is None:
+        _OnHeads()._apply(module, mesh)
+        return
+    distribute(module, EXPERTS if style == "experts" else {"weight": SPLIT_DIM[style], "bias": 0}, mesh)
+    run_locally(module)
 
 
 def align_gradients(parts: list[nn.Module], *, mesh: Mesh) -> None:
@@ -76,6 +89,8 @@ def _style(style: Style, module: nn.Module, *, mesh: Mesh, sequence: bool) -> Pa
     if style == "scatter_sequence":
         scatter = PrepareModuleOutput(output_layouts=Replicate(), desired_output_layouts=_SEQUENCE)
         return scatter if sequence else _Untouched()
+    if style == "whole_sequence":
+        return _WholeSequence() if sequence else _Untouched()
     if style == "channels":
         return _SplitChannels()
     if style == "heads":
@@ -121,6 +136,28 @@ class _SplitVocabulary(ParallelStyle):
                 input_layouts=(_SEQUENCE, None), desired_input_layouts=(Replicate(), None), use_local_output=True
             )
             gather._apply(module, device_mesh)
+        return module
+
+
+class _WholeSequence(ParallelStyle):
+    """A module that is given the whole sequence, and of whose first output each rank has a term and keeps a piece."""
+
+    def _apply(self, module: nn.Module, device_mesh: DeviceMesh) -> nn.Module:
+        def gather(_: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
+            x = inputs[0]
+            piece = x if isinstance(x, DTensor) else DTensor.from_local(x, device_mesh, [_SEQUENCE], run_check=False)
+            whole = piece.redistribute(placements=[Replicate()]).to_local(grad_placements=[Partial()])
+            return (whole, *inputs[1:])
+
+        def scatter(_: nn.Module, inputs: tuple[Any, ...], out: Any) -> Any:
+            first, *others = out if isinstance(out, tuple) else (out,)
+            terms = DTensor.from_local(first, device_mesh, [Partial()], run_check=False)
+            piece = terms.redistribute(placements=[_SEQUENCE]).to_local()
+            shared = (_ShareOfGradient.apply(x, device_mesh.size()) for x in others)
+            return (piece, *shared) if isinstance(out, tuple) else piece
+
+        module.register_forward_pre_hook(gather)
+        module.register_forward_hook(scatter)
         return module
 
 
@@ -190,6 +227,19 @@ class _CopyToRanks(torch.autograd.Function):
         grad = grad.clone(memory_format=torch.contiguous_format)
         dist.all_reduce(grad, group=ctx.group)
         return grad, None
+
+
+class _ShareOfGradient(torch.autograd.Function):
+    """Identity forward; backward each rank takes its share of what all have in full, so that terms add up to it."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, ranks: int) -> Tensor:
+        ctx.ranks = ranks
+        return x.view_as(x)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
+        return grad / ctx.ranks, None
 
 
 class _SumOverRanks(torch.autograd.Function):

@@ -8,13 +8,15 @@ from typing import get_args
 from torch import Tensor, nn
 
 from paralab.axes.source_lines import line_of, short
-from paralab.axes.tensor import EXPERTS
+from paralab.axes.tensor import EXPERTS, is_gathered, style_of
 from paralab.errors import LayoutError, did_you_mean
 from paralab.layout import common_divisors
 from paralab.models.configs import C
 from paralab.models.spec import SAMPLES_TRIED, ModelSpec, Reducing, Style
 
 STYLES: tuple[str, ...] = get_args(Style)
+_IN_TERMS = ("column", "row", "experts")  # the styles of what is within a `whole_sequence`
+_USE_IN_TERMS = "use one of column, row, experts"
 _SPLIT = ("column", "row", "channels", "experts")  # the styles that leave a rank with a part of a module's features
 
 
@@ -37,6 +39,11 @@ def check(tp: int, spec: ModelSpec[C], config: C) -> None:
             raise LayoutError(f"tp={tp} does not divide {what} {spec.name}: {use}")
     if not spec.is_built_in and (failed := split_problem(spec, config, tp)):
         raise LayoutError(f"{spec.name} cannot be split over tensor ranks: {': '.join(failed)}")
+
+
+def sequence_problems(spec: ModelSpec[C], config: C) -> list[str]:
+    """Return what in a model's plan cannot be split under /sp."""
+    return list(gathered_problems(spec.tensor_plan(config), dict(_whole(spec, config).named_modules())))
 
 
 @lru_cache(maxsize=8)
@@ -104,6 +111,16 @@ def plan_problems(plan: Mapping[str, str], modules: Mapping[str, nn.Module]) -> 
             if needed:
                 yield f"{name} is a {type(module).__name__}, and style {style!r} is for {needed}"
                 break
+
+
+def gathered_problems(plan: Mapping[str, Style], modules: Mapping[str, nn.Module]) -> Iterator[str]:
+    """Yield what cannot be split within a module for which /sp gathers the sequence. modules: as in `plan_problems`."""
+    for name, module in modules.items():
+        style = style_of(name, plan) if is_gathered(name, plan) else None
+        if style is not None and style not in _IN_TERMS:
+            yield f"{name} is within a module of style 'whole_sequence': style {style!r} is not there, {_USE_IN_TERMS}"
+        elif style == "row" and getattr(module, "bias", None) is not None:
+            yield f"{name} is within a module of style 'whole_sequence', and each rank would add its bias: have none"
 
 
 def _unsuited(style: str, module: nn.Module) -> str:

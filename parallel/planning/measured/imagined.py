@@ -125,5 +125,5 @@ def named(
     if sequence_length is None:
         return spec, config, words
     if not hasattr(config, "seq_len"):
-        raise ConfigError(f"--sequence-length with {name} {size}, which has no sequences: leave it out")
+        raise ConfigError(f"--seq-len with {name} {size}, which has no sequences: leave it out")
     return spec, replace(config, seq_len=sequence_length), [*words, "--seq-len", str(sequence_length)]

@@ -210,6 +210,21 @@ def test_sequence_parallelism_without_its_place_is_refused_before_any_process_st
     check_split(Layout.parse("tp2"), spec=lacking, config=spec.config("tiny"))
 
 
+def test_what_cannot_be_split_where_the_sequence_is_gathered_is_refused() -> None:
+    spec = SPECS["mixtral"]
+    config = spec.config("tiny")
+    check(spec, config)  # the router has no style of its own there
+    plan = {**spec.tensor_plan(config), "blocks.*.mixture.router.score": "sequence"}
+    other = replace(spec, tensor_plan=lambda config: plan)
+    says = (
+        "score is within a module of style 'whole_sequence': style 'sequence' is not there, use one of column, row, exp"
+    )
+    with pytest.raises(LayoutError, match=says):
+        check_split(Layout.parse("tp2/sp"), spec=other, config=config)
+    check_split(Layout.parse("tp2"), spec=other, config=config)
+    assert says in next(problem.problem for problem in broken(other, config))
+
+
 def test_under_sequence_parallelism_every_parameter_has_a_style() -> None:
     spec = SPECS["gpt2"]
     plan = {pattern: style for pattern, style in spec.tensor_plan(None).items() if pattern != "blocks.*.norm?"}

@@ -487,7 +487,7 @@ def test_long_sequences_say_what_the_mfu_is_without_what_a_mask_hides(
     length: int, said: bool, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Of Llama 8B at 128k positions: 6 LHS = 103 GFLOPs a token, beside 6 N = 48 and as many again that count."""
-    words = f"plan --model llama --size 8b --n-gpus 64 --sequence-length {length} --set tp=8 --top 1"
+    words = f"plan --model llama --size 8b --n-gpus 64 --seq-len {length} --set tp=8 --top 1"
     assert cli.main(words.split()) == 0
     shown = " ".join(capsys.readouterr().out.split())
     assert ("41% of all FLOPs, that of layout 1 is " in shown) == said
