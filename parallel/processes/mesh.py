@@ -105,9 +105,14 @@ def make_mesh(layout: Layout, device: torch.device) -> Mesh:
     if key not in _MESHES:
         ranks = list(range(layout.world_size))
         world: Any = dist.group.WORLD if layout.world_size == started else dist.new_group(ranks)
-        grid = DeviceMesh(device.type, torch.tensor(ranks).view(*dims.values()), mesh_dim_names=tuple(dims))
         several = {axis.name: own for axis in words.AXES if axis.name not in (own := tuple(axis.dims(layout))) and own}
         several |= layout.joined
+        # A dim that is all of its axis gets a group of its own: torch gives all that have every rank the default one,
+        # and what is sent along the dim could not be told from the rest of the axis.
+        inside, backend = {name for own in several.values() for name in own}, dist.get_backend()
+        own_groups = tuple((backend if name in inside and n == started else None, None) for name, n in dims.items())
+        places = torch.tensor(ranks).view(*dims.values())
+        grid = DeviceMesh(device.type, places, mesh_dim_names=tuple(dims), backend_override=own_groups)
         if grid.get_coordinate() is None:
             _groups_of_others(list(several.values()), dims)
             _MESHES[key] = (grid, world, {})
