@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from paralab.axes.pipeline.rules import cut_problem
 from paralab.axes.precision import in_dtype
 from paralab.axes.source_lines import file_of, line_of, place, short
-from paralab.axes.tensor.rules import gathered_problems, plan_problems, sizes_to_divide, split_problem
+from paralab.axes.tensor.rules import plan_problems, sequence_problems, sizes_to_divide, split_problem
 from paralab.errors import ModelError, did_you_mean
 from paralab.models.configs import C
 from paralab.models.found import beside, plain_tensors
@@ -251,11 +251,11 @@ def _plan(subject: _Subject) -> Iterator[Broken]:
 
 def _sequence(subject: _Subject, plan: Mapping[str, Style], modules: Mapping[str, nn.Module]) -> Iterator[Broken]:
     spec, rule, where = subject.spec, "sequence parallelism", place(subject.spec.tensor_plan)
-    problems = spec.sequence_problems(subject.config)
-    if spec.sequence_parallel and not problems:
-        problems = list(gathered_problems(plan, modules))
+    if not spec.sequence_parallel:
+        return
+    problems = sequence_problems(spec, subject.config)
     yield from (Broken(rule, where, problem) for problem in problems)
-    if not spec.sequence_parallel or problems:
+    if problems:
         return
     whole = [pattern for pattern, style in plan.items() if style in ("scatter_sequence", "whole_sequence")]
     for name, module in modules.items():

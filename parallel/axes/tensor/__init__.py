@@ -55,7 +55,7 @@ class TensorAxis(Axis):
             return
         if not spec.sequence_parallel:
             raise LayoutError(f"{spec.name} has no sequence-parallel form: leave sp out of the layout")
-        if lacking := spec.sequence_problems(config) or rules.sequence_problems(spec, config):
+        if lacking := rules.sequence_problems(spec, config):
             raise LayoutError(f"{spec.name}: {'; '.join(lacking)}; leave sp out of the layout, or see docs/models.md")
         from paralab.models.configs import SequenceConfig
 
@@ -133,9 +133,8 @@ class TensorAxis(Axis):
             yield Call("tp", "reduce_scatter" if sequence else "all_reduce", out.nbytes, block=block)
         if style == "vocab_embedding":
             yield Call("tp", "all_reduce", out.nbytes)
-        if (
-            style in ("row", "scatter_sequence", "whole_sequence") and sequence
-        ):  # each rank has the gradient of its piece
+        # each rank has the gradient of its piece
+        if style in ("row", "scatter_sequence", "whole_sequence") and sequence:
             yield Call("tp", "all_gather", out.nbytes, backward=True, block=block)
 
     def software(self, stage: Stage, plan: "Planned") -> Iterator[tuple[Software, int]]:

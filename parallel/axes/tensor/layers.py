@@ -47,7 +47,7 @@ def split_layers(part: nn.Module, plan: Mapping[str, Style], *, mesh: Mesh) -> N
 def _split_in_terms(style: Style | None, module: nn.Module, *, mesh: DeviceMesh) -> None:
     """Split a module within one that gathers the sequence, without sums: each rank goes on with its term.
 
-    What may be there: `paralab.axes.tensor.rules.gathered_problems`.
+    What may be there: `paralab.axes.tensor.rules.sequence_problems`.
     """
     if style is None:
         _OnHeads()._apply(module, mesh)

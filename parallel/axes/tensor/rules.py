@@ -16,7 +16,6 @@ from paralab.models.spec import SAMPLES_TRIED, ModelSpec, Reducing, Style
 
 STYLES: tuple[str, ...] = get_args(Style)
 _IN_TERMS = ("column", "row", "experts")  # the styles of what is within a `whole_sequence`
-_USE_IN_TERMS = "use one of column, row, experts"
 _SPLIT = ("column", "row", "channels", "experts")  # the styles that leave a rank with a part of a module's features
 
 
@@ -42,8 +41,9 @@ def check(tp: int, spec: ModelSpec[C], config: C) -> None:
 
 
 def sequence_problems(spec: ModelSpec[C], config: C) -> list[str]:
-    """Return what in a model's plan cannot be split under /sp."""
-    return list(gathered_problems(spec.tensor_plan(config), dict(_whole(spec, config).named_modules())))
+    """Return what in a model's plan cannot be split under /sp, which its spec claims."""
+    lacking = spec.sequence_problems(config)
+    return lacking or list(_gathered_problems(spec.tensor_plan(config), dict(_whole(spec, config).named_modules())))
 
 
 @lru_cache(maxsize=8)
@@ -113,12 +113,13 @@ def plan_problems(plan: Mapping[str, str], modules: Mapping[str, nn.Module]) -> 
                 break
 
 
-def gathered_problems(plan: Mapping[str, Style], modules: Mapping[str, nn.Module]) -> Iterator[str]:
+def _gathered_problems(plan: Mapping[str, Style], modules: Mapping[str, nn.Module]) -> Iterator[str]:
     """Yield what cannot be split within a module for which /sp gathers the sequence. modules: as in `plan_problems`."""
     for name, module in modules.items():
         style = style_of(name, plan) if is_gathered(name, plan) else None
         if style is not None and style not in _IN_TERMS:
-            yield f"{name} is within a module of style 'whole_sequence': style {style!r} is not there, {_USE_IN_TERMS}"
+            use = ", ".join(_IN_TERMS)
+            yield f"{name} is within a module of style 'whole_sequence': style {style!r} is not there, use one of {use}"
         elif style == "row" and getattr(module, "bias", None) is not None:
             yield f"{name} is within a module of style 'whole_sequence', and each rank would add its bias: have none"
 
