@@ -98,8 +98,8 @@ where it frees memory: flash attention keeps no scores. Where `framework` names 
 schedules and ZeRO stages are looked at. What is legal is what `torch.distributed.pipelining` and the published recipes
 allow: what `paralab run` does not train is among it, and the line that is printed to be typed is that of the fastest
 layout that it does. It trains all of these layouts but the schedule `zb-h2`, which `torch.distributed.pipelining` does
-not have, and the table marks those. Fewer layers in the first and the last stage (`firstN`, `lastN`) are looked at
-where the embedding and the output layer make those heavier.
+not have, and the table marks those, answers to a file in `trained_by_paralab`. Fewer layers in the first and the last
+stage (`firstN`, `lastN`) are looked at where the embedding and the output layer make those heavier.
 
 *8 in 10* is the range that held 80% of what was measured where predictions were checked, on devices of the same
 generation, every table weighted alike and left out of the fit: {ranges}. Where no batch is given, half a million

@@ -158,7 +158,10 @@ def _answer_file(source: Path, out: str | None, own: Mapping[str, Device], gpu: 
         check_writable(Path(out), inputs=[source])
     lines: list[list[str]] = []
     problems = 0
-    for row in cases.read(source):
+    rows = cases.read(source)
+    for said in cases.repeated(rows):
+        print(f"{source}, {said}", file=sys.stderr)
+    for row in rows:
         try:
             if row.error is not None:
                 raise UsageError(row.error)

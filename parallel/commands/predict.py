@@ -42,6 +42,8 @@ def main(argv: Sequence[str]) -> int:
         write_whole(Path(options.out), content)
     else:
         sys.stdout.write(content.decode())
+    for said in cases.repeated(rows):
+        print(f"{source}, {said}", file=sys.stderr)
     for row in rows:
         if row.line in problems:
             print(f"{source}, line {row.line}: {problems[row.line]}", file=sys.stderr)

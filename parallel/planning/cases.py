@@ -2,7 +2,7 @@
 
 import csv
 import io
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -65,6 +65,14 @@ def _rows(table: sheet.Sheet) -> Iterator[Row]:
             yield Row(line, case_id, parse(named), measured, named.get("quality", ""))
         except UsageError as error:
             yield Row(line, case_id, {}, measured, error=str(error))
+
+
+def repeated(rows: Iterable[Row]) -> Iterator[str]:
+    """Yield a sentence for each row whose case_id an earlier one has as well: what is written tells them not apart."""
+    first: dict[str, int] = {}
+    for row in rows:
+        if (line := first.setdefault(row.case_id, row.line)) != row.line:
+            yield f"line {row.line}: case_id {row.case_id!r} is that of line {line} as well: give each row its own"
 
 
 def parse(cells: Mapping[str, str]) -> Raw:

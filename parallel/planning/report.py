@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 # what a file of questions asks for: hybrid sharding has no column there
 ASKED = tuple(name for name in CHOSEN if name != "shard")
-HEADER = ["case_id", "rank", *ASKED, "step_time_s", "memory_gib", "fits"]
+HEADER = ["case_id", "rank", *ASKED, "step_time_s", "memory_gib", "fits", "trained_by_paralab"]
 LAYOUT = 30  # of it, the layout
 MASKED = 0.1  # the share of FLOPs that a causal mask hides, from which on it is said
 
@@ -52,6 +52,7 @@ def answers(case_id: str, raw: Mapping[str, Any], own: Mapping[str, Device], gpu
             f"{result.step_time_s[i]:.6g}",
             f"{result.memory_gib[i]:.6g}",
             cell(bool(result.fits[i])),
+            cell(found_by.is_trained(found, int(i), None)),
         ]
         for rank, i in enumerate(found.ranked(top), 1)
     ]
@@ -135,8 +136,8 @@ def _simpler(found: Found, numbers: np.ndarray) -> Iterator[str]:
 
 
 def _short(number: float) -> str:
-    """Return a number to three digits, without exponent."""
-    return f"{number:,.0f}" if number >= 100 else f"{number:.3g}"
+    """Return a number to three digits, zeros at its end among them, so that those of a column are as exact."""
+    return f"{number:,.0f}" if number >= 99.95 else f"{number:#.3g}"
 
 
 def _memory(found: Found, numbers: Iterable[Any]) -> Iterator[str]:

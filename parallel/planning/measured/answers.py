@@ -79,4 +79,5 @@ def _answer(one: Choice) -> dict[str, Any]:
         "step_time_s": predicted.step_time_s,
         "memory_gib": predicted.memory.total / GIB,
         "fits": one.fits,
+        "trained_by_paralab": True,  # no other is looked at
     }

@@ -49,6 +49,17 @@ def test_a_row_for_each_case_with_the_columns_of_the_contract(tmp_path: Path, ca
     assert "predicted 2 of 2 cases" in (said := capsys.readouterr().err) and "step time was off by" in said
 
 
+def test_a_case_id_that_is_there_twice_is_said(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    """One that a line number stands for among them; all rows are predicted."""
+    status, rows = predicted(tmp_path, {}, {"case_id": "4"}, {"case_id": ""}, {"case_id": "b"}, {})
+    assert status == 0 and all(float(row["step_time_s"]) > 0 for row in rows)
+    said = [line.partition("cases.csv, ")[2] for line in capsys.readouterr().err.splitlines() if "is that of" in line]
+    assert said == [
+        "line 4: case_id '4' is that of line 3 as well: give each row its own",
+        "line 6: case_id 'a' is that of line 2 as well: give each row its own",
+    ]
+
+
 def test_a_file_that_a_spreadsheet_saved_is_that_file(tmp_path: Path) -> None:
     status, want = predicted(tmp_path, {}, {"case_id": "b", "tp": "2", "dp": "4"})
     source, out = tmp_path / "cases.csv", tmp_path / "out.csv"

@@ -21,7 +21,7 @@ from paralab.planning import answers, ranking, shapes
 from paralab.planning.breakdown import gib_by_category
 from paralab.planning.candidates import splits
 from paralab.planning.predict import predict
-from paralab.planning.report import ASKED
+from paralab.planning.report import ASKED, _short
 from paralab.planning.resolve import resolve
 from paralab.planning.search import Found, search
 from paralab.planning.settle import settle
@@ -475,13 +475,33 @@ def test_a_file_of_questions_is_answered_row_by_row(tmp_path: Path, capsys: pyte
         "a,32,4096,32,64,512,A100-SXM4-80GB,\n"
         "b,0,4096,32,64,512,A100-SXM4-80GB,\n"
         "c,32,4096,32,64,512,A100-SXM4-80GB,8\n"
+        "a,48,8192,64,64,128,A100-SXM4-80GB,\n"
     )
     assert cli.main(["plan", str(tmp_path / "q.csv"), "--out", str(tmp_path / "p.csv"), "--top", "3"]) == 1
     rows = list(csv.DictReader(io.StringIO((tmp_path / "p.csv").read_text())))
-    assert [(row["case_id"], row["rank"]) for row in rows] == [(case, str(n)) for case in "ac" for n in (1, 2, 3)]
-    assert list(rows[0]) == ["case_id", "rank", *ASKED, "step_time_s", "memory_gib", "fits"]
-    assert all(row["tp"] == "8" for row in rows[3:]) and all(row["fits"] == "true" for row in rows)
-    assert "q.csv, line 3: layers is '0'" in capsys.readouterr().err
+    assert [(row["case_id"], row["rank"]) for row in rows] == [(case, str(n)) for case in "aca" for n in (1, 2, 3)]
+    assert list(rows[0]) == ["case_id", "rank", *ASKED, "step_time_s", "memory_gib", "fits", "trained_by_paralab"]
+    assert all(row["tp"] == "8" for row in rows[3:6]) and all(row["fits"] == "true" for row in rows)
+    said = capsys.readouterr().err
+    assert "q.csv, line 3: layers is '0'" in said and "q.csv, line 5: case_id 'a' is that of line 2 as well" in said
+
+
+def test_an_answer_to_a_question_says_what_paralab_does_not_train(tmp_path: Path) -> None:
+    """Its schedules but zb-h2, which torch.distributed.pipelining does not have."""
+    (tmp_path / "q.csv").write_text(
+        "layers,hidden,heads,n_gpus,dp,pp,global_batch_size,schedule\n"
+        "24,2048,16,4,1,4,32,zb-h2\n"
+        "24,2048,16,4,1,4,32,zb-h1\n"
+    )
+    assert cli.main(["plan", str(tmp_path / "q.csv"), "--out", str(tmp_path / "p.csv"), "--top", "2"]) == 0
+    rows = list(csv.DictReader(io.StringIO((tmp_path / "p.csv").read_text())))
+    trained = {(row["schedule"], row["trained_by_paralab"]) for row in rows}
+    assert trained == {("zb-h2", "false"), ("zb-h1", "true")}
+
+
+def test_numbers_of_a_column_are_as_exact_as_each_other() -> None:
+    shown = [_short(number) for number in (1.3, 1.22, 0.5, 12, 99.96, 100, 1234.5)]
+    assert shown == ["1.30", "1.22", "0.500", "12.0", "100", "100", "1,234"]
 
 
 @pytest.mark.parametrize(("length", "said"), [(2048, False), (131072, True)])
