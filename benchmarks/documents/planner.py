@@ -192,7 +192,10 @@ expert ranks are more than data ranks, tensor ranks have whole experts too.
 flight on each rank; logits on the last stage, or the layer at work; what ZeRO-2 and 3 have whole; buckets; then
 fragmentation (reserved), context and communicators (device). The fullest rank counts. Of a model that `--model` names
 it is the memory of `paralab run` (framework paralab): weights in fp32 and what is cast of them, norms in fp32, logits a
-chunk at a time, gradients from the first backward pass on. `paralab plan --check` compares it with a dry run.
+chunk at a time, gradients from the first backward pass on. `paralab plan --check` compares it with a dry run. Schedules
+that split the backward pass (zb-*, zbv) keep what is recomputed until the gradients of weights are made, which takes
+back most of what full recomputation saves; in PyTorch, whose autograd frees nothing between the halves, also the
+gradients that the second one needs, in other software as much as their papers say.
 
 **MFU.** (6 N + 12 layers x hidden x sequence) x tokens / (step time x GPUs x dense peak of the datasheet in the
 precision of the case); N counts a tied embedding once, and of a mixture of experts those in use. Attention counts in

@@ -129,6 +129,8 @@ def waiting_bytes(plan: Plan) -> Values:
     """Return the bytes that a layer keeps more of a micro-batch from one half of its backward pass to the other.
 
     The gradients of weights need those of the results of products; activations that were recomputed are there again.
+    PyTorch has these gradients beside all that the first half needed; where software frees that between the halves,
+    they are no more than it was (Qi et al. 2023, section 3 and table 1).
     """
     case = plan.case
     if isinstance(case, CountedCase):
@@ -137,6 +139,8 @@ def waiting_bytes(plan: Plan) -> Values:
     inner = np.where(case.experts > 0, case.experts_per_token * case.expert_ffn, case.ffn)
     results = (heads + inner * np.where(case.gated, 2, 1)) / case.tp + 4 * case.hidden
     again = layer_bytes(plan, scores=case.keeps_scores) + cast_bytes(case) - kept_bytes(plan)
+    by_torch = case.is_own | (case.framework == "torchtitan") | (case.framework == "")
+    results = np.where(by_torch, results, 0.0)
     return np.maximum(again, 0.0) + case.element_bytes * case.tokens * results
 
 
