@@ -42,6 +42,10 @@ def main(argv: list[str]) -> int:
     heading.show(_heading(config))
     cases = cases_of(config)
     _show_data(cases)
+    if config.until_decided is not None:
+        from paralab.benchmarks.sweep import partners  # it needs torch
+
+        partners.check(cases, config.until_decided)
     with progress(len(cases) * config.repeats, "bench") as bar:
         runner = Runner(config, cases, bar)
         rows = [runner.run(case) for case in in_turn(cases, 0, runner.group)]

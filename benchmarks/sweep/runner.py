@@ -62,7 +62,7 @@ class Runner:
         self.kept += row is before and row.run_id not in self.made
         self.again += bool(again)
         self.rows.setdefault(case.name, []).append(row)
-        self.bar.advance(f"repeat {repeat + 1} of {most}: {case.name}{note}")
+        self.bar.advance(f"repeat {repeat + 1} of {most}: {case.name}{note}", taken=row is not before)
         return row
 
     def say_what_runs(self, name: str | None) -> None:

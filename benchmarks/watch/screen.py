@@ -13,6 +13,7 @@ from rich.text import Text
 
 from paralab.benchmarks.watch.sweep import SweepView
 from paralab.benchmarks.watch.training import TrainingView
+from paralab.console.lines import duration
 
 _WIDTH, _HEIGHT = 60, 8  # of a curve, in characters
 _BESIDE = 11  # characters before a curve: its largest and its smallest number
@@ -121,7 +122,7 @@ def _ranks(view: TrainingView) -> Table:
             f"{rank.step_time_s:.3g}" if rank.step_time_s is not None else "",
             f"{rank.data_share:.1%}" if rank.data_share is not None else "",
             f"{rank.memory_bytes / 2**20:,.0f}" if rank.memory_bytes else "",
-            f"{_duration(rank.age_s)} ago" if rank.age_s is not None else "",
+            f"{duration(rank.age_s)} ago" if rank.age_s is not None else "",
         )
         for rank in view.ranks
     ]
@@ -144,7 +145,7 @@ def _table(columns: Sequence[str], lines: Sequence[Sequence[str]], *, left: Sequ
 
 def _bar(done: int, total: int | None, left_s: float | None, unit: str = "steps") -> RenderableType:
     of = f"{done:,} of {total:,} {unit}" if total else f"{done:,} {unit}"
-    said = f"{of}, about {_duration(left_s)} left" if left_s is not None else of
+    said = f"{of}, about {duration(left_s)} left" if left_s is not None else of
     if not total:
         return Text(said)
 
@@ -159,13 +160,3 @@ def _bar(done: int, total: int | None, left_s: float | None, unit: str = "steps"
 
 def _restarts(count: int) -> str:
     return f", started again {count} time{'' if count == 1 else 's'}" if count else ""
-
-
-def _duration(seconds: float) -> str:
-    """Return a duration in its two largest units."""
-    whole = max(0, round(seconds))
-    if whole < 60:
-        return f"{whole} s"
-    if whole < 3600:
-        return f"{whole // 60} min {whole % 60} s"
-    return f"{whole // 3600} h {whole % 3600 // 60} min"

@@ -21,6 +21,7 @@ import time
 from typing import TextIO
 
 from paralab.console.clock import Moment
+from paralab.console.lines import duration
 
 _REDRAW_S = 0.1  # on a terminal
 _LINE_EVERY_S = 10.0  # elsewhere
@@ -111,7 +112,7 @@ class Phases:
         if not self._total:
             return f"  {self._done:,} done"
         taken_s, left = time.monotonic() - self._phase_began_s, self._total - self._done
-        remaining = f"  {taken_s / self._done * left:.0f} s left" if self._done else ""
+        remaining = f"  {duration(taken_s / self._done * left)} left" if self._done else ""
         return f" {self._done}/{self._total}{remaining}"
 
 

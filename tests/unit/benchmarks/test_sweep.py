@@ -18,15 +18,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from paralab.benchmarks.report.compare import main as compare
+from paralab.benchmarks.report.evidence import LEVEL
+from paralab.benchmarks.report.paired import least_pairs
 from paralab.benchmarks.run import CaseConfig, percent_of
-from paralab.benchmarks.sweep import variations
+from paralab.benchmarks.sweep import partners, variations
 from paralab.benchmarks.sweep.bench import _table, main
 from paralab.benchmarks.sweep.cases import Case, strategies
 from paralab.benchmarks.sweep.options import SweepConfig, check
-from paralab.benchmarks.sweep.order import in_turn
+from paralab.benchmarks.sweep.order import FIRST, in_turn
 from paralab.benchmarks.sweep.progress import progress
 from paralab.benchmarks.sweep.runner import Runner
-from paralab.errors import ConfigError
+from paralab.errors import ConfigError, UsageError
 from paralab.layout import Layout
 from paralab.models import NAMES
 from paralab.options.config import RunConfig
@@ -370,11 +372,61 @@ def test_the_order_of_each_repeat_is_drawn_but_for_the_first() -> None:
     assert ["".join(in_turn("abc", repeat, "other")) for repeat in range(20)] != orders
 
 
-def test_runs_that_were_not_known_of_are_counted(capsys: pytest.CaptureFixture) -> None:
+def test_no_case_is_before_another_in_each_of_the_repeats_that_pairs_need() -> None:
+    assert least_pairs(1, LEVEL) == FIRST
+    firsts = [[in_turn("ab", repeat, f"{number}")[0] for repeat in range(FIRST)] for number in range(300)]
+    assert all(len(set(first)) == 2 for first in firsts)  # of fair coins 9 of these would be lost
+    shares = [sum(first[repeat] == "a" for first in firsts) / 300 for repeat in range(1, FIRST)]
+    assert all(0.4 < share < 0.6 for share in shares), "the coin stays fair"
+
+
+def test_lines_count_what_was_added_and_say_how_long_the_rest_takes(
+    capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock = iter((100.0, 130.0, 160.0))
+    monkeypatch.setattr("paralab.benchmarks.sweep.progress.time", SimpleNamespace(monotonic=lambda: next(clock)))
     with progress(2, "bench") as bar:
-        bar.extend(3)
+        bar.extend(2)
+        bar.advance("there", taken=False)
         bar.advance("one")
-    assert capsys.readouterr().err == "[1/5] one\n"
+        bar.advance("two")
+        bar.advance("three")
+    assert capsys.readouterr().err.splitlines() == [
+        "[1/4] there", "[2/4] one  1 min 0 s left", "[3/4] two  30 s left", "[4/4] three",
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("words", "alone"),
+    [
+        (("--strategies", "single,ddp,zero1", "--nprocs", "2"), ["gpt2 tiny single x1"]),
+        (("--layouts", "dp2,dp2/zero1"), []),
+        (("--strategies", "ddp", "--nprocs", "2", "--engines", "torch,deepspeed"), []),
+    ],
+)
+def test_what_can_never_be_decided_is_said_first(
+    words: tuple[str, ...], alone: list[str], capsys: pytest.CaptureFixture
+) -> None:
+    cases = cases_of(*words, "--size", "tiny")
+    capsys.readouterr()
+    partners.check(cases, "2%")
+    said = capsys.readouterr().out
+    assert [line.split(" is compared with nothing")[0] for line in said.splitlines()] == alone
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("--layouts", "dp2"),
+        ("--layouts", "dp2,dp2"),  # twice the same
+        ("--layouts", "dp1,dp2"),
+        ("--layouts", "dp2", "--global-batch-sizes", "8,16"),
+        ("--vary", "precision", "--strategy", "single"),
+    ],
+)
+def test_a_sweep_in_which_nothing_can_be_decided_is_refused(words: tuple[str, ...]) -> None:
+    with pytest.raises(UsageError, match="--until-decided 2%: no two cases of this sweep do the same work"):
+        main([*words, "--size", "tiny", "--until-decided", "2%"])
 
 
 def test_other_code_is_another_sweep(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -104,6 +104,8 @@ def test_a_page_never_scrolls_sideways(tab: Tab, report: Path, script: bool) -> 
         tab.open(report, width_px=width_px, script=script)
         tab.run("for (const one of document.querySelectorAll('details')) one.open = true")
         assert tab.run("document.documentElement.scrollWidth") == width_px
+    over = "[...document.querySelectorAll('#work .scroll')].map((one) => one.scrollWidth - one.clientWidth)"
+    assert max(tab.run(over)) == 0, "the tables of ways are whole on a wide screen"
 
 
 def test_on_paper_tables_are_whole_and_say_their_columns_on_every_page(tab: Tab, report: Path) -> None:

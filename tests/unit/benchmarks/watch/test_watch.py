@@ -16,11 +16,12 @@ import pytest
 from rich.console import Console
 
 from paralab.benchmarks.watch import screen
-from paralab.benchmarks.watch.screen import _duration, curve
+from paralab.benchmarks.watch.screen import curve
 from paralab.benchmarks.watch.sweep import SweepFiles
 from paralab.benchmarks.watch.training import TrainingFiles
 from paralab.benchmarks.watch.watch import main
 from paralab.console.clock import Moment
+from paralab.console.lines import duration
 from paralab.errors import DataError
 from paralab.records.log import MemoryRecord, StepLog, StepRecord
 from paralab.records.sweep_progress import SweepProgress, progress_path
@@ -229,4 +230,4 @@ def test_a_curve_has_its_largest_number_at_the_top_and_its_smallest_at_the_botto
 
 @pytest.mark.parametrize(("seconds", "said"), [(59.4, "59 s"), (60, "1 min 0 s"), (3600 * 3 + 60 * 25, "3 h 25 min")])
 def test_a_duration_has_two_units(seconds: float, said: str) -> None:
-    assert _duration(seconds) == said
+    assert duration(seconds) == said
