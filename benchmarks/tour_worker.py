@@ -250,7 +250,7 @@ def differences(record: RunRecord) -> str:
 def _heading(work: Work, nproc: int) -> str:
     one, several = ("GPU", "GPUs") if torch.cuda.is_available() else ("process on a CPU", "processes on a CPU")
     return (
-        f"{work.spec.name} {work.size}: {work.n_parameters / 1e6:.1f} M parameters, "
+        f"{work.spec.name} {work.size}: {work.parameters_text}, "
         f"{work.division.global_batch_size} samples a step, {work.run.precision}, "
         f"{nproc} {several if nproc > 1 else one}"
     )

@@ -94,7 +94,9 @@ def _table(compared: "Sequence[Compared]") -> list[str]:
 
 
 def _kinds(text: str, known: Sequence[str]) -> list[str]:
-    kinds = list(dict.fromkeys(text.split(",")))
+    kinds = text.split(",")
+    if twice := next((kind for kind in kinds if kinds.count(kind) > 1), None):
+        raise UsageError(f"--kinds {text} has {twice} twice: use --kinds {','.join(dict.fromkeys(kinds))}")
     for kind in kinds:
         if kind not in known:
             raise UsageError(f"--kinds {kind!r} is unknown{did_you_mean(kind, known)}: use {', '.join(known)}")

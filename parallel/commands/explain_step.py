@@ -107,7 +107,7 @@ class Explained:
         work, ranks = self.work, self.work.layout.world_size
         drawn = "" if len(self.lanes) == ranks else f", of which {len(self.lanes)} are drawn"
         samples = f"{work.division.global_batch_size:,} samples a step"
-        return f"{work.n_parameters / 1e6:,.1f} M parameters, {samples}, {ranks:,} rank{'s' * (ranks > 1)}{drawn}"
+        return f"{work.parameters_text}, {samples}, {ranks:,} rank{'s' * (ranks > 1)}{drawn}"
 
     def at(self, when: Moment) -> list[Sending]:
         """Return what is sent in a moment."""

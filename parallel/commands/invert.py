@@ -18,7 +18,7 @@ from paralab.console.phases import Phases
 from paralab.console.pictures import FORMS, check_can_draw, form_of
 from paralab.errors import ConfigError, DataError
 from paralab.models.files import FORM, MOVED
-from paralab.options.arguments import TOKENIZER_MOVED, Parser, add_checkpoint, letters, positive, whole
+from paralab.options.arguments import TOKENIZER_MOVED, Parser, add_checkpoint, letters, positive_up_to, whole
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from paralab.inference.restore import Trained
 
 _LENGTH = 8  # vectors, where neither --length nor --prompt says how many
+_LARGEST_RATE = 10.0  # beyond it vectors end hundreds of times as far away as tokens are from each other
 _ROWS = 8  # of the curve, as it is printed
 
 
@@ -169,11 +170,11 @@ def _parse(argv: list[str]) -> argparse.Namespace:
     parser.add_argument("--steps", type=whole(1), default=300, metavar="N", help="Steps of Adam (default: 300)")
     parser.add_argument(
         "--learning-rate",
-        type=positive,
+        type=positive_up_to(_LARGEST_RATE),
         default=0.1,
         metavar="X",
-        help="Learning rate at the beginning, in units of the root mean square of the embeddings; it falls to zero "
-        "(default: 0.1)",
+        help="Learning rate at the beginning, in units of the root mean square of the embeddings; it falls to zero. "
+        f"At most {_LARGEST_RATE:g}: Adam's first step moves each number by as much (default: 0.1)",
     )
     parser.add_argument("--seed", type=whole(0), default=0, metavar="N", help="Seed of the first start (default: 0)")
     parser.add_argument(

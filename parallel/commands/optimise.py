@@ -76,10 +76,11 @@ def main(argv: Sequence[str]) -> int:
         raise ConfigError(f"--plot {options.plot} is no picture: use a name ending in {', '.join(FORMS)}")
     check_can_draw(options.plot)
     began = Moment.now()
-    from paralab.commands import optimise_plot, optimise_table
+    from paralab.commands import optimise_plot, optimise_run, optimise_table
     from paralab.console.phases import Phases
     from paralab.running import task
 
+    optimise_run.check(asked)
     task.announce(asked.nproc, Phases(began, shown=is_first_process()))
     found = task.start("paralab.commands.optimise_run:measure", began, asked, nproc=asked.nproc)
     if not is_first_process():
@@ -126,8 +127,18 @@ def _check_penalty(options: Mapping[str, Any]) -> None:
         raise ConfigError("--l1 is the weight of coefficients: name them, --transform dct,haar, or use --tv")
 
 
+def _words(text: str) -> tuple[str, ...]:
+    return tuple(word.strip() for word in text.split(","))
+
+
+def _named_twice(names: Sequence[str]) -> str | None:
+    return next((name for name in names if names.count(name) > 1), None)
+
+
 def _transforms(text: str) -> tuple[str, ...]:
-    names = tuple(dict.fromkeys(word.strip() for word in text.split(",")))
+    names = _words(text)
+    if twice := _named_twice(names):
+        raise ArgumentTypeError(f"{twice} is there twice: name it once")
     for name in names:
         if name not in TRANSFORMS:
             raise ArgumentTypeError(f"{name!r} is unknown{did_you_mean(name, TRANSFORMS)}: use {', '.join(TRANSFORMS)}")
@@ -138,7 +149,9 @@ def _methods(given: str | None, problem: str, nproc: int) -> tuple[str, ...]:
     known = CONVEX_METHODS[problem]
     if given is None:
         return tuple(name for name in known if name != _ALONE or nproc == 1)
-    names = tuple(dict.fromkeys(word.strip() for word in given.split(",")))
+    names = _words(given)
+    if twice := _named_twice(names):
+        raise ConfigError(f"--methods {given} has {twice} twice: use --methods {','.join(dict.fromkeys(names))}")
     for name in names:
         if name not in known:
             elsewhere = next((other for other, theirs in CONVEX_METHODS.items() if name in theirs), None)

@@ -17,11 +17,13 @@ from paralab.convex.measured import Line
 from paralab.convex.method import Method, Optimum, Problem, Settings
 from paralab.convex.methods import METHODS
 from paralab.convex.reduction import CountedReduction
-from paralab.convex.softmax import SoftmaxRegression, centred
+from paralab.convex.softmax import SoftmaxRegression, centred, hessian_bytes
 from paralab.errors import ConfigError
 from paralab.models.configs import ImageConfig
+from paralab.models.logistic import LogisticConfig
 from paralab.models.spec import keep
 from paralab.options.config import RunConfig
+from paralab.planning.resolve import resolve
 from paralab.planning.work import Work
 from paralab.processes.allowed import memory_available_bytes
 from paralab.processes.cluster import Rank
@@ -56,9 +58,8 @@ class Prepared:
     shown: tuple[Tensor, ...] = ()
 
 
-def measure(rank: Rank, progress: Progress, began: Moment, asked: Asked) -> Found:
-    """Measure the methods on this rank. Collective over all ranks."""
-    run = RunConfig(
+def _run(asked: Asked) -> RunConfig:
+    return RunConfig(
         model="logistic",
         size=asked.of.get("size", "7"),
         data=asked.of.get("data"),
@@ -66,8 +67,29 @@ def measure(rank: Rank, progress: Progress, began: Moment, asked: Asked) -> Foun
         precision="fp64",
         seed=asked.seed,
     )
+
+
+def check(asked: Asked) -> None:
+    """Refuse, before processes are started, what the data have too few images for, or what memory cannot hold.
+
+    Raises: ConfigError, DataError.
+    """
+    if asked.problem == "signal":
+        return
+    work = resolve(_run(asked))
+    images = work.dataset().n_samples
+    for option in ("global_batch_size", "samples"):
+        if (wanted := asked.of.get(option, 0)) > images:
+            flag = option.replace("_", "-")
+            raise ConfigError(f"--{flag} {wanted} with {images} images: use {images} or fewer")
+    if asked.problem == "logistic":
+        _check_hessian(work, asked.nproc)
+
+
+def measure(rank: Rank, progress: Progress, began: Moment, asked: Asked) -> Found:
+    """Measure the methods on this rank. Collective over all ranks."""
     phases = Phases(began, shown=rank.is_main)
-    with task.on_rank(run, rank, progress, phases=phases) as here:
+    with task.on_rank(_run(asked), rank, progress, phases=phases) as here:
         phases.begin("minimum: steps")
         reduce = _reduction(here.mesh)
         prepared = PROBLEMS[asked.problem](asked, here.work, here.mesh, reduce, phases.advance)
@@ -111,34 +133,34 @@ def _parity(method: Method, problem: Problem, settings: Settings) -> float:
 
 def _logistic(asked: Asked, work: Work, mesh: Mesh, reduce: CountedReduction, advance: Advance) -> Prepared:
     images, labels = _images(work)
-    config, l2, batch = work.model_config, asked.of["l2"], asked.of["global_batch_size"]
+    config, l2 = work.model_config, asked.of["l2"]
     assert isinstance(config, ImageConfig)
-    if batch > len(images):
-        raise ConfigError(f"--global-batch-size {batch} with {len(images)} images: use {len(images)} or fewer")
     problem = SoftmaxRegression(
         centred(images), labels, config.n_classes, l2, rank=mesh.rank("dp"), ranks=mesh.layout.dp, reduce=reduce
     )
-    _check_hessian(problem, asked.nproc)
     best = optimum.of_softmax(problem, advance)
     features, smoothness, numbers = problem.features.shape[1], problem.smoothness, problem.start().numel()
+    held = _gib(hessian_bytes(config.n_classes, features))
     condition = f"{smoothness / l2:,.0f}" if l2 else "infinite"
     facts = (
         f"logistic {work.size}: {len(images):,} images, {config.n_classes} x {features} weights, l2 {l2:g}, fp64",
         f"L = {smoothness:.4g}, of one sample {problem.sample_smoothness:.4g}; mu = {l2:g}; condition {condition}",
         f"minimum {best.value:.12f}, norm of its gradient {problem.gradient_norm(best.point):.1e}",
-        f"Hessian {numbers:,} x {numbers:,}: {_gib(problem.hessian_bytes)} with its factor, in each process",
+        f"Hessian {numbers:,} x {numbers:,}: {held} with its factor, in each process",
     )
     return Prepared(facts, lambda method: (problem, best))
 
 
-def _check_hessian(problem: SoftmaxRegression, nproc: int) -> None:
+def _check_hessian(work: Work, nproc: int) -> None:
     """Refuse a Hessian that does not fit: the minimum is found by Newton's method, whichever are measured."""
-    free, numbers = memory_available_bytes(), problem.start().numel()
-    if nproc * problem.hessian_bytes > free:
+    config, free = work.model_config, memory_available_bytes()
+    assert isinstance(config, LogisticConfig)
+    n_features = config.n_features + 1  # and a one, for the bias
+    needed, numbers = hessian_bytes(config.n_classes, n_features), config.n_classes * n_features
+    if nproc * needed > free:
         raise ConfigError(
-            f"the Hessian of {numbers:,} x {numbers:,} numbers, by which the minimum is found, takes "
-            f"{_gib(problem.hessian_bytes)} with its factor in each of {nproc} processes, and {_gib(free)} are free: "
-            "use a smaller --size or --nproc"
+            f"the Hessian of {numbers:,} x {numbers:,} numbers, by which the minimum is found, takes {_gib(needed)} "
+            f"with its factor in each of {nproc} processes, and {_gib(free)} are free: use a smaller --size or --nproc"
         )
 
 
@@ -160,10 +182,7 @@ def _signal(asked: Asked, work: Work, mesh: Mesh, reduce: CountedReduction, adva
 
 
 def _pictures(asked: Asked, work: Work, mesh: Mesh, reduce: CountedReduction, advance: Advance) -> Prepared:
-    every, samples = _images(work)[0], asked.of["samples"]
-    if samples > len(every):
-        raise ConfigError(f"--samples {samples} with {len(every)} images: use {len(every)} or fewer")
-    images = every[:samples, 0].double()
+    images = _images(work)[0][: asked.of["samples"], 0].double()
     what = f"{len(images)} images of {images.shape[1]} x {images.shape[2]} pixels"
     return _denoising(asked, images, what, mesh, reduce, advance)
 

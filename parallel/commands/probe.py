@@ -60,6 +60,8 @@ def main(argv: list[str]) -> int:
 
 def _labels(options: argparse.Namespace, training: int) -> int:
     """Return how many labelled images are learned from. Raises: ConfigError for more than there are, or too few."""
+    if training < 2:
+        raise ConfigError(f"a probe learns from 2 images or more, and {training} is for training: give other data")
     labels: int = options.labels or training
     if labels > training:
         raise ConfigError(f"--labels {labels} with {training} training images: use {training} or fewer")

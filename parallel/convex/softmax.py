@@ -106,12 +106,6 @@ class SoftmaxRegression:
         flat.diagonal().add_(self.l2)
         return flat
 
-    @property
-    def hessian_bytes(self) -> int:
-        """What a step of Newton's method holds of a process: the Hessian, its Cholesky factor, and a row of blocks."""
-        numbers = self.n_classes * self.features.shape[1]
-        return 8 * (2 * numbers**2 + 2 * self.n_classes * self.features.shape[1] ** 2)
-
     def separates(self, point: Tensor) -> bool:
         """Return whether weights (n_classes, n_features) give every sample's own class the largest logit."""
         return bool(((self.features @ point.T).argmax(1) == self.labels).all())
@@ -192,6 +186,11 @@ class SoftmaxRegression:
         log_p = (x @ point.T).log_softmax(1)
         errors = log_p.exp().scatter_add_(1, labels, -torch.ones_like(labels, dtype=x.dtype))
         return -log_p.gather(1, labels).sum(), errors.T @ x
+
+
+def hessian_bytes(n_classes: int, n_features: int) -> int:
+    """Return what a step of Newton's method holds in a process: the Hessian, its Cholesky factor, a row of blocks."""
+    return 8 * (2 * (n_classes * n_features) ** 2 + 2 * n_classes * n_features**2)
 
 
 def batches(problem: SoftmaxRegression, *, size: int, seed: int, epoch: int) -> Iterator[Tensor]:

@@ -132,7 +132,7 @@ def path_of(name: str) -> Path | None:
     if path.is_symlink():
         raise DataError(f"data {name!r} is a link to {os.readlink(path)}, which does not exist: repair the link")
     hint = f" (did you mean {path.with_name(same_stem[0])}?)" if same_stem else _closest(path, near)
-    raise DataError(f"data {path} does not exist{hint}: give an existing path, as in --data file:PATH")
+    raise DataError(f"data {path} does not exist{hint}: give the path of what is there")
 
 
 def _at_home(text: str, advice: str) -> Path:

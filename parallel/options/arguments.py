@@ -183,6 +183,11 @@ def share(text: str) -> float:
     return _bounded(text, at_most=1.0)
 
 
+def positive_up_to(most: float) -> Callable[[str], float]:
+    """Return what reads a number above 0, up to most."""
+    return lambda text: _bounded(text, at_most=most)
+
+
 def _bounded(text: str, *, at_most: float) -> float:
     number = number_of(text)
     if number is not None and 0 < number <= at_most:

@@ -45,6 +45,12 @@ class Work(Planned):
         return sum(p.numel() for p in self.new_model().parameters())
 
     @property
+    def parameters_text(self) -> str:
+        """How many parameters there are, in words: in millions, or one by one where these are less than a tenth."""
+        n = self.n_parameters
+        return f"{n / 1e6:,.1f} M parameters" if n >= 10**5 else f"{n:,} parameters"
+
+    @property
     def command(self) -> str:
         """The line that does this work again, whatever started it: nothing in it is left to be chosen.
 

@@ -103,7 +103,7 @@ class Shown:
         self.total, run = total, self.run
         self.task = self.bar.add_task("", total=total, completed=step)
         self.say(
-            f"{work.spec.name} {work.size}, {work.n_parameters / 1e6:.1f} M parameters, on {work.dataset().name}: "
+            f"{work.spec.name} {work.size}, {work.parameters_text}, on {work.dataset().name}: "
             f"{work.strategy} as {work.layout}, {work.division.global_batch_size} samples a step, {run.precision}"
         )
         if step < total:

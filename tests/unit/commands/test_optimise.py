@@ -12,6 +12,7 @@ from paralab.commands.optimise import DEFAULTS, read
 from paralab.convex.methods import METHODS
 from paralab.data.images import Digits
 from paralab.options.choices import CONVEX_METHODS
+from paralab.running import task
 
 
 def test_every_name_has_a_method() -> None:
@@ -24,6 +25,8 @@ def test_every_name_has_a_method() -> None:
     [
         ("optimise --problem signal --methods newton", "'newton' is for --problem logistic"),
         ("optimise --methods newtn", "'newtn' is unknown (did you mean newton?)"),
+        ("optimise --methods gd,newton,gd", "has gd twice: use --methods gd,newton"),
+        ("optimise --problem signal --transform dct,dct", "dct is there twice"),
         ("optimise --problem signal --nproc 2", "it is one signal, use --nproc 1"),
         ("optimise --methods sgd --nproc 2", "2 processes cannot divide: use minibatch"),
         ("optimise --l2 0", "use --l2 above 0, or --methods gd,newton"),
@@ -50,10 +53,13 @@ def test_refusals(words: str, says: str, capsys: pytest.CaptureFixture[str]) -> 
 def test_a_hessian_that_does_not_fit_is_refused(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    """Before any process is started."""
     monkeypatch.setattr(optimise_run, "memory_available_bytes", lambda: 2**21)
-    assert cli.main("optimise --size 7 --methods gd".split()) == 2
-    (line,) = (line for line in capsys.readouterr().err.splitlines() if not line.startswith("["))
+    monkeypatch.setattr(task, "start", pytest.fail)
+    assert cli.main("optimise --size 7 --methods gd --nproc 2".split()) == 2
+    (line,) = capsys.readouterr().err.splitlines()
     assert "the Hessian of 500 x 500 numbers, by which the minimum is found, takes 0.0041 GiB" in line
+    assert "in each of 2 processes" in line
     assert "use a smaller --size or --nproc" in line
 
 

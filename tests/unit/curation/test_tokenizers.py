@@ -113,6 +113,7 @@ def test_the_table_fits_a_terminal_and_says_which_file(tmp_path: Path, capsys: p
     [
         (["--vocabulary", "256"], "use 257 or more"),
         (["--kinds", "bep"], "did you mean bpe"),
+        (["--kinds", "bpe,bytes,bpe"], "has bpe twice: use --kinds bpe,bytes"),
         (["--out", "/proc/x"], "cannot be written"),
         (["--workers", "x"], "at least 1"),
     ],

@@ -449,7 +449,7 @@ def test_folders_and_files_that_cannot_be_read(tmp_path: Path) -> None:
         ("book", r"did you mean book.txt"),
         ("deep/BOOK.md", r"did you mean deep/Book.md"),
         ("deep/book", r"did you mean deep/Book.md"),
-        ("none/book.jsonl", r"none/book.jsonl does not exist: give an existing path"),
+        ("none/book.jsonl", r"none/book.jsonl does not exist: give the path of what is there"),
         ("a/b/c", r"a/b/c does not exist"),
         ("~/no-such-book", r"does not exist"),
         ("~no-such-user/book", r"there is no such home folder: type it out"),

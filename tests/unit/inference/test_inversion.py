@@ -179,6 +179,7 @@ def test_the_command_prints_what_it_found_and_writes_all_losses(
         ("gpt2", ["--text", "a", "--length", "0"], "at least 1"),
         ("gpt2", ["--text", "a", "--restarts", "0"], "at least 1"),
         ("gpt2", ["--text", "a", "--learning-rate", "0"], "above 0"),
+        ("gpt2", ["--text", "a", "--learning-rate", "1e12"], "use a number above 0 up to 10"),
         ("gpt2", ["--text", "a", "--out", "x.gif"], r"ending in \.csv, \.svg"),
         ("resnet", ["--text", "a"], "needs one of texts"),
         ("nowhere", ["--text", "a"], "is not a folder"),

@@ -414,7 +414,7 @@ def test_a_file_that_is_missing_is_refused_before_any_process_is_started(
     words = [command, "--nproc", "2", "--size", "tiny", "--data", f"file:{tmp_path / 'nothing.txt'}"]
     assert cli.main(words) == 2
     (line,) = capsys.readouterr().err.splitlines()
-    assert "nothing.txt does not exist: give an existing path, as in --data file:PATH" in line
+    assert "nothing.txt does not exist: give the path of what is there" in line
     assert not list(tmp_path.rglob("*.csv"))
 
 
@@ -449,6 +449,19 @@ def test_the_number_of_classes_follows_the_data(words: list[str], tmp_path: Path
     assert classes_of(resolve(read_config([*words, "--n-classes", "20"]))) == 20
     with pytest.raises(DataError, match="12 classes, this model 11: use --n-classes 12 or leave it out"):
         resolve(read_config([*words, "--n-classes", "11"])).dataset()
+
+
+@pytest.mark.parametrize(
+    ("model", "size", "said"),
+    [
+        ("logistic", "7", "500 parameters"),
+        ("gpt2", "2x32x2v257", "68,480 parameters"),
+        ("gpt2", "nano", "7.2 M parameters"),
+        ("gpt2", "1.5b", "1,557.7 M parameters"),
+    ],
+)
+def test_parameters_are_told_in_millions_where_there_are_so_many(model: str, size: str, said: str) -> None:
+    assert resolve(RunConfig(model=model, size=size)).parameters_text == said
 
 
 def test_a_number_of_classes_is_refused_where_there_are_none() -> None:
