@@ -1,5 +1,6 @@
 """ResNet against transformers' own, and the batch norm over ranks against nn.BatchNorm2d over the whole batch."""
 
+import weakref
 from dataclasses import replace
 from typing import Any
 
@@ -8,10 +9,11 @@ import torch
 from torch import Tensor, nn
 from torch.distributed.pipelining._backward import stage_backward_input, stage_backward_weight
 from torch.testing import assert_close
+from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
 from paralab.errors import ConfigError
-from paralab.models.norms import BatchNorm2d, SyncBatchNorm2d
+from paralab.models.norms import BatchNorm2d, SyncBatchNorm2d, _Normalize
 from paralab.models.resnet import SIZES, SPEC, BasicBlock, ResNet, ResNetConfig, block_shapes, init
 from paralab.options.config import RunConfig
 from paralab.planning.resolve import resolve
@@ -45,6 +47,31 @@ def norm_pair(ranks: ThreadRanks, channels: int) -> tuple[nn.BatchNorm2d, list[S
         norm.load_state_dict(reference.state_dict())
         norm.ranks, norm.all_reduce = ranks.size, ranks.all_reduce
     return reference, norms
+
+
+class _LargestSum(TorchDispatchMode):
+    """Finds the most bytes that tensors made inside have at once."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.most_bytes, self.live = 0, dict[int, weakref.ref]()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        if not func.is_view and isinstance(result, Tensor):
+            self.live[id(result)] = weakref.ref(result)
+        there = (tensor for ref in self.live.values() if (tensor := ref()) is not None)
+        self.most_bytes = max(self.most_bytes, sum(tensor.nbytes for tensor in there))
+        return result
+
+
+def test_backward_of_the_norm_over_ranks_has_two_copies_in_fp32_at_once() -> None:
+    x = torch.randn(8, 16, 8, 8, dtype=torch.bfloat16, requires_grad=True)
+    x_hat, *_ = _Normalize.apply(x, 1e-5, lambda sums, _: sums)
+    grad = torch.randn_like(x)
+    with _LargestSum() as seen:
+        x_hat.backward(grad)
+    assert x.grad is not None and 4 * x.numel() * 2 <= seen.most_bytes < 4 * x.numel() * 2.7  # and the result in 16 bits
 
 
 @pytest.mark.parametrize("sizes", [(4, 4), (3, 1, 2)], ids=str)
