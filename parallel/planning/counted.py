@@ -31,7 +31,7 @@ from paralab.errors import ModelError
 from paralab.models.configs import C
 from paralab.models.found import move_plain_tensors
 from paralab.models.spec import SAMPLES_TRIED, ModelSpec
-from paralab.planning.parts import Counted, Part
+from paralab.planning.parts import Counted, Kept, Part
 
 FIRST, LAST = -1, -2  # the parts before and after all blocks
 _DIVIDED = ("column", "row", "column_gathered", "row_of_whole", "channels", "vocab_embedding", "vocab_loss")
@@ -64,10 +64,10 @@ def count(spec: ModelSpec[C], config: C) -> Counted:
     )
 
 
-def _kept_in_16(spec: ModelSpec[C], config: C, *, casts: bool) -> tuple[float, float, float, float] | None:
-    """Return what backward needs of one sample in bf16, in elements of 2 bytes: first, blocks, last.
+def _kept_in_16(spec: ModelSpec[C], config: C, *, casts: bool) -> Kept | None:
+    """Return what backward needs of one sample in bf16, in elements of 2 bytes.
 
-    Then what blocks hand on. casts: by weights that were cast to it, as FSDP does, and not by autocast, where norms,
+    casts: by weights that were cast to it, as FSDP does, and not by autocast, where norms,
     losses and what is added to weights in fp32 stay in fp32. None where the model does not run so.
     """
     fake, dtype = FakeTensorMode(allow_non_fake_inputs=True), torch.bfloat16 if casts else torch.float32
@@ -86,9 +86,14 @@ def _kept_in_16(spec: ModelSpec[C], config: C, *, casts: bool) -> tuple[float, f
     except (RuntimeError, NotImplementedError, TypeError, ValueError):
         return None
     kept = {number: size / 2 / SAMPLES_TRIED for number, size in counter.kept_bytes.items()}
-    blocks = sum(kept.get(number, 0.0) for number in range(len(counter.blocks)))
-    handed_on = sum(counter.boundary_bytes.values()) / 2 / SAMPLES_TRIED
-    return kept.get(FIRST, 0.0), blocks, kept.get(LAST, 0.0), handed_on
+    blocks = range(len(counter.blocks))
+    return Kept(
+        first=kept.get(FIRST, 0.0),
+        blocks=sum(kept.get(number, 0.0) for number in blocks),
+        last=kept.get(LAST, 0.0),
+        handed_on=sum(counter.boundary_bytes.values()) / 2 / SAMPLES_TRIED,
+        divided=sum(counter.divided_bytes[number] for number in blocks) / 2 / SAMPLES_TRIED,
+    )
 
 
 class _FusedAttention(TorchFunctionMode):
@@ -112,7 +117,7 @@ class _Counter(TorchDispatchMode):
         self.at, self.ran, self.divided, self.pieces = FIRST, False, False, False
         self.styles = {id(module): self._style(name) for name, module in model.named_modules()}
         self.sums: dict[str, Counter[int]] = {field.name: Counter() for field in fields(Part)}
-        self.kept_bytes, self.boundary_bytes = Counter[int](), Counter[int]()
+        self.kept_bytes, self.divided_bytes, self.boundary_bytes = Counter[int](), Counter[int](), Counter[int]()
         self.seen: set[int] = set()
         self.held: list[Tensor] = []  # keeps ids from being used again
         self.parameters = {id(p) for p in model.parameters()}
@@ -203,6 +208,7 @@ class _Counter(TorchDispatchMode):
             self.sums["kept"][self.at] += size // tensor.itemsize
             self.sums["divided_kept"][self.at] += size // tensor.itemsize * self.pieces
             self.kept_bytes[self.at] += size
+            self.divided_bytes[self.at] += size * self.pieces
         return tensor
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:

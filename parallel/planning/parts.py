@@ -32,12 +32,25 @@ class Part:
 
 
 @dataclass(frozen=True)
+class Kept:
+    """Elements that backward needs of one sample: of what is before the blocks, of all blocks, and of what is after.
+
+    handed_on: that all blocks hand on. divided: of those of blocks, what tensor ranks divide.
+    """
+
+    first: float
+    blocks: float
+    last: float
+    handed_on: float
+    divided: float
+
+
+@dataclass(frozen=True)
 class Counted:
     """A model as it was counted. tensor_divides: what the tensor degree has to divide. unit: what throughput counts.
 
-    kept_in_16: what backward needs of the first part, all blocks and the last part of one sample, and what all blocks
-    hand on, in elements of 2 bytes, where products are in 16 bits; None where that is not known, and all is taken to be
-    so wide. kept_of_cast: the same where weights were cast to 16 bits, as FSDP does.
+    kept_in_16: in elements of 2 bytes, where products are in 16 bits; None where that is not known, and all is taken to
+    be so wide. kept_of_cast: the same where weights were cast to 16 bits, as FSDP does.
     """
 
     blocks: tuple[Part, ...]
@@ -46,8 +59,8 @@ class Counted:
     tensor_divides: int
     unit: str
     units_per_sample: int
-    kept_in_16: tuple[float, float, float, float] | None = None
-    kept_of_cast: tuple[float, float, float, float] | None = None
+    kept_in_16: Kept | None = None
+    kept_of_cast: Kept | None = None
 
     def __str__(self) -> str:
         flops = 3 * sum(part.flops for part in (self.first, *self.blocks, self.last))
@@ -67,12 +80,10 @@ class Counted:
         """Return the case of these values, whose model is this one. stages: layers of each; () for evenly."""
         pp, vpp = int(values["pp"]), int(values["vpp"])
         split = stages or even(len(self.blocks), pp * vpp)
-        first, blocks, last, handed_on = self._kept(str(values["precision"]))
-        each = blocks / len(self.blocks)
-        divided = each * self.mean("divided_kept") / max(self.mean("kept"), 1.0)
-        kept = {"first_kept": first, "block_kept": each, "block_divided_kept": divided, "last_kept": last}
+        of, n = self._kept(str(values["precision"])), len(self.blocks)
+        kept = {"first_kept": of.first, "block_kept": of.blocks / n, "last_kept": of.last}
+        kept |= {"block_divided_kept": of.divided / n, "block_boundary": of.handed_on / n}
         parts = {f"block_{name}": self.mean(name) for name in Part.__dataclass_fields__}
-        parts["block_boundary"] = handed_on / len(self.blocks)
         parts |= {f"{end}_{name}": getattr(getattr(self, end), name) for end in ("first", "last") for name in ENDS}
         return CountedCase(
             **{**values, **self.held_by(split, pp, vpp, str(values["schedule"]))},
@@ -81,19 +92,21 @@ class Counted:
             **{**parts, **kept, **self._cast(str(values["precision"]))},
         )
 
-    def _kept(self, precision: str) -> tuple[float, float, float, float]:
-        """Return `kept_in_16` in a precision, in its elements."""
+    def _kept(self, precision: str) -> Kept:
+        """Return what backward needs of one sample in a precision, in its elements."""
         if precision != "fp32" and self.kept_in_16 is not None:
             return self.kept_in_16
-        of_blocks, handed_on = (sum(getattr(block, name) for block in self.blocks) for name in ("kept", "boundary"))
-        return self.first.kept, of_blocks, self.last.kept, handed_on
+        blocks, handed_on, divided = (
+            sum(getattr(block, name) for block in self.blocks) for name in ("kept", "boundary", "divided_kept")
+        )
+        return Kept(self.first.kept, blocks, self.last.kept, handed_on, divided)
 
     def _cast(self, precision: str) -> dict[str, float]:
         """Return the shares that are left of what blocks keep and hand on, where weights were cast."""
         shares = 1.0, 1.0
         if precision != "fp32" and self.kept_in_16 is not None and self.kept_of_cast is not None:
-            (_, kept, _, handed_on), (_, less, _, fewer) = self.kept_in_16, self.kept_of_cast
-            shares = less / kept, fewer / handed_on
+            whole, cast = self.kept_in_16, self.kept_of_cast
+            shares = cast.blocks / whole.blocks, cast.handed_on / whole.handed_on
         return dict(zip(("cast_kept_share", "cast_boundary_share"), shares, strict=True))
 
     def held_by(self, stages: Sequence[int], pp: int, vpp: int, schedule: str) -> dict[str, float]:

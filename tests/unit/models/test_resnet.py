@@ -71,7 +71,9 @@ def test_backward_of_the_norm_over_ranks_has_two_copies_in_fp32_at_once() -> Non
     grad = torch.randn_like(x)
     with _LargestSum() as seen:
         x_hat.backward(grad)
-    assert x.grad is not None and 4 * x.numel() * 2 <= seen.most_bytes < 4 * x.numel() * 2.7  # and the result in 16 bits
+    assert (
+        x.grad is not None and 4 * x.numel() * 2 <= seen.most_bytes < 4 * x.numel() * 2.7
+    )  # and the result in 16 bits
 
 
 @pytest.mark.parametrize("sizes", [(4, 4), (3, 1, 2)], ids=str)
