@@ -19,6 +19,7 @@ from paralab.errors import WorldError
 from paralab.processes import meeting
 from paralab.processes.allowed import default_threads
 from paralab.processes.glibc import keep_pages
+from paralab.processes.interfaces import check_interface
 from paralab.processes.liveness import Liveness
 from paralab.processes.mesh import default_backend, forget_meshes
 from paralab.processes.rank import Rank
@@ -52,7 +53,12 @@ def join(
     # new groups do not take over the timeout of the first one
     dist.distributed_c10d.default_pg_timeout = dist.distributed_c10d.default_pg_nccl_timeout = timeout
     if recordings is not None:
-        _debug_collectives()
+        os.environ.setdefault("TORCH_FR_BUFFER_SIZE", "2000")  # collectives that are kept
+        dist.set_debug_level(dist.DebugLevel.DETAIL)
+    if dist.get_debug_level() == dist.DebugLevel.DETAIL:  # or by TORCH_DISTRIBUTED_DEBUG
+        # DDP's own statistics end in a segmentation fault with gloo then (torch 2.13)
+        dist.Logger.set_construction_data_and_log = lambda *facts: None  # type: ignore[method-assign]
+    check_interface(os.environ)
     if init_method == "env://" and rank.launcher in ("slurm", "mpi"):
         alone_here = rank.local_told and rank.local_world_size == rank.world_size
         os.environ.update(meeting.meeting_point(os.environ, launcher=rank.launcher, on_one_machine=alone_here))
@@ -97,13 +103,6 @@ def hearing(wait: Callable[[], T]) -> T:
     if raised:
         raise raised[0]
     return returned[0]
-
-
-def _debug_collectives() -> None:
-    os.environ.setdefault("TORCH_FR_BUFFER_SIZE", "2000")  # collectives that are kept
-    dist.set_debug_level(dist.DebugLevel.DETAIL)
-    # under this level DDP's own statistics end in a segmentation fault with gloo (torch 2.13)
-    dist.Logger.set_construction_data_and_log = lambda *facts: None  # type: ignore[method-assign]
 
 
 _liveness: Liveness | None = None

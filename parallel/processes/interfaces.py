@@ -1,6 +1,7 @@
 """The network interfaces of this machine, and the addresses that host names stand for."""
 
 import socket
+from collections.abc import Mapping
 
 import psutil
 
@@ -29,3 +30,14 @@ def resolve(host: str, port: int) -> tuple[socket.AddressFamily, tuple[str, int]
     except socket.gaierror as error:
         raise WorldError(f"{host} is not known here ({error.strerror}): give an address that node 0 has") from error
     return family, (str(target[0]), int(target[1]))
+
+
+def check_interface(environ: Mapping[str, str]) -> None:
+    """Raise WorldError where GLOO_SOCKET_IFNAME names no network interface of this machine."""
+    there = psutil.net_if_addrs()
+    for name in filter(None, environ.get("GLOO_SOCKET_IFNAME", "").split(",")):
+        if name not in there:
+            raise WorldError(
+                f"GLOO_SOCKET_IFNAME={name} is no network interface of this machine: name one of {', '.join(there)}, "
+                "or type env -u GLOO_SOCKET_IFNAME before the command"
+            )

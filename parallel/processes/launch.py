@@ -30,10 +30,10 @@ from paralab.console import streams
 from paralab.console.signals import SAME_SIGNAL_S
 from paralab.errors import VICTIM_EXIT_STATUS, RankError, WorldError
 from paralab.options.config import RunConfig
-from paralab.processes import cluster, standby
+from paralab.processes import cluster, fork_server, standby
 from paralab.processes.allowed import check_processes_fit, default_threads
-from paralab.processes.failure import STOPS, Failure, Progress, guard, heed_alarm, stopping
-from paralab.processes.interfaces import interface_of
+from paralab.processes.failure import Failure, Progress, guard, heed_alarm, stopping
+from paralab.processes.interfaces import check_interface, interface_of
 from paralab.processes.oom_killer import OomKiller
 from paralab.processes.rank import Rank, is_set_by_hand, start_line
 from paralab.processes.with_parent import end_with
@@ -111,6 +111,7 @@ def _start_local(task: str, args: tuple, config: RunConfig | None, *, nproc: int
     if config is None or not config.force:
         check_processes_fit(nproc)
     _check_sockets_fit()
+    check_interface(os.environ)
     with TemporaryDirectory(prefix="paralab-") as folder:
         return _start_in(folder, task, args, config, nproc=nproc)
 
@@ -148,7 +149,7 @@ def _start_in(folder: str, task: str, args: tuple, config: RunConfig | None, *, 
     # imported once, by what all are forked from; every optimizer brings the compiler along
     multiprocessing.set_forkserver_preload([task.partition(":")[0], "torch._dynamo"])
     try:
-        _start_fork_server()
+        fork_server.start()
         with _signals_between_starts():
             return elastic_launch(local, _work)(task, args, config, os.getpid(), f"file://{folder}/ranks")[0]
     except ChildFailedError as error:
@@ -172,22 +173,6 @@ def _check_sockets_fit() -> None:
             f"temporary files go to a path of {len(os.fsencode(folder))} bytes, and sockets there need one of at most"
             f" {longest}: type TMPDIR=/tmp before the command"
         )
-
-
-def _start_fork_server() -> None:
-    """Start what all ranks are forked from, with signals blocked that come to all processes of a group at once.
-
-    They are SIGINT from a terminal, SIGTERM from `timeout` and schedulers. Ranks inherit that, and hear them once they
-    can leave a row (`failure.stopping`); what they are forked from ends with the launcher.
-    """
-    from multiprocessing import forkserver, resource_tracker
-
-    resource_tracker.ensure_running()  # it changes the mask itself
-    signal.pthread_sigmask(signal.SIG_BLOCK, STOPS)
-    try:
-        forkserver.ensure_running()
-    finally:
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, STOPS)
 
 
 @contextlib.contextmanager

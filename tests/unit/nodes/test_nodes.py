@@ -142,6 +142,9 @@ def test_the_interface_of_an_address(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(interfaces.psutil, "net_if_addrs", lambda: {"lo": []})  # as after unshare --net
     with pytest.raises(WorldError, match="type ip link set lo up"):
         interfaces.interface_of("127.0.0.1")
+    interfaces.check_interface({"GLOO_SOCKET_IFNAME": "lo"})
+    with pytest.raises(WorldError, match="eth99 is no network interface of this machine: name one of lo, or type env"):
+        interfaces.check_interface({"GLOO_SOCKET_IFNAME": "lo,eth99"})
 
 
 GOOD = ["--nodes", "2", "--node-rank", "0", "--rendezvous", "[::1]:29500", "--", "run", "--model", "gpt2"]

@@ -5,6 +5,8 @@ import json
 import os
 import re
 import signal
+import subprocess
+import sys
 import tempfile
 import threading
 from pathlib import Path
@@ -15,7 +17,7 @@ import torch
 
 from paralab import cli
 from paralab.errors import DivergedError, StoppedError, WorldError
-from paralab.processes import allowed, failure, launch
+from paralab.processes import allowed, failure, fork_server, launch
 from paralab.processes.oom_killer import OomKiller
 from paralab.processes.rank import Rank
 
@@ -44,6 +46,19 @@ def test_sockets_that_have_no_place_are_refused(monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr(tempfile, "gettempdir", lambda: f"/{'x' * 100}")
     with pytest.raises(WorldError, match=r"path of 101 bytes.*: type TMPDIR=/tmp"):
         launch._check_sockets_fit()
+
+
+def test_ranks_are_forked_from_a_python_that_imports_nothing_from_the_working_folder(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    (tmp_path / "copy.py").write_text("raise RuntimeError")
+    monkeypatch.chdir(tmp_path)
+    line = [sys.executable, "-c", "import copy"]
+    assert subprocess.run(line, stderr=subprocess.DEVNULL).returncode == 1
+    monkeypatch.delenv("PYTHONSAFEPATH", raising=False)
+    with fork_server.without_working_folder():
+        assert subprocess.run(line).returncode == 0
+    assert "PYTHONSAFEPATH" not in os.environ
 
 
 @pytest.mark.parametrize(
