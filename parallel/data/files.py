@@ -120,11 +120,13 @@ def path_of(name: str) -> Path | None:
 
     Raises: DataError for a path that does not exist: `file:PATH`, or what can only be a path.
     """
-    path = _at_home(name.removeprefix("file:"), "type it out")
+    if not (typed := name.removeprefix("file:")).strip():
+        raise DataError(f"data {name!r} names no file: give the path of a file or a folder")
+    path = _at_home(typed, "type it out")
     if path.exists():
         return path
     if "://" in name and not name.startswith("file:"):
-        raise DataError(f"data {name!r} is an address: download it first, then give --data file:PATH")
+        raise DataError(f"data {name!r} is an address: download it first, then give the path of the file")
     near = _files_beside(path)
     same_stem = [x for x in near if x.lower().split(".")[0] == path.name.lower()]
     if not _looks_like_path(name) and not same_stem:

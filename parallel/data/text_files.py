@@ -168,8 +168,10 @@ def strings(values: Iterable[Any], *, name: str, column: str) -> Iterator[str]:
 
 
 def check_column(column: str, columns: Iterable[str], *, name: str) -> None:
-    """Raise DataError where a table lacks the column that holds the text."""
+    """Raise DataError where a table lacks the column that holds the text, or has it twice."""
     columns = list(columns)
+    if columns.count(column) > 1:
+        raise DataError(f"{name} has the column {column!r} twice: rename one of them")
     if columns and column not in columns:
         listed = ", ".join(textwrap.shorten(str(known), 60, placeholder=" ...") for known in columns[:20])
         raise DataError(f"{name} has no column {column!r}: use --text-column with one of {listed}")
@@ -321,8 +323,6 @@ def _csv_rows(path: Path, column: str) -> Iterator[Any]:
         try:
             names = [name.strip() for name in next(reader, [])]
             check_column(column, names, name=str(path))
-            if names.count(column) > 1:
-                raise DataError(f"{path} has the column {column!r} twice: rename one of them")
             for row in filter(None, reader):
                 if len(row) != len(names):
                     line = above + reader.line_num

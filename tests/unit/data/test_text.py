@@ -367,12 +367,19 @@ def parquet_of_latin_1() -> bytes:
     return file.getvalue().to_pybytes()
 
 
+def parquet_with_a_column_twice() -> bytes:
+    file = pyarrow.BufferOutputStream()
+    pyarrow.parquet.write_table(pyarrow.table([["a"], ["b"]], names=["text", "text"]), file)
+    return file.getvalue().to_pybytes()
+
+
 POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a214614ab2935\nsize 12345\n" * 9
 BROKEN = {
     "page.parquet": (lambda: flipped(long_parquet(), 2000), "not a readable Parquet file"),
     "cut.parquet": (lambda: long_parquet()[:-9], "not a readable Parquet file"),
     "latin.parquet": (parquet_of_latin_1, "holds a string that is not UTF-8"),
     "empty.parquet": (bytes, "not a readable Parquet file"),
+    "twice.parquet": (parquet_with_a_column_twice, "has the column 'text' twice: rename one of them"),
     "empty.txt": (bytes, r"has \d tokens, one window needs 17"),
     "blank.csv": (lambda: b"text\n", "has 0 tokens, one window needs 17"),
     "short.txt": (lambda: b"ten letter", "tokens, one window needs 17: use a longer text or --seq-len"),
@@ -455,6 +462,7 @@ def test_folders_and_files_that_cannot_be_read(tmp_path: Path) -> None:
         ("~no-such-user/book", r"there is no such home folder: type it out"),
         ("C:\\texts\\book", r"does not exist"),
         ("https://example.org/book.txt", r"is an address: download it first"),
+        ("file:", r"'file:' names no file: give the path"),
     ],
 )
 def test_a_missing_path_is_not_asked_for_on_the_hub(
