@@ -72,6 +72,13 @@ def without_size(text: str) -> tuple[str, str | None]:
     return f"{found['file']}:{found['name'] or SPEC}", found["size"]
 
 
+def line_in(error: BaseException) -> str:
+    """Return the last line of a model's file that an error came from, as "FILE.py:3: "; "" where it came from none."""
+    own = {file.path for file in _loaded}
+    lines = [frame for frame in traceback.extract_tb(error.__traceback__) if frame.filename in own]
+    return f"{os.path.basename(lines[-1].filename)}:{lines[-1].lineno}: " if lines else ""
+
+
 def load(file: ModelFile) -> Loaded:
     """Run a file, unless it has been run with the content that it has now, and return its spec.
 

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from paralab.models.structure import find_blocks, find_tied
 
@@ -104,3 +105,12 @@ def move_plain_tensors(model: nn.Module, device: torch.device | str) -> None:
 def plain_tensors(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
     """Yield the tensors that a module holds as plain attributes, neither parameters nor buffers: name, tensor."""
     yield from ((name, value) for name, value in vars(module).items() if isinstance(value, Tensor))
+
+
+class WithoutInit(TorchFunctionMode):
+    """Leaves out the random numbers of `torch.nn.init`: on the meta device they bring the compiler along."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        drawn = getattr(func, "__module__", None) == "torch.nn.init"
+        return kwargs["tensor"] if drawn else func(*args, **kwargs)

@@ -27,12 +27,13 @@ from typing import TYPE_CHECKING, Any, Generic, Literal
 
 import torch
 from torch import Tensor, nn
-from torch.overrides import TorchFunctionMode
 
 from paralab.errors import ModelError, did_you_mean
 from paralab.models.configs import UNITS, C, Unit
-from paralab.models.found import Found, built, count_flops, look_into
+from paralab.models.declared import check_fields, check_module
+from paralab.models.found import Found, WithoutInit, built, count_flops, look_into
 from paralab.models.sequence import SequenceShape
+from paralab.models.source_lines import line_of, short
 
 if TYPE_CHECKING:
     from paralab.models.converter import Converter
@@ -161,6 +162,7 @@ class ModelSpec(Generic[C]):
     notes: Callable[[C], tuple[str, ...]] = lambda config: ()  # lines to print before a run: what is not as one expects
 
     def __post_init__(self) -> None:
+        check_fields(self)
         if not self.sizes:
             raise ModelError(f'ModelSpec {self.name} has no sizes: give one such as sizes={{"tiny": Config()}}')
         object.__setattr__(self, "default_size", self.default_size or next(iter(self.sizes)))
@@ -194,6 +196,9 @@ class ModelSpec(Generic[C]):
             raise ModelError(f'{kind} has no task: add the field task: str = "text", or another of {known}')
         if task not in UNITS and self.unit is None:
             raise ModelError(f"task {task!r} of {kind} is unknown{did_you_mean(str(task), UNITS)}: use one of {known}")
+        data: Any = self.data
+        if not isinstance(name := data(config), str):
+            raise ModelError(f"data of {self.name} returns a {type(name).__name__}: the name of a data set is needed")
         return config
 
     @property
@@ -270,7 +275,15 @@ class ModelSpec(Generic[C]):
 
 def _on_meta(spec: ModelSpec[C], config: C) -> nn.Module:
     with torch.device("meta"), WithoutInit():
-        return spec.build(config)
+        if spec.is_built_in:
+            return spec.build(config)
+        try:
+            model = spec.build(config)
+        except Exception as error:  # of the model
+            where = line_of(error, spec.build, otherwise=spec.name)
+            raise ModelError(f"{where}: {short(error)}, on the meta device: see paralab check-model") from error
+    check_module(spec.name, model)
+    return model
 
 
 @lru_cache(maxsize=32)
@@ -281,18 +294,10 @@ def _found(spec: ModelSpec[C], config: C) -> Found:
 @lru_cache(maxsize=32)
 def _counted(spec: ModelSpec[C], config: C) -> Flops:
     inputs, targets = spec.example(config, 1)
+    model = spec.on_meta(config)
     try:
-        return Flops(float(count_flops(spec.on_meta(config), inputs, targets)), "counted")
+        return Flops(float(count_flops(model, inputs, targets)), "counted")
     except Exception as error:  # of the model's own code, which may raise any
-        said = f"{type(error).__name__}: {' '.join(str(error).split())[:160]}"
+        said = short(error)
         advice = "see paralab check-model, or give its spec flops=lambda config: Flops(per_sample=..., formula=...)"
         raise ModelError(f"operations of {spec.name} cannot be counted on the meta device ({said}): {advice}") from None
-
-
-class WithoutInit(TorchFunctionMode):
-    """Leaves out the random numbers of `torch.nn.init`: on the meta device they bring the compiler along."""
-
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        kwargs = kwargs or {}
-        drawn = getattr(func, "__module__", None) == "torch.nn.init"
-        return kwargs["tensor"] if drawn else func(*args, **kwargs)

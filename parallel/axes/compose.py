@@ -23,6 +23,7 @@ from paralab.axes.precision import autocast_forward
 from paralab.axes.recompute import offload_activations, recompute
 from paralab.data.dataset import Batch
 from paralab.errors import LayoutError
+from paralab.models.declared import check_loss
 from paralab.models.found import move_plain_tensors
 
 T = TypeVar("T")
@@ -143,6 +144,7 @@ class Accumulate:
     def __init__(self, model: nn.Module, context: BuildContext) -> None:
         self.model = model
         self.chunks, self.axes = context.division.chunks, used(context.layout)
+        self.name = context.spec.name
 
     def __call__(self, batch: Batch, loss_scale: float) -> Tensor:
         """Return the mean loss () of this rank's rows, whose gradient times `loss_scale` is in the parameters then."""
@@ -151,7 +153,7 @@ class Accumulate:
             with contextlib.ExitStack() as around:
                 for axis in self.axes:
                     around.enter_context(axis.micro_batch(self.model, last=i == self.chunks - 1))
-                loss = self.model(*chunk.inputs, targets=chunk.given)
+                loss = check_loss(self.model(*chunk.inputs, targets=chunk.given), self.name)
                 total = total + loss.detach()
                 weight = loss_scale / self.chunks
                 (loss if weight == 1.0 else loss * weight).backward()

@@ -28,6 +28,7 @@ from paralab.engines import deepspeed as ds
 from paralab.engines.accelerate_settings import SWITCHES
 from paralab.engines.engine import Engine, LossScale, StepResult
 from paralab.errors import ConfigError, WorldError
+from paralab.models.declared import check_loss
 from paralab.processes.mesh import join_alone
 
 # What says how Accelerate prints and where it runs, not what it trains.
@@ -80,7 +81,9 @@ class AccelerateEngine(Engine):
         """Run one micro-batch forward and backward, and update with the last one. Return its loss."""
         with self.accelerator.accumulate(self.wrapped):
             inputs = (in_dtype(x, self.dtype) for x in chunk.inputs)
-            loss = self.wrapped(*inputs, targets=in_dtype(chunk.targets, self.dtype))
+            loss = check_loss(
+                self.wrapped(*inputs, targets=in_dtype(chunk.targets, self.dtype)), self.context.spec.name
+            )
             self.accelerator.backward(loss)
             if self.accelerator.sync_gradients:
                 limit = self.context.run.clip_norm or float("inf")
@@ -98,7 +101,7 @@ class PluginEngine(ds.ZeroEngine):
 
     def _run(self, chunk: Batch, *, last: bool) -> Tensor:
         with self.accelerator.accumulate(self.engine):
-            loss = self.engine(*chunk.inputs, targets=chunk.targets)
+            loss = check_loss(self.engine(*chunk.inputs, targets=chunk.targets), self.context.spec.name)
             self.accelerator.backward(loss)
         return loss.detach()
 

@@ -29,6 +29,7 @@ from paralab.engines import deepspeed_config, realised
 from paralab.engines.engine import Engine, LossScale, ResumableEngine, StepResult
 from paralab.engines.state import Chunks, Shapes
 from paralab.errors import WorldError
+from paralab.models.declared import check_loss
 from paralab.processes.mesh import join_alone
 
 
@@ -166,7 +167,7 @@ class ZeroEngine(_DeepSpeedEngine, ResumableEngine):
 
     def _run(self, chunk: Batch, *, last: bool) -> Tensor:
         """Run one micro-batch forward and backward, and update with the last one. Return its loss."""
-        loss = self.engine(*chunk.inputs, targets=chunk.targets)
+        loss = check_loss(self.engine(*chunk.inputs, targets=chunk.targets), self.context.spec.name)
         self.engine.backward(loss)
         if last and self.stage == 0:  # DeepSpeed clips by the norm there, and forgets it
             self._norm = torch.nn.utils.get_total_norm(p.grad for p in self.parts[0].parameters() if p.grad is not None)

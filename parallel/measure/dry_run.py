@@ -17,12 +17,12 @@ from torch._subclasses.fake_tensor import UnsupportedOperatorException as NoShap
 from paralab.axes import all_axes
 from paralab.axes.blocks import blocks_of
 from paralab.axes.initialise import local
-from paralab.axes.source_lines import line_of, short
 from paralab.data.dataset import Batch
 from paralab.engines import native
 from paralab.errors import ConfigError, LayoutError, ParalabError
 from paralab.measure.ledger import CommLedger, CommRow
 from paralab.measure.memory import MemoryCensus, MemoryReport
+from paralab.models.source_lines import line_of, short
 from paralab.planning.work import Work
 from paralab.processes.mesh import Mesh
 from paralab.processes.pretend import pretended

@@ -16,11 +16,11 @@ from torch import Tensor, nn
 
 from paralab.axes.pipeline.rules import cut_problem
 from paralab.axes.precision import in_dtype
-from paralab.axes.source_lines import file_of, line_of, place, short
 from paralab.axes.tensor.rules import plan_problems, sequence_problems, sizes_to_divide, split_problem
 from paralab.errors import ModelError, did_you_mean
 from paralab.models.configs import C
 from paralab.models.found import beside, plain_tensors
+from paralab.models.source_lines import file_of, line_of, place, short
 from paralab.models.spec import SAMPLES_TRIED, ModelSpec, Style
 from paralab.parity.watching import Drawn
 
@@ -90,7 +90,8 @@ def _structure(subject: _Subject) -> Iterator[Broken]:
     try:
         model = subject.model()
     except Exception as error:  # of the model
-        yield Broken("3, modules are created on the meta device", subject.line_of(error), short(error))
+        cause = error.__cause__ or error
+        yield Broken("3, modules are created on the meta device", subject.line_of(cause), short(cause))
         return
     here, modules = place(model), dict(model.named_modules())
     blocks, (first, last) = spec.blocks(subject.config), spec.ends(subject.config)

@@ -32,6 +32,7 @@ from paralab.errors import (
     WorldError,
     is_out_of_memory,
 )
+from paralab.models.files import line_in
 from paralab.processes import cluster
 from paralab.processes.liveness import Liveness
 from paralab.processes.oom_killer import OomKiller
@@ -112,7 +113,7 @@ def _own_failure(rank: int, progress: Progress, error: BaseException) -> Failure
         return Failure(None, progress.step, "crash", f"collective {calls[0][1]} differs: {said}")
     if isinstance(error, (WorldError, *_REFUSALS)):  # about all of them, such as who has not come
         return Failure(None, progress.step, "crash", _text(error), error.exit_status)
-    reason = f"{type(error).__name__}: {_text(error) or 'no message'}"
+    reason = f"{line_in(error)}{type(error).__name__}: {_text(error) or 'no message'}"
     if isinstance(error, StoppedError):
         reason = str(error)
     if isinstance(error, StopIteration):

@@ -159,7 +159,8 @@ class DataAxis(Axis):
             return zero.finish(parts.values(), context, unused=unused)
         if not overlaps(layout):
             return Finish(lambda: ddp.average_gradients(named, mesh=context.mesh, unused=unused))
-        return Finish(lambda: ddp.check_complete(named)) if context.own is not None and not unused else None
+        may_lack = context.own is not None or not context.spec.is_built_in
+        return Finish(lambda: ddp.check_complete(named)) if may_lack and not unused else None
 
     def copies(self, parameter: "Tensor", mesh: "Mesh") -> int:
         """Return on how many data and context ranks the same piece of a parameter (of any shape) lies."""

@@ -84,6 +84,6 @@ class Unused:
 def without_gradient(name: str) -> ConfigError:
     """Return what to say of a parameter that has no gradient, which the other data ranks wait for."""
     return ConfigError(
-        f"{name} has no gradient in this step, and data ranks wait for it: give unused_parameters=True where a step "
-        "may leave parameters out, or requires_grad_(False) to one that is never trained"
+        f"{name} has no gradient in this step, and data ranks wait for it: requires_grad_(False) is for one that is "
+        "never trained; where a step may leave some out, paralab.parallelize takes unused_parameters=True"
     )

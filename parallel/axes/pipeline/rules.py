@@ -8,10 +8,10 @@ from torch import Tensor
 
 from paralab.axes.blocks import block_of
 from paralab.axes.pipeline.stages import cut_stage, tied_ends
-from paralab.axes.source_lines import line_of, place, short
 from paralab.errors import LayoutError
 from paralab.layout import Layout
 from paralab.models.configs import C
+from paralab.models.source_lines import line_of, place, short
 from paralab.models.spec import SAMPLES_TRIED, ModelSpec
 
 

@@ -7,11 +7,11 @@ from typing import get_args
 
 from torch import Tensor, nn
 
-from paralab.axes.source_lines import line_of, short
 from paralab.axes.tensor import EXPERTS, is_gathered, style_of
 from paralab.errors import LayoutError, did_you_mean
 from paralab.layout import common_divisors
 from paralab.models.configs import C
+from paralab.models.source_lines import line_of, short
 from paralab.models.spec import SAMPLES_TRIED, ModelSpec, Reducing, Style
 
 STYLES: tuple[str, ...] = get_args(Style)

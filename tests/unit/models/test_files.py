@@ -106,6 +106,14 @@ def test_lists_of_models_take_sizes(text: str, parts: tuple[str, str | None]) ->
             "missing 1 required keyword-only argument: 'data'",
         ),
         (MODEL.replace('tiny_size="tiny"', 'tiny_size="tny"'), "net.py", "'tny' of ModelSpec net is not in sizes (did"),
+        (
+            MODEL.replace('lambda config: "alice"', '"alice"'),
+            "net.py",
+            "has a str as data: a function is needed, such as",
+        ),
+        (MODEL.replace('data=lambda config: "alice"', "data=None"), "net.py", "has a NoneType as data: a function is"),
+        (MODEL.replace('name="net"', 'name="a\\nb"'), "net.py", "is called 'a\\nb': a name in one line is needed"),
+        (MODEL.replace('first=("embed",)', 'first="embed"'), "net.py", "has a str as first: a tuple is needed"),
     ],
 )
 def test_what_is_wrong_with_a_file_is_one_line(content: str | None, model: str, says: str, here: Path) -> None:
