@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 SHOWN_POINTS = 300  # of each cloud
 _PATHS, _TILES = 40, 12
 _REACH = 3.0  # standard deviations of the training points
+_UNIT = "In standard deviations of the training points."
 _ORIGINALS, _FOUND, _NOISY = Look("grey"), Look("blue"), Look("orange")
 Rows = list[list[Chart | None]]
 
@@ -33,8 +34,10 @@ def _points(path: "Tensor") -> list[Chart | None]:
     samples = _pairs(path[-1, : 5 * SHOWN_POINTS])
     came = [_pairs(path[:, i]) for i in range(shown)]
     return [
-        Chart(title, cloud({"samples": (_FOUND, samples)}, title=title, reach=_REACH)),
-        Chart(ways, cloud({"samples": (_FOUND, samples[:shown])}, title=ways, reach=_REACH, paths=came, radius=3)),
+        Chart(title, cloud({"samples": (_FOUND, samples)}, title=title, reach=_REACH), _UNIT),
+        Chart(
+            ways, cloud({"samples": (_FOUND, samples[:shown])}, title=ways, reach=_REACH, paths=came, radius=3), _UNIT
+        ),
     ]
 
 
@@ -56,7 +59,7 @@ def _clouds(clean: "Tensor", found: Sequence["Denoised"], steps: int) -> Rows:
 
     def chart(title: str, name: str, look: Look, points: "Tensor") -> Chart:
         clouds = {"originals": (_ORIGINALS, originals), name: (look, _pairs(points[:SHOWN_POINTS]))}
-        return Chart(title, cloud(clouds, title=title, reach=reach))
+        return Chart(title, cloud(clouds, title=title, reach=reach), _UNIT)
 
     return [
         [

@@ -1,6 +1,6 @@
 """Rows of small pictures of numbers, and a cloud of points. For pictures that stand alone: a page has no images."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -64,22 +64,38 @@ def cloud(
 ) -> Markup:
     """Draw clouds of points by name, the first below, on one scale in both dims from -reach to reach.
 
-    Points that lie farther out are left out. paths: thin lines below the points.
+    Points that lie farther out are left out, and counted in the legend. paths: thin lines below the points.
     """
-    side = WIDTH - 20.0
-    across, up = Axis(-reach, reach, 10, 10 + side), Axis(-reach, reach, 10 + side, 10)
-    drawn = [marks.tag("rect", x=10, y=10, width=side, height=side, cls="frame")]
+    left, side = 34.0, WIDTH - 44.0
+    across, up = Axis(-reach, reach, left, left + side), Axis(-reach, reach, 10 + side, 10)
+    drawn = [marks.tag("rect", x=left, y=10, width=side, height=side, cls="frame"), *_scale(across, up)]
     for path in paths:
         inside = " ".join(f"{across(x)},{up(y)}" for x, y in path if _reaches(x, y, reach))
         drawn.append(marks.tag("polyline", points=inside, cls="leader"))
     for look, points in clouds.values():
-        drawn += [
-            marks.marker(across(x), up(y), radius, look, more="soft") for x, y in points if max(abs(x), abs(y)) <= reach
-        ]
-    entries = [Entry(name, look, "point") for name, (look, _) in clouds.items()]
-    more, bottom = legend(entries, side + 28)
+        drawn += [marks.marker(across(x), up(y), radius, look, more="soft") for x, y in points if _reaches(x, y, reach)]
+    entries = [
+        Entry(name + _outside(sum(not _reaches(*point, reach) for point in points)), look, "point")
+        for name, (look, points) in clouds.items()
+    ]
+    more, bottom = legend(entries, side + 46)
     said = [f"{name}: {len(points)} points" for name, (_, points) in clouds.items()]
     return svg([*drawn, *more], bottom, title, said)
+
+
+def _scale(across: Axis, up: Axis) -> Iterator[Markup]:
+    """Write the whole numbers along the left and the lower side of a cloud, each with a short line inwards."""
+    stride = -(-int(across.high) // 4) or 1
+    most = int(across.high) // stride * stride
+    for number in range(-most, most + 1, stride):
+        yield marks.line(across(number), up.start, across(number), up.start - 4, "zero")
+        yield text(across(number), up.start + 14, f"{number}", "tick", anchor="middle")
+        yield marks.line(across.start, up(number), across.start + 4, up(number), "zero")
+        yield text(across.start - 6, up(number) + 4, f"{number}", "tick", anchor="end")
+
+
+def _outside(number: int) -> str:
+    return f" ({number} outside)" if number else ""
 
 
 def _reaches(x: float, y: float, reach: float) -> bool:

@@ -125,7 +125,18 @@ def test_colours_of_numbers_go_from_pale_to_dark() -> None:
     assert _said(drawing) == "a: 1 to 100; b: 1 to 1"
     assert coloured(np.array([[0.0]]), signed=True).tolist() == [[[255, 255, 255]]]
     inside = cloud({"a": (BLUE, [(0.5, 0.5), (2.0, 0.0), (0.0, -2.0)])}, title="", reach=1.0)
-    assert len(elements(inside, "circle", "soft")) == 1
+    assert len(elements(inside, "circle", "soft")) == 1 and "a (2 outside)" in inside
+
+
+def test_a_cloud_has_a_scale() -> None:
+    drawing = cloud({"a": (BLUE, [(1.0, -2.0)])}, title="", reach=2.5)
+    numbers = [(e.text, e.attrib["text-anchor"]) for e in elements(drawing, "text", "tick")]
+    assert [n for n, anchor in numbers if anchor == "middle"] == ["-2", "-1", "0", "1", "2"]
+    places = {
+        e.text: float(e.attrib["y"]) - 4 for e in elements(drawing, "text", "tick") if e.attrib["text-anchor"] == "end"
+    }
+    (point,) = elements(drawing, "circle", "soft")
+    assert float(point.attrib["cy"]) == places["-2"]
 
 
 def test_columns_sort_by_their_numbers_and_those_of_which_nothing_is_known_are_left_out() -> None:
