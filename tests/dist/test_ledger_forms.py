@@ -225,6 +225,8 @@ def _primitives(mesh: DeviceMesh) -> object:
         "ping": ping,
         "swap": swap,
         "functional_all_reduce": lambda: funcol.wait_tensor(funcol.all_reduce(x, "sum", group)),
+        "coalesced": lambda: dist.all_reduce_coalesced([x.clone(), pair.clone()]),
+        "functional_all_gather": lambda: funcol.wait_tensor(funcol.all_gather_tensor(x, 0, group)),
         "functional_coalesced": lambda: [
             funcol.wait_tensor(t) for t in funcol.all_gather_into_tensor_coalesced([x, pair], group)
         ],
@@ -395,6 +397,8 @@ def test_pipeline_boundaries(results: list[dict], rank: int, name: str) -> None:
         ("barrier", {"barrier": (1, 0)}),
         ("swap", {"send": (1, 24), "recv": (1, 24)}),
         ("functional_all_reduce", {"all_reduce": (1, 24)}),
+        ("coalesced", {"all_reduce": (1, 24 + 48)}),
+        ("functional_all_gather", {"all_gather": (1, 48)}),
         ("functional_coalesced", {"all_gather": (1, 2 * (24 + 48))}),
         ("functional_autograd", {"all_to_all": (2, 48)}),
         ("inside_dtensor", {"all_reduce": (1, 24)}),

@@ -1,6 +1,7 @@
 """Measuring a device in turns: what is timed, how often, and what a disturbed moment does to it."""
 
 import os
+import time
 from functools import partial
 from pathlib import Path
 
@@ -10,7 +11,7 @@ from torch import Tensor
 
 from paralab.axes.axis import Software
 from paralab.layout import Layout
-from paralab.measure import programs, software
+from paralab.measure import calibration, programs, roofline, software
 from paralab.measure.calibration import Stopwatch, Turns, undisturbed
 from paralab.measure.load import busy_s
 from paralab.processes.pretend import pretended
@@ -62,3 +63,38 @@ def test_all_that_axes_have_software_do_is_timed() -> None:
     assert seconds.keys() == set(Software) - {Software.PIPELINE_STAGE} and min(seconds.values()) >= 0
     assert seconds[Software.SPLIT_LAYER] > 1e-5  # DTensor goes through Python for each operation
     assert seconds[Software.SHARDED_MODULE] > seconds[Software.REPLICATED_PARAMETER]
+
+
+def test_a_gpu_is_waited_for_before_the_clock_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    said: list[str] = []
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda: said.append("wait"))
+    monkeypatch.setattr(time, "perf_counter", lambda: said.append("clock") or 0.0)
+    calibration._seconds(lambda: said.append("run"))
+    assert said == ["clock", "run", "wait", "clock"]
+    said.clear()  # one call that warms up, and no more time than for one
+    roofline._best_seconds(lambda: said.append("run"), torch.device("cuda"), 0.0)
+    assert said == ["run", "wait", "clock", "clock", "run", "wait", "clock"]
+
+
+def test_what_is_measured_of_links_is_one_call_and_one_way(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of bytes that are sent, not of elements; work between calls is left out, and so is the first of them."""
+    sent: list[int] = []
+    took = {0.7: 24.0, 0.3: 8.0}  # seconds of calls amid work, and of the work alone, by their share of the time
+    ran: list[int] = []
+    with pretended(Layout.parse("dp2"), 0) as mesh:
+        group = mesh.group("dp")
+        times = calibration._times_s(partial(ran.append, 0), group, seconds=0.0)
+        assert len(ran) == len(times) + 2  # one to warm up, one to see how many there is time for
+        with monkeypatch.context() as patch:
+            patch.setattr(calibration, "_times_s", lambda run, group, *, seconds: [took[seconds]])
+            assert calibration._amid_work_s(int, group, CPU, seconds=1.0) == (24 - 8) / 8
+        monkeypatch.setattr(calibration, "_times_s", lambda run, group, *, seconds: [4.0, 6.0, 20.0])
+        assert {found.seconds for found in calibration.messages(group, CPU, seconds=1.0)} == {3.0}
+        monkeypatch.setattr(calibration, "_amid_work_s", lambda run, *_, seconds: sent.append(run.args[0].nbytes) or 1)
+        assert [found.bytes for found in calibration.all_reduces(group, CPU, seconds=1.0)] == sent
+
+
+def test_an_update_is_what_one_more_parameter_takes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(calibration, "_step_s", lambda parameters, device: 5.0 + 0.25 * parameters)
+    assert calibration.update_s(CPU) == 0.25

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from paralab.axes.data import DataAxis
 from paralab.axes.held import state_bytes
-from paralab.axes.sent import predicted_sent
+from paralab.axes.sent import Sent, predicted_sent
 from paralab.errors import ConfigError, LayoutError, WorldError
 from paralab.layout import Layout
 from paralab.measure import dry_run
@@ -32,11 +32,15 @@ def work_of(layout: str, **options: Any) -> Work:
     return resolve(RunConfig(layout=Layout.parse(layout), **given), dry=True)
 
 
-def sent(found: DryRank) -> dict[str, Fraction]:
-    return {
-        axis: sum((row.wire_bytes for row in found.comm if row.axis == axis), Fraction(0))
-        for axis in {row.axis for row in found.comm}
-    }
+def sent(found: DryRank) -> Sent:
+    ring, wire = (
+        {
+            axis: sum((getattr(row, name) for row in found.comm if row.axis == axis), Fraction(0))
+            for axis in {row.axis for row in found.comm}
+        }
+        for name in ("ring_bytes", "wire_bytes")
+    )
+    return Sent(ring, wire)
 
 
 @pytest.mark.parametrize(
@@ -59,7 +63,7 @@ def test_bytes_and_states_are_those_of_the_closed_forms(layout: str) -> None:
     found = dry_run.dry_run(work, backend="gloo")
     assert sum(one.place.ranks for one in found) == work.layout.world_size
     for one in found:
-        assert sent(one) == predicted_sent(work, one.place.of.get("pp", [0])[0]).wire_bytes
+        assert sent(one) == predicted_sent(work, one.place.of.get("pp", [0])[0], backend="gloo")
     # the closed form counts no padding, nor the numbers of steps that an optimizer keeps
     assert max(one.memory.state_peak_bytes for one in found) == pytest.approx(state_bytes(work).total, rel=0.02)
     assert not dist.is_initialized()

@@ -1,8 +1,17 @@
 """What counts as exposed, and how ranks become one number."""
 
-import pytest
+import itertools
+import threading
+import time
+from types import SimpleNamespace
+from typing import Any
 
-from paralab.measure.exposed import uncovered
+import pytest
+import torch
+import torch.distributed as dist
+
+from paralab.measure import exposed, waits
+from paralab.measure.exposed import ExposedCommunication, uncovered
 from paralab.measure.split import Split
 from paralab.measure.straggler import Lag, Straggler, exposed_share, furthest_behind, straggler
 
@@ -59,3 +68,67 @@ def test_the_step_in_which_a_rank_is_furthest_behind_and_in_what() -> None:
     assert furthest_behind([even, even], 1).cause == "communication"  # none holds up the other
     host = [Split(3.0, 0.0, 0.0, 2.0)]
     assert furthest_behind([[Split(3.0, 2.0, 0.0, 0.0)], host], 1) == Lag(0, 2.0, "host")
+
+
+def test_what_a_gpu_runs_is_told_by_the_names_of_kernels_in_seconds(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two names of NCCL's kernels, two streams at once, and an annotation, which is no kernel; idle is the rest."""
+    on_gpu, on_host = torch.autograd.DeviceType.CUDA, torch.autograd.DeviceType.CPU
+
+    def event(name: str, start_s: float, end_s: float, device: Any = on_gpu, user: bool = False) -> Any:
+        span = SimpleNamespace(start=1e6 * start_s, end=1e6 * end_s)
+        return SimpleNamespace(name=name, time_range=span, device_type=device, is_user_annotation=user)
+
+    events = [
+        event("ncclDevKernel_AllReduce_Sum_f32_RING_LL", 0.0, 3.0),
+        event("gemm", 1.0, 2.0),
+        event("gemm", 1.5, 2.5),
+        event("ncclKernel_SendRecv_RING_SIMPLE_Sum_int8_t", 4.0, 5.0),
+        event("ncclDevKernel of the host", 6.0, 9.0, on_host),
+        event("ncclDevKernel of an annotation", 6.0, 9.0, user=True),
+    ]
+    profile = SimpleNamespace(__enter__=lambda: None, __exit__=lambda *_: None, events=lambda: events)
+    monkeypatch.setattr(torch.profiler, "profile", lambda activities: profile)
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda: None)
+    kernels = exposed._Kernels()
+    kernels.start()
+    assert kernels.stop() == {"": pytest.approx(1.5 + 1.0)}
+    assert kernels.idle_s(7.0) == pytest.approx(3.0) and kernels.idle_s(1.0) == 0.0
+
+
+def test_waiting_for_data_is_that_of_one_step() -> None:
+    def slow() -> Any:
+        time.sleep(0.05)
+        yield from itertools.count()
+
+    seen, batches = ExposedCommunication(torch.device("cpu")), slow()
+    for _ in range(2):
+        with seen:
+            seen.next(batches)
+    first, second = seen.splits
+    assert first.data_s > 0.04 > second.data_s
+
+
+def test_what_other_threads_wait_for_costs_the_step_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """And what was replaced to see it is there again."""
+    wait, work = (lambda work: True), dist.Work()
+    monkeypatch.setattr(dist.Work, "wait", wait)
+    probe = waits.Waits({})
+    probe.start()
+    other = threading.Thread(target=lambda: work.wait())
+    other.start()
+    other.join()
+    assert probe.seen == []
+    work.wait()
+    assert len(probe.seen) == 1 and probe.stop().keys() == {""}
+    assert vars(dist.Work)["wait"] is wait
+
+
+def test_a_reducer_waits_while_it_does_not_compute_and_is_looked_at_now_and_then_afterwards() -> None:
+    rates: list[int] = []
+    times_ns = {"backward_comm_time": 5e9, "backward_compute_comm_overlap_time": 3e9}
+    replica: Any = SimpleNamespace(
+        logger=SimpleNamespace(set_runtime_stats_and_log=lambda: None),
+        _get_ddp_logging_data=lambda: times_ns,
+        _set_ddp_runtime_logging_sample_rate=rates.append,
+    )
+    assert waits._reducer_wait_s(replica) == 2.0 and rates == [100]

@@ -121,6 +121,21 @@ def test_what_an_engine_holds_for_a_part_of_the_step() -> None:
     assert not any(census.report().rest.values())
 
 
+def test_what_is_known_stays_what_it_is_where_an_engine_holds_it() -> None:
+    """Gradients that lie in a bucket, say."""
+    model = _linear()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+
+    def held() -> dict[str, list[Tensor]]:
+        return {"buffers": [] if model.weight.grad is None else [model.weight.grad]}
+
+    model(torch.ones(1, WIDTH)).sum().backward()
+    with MemoryCensus([model], held=held) as census:
+        optimizer.step()
+        optimizer.zero_grad()
+    assert census.report().peak["gradients"] == WEIGHT and census.report().peak["buffers"] == 0
+
+
 def test_what_outlives_the_step_was_there_before_it_was_used() -> None:
     early = torch.ones(WIDTH, WIDTH)
     with MemoryCensus([]) as census:
@@ -174,5 +189,14 @@ def test_process_peak_elsewhere(tmp_path: Path) -> None:
     assert not memory.reset_process_peak(tmp_path / "none")
 
 
-def test_a_cpu_has_no_device_peak() -> None:
+def test_the_peak_of_a_gpu_is_what_is_allocated_and_what_is_reserved(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A CPU has none."""
     assert memory.device_peak_bytes(torch.device("cpu")) == (None, None)
+    gpu, reset = torch.device("cuda", 1), list[torch.device]()
+    monkeypatch.setattr(torch.cuda, "max_memory_allocated", {gpu: 3}.__getitem__)
+    monkeypatch.setattr(torch.cuda, "max_memory_reserved", {gpu: 5}.__getitem__)
+    monkeypatch.setattr(torch.cuda, "reset_peak_memory_stats", reset.append)
+    assert memory.device_peak_bytes(gpu) == (3, 5)
+    memory.reset_device_peak(torch.device("cpu"))
+    memory.reset_device_peak(gpu)
+    assert reset == [gpu]

@@ -9,12 +9,14 @@ import pytest
 from paralab.benchmarks.report import stats
 from paralab.benchmarks.report.compare import main
 from paralab.benchmarks.report.comparing import compare_column, compare_files
+from paralab.benchmarks.report.comparison import Comparison
 from paralab.benchmarks.report.families import families
 from paralab.benchmarks.report.metrics import METRICS
 from paralab.benchmarks.report.outcome import gate
 from paralab.benchmarks.report.sections import pieces
 from paralab.benchmarks.report.sources import file_labels, load
 from paralab.benchmarks.report.variants import variants
+from paralab.benchmarks.report.verdict import judged
 from paralab.records.proven import parity_words
 from tests.unit.synthetic_runs import interleaved, run, runs, write
 
@@ -112,6 +114,13 @@ def test_cpu_and_gpu_are_not_compared_even_by_force():
     ):
         assert not outcome.comparisons and outcome.exit_status() == 3
         assert "CPU and GPU runs are never compared" in str(outcome.refusals[0])
+
+
+@pytest.mark.parametrize(("low", "verdict"), [(0.99, "~"), (1.01, "worse")])
+def test_a_small_p_alone_is_no_verdict(low: float, verdict: str) -> None:
+    numbers = {"ratio": 1.05, "low": low, "high": 1.2, "p": 0.01, "p_independent": 0.01}
+    found = Comparison("", "a", "b", STEP.column, base_runs=5, other_runs=5, **numbers)
+    assert judged(found, STEP, tests=1).verdict == verdict
 
 
 def test_commits_and_checksums_are_short_and_known_whole() -> None:
