@@ -105,6 +105,23 @@ def test_a_shared_expert_has_no_place_in_transformers() -> None:
         to_transformers(config, Mixtral(config).state_dict())
 
 
+def test_a_router_of_half_a_sequence_counts_the_choices_of_the_whole() -> None:
+    """Loads and places are those of all positions; the losses of both halves have the whole one for their mean."""
+    config = replace(CONFIG, balance=1.0, z=0.0, capacity=0.6)
+    router = initialized(config).blocks["0"].mixture.router.train()
+    x = torch.randn(2, config.seq_len, config.hidden, generator=torch.Generator().manual_seed(1))
+    whole = router(x)
+    chosen = router.score(x).topk(config.top_k, dim=-1).indices
+    halves = []
+    for part in (slice(0, 6), slice(6, 12)):
+        router.share_sequence(lambda every, dim, part=part: every[:, part], 2)
+        router.whole.over = lambda mine, part=part: chosen if torch.equal(mine, chosen[:, part]) else mine
+        halves.append(router(x[:, part]))
+    assert torch.equal(torch.cat([half.experts for half in halves], dim=1), whole.experts)
+    assert (whole.experts == config.n_experts).any()  # some lose their places
+    assert_close((halves[0].loss + halves[1].loss) / 2, whole.loss)
+
+
 @pytest.mark.parametrize("changes", [{}, {"top_k": 1}, {"shared_ffn": 20}, {"capacity": 0.6, "top_k": 3}])
 def test_a_mixture_is_a_loop_over_tokens_and_their_experts(changes: dict) -> None:
     config = replace(CONFIG, **changes)
