@@ -4,10 +4,13 @@ from pathlib import Path
 
 import pytest
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 
+from paralab.layout import Layout
 from paralab.measure import memory
 from paralab.measure.memory import MemoryCensus
+from paralab.processes.pretend import pretended
 
 WIDTH = 500
 WEIGHT = 4 * WIDTH * WIDTH
@@ -134,6 +137,22 @@ def test_what_is_known_stays_what_it_is_where_an_engine_holds_it() -> None:
         optimizer.step()
         optimizer.zero_grad()
     assert census.report().peak["gradients"] == WEIGHT and census.report().peak["buffers"] == 0
+
+
+def test_what_is_sent_is_an_activation_and_what_it_is_received_in_a_buffer() -> None:
+    with pretended(Layout.parse("pp2"), 0), MemoryCensus([]) as census:
+        sent, received = torch.ones(WIDTH, WIDTH), torch.ones(2 * WIDTH, WIDTH)
+        dist.send(sent, 1)
+        dist.recv(received, 1)
+    assert census.report().peak["activations"] == WEIGHT and census.report().peak["buffers"] == 2 * WEIGHT
+
+
+def test_an_address_that_is_given_away_again_is_still_taken() -> None:
+    """The end of a storage may be told after the next one is at its address."""
+    with MemoryCensus([]) as census:
+        there = torch.ones(WIDTH, WIDTH)
+        census._freed(there.untyped_storage()._cdata, memory._Storage(WEIGHT))
+    assert census.report().rest["activations"] == WEIGHT
 
 
 def test_what_outlives_the_step_was_there_before_it_was_used() -> None:
