@@ -108,7 +108,8 @@ def test_a_shared_expert_has_no_place_in_transformers() -> None:
 def test_a_router_of_half_a_sequence_counts_the_choices_of_the_whole() -> None:
     """Loads and places are those of all positions; the losses of both halves have the whole one for their mean."""
     config = replace(CONFIG, balance=1.0, z=0.0, capacity=0.6)
-    router = initialized(config).blocks["0"].mixture.router.train()
+    mixture: Any = initialized(config).blocks["0"].mixture
+    router = mixture.router.train()
     x = torch.randn(2, config.seq_len, config.hidden, generator=torch.Generator().manual_seed(1))
     whole = router(x)
     chosen = router.score(x).topk(config.top_k, dim=-1).indices

@@ -118,9 +118,8 @@ def test_cpu_and_gpu_are_not_compared_even_by_force():
 
 @pytest.mark.parametrize(("low", "verdict"), [(0.99, "~"), (1.01, "worse")])
 def test_a_small_p_alone_is_no_verdict(low: float, verdict: str) -> None:
-    numbers = {"ratio": 1.05, "low": low, "high": 1.2, "p": 0.01, "p_independent": 0.01}
-    found = Comparison("", "a", "b", STEP.column, base_runs=5, other_runs=5, **numbers)
-    assert judged(found, STEP, tests=1).verdict == verdict
+    found = Comparison("", "a", "b", STEP.column, base_runs=5, other_runs=5, ratio=1.05, low=low, high=1.2)
+    assert judged(replace(found, p=0.01, p_independent=0.01), STEP, tests=1).verdict == verdict
 
 
 def test_commits_and_checksums_are_short_and_known_whole() -> None:

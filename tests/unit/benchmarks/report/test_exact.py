@@ -9,7 +9,7 @@ from paralab.benchmarks.report import exact
 from paralab.benchmarks.report.compare import main
 from paralab.benchmarks.report.comparing import compare_files
 from paralab.benchmarks.report.metrics import METRICS
-from paralab.records.schema import header
+from paralab.records.schema import header, knows
 from paralab.records.writing import append
 from tests.unit.synthetic_runs import run
 
@@ -104,3 +104,8 @@ def test_numbers_that_are_not_finite_are_left_out_and_that_is_said():
     (found,) = compare_files(base, other, METRICS["step_time_p50_s"]).comparisons
     assert (found.verdict, found.base_runs) == ("worse", 4)
     assert "A ddp: 2 of 6 runs have no finite number in step_time_p50_s, which has no ratio" in found.notes
+
+
+def test_a_column_is_known_from_the_schema_on_that_added_it() -> None:
+    row = replace(run(0), schema=9)
+    assert knows(row, "slowest_rank") and knows(row, "memory_buffers_bytes") and not knows(row, "parity_scope")
