@@ -12,7 +12,7 @@ from paralab.benchmarks.case.communication import comm_columns
 from paralab.benchmarks.run import CommandConfig
 from paralab.commands.explain_text import GIB, size_unit
 from paralab.console.clock import Moment
-from paralab.console.lines import paragraph
+from paralab.console.lines import MOST, paragraph
 from paralab.console.phases import Phases
 from paralab.errors import DRY, UsageError
 from paralab.layout import Layout
@@ -137,22 +137,24 @@ def _span(ranks: Sequence[int]) -> str:
     return f"{ranks[0]}-{ranks[-1]}" if ranks[-1] - ranks[0] == len(ranks) - 1 else f"{ranks[0]}+{len(ranks) - 1}"
 
 
-_BLOCK = 6  # columns beside each other
+_NARROW, _SIDES = 11, 14  # characters of a column at least, and of the first and the last one together
 
 
 def _bytes_table(found: Sequence[DryRank], backend: str) -> Iterator[str]:
     kinds = sorted({(row.axis, row.op) for one in found for row in one.comm if row.wire_bytes})
     scale, unit = size_unit(float(row.wire_bytes) for one in found for row in one.comm)
     yield f"Sent in one step, {unit}, as {backend} does it"
-    for start in range(0, len(kinds), _BLOCK):
-        block = kinds[start : start + _BLOCK]
-        last = start + _BLOCK >= len(kinds)
+    wide = max([_NARROW, *(1 + len(axis) for axis, _ in kinds)])
+    beside = (MOST - _SIDES) // wide
+    for start in range(0, len(kinds), beside):
+        block = kinds[start : start + beside]
+        last = start + beside >= len(kinds)
         for line in range(3):
             words = ((axis, *f"{op}_".split("_")) for axis, op in block)
-            heads = "".join(f"{parts[line]:>11}" for parts in words)
+            heads = "".join(f"{parts[line]:>{wide}}" for parts in words)
             yield f"{'rank' if line == 2 else '':>4} {heads}{'all' if last and line == 2 else '':>9}".rstrip()
         for one in found:
-            cells = "".join(f"{_sent(one, kind) / scale:>11,.2f}" for kind in block)
+            cells = "".join(f"{_sent(one, kind) / scale:>{wide},.2f}" for kind in block)
             total = f"{float(sum(row.wire_bytes for row in one.comm)) / scale:>9,.2f}" if last else ""
             yield f"{one.place.rank:>4} {cells}{total}"
 

@@ -16,7 +16,7 @@ _IN = {
     "data": "waiting for data",
     "host": "waiting for its host",
     "bubble": "in the bubble",
-    "communication": "less than it waits for communication",
+    "communication": "waiting less for communication than they do",
 }
 
 

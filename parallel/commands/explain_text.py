@@ -8,7 +8,7 @@ from paralab.commands.explain_step import HELD, Explained, Lane, Passes, Sending
 from paralab.console.lines import MOST, typed
 
 LABEL = 27  # characters before the first lane
-MIB, GIB = 1 << 20, 1 << 30
+KIB, MIB, GIB = 1 << 10, 1 << 20, 1 << 30
 DURING: dict[Moment, str] = {
     "forward": "forward",
     "backward": "backward",
@@ -89,7 +89,8 @@ def _sending(sending: Sending, step: Explained, scale: int) -> Iterator[str]:
         cells = list(_row("", step, ["│"] * len(step.lanes)).ljust(MOST))
         for group in line:
             _join(cells, group, sending, step, scale)
-        yield f"{label:<{LABEL}}{''.join(cells)[LABEL:]}".rstrip()
+        label = label.ljust(LABEL)
+        yield f"{label}{''.join(cells)[len(label) :]}".rstrip()
         label = ""
 
 
@@ -144,8 +145,8 @@ def _passes(passes: Passes) -> Iterator[str]:
 
 def _legend(step: Explained) -> Iterator[str]:
     said = [
-        "Alone is one process that holds everything and trains on all samples. Bytes are those that "
-        f"{step.backend} sends."
+        "Alone is one process that holds everything and trains on all samples; a bar is the share of it that a rank "
+        f"holds (buffers: a share of its weights). Bytes are those that {step.backend} sends."
     ]
     if step.sendings:
         said.append("A line joins the ranks of a group: each waits until all of them have come.")
@@ -172,7 +173,7 @@ def is_spread(numbers: Sequence[int]) -> bool:
 
 
 def number(size: float | None, scale: int) -> str:
-    """Return bytes in a unit: MiB with one decimal, GiB with two below a hundred."""
+    """Return bytes in a unit: KiB and MiB with one decimal, GiB with two below a hundred."""
     if size is None:
         return "?"
     if scale == GIB and size < 100 * GIB:
@@ -181,8 +182,11 @@ def number(size: float | None, scale: int) -> str:
 
 
 def size_unit(sizes: Iterable[float]) -> tuple[int, str]:
-    """Return the bytes of the unit that suits these sizes, and its name."""
-    return (GIB, "GiB") if max(sizes, default=0) >= 1000 * MIB else (MIB, "MiB")
+    """Return the bytes of the unit that suits the largest of these sizes, and its name."""
+    largest = max(sizes, default=0)
+    if largest >= 1000 * MIB:
+        return GIB, "GiB"
+    return (MIB, "MiB") if largest >= MIB else (KIB, "KiB")
 
 
 def _lane_width(step: Explained) -> int:

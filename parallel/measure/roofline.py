@@ -113,7 +113,8 @@ def _measure(device: torch.device, dtype: torch.dtype, *, threads: int | None) -
             best, best_size = flops, size
         if 8 * 2 * 2 * size**3 / flops > deadline - time.perf_counter():  # the next size is eight times the work
             break
-    where = f"{threads or torch.get_num_threads()} threads" if device.type == "cpu" else torch.cuda.get_device_name()
+    count = threads or torch.get_num_threads()
+    where = f"{count} thread{'s' * (count > 1)}" if device.type == "cpu" else torch.cuda.get_device_name()
     return Peak(best, f"measured: {str(dtype).removeprefix('torch.')} product of {best_size}, {where}")
 
 

@@ -3,10 +3,12 @@
 import dataclasses
 import re
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from paralab import cli
+from paralab.benchmarks.dry_run import _bytes_table
 from paralab.benchmarks.report import sources
 from paralab.records.reading import read
 from paralab.records.row import RunRecord
@@ -70,3 +72,13 @@ def test_what_has_no_dry_run_is_one_line(
 def test_a_gpu_is_of_a_dry_run_alone(capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["run", "--gpu", "H100-SXM-80GB"]) == 2
     assert "without --dry-run" in capsys.readouterr().err
+
+
+def test_the_table_of_bytes_keeps_names_apart_and_fits() -> None:
+    ops = [("dp", "all_reduce"), ("dp_replicate", "all_reduce"), ("dp_shard", "all_gather"),
+           ("dp_shard", "reduce_scatter"), ("pp", "send"), ("tp", "all_reduce"), ("world", "all_reduce")]  # fmt: skip
+    comm = [SimpleNamespace(axis=axis, op=op, wire_bytes=1 << 30) for axis, op in ops]
+    lines = list(_bytes_table([SimpleNamespace(place=SimpleNamespace(rank=0), comm=comm)], "gloo"))  # type: ignore[list-item]
+    assert max(map(len, lines)) <= 80
+    assert [*lines[1].split(), *lines[5].split()] == [axis for axis, _ in ops]
+    assert lines[4].split() == ["0", *["1.00"] * 5] and lines[8].split() == ["0", "1.00", "1.00", "7.00"]

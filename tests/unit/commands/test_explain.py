@@ -52,6 +52,14 @@ def test_a_picture_has_all_that_is_sent_and_held(layout: str) -> None:
         assert lane.held["most at once"] > lane.held["activations"] > 0
 
 
+def test_a_small_model_is_drawn_in_a_unit_that_shows_it_and_long_names_move_no_number() -> None:
+    lines = list(text(step("dp4/zero3/shard2")))
+    assert any(line.startswith("Sent by each rank, KiB") for line in lines)
+    shard = [line for line in lines if line.startswith("  dp_shard")]
+    assert len(shard) == 3 and max(map(len, lines)) <= 80
+    assert len({line.index("─") for line in shard}) == 1, "the lines of a group begin in its first lane"
+
+
 class ByMoment(TorchDispatchMode):
     """Hands what is called to the ledger of the moment that the step is in; backward is seen by autograd."""
 

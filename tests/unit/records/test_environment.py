@@ -223,13 +223,14 @@ def test_measured_peak_is_at_least_a_plain_product_and_cached() -> None:
     assert peak.source.startswith("measured: float32 product of ")
 
 
-def test_a_measured_peak_is_the_fastest_product(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(("threads", "said"), [(3, "3 threads"), (1, "1 thread")])
+def test_a_measured_peak_is_the_fastest_product(threads: int, said: str, monkeypatch: pytest.MonkeyPatch) -> None:
     took_s = iter([256**3 * 2 / 3e9, 512**3 * 2 / 8e9, 1024**3 * 2 / 5e9, 2048**3 * 2 / 4e9])
     monkeypatch.setattr(roofline, "_best_seconds", lambda product, device, budget_s: next(took_s))
     monkeypatch.setattr(roofline, "_BUDGET_S", 1e9)  # all four sizes
-    peak = roofline._measure(torch.device("cpu"), torch.float32, threads=3)
+    peak = roofline._measure(torch.device("cpu"), torch.float32, threads=threads)
     assert peak.flops == pytest.approx(8e9)  # 2 n^3 of each, and the second is the fastest
-    assert peak.source == "measured: float32 product of 512, 3 threads"
+    assert peak.source == "measured: float32 product of 512, " + said
 
 
 def test_a_peak_measured_again_never_becomes_less(monkeypatch: pytest.MonkeyPatch) -> None:
