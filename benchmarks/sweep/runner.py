@@ -23,7 +23,7 @@ from paralab.records.environment import repository_state
 from paralab.records.reading import read
 from paralab.records.row import RunRecord
 from paralab.records.sweep_progress import SweepProgress
-from paralab.records.writing import append
+from paralab.records.writing import append, check_appendable
 
 _ROOT = Path(__file__).resolve().parents[2]
 
@@ -41,6 +41,7 @@ class Runner:
         key = repr(([case.command for case in cases], config.vary, self.code, *looks))
         self.group = config.group or f"bench-{hashlib.sha256(key.encode()).hexdigest()[:8]}"
         self.config, self.bar, self.out = config, bar, config.out or DEFAULT_OUT
+        check_appendable(self.out)
         self.rows: dict[str, list[RunRecord]] = {}  # of this sweep, by the name of the case
         self.kept, self.again = 0, 0
         self.made: set[str] = set()  # ids of the runs that were taken now

@@ -30,6 +30,7 @@ _DAMAGED = (
     *(ValueError, OSError, EOFError, RuntimeError, MemoryError, SyntaxError),
     *(zipfile.BadZipFile, zlib.error, lzma.LZMAError, tokenize.TokenError),
 )
+_MOST_CLASSES = 1 << 20  # more are no classes: identifiers, or counts
 _NEEDS = "arrays images and labels are needed, or train_images, train_labels, val_images, val_labels"
 
 
@@ -76,11 +77,16 @@ class NpzSet:
             )
         if labels.size != len(images) or not np.issubdtype(labels.dtype, np.integer):
             raise DataError(
-                f"{self.root} has {len(images)} images and {labels.size} labels of type {labels.dtype}: {_NEEDS}"
+                f"{self.root} has {len(images)} images and labels of shape {labels.shape} and type {labels.dtype}: "
+                "save them as integers from 0 on, one for each image"
             )
-        if not images.size or labels.min() < 0:
-            what = "labels below 0" if images.size else "no images"
-            raise DataError(f"{self.root} holds {what}: {_NEEDS}")
+        if not images.size:
+            raise DataError(f"{self.root} holds no images: {_NEEDS}")
+        if not 0 <= labels.min() <= labels.max() < _MOST_CLASSES:
+            raise DataError(
+                f"{self.root} holds labels from {labels.min()} to {labels.max()}: they are the numbers of classes, "
+                f"from 0 on and below {_MOST_CLASSES:,}"
+            )
         return images, labels.reshape(-1).astype(np.int64)  # MedMNIST's are (number, 1)
 
     def _role(self, split: str) -> str:

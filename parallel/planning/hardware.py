@@ -143,6 +143,8 @@ _OTHER_NAMES = {
     "a100 pcie 80gb": "A100-PCIe-80GB",
     "h200": "H200-SXM-141GB",
     "b200": "B200-SXM",
+    "b300": "B300-SXM",
+    "b300 sxm6 ac": "B300-SXM",
     "rtx 3090": "RTX3090-24GB",
     "rtx 4090": "RTX4090-24GB",
 }

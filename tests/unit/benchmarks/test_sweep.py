@@ -429,6 +429,13 @@ def test_a_sweep_in_which_nothing_can_be_decided_is_refused(words: tuple[str, ..
         main([*words, "--size", "tiny", "--until-decided", "2%"])
 
 
+def test_rows_that_have_no_place_are_refused_before_a_case_is_run(capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["--strategies", "ddp,zero1", "--nprocs", "2", "--size", "tiny", "--out", "/dev/null/rows.csv"]
+    with pytest.raises(UsageError, match=r"rows\.csv cannot be written .*: choose another place with --out"):
+        main(words)
+    assert "repeat 1" not in capsys.readouterr().err
+
+
 def test_other_code_is_another_sweep(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     config = resolve(["--strategies", "ddp", "--nprocs", "2", "--size", "tiny"], config=SweepConfig)
     groups = set()

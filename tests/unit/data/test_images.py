@@ -472,9 +472,18 @@ def test_labels_that_leave_numbers_out_are_said(tmp_path: Path) -> None:
     ("arrays", "message"),
     [
         ({"images": np.zeros((4, 8, 8)), "labels": np.arange(4)}, "type float64: save them as uint8"),
-        ({"images": np.zeros((4, 8, 8), np.uint8), "labels": np.arange(3)}, "4 images and 3 labels"),
+        ({"images": np.zeros((4, 8, 8), np.uint8), "labels": np.arange(3)}, r"4 images and labels of shape \(3,\) and"),
         ({"images": np.zeros((0, 8, 8), np.uint8), "labels": np.arange(0)}, "holds no images"),
         ({"images": np.array([{}]), "labels": np.arange(1)}, "not a readable .npz file"),
+        (
+            {"images": np.zeros((3, 4, 4), np.uint8), "labels": np.eye(3)},
+            r"shape \(3, 3\) and type float64: save them as",
+        ),
+        ({"images": np.zeros((2, 4, 4), np.uint8), "labels": np.array([-1, 0])}, "labels from -1 to 0: they are the"),
+        (
+            {"images": np.zeros((2, 4, 4), np.uint8), "labels": np.array([0, 10**9])},
+            "labels from 0 to 1000000000: they",
+        ),
         ({"samples": np.zeros(3)}, "holds samples: arrays images and labels are needed"),
     ],
 )

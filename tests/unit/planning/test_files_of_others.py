@@ -44,6 +44,8 @@ def test_a_damaged_description_is_one_line(
         ("  nvidia  A100 80GB  pcie", "A100-PCIe-80GB"),
         ("NVIDIA H200", "H200-SXM-141GB"),
         ("NVIDIA B200", "B200-SXM"),
+        ("NVIDIA B300 SXM6 AC", "B300-SXM"),
+        ("b300", "B300-SXM"),
         ("NVIDIA GeForce RTX 4090", "RTX4090-24GB"),
         ("NVIDIA L40S", "L40S"),
         ("Tesla T4", "T4"),
