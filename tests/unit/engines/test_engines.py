@@ -12,19 +12,21 @@ import pytest
 import torch
 from torch import nn
 from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import checkpoint_wrapper
+from torch.nn.parallel import DistributedDataParallel
 
 from paralab import engines
 from paralab.axes.context import BuildContext
 from paralab.data.dataset import Batch
-from paralab.engines import accelerate_settings, realised
+from paralab.engines import accelerate, accelerate_settings, deepspeed, deepspeed_config, realised
 from paralab.engines.accelerate import AccelerateEngine
 from paralab.engines.accelerate_settings import kind_of
-from paralab.errors import ConfigError, LayoutError
+from paralab.errors import ConfigError, LayoutError, WorldError
 from paralab.layout import Layout
 from paralab.options.choices import EngineChoice, Precision
 from paralab.options.config import RunConfig
 from paralab.planning.resolve import resolve
 from paralab.processes.mesh import Mesh
+from paralab.processes.pretend import pretended
 from paralab.processes.rank import Launcher
 
 CONFIGS = Path(__file__).resolve().parents[3] / "ds_configs"
@@ -283,6 +285,66 @@ def test_torchs_own_wrapper_is_seen_as_recomputing() -> None:
 def test_what_a_file_keeps_on_the_host(name: str, there: str) -> None:
     assert engines.offloaded(CONFIGS / f"{name}.json", Layout(dp=2)) == there
     assert engines.offloaded(None, Layout()) == "none"
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "said"),
+    [
+        ("zero_optimization_stage", 1, "ZeRO stage 1, this run requested 2"),
+        ("train_batch_size", 8, "batch 8, this run requested 16"),
+        ("gradient_accumulation_steps", 1, "accumulation 1, this run requested 2"),
+        ("torch_autocast_enabled", False, "precision fp32, this run requested bf16"),
+        ("fp16_enabled", True, "precision rounded weights, this run requested bf16"),
+        ("zero_offload_optimizer", SimpleNamespace(device="cpu"), "offload optimizer, this run requested none"),
+        ("gradient_clipping", 0.0, "clipping 0.0, this run requested 0.5"),
+        ("dp_world_size", 4, "4 data ranks, layout dp2/zero2 needs 2: start 2 processes"),
+    ],
+)
+def test_what_deepspeed_started_otherwise_is_refused(name: str, value: Any, said: str) -> None:
+    here = context("dp2/zero2", precision="bf16", accumulation=2, clip_norm=0.5)
+    facts: dict[str, Any] = {
+        "zero_optimization_stage": 2,
+        "train_batch_size": 16,
+        "gradient_accumulation_steps": 2,
+        "torch_autocast_enabled": True,
+        "bfloat16_enabled": False,
+        "fp16_enabled": False,
+        "zero_offload_optimizer": None,
+        "zero_offload_param": None,
+        "gradient_clipping": 0.5,
+        "dp_world_size": 2,
+    }
+
+    def started(facts: dict[str, Any]) -> Any:
+        return SimpleNamespace(
+            **{key: got if key == "dp_world_size" else lambda got=got: got for key, got in facts.items()}
+        )
+
+    config = deepspeed_config.of_run(here, None)
+    deepspeed.check_started(started(facts), here, config)
+    with pytest.raises((ConfigError, WorldError), match=f"DeepSpeed started with {said}"):
+        deepspeed.check_started(started(facts | {name: value}), here, config)
+
+
+@pytest.mark.parametrize(
+    ("facts", "said"),
+    [
+        ({"gradient_accumulation_steps": 1}, "accumulation 1, this run requested 2"),
+        ({"mixed_precision": "bf16"}, "precision bf16, this run requested fp32"),
+    ],
+)
+def test_what_accelerate_started_otherwise_is_refused(facts: dict[str, Any], said: str) -> None:
+    here = context("dp2", accumulation=2)
+    right: dict[str, Any] = {"gradient_accumulation_steps": 2, "mixed_precision": "no"}
+
+    def started(facts: dict[str, Any]) -> Any:
+        return SimpleNamespace(**facts, unwrap_model=lambda model: model.module)
+
+    with pretended(Layout(dp=2), 0):
+        model = DistributedDataParallel(nn.Linear(2, 2))
+        accelerate._check_started(started(right), model, here, "ddp")
+        with pytest.raises(ConfigError, match=f"Accelerate started with {said}"):
+            accelerate._check_started(started(right | facts), model, here, "ddp")
 
 
 @pytest.mark.parametrize("mode", ["none", "default", "max-autotune"])

@@ -8,6 +8,7 @@ from paralab.axes.costs import GIB, Constants, Plan
 from paralab.axes.data.cost import Weights, state_bytes
 from paralab.axes.pipeline.cost import in_flight, waiting
 from paralab.axes.pipeline.passes import pass_order
+from paralab.layout import schedules
 from paralab.planning import memory
 from paralab.planning.constants import shipped
 from paralab.planning.predict import evaluate
@@ -108,7 +109,12 @@ def test_what_is_kept_and_what_waits_is_that_of_the_order_of_the_passes(word: st
     """On the first and on the last rank, at the moment when most is kept, as torch orders the passes."""
     raw = {"layers": 16, "hidden": 128, "pp": 4, "schedule": schedule, "vpp": vpp, "global_batch_size": 16}
     case, order = plan_of(**raw).case, pass_order(word, pp=4, micro_batches=16)
+    found = schedules.find(word)
+    assert found is not None
     for rank in (0, 3):
+        forward = [one.stage for one in order[rank] if one.kind == "F"]
+        assert found.stages_of(rank, 4) == tuple(dict.fromkeys(sorted(forward)))
+        assert len(forward) == 16 * len(set(forward))  # each micro-batch once in each stage
         alive, halves, most = 0, 0, (0, 0)
         for one in order[rank]:
             alive += one.kind == "F"

@@ -15,7 +15,7 @@ import torch.distributed as dist
 from paralab.errors import DataError, StoppedError, WorldError
 from paralab.processes import cluster, failure
 from paralab.processes.failure import Progress, first_failure
-from paralab.processes.liveness import Liveness
+from paralab.processes.liveness import Liveness, _process
 
 LOST = RuntimeError("[/somewhere/pair.cc:547] Connection closed by peer [127.0.0.1]:1")
 NO_ANSWER = RuntimeError("[/somewhere/buffer.cc:78] Timed out waiting 4000ms for recv operation to complete")
@@ -146,3 +146,14 @@ def test_without_a_launcher_rank_zero_has_the_last_word(monkeypatch: pytest.Monk
         liveness._store = Gone()  # type: ignore[assignment]
         told = failing(monkeypatch, liveness, StoppedError(15))
         assert (told is not None) == (rank == 0)
+
+
+def test_a_process_of_the_same_number_that_began_later_is_another_one(sleeper: psutil.Process) -> None:
+    assert _process(sleeper.pid, sleeper.create_time()) == sleeper
+    assert _process(sleeper.pid, sleeper.create_time() - 10.0) is None
+
+
+def test_a_rank_that_has_left_does_not_miss_itself(monkeypatch: pytest.MonkeyPatch, sleeper: psutil.Process) -> None:
+    first, other = joined(monkeypatch, [psutil.Process(), sleeper])
+    first.mark("left")
+    assert first.lost() is None and other.lost() == (0, "left")
