@@ -186,7 +186,7 @@ def size_unit(sizes: Iterable[float]) -> tuple[int, str]:
     largest = max(sizes, default=0)
     if largest >= 1000 * MIB:
         return GIB, "GiB"
-    return (MIB, "MiB") if largest >= MIB else (KIB, "KiB")
+    return (KIB, "KiB") if 0 < largest < MIB else (MIB, "MiB")
 
 
 def _lane_width(step: Explained) -> int:
