@@ -208,6 +208,15 @@ def test_a_training_that_is_started_again_has_to_go_on(restarts: list[str]) -> N
     assert node.parse([*where, "--resume", "--out", "a"]).command == ("train", "--resume", "--out", "a")
 
 
+def test_a_node_that_has_left_in_order_is_not_missed(port: int) -> None:
+    with Membership.meet(request(0, port)) as first:
+        with Membership.meet(request(1, port)) as second:
+            for one in (first, second):
+                one._check_in()
+            assert first._silent(-1) == [0, 1]
+        assert first._silent(-1) == [0]
+
+
 def test_a_node_that_is_silent_is_gone_on_without(
     port: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -9,6 +9,7 @@ import torch
 from torch.autograd.graph import saved_tensors_hooks
 
 from paralab import cli
+from paralab.axes.case import CountedCase
 from paralab.benchmarks.planner import images as planner_images
 from paralab.benchmarks.run import CaseConfig
 from paralab.errors import ConfigError
@@ -119,12 +120,22 @@ def test_ranks_of_a_pipeline_hold_what_their_own_blocks_have() -> None:
     )
 
 
+def test_tensor_ranks_divide_all_products_of_a_dit_but_its_modulation() -> None:
+    """Attention among them: what is left is a product of the condition of a sample, six times as wide."""
+    config = SPECS["diffusion"].config("dit-mnist")
+    whole = {block.flops - block.divided_flops for block in count(SPECS["diffusion"], config).blocks}
+    assert whole == {2 * 6 * config.hidden**2}
+
+
 def test_images_cost_what_is_counted() -> None:
     """Twice the batch on one device takes nearly twice as long and keeps twice as much; tensor ranks keep less."""
     _, raw = find("resnet", "50")
     one = {"tp": 1, "pp": 1, "zero": 0, "recompute": "none", "n_gpus": 1, "gpu": "A100-SXM4-80GB", "precision": "fp32"}
     small, large = (search(raw | one | {"global_batch_size": n, "micro_batch_size": n}) for n in (256, 512))
     spec = SPECS["resnet"]
+    case, counted = small.settled.case, count(spec, spec.config("50"))
+    assert isinstance(case, CountedCase)
+    assert (case.first_kept, case.last_kept) == (counted.first.kept, counted.last.kept)
     assert model_flops(small.settled.case) == 256 * spec.flops_of(spec.config("50")).per_sample
     assert 1.8 < large.prediction.step_time_s[0] / small.prediction.step_time_s[0] <= 2
     assert large.memory_gib["activations"][0] == pytest.approx(2 * small.memory_gib["activations"][0])
