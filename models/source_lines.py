@@ -5,10 +5,6 @@ import traceback
 from collections.abc import Callable
 from pathlib import Path
 
-from torch import nn
-
-from paralab.models.configs import C
-
 
 def place(thing: object) -> str:
     """Return file and line of the class, function or method that something is or comes from."""
@@ -19,7 +15,7 @@ def place(thing: object) -> str:
         return getattr(kind, "__name__", str(kind))
 
 
-def file_of(build: Callable[[C], nn.Module]) -> str:
+def file_of(build: Callable[..., object]) -> str:
     """Return the file of the class or function that builds a model; an empty string where it is not known."""
     try:
         return inspect.getsourcefile(build) or ""
@@ -27,7 +23,7 @@ def file_of(build: Callable[[C], nn.Module]) -> str:
         return ""
 
 
-def line_of(error: BaseException, build: Callable[[C], nn.Module], *, otherwise: str) -> str:
+def line_of(error: BaseException, build: Callable[..., object], *, otherwise: str) -> str:
     """Return the last line of the model's own file that an error came from, or `otherwise` where it has none."""
     file = file_of(build)
     own = [frame for frame in traceback.extract_tb(error.__traceback__) if frame.filename == file]

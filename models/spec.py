@@ -293,9 +293,9 @@ def _found(spec: ModelSpec[C], config: C) -> Found:
 
 @lru_cache(maxsize=32)
 def _counted(spec: ModelSpec[C], config: C) -> Flops:
-    inputs, targets = spec.example(config, 1)
     model = spec.on_meta(config)
     try:
+        inputs, targets = spec.example(config, 1)
         return Flops(float(count_flops(model, inputs, targets)), "counted")
     except Exception as error:  # of the model's own code, which may raise any
         said = short(error)

@@ -200,7 +200,14 @@ def _initialised(subject: _Subject, name: str, tensor: Tensor) -> tuple[str, str
 
 def _passes(subject: _Subject) -> Iterator[Broken]:
     """Yield what is wrong with the loss, with random numbers, and with the cut into stages."""
-    model, (inputs, targets) = subject.model().train(), subject.batch()
+    model = subject.model().train()
+    try:
+        inputs, targets = subject.batch()
+    except Exception as error:  # of the model
+        where = line_of(error, subject.spec.example, otherwise=place(subject.spec.example))
+        problem = f"example(config, {SAMPLES_TRIED}) fails ({short(error)})"
+        yield Broken("example", where, f"{problem}: a tuple of inputs, and targets, are needed, all of them tensors")
+        return
     random = Drawn(subject.line_now)
     try:
         with random:

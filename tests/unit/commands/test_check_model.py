@@ -184,6 +184,7 @@ PLAN = '"blocks.*.gate": "column", '
             "no 'scatter_sequence'",
             "",
         ),
+        ("return (tokens,), tokens", "return None", "example", "(TypeError: cannot unpack non-iterable", "def example"),
         ("targets.flatten())", "targets.flatten()", "", "net.py:45: '(' was never closed (SyntaxError)", ""),
     ],
 )
