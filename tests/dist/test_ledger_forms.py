@@ -34,6 +34,8 @@ from paralab.measure.ledger import CommLedger
 from paralab.measure.memory import MemoryCensus
 from tests.dist.gloo import let_go
 
+pytestmark = pytest.mark.always  # all that is looked at was counted by one fixture
+
 RANKS = 2
 BATCH, SEQ, WIDTH, MICRO_BATCHES = 4, 4, 6, 4
 SHAPES = [(7, 5), (7,), (3, 7), (3,)]  # of `_net`: no dimension 0 divides by two, so padding shows
