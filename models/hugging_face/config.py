@@ -60,7 +60,14 @@ def as_text(values: Mapping[str, Any]) -> str:
 
 @lru_cache(maxsize=32)
 def _theirs(values: str) -> "PreTrainedConfig":
-    return without_dropout(with_dropout(json.loads(values)))
+    plain = json.loads(values)
+    try:
+        return without_dropout(with_dropout(plain))
+    except Exception as error:  # of values that were changed here: fewer layers, or a smaller model
+        kind, said = plain.get("model_type"), " ".join(str(error).split())[:160]
+        raise ConfigError(
+            f"transformers makes no {kind} with fewer layers than its configuration has ({said})"
+        ) from None
 
 
 def with_values(config: CausalLMConfig) -> "PreTrainedConfig":
@@ -72,8 +79,9 @@ def with_dropout(values: Mapping[str, Any]) -> "PreTrainedConfig":
     """Return a configuration of transformers from its values, dropout included."""
     from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
+    kind = CONFIG_MAPPING[values["model_type"]]
     with quietly():
-        return CONFIG_MAPPING[values["model_type"]].from_dict(dict(values))
+        return kind.from_dict(kind._decode_special_floats(dict(values)))  # infinity, for which JSON has no word
 
 
 def dropouts(theirs: "PreTrainedConfig") -> dict[str, float]:

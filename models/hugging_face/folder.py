@@ -28,7 +28,7 @@ def read(name: str) -> CausalLMConfig:
     values = _values(where, name)
     theirs = _known(values, where)
     architecture = _causal(theirs, values, where)
-    longest = getattr(theirs, "max_position_embeddings", None)
+    longest = max(getattr(theirs, "max_position_embeddings", None) or 0, 0) or None  # XLNet says -1: any number
     config = CausalLMConfig(
         architecture=architecture,
         values=as_text({name: value for name, value in theirs.to_dict().items() if name not in _OF_THE_FILE}),

@@ -117,11 +117,15 @@ def notes(config: CausalLMConfig) -> tuple[str, ...]:
         said.append(f"texts are encoded with {config.tokenizer}")
     else:
         said.append(f"texts are encoded as {config.tokenizer}: there is no tokenizer.json in its folder")
-    if mixture.experts_of(_on_meta(config)):
-        coefficient = config.theirs.router_aux_loss_coef
+    model = _on_meta(config)
+    if mixture.experts_of(model):
+        coefficient = mixture.balance_coefficient(model)
         said.append(
-            f"the balance loss of its experts (router_aux_loss_coef={coefficient:g}) is that of each sequence, not of "
-            "a batch, and is added in training"
+            "transformers has no loss that keeps the loads of its experts even, and none is added: expert_imbalance in "
+            "a row says how uneven they are"
+            if coefficient is None
+            else f"the balance loss of its experts (router_aux_loss_coef={coefficient:g}) is that of each sequence, "
+            "not of a batch, and is added in training"
         )
     return tuple(said)
 
@@ -146,7 +150,7 @@ def flops(config: CausalLMConfig) -> Flops:
     model = _on_meta(config)
     embedding = model.get_input_embeddings()
     tables = {id(p) for module in model.modules() if isinstance(module, nn.Embedding) for p in module.parameters()}
-    shares = mixture.active_share(model, getattr(theirs, "num_experts_per_tok", 0))
+    shares = mixture.active_share(model)
     named = ((p, shares.get(id(p), 1)) for p in model.parameters() if p.dim() > 1 and id(p) not in tables)
     matrices = sum(p.numel() * share for p, share in named)
     head = model.get_output_embeddings()

@@ -3,6 +3,7 @@
 transformers takes that loss (Switch Transformer, Fedus et al. 2021, arXiv:2101.03961, equations 4 to 6) over all tokens
 of a batch and all layers. A product of two means over a batch is no mean over its samples, so here it is taken over
 each sequence, and its mean over sequences is added to the cross entropy in training. For one sequence it is theirs.
+Mixtures for which transformers has no such loss (DeepSeek V3) are trained as there: by the cross entropy alone.
 """
 
 import re
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
 
 _NAME = "paralab"  # in their registry of what multiplies by experts
 _OF_EXPERTS = re.compile("expert|router", re.IGNORECASE)  # in the name of a module or of its class
+_PER_TOKEN = ("num_experts_per_tok", "moe_topk", "moe_k")  # what configurations call the experts of a token
 
 
 def described(model: nn.Module) -> str:
@@ -43,39 +45,60 @@ def pattern_of(model: nn.Module) -> str | None:
 
 
 def problem(model: "PreTrainedModel") -> str:
-    """Return why the loads of a model's experts cannot be kept even here; empty where they can, or it has none."""
+    """Return why a model with experts cannot be trained here; empty where it can, or has none."""
     if not described(model):
         return ""
-    if not experts_of(model):
-        return "transformers computes its experts in a way of their own"
-    routers = _routers(model)
-    if not routers or not isinstance(getattr(model.config, "router_aux_loss_coef", None), float | int):
-        return "transformers has no loss that keeps their loads even"
     held = [name.rpartition(".")[0] for name in experts_of(model)]
-    if sorted(held) != sorted(name.rpartition(".")[0] for name in routers):
+    if not held:
+        return "transformers computes its experts in a way of their own"
+    if experts_per_token(model) is None:
+        return f"its configuration has no {' or '.join(_PER_TOKEN)} that is one number for all layers"
+    choosing = [name.rpartition(".")[0] for name in _routers(model)]
+    if balance_coefficient(model) is not None and sorted(held) != sorted(choosing):
         return "not every layer of experts has a router of its own"
     return ""
+
+
+def balance_coefficient(model: "PreTrainedModel") -> float | None:
+    """Return what transformers multiplies the balance loss by; None where it has no such loss for a model."""
+    coefficient = getattr(model, "router_aux_loss_coef", None)  # a configuration may have one that no loss reads
+    return float(coefficient) if isinstance(coefficient, float | int) and _routers(model) else None
+
+
+def experts_per_token(model: "PreTrainedModel") -> int | None:
+    """Return how many experts a token meets in a layer; None where the configuration has no one number."""
+    found = (getattr(model.config, name, None) for name in _PER_TOKEN)
+    return next((each for each in found if isinstance(each, int)), None)
 
 
 def prepare(model: "PreTrainedModel") -> None:
     """Have a model, in place, note where its tokens go, and multiply by its experts as `_by_expert` does."""
     from transformers.integrations.moe import ALL_EXPERTS_FUNCTIONS
 
-    routers: dict[str, Any] = {} if problem(model) else _routers(model)
     owned: Any = model
-    owned.mixtures = len(routers)  # layers of the whole model, whichever of them a stage keeps
-    if not routers:
+    owned.mixtures = 0  # layers of the whole model that have a balance loss, whichever of them a stage keeps
+    held = experts_of(model)
+    if not held or problem(model):
         return
-    owned.n_experts = len(next(iter(experts_of(model).values())).down_proj)
-    owned.whole = Whole()
-    index = owned._can_record_outputs["router_logits"].index
-    for router in routers.values():
-        router.register_forward_hook(partial(_note, index))
+    owned.n_experts = len(next(iter(held.values())).down_proj)
+    for router in _routers(model).values():
         router.experts_chosen = partial(_chosen, owned.n_experts)
+    if balance_coefficient(model) is not None:
+        _balance(owned)
     if _NAME not in ALL_EXPERTS_FUNCTIONS:
         ALL_EXPERTS_FUNCTIONS.register(_NAME, _by_expert)
-    for experts in experts_of(model).values():
+    for experts in held.values():
         experts.config._experts_implementation = _NAME
+
+
+def _balance(model: Any) -> None:
+    """Have the routers of a model, in place, note the scores that its balance loss is made of."""
+    routers = _routers(model)
+    model.mixtures = len(routers)
+    model.whole = Whole()
+    index = model._can_record_outputs["router_logits"].index
+    for router in routers.values():
+        router.register_forward_hook(partial(_note, index))
 
 
 def loads_and_probabilities(model: Any, out: Tensor) -> Tensor:
@@ -103,9 +126,10 @@ def balance_loss(model: Any, routed: Tensor) -> Tensor:
     return model.config.router_aux_loss_coef * routed.shape[-1] * (loads * means).sum(dim=-1).mean()
 
 
-def active_share(model: nn.Module, experts_per_token: int) -> dict[int, float]:
+def active_share(model: "PreTrainedModel") -> dict[int, float]:
     """Return the share of a parameter, by id, that a token meets, of those of experts."""
-    return {id(p): experts_per_token / len(p) for module in experts_of(model).values() for p in module.parameters()}
+    met = experts_per_token(model) or 0
+    return {id(p): met / len(p) for module in experts_of(model).values() for p in module.parameters()}
 
 
 def _routers(model: Any) -> dict[str, Any]:

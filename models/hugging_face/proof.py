@@ -7,7 +7,7 @@ the same configuration is run on the CPU, whole and cut, and the results are com
 
 import copy
 from collections.abc import Callable, Mapping
-from functools import lru_cache
+from functools import lru_cache, wraps
 from typing import Any
 
 import torch
@@ -18,12 +18,31 @@ from paralab.models.hugging_face.sequence import SequenceRanks
 from paralab.models.hugging_face.smaller import tiny
 from paralab.models.hugging_face.stages import cut_stage, wrapped
 from paralab.models.hugging_face.thread_ranks import ThreadRanks
-from paralab.models.spec import Cut, Style
+from paralab.models.spec import Cut, Style, WithoutInit
 
 _CLOSE = 1e-5  # relative; rounding is 1e-7, and what is forgotten 1e-3 and more
+_MOST_WEIGHTS = 20_000_000  # of a model that is tried: a second of work
 
 
-@lru_cache(maxsize=32)
+class _NotTriedError(Exception):
+    """There is no small model of an architecture that runs."""
+
+
+def _or_why_not(problem: Callable[..., str]) -> Callable[..., str]:
+    """Have a function that tries an architecture return why it cannot be tried."""
+
+    @lru_cache(maxsize=32)
+    @wraps(problem)
+    def tried(*args: Any) -> str:
+        try:
+            return problem(*args)
+        except _NotTriedError as error:
+            return str(error)
+
+    return tried
+
+
+@_or_why_not
 def stage_problem(config: CausalLMConfig, blocks_of: Callable[[CausalLMConfig], tuple[str, ...]]) -> str:
     """Return why the stages of a pipeline would not compute what the whole model does; empty where they do."""
     small = tiny(config)
@@ -72,7 +91,7 @@ def _lost(whole: nn.Module, stages: list[nn.Module], want: Tensor, got: Tensor) 
     return ""
 
 
-@lru_cache(maxsize=32)
+@_or_why_not
 def tensor_problem(config: CausalLMConfig, plan_of: Callable[[CausalLMConfig], Mapping[str, Style]]) -> str:
     """Return why two tensor ranks would not compute what the whole model does by its plan; empty where they do.
 
@@ -96,7 +115,7 @@ def tensor_problem(config: CausalLMConfig, plan_of: Callable[[CausalLMConfig], M
     return f"its tensor plan misses that {odd[0]} is whole on every rank, and sees a part of the heads" if odd else ""
 
 
-@lru_cache(maxsize=32)
+@_or_why_not
 def sequence_problem(config: CausalLMConfig) -> str:
     """Return why two ranks that share a sequence would not compute what the whole model does; empty where they do."""
     whole, tokens, targets = _tried(tiny(config))
@@ -118,13 +137,22 @@ def _tried(config: CausalLMConfig) -> tuple[Any, Tensor, Tensor]:
     """Return a model, tokens and targets, both (2, seq_len) int64.
 
     Its weights are large enough for every one of them to matter, norms and biases included.
+    Raises: _NotTriedError where the model is large, or fails.
     """
+    with torch.device("meta"), WithoutInit():
+        weights = sum(p.numel() for p in new_model(config).parameters())
+    if weights > _MOST_WEIGHTS:
+        raise _NotTriedError(f"the smallest model of its kind has {weights / 1e6:,.0f} M weights, too many to try it")
     with torch.random.fork_rng(devices=[]), torch.no_grad():
         torch.manual_seed(0)
         model = wrapped(new_model(config)).train()
         for p in model.parameters():
             p.add_(torch.randn_like(p) * 0.1)
         tokens = torch.randint(config.vocab_size, (2, config.seq_len + 1))
+        try:
+            model(tokens[:, :-1], targets=tokens[:, 1:])
+        except Exception as error:  # whatever the model's own code raises
+            raise _NotTriedError(f"a small model of its kind fails ({_short(error)})") from None
     return model, tokens[:, :-1], tokens[:, 1:]
 
 

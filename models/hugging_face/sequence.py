@@ -69,6 +69,8 @@ def _attend(
     odd = [name for name in _OTHERWISE if named.get(name) is not None]
     if odd or attention_mask is not None:
         raise NotImplementedError(f"its attention has {odd[0] if odd else 'a mask'}")
+    if key.shape[-1] != value.shape[-1]:
+        raise NotImplementedError(f"its keys have {key.shape[-1]} elements a head and its values {value.shape[-1]}")
     usual = query.shape[-1] ** -0.5
     if scaling is not None and scaling != usual:
         query = query * (scaling / usual)

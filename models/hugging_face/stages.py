@@ -97,7 +97,8 @@ def cut_stage(model: nn.Module, *, blocks: tuple[str, ...], cut: Cut) -> nn.Modu
     first, last = around(stage, blocks)
     for name in (() if cut.first else first) + (() if cut.last else last):
         module = stage.get_submodule(name)
-        if any(True for _ in module.parameters()):  # what has none, as a table of angles, each stage has its own of
+        # of what has no weights, as a table of angles, each stage has its own, but of norms
+        if any(True for _ in module.parameters()) or "norm" in type(module).__name__.lower():
             # positions were added by the first stage: nothing is left to add
             positions = isinstance(module, nn.Embedding) and module is not embedding
             _replace(stage, name, _NoPositions() if positions else _HandOn())

@@ -235,7 +235,9 @@ def _question(options: Any) -> "tuple[Trained | None, dict[str, Any]]":
     if options.model:
         from paralab.planning import shapes
 
-        model, raw = shapes.find(options.model, options.size, options.tokenizer)
+        with Phases(Moment.now(), transient=True) as phases:
+            phases.begin("reading the shape of the model")
+            model, raw = shapes.find(options.model, options.size, options.tokenizer)
     elif options.size:
         raise ConfigError("--size without --model: name the model, such as --model gpt2")
     cells = {name: value for name in (*_SHAPES, *_CLUSTER) if (value := getattr(options, name)) is not None}

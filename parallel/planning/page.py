@@ -37,7 +37,7 @@ def render(
     """
     found = solved.found
     fits, unit = bool(found.n_fit), scale.unit(found)
-    head = list(report.head(found, raw))
+    head = list(report.head(found, raw, model))
     rows = records.rows(found, found.ranked(min(SHOWN, len(numbers))), model)
     scaled = pictures.scaling(found, raw, own, gpu, phases) if fits else []
     charts = [pictures.against_memory(found, unit), pictures.memory(found)]

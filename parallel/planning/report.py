@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 ASKED = tuple(name for name in CHOSEN if name != "shard")
 HEADER = ["case_id", "rank", *ASKED, "step_time_s", "memory_gib", "fits", "trained_by_paralab"]
 LAYOUT = 30  # of it, the layout
+UNLIKE = 0.02  # the share of a model's weights that its shape may miss without a word
 MASKED = 0.1  # the share of FLOPs that a causal mask hides, from which on it is said
 
 
@@ -63,7 +64,8 @@ def text(
 ) -> str:
     """Return the answer for a terminal. model: None for shapes that no model of paralab has."""
     found, training = solved.found, solved.training
-    lines = [part for line in (*head(found, raw), *solved.said) for part in _wrapped(line, "")] + [""]
+    first = (*head(found, raw, model), *solved.said)
+    lines = [part for line in first for part in _wrapped(line, "")] + [""]
     if found.n_fit:
         best = found.ranked(top)
         lines += [*_times(found, best, model), "", *_memory(found, best), ""]
@@ -82,8 +84,8 @@ def text(
     return "\n".join([*lines, "", *_wrapped(found.caveat, "")])
 
 
-def head(found: Found, raw: Mapping[str, Any]) -> Iterator[str]:
-    """Yield what was asked, in three lines."""
+def head(found: Found, raw: Mapping[str, Any], model: "Trained | None") -> Iterator[str]:
+    """Yield what was asked, in three lines, and where a model is not quite what is predicted a fourth."""
     case, device = found.settled.case, found.settled.device
     name = str(raw.get("model", f"{case.layers} x {case.hidden}"))
     length = raw.get("counted", f"{case.sequence_length:,} tokens a sequence")
@@ -94,6 +96,17 @@ def head(found: Found, raw: Mapping[str, Any]) -> Iterator[str]:
         f"{case.global_batch_size:,} {rows} a step{'' if 'global_batch_size' in raw else ' (assumed)'}"
     )
     yield f"{len(found):,} layouts looked at, {found.n_fit:,} of them fit"
+    if model is not None and not case.is_counted:
+        yield from _unlike(found, model.n_weights)
+
+
+def _unlike(found: Found, n_weights: int) -> Iterator[str]:
+    """Yield how many weights a model has, where that is not what its shape says."""
+    if abs(n_weights / scale.n_weights(found) - 1) > UNLIKE:
+        alike = "layers that are all alike"
+        if found.settled.case.experts:
+            alike += ", each with experts and none that every token meets"
+        yield f"The modules of this model have {_weights(n_weights)} weights: what is predicted has {alike}."
 
 
 def _weights(number: float) -> str:

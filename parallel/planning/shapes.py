@@ -21,9 +21,10 @@ _NAMES = {
     "heads": ("n_heads", "num_attention_heads", "n_head"),
     "kv_heads": ("n_kv_heads", "num_key_value_heads"),
     "head_dim": ("head_dim",),
-    "ffn": ("ffn", "intermediate_size", "n_inner"),
-    "experts": ("n_experts", "num_local_experts", "num_experts"),
-    "experts_per_token": ("experts_per_token", "num_experts_per_tok"),
+    "ffn": ("ffn", "intermediate_size", "n_inner", "ffn_dim"),
+    "experts": ("n_experts", "num_local_experts", "num_experts", "n_routed_experts", "moe_num_experts"),
+    "experts_per_token": ("experts_per_token", "num_experts_per_tok", "moe_topk", "moe_k"),
+    "expert_ffn": ("moe_intermediate_size",),
     "vocab": ("vocab_size",),
     "sequence_length": ("seq_len",),
 }
@@ -44,6 +45,11 @@ class Trained:
         except LayoutError:
             return False
         return True
+
+    @property
+    def n_weights(self) -> int:
+        """Weights of all its modules; one that two share counts once."""
+        return sum(p.numel() for p in self.spec.on_meta(self.config).parameters())
 
     @property
     def has_attention(self) -> bool:
@@ -111,16 +117,19 @@ def shape_of(spec: ModelSpec[C], config: C, size: str) -> dict[str, Any]:
             if value is not None:
                 found[column] = value
                 break
-    if config.task != "text" or "layers" not in found or "hidden" not in found:
+    if config.task != "text" or not {"layers", "hidden", "heads"} <= found.keys():
         raise ModelError(
             f"{spec.name} {size} is not a transformer of texts, which is what step times are predicted for: give "
             "--model gpt2, llama or mixtral, a model of transformers, or --layers, --hidden and the other sizes"
         )
     block, outside = _numels(spec, config)
-    hidden, heads = found["hidden"], found.get("heads", max(1, found["hidden"] // 128))
+    hidden, heads = found["hidden"], found["heads"]
     head_dim = found.get("head_dim", hidden // heads)
     attention = 2 * hidden * head_dim * (heads + found.get("kv_heads", heads))
-    widths = found.get("ffn", 4 * hidden) * max(found.get("experts", 0), 1)
+    if not found.get("experts"):
+        found.pop("expert_ffn", None)  # of a kind of model that may have experts
+    ffn = found.get("expert_ffn", found.get("ffn", 4 * hidden))
+    widths = ffn * max(found.get("experts", 0), 1)
     gated = (block - attention) / (hidden * widths) > 2.5  # three matrices, not two
     found |= {
         "gated": gated,
@@ -133,8 +142,11 @@ def shape_of(spec: ModelSpec[C], config: C, size: str) -> dict[str, Any]:
 
 
 def _numels(spec: ModelSpec[C], config: C) -> tuple[int, set[tuple[int, ...]]]:
-    """Return how many weights a block has, and the shapes of the parameters outside of blocks."""
+    """Return how many weights the last block has, and the shapes of the parameters outside of blocks.
+
+    The first blocks of a mixture may be without experts.
+    """
     model, blocks = spec.on_meta(config), spec.blocks(config)
     inside = {id(p) for name in blocks for p in model.get_submodule(name).parameters()}
     shapes = {tuple(p.shape) for p in model.parameters() if id(p) not in inside}
-    return sum(p.numel() for p in model.get_submodule(blocks[0]).parameters()) if blocks else 0, shapes
+    return sum(p.numel() for p in model.get_submodule(blocks[-1]).parameters()) if blocks else 0, shapes

@@ -24,7 +24,7 @@ from tests.dist.workers import WorkerPool
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder for each model, with weights."""
     where = tmp_path_factory.mktemp("hugging_face")
-    for name in ("llama", "qwen3", "gemma3", "olmo2", "gpt_neox", "gpt2", "mixtral", "qwen3_moe"):
+    for name in ("llama", "qwen3", "gemma3", "olmo2", "gpt_neox", "gpt2", "mixtral", "qwen3_moe", "deepseek_v3"):
         hugging_face.write(name, where / name, weights=True)
     return where
 
@@ -56,6 +56,8 @@ CASES = [
     ("qwen3_moe", "dp2.tp2.pp2/zero3/mb2"),
     ("mixtral", "dp2.tp2.ep2"),
     ("qwen3_moe", "pp4/1f1b/mb4"),  # no stage before the second has experts
+    pytest.param("deepseek_v3", "dp2.pp2.ep2.tp2/zero3/mb2", marks=pytest.mark.always),
+    ("deepseek_v3", "dp4.ep4/zero1"),
 ]
 
 

@@ -28,7 +28,17 @@ from paralab.options.config import RunConfig
 from paralab.parity import model_rules
 from tests import hugging_face
 
-SPLIT = ["llama", "qwen3", "gemma3", "gemma2", "mistral", "olmo2", "gpt_neox"]  # by stages and by tensor ranks
+SPLIT = [
+    "llama",
+    "qwen3",
+    "gemma3",
+    "gemma2",
+    "mistral",
+    "olmo",
+    "olmo2",
+    "gpt_neox",
+    "deepseek_v3",
+]  # by stages and by tensor ranks
 STAGED = [*SPLIT, "gpt2", "stablelm"]
 TOKENS = ("bos_token_id", "eos_token_id", "pad_token_id")
 ROUNDED = 1e-6  # what they compute in fp32 beside weights in fp64
@@ -43,7 +53,10 @@ def batch(config: CausalLMConfig) -> tuple[torch.Tensor, torch.Tensor]:
     return tokens[:, :-1], tokens[:, 1:]
 
 
-@pytest.mark.parametrize("name", [name for name in hugging_face.MODELS if name not in hugging_face.MIXTURES])
+DENSE = hugging_face.MODELS.keys() - {*hugging_face.MIXTURES, *hugging_face.UNBALANCED}
+
+
+@pytest.mark.parametrize("name", sorted(DENSE))
 def test_forward_and_names_are_those_of_transformers(tmp_path: Path, name: str) -> None:
     spec = made(name, tmp_path)
     config = spec.config()
@@ -82,6 +95,25 @@ def test_a_mixture_has_the_losses_of_transformers_for_each_sequence(tmp_path: Pa
     (entropy + balance).backward()
     for (at, p), other in zip(ours.named_parameters(), theirs.parameters(), strict=True):
         assert torch.allclose(p.grad, other.grad, rtol=1e-5, atol=ROUNDED), at
+
+
+def test_a_mixture_without_a_balance_loss_has_the_loss_of_transformers_alone(tmp_path: Path) -> None:
+    spec = made("deepseek_v3", tmp_path)
+    config = spec.config()
+    ours = spec.built(config, seed=3).double()
+    torch.manual_seed(3)
+    theirs: Any = AutoModelForCausalLM.from_config(copy.deepcopy(config.theirs)).train().double()
+    theirs.set_experts_implementation("batched_mm")
+    tokens, targets = batch(config)
+    logits = theirs(input_ids=tokens, use_cache=False).logits
+    with RoutingCounts([ours]) as counts:
+        assert torch.allclose(ours(tokens, targets=targets), F.cross_entropy(logits.flatten(0, 1), targets.flatten()))
+    assert [(sum(each), each[-1]) for each in counts.loads.values()] == [(2 * tokens.numel(), 0)] * 3
+    assert any("no loss that keeps the loads of its experts even" in note for note in spec.notes(config))
+    flops = spec.flops_of(config).per_sample
+    more = made("deepseek_v3", tmp_path, num_experts_per_tok=4)
+    met = 3 * 2 * (3 * 32 * 16)  # layers with experts, experts more, weights of each
+    assert more.flops_of(more.config()).per_sample - flops == 64 * 6 * met
 
 
 def _loads(outs: list[Any], top_k: int) -> list[list[int]]:
@@ -147,7 +179,7 @@ def test_stages_give_the_bits_of_the_whole(tmp_path: Path, name: str) -> None:
     held = []
     for cut in parts:
         stage = stages.cut_stage(copy.deepcopy(whole), blocks=block_names(config), cut=cut)
-        held += [name for name, _ in stage.named_parameters()]
+        held += list(stage.state_dict())
         out = stage(*passed, targets=targets) if cut.last else stage(*passed)
         passed = out if isinstance(out, tuple) else (out,)
     # loads of a mixture are added up in another order
@@ -269,6 +301,30 @@ def test_a_tiny_model_keeps_what_makes_the_architecture(tmp_path: Path) -> None:
     assert with_layers(full, 12) == full
 
 
+def test_a_tiny_model_keeps_what_single_layers_have_of_their_own_and_what_json_has_no_word_for(tmp_path: Path) -> None:
+    import transformers
+
+    transformers.Gemma4TextConfig().save_pretrained(tmp_path / "gemma4")  # another head_dim in every sixth layer
+    spec = spec_of(str(tmp_path / "gemma4"))
+    small = json.loads(spec.config("tiny").values)
+    assert small["per_layer_config"] == {"1": {"head_dim": 8}, "3": {"head_dim": 8}}
+    assert sum(p.numel() for p in spec.on_meta(spec.config("tiny")).parameters()) < 100_000
+    transformers.FalconH1Config().save_pretrained(tmp_path / "falcon")
+    assert folder.read(str(tmp_path / "falcon")).theirs.time_step_limit[1] == float("inf")
+
+
+def test_what_has_no_small_model_that_runs_is_split_along_no_axis_that_asks_for_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = made("llama", tmp_path, hidden_size=48).config()
+    monkeypatch.setattr(proof, "_MOST_WEIGHTS", 10_000)
+    assert "weights, too many to try it; use ddp" in cannot(config, "pp")
+    monkeypatch.setattr(proof, "tiny", lambda config: config)  # whose vocabulary no token has
+    config = replace(made("llama", tmp_path, hidden_size=56).config(), seq_len=0)
+    monkeypatch.setattr(proof, "_MOST_WEIGHTS", 10_000_000)
+    assert "a small model of its kind fails" in cannot(config, "cp")
+
+
 def test_flops_count_the_matrices_of_blocks_and_output_layer(tmp_path: Path) -> None:
     for name in ("llama", "qwen3"):  # an output layer of its own, and a tied one
         spec = made(name, tmp_path)
@@ -350,8 +406,8 @@ def _change(**values: Any) -> Any:
         (lambda file: file.write_text('{"model_type": "t5"}'), "is a t5, an encoder with a decoder"),
         (lambda file: file.write_text('{"model_type": "vit"}'), "is a vit, which is not a language model"),
         (
-            lambda file: file.write_text('{"model_type": "deepseek_v3", "num_hidden_layers": 4}'),
-            "a deepseek_v3 with experts .*, and transformers has no loss that keeps their loads even: give its module",
+            lambda file: file.write_text('{"model_type": "deepseek_v2", "num_hidden_layers": 2}'),
+            "a deepseek_v2 with experts .*, and its configuration has no num_experts_per_tok or .*: give its module",
         ),
         (
             lambda file: file.write_text('{"model_type": "dbrx"}'),
@@ -405,7 +461,7 @@ def test_gguf_without_its_reader(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 
 
 # whose sequence ranks share
-SHARED = ["llama", "qwen3", "olmo2", "gpt_neox", "gpt2", "granite", "opt", "stablelm", *hugging_face.MIXTURES]
+SHARED = ["llama", "qwen3", "olmo", "olmo2", "gpt_neox", "gpt2", "granite", "opt", "stablelm", *hugging_face.MIXTURES]
 
 
 @pytest.mark.parametrize("name", hugging_face.MODELS)
@@ -414,8 +470,9 @@ def test_a_sequence_is_shared_where_ranks_then_compute_the_same(tmp_path: Path, 
     if name in SHARED:
         check_split(Layout.parse("cp2"), spec=spec, config=spec.config())
         return
-    said = "something else: a loss of" if name == "bloom" else "its attention has sliding_window"
-    with pytest.raises(LayoutError, match=f"{said}.*; use a layout without cp"):
+    said = {"bloom": "something else: a loss of", "deepseek_v3": "its keys have 16 elements a head and its values 8"}
+    why = said.get(name, "its attention has sliding_window")
+    with pytest.raises(LayoutError, match=f"{why}.*; use a layout without cp"):
         check_split(Layout.parse("cp2"), spec=spec, config=spec.config())
 
 

@@ -11,13 +11,14 @@ from typing import Any
 
 import numpy as np
 import pytest
+import transformers
 
 from paralab import cli
 from paralab.errors import LayoutError
 from paralab.layout import SCHEDULES, Layout, layers_of_stages
 from paralab.options.config import RunConfig
 from paralab.options.flags import resolve as read_config
-from paralab.planning import answers, ranking, shapes
+from paralab.planning import answers, ranking, report, scale, shapes
 from paralab.planning.breakdown import gib_by_category
 from paralab.planning.candidates import splits
 from paralab.planning.predict import predict
@@ -25,6 +26,7 @@ from paralab.planning.report import ASKED, _short
 from paralab.planning.resolve import resolve
 from paralab.planning.search import Found, search
 from paralab.planning.settle import settle
+from tests import hugging_face
 
 OWN = "--layers 2 --hidden 128 --n-gpus 2 --peak-tflops 100 --memory-gbyte-per-s 900".split()
 GPT3 = {"layers": 32, "hidden": 4096, "heads": 32, "n_gpus": 64, "global_batch_size": 512, "gpu": "A100-SXM4-80GB"}
@@ -344,6 +346,28 @@ def test_groups_of_hybrid_sharding_divide_the_experts_and_pass_on_their_gradient
     slow = search({**mixture, "inter_node_gbit_per_s": 1.0, "shard": 4}).prediction.step_time_s[0]
     experts = 32 * 2 * 3 * 4096 * 14336  # weights that a rank has: two of eight in each layer
     assert slow > 2 * 3 / 4 * 4 * experts / 125e6  # seconds of an all-reduce over four groups, 4 bytes each
+
+
+def _weights(name: str, folder: Path, **changes: Any) -> tuple[float, int, str]:
+    """The weights of a small model as a planner has them and as it has them; what the answer says of both."""
+    model, raw = shapes.find(f"hf:{hugging_face.write(name, folder / name, **changes)}", None)
+    one = {"n_gpus": 2, "dp": 2, "gpu": "H100-SXM-80GB", "global_batch_size": 2, "zero": 3, "recompute": "full"}
+    found = search({**raw, **one})
+    return scale.n_weights(found), model.n_weights, "\n".join(report.head(found, raw, model))
+
+
+def test_the_experts_of_a_model_of_transformers_have_a_width_of_their_own(tmp_path: Path) -> None:
+    planned, real, said = _weights("qwen3_moe", tmp_path, mlp_only_layers=[], head_dim=8)
+    assert planned == pytest.approx(real, rel=0.002)  # norms of heads
+    assert "modules" not in said
+    planned, real, said = _weights("deepseek_v3", tmp_path, first_k_dense_replace=3)
+    assert f"The modules of this model have {real / 1e6:.2f} M weights" in said
+
+
+def test_what_has_no_heads_is_planned_by_its_modules(tmp_path: Path) -> None:
+    transformers.MambaConfig(num_hidden_layers=2, state_size=4).save_pretrained(tmp_path)
+    _, raw = shapes.find(f"hf:{tmp_path}", "tiny")  # short: its scan goes token by token
+    assert raw["layers"] == 2 and "counted" in raw
 
 
 # --- the command
