@@ -25,7 +25,7 @@ from paralab.models.spec import keep
 from paralab.options.config import RunConfig
 from paralab.planning.resolve import resolve
 from paralab.planning.work import Work
-from paralab.processes.allowed import memory_available_bytes
+from paralab.processes.allowed import check_processes_fit, memory_available_bytes
 from paralab.processes.cluster import Rank
 from paralab.processes.failure import Progress
 from paralab.processes.mesh import Mesh
@@ -72,7 +72,7 @@ def _run(asked: Asked) -> RunConfig:
 def check(asked: Asked) -> None:
     """Refuse, before processes are started, what the data have too few images for, or what memory cannot hold.
 
-    Raises: ConfigError, DataError.
+    Raises: ConfigError, DataError, WorldError.
     """
     if asked.problem == "signal":
         return
@@ -152,7 +152,11 @@ def _logistic(asked: Asked, work: Work, mesh: Mesh, reduce: CountedReduction, ad
 
 
 def _check_hessian(work: Work, nproc: int) -> None:
-    """Refuse a Hessian that does not fit: the minimum is found by Newton's method, whichever are measured."""
+    """Refuse a Hessian that does not fit: the minimum is found by Newton's method, whichever are measured.
+
+    Raises: WorldError where the processes alone do not, ConfigError.
+    """
+    check_processes_fit(nproc)
     config, free = work.model_config, memory_available_bytes()
     assert isinstance(config, LogisticConfig)
     n_features = config.n_features + 1  # and a one, for the bias
@@ -160,7 +164,8 @@ def _check_hessian(work: Work, nproc: int) -> None:
     if nproc * needed > free:
         raise ConfigError(
             f"the Hessian of {numbers:,} x {numbers:,} numbers, by which the minimum is found, takes {_gib(needed)} "
-            f"with its factor in each of {nproc} processes, and {_gib(free)} are free: use a smaller --size or --nproc"
+            f"with its factor in each of {nproc:,} processes, and {_gib(free)} are free: use a smaller --size or "
+            "--nproc"
         )
 
 

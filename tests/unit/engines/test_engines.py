@@ -375,7 +375,7 @@ def test_accelerate_clips_to_what_the_run_says_once_a_step(clip_norm: float | No
     )
     optimizer = SimpleNamespace(optimizer=torch.optim.SGD(model.parameters()), step=int, zero_grad=int)
     engine = AccelerateEngine(context("dp1", accumulation=2, clip_norm=clip_norm), accelerator, model, optimizer)
-    wrapped: Any = lambda x, targets: x.mean()  # noqa: E731
+    wrapped: Any = lambda x, targets: x.mean().requires_grad_()  # noqa: E731
     wrapped.parameters = model.parameters
     engine.wrapped = wrapped
     for value in (1.0, 3.0):
