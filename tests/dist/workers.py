@@ -19,7 +19,7 @@ class Failed(AssertionError):
 
 
 # Each process group holds a connection to every other rank, and two threads.
-MOST_GROUPS = 200
+MOST_GROUPS = 400
 
 
 class WorkerPool:
