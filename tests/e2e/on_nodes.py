@@ -96,3 +96,4 @@ if __name__ == "__main__":
     else:
         fail(what)
     dist.destroy_process_group()
+    os._exit(0)  # without what threads of torch do when Python ends, which may abort it
