@@ -66,7 +66,8 @@ def _theirs(values: str) -> "PreTrainedConfig":
     except Exception as error:  # of values that were changed here: fewer layers, or a smaller model
         kind, said = plain.get("model_type"), " ".join(str(error).split())[:160]
         raise ConfigError(
-            f"transformers makes no {kind} with fewer layers than its configuration has ({said})"
+            f"transformers makes no {kind} with fewer layers than its configuration has ({said}): give another model, "
+            "or its module to paralab.parallelize (docs/library.md)"
         ) from None
 
 

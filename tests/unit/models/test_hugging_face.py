@@ -70,14 +70,21 @@ def test_forward_and_names_are_those_of_transformers(tmp_path: Path, name: str) 
     assert torch.equal(ours(tokens, targets=targets), F.cross_entropy(logits.float().flatten(0, 1), targets.flatten()))
 
 
-@pytest.mark.parametrize("name", hugging_face.MIXTURES)
-def test_a_mixture_has_the_losses_of_transformers_for_each_sequence(tmp_path: Path, name: str) -> None:
-    spec = made(name, tmp_path)
+def ours_and_theirs(spec: ModelSpec[CausalLMConfig]) -> tuple[nn.Module, Any]:
+    """Return a mixture as strategies take it and as transformers has it, with the same values in fp64."""
     config = spec.config()
     ours = spec.built(config, seed=3).double()
     torch.manual_seed(3)
     theirs: Any = AutoModelForCausalLM.from_config(copy.deepcopy(config.theirs)).train().double()
     theirs.set_experts_implementation("batched_mm")
+    return ours, theirs
+
+
+@pytest.mark.parametrize("name", hugging_face.MIXTURES)
+def test_a_mixture_has_the_losses_of_transformers_for_each_sequence(tmp_path: Path, name: str) -> None:
+    spec = made(name, tmp_path)
+    config = spec.config()
+    ours, theirs = ours_and_theirs(spec)
     tokens, targets = batch(config)
     alone = [theirs(input_ids=x, labels=x, output_router_logits=True, use_cache=False) for x in tokens[:, None]]
     logits = torch.cat([out.logits for out in alone])
@@ -100,10 +107,7 @@ def test_a_mixture_has_the_losses_of_transformers_for_each_sequence(tmp_path: Pa
 def test_a_mixture_without_a_balance_loss_has_the_loss_of_transformers_alone(tmp_path: Path) -> None:
     spec = made("deepseek_v3", tmp_path)
     config = spec.config()
-    ours = spec.built(config, seed=3).double()
-    torch.manual_seed(3)
-    theirs: Any = AutoModelForCausalLM.from_config(copy.deepcopy(config.theirs)).train().double()
-    theirs.set_experts_implementation("batched_mm")
+    ours, theirs = ours_and_theirs(spec)
     tokens, targets = batch(config)
     logits = theirs(input_ids=tokens, use_cache=False).logits
     with RoutingCounts([ours]) as counts:
