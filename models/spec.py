@@ -28,7 +28,7 @@ from typing import TYPE_CHECKING, Any, Generic, Literal
 import torch
 from torch import Tensor, nn
 
-from paralab.errors import ModelError, did_you_mean
+from paralab.errors import ConfigError, ModelError, did_you_mean
 from paralab.models.configs import UNITS, C, Unit
 from paralab.models.declared import check_fields, check_module
 from paralab.models.found import Found, WithoutInit, built, count_flops, look_into
@@ -261,6 +261,17 @@ class ModelSpec(Generic[C]):
         ]
 
     # --- the model
+
+    def with_few_blocks(self, config: C) -> C:
+        """Return a config with two blocks, where others are alike and a model can have so few; else the config."""
+        if self.with_blocks is None:
+            return config
+        fewer = self.with_blocks(config, min(2, len(self.blocks(config))))
+        try:
+            self.on_meta(fewer)
+        except ConfigError:  # a model of transformers that needs a layer of each kind
+            return config
+        return fewer
 
     def on_meta(self, config: C, dtype: torch.dtype = torch.float32) -> nn.Module:
         """Return the whole model on the meta device, its weights of that dtype, with its `block_names`."""

@@ -4,7 +4,6 @@ Nothing is trained and no process is started. A forward pass on the meta device 
 or a parity check would trip over later, with the line of the model's own file.
 """
 
-import contextlib
 import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -18,7 +17,7 @@ from torch import Tensor, nn
 from paralab.axes.pipeline.rules import cut_problem
 from paralab.axes.precision import in_dtype
 from paralab.axes.tensor.rules import plan_problems, sequence_problems, sizes_to_divide, split_problem
-from paralab.errors import ConfigError, ModelError, did_you_mean
+from paralab.errors import ModelError, did_you_mean
 from paralab.models.configs import C
 from paralab.models.found import beside, plain_tensors
 from paralab.models.source_lines import file_of, line_of, place, short
@@ -52,11 +51,7 @@ def check(spec: ModelSpec[C], config: C) -> None:
 def broken(spec: ModelSpec[C], config: C) -> list[Broken]:
     """Return the rules that a model breaks; those that build on a broken one are not looked at."""
     found = list(_structure(_Subject(spec, config)))
-    if spec.with_blocks is not None:  # the others are alike
-        fewer = spec.with_blocks(config, min(2, len(spec.blocks(config))))
-        with contextlib.suppress(ConfigError):  # of a model of transformers that has no form with so few
-            spec.on_meta(fewer)
-            config = fewer
+    config = spec.with_few_blocks(config)
     for rules in (_values, _passes, _plan):
         found = found or list(rules(_Subject(spec, config)))
     return found

@@ -182,8 +182,7 @@ def split_problem(spec: ModelSpec[C], config: C, ranks: int) -> tuple[str, str] 
 
     Of a model with `with_blocks`, two blocks are enough to see it.
     """
-    if spec.with_blocks is not None:
-        config = spec.with_blocks(config, min(2, len(spec.blocks(config))))
+    config = spec.with_few_blocks(config)
     plan, model = spec.tensor_plan(config), spec.on_meta(config).train()
     leave_part(model, plan, ranks, _SPLIT)
     try:

@@ -329,6 +329,16 @@ def test_what_has_no_small_model_that_runs_is_split_along_no_axis_that_asks_for_
     assert "a small model of its kind fails" in cannot(config, "cp")
 
 
+def test_a_model_that_needs_each_kind_of_layer_is_checked_with_all_of_them(tmp_path: Path) -> None:
+    import transformers
+
+    transformers.OlmoHybridConfig().save_pretrained(tmp_path)
+    spec = spec_of(str(tmp_path))
+    small = spec.config("tiny")
+    assert spec.with_few_blocks(small) is small  # transformers refuses a model of its first two layers
+    assert model_rules.broken(spec, small) == []
+
+
 def test_flops_count_the_matrices_of_blocks_and_output_layer(tmp_path: Path) -> None:
     for name in ("llama", "qwen3"):  # an output layer of its own, and a tied one
         spec = made(name, tmp_path)
