@@ -23,6 +23,7 @@ from paralab.planning.batches import training_batches
 from paralab.planning.resolve import resolve
 from paralab.planning.work import Work
 from paralab.processes import cluster
+from paralab.processes.at_exit import wait_for_gloo
 from paralab.processes.failure import Progress
 from paralab.processes.mesh import Mesh, make_mesh
 from paralab.processes.rank import Rank
@@ -42,6 +43,7 @@ def measure(variant: str, argv: list[str]) -> int:
         result = task.start("paralab.benchmarks.peers_worker:measure_ours", work.run, nproc=work.layout.world_size)
     else:
         if rank.world_size > 1:
+            wait_for_gloo()
             dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
         mesh = make_mesh(work.layout, rank.device)
         result = _measured(work, rank, mesh, lambda: baselines.make_step(variant, work, rank.device))

@@ -10,6 +10,7 @@ import torch.distributed as dist
 
 from paralab.errors import ParalabError
 from paralab.processes import cluster
+from paralab.processes.at_exit import wait_for_gloo
 from paralab.processes.failure import Progress, guard
 from paralab.processes.rank import Rank
 
@@ -49,6 +50,7 @@ def join(*, threads: int | None = None, backend: str | None = None, timeout_s: f
     Raises: WorldError where the processes have not met.
     """
     if dist.is_initialized():  # the program has met already, and parts as it likes
+        wait_for_gloo()
         device = Rank.from_env().device
         yield World(dist.get_rank(), dist.get_world_size(), device)
         return

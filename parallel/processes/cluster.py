@@ -18,6 +18,7 @@ import torch.distributed as dist
 from paralab.errors import WorldError
 from paralab.processes import meeting
 from paralab.processes.allowed import default_threads
+from paralab.processes.at_exit import wait_for_gloo
 from paralab.processes.glibc import keep_pages
 from paralab.processes.interfaces import check_interface
 from paralab.processes.liveness import Liveness
@@ -78,6 +79,7 @@ def join(
     _liveness = Liveness(store, rank.rank, rank.world_size, recordings=recordings)
     _liveness.join(timeout_s)
     backend = backend or default_backend(rank.device.type)
+    wait_for_gloo()
     store = dist.PrefixStore("default_pg", store)
     dist.init_process_group(backend, store=store, rank=rank.rank, world_size=rank.world_size, timeout=timeout)
 

@@ -13,6 +13,7 @@ from torch.distributed.device_mesh import DeviceMesh
 
 from paralab.errors import WorldError
 from paralab.layout import Layout, words
+from paralab.processes.at_exit import wait_for_gloo
 
 
 @dataclass(frozen=True)
@@ -141,6 +142,7 @@ def forget_meshes() -> None:
 def join_alone(device: torch.device) -> None:
     """Make a process group of this process alone where it has joined none: FSDP2 and DeepSpeed want one."""
     if not dist.is_initialized():
+        wait_for_gloo()
         dist.init_process_group(default_backend(device.type), store=dist.HashStore(), rank=0, world_size=1)
 
 

@@ -49,7 +49,7 @@ def test_ranks_that_are_started_again_do_not_find_what_the_first_left_in_the_sto
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """torchrun of torch 2.13 keeps its store: addresses of processes that are gone would be in it."""
-    kept, begun = dist.HashStore(), list[Any]()
+    kept, begun, waits = dist.HashStore(), list[Any](), list[None]()
 
     def liveness(store: dist.Store, rank: int, world_size: int, **options: object) -> Any:
         begun.append(store)
@@ -60,9 +60,11 @@ def test_ranks_that_are_started_again_do_not_find_what_the_first_left_in_the_sto
     monkeypatch.setattr(cluster, "Liveness", liveness)
     monkeypatch.setattr(cluster.meeting, "check_meeting_point", lambda env: None)
     monkeypatch.setattr(cluster, "_liveness", None)
+    monkeypatch.setattr(cluster, "wait_for_gloo", lambda: waits.append(None))
     for attempt in range(3):
         monkeypatch.setattr(cluster, "_joined", 0)  # in each start it is a new process
         cluster.join(Rank(0, 2, 0, 2, "torchrun", attempt=attempt))
     for attempt, store in enumerate(begun):
         assert not store.check(["address"]), attempt
         store.set("address", str(attempt))
+    assert len(waits) == 3  # at the end of each process
