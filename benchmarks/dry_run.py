@@ -10,10 +10,10 @@ from paralab.axes.held import state_bytes
 from paralab.axes.sent import predicted_sent
 from paralab.benchmarks.case.communication import comm_columns
 from paralab.benchmarks.run import CommandConfig
-from paralab.commands.explain_text import GIB, size_unit
 from paralab.console.clock import Moment
 from paralab.console.lines import MOST, paragraph
 from paralab.console.phases import Phases
+from paralab.console.quantities import GIB, decimals, size_unit
 from paralab.errors import DRY, UsageError
 from paralab.layout import Layout
 from paralab.measure import dry_run
@@ -119,7 +119,7 @@ def _memory_table(found: Sequence[DryRank], layout: Layout) -> Iterator[str]:
     heads = "".join(f"{names.get(c, c):>7}" for c in shown)
     yield f"{'rank':>4} {'like it':>7}  {'place':11}{'layers':>6}{'param.':>7}{heads}{'all':>7}"
     for one in found:
-        sizes = "".join(f"{one.memory.peak[c] / scale:>7,.1f}" for c in shown)
+        sizes = "".join(f"{decimals(one.memory.peak[c] / scale, 1):>7}" for c in shown)
         start = f"{one.place.rank:>4} {one.place.ranks:>7,}  {_place(one, layout):11}{one.layers:>6}"
         yield f"{start}{one.parameters / 1e6:>7,.1f}{sizes}{one.memory.peak_bytes / scale:>7,.1f}"
 
@@ -154,8 +154,8 @@ def _bytes_table(found: Sequence[DryRank], backend: str) -> Iterator[str]:
             heads = "".join(f"{parts[line]:>{wide}}" for parts in words)
             yield f"{'rank' if line == 2 else '':>4} {heads}{'all' if last and line == 2 else '':>9}".rstrip()
         for one in found:
-            cells = "".join(f"{_sent(one, kind) / scale:>{wide},.2f}" for kind in block)
-            total = f"{float(sum(row.wire_bytes for row in one.comm)) / scale:>9,.2f}" if last else ""
+            cells = "".join(f"{decimals(_sent(one, kind) / scale, 2):>{wide}}" for kind in block)
+            total = f"{decimals(float(sum(row.wire_bytes for row in one.comm)) / scale, 2):>9}" if last else ""
             yield f"{one.place.rank:>4} {cells}{total}"
 
 

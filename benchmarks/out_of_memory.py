@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from paralab.console.outputs import write_whole
+from paralab.console.quantities import size_text
 from paralab.errors import ParalabError, UsageError
 from paralab.layout import Layout
 from paralab.measure import dry_run
@@ -98,11 +99,13 @@ def _report(work: Work, rank: int) -> MemoryReport:
 def lines(rank: int, report: MemoryReport, changes: list[Change], *, room_bytes: int) -> list[str]:
     """Return the lines for a person. room_bytes: that a rank has, now that the run has ended."""
     sizes = sorted(((size, name) for name, size in report.peak.items() if size), reverse=True)
-    held = ", ".join(f"{name} {_size(size)}" for size, name in sizes)
-    made = [f"  {_size(one.size_bytes):>9}  {one.count} x {one.category}: {one.made}" for one in report.largest[:_SAID]]
-    told = ", ".join(f"{change.option} {_size(change.peak_bytes)}" for change in changes)
+    held = ", ".join(f"{name} {size_text(size)}" for size, name in sizes)
+    made = [
+        f"  {size_text(one.size_bytes):>9}  {one.count} x {one.category}: {one.made}" for one in report.largest[:_SAID]
+    ]
+    told = ", ".join(f"{change.option} {size_text(change.peak_bytes)}" for change in changes)
     less = f"with other options it would be: {told}" if told else "no option that was tried makes it less"
-    first = f"a step of rank {rank} holds up to {_size(report.peak_bytes)} of tensors: {held}; made most of all in"
+    first = f"a step of rank {rank} holds up to {size_text(report.peak_bytes)} of tensors: {held}; made most of all in"
     return [first, *made, less, *_advice(report, changes, room_bytes)]
 
 
@@ -111,9 +114,5 @@ def _advice(report: MemoryReport, changes: list[Change], room_bytes: int) -> lis
     if report.peak_bytes <= room_bytes:
         return []
     fitting = [change for change in changes if change.peak_bytes <= room_bytes]
-    there = f"the {_size(room_bytes)} that a rank has"
+    there = f"the {size_text(room_bytes)} that a rank has"
     return [f"use {fitting[-1].option}: it fits into {there}" if fitting else f"none of them fits into {there}"]
-
-
-def _size(size_bytes: int) -> str:
-    return f"{size_bytes / 2**30:,.1f} GiB" if size_bytes >= 1000 << 20 else f"{size_bytes / 2**20:,.1f} MiB"

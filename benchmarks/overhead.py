@@ -12,6 +12,7 @@ import statistics
 from dataclasses import dataclass
 from typing import NamedTuple
 
+from paralab.console.quantities import time_text
 from paralab.errors import ConfigError
 from paralab.options import heading
 from paralab.options.config import RunConfig, changed
@@ -98,7 +99,8 @@ def verdict(pairs: list[Pair], *, steps: int) -> tuple[str, int]:
     measured_s, bare_s = (statistics.median(column) for column in list(zip(*pairs, strict=True))[:2])
     shares = [pair.sampler_share for pair in pairs if pair.sampler_share is not None]
     took = f"\n  the sampler took {statistics.median(shares):.2%} of a core" if shares else ""
+    with_it, bare = (time_text(time_s / steps, digits=4) for time_s in (measured_s, bare_s))
     return (
-        f"  step {measured_s / steps:.4f} s measured, {bare_s / steps:.4f} s bare; {len(pairs)} pairs of {steps}\n"
+        f"  step {with_it} measured, {bare} bare; {len(pairs)} pairs of {steps}\n"
         f"  ratio {ratio:.4f}, 95% interval {low:.4f} to {high:.4f}: {says}{took}"
     ), int(low > LIMIT)

@@ -31,6 +31,7 @@ from paralab.benchmarks.peers_table import (
 )
 from paralab.benchmarks.variants import EVERY, OF_MODELS, OWN_VARIANTS, VARIANTS, chosen, left_out, room_for
 from paralab.console.outputs import check_outputs, write_whole
+from paralab.console.quantities import time_text
 from paralab.errors import ConfigError, RankError
 from paralab.layout import Layout
 from paralab.options import heading
@@ -117,7 +118,7 @@ def main(argv: list[str]) -> int:
         for variant in variants:
             results[variant].append(_run(variant, argv, nproc=OF_MODELS[config.model][variant][0]))
             step_s = results[variant][-1]["step_s"]
-            print(f"[{repeat + 1}/{config.repeats}] {variant}: {step_s:.3f} s a step", flush=True)
+            print(f"[{repeat + 1}/{config.repeats}] {variant}: {time_text(step_s)} a step", flush=True)
     cpu = f"{machine.cpu_model}, {machine.cores_allowed:g} cores"
     print(f"\n{machine.gpu_name or cpu}, torch {machine.torch_version}")
     disagreeing = disagreements(results, config.precision, OF_MODELS[config.model])

@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from paralab.benchmarks.variants import OF_MODELS, VARIANTS, Table
+from paralab.console.quantities import decimals, time_text
 from paralab.measure.categories import MEMORY_CATEGORIES
 from paralab.options.choices import Precision
 from paralab.records.row import RunRecord
@@ -54,7 +55,7 @@ def times_table(results: Results, config: "PeersConfig", targets: Mapping[tuple[
     """
     lines = [
         f"{config.precision}, global batch {config.global_batch_size}, medians of {config.repeats} interleaved runs",
-        f"{'variant':<25}{'processes':>9}{'step s':>9}{'loss':>9}{'of roofline':>13}"
+        f"{'variant':<25}{'processes':>9}{'step':>9}{'loss':>9}{'of roofline':>13}"
         f"{'ours is faster by':>26}{'target':>8}",
     ]
     for variant, runs in results.items():
@@ -68,7 +69,7 @@ def times_table(results: Results, config: "PeersConfig", targets: Mapping[tuple[
         target = targets.get((variant, config.precision), 1.0) if ours else None
         loss = runs[0]["losses"][0]
         lines.append(
-            f"{variant:<25}{nproc:>9}{step_s:>9.3f}{loss:>9.4f}{_percent(share):>13}"
+            f"{variant:<25}{nproc:>9}{time_text(step_s):>9}{loss:>9.4f}{_percent(share):>13}"
             f"{ratio:>26}{f'{target}x' if target else '':>8}"
         )
     return "\n".join(lines)
@@ -90,7 +91,7 @@ def memory_table(records: list[RunRecord]) -> str:
         peak = [getattr(record, f"memory_{name}_bytes") for name in MEMORY_CATEGORIES]
         state, predicted = record.memory_state_peak_bytes, record.predicted_state_bytes
         assert state is not None and predicted is not None
-        line = f"{record.strategy:<9}" + "".join(f"{size / 2**20:>12.0f}" for size in peak)
-        formula = f"{STATE_FORMULAS[str(record.strategy)]} = {predicted / 2**20:.0f}"
-        lines.append(f"{line}{state / 2**20:>9.0f}{formula:>22} {state / predicted - 1:+.1%}")
+        line = f"{record.strategy:<9}" + "".join(f"{decimals(size / 2**20, 0):>12}" for size in peak)
+        formula = f"{STATE_FORMULAS[str(record.strategy)]} = {decimals(predicted / 2**20, 0)}"
+        lines.append(f"{line}{decimals(state / 2**20, 0):>9}{formula:>22} {state / predicted - 1:+.1%}")
     return "\n".join(lines)

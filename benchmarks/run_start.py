@@ -8,11 +8,13 @@ from dataclasses import replace
 
 from paralab.benchmarks.report import to_loss
 from paralab.benchmarks.report.slowest import parts_s, slowest, where
+from paralab.benchmarks.report.work import amount
 from paralab.benchmarks.run import CommandConfig, percent_of
 from paralab.console.clock import Moment
 from paralab.console.lines import paragraph
 from paralab.console.outputs import check_outputs
 from paralab.console.phases import Phases
+from paralab.console.quantities import size_text
 from paralab.errors import RankError
 from paralab.planning.requested_layout import alone, with_processes_of
 from paralab.planning.resolve import resolve
@@ -71,13 +73,14 @@ def summary(record: RunRecord, out: str) -> str:
     unit = record.unit if record.tokens_per_s else "samples"
     share = f", {record.mfu:.0%} of" if record.mfu is not None else ", share unknown of"
     peak = f"{share} the peak ({record.peak_source})" if record.peak_source else ""
+    step = amount(record.step_time_p50_s, "step_time_p50_s")
     parity = record.parity_result or "not requested"
     if record.parity is not None and record.parity_scope != WHOLE:
         parity += f", on {record.parity_scope}"
     return (
         f"{record.model} {record.size}, {record.strategy} as {record.layout}, {record.precision} on {record.device}\n"
         f"  loss {record.loss_first:.4f} -> {record.loss_last:.4f}   parity {parity}\n"
-        f"{_line(f'{rate:,.0f} {unit}/s   step {record.step_time_p50_s:.3f} s{peak}')}\n"
+        f"{_line(f'{rate:,.0f} {unit}/s   step {step}{peak}')}\n"
         f"{_to_loss(record)}{_peak_and_sent(record)}{_slow_rank(record)}"
         f"  row {record.run_id} in {out}"
     )
@@ -92,7 +95,7 @@ def _to_loss(record: RunRecord) -> str:
 def _peak_and_sent(record: RunRecord) -> str:
     """Return the line about the fullest rank and the one that sends most."""
     sizes = (("peak", record.memory_tensors_peak_bytes), ("sent", sent_bytes(record)))
-    known = [f"{name} {size / 2**20:,.1f} MiB" for name, size in sizes if size is not None]
+    known = [f"{name} {size_text(size)}" for name, size in sizes if size is not None]
     return f"  {'   '.join(known)} a step, of the rank with most\n" if known else ""
 
 

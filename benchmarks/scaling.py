@@ -19,6 +19,7 @@ from typing import NamedTuple
 
 from paralab.benchmarks.run import CaseConfig
 from paralab.benchmarks.sweep.progress import progress
+from paralab.console.quantities import size_text, time_text
 from paralab.errors import ConfigError, RankError, UsageError
 from paralab.nodes.simulated_node import bits_per_s
 from paralab.options.config import changed
@@ -142,8 +143,8 @@ def table(records: Sequence[RunRecord], bandwidths: Sequence[str], cores: float)
     lines = [
         f"{first.model} {first.size}, {first.global_batch_size} samples a step in all, {first.precision}, "
         f"{cores:.2g} cores a node ({first.cpu_model})",
-        f"{'link':>8}{'nodes':>6}{'runs':>5}{'step s':>9}{'formula s':>10}{'samples/s':>11}{'speed-up':>9}"
-        f"{'efficiency':>11}{'sent MiB':>9}{'waiting':>8}{'CPU':>6}{'GPU':>5}",
+        f"{'link':>8}{'nodes':>6}{'runs':>5}{'step':>9}{'formula':>10}{'samples/s':>11}{'speed-up':>9}"
+        f"{'efficiency':>11}{'sent':>10}{'waiting':>8}{'CPU':>6}{'GPU':>5}",
     ]
     for bandwidth in bandwidths:
         runs = [r for r in records if r.link_mbit_per_s == bits_per_s(bandwidth) / 1e6 and r.status == "ok"]
@@ -158,8 +159,8 @@ def table(records: Sequence[RunRecord], bandwidths: Sequence[str], cores: float)
             busy = mean(float(r.cpu_utilisation_mean_share or 0) for r in mine)
             gpu = [r.gpu_utilisation_mean_share for r in mine if r.gpu_utilisation_mean_share is not None]
             lines.append(
-                f"{bandwidth:>8}{nodes:>6}{len(mine):>5}{step_s:>9.3f}{formula_s:>10.3f}{rate:>11,.1f}"
-                f"{alone_s / step_s:>8.2f}x{alone_s / step_s / nodes:>11.0%}{sent / 2**20:>9.2f}"
+                f"{bandwidth:>8}{nodes:>6}{len(mine):>5}{time_text(step_s):>9}{time_text(formula_s):>10}{rate:>11,.1f}"
+                f"{alone_s / step_s:>8.2f}x{alone_s / step_s / nodes:>11.0%}{size_text(sent):>10}"
                 f"{f'{median(waiting):.0%}' if waiting else '':>8}{busy:>6.0%}{f'{mean(gpu):.0%}' if gpu else '':>5}"
             )
         lines.append(_crossover(runs, alone_s))

@@ -18,6 +18,7 @@ from paralab.benchmarks.tour import TourConfig
 from paralab.console.clock import Moment
 from paralab.console.lines import paragraph
 from paralab.console.phases import Phases
+from paralab.console.quantities import decimals, size_unit
 from paralab.errors import FitError, LayoutError, RankError
 from paralab.layout import strategies as named
 from paralab.options import heading
@@ -181,6 +182,7 @@ def _measured(
     return record
 
 
+_STATE_BYTES = 16  # of a parameter: itself, its gradient and both states of AdamW, in fp32
 _PARITY = {True: "passed", False: "FAILED", None: "none"}
 
 
@@ -189,44 +191,47 @@ def is_proved_in_part(record: RunRecord) -> bool:
     return record.parity is True and record.parity_scope not in (None, WHOLE)
 
 
-def _mib(size_bytes: float | None, digits: int) -> str:
-    return "" if size_bytes is None else f"{size_bytes / 2**20:,.{digits}f}"
+def _size(size_bytes: float | None, scale: int, places: int) -> str:
+    return "" if size_bytes is None else decimals(size_bytes / scale, places)
 
 
 @dataclass(frozen=True)
 class Table:
     """The growing table of a tour: a row when a strategy is done. It fits 80 columns.
 
-    layout_width: of the longest layout, in characters.
+    layout_width: of the longest layout, in characters. scale: bytes of the unit of all sizes. unit: its name.
     """
 
     layout_width: int
+    scale: int = 1 << 20
+    unit: str = "MiB"
 
-    # name, width, and what stands in a row; the first two are words, the others numbers
-    COLUMNS: ClassVar[tuple[tuple[str, int, Callable[[RunRecord], str]], ...]] = (
-        ("strategy", 8, lambda r: r.strategy or ""),
-        ("layout", 0, lambda r: r.layout or ""),
-        ("parity", 6, lambda r: "part" if is_proved_in_part(r) else _PARITY[r.parity]),
-        ("loss", 6, lambda r: f"{r.loss_last:.3f}"),
-        ("tokens/s", 8, lambda r: f"{r.tokens_per_s or r.samples_per_s:,.0f}"),
-        ("peak MiB", 8, lambda r: _mib(r.memory_tensors_peak_bytes, 0)),
-        ("state MiB", 9, lambda r: _mib(r.memory_state_peak_bytes, 1)),
-        ("sent MiB", 8, lambda r: _mib(sent_bytes(r), 1)),
+    # name, width, and what stands in a row; the first three are words, the others numbers
+    COLUMNS: ClassVar[tuple[tuple[str, int, Callable[[RunRecord, int], str]], ...]] = (
+        ("strategy", 8, lambda r, _: r.strategy or ""),
+        ("layout", 0, lambda r, _: r.layout or ""),
+        ("parity", 6, lambda r, _: "part" if is_proved_in_part(r) else _PARITY[r.parity]),
+        ("loss", 6, lambda r, _: f"{r.loss_last:.3f}"),
+        ("tokens/s", 8, lambda r, _: f"{r.tokens_per_s or r.samples_per_s:,.0f}"),
+        ("peak {}", 8, lambda r, scale: _size(r.memory_tensors_peak_bytes, scale, 0)),
+        ("state {}", 9, lambda r, scale: _size(r.memory_state_peak_bytes, scale, 1)),
+        ("sent {}", 8, lambda r, scale: _size(sent_bytes(r), scale, 1)),
     )
 
     @classmethod
     def of(cls, works: Sequence[Work]) -> "Table":
-        return cls(max(len(str(work.layout)) for work in works))
+        least = min(work.n_parameters / work.layout.world_size for work in works)
+        return cls(max(len(str(work.layout)) for work in works), *size_unit([_STATE_BYTES * least]))
 
     def header(self) -> None:
-        print(self._line([name for name, _, _ in self.COLUMNS]))
+        print(self._line([name.format(self.unit) for name, _, _ in self.COLUMNS]))
         self.rule()
 
     def rule(self) -> None:
         print("-" * len(self._line([""] * len(self.COLUMNS))), flush=True)
 
     def row(self, record: RunRecord) -> None:
-        print(self._line([cell(record) for _, _, cell in self.COLUMNS]), flush=True)
+        print(self._line([cell(record, self.scale) for _, _, cell in self.COLUMNS]), flush=True)
         if record.parity is False:
             _say(f"  {record.strategy} differs from one process: {differences(record)}")
         elif is_proved_in_part(record) or record.parity is None:
@@ -273,10 +278,12 @@ def conclusions(records: Sequence[RunRecord], *, cores: float) -> list[str]:
         )
         said.append(f"Fastest here: {fastest.strategy}, {rate}{shared if fastest.device == 'cpu' else ''}.")
         least, most = (pick(good, key=lambda r: r.memory_state_peak_bytes or 0) for pick in (min, max))
+        scale, size = size_unit([least.memory_state_peak_bytes or 0])
+        held = [_size(record.memory_state_peak_bytes, scale, 1) for record in (least, most)]
+        predicted = [_size(record.predicted_state_bytes, scale, 1) for record in (least, most)]
         said.append(
-            f"Smallest: {least.strategy} keeps {_mib(least.memory_state_peak_bytes, 1)} MiB of parameters, gradients "
-            f"and optimizer states on its fullest rank, {most.strategy} {_mib(most.memory_state_peak_bytes, 1)}; "
-            f"predicted were {_mib(least.predicted_state_bytes, 1)} and {_mib(most.predicted_state_bytes, 1)}."
+            f"Smallest: {least.strategy} keeps {held[0]} {size} of parameters, gradients and optimizer states on its "
+            f"fullest rank, {most.strategy} {held[1]}; predicted were {' and '.join(predicted)}."
         )
     return said
 

@@ -28,8 +28,8 @@ class Evidence:
     """What runs say. p values are small where there is evidence, and two-sided but for `p_equivalent`."""
 
     ratio: float
-    low: float  # 95% interval of the ratio
-    high: float
+    low: float | None  # 95% interval of the ratio; None where the level of a look is too small for one
+    high: float | None
     p: float
     p_independent: float  # were the runs of a machine that does not drift
     p_equivalent: float | None  # None where no margin was given
@@ -46,7 +46,8 @@ def of_pairs(pairs: Pairs, within: float | None, *, tests: int, looks: bool) -> 
         tail = sequential.level(len(pairs), LEVEL / 2)
         p = _scaled(p, LEVEL, 2 * sequential.level(len(pairs), LEVEL / 2 / tests))
         margin = None if margin is None else _scaled(margin, LEVEL, sequential.level(len(pairs), LEVEL / tests))
-    return Evidence(pairs.ratio, *pairs.interval(tail), p, p, margin, pairs=len(pairs), corrected=looks)
+    low, high = pairs.interval(tail) or (None, None)
+    return Evidence(pairs.ratio, low, high, p, p, margin, pairs=len(pairs), corrected=looks)
 
 
 def _scaled(p: float, level: float, needed: float) -> float:

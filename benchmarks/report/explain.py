@@ -16,9 +16,9 @@ from paralab.benchmarks.report import stats
 from paralab.benchmarks.report.families import Family
 from paralab.benchmarks.report.metrics import STEP_TIME
 from paralab.benchmarks.report.slowest import LOOKS, name_of, parts_s
-from paralab.benchmarks.report.units import between_ms, milliseconds
 from paralab.benchmarks.report.variants import Variant
 from paralab.console.lines import paragraph
+from paralab.console.quantities import interval_text, time_text, times_on
 from paralab.pages import charts
 from paralab.pages.marks import signed
 from paralab.pages.page import Chart
@@ -116,9 +116,9 @@ def lines(explanation: Explanation) -> list[str]:
     if explanation.unknown:
         return [f"{names}: {one_line(explanation.unknown)}"]
     rows = [
-        ("a step of the baseline", milliseconds(explanation.base_s), ""),
-        *((one_line(part.name), signed(part.more_s, milliseconds), _between(part)) for part in explanation.parts),
-        ("a step of the other", milliseconds(explanation.other_s), ""),
+        ("a step of the baseline", time_text(explanation.base_s), ""),
+        *((one_line(part.name), signed(part.more_s, time_text), _between(part)) for part in explanation.parts),
+        ("a step of the other", time_text(explanation.other_s), ""),
     ]
     wide, number = (max(len(row[i]) for row in rows) for i in range(2))
     said = [f"  {name.ljust(wide)}  {figure.rjust(number)}  {between}".rstrip() for name, figure, between in rows]
@@ -127,7 +127,7 @@ def lines(explanation: Explanation) -> list[str]:
 
 
 def _between(part: Part) -> str:
-    return "" if part.interval_s is None else f"[{between_ms(part.interval_s)}]"
+    return "" if part.interval_s is None else f"[{interval_text(part.interval_s)}]"
 
 
 def text(explanations: Sequence[Explanation]) -> str:
@@ -161,7 +161,9 @@ def chart(explanation: Explanation, *, reach: float) -> Chart | None:
     ]
     ends = (explanation.base, explanation.base_s), (explanation.other, explanation.other_s)
     title = f"From {explanation.base} to {explanation.other}"
-    drawing = charts.waterfall(*ends, steps, title=title, unit=milliseconds, reach=[reach])
+    drawing = charts.waterfall(
+        *ends, steps, title=title, unit=times_on(max(reach, reached_s(explanation))), reach=[reach]
+    )
     known = " Thin lines are 95% intervals." if any(step.interval for step in steps) else ""
     return Chart(title, drawing, f"What each part of the slowest rank's step adds, or saves.{known}")
 

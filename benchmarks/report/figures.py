@@ -11,9 +11,10 @@ from paralab.benchmarks.report import losses, slowest, stats, work
 from paralab.benchmarks.report.explain import chart as waterfall
 from paralab.benchmarks.report.explain import reached_s
 from paralab.benchmarks.report.losses import Curve
-from paralab.benchmarks.report.units import MIB, mib, milliseconds, plain
+from paralab.benchmarks.report.units import MIB, mib, plain
 from paralab.benchmarks.report.work import HARDWARE, METHOD, WORK, amount, value
 from paralab.console.phases import Phases
+from paralab.console.quantities import times_on
 from paralab.measure.categories import MEMORY_CATEGORIES
 from paralab.measure.span import SpanRecord
 from paralab.measure.trace_events import PASSES
@@ -116,7 +117,8 @@ def _dots(piece: "Piece", reach: Reach) -> Chart | None:
     ]
     if not rows:
         return None
-    drawing = charts.dots(rows, title="Step time of every run", unit=milliseconds, reach=[reach.step_s])
+    unit = times_on(reach.step_s)
+    drawing = charts.dots(rows, title="Step time of every run", unit=unit, reach=[reach.step_s])
     return Chart("Step time", drawing, spread_caption([way.step_times for way in piece.ranked]))
 
 
@@ -203,7 +205,7 @@ def _where_time_goes(piece: "Piece", reach: Reach) -> Chart | None:
         rows,
         looks=slowest.LOOKS,
         title="Where the time of a step goes",
-        unit=milliseconds,
+        unit=times_on(reach.parts_s),
         reach=[reach.parts_s],
     )
     return Chart("Where the time of a step goes", drawing, "Of one run, in the few steps that are looked at untimed.")
@@ -267,7 +269,8 @@ def _timelines(piece: "Piece") -> list[Chart]:
         if boxes := _boxes([row for row in way.logs if isinstance(row, SpanRecord)]):
             title = f"Pipeline timeline: {way.variant.label}"
             kinds = {kind: (name, palette.PASSES[kind]) for kind, name in PASSES.items()}
-            drawing = gantt(boxes, title=title, unit=milliseconds, looks=kinds)
+            long_s = max(box.end for box in boxes) - min(box.start for box in boxes)
+            drawing = gantt(boxes, title=title, unit=times_on(long_s), looks=kinds)
             ranks = len({box.row.split(",")[0] for box in boxes})
             said = f"all {ranks} ranks in one step", _bubble(way), "numbers are micro-batches"
             caption = ", ".join(filter(None, said))

@@ -3,9 +3,10 @@
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from paralab.benchmarks.report import stats, units, work
+from paralab.benchmarks.report import stats, work
 from paralab.benchmarks.report.sections import Piece, Way
 from paralab.benchmarks.report.work import HARDWARE, WORK, amount
+from paralab.console.quantities import interval_text, time_text
 from paralab.errors import UsageError, did_you_mean
 from paralab.pages.table import UNKNOWN, Cell, Column, Table, table
 from paralab.records.row import RunRecord
@@ -125,8 +126,8 @@ def _cells(place: Place, prices: Mapping[str, float]) -> Iterator[Cell]:
     yield Cell(amount(run.world_size, "world_size"), run.world_size)
     rate, step_s = way.median("samples_per_s"), stats.median(way.step_times) if way.step_times else None
     yield Cell(amount(rate, "number"), rate)
-    yield Cell(UNKNOWN if step_s is None else units.milliseconds(step_s), step_s)
-    yield Cell(units.between_ms(way.interval) if way.interval else UNKNOWN)
+    yield Cell(UNKNOWN if step_s is None else time_text(step_s), step_s)
+    yield Cell(interval_text(way.interval) if way.interval else UNKNOWN)
     for column in ("cpu_utilisation_mean_share", "gpu_utilisation_mean_share"):
         share = way.median(column)
         yield Cell(amount(share, column), share)

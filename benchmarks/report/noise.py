@@ -13,6 +13,7 @@ import numpy as np
 
 from paralab.benchmarks.report import work
 from paralab.benchmarks.report.work import METHOD, WORK
+from paralab.console.quantities import interval_text
 from paralab.records.reading import read
 from paralab.records.row import RunRecord
 
@@ -23,7 +24,7 @@ def main(argv: Sequence[str]) -> int:
     """Print a line for each sweep that has enough cases. Returns: 0."""
     for path in argv:
         for group, medians_s, power in powers(read(path)):
-            cases = f"{len(medians_s)} cases of {min(medians_s):.3f} to {max(medians_s):.3f} s"
+            cases = f"{len(medians_s)} cases of {interval_text((min(medians_s), max(medians_s)))}"
             print(f"{Path(path).name:<14}{group:<18}{cases:<30}spread grows to the power {power:.2f}")
     return 0
 

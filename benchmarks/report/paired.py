@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from functools import cache, cached_property
-from math import erfc, inf, sqrt
+from math import erfc, sqrt
 
 import numpy as np
 
@@ -44,11 +44,14 @@ class Pairs:
     def ratio(self) -> float:
         return float(np.exp(np.median(self.means)))
 
-    def interval(self, tail: float) -> tuple[float, float]:
-        """Return the interval of the ratio that the one-sided tests at level `tail` do not reject."""
+    def interval(self, tail: float) -> tuple[float, float] | None:
+        """Return the interval of the ratio that the one-sided tests at level `tail` do not reject.
+
+        None where so few pairs reject nothing at that level.
+        """
         out = int(np.searchsorted(np.cumsum(null(len(self))), tail, side="right"))
         if out == 0:
-            return 0.0, inf
+            return None
         return float(np.exp(self.means[out - 1])), float(np.exp(self.means[-out]))
 
     def p_above(self, ratio: float) -> float:

@@ -26,6 +26,11 @@ def level(pairs: int, total: float) -> float:
     return _levels(total)[min(pairs, LAST) - FIRST]
 
 
+def least_pairs(total: float) -> int:
+    """Return how many pairs the first look has that can decide. Raises: StopIteration where none can."""
+    return next(pairs for pairs in range(FIRST, LAST + 1) if level(pairs, total))
+
+
 @cache
 def _levels(total: float) -> tuple[float, ...]:
     sums = _signed_ranks()

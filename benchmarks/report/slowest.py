@@ -3,6 +3,7 @@
 import json
 from collections.abc import Mapping, Sequence
 
+from paralab.console.quantities import time_text
 from paralab.pages import palette
 from paralab.pages.charts import Bar
 from paralab.pages.marks import LARGEST
@@ -59,7 +60,7 @@ def slowest(record: RunRecord) -> str:
     if record.slowest_cause is None or record.slowest_behind_s is None:
         return times
     cause = _IN.get(record.slowest_cause, record.slowest_cause)
-    return f"{times}, most at step {record.slowest_step}: {record.slowest_behind_s:.3f} s more, {cause}"
+    return f"{times}, most at step {record.slowest_step}: {time_text(record.slowest_behind_s)} more, {cause}"
 
 
 def bars(label: str, record: RunRecord, splits: Sequence[SplitRecord], *, most_ranks: int) -> list[Bar]:

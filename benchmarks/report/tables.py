@@ -8,6 +8,7 @@ from paralab.benchmarks.report.metrics import STEP_TIME
 from paralab.benchmarks.report.sections import Piece, Way, environment
 from paralab.benchmarks.report.sources import Source
 from paralab.benchmarks.report.work import amount, show
+from paralab.console.quantities import interval_text
 from paralab.pages.table import UNKNOWN, Cell, Column, Table, table
 from paralab.records.row import COMM_AXES, RunRecord
 
@@ -226,7 +227,7 @@ def _spread(way: Way, ways: Sequence[Way]) -> Cell:
         return NOTHING
     mixed = len({other.spread_name for other in ways if other.interval}) > 1
     name = "range " if mixed and way.spread_name == "range" else ""
-    return Cell(f"{name}{units.between_ms(way.interval)}", way.interval[0])
+    return Cell(f"{name}{interval_text(way.interval)}", way.interval[0])
 
 
 def _parity(way: Way) -> Cell:
@@ -247,11 +248,9 @@ def _rate(way: Way, column: str) -> Cell:
 
 
 def _cell(number: float | None, column: str) -> Cell:
-    """Return an amount in the unit of its column and of the charts: all times in ms, all sizes in MiB."""
+    """Return an amount with its unit: sizes in MiB as in the charts, others as the terminal has them."""
     if number is not None and column.endswith("_bytes"):
         return Cell(units.mib(number / units.MIB), number)
-    if number is not None and column.endswith("_s") and not column.endswith("_per_s"):
-        return Cell(units.milliseconds(number), number)
     return Cell(amount(number, column), number)
 
 

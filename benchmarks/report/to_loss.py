@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from paralab.benchmarks.report.stats import median
+from paralab.console.quantities import time_text
 from paralab.records.row import RunRecord
 
 WINDOW = 8
@@ -48,5 +49,5 @@ def said(label: str, runs: Sequence[RunRecord]) -> list[str]:
         samples = sorted({run.samples_to_loss or 0 for run in reached})
         middle = median([run.time_to_loss_s or 0.0 for run in reached])
         many = " or ".join(f"{each:,}" for each in samples)
-        lines.append(f"{label}: loss {targets} after {many} samples, in {middle:.3g} s (median)")
+        lines.append(f"{label}: loss {targets} after {many} samples, in {time_text(middle)} (median)")
     return lines

@@ -10,7 +10,7 @@ A variant that failed parity, or that fails more often than its baseline, gets n
 
 from dataclasses import replace
 
-from paralab.benchmarks.report import evidence, exact, stats, to_loss
+from paralab.benchmarks.report import evidence, exact, sequential, stats, to_loss
 from paralab.benchmarks.report.caveats import notes_on
 from paralab.benchmarks.report.comparison import Comparison, Verdict
 from paralab.benchmarks.report.evidence import LEAST_RUNS, LEVEL, NOT_INTERLEAVED, Evidence
@@ -58,6 +58,9 @@ def _weighed(found: Comparison, base: Variant, other: Variant, metric: Metric, *
     if metric.within is not None:
         more = evidence.repeats_to_go(left, right, pairs, metric.within, tests=tests, looks=looks)
         found = replace(found, more_repeats=more)
+    first_look = sequential.least_pairs(LEVEL / tests / (2 if metric.within is None else 1))
+    if looks and (repeats := min(len(left), len(right))) < first_look:
+        return _with_note(replace(found, pairs=0), _too_early(repeats, first_look))
     if len(pairs):
         return _with_evidence(found, evidence.of_pairs(pairs, metric.within, tests=tests, looks=looks))
     if looks:
@@ -69,6 +72,12 @@ def _weighed(found: Comparison, base: Variant, other: Variant, metric: Metric, *
     started = [[run.started_at for run in variant.measured(metric)] for variant in (base, other)]
     times = None if interleaved else started
     return _with_evidence(found, evidence.of_runs(left, right, times, metric.within))
+
+
+def _too_early(repeats: int, least: int) -> str:
+    more = least - repeats
+    so_far = f"{repeats} repeat{'s' * (repeats > 1)} of each so far, and the first look that can decide is at {least}"
+    return f"nothing can be said yet: {so_far}, which is {more} more"
 
 
 def _with_evidence(found: Comparison, seen: Evidence) -> Comparison:
@@ -93,14 +102,13 @@ def _reliability(base: Variant, other: Variant) -> Verdict | None:
 
 def judged(found: Comparison, metric: Metric, *, tests: int) -> Comparison:
     """Return a comparison that has a p value, with its verdict. tests: how many of its family have one."""
-    assert found.ratio is not None and found.low is not None and found.high is not None
-    assert found.p is not None and found.p_independent is not None
+    assert found.ratio is not None and found.p is not None and found.p_independent is not None
     if not found.pairs and tests * stats.smallest_p(found.base_runs, found.other_runs) >= LEVEL:
         of_them = "a verdict" if tests == 1 else f"a verdict on {tests} variants beside one baseline"
         return _with_note(found, f"{of_them} needs {_needed(found, tests)}")
     if found.p_equivalent is not None and found.p_equivalent < LEVEL:
         return replace(found, verdict="equivalent")
-    if found.p < LEVEL and not found.low <= 1 <= found.high:
+    if found.p < LEVEL and found.low is not None and found.high is not None and not found.low <= 1 <= found.high:
         return replace(found, verdict=metric.verdict(found.ratio))
     if found.p_independent < LEVEL and found.p > found.p_independent:
         drift = f"a machine whose speed drifts could differ by as much (p = {found.p:.2g})"

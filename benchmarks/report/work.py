@@ -4,6 +4,7 @@ import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
+from paralab.console.quantities import size_text, time_text
 from paralab.records.row import RunRecord
 
 _DIGEST = re.compile("[0-9a-f]{40}|[0-9a-f]{64}")  # of git, of sha256
@@ -84,8 +85,6 @@ ENVIRONMENT = (
     Column("parameters", "parameters"),
 )
 
-BINARY_UNITS = (("B", 1.0), ("KiB", 2.0**10), ("MiB", 2.0**20), ("GiB", 2.0**30), ("TiB", 2.0**40))
-
 Key = tuple[object, ...]
 
 
@@ -165,20 +164,15 @@ def amount(cell: float | None, column: str) -> str:
     if cell == 0:
         return "0"
     if column.endswith("_bytes"):
-        return _scaled(cell, BINARY_UNITS)
+        return size_text(cell)
     if column.endswith("_s") and not column.endswith("_per_s"):
-        return _scaled(cell, (("µs", 1e-6), ("ms", 1e-3), ("s", 1.0)))
+        return time_text(cell)
     if column.endswith("_share") or column in ("mfu", "hfu"):
         return f"{100 * cell:.3g}%"
     if abs(cell) >= 1000:
         return f"{cell:,.0f}"
     unit = next((f" {name}" for end, name in (("_j", "J"), ("_w", "W"), ("_per_s", "/s")) if column.endswith(end)), "")
     return f"{cell:.3g}{unit}"
-
-
-def _scaled(number: float, units: Sequence[tuple[str, float]]) -> str:
-    unit, size = next((u for u in reversed(units) if abs(number) >= u[1]), units[0])
-    return f"{number / size:.3g} {unit}" if abs(number / size) < 1000 else f"{number / size:,.0f} {unit}"
 
 
 def work_label(record: RunRecord) -> str:

@@ -14,6 +14,7 @@ from rich.text import Text
 from paralab.benchmarks.watch.sweep import SweepView
 from paralab.benchmarks.watch.training import TrainingView
 from paralab.console.lines import duration
+from paralab.console.quantities import interval_text, size_text, time_text
 
 _WIDTH, _HEIGHT = 60, 8  # of a curve, in characters
 _BESIDE = 11  # characters before a curve: its largest and its smallest number
@@ -34,11 +35,13 @@ class _Fitted:
 
 def training(view: TrainingView) -> RenderableType:
     """Return a training run: how far, how fast, its losses, its ranks."""
+    step_s = view.step_time_s
     rows = [("loss", view.losses[-1][1] if view.losses else None, ".4f")]
     rows += [("validation", view.validation[-1][1] if view.validation else None, ".4f")]
     rows += [("gradient norm", view.grad_norm, ".3f"), ("learning rate", view.learning_rate, ".2e")]
-    rows += [("step time s", view.step_time_s, ".3g"), ("samples/s", view.samples_per_s, ",.1f")]
+    rows += [("samples/s", view.samples_per_s, ",.1f")]
     facts = [(name, "" if value is None else f"{value:{form}}") for name, value, form in rows]
+    facts.insert(4, ("step time", "" if step_s is None else time_text(step_s)))
     parts: list[RenderableType] = [
         Text(f"{view.name}", style="bold"),
         Text(f"{view.folder}: {view.status}{_restarts(view.restarts)}{': ' + view.reason if view.reason else ''}"),
@@ -66,17 +69,15 @@ def sweep(view: SweepView) -> RenderableType:
     for work, cases in view.works.items():
         lines = []
         for case in cases:
-            times = [1e3 * time_s for time_s in case.step_times_s]
-            step = [_ms(median(times)), f"{_ms(min(times))} to {_ms(max(times))}"] if times else ["", ""]
+            times = case.step_times_s
+            step = ["", ""]
+            if times:
+                step = [time_text(median(times)), interval_text((min(times), max(times))).replace(" to ", "–")]
             speed = f"{case.samples_per_s:,.1f}" if case.samples_per_s else ""
             lines.append((case.name, str(case.runs), str(case.failed), *step, speed, case.last))
-        columns = ("case", "runs", "failed", "step ms", "range ms", "samples/s", "last")
+        columns = ("case", "runs", "failed", "step", "range", "samples/s", "last")
         parts += [Text(), Text(work, style="dim"), _table(columns, lines, left=("case", "last"))]
     return Group(*parts)
-
-
-def _ms(milliseconds: float) -> str:
-    return f"{milliseconds:.3g}" if milliseconds < 1000 else f"{milliseconds:.0f}"
 
 
 def _facts(facts: Sequence[tuple[str, str]]) -> Table:
@@ -114,14 +115,14 @@ def curve(points: Sequence[tuple[int, float]], *, width: int = _WIDTH, height: i
 
 
 def _ranks(view: TrainingView) -> Table:
-    columns = ("rank", "steps logged", "step s", "waiting for data", "memory MiB", "log written")
+    columns = ("rank", "steps logged", "step", "waiting for data", "memory", "log written")
     lines = [
         (
             str(rank.rank),
             f"{rank.steps:,}",
-            f"{rank.step_time_s:.3g}" if rank.step_time_s is not None else "",
+            time_text(rank.step_time_s) if rank.step_time_s is not None else "",
             f"{rank.data_share:.1%}" if rank.data_share is not None else "",
-            f"{rank.memory_bytes / 2**20:,.0f}" if rank.memory_bytes else "",
+            size_text(rank.memory_bytes) if rank.memory_bytes else "",
             f"{duration(rank.age_s)} ago" if rank.age_s is not None else "",
         )
         for rank in view.ranks

@@ -33,6 +33,7 @@ from torch.futures import Future
 
 from paralab.checkpoint import folder as disk
 from paralab.checkpoint.folder import Digest, Facts, Kept
+from paralab.console.quantities import size_text
 from paralab.engines.state import Chunk, Chunks, Shapes
 from paralab.errors import DataError, ParalabError
 
@@ -66,7 +67,7 @@ class Writer(dcp.HuggingFaceStorageWriter):
         free = shutil.disk_usage(self.run_folder).free
         if free < needed:
             raise DataError(
-                f"a checkpoint needs {needed / 2**20:,.0f} MiB, {free / 2**20:,.0f} MiB are free in {self.run_folder}: "
+                f"a checkpoint needs {size_text(needed)}, {size_text(free)} are free in {self.run_folder}: "
                 f"make room there, or save somewhere else"
             )
         self.unfinished.mkdir()

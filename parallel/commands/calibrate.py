@@ -25,6 +25,7 @@ from typing import Any
 from paralab.console.clock import Moment
 from paralab.console.outputs import check_writable, write_whole
 from paralab.console.phases import Phases
+from paralab.console.quantities import size_text, time_text
 from paralab.errors import ConfigError
 from paralab.options.arguments import Parser, positive, whole
 
@@ -235,11 +236,11 @@ def table(device: Any) -> Iterator[str]:
         for name, unit, number in figures(rates):
             yield f"{rates.threads:>7} {rates.processes:>9}  {name:32} {number:>9,.1f} {unit}"
     for sent in device.all_reduces:
-        yield f"{'':7} {sent.ranks:>9}  {f'all-reduce of {_size(sent.bytes)}':32} {sent.seconds * 1e3:>9,.2f} ms"
+        yield f"{'':7} {sent.ranks:>9}  {f'all-reduce of {size_text(sent.bytes)}':32} {time_text(sent.seconds):>12}"
     for what, seconds in device.software.items():
-        yield f"{'':7} {'':>9}  {f'software: {what}':32} {seconds * 1e6:>9,.1f} us"
+        yield f"{'':7} {'':>9}  {f'software: {what}':32} {time_text(seconds):>12}"
     for sent in device.messages:
-        yield f"{'':7} {sent.ranks:>9}  {f'message of {_size(sent.bytes)}':32} {sent.seconds * 1e3:>9,.2f} ms"
+        yield f"{'':7} {sent.ranks:>9}  {f'message of {size_text(sent.bytes)}':32} {time_text(sent.seconds):>12}"
 
 
 def figures(rates: Any) -> Iterator[tuple[str, str, float]]:
@@ -251,17 +252,9 @@ def figures(rates: Any) -> Iterator[tuple[str, str, float]]:
     for kind, what in (("add", "eager addition"), ("gelu", "eager GELU"), ("native_layer_norm", "fused layer norm")):
         if samples := rates.operations.get(f"{kind} float32"):
             largest = max(samples, key=lambda s: s.bytes)
-            yield f"{what}, {_size(largest.bytes)}", "GB/s", largest.bytes / largest.seconds / 1e9
+            yield f"{what}, {size_text(largest.bytes)}", "GB/s", largest.bytes / largest.seconds / 1e9
     yield "starting an operation, forward", "us", rates.forward_s * 1e6
     yield "starting an operation, backward", "us", rates.backward_s * 1e6
-
-
-def _size(size_bytes: float) -> str:
-    for unit in ("bytes", "KiB", "MiB", "GiB"):
-        if size_bytes < 1024 or unit == "GiB":
-            return f"{size_bytes:,.0f} {unit}"
-        size_bytes /= 1024
-    raise AssertionError
 
 
 if __name__ == "__main__":

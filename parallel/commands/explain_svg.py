@@ -7,7 +7,8 @@ from html import escape
 
 from paralab.axes.axis import MOMENTS
 from paralab.commands.explain_step import HELD, Explained, Passes, Sending
-from paralab.commands.explain_text import DURING, apart, number, rows, share, size_unit, words
+from paralab.commands.explain_text import DURING, apart, number, rows, share, words
+from paralab.console.quantities import size_unit
 from paralab.measure.timeline import PlannedPass
 
 WIDTH, LABEL, MARGIN = 880, 264, 20

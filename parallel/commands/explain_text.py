@@ -1,14 +1,14 @@
 """The picture of a step for a terminal of 80 columns: ranks side by side, time from top to bottom."""
 
 import textwrap
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 
 from paralab.axes.axis import MOMENTS, Moment
 from paralab.commands.explain_step import HELD, Explained, Lane, Passes, Sending
 from paralab.console.lines import MOST, typed
+from paralab.console.quantities import GIB, decimals, size_unit
 
 LABEL = 27  # characters before the first lane
-KIB, MIB, GIB = 1 << 10, 1 << 20, 1 << 30
 DURING: dict[Moment, str] = {
     "forward": "forward",
     "backward": "backward",
@@ -177,16 +177,8 @@ def number(size: float | None, scale: int) -> str:
     if size is None:
         return "?"
     if scale == GIB and size < 100 * GIB:
-        return f"{size / GIB:.2f}" if size / GIB >= 0.005 or not size else "<.01"
-    return f"{size / scale:,.1f}" if size / scale >= 0.05 or not size else "<.1"
-
-
-def size_unit(sizes: Iterable[float]) -> tuple[int, str]:
-    """Return the bytes of the unit that suits the largest of these sizes, and its name."""
-    largest = max(sizes, default=0)
-    if largest >= 1000 * MIB:
-        return GIB, "GiB"
-    return (KIB, "KiB") if 0 < largest < MIB else (MIB, "MiB")
+        return decimals(size / GIB, 2)
+    return decimals(size / scale, 1)
 
 
 def _lane_width(step: Explained) -> int:

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 from paralab.commands.optimise import Asked
 from paralab.commands.optimise_run import PARITY_ITERATES, Found
+from paralab.console.quantities import size_text, time_text
 from paralab.convex.measured import Line, epochs_until, measured_rate, rate_in_theory
 from paralab.convex.methods import METHODS
 
@@ -38,7 +39,7 @@ def table(asked: Asked, found: Found) -> Iterator[str]:
     yield from (*found.facts, processes, "")
     yield f"{'':11} {'':>6} {'':>9} {'gradient':>9} {'epochs':>7} {'':>8} {'':>9} {'from 1':>8}"
     yield (
-        f"{'method':11} {'epochs':>6} {'suboptim.':>9} {'norm':>9} {'to 1e-8':>7} {'time s':>8} {'MiB sent':>9} "
+        f"{'method':11} {'epochs':>6} {'suboptim.':>9} {'norm':>9} {'to 1e-8':>7} {'time':>8} {'sent':>9} "
         f"{'process':>8}"
     )
     for name, lines in found.lines.items():
@@ -60,7 +61,7 @@ def _row(name: str, lines: list[Line], found: Found) -> str:
     small = "" if until is None else f"{until:.4g}"
     return (
         f"{name:11} {last.epochs:>6.4g} {max(last.suboptimality, 0):>9.1e} {last.gradient_norm:>9.1e} "
-        f"{small:>7} {last.time_s:>8.2f} {last.sent_bytes / 2**20:>9,.1f} {from_one:>8}"
+        f"{small:>7} {time_text(last.time_s):>8} {size_text(last.sent_bytes):>9} {from_one:>8}"
     ).rstrip()
 
 

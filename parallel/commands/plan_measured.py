@@ -11,6 +11,7 @@ from paralab.axes.costs import GIB
 from paralab.console.clock import Moment
 from paralab.console.outputs import check_writable, write_whole
 from paralab.console.phases import Phases
+from paralab.console.quantities import decimals
 from paralab.errors import ConfigError
 from paralab.planning import cases
 from paralab.planning.hardware import Device
@@ -101,17 +102,18 @@ def _report(found: "Sequence[Choice]", device: Device, words: Sequence[str], bat
     yield f"{measured.name}, {measured.cores} cores, measured on {measured.date}"
     yield f"{len(found)} layouts looked at, {sum(one.fits for one in found)} of them fit"
     yield ""
-    yield f"{'layout':30}{'step ms':>9}{'compute':>9}{'update':>8}{'links':>8}{'bubble':>8}{'GiB':>7}"
+    unit, scale = ("s", 1.0) if found[0].predicted.step_time_s >= 1 else ("ms", 1e3)
+    yield f"{'layout':30}{f'step {unit}':>9}{'compute':>9}{'update':>8}{'links':>8}{'bubble':>8}{'GiB':>7}"
     for one in found[:top]:
         parts = one.predicted.parts
         numbers = "".join(
-            f"{parts[name] * 1e3:>{width}.0f}"
+            f"{_cell(parts[name] * scale):>{width}}"
             for name, width in (("compute", 9), ("update", 8), ("link", 8), ("bubble", 8))
         )
         name = f"{one.plan.layout}{'' if one.plan.run.checkpointing == 'none' else ', recomputed'}"
         memory = one.predicted.memory.total / GIB
-        step_ms, fits = one.predicted.step_time_s * 1e3, "" if one.fits else " too much"
-        yield f"{name:30}{step_ms:>9.0f}{numbers}{memory:>7.2f}{fits}"
+        step, fits = _cell(one.predicted.step_time_s * scale), "" if one.fits else " too much"
+        yield f"{name:30}{step:>9}{numbers}{decimals(memory, 2):>7}{fits}"
     yield ""
     if not best.fits:
         yield "No layout fits into this machine: use fewer processes, or a smaller batch."
@@ -123,6 +125,10 @@ def _report(found: "Sequence[Choice]", device: Device, words: Sequence[str], bat
         yield "The fastest one:"
         yield f"  {shlex.join(typed)}"
     print("how far off such predictions are is not published yet: docs/planner.md", file=sys.stderr)
+
+
+def _cell(number: float) -> str:
+    return f"{number:,.0f}" if number >= 100 else f"{number:.3g}"
 
 
 def _cells(rank: int, one: "Choice") -> list[str]:

@@ -10,6 +10,7 @@ from torch import nn
 
 from paralab.axes.held import state_bytes
 from paralab.axes.sent import predicted_sent
+from paralab.console.quantities import size_text
 from paralab.errors import LayoutError, UsageError
 from paralab.layout import Layout
 from paralab.layout import strategies as named
@@ -55,11 +56,7 @@ def _lines(row: Planned) -> Iterator[str]:
         return
     total = sum(row.sent_bytes.values())
     shares = ", ".join(f"{axis} {n / total:.0%}" for axis, n in row.sent_bytes.items() if n > total / 200)
-    yield f"{row.strategy:10}{row.layout!s:18}{_mib(row.state_bytes):>10}{_mib(total):>13}  {shares}".rstrip()
-
-
-def _mib(size: float) -> str:
-    return f"{size / 2**20:,.2f} MiB"
+    yield f"{row.strategy:10}{row.layout!s:18}{size_text(row.state_bytes):>10}{size_text(total):>13}  {shares}".rstrip()
 
 
 def plan(

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from paralab.console.outputs import append
+from paralab.console.quantities import size_text
 from paralab.planning.work import Work
 from paralab.records.layers import RMS, by_layer
 from paralab.records.log import LayerRecord, TelemetryRecord
@@ -45,7 +46,7 @@ class Metrics:
             f"lr {self.learning_rate:.2e}",
             f"{self.units_per_s:,.0f} {self.unit}/s",
             f"MFU {self.mfu:.1%}" if self.mfu is not None else "MFU unknown",
-            f"{self.memory_bytes / 2**20:,.0f} MiB",
+            size_text(self.memory_bytes),
             f"data wait {self.data_wait_share:.1%}",
         )
         return "  ".join(cells)

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch.distributed as dist
 
+from paralab.console.quantities import size_text
 from paralab.measure import memory
 from paralab.measure.nvml import cuda_uuid
 from paralab.measure.telemetry import Sampler, Telemetry, together
@@ -81,9 +82,9 @@ class Used:
     def __str__(self) -> str:
         found = self.columns
         gpu, cpu = (_share(found, name) for name in ("gpu", "cpu"))
-        size, power = _mib(found["gpu_used_max_bytes"]), _at_most(found, "gpu_power", "w", "{:.0f} W")
+        size, power = _size(found["gpu_used_max_bytes"]), _at_most(found, "gpu_power", "w", "{:.0f} W")
         parts = [f"GPU {gpu}" if gpu else "", f"{size} in use on it" if size else "", power or ""]
-        resident, energy = _mib(found["process_peak_bytes"]), found["energy_j"]
+        resident, energy = _size(found["process_peak_bytes"]), found["energy_j"]
         parts += [f"CPU {cpu} of the cores allowed" if cpu else "", f"{resident} in a process" if resident else ""]
         source = "GPUs" if found["energy_source"] == "nvml" else "processors"
         parts.append(f"energy of the {source} {energy:,.0f} J" if energy is not None else "energy unknown")
@@ -119,5 +120,5 @@ def _at_most(columns: Mapping[str, Any], kind: str, unit: str, form: str) -> str
     return f"{form.format(mean)} (at most {form.format(most)})" if mean is not None else None
 
 
-def _mib(size_bytes: int | None) -> str | None:
-    return f"{size_bytes / 2**20:,.0f} MiB" if size_bytes is not None else None
+def _size(size_bytes: int | None) -> str | None:
+    return size_text(size_bytes) if size_bytes is not None else None

@@ -33,7 +33,7 @@ def test_the_halves_run(capsys: pytest.CaptureFixture[str]) -> None:
     words = ["--size", "2x32x4v257", "--seq-len", "16", "--strategy", "single", "--steps", "2", "--pairs", "6"]
     status, said = main([*words, "--global-batch-size", "2"]), capsys.readouterr().out
     assert "gpt2 2x32x4v257, single as dp1, fp32\n  step " in said and "6 pairs of 2" in said
-    times = re.search(r"step (\S+) s measured, (\S+) s bare", said)
-    assert times and all(0 < float(time_s) < 60 for time_s in times.groups())
+    times = re.search(r"step (\S+) m?s measured, (\S+) m?s bare", said)
+    assert times and all(0 < float(number) < 1000 for number in times.groups())
     low = re.search(r"interval (\S+) to", said)
     assert low and (float(low[1]) > LIMIT) == ("more than 1%" in said) == bool(status)

@@ -35,8 +35,8 @@ def test_speed_up_formula_and_crossover() -> None:
     ]
     text = table(records, ["80mbit"], 0.5)
     rows = {line.split()[1]: line.split() for line in text.splitlines() if line.strip().startswith("80mbit")}
-    assert rows["2"][3:5] == ["0.625", f"{0.5 + MIB / 1e7:.3f}"]
-    assert rows["2"][6:8] == ["1.60x", "80%"]
-    assert rows["3"][6:8] == ["2.00x", "67%"]
+    assert rows["2"][3:7] == ["625", "ms", f"{500 + MIB / 1e4:.0f}", "ms"]
+    assert rows["2"][8:12] == ["1.60x", "80%", "1", "MiB"]
+    assert rows["3"][8:12] == ["2.00x", "67%", "1.33", "MiB"]
     assert f"links faster than {2 * MIB * 8 / 1e6:,.0f} Mbit/s" in text
     assert "there is none on this machine" in text

@@ -75,6 +75,6 @@ def test_the_line_at_the_end_of_a_run_on_gpus() -> None:
     known |= {"gpu_power_mean_w": 610.4, "gpu_power_max_w": 698.0, "gpu_used_max_bytes": 40 * 2**30}
     known |= {"cpu_utilisation_mean_share": 0.1, "cpu_utilisation_max_share": 0.25, "process_peak_bytes": 2**31}
     assert str(Used({**known, "energy_j": 1234567.0, "energy_source": "nvml"})) == (
-        "GPU 50% (at most 50%), 40,960 MiB in use on it, 610 W (at most 698 W), CPU 10% (at most 25%) of the cores "
-        "allowed, 2,048 MiB in a process, energy of the GPUs 1,234,567 J"
+        "GPU 50% (at most 50%), 40 GiB in use on it, 610 W (at most 698 W), CPU 10% (at most 25%) of the cores "
+        "allowed, 2 GiB in a process, energy of the GPUs 1,234,567 J"
     )

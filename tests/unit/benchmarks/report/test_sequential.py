@@ -1,18 +1,22 @@
 """Verdicts that are looked for after every repeat: how often they are wrong, by simulation."""
 
+import json
+import re
 from collections import Counter
 from dataclasses import replace
 
 import numpy as np
 import pytest
 
-from paralab.benchmarks.report import evidence, sequential
+from paralab.benchmarks.report import evidence, formats, sequential
 from paralab.benchmarks.report.choices import FIRST
+from paralab.benchmarks.report.outcome import Outcome
 from paralab.benchmarks.report.paired import Pairs
 from paralab.benchmarks.report.verdict import judged
 from tests.unit.benchmarks.report.test_paired import STEP, WITHIN, compared, noisy, repeats
 
 CASES, MOST = 200, 30
+UNDECIDED = ("insufficient", "not enough evidence")
 
 
 def end(seed, *, ratio, noise, tests=1, naive=False):
@@ -74,11 +78,31 @@ def test_rows_of_such_a_sweep_are_judged_by_these_levels():
     assert often.p > 0.05 > once.p and often.low < once.low
     clear = compared(repeats(noisy(10, 1.2, 0.02), until_decided_percent=2.0), WITHIN)
     assert clear.verdict == "worse"
-    few = compared(repeats(Pairs(*[side[:7] for side in (pairs.base, pairs.other)]), until_decided_percent=2.0))
-    assert few.p == 1.0, "nothing is decided so early"
-    assert few.verdict == "~"
-    for p, low, verdict in ((0.01, 0.99, "~"), (0.06, 1.01, "~"), (0.01, 1.01, "worse")):
-        assert judged(replace(few, p=p, low=low, high=1.2), STEP, tests=1).verdict == verdict, "it takes both"
+    for p, low, verdict in ((0.01, 0.99, "~"), (0.06, 1.01, "~"), (0.01, 1.01, "worse"), (0.01, None, "~")):
+        found = replace(often, p=p, p_equivalent=None, low=low, high=1.2)
+        assert judged(found, STEP, tests=1).verdict == verdict, "it takes both"
+
+
+@pytest.mark.parametrize(("metric", "first"), [(STEP, 8), (WITHIN, 7)])
+def test_before_the_first_look_that_can_decide_it_is_said_how_many_repeats_are_lacking(metric, first):
+    clear = noisy(first, 1.5, 0.001)
+    for many in (2, first - 1):
+        few = Pairs(*[side[:many] for side in (clear.base, clear.other)])
+        found = compared(repeats(few, until_decided_percent=2.0), metric)
+        assert (found.p, found.low, found.high) == (None, None, None) and found.verdict in UNDECIDED
+        assert f"{many} repeats of each so far, and the first look that can decide is at {first}" in found.notes[-1]
+        assert found.notes[-1].endswith(f"{first - many} more")
+        said = formats.text(Outcome([found]), metric)
+        assert "nothing can be said yet" in said and not re.search(r"\binf\b|p = 1", said)
+        json.loads(formats.WRITERS["json"](Outcome([found]), metric))
+    assert sequential.level(first, 0.05 if metric is WITHIN else 0.025) > 0 == sequential.level(first - 1, 0.025)
+    assert compared(repeats(clear, until_decided_percent=2.0), metric).p is not None
+
+
+def test_where_a_look_can_call_variants_equivalent_but_not_different_there_is_no_interval():
+    found = compared(repeats(noisy(7, 1.0, 0.0005), until_decided_percent=2.0), WITHIN)
+    assert (found.verdict, found.low, found.high) == ("equivalent", None, None)
+    json.loads(formats.WRITERS["json"](Outcome([found]), WITHIN))
 
 
 def test_looking_often_never_falls_back_to_runs_one_by_one():

@@ -190,9 +190,9 @@ def test_one_view_is_printed_where_there_is_no_terminal(
     assert main([str(locked)]) == 0 and main([str(rows)]) == 0
     shown = capsys.readouterr().out
     assert "10 of 42 steps, about 16 s left" in shown and "gpt2 nano, dp2, 16 samples a step" in shown
-    assert ["0", "8", "0.5", "0.0%", "100"] in [line.split()[:5] for line in shown.splitlines()]
+    assert ["0", "8", "500", "ms", "0.0%", "100", "MiB"] in [line.split()[:7] for line in shown.splitlines()]
     (ddp,) = (line.split() for line in shown.splitlines() if line.split()[:1] == ["ddp"])
-    assert ddp == ["ddp", "2", "0", "55.4", "25.1", "to", "85.7", "80.0", "ok"] and "zero3" in shown
+    assert ddp == ["ddp", "2", "0", "55.4", "ms", "25.1–85.7", "ms", "80.0", "ok"] and "zero3" in shown
     assert max(map(len, shown.splitlines())) <= 60
 
 
