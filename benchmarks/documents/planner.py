@@ -186,7 +186,9 @@ that leaves the node has the network of all its ranks inside a node together; te
 products, since what overlaps reads the memory of its neighbours over fast links. ZeRO-2 and 3 reduce gradients after
 every micro-batch, except in a pipeline, where PyTorch keeps whole gradients and what it has gathered until the last
 one: they need as much memory there as ZeRO-1. Experts are divided over expert ranks and each over tensor ranks; where
-expert ranks are more than data ranks, tensor ranks have whole experts too.
+expert ranks are more than data ranks, tensor ranks have whole experts too. Shared experts (`shared_ffn`) are a dense
+MLP beside them. Layers without experts have one of width `ffn`: the first ones (`dense_layers`), and behind these all
+but every n-th (`experts_every`); each pipeline rank takes what its own layers take. No row below says so of its model.
 
 **Memory.** States by precision and ZeRO stage; activations as in Korthikanti et al. 2022 times the micro-batches in
 flight on each rank; logits on the last stage, or the layer at work; what ZeRO-2 and 3 have whole; buckets; then
@@ -209,8 +211,9 @@ the device has a share of its peak in use. `paralab plan` then says what it is w
 - Software beyond what the columns say: versions, kernels of one framework, how 8-bit products are scaled. Cases that
   differ only there get one prediction, and were measured up to 35% apart.
 - Congestion, topology beyond node and network, slow nodes, data loading and checkpoints.
-- Mixtures of experts with shared experts or dense layers; experts that tensor ranks divide besides (`dp2.ep2.tp2`: the
-  published recipes leave them whole there, and so do these formulas); imbalance between experts beyond a constant.
+- Attention whose queries, keys and values are more than one product (latent attention): that of as many heads counts.
+- Experts that tensor ranks divide besides (`dp2.ep2.tp2`: the published recipes leave them whole there, and so do these
+  formulas); imbalance between experts beyond a constant.
 - Memory that an allocator keeps from earlier steps, and workspaces of single kernels.
 """
 

@@ -18,6 +18,8 @@ class Case:
     layers_first, layers_middle and layers_last are of the first pipeline rank, of the fullest one between (0 where
     there is none) and of the last one; layers_held is of the rank between that keeps most activations, and held_rank is
     its number.
+    mixture_share: layers with experts, as a share of all that the case speaks of; mixture_first and so on, of those of
+    a rank. shared_ffn: inner width of the experts that every token meets in such a layer. ffn is that of the others.
     """
 
     layers: Values
@@ -68,10 +70,27 @@ class Case:
     memory_kind: Values
     shard: Values = 0
     offload: Values = ""
+    shared_ffn: Values = 0
+    mixture_share: Values = 1.0
+    mixture_first: Values = 1.0
+    mixture_middle: Values = 1.0
+    mixture_last: Values = 1.0
+    mixture_held: Values = 1.0
 
     def but(self, **values: Values) -> "Case":
         """Return the same case with other values."""
         return replace(self, **values)
+
+    def of_rank(self, rank: str) -> "Case":
+        """Return the case of the layers of a pipeline rank, of which others may have experts than of the whole model.
+
+        rank: first, middle, last or held, as the fields mixture_* have it.
+        """
+        return self.with_mixture(getattr(self, f"mixture_{rank}"))
+
+    def with_mixture(self, share: Values) -> "Case":
+        """Return the case of layers of which such a share has experts."""
+        return self.but(mixture_share=share) if np.any(share != self.mixture_share) else self
 
     @property
     def micro_batches(self) -> Values:
@@ -109,6 +128,22 @@ class Case:
     @property
     def is_mixture(self) -> Values:
         return self.experts > 0
+
+    @property
+    def dense_width(self) -> Values:
+        """The inner width of the MLPs of a layer that every token meets, in the mean of its layers."""
+        mixture = self.mixture_share * self.shared_ffn + (1 - self.mixture_share) * self.ffn
+        return np.where(self.is_mixture, mixture, self.ffn)
+
+    @property
+    def routed_copies(self) -> Values:
+        """How many experts each token is sent to in a layer, in the mean of its layers; 0 in a dense model."""
+        return np.where(self.is_mixture, self.mixture_share * self.experts_per_token, 0)
+
+    @property
+    def inner_width(self) -> Values:
+        """The inner width of all MLPs of a layer that a token meets, its experts among them, in the mean of layers."""
+        return self.dense_width + self.routed_copies * self.expert_ffn
 
     @property
     def is_compiled(self) -> Values:

@@ -83,6 +83,18 @@ class Plan:
     machine: Machine
     constants: Constants
 
+    def of_rank(self, rank: str) -> "Plan":
+        """Return the plan of the layers of a pipeline rank: first, middle, last or held."""
+        return self.of(self.case.of_rank(rank))
+
+    def of_largest_layer(self) -> "Plan":
+        """Return the plan of a layer with experts, where some of these have them and others not."""
+        return self.of(self.case.with_mixture(np.where(self.case.mixture_share > 0, 1.0, 0.0)))
+
+    def of(self, case: Case) -> "Plan":
+        """Return the plan of another case; this one where it is its own."""
+        return self if case is self.case else Plan(case, self.machine, self.constants)
+
     @property
     def is_of_2021(self) -> Values:
         """Whether launching is that of 2021: known by scores in memory, on a device whose host is as old."""

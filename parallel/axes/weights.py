@@ -11,19 +11,20 @@ def attention_weights(case: Case) -> Values:
 
 
 def mlp_weights(case: Case) -> Values:
-    """Return the weights of the dense MLP of a layer; 0 in a mixture of experts."""
-    return np.where(case.is_mixture, 0, np.where(case.gated, 3, 2) * case.hidden * case.ffn)
+    """Return the weights of the MLPs of a layer that every token meets: dense ones, and shared experts."""
+    return np.where(case.gated, 3, 2) * case.hidden * case.dense_width
 
 
 def expert_weights(case: Case) -> Values:
-    """Return the weights of one expert of a layer; 0 in a dense model."""
-    return np.where(case.is_mixture, np.where(case.gated, 3, 2) * case.hidden * case.expert_ffn, 0)
+    """Return the weights of one expert of a layer; where not all layers have experts, in the mean of them."""
+    each = case.mixture_share * np.where(case.gated, 3, 2) * case.hidden * case.expert_ffn
+    return np.where(case.is_mixture, each, 0)
 
 
 def small_weights(case: Case) -> Values:
     """Return the weights of a layer that no axis but the data axis divides: norms, biases of the output, the router."""
     norms = np.where(case.norm == "layernorm", 4, 2) * case.hidden
-    return norms + np.where(case.gated, 0, 2 * case.hidden) + case.hidden * case.experts
+    return norms + np.where(case.gated, 0, 2 * case.hidden) + case.hidden * case.experts * case.mixture_share
 
 
 def layer_weights(case: Case) -> Values:

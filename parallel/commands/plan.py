@@ -32,7 +32,6 @@ if TYPE_CHECKING:
     from paralab.planning.shapes import Trained
     from paralab.planning.solving import Solved
 
-_SHAPES = ("layers", "hidden", "heads", "kv_heads", "ffn", "vocab", "experts", "experts_per_token", "expert_ffn")
 _CLUSTER = ("n_gpus", "gpus_per_node", "global_batch_size", "sequence_length", "precision", "framework")
 WRITTEN = 1000  # layouts of a file
 _GOAL = {
@@ -133,7 +132,7 @@ def _goal(options: Any) -> Goal:
 
 def _check(options: Any) -> None:
     """Refuse options that would change nothing. Raises: ConfigError."""
-    alone = ("model", "size", "tokenizer", *_SHAPES, *_CLUSTER, "set", "report", *_GOAL)
+    alone = ("model", "size", "tokenizer", *columns.SHAPES, *_CLUSTER, "set", "report", *_GOAL)
     given = [name for name in alone if getattr(options, name) is not None]
     given += [name for name in ("gated", "check") if getattr(options, name)]
     if options.tokenizer is not None and not options.questions:
@@ -199,7 +198,7 @@ def _parser() -> DeviceParser:
     parser.add_argument(
         "--tokenizer", metavar="FILE", help="Give that model the vocabulary of a tokenizer: gpt2, bytes, or a file"
     )
-    for name in (*_SHAPES, *_CLUSTER):
+    for name in (*columns.SHAPES, *_CLUSTER):
         metavar = "WORD" if name in ("precision", "framework") else "N"
         also = ["--seq-len"] if name == "sequence_length" else []  # as `paralab run` has it
         parser.add_argument(f"--{name.replace('_', '-')}", *also, metavar=metavar, help=_help(name))
@@ -240,7 +239,7 @@ def _question(options: Any) -> "tuple[Trained | None, dict[str, Any]]":
             model, raw = shapes.find(options.model, options.size, options.tokenizer)
     elif options.size:
         raise ConfigError("--size without --model: name the model, such as --model gpt2")
-    cells = {name: value for name in (*_SHAPES, *_CLUSTER) if (value := getattr(options, name)) is not None}
+    cells = {name: value for name in (*columns.SHAPES, *_CLUSTER) if (value := getattr(options, name)) is not None}
     for pair in options.set or []:
         column, is_there, value = pair.partition("=")
         if not is_there or column not in columns.BY_NAME:

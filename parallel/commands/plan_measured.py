@@ -14,6 +14,7 @@ from paralab.console.phases import Phases
 from paralab.console.quantities import decimals
 from paralab.errors import ConfigError
 from paralab.planning import cases
+from paralab.planning.columns import SHAPES
 from paralab.planning.hardware import Device
 
 if TYPE_CHECKING:
@@ -78,16 +79,15 @@ def _model(options: Any, device: Device) -> "tuple[ModelSpec, ModelConfig, list[
     from paralab.planning.measured import imagined
     from paralab.planning.settle import settle
 
-    names = ("layers", "hidden", "heads", "kv_heads", "ffn", "vocab", "experts", "experts_per_token", "expert_ffn")
     length = {"sequence_length": options.sequence_length or ""}
     if not options.model:
-        raw = cases.parse({name: getattr(options, name) or "" for name in names} | length)
+        raw = cases.parse({name: getattr(options, name) or "" for name in SHAPES} | length)
         if "layers" not in raw or "hidden" not in raw:
             raise ConfigError("no model: give --model gpt2 --size nano, or --layers 4 --hidden 128")
         gated = {"gated": True} if options.gated else {}
         spec, config = imagined.model_of(settle({**raw, **gated, "gpu": device.gpu}).case)
         return spec, config, []
-    given = [name for name in names if getattr(options, name) is not None] + ["gated"] * options.gated
+    given = [name for name in SHAPES if getattr(options, name) is not None] + ["gated"] * options.gated
     if given:
         raise ConfigError(f"--{given[0].replace('_', '-')} beside --model on a measured device: leave one of them out")
     return imagined.named(options.model, options.size, cases.parse(length).get("sequence_length"), options.tokenizer)

@@ -1,6 +1,7 @@
 """The layouts that may be legal for a training: degrees one by one, and all that is chosen beside them as arrays."""
 
 from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
 from itertools import product
 from typing import Any
 
@@ -13,7 +14,8 @@ from paralab.layout import common_divisors, layers_of_stages
 from paralab.planning.cases import Raw
 from paralab.planning.hardware import Device
 from paralab.planning.parts import RANKS
-from paralab.planning.settle import BUILT_ON, Settled, held_by, settle
+from paralab.planning.settle import BUILT_ON, Settled, settle
+from paralab.planning.stages import WithExperts, held_by
 
 # The columns that a search fills in where a question leaves them empty.
 CHOSEN = (
@@ -203,13 +205,14 @@ def _styles(raw: Raw, degrees: Mapping[str, int], settled: Settled) -> list[str]
 
 def _stages(
     raw: Raw, degrees: Mapping[str, int], schedule: str, vpp: int, settled: Settled
-) -> list[tuple[tuple[int, ...], Mapping[str, int]]]:
+) -> list[tuple[tuple[int, ...], Mapping[str, float]]]:
     """Return ways to divide the layers over stages, () for evenly, and what the ranks hold then."""
     case, pp = settled.case, degrees["pp"]
     as_settled = {name: getattr(case, name) for name in _held(case)}
     if "layers_per_stage" in raw or pp == 1:
         return [(raw.get("layers_per_stage", ()), as_settled)]
-    hold = raw["counted"].held_by if "counted" in raw else held_by
+    with_experts = WithExperts(raw.get("dense_layers", 0), raw.get("experts_every", 1))
+    hold = raw["counted"].held_by if "counted" in raw else partial(held_by, with_experts=with_experts)
     uneven = splits(int(case.layers), pp * vpp, _end(case))
     return [((), as_settled), *((split, hold(split, pp, vpp, schedule)) for split in uneven)]
 
@@ -224,7 +227,7 @@ def _end(case: Case) -> int:
 def _held(case: Case) -> tuple[str, ...]:
     """Return the fields of a case that say what its ranks hold."""
     more = [f"{what}_{rank}" for what in ("weights", "kept") for rank in RANKS]
-    return (*_HELD, *(more if case.is_counted else ()))
+    return (*_HELD, *(more if case.is_counted else [f"mixture_{rank}" for rank in RANKS]))
 
 
 def _legal(schedule: str, micro_batches: int, pp: int) -> bool:

@@ -105,6 +105,9 @@ COLUMNS = (
         "experts_per_token", _whole(0, 1_000_000), "number of experts that each token passes through", "2 of a mixture"
     ),
     Column("expert_ffn", _whole(0, 10_000_000), "inner width of an expert", "ffn"),
+    Column("shared_ffn", _whole(0, 10_000_000), "inner width of all shared experts of a layer together", "0, none"),
+    Column("dense_layers", _whole(0, 100_000), "number of first layers without experts, of width ffn", "0"),
+    Column("experts_every", _whole(1, 100_000), "every how many of the layers behind these one has experts", "1"),
     Column(
         "sequence_length",
         _whole(1, 1_000_000_000),
@@ -205,6 +208,9 @@ COLUMNS = (
         "device",
     ),
 )
+# The sizes of a model that a command line has options for
+_SIZES = ("layers", "hidden", "heads", "kv_heads", "ffn", "vocab", "experts", "experts_per_token", "expert_ffn")
+SHAPES = (*_SIZES, "shared_ffn", "dense_layers", "experts_every")
 BY_NAME = {column.name: column for column in COLUMNS}
 # What tables of measurements have beside these; a planner looks at none of it.
 IGNORED = ("table", "source_row", "quality", "licence", "notes")

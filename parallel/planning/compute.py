@@ -49,8 +49,10 @@ def _product_flops(plan: Plan) -> tuple[Values, Values]:
     A product of n columns takes as long as one of n + half_speed_width that wastes nothing.
     """
     case, width = plan.case, plan.constants.half_speed_width
-    mlp = np.where(case.is_mixture, 0, np.where(case.gated, 3, 2))
-    weights = (attention_weights(case) + mlp_weights(case)) / case.tp + (2 + mlp) * case.hidden * width
+    per_mlp = np.where(case.gated, 3, 2)
+    shared = case.mixture_share * (case.shared_ffn > 0)
+    mlps = np.where(case.is_mixture, 1 - case.mixture_share + shared, 1)  # dense ones of a layer
+    weights = (attention_weights(case) + mlp_weights(case)) / case.tp + (2 + per_mlp * mlps) * case.hidden * width
     edges = (1 + width / case.hidden) * (1 + width / case.tokens)
     experts = case.experts_per_token * expert_weights(case) / case.tp
     return 2 * case.tokens * weights * edges, 2 * case.tokens * experts
@@ -74,7 +76,7 @@ def _cast_bytes(plan: Plan) -> Values:
     Those that sequence parallelism divides are cast before they are gathered.
     """
     case, k = plan.case, plan.constants
-    wide = case.hidden * 2 * case.sequence_share + (case.heads * case.head_dim + _inner(case)) / case.tp
+    wide = case.hidden * 2 * case.sequence_share + (case.heads * case.head_dim + case.inner_width) / case.tp
     return np.where(case.is_narrow, k.cast_bytes * case.tokens * wide, 0.0)
 
 
@@ -109,11 +111,6 @@ def half_share(machine: Machine, plan: Plan) -> Values:
         default=k.share_unknown,
     )
     return np.minimum(shares * machine.watts_ratio**k.watts_power, 0.95)
-
-
-def _inner(case: Case) -> Values:
-    """Return the inner elements of the MLP that a token meets."""
-    return np.where(case.is_mixture, case.experts_per_token * case.expert_ffn, case.ffn)
 
 
 # --- the attention core
@@ -192,8 +189,8 @@ def elementwise(plan: Plan) -> Pass:
     rotary = np.where(case.position == "rotary", np.where(fuses, k.rotary_bytes, k.eager_rotary_bytes), 0.0)
     along_heads = (case.heads + case.kv_heads) * case.head_dim * (rotary + k.reshape_bytes)
     gated = np.where(fuses | case.fused_norm, k.swiglu_bytes, k.eager_swiglu_bytes)
-    along_ffn = _inner(case) * np.where(case.gated, gated, k.gelu_bytes)
-    routed = np.where(case.is_mixture, case.experts_per_token * case.hidden * k.routing_bytes, 0.0) / case.tp
+    along_ffn = case.inner_width * np.where(case.gated, gated, k.gelu_bytes)
+    routed = case.routed_copies * case.hidden * k.routing_bytes / case.tp
     bytes_ = case.tokens * (
         case.hidden * along_hidden * case.sequence_share + (along_heads + along_ffn) / case.tp + routed
     )

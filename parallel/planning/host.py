@@ -13,7 +13,7 @@ LAYER_LAUNCHES = 22
 def layer(plan: Plan) -> Pass:
     """Return the host's seconds of one layer in one micro-batch, without collectives. Values or arrays (cases,)."""
     case, k = plan.case, plan.constants
-    speed = launch_scale(plan) * np.where(case.is_mixture, k.host_mixture, 1.0)
+    speed = launch_scale(plan) * np.where(case.is_mixture, 1 + case.mixture_share * (k.host_mixture - 1), 1.0)
     if isinstance(case, CountedCase):
         speed = speed * case.block_launches / LAYER_LAUNCHES
     once = Pass(k.host_forward_s * speed, k.host_backward_s * speed)

@@ -54,7 +54,7 @@ def by_rank(plan: Plan) -> list[dict[str, Values]]:
         ("last", np.where(case.pp > 1, 1.0, 0.0), case.pp - 1, output, np.where(both, 0.0, loss)),
     )
     return [
-        {part: size * there for part, size in _rank_bytes(plan, name, number, ends, loss).items()}
+        {part: size * there for part, size in _rank_bytes(plan.of_rank(name), name, number, ends, loss).items()}
         for name, there, number, ends, loss in ranks
     ]
 
@@ -67,11 +67,12 @@ def _rank_bytes(plan: Plan, name: str, rank: Values, ends: Values, loss: Values)
     Either the logits or the working set of one layer is there at the fullest moment, on top of what is kept.
     """
     case = plan.case
-    layer, layers = local_dense(case) + local_experts(case), case.held("weights", name)
+    layers, largest = case.held("weights", name), plan.of_largest_layer()
     weights = Weights(layers * local_dense(case) + ends, layers * local_experts(case))
+    layer = local_dense(largest.case) + local_experts(largest.case)
     states, kept = state_bytes(plan, weights), rank_kept_bytes(plan, name, rank)
-    gathered = gathered_bytes(plan, layer, ends, layers) + buffer_bytes(plan)
-    at_work = np.maximum(loss, working_bytes(plan)) + gathered
+    gathered = gathered_bytes(plan, layer, ends, weights.total - ends, layers) + buffer_bytes(plan)
+    at_work = np.maximum(loss, working_bytes(largest)) + gathered
     if not np.any(case.is_own):
         return {"states": states, "activations": kept, "at work": at_work}
     return _of_run(plan, weights, ends, {"states": states, "activations": kept, "at work": at_work}, gathered)
@@ -136,8 +137,7 @@ def waiting_bytes(plan: Plan) -> Values:
     if isinstance(case, CountedCase):
         return case.element_bytes * case.micro_batch_size * case.block_kept * case.kept_share / 2
     heads = (case.heads + 2 * case.kv_heads) * case.head_dim
-    inner = np.where(case.experts > 0, case.experts_per_token * case.expert_ffn, case.ffn)
-    results = (heads + inner * np.where(case.gated, 2, 1)) / case.tp + 4 * case.hidden
+    results = (heads + case.inner_width * np.where(case.gated, 2, 1)) / case.tp + 4 * case.hidden
     again = layer_bytes(plan, scores=case.keeps_scores) + cast_bytes(case) - kept_bytes(plan)
     by_torch = case.is_own | (case.framework == "torchtitan") | (case.framework == "")
     results = np.where(by_torch, results, 0.0)
@@ -210,9 +210,7 @@ def layer_bytes(plan: Plan, scores: Values) -> Values:
     taken = case.is_own & (rotary > 0) & (case.kv_heads < case.heads)  # queries are taken apart from keys by a copy
     heads = heads + np.where(taken, case.element_bytes * case.heads * case.head_dim, 0.0)
     per_ffn = np.where(case.gated, np.where(fuses, 6, 8), 4)
-    mixture = case.experts > 0
-    inner = np.where(mixture, case.experts_per_token * case.expert_ffn, case.ffn) * per_ffn * wide
-    inner = inner + np.where(mixture, 2 * case.element_bytes * case.experts_per_token * case.hidden, 0)
+    inner = case.inner_width * per_ffn * wide + 2 * case.element_bytes * case.routed_copies * case.hidden
     score = np.where(scores, score_bytes(case), 0.0)
     return case.tokens * (case.hidden * along_hidden + (heads + inner) / case.tp + score)
 

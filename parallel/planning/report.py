@@ -103,10 +103,11 @@ def head(found: Found, raw: Mapping[str, Any], model: "Trained | None") -> Itera
 def _unlike(found: Found, n_weights: int) -> Iterator[str]:
     """Yield how many weights a model has, where that is not what its shape says."""
     if abs(n_weights / scale.n_weights(found) - 1) > UNLIKE:
-        alike = "layers that are all alike"
-        if found.settled.case.experts:
-            alike += ", each with experts and none that every token meets"
-        yield f"The modules of this model have {_weights(n_weights)} weights: what is predicted has {alike}."
+        alike = "that are all alike" + " but for those without experts" * bool(found.settled.case.experts)
+        yield (
+            f"The modules of this model have {_weights(n_weights)} weights: what is predicted has layers {alike}, each "
+            "with attention of queries, keys and values that are one product of what goes into it."
+        )
 
 
 def _weights(number: float) -> str:

@@ -1,18 +1,20 @@
 """From what a row says to a case with nothing left open: defaults for what is empty, refusals of what cannot be."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-from paralab.axes.case import Case, Values, stacked
+from paralab.axes.case import Case, stacked
 from paralab.axes.costs import GIB, Machine
 from paralab.axes.pipeline.cost import V_SHAPED
 from paralab.errors import LayoutError, ModelError, UsageError
 from paralab.planning import hardware
 from paralab.planning.cases import Raw
 from paralab.planning.hardware import DEFAULT_GPU, Device
+from paralab.planning.parts import even
+from paralab.planning.stages import WithExperts, evenly, held_by
 
 BYTES = {"fp32": 4, "fp16": 2, "bf16": 2, "fp8": 1}
 MEGATRON = ("megatron-lm", "megatron-deepspeed", "megatron-core")
@@ -106,6 +108,7 @@ def _shape(cells: _Cells) -> dict[str, Any]:
         "experts": experts,
         "experts_per_token": cells("experts_per_token", min(2, experts)),
         "expert_ffn": cells("expert_ffn", ffn if experts else 0),
+        "shared_ffn": cells("shared_ffn", 0),
         "sequence_length": cells("sequence_length", 2048),
     }
 
@@ -183,63 +186,22 @@ def _recipe(cells: _Cells, values: Mapping[str, Any], device: Device) -> dict[st
 def _stages(cells: _Cells, values: Mapping[str, Any]) -> dict[str, Any]:
     """Return the layers of the first, the fullest middle and the last rank, and of the one that keeps most."""
     layers, pp, vpp = values["layers"], values["pp"], values["vpp"]
+    with_experts = WithExperts(cells("dense_layers", 0), cells("experts_every", 1))
+    share = {"mixture_share": with_experts.before(layers) / layers}
     stages = cells.raw.get("layers_per_stage")
     if stages is None:
         if layers < pp:
             raise LayoutError(f"pp={pp} has more stages than there are layers ({layers}): use pp up to {layers}")
-        return {name: int(value) for name, value in evenly(layers, pp, vpp, values["schedule"]).items()}
+        held = {name: int(value) for name, value in evenly(layers, pp, vpp, values["schedule"]).items()}
+        stages = even(layers, pp * vpp)
+        return held | share | with_experts.shares(stages, pp, vpp, values["schedule"])
     if len(stages) != pp * vpp:
         raise LayoutError(
             f"layers_per_stage has {len(stages)} numbers, and pp {pp} x vpp {vpp} = {pp * vpp}: give one for each"
         )
     if sum(stages) != layers:
         raise LayoutError(f"layers_per_stage adds up to {sum(stages)}, and layers is {layers}: make them equal")
-    return held_by(stages, pp, vpp, values["schedule"])
-
-
-def held_by(stages: Sequence[int], pp: int, vpp: int, schedule: str) -> dict[str, int]:
-    """Return the fields `layers_*` and `held_rank` of a case. stages: layers of the pp x vpp stages in model order."""
-    ranks = list(range(pp)) * vpp
-    v_shaped = schedule in V_SHAPED and vpp == 2
-    if v_shaped:
-        ranks = [*range(pp), *range(pp - 1, -1, -1)]
-    held = [sum(n for n, rank in zip(stages, ranks, strict=True) if rank == r) for r in range(pp)]
-    middle = held[1:-1]
-    # 1F1B keeps a micro-batch for each rank behind; on a V all ranks keep as many
-    fullest = max(range(1, pp - 1), key=lambda r: held[r] * (1 if v_shaped else pp - r)) if middle else 0
-    return {
-        "layers_first": held[0],
-        "layers_middle": max(middle, default=0),
-        "layers_last": held[-1],
-        "layers_held": held[fullest] if middle else 0,
-        "held_rank": fullest,
-    }
-
-
-def evenly(layers: Values, pp: Values, vpp: Values, schedule: Values) -> dict[str, Values]:
-    """Return the fields `layers_*` and `held_rank` of a case whose layers are divided evenly over pp x vpp stages.
-
-    Each a value or an array (cases,). What is left over goes to the first stages, one layer each.
-    """
-    stages = pp * vpp
-    each, left = layers // stages, layers % stages
-    v_shaped = ((schedule == V_SHAPED[0]) | (schedule == V_SHAPED[1])) & (vpp == 2)
-
-    def held(rank: Values) -> Values:
-        in_turn = np.maximum(-((rank - left) // pp), 0)  # of the stages rank, rank + pp, ...: those before `left`
-        back_and_forth = 1 * (rank < left) + 1 * (2 * pp - 1 - rank < left)
-        return vpp * each + np.where(v_shaped, back_and_forth, in_turn)
-
-    inside = pp > 2
-    second = np.where(inside, held(1), 0)
-    fullest = np.where(v_shaped & inside, np.maximum(second, held(pp - 2)), second)
-    return {
-        "layers_first": held(0),
-        "layers_middle": fullest,
-        "layers_last": held(pp - 1),
-        "layers_held": np.where(v_shaped, fullest, second),
-        "held_rank": np.where(inside, 1, 0),
-    }
+    return held_by(stages, pp, vpp, values["schedule"], with_experts) | share
 
 
 def _check(values: Mapping[str, Any], device: Device) -> None:
@@ -253,6 +215,10 @@ def _check(values: Mapping[str, Any], device: Device) -> None:
         raise LayoutError(f"cp={v['cp']} is more than sequence_length={v['sequence_length']}: use fewer ranks")
     if v["experts"] and v["experts_per_token"] > v["experts"]:
         raise ModelError(f"experts_per_token={v['experts_per_token']} of experts={v['experts']}: use fewer")
+    if not v["experts"] and (v["shared_ffn"] or v["mixture_share"] < 1):
+        raise ModelError("shared_ffn, dense_layers or experts_every without experts: leave them empty, or give experts")
+    if v["experts"] and not v["mixture_share"]:
+        raise ModelError(f"no layer of {v['layers']} has experts: use fewer dense_layers, or leave experts empty")
     if v["ep"] > 1 and not v["experts"]:
         raise LayoutError(f"ep={v['ep']} without experts: leave ep empty, or give experts")
     if v["experts"] and v["experts"] % v["ep"]:

@@ -12,6 +12,7 @@ from paralab.layout import Layout
 from paralab.models import NAMES, SPECS
 from paralab.models.configs import C, ModelConfig
 from paralab.models.spec import ModelSpec
+from paralab.planning.stages import WithExperts
 from paralab.planning.vocabulary import with_tokenizer
 
 # columns of the contract, and what configs call them, the first one that is there
@@ -28,6 +29,8 @@ _NAMES = {
     "vocab": ("vocab_size",),
     "sequence_length": ("seq_len",),
 }
+# what models call the experts that every token meets
+_SHARED = ("shared", "shared_expert", "shared_experts", "shared_mlp")
 
 
 @dataclass(frozen=True)
@@ -122,15 +125,20 @@ def shape_of(spec: ModelSpec[C], config: C, size: str) -> dict[str, Any]:
             f"{spec.name} {size} is not a transformer of texts, which is what step times are predicted for: give "
             "--model gpt2, llama or mixtral, a model of transformers, or --layers, --hidden and the other sizes"
         )
-    block, outside = _numels(spec, config)
+    blocks, outside = _numels(spec, config)
     hidden, heads = found["hidden"], found["heads"]
     head_dim = found.get("head_dim", hidden // heads)
-    attention = 2 * hidden * head_dim * (heads + found.get("kv_heads", heads))
-    if not found.get("experts"):
+    if found.get("experts"):
+        width = found.get("expert_ffn", found.get("ffn", 4 * hidden))
+        matrices = max((block.experts for block in blocks), default=0) / (hidden * width * found["experts"])
+    else:
         found.pop("expert_ffn", None)  # of a kind of model that may have experts
-    ffn = found.get("expert_ffn", found.get("ffn", 4 * hidden))
-    widths = ffn * max(found.get("experts", 0), 1)
-    gated = (block - attention) / (hidden * widths) > 2.5  # three matrices, not two
+        attention = 2 * hidden * head_dim * (heads + found.get("kv_heads", heads))
+        last = blocks[-1].weights if blocks else 0
+        matrices = (last - attention) / (hidden * found.get("ffn", 4 * hidden))
+    gated = matrices > 2.5  # three, not two
+    if found.get("experts"):
+        found |= _beside_experts(blocks, hidden * (3 if gated else 2))
     found |= {
         "gated": gated,
         "norm": "rmsnorm" if gated else "layernorm",
@@ -141,12 +149,40 @@ def shape_of(spec: ModelSpec[C], config: C, size: str) -> dict[str, Any]:
     return found
 
 
-def _numels(spec: ModelSpec[C], config: C) -> tuple[int, set[tuple[int, ...]]]:
-    """Return how many weights the last block has, and the shapes of the parameters outside of blocks.
+@dataclass(frozen=True)
+class _Block:
+    """How many weights a block has, and how many of these are of experts, and of experts that every token meets."""
 
-    The first blocks of a mixture may be without experts.
+    weights: int
+    experts: int
+    shared: int
+
+
+def _numels(spec: ModelSpec[C], config: C) -> tuple[list[_Block], set[tuple[int, ...]]]:
+    """Return the weights of each block, and the shapes of the parameters outside of blocks."""
+    model, names = spec.on_meta(config), spec.blocks(config)
+    inside: set[int] = set()
+    blocks = []
+    for name in names:
+        of = list(model.get_submodule(name).named_parameters())
+        inside |= {id(p) for _, p in of}
+        parts = [(path.split("."), p.numel()) for path, p in of]
+        experts = sum(numel for path, numel in parts if "experts" in path)
+        shared = sum(numel for path, numel in parts if any(word in _SHARED for word in path))
+        blocks.append(_Block(sum(numel for _, numel in parts), experts, shared))
+    return blocks, {tuple(p.shape) for p in model.parameters() if id(p) not in inside}
+
+
+def _beside_experts(blocks: Sequence[_Block], weights_of_width: int) -> dict[str, int]:
+    """Return the columns of what a mixture has beside its experts: shared ones, and layers without any.
+
+    weights_of_width: that a layer has for each element of the inner width of an MLP.
     """
-    model, blocks = spec.on_meta(config), spec.blocks(config)
-    inside = {id(p) for name in blocks for p in model.get_submodule(name).parameters()}
-    shapes = {tuple(p.shape) for p in model.parameters() if id(p) not in inside}
-    return sum(p.numel() for p in model.get_submodule(blocks[-1]).parameters()) if blocks else 0, shapes
+    has = [block.experts > 0 for block in blocks]
+    first, dense = next((i for i, one in enumerate(has) if one), 0), has.count(False)
+    patterns = [WithExperts(first), *(WithExperts(first + 1 - n, n) for n in range(2, first + 2)), WithExperts(dense)]
+    alike = (one for one in patterns if [one.before(i + 1) - one.before(i) == 1 for i in range(len(has))] == has)
+    found = next(alike, patterns[-1])  # in any other order they are counted as the first ones
+    shared = round(max((block.shared for block in blocks), default=0) / weights_of_width)
+    columns = {"shared_ffn": shared, "dense_layers": found.dense_layers, "experts_every": found.every}
+    return {name: value for name, value in columns.items() if value != (name == "experts_every")}

@@ -78,16 +78,21 @@ def layer(plan: Plan) -> Layer:
 
 
 def all_ranks(plan: Plan, one: Layer) -> Ranks:
-    """Return the seconds of a micro-batch on the first, a middle and the last rank, and of all one after the other."""
+    """Return the seconds of a micro-batch on the first, a middle and the last rank, and of all one after the other.
+
+    one: the average layer of the model.
+    """
     case = plan.case
     embedding_s, output_s = compute.embedding(plan).both_s, compute.output(plan).both_s
     both = is_v_shaped(case) | (case.pp == 1)
     embedding, output = local_embedding(case), np.where(case.pp == 1, local_output(case), 0.0)
-    first_s = _rank_s(plan, one, case.layers_first, embedding_s + np.where(both, output_s, 0.0), embedding + output)
-    middle_s = _rank_s(plan, one, case.layers_middle, 0.0, 0.0)
-    last_s = _rank_s(plan, one, case.layers_last, np.where(both, 0.0, output_s), local_output(case))
+    plans = (plan.of_rank(rank) for rank in ("first", "middle", "last"))
+    first, middle, last = ((of, one if of is plan else layer(of)) for of in plans)
+    first_s = _rank_s(*first, case.layers_first, embedding_s + np.where(both, output_s, 0.0), embedding + output)
+    middle_s = _rank_s(*middle, case.layers_middle, 0.0, 0.0)
+    last_s = _rank_s(*last, case.layers_last, np.where(both, 0.0, output_s), local_output(case))
     average = (case.layers - case.layers_first - case.layers_last) / np.maximum(case.pp - 2, 1)
-    between_s = (case.pp - 2) * _rank_s(plan, one, average, 0.0, 0.0)
+    between_s = (case.pp - 2) * _rank_s(*middle, average, 0.0, 0.0)
     total_s = first_s + np.where(case.pp > 1, last_s, 0.0) + np.where(case.pp > 2, between_s, 0.0)
     middle_s, last_s = np.where(case.pp > 2, middle_s, 0.0), np.where(case.pp > 1, last_s, 0.0)
     return Ranks(first_s, middle_s, last_s, total_s)
@@ -131,9 +136,11 @@ def causes(plan: Plan, done: Step) -> dict[str, Values]:
     They are those of the slowest rank. compute: matrix products and flash attention. memory: operations that only move
     bytes. host: what the device waits for launches. link: communication that is not hidden.
     """
-    case, one = plan.case, done.layer
     ranks = np.stack(np.broadcast_arrays(done.ranks.first_s, done.ranks.middle_s, done.ranks.last_s))
-    slowest = np.argmax(ranks, axis=0)
+    slowest, case = np.argmax(ranks, axis=0), plan.case
+    share = _of(slowest, case.mixture_first, case.mixture_middle, case.mixture_last)
+    theirs = plan.of(case.with_mixture(share))
+    plan, case, one = theirs, theirs.case, done.layer if theirs is plan else layer(theirs)
     layers = _of(slowest, case.layers_first, case.layers_middle, case.layers_last)
     output, both = compute.output(plan), is_v_shaped(case) | (case.pp == 1)
     product_s = compute.output_product(plan).both_s

@@ -23,6 +23,10 @@ class Weights:
     def total(self) -> Values:
         return self.dense + self.experts
 
+    def with_dense(self, more: Values) -> "Weights":
+        """Return these and others that are not of experts."""
+        return Weights(self.dense + more, self.experts)
+
 
 def by_micro_batch(case: Case) -> Values:
     """Return whether gradients are reduced after every micro-batch, to keep no whole ones: stages 2 and 3.
@@ -144,15 +148,19 @@ def _ring_rate(plan: Plan, degree: Values, inner: Values) -> Values:
 
 def fullest_weights(case: Case) -> Weights:
     """Return the weights of the pipeline rank that has most, before ZeRO divides them."""
-    layer = local_dense(case) + local_experts(case)
-    first, middle, last = layers = [case.held("weights", rank) for rank in ("first", "middle", "last")]
-    first = first * layer + local_embedding(case) + np.where(case.pp == 1, local_output(case), 0)
-    last = last * layer + np.where(case.pp > 1, local_output(case), 0)
-    middle = middle * layer
-    most = np.maximum(np.maximum(first, last), middle)
-    of = np.where(first >= most, layers[0], np.where(last >= most, layers[2], layers[1]))
-    experts = of * local_experts(case)
+    first, middle, last = (_layers_of(case, rank) for rank in ("first", "middle", "last"))
+    first = first.with_dense(local_embedding(case) + np.where(case.pp == 1, local_output(case), 0))
+    last = last.with_dense(np.where(case.pp > 1, local_output(case), 0))
+    most = np.maximum(np.maximum(first.total, last.total), middle.total)
+    is_first, is_last = first.total >= most, last.total >= most
+    experts = np.where(is_first, first.experts, np.where(is_last, last.experts, middle.experts))
     return Weights(most - experts, experts)
+
+
+def _layers_of(case: Case, rank: str) -> Weights:
+    """Return the weights of all layers of a pipeline rank. rank: first, middle or last."""
+    layers, of = case.held("weights", rank), case.of_rank(rank)
+    return Weights(layers * local_dense(of), layers * local_experts(of))
 
 
 def updated_weights(case: Case) -> Values:
@@ -224,8 +232,10 @@ def gradient_bytes(case: Case, weights: Weights) -> Values:
     return np.where(elsewhere, 0.0, (dense + experts) * case.gradient_bytes)
 
 
-def gathered_bytes(plan: Plan, layer: Values, ends: Values, layers: Values) -> Values:
-    """Return the bytes of what ZeRO has whole at once. layer, ends: weights of a layer and of the largest end.
+def gathered_bytes(plan: Plan, layer: Values, ends: Values, every: Values, layers: Values) -> Values:
+    """Return the bytes of what ZeRO has whole at once.
+
+    layer, every, ends: weights of the largest layer, of all layers and of the largest end. layers: how many there are.
 
     Two layers with their gradients, or an end, of which stage 2 has the weights anyway; a pipeline of PyTorch keeps
     all layers of the rank, with whole gradients. paralab itself has both stages from FSDP, which keeps the ends beside
@@ -234,10 +244,10 @@ def gathered_bytes(plan: Plan, layer: Values, ends: Values, layers: Values) -> V
     case = plan.case
     some = np.maximum(np.minimum(layers, 2) * layer, ends)
     own = case.gradient_bytes * (1 - 1 / np.maximum(case.sharded_over, 1))  # beside the rank's shard of the gradients
-    third = np.where(keeps_whole(case), (layers * layer + ends) * case.gradient_bytes, some * own)
-    third = third + np.where(keeps_whole(case), layers * layer + ends, some) * case.element_bytes
+    third = np.where(keeps_whole(case), (every + ends) * case.gradient_bytes, some * own)
+    third = third + np.where(keeps_whole(case), every + ends, some) * case.element_bytes
     second = np.where(by_micro_batch(case), some * own, 0.0)
-    of_run = np.where(case.zero == 2, layers, np.minimum(layers, 1)) * layer + ends
+    of_run = np.where(case.zero == 2, every, np.minimum(layers, 1) * layer) + ends
     third = np.where(case.is_own & np.logical_not(keeps_whole(case)), of_run * case.element_bytes, third)
     second = np.where(case.is_own, third, second)
     return np.select([case.zero == 3, case.zero == 2], [third, second], 0.0)

@@ -19,4 +19,5 @@ class ExpertCost(AxisCost):
         link, network = plan.machine.intra_bytes_per_s * k.link_share, plan.machine.inter_bytes_per_s * k.network_share
         seconds = token_bytes * (inside / link + outside / network)
         once_s = np.where(case.is_mixture & (case.ep > 1), 2 * (seconds * k.expert_imbalance + k.latency_s), 0.0)
+        once_s = once_s * case.mixture_share  # of the layers that have experts
         return Pass(once_s, once_s).again(case.recompute == "full")

@@ -34,6 +34,8 @@ MODELS = (
     shape(126, 16384, 128, 8, 53248, 128256, 8192, **GATED),
     shape(48, 2048, 32, 4, 6144, 151936, 4096, head_dim=128, **GATED)
     | {"experts": 128, "experts_per_token": 8, "expert_ffn": 768},
+    shape(48, 2048, 32, 4, 6144, 151936, 4096, head_dim=128, **GATED)
+    | {"experts": 128, "experts_per_token": 8, "expert_ffn": 768, "shared_ffn": 1536, "dense_layers": 3},
 )
 SCHEDULES = (("1f1b", 1), ("1f1b", 1), ("gpipe", 1), ("interleaved", 2), ("zb-h1", 1), ("zbv", 2))
 FRAMEWORKS = ("", "paralab", "megatron-lm", "nemo", "deepspeed", "torchtitan", "llm-foundry")

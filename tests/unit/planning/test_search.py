@@ -360,7 +360,7 @@ def test_the_experts_of_a_model_of_transformers_have_a_width_of_their_own(tmp_pa
     planned, real, said = _weights("qwen3_moe", tmp_path, mlp_only_layers=[], head_dim=8)
     assert planned == pytest.approx(real, rel=0.002)  # norms of heads
     assert "modules" not in said
-    planned, real, said = _weights("deepseek_v3", tmp_path, first_k_dense_replace=3)
+    planned, real, said = _weights("deepseek_v3", tmp_path, kv_lora_rank=256)
     assert f"The modules of this model have {real / 1e6:.2f} M weights" in said
 
 

@@ -8,7 +8,8 @@ from paralab.axes.case import Values
 from paralab.axes.costs import AxisCost, Pass, Plan
 from paralab.benchmarks.planner.cases import published
 from paralab.planning.predict import evaluate, predict
-from paralab.planning.settle import evenly, settle
+from paralab.planning.settle import settle
+from paralab.planning.stages import evenly
 from paralab.planning.steptime import step_time_s
 
 
