@@ -77,6 +77,17 @@ def predicted(layout: str, *, batch: int = 8, device: MeasuredDevice = DEVICE, *
     return step.predict(plan, device, cluster)
 
 
+@pytest.mark.parametrize("layout", ["dp1", "dp2/zero2"])
+def test_clipping_reads_and_writes_the_gradients_that_a_rank_has(layout: str) -> None:
+    """In fp32: where products of elements are ten times as slow as sums, nine times as long more."""
+    slow = {"mul float32": tuple(replace(s, seconds=10 * s.seconds) for s in samples()["add float32"])}
+    device = replace(DEVICE, rates=tuple(replace(r, operations={**r.operations, **slow}) for r in DEVICE.rates))
+    more = predicted(layout, device=device).parts["update"] - predicted(layout).parts["update"]
+    weights = sum(p.numel() for p in TINY.on_meta(CONFIG).parameters())
+    of_rank = weights / Layout.parse(layout).dp
+    assert more == pytest.approx(9 * 8 * of_rank / BYTES_PER_S, rel=0.01)
+
+
 def test_a_file_is_read_as_it_was_written(tmp_path: Path) -> None:
     path = tmp_path / "device.json"
     path.write_bytes(files.write(DEVICE))
