@@ -67,17 +67,20 @@ class Attend(nn.Module):
     """Attention of queries over all keys of their sequence, or over those up to their own position (causal).
 
     over: what computes it where other ranks have some of the keys; None for torch's own. queries: heads of queries that
-    share a head of keys and values.
+    share a head of keys and values. value_width: elements of a head of values; None for as many as keys have.
     """
 
     over: Callable[[Tensor, Tensor, Tensor], Tensor] | None = None
 
-    def __init__(self, *, causal: bool, queries: int = 1) -> None:
+    def __init__(self, *, causal: bool, queries: int = 1, value_width: int | None = None) -> None:
         super().__init__()
-        self.causal, self.queries = causal, queries
+        self.causal, self.queries, self.value_width = causal, queries, value_width
 
     def forward(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        """Take q (batch, heads, seq, head_dim), k and v (batch, heads / queries, seq, head_dim); return q's shape."""
+        """Take q (batch, heads, seq, head_dim), k and v (batch, heads / queries, seq, head_dim); return q's shape.
+
+        With a `value_width` that is the last dim of v, and of what is returned.
+        """
         if self.over is not None:
             return self.over(q, k, v)
         return F.scaled_dot_product_attention(q, k, v, is_causal=self.causal, enable_gqa=self.queries > 1)

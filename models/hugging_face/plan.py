@@ -43,9 +43,9 @@ def problem(theirs: Any, prefix: str, modules: Mapping[str, Any]) -> str:
 def divides(theirs: Any, plan: Mapping[str, Style]) -> dict[str, int]:
     """Return what the number of tensor ranks has to divide beside the layers: heads, where a rank has some of them.
 
-    theirs: the configuration, whose names are returned. plan: in our words.
+    theirs: the configuration, whose names are returned. plan: in our words; some leave attention whole.
     """
-    if not plan or "column_gathered" in plan.values():
+    if "column_gathered" in plan.values() or not any("att" in pattern for pattern in plan):  # self_attn, attention
         return {}
     heads = {name: getattr(theirs, name, None) for name in ("num_attention_heads", "num_key_value_heads")}
     return {name: number for name, number in heads.items() if isinstance(number, int)}

@@ -46,7 +46,8 @@ def _share(self: Any, take: Callable[[Tensor, int], Tensor], ranks: int) -> None
     self.take, self.ranks = take, ranks
     for module in list(self.modules()):
         if hasattr(module, "is_causal") and not isinstance(module, Attend):
-            module.attend = Attend(causal=True, queries=getattr(module, "num_key_value_groups", 1))
+            queries, width = getattr(module, "num_key_value_groups", 1), getattr(module, "v_head_dim", None)
+            module.attend = Attend(causal=True, queries=queries, value_width=width)  # a width in latent attention alone
     if _NAME not in AttentionInterface._global_mapping:
         AttentionInterface.register(_NAME, _attend)  # and no mask of this name: every mask is that of a causal model
     with quietly():
@@ -69,7 +70,7 @@ def _attend(
     odd = [name for name in _OTHERWISE if named.get(name) is not None]
     if odd or attention_mask is not None:
         raise NotImplementedError(f"its attention has {odd[0] if odd else 'a mask'}")
-    if key.shape[-1] != value.shape[-1]:
+    if value.shape[-1] != (module.attend.value_width or key.shape[-1]):
         raise NotImplementedError(f"its keys have {key.shape[-1]} elements a head and its values {value.shape[-1]}")
     usual = query.shape[-1] ** -0.5
     if scaling is not None and scaling != usual:
@@ -93,8 +94,9 @@ class SequenceRanks(ThreadRanks):
         return model
 
     def _over(self, q: Tensor, k: Tensor, v: Tensor, rank: int) -> Tensor:
-        pairs = self._meet(torch.stack((k, v)), rank)
-        keys, values = torch.cat([x.repeat_interleave(q.shape[1] // k.shape[1], dim=2) for x in pairs], dim=3)
+        pairs = self._meet(torch.cat((k, v), dim=3), rank)
+        every = torch.cat([x.repeat_interleave(q.shape[1] // k.shape[1], dim=1) for x in pairs], dim=2)
+        keys, values = every.split([k.shape[3], v.shape[3]], dim=3)
         length = q.shape[2]
         ahead = torch.ones(length, length * self.size, dtype=torch.bool).triu(1 + rank * length)
         scores = (q @ keys.mT * q.shape[-1] ** -0.5).masked_fill(ahead, float("-inf"))

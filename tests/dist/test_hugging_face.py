@@ -58,6 +58,9 @@ CASES = [
     ("qwen3_moe", "pp4/1f1b/mb4"),  # no stage before the second has experts
     pytest.param("deepseek_v3", "dp2.pp2.ep2.tp2/zero3/mb2", marks=pytest.mark.always),
     ("deepseek_v3", "dp4.ep4/zero1"),
+    ("deepseek_v3", "cp2.tp2/ulysses"),
+    ("deepseek_v3", "cp4"),
+    pytest.param("deepseek_v3", "cp2.pp2/mb2", marks=pytest.mark.always),  # keys and values of other widths
 ]
 
 
@@ -91,6 +94,8 @@ def test_parity_with_options(
         ("qwen3", "dp2.tp2.pp2/zero3/mb2", {}),
         ("qwen3", "cp2.tp2", {}),
         ("mixtral", "cp2.pp2/mb2", {}),
+        ("deepseek_v3", "cp2", {}),
+        ("deepseek_v3", "cp2.tp2/ulysses", {}),
         ("qwen3_moe", "dp2.tp2.pp2/zero3/mb2", {}),
     ],
 )

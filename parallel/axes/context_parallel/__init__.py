@@ -122,15 +122,17 @@ class ContextAxis(Axis):
         split = any("heads" in what for what in plan.spec.tensor_divides(plan.model_config))
         queries = x.nbytes // (plan.layout.tp if split else 1)
         keys = queries // module.queries
+        values = keys if module.value_width is None else keys // x.shape[-1] * module.value_width
+        made = values * module.queries
         if plan.layout.cp_style == "ulysses":
-            for payload in (queries + 2 * keys, queries):  # to heads, and what attention made of them back to positions
+            for payload in (queries + keys + values, made):  # to heads, and what attention made of them back
                 yield Call("cp", "all_to_all", payload, block=block)
                 yield Call("cp", "all_to_all", payload, backward=True, block=block)
             return
         hops, wide = ranks - 1, max(x.element_size(), 4)  # gradients of keys and values are summed in fp32 or wider
-        gradients = keys // x.element_size() * wide
-        yield Call("cp", "send", hops * 2 * keys, block=block)
-        yield Call("cp", "send", hops * 2 * (keys + gradients), backward=True, block=block)
+        gradients = (keys + values) // x.element_size() * wide
+        yield Call("cp", "send", hops * (keys + values), block=block)
+        yield Call("cp", "send", hops * (keys + values + gradients), backward=True, block=block)
 
 
 def _check_positions(layout: Layout, shape: "SequenceShape", model: str) -> None:

@@ -8,13 +8,14 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from paralab.models.spec import at_least_fp32
 
 
 @dataclass
 class Part:
-    """Attention over some of the keys. out: (batch, heads, seq, head_dim). lse: (batch, heads, seq), fp32 or wider."""
+    """Attention over some keys. out: (batch, heads, seq, width of v). lse: (batch, heads, seq), fp32 or wider."""
 
     out: Tensor
     lse: Tensor
@@ -36,11 +37,13 @@ class Part:
 def forward(q: Tensor, k: Tensor, v: Tensor, *, causal: bool) -> Part:
     """Return the attention of q (batch, heads, seq, head_dim) over k and v, with as many heads or fewer.
 
-    causal: queries and keys are the same positions, and none looks ahead.
+    Values may have another width than keys. causal: queries and keys are the same positions, and none looks ahead.
     """
     k, v = (_repeated(x, q.shape[1]) for x in (k, v))
     if _has_kernel(q):
-        return Part(*torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(q, k, v, 0.0, causal))
+        scale = q.shape[-1] ** -0.5
+        out, lse = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(*_even(q, k, v), 0.0, causal, scale=scale)
+        return Part(out[..., : v.shape[-1]], lse)
     scores = _scores(q, k, causal)
     lse = scores.logsumexp(-1)
     return Part((scores - lse[..., None]).exp().to(q.dtype) @ v, lse)
@@ -56,9 +59,10 @@ def backward(
     heads = k.shape[1]
     k, v = (_repeated(x, q.shape[1]) for x in (k, v))
     if _has_kernel(q):
-        grad_q, grad_k, grad_v = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward(
-            grad, q, k, v, out, lse.contiguous(), 0.0, causal
+        gradients = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward(
+            *_even(grad, q, k, v, out), lse.contiguous(), 0.0, causal, scale=q.shape[-1] ** -0.5
         )
+        grad_q, grad_k, grad_v = (x[..., : of.shape[-1]] for x, of in zip(gradients, (q, k, v), strict=True))
     else:
         weights = (_scores(q, k, causal) - lse[..., None]).exp()
         wide = at_least_fp32(grad)
@@ -66,6 +70,12 @@ def backward(
         products = (weights * inner).to(q.dtype) * q.shape[-1] ** -0.5
         grad_q, grad_k, grad_v = products @ k, products.mT @ q, weights.to(q.dtype).mT @ grad
     return grad_q, _summed(grad_k, heads), _summed(grad_v, heads)
+
+
+def _even(*tensors: Tensor) -> list[Tensor]:
+    """Return tensors (..., width) with zeros after the narrower ones: the kernel takes keys and values of one width."""
+    width = max(x.shape[-1] for x in tensors)
+    return [x if x.shape[-1] == width else F.pad(x, (0, width - x.shape[-1])) for x in tensors]
 
 
 def _has_kernel(q: Tensor) -> bool:

@@ -35,7 +35,7 @@ class Ring:
         self.rank, self.ranks = group.rank(), group.size()
 
     def __call__(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        """Take q (batch, heads, seq / ranks, head_dim), k and v with as many heads or fewer; return q's shape."""
+        """Take q (batch, heads, seq / ranks, head_dim), k and v with as many heads or fewer; return q's heads of v."""
         return _RingAttention.apply(q, k, v, self)
 
     def meeting(self, owner: int, length: int) -> Meeting:
@@ -63,7 +63,7 @@ class Ring:
         return Passing(mine, got, dist.batch_isend_irecv(operations))
 
     def round(self, kv: Tensor) -> Iterator[tuple[int, Tensor]]:
-        """Yield (owner, its keys and values) for every rank, this one first; kv (2, batch, heads, seq, head_dim)."""
+        """Yield (owner, its keys and values) for every rank, this one first; kv: those of this rank, in any shape."""
         for step in range(self.ranks):
             passing = self.pass_on(kv) if step < self.ranks - 1 else None
             yield (self.rank - step) % self.ranks, kv
@@ -89,9 +89,9 @@ class _RingAttention(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, ring: Ring) -> Tensor:
         total: local.Part | None = None
-        for owner, kv in ring.round(torch.stack((k, v))):
+        for owner, kv in ring.round(_joined(k, v)):
             queries, keys, causal = ring.meeting(owner, q.shape[2])
-            cut_k, cut_v = kv[:, :, :, keys]
+            cut_k, cut_v = (x[:, :, keys] for x in _parted(kv, (k, v)))
             part = local.forward(q[:, :, queries], cut_k, cut_v, causal=causal)
             total = part.widened() if total is None else total.merge(part, queries)
         assert total is not None
@@ -106,18 +106,29 @@ class _RingAttention(torch.autograd.Function):
         ring: Ring = ctx.ring
         grad_q = own = q  # until the first, this rank itself
         passing: Passing | None = None
-        for owner, kv in ring.round(torch.stack((k, v))):
+        for owner, kv in ring.round(_joined(k, v)):
             queries, keys, causal = ring.meeting(owner, q.shape[2])
-            cut_k, cut_v = kv[:, :, :, keys]
+            cut_k, cut_v = (x[:, :, keys] for x in _parted(kv, (k, v)))
             cut_grad, cut_q, cut_out, cut_lse = (x[:, :, queries] for x in (grad, q, out, lse))
             part_q, *part_kv = local.backward(cut_grad, cut_q, cut_k, cut_v, cut_out, cut_lse, causal=causal)
             if owner == ring.rank:
-                grad_q, own = at_least_fp32(part_q), at_least_fp32(torch.stack(part_kv))
+                grad_q, own = at_least_fp32(part_q), at_least_fp32(_joined(*part_kv))
                 continue
             grad_q[:, :, queries] += part_q
             summed = torch.zeros_like(own) if passing is None else passing.wait()
-            for total, part in zip(summed, part_kv, strict=True):
+            for total, part in zip(_parted(summed, (k, v)), part_kv, strict=True):
                 total[:, :, keys] += part
             passing = ring.pass_on(summed)
-        grad_k, grad_v = own + passing.wait() if passing is not None else own
+        grad_k, grad_v = _parted(own + passing.wait() if passing is not None else own, (k, v))
         return grad_q.to(q.dtype), grad_k.to(k.dtype), grad_v.to(v.dtype), None
+
+
+def _joined(*tensors: Tensor) -> Tensor:
+    """Return keys and values, which may differ in width, as one message: (elements of all)."""
+    return torch.cat([x.flatten() for x in tensors])
+
+
+def _parted(joined: Tensor, like: tuple[Tensor, ...]) -> Iterator[Tensor]:
+    """Yield views of what was joined, in the shapes of `like`."""
+    for part, x in zip(joined.split([x.numel() for x in like]), like, strict=True):
+        yield part.view(x.shape)

@@ -19,13 +19,15 @@ class Ulysses:
         self.group, self.causal, self.ranks = group, causal, group.size()
 
     def __call__(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        """Take q (batch, heads, seq / ranks, head_dim), k and v with as many heads or fewer; return q's shape."""
-        sizes = [x.shape[1] // self.ranks for x in (q, k, v)]  # heads of a rank
-        # (batch, ranks, heads / ranks, seq / ranks, head_dim) -> (ranks, batch, all heads / ranks, ...)
-        packed = torch.cat([x.unflatten(1, (self.ranks, -1)) for x in (q, k, v)], dim=2).transpose(0, 1)
+        """Take q (batch, heads, seq / ranks, head_dim), k and v with as many heads or fewer; return q's heads of v."""
+        sent = [x.unflatten(1, (self.ranks, -1)).permute(1, 0, 3, 2, 4) for x in (q, k, v)]
+        # (ranks, batch, seq / ranks, heads / ranks, width) each -> (ranks, batch, seq / ranks, elements of all three)
+        packed = torch.cat([x.flatten(3) for x in sent], dim=3)
         here = _Exchange.apply(packed, self.group)  # by the rank whose positions they are
-        q, k, v = here.permute(1, 2, 0, 3, 4).flatten(2, 3).split(sizes, dim=1)  # (batch, heads / ranks, seq, head_dim)
-        y = F.scaled_dot_product_attention(q, k, v, is_causal=self.causal, enable_gqa=sizes[0] > sizes[1])
+        parts = here.transpose(0, 1).flatten(1, 2).split([x.shape[3] * x.shape[4] for x in sent], dim=2)
+        pairs = zip(parts, sent, strict=True)
+        q, k, v = (part.unflatten(2, x.shape[3:]).transpose(1, 2) for part, x in pairs)  # (batch, heads, seq, width)
+        y = F.scaled_dot_product_attention(q, k, v, is_causal=self.causal, enable_gqa=q.shape[1] > k.shape[1])
         back = y.unflatten(2, (self.ranks, -1)).permute(2, 0, 1, 3, 4)
         heads = _Exchange.apply(back, self.group)  # (ranks, batch, heads / ranks, seq / ranks, head_dim)
         return heads.transpose(0, 1).flatten(1, 2)

@@ -42,15 +42,15 @@ def test_each_hop_costs_every_rank_the_same(ranks: int) -> None:
 
 
 @pytest.mark.parametrize("device", ["cpu", "other"])  # the kernel of the CPU, and products that any device has
-@pytest.mark.parametrize("causal", [True, False])
-def test_parts_of_a_ring_are_attention(monkeypatch: pytest.MonkeyPatch, causal: bool, device: str) -> None:
+@pytest.mark.parametrize(("causal", "width"), [(True, 8), (False, 8), (True, 4), (False, 12)])  # width: of values
+def test_parts_of_a_ring_are_attention(monkeypatch: pytest.MonkeyPatch, causal: bool, width: int, device: str) -> None:
     """What the ranks of a ring compute, one after the other, is attention over the sequence and its gradients."""
     if device == "other":
         monkeypatch.setattr(local, "_has_kernel", lambda x: False)
     ranks, generator = 3, torch.Generator().manual_seed(0)
     q, k, v, grad = (
-        torch.randn(2, heads, 24, 8, dtype=torch.float64, generator=generator, requires_grad=True)
-        for heads in (4, 2, 2, 4)
+        torch.randn(2, heads, 24, each, dtype=torch.float64, generator=generator, requires_grad=True)
+        for heads, each in ((4, 8), (2, 8), (2, width), (4, width))
     )
     want = F.scaled_dot_product_attention(q, k, v, is_causal=causal, enable_gqa=True)
     want.backward(grad)
@@ -89,7 +89,7 @@ class LoneRing(Ring):
         self.every = every
 
     def round(self, kv: torch.Tensor) -> Iterator[tuple[int, torch.Tensor]]:
-        yield from enumerate(self.every)
+        yield from enumerate(self.every.flatten(1))
 
     def pass_on(self, mine: torch.Tensor) -> Passing:
         assert mine.dtype == torch.float32
