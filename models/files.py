@@ -3,14 +3,16 @@
 Imports no torch: what a file is called is known before anything heavy is loaded.
 """
 
+import contextlib
 import hashlib
 import importlib.util
 import os
 import re
 import sys
 import traceback
+from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from paralab.errors import ConfigError, ParalabError, did_you_mean
 
@@ -114,13 +116,31 @@ def _run(file: ModelFile, content: bytes, sha256: str) -> dict[str, Any]:
         sys.path.append(folder)  # last, and for good: a function may import a module beside the file later
     sys.modules[name] = module  # dataclasses and pickle look for it there
     try:
-        exec(compile(content, file.path, "exec"), vars(module))
+        with _said_when_ended():
+            exec(compile(content, file.path, "exec"), vars(module))
     except BaseException as error:
         del sys.modules[name]
         if isinstance(error, KeyboardInterrupt):
             raise
         raise ConfigError(f"--model {file.shown}: {_why(error, file)}") from None
     return vars(module)
+
+
+@contextlib.contextmanager
+def _said_when_ended() -> Iterator[None]:
+    """Make what would end this process without a word raise SystemExit, as `sys.exit` does."""
+    exit_now, own = os._exit, os.getpid()
+
+    def end(status: int) -> NoReturn:
+        if os.getpid() != own:  # of a process that the file has forked
+            exit_now(status)
+        raise SystemExit(status)
+
+    os._exit = end  # type: ignore[assignment]
+    try:
+        yield
+    finally:
+        os._exit = exit_now
 
 
 def _why(error: BaseException, file: ModelFile) -> str:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from paralab.models.structure import find_blocks, find_tied
+from paralab.models.structure import find_blocks, find_tied, has_batch_norm
 
 
 @dataclass(frozen=True)
@@ -21,18 +21,20 @@ class Found:
     """What is found in a model. blocks: full names, in order. first, last: what runs before and after all of them.
 
     tied: full name of a parameter -> full name of the one, defined before it, whose storage it shares.
+    batch_norm: whether it has a norm of torch whose statistics are those of a batch.
     """
 
     blocks: tuple[str, ...]
     first: tuple[str, ...]
     last: tuple[str, ...]
     tied: Mapping[str, str]
+    batch_norm: bool
 
 
 def look_into(model: nn.Module, blocks: tuple[str, ...] | None) -> Found:
     """Look into a whole model. blocks: full names of its blocks; None where they are to be found as well."""
     names = find_blocks(model) if blocks is None else blocks
-    return Found(names, *around(model, names), find_tied(model))
+    return Found(names, *around(model, names), find_tied(model), has_batch_norm(model))
 
 
 def around(model: nn.Module, blocks: tuple[str, ...]) -> tuple[tuple[str, ...], tuple[str, ...]]:

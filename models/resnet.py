@@ -14,7 +14,7 @@ from torch.nn import functional as F
 
 from paralab.models import Norm, Residual
 from paralab.models.norms import BatchNorm2d, GroupNorm, SyncBatchNorm2d
-from paralab.models.spec import Flops, ModelSpec, Style, at_least_fp32
+from paralab.models.spec import Flops, ModelSpec, Statistics, Style, at_least_fp32
 
 
 @dataclass(frozen=True)
@@ -308,7 +308,7 @@ def tensor_divides(config: ResNetConfig) -> dict[str, int]:
     return divides | {"groups": config.groups} if config.norm == "group" else divides
 
 
-def batch_statistics(config: ResNetConfig) -> Literal["none", "rank", "global"]:
+def batch_statistics(config: ResNetConfig) -> Statistics:
     """Return over which samples the norms take statistics: none, those of one rank, or all ("global")."""
     kinds: dict[str, Literal["rank", "global"]] = {"batch": "rank", "syncbatch": "global"}
     return kinds.get(config.norm, "none")

@@ -38,6 +38,7 @@ from paralab.models.source_lines import line_of, short
 if TYPE_CHECKING:
     from paralab.models.converter import Converter
 
+Statistics = Literal["none", "rank", "global"]
 SAMPLES_TRIED = 2  # of a batch that a model is tried on, without training
 # How the ranks of a tensor axis share a module. The sequence is split under /sp alone, between the last three.
 #   column            Linear or Conv2d: each rank has a part of its outputs; its input is whole. Always before a row
@@ -153,7 +154,7 @@ class ModelSpec(Generic[C]):
     sequence_parallel: bool = False
     sequence: Callable[[C], SequenceShape | None] = lambda config: None  # that may be split over ranks; None: may not
     smooth: bool = True  # False: has kinks (ReLU, max), where the last bit of an input can flip a gradient
-    batch_statistics: Callable[[C], Literal["none", "rank", "global"]] = lambda config: "none"
+    batch_statistics: Callable[[C], Statistics] | None = None  # over which samples of a batch norms take theirs
     whole_batch: bool = False  # True: the loss is over all samples of a step together, and no mean over samples
     tied: Mapping[str, str] | None = None  # parameter -> the parameter whose storage it shares
     hugging_face: "Callable[[], Converter[C]] | None" = None  # what converts to and from transformers
@@ -227,6 +228,12 @@ class ModelSpec(Generic[C]):
     def tied_in(self, config: C) -> Mapping[str, str]:
         """Return the parameters that share the storage of another: name -> name of the other."""
         return _found(self, config).tied if self.tied is None else self.tied
+
+    def statistics_over(self, config: C) -> Statistics:
+        """Return over which samples norms take statistics: none; those that a rank sees together; those of all."""
+        if self.batch_statistics is not None:
+            return self.batch_statistics(config)
+        return "rank" if _found(self, config).batch_norm else "none"
 
     def flops_of(self, config: C) -> Flops:
         """Return the operations of one sample by the given formula, or as they are counted on the meta device."""

@@ -4,6 +4,7 @@ from collections.abc import Iterator, Mapping
 from fnmatch import fnmatchcase
 
 from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 _CONTAINERS = (nn.ModuleList, nn.ModuleDict, nn.Sequential)
 
@@ -30,6 +31,11 @@ def find_tied(module: nn.Module) -> Mapping[str, str]:
     first: dict[int, str] = {}
     every = module.named_parameters(remove_duplicate=False)
     return {name: origin for name, p in every if (origin := first.setdefault(id(p), name)) != name}
+
+
+def has_batch_norm(module: nn.Module) -> bool:
+    """Return whether a module has a norm of torch whose statistics are those of a batch."""
+    return any(isinstance(part, _BatchNorm) for part in module.modules())
 
 
 def _repeated(module: nn.Module) -> Iterator[tuple[nn.Module, tuple[str, ...]]]:

@@ -11,10 +11,9 @@ import sys
 import warnings
 from collections.abc import Sequence
 from importlib import import_module
-from importlib.util import find_spec
 
 from paralab import __version__
-from paralab.console import signals, streams
+from paralab.console import signals, streams, surroundings
 from paralab.errors import ParalabError, StoppedError, UsageError, did_you_mean, is_out_of_memory
 from paralab.models import NAMES
 from paralab.options.commands import COMMANDS
@@ -151,14 +150,14 @@ def _dispatch(words: list[str]) -> int:
     name, *rest = words
     if name not in TARGETS:
         raise UsageError(f"command {name!r} is unknown{did_you_mean(name, TARGETS)}: see paralab --help")
-    if find_spec("fcntl") is None:
-        raise UsageError("paralab runs on Linux and macOS, and this is neither: on Windows, install and type it in WSL")
-    try:
-        os.getcwd()
-    except FileNotFoundError:  # where libraries of torch cannot be loaded
-        raise UsageError("the folder in which this was typed is gone: type it in another, after cd") from None
+    surroundings.check()
     module, function = TARGETS[name].split(":")
-    return getattr(import_module(module), function)(rest)
+    try:
+        return getattr(import_module(module), function)(rest)
+    except Exception as error:
+        if why := surroundings.why_no_torch(error):
+            raise UsageError(why) from None
+        raise
 
 
 if __name__ == "__main__":

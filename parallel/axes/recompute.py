@@ -23,6 +23,7 @@ from paralab.layout import Layout
 from paralab.models.configs import C
 from paralab.models.sequence import Attend
 from paralab.models.spec import ModelSpec
+from paralab.models.structure import has_batch_norm
 from paralab.options.config import RunConfig
 
 
@@ -80,7 +81,7 @@ def check_compiled(run: RunConfig, layout: Layout, spec: ModelSpec[C], config: C
     both = f"--compile {run.compile} with --checkpointing {run.checkpointing}"
     if layout.tp > 1:
         raise ConfigError(f"{both} over tensor ranks: torch cannot compile the two together, leave one of them out")
-    if _has_statistics(spec.on_meta(config)):
+    if has_batch_norm(spec.on_meta(config)):
         raise ConfigError(
             f"{both}: compiled, the batch norm of {spec.name} would count each batch twice; use another norm, such as "
             "--norm group, or leave one of the two out"
@@ -162,13 +163,9 @@ def _recomputed(forward: Callable[..., Any], options: Mapping[str, Any], *inputs
 
 def _contexts(block: nn.Module) -> dict[str, Any]:
     """Return what forward and recomputation of a block run in; torch.compile wants it left out where it is nothing."""
-    if not _has_statistics(block):
+    if not has_batch_norm(block):
         return {}
     return {"context_fn": lambda: (contextlib.nullcontext(), _StatisticsFrozen(block))}
-
-
-def _has_statistics(module: nn.Module) -> bool:
-    return any(isinstance(part, _BatchNorm) for part in module.modules())
 
 
 class _StatisticsFrozen:

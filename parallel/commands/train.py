@@ -21,7 +21,7 @@ from paralab.errors import ConfigError, did_you_mean
 from paralab.layout import strategies as named
 from paralab.models import folder_of
 from paralab.options import heading
-from paralab.options.arguments import is_text
+from paralab.options.arguments import not_text
 from paralab.options.files import load
 from paralab.options.flags import read as read_config
 from paralab.options.option import flag_of
@@ -170,8 +170,8 @@ def _check_can_be_kept(config: TrainConfig) -> None:
     """Raise ConfigError for what the configuration in the folder of the run, which is UTF-8, could not hold."""
     for declared in fields(config):
         value = getattr(config, declared.name)
-        if isinstance(value, str) and not is_text(value):
-            raise ConfigError(f"{flag_of(declared)} {value!r} has bytes that are no UTF-8: rename what it leads to")
+        if isinstance(value, str) and (problem := not_text(value)):
+            raise ConfigError(f"{flag_of(declared)} {problem}")
 
 
 def _divide(config: TrainConfig, origins: Origins, rank: "Rank") -> TrainConfig:

@@ -101,8 +101,11 @@ def _not_covered(runs: list[VerifyConfig], compared: list[ParityResult | Agreeme
         yield "rows that do not divide (--nproc 4 without --strategy)"
     if not any(len(layout.axes) == 3 for layout in layouts):
         yield "three axes at once (--strategy 3d --nproc 8)"
-    if not any(isinstance(result, Agreement) for result in compared):
+    around = [result.name for result in compared if isinstance(result, Agreement)]
+    if not around:
         yield "data order, validation and checkpoints (--engine torch)"
+    elif "validation loss" not in around:
+        yield "the validation loss (no samples, or running statistics that each rank has of its own)"
     missing = [name for name in ("bf16", "fp16") if all(run.precision != name for run in runs)]
     if missing:
         yield f"{' and '.join(missing)} (--precision)"
@@ -267,7 +270,8 @@ def _surrounded(runs: list[VerifyConfig], rank: Rank) -> list[Work]:
 
 def _validates(work: Work) -> bool:
     try:
-        return bool(work.dataset("validation").n_samples)
+        alike = work.spec.statistics_over(work.model_config) != "rank"  # running statistics, on all ranks
+        return alike and bool(work.dataset("validation").n_samples)
     except UsageError:
         return False
 

@@ -38,8 +38,7 @@ def end_in_order() -> None:
 
 
 def _end(number: int, frame: FrameType | None) -> None:
-    with contextlib.suppress(OSError):
-        os.write(2, _SAID[signal.Signals(number)])
+    _say(number)
     os._exit(128 + number)
 
 
@@ -59,9 +58,15 @@ def _stop(number: int, frame: FrameType | None) -> None:
             os._exit(128 + number)
 
     signal.signal(number, again)  # a second one ends what is left of this process
-    with contextlib.suppress(OSError):
-        os.write(2, _SAID[signal.SIGTERM])
+    _say(number)
     raise SystemExit(128 + number)
+
+
+def _say(number: int) -> None:
+    if number == signal.SIGTERM and "TORCHELASTIC_RUN_ID" in os.environ:
+        return  # torchrun ends the other ranks by it when one has failed, and says so itself
+    with contextlib.suppress(OSError):
+        os.write(2, _SAID[signal.Signals(number)])
 
 
 def _is_importing(frame: FrameType | None) -> bool:

@@ -7,7 +7,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.dropout import _DropoutNd
 from torch.utils._pytree import tree_leaves, tree_map
 
@@ -22,7 +21,7 @@ from paralab.library.sequences import Shared
 from paralab.library.stages import Needs, leave_out, needs_of
 from paralab.models.sequence import SequenceShape
 from paralab.models.spec import Cut, ModelSpec, Style, at_least_fp32
-from paralab.models.structure import find_blocks, find_tied, matching
+from paralab.models.structure import find_blocks, find_tied, has_batch_norm, matching
 
 Loss = Callable[..., Any]
 Initialise = Callable[[str, Tensor, torch.Generator], None]
@@ -200,13 +199,9 @@ def spec_of(
         sequence=lambda config: told.sequence,
         experts=told.experts,
         smooth=False,  # nobody knows: judged in fp64, in which kinks do not matter
-        batch_statistics=lambda config: "rank" if _has(skeleton, _BatchNorm) else "none",
+        batch_statistics=lambda config: "rank" if has_batch_norm(skeleton) else "none",
         tied=find_tied(skeleton),
     )
-
-
-def _has(module: nn.Module, kind: type[nn.Module]) -> bool:
-    return any(isinstance(part, kind) for part in module.modules())
 
 
 def dropouts(module: nn.Module) -> list[str]:

@@ -2,6 +2,7 @@
 
 import argparse
 import re
+import sys
 import textwrap
 from collections.abc import Callable, Sequence
 from itertools import groupby
@@ -146,14 +147,24 @@ def whole(least: int, most: int = MOST) -> Callable[[str], int]:
 
 def letters(text: str) -> str:
     """Read a text. Raises: ArgumentTypeError for bytes that are none, as of a terminal in another encoding."""
-    if not is_text(text):
-        raise argparse.ArgumentTypeError(f"{text!r} has bytes that are no UTF-8: set the terminal to UTF-8")
+    if problem := not_text(text):
+        raise argparse.ArgumentTypeError(problem)
     return text
 
 
-def is_text(text: str) -> bool:
-    """Tell whether all of a word of the command line is text: other bytes of it are halves of characters."""
-    return not any("\ud800" <= letter <= "\udfff" for letter in text)
+def not_text(text: str) -> str | None:
+    """Return why a word of the command line is no text, and what to do; None where it is.
+
+    Bytes of it that this terminal's encoding lacks arrive as halves of characters, which no file of ours can hold.
+    """
+    if not any("\ud800" <= letter <= "\udfff" for letter in text):
+        return None
+    try:
+        said = text.encode(errors="surrogateescape").decode()
+    except UnicodeDecodeError:
+        return f"{text!r} has bytes that are no UTF-8: set the terminal to UTF-8, or rename what it leads to"
+    encoding = sys.getfilesystemencoding()
+    return f"{said} has letters that this terminal's encoding, {encoding}, lacks: type PYTHONUTF8=1 before the command"
 
 
 def new_folder(text: str) -> Path:

@@ -54,7 +54,7 @@ class Beside:
     def __init__(self, work: Work, device: torch.device) -> None:
         self.work, self.layout = work, work.layout
         self.chunks, self.dp = work.division.chunks, work.layout.dp
-        self.together = work.spec.batch_statistics(work.model_config) == "global"
+        self.together = work.spec.statistics_over(work.model_config) == "global"
         alone, passes = reference_work(work), self.chunks * (1 if self.together else self.dp)
         division = Layout().divide(passes, passes)  # the rows are those of each batch
         alone = replace(alone, run=replace(alone.run, accumulation=passes), division=division)

@@ -135,7 +135,7 @@ def _lacks_memory(work: Work, mesh: Mesh) -> str:
     alone = reference_work(work)
     needed = state_bytes_of_all(alone)
     if work.context(mesh).own is None:  # else no example may be known
-        together = work.spec.batch_statistics(work.model_config) == "global"
+        together = work.spec.statistics_over(work.model_config) == "global"
         needed += activation_bytes(alone if together else replace(alone, division=work.division))
     if mesh.device.type == "cpu":
         needed, free = needed + state_bytes_of_all(work), memory_available_bytes()

@@ -22,6 +22,7 @@ from paralab.models.configs import C
 from paralab.models.found import beside, plain_tensors
 from paralab.models.source_lines import file_of, line_of, place, short
 from paralab.models.spec import SAMPLES_TRIED, ModelSpec, Style
+from paralab.parity.mean_loss import mean_problem
 from paralab.parity.watching import Drawn
 
 _INITIALISED_ELEMENTS = 1 << 22  # of one tensor: larger ones would take seconds
@@ -229,7 +230,16 @@ def _passes(subject: _Subject) -> Iterator[Broken]:
         model(*inputs)
     except Exception as error:  # of the model
         yield Broken("1, the prediction without targets", subject.line_of(error), short(error))
+    yield from _mean(subject)
     yield from _stages(subject)
+
+
+def _mean(subject: _Subject) -> Iterator[Broken]:
+    """Yield a loss that is no mean over samples: of a model whose author has not been held to it by tests."""
+    spec, config = subject.spec, subject.config
+    numel = sum(p.numel() for p in subject.model().parameters())
+    if not (spec.is_built_in or spec.whole_batch or numel > _BUILT_ELEMENTS) and (found := mean_problem(spec, config)):
+        yield Broken("1, the mean loss", *found)
 
 
 def _loss_in_fp64(subject: _Subject) -> torch.dtype:

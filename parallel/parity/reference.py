@@ -41,7 +41,7 @@ def reference_work(work: Work) -> Work:
     The whole batch is one micro-batch, unless the model takes statistics over the samples it sees together: then
     the reference sees the same samples together.
     """
-    division, statistics = work.division, work.spec.batch_statistics(work.model_config)
+    division, statistics = work.division, work.spec.statistics_over(work.model_config)
     accumulation = {"none": 1, "global": division.chunks, "rank": division.chunks * division.dp}[statistics]
     layout = Layout()
     run = replace(
@@ -124,7 +124,7 @@ def reference(
 
 def global_statistics(engine: Engine, work: Work) -> Iterator[tuple[str, Tensor]]:
     """Yield (name, running statistics (channels,)) that are those of the global batch on every rank."""
-    if work.spec.batch_statistics(work.model_config) == "global":
+    if work.spec.statistics_over(work.model_config) == "global":
         for part in engine.parts:
             yield from ((name, buffer) for name, buffer in part.named_buffers() if buffer.is_floating_point())
 

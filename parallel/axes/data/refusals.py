@@ -76,10 +76,10 @@ def check_model(layout: Layout, spec: "ModelSpec[C]", config: "C") -> None:
             f"local{layout.local} with {spec.name}, whose loss is over the samples of all ranks together: ranks "
             f"cannot train apart, leave local{layout.local} out"
         )
-    if layout.local and spec.batch_statistics(config) != "none":
+    if layout.local and spec.statistics_over(config) != "none":
         raise LayoutError(
             f"local{layout.local} with {spec.name}, which takes statistics over the samples of a batch: ranks that "
-            "train apart would each have their own, use --norm group, or another model"
+            "train apart would each have their own, use norms without them (--norm group of resnet)"
         )
     blocks = spec.blocks(config) if layout.zero >= 2 else ()
     for name, origin in spec.tied_in(config).items() if layout.zero >= 2 else ():

@@ -116,6 +116,13 @@ PLAN = '"blocks.*.gate": "column", '
 @pytest.mark.parametrize(
     ("old", "new", "rule", "says", "line"),
     [
+        (
+            "targets.flatten())",
+            "targets.flatten(), reduction='sum')",
+            "1, the mean loss",
+            "of 4 equal",
+            "    def forward(self, x, *",
+        ),
         ("str(i): Block", "f'layer{i}': Block", "2, blocks", "no module blocks.0 (did you mean blocks", "class Net"),
         ("n_blocks=lambda config: config.blocks", "n_blocks=lambda config: 4", "2, blocks", "says 4", "class Net"),
         ('last=("norm", "head")', 'last=("head",)', "2, first and last", "'norm' is in neither", ""),

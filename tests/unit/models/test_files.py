@@ -100,6 +100,7 @@ def test_lists_of_models_take_sizes(text: str, parts: tuple[str, str | None]) ->
         ("x = 1\nimport nothere_\n", "net.py", "{here}/net.py:2: there is no module nothere_: install it"),
         ("def f():\n    return 1 / 0\n\nf()\n", "net.py", "{here}/net.py:2: ZeroDivisionError: division by zero"),
         ("import sys\nsys.exit(3)\n", "net.py", "{here}/net.py:2: ends the program while it is imported"),
+        ("import os\nos._exit(0)\n", "net.py", "{here}/net.py:2: ends the program while it is imported"),
         (
             MODEL.replace('data=lambda config: "alice",', ""),
             "net.py",

@@ -233,3 +233,10 @@ def test_operations_that_cannot_be_counted_ask_for_a_formula() -> None:
 
     with pytest.raises(ModelError, match=r"cannot be counted .*item\(\).*flops=lambda config: Flops"):
         spec_of(Reads).flops_of(Config())
+
+
+def test_batch_norms_of_torch_are_found_unless_the_spec_says_what_they_cover() -> None:
+    norm = spec_of(lambda config: nn.Sequential(nn.Linear(4, 4), nn.BatchNorm1d(4)))
+    assert norm.statistics_over(Config()) == "rank"
+    assert spec_of(lambda config: nn.Sequential(nn.Linear(4, 4), nn.LayerNorm(4))).statistics_over(Config()) == "none"
+    assert replace(norm, batch_statistics=lambda config: "global").statistics_over(Config()) == "global"
