@@ -136,7 +136,7 @@ def _said_when_ended() -> Iterator[None]:
             exit_now(status)
         raise SystemExit(status)
 
-    os._exit = end  # type: ignore[assignment]
+    os._exit = end
     try:
         yield
     finally:

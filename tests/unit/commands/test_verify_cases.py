@@ -1,8 +1,10 @@
 """What is compared and printed once for a layout, and how."""
 
 from paralab.commands.verify import VerifyConfig
-from paralab.commands.verify_cases import _remarked, _surrounded
+from paralab.commands.verify_cases import _remarked, _surrounded, _validates
 from paralab.layout import Layout
+from paralab.models import Norm
+from paralab.planning.resolve import resolve
 from paralab.processes.rank import Rank
 
 
@@ -15,6 +17,15 @@ def test_what_surrounds_a_layout_is_compared_once() -> None:
     assert names("tp2.pp2/1f1b/mb4") == ["tp2.pp2/1f1b/mb4"]
     assert names("dp2.pp2/zero1/1f1b/mb2") == ["dp2.pp2/zero1/1f1b/mb2"]
     assert names("dp4/zero1", "dp4/zero3", "pp4/1f1b/mb4") == ["dp4/zero3", "pp4/1f1b/mb4"]
+
+
+def test_the_validation_loss_is_compared_where_running_statistics_are_those_of_all_ranks() -> None:
+    def validates(norm: Norm) -> bool:
+        run = VerifyConfig(model="resnet", size="tiny", precision="fp32", norm=norm, layout=Layout.parse("dp2"))
+        return _validates(resolve(run))
+
+    assert not validates("batch")
+    assert validates("syncbatch") and validates("group")
 
 
 def test_a_long_line_without_remarks_is_followed_by_no_empty_one() -> None:
