@@ -139,7 +139,12 @@ def _port(env: Mapping[str, str]) -> int:
 
 
 def hosts(nodelist: str) -> Iterator[str]:
-    """Yield the names of a Slurm node list in order: `gpu[01-03,7],login` has gpu01, gpu02, gpu03, gpu7, login."""
+    """Yield the names of a Slurm node list in order: `gpu[01-03,7],login` has gpu01, gpu02, gpu03, gpu7, login.
+
+    Raises: ValueError for what is none, such as a list that was cut off.
+    """
+    if re.search(r"[\[\]\s]", re.sub(r"\[[^\[\]]*\]", "", nodelist.strip())):
+        raise ValueError(nodelist)
     for part in re.findall(r"(?:[^,\[]|\[[^\]]*\])+", nodelist.strip()):
         yield from _expanded(part)
 

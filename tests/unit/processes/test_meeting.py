@@ -222,7 +222,9 @@ def test_mpi_on_several_machines_has_to_be_told_where() -> None:
     assert met(BATCH | OPEN_MPI)["MASTER_ADDR"] == "node08"  # mpirun in a batch script
 
 
-@pytest.mark.parametrize("nodelist", ["[3-1]", "node[-3]", "node[a-b]", ","])
+@pytest.mark.parametrize(
+    "nodelist", ["[3-1]", "node[-3]", "node[a-b]", ",", "node[01-", "node01]", "node[[1-2]]", "a b"]
+)
 def test_a_list_of_no_nodes_says_what_to_type(nodelist: str) -> None:
     with pytest.raises(WorldError, match=r"is no list of nodes .*export MASTER_ADDR="):
         meeting_point(STEP | {"SLURM_STEP_NODELIST": nodelist}, launcher="slurm", on_one_machine=False)
