@@ -5,11 +5,12 @@ what is before and after all blocks: weights, FLOPs of matrix products and convo
 read and write, elements that are kept for backward, and launches.
 """
 
+import logging
 import math
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import fields
+from dataclasses import fields, replace
 from fnmatch import fnmatchcase
 from functools import lru_cache
 from typing import Any
@@ -31,6 +32,7 @@ from paralab.errors import ModelError
 from paralab.models.configs import C
 from paralab.models.found import move_plain_tensors
 from paralab.models.spec import SAMPLES_TRIED, ModelSpec
+from paralab.planning import lengths
 from paralab.planning.parts import Counted, Kept, Part
 
 FIRST, LAST = -1, -2  # the parts before and after all blocks
@@ -41,7 +43,24 @@ _OPENING, _CLOSING = ("column",), ("row", "row_of_whole", "column_gathered")  # 
 
 @lru_cache(maxsize=8)
 def count(spec: ModelSpec[C], config: C) -> Counted:
-    """Return what the parts of a model take. Raises: ModelError where it does not run on the meta device."""
+    """Return what the parts of a model take. Raises: ModelError where it does not run on the meta device.
+
+    One that works token by token is counted at short lengths, and that of its config follows.
+    """
+    length = getattr(config, "seq_len", 0)
+    if length > max(lengths.PROBED):
+        *few, third, fourth = lengths.PROBED
+        counts = [_count(spec, replace(config, seq_len=tokens)) for tokens in few]
+        if lengths.by_tokens(counts):
+            counts += [_count(spec, replace(config, seq_len=tokens)) for tokens in (third, fourth)]
+            found = lengths.at_length(counts, length)
+            if found is not None:
+                return replace(found, units_per_sample=spec.units_in_sample(config))
+    return _count(spec, config)
+
+
+def _count(spec: ModelSpec[C], config: C) -> Counted:
+    """Return the same, counted at the length of the config."""
     model = spec.on_meta(config).train()
     counter = _Counter(model, spec.blocks(config), spec.tensor_plan(config))
     inputs, targets = spec.example(config, SAMPLES_TRIED)
@@ -94,6 +113,17 @@ def _kept_in_16(spec: ModelSpec[C], config: C, *, casts: bool) -> Kept | None:
         handed_on=sum(counter.boundary_bytes.values()) / 2 / SAMPLES_TRIED,
         divided=sum(counter.divided_bytes[number] for number in blocks) / 2 / SAMPLES_TRIED,
     )
+
+
+@contextmanager
+def _no_warnings() -> Iterator[None]:
+    """Keep what modules log of their speed on this machine from being said: nothing is computed here."""
+    before = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        yield
+    finally:
+        logging.disable(before)
 
 
 class _FusedAttention(TorchFunctionMode):
@@ -169,7 +199,7 @@ class _Counter(TorchDispatchMode):
                 handles.append(module.register_forward_pre_hook(self._begin))
                 handles.append(module.register_forward_hook(self._end))
         try:
-            with saved_tensors_hooks(self._keep, lambda saved: saved), _FusedAttention(), self:
+            with _no_warnings(), saved_tensors_hooks(self._keep, lambda saved: saved), _FusedAttention(), self:
                 yield
         finally:
             for handle in handles:

@@ -366,7 +366,7 @@ def test_the_experts_of_a_model_of_transformers_have_a_width_of_their_own(tmp_pa
 
 def test_what_has_no_heads_is_planned_by_its_modules(tmp_path: Path) -> None:
     transformers.MambaConfig(num_hidden_layers=2, state_size=4).save_pretrained(tmp_path)
-    _, raw = shapes.find(f"hf:{tmp_path}", "tiny")  # short: its scan goes token by token
+    _, raw = shapes.find(f"hf:{tmp_path}", "tiny")
     assert raw["layers"] == 2 and "counted" in raw
 
 
