@@ -50,4 +50,6 @@ def test_numbers_that_are_polynomials_of_the_length_follow() -> None:
     windowed = [made(n, flops=n * min(n, 30)) for n in lengths.PROBED]
     assert lengths.at_length(windowed, 1000) is None
     assert lengths.at_length([*square[:3], made(40, flops=8081, in_16=False)], 1000) is None
+    bent = [replace(one, kept_in_16=Kept(n**3, 0, 0, 0, 0)) for one, n in zip(square, lengths.PROBED, strict=True)]
+    assert lengths.at_length(bent, 1000) is None
     assert not lengths.by_tokens([square[0], square[0]])

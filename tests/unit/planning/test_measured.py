@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from paralab import cli
-from paralab.axes.axis import Software
+from paralab.axes.axis import Software, Transfer
 from paralab.axes.held import state_bytes, state_bytes_of
 from paralab.errors import ConfigError, LayoutError
 from paralab.layout import Layout
@@ -24,7 +24,7 @@ from paralab.planning.measured import imagined, search, step
 from paralab.planning.measured.device import MeasuredDevice, Rates, Sample, Sent, between
 from paralab.planning.measured.operations import Operation, Recorder
 from paralab.planning.measured.schedule import Took, makespan_s
-from paralab.planning.measured.seconds import bytes_s, operation_s
+from paralab.planning.measured.seconds import bytes_s, operation_s, transfer_s
 from paralab.planning.measured.step import Cluster
 from paralab.planning.measured.trace import states, traces
 from paralab.planning.resolve import resolve
@@ -77,15 +77,30 @@ def predicted(layout: str, *, batch: int = 8, device: MeasuredDevice = DEVICE, *
     return step.predict(plan, device, cluster)
 
 
-@pytest.mark.parametrize("layout", ["dp1", "dp2/zero2"])
-def test_clipping_reads_and_writes_the_gradients_that_a_rank_has(layout: str) -> None:
-    """In fp32: where products of elements are ten times as slow as sums, nine times as long more."""
-    slow = {"mul float32": tuple(replace(s, seconds=10 * s.seconds) for s in samples()["add float32"])}
+@pytest.mark.parametrize(("layout", "kind"), [("dp1", "mul"), ("dp2/zero2", "mul"), ("dp2", "copy")])
+def test_clipping_and_copies_read_and_write_the_gradients_that_a_rank_has(layout: str, kind: str) -> None:
+    """In fp32, copies into what is reduced: where it is ten times as slow as sums, nine times as long more."""
+    slow = {f"{kind} float32": tuple(replace(s, seconds=10 * s.seconds) for s in samples()["add float32"])}
     device = replace(DEVICE, rates=tuple(replace(r, operations={**r.operations, **slow}) for r in DEVICE.rates))
     more = predicted(layout, device=device).parts["update"] - predicted(layout).parts["update"]
     weights = sum(p.numel() for p in TINY.on_meta(CONFIG).parameters())
-    of_rank = weights / Layout.parse(layout).dp
+    of_rank = weights / (2 if "zero2" in layout else 1)
     assert more == pytest.approx(9 * 8 * of_rank / BYTES_PER_S, rel=0.01)
+
+
+def test_more_ranks_than_were_measured_take_longer_in_proportion() -> None:
+    four, twelve = (transfer_s(Transfer("all_reduce", ranks, 3 << 20, calls=3), DEVICE) for ranks in (4, 12))
+    assert four == pytest.approx(3 * 4 * (1e-4 + (1 << 20) / 1e9), rel=1e-3)
+    assert twelve == pytest.approx(3 * four)
+
+
+def test_each_pass_of_a_pipeline_waits_for_half_of_what_a_micro_batch_sends() -> None:
+    """Four micro-batches through two stages: where tensor ranks wait most of all, five times those of one."""
+    slow = replace(DEVICE, all_reduces=tuple(replace(s, seconds=1000 * s.seconds) for s in DEVICE.all_reduces))
+    found = predicted("pp2.tp2/1f1b/mb4", device=slow)
+    plan = imagined.imagine(TINY, CONFIG, Layout.parse("pp2.tp2/1f1b/mb4"), batch=8, run=RunConfig())
+    once_s = step._Links(plan, slow, step.ONE_MACHINE).once_s
+    assert (found.step_time_s - once_s) / (found.parts["link"] - once_s) == pytest.approx(5 / 4, rel=0.05)
 
 
 def test_a_file_is_read_as_it_was_written(tmp_path: Path) -> None:
