@@ -10,7 +10,7 @@ from torch.nn import functional as F
 
 from paralab.axes.check import check_split
 from paralab.axes.context_parallel import local
-from paralab.axes.context_parallel.pieces import take_early_and_late, take_piece
+from paralab.axes.context_parallel.pieces import take_early_and_late, take_piece, taken_by, whole_of
 from paralab.axes.context_parallel.ring import Passing, Ring
 from paralab.errors import LayoutError
 from paralab.layout import Layout
@@ -180,3 +180,11 @@ def test_zero_needs_data_or_context_ranks() -> None:
 def test_another_engine_is_refused() -> None:
     with pytest.raises(LayoutError, match="--engine deepspeed cannot run layout cp2/ring"):
         resolve(RunConfig(size="tiny", layout=Layout(cp=2), engine="deepspeed"))
+
+
+@pytest.mark.parametrize("causal", [True, False])
+@pytest.mark.parametrize("layout", ["cp3", "cp3/ulysses"])
+def test_what_ranks_have_is_put_together_in_the_order_of_the_sequence(layout: str, causal: bool) -> None:
+    parsed, x = Layout.parse(layout), torch.arange(24).view(1, 12, 2)
+    every = torch.stack([taken_by(rank, parsed, causal=causal)(x, 1) for rank in range(3)])
+    assert whole_of(parsed, causal=causal)(every).equal(x)

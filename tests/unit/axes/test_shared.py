@@ -2,11 +2,13 @@
 
 from dataclasses import replace
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 import torch
 from torch import nn
 
+from paralab.axes.pipeline import shared as shared_module
 from paralab.axes.pipeline.shared import SharedGradients, shared_parameters
 from paralab.layout import Layout
 from paralab.options.config import RunConfig
@@ -44,3 +46,16 @@ SPEC_OF_TIED: dict[str, Any] = {}  # one for all cases, since what was found of 
 def _work(words: str) -> Work:
     layout = Layout.parse(f"pp2/1f1b/mb2{words}")
     return resolve(RunConfig(size="4x32x4v257", seq_len=16, layout=layout, global_batch_size=4))
+
+
+def test_a_rank_with_two_copies_counts_one_and_updates_both(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As the rank of a V-shaped pipeline that holds the first stage and the last."""
+    first, last = nn.Linear(2, 1, bias=False), nn.Linear(2, 1, bias=False)
+    monkeypatch.setattr(shared_module, "shared_parameters", lambda plan: {"weight": [0, 3]})
+    monkeypatch.setattr(shared_module, "_by_origin", lambda part, plan: dict(part.named_parameters()))
+    mesh = Mock(rank=lambda axis: 0)
+    shared = SharedGradients({0: first, 3: last}, Mock(layout=Layout.parse("pp2/zbv/mb2"), mesh=mesh))
+    assert shared.duplicates == {id(last.weight)}
+    first.weight.grad, last.weight.grad = torch.ones(1, 2), torch.full((1, 2), 2.0)
+    shared()
+    assert first.weight.grad.tolist() == last.weight.grad.tolist() == [[3.0, 3.0]]

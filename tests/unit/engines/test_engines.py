@@ -2,11 +2,13 @@
 
 import contextlib
 import importlib.util
+import os
 import re
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 import torch
@@ -17,11 +19,13 @@ from torch.nn.parallel import DistributedDataParallel
 from paralab import engines
 from paralab.axes.context import BuildContext
 from paralab.data.dataset import Batch
-from paralab.engines import accelerate, accelerate_settings, deepspeed, deepspeed_config, realised
+from paralab.engines import accelerate, accelerate_settings, deepspeed, deepspeed_config, deepspeed_state, realised
 from paralab.engines.accelerate import AccelerateEngine
 from paralab.engines.accelerate_settings import kind_of
+from paralab.engines.native import NativeEngine
 from paralab.errors import ConfigError, LayoutError, WorldError
 from paralab.layout import Layout
+from paralab.models import SPECS
 from paralab.options.choices import EngineChoice, Precision
 from paralab.options.config import RunConfig
 from paralab.planning.resolve import resolve
@@ -381,3 +385,38 @@ def test_accelerate_clips_to_what_the_run_says_once_a_step(clip_norm: float | No
     for value in (1.0, 3.0):
         engine._run(Batch((torch.full((2,), value),), torch.zeros(2)))
     assert limits == [limit] and engine._norm == 1.0
+
+
+def test_what_accelerate_writes_into_the_environment_is_taken_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("get_world_size", "get_rank"):
+        monkeypatch.setattr(f"torch.distributed.{name}", lambda: 1)
+    before = dict(os.environ)
+    with accelerate._environment("ddp", Mock(device=torch.device("cpu"))):
+        os.environ["ACCELERATE_OF_A_RUN"] = "1"
+    assert dict(os.environ) == before
+
+
+@pytest.mark.parametrize("stage", [2, 3])
+def test_accelerate_is_told_what_a_stage_keeps_and_to_sum_in_fp32(stage: int) -> None:
+    model = SPECS["gpt2"].on_meta(SPECS["gpt2"].config("tiny"))
+    context = Mock(layout=Layout(dp=2, zero=stage), run=Mock(precision="bf16"))
+    plugin = accelerate._fsdp_plugin(model, context)
+    assert plugin.reshard_after_forward is (stage == 3)
+    policy = plugin.mixed_precision_policy
+    assert (policy.param_dtype, policy.reduce_dtype) == (torch.bfloat16, torch.float32)
+
+
+def test_states_that_a_checkpoint_has_not_are_forgotten() -> None:
+    layer = nn.Linear(1, 1)
+    optimizer = torch.optim.AdamW(layer.parameters())
+    layer(torch.ones(1)).backward()
+    optimizer.step()
+    deepspeed_state._empty_states(Mock(stage=0, parts=[layer], optimizers=[optimizer]), {})
+    assert not optimizer.state
+
+
+def test_what_follows_an_update_begins_where_a_checkpoint_was_read() -> None:
+    engine = NativeEngine.__new__(NativeEngine)
+    engine.refresh, engine.context = Mock(), Mock()
+    engine.take_state({}, {})
+    assert engine.refresh.call_count == 1
