@@ -123,6 +123,17 @@ def test_a_page_of_the_site_is_for_every_reader(tab: Tab, built: tuple[subproces
 
 
 @needs_chromium
+def test_pictures_are_legible_in_a_narrow_window(
+    tab: Tab, built: tuple[subprocess.CompletedProcess[str], Path]
+) -> None:
+    _show(tab, built[1] / "strategies.html", 390, dark=False)
+    found = tab.run("[...document.querySelectorAll('.md-content p > img')].map((one) => "
+                    "[one.clientWidth, one.naturalWidth, one.parentNode.clientWidth, one.parentNode.tabIndex])")  # fmt: skip
+    assert found and all(shown == drawn > room and tab_index == 0 for shown, drawn, room, tab_index in found)
+    assert tab.run("document.documentElement.scrollWidth") == 390, "the picture scrolls, not the page"
+
+
+@needs_chromium
 @needs_axe
 @pytest.mark.parametrize("width_px", [390, 1280])
 @pytest.mark.parametrize("dark", [False, True])
