@@ -127,8 +127,8 @@ def test_pictures_are_legible_in_a_narrow_window(
     tab: Tab, built: tuple[subprocess.CompletedProcess[str], Path]
 ) -> None:
     _show(tab, built[1] / "strategies.html", 390, dark=False)
-    found = tab.run("[...document.querySelectorAll('.md-content p > img')].map((one) => "
-                    "[one.clientWidth, one.naturalWidth, one.parentNode.clientWidth, one.parentNode.tabIndex])")  # fmt: skip
+    sizes = "[one.clientWidth, one.naturalWidth, one.parentNode.clientWidth, one.parentNode.tabIndex]"
+    found = tab.run(f"[...document.querySelectorAll('.md-content p > img')].map((one) => {sizes})")
     assert found and all(shown == drawn > room and tab_index == 0 for shown, drawn, room, tab_index in found)
     assert tab.run("document.documentElement.scrollWidth") == 390, "the picture scrolls, not the page"
 
