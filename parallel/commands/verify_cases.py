@@ -99,11 +99,12 @@ def _not_covered(runs: list[VerifyConfig], compared: list[ParityResult | Agreeme
         yield "sequence parallelism (--nproc 2 or more, without --strategy)"
     if not any(layout.dp % 2 and layout.dp > 1 and layout.zero for layout in layouts):
         yield "rows that do not divide (--nproc 4 without --strategy)"
-    if not any(len(layout.axes) == 3 for layout in layouts):
+    if not any(len(layout.axes) >= 3 for layout in layouts):
         yield "three axes at once (--strategy 3d --nproc 8)"
     around = [result.name for result in compared if isinstance(result, Agreement)]
     if not around:
-        yield "data order, validation and checkpoints (--engine torch)"
+        typed = "--accumulation 1" if all(run.accumulation > 1 for run in runs) else "--engine torch"
+        yield f"data order, validation and checkpoints ({typed})"
     elif "validation loss" not in around:
         yield "the validation loss (no samples, or running statistics that each rank has of its own)"
     missing = [name for name in ("bf16", "fp16") if all(run.precision != name for run in runs)]

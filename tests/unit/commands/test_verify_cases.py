@@ -1,7 +1,9 @@
 """What is compared and printed once for a layout, and how."""
 
+import pytest
+
 from paralab.commands.verify import VerifyConfig
-from paralab.commands.verify_cases import _remarked, _surrounded, _validates
+from paralab.commands.verify_cases import _not_covered, _remarked, _surrounded, _validates
 from paralab.layout import Layout
 from paralab.models import Norm
 from paralab.planning.resolve import resolve
@@ -32,3 +34,14 @@ def test_a_long_line_without_remarks_is_followed_by_no_empty_one() -> None:
     assert _remarked("x" * 200, "") == "x" * 200
     assert _remarked("x" * 200, "(bf16)") == "x" * 200 + "\n    (bf16)"
     assert _remarked("x  ", "") == "x" and _remarked("x", "(bf16)") == "x (bf16)"
+
+
+@pytest.mark.parametrize(
+    ("layout", "accumulation", "typed"),
+    [("dp2.tp2.pp2/mb2", 1, "--engine torch"), ("dp2.ep2.tp2.pp2/mb2", 3, "--accumulation 1")],
+)
+def test_what_was_not_covered_is_said_with_what_to_type(layout: str, accumulation: int, typed: str) -> None:
+    run = VerifyConfig(model="mixtral", precision="fp32", layout=Layout.parse(layout), accumulation=accumulation)
+    lines = list(_not_covered([run], []))
+    assert f"data order, validation and checkpoints ({typed})" in lines
+    assert not any("three axes" in line for line in lines)
