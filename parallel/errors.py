@@ -55,6 +55,10 @@ class ModelError(UsageError):
     """A model breaks a rule that strategies rely on."""
 
 
+class DisagreementError(UsageError):
+    """Ranks of one run were asked for different things."""
+
+
 class FitError(UsageError):
     """A run needs more memory than is free on this machine."""
 

@@ -21,6 +21,7 @@ from types import FrameType
 from paralab.console.outputs import write_whole
 from paralab.errors import (
     VICTIM_EXIT_STATUS,
+    DisagreementError,
     DivergedError,
     FitError,
     FolderInUseError,
@@ -47,7 +48,8 @@ _CALLS = re.compile(
     r"(?:, TensorShape=\[([^]]*)\])?"
 )
 _GLOO_NOISE = re.compile(r"\[/[^]]*\] ?|\. This is typically caused by a remote worker crashing\..*")
-_REFUSALS = (FitError, FolderInUseError)  # nothing was done and nothing has failed: there is no row of it
+# nothing was done and nothing has failed: there is no row of it
+_REFUSALS = (DisagreementError, FitError, FolderInUseError)
 _GRACE_S = 3.0  # for a failed rank to claim, when a victim was faster
 _STOPPING_GRACE_S = 0.5  # the launcher stops all when one has failed
 _ALARMED_S = 3.5  # from the alarm of `paralab node` to the end of a rank that waits for ever; it is killed after 5

@@ -32,6 +32,7 @@ from paralab.processes.rank import Rank
 from paralab.records.describe import failed, record_failure
 from paralab.records.requested import Requested, shared
 from paralab.records.writing import append
+from paralab.running.same_options import check_same
 
 
 @dataclass(frozen=True)
@@ -109,8 +110,8 @@ def on_rank(
     """Do one run on this rank; leave its row in `rows` if it fails and this rank is the one to tell it.
 
     Collective over all ranks: they make the mesh, and where a launcher started them, they first take the request of
-    rank 0 and agree whether the run fits. phases: what the run shows; ended with it. more: returns further columns of
-    the row of a failure, when it has happened.
+    rank 0 and agree that all were asked for this run and that it fits. phases: what the run shows; ended with it. more:
+    returns further columns of the row of a failure, when it has happened.
     Raises: UsageError where the run cannot be resolved. What fails later ends this process, with other ranks around
     (`failure.guard`); alone, it raises the user's error, or RankError for any other.
     """
@@ -124,5 +125,6 @@ def on_rank(
     with guard(rank, progress, leave_row), phases:
         if request.launcher != "python":
             request = shared(request)
+            check_same(run)
             fit.agree(work, rank, force=run.force)
         yield Here(work, request, make_mesh(work.layout, rank.device))

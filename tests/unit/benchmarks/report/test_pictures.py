@@ -10,6 +10,7 @@ import pytest
 
 from paralab.benchmarks.documents import strategies
 from paralab.benchmarks.report import plot
+from paralab.benchmarks.sends_less.gap import Curves, Loss, Timing, drawing, read, table
 from paralab.commands import optimise, sample
 
 ROOT = Path(__file__).parents[4]
@@ -53,3 +54,11 @@ def test_the_picture_of_the_results_is_what_its_command_draws(tmp_path: Path, mo
     place = (Path.cwd() / words[-1]).resolve()
     assert plot.main([*words[:-1], str(tmp_path / "p.svg")]) == 0
     assert (tmp_path / "p.svg").read_bytes() == place.read_bytes(), f"make it again: paralab plot {shlex.join(words)}"
+
+
+def test_the_picture_of_sending_less_is_what_its_rows_draw() -> None:
+    rows = ROOT / "benchmarks" / "results" / "sends-less"
+    curves = Curves(read(rows / "losses.csv", Loss), read(rows / "times.csv", Timing))
+    assert (IMAGES / "sends-less.svg").read_text() == drawing(curves), "make it again: docs/scaling.md says how"
+    page = (ROOT / "docs" / "scaling.md").read_text()
+    assert "\n".join(f"    {line}".rstrip() for line in table(curves).split("\n")) in page
