@@ -95,7 +95,7 @@ def _to_loss(record: RunRecord) -> str:
 def _peak_and_sent(record: RunRecord) -> str:
     """Return the line about the fullest rank and the one that sends most."""
     sizes = (("peak", record.memory_tensors_peak_bytes), ("sent", sent_bytes(record)))
-    known = [f"{name} {size_text(size)}" for name, size in sizes if size is not None]
+    known = [f"{name} {size_text(size) if size else '0 B'}" for name, size in sizes if size is not None]
     return f"  {'   '.join(known)} a step, of the rank with most\n" if known else ""
 
 

@@ -8,11 +8,17 @@ import math
 import re
 from collections.abc import Mapping
 from dataclasses import fields, replace
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
+from paralab.errors import ConfigError, did_you_mean
+from paralab.models.configs import C
+
+if TYPE_CHECKING:
+    from paralab.models.spec import ModelSpec
+
+# what others call sizes that are presets here
+_ELSEWHERE = {"gpt2-medium": "355m", "gpt2-large": "774m", "gpt2-xl": "1.5b"}
 _WHOLE, _DECIMAL = r"[1-9]\d*", r"\d+(?:\.\d+)?(?:e-?\d+)?"
-
-C = TypeVar("C")
 
 
 def dims(*names: str) -> str:
@@ -70,3 +76,15 @@ def preset_of(config: C, presets: Mapping[str, C]) -> str | None:
 
 def _same(config: Any, preset: Any) -> bool:
     return replace(config, seq_len=preset.seq_len) == preset
+
+
+def config_of_size(spec: "ModelSpec[C]", size: str) -> C:
+    """Return the config of a preset, or of a size of the user's own. Raises: ConfigError."""
+    try:
+        return spec.config(size)
+    except KeyError:
+        hint, form = did_you_mean(_ELSEWHERE.get(size, size), spec.sizes), spec.custom_form
+        use = f"use one of {', '.join(spec.sizes)}" + (f", or {form}" if form else "")
+        raise ConfigError(f"--size {size} is unknown for {spec.name}{hint}: {use}") from None
+    except ValueError as error:
+        raise ConfigError(f"--size {size}: {error}: use {spec.custom_form}") from None

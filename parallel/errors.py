@@ -89,11 +89,12 @@ class DivergedError(ParalabError):
 def did_you_mean(got: str, known: Iterable[str]) -> str:
     """Return ` (did you mean X?)` for the closest known name, or an empty string when none is close.
 
-    Closest is one that has it between its dashes: llama2-7b to 7b.
+    Closest is one that has it between its dashes, or that it has there: llama2-7b to 7b, 50 to resnet-50.
     """
-    names = list(known)
-    close = [name for name in names if got in name.split("-")] or get_close_matches(got, names, n=1)
-    return f" (did you mean {close[0]}?)" if close else ""
+    names, got = {name.lower(): name for name in known}, got.lower()
+    close = [name for name in names if got in name.split("-") or name in got.split("-")]
+    close = close or get_close_matches(got, names, n=1)
+    return f" (did you mean {names[close[0]]}?)" if close else ""
 
 
 _NO_MEMORY = ("can't allocate memory", "Cannot allocate memory", "out of memory", "Storage size calculation overflowed")

@@ -3,8 +3,9 @@
 from dataclasses import fields, replace
 
 from paralab.data import count_classes
-from paralab.errors import ConfigError, did_you_mean
+from paralab.errors import ConfigError
 from paralab.models.configs import C
+from paralab.models.sizes import config_of_size
 from paralab.models.spec import ModelSpec
 from paralab.options.config import RunConfig
 from paralab.planning.vocabulary import with_tokenizer
@@ -25,15 +26,7 @@ def config_of(run: RunConfig, spec: ModelSpec[C], size: str) -> C:
 
 def _model_config(run: RunConfig, spec: ModelSpec[C], size: str) -> C:
     """Return the config of a preset, or of a size of the user's own, with the overrides of the run."""
-    try:
-        config = spec.config(size)
-    except KeyError:
-        hint, form = did_you_mean(size, spec.sizes), f", or {spec.custom_form}" if spec.custom_form else ""
-        raise ConfigError(
-            f"--size {size} is unknown for {spec.name}{hint}: use one of {', '.join(spec.sizes)}{form}"
-        ) from None
-    except ValueError as error:
-        raise ConfigError(f"--size {size}: {error}: use {spec.custom_form}") from None
+    config = config_of_size(spec, size)
     known = {field.name for field in fields(config)}
     given = {name: getattr(run, name) for name in MODEL_OPTIONS}
     wanted = {name: None if value is False else value for name, value in given.items()}

@@ -7,10 +7,11 @@ from typing import Any
 
 from paralab.axes.check import check_split
 from paralab.axes.recompute import attention_of
-from paralab.errors import ConfigError, LayoutError, ModelError, did_you_mean
+from paralab.errors import LayoutError, ModelError
 from paralab.layout import Layout
 from paralab.models import NAMES, SPECS
 from paralab.models.configs import C, ModelConfig
+from paralab.models.sizes import config_of_size
 from paralab.models.spec import ModelSpec
 from paralab.planning.stages import WithExperts
 from paralab.planning.vocabulary import with_tokenizer
@@ -75,14 +76,7 @@ def find(name: str, size: str | None, tokenizer: str | None = None) -> tuple[Tra
     """
     spec = SPECS[name]
     size = size or spec.default_size
-    try:
-        config = spec.config(size)
-    except KeyError:
-        form = f", or {spec.custom_form}" if spec.custom_form else ""
-        use = f"use one of {', '.join(spec.sizes)}{form}"
-        raise ConfigError(f"--size {size} is unknown for {name}{did_you_mean(size, spec.sizes)}: {use}") from None
-    except ValueError as error:
-        raise ConfigError(f"--size {size}: {error}: use {spec.custom_form}") from None
+    config = config_of_size(spec, size)
     config = with_tokenizer(config, tokenizer, spec, size)
     more = () if tokenizer is None else ("--tokenizer", tokenizer)
     words = ("--model", name, "--size", size, *more)

@@ -7,10 +7,11 @@ from typing import Any
 from paralab.axes import eight_bits
 from paralab.axes.check import check_split
 from paralab.axes.context import Planned
-from paralab.errors import ConfigError, LayoutError, ModelError, did_you_mean
+from paralab.errors import ConfigError, LayoutError, ModelError
 from paralab.layout import Division, Layout
 from paralab.models import SPECS
 from paralab.models.configs import ModelConfig
+from paralab.models.sizes import config_of_size
 from paralab.models.spec import ModelSpec
 from paralab.options.config import RunConfig
 from paralab.planning.hardware import TRAINED_PRECISIONS
@@ -113,13 +114,7 @@ def named(
     """
     spec = SPECS[name]
     size = size or spec.default_size
-    try:
-        config = spec.config(size)
-    except KeyError:
-        hint = did_you_mean(size, spec.sizes)
-        raise ConfigError(f"--size {size} is unknown for {name}{hint}: use one of {', '.join(spec.sizes)}") from None
-    except ValueError as error:
-        raise ConfigError(f"--size {size}: {error}: use {spec.custom_form}") from None
+    config = config_of_size(spec, size)
     config = with_tokenizer(config, tokenizer, spec, size)
     words = ["--model", name, "--size", size, *(["--tokenizer", tokenizer] if tokenizer is not None else [])]
     if sequence_length is None:

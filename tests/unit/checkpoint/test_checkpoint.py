@@ -319,7 +319,7 @@ def test_free_space_is_checked_before_anything_is_written(run_folder: Path, monk
     engine = build()
     checkpoint.load(engine, run_folder)
     train(engine, 1)
-    with pytest.raises(DataError, match=r"step-3 was not saved, the last good one is step-2: .* needs \d+ MiB, 1 MiB"):
+    with pytest.raises(DataError, match=r"step-3 was not saved, the last good one is step-2: .* [\d.]+ MiB, 1 MiB are"):
         checkpoint.save(engine, run_folder)
     assert files_of(run_folder) == ["latest", "step-1", "step-2"]
 

@@ -2,7 +2,9 @@
 
 import pytest
 
+from paralab.errors import ConfigError
 from paralab.models import SPECS
+from paralab.models.sizes import config_of_size
 
 WORDS = {
     "gpt2": ("2x64x4", "2x64x4v257", "2x64x4v50304"),
@@ -37,3 +39,17 @@ def test_a_number_too_large_for_a_float_is_refused_by_name(word: str) -> None:
 def test_another_form_is_no_size(word: str) -> None:
     with pytest.raises(KeyError):
         SPECS["llama"].config(word)
+
+
+@pytest.mark.parametrize(
+    ("model", "word", "meant"),
+    [
+        ("gpt2", "gpt2-xl", "1.5b"),
+        ("resnet", "resnet-50", "50"),
+        ("llama", "7b", "llama2-7b"),
+    ],
+)
+def test_a_size_that_others_call_otherwise_is_found(model: str, word: str, meant: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        config_of_size(SPECS[model], word)
+    assert str(caught.value).startswith(f"--size {word} is unknown for {model} (did you mean {meant}?): use one of")

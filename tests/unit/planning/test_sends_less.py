@@ -30,7 +30,7 @@ from paralab.training.options import TrainConfig
         ("dp2/local9", {"outer_optimizer": "nesterov", "outer_fragments": 5}, "with 4 blocks .* use 4 or fewer"),
         ("dp2/local4", {"outer_overlap": 2}, "with --outer-fragments 1: .* 2 fragments or more"),
         ("dp2/local4", {"outer_fragments": 2, "outer_overlap": 4}, "use fewer steps than the N of /localN and 2"),
-        ("dp2/local2", {"model": "resnet", "size": "20"}, "use --norm group"),
+        ("dp2/local2", {"model": "resnet", "size": "20"}, r"use norms without them \(--norm group of resnet\)"),
     ],
 )
 def test_refused(layout: str, options: dict[str, Any], said: str) -> None:

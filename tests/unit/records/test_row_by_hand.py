@@ -673,13 +673,13 @@ def test_the_short_form_of_a_row(row: RunRecord, alone: RunRecord) -> None:
   where the time of rank 3 goes: 62% computing, 18% waiting for data, 15% in the
     bubble, 5% communication over dp
   rank 3 is the slowest: it takes 1.6 times as long as the others, most at step
-    15: 0.400 s more, waiting for data
+    15: 400 ms more, waiting for data
 """
     assert why in summary(row, "rows.csv")
     assert f" s, {MEASURED['mfu']:.0%} of the peak (measured: on rank 0)\n" in summary(row, "rows.csv")
     sent = (4_000_000 + 600 + 500 + 12) / 2**20
-    assert f"  peak 0.0 MiB   sent {sent:.1f} MiB a step, of the rank with most\n" in summary(row, "rows.csv")
-    assert "   sent 0.0 MiB" in summary(alone, "")
+    assert f"  peak 900 B   sent {sent:.2f} MiB a step, of the rank with most\n" in summary(row, "rows.csv")
+    assert "   sent 0 B" in summary(alone, "")
     assert "slowest" not in summary(replace(row, straggler_ratio=1.2), "") + summary(alone, "")
     assert "where" not in summary(replace(row, step_parts_json=None), "") + summary(alone, "")
     exceeded = replace(row, mfu=None, peak_source="measured: x; exceeded by the run")
