@@ -40,7 +40,9 @@ def measured(rank: Rank, layout: str, model: str) -> tuple[RunRecord, dict[str, 
         unregister(axis)
 
 
-@pytest.mark.parametrize(("layout", "model"), [("dp2.tw2", "gpt2"), ("tp2.tw2", "gpt2")])
+@pytest.mark.parametrize(
+    ("layout", "model"), [pytest.param("dp2.tw2", "gpt2", marks=pytest.mark.long), ("tp2.tw2", "gpt2")]
+)
 def test_it_computes_what_one_process_does_and_sends_what_it_says(workers: WorkerPool, layout: str, model: str) -> None:
     row, predicted = workers.run("tests.dist.test_a_new_axis:measured", layout, model)[0]
     assert row.parity is True and row.parity_scope == "whole"

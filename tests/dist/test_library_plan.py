@@ -58,7 +58,7 @@ def _bytes(tensors: list[Tensor]) -> int:
     return sum(x.nbytes for x in tensors if x.ndim)
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", [pytest.param("frozen", marks=pytest.mark.long), *NAMES[1:]])
 def test_the_bytes_of_a_plan_are_those_that_are_sent(workers: WorkerPool, name: str) -> None:
     rows = {row.strategy: row for row in planned(name, 4) if row.sent_bytes is not None}
     layouts = {strategy: row.layout for strategy, row in rows.items()}

@@ -23,7 +23,13 @@ FOLDERS = ("parallel", "models", "benchmarks", "tests", "docs", "ds_configs")
 _FOLDERS = f"(?:{'|'.join(FOLDERS)})"
 
 
-@pytest.mark.parametrize("page", document.PAGES)
+# Pictures of layouts that are among those of another picture, from the same code
+OF_OTHERS = {f"img/strategies/{name}.svg" for name in ("ddp", "hsdp", "model", "pipeline", "tensor", "zero1", "zero2")}
+
+
+@pytest.mark.parametrize(
+    "page", [pytest.param(page, marks=[pytest.mark.long] if page in OF_OTHERS else []) for page in document.PAGES]
+)
 def test_a_page_is_what_its_command_prints(page: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert document.main([page]) == 0
     file = page if "." in page else f"{page}.md"

@@ -38,7 +38,7 @@ def test_the_layout_of_a_plan_is_dry_run_and_compared(capsys: pytest.CaptureFixt
         ("llama", "dp4/zero3", "bf16"),
         ("llama", "tp2", "bf16"),
         ("gpt2", "pp2/1f1b/mb4", "bf16"),
-        ("gpt2", "pp2/gpipe/mb4", "fp32"),
+        pytest.param("gpt2", "pp2/gpipe/mb4", "fp32", marks=pytest.mark.long),
     ],
 )
 def test_a_plan_needs_the_memory_of_its_dry_run(model: str, layout: str, precision: str) -> None:
@@ -56,8 +56,8 @@ def test_a_plan_needs_the_memory_of_its_dry_run(model: str, layout: str, precisi
 @pytest.mark.parametrize(
     ("model", "layout", "precision", "recompute"),
     [
-        ("diffusion", "dp4", "bf16", "none"),
-        ("diffusion", "dp4/zero3", "fp32", "none"),
+        pytest.param("diffusion", "dp4", "bf16", "none", marks=pytest.mark.long),
+        pytest.param("diffusion", "dp4/zero3", "fp32", "none", marks=pytest.mark.long),
         ("diffusion", "dp4/zero3", "bf16", "none"),
         ("diffusion", "pp2/1f1b/mb4", "fp32", "none"),
         ("resnet", "dp4/zero2", "bf16", "none"),

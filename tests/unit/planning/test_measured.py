@@ -291,13 +291,15 @@ def test_a_gradient_lies_beside_the_bucket_that_it_is_copied_into() -> None:
         ("gpt2", "2x64x4v8192", "dp2.tp2", {}),  # the gradient of all tokens, of which a tensor rank keeps a part
         ("llama", "2x64x8/4f96v8192", "dp2.tp2/zero1", {}),
         ("gpt2", "4x64x4v8192", "dp2.pp2/1f1b/mb2", {}),  # buckets, and the tied embedding sent, received and summed
-        ("gpt2", "4x64x4v8192", "pp4/gpipe/mb4", {}),
+        pytest.param("gpt2", "4x64x4v8192", "pp4/gpipe/mb4", {}, marks=pytest.mark.long),
         ("resnet", "20", "pp2/1f1b/mb4", {}),  # buffers for what each micro-batch brings
         ("gpt2", "2x64x4v257", "dp4/zero2", {}),  # all is gathered when backward begins
         ("llama", "2x64x8/4f96v257", "dp4/zero3", {"accumulation": 2}),  # two blocks are, beside what a block sends
         ("gpt2", "2x64x4v257", "dp2/zero3", {"precision": "bf16"}),  # weights are cast, and so are activations
         ("diffusion", "tiny-dit", "dp4/zero3", {"checkpointing": "full"}),
-        ("llama", "4x64x8/4f96v8192", "dp2.pp2/zero2/1f1b/mb2", {"precision": "bf16"}),  # gradients wait in fp32
+        pytest.param(
+            "llama", "4x64x8/4f96v8192", "dp2.pp2/zero2/1f1b/mb2", {"precision": "bf16"}, marks=pytest.mark.long
+        ),  # gradients wait in fp32
         ("llama", "4x64x8/4f96v2048", "dp2.pp2/zero3/interleaved/mb4", {}),  # those of all stages of a rank
     ],
 )

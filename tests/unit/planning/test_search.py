@@ -179,12 +179,12 @@ def test_every_schedule_that_is_trained_is_looked_at() -> None:
     ("model", "size", "changes"),
     [
         ("gpt2", "124m", {}),
-        ("gpt2", "124m", {"sequence_length": 8192}),
+        pytest.param("gpt2", "124m", {"sequence_length": 8192}, marks=pytest.mark.long),
         ("llama", "8b", {"n_gpus": 64}),
         ("mixtral", "tiny", {"gpu": "V100-SXM2-32GB"}),
         ("resnet", "50", {}),
         ("diffusion", "dit-mnist", {}),
-        ("vicreg", "8", {}),
+        pytest.param("vicreg", "8", {}, marks=pytest.mark.long),
     ],
 )
 def test_every_line_that_is_printed_is_accepted_by_run(model: str, size: str, changes: dict[str, Any]) -> None:
