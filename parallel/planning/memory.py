@@ -224,7 +224,7 @@ def score_bytes(case: Case) -> Values:
 def _operator_bytes(plan: Plan) -> Values:
     """torchtitan's selective policy: every second matrix product, the attention output and the input of the layer."""
     case = plan.case
-    products = (2 * case.heads + 2 * case.kv_heads) * case.head_dim / case.tp * 0.5 + case.ffn * 2 / case.tp
+    products = (2 * case.heads + 2 * case.kv_heads) * case.head_dim / case.tp * 0.5 + case.inner_width * 2 / case.tp
     products = products + 2 * case.hidden * case.sequence_share
     saved = case.element_bytes * (
         0.5 * products + case.heads * case.head_dim / case.tp + case.hidden * case.sequence_share
@@ -241,8 +241,8 @@ def working_bytes(plan: Plan) -> Values:
     whole = (case.recompute == "full") | ((case.recompute == "selective") & (case.framework == "torchtitan"))
     core = np.where((case.recompute == "selective") & case.keeps_scores, case.tokens * score_bytes(case), 0.0)
     again = np.where(whole, layer_bytes(plan, scores=case.keeps_scores), core)
-    gradients = case.tokens * case.element_bytes * (2 * case.hidden + np.where(case.gated, 2, 1) * case.ffn / case.tp)
-    return again + gradients * k.mem_working_share
+    width = 2 * case.hidden + np.where(case.gated, 2, 1) * case.inner_width / case.tp
+    return again + case.tokens * case.element_bytes * width * k.mem_working_share
 
 
 def logit_bytes(plan: Plan) -> Values:

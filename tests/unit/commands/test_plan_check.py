@@ -53,6 +53,14 @@ def test_a_plan_needs_the_memory_of_its_dry_run(model: str, layout: str, precisi
     assert planned == pytest.approx(there, rel=0.05)
 
 
+def test_a_mixture_works_with_the_widths_that_its_tokens_meet() -> None:
+    trained, raw = shapes.find("mixtral", "4x256x4/2e8/2f256h512v4096")
+    raw |= {"dp": 2, "tp": 1, "pp": 1, "n_gpus": 2, "sequence_length": 512, "global_batch_size": 64}
+    raw |= {"micro_batch_size": 32, "precision": "bf16", "recompute": "full", "zero": 0}
+    planned, there = _planned_and_there(trained.with_length(512), raw, "dp2")
+    assert planned == pytest.approx(there, rel=0.05)
+
+
 @pytest.mark.parametrize(
     ("model", "layout", "precision", "recompute"),
     [
