@@ -17,7 +17,11 @@ if TYPE_CHECKING:
     from paralab.models.spec import ModelSpec
 
 # what others call sizes that are presets here
-_ELSEWHERE = {"gpt2-medium": "355m", "gpt2-large": "774m", "gpt2-xl": "1.5b"}
+_ELSEWHERE = {
+    "gpt2": {"gpt2": "124m", "gpt2-small": "124m", "gpt2-medium": "355m", "gpt2-large": "774m", "gpt2-xl": "1.5b"}
+    | {"117m": "124m", "345m": "355m", "762m": "774m", "1542m": "1.5b", "1558m": "1.5b"},
+    "diffusion": {f"{begin}{size}": f"dit-{size}/2" for size in ("s", "b", "l", "xl") for begin in ("", "dit-")},
+}
 _WHOLE, _DECIMAL = r"[1-9]\d*", r"\d+(?:\.\d+)?(?:e-?\d+)?"
 
 
@@ -83,8 +87,18 @@ def config_of_size(spec: "ModelSpec[C]", size: str) -> C:
     try:
         return spec.config(size)
     except KeyError:
-        hint, form = did_you_mean(_ELSEWHERE.get(size, size), spec.sizes), spec.custom_form
+        hint, form = did_you_mean(_named_here(spec.name, size), spec.sizes), spec.custom_form
         use = f"use one of {', '.join(spec.sizes)}" + (f", or {form}" if form else "")
         raise ConfigError(f"--size {size} is unknown for {spec.name}{hint}: {use}") from None
     except ValueError as error:
         raise ConfigError(f"--size {size}: {error}: use {spec.custom_form}") from None
+
+
+def _named_here(model: str, size: str) -> str:
+    """Return what a size may be called here that others call otherwise, as gpt2-xl or meta-llama/Llama-3.1-70B."""
+    word, elsewhere = size.lower().replace("_", "-"), _ELSEWHERE.get(model, {})
+    for tried in (word, f"{model}-{word}", word.rpartition("/")[2]):
+        if tried in elsewhere:
+            return elsewhere[tried]
+    parameters = re.findall(r"\d[\dx.]*[bm]\b", word)
+    return parameters[-1] if parameters else word.removeprefix(model).removeprefix("-")

@@ -26,6 +26,7 @@ from paralab.errors import DataError, NewerFormatError
 
 FORMAT = 1
 FACTS, MANIFEST, LATEST = "facts.json", "manifest.json", "latest"
+_STRAY = (".DS_Store", "._", ".nfs")  # begins what a desktop or a file server puts into any folder
 _STEP_DIGITS = 18
 _NAME = re.compile(rf"step-(\d{{1,{_STEP_DIGITS}}})(\.old)?")
 
@@ -202,11 +203,7 @@ def verify(folder: Path, *, rank: int = 0, ranks: int = 1) -> None:
 
     Raises: DataError naming the file that is missing, truncated, changed or not listed.
     """
-    listed = _read_json(folder / MANIFEST)
-    for name in sorted(listed.keys() ^ ({path.name for path in folder.iterdir()} - {MANIFEST})):
-        raise DataError(f"{folder / name} {'is missing' if name in listed else 'is not in the manifest'}: {_ADVICE}")
-    if FACTS not in listed:
-        raise DataError(f"{folder / MANIFEST} does not list {FACTS}: {_ADVICE}")
+    listed = listed_files(folder)
     for name in sorted(listed)[rank::ranks]:
         try:
             found = Digest.of(folder / name)
@@ -214,6 +211,17 @@ def verify(folder: Path, *, rank: int = 0, ranks: int = 1) -> None:
             raise DataError(f"{folder / name} cannot be read ({error.strerror}): {_ADVICE}") from error
         if asdict(found) != listed[name]:
             raise DataError(f"{folder / name} is not what was saved, its sha256 differs: {_ADVICE}")
+
+
+def listed_files(folder: Path) -> dict[str, Any]:
+    """Return what the manifest lists, once these files are found to be there, and no others. Raises: DataError."""
+    listed = _read_json(folder / MANIFEST)
+    there = {path.name for path in folder.iterdir() if not path.name.startswith(_STRAY)}
+    for name in sorted(listed.keys() ^ (there - {MANIFEST})):
+        raise DataError(f"{folder / name} {'is missing' if name in listed else 'is not in the manifest'}: {_ADVICE}")
+    if FACTS not in listed:
+        raise DataError(f"{folder / MANIFEST} does not list {FACTS}: {_ADVICE}")
+    return listed
 
 
 _ADVICE = "the checkpoint is damaged, use another one"
@@ -241,15 +249,15 @@ def publish(unfinished: Path) -> Path:
     final = unfinished.with_suffix("")
     old = final.with_suffix(".old")
     _sync(unfinished)
-    if final.exists():
-        shutil.rmtree(old, ignore_errors=True)  # its successor is there
+    if os.path.lexists(final):  # or a link that leads nowhere
+        _delete(old)  # its successor is there
         os.rename(final, old)
     os.rename(unfinished, final)
     _sync(final.parent)
     pointed = final.parent / f"{LATEST}.tmp"
     write_synced(pointed, final.name + "\n")
     os.replace(pointed, final.parent / LATEST)
-    shutil.rmtree(old, ignore_errors=True)
+    _delete(old)
     return final
 
 
@@ -276,7 +284,15 @@ def prune(run_folder: Path, kept: Kept) -> None:
 def remove_unfinished(run_folder: Path) -> None:
     """Delete what killed writers left."""
     for path in run_folder.glob("step-*.tmp"):
+        _delete(path)
+
+
+def _delete(path: Path) -> None:
+    """Delete a folder, or a file or a link in its place: of a link not what it leads to."""
+    if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
 
 
 def write_synced(path: Path, text: str) -> None:

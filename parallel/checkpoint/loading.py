@@ -20,6 +20,7 @@ from paralab.checkpoint.folder import (
     read_facts,
     verify,
 )
+from paralab.checkpoint.others import written_by_another
 from paralab.checkpoint.random import new_random_chunks, set_random
 from paralab.checkpoint.same_work import compare_work, other_options
 from paralab.engines.engine import ResumableEngine
@@ -99,10 +100,14 @@ def resume(engine: ResumableEngine, folder: str | Path, *, say: Callable[[str], 
 def opened(path: Path, *, rank: int = 0, ranks: int = 1) -> tuple[Path, Facts, Shapes]:
     """Find and verify a checkpoint, each rank its share of the files; return what is in it."""
     if not path.is_dir():
-        raise DataError(f"{path} is not a folder: give a checkpoint such as RUN/step-200, or the folder of a run")
+        what = written_by_another(path) if path.exists() else ""
+        found = f"is {what}, and no folder of a checkpoint" if what else "is not a folder"
+        raise DataError(f"{path} {found}: give a checkpoint such as RUN/step-200, or the folder of a run")
     folder = path if is_checkpoint(path) else latest(path)
     if folder is None:
-        raise DataError(f"{path} has no checkpoint: give one such as RUN/step-200, or the folder of a run")
+        what = written_by_another(path)
+        found = f"is {what}, and has no checkpoint of paralab" if what else "has no checkpoint"
+        raise DataError(f"{path} {found}: give one such as RUN/step-200, or the folder of a run")
     check_format(folder)
     verify(folder, rank=rank, ranks=ranks)
     return folder, read_facts(folder), storage.shapes(folder)

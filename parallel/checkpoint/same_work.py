@@ -12,7 +12,7 @@ from typing import Any
 
 from paralab.axes.context import BuildContext
 from paralab.checkpoint import storage
-from paralab.checkpoint.folder import Facts, is_checkpoint, latest, read_facts
+from paralab.checkpoint.folder import Facts, is_checkpoint, latest, listed_files, read_facts
 from paralab.data.tokenizer import BUILT_IN, get_tokenizer
 from paralab.errors import ConfigError, DataError
 from paralab.models import file_columns
@@ -38,12 +38,18 @@ def check_same_work(path: str | Path, context: BuildContext | Work) -> None:
     folder = path if is_checkpoint(path) else latest(path)
     with contextlib.suppress(DataError):
         if folder is not None:
+            listed_files(folder)  # tensors of a file that is missing would look like those of another model
             compare_work(folder, read_facts(folder), context)
 
 
 def compare_work(folder: Path, facts: Facts, context: BuildContext | Work) -> None:
     """Raise ConfigError where a checkpoint belongs to other work: in what they differ, and what to give instead."""
     ours = work_of(context)
+    if (was := facts.work.get("model", now := ours.get("model"))) != now:  # all else differs as well
+        raise ConfigError(
+            f"checkpoint {folder} is of --model {was}, this run has {now}: ask for the same, or start from step 0 in "
+            "another folder"
+        )
     _check_same_tokenizer(folder, facts.work, ours)
     keys = (facts.work.keys() | ours.keys()) - {"data", "data_sha256", "model_sha256", "tokenizer", TOKENIZER}
     different = [

@@ -168,7 +168,7 @@ def shapes(folder: Path) -> Shapes:
     try:
         tensors = dcp.HuggingFaceStorageReader(str(folder)).read_metadata().state_dict_metadata
     except Exception as error:  # whatever a damaged header leads to
-        raise DataError(f"the safetensors files in {folder} cannot be read: {error}") from error
+        raise DataError(f"the safetensors files in {folder} cannot be read ({error}): use another one") from error
     return {
         name: (tuple(tensor.size), tensor.properties.dtype)
         for name, tensor in tensors.items()

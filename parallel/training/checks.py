@@ -81,6 +81,7 @@ def _check_resumable(path: Path) -> None:
 def _without_checkpoint(path: Path) -> str:
     """Say that there is no checkpoint at a path, and what beside it has one and may be meant."""
     from paralab import checkpoint
+    from paralab.checkpoint.others import written_by_another
 
     beside = path.parent.iterdir() if path.parent.is_dir() else ()
     others = [
@@ -90,6 +91,8 @@ def _without_checkpoint(path: Path) -> str:
     ]
     if checkpoint.is_checkpoint(path) and not path.exists() and others:
         return f"there is no {path}, {path.parent} has {', '.join(sorted(others, key=_by_number))}"
+    if what := written_by_another(path):
+        return f"{path} is {what}, and no checkpoint of paralab (--init-from starts from weights of other programs)"
     meant = did_you_mean(path.name, others)
     if not meant and len(others) == 1:
         meant = f" (did you mean {others[0]}?)"
@@ -103,6 +106,7 @@ def _by_number(name: str) -> tuple[int, str]:
 
 def _check_outputs(folder: Path, *, goes_on: bool) -> None:
     """Refuse what could not be written to, or gone on with, after the work is done."""
+    from paralab.checkpoint.folder import LATEST
     from paralab.records.log import read_log
     from paralab.records.writing import check_appendable
 
@@ -110,7 +114,7 @@ def _check_outputs(folder: Path, *, goes_on: bool) -> None:
     check_appendable(rows, otherwise="")
     if log.parent.exists() and not log.parent.is_dir():
         raise ConfigError(f"{log.parent} is a file, and the logs of the ranks go there: move it away")
-    for file in (log, folder / "validation.jsonl", folder / "progress.json", config_file(folder)):
+    for file in (log, folder / "validation.jsonl", folder / "progress.json", folder / LATEST, config_file(folder)):
         if file.exists() and not (file.is_file() and os.access(file, os.W_OK)):
             raise ConfigError(f"{file} cannot be written: move it away, or give another --out")
     if goes_on and log.exists():

@@ -11,6 +11,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from paralab import checkpoint
+from paralab.checkpoint.others import written_by_another
 from paralab.engines.engine import Engine
 from paralab.errors import ConfigError, DataError
 from paralab.models import HUGGING_FACE, SPECS
@@ -30,6 +31,10 @@ _MARKS: tuple[tuple[str, Kind], ...] = (  # a file that tells what wrote a folde
     ("ckpt.pt", "nanogpt"),
 )
 
+_FORMS = (
+    "a Hugging Face folder, one that paralab export wrote, a checkpoint such as RUN/step-200, or a ckpt.pt of nanoGPT"
+)
+
 
 def kind_of(path: Path) -> Kind:
     """Return what wrote a folder, or a file of nanoGPT. Raises: ConfigError when nothing known did."""
@@ -42,9 +47,17 @@ def kind_of(path: Path) -> Kind:
             return kind
     if (newest := checkpoint.latest(path)) is not None:
         raise ConfigError(f"--init-from {path} is the folder of a run: give one of its checkpoints, such as {newest}")
+    if not path.exists():
+        raise ConfigError(f"--init-from {path} does not exist: give {_FORMS}")
+    if path.is_file() and path.suffix == ".safetensors":
+        raise ConfigError(f"--init-from {path} is a file of weights: give its folder, {path.parent}")
+    if what := written_by_another(path):
+        raise ConfigError(
+            f"--init-from {path} is {what}, which is not read: let its program write a Hugging Face folder "
+            "(save_pretrained)"
+        )
     raise ConfigError(
-        f"--init-from {path} has no {', '.join(name for name, _ in _MARKS[:-1])} or {_MARKS[-1][0]}: give a Hugging "
-        "Face folder, one that paralab export wrote, a checkpoint such as RUN/step-200, or a ckpt.pt of nanoGPT"
+        f"--init-from {path} has no {', '.join(name for name, _ in _MARKS[:-1])} or {_MARKS[-1][0]}: give {_FORMS}"
     )
 
 

@@ -180,6 +180,34 @@ def test_damage_is_named_and_the_one_before_is_taken(name: str, damage: str, run
     assert line.endswith("taking step-1")
 
 
+def test_tensors_that_are_missing_with_their_file_are_no_other_model(run_folder: Path) -> None:
+    (run_folder / "step-2" / "shard-00001-model-00001-of-00001.safetensors").unlink()
+    checkpoint.check_same_work(run_folder, build().context)  # left to `resume`, which takes the one before
+
+
+def test_files_that_a_desktop_puts_there_are_no_damage(run_folder: Path) -> None:
+    (run_folder / "step-2" / ".DS_Store").write_text("")
+    folder.verify(run_folder / "step-2")
+    (run_folder / "step-2" / "more.safetensors").write_text("")
+    with pytest.raises(DataError, match=r"more\.safetensors is not in the manifest"):
+        folder.verify(run_folder / "step-2")
+
+
+def test_files_and_links_in_the_place_of_a_checkpoint_are_replaced(run_folder: Path) -> None:
+    elsewhere = run_folder / "step-2"
+    for step, target in ((7, "step-7"), (8, elsewhere.name)):  # a link to itself, and one to another checkpoint
+        (run_folder / f"step-{step}").symlink_to(target)
+    for name in ("step-9", "step-9.old", "step-3.tmp"):
+        (run_folder / name).write_text("")
+    folder.remove_unfinished(run_folder)
+    for step in (7, 8, 9):
+        (run_folder / f"step-{step}.tmp").mkdir()
+        folder.publish(run_folder / f"step-{step}.tmp")
+    assert sorted(path.name for path in run_folder.glob("step-*")) == [f"step-{step}" for step in (1, 2, 7, 8, 9)]
+    assert not any(path.is_symlink() for path in run_folder.iterdir())
+    folder.verify(elsewhere)
+
+
 def test_every_bit_of_a_small_file_counts(run_folder: Path) -> None:
     file = run_folder / "step-2" / "facts.json"
     content = file.read_bytes()

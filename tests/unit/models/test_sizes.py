@@ -45,8 +45,21 @@ def test_another_form_is_no_size(word: str) -> None:
     ("model", "word", "meant"),
     [
         ("gpt2", "gpt2-xl", "1.5b"),
+        ("gpt2", "gpt2", "124m"),
+        ("gpt2", "GPT2_small", "124m"),
+        ("gpt2", "medium", "355m"),
+        ("gpt2", "1558M", "1.5b"),
         ("resnet", "resnet-50", "50"),
+        ("resnet", "resnet50", "50"),
+        ("resnet", "ResNet_50", "50"),
         ("llama", "7b", "llama2-7b"),
+        ("llama", "Llama-3.1-70B-Instruct", "70b"),
+        ("llama", "meta-llama/Llama-2-7b-hf", "llama2-7b"),
+        ("llama", "TinyLlama-1.1B", "1b"),
+        ("mixtral", "mistralai/Mixtral-8x7B-v0.1", "8x7b"),
+        ("diffusion", "dit-xl", "dit-xl/2"),
+        ("diffusion", "XL/2", "dit-xl/2"),
+        ("diffusion", "xl", "dit-xl/2"),
     ],
 )
 def test_a_size_that_others_call_otherwise_is_found(model: str, word: str, meant: str) -> None:

@@ -190,6 +190,7 @@ def test_what_cannot_be_used_is_said(trained: Path, tmp_path: Path, capsys: pyte
     folder = export(trained, tmp_path / "hf", "hf")
     assert cli.main(["export", str(trained), str(folder)]) == 2
     assert "give a new folder" in capsys.readouterr().err
+    (tmp_path / "nothing").mkdir()
     with pytest.raises(ConfigError, match=r"no facts\.json, config\.json"):
         losses(tmp_path / "a", "--init-from", str(tmp_path / "nothing"))
     with pytest.raises(ConfigError, match=r"is the folder of a run: give one of its checkpoints, such as .*/step-\d+$"):
