@@ -12,7 +12,6 @@ median step time or another --metric. The exit status makes it a gate for contin
 import argparse
 import math
 import sys
-import warnings
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -21,6 +20,7 @@ from typing import TYPE_CHECKING
 from paralab.benchmarks.report.choices import FORMATS, NOT_COMPARABLE
 from paralab.benchmarks.report.metrics import MOST_ASKED, Metric, metric_of, usual
 from paralab.benchmarks.report.sources import Source, load
+from paralab.benchmarks.report.warned import told
 from paralab.errors import ParalabError, UsageError
 from paralab.options.arguments import Parser
 from paralab.options.numbers import meant, number_of
@@ -48,15 +48,12 @@ _EPILOG = """exit status:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command and return its exit status."""
     try:
-        with warnings.catch_warnings(record=True) as caught:
-            warnings.simplefilter("always")
+        with told("compare"):
             options = _parser().parse_args(argv)
             outcome, metric = _look(options)
     except ParalabError as error:
         print(f"paralab compare: {one_line(str(error))}", file=sys.stderr)
         return NOT_COMPARABLE
-    for warning in caught:
-        print(f"paralab compare: {one_line(str(warning.message))}", file=sys.stderr)
     from paralab.benchmarks.report.formats import WRITERS
 
     found = WRITERS[options.format](outcome, metric)

@@ -11,19 +11,17 @@ each run is from the first. --layers and --filters draw what is inside one netwo
 `paralab report` draws; .png and .pdf need matplotlib.
 """
 
-import sys
-import warnings
 from argparse import Namespace
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from paralab.benchmarks.report.choices import CHECKPOINTS
+from paralab.benchmarks.report.warned import told
 from paralab.console.outputs import check_writable, write_whole
 from paralab.console.pictures import FORMS, form_of
 from paralab.errors import DataError, UsageError
 from paralab.options.arguments import Parser, whole
-from paralab.records.cells import one_line
 
 if TYPE_CHECKING:
     from paralab.benchmarks.report.panels import Panels
@@ -40,12 +38,9 @@ def main(argv: Sequence[str]) -> int:
     check_writable(options.out, inputs=options.sources)
     from paralab.pages.raster import drawn  # numpy, which --help and refusals need not wait for
 
-    with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always")
+    with told("plot"):
         title = f"paralab plot {' '.join(map(str, options.sources))}"
         content = drawn(_charts(options), title=title, form=form_of(options.out))
-    for warning in caught:
-        print(f"paralab plot: {one_line(str(warning.message))}", file=sys.stderr)
     write_whole(options.out, content)
     print(options.out)
     return 0

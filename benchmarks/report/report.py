@@ -9,10 +9,10 @@ content is there without the script, which folds, sorts, filters and copies.
 
 import argparse
 import sys
-import warnings
 from collections.abc import Sequence
 from pathlib import Path
 
+from paralab.benchmarks.report.warned import told
 from paralab.console.clock import Moment
 from paralab.console.outputs import check_writable, write_whole
 from paralab.console.phases import Phases
@@ -37,8 +37,7 @@ def _write(options: argparse.Namespace) -> int:
     from paralab.benchmarks.report.work import amount
 
     phases = Phases(Moment.now(), transient=True)
-    with phases, warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always")
+    with told("report") as caught, phases:
         prices = machines.prices_of(options.price_per_hour)
         text, by_machine = results_page.composed(
             options.files, title=options.title, prices=prices, caught=caught, phases=phases

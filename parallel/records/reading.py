@@ -14,6 +14,7 @@ from paralab.console.sheet import Line
 from paralab.errors import DataError, UsageError
 from paralab.records.cells import decode, line_of
 from paralab.records.log_files import TRAINING_ROWS
+from paralab.records.possible import check_possible
 from paralab.records.row import REQUIRED, RunRecord, header
 from paralab.records.schema import check_schema, few, present_name
 
@@ -35,7 +36,8 @@ def read_lines(path: str | Path) -> list[tuple[int, RunRecord]]:
     these are passed over.
 
     Raises: UsageError when it is no file of results, or one of a newer schema; DataError when it is missing, a cell
-    has the wrong form, or a row does not say the schema of the columns.
+    has the wrong form or a number that its column cannot hold (`paralab.records.possible`), or a row does not say the
+    schema of the columns.
     """
     path = Path(path)
     try:
@@ -97,6 +99,8 @@ class _Reader:
             if cell == "" and name in REQUIRED:
                 raise ValueError("it cannot be empty")
             value = decode(cell, name, RunRecord)
+            if isinstance(value, int | float):
+                check_possible(value, name)
             return _in_utc(value) if name == "started_at" else value
         except ValueError as error:
             raise DataError(f"{place}: {name} is {cell[:60]!r} ({error}): correct the cell") from None

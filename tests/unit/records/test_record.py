@@ -23,6 +23,7 @@ from paralab.records.changes import COUNTED_FROM, SCHEMA, Change
 from paralab.records.kinds import field_types, value_kind
 from paralab.records.log import LogRecord, MemoryRecord, StepLog, StepRecord, read_log
 from paralab.records.log_files import log_path, log_paths, safe_name
+from paralab.records.possible import BELOW_ZERO, DIVERGES
 from paralab.records.reading import read
 from paralab.records.row import REQUIRED, RunRecord, header
 from paralab.records.schema import columns_of
@@ -67,12 +68,10 @@ def values_of(name: str) -> st.SearchStrategy:
     if name == "started_at":
         return st.datetimes(timezones=st.just(UTC)).map(lambda time: time.isoformat())
     required = name in REQUIRED
+    least = None if name in BELOW_ZERO else 0
+    numbers = {int: st.integers(least), float: st.floats(least, allow_nan=False, allow_infinity=name in DIVERGES)}
     text = st.text(st.characters(), max_size=20) | st.sampled_from(DANGEROUS)  # control characters and surrogates too
-    value = (
-        st.sampled_from(choices)
-        if choices
-        else {str: text, bool: st.booleans(), int: st.integers(), float: st.floats(allow_nan=False)}[kind]
-    )
+    value = st.sampled_from(choices) if choices else {str: text, bool: st.booleans(), **numbers}[kind]
     return value if required else st.none() | value
 
 
@@ -131,6 +130,20 @@ def test_numbers_that_are_not_finite_come_back(tmp_path):
     append(tmp_path / "r.csv", replace(PLAIN, loss_last=math.nan, loss_first=-math.inf))
     (row,) = read(tmp_path / "r.csv")
     assert math.isnan(row.loss_last) and row.loss_first == -math.inf
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("tokens_per_s", math.inf), ("step_time_p50_s", math.nan), ("process_peak_bytes", -1), ("wall_s", -0.5),
+     ("grad_norm_last", -1.0), ("until_loss", math.nan), ("comm_dp_sent_bytes", -math.inf)],
+)  # fmt: skip
+def test_a_number_that_a_column_cannot_hold_is_named_with_its_line(tmp_path, name, value):
+    path = tmp_path / "r.csv"
+    append(path, PLAIN)
+    append(path, replace(PLAIN, **{name: value}))
+    needed = "a number from 0 is needed" if math.isfinite(value) else "a finite number is needed"
+    with pytest.raises(DataError, match=rf"r\.csv line 3: {name} is '{value}' \({needed}; an empty cell is unknown\)"):
+        read(path)
 
 
 @pytest.mark.parametrize("text", DANGEROUS)

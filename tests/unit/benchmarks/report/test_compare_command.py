@@ -7,9 +7,11 @@ import re
 
 import pytest
 
+from paralab.benchmarks.report import plot, report
 from paralab.benchmarks.report.compare import main
+from paralab.errors import DataError
 from tests.unit.benchmarks.report.test_compare import SLOWER, A
-from tests.unit.synthetic_runs import runs, write
+from tests.unit.synthetic_runs import run, runs, write
 
 
 @pytest.fixture
@@ -27,7 +29,7 @@ def test_exit_status_of_a_regression(files, capsys, fail_over, status):
 
 @pytest.mark.parametrize(
     ("arguments", "said"),
-    [(["none.csv", "none.csv"], "cannot be read"), (["--fail-over", "x"], "use a percentage"),
+    [(["none.csv", "other.csv"], "cannot be read"), (["--fail-over", "x"], "use a percentage"),
      (["--fail-over", "-3"], "use a percentage"),
      (["--nonsense"], "--help"), (["--metric", "step_time"], "did you mean step_time_p"),
      (["--metric", "layout"], "is not a column of numbers"),
@@ -131,3 +133,19 @@ def test_markdown_is_a_table(files, capsys):
     main([*files, "--format", "markdown"])
     table = [line for line in capsys.readouterr().out.splitlines() if line.startswith("|")]
     assert len(table) == 3 and len({line.count("|") for line in table}) == 1
+
+
+@pytest.mark.parametrize("command", [main, report.main, plot.main])
+def test_a_line_that_was_cut_off_is_said_also_where_another_is_refused(tmp_path, capsys, command):
+    path = write(tmp_path / "r.csv", [run(tokens_per_s=-1.0)])
+    with open(path, "a") as file:
+        file.write("half of a l")
+    out = [] if command is main else ["--out", str(tmp_path / ("r.html" if command is report.main else "r.svg"))]
+    error = ""
+    try:
+        assert command([path, *out]) != 0
+    except DataError as refused:  # `paralab` makes a line of it
+        error = str(refused)
+    said = capsys.readouterr().err + error
+    assert re.search(r"r\.csv: the last line is not finished and was skipped\n.*line 2: tokens_per_s is '-1\.0'", said)
+    assert not (tmp_path / "r.html").exists() and not (tmp_path / "r.svg").exists()
