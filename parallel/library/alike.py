@@ -1,13 +1,40 @@
-"""What the ranks of a program must have alike before they train: the module, and their random numbers."""
+"""What the ranks of a program must have alike before they train: options, the module, and their random numbers."""
 
 import hashlib
+from collections.abc import Sequence
+from dataclasses import fields
+from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from paralab.errors import ConfigError
+from paralab.errors import ConfigError, DisagreementError
+from paralab.library.work import OwnRun
 from paralab.processes.mesh import Mesh
+
+
+def check_asked_alike(run: OwnRun) -> None:
+    """Refuse ranks that ask for different things. Collective over all ranks. Raises: DisagreementError, on every rank.
+
+    Ranks of different layouts would wait for each other, and those of a different clip_norm would drift apart.
+    """
+    if not dist.is_initialized() or run.layout is None or run.layout.world_size != dist.get_world_size():
+        return  # alone, or of a mesh that leaves ranks idle
+    every: list[Any] = [None] * dist.get_world_size()
+    dist.all_gather_object(every, run)
+    if reason := difference(every):
+        raise DisagreementError(reason)
+
+
+def difference(runs: Sequence[OwnRun]) -> str | None:
+    """Say which rank asks for something else than rank 0; None where all ask for the same."""
+    for rank, run in enumerate(runs):
+        for field in fields(run):
+            here, there = getattr(runs[0], field.name), getattr(run, field.name)
+            if here != there:
+                return f"{field.name} is {there} on rank {rank} and {here} on rank 0: give it the same on every rank"
+    return None
 
 
 def draw_alike(before: Tensor, mesh: Mesh) -> None:

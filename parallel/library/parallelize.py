@@ -16,7 +16,7 @@ from paralab.errors import LayoutError, WorldError, did_you_mean
 from paralab.layout import Layout
 from paralab.layout import strategies as named
 from paralab.library import values as own_values
-from paralab.library.alike import check_alike, draw_alike
+from paralab.library.alike import check_alike, check_asked_alike, draw_alike
 from paralab.library.optimizer import MakeOptimizer, MakeScheduler, check_asked
 from paralab.library.own import Initialise, Loss, OwnConfig, Told, check_stages, spec_of
 from paralab.library.pipeline import Pipeline, without_ends
@@ -93,6 +93,7 @@ def parallelize(
         seed=seed,
         optimizer="sgd" if optimizer is torch.optim.SGD else "adamw",
     )
+    check_asked_alike(run)
     told = Told(
         loss=loss,
         initialise=initialise,
