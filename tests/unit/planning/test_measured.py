@@ -4,7 +4,7 @@ import json
 from collections.abc import Iterator
 from dataclasses import replace
 from itertools import product
-from math import nan, prod
+from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -431,7 +431,7 @@ def test_own_rows_correct_step_times_by_one_factor(tmp_path: Path, file: str, ca
         plan = imagined.imagine(TINY, TINY.config("tiny"), Layout.parse(name), batch=4, run=RunConfig())
         seconds = 3 * step.predict(plan, DEVICE).step_time_s
         row = run(layout=name, size="tiny", sequence_length=16, global_batch_size=4, step_time_p50_s=seconds)
-        for again in (row, row, replace(row, run_id=f"{name}-nan", step_time_p50_s=nan)):  # neither counts
+        for again in (row, row, replace(row, run_id=f"{name}-none", step_time_p50_s=None)):  # neither counts
             append(rows, again)
         capsys.readouterr()
         status = cli.main([*words, "--calibrate-from", str(rows)])
