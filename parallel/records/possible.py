@@ -1,4 +1,4 @@
-"""Which numbers a column of a row can hold: no time, rate, size or count is negative, infinite or no number."""
+"""Which numbers a column of a row can hold: no rate, size or count is negative, infinite or no number."""
 
 import math
 
@@ -8,9 +8,12 @@ DIVERGES = frozenset(  # what a run that diverged may have: infinite, or no numb
         "parameter_difference_max",
     )
 )  # fmt: skip
-BELOW_ZERO = frozenset(
-    ("loss_first", "loss_last", "until_loss", "gpu_temperature_mean_c", "gpu_temperature_max_c")
-)  # log-densities are losses that fall below zero
+BELOW_ZERO = frozenset(  # log-densities are losses that fall below zero; times and shares of a difference may, a little
+    (
+        "loss_first", "loss_last", "until_loss", "gpu_temperature_mean_c", "gpu_temperature_max_c",
+        "bubble_share", "recovery_s", "slowest_behind_s", "wall_s",
+    )
+)  # fmt: skip
 
 
 def check_possible(value: float, name: str) -> None:

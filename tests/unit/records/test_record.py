@@ -132,9 +132,15 @@ def test_numbers_that_are_not_finite_come_back(tmp_path):
     assert math.isnan(row.loss_last) and row.loss_first == -math.inf
 
 
+def test_a_difference_of_two_clocks_a_little_below_zero_comes_back(tmp_path):
+    append(tmp_path / "r.csv", replace(PLAIN, bubble_share=-1e-16, slowest_behind_s=-0.001))
+    (row,) = read(tmp_path / "r.csv")
+    assert (row.bubble_share, row.slowest_behind_s) == (-1e-16, -0.001)
+
+
 @pytest.mark.parametrize(
     ("name", "value"),
-    [("tokens_per_s", math.inf), ("step_time_p50_s", math.nan), ("process_peak_bytes", -1), ("wall_s", -0.5),
+    [("tokens_per_s", math.inf), ("step_time_p50_s", math.nan), ("process_peak_bytes", -1), ("mfu", -0.5),
      ("grad_norm_last", -1.0), ("until_loss", math.nan), ("comm_dp_sent_bytes", -math.inf)],
 )  # fmt: skip
 def test_a_number_that_a_column_cannot_hold_is_named_with_its_line(tmp_path, name, value):
