@@ -8,12 +8,11 @@ its blocks hold other numbers than those of one process, and round them otherwis
 Pieces of less than 4,096 numbers, and those that blocks do not divide, have moments in fp32.
 """
 
-import contextlib
-import logging
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any, Final
 
+from paralab.console.quiet import quiet
 from paralab.errors import ConfigError
 from paralab.options.choices import EngineName
 from paralab.options.config import RunConfig
@@ -66,7 +65,7 @@ def make(groups: list[dict[str, Any]], run: RunConfig) -> "torch.optim.Optimizer
     import torch
     from torch.utils._python_dispatch import _get_current_dispatch_mode
 
-    with _quiet():
+    with quiet():
         from torchao.optim import AdamW8bit
         from torchao.optim.subclass_8bit import get_qmap_signed, get_qmap_unsigned
     get_qmap_signed(), get_qmap_unsigned()  # made now, with values: a dry run has none later
@@ -82,17 +81,6 @@ def make(groups: list[dict[str, Any]], run: RunConfig) -> "torch.optim.Optimizer
 
     AsCompiled.__name__ = AdamW8bit.__name__
     return AsCompiled(groups, lr=run.learning_rate, betas=run.betas, eps=run.eps, block_size=BLOCK)
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Silence what torchao logs while it is imported: which kernels for GPUs it cannot load."""
-    before = logging.root.manager.disable
-    logging.disable(logging.WARNING)
-    try:
-        yield
-    finally:
-        logging.disable(before)
 
 
 def is_in_eight_bits(state: "Tensor") -> bool:

@@ -5,7 +5,6 @@ what is before and after all blocks: weights, FLOPs of matrix products and convo
 read and write, elements that are kept for backward, and launches.
 """
 
-import logging
 import math
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
@@ -28,6 +27,7 @@ from torch.utils.flop_counter import flop_registry, sdpa_flop_count
 from paralab.axes.initialise import tie
 from paralab.axes.precision import in_dtype
 from paralab.axes.tensor.rules import sizes_to_divide
+from paralab.console.quiet import quiet
 from paralab.errors import ModelError
 from paralab.models.configs import C
 from paralab.models.found import move_plain_tensors
@@ -115,17 +115,6 @@ def _kept_in_16(spec: ModelSpec[C], config: C, *, casts: bool) -> Kept | None:
     )
 
 
-@contextmanager
-def _no_warnings() -> Iterator[None]:
-    """Keep what modules log of their speed on this machine from being said: nothing is computed here."""
-    before = logging.root.manager.disable
-    logging.disable(logging.WARNING)
-    try:
-        yield
-    finally:
-        logging.disable(before)
-
-
 class _FusedAttention(TorchFunctionMode):
     """Runs attention as the one kernel that GPUs have for it: on the meta device torch takes it apart into products."""
 
@@ -199,7 +188,7 @@ class _Counter(TorchDispatchMode):
                 handles.append(module.register_forward_pre_hook(self._begin))
                 handles.append(module.register_forward_hook(self._end))
         try:
-            with _no_warnings(), saved_tensors_hooks(self._keep, lambda saved: saved), _FusedAttention(), self:
+            with quiet(), saved_tensors_hooks(self._keep, lambda saved: saved), _FusedAttention(), self:
                 yield
         finally:
             for handle in handles:
